@@ -1,0 +1,171 @@
+//! Files and folders that are either whole or absent: written beside their target, synced, renamed.
+//!
+//! Every writer of the workspace goes through here, so that a full disk or a kill at any moment leaves the old file valid.
+
+use crate::{Error, Result};
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Writes `path` through `fill`: a temporary sibling, flush, fsync, rename, fsync of the folder. On any failure the
+/// sibling is removed and an older `path` is untouched.
+pub fn write_with<E: From<Error>>(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let partial = sibling(path);
+    let done = write_partial(&partial, fill).and_then(|()| rename(&partial, path).map_err(E::from));
+    if done.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    done
+}
+
+/// Writes `bytes` to `path` atomically.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_with(path, |out| out.write_all(bytes).map_err(Error::io("write", path)))
+}
+
+/// Writes `value` as indented JSON with a final newline, atomically.
+pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::Json { path: path.to_path_buf(), reason: error.to_string() })?;
+    text.push('\n');
+    write(path, text.as_bytes())
+}
+
+/// Reads a JSON file into `T`; the error names the file, line and column.
+pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    serde_json::from_str(&text).map_err(|error| Error::Json { path: path.to_path_buf(), reason: error.to_string() })
+}
+
+/// A folder that appears under its name only when [`OutputDir::commit`] is called.
+///
+/// Work goes into `.NAME.partial` beside the target. Dropping without a commit leaves the partial folder, so that a
+/// stage can resume from it; [`OutputDir::fresh`] starts over, [`OutputDir::resume`] takes what is there.
+pub struct OutputDir {
+    target: PathBuf,
+    partial: PathBuf,
+}
+
+impl OutputDir {
+    /// Starts an empty partial folder; an older partial one is removed.
+    pub fn fresh(target: &Path) -> Result<Self> {
+        let partial = sibling(target);
+        if partial.exists() {
+            fs::remove_dir_all(&partial).map_err(Error::io("remove", &partial))?;
+        }
+        Self::resume(target)
+    }
+
+    /// Opens the partial folder of an interrupted run, or an empty one.
+    pub fn resume(target: &Path) -> Result<Self> {
+        let partial = sibling(target);
+        fs::create_dir_all(&partial).map_err(Error::io("create", &partial))?;
+        Ok(Self { target: target.to_path_buf(), partial })
+    }
+
+    /// Where to write until the commit.
+    pub fn path(&self) -> &Path {
+        &self.partial
+    }
+
+    /// Replaces the target folder by the partial one. An older target is removed only after the new one is complete.
+    pub fn commit(self) -> Result<()> {
+        sync_tree(&self.partial)?;
+        if self.target.exists() {
+            let old = self.target.with_file_name(format!(".{}.old", file_name(&self.target)));
+            if old.exists() {
+                fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
+            }
+            fs::rename(&self.target, &old).map_err(Error::io("rename", &self.target))?;
+            rename(&self.partial, &self.target)?;
+            fs::remove_dir_all(&old).map_err(Error::io("remove", &old))
+        } else {
+            rename(&self.partial, &self.target)
+        }
+    }
+}
+
+/// The temporary name of `path`: `.NAME.partial` in the same folder.
+pub fn sibling(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".{}.partial", file_name(path)))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(|| "out".into(), |name| name.to_string_lossy().into_owned())
+}
+
+fn write_partial<E: From<Error>>(
+    partial: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    if let Some(parent) = partial.parent() {
+        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    }
+    let file = File::create(partial).map_err(Error::io("create", partial))?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    fill(&mut out)?;
+    let file = out.into_inner().map_err(|error| Error::io("write", partial)(error.into_error()))?;
+    file.sync_all().map_err(Error::io("sync", partial))?;
+    Ok(())
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(Error::io("rename", from))?;
+    match to.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
+        _ => sync_folder(Path::new(".")),
+    }
+}
+
+fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|handle| handle.sync_all()).map_err(Error::io("sync", folder))
+}
+
+fn sync_tree(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let path = entry.map_err(Error::io("list", folder))?.path();
+        if path.is_dir() {
+            sync_tree(&path)?;
+        } else {
+            File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("sync", &path))?;
+        }
+    }
+    sync_folder(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_keeps_the_old_file_and_leaves_no_partial_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        write(&path, b"old").unwrap();
+        let failed = write_with(&path, |out| {
+            out.write_all(b"half").unwrap();
+            Err(Error::Cancelled)
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_output_folder_is_invisible_until_commit_and_replaces_the_old_one_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("stage");
+        for round in ["one", "two"] {
+            let out = OutputDir::fresh(&target).unwrap();
+            write(&out.path().join(round), b"x").unwrap();
+            assert!(!target.join(round).exists());
+            out.commit().unwrap();
+            assert!(target.join(round).exists());
+        }
+        assert!(!target.join("one").exists());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

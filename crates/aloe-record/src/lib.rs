@@ -1,0 +1,21 @@
+//! What every stage leaves behind and how it stays true: atomic output folders, digests, a checksummed append-only log,
+//! the counter-based generator all randomness comes from, and the two handles every spine is given, [`Progress`] and
+//! [`Cancel`].
+//!
+//! Knows no model and no text. Reading order: `atomic`, `digest`, `log`, `rng`, `progress`, `record`.
+
+pub mod atomic;
+pub mod digest;
+mod error;
+pub mod log;
+pub mod progress;
+pub mod record;
+pub mod rng;
+
+pub use error::Error;
+pub use progress::{Cancel, Progress};
+pub use record::Record;
+pub use rng::CounterRng;
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,117 @@
+//! The two handles that every long loop is given: how far it is, and whether to stop.
+
+use crate::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Set by Ctrl-C or SIGTERM; loops call [`Cancel::check`] between steps.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel {
+    flag: Arc<AtomicBool>,
+    signal: Arc<AtomicUsize>,
+}
+
+impl Cancel {
+    /// Asks every holder to stop at its next check; `signal` is the number that asked (2 for SIGINT, 15 for SIGTERM).
+    pub fn request(&self, signal: usize) {
+        self.signal.store(signal, Ordering::SeqCst);
+        self.flag.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a stop was asked for.
+    pub fn is_requested(&self) -> bool {
+        self.flag.load(Ordering::SeqCst)
+    }
+
+    /// The signal that asked, 0 if none.
+    pub fn signal(&self) -> usize {
+        self.signal.load(Ordering::SeqCst)
+    }
+
+    /// [`Error::Cancelled`] once a stop was asked for.
+    pub fn check(&self) -> Result<()> {
+        if self.is_requested() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// A progress bar with rate and time left on a terminal, one line every 10 seconds otherwise, nothing when silent.
+#[derive(Clone)]
+pub struct Progress {
+    bar: ProgressBar,
+    plain: Option<Arc<Plain>>,
+}
+
+struct Plain {
+    title: String,
+    unit: &'static str,
+    started: std::time::Instant,
+    last_s: AtomicUsize,
+}
+
+impl Progress {
+    /// A bar of `total` steps called `title`; `unit` is the plural of a step, such as `questions` or `tokens`.
+    pub fn new(title: &str, total: u64, unit: &'static str) -> Self {
+        use std::io::IsTerminal as _;
+        if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::new(total);
+            let template = format!(
+                "{{prefix:>14}} {{bar:30}} {{pos}}/{{len}} {unit} {{per_sec}} elapsed {{elapsed}} left {{eta}} {{msg}}"
+            );
+            bar.set_style(ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_prefix(title.to_owned());
+            return Self { bar, plain: None };
+        }
+        let bar = ProgressBar::hidden();
+        bar.set_length(total);
+        let plain =
+            Plain { title: title.to_owned(), unit, started: std::time::Instant::now(), last_s: AtomicUsize::new(0) };
+        Self { bar, plain: Some(Arc::new(plain)) }
+    }
+
+    /// Prints nothing: for tests and inner loops.
+    pub fn silent() -> Self {
+        Self { bar: ProgressBar::hidden(), plain: None }
+    }
+
+    /// Adds `n` finished steps.
+    pub fn advance(&self, n: u64) {
+        self.bar.inc(n);
+        self.report();
+    }
+
+    /// Sets the total once it is known.
+    pub fn set_total(&self, total: u64) {
+        self.bar.set_length(total);
+    }
+
+    /// A short text after the bar, such as the loss.
+    pub fn message(&self, text: &str) {
+        self.bar.set_message(text.to_owned());
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    #[allow(clippy::print_stderr, reason = "the plain form of the progress bar is a line on standard error")]
+    fn report(&self) {
+        let Some(plain) = &self.plain else { return };
+        let elapsed_s = plain.started.elapsed().as_secs_f64();
+        let last_s = plain.last_s.load(Ordering::Relaxed);
+        if (elapsed_s as usize) < last_s + 10 {
+            return;
+        }
+        plain.last_s.store(elapsed_s as usize, Ordering::Relaxed);
+        let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
+        let left_s = elapsed_s * total.saturating_sub(done) as f64 / (done.max(1)) as f64;
+        eprintln!(
+            "{}: {done}/{total} {} ({:.1}/s), {elapsed_s:.0} s elapsed, {left_s:.0} s left {}",
+            plain.title,
+            plain.unit,
+            done as f64 / elapsed_s,
+            self.bar.message()
+        );
+    }
+}

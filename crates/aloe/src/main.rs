@@ -1,0 +1,2 @@
+//! aloe
+fn main() {}
