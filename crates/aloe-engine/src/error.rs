@@ -1,0 +1,39 @@
+//! Every way asking a model can fail.
+
+/// A failure of opening or asking a model.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The weights could not be read or do not fit.
+    #[error(transparent)]
+    Model(#[from] aloe_model::Error),
+    /// The tokenizer or the chat template.
+    #[error(transparent)]
+    Text(#[from] aloe_text::Error),
+    /// Storage, or an interrupt.
+    #[error(transparent)]
+    Record(#[from] aloe_record::Error),
+    /// The request itself cannot be answered.
+    #[error("request {id}: {reason}")]
+    Request {
+        /// The request's id.
+        id: String,
+        /// What is wrong and what to change.
+        reason: String,
+    },
+    /// The model string names nothing that can be opened.
+    #[error("cannot open model {model}: {reason}")]
+    Open {
+        /// The string as given.
+        model: String,
+        /// What is wrong and what to try.
+        reason: String,
+    },
+    /// An endpoint refused, answered nonsense, or lacks a feature.
+    #[error("endpoint {url}: {reason}")]
+    Endpoint {
+        /// The address.
+        url: String,
+        /// What it did.
+        reason: String,
+    },
+}
