@@ -1,0 +1,109 @@
+//! What every stage opens: a checkpoint folder or a `.gguf` file, as a config and tensors under their Hugging Face names.
+
+use crate::{Checkpoint, Config, Error, Result, TensorSpec, float};
+use aloe_record::digest::Hasher;
+use aloe_tensor::{Dtype, Tensor};
+use std::path::{Path, PathBuf};
+
+/// An opened model, its weights still in their file.
+pub struct ModelSource {
+    /// The folder or file.
+    pub path: PathBuf,
+    files: Files,
+}
+
+enum Files {
+    Folder(Checkpoint),
+}
+
+impl ModelSource {
+    /// Opens a checkpoint folder or a `.gguf` file and checks every name, shape and type. Loads no weight yet.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Err(Error::file(path, "does not exist; expected a checkpoint folder or a .gguf file"));
+        }
+        let files = Files::Folder(Checkpoint::open(path)?);
+        Ok(Self { path: path.to_path_buf(), files })
+    }
+
+    /// The model's config.
+    pub fn config(&self) -> &Config {
+        match &self.files {
+            Files::Folder(checkpoint) => &checkpoint.config,
+        }
+    }
+
+    /// The tensors of the model in table order; a tied head is not among them.
+    pub fn specs(&self) -> &[TensorSpec] {
+        match &self.files {
+            Files::Folder(checkpoint) => checkpoint.specs(),
+        }
+    }
+
+    /// The Hugging Face names of [`Self::specs`].
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.specs().iter().map(|spec| spec.hf_name.as_str())
+    }
+
+    /// The table's entry of `name`.
+    pub fn spec(&self, name: &str) -> Result<&TensorSpec> {
+        let found = self.specs().iter().find(|spec| spec.hf_name == name);
+        found.ok_or_else(|| Error::tensor(&self.path, name, "is not a tensor of this model"))
+    }
+
+    /// The tensor in the wanted type: f32 is exact, bf16 is as stored or rounded to nearest even.
+    pub fn load(&self, name: &str, dtype: Dtype) -> Result<Tensor> {
+        let shape = self.spec(name)?.shape.clone();
+        Ok(match dtype {
+            Dtype::F32 => Tensor::from_f32(&shape, self.load_f32(name)?),
+            Dtype::Bf16 => Tensor::from_bf16_bits(&shape, self.load_bf16(name)?),
+        })
+    }
+
+    /// The tensor as f32, row-major, in Hugging Face row order.
+    pub fn load_f32(&self, name: &str) -> Result<Vec<f32>> {
+        match &self.files {
+            Files::Folder(checkpoint) => checkpoint.load_f32(name),
+        }
+    }
+
+    /// The tensor as bfloat16 bits.
+    pub fn load_bf16(&self, name: &str) -> Result<Vec<u16>> {
+        match &self.files {
+            Files::Folder(checkpoint) => checkpoint.load_bf16(name),
+        }
+    }
+
+    /// Reads every weight once and refuses NaN and infinity, naming the tensor and the element.
+    pub fn check_finite(&self) -> Result<()> {
+        for spec in self.specs() {
+            if let Some((index, value)) = float::first_non_finite(&self.load_f32(&spec.hf_name)?) {
+                return Err(Error::NonFinite { name: spec.hf_name.clone(), index, value });
+            }
+        }
+        Ok(())
+    }
+
+    /// SHA-256 over every tensor's name, type, shape and bytes as stored, in table order: the identity of the weights,
+    /// independent of sharding, of metadata and of the folder's name.
+    pub fn digest(&self) -> Result<String> {
+        let mut hasher = Hasher::default();
+        for spec in self.specs() {
+            let (dtype, bytes) = self.stored(&spec.hf_name)?;
+            hasher.field(spec.hf_name.as_bytes());
+            hasher.field(dtype.as_bytes());
+            hasher.field(format!("{:?}", spec.shape).as_bytes());
+            hasher.field(bytes);
+        }
+        Ok(hasher.hex())
+    }
+
+    fn stored(&self, name: &str) -> Result<(&'static str, &[u8])> {
+        match &self.files {
+            Files::Folder(checkpoint) => {
+                let dtype = checkpoint.file_dtype(name).map_or("?", |dtype| dtype.name());
+                Ok((dtype, checkpoint.bytes(name)?))
+            }
+        }
+    }
+}
