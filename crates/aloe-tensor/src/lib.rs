@@ -1,1 +1,31 @@
-//! Placeholder of `aloe-tensor`.
+//! Tensors, kernels and the thread pool: everything that touches numbers in bulk, and all the `unsafe` code of the workspace.
+//!
+//! It knows no model: shapes come from the caller, and a wrong shape is the caller's bug (an assertion that prints both).
+//! Reading order: `tensor` (what is stored), `device` and `pool` (who computes), `linear` (weights as the kernels want them),
+//! `ops` (one file per operation), `simd` and `gemm` (how it is fast), `reference` (plain twins that judge the fast ones).
+//!
+//! Promises, tested in `ops`: a result does not depend on the number of threads; each output of a matrix product is one f32
+//! chain over K in fixed order, whatever the number of rows; a query's attention does not depend on its batch mates.
+#![expect(
+    unsafe_code,
+    reason = "the one crate that may: vector instructions, a scoped thread pool and a file map need it"
+)]
+
+mod device;
+mod error;
+mod linear;
+mod mmap;
+pub mod ops;
+mod pool;
+pub mod reference;
+mod tensor;
+
+pub use device::{Device, Isa};
+pub use error::Error;
+pub use linear::Linear;
+pub use mmap::Mmap;
+pub use ops::attention::{AttentionBlock, AttentionInputs, AttentionPlan, CachedSequence, KvSegment};
+pub use ops::loss::{CrossEntropy, CrossEntropyInputs};
+pub use ops::optimizer::AdamW;
+pub use ops::rope::RopeTable;
+pub use tensor::{Dtype, Tensor};

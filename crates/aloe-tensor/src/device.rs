@@ -1,0 +1,117 @@
+//! Who computes: the instruction set chosen once at run time, and the thread pool.
+//!
+//! Results are promised equal bit for bit for any number of threads of one instruction set, not between instruction sets: the
+//! name is therefore printed and recorded.
+
+use crate::pool::Pool;
+use std::sync::Arc;
+
+/// Which kernels run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// AVX-512 with the bf16 dot product.
+    Avx512Bf16,
+    /// AVX-512 (F, BW, DQ, VL); bf16 operands are widened.
+    Avx512,
+    /// AVX2 with FMA; bf16 operands are widened.
+    Avx2,
+    /// Plain Rust, any processor.
+    Portable,
+}
+
+impl Isa {
+    /// Whether this machine can run it.
+    pub fn available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            match self {
+                Isa::Avx512Bf16 => avx512 && is_x86_feature_detected!("avx512bf16"),
+                Isa::Avx512 => avx512,
+                Isa::Avx2 => avx2,
+                Isa::Portable => true,
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Isa::Portable
+        }
+    }
+
+    /// The best this machine has.
+    pub fn best() -> Self {
+        [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2].into_iter().find(|isa| isa.available()).unwrap_or(Isa::Portable)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Isa::Avx512Bf16 => "avx512-bf16",
+            Isa::Avx512 => "avx512",
+            Isa::Avx2 => "avx2",
+            Isa::Portable => "portable",
+        }
+    }
+}
+
+struct Inner {
+    isa: Isa,
+    pool: Pool,
+}
+
+/// A processor to compute on; clones share one thread pool.
+#[derive(Clone)]
+pub struct Device {
+    inner: Arc<Inner>,
+}
+
+impl Device {
+    /// The best kernels of this machine on `threads` threads (0: as many as the machine has).
+    pub fn cpu(threads: usize) -> Self {
+        Self::cpu_with(Isa::best(), threads)
+    }
+
+    /// The portable kernels, for tests and comparisons.
+    pub fn cpu_portable(threads: usize) -> Self {
+        Self::cpu_with(Isa::Portable, threads)
+    }
+
+    /// The kernels of `isa`, which must be available.
+    pub fn cpu_with(isa: Isa, threads: usize) -> Self {
+        assert!(isa.available(), "this machine has no {}", isa.name());
+        let all = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = if threads == 0 { all() } else { threads };
+        Self { inner: Arc::new(Inner { isa, pool: Pool::new(threads) }) }
+    }
+
+    /// Number of threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.inner.pool.threads()
+    }
+
+    /// Kernels in use.
+    pub fn isa(&self) -> Isa {
+        self.inner.isa
+    }
+
+    /// For records and cache keys: `avx512-bf16, 2 threads`.
+    pub fn name(&self) -> String {
+        let threads = self.threads();
+        format!("{}, {threads} thread{}", self.inner.isa.name(), if threads == 1 { "" } else { "s" })
+    }
+
+    /// Runs `body(0..n)` on the pool, each index once. The body must write only what its index owns.
+    pub fn for_each(&self, n: usize, body: &(dyn Fn(usize) + Sync)) {
+        self.inner.pool.for_each(n, body);
+    }
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Device({})", self.name())
+    }
+}

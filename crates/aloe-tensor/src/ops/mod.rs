@@ -1,0 +1,30 @@
+//! One file per operation: what it computes, its shapes, forward and backward.
+//!
+//! The first argument is the device. Activations are f32, rows first. Every operation allocates its outputs; gradients of
+//! parameters accumulate into the tensor given.
+
+mod activation;
+pub mod attention;
+mod embedding;
+pub mod loss;
+mod matmul;
+mod norm;
+pub mod optimizer;
+pub mod rope;
+mod rows;
+
+pub use activation::{add_in_place, gelu, scale, swiglu, swiglu_backward};
+pub use attention::{attention, attention_backward, attention_cached};
+pub use embedding::{embedding, embedding_grad};
+pub use loss::{cross_entropy, cross_entropy_backward};
+pub use matmul::{linear, linear_grad_input, linear_grad_weight};
+pub use norm::{layer_norm, rms_norm, rms_norm_backward};
+pub use optimizer::{adamw_step, sum_of_squares};
+pub use rope::{rope, rope_backward};
+pub use rows::{argmax_rows, log_softmax_rows, top_k_rows};
+
+/// Rows and row width of a tensor seen as `[rows, width]`, the last axis being the width.
+pub(crate) fn rows_of(x: &crate::Tensor) -> (usize, usize) {
+    let width = *x.shape().last().expect("a tensor of rows has at least one axis");
+    (if width == 0 { 0 } else { x.len() / width }, width)
+}
