@@ -1,0 +1,75 @@
+//! Every way reading a merge configuration or merging can fail.
+
+use std::path::{Path, PathBuf};
+
+/// One mistake in a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// Line in the file, from 1.
+    pub line: usize,
+    /// What is wrong and what would be right.
+    pub text: String,
+}
+
+/// A failed merge.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration holds mistakes: all of them, in the order of their lines.
+    #[error("{}: {}", path.display(), listed(mistakes))]
+    Config {
+        /// The YAML file.
+        path: PathBuf,
+        /// The mistakes, at least one.
+        mistakes: Vec<Mistake>,
+    },
+    /// A model folder that is absent or cannot take part in this merge.
+    #[error("model {model}: {reason}")]
+    Model {
+        /// The model as the configuration names it.
+        model: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// A tensor that the models do not share in one shape, or that holds values that cannot be merged.
+    #[error("tensor {tensor} of model {model}: {reason}")]
+    Tensor {
+        /// The tensor's name in the checkpoint.
+        tensor: String,
+        /// The model as the configuration names it.
+        model: String,
+        /// Expected and found.
+        reason: String,
+    },
+    /// Reading or writing a checkpoint failed.
+    #[error(transparent)]
+    Checkpoint(#[from] aloe_model::Error),
+    /// Storage failed, or the user asked to stop.
+    #[error(transparent)]
+    Record(#[from] aloe_record::Error),
+}
+
+impl Error {
+    /// A closure for `map_err` that adds the action and the path to an I/O error.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+        let wrap = aloe_record::Error::io(action, path);
+        move |source| Error::Record(wrap(source))
+    }
+
+    pub(crate) fn model(model: &str, reason: impl Into<String>) -> Self {
+        Self::Model { model: model.to_owned(), reason: reason.into() }
+    }
+
+    pub(crate) fn tensor(tensor: &str, model: &str, reason: impl Into<String>) -> Self {
+        Self::Tensor { tensor: tensor.to_owned(), model: model.to_owned(), reason: reason.into() }
+    }
+}
+
+fn listed(mistakes: &[Mistake]) -> String {
+    match mistakes {
+        [only] => format!("line {}: {}", only.line, only.text),
+        many => {
+            let lines: Vec<String> = many.iter().map(|m| format!("\n  line {}: {}", m.line, m.text)).collect();
+            format!("{} mistakes{}", many.len(), lines.concat())
+        }
+    }
+}
