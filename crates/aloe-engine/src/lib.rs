@@ -9,10 +9,12 @@ mod endpoint;
 mod engine;
 mod error;
 mod generate;
+mod http;
 mod local;
 mod request;
 mod sample;
 mod score;
+mod sequence;
 
 pub use embed::Embedder;
 pub use endpoint::Endpoint;

@@ -1,2 +1,59 @@
-//! aloe
-fn main() {}
+//! The `aloe` binary: flags, recipes, sources, records and the card. It parses, opens, calls a stage's spine and writes
+//! the record; the work is done in the crates below it.
+//!
+//! Reading order: `cli`, `commands`, `recipe`, `stage`, `card`.
+
+mod cli;
+mod commands;
+mod failure;
+mod recipe;
+mod stage;
+
+use aloe_record::Cancel;
+use clap::Parser as _;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let cancel = Cancel::default();
+    if let Err(error) = watch_signals(&cancel) {
+        report(&error);
+        return ExitCode::from(1);
+    }
+    match commands::dispatch(cli, &cancel) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::from(failure::exit_code(&error, cancel.signal()))
+        }
+    }
+}
+
+/// Ctrl-C and SIGTERM ask for a stop at the next safe place; a second one ends the process at once.
+fn watch_signals(cancel: &Cancel) -> anyhow::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    let cancel = cancel.clone();
+    std::thread::spawn(move || {
+        for signal in &mut signals {
+            if cancel.is_requested() {
+                std::process::exit(128 + signal);
+            }
+            cancel.request(usize::try_from(signal).unwrap_or(2));
+        }
+    });
+    Ok(())
+}
+
+#[allow(clippy::print_stderr, reason = "the one place where an error reaches the user")]
+fn report(error: &anyhow::Error) {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&cause);
+        }
+    }
+    eprintln!("error: {text}");
+}

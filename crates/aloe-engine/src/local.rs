@@ -1,0 +1,139 @@
+//! A model in this process: decoder, tokenizer and identity, opened once and shared by all calls.
+
+use crate::engine::EngineIdentity;
+use crate::{Continuation, EngineOptions, Error, Prompt, Result, ScoreRequest};
+use aloe_model::{Decoder, ModelSource, Weights};
+use aloe_tensor::{Device, Dtype};
+use aloe_text::TextModel;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Weights, tokenizer and limits of a local model.
+pub struct Local {
+    pub(crate) decoder: Decoder,
+    pub(crate) text: TextModel,
+    pub(crate) identity: EngineIdentity,
+    pub(crate) kv_budget_bytes: usize,
+    pub(crate) max_batch: usize,
+}
+
+/// The most tokens that go through the decoder in one packed batch. It bounds memory; results do not depend on it.
+pub(crate) const PACK_TOKENS: usize = 2048;
+
+impl Local {
+    /// Opens a Hugging Face folder or a `.gguf` file.
+    pub fn open(path: &Path, options: &EngineOptions) -> Result<Self> {
+        let source = ModelSource::open(path)?;
+        let text = match source.gguf_metadata() {
+            Some(metadata) => TextModel::from_gguf(metadata)?,
+            None => TextModel::open(path)?,
+        };
+        let threads = if options.threads == 0 { available_threads() } else { options.threads };
+        let device = Device::cpu(threads);
+        let weights = Arc::new(Weights::load(&source, options.dtype, &device)?);
+        let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into());
+        let digest = source.weights_digest()?;
+        let config = source.config().clone();
+        let decoder = Decoder::new(config, weights, device, options.dtype);
+        Ok(Self::new(decoder, text, name, digest, options))
+    }
+
+    /// Wraps weights that are already in memory, so that training can sample and score with them.
+    pub fn new(decoder: Decoder, text: TextModel, name: String, digest: String, options: &EngineOptions) -> Self {
+        let dtype = match decoder.dtype {
+            Dtype::F32 => "f32",
+            Dtype::Bf16 => "bf16",
+        };
+        let path = decoder.device.isa_name().to_owned();
+        let identity = EngineIdentity { name, weights: digest, text: text.digest(), dtype: dtype.to_owned(), path };
+        Self { decoder, text, identity, kv_budget_bytes: options.kv_budget_bytes, max_batch: options.max_batch }
+    }
+
+    /// The ids of a prompt, checked against vocabulary and context.
+    pub(crate) fn prompt_ids(&self, id: &str, prompt: &Prompt) -> Result<Vec<u32>> {
+        let ids = match prompt {
+            Prompt::Ids(ids) => ids.clone(),
+            Prompt::Text(text) => self.text.encode_prompt_text(text)?,
+            Prompt::Messages(messages) => self.text.encode_prompt(messages)?,
+            Prompt::ForgedMessages(messages) => self.text.encode_prompt_forged(messages)?,
+        };
+        self.check_ids(id, &ids)?;
+        if ids.is_empty() {
+            return Err(Error::Request {
+                id: id.to_owned(),
+                reason: "the prompt has no tokens; the model has no BOS token to start from".to_owned(),
+            });
+        }
+        Ok(ids)
+    }
+
+    /// Prompt and continuation ids of a score request.
+    pub(crate) fn score_ids(&self, request: &ScoreRequest) -> Result<(Vec<u32>, Vec<Vec<u32>>)> {
+        let mut prompt_ids = None;
+        let mut continuations = Vec::with_capacity(request.continuations.len());
+        for continuation in &request.continuations {
+            let ids = match (&request.prompt, continuation) {
+                (_, Continuation::Ids(ids)) => ids.clone(),
+                (Prompt::Text(prompt), Continuation::Text(text)) => {
+                    let (before, after) = self.text.encode_joint(prompt, text)?;
+                    if prompt_ids.as_ref().is_some_and(|known| *known != before) {
+                        return Err(Error::Request {
+                            id: request.id.clone(),
+                            reason: format!(
+                                "continuation {text:?} changes how the prompt before it is tokenised; score it in a request of its own"
+                            ),
+                        });
+                    }
+                    prompt_ids = Some(before);
+                    after
+                }
+                (_, Continuation::Text(text)) => self.text.tokenizer.encode_plain(text),
+            };
+            if ids.is_empty() {
+                let reason = "a continuation has no tokens".to_owned();
+                return Err(Error::Request { id: request.id.clone(), reason });
+            }
+            self.check_ids(&request.id, &ids)?;
+            continuations.push(ids);
+        }
+        let prompt_ids = match prompt_ids {
+            Some(ids) if !ids.is_empty() => ids,
+            _ => self.prompt_ids(&request.id, &request.prompt)?,
+        };
+        self.check_context(&request.id, &prompt_ids, &continuations)?;
+        Ok((prompt_ids, continuations))
+    }
+
+    fn check_ids(&self, id: &str, ids: &[u32]) -> Result<()> {
+        let vocab_size = self.decoder.config.vocab_size;
+        match ids.iter().find(|&&token| token as usize >= vocab_size) {
+            Some(token) => Err(Error::Request {
+                id: id.to_owned(),
+                reason: format!("token id {token} is outside the model's vocabulary of {vocab_size}"),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_context(&self, id: &str, prompt_ids: &[u32], continuations: &[Vec<u32>]) -> Result<()> {
+        let longest = prompt_ids.len() + continuations.iter().map(Vec::len).max().unwrap_or(0);
+        let limit = self.context_len();
+        if longest > limit {
+            return Err(Error::Request {
+                id: id.to_owned(),
+                reason: format!("{longest} tokens exceed the model's context of {limit}; shorten the prompt or use fewer shots"),
+            });
+        }
+        Ok(())
+    }
+
+    /// The model's context in tokens.
+    pub(crate) fn context_len(&self) -> usize {
+        self.decoder.config.max_position_embeddings
+    }
+}
+
+/// Cores this process may use.
+pub(crate) fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

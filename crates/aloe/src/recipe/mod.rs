@@ -1,0 +1,2 @@
+//! Recipes.
+pub(crate) mod raw;

@@ -1,0 +1,3 @@
+//! Tests of the repository and of the binary as a user drives it.
+
+mod tidy;
