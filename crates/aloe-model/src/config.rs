@@ -186,7 +186,7 @@ impl Config {
 
     /// Refuses sizes that no model has or that contradict each other, before anything is allocated from them.
     fn check(&self) -> Result<()> {
-        let divides = |n: usize, by: usize| n % by == 0;
+        let divides = |n: usize, by: usize| n.is_multiple_of(by);
         if !divides(self.num_attention_heads, self.num_key_value_heads) {
             let reason = format!(
                 "{} does not divide num_attention_heads {}",

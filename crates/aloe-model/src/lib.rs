@@ -4,20 +4,41 @@
 //! `safetensors_writer`, `gguf`, `checkpoint`, `source` (what every stage opens), `writer` (what every stage writes).
 
 pub mod arch;
+mod backward;
+pub mod batch;
 pub mod checkpoint;
 pub mod config;
+pub mod decoder;
+pub mod encoder;
 mod error;
 pub mod float;
+pub mod forward;
+pub mod gguf;
+pub mod kv;
+pub mod params;
 mod pickle;
 pub mod safetensors;
+pub mod safetensors_writer;
 pub mod source;
+pub mod writer;
+pub mod testing;
+pub mod weights;
 
 pub use arch::{ParamGroup, Part, Role, RowPermute, TensorSpec};
 pub use checkpoint::Checkpoint;
 pub use config::{Arch, Config, RopeScaling};
 pub use error::Error;
+pub use gguf::{Gguf, GgufModel};
 pub use safetensors::{FileDtype, SafeTensorsFile};
 pub use source::ModelSource;
+pub use writer::CheckpointWriter;
+pub use batch::{Branches, PackedBatch};
+pub use decoder::{Decoder, TokenLogps};
+pub use encoder::BertEncoder;
+pub use forward::Activations;
+pub use kv::KvCache;
+pub use params::{Grads, Params};
+pub use weights::Weights;
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

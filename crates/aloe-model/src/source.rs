@@ -1,5 +1,6 @@
 //! What every stage opens: a checkpoint folder or a `.gguf` file, as a config and tensors under their Hugging Face names.
 
+use crate::gguf::GgufModel;
 use crate::{Checkpoint, Config, Error, Result, TensorSpec, float};
 use aloe_record::digest::Hasher;
 use aloe_tensor::{Dtype, Tensor};
@@ -14,6 +15,7 @@ pub struct ModelSource {
 
 enum Files {
     Folder(Checkpoint),
+    Gguf(GgufModel),
 }
 
 impl ModelSource {
@@ -22,7 +24,8 @@ impl ModelSource {
         if !path.exists() {
             return Err(Error::file(path, "does not exist; expected a checkpoint folder or a .gguf file"));
         }
-        let files = Files::Folder(Checkpoint::open(path)?);
+        let files =
+            if path.is_dir() { Files::Folder(Checkpoint::open(path)?) } else { Files::Gguf(GgufModel::open(path)?) };
         Ok(Self { path: path.to_path_buf(), files })
     }
 
@@ -30,6 +33,15 @@ impl ModelSource {
     pub fn config(&self) -> &Config {
         match &self.files {
             Files::Folder(checkpoint) => &checkpoint.config,
+            Files::Gguf(model) => &model.config,
+        }
+    }
+
+    /// The metadata of a GGUF file (tokenizer and chat template included); none for a folder.
+    pub fn gguf_metadata(&self) -> Option<&serde_json::Map<String, serde_json::Value>> {
+        match &self.files {
+            Files::Folder(_) => None,
+            Files::Gguf(model) => Some(model.gguf.metadata()),
         }
     }
 
@@ -37,6 +49,7 @@ impl ModelSource {
     pub fn specs(&self) -> &[TensorSpec] {
         match &self.files {
             Files::Folder(checkpoint) => checkpoint.specs(),
+            Files::Gguf(model) => model.specs(),
         }
     }
 
@@ -64,6 +77,7 @@ impl ModelSource {
     pub fn load_f32(&self, name: &str) -> Result<Vec<f32>> {
         match &self.files {
             Files::Folder(checkpoint) => checkpoint.load_f32(name),
+            Files::Gguf(model) => model.load_f32(name),
         }
     }
 
@@ -71,6 +85,7 @@ impl ModelSource {
     pub fn load_bf16(&self, name: &str) -> Result<Vec<u16>> {
         match &self.files {
             Files::Folder(checkpoint) => checkpoint.load_bf16(name),
+            Files::Gguf(model) => Ok(model.load_f32(name)?.into_iter().map(float::f32_to_bf16).collect()),
         }
     }
 
@@ -104,6 +119,7 @@ impl ModelSource {
                 let dtype = checkpoint.file_dtype(name).map_or("?", |dtype| dtype.name());
                 Ok((dtype, checkpoint.bytes(name)?))
             }
+            Files::Gguf(model) => model.stored(name),
         }
     }
 }
