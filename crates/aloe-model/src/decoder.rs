@@ -1,0 +1,152 @@
+//! A decoder ready to run: config, shared weights, device, RoPE frequencies; logits and log-probabilities from hidden states.
+//!
+//! `forward` turns a packed batch into hidden states, `kv` does so with caches, `backward` turns gradients back. Ids outside
+//! the vocabulary and texts beyond the context are refused where they enter.
+
+use crate::config::{Config, RopeScaling};
+use crate::params::{Grads, Params};
+use crate::source::ModelSource;
+use crate::weights::Weights;
+use crate::{Result, Role};
+use aloe_tensor::{CrossEntropy, CrossEntropyInputs, Device, Dtype, RopeTable, Tensor, ops};
+use std::sync::Arc;
+
+/// A model of the Llama family on a device.
+#[derive(Clone)]
+pub struct Decoder {
+    /// Hyperparameters.
+    pub config: Config,
+    /// Weights; clones of the decoder share them.
+    pub weights: Arc<Weights>,
+    /// Who computes.
+    pub device: Device,
+    /// Operand type of the matrix products.
+    pub dtype: Dtype,
+    pub(crate) rope: RopeTable,
+}
+
+/// Log-probabilities of chosen tokens at chosen rows of a forward pass.
+#[derive(Clone, Debug)]
+pub struct TokenLogps {
+    /// Rows of the hidden states, those that predict `[R]`.
+    pub rows: Vec<usize>,
+    /// The predicted tokens `[R]`.
+    pub targets: Vec<u32>,
+    /// Natural log-probability of each target `[R]`.
+    pub logps: Vec<f32>,
+    /// The most probable token `[R]`, the first of equals.
+    pub argmax: Vec<u32>,
+    lse: Vec<f32>,
+}
+
+impl Decoder {
+    /// Loads a checkpoint folder or GGUF file.
+    pub fn open(source: &ModelSource, dtype: Dtype, device: &Device) -> Result<Self> {
+        let weights = Weights::load(source, dtype)?;
+        Ok(Self::new(source.config().clone(), weights, dtype, device))
+    }
+
+    /// A decoder over given weights.
+    pub fn new(config: Config, weights: Weights, dtype: Dtype, device: &Device) -> Self {
+        let rope = RopeTable::new(inv_freq(&config));
+        Self { config, weights: Arc::new(weights), device: device.clone(), dtype, rope }
+    }
+
+    /// A decoder over compute copies of master weights.
+    pub fn from_params(params: &Params, dtype: Dtype, device: &Device) -> Self {
+        Self::new(params.config.clone(), Weights::from_params(params, dtype), dtype, device)
+    }
+
+    /// Takes over changed masters. Other decoders that shared the weights keep the old ones.
+    pub fn refresh(&mut self, params: &Params) {
+        Arc::make_mut(&mut self.weights).refresh(&self.device, params);
+    }
+
+    /// Logits `[R, V]` of hidden states `[R, D]`.
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        ops::linear(&self.device, hidden, &self.weights.head)
+    }
+
+    /// Log-probabilities of `targets[i]` predicted at `rows[i]` of `hidden` `[N, D]`; the logits are never held at once.
+    pub fn token_logps(&self, hidden: &Tensor, rows: Vec<usize>, targets: Vec<u32>) -> TokenLogps {
+        assert_eq!(rows.len(), targets.len(), "rows against targets");
+        let picked = hidden.gather_rows(&rows);
+        let CrossEntropy { logps, lse, argmax } =
+            ops::cross_entropy(&self.device, &picked, &self.weights.head, &targets);
+        TokenLogps { rows, targets, logps, argmax, lse }
+    }
+
+    /// Gradient of the hidden states `[N, D]` from the gradients of `logps` `[R]`; adds the head's gradient to `grads`.
+    pub fn token_logps_backward(
+        &self,
+        hidden: &Tensor,
+        found: &TokenLogps,
+        dlogps: &[f32],
+        grads: &mut Grads,
+    ) -> Tensor {
+        assert_eq!(found.rows.len(), dlogps.len(), "rows against gradients");
+        let picked = hidden.gather_rows(&found.rows);
+        let mut dpicked = Tensor::zeros(picked.shape(), Dtype::F32);
+        let inputs = CrossEntropyInputs { targets: &found.targets, lse: &found.lse, dlogps };
+        let role = if self.config.tie_word_embeddings { Role::Embed } else { Role::Head };
+        let dhead = Some(grads.role_mut(role));
+        ops::cross_entropy_backward(&self.device, &picked, &self.weights.head, &inputs, &mut dpicked, dhead);
+        let mut dhidden = Tensor::zeros(hidden.shape(), Dtype::F32);
+        let (d, out) = (hidden.shape()[1], dhidden.as_f32_mut());
+        for (row, from) in found.rows.iter().zip(dpicked.as_f32().chunks_exact(d)) {
+            out[row * d..(row + 1) * d].iter_mut().zip(from).for_each(|(o, g)| *o += g);
+        }
+        dhidden
+    }
+
+    /// `1 / sqrt(E)`.
+    pub(crate) fn attention_scale(&self) -> f32 {
+        1.0 / (self.config.head_dim as f32).sqrt()
+    }
+}
+
+/// Inverse frequencies `[E/2]` in radians per position, in f32 as `ROPE_INIT_FUNCTIONS` of transformers computes them.
+pub fn inv_freq(config: &Config) -> Vec<f32> {
+    let e = config.head_dim;
+    let plain = |i: usize| {
+        let exponent = (2 * i) as f32 / e as f32;
+        1.0_f32 / config.rope_theta.powf(f64::from(exponent)) as f32
+    };
+    let mut table: Vec<f32> = (0..e / 2).map(plain).collect();
+    match config.rope_scaling {
+        None => {}
+        Some(RopeScaling::Linear { factor }) => table.iter_mut().for_each(|f| *f /= factor as f32),
+        Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings }) => {
+            let stretch = Llama3 {
+                factor: factor as f32,
+                low: low_freq_factor as f32,
+                high: high_freq_factor as f32,
+                original: original_max_position_embeddings as f32,
+            };
+            table.iter_mut().for_each(|f| *f = stretch.apply(*f));
+        }
+    }
+    table
+}
+
+struct Llama3 {
+    factor: f32,
+    low: f32,
+    high: f32,
+    original: f32,
+}
+
+impl Llama3 {
+    /// Low frequencies divided by the factor, high ones kept, those between interpolated.
+    fn apply(&self, f: f32) -> f32 {
+        let wavelength = 2.0 * std::f32::consts::PI / f;
+        if wavelength > self.original / self.low {
+            f / self.factor
+        } else if wavelength < self.original / self.high {
+            f
+        } else {
+            let smooth = (self.original / wavelength - self.low) / (self.high - self.low);
+            (1.0 - smooth) * f / self.factor + smooth * f
+        }
+    }
+}

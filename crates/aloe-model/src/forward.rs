@@ -1,0 +1,133 @@
+//! The forward pass over a packed batch: for inference, and keeping what the backward pass needs.
+//!
+//! Pre-norm layers as in Llama: `x += o(attention(rope(q), rope(k), v))`, `x += down(silu(gate) * up)`, both on RMS-normed x.
+//! Nothing of size T x T or N x V is ever held.
+
+use crate::Result;
+use crate::batch::PackedBatch;
+use crate::decoder::Decoder;
+use crate::weights::LayerWeights;
+use aloe_tensor::{Tensor, ops};
+
+/// What the backward pass needs of one forward pass.
+pub struct Activations {
+    /// The batch that was run.
+    pub batch: PackedBatch,
+    /// After the final norm, `[N, D]`.
+    pub hidden: Tensor,
+    /// Before the final norm, `[N, D]`.
+    pub(crate) last: Tensor,
+    /// `1 / rms` of `last` `[N]`.
+    pub(crate) last_rstd: Tensor,
+    pub(crate) layers: Vec<LayerActivations>,
+}
+
+/// One layer's part; the normed inputs and the SwiGLU product are computed again where they are needed.
+pub(crate) struct LayerActivations {
+    pub(crate) input: Tensor, // [N, D]
+    pub(crate) q: Tensor,     // [N, H, E], rotated
+    pub(crate) k: Tensor,     // [N, K, E], rotated
+    pub(crate) v: Tensor,     // [N, K, E]
+    pub(crate) o: Tensor,     // [N, H, E]
+    pub(crate) lse: Tensor,   // [N, H]
+    pub(crate) mid: Tensor,   // [N, D], after attention
+    pub(crate) gate: Tensor,  // [N, F]
+    pub(crate) up: Tensor,    // [N, F]
+}
+
+impl Activations {
+    /// Bytes held.
+    pub fn nbytes(&self) -> usize {
+        let layer = |l: &LayerActivations| {
+            [&l.input, &l.q, &l.k, &l.v, &l.o, &l.lse, &l.mid, &l.gate, &l.up].iter().map(|t| t.nbytes()).sum::<usize>()
+        };
+        self.hidden.nbytes() + self.last.nbytes() + self.layers.iter().map(layer).sum::<usize>()
+    }
+}
+
+impl Decoder {
+    /// Hidden states after the final norm, `[N, D]` f32.
+    pub fn hidden(&self, batch: &PackedBatch) -> Result<Tensor> {
+        batch.check(self.config.vocab_size, self.config.max_position_embeddings)?;
+        let mut x = self.weights.embedding(&self.device, &batch.ids);
+        for layer in &self.weights.layers {
+            let (q, k, v) = self.project(layer, &x, &batch.positions);
+            let (o, _) = ops::attention(&self.device, &q, &k, &v, &batch.plan, self.attention_scale());
+            x = self.after_attention(layer, o, x);
+        }
+        Ok(self.final_norm(&x).0)
+    }
+
+    /// The same hidden states, with what `backward` needs.
+    pub fn forward_train(&self, batch: PackedBatch) -> Result<Activations> {
+        batch.check(self.config.vocab_size, self.config.max_position_embeddings)?;
+        let mut x = self.weights.embedding(&self.device, &batch.ids);
+        let mut layers = Vec::with_capacity(self.weights.layers.len());
+        for weights in &self.weights.layers {
+            let (kept, next) = self.layer_train(weights, x, &batch);
+            layers.push(kept);
+            x = next;
+        }
+        let (hidden, last_rstd) = self.final_norm(&x);
+        Ok(Activations { batch, hidden, last: x, last_rstd, layers })
+    }
+
+    fn layer_train(&self, weights: &LayerWeights, input: Tensor, batch: &PackedBatch) -> (LayerActivations, Tensor) {
+        let (q, k, v) = self.project(weights, &input, &batch.positions);
+        let (o, lse) = ops::attention(&self.device, &q, &k, &v, &batch.plan, self.attention_scale());
+        let o = self.flat(o);
+        let mut mid = ops::linear(&self.device, &o, &weights.o);
+        ops::add_in_place(&self.device, &mut mid, &input);
+        let (gate, up) = self.gate_up(weights, &mid);
+        let mut next = ops::linear(&self.device, &ops::swiglu(&self.device, &gate, &up), &weights.down);
+        ops::add_in_place(&self.device, &mut next, &mid);
+        let o = self.heads(o, self.config.num_attention_heads);
+        (LayerActivations { input, q, k, v, o, lse, mid, gate, up }, next)
+    }
+
+    /// Rotated q `[N, H, E]`, rotated k and v `[N, K, E]` of x `[N, D]`.
+    pub(crate) fn project(&self, layer: &LayerWeights, x: &Tensor, positions: &[u32]) -> (Tensor, Tensor, Tensor) {
+        let dev = &self.device;
+        let (normed, _) = ops::rms_norm(dev, x, &layer.input_norm, self.config.rms_norm_eps);
+        let (h, kv) = (self.config.num_attention_heads, self.config.num_key_value_heads);
+        let mut q = self.heads(ops::linear(dev, &normed, &layer.q), h);
+        let mut k = self.heads(ops::linear(dev, &normed, &layer.k), kv);
+        let v = self.heads(ops::linear(dev, &normed, &layer.v), kv);
+        ops::rope(dev, &mut q, positions, &self.rope);
+        ops::rope(dev, &mut k, positions, &self.rope);
+        (q, k, v)
+    }
+
+    /// The rest of a layer for inference: o `[N, H, E]` and the layer's input `[N, D]` to the next layer's input.
+    pub(crate) fn after_attention(&self, layer: &LayerWeights, o: Tensor, input: Tensor) -> Tensor {
+        let dev = &self.device;
+        let mut mid = ops::linear(dev, &self.flat(o), &layer.o);
+        ops::add_in_place(dev, &mut mid, &input);
+        drop(input);
+        let (gate, up) = self.gate_up(layer, &mid);
+        let mut next = ops::linear(dev, &ops::swiglu(dev, &gate, &up), &layer.down);
+        ops::add_in_place(dev, &mut next, &mid);
+        next
+    }
+
+    /// The final norm's output `[N, D]` and `1 / rms` `[N]`.
+    pub(crate) fn final_norm(&self, x: &Tensor) -> (Tensor, Tensor) {
+        ops::rms_norm(&self.device, x, &self.weights.norm, self.config.rms_norm_eps)
+    }
+
+    fn gate_up(&self, layer: &LayerWeights, mid: &Tensor) -> (Tensor, Tensor) {
+        let (normed, _) = ops::rms_norm(&self.device, mid, &layer.post_norm, self.config.rms_norm_eps);
+        (ops::linear(&self.device, &normed, &layer.gate), ops::linear(&self.device, &normed, &layer.up))
+    }
+
+    pub(crate) fn heads(&self, x: Tensor, n_heads: usize) -> Tensor {
+        let n = x.shape()[0];
+        x.reshape(&[n, n_heads, self.config.head_dim])
+    }
+
+    /// `[N, H, E]` as `[N, H*E]`.
+    pub(crate) fn flat(&self, x: Tensor) -> Tensor {
+        let shape = [x.shape()[0], x.shape()[1..].iter().product()];
+        x.reshape(&shape)
+    }
+}

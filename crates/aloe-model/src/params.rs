@@ -1,0 +1,134 @@
+//! The numbers that training changes: f32 master weights and their gradients, both in the order of the table in `arch`.
+//!
+//! The optimizer walks them side by side; the compute copies in `weights` are refreshed from the masters after each step.
+
+use crate::Result;
+use crate::arch::{self, Role, TensorSpec};
+use crate::config::Config;
+use crate::source::ModelSource;
+use aloe_tensor::{Device, Dtype, Tensor, ops};
+use std::sync::Arc;
+
+/// f32 master weights, one tensor per row of the table.
+#[derive(Clone, Debug)]
+pub struct Params {
+    /// The model they belong to.
+    pub config: Config,
+    specs: Arc<[TensorSpec]>,
+    tensors: Vec<Tensor>,
+}
+
+impl Params {
+    /// Reads every tensor as f32. A non-finite weight is refused by name.
+    pub fn load(source: &ModelSource) -> Result<Self> {
+        let config = source.config().clone();
+        let specs: Arc<[TensorSpec]> = arch::tensors(&config).into();
+        let tensors = specs.iter().map(|spec| source.load(&spec.hf_name, Dtype::F32)).collect::<Result<_>>()?;
+        Ok(Self { config, specs, tensors })
+    }
+
+    /// Masters made by `make`, which must give f32 tensors of the spec's shape.
+    pub fn from_fn(config: &Config, mut make: impl FnMut(&TensorSpec) -> Tensor) -> Self {
+        let specs: Arc<[TensorSpec]> = arch::tensors(config).into();
+        let tensors = specs.iter().map(&mut make).collect::<Vec<_>>();
+        for (spec, tensor) in specs.iter().zip(&tensors) {
+            assert_eq!(spec.shape, tensor.shape(), "{}", spec.hf_name);
+            assert_eq!(tensor.dtype(), Dtype::F32, "{}", spec.hf_name);
+        }
+        Self { config: config.clone(), specs, tensors }
+    }
+
+    /// The table's rows.
+    pub fn specs(&self) -> &[TensorSpec] {
+        &self.specs
+    }
+
+    /// The tensors, in table order.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// The tensors, to be changed, in table order. Shapes must stay.
+    pub fn tensors_mut(&mut self) -> &mut [Tensor] {
+        &mut self.tensors
+    }
+
+    /// The tensor of that Hugging Face name.
+    pub fn get(&self, hf_name: &str) -> Option<&Tensor> {
+        self.specs.iter().position(|spec| spec.hf_name == hf_name).map(|i| &self.tensors[i])
+    }
+
+    /// The tensor of that role.
+    pub fn role(&self, role: Role) -> Option<&Tensor> {
+        position(&self.specs, role).map(|i| &self.tensors[i])
+    }
+}
+
+/// Gradients of the masters, f32, in table order. A tied embedding has one, the sum of both uses.
+#[derive(Clone, Debug)]
+pub struct Grads {
+    specs: Arc<[TensorSpec]>,
+    tensors: Vec<Tensor>,
+}
+
+impl Grads {
+    /// All zero.
+    pub fn zeros(config: &Config) -> Self {
+        let specs: Arc<[TensorSpec]> = arch::tensors(config).into();
+        let tensors = specs.iter().map(|spec| Tensor::zeros(&spec.shape, Dtype::F32)).collect();
+        Self { specs, tensors }
+    }
+
+    /// Sets all to zero, keeping the memory.
+    pub fn zero(&mut self) {
+        for tensor in &mut self.tensors {
+            tensor.as_f32_mut().fill(0.0);
+        }
+    }
+
+    /// The table's rows.
+    pub fn specs(&self) -> &[TensorSpec] {
+        &self.specs
+    }
+
+    /// The gradients, in table order.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// The gradients, to be changed, in table order.
+    pub fn tensors_mut(&mut self) -> &mut [Tensor] {
+        &mut self.tensors
+    }
+
+    /// The gradient of the tensor of that Hugging Face name.
+    pub fn get(&self, hf_name: &str) -> Option<&Tensor> {
+        self.specs.iter().position(|spec| spec.hf_name == hf_name).map(|i| &self.tensors[i])
+    }
+
+    /// The square of the norm over all gradients, in f64, the same for any number of threads.
+    pub fn sum_of_squares(&self, device: &Device) -> f64 {
+        self.tensors.iter().map(|tensor| ops::sum_of_squares(device, tensor)).sum()
+    }
+
+    pub(crate) fn role_mut(&mut self, role: Role) -> &mut Tensor {
+        let i = position(&self.specs, role).expect("every role of the architecture is in its table");
+        &mut self.tensors[i]
+    }
+
+    /// A matrix's gradient and its bias's, if the model has one.
+    pub(crate) fn pair_mut(&mut self, role: Role, bias: Role) -> (&mut Tensor, Option<&mut Tensor>) {
+        let i = position(&self.specs, role).expect("every role of the architecture is in its table");
+        match position(&self.specs, bias) {
+            None => (&mut self.tensors[i], None),
+            Some(j) => {
+                let [a, b] = self.tensors.get_disjoint_mut([i, j]).expect("a matrix and its bias are two tensors");
+                (a, Some(b))
+            }
+        }
+    }
+}
+
+pub(crate) fn position(specs: &[TensorSpec], role: Role) -> Option<usize> {
+    specs.iter().position(|spec| spec.role == role)
+}
