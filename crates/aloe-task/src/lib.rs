@@ -1,1 +1,26 @@
-//! Placeholder of `aloe-task`.
+//! What is asked and how: benchmark questions, the wording of prompts, the reading of answers, and the red-team's
+//! questions, styles and judges.
+//!
+//! Knows no weights: text in, text out. Reading order: `question`, `task`, `datasets/*`, `wording/*`, `order`, `extract`,
+//! then `red_team/*`. `rows` reads the file formats, `python_random` replays lm-evaluation-harness's few-shot draws.
+
+pub mod datasets;
+mod error;
+pub mod extract;
+pub mod order;
+pub mod python_random;
+mod question;
+pub mod red_team;
+pub mod rows;
+mod task;
+pub mod wording;
+
+pub use error::Error;
+pub use extract::{Answer, AnswerRule, Extracted};
+pub use order::{ChoiceOrder, Exhausted};
+pub use question::{Question, Split};
+pub use task::{Subject, Task};
+pub use wording::{ChoicePrompt, CotShot, Protocol};
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,38 @@
+//! CareQA, English, closed (Arias-Duart et al. 2025): a reported set only.
+//!
+//! Columns `exam_id, question, op1..op4, cop (1 to 4), year, category, unique_id`.
+
+use crate::rows::{self, Row};
+use crate::{Error, Question, Result, Split, Task};
+use std::path::Path;
+
+/// Loads the test split; there is no other.
+pub fn load(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
+    if split != Split::Test {
+        let hint = "CareQA has a test split only; take examples from MedMCQA, or run with 0 shots";
+        return Err(Task::CareqaEn.no_split(split, hint));
+    }
+    let candidates = ["CareQA_en.json", "CareQA_en.jsonl", "CareQA_en/test.jsonl"].map(|name| format!("careqa/{name}"));
+    rows::read(data_dir, &Task::CareqaEn.find(data_dir, split, &candidates)?)?.iter().map(question).collect()
+}
+
+/// One row.
+pub fn question(row: &Row) -> Result<Question> {
+    let cop = row.integer("cop")?;
+    let key = usize::try_from(cop - 1).ok().filter(|key| *key < 4).ok_or_else(|| Error::Key {
+        at: row.at.clone(),
+        key: format!("{cop} (the first option is 1)"),
+        n_choices: 4,
+    })?;
+    Question {
+        id: row.text("unique_id")?,
+        stem: row.text("question")?,
+        context: None,
+        choices: (1..=4).map(|i| row.text(&format!("op{i}"))).collect::<Result<_>>()?,
+        key,
+        subject: row.optional_text("category")?.unwrap_or_default(),
+        explanation: None,
+        source: row.at.clone(),
+    }
+    .checked()
+}

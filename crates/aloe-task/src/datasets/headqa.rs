@@ -1,0 +1,46 @@
+//! HEAD-QA, English (Vilares and Gomez-Rodriguez 2019): four or five options a question.
+//!
+//! Columns `name, year, category, qid, qtext, ra (aid of the right answer), image, answers[{aid, atext}]`.
+
+use crate::rows::{self, Row};
+use crate::{Error, Question, Result, Split, Task};
+use serde_json::Value;
+use std::path::Path;
+
+/// Loads a split.
+pub fn load(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
+    let part = match split {
+        Split::Test => "test",
+        Split::Validation => "validation",
+        Split::Train => "train",
+        Split::Dev => return Err(Task::HeadqaEn.no_split(split, "examples come from the train split")),
+    };
+    let file = Task::HeadqaEn.find(data_dir, split, &[format!("headqa/{part}_en.jsonl")])?;
+    rows::read(data_dir, &file)?.iter().map(question).collect()
+}
+
+/// One row.
+pub fn question(row: &Row) -> Result<Question> {
+    let found = row.columns.get("answers");
+    let answers: Option<Vec<(i64, String)>> = found.and_then(Value::as_array).and_then(|list| {
+        list.iter().map(|item| Some((item.get("aid")?.as_i64()?, item.get("atext")?.as_str()?.to_string()))).collect()
+    });
+    let answers = answers.ok_or_else(|| row.unexpected("answers", "a list of {aid, atext}", found))?;
+    let right = row.integer("ra")?;
+    let key = answers.iter().position(|(aid, _)| *aid == right).ok_or_else(|| Error::Key {
+        at: row.at.clone(),
+        key: right.to_string(),
+        n_choices: answers.len(),
+    })?;
+    Question {
+        id: format!("{}_{}", row.text("name")?, row.integer("qid")?),
+        stem: row.text("qtext")?,
+        context: None,
+        choices: answers.into_iter().map(|(_, text)| text).collect(),
+        key,
+        subject: row.optional_text("category")?.unwrap_or_default(),
+        explanation: None,
+        source: row.at.clone(),
+    }
+    .checked()
+}

@@ -1,0 +1,81 @@
+//! MedMCQA (Pal et al. 2022), and the starter set's questions, which have the same columns.
+//!
+//! Columns `id, question, opa..opd, cop, choice_type, exp, subject_name, topic_name`. In the Hugging Face files `cop` is
+//! 0-based; in the original `dev.json`/`train.json` it is 1-based: the file name decides, and a key outside either range is
+//! an error. The test split has no public key (`cop` -1), so the validation split is what everyone reports.
+//! Selection uses a held-out tenth of train (every row whose number ends in 9), which the train split then lacks.
+
+use crate::rows::{self, Row};
+use crate::{Error, Question, Result, Split, Task};
+use std::path::Path;
+
+/// Loads a split. `Test` is the published validation split.
+pub fn load(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
+    match split {
+        Split::Test => {
+            load_file(data_dir, split, &["validation-00000-of-00001.parquet", "validation.jsonl", "dev.json"])
+        }
+        Split::Train => Ok(train_part(load_whole_train(data_dir)?, |index| index % 10 != 9)),
+        Split::Validation => Ok(train_part(load_whole_train(data_dir)?, |index| index % 10 == 9)),
+        Split::Dev => Err(Task::Medmcqa.no_split(split, "examples come from the train split")),
+    }
+}
+
+/// All train questions: lm-evaluation-harness's pool of examples.
+pub fn load_whole_train(data_dir: &Path) -> Result<Vec<Question>> {
+    let names = ["train-00000-of-00001.parquet", "train.jsonl", "train_sample.jsonl", "train.json"];
+    load_file(data_dir, Split::Train, &names)
+}
+
+/// Loads a split of the starter set: `starter_mcqa_{train,dev,test}.jsonl`.
+pub fn load_starter(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
+    let name = match split {
+        Split::Train => "train",
+        Split::Validation => "dev",
+        Split::Test => "test",
+        Split::Dev => return Err(Task::StarterMcqa.no_split(split, "examples come from the train split")),
+    };
+    let file = format!("starter_mcqa_{name}.jsonl");
+    let candidates = [format!("mcqa/{file}"), format!("starter/mcqa/{file}"), file];
+    read(data_dir, &Task::StarterMcqa.find(data_dir, split, &candidates)?, 0)
+}
+
+fn train_part(questions: Vec<Question>, keep: impl Fn(usize) -> bool) -> Vec<Question> {
+    questions.into_iter().enumerate().filter(|(index, _)| keep(*index)).map(|(_, question)| question).collect()
+}
+
+fn load_file(data_dir: &Path, split: Split, names: &[&str]) -> Result<Vec<Question>> {
+    let candidates: Vec<String> = names.iter().map(|name| format!("medmcqa/{name}")).collect();
+    let file = Task::Medmcqa.find(data_dir, split, &candidates)?;
+    let first_key = i64::from(file.ends_with("dev.json") || file.ends_with("train.json"));
+    read(data_dir, &file, first_key)
+}
+
+fn read(data_dir: &Path, file: &str, first_key: i64) -> Result<Vec<Question>> {
+    rows::read(data_dir, file)?.iter().map(|row| question(row, first_key)).collect()
+}
+
+/// One row; `first_key` is the number of option A (0 in the Hugging Face columns, 1 in the original files).
+pub fn question(row: &Row, first_key: i64) -> Result<Question> {
+    let choices = ["opa", "opb", "opc", "opd"].iter().map(|name| row.text(name)).collect::<Result<Vec<_>>>()?;
+    let cop = row.integer("cop")?;
+    if cop == -1 {
+        return Err(row.refuse("column `cop` is -1: this split's key is not public; use the validation split"));
+    }
+    let key = usize::try_from(cop - first_key).ok().filter(|key| *key < 4).ok_or_else(|| Error::Key {
+        at: row.at.clone(),
+        key: format!("{cop} (the first option is {first_key})"),
+        n_choices: 4,
+    })?;
+    Question {
+        id: row.text("id")?,
+        stem: row.text("question")?,
+        context: None,
+        choices,
+        key,
+        subject: row.optional_text("subject_name")?.unwrap_or_default(),
+        explanation: row.optional_text("exp")?,
+        source: row.at.clone(),
+    }
+    .checked()
+}

@@ -1,0 +1,45 @@
+//! MMLU's medical subjects (Hendrycks et al. 2021).
+//!
+//! Layout: the header-less CSV files of data.tar (`question, A, B, C, D, letter`), as lukaemon/mmlu reads them. The dev
+//! split is the five fixed examples; there is no train split of a subject.
+
+use crate::{Error, Question, Result, Split, Subject, Task, rows};
+use std::path::Path;
+
+/// Loads a split of a subject.
+pub fn load(data_dir: &Path, split: Split, subject: Subject) -> Result<Vec<Question>> {
+    let task = Task::Mmlu(subject);
+    let part = match split {
+        Split::Test => "test",
+        Split::Validation => "val",
+        Split::Dev => "dev",
+        Split::Train => return Err(task.no_split(split, "MMLU's subjects have dev, validation and test only")),
+    };
+    let file = format!("{part}/{}_{part}.csv", subject.name());
+    let candidates = ["mmlu_medical/data", "mmlu/data", "mmlu"].map(|folder| format!("{folder}/{file}"));
+    let found = task.find(data_dir, split, &candidates)?;
+    let rows = rows::read_csv_plain(data_dir, &found, 6)?;
+    rows.into_iter().enumerate().map(|(index, (cells, at))| question(subject, split, index, cells, at)).collect()
+}
+
+fn question(subject: Subject, split: Split, index: usize, cells: Vec<String>, at: String) -> Result<Question> {
+    let mut cells = cells;
+    let letter = cells.pop().unwrap_or_default();
+    let choices = cells.split_off(1);
+    let key = ["A", "B", "C", "D"].iter().position(|known| *known == letter.trim()).ok_or_else(|| Error::Key {
+        at: at.clone(),
+        key: letter.clone(),
+        n_choices: choices.len(),
+    })?;
+    Question {
+        id: format!("mmlu_{}_{}_{index}", subject.name(), split.name()),
+        stem: cells.pop().unwrap_or_default(),
+        context: None,
+        choices,
+        key,
+        subject: subject.name().into(),
+        explanation: None,
+        source: at,
+    }
+    .checked()
+}

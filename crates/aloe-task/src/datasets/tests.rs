@@ -1,0 +1,177 @@
+//! Layouts by hand, and the real files where `ALOE_DATA` is set.
+
+use crate::datasets::{careqa, headqa, medmcqa, medqa, pubmedqa};
+use crate::rows::Row;
+use crate::{Error, Question, Result, Split, Subject, Task};
+use std::path::PathBuf;
+
+fn row(json: &str) -> Row {
+    let serde_json::Value::Object(columns) = serde_json::from_str(json).unwrap() else { panic!("not an object") };
+    Row { columns, at: "f:7".into() }
+}
+
+fn data() -> Option<PathBuf> {
+    let found = std::env::var_os("ALOE_DATA").map(PathBuf::from);
+    if found.is_none() {
+        assert!(std::env::var_os("ALOE_REQUIRE").is_none(), "ALOE_REQUIRE is set but ALOE_DATA is not");
+        eprintln!("not run: ALOE_DATA is not set");
+    }
+    found
+}
+
+#[test]
+fn medqa_reads_all_three_layouts_to_the_same_question() {
+    let check = |json: &str| medqa::question(&row(json), 4, "x".into()).unwrap();
+    let a =
+        check(r#"{"question":"q","answer":"two","options":{"A":"one","B":"two","C":"3","D":"4"},"answer_idx":"B"}"#);
+    let b = check(
+        r#"{"question":"q","options":[{"key":"A","value":"one"},{"key":"B","value":"two"},{"key":"C","value":"3"},{"key":"D","value":"4"}],"answer_idx":"B"}"#,
+    );
+    let c = check(
+        r#"{"id":1,"sent1":"q","sent2":"","ending0":"one","ending1":"two","ending2":"3","ending3":"4","label":1}"#,
+    );
+    assert_eq!(a, b);
+    assert_eq!(a, c);
+    assert_eq!((a.key, a.choices[1].as_str()), (1, "two"));
+}
+
+fn refused(result: Result<Question>, part: &str) {
+    let message = result.unwrap_err().to_string();
+    assert!(message.contains("f:7") && message.contains(part), "{message}");
+}
+
+#[test]
+fn an_answer_key_out_of_range_is_refused_in_every_layout() {
+    let medqa = |json: &str| medqa::question(&row(json), 4, "x".into());
+    refused(medqa(r#"{"question":"q","options":{"A":"1","B":"2","C":"3","D":"4"},"answer_idx":"E"}"#), "answer key E");
+    refused(
+        medqa(r#"{"sent1":"q","sent2":"","ending0":"1","ending1":"2","ending2":"3","ending3":"4","label":4}"#),
+        "key 4",
+    );
+    refused(
+        medqa(r#"{"sent1":"q","sent2":"","ending0":"1","ending1":"2","ending2":"3","ending3":"4","label":-1}"#),
+        "-1",
+    );
+    let mcqa = |cop: i64, first: i64| {
+        let json = format!(r#"{{"id":"1","question":"q","opa":"1","opb":"2","opc":"3","opd":"4","cop":{cop}}}"#);
+        medmcqa::question(&row(&json), first)
+    };
+    refused(mcqa(4, 0), "answer key 4");
+    refused(mcqa(0, 1), "answer key 0");
+    refused(mcqa(5, 1), "answer key 5");
+    refused(mcqa(-1, 0), "not public");
+    assert_eq!(mcqa(1, 1).unwrap().key, 0);
+    let careqa = |cop: i64| {
+        let json = format!(r#"{{"unique_id":"1","question":"q","op1":"1","op2":"2","op3":"3","op4":"4","cop":{cop}}}"#);
+        careqa::question(&row(&json))
+    };
+    refused(careqa(0), "answer key 0");
+    assert_eq!(careqa(4).unwrap().key, 3);
+    let headqa = r#"{"name":"n","qid":1,"qtext":"q","ra":3,"answers":[{"aid":1,"atext":"a"},{"aid":2,"atext":"b"}]}"#;
+    refused(headqa::question(&row(headqa)), "answer key 3");
+    let pubmedqa = r#"{"QUESTION":"q","CONTEXTS":["a"],"final_decision":"perhaps"}"#;
+    refused(pubmedqa::question(&row(pubmedqa), 0), "column `final_decision`");
+}
+
+#[test]
+fn an_answer_text_that_contradicts_its_letter_is_refused() {
+    let json = r#"{"question":"q","answer":"1","options":{"A":"1","B":"2","C":"3","D":"4"},"answer_idx":"B"}"#;
+    refused(medqa::question(&row(json), 4, "x".into()), "disagree");
+}
+
+#[test]
+fn pubmedqa_reads_both_layouts_to_the_same_question() {
+    let a = r#"{"_key":"17","QUESTION":"q","CONTEXTS":["a","b"],"LABELS":["X","Y"],"final_decision":"maybe","LONG_ANSWER":"l"}"#;
+    let b =
+        r#"{"pubid":17,"question":"q","context":{"contexts":["a","b"]},"long_answer":"l","final_decision":"maybe"}"#;
+    let a = pubmedqa::question(&row(a), 0).unwrap();
+    assert_eq!(a, pubmedqa::question(&row(b), 0).unwrap());
+    assert_eq!((a.context.as_deref(), a.key), (Some("a\nb"), 2));
+}
+
+/// Row counts are those of the READMEs beside the files.
+#[test]
+fn the_real_files_load_whole_with_the_published_row_counts() {
+    let Some(data) = data() else { return };
+    let check = |task: Task, split, expected: usize| {
+        let questions = task.load(&data, split).unwrap();
+        assert_eq!(questions.len(), expected, "{} {}", task.name(), split.name());
+        let mut ids: Vec<&str> = questions.iter().map(|question| question.id.as_str()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), expected, "{}: ids are not unique", task.name());
+    };
+    check(Task::Medqa4, Split::Test, 891);
+    check(Task::Medqa4, Split::Validation, 1272);
+    check(Task::Medqa4, Split::Train, 777);
+    check(Task::Medqa5, Split::Test, 891);
+    check(Task::Medmcqa, Split::Test, 2923);
+    check(Task::Medmcqa, Split::Train, 9000);
+    check(Task::Medmcqa, Split::Validation, 999);
+    check(Task::Pubmedqa, Split::Test, 350);
+    check(Task::Pubmedqa, Split::Train, 450);
+    check(Task::Pubmedqa, Split::Validation, 50);
+    for (subject, n_test, n_validation) in [
+        (Subject::Anatomy, 95, 14),
+        (Subject::ClinicalKnowledge, 173, 27),
+        (Subject::CollegeBiology, 101, 16),
+        (Subject::CollegeMedicine, 106, 20),
+        (Subject::MedicalGenetics, 70, 11),
+        (Subject::ProfessionalMedicine, 190, 31),
+    ] {
+        check(Task::Mmlu(subject), Split::Test, n_test);
+        check(Task::Mmlu(subject), Split::Validation, n_validation);
+        check(Task::Mmlu(subject), Split::Dev, 5);
+    }
+    check(Task::CareqaEn, Split::Test, 3935);
+    check(Task::HeadqaEn, Split::Test, 2742);
+    assert!(matches!(Task::CareqaEn.load(&data, Split::Train), Err(Error::NoSplit { .. })));
+}
+
+/// The 0-based parquet file and the 1-based original lines hold the same questions.
+#[test]
+fn both_medmcqa_key_conventions_give_the_same_answers() {
+    let Some(data) = data() else { return };
+    let parquet = Task::Medmcqa.load(&data, Split::Test).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("medmcqa")).unwrap();
+    std::fs::copy(data.join("medmcqa/dev.json"), dir.path().join("medmcqa/dev.json")).unwrap();
+    let lines = Task::Medmcqa.load(dir.path(), Split::Test).unwrap();
+    let bare =
+        |question: &Question| (question.id.clone(), question.stem.clone(), question.choices.clone(), question.key);
+    assert_eq!(parquet.iter().map(bare).collect::<Vec<_>>(), lines.iter().map(bare).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_public_red_team_files_load_and_xstest_halves_are_kept_apart() {
+    use crate::red_team::questions::{read, read_harmless};
+    let Some(data) = data() else { return };
+    for (file, expected) in [
+        ("red_team/advbench/harmful_behaviors.csv", 520),
+        ("red_team/chen_et_al/harmful_prompts_filtered.csv", 1072),
+        ("red_team/harmbench/harmbench_behaviors_text_standard.csv", 200),
+        ("red_team/do_not_answer/malicious_uses.jsonl", 243),
+        ("red_team/xstest/xstest_prompts.csv", 200),
+        ("med_safety_bench/datasets/test/gpt4/med_safety_demonstrations_category_1.csv", 50),
+    ] {
+        assert_eq!(read(&data, file).unwrap().len(), expected, "{file}");
+    }
+    assert_eq!(read_harmless(&data, "red_team/xstest/xstest_prompts.csv").unwrap().len(), 250);
+}
+
+#[test]
+fn the_starter_set_loads_in_every_split_over_all_six_subjects() {
+    let starter = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../starter");
+    let mut subjects = std::collections::BTreeSet::new();
+    let mut n_questions = 0;
+    for split in [Split::Train, Split::Validation, Split::Test] {
+        let questions = Task::StarterMcqa.load(&starter, split).unwrap();
+        n_questions += questions.len();
+        subjects.extend(questions.into_iter().map(|question| question.subject));
+    }
+    for split in [Split::Train, Split::Test] {
+        n_questions += Task::StarterPubmedqa.load(&starter, split).unwrap().len();
+    }
+    assert!(n_questions >= 120, "{n_questions}");
+    assert_eq!(subjects.into_iter().collect::<Vec<_>>(), Subject::ALL.map(Subject::name));
+}

@@ -1,0 +1,328 @@
+//! Rows of JSON, JSON lines, CSV and Parquet files (each also as `.gz` but Parquet), with the place they came from.
+//!
+//! Refuses lines over 64 MiB, bytes that are not UTF-8, rows that are not objects, and empty files. A `.json` file may hold
+//! an array, one object per line, or one object whose values are the rows (the key then becomes the column `_key`).
+
+use crate::{Error, Result};
+use serde_json::{Map, Value};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+const MAX_LINE_BYTES: u64 = 64 << 20;
+
+/// One row and where it stands.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Columns by name, in file order.
+    pub columns: Map<String, Value>,
+    /// `file:line` or `file#row`.
+    pub at: String,
+}
+
+impl Row {
+    /// The text of a column; numbers are not text.
+    pub fn text(&self, column: &str) -> Result<String> {
+        match self.columns.get(column) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            other => Err(self.unexpected(column, "text", other)),
+        }
+    }
+
+    /// The text of a column that may be absent or null.
+    pub fn optional_text(&self, column: &str) -> Result<Option<String>> {
+        match self.columns.get(column) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            other => Err(self.unexpected(column, "text or null", other)),
+        }
+    }
+
+    /// A whole number, also when written as text.
+    pub fn integer(&self, column: &str) -> Result<i64> {
+        let found = self.columns.get(column);
+        match found {
+            Some(Value::Number(number)) => number.as_i64(),
+            Some(Value::String(text)) => text.trim().parse().ok(),
+            _ => None,
+        }
+        .ok_or_else(|| self.unexpected(column, "a whole number", found))
+    }
+
+    /// A list of texts.
+    pub fn texts(&self, column: &str) -> Result<Vec<String>> {
+        let found = self.columns.get(column);
+        let list = found.and_then(Value::as_array).ok_or_else(|| self.unexpected(column, "a list of texts", found))?;
+        list.iter()
+            .map(|item| item.as_str().map(String::from))
+            .collect::<Option<_>>()
+            .ok_or_else(|| self.unexpected(column, "a list of texts", found))
+    }
+
+    /// Whether the column is there and not null.
+    pub fn has(&self, column: &str) -> bool {
+        self.columns.get(column).is_some_and(|value| !value.is_null())
+    }
+
+    /// The error for a column of another kind.
+    pub fn unexpected(&self, column: &str, expected: &str, found: Option<&Value>) -> Error {
+        let found = match found {
+            None => {
+                let names: Vec<&str> = self.columns.keys().map(String::as_str).take(12).collect();
+                format!("no such column (the row has {})", names.join(", "))
+            }
+            Some(value) => shown(value),
+        };
+        Error::Column { at: self.at.clone(), column: column.into(), expected: expected.into(), found }
+    }
+
+    /// An error about the row as a whole.
+    pub fn refuse(&self, reason: impl Into<String>) -> Error {
+        Error::Row { at: self.at.clone(), reason: reason.into() }
+    }
+}
+
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() <= 60 { text } else { text.chars().take(57).chain("...".chars()).collect() }
+}
+
+/// Reads all rows of `dir/relative`; the format follows from the name. CSV needs a header here, see [`read_csv_plain`].
+pub fn read(dir: &Path, relative: &str) -> Result<Vec<Row>> {
+    let path = dir.join(relative);
+    let stem = relative.strip_suffix(".gz").unwrap_or(relative);
+    let rows = if stem.ends_with(".parquet") {
+        read_parquet(&path, relative)?
+    } else if stem.ends_with(".csv") {
+        read_csv(open(&path, relative)?, relative)?
+    } else if stem.ends_with(".json") {
+        let mut text = String::new();
+        open(&path, relative)?.read_to_string(&mut text).map_err(io(relative))?;
+        parse_json(&text, relative)?
+    } else {
+        read_lines(open(&path, relative)?, relative)?
+    };
+    if rows.is_empty() { Err(Error::Empty { path: relative.into() }) } else { Ok(rows) }
+}
+
+fn io(relative: &str) -> impl FnOnce(std::io::Error) -> Error + '_ {
+    move |source| Error::Io { path: relative.into(), source }
+}
+
+fn open(path: &Path, relative: &str) -> Result<Box<dyn BufRead>> {
+    let file = File::open(path).map_err(io(relative))?;
+    if relative.ends_with(".gz") {
+        Ok(Box::new(BufReader::new(flate2::read::MultiGzDecoder::new(file))))
+    } else {
+        Ok(Box::new(BufReader::new(file)))
+    }
+}
+
+fn object(value: Value, at: String) -> Result<Row> {
+    match value {
+        Value::Object(columns) => Ok(Row { columns, at }),
+        other => Err(Error::Row { at, reason: format!("expected a JSON object, found {}", shown(&other)) }),
+    }
+}
+
+fn read_lines(mut source: Box<dyn BufRead>, relative: &str) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let mut line = Vec::new();
+    for number in 1usize.. {
+        line.clear();
+        let n_bytes = source.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(io(relative))?;
+        if n_bytes == 0 {
+            break;
+        }
+        let at = format!("{relative}:{number}");
+        if n_bytes as u64 == MAX_LINE_BYTES {
+            return Err(Error::Row { at, reason: "the line is longer than 64 MiB".into() });
+        }
+        let text = std::str::from_utf8(&line).map_err(|error| Error::Row {
+            at: format!("{at}:{}", error.valid_up_to() + 1),
+            reason: "not UTF-8".into(),
+        })?;
+        if !text.trim().is_empty() {
+            rows.push(parse_line(text, relative, number)?);
+        }
+    }
+    Ok(rows)
+}
+
+fn parse_line(text: &str, relative: &str, number: usize) -> Result<Row> {
+    let text = if number == 1 { text.trim_start_matches('\u{feff}') } else { text };
+    let value = serde_json::from_str(text).map_err(|error| Error::Row {
+        at: format!("{relative}:{number}:{}", error.column()),
+        reason: format!("not a JSON row: {}", reason(&error)),
+    })?;
+    object(value, format!("{relative}:{number}"))
+}
+
+/// serde_json's message without its own line and column, which count from the row.
+fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.rsplit_once(" at line ").map_or(text.clone(), |(head, _)| head.to_string())
+}
+
+fn parse_json(text: &str, relative: &str) -> Result<Vec<Row>> {
+    let text = text.trim_start_matches('\u{feff}');
+    let first = text.lines().find(|line| !line.trim().is_empty());
+    let Some(first) = first else {
+        return Ok(Vec::new());
+    };
+    if matches!(serde_json::from_str::<Value>(first), Ok(Value::Object(_))) {
+        let rows = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        return rows.map(|(index, line)| parse_line(line, relative, index + 1)).collect();
+    }
+    let value: Value = serde_json::from_str(text).map_err(|error| Error::Row {
+        at: format!("{relative}:{}:{}", error.line(), error.column()),
+        reason: format!("not JSON: {}", reason(&error)),
+    })?;
+    match value {
+        Value::Array(items) => {
+            items.into_iter().enumerate().map(|(i, item)| object(item, format!("{relative}#{}", i + 1))).collect()
+        }
+        Value::Object(items) => items
+            .into_iter()
+            .map(|(key, item)| {
+                let mut row = object(item, format!("{relative}#{key}"))?;
+                row.columns.insert("_key".into(), Value::String(key));
+                Ok(row)
+            })
+            .collect(),
+        other => Err(Error::Row { at: relative.into(), reason: format!("expected rows, found {}", shown(&other)) }),
+    }
+}
+
+fn read_csv(source: Box<dyn BufRead>, relative: &str) -> Result<Vec<Row>> {
+    let mut reader = csv::ReaderBuilder::new().from_reader(source);
+    let names: Vec<String> = reader.headers().map_err(|e| csv_error(&e, relative))?.iter().map(String::from).collect();
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(|error| csv_error(&error, relative))?;
+        let line = record.position().map_or(0, csv::Position::line);
+        let columns = names.iter().cloned().zip(record.iter().map(|cell| Value::String(cell.into()))).collect();
+        rows.push(Row { columns, at: format!("{relative}:{line}") });
+    }
+    Ok(rows)
+}
+
+/// The records of a CSV file without header: cells and `file:line`. All records must have `n_columns` cells.
+pub fn read_csv_plain(dir: &Path, relative: &str, n_columns: usize) -> Result<Vec<(Vec<String>, String)>> {
+    let mut reader =
+        csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(open(&dir.join(relative), relative)?);
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(|error| csv_error(&error, relative))?;
+        let at = format!("{relative}:{}", record.position().map_or(0, csv::Position::line));
+        if record.len() != n_columns {
+            return Err(Error::Row { at, reason: format!("expected {n_columns} columns, found {}", record.len()) });
+        }
+        rows.push((record.iter().map(String::from).collect(), at));
+    }
+    if rows.is_empty() { Err(Error::Empty { path: relative.into() }) } else { Ok(rows) }
+}
+
+fn csv_error(error: &csv::Error, relative: &str) -> Error {
+    let at = error.position().map_or_else(|| relative.to_string(), |place| format!("{relative}:{}", place.line()));
+    Error::Row { at, reason: format!("not CSV: {error}") }
+}
+
+fn read_parquet(path: &Path, relative: &str) -> Result<Vec<Row>> {
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    let broken = |at: String| move |error: parquet::errors::ParquetError| Error::Row { at, reason: error.to_string() };
+    let file = File::open(path).map_err(io(relative))?;
+    let reader = SerializedFileReader::new(file).map_err(broken(relative.into()))?;
+    let mut rows = Vec::new();
+    for (index, row) in reader.get_row_iter(None).map_err(broken(relative.into()))?.enumerate() {
+        let at = format!("{relative}#{}", index + 1);
+        let row = row.map_err(broken(at.clone()))?;
+        rows.push(Row { columns: parquet_row(&row), at });
+    }
+    Ok(rows)
+}
+
+fn parquet_row(row: &parquet::record::Row) -> Map<String, Value> {
+    row.get_column_iter().map(|(name, field)| (name.clone(), parquet_field(field))).collect()
+}
+
+fn parquet_field(field: &parquet::record::Field) -> Value {
+    use parquet::record::Field;
+    match field {
+        Field::Bool(value) => Value::from(*value),
+        Field::Byte(value) => Value::from(*value),
+        Field::Short(value) => Value::from(*value),
+        Field::Int(value) => Value::from(*value),
+        Field::Long(value) => Value::from(*value),
+        Field::UByte(value) => Value::from(*value),
+        Field::UShort(value) => Value::from(*value),
+        Field::UInt(value) => Value::from(*value),
+        Field::ULong(value) => Value::from(*value),
+        Field::Float(value) => Value::from(*value),
+        Field::Double(value) => Value::from(*value),
+        Field::Str(value) => Value::from(value.as_str()),
+        Field::Bytes(value) => value.as_utf8().map_or(Value::Null, Value::from),
+        Field::Group(row) => Value::Object(parquet_row(row)),
+        Field::ListInternal(list) => list.elements().iter().map(parquet_field).collect(),
+        Field::Null => Value::Null,
+        other => Value::from(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(name: &str, content: &str) -> Result<Vec<Row>> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(name), content).unwrap();
+        read(dir.path(), name)
+    }
+
+    #[test]
+    fn a_row_that_is_not_json_is_refused_with_file_line_and_column() {
+        let error = check("a.jsonl", "{\"a\": 1}\n\n{\"a\": x}\n").unwrap_err().to_string();
+        assert!(error.starts_with("a.jsonl:3:7: not a JSON row"), "{error}");
+        let error = check("a.jsonl", "[1]\n").unwrap_err().to_string();
+        assert!(error.starts_with("a.jsonl:1: expected a JSON object"), "{error}");
+    }
+
+    #[test]
+    fn an_empty_file_is_refused_in_every_format() {
+        for name in ["a.jsonl", "a.json"] {
+            assert!(matches!(check(name, "\n"), Err(Error::Empty { .. })), "{name}");
+        }
+        assert!(matches!(check("a.csv", "x,y\n"), Err(Error::Empty { .. })));
+        assert!(matches!(check("a.json", "[]"), Err(Error::Empty { .. })));
+    }
+
+    #[test]
+    fn array_lines_and_dictionary_give_the_same_rows() {
+        let array = check("a.json", "[\n{\"q\": \"x\"},\n{\"q\": \"y\"}]").unwrap();
+        let lines = check("a.json", "{\"q\": \"x\"}\n{\"q\": \"y\"}\n").unwrap();
+        let named = check("a.json", "{\n\"1\": {\"q\": \"x\"},\n\"2\": {\"q\": \"y\"}}").unwrap();
+        for rows in [&array, &lines, &named] {
+            assert_eq!(rows.iter().map(|row| row.text("q").unwrap()).collect::<Vec<_>>(), ["x", "y"]);
+        }
+        assert_eq!(array[1].at, "a.json#2");
+        assert_eq!(lines[1].at, "a.json:2");
+        assert_eq!(named[1].at, "a.json#2");
+        assert_eq!(named[1].text("_key").unwrap(), "2");
+    }
+
+    #[test]
+    fn csv_cells_keep_quotes_commas_and_line_breaks_and_lines_are_counted_in_the_file() {
+        let rows = check("a.csv", "q,a\n\"one, \"\"two\"\"\nthree\",x\nfour,y\n").unwrap();
+        assert_eq!(rows[0].text("q").unwrap(), "one, \"two\"\nthree");
+        assert_eq!(rows[1].at, "a.csv:4");
+        let error = check("a.csv", "q,a\nx\n").unwrap_err().to_string();
+        assert!(error.starts_with("a.csv:2"), "{error}");
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_refused_with_their_column() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a.jsonl"), b"{\"a\": \"\xff\"}\n").unwrap();
+        assert_eq!(read(dir.path(), "a.jsonl").unwrap_err().to_string(), "a.jsonl:1:8: not UTF-8");
+    }
+}

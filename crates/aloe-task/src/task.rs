@@ -1,0 +1,207 @@
+//! The named tasks: which files hold them, under which split, and with which reader.
+//!
+//! Names are lm-evaluation-harness's where it has the task. A split that would mix reported and chosen data is refused.
+
+use crate::datasets::{careqa, headqa, medmcqa, medqa, mmlu, pubmedqa};
+use crate::{Error, Question, Result, Split};
+use std::path::Path;
+
+/// MMLU's six medical subjects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Subject {
+    /// anatomy
+    Anatomy,
+    /// clinical_knowledge
+    ClinicalKnowledge,
+    /// college_biology
+    CollegeBiology,
+    /// college_medicine
+    CollegeMedicine,
+    /// medical_genetics
+    MedicalGenetics,
+    /// professional_medicine
+    ProfessionalMedicine,
+}
+
+impl Subject {
+    /// All six, in the order of the names.
+    pub const ALL: [Self; 6] = [
+        Self::Anatomy,
+        Self::ClinicalKnowledge,
+        Self::CollegeBiology,
+        Self::CollegeMedicine,
+        Self::MedicalGenetics,
+        Self::ProfessionalMedicine,
+    ];
+
+    /// MMLU's file name part: `college_biology`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Anatomy => "anatomy",
+            Self::ClinicalKnowledge => "clinical_knowledge",
+            Self::CollegeBiology => "college_biology",
+            Self::CollegeMedicine => "college_medicine",
+            Self::MedicalGenetics => "medical_genetics",
+            Self::ProfessionalMedicine => "professional_medicine",
+        }
+    }
+}
+
+/// A benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Task {
+    /// MedQA, US, four options.
+    Medqa4,
+    /// MedQA, US, five options.
+    Medqa5,
+    /// MedMCQA; its validation split is the reported one.
+    Medmcqa,
+    /// PubMedQA, expert-labelled.
+    Pubmedqa,
+    /// One MMLU subject.
+    Mmlu(Subject),
+    /// CareQA, English, closed.
+    CareqaEn,
+    /// HEAD-QA, English.
+    HeadqaEn,
+    /// The starter set's four-option questions.
+    StarterMcqa,
+    /// The starter set's yes/no/maybe questions.
+    StarterPubmedqa,
+}
+
+impl Task {
+    /// Every task.
+    pub fn all() -> Vec<Self> {
+        let mut tasks = vec![Self::Medqa4, Self::Medqa5, Self::Medmcqa, Self::Pubmedqa];
+        tasks.extend(Subject::ALL.map(Self::Mmlu));
+        tasks.extend([Self::CareqaEn, Self::HeadqaEn, Self::StarterMcqa, Self::StarterPubmedqa]);
+        tasks
+    }
+
+    /// The name on the command line and in results.
+    pub fn name(self) -> String {
+        match self {
+            Self::Medqa4 => "medqa_4options".into(),
+            Self::Medqa5 => "medqa_5options".into(),
+            Self::Medmcqa => "medmcqa".into(),
+            Self::Pubmedqa => "pubmedqa".into(),
+            Self::Mmlu(subject) => format!("mmlu_{}", subject.name()),
+            Self::CareqaEn => "careqa_en".into(),
+            Self::HeadqaEn => "headqa_en".into(),
+            Self::StarterMcqa => "starter_mcqa".into(),
+            Self::StarterPubmedqa => "starter_pubmedqa".into(),
+        }
+    }
+
+    /// One name, or a group: `mmlu_medical` (six subjects), `multimedqa` (lm-eval's group of nine), `starter` (two).
+    pub fn parse(name: &str) -> Result<Vec<Self>> {
+        let mmlu = || Subject::ALL.map(Self::Mmlu).to_vec();
+        match name {
+            "mmlu_medical" => Ok(mmlu()),
+            "multimedqa" => Ok([vec![Self::Pubmedqa, Self::Medmcqa, Self::Medqa4], mmlu()].concat()),
+            "starter" => Ok(vec![Self::StarterMcqa, Self::StarterPubmedqa]),
+            "careqa" => Ok(vec![Self::CareqaEn]),
+            _ => Self::all().into_iter().find(|task| task.name() == name).map(|task| vec![task]).ok_or_else(|| {
+                let mut known: Vec<String> = Self::all().into_iter().map(Self::name).collect();
+                known.extend(["mmlu_medical", "multimedqa", "starter", "careqa"].map(String::from));
+                Error::UnknownTask { name: name.into(), known: known.join(", ") }
+            }),
+        }
+    }
+
+    /// Several names; a task named twice counts once.
+    pub fn parse_all<S: AsRef<str>>(names: &[S]) -> Result<Vec<Self>> {
+        let mut tasks = Vec::new();
+        for name in names {
+            for task in Self::parse(name.as_ref().trim())? {
+                if !tasks.contains(&task) {
+                    tasks.push(task);
+                }
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// How many questions the published reported set has; a smaller file is a subset, its score "not comparable".
+    pub fn published_test_len(self) -> Option<usize> {
+        match self {
+            Self::Medqa4 | Self::Medqa5 => Some(1273),
+            Self::Medmcqa => Some(4183),
+            Self::Pubmedqa => Some(500),
+            Self::Mmlu(subject) => Some(match subject {
+                Subject::Anatomy => 135,
+                Subject::ClinicalKnowledge => 265,
+                Subject::CollegeBiology => 144,
+                Subject::CollegeMedicine => 173,
+                Subject::MedicalGenetics => 100,
+                Subject::ProfessionalMedicine => 272,
+            }),
+            Self::CareqaEn => Some(5621),
+            Self::HeadqaEn => Some(2742),
+            Self::StarterMcqa | Self::StarterPubmedqa => None,
+        }
+    }
+
+    /// Whether scores on it check the program only (our own starter questions, not clinically reviewed).
+    pub fn is_starter(self) -> bool {
+        matches!(self, Self::StarterMcqa | Self::StarterPubmedqa)
+    }
+
+    /// Loads one split from `data_dir`, in file order.
+    pub fn load(self, data_dir: &Path, split: Split) -> Result<Vec<Question>> {
+        match self {
+            Self::Medqa4 => medqa::load(data_dir, split, medqa::Options::Four),
+            Self::Medqa5 => medqa::load(data_dir, split, medqa::Options::Five),
+            Self::Medmcqa => medmcqa::load(data_dir, split),
+            Self::Pubmedqa => pubmedqa::load(data_dir, split),
+            Self::Mmlu(subject) => mmlu::load(data_dir, split, subject),
+            Self::CareqaEn => careqa::load(data_dir, split),
+            Self::HeadqaEn => headqa::load(data_dir, split),
+            Self::StarterMcqa => medmcqa::load_starter(data_dir, split),
+            Self::StarterPubmedqa => pubmedqa::load_starter(data_dir, split),
+        }
+    }
+
+    /// The pool lm-evaluation-harness draws few-shot examples from: MMLU's dev split, else the whole train split. Where it
+    /// would fall back to the test set itself (CareQA), this is refused.
+    pub fn load_shot_pool(self, data_dir: &Path) -> Result<Vec<Question>> {
+        match self {
+            Self::Mmlu(_) => self.load(data_dir, Split::Dev),
+            Self::Medmcqa => medmcqa::load_whole_train(data_dir),
+            _ => self.load(data_dir, Split::Train),
+        }
+    }
+
+    /// The refusal for a split the task has not.
+    pub(crate) fn no_split(self, split: Split, hint: &str) -> Error {
+        Error::NoSplit { task: self.name(), split: split.name().into(), hint: hint.into() }
+    }
+
+    /// The first of `candidates` that exists under `data_dir`.
+    pub(crate) fn find(self, data_dir: &Path, split: Split, candidates: &[String]) -> Result<String> {
+        candidates.iter().find(|name| data_dir.join(name).is_file()).cloned().ok_or_else(|| Error::Missing {
+            task: self.name(),
+            split: split.name().into(),
+            dir: data_dir.display().to_string(),
+            tried: candidates.join(", "),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_parses_to_its_task_and_groups_open() {
+        for task in Task::all() {
+            assert_eq!(Task::parse(&task.name()).unwrap(), [task]);
+        }
+        let sizes: usize =
+            Task::parse("multimedqa").unwrap().iter().map(|task| task.published_test_len().unwrap()).sum();
+        assert_eq!(sizes, 7045);
+        assert!(Task::parse("medqa").unwrap_err().to_string().contains("medqa_4options"));
+        assert_eq!(Task::parse_all(&["mmlu_medical", "mmlu_anatomy"]).unwrap().len(), 6);
+    }
+}
