@@ -48,7 +48,8 @@ impl Isa {
         [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2].into_iter().find(|isa| isa.available()).unwrap_or(Isa::Portable)
     }
 
-    fn name(self) -> &'static str {
+    /// For records: `avx512-bf16`, `avx512`, `avx2`, `portable`.
+    pub fn name(self) -> &'static str {
         match self {
             Isa::Avx512Bf16 => "avx512-bf16",
             Isa::Avx512 => "avx512",

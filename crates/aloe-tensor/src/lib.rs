@@ -10,15 +10,24 @@
     unsafe_code,
     reason = "the one crate that may: vector instructions, a scoped thread pool and a file map need it"
 )]
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "a kernel's contract stands at its head: available instructions, valid pointers; a block per load would bury the maths"
+)]
 
 mod device;
 mod error;
+mod gemm;
 mod linear;
 mod mmap;
 pub mod ops;
+mod pack;
 mod pool;
 pub mod reference;
+mod simd;
 mod tensor;
+#[cfg(test)]
+mod testing;
 
 pub use device::{Device, Isa};
 pub use error::Error;

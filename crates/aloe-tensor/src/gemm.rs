@@ -1,0 +1,358 @@
+//! The matrix product that everything rests on: `C (+)= A B` in units of 32 bits, a unit being one f32 or a pair of bf16.
+//!
+//! B lies in panels of 32 lanes; A gives one unit at a time, spread to all lanes. Each element of C is one f32 chain over the
+//! units in index order: blocks of units continue the chain through C, tails use masks, and the tile's height changes nothing.
+
+use crate::device::{Device, Isa};
+use crate::pool::SharedMut;
+use crate::simd::{Kernel, LANES, Simd};
+use crate::tensor::Dtype;
+
+/// Lanes of a panel.
+pub(crate) const PANEL: usize = 32;
+
+/// Units of a block: a panel's block of 32 KiB stays in the first-level cache while rows of A stream by.
+const BLOCK_UNITS: usize = 256;
+
+/// One product. Pointers are in units of 32 bits.
+#[derive(Clone, Copy)]
+pub(crate) struct Gemm {
+    /// Type of the operands; bf16 units hold elements 2u (low half) and 2u + 1.
+    pub(crate) dtype: Dtype,
+    /// Rows of A and C.
+    pub(crate) m: usize,
+    /// Columns of C; B has `n.div_ceil(32)` panels.
+    pub(crate) n: usize,
+    pub(crate) units: usize,
+    /// Unit u of row i is at `i * a_stride + u`, or when `a_by_unit` at `u * a_stride + i`.
+    pub(crate) a: *const u32,
+    pub(crate) a_stride: usize,
+    pub(crate) a_by_unit: bool,
+    /// Unit u of lane l of panel p is at `p * b_panel_stride + u * b_unit_stride + l`.
+    pub(crate) b: *const u32,
+    pub(crate) b_panel_stride: usize,
+    pub(crate) b_unit_stride: usize,
+    pub(crate) c: *mut f32,
+    pub(crate) c_stride: usize,
+    /// Continue from C's values; otherwise start from zero.
+    pub(crate) accumulate: bool,
+}
+
+// SAFETY: the pointers are only followed inside `run`, whose callers uphold their validity for the whole parallel loop.
+unsafe impl Send for Gemm {}
+// SAFETY: as above; tasks write disjoint parts of C.
+unsafe impl Sync for Gemm {}
+
+impl Gemm {
+    /// The product on all threads of the device.
+    ///
+    /// # Safety
+    /// `a` and `b` are readable and `c` writable as the strides say (all 32 lanes of B's last panel included), and nobody
+    /// else touches `c` meanwhile.
+    pub(crate) unsafe fn run(self, device: &Device) {
+        if self.m == 0 || self.n == 0 {
+            return;
+        }
+        let panels = self.n.div_ceil(PANEL);
+        let (rows, columns) = self.task_size(device.threads(), panels);
+        let row_tasks = self.m.div_ceil(rows);
+        let isa = device.isa();
+        device.for_each(row_tasks * panels.div_ceil(columns), &|task| {
+            // Tasks in a row share their panels, which stay in the shared cache.
+            let (row, panel) = (task % row_tasks * rows, task / row_tasks * columns);
+            let part = self.part(row..(row + rows).min(self.m), panel..(panel + columns).min(panels));
+            // SAFETY: a part of this product; parts of different tasks write different elements of C.
+            unsafe { part.run_here(isa) }
+        });
+    }
+
+    /// Rows and panels of one task: about six tasks a thread, so that a disturbed thread does not hold up the rest.
+    fn task_size(&self, threads: usize, panels: usize) -> (usize, usize) {
+        if threads == 1 {
+            return (240, panels.min(16));
+        }
+        let enough = 6 * threads;
+        let (mut rows, mut columns) = (240, 16);
+        if self.m <= 48 {
+            return (self.m, (panels / (4 * threads)).next_multiple_of(4).clamp(4, 64));
+        }
+        while self.m.div_ceil(rows) * panels.div_ceil(columns) < enough && (rows > 48 || columns > 4) {
+            if columns > 4 {
+                columns /= 2;
+            } else {
+                rows = (rows / 2).next_multiple_of(12);
+            }
+        }
+        (rows, columns)
+    }
+
+    fn part(&self, rows: std::ops::Range<usize>, panels: std::ops::Range<usize>) -> Self {
+        let a_row = if self.a_by_unit { 1 } else { self.a_stride };
+        Self {
+            m: rows.len(),
+            n: self.n.min(panels.end * PANEL) - panels.start * PANEL,
+            a: self.a.wrapping_add(rows.start * a_row),
+            b: self.b.wrapping_add(panels.start * self.b_panel_stride),
+            c: self.c.wrapping_add(rows.start * self.c_stride + panels.start * PANEL),
+            ..*self
+        }
+    }
+
+    /// The product on this thread.
+    ///
+    /// # Safety
+    /// As for [`Gemm::run`].
+    pub(crate) unsafe fn run_here(self, isa: Isa) {
+        isa.run(Blocks(self));
+    }
+
+    /// The product from inside a kernel.
+    ///
+    /// # Safety
+    /// As for [`Gemm::run`], and the instruction set is available.
+    #[inline(always)]
+    pub(crate) unsafe fn run_inside<S: Simd>(self) {
+        S::call(Blocks(self));
+    }
+}
+
+/// All of one task, block of units by block of units.
+struct Blocks(Gemm);
+
+impl Kernel for Blocks {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let g = self.0;
+        // With one pass over the rows a panel is not read twice: streaming it whole is what memory likes best.
+        let step = if g.m <= S::TILE_ROWS { g.units.max(1) } else { BLOCK_UNITS };
+        let mut unit = 0;
+        loop {
+            let block = Gemm {
+                units: step.min(g.units - unit),
+                a: g.a.wrapping_add(if g.a_by_unit { unit * g.a_stride } else { unit }),
+                b: g.b.wrapping_add(unit * g.b_unit_stride),
+                accumulate: g.accumulate || unit > 0,
+                ..g
+            };
+            match (g.dtype, g.a_by_unit) {
+                (Dtype::F32, false) => panels::<S, F32Product, false>(&block),
+                (Dtype::F32, true) => panels::<S, F32Product, true>(&block),
+                (Dtype::Bf16, false) => panels::<S, Bf16Product, false>(&block),
+                (Dtype::Bf16, true) => panels::<S, Bf16Product, true>(&block),
+            }
+            unit += step;
+            if unit >= g.units {
+                break;
+            }
+        }
+    }
+}
+
+/// What one unit adds to the chain.
+trait Product: Copy {
+    unsafe fn step<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V;
+}
+
+#[derive(Clone, Copy)]
+struct F32Product;
+
+impl Product for F32Product {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        S::fma(a, b, acc)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Bf16Product;
+
+impl Product for Bf16Product {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        S::dot_bf16(acc, a, b)
+    }
+}
+
+/// One block of units over all panels and rows. Few rows take several panels at a time: more chains in flight, and more
+/// streams from memory.
+#[inline(always)]
+unsafe fn panels<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
+    let mut lane = 0;
+    while lane < g.n {
+        let left = g.n - lane;
+        let wide = match g.m {
+            _ if S::TILE_ROWS < 12 || BY_UNIT => 1,
+            1..=3 if left > 3 * PANEL => 4,
+            1..=6 if left > PANEL => 2,
+            _ => 1,
+        };
+        let part = Gemm {
+            b: g.b.wrapping_add(lane / PANEL * g.b_panel_stride),
+            c: g.c.wrapping_add(lane),
+            n: left.min(wide * PANEL),
+            ..*g
+        };
+        match wide {
+            4 => few_rows_4::<S, P>(&part),
+            2 => few_rows_2::<S, P>(&part),
+            _ => rows_of_panel::<S, P, BY_UNIT>(&part),
+        }
+        lane += wide * PANEL;
+    }
+}
+
+macro_rules! tile {
+    ($s:ident, $p:ident, $by:expr, $rows:literal, $vectors:literal, $g:expr) => {
+        $s::call(Tile::<$p, $by, $rows, $vectors> { g: $g, product: std::marker::PhantomData })
+    };
+}
+
+#[inline(always)]
+unsafe fn few_rows_4<S: Simd, P: Product>(g: &Gemm) {
+    match g.m {
+        1 => tile!(S, P, false, 1, 8, *g),
+        2 => tile!(S, P, false, 2, 8, *g),
+        _ => tile!(S, P, false, 3, 8, *g),
+    }
+}
+
+#[inline(always)]
+unsafe fn few_rows_2<S: Simd, P: Product>(g: &Gemm) {
+    match g.m {
+        1 => tile!(S, P, false, 1, 4, *g),
+        2 => tile!(S, P, false, 2, 4, *g),
+        3 => tile!(S, P, false, 3, 4, *g),
+        4 => tile!(S, P, false, 4, 4, *g),
+        5 => tile!(S, P, false, 5, 4, *g),
+        _ => tile!(S, P, false, 6, 4, *g),
+    }
+}
+
+#[inline(always)]
+unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
+    let mut row = 0;
+    while row < g.m {
+        let rows = S::TILE_ROWS.min(g.m - row);
+        let part = Gemm {
+            a: g.a.wrapping_add(if BY_UNIT { row } else { row * g.a_stride }),
+            c: g.c.wrapping_add(row * g.c_stride),
+            m: rows,
+            ..*g
+        };
+        if S::TILE_ROWS == 12 {
+            match rows {
+                1 => tile!(S, P, BY_UNIT, 1, 2, part),
+                2 => tile!(S, P, BY_UNIT, 2, 2, part),
+                3 => tile!(S, P, BY_UNIT, 3, 2, part),
+                4 => tile!(S, P, BY_UNIT, 4, 2, part),
+                5 => tile!(S, P, BY_UNIT, 5, 2, part),
+                6 => tile!(S, P, BY_UNIT, 6, 2, part),
+                7 => tile!(S, P, BY_UNIT, 7, 2, part),
+                8 => tile!(S, P, BY_UNIT, 8, 2, part),
+                9 => tile!(S, P, BY_UNIT, 9, 2, part),
+                10 => tile!(S, P, BY_UNIT, 10, 2, part),
+                11 => tile!(S, P, BY_UNIT, 11, 2, part),
+                _ => tile!(S, P, BY_UNIT, 12, 2, part),
+            }
+        } else {
+            match rows {
+                1 => tile!(S, P, BY_UNIT, 1, 2, part),
+                2 => tile!(S, P, BY_UNIT, 2, 2, part),
+                _ => tile!(S, P, BY_UNIT, 3, 2, part),
+            }
+        }
+        row += rows;
+    }
+}
+
+/// `ROWS` rows by `VECTORS` vectors of C, held in registers over the block's units.
+struct Tile<P, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> {
+    g: Gemm,
+    product: std::marker::PhantomData<P>,
+}
+
+impl<P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> Kernel
+    for Tile<P, BY_UNIT, ROWS, VECTORS>
+{
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let g = self.g;
+        let whole = g.n >= VECTORS * LANES;
+        let mut acc = [[S::splat(0.0); VECTORS]; ROWS];
+        if g.accumulate {
+            let mut i = 0;
+            while i < ROWS {
+                let mut v = 0;
+                while v < VECTORS {
+                    let p = g.c.wrapping_add(i * g.c_stride + v * LANES);
+                    acc[i][v] = if whole { S::load(p) } else { S::load_up_to(p, g.n.saturating_sub(v * LANES)) };
+                    v += 1;
+                }
+                i += 1;
+            }
+        }
+        chain::<S, P, BY_UNIT, ROWS, VECTORS>(&g, &mut acc);
+        let mut i = 0;
+        while i < ROWS {
+            let mut v = 0;
+            while v < VECTORS {
+                let p = g.c.wrapping_add(i * g.c_stride + v * LANES);
+                if whole {
+                    S::store(p, acc[i][v]);
+                } else {
+                    S::store_up_to(p, acc[i][v], g.n.saturating_sub(v * LANES));
+                }
+                v += 1;
+            }
+            i += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn chain<S: Simd, P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize>(
+    g: &Gemm,
+    acc: &mut [[S::V; VECTORS]; ROWS],
+) {
+    let (mut a, mut b) = (g.a, g.b);
+    let (a_step, a_row) = if BY_UNIT { (g.a_stride, 1) } else { (1, g.a_stride) };
+    let mut left = g.units;
+    while left > 0 {
+        let mut panel = [S::splat(0.0); VECTORS];
+        let mut v = 0;
+        while v < VECTORS {
+            panel[v] = S::load(b.wrapping_add(v / 2 * g.b_panel_stride + v % 2 * LANES).cast());
+            v += 1;
+        }
+        let mut i = 0;
+        while i < ROWS {
+            let unit = S::splat_at(a.wrapping_add(i * a_row));
+            let mut v = 0;
+            while v < VECTORS {
+                acc[i][v] = P::step::<S>(acc[i][v], unit, panel[v]);
+                v += 1;
+            }
+            i += 1;
+        }
+        a = a.wrapping_add(a_step);
+        b = b.wrapping_add(g.b_unit_stride);
+        left -= 1;
+    }
+}
+
+/// Units of `k` elements.
+pub(crate) fn units_of(dtype: Dtype, k: usize) -> usize {
+    match dtype {
+        Dtype::F32 => k,
+        Dtype::Bf16 => k.div_ceil(2),
+    }
+}
+
+/// Where tasks write rows of a result.
+pub(crate) fn rows_mut(data: &mut [f32]) -> SharedMut<f32> {
+    SharedMut::new(data)
+}

@@ -1,0 +1,148 @@
+//! Products against the plain twin, and the laws of rows, threads and layouts.
+
+use super::*;
+use crate::Isa;
+use crate::reference::Matrix;
+use crate::testing::{close, devices, normal, same_bits};
+
+const SIZES: [(usize, usize, usize); 9] = [
+    (1, 1, 1),
+    (3, 5, 7),
+    (2, 130, 33),
+    (13, 32, 64),
+    (17, 65, 31),
+    (5, 200, 600),
+    (40, 31, 515),
+    (250, 70, 96),
+    (61, 97, 1030),
+];
+
+fn matrix(t: &Tensor) -> Matrix {
+    Matrix::new(t.shape()[0], t.shape()[1], &t.to_f32_vec())
+}
+
+/// A sum of k products of standard normals, each rounded once to f32: about k times half a unit in the last place of its size.
+fn tolerance(k: usize) -> f32 {
+    1e-6 * (k as f32).max(16.0)
+}
+
+#[test]
+fn linear_and_both_gradients_agree_with_the_plain_loops_on_every_instruction_set() {
+    for device in devices() {
+        for (n, o, k) in SIZES {
+            for dtype in [Dtype::F32, Dtype::Bf16] {
+                let what = format!("{device:?} {dtype:?} {n}x{o}x{k}");
+                let (x, w, b) = (normal("x", &[n, k]), normal("w", &[o, k]).cast(dtype), normal("b", &[o]));
+                let (dy, dw0) = (normal("dy", &[n, o]), normal("dw", &[o, k]));
+                let layer = Linear::new(w.clone(), Some(b.clone()));
+                let round = |t: &Tensor| matrix(t).rounded(dtype);
+
+                let mut y = round(&x).times_transposed(&matrix(&w));
+                y.data.chunks_mut(o).for_each(|row| row.iter_mut().zip(b.as_f32()).for_each(|(y, b)| *y += b));
+                close(linear(&device, &x, &layer).as_f32(), &y.data, tolerance(k), &what);
+
+                let dx = round(&dy).times_transposed(&matrix(&w).transposed());
+                close(linear_grad_input(&device, &dy, &layer).as_f32(), &dx.data, tolerance(o), &what);
+
+                let (mut dw, mut db) = (dw0.clone(), Tensor::zeros(&[o], Dtype::F32));
+                linear_grad_weight(&device, &dy, &x, dtype, &mut dw, Some(&mut db));
+                let add = round(&dy).transposed().times_transposed(&round(&x).transposed());
+                let expected: Vec<f32> = dw0.as_f32().iter().zip(&add.data).map(|(a, b)| a + b).collect();
+                close(dw.as_f32(), &expected, tolerance(n), &what);
+                let ones = Matrix::new(1, n, &vec![1.0; n]);
+                close(db.as_f32(), &ones.times_transposed(&matrix(&dy).transposed()).data, tolerance(n), &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_the_output_does_not_depend_on_the_other_rows() {
+    for device in devices() {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let (n, o, k) = (27, 161, 1091);
+            let x = normal("x", &[n, k]);
+            let layer = Linear::new(normal("w", &[o, k]).cast(dtype), Some(normal("b", &[o])));
+            let all = linear(&device, &x, &layer);
+            for rows in 1..n {
+                let some = linear(&device, &x.slice_rows(n - rows, n), &layer);
+                same_bits(
+                    some.as_f32(),
+                    all.slice_rows(n - rows, n).as_f32(),
+                    &format!("{device:?} {dtype:?} {rows} rows"),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    for isa in [Isa::best(), Isa::Portable] {
+        let (one, three) = (Device::cpu_with(isa, 1), Device::cpu_with(isa, 3));
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let (n, o, k) = (333, 290, 600);
+            let (x, dy) = (normal("x", &[n, k]), normal("dy", &[n, o]));
+            let layer = Linear::new(normal("w", &[o, k]).cast(dtype), None);
+            let run = |device: &Device| {
+                let mut dw = normal("dw", &[o, k]);
+                linear_grad_weight(device, &dy, &x, dtype, &mut dw, None);
+                [linear(device, &x, &layer), linear_grad_input(device, &dy, &layer), dw]
+            };
+            for (a, b) in run(&one).iter().zip(&run(&three)) {
+                same_bits(a.as_f32(), b.as_f32(), &format!("{isa:?} {dtype:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn tokens_added_in_two_parts_give_the_weight_gradient_of_the_whole() {
+    let device = Device::cpu(2);
+    let (n, o, k) = (64, 40, 50);
+    let (x, dy) = (normal("x", &[n, k]), normal("dy", &[n, o]));
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let mut whole = Tensor::zeros(&[o, k], Dtype::F32);
+        linear_grad_weight(&device, &dy, &x, dtype, &mut whole, None);
+        let mut parts = Tensor::zeros(&[o, k], Dtype::F32);
+        for (from, to) in [(0, 22), (22, 64)] {
+            linear_grad_weight(&device, &dy.slice_rows(from, to), &x.slice_rows(from, to), dtype, &mut parts, None);
+        }
+        same_bits(whole.as_f32(), parts.as_f32(), "an even split continues the same chain");
+    }
+}
+
+#[test]
+fn packing_loses_nothing_and_an_update_equals_a_new_layer() {
+    let device = Device::cpu(2);
+    for (o, k) in [(1, 1), (33, 7), (64, 50), (100, 129)] {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let (w, masters) = (normal("w", &[o, k]).cast(dtype), normal("masters", &[o, k]));
+            let mut layer = Linear::new_on(&device, w.clone(), None);
+            same_bits(layer.weight().cast(Dtype::F32).as_f32(), &w.to_f32_vec(), "unpacked");
+            let ids = [(o - 1) as u32, 0];
+            let expected = w.gather_rows(&[o - 1, 0]).to_f32_vec();
+            same_bits(layer.rows(&device, &ids).as_f32(), &expected, "rows");
+            let dy = normal("dy", &[3, o]);
+            linear_grad_input(&device, &dy, &layer);
+            layer.update_from_f32(&device, masters.as_f32());
+            let fresh = Linear::new_on(&device, masters.cast(dtype), None);
+            same_bits(layer.weight().cast(Dtype::F32).as_f32(), &fresh.weight().to_f32_vec(), "updated");
+            let (a, b) = (linear_grad_input(&device, &dy, &layer), linear_grad_input(&device, &dy, &fresh));
+            same_bits(a.as_f32(), b.as_f32(), "updated, for the gradient");
+        }
+    }
+}
+
+#[test]
+fn the_native_bf16_dot_product_is_two_fused_steps() {
+    // If the instruction kept more bits inside, the two AVX-512 paths would differ, and so would results between machines.
+    if !Isa::Avx512Bf16.available() {
+        return;
+    }
+    let (x, w) = (normal("x", &[9, 500]), normal("w", &[70, 500]).cast(Dtype::Bf16));
+    let layer = Linear::new(w, None);
+    let run = |isa| linear(&Device::cpu_with(isa, 1), &x, &layer);
+    same_bits(run(Isa::Avx512Bf16).as_f32(), run(Isa::Avx512).as_f32(), "native against widened");
+    same_bits(run(Isa::Avx2).as_f32(), run(Isa::Avx512).as_f32(), "AVX2 against AVX-512");
+}

@@ -1,0 +1,287 @@
+//! Operands of the matrix product laid out as `gemm` reads them: panels of 32 lanes for B, padded rows for A.
+
+use crate::device::Device;
+use crate::gemm::{PANEL, units_of};
+use crate::pool::SharedMut;
+use crate::simd::{Kernel, LANES, Simd};
+use crate::tensor::{Dtype, bf16_from_f32, f32_from_bf16};
+
+/// A cache line of units; a vector of lines is aligned for the vector loads.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub(crate) [u32; LANES]);
+
+pub(crate) const ZERO_LINE: Line = Line([0; LANES]);
+
+/// Numbers to pack.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [u16]),
+}
+
+impl Source<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Source::F32(data) => data.len(),
+            Source::Bf16(data) => data.len(),
+        }
+    }
+
+    /// Elements `from..from + n` in the product's type, as units; a missing last half is zero.
+    fn units(&self, dtype: Dtype, from: usize, n: usize, out: &mut [u32]) {
+        let bf16 = |i: usize| match self {
+            Source::F32(data) => bf16_from_f32(data[from + i]),
+            Source::Bf16(data) => data[from + i],
+        };
+        match dtype {
+            Dtype::F32 => match self {
+                Source::F32(data) => out.iter_mut().zip(&data[from..from + n]).for_each(|(o, v)| *o = v.to_bits()),
+                Source::Bf16(data) => {
+                    out.iter_mut().zip(&data[from..from + n]).for_each(|(o, v)| *o = f32_from_bf16(*v).to_bits());
+                }
+            },
+            Dtype::Bf16 => {
+                for (u, o) in out[..n.div_ceil(2)].iter_mut().enumerate() {
+                    let high = if 2 * u + 1 < n { bf16(2 * u + 1) } else { 0 };
+                    *o = bf16(2 * u) as u32 | (high as u32) << 16;
+                }
+            }
+        }
+    }
+}
+
+/// The B operand in panels of 32 lanes: unit u of lane l of panel p at `(p * units + u) * 32 + l`, zero past the last lane.
+#[derive(Clone, Debug)]
+pub(crate) struct Panels {
+    pub(crate) dtype: Dtype,
+    pub(crate) lanes: usize,
+    pub(crate) units: usize,
+    lines: Vec<Line>,
+}
+
+impl Panels {
+    /// Empty panels for `lanes` lanes of `elements` numbers each.
+    pub(crate) fn new(dtype: Dtype, lanes: usize, elements: usize) -> Self {
+        let units = units_of(dtype, elements);
+        let lines = vec![ZERO_LINE; lanes.div_ceil(PANEL) * units * PANEL / LANES];
+        Self { dtype, lanes, units, lines }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const u32 {
+        self.lines.as_ptr().cast()
+    }
+
+    /// Units from one panel to the next.
+    pub(crate) fn panel_stride(&self) -> usize {
+        self.units * PANEL
+    }
+
+    /// Bits of the units of one lane, in order.
+    pub(crate) fn lane_units(&self, lane: usize) -> impl Iterator<Item = u32> + '_ {
+        let (panel, at) = (lane / PANEL, lane % PANEL);
+        let first = panel * self.units * PANEL / LANES + at / LANES;
+        (0..self.units).map(move |u| self.lines[first + u * PANEL / LANES].0[at % LANES])
+    }
+
+    fn panels_mut(&mut self) -> (SharedMut<Line>, usize) {
+        let size = self.units * PANEL / LANES;
+        (SharedMut::new(&mut self.lines), size)
+    }
+
+    /// Lanes are the rows of a `[lanes, k]` matrix.
+    pub(crate) fn fill_from_rows(&mut self, device: &Device, source: Source, k: usize) {
+        assert_eq!((source.len(), self.units), (self.lanes * k, units_of(self.dtype, k)), "packing rows");
+        let (lanes, units, dtype, isa) = (self.lanes, self.units, self.dtype, device.isa());
+        let (out, size) = self.panels_mut();
+        device.for_each(lanes.div_ceil(PANEL), &|panel| {
+            // SAFETY: each index has its own panel.
+            let lines = unsafe { out.slice(panel * size, size) };
+            let stride = units.next_multiple_of(LANES);
+            let mut rows = vec![0u32; PANEL * stride];
+            for (i, row) in rows.chunks_exact_mut(stride.max(1)).enumerate().take(lanes - (panel * PANEL).min(lanes)) {
+                source.units(dtype, (panel * PANEL + i) * k, k, row);
+            }
+            // SAFETY: 32 rows of `stride` units are there to read, and `units` pairs of lines to write.
+            unsafe { isa.run(RowsToPanel { rows: rows.as_ptr(), stride, units, out: lines.as_mut_ptr().cast() }) }
+        });
+    }
+
+    /// Lanes are the columns of a `[r, lanes]` matrix.
+    pub(crate) fn fill_from_columns(&mut self, device: &Device, source: Source, r: usize) {
+        assert_eq!((source.len(), self.units), (self.lanes * r, units_of(self.dtype, r)), "packing columns");
+        let (lanes, dtype, units) = (self.lanes, self.dtype, self.units);
+        let (out, size) = self.panels_mut();
+        device.for_each(lanes.div_ceil(PANEL), &|panel| {
+            // SAFETY: each index has its own panel.
+            let lines = unsafe { out.slice(panel * size, size) };
+            let (first, width) = (panel * PANEL, PANEL.min(lanes - panel * PANEL));
+            for u in 0..units {
+                let unit = &mut lines[u * PANEL / LANES..(u + 1) * PANEL / LANES];
+                let mut bits = [0u32; PANEL];
+                column_units(source, dtype, (u, r), (first, width, lanes), &mut bits);
+                unit[0].0.copy_from_slice(&bits[..LANES]);
+                unit[1].0.copy_from_slice(&bits[LANES..]);
+            }
+        });
+    }
+}
+
+/// Unit `u` of columns `first..first + width` of a matrix with `r` rows of `stride` elements.
+#[inline(always)]
+fn column_units(
+    source: Source,
+    dtype: Dtype,
+    (u, r): (usize, usize),
+    (first, width, stride): (usize, usize, usize),
+    out: &mut [u32],
+) {
+    match (dtype, source) {
+        (Dtype::F32, _) => source.units(dtype, u * stride + first, width, out),
+        (Dtype::Bf16, Source::F32(data)) => {
+            let low = &data[2 * u * stride + first..][..width];
+            if 2 * u + 1 < r {
+                let high = &data[(2 * u + 1) * stride + first..][..width];
+                for i in 0..width {
+                    out[i] = bf16_from_f32(low[i]) as u32 | (bf16_from_f32(high[i]) as u32) << 16;
+                }
+            } else {
+                (0..width).for_each(|i| out[i] = bf16_from_f32(low[i]) as u32);
+            }
+        }
+        (Dtype::Bf16, Source::Bf16(data)) => {
+            let low = &data[2 * u * stride + first..][..width];
+            let high = (2 * u + 1 < r).then(|| &data[(2 * u + 1) * stride + first..][..width]);
+            (0..width).for_each(|i| out[i] = low[i] as u32 | high.map_or(0, |h| (h[i] as u32) << 16));
+        }
+    }
+}
+
+/// Transposes 32 rows into a panel, 16 units at a time.
+struct RowsToPanel {
+    rows: *const u32,
+    stride: usize,
+    units: usize,
+    out: *mut u32,
+}
+
+impl Kernel for RowsToPanel {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for half in 0..PANEL / LANES {
+            let mut unit = 0;
+            while unit < self.units {
+                let mut block = [S::splat(0.0); LANES];
+                for (i, row) in block.iter_mut().enumerate() {
+                    *row = S::load(self.rows.wrapping_add((half * LANES + i) * self.stride + unit).cast());
+                }
+                S::transpose(&mut block);
+                for (i, row) in block.iter().enumerate().take(self.units - unit) {
+                    S::store(self.out.wrapping_add((unit + i) * PANEL + half * LANES).cast(), *row);
+                }
+                unit += LANES;
+            }
+        }
+    }
+}
+
+/// The A operand: what to pass to `Gemm` as `a`, `a_stride` and `a_by_unit`.
+pub(crate) struct Rows<'a> {
+    pub(crate) a: *const u32,
+    pub(crate) stride: usize,
+    pub(crate) by_unit: bool,
+    pub(crate) units: usize,
+    _owner: std::marker::PhantomData<&'a [u32]>,
+}
+
+thread_local! {
+    /// Reused, because fresh memory costs more than the rounding itself.
+    static SCRATCH: std::cell::RefCell<Vec<Line>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+fn with_scratch<R>(lines: usize, body: impl FnOnce(&mut [Line]) -> R) -> R {
+    SCRATCH.with_borrow_mut(|scratch| {
+        if scratch.len() < lines {
+            scratch.clear();
+            scratch.resize(lines, ZERO_LINE);
+        }
+        body(&mut scratch[..lines])
+    })
+}
+
+/// Units of a padded row: an odd number of cache lines, so that rows do not fall on the same cache sets.
+fn padded(units: usize) -> usize {
+    (units.div_ceil(LANES) | 1) * LANES
+}
+
+/// Rows of x `[m, k]` as operand A; f32 is used where it lies.
+pub(crate) fn with_rows<R>(device: &Device, x: &[f32], k: usize, dtype: Dtype, body: impl FnOnce(Rows) -> R) -> R {
+    let units = units_of(dtype, k);
+    if dtype == Dtype::F32 {
+        return body(Rows { a: x.as_ptr().cast(), stride: k, by_unit: false, units, _owner: std::marker::PhantomData });
+    }
+    let (m, stride) = (x.len().checked_div(k).unwrap_or(0), padded(units));
+    with_scratch(m * stride / LANES, |lines| {
+        let out = SharedMut::new(lines);
+        let isa = device.isa();
+        let rows_per_task = (16384 / k.max(1)).max(1);
+        device.for_each(m.div_ceil(rows_per_task), &|task| {
+            for row in task * rows_per_task..((task + 1) * rows_per_task).min(m) {
+                // SAFETY: each index has its own rows.
+                let line = unsafe { out.slice(row * stride / LANES, stride / LANES) };
+                let x = &x[row * k..(row + 1) * k];
+                // SAFETY: k elements to read; the padded row holds k rounded up to 32.
+                unsafe { isa.run(RoundRow { x: x.as_ptr(), k, out: line.as_mut_ptr().cast() }) }
+            }
+        });
+        body(Rows { a: out.ptr().cast(), stride, by_unit: false, units, _owner: std::marker::PhantomData })
+    })
+}
+
+/// Columns of x `[r, m]` as the rows of operand A: A's units run over r.
+pub(crate) fn with_columns<R>(device: &Device, x: &[f32], m: usize, dtype: Dtype, body: impl FnOnce(Rows) -> R) -> R {
+    let r = x.len().checked_div(m).unwrap_or(0);
+    let units = units_of(dtype, r);
+    if dtype == Dtype::F32 {
+        return body(Rows { a: x.as_ptr().cast(), stride: m, by_unit: true, units, _owner: std::marker::PhantomData });
+    }
+    let stride = padded(m);
+    with_scratch(units * stride / LANES, |lines| {
+        let out = SharedMut::new(lines);
+        let per_task = (16384 / m.max(1)).max(1);
+        device.for_each(units.div_ceil(per_task), &|task| {
+            for u in task * per_task..((task + 1) * per_task).min(units) {
+                // SAFETY: each index has its own units.
+                let line = unsafe { out.slice(u * stride / LANES, stride / LANES) };
+                for (i, chunk) in line.iter_mut().enumerate().take(m.div_ceil(LANES)) {
+                    let width = LANES.min(m - i * LANES);
+                    column_units(Source::F32(x), dtype, (u, r), (i * LANES, width, m), &mut chunk.0);
+                }
+            }
+        });
+        body(Rows { a: out.ptr().cast(), stride, by_unit: true, units, _owner: std::marker::PhantomData })
+    })
+}
+
+/// Rounds a row to bf16 and fills it up with a zero to whole pairs.
+struct RoundRow {
+    x: *const f32,
+    k: usize,
+    out: *mut u16,
+}
+
+impl Kernel for RoundRow {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut i = 0;
+        while i < self.k {
+            let v = S::load_up_to(self.x.wrapping_add(i), (self.k - i).min(LANES));
+            S::store_bf16(self.out.wrapping_add(i), v);
+            i += LANES;
+        }
+    }
+}

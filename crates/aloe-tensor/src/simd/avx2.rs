@@ -1,0 +1,136 @@
+//! The 16 lanes as two AVX2 registers, with FMA.
+
+use super::{Kernel, LANES, Simd, bf16_from_f32};
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+type V = [__m256; 2];
+
+/// Lanes below `n` all ones, from a sliding window over ones and zeros.
+#[inline(always)]
+unsafe fn mask(n: usize) -> [__m256i; 2] {
+    const WINDOW: [i32; 32] = {
+        let mut w = [0; 32];
+        let mut i = 0;
+        while i < 16 {
+            w[i] = -1;
+            i += 1;
+        }
+        w
+    };
+    let p = WINDOW.as_ptr().wrapping_add(16 - n);
+    [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.wrapping_add(8).cast())]
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn enter<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run::<Avx2>()
+}
+
+impl Simd for Avx2 {
+    type V = V;
+    const TILE_ROWS: usize = 3;
+
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Out {
+        enter(kernel)
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> V {
+        [_mm256_set1_ps(x); 2]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> V {
+        [_mm256_loadu_ps(p), _mm256_loadu_ps(p.wrapping_add(8))]
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: V) {
+        _mm256_storeu_ps(p, v[0]);
+        _mm256_storeu_ps(p.wrapping_add(8), v[1]);
+    }
+    #[inline(always)]
+    unsafe fn load_n(p: *const f32, n: usize) -> V {
+        let m = mask(n);
+        [_mm256_maskload_ps(p, m[0]), _mm256_maskload_ps(p.wrapping_add(8), m[1])]
+    }
+    #[inline(always)]
+    unsafe fn store_n(p: *mut f32, v: V, n: usize) {
+        let m = mask(n);
+        _mm256_maskstore_ps(p, m[0], v[0]);
+        _mm256_maskstore_ps(p.wrapping_add(8), m[1], v[1]);
+    }
+    #[inline(always)]
+    unsafe fn add(a: V, b: V) -> V {
+        [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn sub(a: V, b: V) -> V {
+        [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn mul(a: V, b: V) -> V {
+        [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn div(a: V, b: V) -> V {
+        [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: V) -> V {
+        [_mm256_sqrt_ps(a[0]), _mm256_sqrt_ps(a[1])]
+    }
+    #[inline(always)]
+    unsafe fn fma(a: V, b: V, c: V) -> V {
+        [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])]
+    }
+    #[inline(always)]
+    unsafe fn max(a: V, b: V) -> V {
+        [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn min(a: V, b: V) -> V {
+        [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn round(a: V) -> V {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        [_mm256_round_ps::<NEAREST>(a[0]), _mm256_round_ps::<NEAREST>(a[1])]
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(a: V) -> V {
+        let bias = _mm256_set1_epi32(127);
+        [
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(a[0]), bias))),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(a[1]), bias))),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn zero_below(x: V, limit: V, y: V) -> V {
+        [
+            _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x[0], limit[0]), y[0]),
+            _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x[1], limit[1]), y[1]),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(acc: V, a: V, b: V) -> V {
+        let high = _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000u32 as i32));
+        let mut out = acc;
+        let mut i = 0;
+        while i < 2 {
+            let a_lo = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(a[i])));
+            let b_lo = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(b[i])));
+            let sum = _mm256_fmadd_ps(_mm256_and_ps(a[i], high), _mm256_and_ps(b[i], high), acc[i]);
+            out[i] = _mm256_fmadd_ps(a_lo, b_lo, sum);
+            i += 1;
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut u16, v: V) {
+        let mut lanes = [0.0f32; LANES];
+        Self::store(lanes.as_mut_ptr(), v);
+        p.cast::<[u16; LANES]>().write_unaligned(lanes.map(bf16_from_f32));
+    }
+}

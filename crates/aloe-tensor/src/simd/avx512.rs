@@ -1,0 +1,174 @@
+//! The 16 lanes as one AVX-512 register, with and without the bf16 dot product.
+
+use super::{Kernel, Simd};
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Bf16;
+
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn enter<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run::<Avx512>()
+}
+
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn enter_bf16<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run::<Avx512Bf16>()
+}
+
+#[inline(always)]
+unsafe fn dot_widened(acc: __m512, a: __m512, b: __m512) -> __m512 {
+    let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
+    let (a, b) = (_mm512_castps_si512(a), _mm512_castps_si512(b));
+    let (a_hi, b_hi) = (_mm512_and_si512(a, high), _mm512_and_si512(b, high));
+    let (a_lo, b_lo) = (_mm512_slli_epi32::<16>(a), _mm512_slli_epi32::<16>(b));
+    let sum = _mm512_fmadd_ps(_mm512_castsi512_ps(a_hi), _mm512_castsi512_ps(b_hi), acc);
+    _mm512_fmadd_ps(_mm512_castsi512_ps(a_lo), _mm512_castsi512_ps(b_lo), sum)
+}
+
+#[inline(always)]
+unsafe fn dot_native(acc: __m512, a: __m512, b: __m512) -> __m512 {
+    _mm512_dpbf16_ps(acc, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b))
+}
+
+/// Rounds to nearest even in integers; NaN keeps its top bits, with the quiet bit set.
+#[inline(always)]
+unsafe fn store_rounded(p: *mut u16, v: __m512) {
+    let bits = _mm512_castps_si512(v);
+    let even = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
+    let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+    let high = _mm512_srli_epi32::<16>(_mm512_mask_blend_epi32(nan, rounded, quiet));
+    _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(high));
+}
+
+#[inline(always)]
+unsafe fn transpose(r: &mut [__m512; 16]) {
+    let mut t = *r;
+    let mut i = 0;
+    while i < 16 {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+        i += 2;
+    }
+    let pd = |x| _mm512_castps_pd(x);
+    i = 0;
+    while i < 16 {
+        r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(t[i]), pd(t[i + 2])));
+        r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(t[i]), pd(t[i + 2])));
+        r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(t[i + 1]), pd(t[i + 3])));
+        r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(t[i + 1]), pd(t[i + 3])));
+        i += 4;
+    }
+    // r[4g + c] holds, in its 128-bit quarter q, column 4q + c of rows 4g..4g+4.
+    i = 0;
+    while i < 4 {
+        let (low, high) = (_mm512_shuffle_f32x4::<0x88>(r[i], r[i + 4]), _mm512_shuffle_f32x4::<0xdd>(r[i], r[i + 4]));
+        let (low2, high2) =
+            (_mm512_shuffle_f32x4::<0x88>(r[i + 8], r[i + 12]), _mm512_shuffle_f32x4::<0xdd>(r[i + 8], r[i + 12]));
+        t[i] = _mm512_shuffle_f32x4::<0x88>(low, low2);
+        t[i + 8] = _mm512_shuffle_f32x4::<0xdd>(low, low2);
+        t[i + 4] = _mm512_shuffle_f32x4::<0x88>(high, high2);
+        t[i + 12] = _mm512_shuffle_f32x4::<0xdd>(high, high2);
+        i += 1;
+    }
+    *r = t;
+}
+
+macro_rules! avx512 {
+    ($name:ident, $enter:ident, $dot:ident) => {
+        impl Simd for $name {
+            type V = __m512;
+            const TILE_ROWS: usize = 12;
+
+            #[inline(always)]
+            unsafe fn call<K: Kernel>(kernel: K) -> K::Out {
+                $enter(kernel)
+            }
+            #[inline(always)]
+            unsafe fn splat(x: f32) -> __m512 {
+                _mm512_set1_ps(x)
+            }
+            #[inline(always)]
+            unsafe fn load(p: *const f32) -> __m512 {
+                _mm512_loadu_ps(p)
+            }
+            #[inline(always)]
+            unsafe fn store(p: *mut f32, v: __m512) {
+                _mm512_storeu_ps(p, v);
+            }
+            #[inline(always)]
+            unsafe fn load_n(p: *const f32, n: usize) -> __m512 {
+                _mm512_maskz_loadu_ps(((1u32 << n) - 1) as u16, p)
+            }
+            #[inline(always)]
+            unsafe fn store_n(p: *mut f32, v: __m512, n: usize) {
+                _mm512_mask_storeu_ps(p, ((1u32 << n) - 1) as u16, v);
+            }
+            #[inline(always)]
+            unsafe fn add(a: __m512, b: __m512) -> __m512 {
+                _mm512_add_ps(a, b)
+            }
+            #[inline(always)]
+            unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+                _mm512_sub_ps(a, b)
+            }
+            #[inline(always)]
+            unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+                _mm512_mul_ps(a, b)
+            }
+            #[inline(always)]
+            unsafe fn div(a: __m512, b: __m512) -> __m512 {
+                _mm512_div_ps(a, b)
+            }
+            #[inline(always)]
+            unsafe fn sqrt(a: __m512) -> __m512 {
+                _mm512_sqrt_ps(a)
+            }
+            #[inline(always)]
+            unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+                _mm512_fmadd_ps(a, b, c)
+            }
+            #[inline(always)]
+            unsafe fn max(a: __m512, b: __m512) -> __m512 {
+                _mm512_max_ps(a, b)
+            }
+            #[inline(always)]
+            unsafe fn min(a: __m512, b: __m512) -> __m512 {
+                _mm512_min_ps(a, b)
+            }
+            #[inline(always)]
+            unsafe fn round(a: __m512) -> __m512 {
+                _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a)
+            }
+            #[inline(always)]
+            unsafe fn power_of_two(a: __m512) -> __m512 {
+                let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(127));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+            }
+            #[inline(always)]
+            unsafe fn zero_below(x: __m512, limit: __m512, y: __m512) -> __m512 {
+                _mm512_maskz_mov_ps(!_mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, limit), y)
+            }
+            #[inline(always)]
+            unsafe fn dot_bf16(acc: __m512, a: __m512, b: __m512) -> __m512 {
+                $dot(acc, a, b)
+            }
+            #[inline(always)]
+            unsafe fn store_bf16(p: *mut u16, v: __m512) {
+                store_rounded(p, v);
+            }
+            #[inline(always)]
+            unsafe fn transpose(rows: &mut [__m512; 16]) {
+                transpose(rows);
+            }
+        }
+    };
+}
+
+avx512!(Avx512, enter, dot_widened);
+avx512!(Avx512Bf16, enter_bf16, dot_native);

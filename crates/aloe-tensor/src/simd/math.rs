@@ -1,0 +1,58 @@
+//! Functions of a vector: exp, the logistic function, and reductions over lanes in a fixed order.
+
+use super::{LANES, Simd};
+
+/// `e^x` within 2 ulp; 0 below -87.33 (no denormals), about 2.4e38 above 88.37, NaN for NaN.
+///
+/// Method of Cephes' expf (Moshier): `x = n ln 2 + r`, a polynomial of degree 5 in r.
+#[inline(always)]
+pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
+    let clamped = S::min(S::splat(88.37), S::max(S::splat(-87.336_54), x));
+    let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
+    // ln 2 in two parts: n * 0.693359375 is exact, so that r keeps all its bits.
+    let r = S::fma(n, S::splat(-0.693_359_4), clamped);
+    let r = S::fma(n, S::splat(2.121_944_4e-4), r);
+    let mut p = S::splat(1.987_569_1e-4);
+    p = S::fma(p, r, S::splat(1.398_199_9e-3));
+    p = S::fma(p, r, S::splat(8.333_452e-3));
+    p = S::fma(p, r, S::splat(4.166_579_6e-2));
+    p = S::fma(p, r, S::splat(1.666_666_5e-1));
+    p = S::fma(p, r, S::splat(0.5));
+    let e = S::add(S::fma(p, S::mul(r, r), r), S::splat(1.0));
+    S::zero_below(x, S::splat(-87.336_54), S::mul(e, S::power_of_two(n)))
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
+    let one = S::splat(1.0);
+    S::div(one, S::add(one, exp::<S>(S::sub(S::splat(0.0), x))))
+}
+
+/// Sum of the lanes: halves are added until one is left, the same on every instruction set.
+#[inline(always)]
+pub(crate) unsafe fn sum_lanes<S: Simd>(v: S::V) -> f32 {
+    fold::<S>(v, |a, b| a + b)
+}
+
+/// Largest lane; lanes are not NaN.
+#[inline(always)]
+pub(crate) unsafe fn max_lanes<S: Simd>(v: S::V) -> f32 {
+    fold::<S>(v, |a, b| if a > b { a } else { b })
+}
+
+#[inline(always)]
+unsafe fn fold<S: Simd>(v: S::V, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    S::store(lanes.as_mut_ptr(), v);
+    let mut half = LANES / 2;
+    while half > 0 {
+        let mut i = 0;
+        while i < half {
+            lanes[i] = f(lanes[i], lanes[i + half]);
+            i += 1;
+        }
+        half /= 2;
+    }
+    lanes[0]
+}

@@ -1,0 +1,133 @@
+//! Vectors of 16 f32 on every instruction set, and the one place where an instruction set is chosen.
+//!
+//! Kernels are written once, generic over [`Simd`], as a [`Kernel`] struct; `Isa::run` enters the function compiled for the
+//! device's instruction set. Everything a kernel calls is `inline(always)`, so that it is compiled with those instructions.
+//! All widths do the same operations in the same order; only fused multiply-add (absent in `portable`) and the bf16 dot
+//! product round differently.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod math;
+mod portable;
+
+pub(crate) use math::{exp, max_lanes, sigmoid, sum_lanes};
+
+use crate::device::Isa;
+use crate::tensor::{bf16_from_f32, f32_from_bf16};
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 16;
+
+/// A piece of work compiled once per instruction set.
+pub(crate) trait Kernel {
+    type Out;
+
+    /// # Safety
+    /// The instruction set of `S` is available, and the kernel's pointers are valid as its type says.
+    unsafe fn run<S: Simd>(self) -> Self::Out;
+}
+
+/// Sixteen f32 lanes. Pointers need no alignment.
+///
+/// # Safety of all functions
+/// The instruction set is available; pointers are valid for the lanes read or written.
+pub(crate) trait Simd: Copy + 'static {
+    type V: Copy;
+    /// Rows of the matrix tile that fit the registers when it is 2 vectors wide.
+    const TILE_ROWS: usize;
+
+    /// Runs a kernel in a function of its own, compiled for this instruction set.
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Out;
+
+    unsafe fn splat(x: f32) -> Self::V;
+    unsafe fn load(p: *const f32) -> Self::V;
+    unsafe fn store(p: *mut f32, v: Self::V);
+    /// The first `n < 16` lanes from memory, the others zero.
+    unsafe fn load_n(p: *const f32, n: usize) -> Self::V;
+    /// Writes the first `n < 16` lanes only.
+    unsafe fn store_n(p: *mut f32, v: Self::V, n: usize);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sqrt(a: Self::V) -> Self::V;
+    /// `a * b + c`.
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; b when either is NaN.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; b when either is NaN.
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// To the nearest integer, ties to even.
+    unsafe fn round(a: Self::V) -> Self::V;
+    /// `2^a` for integers a in -126..=127.
+    unsafe fn power_of_two(a: Self::V) -> Self::V;
+    /// y, but 0 in lanes where `x < limit`.
+    unsafe fn zero_below(x: Self::V, limit: Self::V, y: Self::V) -> Self::V;
+    /// Sum of lanes as pairs of bf16: `acc + a.hi * b.hi + a.lo * b.lo`, the operands' bits being two bf16 per lane.
+    unsafe fn dot_bf16(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
+    /// Writes the lanes rounded to bf16.
+    unsafe fn store_bf16(p: *mut u16, v: Self::V);
+
+    /// The same 32 bits from memory in every lane.
+    #[inline(always)]
+    unsafe fn splat_at(p: *const u32) -> Self::V {
+        Self::splat(f32::from_bits(p.read_unaligned()))
+    }
+
+    /// Rows to columns of a 16 x 16 block.
+    #[inline(always)]
+    unsafe fn transpose(rows: &mut [Self::V; 16]) {
+        let (mut from, mut to) = ([0.0f32; 256], [0.0f32; 256]);
+        for (i, row) in rows.iter().enumerate() {
+            Self::store(from.as_mut_ptr().wrapping_add(i * 16), *row);
+        }
+        for i in 0..16 {
+            for j in 0..16 {
+                to[j * 16 + i] = from[i * 16 + j];
+            }
+        }
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = Self::load(to.as_ptr().wrapping_add(i * 16));
+        }
+    }
+
+    /// `n <= 16` lanes.
+    #[inline(always)]
+    unsafe fn load_up_to(p: *const f32, n: usize) -> Self::V {
+        if n >= LANES { Self::load(p) } else { Self::load_n(p, n) }
+    }
+
+    /// `n <= 16` lanes.
+    #[inline(always)]
+    unsafe fn store_up_to(p: *mut f32, v: Self::V, n: usize) {
+        if n >= LANES { Self::store(p, v) } else { Self::store_n(p, v, n) }
+    }
+}
+
+impl Isa {
+    /// Runs `kernel` with this instruction set.
+    ///
+    /// # Safety
+    /// The kernel's pointers are valid as its type says.
+    #[inline]
+    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        // A `Device` exists only for an available instruction set, and `Isa` reaches kernels only through one.
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => avx512::Avx512Bf16::call(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::Avx512::call(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::Avx2::call(kernel),
+            _ => portable::Portable::call(kernel),
+        }
+    }
+}
+
+/// The two bf16 of a lane's bits, widened: (low, high).
+#[inline(always)]
+fn bf16_pair(bits: u32) -> (f32, f32) {
+    (f32_from_bf16(bits as u16), f32_from_bf16((bits >> 16) as u16))
+}
