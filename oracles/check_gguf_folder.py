@@ -1,6 +1,6 @@
 """Compares a Hugging Face folder that aloe wrote from a GGUF file with two independent readings of the same file.
 
-Pinned: gguf 0.19.0, transformers 5.23.0, torch 2.15.0, safetensors 0.8.0 (the venv that ARCHITECTURE.md describes).
+Pinned: gguf 0.19.0, transformers 5.23.0, torch 2.15.0, safetensors 0.8.0.
 1. every tensor of the folder against `gguf.quants.dequantize`, rows of q and k un-permuted here with numpy; expected difference 0;
 2. the folder loaded by transformers against `AutoModelForCausalLM.from_pretrained(gguf_file=...)`, if --logits is given: logits of
    32 fixed ids in float32.

@@ -187,6 +187,9 @@ impl Config {
     /// Refuses sizes that no model has or that contradict each other, before anything is allocated from them.
     fn check(&self) -> Result<()> {
         let divides = |n: usize, by: usize| n.is_multiple_of(by);
+        if self.num_hidden_layers > MAX_LAYERS {
+            return Err(Error::config("num_hidden_layers", format!("{} is above {MAX_LAYERS}", self.num_hidden_layers)));
+        }
         if !divides(self.num_attention_heads, self.num_key_value_heads) {
             let reason = format!(
                 "{} does not divide num_attention_heads {}",
@@ -396,6 +399,9 @@ fn token_ids(raw: &Map<String, Value>, key: &str) -> Result<Vec<u32>> {
         Some(value) => Ok(vec![one(value)?]),
     }
 }
+
+/// The table of tensors grows with the layers, so a lying config must not choose their number freely.
+const MAX_LAYERS: usize = 4096;
 
 /// Typed access to the keys of one JSON object.
 struct Keys<'a>(&'a Map<String, Value>);
