@@ -22,7 +22,8 @@ impl Embedder {
         if !folder.join("config.json").exists() {
             return Err(Error::Open {
                 model: folder.display().to_string(),
-                reason: "no config.json in it; an embedding model is a Hugging Face folder of a BERT-type encoder".into(),
+                reason: "no config.json in it; an embedding model is a Hugging Face folder of a BERT-type encoder"
+                    .into(),
             });
         }
         let threads = if threads == 0 { available_threads() } else { threads };
@@ -30,7 +31,7 @@ impl Embedder {
         let encoder = BertEncoder::open(folder, &device)?;
         let tokenizer = Tokenizer::open(folder)?;
         let name = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let max_len_tokens = encoder.max_len_tokens().min(256);
+        let max_len_tokens = encoder.max_len_tokens;
         Ok(Self { encoder, tokenizer, max_len_tokens, name })
     }
 
@@ -44,11 +45,22 @@ impl Embedder {
         let mut vectors = Vec::with_capacity(texts.len());
         for chunk in texts.chunks(16) {
             cancel.check()?;
-            let ids: Vec<Vec<u32>> =
-                chunk.iter().map(|text| self.tokenizer.encode_for_encoder(text, self.max_len_tokens)).collect();
-            vectors.extend(self.encoder.embed(&ids));
+            let ids: Vec<Vec<u32>> = chunk.iter().map(|text| self.framed(text)).collect::<Result<_>>()?;
+            let inputs: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+            vectors.extend(self.encoder.embed(&inputs)?);
             progress.advance(chunk.len() as u64);
         }
         Ok(vectors)
+    }
+
+    /// The ids with the tokenizer's frame ([CLS] ... [SEP]); a text that is too long loses its end, not its frame.
+    fn framed(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.tokenizer.encode_framed(text)?;
+        if ids.len() > self.max_len_tokens {
+            let last = ids[ids.len() - 1];
+            ids.truncate(self.max_len_tokens - 1);
+            ids.push(last);
+        }
+        Ok(ids)
     }
 }

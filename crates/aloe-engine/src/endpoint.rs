@@ -122,7 +122,8 @@ impl Endpoint {
             .map(|(at, value)| {
                 let logp = value.as_f64().filter(|logp| logp.is_finite() && *logp <= 1e-4);
                 let logp = logp.ok_or_else(|| self.missing_logps(&format!("entry {} is {value}", at + 1)))?;
-                let best = tops[at + 1].as_object().and_then(|top| top.values().filter_map(Value::as_f64).reduce(f64::max));
+                let best =
+                    tops[at + 1].as_object().and_then(|top| top.values().filter_map(Value::as_f64).reduce(f64::max));
                 Ok((logp, best.is_none_or(|best| logp >= best)))
             })
             .collect()
@@ -143,7 +144,7 @@ impl Endpoint {
                     prompt_ids = joint_prompt;
                     ids
                 }
-                (_, Continuation::Text(after)) => text.tokenizer.encode_plain(after),
+                (_, Continuation::Text(after)) => text.tokenizer.encode_continuation(after)?,
             };
             let whole: Vec<u32> = prompt_ids.iter().chain(&ids).copied().collect();
             let scored = self.echo(&whole)?;

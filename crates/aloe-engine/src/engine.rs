@@ -1,8 +1,6 @@
 //! Opening a model and the three calls. Where in the walk: strategies build requests, this answers them.
 
-use crate::{
-    Completion, Endpoint, Error, GenerateRequest, GenerateResult, Local, Result, ScoreRequest, ScoreResult,
-};
+use crate::{Completion, Endpoint, Error, GenerateRequest, GenerateResult, Local, Result, ScoreRequest, ScoreResult};
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::Dtype;
 use serde::{Deserialize, Serialize};

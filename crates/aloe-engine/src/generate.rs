@@ -5,7 +5,7 @@
 //! a step changes no bit of any of them.
 
 use crate::local::PACK_TOKENS;
-use crate::sequence::{Sequence, StopRules};
+use crate::sequence::{Sequence, SequencePlan, StopRules};
 use crate::{Completion, Error, FinishReason, GenerateRequest, GenerateResult, Local, Result};
 use aloe_model::KvCache;
 use aloe_record::{Cancel, Progress};
@@ -41,7 +41,7 @@ impl Local {
         while schedule.is_unfinished() {
             cancel.check()?;
             schedule.admit()?;
-            schedule.step();
+            schedule.step()?;
             progress.advance(schedule.retire());
         }
         Ok(schedule.into_results())
@@ -61,7 +61,7 @@ impl Local {
         while schedule.is_unfinished() {
             cancel.check()?;
             schedule.admit()?;
-            schedule.step();
+            schedule.step()?;
             if let Some(sequence) = schedule.active.first() {
                 let settled = sequence.settled_text();
                 on_text(&settled[n_shown..]);
@@ -70,10 +70,8 @@ impl Local {
             schedule.retire();
         }
         let completion = schedule.into_results().into_iter().flat_map(|result| result.completions).next();
-        let completion = completion.ok_or_else(|| Error::Request {
-            id: request.id.clone(),
-            reason: "no sample was asked for".to_owned(),
-        })?;
+        let completion = completion
+            .ok_or_else(|| Error::Request { id: request.id.clone(), reason: "no sample was asked for".to_owned() })?;
         on_text(completion.text.get(n_shown..).unwrap_or_default());
         Ok(completion)
     }
@@ -127,8 +125,10 @@ impl<'a> Schedule<'a> {
             let prompt = &self.prompts[at];
             let stops = StopRules::new(&request.sampling, &self.local.text.stop_ids());
             let room = self.local.room(request, prompt.len())?;
-            let mut sequence = Sequence::new(at, sample, request, prompt, root.cache.fork(), stops, room);
-            sequence.accept(&root.logits, &self.local.text);
+            let plan = SequencePlan { request: at, sample, prompt, stops, room };
+            let stream = self.local.text.tokenizer.decode_stream(true);
+            let mut sequence = Sequence::new(plan, request, root.cache.fork(), stream);
+            sequence.accept(&root.logits)?;
             self.active.push(sequence);
             if root.samples_left == 0 {
                 self.roots.remove(&at);
@@ -148,7 +148,7 @@ impl<'a> Schedule<'a> {
         while let Some(&at) = self.unstarted.front() {
             let prompt_len = self.prompts[at].len();
             let room = self.local.room(&self.requests[at], prompt_len)?;
-            let bytes = self.local.decoder.kv_bytes(prompt_len + room * self.requests[at].n);
+            let bytes = self.local.kv_bytes(prompt_len + room * self.requests[at].n);
             let over = n_tokens + prompt_len > PACK_TOKENS
                 || n_samples >= self.local.max_batch
                 || used_bytes + planned_bytes + bytes > self.local.kv_budget_bytes;
@@ -165,9 +165,9 @@ impl<'a> Schedule<'a> {
             return Ok(false);
         }
         let decoder = &self.local.decoder;
-        let mut caches: Vec<KvCache> = chosen.iter().map(|_| decoder.new_cache()).collect();
+        let mut caches: Vec<KvCache> = chosen.iter().map(|_| KvCache::new(decoder)).collect();
         let prompts: Vec<&[u32]> = chosen.iter().map(|&at| self.prompts[at].as_slice()).collect();
-        let logits = decoder.prefill(&prompts, &mut caches.iter_mut().collect::<Vec<_>>());
+        let logits = decoder.prefill(&prompts, &mut caches.iter_mut().collect::<Vec<_>>())?;
         let vocab_size = decoder.config.vocab_size;
         for ((at, cache), logits) in chosen.into_iter().zip(caches).zip(logits.as_f32().chunks(vocab_size)) {
             self.roots.insert(at, Root { cache, logits: logits.to_vec(), samples_left: self.requests[at].n });
@@ -176,23 +176,25 @@ impl<'a> Schedule<'a> {
     }
 
     /// One token for every sequence that has not ended.
-    fn step(&mut self) {
+    fn step(&mut self) -> Result<()> {
         let tokens: Vec<u32> = self.active.iter().filter(|s| !s.is_done()).map(Sequence::last_token).collect();
         if tokens.is_empty() {
-            return;
+            return Ok(());
         }
         let mut running: Vec<&mut Sequence> = self.active.iter_mut().filter(|s| !s.is_done()).collect();
         let mut caches: Vec<&mut KvCache> = running.iter_mut().map(|s| &mut s.cache).collect();
-        let logits = self.local.decoder.decode_step(&tokens, &mut caches);
+        let logits = self.local.decoder.decode_step(&tokens, &mut caches)?;
         let vocab_size = self.local.decoder.config.vocab_size;
         for (sequence, row) in running.into_iter().zip(logits.as_f32().chunks(vocab_size)) {
-            sequence.accept(row, &self.local.text);
+            sequence.accept(row)?;
         }
+        Ok(())
     }
 
     /// Takes ended sequences out and returns how many.
     fn retire(&mut self) -> u64 {
-        let (done, active): (Vec<_>, Vec<_>) = std::mem::take(&mut self.active).into_iter().partition(Sequence::is_done);
+        let (done, active): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.active).into_iter().partition(Sequence::is_done);
         self.active = active;
         let n_done = done.len() as u64;
         for sequence in done {

@@ -81,7 +81,9 @@ impl Client {
     }
 }
 
-fn read(sent: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> std::result::Result<Value, Failure> {
+fn read(
+    sent: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+) -> std::result::Result<Value, Failure> {
     let mut response = sent.map_err(|error| Failure {
         reason: error.to_string(),
         retry_after: None,

@@ -2,11 +2,10 @@
 
 use crate::engine::EngineIdentity;
 use crate::{Continuation, EngineOptions, Error, Prompt, Result, ScoreRequest};
-use aloe_model::{Decoder, ModelSource, Weights};
+use aloe_model::{Decoder, ModelSource};
 use aloe_tensor::{Device, Dtype};
 use aloe_text::TextModel;
 use std::path::Path;
-use std::sync::Arc;
 
 /// Weights, tokenizer and limits of a local model.
 pub struct Local {
@@ -30,11 +29,9 @@ impl Local {
         };
         let threads = if options.threads == 0 { available_threads() } else { options.threads };
         let device = Device::cpu(threads);
-        let weights = Arc::new(Weights::load(&source, options.dtype, &device)?);
         let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into());
-        let digest = source.weights_digest()?;
-        let config = source.config().clone();
-        let decoder = Decoder::new(config, weights, device, options.dtype);
+        let digest = source.digest()?;
+        let decoder = Decoder::open(&source, options.dtype, &device)?;
         Ok(Self::new(decoder, text, name, digest, options))
     }
 
@@ -44,7 +41,7 @@ impl Local {
             Dtype::F32 => "f32",
             Dtype::Bf16 => "bf16",
         };
-        let path = decoder.device.isa_name().to_owned();
+        let path = decoder.device.isa().name().to_owned();
         let identity = EngineIdentity { name, weights: digest, text: text.digest(), dtype: dtype.to_owned(), path };
         Self { decoder, text, identity, kv_budget_bytes: options.kv_budget_bytes, max_batch: options.max_batch }
     }
@@ -87,7 +84,7 @@ impl Local {
                     prompt_ids = Some(before);
                     after
                 }
-                (_, Continuation::Text(text)) => self.text.tokenizer.encode_plain(text),
+                (_, Continuation::Text(text)) => self.text.tokenizer.encode_continuation(text)?,
             };
             if ids.is_empty() {
                 let reason = "a continuation has no tokens".to_owned();
@@ -121,10 +118,18 @@ impl Local {
         if longest > limit {
             return Err(Error::Request {
                 id: id.to_owned(),
-                reason: format!("{longest} tokens exceed the model's context of {limit}; shorten the prompt or use fewer shots"),
+                reason: format!(
+                    "{longest} tokens exceed the model's context of {limit}; shorten the prompt or use fewer shots"
+                ),
             });
         }
         Ok(())
+    }
+
+    /// Bytes of keys and values of `n_tokens` positions, f32.
+    pub(crate) fn kv_bytes(&self, n_tokens: usize) -> usize {
+        let config = &self.decoder.config;
+        n_tokens * config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * 4
     }
 
     /// The model's context in tokens.

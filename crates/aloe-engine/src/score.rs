@@ -5,7 +5,7 @@
 use crate::local::PACK_TOKENS;
 use crate::sample::{argmax, logp_of};
 use crate::{Local, Result, ScoreRequest, ScoreResult, Scored};
-use aloe_model::{PackedBatch, Tree};
+use aloe_model::{Branches, PackedBatch};
 use aloe_record::{Cancel, Progress};
 
 /// Rows of logits held at once; [LOGIT_ROWS, V] f32.
@@ -24,10 +24,10 @@ impl Plan {
         self.prompt_ids.len() + self.continuations.iter().map(|ids| ids.len() - 1).sum::<usize>()
     }
 
-    fn tree(&self) -> Tree<'_> {
-        Tree {
+    fn branches(&self) -> Branches<'_> {
+        Branches {
             prefix: &self.prompt_ids,
-            branches: self.continuations.iter().map(|ids| &ids[..ids.len() - 1]).collect(),
+            continuations: self.continuations.iter().map(|ids| &ids[..ids.len() - 1]).collect(),
         }
     }
 }
@@ -72,14 +72,14 @@ impl Local {
         if waiting.is_empty() {
             return Ok(());
         }
-        let trees: Vec<Tree<'_>> = waiting.iter().map(|(_, plan)| plan.tree()).collect();
-        let batch = PackedBatch::from_trees(&trees);
+        let groups: Vec<Branches<'_>> = waiting.iter().map(|(_, plan)| plan.branches()).collect();
+        let batch = PackedBatch::from_branches(&groups);
         let targets = targets_of(waiting);
-        let hidden = self.decoder.hidden(&batch, None);
+        let hidden = self.decoder.hidden(&batch)?;
         let mut scored = Vec::with_capacity(targets.len());
         for chunk in targets.chunks(LOGIT_ROWS) {
             let rows: Vec<usize> = chunk.iter().map(|&(row, _)| row).collect();
-            let logits = self.decoder.logits(&hidden, &rows);
+            let logits = self.decoder.logits(&hidden.gather_rows(&rows));
             let vocab_size = self.decoder.config.vocab_size;
             for (values, &(_, target)) in logits.as_f32().chunks(vocab_size).zip(chunk) {
                 scored.push((logp_of(values, target), argmax(values) == target));

@@ -1,10 +1,10 @@
 //! One answer while it grows: its ids, text, random stream and stop rules.
 
 use crate::generate::full_reason;
-use crate::{Completion, FinishReason, GenerateRequest, Local, Sampling, sample_token};
+use crate::{Completion, FinishReason, GenerateRequest, Local, Result, Sampling, sample_token};
 use aloe_model::KvCache;
 use aloe_record::CounterRng;
-use aloe_text::{DecodeStream, TextModel};
+use aloe_text::DecodeStream;
 
 /// What ends an answer beside its length.
 pub(crate) struct StopRules {
@@ -39,6 +39,20 @@ impl StopRules {
     }
 }
 
+/// Which sequence starts, and within what bounds.
+pub(crate) struct SequencePlan<'a> {
+    /// Index of the request.
+    pub(crate) request: usize,
+    /// Number of the sample within it.
+    pub(crate) sample: usize,
+    /// The prompt's ids.
+    pub(crate) prompt: &'a [u32],
+    /// What ends the answer.
+    pub(crate) stops: StopRules,
+    /// The most tokens it may add.
+    pub(crate) room: usize,
+}
+
 /// One (request, sample) in the batch.
 pub(crate) struct Sequence {
     /// Index of the request.
@@ -61,17 +75,10 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    pub(crate) fn new(
-        request_at: usize,
-        sample: usize,
-        request: &GenerateRequest,
-        prompt: &[u32],
-        cache: KvCache,
-        stops: StopRules,
-        room: usize,
-    ) -> Self {
+    pub(crate) fn new(plan: SequencePlan<'_>, request: &GenerateRequest, cache: KvCache, stream: DecodeStream) -> Self {
+        let SequencePlan { request: at, sample, prompt, stops, room } = plan;
         Self {
-            request: request_at,
+            request: at,
             sample,
             cache,
             sampling: request.sampling.clone(),
@@ -82,24 +89,24 @@ impl Sequence {
             room,
             full_reason: full_reason(request, room),
             logps: Vec::new(),
-            stream: DecodeStream::default(),
+            stream,
             text: String::new(),
             finish: None,
         }
     }
 
     /// Draws the next token from its logits [V] and notes whether the answer ends.
-    pub(crate) fn accept(&mut self, logits: &[f32], text: &TextModel) {
+    pub(crate) fn accept(&mut self, logits: &[f32]) -> Result<()> {
         let (token, logp) = sample_token(logits, &self.seen, &self.sampling, &mut self.rng);
         self.seen.push(token);
         self.logps.push(logp);
         if self.stops.ids.contains(&token) {
-            self.text.push_str(&self.stream.finish(&text.tokenizer));
+            self.text.push_str(&self.stream.finish()?);
             self.finish = Some(FinishReason::Stop);
         } else {
-            self.text.push_str(&self.stream.push(&text.tokenizer, token));
+            self.text.push_str(&self.stream.step(token)?);
             if self.logps.len() >= self.room {
-                self.text.push_str(&self.stream.finish(&text.tokenizer));
+                self.text.push_str(&self.stream.finish()?);
                 self.finish = Some(self.full_reason);
             }
         }
@@ -107,6 +114,7 @@ impl Sequence {
             self.text.truncate(at);
             self.finish = Some(FinishReason::Stop);
         }
+        Ok(())
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -125,7 +133,7 @@ impl Sequence {
 
     /// Bytes of keys and values once the answer is full, the shared prompt counted in each of its samples.
     pub(crate) fn planned_bytes(&self, local: &Local) -> usize {
-        local.decoder.kv_bytes(self.prompt_len + self.room)
+        local.kv_bytes(self.prompt_len + self.room)
     }
 
     pub(crate) fn into_completion(mut self, prompt_len_tokens: usize) -> Completion {

@@ -71,7 +71,7 @@ pub(crate) fn execute(
 ) -> anyhow::Result<Done> {
     let inputs = input_digests(job)?;
     let device = context.device();
-    let fingerprint = fingerprint(context, job, &inputs, device.isa_name())?;
+    let fingerprint = fingerprint(context, job, &inputs, device.isa().name())?;
     if let Some(record) = finished(job.out, &fingerprint)? {
         return Ok(Done { record, was_done: true });
     }

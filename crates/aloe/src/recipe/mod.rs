@@ -1,2 +1,7 @@
-//! Recipes.
+//! Recipes: one TOML file with a list of stages that form a graph.
+//!
+//! `raw` reads what was written, `checked` turns it into typed stages and finds every mistake, `plan` estimates.
+
+pub(crate) mod checked;
+pub(crate) mod plan;
 pub(crate) mod raw;

