@@ -1,0 +1,320 @@
+//! Direct preference optimisation: preference pairs in, a checkpoint folder out. The spine is [`dpo`].
+//!
+//! The reference is the model the stage starts from (or, if so configured, the model each chunk starts from); its
+//! log-probabilities are computed once and kept across restarts. The prompt of a pair is computed once for both answers. No
+//! dropout. Pairs longer than `max_len` and pairs with equal answers are dropped, counted and named; nothing is truncated.
+//! A second alignment stage is this stage again, started from the first one's output, which then is its reference.
+
+use crate::dpo_data::DpoData;
+use crate::export::{ExportReport, export};
+use crate::guard::{OnNonFinite, OnSpike};
+use crate::learner::Learner;
+use crate::preference::{Preference, PreferenceLoss};
+use crate::run::Run;
+use crate::schedule::Decay;
+use crate::settings::{Context, LoopSettings, TrainDtype, open_text, refuse, start_weights};
+use crate::{Result, finished};
+use aloe_model::ModelSource;
+use aloe_text::Pair;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Whose log-probabilities are the reference when the data is cut into chunks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReferenceAt {
+    /// The stage's start model, for every chunk.
+    #[default]
+    StageStart,
+    /// The model each chunk starts from, as when OpenRLHF is run once per chunk.
+    ChunkStart,
+}
+
+/// Settings of a preference stage; absent ones have the values of `Default`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DpoConfig {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Passes over the pairs; must be 1 with more than one chunk.
+    pub epochs: u64,
+    /// Most optimizer steps; not with more than one chunk.
+    pub max_steps: Option<u64>,
+    /// The shuffled pairs are cut into this many chunks, trained one after the other for one epoch each. Optimizer moments
+    /// and schedule start anew with each chunk.
+    pub chunks: usize,
+    /// Whose log-probabilities are the reference.
+    pub reference: ReferenceAt,
+    /// The loss.
+    pub loss: PreferenceLoss,
+    /// Strength of the tie to the reference.
+    pub beta: f64,
+    /// Assumed share of flipped labels.
+    pub label_smoothing: f64,
+    /// Longest prompt plus answer, in tokens.
+    pub max_len: usize,
+    /// Pairs per optimizer step.
+    pub batch_size: usize,
+    /// Pairs per forward pass: a matter of memory.
+    pub micro_batch_size: usize,
+    /// Steps of the linear rise from 0.
+    pub warmup_steps: u64,
+    /// The curve after the warm-up.
+    pub schedule: Decay,
+    /// Where the curve ends, as a share of `lr`.
+    pub lr_floor: f64,
+    /// AdamW's betas.
+    pub betas: [f64; 2],
+    /// AdamW's epsilon.
+    pub eps: f64,
+    /// Decoupled weight decay; norm weights and biases never decay.
+    pub weight_decay: f64,
+    /// Largest norm of the gradient; 0 turns clipping off.
+    pub clip: f64,
+    /// Seed of order and held-out choice.
+    pub seed: u64,
+    /// Type of the compute copies.
+    pub dtype: TrainDtype,
+    /// A built-in template's name or a `.jinja` file in place of the start model's own; written to the output.
+    pub chat_template: Option<String>,
+    /// Whether epochs are shuffled; off keeps the order of the file.
+    pub shuffle: bool,
+    /// Share of the pairs set apart and never trained on, when no held-out pairs are given.
+    pub held_out_share: f64,
+    /// Steps between held-out evaluations; 0 for the start and the end only.
+    pub eval_every: u64,
+    /// Steps between checkpoints; 0 for none but at an interruption.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept.
+    pub keep_last: usize,
+    /// What a non-finite loss or gradient does.
+    pub on_nonfinite: OnNonFinite,
+    /// What a loss or gradient norm six standard deviations above the recent ones does.
+    pub on_spike: OnSpike,
+}
+
+impl Default for DpoConfig {
+    fn default() -> Self {
+        Self {
+            lr: 2e-7,
+            epochs: 1,
+            max_steps: None,
+            chunks: 1,
+            reference: ReferenceAt::StageStart,
+            loss: PreferenceLoss::Sigmoid,
+            beta: 0.1,
+            label_smoothing: 0.0,
+            max_len: 2048,
+            batch_size: 8,
+            micro_batch_size: 1,
+            warmup_steps: 0,
+            schedule: Decay::Cosine,
+            lr_floor: 0.0,
+            betas: [0.9, 0.95],
+            eps: 1e-8,
+            weight_decay: 0.0,
+            clip: 1.0,
+            seed: 0,
+            dtype: TrainDtype::Bf16,
+            chat_template: None,
+            shuffle: true,
+            held_out_share: 0.0,
+            eval_every: 0,
+            checkpoint_every: 100,
+            keep_last: 2,
+            on_nonfinite: OnNonFinite::Stop,
+            on_spike: OnSpike::Keep,
+        }
+    }
+}
+
+impl DpoConfig {
+    /// All mistakes, each with the field's name; empty when the settings can be used.
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = self.loop_settings().mistakes();
+        let mut need = |holds: bool, text: &str| {
+            if !holds {
+                mistakes.push(text.to_owned());
+            }
+        };
+        need(self.epochs >= 1, "epochs must be 1 or more");
+        need(self.max_steps != Some(0), "max_steps must be 1 or more");
+        need(self.chunks >= 1, "chunks must be 1 or more");
+        need(self.chunks == 1 || self.epochs == 1, "epochs must be 1 with chunks: each chunk is one epoch");
+        need(self.chunks == 1 || self.max_steps.is_none(), "max_steps cannot be combined with chunks");
+        need(self.beta > 0.0 && self.beta.is_finite(), "beta must be above 0");
+        need((0.0..0.5).contains(&self.label_smoothing), "label_smoothing must be in 0..0.5");
+        let takes_smoothing = matches!(self.loss, PreferenceLoss::Sigmoid | PreferenceLoss::Robust);
+        need(takes_smoothing || self.label_smoothing == 0.0, "label_smoothing applies to sigmoid and robust only");
+        need(self.max_len >= 2, "max_len must be 2 or more");
+        need(self.batch_size >= 1, "batch_size must be 1 or more");
+        need(self.micro_batch_size >= 1, "micro_batch_size must be 1 or more");
+        need((0.0..1.0).contains(&self.held_out_share), "held_out_share must be in 0..1");
+        mistakes
+    }
+
+    pub(crate) fn preference(&self) -> Preference {
+        Preference { loss: self.loss, beta: self.beta, label_smoothing: self.label_smoothing }
+    }
+
+    pub(crate) fn loop_settings(&self) -> LoopSettings {
+        LoopSettings {
+            lr: self.lr,
+            warmup_steps: self.warmup_steps,
+            schedule: self.schedule,
+            lr_floor: self.lr_floor,
+            betas: self.betas,
+            eps: self.eps,
+            weight_decay: self.weight_decay,
+            clip: self.clip,
+            eval_every: self.eval_every,
+            checkpoint_every: self.checkpoint_every,
+            keep_last: self.keep_last,
+            on_nonfinite: self.on_nonfinite,
+            on_spike: self.on_spike,
+        }
+    }
+}
+
+/// One pair with where it came from.
+#[derive(Clone, Debug)]
+pub struct DpoRow {
+    /// `file:line`.
+    pub source: String,
+    /// The pair.
+    pub pair: Pair,
+}
+
+/// What a preference stage reads.
+#[derive(Clone, Debug)]
+pub struct DpoInputs {
+    /// A stage folder, its `model`, or any checkpoint folder; f32 masters are preferred (see [`start_weights`]).
+    pub start: PathBuf,
+    /// Pairs to train on.
+    pub rows: Vec<DpoRow>,
+    /// Pairs to evaluate on; when empty, `held_out_share` of `rows` is set apart.
+    pub held_out: Vec<DpoRow>,
+}
+
+/// What a preference stage found: the content of its record's results. Rewards are those of the loss's reference.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DpoReport {
+    /// Pairs trained on.
+    pub n_pairs: usize,
+    /// Pairs held out.
+    pub n_held_out: usize,
+    /// Pairs dropped because prompt and answer are longer than `max_len` (training and held-out).
+    pub n_too_long: usize,
+    /// Pairs dropped because both answers are the same tokens.
+    pub n_equal: usize,
+    /// Sources of dropped pairs, the first 100.
+    pub dropped: Vec<String>,
+    /// Tokens of prompts (once) and answers of the training pairs.
+    pub n_tokens: u64,
+    /// Tokens of the answers.
+    pub n_targets: u64,
+    /// Optimizer steps.
+    pub n_steps: u64,
+    /// Optimizer steps of each chunk.
+    pub steps_per_chunk: Vec<u64>,
+    /// Mean loss over the first tenth of the steps.
+    pub loss_first_tenth: f64,
+    /// Mean loss over the last tenth of the steps.
+    pub loss_last_tenth: f64,
+    /// Share of training pairs with the higher reward on the chosen answer, over the last tenth of the steps.
+    pub accuracy_last_tenth: f64,
+    /// Mean reward margin over the last tenth of the steps.
+    pub margin_last_tenth: f64,
+    /// Share of held-out pairs whose chosen answer has the higher log-probability, before training.
+    pub held_out_logp_accuracy_before: Option<f64>,
+    /// The same after training.
+    pub held_out_logp_accuracy_after: Option<f64>,
+    /// Share of held-out pairs with the higher reward on the chosen answer, after training (before it, all rewards are 0).
+    pub held_out_reward_accuracy_after: Option<f64>,
+    /// Mean held-out reward margin after training.
+    pub held_out_margin_after: Option<f64>,
+    /// Mean held-out loss before training.
+    pub held_out_loss_before: Option<f64>,
+    /// Mean held-out loss after training.
+    pub held_out_loss_after: Option<f64>,
+    /// Steps skipped as non-finite.
+    pub n_non_finite: u64,
+    /// Steps judged as spikes.
+    pub n_spikes: u64,
+    /// The update and what the bf16 export keeps of it.
+    pub export: ExportReport,
+    /// SHA-256 of the start weights.
+    pub start_digest: String,
+    /// The step this process resumed from.
+    pub resumed_from_step: u64,
+    /// Pairs per second of this process's steps, reference and evaluations included.
+    pub pairs_per_s: f64,
+    /// What the user must be told.
+    pub notices: Vec<String>,
+}
+
+/// Aligns and writes `out/model`, `out/master` and `out/metrics.jsonl`; `out` is the partial folder of the stage, in which
+/// an interrupted run is resumed. The caller writes the record and commits the folder.
+pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context) -> Result<DpoReport> {
+    refuse(config.mistakes())?;
+    let start = start_weights(&inputs.start);
+    let source = ModelSource::open(&start)?;
+    let text = open_text(&start, config.chat_template.as_deref())?;
+    let start_digest = source.digest()?;
+    let (mut data, mut report) = DpoData::prepare(config, inputs, &text, source.config().vocab_size)?;
+    let fingerprint = data.fingerprint(&start_digest, &text, context);
+    if let Some(report) = finished::read(out, &fingerprint)? {
+        return Ok(report);
+    }
+    let learner = Learner::load(&source, config.dtype.tensor(), &context.device)?;
+    let started = Instant::now();
+    let mut run = Run::open(learner, config.loop_settings(), fingerprint.clone(), out, context)?;
+    context.progress.set_total(data.total_units());
+    let pairs_before = data.pairs_done(run.cursor.step);
+    context.progress.advance(pairs_before);
+    data.open_references(out, &source, &run, &start_digest, &text.digest(), context)?;
+    run.evaluate_start(&mut data)?;
+    for chunk in 0..config.chunks {
+        let (first, schedule) = data.enter_chunk(chunk);
+        if run.cursor.step < first + schedule.total_steps {
+            data.chunk_reference(out, &run, first, context)?;
+            run.span(&mut data, first, &schedule)?;
+        }
+    }
+    run.evaluate_end(&mut data)?;
+    run.learner.check_finite(run.cursor.step)?;
+    let pairs_done = data.pairs_done(run.cursor.step) - pairs_before;
+    report.pairs_per_s = pairs_done as f64 / started.elapsed().as_secs_f64();
+    report.start_digest = start_digest;
+    report.fill(&run, &data);
+    report.export = export(run.learner.params(), &source, &text, out)?;
+    report.notices.extend(finished::export_notice(&report.export));
+    finished::write(out, &fingerprint, &report)?;
+    context.progress.finish();
+    Ok(report)
+}
+
+impl DpoReport {
+    /// What the metrics and the guard know at the end.
+    fn fill(&mut self, run: &Run<'_>, data: &DpoData) {
+        let numbers = |field: &str| run.metrics.numbers(field);
+        let first = |field: &str| numbers(field).first().copied();
+        let last = |field: &str| numbers(field).last().copied();
+        self.n_steps = run.cursor.step;
+        self.steps_per_chunk = data.steps_per_chunk();
+        (self.loss_first_tenth, self.loss_last_tenth) = finished::tenths(&numbers("loss"));
+        self.accuracy_last_tenth = finished::tenths(&numbers("rewards/accuracies")).1;
+        self.margin_last_tenth = finished::tenths(&numbers("rewards/margins")).1;
+        self.held_out_logp_accuracy_before = first("held_out_logp_accuracy");
+        self.held_out_logp_accuracy_after = last("held_out_logp_accuracy");
+        self.held_out_reward_accuracy_after = last("held_out_reward_accuracy");
+        self.held_out_margin_after = last("held_out_margin");
+        self.held_out_loss_before = first("held_out_loss");
+        self.held_out_loss_after = last("held_out_loss");
+        self.n_non_finite = run.cursor.guard.n_non_finite;
+        self.n_spikes = run.cursor.guard.n_spikes;
+        self.resumed_from_step = run.resumed_from;
+        self.notices.extend(run.notices.iter().chain(&data.notices).cloned());
+    }
+}

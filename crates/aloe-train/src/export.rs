@@ -1,0 +1,140 @@
+//! The end of a training stage: `model/` (bf16, what users load) and `master/` (f32, what the next stage reads), and how much
+//! of the update the bf16 rounding keeps.
+
+use crate::Result;
+use aloe_model::{CheckpointWriter, ModelSource, Params};
+use aloe_tensor::{Dtype, Tensor};
+use aloe_text::TextModel;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// The update W - W0 of a stage and what its bf16 export keeps of it. Norms are Euclidean over all weights, in f64.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExportReport {
+    /// |W0|.
+    pub start_norm: f64,
+    /// |W - W0|.
+    pub update_norm: f64,
+    /// |round(W) - W0| / |W - W0|: near 1 when the rounding is small beside the update; 0 when it swallowed it.
+    pub export_norm_ratio: f64,
+    /// <round(W) - round(W0), W - W0> / |W - W0|^2: the share of the update that the export makes, near 1 when it is kept.
+    pub export_update_kept: f64,
+    /// Share of weights whose bf16 value differs from the start's.
+    pub export_changed_share: f64,
+    /// Share of f32 masters that changed at all.
+    pub master_changed_share: f64,
+}
+
+impl ExportReport {
+    /// Whether most of the update vanishes in the bf16 export.
+    pub fn update_vanishes(&self) -> bool {
+        self.update_norm > 0.0 && self.export_update_kept < 0.5
+    }
+}
+
+/// Writes `out/model` and `out/master` with the tokenizer's files, and compares with the start weights.
+pub(crate) fn export(params: &Params, start: &ModelSource, text: &TextModel, out: &Path) -> Result<ExportReport> {
+    let files: Vec<(String, Vec<u8>)> = text.files().into_iter().map(|file| (file.name, file.bytes)).collect();
+    for (name, dtype) in [("master", Dtype::F32), ("model", Dtype::Bf16)] {
+        let mut writer = CheckpointWriter::create(&out.join(name), &params.config, dtype)?;
+        for (spec, master) in params.specs().iter().zip(params.tensors()) {
+            writer.add(&spec.hf_name, master.as_f32())?;
+        }
+        writer.finish(&files)?;
+    }
+    compare(params, start)
+}
+
+fn compare(params: &Params, start: &ModelSource) -> Result<ExportReport> {
+    let mut sums = Sums::default();
+    for (spec, master) in params.specs().iter().zip(params.tensors()) {
+        sums.add(&start.load(&spec.hf_name, Dtype::F32)?, master);
+    }
+    Ok(sums.report())
+}
+
+#[derive(Default)]
+struct Sums {
+    start: f64,
+    update: f64,
+    export: f64,
+    product: f64,
+    n_export_changed: u64,
+    n_master_changed: u64,
+    n: u64,
+}
+
+impl Sums {
+    fn add(&mut self, start: &Tensor, end: &Tensor) {
+        let (start_bits, end_bits) = (start.to_bf16_bits(), end.to_bf16_bits());
+        let values = start.as_f32().iter().zip(end.as_f32()).zip(start_bits.iter().zip(&end_bits));
+        for ((&w0, &w), (&bits0, &bits)) in values {
+            let update = f64::from(w) - f64::from(w0);
+            let (rounded0, rounded) = (widened(bits0), widened(bits));
+            self.start += f64::from(w0) * f64::from(w0);
+            self.update += update * update;
+            self.export += (rounded - f64::from(w0)).powi(2);
+            self.product += (rounded - rounded0) * update;
+            self.n_export_changed += u64::from(bits != bits0);
+            self.n_master_changed += u64::from(w.to_bits() != w0.to_bits());
+        }
+        self.n += start.len() as u64;
+    }
+
+    fn report(&self) -> ExportReport {
+        let share = |count: u64| count as f64 / self.n.max(1) as f64;
+        let over_update = |value: f64| if self.update > 0.0 { value / self.update } else { 0.0 };
+        ExportReport {
+            start_norm: self.start.sqrt(),
+            update_norm: self.update.sqrt(),
+            export_norm_ratio: over_update(self.export).sqrt(),
+            export_update_kept: over_update(self.product),
+            export_changed_share: share(self.n_export_changed),
+            master_changed_share: share(self.n_master_changed),
+        }
+    }
+}
+
+fn widened(bits: u16) -> f64 {
+    f64::from(f32::from_bits(u32::from(bits) << 16))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(start: &[f32], end: &[f32]) -> ExportReport {
+        let tensor = |values: &[f32]| Tensor::from_f32(&[values.len()], values.to_vec());
+        let mut sums = Sums::default();
+        sums.add(&tensor(start), &tensor(end));
+        sums.report()
+    }
+
+    #[test]
+    fn an_update_below_half_a_bf16_step_is_reported_as_vanished() {
+        // Between 1 and 2 a bf16 step is 2^-7; an update of 2^-10 rounds back to the start.
+        let small = 1.0 / 1024.0;
+        let found = report(&[1.0, 1.5], &[1.0 + small, 1.5 - small]);
+        assert_eq!(found.export_changed_share, 0.0);
+        assert_eq!(found.master_changed_share, 1.0);
+        assert_eq!(found.export_norm_ratio, 0.0);
+        assert!(found.update_vanishes());
+    }
+
+    #[test]
+    fn an_update_of_whole_bf16_steps_is_kept_whole() {
+        let step = 1.0 / 128.0;
+        let found = report(&[1.0, 1.5, 0.0], &[1.0 + 3.0 * step, 1.5 - step, 0.0]);
+        assert!((found.export_update_kept - 1.0).abs() < 1e-12);
+        assert!((found.export_norm_ratio - 1.0).abs() < 1e-12);
+        assert!((found.export_changed_share - 2.0 / 3.0).abs() < 1e-12);
+        assert!(!found.update_vanishes());
+    }
+
+    #[test]
+    fn half_steps_above_a_master_that_is_no_bf16_number_still_count_on_average() {
+        // The master 1 + 2^-9 rounds to 1. Adding 2^-8 passes the midpoint 1 + 2^-8 and exports a step of 2^-7: kept 2.
+        let found = report(&[1.0 + 1.0 / 512.0], &[1.0 + 3.0 / 512.0]);
+        assert!((found.export_update_kept - 2.0).abs() < 1e-9, "{found:?}");
+    }
+}

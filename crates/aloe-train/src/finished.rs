@@ -1,0 +1,62 @@
+//! The end of a stage: its report kept in the partial folder, so that a kill between training and the commit costs nothing.
+
+use crate::Result;
+use crate::export::ExportReport;
+use crate::settings::Context;
+use aloe_record::{Error, atomic};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use std::path::Path;
+
+/// The name begins with a dot: it holds speeds, and folder digests leave it out.
+const REPORT: &str = ".finished.json";
+
+/// The report of a run of this fingerprint that has already ended in `out`.
+pub(crate) fn read<T: DeserializeOwned>(out: &Path, fingerprint: &str) -> Result<Option<T>> {
+    let path = out.join(REPORT);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let value: Value = atomic::read_json(&path)?;
+    if value["fingerprint"] != fingerprint {
+        return Ok(None);
+    }
+    let report = serde_json::from_value(value["report"].clone());
+    Ok(Some(report.map_err(|error| Error::Json { path, reason: error.to_string() })?))
+}
+
+/// Keeps the report and removes the checkpoints, which are not needed any more.
+pub(crate) fn write(out: &Path, fingerprint: &str, report: &impl Serialize) -> Result<()> {
+    let value = serde_json::json!({"fingerprint": fingerprint, "report": report});
+    atomic::write_json(&out.join(REPORT), &value)?;
+    let state = out.join("state");
+    if state.exists() {
+        std::fs::remove_dir_all(&state).map_err(Error::io("remove", &state))?;
+    }
+    Ok(())
+}
+
+/// The CPU path without the number of threads, on which no result depends.
+pub(crate) fn compute(context: &Context) -> String {
+    let name = context.device.name();
+    name.split(',').next().unwrap_or_default().to_owned()
+}
+
+/// A warning when the bf16 export loses most of the update.
+pub(crate) fn export_notice(export: &ExportReport) -> Option<String> {
+    export.update_vanishes().then(|| {
+        format!(
+            "most of the update vanishes in the bf16 export: {:.1} % of it is kept and {:.2} % of the weights changed; \
+             the f32 masters hold all of it",
+            100.0 * export.export_update_kept,
+            100.0 * export.export_changed_share
+        )
+    })
+}
+
+/// Means over the first and the last tenth, of at least one value each.
+pub(crate) fn tenths(values: &[f64]) -> (f64, f64) {
+    let n = values.len().div_ceil(10);
+    let mean = |values: &[f64]| if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 };
+    (mean(&values[..n]), mean(&values[values.len() - n..]))
+}

@@ -1,0 +1,197 @@
+//! A model being trained: f32 masters, AdamW's moments, gradients, and the compute copies that forward and backward use.
+//!
+//! The only file of the crate that calls the decoder and the optimizer's kernel. A step's gradients accumulate over its
+//! micro-batches in row order, so that in f32 and bf16 alike a split into other micro-batches changes no bit; for that a
+//! tied head gathers its gradient apart from the embedding's and is added once, before the update.
+
+use crate::settings::LoopSettings;
+use crate::{Error, Result};
+use aloe_model::{Activations, Decoder, Grads, ModelSource, PackedBatch, ParamGroup, Params, Role, TokenLogps};
+use aloe_tensor::{AdamW, Device, Dtype, Tensor, ops};
+
+/// Which hidden rows predict which tokens.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Targets {
+    /// Rows of the packed batch `[R]`; a row may occur more than once (the end of a shared prompt).
+    pub(crate) rows: Vec<usize>,
+    /// The token each row is to predict `[R]`.
+    pub(crate) ids: Vec<u32>,
+}
+
+impl Targets {
+    pub(crate) fn push(&mut self, row: usize, id: u32) {
+        self.rows.push(row);
+        self.ids.push(id);
+    }
+}
+
+/// One micro-batch between forward and backward.
+pub(crate) struct Forward {
+    activations: Activations,
+    found: TokenLogps,
+}
+
+impl Forward {
+    /// Log-probability of each target `[R]`.
+    pub(crate) fn logps(&self) -> &[f32] {
+        &self.found.logps
+    }
+}
+
+/// A model with everything AdamW needs.
+pub(crate) struct Learner {
+    params: Params,
+    moments1: Vec<Tensor>,
+    moments2: Vec<Tensor>,
+    grads: Grads,
+    /// Gradient of the head where it shares the embedding's weights `[V, D]`.
+    tied_head_grad: Option<Tensor>,
+    decoder: Decoder,
+}
+
+impl Learner {
+    /// Masters and compute copies of the model in `source`, moments and gradients 0.
+    pub(crate) fn load(source: &ModelSource, dtype: Dtype, device: &Device) -> Result<Self> {
+        Ok(Self::new(Params::load(source)?, dtype, device))
+    }
+
+    /// The same for masters in memory.
+    pub(crate) fn new(params: Params, dtype: Dtype, device: &Device) -> Self {
+        let zeros = || params.tensors().iter().map(|master| Tensor::zeros(master.shape(), Dtype::F32)).collect();
+        let (moments1, moments2) = (zeros(), zeros());
+        let config = &params.config;
+        let tied_head_grad =
+            config.tie_word_embeddings.then(|| Tensor::zeros(&[config.vocab_size, config.hidden_size], Dtype::F32));
+        let grads = Grads::zeros(config);
+        let decoder = Decoder::from_params(&params, dtype, device);
+        Self { moments1, moments2, grads, tied_head_grad, decoder, params }
+    }
+
+    pub(crate) fn params(&self) -> &Params {
+        &self.params
+    }
+
+    pub(crate) fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Forward pass with everything kept that the backward pass needs.
+    pub(crate) fn forward(&self, batch: PackedBatch, targets: Targets) -> Result<Forward> {
+        let activations = self.decoder.forward_train(batch)?;
+        let found = self.decoder.token_logps(&activations.hidden, targets.rows, targets.ids);
+        Ok(Forward { activations, found })
+    }
+
+    /// Adds the gradients of a loss whose derivative by each target's log-probability is `dlogps` `[R]`.
+    pub(crate) fn backward(&mut self, forward: Forward, dlogps: &[f32]) {
+        let Forward { activations, found } = forward;
+        self.swap_tied_head_grad();
+        let dhidden = self.decoder.token_logps_backward(&activations.hidden, &found, dlogps, &mut self.grads);
+        self.swap_tied_head_grad();
+        self.decoder.backward(activations, &dhidden, &mut self.grads);
+    }
+
+    /// Exchanges the places where a tied embedding gathers the gradients of its two uses.
+    fn swap_tied_head_grad(&mut self) {
+        if let Some(apart) = &mut self.tied_head_grad {
+            let at = position(&self.params, Role::Embed);
+            std::mem::swap(apart, &mut self.grads.tensors_mut()[at]);
+        }
+    }
+
+    pub(crate) fn zero_grads(&mut self) {
+        self.grads.zero();
+        if let Some(apart) = &mut self.tied_head_grad {
+            apart.as_f32_mut().fill(0.0);
+        }
+    }
+
+    /// Joins a tied head's gradient with the embedding's, and returns the norm over all gradients. Call once per step.
+    pub(crate) fn grad_norm(&mut self) -> f64 {
+        if let Some(apart) = &self.tied_head_grad {
+            let at = position(&self.params, Role::Embed);
+            ops::add_in_place(&self.decoder.device, &mut self.grads.tensors_mut()[at], apart);
+        }
+        self.grads.sum_of_squares(&self.decoder.device).sqrt()
+    }
+
+    /// One AdamW step with gradients clipped to the norm `settings.clip` as `torch.nn.utils.clip_grad_norm_` does;
+    /// `n_updates` counts from 1. Norm weights and biases do not decay.
+    pub(crate) fn update(&mut self, lr: f64, grad_norm: f64, n_updates: u64, settings: &LoopSettings) {
+        let grad_scale = if settings.clip > 0.0 { (settings.clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        for (at, spec) in self.grads.specs().iter().enumerate() {
+            let decays = spec.group == ParamGroup::Decay;
+            let step = AdamW {
+                lr: lr as f32,
+                beta1: settings.betas[0] as f32,
+                beta2: settings.betas[1] as f32,
+                eps: settings.eps as f32,
+                weight_decay: if decays { settings.weight_decay as f32 } else { 0.0 },
+                step: n_updates,
+                grad_scale: grad_scale as f32,
+            };
+            ops::adamw_step(
+                &self.decoder.device,
+                &mut self.params.tensors_mut()[at],
+                &mut self.moments1[at],
+                &mut self.moments2[at],
+                &self.grads.tensors()[at],
+                &step,
+            );
+        }
+        self.decoder.refresh(&self.params);
+    }
+
+    /// Both moments to 0: the start of a span with a fresh optimizer.
+    pub(crate) fn reset_moments(&mut self) {
+        for moment in self.moments1.iter_mut().chain(&mut self.moments2) {
+            moment.as_f32_mut().fill(0.0);
+        }
+    }
+
+    /// Refuses a non-finite master weight by name.
+    pub(crate) fn check_finite(&self, step: u64) -> Result<()> {
+        for (spec, master) in self.params.specs().iter().zip(self.params.tensors()) {
+            if master.as_f32().iter().any(|value| !value.is_finite()) {
+                return Err(Error::NonFinite { step, what: format!("weight {}", spec.hf_name), rows: Vec::new() });
+            }
+        }
+        Ok(())
+    }
+
+    /// What a checkpoint holds, for [`crate::state::save`].
+    pub(crate) fn arrays(&self) -> [(&'static str, Vec<&[f32]>); 3] {
+        [
+            ("weights", self.params.tensors().iter().map(Tensor::as_f32).collect()),
+            ("moment1", self.moments1.iter().map(Tensor::as_f32).collect()),
+            ("moment2", self.moments2.iter().map(Tensor::as_f32).collect()),
+        ]
+    }
+
+    /// Names and lengths of [`Self::arrays`].
+    pub(crate) fn layout(&self) -> Vec<(&'static str, Vec<usize>)> {
+        self.arrays().into_iter().map(|(name, parts)| (name, parts.iter().map(|part| part.len()).collect())).collect()
+    }
+
+    /// Takes over the arrays of a checkpoint, in the order of [`Self::layout`].
+    pub(crate) fn restore(&mut self, arrays: Vec<Vec<Vec<f32>>>) {
+        let groups = [self.params.tensors_mut(), &mut self.moments1, &mut self.moments2];
+        for (tensors, values) in groups.into_iter().zip(arrays) {
+            for (tensor, values) in tensors.iter_mut().zip(values) {
+                *tensor = Tensor::from_f32(tensor.shape(), values);
+            }
+        }
+        self.decoder.refresh(&self.params);
+    }
+}
+
+/// Log-probabilities of `targets` with nothing kept for a backward pass.
+pub(crate) fn target_logps(decoder: &Decoder, batch: &PackedBatch, targets: Targets) -> Result<Vec<f32>> {
+    let hidden = decoder.hidden(batch)?;
+    Ok(decoder.token_logps(&hidden, targets.rows, targets.ids).logps)
+}
+
+fn position(params: &Params, role: Role) -> usize {
+    let found = params.specs().iter().position(|spec| spec.role == role);
+    found.expect("the table of every architecture holds its embedding")
+}

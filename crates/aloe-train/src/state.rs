@@ -1,0 +1,307 @@
+//! Checkpoints of a running stage: everything the next step depends on, so that a resumed run equals an uninterrupted one
+//! bit for bit.
+//!
+//! `state/step-0000000040/` holds the arrays (raw little-endian f32), the metrics so far, the cursor, and a manifest with
+//! size and SHA-256 of each file and of itself. A checkpoint appears under its name only when complete and synced. When
+//! resuming, the newest one that passes every check is taken; damaged ones are reported, never repaired and never used.
+
+use crate::guard::Guard;
+use crate::{Error, Result};
+use aloe_record::digest::Hasher;
+use aloe_record::{atomic, digest};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Cursor {
+    /// Digest of settings, inputs, start weights, dtype and CPU path: a state continues only the run it came from.
+    pub(crate) fingerprint: String,
+    /// Optimizer steps done, over all chunks.
+    pub(crate) step: u64,
+    /// Tokens passed forward so far.
+    pub(crate) n_tokens: u64,
+    /// Tokens trained on so far.
+    pub(crate) n_targets: u64,
+    /// Recent losses and the counts of skipped steps.
+    pub(crate) guard: Guard,
+}
+
+/// Named f32 arrays of one file, in a fixed order: `weights`, `moment1`, `moment2`.
+pub(crate) type Arrays<'a> = [(&'static str, Vec<&'a [f32]>)];
+
+/// A checkpoint read back.
+pub(crate) struct Loaded {
+    /// Where the run stood.
+    pub(crate) cursor: Cursor,
+    /// Per file its arrays, in the order of the layout.
+    pub(crate) arrays: Vec<Vec<Vec<f32>>>,
+    /// The content of `metrics.jsonl` then.
+    pub(crate) metrics: Vec<u8>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FileEntry {
+    size_bytes: u64,
+    sha256: String,
+}
+
+type Manifest = BTreeMap<String, FileEntry>;
+
+const CURSOR: &str = "cursor.json";
+const METRICS: &str = "metrics.jsonl";
+const MANIFEST: &str = "manifest";
+
+/// Writes the checkpoint of `cursor.step` and removes all but the newest `keep_last`.
+pub(crate) fn save(state: &Path, cursor: &Cursor, arrays: &Arrays<'_>, metrics: &[u8], keep_last: usize) -> Result<()> {
+    let out = atomic::OutputDir::fresh(&state.join(format!("step-{:010}", cursor.step)))?;
+    let mut manifest = Manifest::new();
+    for (name, parts) in arrays {
+        let name = format!("{name}.f32");
+        let entry = write_array(&out.path().join(&name), parts)?;
+        manifest.insert(name, entry);
+    }
+    let cursor = to_json(cursor, state)?;
+    for (name, bytes) in [(CURSOR, cursor.as_bytes()), (METRICS, metrics)] {
+        atomic::write(&out.path().join(name), bytes)?;
+        manifest.insert(name.to_owned(), FileEntry { size_bytes: bytes.len() as u64, sha256: digest::bytes(bytes) });
+    }
+    let body = to_json(&manifest, state)?;
+    atomic::write(&out.path().join(MANIFEST), format!("{}\n{body}", digest::bytes(body.as_bytes())).as_bytes())?;
+    out.commit()?;
+    let mut kept = checkpoints(state)?;
+    while kept.len() > keep_last.max(1) {
+        let oldest = kept.remove(0);
+        fs::remove_dir_all(&oldest).map_err(aloe_record::Error::io("remove", &oldest))?;
+    }
+    Ok(())
+}
+
+/// The newest checkpoint that passes every check, and one notice per newer one that does not. `layout` names each file
+/// and the length of its arrays; a valid checkpoint of another run is [`Error::OtherRun`].
+pub(crate) fn load_newest(
+    state: &Path,
+    fingerprint: &str,
+    layout: &[(&'static str, Vec<usize>)],
+) -> Result<(Option<Loaded>, Vec<String>)> {
+    let mut notices = Vec::new();
+    for checkpoint in checkpoints(state)?.iter().rev() {
+        match load(checkpoint, fingerprint, layout) {
+            Ok(loaded) => return Ok((Some(loaded), notices)),
+            Err(Error::State { path, reason }) => {
+                notices.push(format!("checkpoint not used: {}: {reason}", path.display()));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((None, notices))
+}
+
+/// The complete checkpoints' folders, oldest first. Leftovers of an interrupted save begin with a dot and are ignored.
+fn checkpoints(state: &Path) -> Result<Vec<PathBuf>> {
+    if !state.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(state).map_err(aloe_record::Error::io("list", state))? {
+        let path = entry.map_err(aloe_record::Error::io("list", state))?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-")) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn load(folder: &Path, fingerprint: &str, layout: &[(&'static str, Vec<usize>)]) -> Result<Loaded> {
+    let manifest = read_manifest(&folder.join(MANIFEST))?;
+    let cursor_bytes = read_checked(folder, CURSOR, &manifest)?;
+    let cursor: Cursor =
+        serde_json::from_slice(&cursor_bytes).map_err(|error| damaged(&folder.join(CURSOR), &error.to_string()))?;
+    if cursor.fingerprint != fingerprint {
+        return Err(Error::OtherRun {
+            path: folder.to_path_buf(),
+            found: cursor.fingerprint,
+            expected: fingerprint.to_owned(),
+        });
+    }
+    let metrics = read_checked(folder, METRICS, &manifest)?;
+    let arrays = layout
+        .iter()
+        .map(|(name, lens)| read_arrays(folder, &format!("{name}.f32"), lens, &manifest))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Loaded { cursor, arrays, metrics })
+}
+
+fn read_manifest(path: &Path) -> Result<Manifest> {
+    let bytes = fs::read(path).map_err(|error| damaged(path, &error.to_string()))?;
+    let text = String::from_utf8(bytes).map_err(|_| damaged(path, "is not text"))?;
+    let (sha256, body) = text.split_once('\n').ok_or_else(|| damaged(path, "has no checksum line"))?;
+    if digest::bytes(body.as_bytes()) != sha256 {
+        return Err(damaged(path, "fails its checksum"));
+    }
+    serde_json::from_str(body).map_err(|error| damaged(path, &error.to_string()))
+}
+
+fn entry<'a>(folder: &Path, name: &str, manifest: &'a Manifest) -> Result<&'a FileEntry> {
+    manifest.get(name).ok_or_else(|| damaged(&folder.join(MANIFEST), &format!("does not list {name}")))
+}
+
+fn read_checked(folder: &Path, name: &str, manifest: &Manifest) -> Result<Vec<u8>> {
+    let path = folder.join(name);
+    let expected = entry(folder, name, manifest)?;
+    let bytes = fs::read(&path).map_err(|error| damaged(&path, &error.to_string()))?;
+    if digest::bytes(&bytes) != expected.sha256 {
+        return Err(damaged(&path, "fails its checksum"));
+    }
+    Ok(bytes)
+}
+
+fn read_arrays(folder: &Path, name: &str, lens: &[usize], manifest: &Manifest) -> Result<Vec<Vec<f32>>> {
+    let path = folder.join(name);
+    let expected = entry(folder, name, manifest)?;
+    let size_bytes = fs::metadata(&path).map_err(|error| damaged(&path, &error.to_string()))?.len();
+    let needed_bytes = 4 * lens.iter().sum::<usize>() as u64;
+    if size_bytes != expected.size_bytes || size_bytes != needed_bytes {
+        let reason = format!("holds {size_bytes} bytes, expected {needed_bytes}");
+        return Err(damaged(&path, &reason));
+    }
+    let file = File::open(&path).map_err(|error| damaged(&path, &error.to_string()))?;
+    let mut reader = BufReader::with_capacity(BLOCK_BYTES, file);
+    let mut hasher = Hasher::default();
+    let arrays = lens
+        .iter()
+        .map(|&len| read_floats(&mut reader, len, &mut hasher).map_err(|error| damaged(&path, &error.to_string())))
+        .collect::<Result<Vec<_>>>()?;
+    if hasher.hex() != expected.sha256 {
+        return Err(damaged(&path, "fails its checksum"));
+    }
+    Ok(arrays)
+}
+
+const BLOCK_BYTES: usize = 1 << 20;
+
+fn read_floats(reader: &mut impl Read, len: usize, hasher: &mut Hasher) -> std::io::Result<Vec<f32>> {
+    let mut values = Vec::with_capacity(len);
+    let mut block = vec![0u8; BLOCK_BYTES.min(4 * len)];
+    while values.len() < len {
+        let n_bytes = block.len().min(4 * (len - values.len()));
+        reader.read_exact(&mut block[..n_bytes])?;
+        hasher.update(&block[..n_bytes]);
+        values.extend(
+            block[..n_bytes].chunks_exact(4).map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]])),
+        );
+    }
+    Ok(values)
+}
+
+fn write_array(path: &Path, parts: &[&[f32]]) -> Result<FileEntry> {
+    let mut hasher = Hasher::default();
+    let mut size_bytes = 0u64;
+    atomic::write_with(path, |out| {
+        let mut block = Vec::with_capacity(BLOCK_BYTES);
+        for values in parts.iter().flat_map(|part| part.chunks(BLOCK_BYTES / 4)) {
+            block.clear();
+            block.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+            hasher.update(&block);
+            size_bytes += block.len() as u64;
+            out.write_all(&block).map_err(aloe_record::Error::io("write", path))?;
+        }
+        Ok::<(), aloe_record::Error>(())
+    })?;
+    Ok(FileEntry { size_bytes, sha256: hasher.hex() })
+}
+
+fn to_json<T: Serialize>(value: &T, path: &Path) -> Result<String> {
+    serde_json::to_string(value)
+        .map_err(|error| aloe_record::Error::Json { path: path.to_path_buf(), reason: error.to_string() }.into())
+}
+
+fn damaged(path: &Path, reason: &str) -> Error {
+    Error::State { path: path.to_path_buf(), reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aloe_record::CounterRng;
+
+    const WEIGHTS: [f32; 5] = [1.0, -2.5, 3.0e-39, f32::MAX, 0.1];
+    const MOMENT: [f32; 5] = [0.5; 5];
+
+    fn cursor(step: u64) -> Cursor {
+        Cursor { fingerprint: "f".into(), step, n_tokens: 10 * step, n_targets: step, guard: Guard::default() }
+    }
+
+    fn save_step(state: &Path, step: u64) {
+        let arrays = [("weights", vec![&WEIGHTS[..2], &WEIGHTS[2..]]), ("moment1", vec![&MOMENT[..]])];
+        save(state, &cursor(step), &arrays, b"{\"step\":1}\n", 2).unwrap();
+    }
+
+    fn load_all(state: &Path) -> (Option<Loaded>, Vec<String>) {
+        load_newest(state, "f", &[("weights", vec![2, 3]), ("moment1", vec![5])]).unwrap()
+    }
+
+    #[test]
+    fn a_checkpoint_reads_back_bit_for_bit_and_only_the_last_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        for step in [2, 4, 6] {
+            save_step(dir.path(), step);
+        }
+        let (loaded, notices) = load_all(dir.path());
+        let loaded = loaded.unwrap();
+        assert_eq!(loaded.cursor, cursor(6));
+        assert_eq!(loaded.arrays[0], [WEIGHTS[..2].to_vec(), WEIGHTS[2..].to_vec()]);
+        assert_eq!(loaded.metrics, b"{\"step\":1}\n");
+        assert!(notices.is_empty());
+        assert_eq!(checkpoints(dir.path()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn every_flipped_bit_every_truncation_and_every_missing_file_falls_back_to_the_older_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        save_step(dir.path(), 2);
+        save_step(dir.path(), 4);
+        let newest = dir.path().join("step-0000000004");
+        let mut rng = CounterRng::new(1, "test", 0);
+        for name in ["weights.f32", "moment1.f32", CURSOR, METRICS, MANIFEST] {
+            let path = newest.join(name);
+            let whole = fs::read(&path).unwrap();
+            for _ in 0..40 {
+                let mut bytes = whole.clone();
+                let at = rng.below(bytes.len());
+                bytes[at] ^= 1 << rng.below(8);
+                fs::write(&path, &bytes).unwrap();
+                check_falls_back(dir.path(), name);
+            }
+            for len in [0, 1, whole.len() - 1] {
+                fs::write(&path, &whole[..len]).unwrap();
+                check_falls_back(dir.path(), name);
+            }
+            fs::remove_file(&path).unwrap();
+            check_falls_back(dir.path(), name);
+            fs::write(&path, &whole).unwrap();
+        }
+        assert_eq!(load_all(dir.path()).0.unwrap().cursor.step, 4);
+    }
+
+    fn check_falls_back(state: &Path, name: &str) {
+        let (loaded, notices) = load_all(state);
+        assert_eq!(loaded.unwrap().cursor.step, 2, "{name}");
+        assert_eq!(notices.len(), 1);
+        assert!(notices[0].contains("step-0000000004"), "{notices:?}");
+    }
+
+    #[test]
+    fn a_state_of_other_settings_is_refused_and_a_half_written_one_ignored() {
+        let dir = tempfile::tempdir().unwrap();
+        save_step(dir.path(), 2);
+        fs::create_dir(dir.path().join(".step-0000000004.partial")).unwrap();
+        assert_eq!(load_all(dir.path()).0.unwrap().cursor.step, 2);
+        let other = load_newest(dir.path(), "g", &[("weights", vec![2, 3]), ("moment1", vec![5])]);
+        assert!(matches!(other, Err(Error::OtherRun { .. })));
+    }
+}
