@@ -4,7 +4,6 @@
 //! units in index order: blocks of units continue the chain through C, tails use masks, and the tile's height changes nothing.
 
 use crate::device::{Device, Isa};
-use crate::pool::SharedMut;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::tensor::Dtype;
 
@@ -234,7 +233,9 @@ unsafe fn few_rows_2<S: Simd, P: Product>(g: &Gemm) {
 unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
     let mut row = 0;
     while row < g.m {
-        let rows = S::TILE_ROWS.min(g.m - row);
+        // Tiles of even height: 16 rows go as 8 and 8, which keeps more chains in flight than 12 and 4.
+        let left = g.m - row;
+        let rows = left.div_ceil(left.div_ceil(S::TILE_ROWS));
         let part = Gemm {
             a: g.a.wrapping_add(if BY_UNIT { row } else { row * g.a_stride }),
             c: g.c.wrapping_add(row * g.c_stride),
@@ -350,9 +351,4 @@ pub(crate) fn units_of(dtype: Dtype, k: usize) -> usize {
         Dtype::F32 => k,
         Dtype::Bf16 => k.div_ceil(2),
     }
-}
-
-/// Where tasks write rows of a result.
-pub(crate) fn rows_mut(data: &mut [f32]) -> SharedMut<f32> {
-    SharedMut::new(data)
 }

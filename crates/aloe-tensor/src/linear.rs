@@ -4,6 +4,7 @@
 //! first use and kept. There is no third copy: `weight` unpacks.
 
 use crate::pack::{Panels, Source};
+use crate::pool::SharedMut;
 use crate::tensor::f32_from_bf16;
 use crate::{Device, Dtype, Tensor};
 use std::sync::OnceLock;
@@ -76,7 +77,7 @@ impl Linear {
     pub fn rows(&self, device: &Device, ids: &[u32]) -> Tensor {
         let k = self.in_features;
         let mut out = vec![0.0f32; ids.len() * k];
-        let rows = crate::gemm::rows_mut(&mut out);
+        let rows = SharedMut::new(&mut out);
         device.for_each(ids.len(), &|n| {
             // SAFETY: each index has its own row.
             let row = unsafe { rows.slice(n * k, k) };

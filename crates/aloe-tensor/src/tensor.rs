@@ -27,11 +27,11 @@ impl Dtype {
 /// Rounds to bf16, ties to even; NaN stays NaN.
 #[inline(always)]
 pub(crate) fn bf16_from_f32(value: f32) -> u16 {
+    // Written without a branch, so that loops over it become vector code.
     let bits = value.to_bits();
-    if bits & 0x7fff_ffff > 0x7f80_0000 {
-        return (bits >> 16) as u16 | 0x40;
-    }
-    (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    let quiet = bits | 0x0040_0000;
+    ((if value.is_nan() { quiet } else { rounded }) >> 16) as u16
 }
 
 /// Exact.

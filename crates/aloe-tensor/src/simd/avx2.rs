@@ -62,6 +62,10 @@ impl Simd for Avx2 {
         _mm256_maskstore_ps(p.wrapping_add(8), m[1], v[1]);
     }
     #[inline(always)]
+    unsafe fn splat_at(p: *const u32) -> V {
+        [_mm256_broadcast_ss(&*p.cast()); 2]
+    }
+    #[inline(always)]
     unsafe fn add(a: V, b: V) -> V {
         [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])]
     }

@@ -1,4 +1,7 @@
 //! The 16 lanes as one AVX-512 register, with and without the bf16 dot product.
+//!
+//! Whole vectors are moved by the masked instructions with all lanes on, which compile to plain moves: `_mm512_loadu_ps`
+//! carries the checks of `read_unaligned` into builds with debug assertions, and the inner loop with it.
 
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
@@ -43,7 +46,7 @@ unsafe fn store_rounded(p: *mut u16, v: __m512) {
     let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
     let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
     let high = _mm512_srli_epi32::<16>(_mm512_mask_blend_epi32(nan, rounded, quiet));
-    _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(high));
+    _mm256_mask_storeu_epi16(p.cast(), 0xffff, _mm512_cvtepi32_epi16(high));
 }
 
 #[inline(always)]
@@ -95,11 +98,11 @@ macro_rules! avx512 {
             }
             #[inline(always)]
             unsafe fn load(p: *const f32) -> __m512 {
-                _mm512_loadu_ps(p)
+                _mm512_maskz_loadu_ps(0xffff, p)
             }
             #[inline(always)]
             unsafe fn store(p: *mut f32, v: __m512) {
-                _mm512_storeu_ps(p, v);
+                _mm512_mask_storeu_ps(p, 0xffff, v);
             }
             #[inline(always)]
             unsafe fn load_n(p: *const f32, n: usize) -> __m512 {
@@ -161,6 +164,10 @@ macro_rules! avx512 {
             #[inline(always)]
             unsafe fn store_bf16(p: *mut u16, v: __m512) {
                 store_rounded(p, v);
+            }
+            #[inline(always)]
+            unsafe fn splat_at(p: *const u32) -> __m512 {
+                _mm512_broadcastss_ps(_mm_load_ss(p.cast()))
             }
             #[inline(always)]
             unsafe fn transpose(rows: &mut [__m512; 16]) {
