@@ -133,7 +133,7 @@ mod tests {
         };
         check("a<|im_end|>b", &[(1..11, 1)]);
         check("<|im_e", &[(0..4, 2)]);
-        check("<r> \n x", &[(0..5, 3)]);
+        check("<r> \n x", &[(0..6, 3)]);
         check("x  <l>y", &[(1..6, 4)]);
         check("words word", &[(6..10, 5)]);
         check("é    é", &[]);

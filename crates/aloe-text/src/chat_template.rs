@@ -18,8 +18,8 @@ pub const BUILTIN_TEMPLATES: [&str; 3] = ["llama3", "chatml", "alpaca"];
 
 /// Bytes of a template at most.
 const TEMPLATE_CAP: usize = 64 * 1024;
-/// Instructions of one rendering at most.
-const FUEL: u64 = 2_000_000;
+/// Instructions of one rendering at most: some 5,000 messages of a usual template, and below 0.2 s of an endless loop.
+const FUEL: u64 = 500_000;
 /// Bytes of output beyond four times the contents at most.
 const OUTPUT_CAP: usize = 1024 * 1024;
 const RECURSION_LIMIT: usize = 50;

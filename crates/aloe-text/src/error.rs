@@ -87,9 +87,9 @@ pub enum Error {
         /// The cause, with its line when known.
         message: String,
     },
-    /// The template changes message contents, so that text and control tokens cannot be told apart.
+    /// The template cuts or rearranges message contents, so that text and control tokens cannot be told apart.
     #[error(
-        "chat template of {origin} changes the contents of messages: user text cannot be kept apart from control tokens"
+        "chat template of {origin} cuts or rearranges the contents of messages: user text cannot be kept apart from control tokens"
     )]
     TemplateRewritesContent {
         /// Where it came from.

@@ -1,7 +1,8 @@
 //! Rendering that remembers which bytes came from a message. Contents go through the template between private-use marks; when the
 //! rendering without the marks equals the plain rendering, the marks tell exactly what a person wrote, whatever it looks like.
 //!
-//! A template that trims contents is met by marks inside the white space. One that cuts, splits or rewrites contents is refused.
+//! A template that trims contents is met by marks inside the white space. One that cuts, splits or rearranges contents is
+//! refused; one that changes letters in place (`upper`) is followed, as transformers would.
 
 use crate::chat_template::{ChatTemplate, Context};
 use crate::{Error, Message, Result};

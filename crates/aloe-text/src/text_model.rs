@@ -73,7 +73,8 @@ impl TextModel {
         Ok(model)
     }
 
-    /// The same tokenizer with another template: a built-in name or the path of a .jinja file.
+    /// The same tokenizer with another template: a built-in name or the path of a .jinja file. Refused when the template has no
+    /// end-of-turn token in this vocabulary.
     pub fn with_template(&self, name: &str) -> Result<TextModel> {
         let template = if name.ends_with(".jinja") {
             let path = Path::new(name);
@@ -83,18 +84,20 @@ impl TextModel {
         } else {
             ChatTemplate::builtin(name, self.tokenizer.adds_bos())?
         };
-        self.with_chat_template(template)
+        let model = self.with_chat_template(template);
+        if model.end_of_turn().is_none() {
+            _ = model.probe()?;
+            return Err(Error::NoEndOfTurn { origin: model.origin(), message: 1 });
+        }
+        Ok(model)
     }
 
-    /// The same tokenizer with a compiled template. Refused when the template has no end-of-turn token in this vocabulary.
-    pub fn with_chat_template(&self, template: ChatTemplate) -> Result<TextModel> {
+    /// The same tokenizer with a compiled template. One without an end-of-turn token in this vocabulary can render prompts, and is
+    /// refused when it shall be trained on.
+    pub fn with_chat_template(&self, template: ChatTemplate) -> TextModel {
         let mut model = TextModel { template: Some(template), turn: None, ..self.clone() };
-        let turn = model.probe()?;
-        if turn.end.is_none() {
-            return Err(Error::NoEndOfTurn { origin: model.template()?.origin().to_owned(), message: 1 });
-        }
-        model.turn = Some(turn);
-        Ok(model)
+        model.turn = model.probe().ok();
+        model
     }
 
     /// The same with a date for templates that print today's. Without it `strftime_now` does not exist.
