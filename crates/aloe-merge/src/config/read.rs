@@ -11,7 +11,7 @@ use std::path::Path;
 const KEYS: &str = "models, merge_method, base_model, parameters, dtype, out_dtype, tokenizer_source, chat_template";
 
 /// Methods of mergekit 0.1.5 that this version does not have.
-const OTHER_METHODS: [&str; 18] = [
+const OTHER_METHODS: [&str; 17] = [
     "slerp",
     "nuslerp",
     "multislerp",
@@ -29,7 +29,6 @@ const OTHER_METHODS: [&str; 18] = [
     "arcee_fusion",
     "ram",
     "ramplus_tl",
-    "core_space",
 ];
 
 /// Checks the whole tree.

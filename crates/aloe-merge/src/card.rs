@@ -1,0 +1,108 @@
+//! The result's `README.md`: what was merged, how, with the YAML and the figures of the task vectors. The stage's record has the rest.
+
+use crate::config::MergeConfig;
+use crate::consensus::TensorStats;
+use crate::merge::MergeReport;
+use std::fmt::Write as _;
+
+/// The card as Markdown with YAML metadata.
+pub(crate) fn readme(config: &MergeConfig, report: &MergeReport) -> String {
+    let mut text = String::from("---\nlibrary_name: transformers\ntags:\n- merge\n");
+    let names: Vec<&str> =
+        config.models.iter().map(|model| model.name.as_str()).filter(|name| is_hub_name(name)).collect();
+    if !names.is_empty() {
+        text += "base_model:\n";
+        names.iter().for_each(|name| text += &format!("- {name}\n"));
+    }
+    text += "---\n# Merged model\n\n";
+    let over = report.base.as_ref().map_or_else(String::new, |base| format!(" over `{base}`"));
+    let _ = writeln!(
+        text,
+        "Merged with `{}`{over}, computed in {}, stored in {}, mask seed {}, rescale `{}`.\n",
+        report.method, report.dtype, report.out_dtype, report.seed, report.rescale
+    );
+    text += "Models merged:\n\n";
+    report.models.iter().for_each(|name| text += &format!("- `{name}`\n"));
+    let fence = fence(&config.text);
+    let _ = writeln!(text, "\n## Configuration\n\n{fence}yaml\n{}\n{fence}", config.text.trim_end());
+    if !report.tensors.is_empty() {
+        text += &figures(report);
+    }
+    if !report.notes.is_empty() {
+        text += "\n## Notes\n\n";
+        report.notes.iter().for_each(|note| text += &format!("- {note}\n"));
+    }
+    text
+}
+
+fn figures(report: &MergeReport) -> String {
+    let mut text = String::from(
+        "\n## Task vectors\n\nNorm: that of the model's change over that of the base. Kept: share of the change that was merged. Agreement: of \
+         the elements that at least two models changed, the share where all changed in one direction.\n\n| Tensors |",
+    );
+    report.models.iter().for_each(|name| text += &format!(" norm `{name}` | kept |"));
+    text += " agreement |\n|---|";
+    report.models.iter().for_each(|_| text += "---|---|");
+    text += "---|\n";
+    for kind in kinds(&report.tensors) {
+        let tensors: Vec<&TensorStats> = report.tensors.iter().filter(|tensor| kind_of(&tensor.name) == kind).collect();
+        text += &row(&kind, &tensors, report.models.len());
+    }
+    text += &row("all", &report.tensors.iter().collect::<Vec<_>>(), report.models.len());
+    text
+}
+
+fn row(title: &str, tensors: &[&TensorStats], n_models: usize) -> String {
+    let sum = |value: &dyn Fn(&TensorStats) -> f64| tensors.iter().map(|tensor| value(tensor)).sum::<f64>();
+    let mut text = format!("| {title} |");
+    let base = sum(&|tensor| tensor.base_norm.powi(2)).sqrt();
+    for model in 0..n_models {
+        let norm = sum(&|tensor| tensor.norms[model].powi(2)).sqrt();
+        let kept = sum(&|tensor| tensor.n_kept[model] as f64) / sum(&|tensor| tensor.n_elements as f64);
+        let _ = write!(text, " {:.5} | {kept:.4} |", norm / base);
+    }
+    let contested = sum(&|tensor| tensor.n_contested as f64);
+    match contested > 0.0 {
+        true => text += &format!(" {:.4} |\n", sum(&|tensor| tensor.n_agreeing as f64) / contested),
+        false => text += " - |\n",
+    }
+    text
+}
+
+/// `model.layers.3.mlp.up_proj.weight` -> `mlp.up_proj`.
+fn kind_of(name: &str) -> String {
+    let inner = name.strip_prefix("model.").unwrap_or(name);
+    let inner = match inner.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
+        Some((_, part)) => part,
+        None => inner,
+    };
+    inner.strip_suffix(".weight").unwrap_or(inner).to_owned()
+}
+
+fn kinds(tensors: &[TensorStats]) -> Vec<String> {
+    let mut kinds: Vec<String> = Vec::new();
+    for kind in tensors.iter().map(|tensor| kind_of(&tensor.name)) {
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    kinds
+}
+
+/// `owner/name`, the only form that the Hub's metadata takes.
+fn is_hub_name(name: &str) -> bool {
+    let mut parts = name.split('/');
+    let is_plain = |part: Option<&str>| {
+        part.is_some_and(|part| {
+            !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        })
+    };
+    let (owner, model) = (parts.next(), parts.next());
+    is_plain(owner) && is_plain(model) && parts.next().is_none() && !name.starts_with('.')
+}
+
+/// A fence longer than any run of backticks in `text`.
+fn fence(text: &str) -> String {
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    "`".repeat((longest + 1).max(3))
+}

@@ -1,0 +1,226 @@
+//! The files beside the weights: whose tokenizer the result gets, its chat template, and whether the inputs' tokenizers agree.
+//!
+//! Refuses to merge embeddings whose rows mean different words. Renamed added tokens (`<|reserved_special_token_0|>` that a
+//! fine-tune calls `<|im_start|>`) are noted, not refused: mergekit merges them too, and users do it knowingly.
+
+use crate::config::ChatTemplateChoice;
+use crate::{Error, Result};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// What is copied from the donor, as mergekit does.
+const FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// The vocabulary of a `tokenizer.json`: id to token, and which of them were added.
+struct Vocabulary {
+    tokens: BTreeMap<u64, String>,
+    added: BTreeSet<u64>,
+}
+
+/// Compares every model's tokenizer with the donor's on the ids they share.
+pub(crate) fn compare(models: &[(&str, &Path)], donor: usize, notes: &mut Vec<String>) -> Result<()> {
+    let Some(expected) = vocabulary(models[donor].1)? else {
+        notes.push(format!("{} has no tokenizer.json: tokenizers were not compared", models[donor].0));
+        return Ok(());
+    };
+    for &(name, dir) in models.iter().enumerate().filter(|(index, _)| *index != donor).map(|(_, model)| model) {
+        let Some(found) = vocabulary(dir)? else {
+            notes.push(format!("{name} has no tokenizer.json: its tokenizer was not compared"));
+            continue;
+        };
+        let differing: Vec<u64> = expected
+            .tokens
+            .iter()
+            .filter(|(id, token)| found.tokens.get(id).is_some_and(|f| f != *token))
+            .map(|(id, _)| *id)
+            .collect();
+        let is_added = |id: &&u64| expected.added.contains(id) || found.added.contains(id);
+        if let Some(id) = differing.iter().find(|id| !is_added(id)) {
+            let reason = format!(
+                "its tokenizer gives {} ids another meaning than that of {} (id {id}: {:?}, expected {:?}); \
+                 tokenizer_source union is not supported yet",
+                differing.len(),
+                models[donor].0,
+                found.tokens[id],
+                expected.tokens[id]
+            );
+            return Err(Error::model(name, reason));
+        }
+        if let Some(id) = differing.first() {
+            notes.push(format!(
+                "{name} names {} added tokens differently from {} (id {id}: {:?} instead of {:?}); their rows are merged all the same",
+                differing.len(),
+                models[donor].0,
+                found.tokens[id],
+                expected.tokens[id]
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The donor's files with the chosen chat template, as (name, content).
+pub(crate) fn files(
+    models: &[(&str, &Path)],
+    donor: usize,
+    choice: Option<&ChatTemplateChoice>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<(String, Vec<u8>)>> {
+    let dir = models[donor].1;
+    let mut files = Vec::new();
+    for name in FILES {
+        let path = dir.join(name);
+        if path.is_file() {
+            files.push((name.to_owned(), std::fs::read(&path).map_err(Error::io("read", &path))?));
+        }
+    }
+    if !files.iter().any(|(name, _)| name == "tokenizer.json" || name == "tokenizer.model") {
+        notes.push(format!("{} has no tokenizer: the result has none either", models[donor].0));
+        return Ok(files);
+    }
+    match template(models, choice, notes)? {
+        Some(template) => set_template(&mut files, &template)?,
+        None => hint_at_template(models, donor, notes)?,
+    }
+    Ok(files)
+}
+
+fn template(
+    models: &[(&str, &Path)],
+    choice: Option<&ChatTemplateChoice>,
+    notes: &mut Vec<String>,
+) -> Result<Option<String>> {
+    match choice {
+        None => Ok(None),
+        Some(ChatTemplateChoice::Jinja(text)) => Ok(Some(text.clone())),
+        Some(ChatTemplateChoice::Named(name)) => {
+            let builtin = aloe_text::ChatTemplate::builtin(name, true);
+            let builtin = builtin.map_err(|error| Error::model("chat_template", error.to_string()))?;
+            Ok(Some(builtin.source().to_owned()))
+        }
+        Some(ChatTemplateChoice::Auto) => {
+            let chosen = most_common(models)?;
+            if chosen.is_none() {
+                notes.push("chat_template auto: no input has a chat template".into());
+            }
+            Ok(chosen)
+        }
+    }
+}
+
+/// The template that most inputs carry; of equally common ones, the one that comes first.
+fn most_common(models: &[(&str, &Path)]) -> Result<Option<String>> {
+    let mut counts: Vec<(String, usize)> = Vec::new();
+    for (_, dir) in models {
+        let Some(found) = template_of(dir)? else { continue };
+        let found = found.trim().to_owned();
+        match counts.iter_mut().find(|(known, _)| *known == found) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((found, 1)),
+        }
+    }
+    let most = counts.iter().map(|(_, count)| *count).max();
+    Ok(counts.into_iter().find(|(_, count)| Some(*count) == most).map(|(template, _)| template))
+}
+
+fn template_of(dir: &Path) -> Result<Option<String>> {
+    let file = dir.join("chat_template.jinja");
+    if file.is_file() {
+        return Ok(Some(std::fs::read_to_string(&file).map_err(Error::io("read", &file))?));
+    }
+    let config = dir.join("tokenizer_config.json");
+    if !config.is_file() {
+        return Ok(None);
+    }
+    let config: Value = aloe_record::atomic::read_json(&config)?;
+    Ok(match &config["chat_template"] {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(named) => named
+            .iter()
+            .find(|entry| entry["name"] == "default")
+            .and_then(|entry| entry["template"].as_str().map(str::to_owned)),
+        _ => None,
+    })
+}
+
+fn set_template(files: &mut Vec<(String, Vec<u8>)>, template: &str) -> Result<()> {
+    files.retain(|(name, _)| name != "chat_template.jinja");
+    let place = files.iter().position(|(name, _)| name == "tokenizer_config.json");
+    let mut config = match place {
+        Some(index) => parse("tokenizer_config.json", &files[index].1)?,
+        None => json!({}),
+    };
+    config["chat_template"] = json!(template);
+    let mut content =
+        serde_json::to_vec_pretty(&config).map_err(|error| json_error("tokenizer_config.json", &error))?;
+    content.push(b'\n');
+    match place {
+        Some(index) => files[index].1 = content,
+        None => files.push(("tokenizer_config.json".into(), content)),
+    }
+    Ok(())
+}
+
+/// A base model often has no template while the models merged over it do: the result could not be chatted with.
+fn hint_at_template(models: &[(&str, &Path)], donor: usize, notes: &mut Vec<String>) -> Result<()> {
+    if template_of(models[donor].1)?.is_some() {
+        return Ok(());
+    }
+    for (name, dir) in models {
+        if template_of(dir)?.is_some() {
+            let donor = models[donor].0;
+            notes.push(format!(
+                "the tokenizer of {donor} has no chat template, that of {name} has one: `tokenizer_source: {name}` would keep it"
+            ));
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn vocabulary(dir: &Path) -> Result<Option<Vocabulary>> {
+    let path = dir.join("tokenizer.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let parsed: Value = aloe_record::atomic::read_json(&path)?;
+    let mut tokens = BTreeMap::new();
+    match &parsed["model"]["vocab"] {
+        Value::Object(map) => {
+            tokens.extend(map.iter().filter_map(|(token, id)| Some((id.as_u64()?, token.clone()))));
+        }
+        Value::Array(list) => {
+            let named =
+                list.iter().enumerate().filter_map(|(id, entry)| Some((id as u64, entry[0].as_str()?.to_owned())));
+            tokens.extend(named);
+        }
+        _ => {}
+    }
+    let mut added = BTreeSet::new();
+    for entry in parsed["added_tokens"].as_array().into_iter().flatten() {
+        if let (Some(id), Some(token)) = (entry["id"].as_u64(), entry["content"].as_str()) {
+            tokens.insert(id, token.to_owned());
+            added.insert(id);
+        }
+    }
+    Ok(Some(Vocabulary { tokens, added }))
+}
+
+fn parse(name: &str, bytes: &[u8]) -> Result<Value> {
+    serde_json::from_slice(bytes).map_err(|error| json_error(name, &error))
+}
+
+fn json_error(name: &str, error: &serde_json::Error) -> Error {
+    Error::Record(aloe_record::Error::Json { path: name.into(), reason: error.to_string() })
+}
