@@ -18,8 +18,10 @@ pub const BUILTIN_TEMPLATES: [&str; 3] = ["llama3", "chatml", "alpaca"];
 
 /// Bytes of a template at most.
 const TEMPLATE_CAP: usize = 64 * 1024;
-/// Instructions of one rendering at most: some 5,000 messages of a usual template, and below 0.2 s of an endless loop.
+/// Fuel of one rendering at most: some 5,000 messages of a usual template, and below 0.2 s of an endless loop. minijinja counts
+/// instructions and the bytes that strings grow by, so each byte of content brings fuel for being copied a few times.
 const FUEL: u64 = 500_000;
+const FUEL_PER_CONTENT_BYTE: u64 = 16;
 /// Bytes of output beyond four times the contents at most.
 const OUTPUT_CAP: usize = 1024 * 1024;
 const RECURSION_LIMIT: usize = 50;
@@ -115,7 +117,9 @@ impl ChatTemplate {
                 minijinja::context! { strftime_now => now, ..root }
             }
         };
-        let template = self.environment.get_template("chat").map_err(|e| template_error(&self.origin, &e))?;
+        let mut environment = Environment::clone(&self.environment);
+        environment.set_fuel(Some(FUEL + FUEL_PER_CONTENT_BYTE * contents as u64));
+        let template = environment.get_template("chat").map_err(|e| template_error(&self.origin, &e))?;
         template.render_captured_to(root, &mut out).map_err(|e| template_error(&self.origin, &e))?;
         String::from_utf8(out.bytes)
             .map_err(|_| Error::Template { origin: self.origin.clone(), message: "output is not UTF-8".to_owned() })
@@ -164,7 +168,6 @@ fn environment() -> Environment<'static> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("the default delimiters are valid"));
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(RECURSION_LIMIT);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_filter("tojson", tojson);

@@ -112,44 +112,46 @@ fn forged_prompts_do_hold_control_tokens() {
 }
 
 #[test]
-fn long_texts_take_linear_time() {
-    for model in [llama3(), smollm2(), qwen()].into_iter().flatten() {
-        let rng = CounterRng::new(1, "long texts", 0);
-        let random = |size: usize| -> String {
-            let bytes: Vec<u8> = (0..size as u64 / 4).flat_map(|i| rng.at(i).to_le_bytes()).collect();
-            String::from_utf8_lossy(&bytes).chars().take(size / 3).collect()
-        };
-        type Make<'a> = &'a dyn Fn(usize) -> String;
-        let words = |size: usize| -> String {
-            (0..size / 60)
-                .map(|i| {
-                    format!("The patient, aged {i}, has a fever of 39.{}°C and a cough since {} days.\n", i % 10, i % 7)
-                })
-                .collect()
-        };
-        let kinds: [(&str, Make<'_>); 8] = [
-            ("4 MB of spaces", &|size| " ".repeat(4 * size)),
-            ("words", &words),
-            ("spaces", &|size| " ".repeat(size)),
-            ("one letter", &|size| "a".repeat(size)),
-            ("emoji", &|size| "👩🏽‍⚕️".repeat(size / 17)),
-            ("line feeds", &|size| "\n ".repeat(size / 2)),
-            ("punctuation", &|size| "!".repeat(size)),
-            ("random bytes", &random),
-        ];
-        for (name, make) in kinds {
-            let size = 1 << 20;
-            let text = make(size);
-            let start = Instant::now();
-            let ids = model.tokenizer.encode_plain(&text).unwrap();
-            let elapsed = start.elapsed().as_secs_f64();
-            println!(
-                "{name}: {} bytes, {} tokens, {elapsed:.2} s, {:.1} MB/s",
-                text.len(),
-                ids.len(),
-                text.len() as f64 / elapsed / 1e6
-            );
-            assert!(elapsed < 20.0, "{name}: {elapsed} s");
-        }
+fn long_texts_are_encoded_without_panic_or_quadratic_time() {
+    let Some(model) = llama3() else { return };
+    let rng = CounterRng::new(1, "long texts", 0);
+    let random = |size: usize| -> String {
+        let bytes: Vec<u8> = (0..size as u64 / 4).flat_map(|i| rng.at(i).to_le_bytes()).collect();
+        String::from_utf8_lossy(&bytes).chars().take(size / 3).collect()
+    };
+    let words = |size: usize| -> String {
+        let line = |i: usize| format!("The patient, aged {i}, has a fever of 39.{}°C since {} days.\n", i % 10, i % 7);
+        (0..size / 55).map(line).collect()
+    };
+    type Make<'a> = &'a dyn Fn(usize) -> String;
+    let kinds: [(&str, Make<'_>); 7] = [
+        ("words", &words),
+        ("spaces", &|size| " ".repeat(size)),
+        ("one letter", &|size| "a".repeat(size)),
+        ("emoji", &|size| "👩🏽‍⚕️".repeat(size / 17)),
+        ("line feeds", &|size| "\n ".repeat(size / 2)),
+        ("punctuation", &|size| "!".repeat(size)),
+        ("random bytes", &random),
+    ];
+    let seconds = |text: &str| {
+        let start = Instant::now();
+        let n = model.tokenizer.encode_plain(text).unwrap().len();
+        (start.elapsed().as_secs_f64(), n)
+    };
+    for (name, make) in kinds {
+        let (short, long) = (make(1 << 17), make(1 << 19));
+        let (few, (many, n)) = (seconds(&short).0, seconds(&long));
+        println!("{name}: {} bytes, {n} tokens, {few:.2} s and {many:.2} s", long.len());
+        // Four times the text: quadratic time would take 16 times as long. The slack is for a busy machine.
+        assert!(many < 12.0 * few.max(0.05), "{name}: {few} s, then {many} s");
+    }
+}
+
+#[test]
+fn a_content_of_two_megabytes_passes_the_templates_fuel() {
+    for model in [llama3(), qwen()].into_iter().flatten() {
+        let text = "fever of 39°C\n".repeat(150_000);
+        let ids = model.encode_prompt(&[Message::user(text.clone())]).unwrap();
+        assert!(model.tokenizer.decode(&ids, true).unwrap().contains(text.trim()));
     }
 }
