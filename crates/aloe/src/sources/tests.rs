@@ -7,7 +7,9 @@ fn under(variable: &str, relative: &str) -> Option<PathBuf> {
     let path = std::env::var_os(variable).map(|root| PathBuf::from(root).join(relative));
     match path.filter(|path| path.exists()) {
         Some(path) => Some(path),
-        None if std::env::var("ALOE_REQUIRE").is_ok_and(|value| value == "1") => panic!("{relative} is not in {variable}"),
+        None if std::env::var("ALOE_REQUIRE").is_ok_and(|value| value == "1") => {
+            panic!("{relative} is not in {variable}")
+        }
         None => {
             println!("not run: {relative} is not in {variable}");
             None

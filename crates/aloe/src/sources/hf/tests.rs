@@ -30,7 +30,8 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let files: HashMap<String, Vec<u8>> = files.iter().map(|(name, body)| (name.to_string(), body.to_vec())).collect();
+        let files: HashMap<String, Vec<u8>> =
+            files.iter().map(|(name, body)| (name.to_string(), body.to_vec())).collect();
         let log = Arc::clone(&seen);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -57,9 +58,15 @@ fn answer(mut stream: TcpStream, files: &HashMap<String, Vec<u8>>, manner: Manne
     }
     let Some(target) = lines.first().and_then(|line| line.split(' ').nth(1)) else { return };
     let header = |name: &str| {
-        lines.iter().find_map(|line| line.split_once(": ").filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value))
+        lines.iter().find_map(|line| {
+            line.split_once(": ").filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        })
     };
-    log.lock().unwrap().push(format!("{target} {} {}", header("range").unwrap_or("-"), header("authorization").unwrap_or("-")));
+    log.lock().unwrap().push(format!(
+        "{target} {} {}",
+        header("range").unwrap_or("-"),
+        header("authorization").unwrap_or("-")
+    ));
     if manner == Manner::Denies {
         respond(&mut stream, "401 Unauthorized", b"", 0);
     } else if target.starts_with("/api/") {
@@ -73,7 +80,8 @@ fn answer(mut stream: TcpStream, files: &HashMap<String, Vec<u8>>, manner: Manne
         let name = target.rsplit_once(COMMIT).map_or("", |(_, name)| name.trim_start_matches('/'));
         let Some(body) = files.get(name) else { return respond(&mut stream, "404 Not Found", b"", 0) };
         let body = if manner == Manner::SendsOtherBytes { vec![b'?'; body.len()] } else { body.clone() };
-        let from = header("range").and_then(|range| range.trim_start_matches("bytes=").trim_end_matches('-').parse().ok());
+        let from =
+            header("range").and_then(|range| range.trim_start_matches("bytes=").trim_end_matches('-').parse().ok());
         let from: usize = from.filter(|_| manner != Manner::IgnoresRange).unwrap_or(0);
         let rest = &body[from..];
         let sent = if manner == Manner::BreaksOff && rest.len() > 3 { &rest[..rest.len() / 2] } else { rest };
@@ -111,7 +119,12 @@ fn a_repository_is_fetched_into_the_layout_of_huggingface_hub_and_found_there_of
     let blob = std::fs::read_link(snapshot.join("model.safetensors")).unwrap();
     assert_eq!(blob, Path::new("../../blobs").join(digest::bytes(FILES[1].1)));
     assert_eq!(std::fs::read_to_string(dir.path().join("models--org--name/refs/main")).unwrap(), COMMIT);
-    assert!(server.requests().iter().all(|line| line.ends_with("Bearer hf_secret") && !line.contains("evil") && !line.contains(".bin")));
+    assert!(
+        server
+            .requests()
+            .iter()
+            .all(|line| line.ends_with("Bearer hf_secret") && !line.contains("evil") && !line.contains(".bin"))
+    );
     // A second fetch asks for the list only; offline, nothing is asked.
     let before = server.requests().len();
     fetch("org/name", &hub(&server, dir.path()), &Cancel::default()).unwrap();
@@ -144,8 +157,12 @@ fn a_connection_that_breaks_off_is_continued_within_one_fetch() {
     let (snapshot, _) = fetch("org/name", &hub(&server, dir.path()), &Cancel::default()).unwrap();
     assert_eq!(std::fs::read(snapshot.join("model.safetensors")).unwrap(), FILES[1].1);
     // 34 bytes: 17 came, then 8 of 17, then 4 of 9, then 2 of 5, then 3 of 3.
-    let ranges: Vec<String> =
-        server.requests().into_iter().filter(|line| line.contains("model.safe")).map(|line| line.split(' ').nth(1).unwrap().into()).collect();
+    let ranges: Vec<String> = server
+        .requests()
+        .into_iter()
+        .filter(|line| line.contains("model.safe"))
+        .map(|line| line.split(' ').nth(1).unwrap().into())
+        .collect();
     assert_eq!(ranges, ["-", "bytes=17-", "bytes=25-", "bytes=29-", "bytes=31-"]);
 }
 

@@ -14,13 +14,21 @@ fn wheel(path: &Path, files: &[(&str, &[u8])]) {
     writer.finish().unwrap();
 }
 
+/// Makes a program of a script. Another test's fork may hold the file open for a moment, in which it cannot be run; once it ran, it can.
+fn program(script: &Path, text: &str) -> String {
+    std::fs::write(script, text).unwrap();
+    std::fs::set_permissions(script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    while Command::new(script).stderr(Stdio::null()).status().is_err() {}
+    script.to_str().unwrap().to_string()
+}
+
 /// A program that does what `python3 -m pip download ... -d DIR PACKAGE` would: puts `wheel` into DIR.
 fn stand_in(dir: &Path, wheel: &Path) -> String {
-    let script = dir.join("python3");
-    let text = format!("#!/bin/sh\nfor a in \"$@\"; do [ \"$p\" = -d ] && d=$a; p=$a; done\ncp '{}' \"$d/\"\n", wheel.display());
-    std::fs::write(&script, text).unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    script.to_str().unwrap().to_string()
+    let text = format!(
+        "#!/bin/sh\nfor a in \"$@\"; do [ \"$p\" = -d ] && d=$a; p=$a; done\n[ -z \"$d\" ] || cp '{}' \"$d/\"\n",
+        wheel.display()
+    );
+    program(&dir.join("python3"), &text)
 }
 
 fn refused(package: &str, python: &str, root: &Path, expected: &str) {
@@ -82,14 +90,15 @@ fn a_damaged_cache_is_an_error_that_says_what_to_remove() {
 fn missing_python_missing_pip_and_no_network_are_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     refused("x==1", "/no/such/python3", dir.path(), "is not installed");
-    let failing = |stderr: &str| {
-        let script = dir.path().join("failing");
-        std::fs::write(&script, format!("#!/bin/sh\necho '{stderr}' >&2\nexit 1\n")).unwrap();
-        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-        script.to_str().unwrap().to_string()
-    };
+    let failing =
+        |stderr: &str| program(&dir.path().join("failing"), &format!("#!/bin/sh\necho '{stderr}' >&2\nexit 1\n"));
     refused("x==1", &failing("/usr/bin/python3: No module named pip"), dir.path(), "python3 has no pip");
-    refused("x==1", &failing("ERROR: No matching distribution found for x==1"), dir.path(), "pip said:\nERROR: No matching");
+    refused(
+        "x==1",
+        &failing("ERROR: No matching distribution found for x==1"),
+        dir.path(),
+        "pip said:\nERROR: No matching",
+    );
 }
 
 #[test]
