@@ -201,7 +201,7 @@ thread_local! {
     static SCRATCH: std::cell::RefCell<Vec<Line>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
-fn with_scratch<R>(lines: usize, body: impl FnOnce(&mut [Line]) -> R) -> R {
+pub(crate) fn with_scratch<R>(lines: usize, body: impl FnOnce(&mut [Line]) -> R) -> R {
     SCRATCH.with_borrow_mut(|scratch| {
         if scratch.len() < lines {
             scratch.clear();
