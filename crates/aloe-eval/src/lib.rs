@@ -1,1 +1,32 @@
-//! Placeholder of `aloe-eval`.
+//! From questions to scores: protocols, strategies, voting, statistics, and the red-team run.
+//!
+//! Reading order: `config`, `eval` (the spine), `strategy/*` (prompts and answers), `vote`, `score` (one question's
+//! record), `metrics` (accuracy with its standard error, groups), `report` (files and table); `stats` and `compare` for
+//! intervals and paired tests; `redteam` (its own spine) with `redteam_sample`, `redteam_report` and `judge`.
+
+mod answers;
+pub mod compare;
+mod config;
+mod error;
+mod eval;
+pub mod judge;
+pub mod metrics;
+pub mod neighbors;
+pub mod redteam;
+pub mod redteam_report;
+pub mod redteam_sample;
+pub mod report;
+mod score;
+pub mod stats;
+mod strategy;
+pub mod vote;
+
+pub use config::{EvalConfig, MedpromptConfig, Strategy};
+pub use error::Error;
+pub use eval::eval;
+pub use redteam::{RedTeamConfig, redteam};
+pub use report::EvalResults;
+pub use score::{Sample, ScoredChoice, Vote, read_samples};
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,35 @@
+//! Every way an evaluation can fail.
+
+/// A failure of an evaluation or of a comparison.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Questions, wording or their files.
+    #[error(transparent)]
+    Task(#[from] aloe_task::Error),
+    /// The model.
+    #[error(transparent)]
+    Engine(#[from] aloe_engine::Error),
+    /// Storage, or an interrupt.
+    #[error(transparent)]
+    Record(#[from] aloe_record::Error),
+    /// Settings that do not go together.
+    #[error("{0}")]
+    Config(String),
+    /// The answers of another run lie in the output folder.
+    #[error("{path} holds answers of other settings, another model or other questions; choose another output folder")]
+    OtherRun {
+        /// The log.
+        path: String,
+    },
+    /// Two runs that cannot be paired.
+    #[error("cannot compare: {0}")]
+    Unpaired(String),
+    /// The engine's answer does not fit the request.
+    #[error("question {id}: {reason}")]
+    Answer {
+        /// Task and question.
+        id: String,
+        /// What is wrong.
+        reason: String,
+    },
+}

@@ -1,0 +1,66 @@
+//! The spine of an evaluation: questions -> prompts -> answers -> scores -> files. Where in the walk: called by the `eval`
+//! command and by the recipe; everything it does is one call away.
+
+use crate::answers::AnswerLog;
+use crate::report::{self, EvalResults, TaskResult};
+use crate::strategy::{self, TaskRun};
+use crate::{EvalConfig, Result, Sample};
+use aloe_engine::{Embedder, Engine};
+use aloe_record::{Cancel, Progress, atomic};
+use aloe_task::{Question, Task};
+use std::path::Path;
+
+/// Evaluates and writes `results.json` and `samples.jsonl` into `out`. Both depend on model, data and settings alone, byte
+/// for byte. An interrupted run is taken up where it stopped: answers stand in `.answers.log` until all are there.
+/// `embedder` serves Medprompt's neighbour search; without one a lexical search is used, and named in the results.
+pub fn eval(
+    engine: &Engine,
+    config: &EvalConfig,
+    embedder: Option<&Embedder>,
+    out: &Path,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<EvalResults> {
+    config.check()?;
+    let tasks = load(config)?;
+    let fingerprint = report::fingerprint(engine.identity(), config, embedder.map(Embedder::name), &tasks);
+    let mut log = AnswerLog::open(&out.join(".answers.log"), &fingerprint)?;
+    progress.set_total(tasks.iter().map(|(_, questions, _)| questions.len() as u64).sum());
+    let mut results = Vec::new();
+    let mut all_samples = Vec::new();
+    for (task, questions, n_whole) in &tasks {
+        progress.message(&task.name());
+        let run = TaskRun { engine, config, embedder, task: *task, questions, cancel };
+        let plan = strategy::prepare(&run, &mut log)?;
+        let mut samples: Vec<Sample> = log.samples_of(*task, questions)?;
+        progress.advance(samples.len() as u64);
+        while samples.len() < questions.len() {
+            cancel.check()?;
+            let next = samples.len()..questions.len().min(samples.len() + plan.chunk_len());
+            let answered = plan.answer(&run, next)?;
+            log.append_all(&answered)?;
+            progress.advance(answered.len() as u64);
+            samples.extend(answered);
+        }
+        results.push(TaskResult::of(*task, &samples, *n_whole, config, plan.notes()));
+        all_samples.extend(samples);
+    }
+    let results = EvalResults::new(engine.identity(), config, embedder.map(Embedder::name), results);
+    report::write_samples(&out.join("samples.jsonl"), &all_samples)?;
+    atomic::write_json(&out.join("results.json"), &results)?;
+    log.remove()?;
+    progress.finish();
+    Ok(results)
+}
+
+/// Each task with its questions up to the limit, and how many its file holds.
+fn load(config: &EvalConfig) -> Result<Vec<(Task, Vec<Question>, usize)>> {
+    let mut tasks = Vec::new();
+    for &task in &config.tasks {
+        let mut questions = task.load(&config.data_dir, config.split)?;
+        let n_whole = questions.len();
+        questions.truncate(config.limit.unwrap_or(n_whole));
+        tasks.push((task, questions, n_whole));
+    }
+    Ok(tasks)
+}

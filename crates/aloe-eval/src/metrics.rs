@@ -1,0 +1,284 @@
+//! From samples to numbers: accuracy with its standard error per task, and the published ways of averaging tasks.
+
+use crate::Sample;
+use crate::stats;
+use aloe_task::Task;
+use serde::{Deserialize, Serialize};
+
+/// A rate with its standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// The value, 0 to 1.
+    pub value: f64,
+    /// Its standard error.
+    pub stderr: f64,
+}
+
+/// What is counted over the samples of a task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Questions asked.
+    pub n: usize,
+    /// Share of right answers; unparsed ones are wrong. lm-evaluation-harness's `acc`.
+    pub acc: Estimate,
+    /// The harness's `acc_norm` (log-likelihood strategy only).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub acc_norm: Option<Estimate>,
+    /// Questions without any readable answer.
+    pub n_unparsed: usize,
+    /// Samples without a readable answer (generation only).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub n_unparsed_samples: Option<usize>,
+    /// Samples in all (generation only).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub n_samples: Option<usize>,
+    /// Votes that were tied and went to the first seen (generation only).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub n_ties: Option<usize>,
+    /// Samples whose reasoning block was cut out (generation only).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub n_reasoning_removed: Option<usize>,
+    /// Accuracy of guessing.
+    pub chance: f64,
+    /// Accuracy of always naming the most frequent key.
+    pub majority_key: f64,
+    /// How often each position was chosen, as shown: first option first. Samples, not questions, are counted where options
+    /// are shuffled.
+    pub chosen_positions: Vec<usize>,
+    /// How often each position held the right option, over the same.
+    pub key_positions: Vec<usize>,
+}
+
+impl Counts {
+    /// Counts `samples`, which must not be empty.
+    pub fn of(samples: &[Sample]) -> Self {
+        let n = samples.len();
+        let estimate =
+            |n_right| Estimate { value: n_right as f64 / n as f64, stderr: stats::proportion_stderr(n_right, n) };
+        let generated = samples.iter().any(|sample| !sample.votes.is_empty());
+        let scored = samples.iter().all(|sample| sample.correct_norm.is_some());
+        let votes = || samples.iter().flat_map(|sample| &sample.votes);
+        let (chosen_positions, key_positions) = positions(samples);
+        let mut keys = vec![0; width(samples)];
+        samples.iter().for_each(|sample| keys[sample.key] += 1);
+        Self {
+            n,
+            acc: estimate(samples.iter().filter(|sample| sample.correct).count()),
+            acc_norm: scored.then(|| estimate(samples.iter().filter(|s| s.correct_norm == Some(true)).count())),
+            n_unparsed: samples.iter().filter(|sample| sample.predicted.is_none()).count(),
+            n_unparsed_samples: generated.then(|| votes().filter(|vote| vote.answer.is_none()).count()),
+            n_samples: generated.then(|| votes().count()),
+            n_ties: generated.then(|| samples.iter().filter(|sample| sample.tie).count()),
+            n_reasoning_removed: generated.then(|| votes().filter(|vote| vote.reasoning_removed).count()),
+            chance: samples.iter().map(|sample| 1.0 / sample.n_choices as f64).sum::<f64>() / n as f64,
+            majority_key: keys.iter().copied().max().unwrap_or(0) as f64 / n as f64,
+            chosen_positions,
+            key_positions,
+        }
+    }
+}
+
+fn width(samples: &[Sample]) -> usize {
+    samples.iter().map(|sample| sample.n_choices).max().unwrap_or(0)
+}
+
+fn positions(samples: &[Sample]) -> (Vec<usize>, Vec<usize>) {
+    let mut chosen = vec![0; width(samples)];
+    let mut keys = chosen.clone();
+    for sample in samples {
+        let natural: Vec<usize> = (0..sample.n_choices).collect();
+        let mut count = |order: &[usize], answer: Option<usize>| {
+            let shown = |index: usize| order.iter().position(|&original| original == index);
+            if let Some(position) = answer.and_then(shown) {
+                chosen[position] += 1;
+            }
+            if let Some(position) = shown(sample.key) {
+                keys[position] += 1;
+            }
+        };
+        if sample.votes.is_empty() {
+            count(&natural, sample.predicted);
+        }
+        sample.votes.iter().for_each(|vote| count(&vote.order, vote.answer));
+    }
+    (chosen, keys)
+}
+
+/// An average over tasks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Group {
+    /// What is averaged, and how.
+    pub name: String,
+    /// The average of `acc`.
+    pub acc: Estimate,
+    /// Questions in all.
+    pub n: usize,
+    /// The tasks.
+    pub tasks: Vec<String>,
+}
+
+/// The averages whose tasks are all there:
+/// `mmlu_medical (macro mean)` over the six subjects (the card's MMLU);
+/// `multimedqa (size-weighted)` as lm-evaluation-harness's group (the card's MultiMedQA score; 7,045 questions when whole);
+/// `arithmetic mean (all sets)` of MedQA, MedMCQA, PubMedQA, MMLU and CareQA (the Alpha card's average);
+/// `arithmetic mean (without PubMedQA)` (the Beta paper's "Avg").
+pub fn groups(results: &[(Task, &Counts)]) -> Vec<Group> {
+    let find = |task: Task| results.iter().find(|(known, _)| *known == task).map(|(_, counts)| *counts);
+    let mut groups = Vec::new();
+    let subjects = aloe_task::Subject::ALL.map(Task::Mmlu);
+    let mmlu = subjects.iter().map(|&task| find(task)).collect::<Option<Vec<_>>>().map(|counts| {
+        let stderrs: Vec<f64> = counts.iter().map(|one| one.acc.stderr).collect();
+        Group {
+            name: "mmlu_medical (macro mean)".into(),
+            acc: Estimate {
+                value: counts.iter().map(|one| one.acc.value).sum::<f64>() / 6.0,
+                stderr: stats::macro_stderr(&stderrs),
+            },
+            n: counts.iter().map(|one| one.n).sum(),
+            tasks: subjects.map(Task::name).to_vec(),
+        }
+    });
+    groups.extend(mmlu.clone());
+    let mut nine = vec![Task::Pubmedqa, Task::Medmcqa, Task::Medqa4];
+    nine.extend(subjects);
+    groups
+        .extend(nine.iter().map(|&task| find(task)).collect::<Option<Vec<_>>>().map(|counts| weighted(&nine, &counts)));
+    let sets = |tasks: &[Task], name: &str| -> Option<Group> {
+        let counts = tasks.iter().map(|&task| find(task)).collect::<Option<Vec<_>>>()?;
+        let mmlu = mmlu.as_ref()?;
+        let mut parts: Vec<Estimate> = counts.iter().map(|one| one.acc).collect();
+        parts.push(mmlu.acc);
+        let stderrs: Vec<f64> = parts.iter().map(|part| part.stderr).collect();
+        Some(Group {
+            name: name.into(),
+            acc: Estimate {
+                value: parts.iter().map(|part| part.value).sum::<f64>() / parts.len() as f64,
+                stderr: stats::macro_stderr(&stderrs),
+            },
+            n: counts.iter().map(|one| one.n).sum::<usize>() + mmlu.n,
+            tasks: tasks.iter().map(|task| task.name()).chain([mmlu.name.clone()]).collect(),
+        })
+    };
+    let four = [Task::Medqa4, Task::Medmcqa, Task::Pubmedqa, Task::CareqaEn];
+    groups.extend(sets(&four, "arithmetic mean (all sets)"));
+    groups.extend(sets(&[Task::Medqa4, Task::Medmcqa, Task::CareqaEn], "arithmetic mean (without PubMedQA)"));
+    groups
+}
+
+fn weighted(tasks: &[Task], counts: &[&Counts]) -> Group {
+    let n: usize = counts.iter().map(|one| one.n).sum();
+    let stderrs: Vec<f64> = counts.iter().map(|one| one.acc.stderr).collect();
+    let sizes: Vec<usize> = counts.iter().map(|one| one.n).collect();
+    let sum: f64 = counts.iter().map(|one| one.acc.value * one.n as f64).sum();
+    Group {
+        name: "multimedqa (size-weighted)".into(),
+        acc: Estimate { value: sum / n as f64, stderr: stats::pooled_stderr(&stderrs, &sizes) },
+        n,
+        tasks: tasks.iter().map(|task| task.name()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Vote;
+    use aloe_engine::FinishReason;
+
+    fn vote(order: &[usize], answer: Option<usize>) -> Vote {
+        Vote {
+            order: order.to_vec(),
+            shots: vec![],
+            prompt_ids: vec![],
+            text: String::new(),
+            ids: None,
+            logp: None,
+            finish_reason: FinishReason::Stop,
+            answer,
+            reasoning_removed: false,
+        }
+    }
+
+    fn sample(key: usize, predicted: Option<usize>, votes: Vec<Vote>) -> Sample {
+        Sample {
+            task: "t".into(),
+            id: "1".into(),
+            index: 0,
+            subject: String::new(),
+            n_choices: 4,
+            key,
+            predicted,
+            correct: predicted == Some(key),
+            correct_norm: votes.is_empty().then_some(predicted == Some(key)),
+            prompt_sha256: String::new(),
+            prompt_ids: vec![],
+            choices: vec![],
+            votes,
+            tie: false,
+        }
+    }
+
+    #[test]
+    fn unparsed_answer_counts_as_wrong() {
+        let samples =
+            [sample(0, Some(0), vec![vote(&[0, 1, 2, 3], Some(0))]), sample(0, None, vec![vote(&[0, 1, 2, 3], None)])];
+        let counts = Counts::of(&samples);
+        assert_eq!((counts.acc.value, counts.n_unparsed, counts.n_unparsed_samples), (0.5, 1, Some(1)));
+        assert_eq!(counts.acc_norm, None);
+    }
+
+    /// By hand: order [2, 0, 1, 3] shows the key 0 second; the answer 2 was shown first.
+    #[test]
+    fn positions_are_counted_as_shown() {
+        let counts = Counts::of(&[sample(0, Some(2), vec![vote(&[2, 0, 1, 3], Some(2))])]);
+        assert_eq!(counts.chosen_positions, [1, 0, 0, 0]);
+        assert_eq!(counts.key_positions, [0, 1, 0, 0]);
+    }
+
+    fn counts(n: usize, n_right: usize) -> Counts {
+        let samples: Vec<Sample> = (0..n).map(|i| sample(0, Some(usize::from(i >= n_right)), vec![])).collect();
+        Counts::of(&samples)
+    }
+
+    /// Aloe-Alpha's fp32 row of the Open Medical-LLM leaderboard (aloe.md 7(b)): the six subjects average to 72.65 and the
+    /// nine tasks, weighted by size, to 62.84.
+    #[test]
+    fn the_averages_reproduce_the_leaderboard_row_of_the_reference_model() {
+        let rows: Vec<(Task, Counts)> = [
+            (Task::Pubmedqa, 77.0),
+            (Task::Medqa4, 62.45),
+            (Task::Medmcqa, 58.76),
+            (Task::Mmlu(aloe_task::Subject::Anatomy), 68.15),
+            (Task::Mmlu(aloe_task::Subject::ClinicalKnowledge), 74.72),
+            (Task::Mmlu(aloe_task::Subject::CollegeBiology), 77.08),
+            (Task::Mmlu(aloe_task::Subject::CollegeMedicine), 64.16),
+            (Task::Mmlu(aloe_task::Subject::MedicalGenetics), 79.0),
+            (Task::Mmlu(aloe_task::Subject::ProfessionalMedicine), 72.79),
+        ]
+        .into_iter()
+        .map(|(task, percent)| {
+            let n = task.published_test_len().unwrap();
+            (task, counts(n, (percent / 100.0 * n as f64).round() as usize))
+        })
+        .collect();
+        let rows: Vec<(Task, &Counts)> = rows.iter().map(|(task, counts)| (*task, counts)).collect();
+        let groups = groups(&rows);
+        assert_eq!(groups.len(), 2);
+        assert!((groups[0].acc.value - 0.7265).abs() < 5e-5, "{:?}", groups[0].acc);
+        assert!((groups[1].acc.value - 0.6284).abs() < 5e-5, "{:?}", groups[1].acc);
+        assert_eq!(groups[1].n, 7045);
+        assert!((groups[1].acc.stderr - 0.0057).abs() < 1e-4, "{:?}", groups[1].acc);
+    }
+
+    #[test]
+    fn the_two_arithmetic_means_differ_by_pubmedqa_and_need_all_their_sets() {
+        let subjects = aloe_task::Subject::ALL.map(Task::Mmlu);
+        let (half, whole) = (counts(10, 5), counts(10, 10));
+        let mut rows: Vec<(Task, &Counts)> = subjects.iter().map(|&task| (task, &half)).collect();
+        rows.extend([(Task::Medqa4, &half), (Task::Medmcqa, &half), (Task::CareqaEn, &half)]);
+        let names =
+            |rows: &[(Task, &Counts)]| groups(rows).into_iter().map(|g| (g.name, g.acc.value)).collect::<Vec<_>>();
+        assert_eq!(names(&rows)[1], ("arithmetic mean (without PubMedQA)".to_string(), 0.5));
+        rows.push((Task::Pubmedqa, &whole));
+        assert_eq!(names(&rows)[2], ("arithmetic mean (all sets)".to_string(), 0.6));
+    }
+}

@@ -1,0 +1,178 @@
+//! Which pool questions are nearest to a question, and which are the question itself.
+//!
+//! With a sentence encoder: cosine of unit vectors of the question texts (no options, no context), as prompt_engine does.
+//! Without one: BM25 (Robertson and Zaragoza 2009; k1 1.2, b 0.75) over lower-cased words, named "lexical" in results.
+//! Ranking is exact; equal scores keep the pool's order.
+
+use aloe_task::Question;
+use std::collections::{BTreeMap, BTreeSet};
+
+const K1: f64 = 1.2;
+const B: f64 = 0.75;
+
+/// A search over a fixed pool.
+pub enum Search {
+    /// Word statistics.
+    Lexical(Bm25),
+    /// Unit vectors of pool and questions, and the encoder's name.
+    Embedded {
+        /// The encoder.
+        name: String,
+        /// One vector a pool question.
+        pool: Vec<Vec<f32>>,
+        /// One vector a question.
+        questions: Vec<Vec<f32>>,
+    },
+}
+
+impl Search {
+    /// Lexical search over `pool`'s texts.
+    pub fn lexical(pool: &[String]) -> Self {
+        Self::Lexical(Bm25::new(pool))
+    }
+
+    /// Search by embeddings.
+    pub fn embedded(name: &str, pool: Vec<Vec<f32>>, questions: Vec<Vec<f32>>) -> Self {
+        Self::Embedded { name: name.into(), pool, questions }
+    }
+
+    /// The name for results.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Lexical(_) => "lexical (BM25); no embedding model was given".into(),
+            Self::Embedded { name, .. } => format!("cosine of {name}"),
+        }
+    }
+
+    /// Pool places from nearest to farthest, for question `index` with text `text`.
+    pub fn ranked(&self, index: usize, text: &str) -> Vec<usize> {
+        let scores: Vec<f64> = match self {
+            Self::Lexical(bm25) => bm25.scores(text),
+            Self::Embedded { pool, questions, .. } => {
+                pool.iter().map(|vector| dot(vector, &questions[index])).collect()
+            }
+        };
+        let mut places: Vec<usize> = (0..scores.len()).collect();
+        places.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+        places
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+}
+
+/// Word statistics of a pool.
+pub struct Bm25 {
+    counts: Vec<BTreeMap<String, f64>>,
+    lens: Vec<f64>,
+    mean_len: f64,
+    n_with: BTreeMap<String, f64>,
+}
+
+impl Bm25 {
+    fn new(pool: &[String]) -> Self {
+        let mut counts = Vec::new();
+        let mut n_with: BTreeMap<String, f64> = BTreeMap::new();
+        for text in pool {
+            let mut count: BTreeMap<String, f64> = BTreeMap::new();
+            for word in words(text) {
+                *count.entry(word).or_default() += 1.0;
+            }
+            for word in count.keys() {
+                *n_with.entry(word.clone()).or_default() += 1.0;
+            }
+            counts.push(count);
+        }
+        let lens: Vec<f64> = counts.iter().map(|count| count.values().sum()).collect();
+        let mean_len = lens.iter().sum::<f64>() / lens.len().max(1) as f64;
+        Self { counts, lens, mean_len, n_with }
+    }
+
+    fn scores(&self, text: &str) -> Vec<f64> {
+        let query: BTreeSet<String> = words(text).collect();
+        let n = self.counts.len() as f64;
+        let score = |(count, len): (&BTreeMap<String, f64>, &f64)| {
+            query
+                .iter()
+                .filter_map(|word| Some((count.get(word)?, self.n_with.get(word)?)))
+                .map(|(tf, with)| {
+                    let rarity = (1.0 + (n - with + 0.5) / (with + 0.5)).ln();
+                    rarity * tf * (K1 + 1.0) / (tf + K1 * (1.0 - B + B * len / self.mean_len))
+                })
+                .sum()
+        };
+        self.counts.iter().zip(&self.lens).map(score).collect()
+    }
+}
+
+/// Lower-cased runs of letters and digits.
+fn words(text: &str) -> impl Iterator<Item = String> + '_ {
+    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_lowercase)
+}
+
+/// Whether `pool` is the test question itself: the same question text but for case and punctuation, or a word-set overlap of
+/// question and options (whatever their order) of at least `jaccard`.
+pub fn same_question(pool: &Question, test: &Question, jaccard: f64) -> bool {
+    words(&pool.stem).eq(words(&test.stem)) || word_overlap(pool, test) >= jaccard
+}
+
+fn word_set(question: &Question) -> BTreeSet<String> {
+    words(&question.stem).chain(question.choices.iter().flat_map(|choice| words(choice))).collect()
+}
+
+fn word_overlap(a: &Question, b: &Question) -> f64 {
+    let (a, b) = (word_set(a), word_set(b));
+    let shared = a.intersection(&b).count();
+    shared as f64 / (a.len() + b.len() - shared).max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(stem: &str, choices: [&str; 4]) -> Question {
+        Question {
+            id: String::new(),
+            stem: stem.into(),
+            context: None,
+            choices: choices.map(String::from).to_vec(),
+            key: 0,
+            subject: String::new(),
+            explanation: None,
+            source: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_test_question_in_the_pool_is_recognised_when_reworded_or_reordered() {
+        let test = question("Which nerve supplies the diaphragm?", ["Phrenic", "Vagus", "Ulnar", "Median"]);
+        let check = |stem: &str, choices, expected| {
+            assert_eq!(same_question(&question(stem, choices), &test, 0.8), expected, "{stem}");
+        };
+        check("which nerve supplies the DIAPHRAGM", ["Vagus", "Median", "Ulnar", "Phrenic"], true);
+        check("Which nerve supplies the diaphragm?", ["x", "y", "z", "w"], true);
+        // 9 words of 9 + 1: 0.9.
+        check("Which one nerve supplies the diaphragm?", ["Vagus", "Median", "Ulnar", "Phrenic"], true);
+        check("Which nerve supplies the deltoid?", ["Axillary", "Vagus", "Ulnar", "Median"], false);
+    }
+
+    /// By hand: pool of three one-word texts; the query shares one rare word with the second only.
+    #[test]
+    fn lexical_search_ranks_by_rare_shared_words_and_keeps_pool_order_on_ties() {
+        let pool = ["the heart the lung", "the phrenic nerve", "the liver"].map(String::from);
+        assert_eq!(Search::lexical(&pool).ranked(0, "phrenic palsy"), [1, 0, 2]);
+        // idf("heart") = ln(1 + 2.5/1.5); tf 1, length 4, mean length 3: 2.2 / (1 + 1.2 (0.25 + 0.75 * 4/3)) = 0.88.
+        let Search::Lexical(bm25) = Search::lexical(&pool) else { panic!("not lexical") };
+        let expected = (1.0f64 + 2.5 / 1.5).ln() * 0.88;
+        assert!((bm25.scores("heart")[0] - expected).abs() < 1e-12);
+    }
+
+    #[test]
+    fn embedded_search_ranks_by_cosine() {
+        let pool = vec![vec![1.0, 0.0], vec![0.6, 0.8], vec![0.0, 1.0]];
+        let search = Search::embedded("toy", pool, vec![vec![0.0, 1.0], vec![1.0, 0.0]]);
+        assert_eq!(search.ranked(0, ""), [2, 1, 0]);
+        assert_eq!(search.ranked(1, ""), [0, 1, 2]);
+    }
+}

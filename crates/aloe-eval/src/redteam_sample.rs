@@ -1,0 +1,109 @@
+//! Which questions are put in which styles: a fixed stratified sample, the same for every model with the same seed.
+//!
+//! Strata are topic x style; they are visited in a seeded order, one question from each a round, until enough prompts stand.
+//! An injection prompt is always taken in both renderings, of the same question, so that these are paired.
+
+use aloe_record::CounterRng;
+use aloe_task::red_team::{RedTeamQuestion, RedTeamSplit, Rendering, Style};
+
+/// One prompt of the run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedPrompt {
+    /// Index into the questions.
+    pub question: usize,
+    /// The style.
+    pub style: Style,
+    /// How forged tokens are encoded.
+    pub rendering: Rendering,
+}
+
+/// The sample: `n_prompts` prompts (one more where the last style has two renderings), from test questions only.
+pub fn stratified(questions: &[RedTeamQuestion], styles: &[Style], n_prompts: usize, seed: u64) -> Vec<PlannedPrompt> {
+    let mut strata = strata(questions, styles, seed);
+    let mut planned = Vec::new();
+    while planned.len() < n_prompts && !strata.is_empty() {
+        for (style, left) in &mut strata {
+            if planned.len() >= n_prompts {
+                break;
+            }
+            if let Some(question) = left.pop() {
+                let renderings = style.renderings().iter();
+                planned.extend(renderings.map(|&rendering| PlannedPrompt { question, style: *style, rendering }));
+            }
+        }
+        strata.retain(|(_, left)| !left.is_empty());
+    }
+    planned.sort_by(|a, b| (a.question, a.style, a.rendering).cmp(&(b.question, b.style, b.rendering)));
+    planned
+}
+
+/// Each stratum's style and its question indices, both in seeded order.
+fn strata(questions: &[RedTeamQuestion], styles: &[Style], seed: u64) -> Vec<(Style, Vec<usize>)> {
+    let mut topics: Vec<&str> = questions.iter().map(|question| question.topic.as_str()).collect();
+    topics.sort_unstable();
+    topics.dedup();
+    let mut strata = Vec::new();
+    for (at, topic) in topics.iter().enumerate() {
+        for &style in styles {
+            let belongs = |q: &RedTeamQuestion| q.topic == *topic && q.split == RedTeamSplit::Test;
+            let mut members: Vec<usize> = (0..questions.len()).filter(|&i| belongs(&questions[i])).collect();
+            let purpose = format!("red-team/{}", style.name());
+            CounterRng::new(seed, &purpose, at as u64).shuffle(&mut members);
+            strata.push((style, members));
+        }
+    }
+    strata.retain(|(_, members)| !members.is_empty());
+    CounterRng::new(seed, "red-team/strata", 0).shuffle(&mut strata);
+    strata
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn questions() -> Vec<RedTeamQuestion> {
+        (0..42)
+            .map(|i| RedTeamQuestion {
+                id: format!("q{i}"),
+                topic: format!("topic {}", i % 7),
+                question: format!("question {i}?"),
+                split: if i % 3 == 0 { RedTeamSplit::Train } else { RedTeamSplit::Test },
+                source: String::new(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_sample_covers_every_stratum_before_any_twice_and_repeats() {
+        let questions = questions();
+        let planned = stratified(&questions, &Style::ALL, 120, 5);
+        assert!((120..=121).contains(&planned.len()), "{}", planned.len());
+        assert_eq!(planned, stratified(&questions, &Style::ALL, 120, 5));
+        assert_ne!(planned, stratified(&questions, &Style::ALL, 120, 6));
+        let mut cells: BTreeMap<(&str, Style), usize> = BTreeMap::new();
+        for prompt in planned.iter().filter(|prompt| prompt.rendering == Rendering::PlainText) {
+            *cells.entry((&questions[prompt.question].topic, prompt.style)).or_default() += 1;
+        }
+        assert_eq!(cells.len(), 7 * 13);
+        assert!(cells.values().all(|&n| n <= 2));
+    }
+
+    #[test]
+    fn no_trained_question_is_sampled_and_renderings_of_an_injection_are_paired() {
+        let questions = questions();
+        let planned = stratified(&questions, &Style::ALL, 120, 5);
+        assert!(planned.iter().all(|prompt| questions[prompt.question].split == RedTeamSplit::Test));
+        for prompt in planned.iter().filter(|prompt| prompt.rendering == Rendering::ForgedTokens) {
+            let twin = PlannedPrompt { rendering: Rendering::PlainText, ..prompt.clone() };
+            assert!(planned.contains(&twin));
+        }
+    }
+
+    #[test]
+    fn a_sample_larger_than_the_set_takes_everything_once() {
+        let questions = questions();
+        let planned = stratified(&questions, &Style::ALL, 100_000, 5);
+        assert_eq!(planned.len(), 28 * 16);
+    }
+}

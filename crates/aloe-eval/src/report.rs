@@ -1,0 +1,183 @@
+//! `results.json`, `samples.jsonl` and the table. Neither file holds a time, a host or a path.
+
+use crate::metrics::{Counts, Group, groups};
+use crate::{EvalConfig, Result, Sample};
+use aloe_engine::EngineIdentity;
+use aloe_record::{atomic, digest};
+use aloe_task::{Question, Split, Task};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::io::Write as _;
+use std::path::Path;
+
+/// Everything an evaluation found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalResults {
+    /// What decides the answers beside the requests.
+    pub model: EngineIdentity,
+    /// The settings, without folders.
+    pub settings: Map<String, Value>,
+    /// One entry a task.
+    pub tasks: Vec<TaskResult>,
+    /// Averages whose tasks are all there.
+    pub groups: Vec<GroupResult>,
+}
+
+/// One task's result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskResult {
+    /// The task's name.
+    pub task: String,
+    /// The split.
+    pub split: Split,
+    /// Whether the figure may be set beside published ones, in words.
+    pub comparability: String,
+    /// The counts.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// What the strategy has to say: Medprompt's pool, neighbour search, exclusions.
+    #[serde(skip_serializing_if = "Map::is_empty", default)]
+    pub notes: Map<String, Value>,
+}
+
+/// An average with its comparability.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupResult {
+    /// The average.
+    #[serde(flatten)]
+    pub group: Group,
+    /// `comparable`, or why not.
+    pub comparability: String,
+}
+
+/// The words for a figure that may be set beside published ones.
+pub const COMPARABLE: &str = "comparable";
+
+impl TaskResult {
+    /// Counts the samples of `task`; `n_whole` is how many questions its file holds.
+    pub fn of(task: Task, samples: &[Sample], n_whole: usize, config: &EvalConfig, notes: Map<String, Value>) -> Self {
+        Self {
+            task: task.name(),
+            split: config.split,
+            comparability: comparability(task, samples.len(), n_whole, config.split),
+            counts: Counts::of(samples),
+            notes,
+        }
+    }
+
+    fn task(&self) -> Option<Task> {
+        Task::all().into_iter().find(|task| task.name() == self.task)
+    }
+}
+
+fn comparability(task: Task, n: usize, n_whole: usize, split: Split) -> String {
+    if task.is_starter() {
+        return "not comparable: starter questions, not clinically reviewed; the score checks the program".into();
+    }
+    if split != Split::Test {
+        return format!("not comparable: the {} split, for choosing only", split.name());
+    }
+    if n < n_whole {
+        return format!("not comparable: the first {n} of {n_whole} questions");
+    }
+    match task.published_test_len() {
+        Some(published) if n != published => {
+            format!("not comparable: {n} of the published set's {published} questions")
+        }
+        _ => COMPARABLE.into(),
+    }
+}
+
+impl EvalResults {
+    /// Adds the averages.
+    pub fn new(model: &EngineIdentity, config: &EvalConfig, embedder: Option<&str>, tasks: Vec<TaskResult>) -> Self {
+        let known: Vec<(Task, &Counts)> = tasks.iter().filter_map(|r| Some((r.task()?, &r.counts))).collect();
+        let groups = groups(&known)
+            .into_iter()
+            .map(|group| GroupResult { comparability: group_comparability(&group, &tasks), group })
+            .collect();
+        Self { model: model.clone(), settings: settings(config, embedder), tasks, groups }
+    }
+
+    /// The table for the terminal.
+    pub fn table(&self) -> String {
+        let mut text = format!("{:<36} {:>6} {:>8} {:>8} {:>9}  {}\n", "task", "n", "acc %", "+-", "unparsed", "");
+        for result in &self.tasks {
+            let counts = &result.counts;
+            text += &line(&result.task, counts.n, counts.acc, &counts.n_unparsed.to_string(), &result.comparability);
+        }
+        for result in &self.groups {
+            text += &line(&result.group.name, result.group.n, result.group.acc, "", &result.comparability);
+        }
+        text
+    }
+}
+
+fn line(name: &str, n: usize, acc: crate::metrics::Estimate, unparsed: &str, note: &str) -> String {
+    let note = if note == COMPARABLE { "" } else { note };
+    format!("{name:<36} {n:>6} {:>8.2} {:>8.2} {unparsed:>9}  {note}\n", acc.value * 100.0, acc.stderr * 100.0)
+}
+
+fn group_comparability(group: &Group, tasks: &[TaskResult]) -> String {
+    let belongs = |result: &TaskResult| {
+        group.tasks.contains(&result.task)
+            || (result.task.starts_with("mmlu_") && group.tasks.iter().any(|name| name.starts_with("mmlu_medical")))
+    };
+    let n_partial = tasks.iter().filter(|result| belongs(result) && result.comparability != COMPARABLE).count();
+    if n_partial == 0 { COMPARABLE.into() } else { format!("not comparable: {n_partial} of its tasks are not whole") }
+}
+
+fn settings(config: &EvalConfig, embedder: Option<&str>) -> Map<String, Value> {
+    let mut settings = Map::new();
+    settings.insert("protocol".into(), json!(config.protocol));
+    settings.insert("strategy".into(), json!(config.strategy));
+    settings.insert("shots".into(), json!(config.shots));
+    settings.insert("limit".into(), json!(config.limit));
+    settings.insert("seed".into(), json!(config.seed));
+    if config.strategy != crate::Strategy::Loglikelihood {
+        settings.insert("n_samples".into(), json!(config.n_samples));
+        settings.insert("shuffle".into(), json!(config.shuffle));
+        settings.insert(
+            "sampling".into(),
+            json!({ "max_new_tokens": config.sampling.max_new_tokens,
+            "temperature": config.sampling.temperature, "top_k": config.sampling.top_k, "top_p": config.sampling.top_p,
+            "min_p": config.sampling.min_p, "repetition_penalty": config.sampling.repetition_penalty,
+            "stop": config.sampling.stop, "stop_ids": config.sampling.stop_ids }),
+        );
+    }
+    if config.strategy == crate::Strategy::Medprompt {
+        settings.insert("medprompt".into(), json!(config.medprompt));
+        settings.insert("embedder".into(), json!(embedder));
+    }
+    settings
+}
+
+/// Digest of everything that decides the answers: model, settings and the questions themselves.
+pub(crate) fn fingerprint(
+    model: &EngineIdentity,
+    config: &EvalConfig,
+    embedder: Option<&str>,
+    tasks: &[(Task, Vec<Question>, usize)],
+) -> String {
+    let mut hasher = digest::Hasher::default();
+    hasher.field(json!(model).to_string().as_bytes());
+    hasher.field(json!(settings(config, embedder)).to_string().as_bytes());
+    hasher.field(config.split.name().as_bytes());
+    for (task, questions, _) in tasks {
+        hasher.field(task.name().as_bytes());
+        hasher.field(json!(questions).to_string().as_bytes());
+    }
+    hasher.hex()
+}
+
+/// One JSON line a sample.
+pub(crate) fn write_samples<T: Serialize>(path: &Path, samples: &[T]) -> Result<()> {
+    atomic::write_with(path, |out| {
+        for sample in samples {
+            let line = serde_json::to_string(sample)
+                .map_err(|error| aloe_record::Error::Json { path: path.into(), reason: error.to_string() })?;
+            writeln!(out, "{line}").map_err(aloe_record::Error::io("write", path))?;
+        }
+        Ok::<(), crate::Error>(())
+    })
+}

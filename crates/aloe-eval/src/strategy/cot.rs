@@ -1,0 +1,10 @@
+//! One greedy worked answer after fixed worked examples, options in their own order.
+
+use super::TaskRun;
+use super::generate::{Plan, Shots};
+use serde_json::Map;
+
+/// Nothing to prepare beyond the examples.
+pub(crate) fn prepare(run: &TaskRun) -> Plan {
+    Plan { shots: Shots::Fixed(run.config.shots), n_samples: 1, shuffle: false, notes: Map::new() }
+}

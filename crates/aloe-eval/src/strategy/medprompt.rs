@@ -1,0 +1,159 @@
+//! Medprompt (Nori et al. 2023, 2311.16452; promptbase and prompt_engine): examples near the question, with worked answers
+//! the model wrote itself and got right, most similar last; options shuffled in each sample; majority vote.
+//!
+//! Unlike prompt_engine, a pool question that is the test question itself is excluded and counted. Where fewer than `shots`
+//! pool questions are solved, fixed worked examples stand before the found ones, and are counted.
+
+use super::generate::{Plan, Shots, ask, collect};
+use super::{TaskRun, item};
+use crate::answers::{AnswerLog, Solved};
+use crate::neighbors::{self, Search};
+use crate::{Error, Result};
+use aloe_record::{CounterRng, Progress};
+use aloe_task::wording::fixed_shots;
+use aloe_task::{ChoiceOrder, CotShot, Question, Split, Task};
+use serde_json::{Map, Value, json};
+
+/// Solves the pool, then finds each question's neighbours among the solved ones.
+pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog) -> Result<Plan> {
+    let (source, pool) = load_pool(run)?;
+    let solved = solve(run, &pool, log)?;
+    let examples: Vec<(&Question, &Solved)> =
+        pool.iter().zip(&solved).filter(|(_, solved)| !solved.right.is_empty()).collect();
+    let search = search(run, &examples)?;
+    let mut counts = Counts::default();
+    let shots = (0..run.questions.len()).map(|index| shots_of(run, index, &examples, &search, &mut counts));
+    let shots = Shots::PerQuestion(shots.collect::<Result<_>>()?);
+    let n_tried: usize = pool.len() * run.config.medprompt.pool_attempts;
+    let n_right: usize = solved.iter().map(|one| one.right.len()).sum();
+    let notes = json!({
+        "pool": source, "pool_questions": pool.len(), "pool_solved": examples.len(),
+        "pool_answers": n_tried, "pool_answers_right": n_right, "neighbour_search": search.name(),
+        "excluded_as_the_question_itself": counts.excluded, "filled_with_fixed_examples": counts.filled,
+    });
+    let notes = if let Value::Object(map) = notes { map } else { Map::new() };
+    Ok(Plan { shots, n_samples: run.config.n_samples, shuffle: run.config.shuffle, notes })
+}
+
+#[derive(Default)]
+struct Counts {
+    excluded: usize,
+    filled: usize,
+}
+
+/// The pool: the task's own train questions; MMLU's validation questions; MedMCQA's train questions for CareQA, which has
+/// only a test set (so did prompt_engine). Never a reported set.
+fn load_pool(run: &TaskRun) -> Result<(String, Vec<Question>)> {
+    let (task, split) = match run.task {
+        Task::Mmlu(_) => (run.task, Split::Validation),
+        Task::CareqaEn => (Task::Medmcqa, Split::Train),
+        task => (task, Split::Train),
+    };
+    if (task, split) == (run.task, run.config.split) {
+        let reason = format!(
+            "medprompt takes its examples from {}'s {} split, which is under evaluation",
+            task.name(),
+            split.name()
+        );
+        return Err(Error::Config(reason));
+    }
+    let mut pool = task.load(&run.config.data_dir, split)?;
+    if let Some(limit) = run.config.medprompt.pool_limit
+        && limit < pool.len()
+    {
+        let mut indices: Vec<usize> = (0..pool.len()).collect();
+        CounterRng::new(run.config.seed, "medprompt-pool", item(run.task, "")).shuffle(&mut indices);
+        indices.truncate(limit);
+        indices.sort_unstable();
+        pool = indices.into_iter().map(|index| pool[index].clone()).collect();
+    }
+    Ok((format!("{}/{}", task.name(), split.name()), pool))
+}
+
+/// Attempts at every pool question with the fixed worked examples and shuffled options; right ones are kept.
+fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<Vec<Solved>> {
+    let mut solved = log.solved_of(run.task);
+    let fits = solved.len() <= pool.len() && solved.iter().zip(pool).all(|(one, question)| one.id == question.id);
+    if !fits {
+        return Err(Error::OtherRun { path: "the answer log".into() });
+    }
+    let n = run.config.medprompt.pool_attempts;
+    let chunk_len = (64 / n).max(1);
+    while solved.len() < pool.len() {
+        run.cancel.check()?;
+        let chunk = &pool[solved.len()..pool.len().min(solved.len() + chunk_len)];
+        let asked = chunk.iter().map(|question| {
+            let k = run.config.shots.min(3);
+            let shots = fixed_shots(run.config.protocol, question, k)?;
+            ask(run, question, &shots, n, true, &format!("pool/{}/{}", run.task.name(), question.id))
+        });
+        let asked = asked.collect::<Result<Vec<_>>>()?;
+        let new: Vec<Solved> = chunk
+            .iter()
+            .zip(collect(run, &asked)?)
+            .map(|(question, (votes, _))| Solved {
+                task: run.task.name(),
+                id: question.id.clone(),
+                right: votes
+                    .into_iter()
+                    .filter(|vote| vote.answer == Some(question.key))
+                    .map(|vote| (vote.order, vote.text))
+                    .collect(),
+            })
+            .collect();
+        log.append_solved(&new)?;
+        solved.extend(new);
+    }
+    Ok(solved)
+}
+
+fn search(run: &TaskRun, examples: &[(&Question, &Solved)]) -> Result<Search> {
+    let pool: Vec<String> = examples.iter().map(|(question, _)| question.stem.clone()).collect();
+    let Some(embedder) = run.embedder else {
+        return Ok(Search::lexical(&pool));
+    };
+    let questions: Vec<String> = run.questions.iter().map(|question| question.stem.clone()).collect();
+    let pool = embedder.embed(&pool, &Progress::silent(), run.cancel)?;
+    let questions = embedder.embed(&questions, &Progress::silent(), run.cancel)?;
+    Ok(Search::embedded(embedder.name(), pool, questions))
+}
+
+/// The examples of question `index`: fixed ones first where too few are found, then neighbours, the nearest last.
+fn shots_of(
+    run: &TaskRun,
+    index: usize,
+    examples: &[(&Question, &Solved)],
+    search: &Search,
+    counts: &mut Counts,
+) -> Result<Vec<CotShot>> {
+    let question = &run.questions[index];
+    let k = run.config.shots;
+    let jaccard = run.config.medprompt.same_question_jaccard;
+    let mut nearest = Vec::new();
+    for place in search.ranked(index, &question.stem) {
+        if nearest.len() == k {
+            break;
+        }
+        if neighbors::same_question(examples[place].0, question, jaccard) {
+            counts.excluded += 1;
+        } else {
+            nearest.push(place);
+        }
+    }
+    counts.filled += k - nearest.len();
+    let mut shots = fixed_shots(run.config.protocol, question, k - nearest.len())?;
+    for &place in nearest.iter().rev() {
+        shots.push(shot(run, question, examples[place])?);
+    }
+    Ok(shots)
+}
+
+/// One of the right answers to a pool question, drawn for this test question.
+fn shot(run: &TaskRun, question: &Question, (example, solved): (&Question, &Solved)) -> Result<CotShot> {
+    let id = format!("{}/{}", question.id, example.id);
+    let drawn = CounterRng::new(run.config.seed, "medprompt-answer", item(run.task, &id)).below(solved.right.len());
+    let (order, text) = &solved.right[drawn];
+    let order = ChoiceOrder::from_indices(order.clone())
+        .ok_or_else(|| Error::Answer { id, reason: "the stored option order is no permutation".into() })?;
+    Ok(CotShot { question: example.clone(), order, response: text.trim().to_string() })
+}
