@@ -66,9 +66,10 @@ impl PackedBatch {
     pub fn check(&self, vocab_size: usize, context: usize) -> Result<()> {
         check_ids(&self.ids, vocab_size)?;
         match self.positions.iter().max() {
-            Some(&last) if last as usize >= context => {
-                Err(Error::Input(format!("a text of {} tokens does not fit the model's context of {context}", last + 1)))
-            }
+            Some(&last) if last as usize >= context => Err(Error::Input(format!(
+                "a text of {} tokens does not fit the model's context of {context}",
+                last + 1
+            ))),
             _ => Ok(()),
         }
     }
@@ -105,7 +106,12 @@ impl Rows {
     }
 
     fn finish(self) -> PackedBatch {
-        PackedBatch { ids: self.ids, positions: self.positions, plan: AttentionPlan { blocks: self.blocks, causal: true }, pieces: self.pieces }
+        PackedBatch {
+            ids: self.ids,
+            positions: self.positions,
+            plan: AttentionPlan { blocks: self.blocks, causal: true },
+            pieces: self.pieces,
+        }
     }
 }
 

@@ -150,3 +150,35 @@ impl Llama3 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Tiny, tiny_config};
+
+    fn table(theta: f64, scaling: Option<RopeScaling>) -> Vec<f32> {
+        let mut config = tiny_config(Tiny::Llama);
+        (config.head_dim, config.rope_theta, config.rope_scaling) = (4, theta, scaling);
+        inv_freq(&config)
+    }
+
+    /// Worked by hand: E = 4, theta = 6.25 gives 1 and 6.25^-0.5 = 0.4; wavelengths 6.283 and 15.708.
+    #[test]
+    fn frequencies_are_stretched_as_worked_by_hand() {
+        let close =
+            |a: Vec<f32>, b: [f32; 2]| assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6), "{a:?}, {b:?}");
+        close(table(6.25, None), [1.0, 0.4]);
+        close(table(6.25, Some(RopeScaling::Linear { factor: 2.0 })), [0.5, 0.2]);
+        let llama3 = |original| RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: original,
+        };
+        // Original 32: 6.283 < 32/4 is kept; 15.708 lies between 8 and 32: smooth = (32/15.708 - 1)/3 = 0.345727, and
+        // 0.654273 * 0.4/8 + 0.345727 * 0.4 = 0.171004.
+        close(table(6.25, Some(llama3(32))), [1.0, 0.171_004]);
+        // Original 6: both wavelengths are above 6/1, so both are divided by 8.
+        close(table(6.25, Some(llama3(6))), [0.125, 0.05]);
+    }
+}

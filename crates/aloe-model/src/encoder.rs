@@ -161,7 +161,8 @@ impl EncoderConfig {
     fn read(path: &Path) -> Result<Self> {
         let map = read_object(path)?;
         let text = |key: &str, default: &str| map.get(key).and_then(Value::as_str).unwrap_or(default).to_string();
-        for (key, expected) in [("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")] {
+        for (key, expected) in [("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")]
+        {
             let found = text(key, if key == "model_type" { "" } else { expected });
             if found != expected {
                 return Err(Error::file(path, format!("{key} is \"{found}\"; only \"{expected}\" is implemented")));

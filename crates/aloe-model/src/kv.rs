@@ -145,7 +145,9 @@ impl Decoder {
             check_ids(ids, self.config.vocab_size)?;
             let len = cache.len() + ids.len();
             if len > context {
-                return Err(Error::Input(format!("a text of {len} tokens does not fit the model's context of {context}")));
+                return Err(Error::Input(format!(
+                    "a text of {len} tokens does not fit the model's context of {context}"
+                )));
             }
             rows.push(end..end + ids.len());
             end += ids.len();

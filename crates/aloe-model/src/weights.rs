@@ -83,11 +83,18 @@ impl Weights {
     /// Bytes of the compute copies as stored (packed copies of the kernels not counted).
     pub fn nbytes(&self) -> usize {
         let linear = |l: &Linear| l.out_features() * l.in_features() * l.dtype().size_bytes();
-        let layer = |l: &LayerWeights| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].into_iter().map(linear).sum::<usize>();
-        self.embed.as_ref().map_or(0, Tensor::nbytes) + linear(&self.head) + self.layers.iter().map(layer).sum::<usize>()
+        let layer =
+            |l: &LayerWeights| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].into_iter().map(linear).sum::<usize>();
+        self.embed.as_ref().map_or(0, Tensor::nbytes)
+            + linear(&self.head)
+            + self.layers.iter().map(layer).sum::<usize>()
     }
 
-    fn build(config: &Config, dtype: Dtype, load: &mut dyn FnMut(&TensorSpec, Dtype) -> Result<Tensor>) -> Result<Self> {
+    fn build(
+        config: &Config,
+        dtype: Dtype,
+        load: &mut dyn FnMut(&TensorSpec, Dtype) -> Result<Tensor>,
+    ) -> Result<Self> {
         let specs = arch::tensors(config);
         let mut get = |role: Role, dtype: Dtype| match specs.iter().find(|spec| spec.role == role) {
             Some(spec) => load(spec, dtype).map(Some),

@@ -50,8 +50,13 @@ fn check_against_pytorch(case: &Value, kind: Tiny) {
     let documents = documents(&case["documents"]);
     let batch = PackedBatch::from_documents(&slices(&documents));
     let logits = decoder.logits(&decoder.hidden(&batch).expect("the batch fits"));
-    let expected: Vec<f64> =
-        case["logits"].as_array().expect("logits").iter().flat_map(|d| d.as_array().expect("rows")).flat_map(floats).collect();
+    let expected: Vec<f64> = case["logits"]
+        .as_array()
+        .expect("logits")
+        .iter()
+        .flat_map(|d| d.as_array().expect("rows"))
+        .flat_map(floats)
+        .collect();
     assert_eq!(expected.len(), logits.len());
     let worst = crate::largest_difference(logits.as_f32().iter().map(|v| f64::from(*v)), expected);
     assert!(worst < 1e-4, "logits differ by {worst}");

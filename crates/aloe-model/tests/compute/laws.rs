@@ -79,7 +79,11 @@ fn threads_and_clones_change_nothing() {
             let ids = text("threads", 64);
             let one = bits(&full_logits(&decoder(kind, dtype, 1), &ids));
             for threads in [2, 3] {
-                assert_eq!(one, bits(&full_logits(&decoder(kind, dtype, threads), &ids)), "{kind:?} {dtype:?} {threads}");
+                assert_eq!(
+                    one,
+                    bits(&full_logits(&decoder(kind, dtype, threads), &ids)),
+                    "{kind:?} {dtype:?} {threads}"
+                );
             }
         }
     }
