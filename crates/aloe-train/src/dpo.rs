@@ -14,7 +14,7 @@ use crate::run::Run;
 use crate::schedule::Decay;
 use crate::settings::{Context, LoopSettings, TrainDtype, open_text, refuse, start_weights};
 use crate::{Result, finished};
-use aloe_model::ModelSource;
+use aloe_model::{Decoder, ModelSource};
 use aloe_text::Pair;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -273,7 +273,12 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
     context.progress.set_total(data.total_units());
     let pairs_before = data.pairs_done(run.cursor.step);
     context.progress.advance(pairs_before);
-    data.open_references(out, &source, &run, &start_digest, &text.digest(), context)?;
+    // A resumed run's weights are no longer the start's: they are read again if the store is incomplete.
+    let start_decoder = || match run.cursor.step {
+        0 => Ok(run.learner.decoder().clone()),
+        _ => Ok(Decoder::open(&source, config.dtype.tensor(), &context.device)?),
+    };
+    data.stage_references(out, &start_decoder, &format!("{start_digest} {}", text.digest()), context)?;
     run.evaluate_start(&mut data)?;
     for chunk in 0..config.chunks {
         let (first, schedule) = data.enter_chunk(chunk);

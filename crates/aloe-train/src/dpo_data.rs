@@ -9,7 +9,7 @@ use crate::run::{Objective, Run, StepLoss};
 use crate::schedule::Schedule;
 use crate::settings::Context;
 use crate::{Error, Result, finished};
-use aloe_model::{Decoder, ModelSource};
+use aloe_model::Decoder;
 use aloe_record::CounterRng;
 use aloe_record::digest::Hasher;
 use aloe_text::TextModel;
@@ -30,15 +30,25 @@ pub(crate) struct DpoData {
 }
 
 impl DpoData {
+    /// Encodes the pairs of a stage.
     pub(crate) fn prepare(
         config: &DpoConfig,
         inputs: DpoInputs,
         text: &TextModel,
         vocab_size: usize,
     ) -> Result<(Self, DpoReport)> {
+        let pairs = encode(&inputs.rows, text, vocab_size)?;
+        let held_out = encode(&inputs.held_out, text, vocab_size)?;
+        Self::from_pairs(config, pairs, held_out)
+    }
+
+    /// Checks and orders encoded pairs.
+    pub(crate) fn from_pairs(
+        config: &DpoConfig,
+        mut pairs: Vec<Example>,
+        mut held_out: Vec<Example>,
+    ) -> Result<(Self, DpoReport)> {
         let mut report = DpoReport::default();
-        let mut pairs = encode(&inputs.rows, text, vocab_size)?;
-        let mut held_out = encode(&inputs.held_out, text, vocab_size)?;
         if held_out.is_empty() {
             held_out = set_apart(&mut pairs, config.held_out_share, config.seed);
         }
@@ -140,40 +150,29 @@ impl DpoData {
         order[self.range(self.chunk)].to_vec()
     }
 
-    /// The stage's reference: of the held-out pairs always, of the training pairs unless each chunk has its own.
-    pub(crate) fn open_references(
+    /// The stage's reference: of the held-out pairs always, of the training pairs unless each chunk has its own. `identity`
+    /// names the start weights and the tokenizer; `start` opens those weights if something is still to be computed.
+    pub(crate) fn stage_references(
         &mut self,
         out: &Path,
-        source: &ModelSource,
-        run: &Run<'_>,
-        start_digest: &str,
-        text_digest: &str,
+        start: &dyn Fn() -> Result<Decoder>,
+        identity: &str,
         context: &Context,
     ) -> Result<()> {
         let compute = format!("{:?} {}", self.config.dtype, finished::compute(context));
-        // A resumed run's weights are no longer the start's; they are read again if the store is incomplete.
-        let start = || match run.cursor.step {
-            0 => Ok(run.learner.decoder().clone()),
-            _ => Decoder::open(source, self.config.dtype.tensor(), &context.device).map_err(Error::from),
+        let reference_of = |pairs: &[Example], name: &str| {
+            let pairs: Vec<&Example> = pairs.iter().collect();
+            let fingerprint = Fingerprint::of(identity, &compute, &ids_of(&pairs));
+            self.reference_of(&pairs, &out.join("state").join(name), fingerprint, start, context)
         };
-        let fingerprint = |pairs: &[&Example]| Fingerprint::of(start_digest, text_digest, &compute, &ids_of(pairs));
-        let held_out: Vec<&Example> = self.held_out.iter().collect();
-        let path = out.join("state/reference-held-out.log");
-        let (held_out_reference, notice) =
-            self.reference_of(&held_out, &path, fingerprint(&held_out), &start, context)?;
-        let mut notices: Vec<String> = notice.into_iter().collect();
-        let mut reference = None;
+        let (held_out, held_out_notice) = reference_of(&self.held_out, "reference-held-out.log")?;
+        let mut notices: Vec<String> = held_out_notice.into_iter().collect();
         if self.config.reference == ReferenceAt::StageStart {
-            let pairs: Vec<&Example> = self.pairs.iter().collect();
-            let path = out.join("state/reference.log");
-            let (found, notice) = self.reference_of(&pairs, &path, fingerprint(&pairs), &start, context)?;
-            reference = Some(found);
+            let (found, notice) = reference_of(&self.pairs, "reference.log")?;
             notices.extend(notice);
-        }
-        self.held_out_reference = held_out_reference;
-        if let Some(found) = reference {
             self.reference = found;
         }
+        self.held_out_reference = held_out;
         self.notices.extend(notices);
         Ok(())
     }
@@ -197,8 +196,8 @@ impl DpoData {
                 ),
             }),
         };
-        let weights = format!("{} chunk {}", run.cursor.fingerprint, self.chunk);
-        let fingerprint = Fingerprint::of(&weights, "", "", &ids_of(&pairs));
+        let identity = format!("{} chunk {}", run.cursor.fingerprint, self.chunk);
+        let fingerprint = Fingerprint::of(&identity, "", &ids_of(&pairs));
         let (found, notice) = self.reference_of(&pairs, &path, fingerprint, &start, context)?;
         for (at, logps) in order.into_iter().zip(found) {
             self.reference[at] = logps;

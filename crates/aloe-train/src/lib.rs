@@ -23,6 +23,8 @@ mod settings;
 mod sft;
 mod sft_data;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use dpo::{DpoConfig, DpoInputs, DpoReport, DpoRow, ReferenceAt, dpo};
 pub use error::Error;

@@ -11,6 +11,7 @@ use aloe_record::CounterRng;
 use aloe_text::{EncodedPair, TextModel};
 
 /// An encoded pair with its source.
+#[derive(Clone, Debug)]
 pub(crate) struct Example {
     pub(crate) source: String,
     pub(crate) ids: EncodedPair,

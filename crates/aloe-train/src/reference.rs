@@ -24,10 +24,10 @@ enum Entry {
 pub(crate) struct Fingerprint([u64; 4]);
 
 impl Fingerprint {
-    /// Of the reference weights' digest, the digest of tokenizer and template, dtype and CPU path, and all pairs' ids.
-    pub(crate) fn of(weights: &str, text: &str, compute: &str, pairs: &[EncodedPair]) -> Self {
+    /// Of the identity of the reference weights and the tokenizer, of dtype and CPU path, and of all pairs' ids.
+    pub(crate) fn of(identity: &str, compute: &str, pairs: &[EncodedPair]) -> Self {
         let mut hasher = Hasher::default();
-        for field in [weights, text, compute] {
+        for field in [identity, compute] {
             hasher.field(field.as_bytes());
         }
         for pair in pairs {
@@ -125,7 +125,7 @@ mod tests {
     fn a_half_filled_store_goes_on_where_it_was_and_returns_the_same_bits() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("reference.log");
-        let fingerprint = Fingerprint::of("w", "t", "f32", &pairs(1));
+        let fingerprint = Fingerprint::of("w t", "f32", &pairs(1));
         let (mut store, notice) = ReferenceStore::open(&path, fingerprint, 2).unwrap();
         assert!(notice.is_none());
         store.append(&LOGPS[..1]).unwrap();
@@ -141,11 +141,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("reference.log");
         let fingerprints = [
-            Fingerprint::of("w", "t", "f32", &pairs(1)),
-            Fingerprint::of("x", "t", "f32", &pairs(1)),
-            Fingerprint::of("x", "u", "f32", &pairs(1)),
-            Fingerprint::of("x", "u", "bf16", &pairs(1)),
-            Fingerprint::of("x", "u", "bf16", &pairs(9)),
+            Fingerprint::of("w t", "f32", &pairs(1)),
+            Fingerprint::of("x t", "f32", &pairs(1)),
+            Fingerprint::of("x u", "f32", &pairs(1)),
+            Fingerprint::of("x u", "bf16", &pairs(1)),
+            Fingerprint::of("x u", "bf16", &pairs(9)),
         ];
         for (at, &fingerprint) in fingerprints.iter().enumerate() {
             let (mut store, notice) = ReferenceStore::open(&path, fingerprint, 2).unwrap();
@@ -159,7 +159,7 @@ mod tests {
     fn a_store_that_contradicts_its_own_fingerprint_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("reference.log");
-        let fingerprint = Fingerprint::of("w", "t", "f32", &pairs(1));
+        let fingerprint = Fingerprint::of("w t", "f32", &pairs(1));
         let (mut log, _) = Log::open::<Entry>(&path).unwrap();
         log.append(&Entry::Header { fingerprint, n_pairs: 2 }).unwrap();
         log.append(&Entry::Pair { at: 1, chosen: 0, rejected: 0 }).unwrap();

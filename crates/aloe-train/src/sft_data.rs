@@ -30,15 +30,26 @@ pub(crate) struct SftData {
 }
 
 impl SftData {
+    /// Encodes the rows of a stage.
     pub(crate) fn prepare(
         config: &SftConfig,
         inputs: SftInputs,
         text: &TextModel,
         vocab_size: usize,
     ) -> Result<(Self, SftReport)> {
+        let documents = encode(&inputs.rows, text)?;
+        let held_out = encode(&inputs.held_out, text)?;
+        Self::from_documents(config, documents, held_out, vocab_size)
+    }
+
+    /// Checks and packs encoded rows.
+    pub(crate) fn from_documents(
+        config: &SftConfig,
+        mut documents: Vec<Document>,
+        mut held_out: Vec<Document>,
+        vocab_size: usize,
+    ) -> Result<(Self, SftReport)> {
         let mut report = SftReport::default();
-        let mut documents = encode(&inputs.rows, text)?;
-        let mut held_out = encode(&inputs.held_out, text)?;
         check_shares(&documents)?;
         if held_out.is_empty() {
             held_out = set_apart(&mut documents, config.held_out_share, config.seed);
