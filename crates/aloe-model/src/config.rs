@@ -188,7 +188,10 @@ impl Config {
     fn check(&self) -> Result<()> {
         let divides = |n: usize, by: usize| n.is_multiple_of(by);
         if self.num_hidden_layers > MAX_LAYERS {
-            return Err(Error::config("num_hidden_layers", format!("{} is above {MAX_LAYERS}", self.num_hidden_layers)));
+            return Err(Error::config(
+                "num_hidden_layers",
+                format!("{} is above {MAX_LAYERS}", self.num_hidden_layers),
+            ));
         }
         if !divides(self.num_attention_heads, self.num_key_value_heads) {
             let reason = format!(

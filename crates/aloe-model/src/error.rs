@@ -115,5 +115,17 @@ impl Error {
 
 /// A name from a file, cut to what fits on a screen: hostile files have names of megabytes.
 pub(crate) fn shortened(name: &str) -> String {
-    if name.chars().count() <= 120 { name.to_string() } else { name.chars().take(117).chain("...".chars()).collect() }
+    cut(name, 120)
+}
+
+/// The same for a parser's message, which may quote such a name and says where at its end.
+pub(crate) fn shortened_message(message: &str) -> String {
+    cut(message, 400)
+}
+
+fn cut(text: &str, max_chars: usize) -> String {
+    if text.chars().count() <= max_chars {
+        return text.to_string();
+    }
+    text.chars().take(max_chars - 3).chain("...".chars()).collect()
 }

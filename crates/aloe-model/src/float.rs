@@ -104,7 +104,7 @@ mod tests {
             let down = (value.to_bits() >> 16) as u16;
             let (a, b) = (f64::from(bf16_to_f32(down)), f64::from(bf16_to_f32(down + 1)));
             let (to_a, to_b) = ((f64::from(value) - a).abs(), (f64::from(value) - b).abs());
-            let expected = if to_a < to_b || (to_a == to_b && down % 2 == 0) { down } else { down + 1 };
+            let expected = if to_a < to_b || (to_a == to_b && down.is_multiple_of(2)) { down } else { down + 1 };
             assert_eq!(f32_to_bf16(value), expected, "{value:e}");
         }
     }

@@ -5,7 +5,7 @@
 //! contradict shapes) and what the reference reader lets through: duplicate keys (there the last wins), tensors without elements,
 //! and absurd counts, ranks and names. Memory stays within the file's size plus a few MB.
 
-use crate::error::shortened;
+use crate::error::{shortened, shortened_message};
 use crate::float::{bf16_to_f32, f16_to_f32, f32_to_bf16};
 use crate::{Error, Result, pickle};
 use aloe_tensor::Mmap;
@@ -200,7 +200,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed> {
         return Err(bad("is not a safetensors file: the header does not begin with {".into()));
     }
     let header: Header = serde_json::from_slice(header)
-        .map_err(|error| bad(format!("the header is not valid: {}", shortened(&error.to_string()))))?;
+        .map_err(|error| bad(format!("the header is not valid: {}", shortened_message(&error.to_string()))))?;
     let mut tensors = HashMap::with_capacity(header.entries.len());
     let mut spans = Vec::with_capacity(header.entries.len());
     for (name, entry) in header.entries {
@@ -368,3 +368,6 @@ impl<'de> Deserialize<'de> for Shape {
         deserializer.deserialize_seq(ShapeVisitor)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -178,4 +178,4 @@ fn write_extra(folder: &Path, name: &str, content: &[u8]) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

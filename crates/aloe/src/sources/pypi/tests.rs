@@ -106,14 +106,14 @@ fn wheels_without_one_model_and_hostile_wheels_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("x-1-py3-none-any.whl");
     let python = stand_in(dir.path(), &file);
-    let cases: [(&[(&str, &[u8])], &str); 4] = [
-        (&[("x.py", b"")], "holds no .gguf file"),
-        (&[("a.gguf", b"1"), ("b.gguf", b"2")], "holds 2 .gguf files"),
-        (&[("m/model.safetensors", b"1"), ("m/../../../evil", b"2")], "points outside"),
-        (&[("m/model.safetensors", b"1"), ("n/model.safetensors", b"2")], "2 model.safetensors"),
+    let cases: [(Vec<(&str, &[u8])>, &str); 4] = [
+        (vec![("x.py", b"")], "holds no .gguf file"),
+        (vec![("a.gguf", b"1"), ("b.gguf", b"2")], "holds 2 .gguf files"),
+        (vec![("m/model.safetensors", b"1"), ("m/../../../evil", b"2")], "points outside"),
+        (vec![("m/model.safetensors", b"1"), ("n/model.safetensors", b"2")], "2 model.safetensors"),
     ];
     for (files, expected) in cases {
-        wheel(&file, files);
+        wheel(&file, &files);
         refused("x==1", &python, dir.path(), expected);
     }
     std::fs::write(&file, b"not a zip").unwrap();
