@@ -183,7 +183,7 @@ impl MergeConfig {
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
         match String::from_utf8(bytes) {
-            Ok(text) => Self::parse_at(&text, path),
+            Ok(text) => Self::parse(&text, path),
             Err(error) => {
                 let line =
                     1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count();
@@ -195,13 +195,8 @@ impl MergeConfig {
         }
     }
 
-    /// Checks a text that is in no file of its own, such as a recipe's.
-    pub fn parse(text: &str) -> Result<Self> {
-        Self::parse_at(text, Path::new("merge configuration"))
-    }
-
     /// Checks `text`; `path` is for messages.
-    pub fn parse_at(text: &str, path: &Path) -> Result<Self> {
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let checked =
             yaml::parse(text).map_err(|mistake| vec![mistake]).and_then(|root| read::config(&root, text, path));
         checked.map_err(|mut mistakes| {

@@ -3,7 +3,7 @@
 use super::*;
 
 fn parse(text: &str) -> Result<MergeConfig> {
-    MergeConfig::parse(text)
+    MergeConfig::parse(text, Path::new("merge.yml"))
 }
 
 fn mistakes(text: &str) -> Vec<(usize, String)> {

@@ -65,8 +65,12 @@ fn models() -> (tempfile::TempDir, MergeOptions) {
     (dir, options)
 }
 
+fn parse(text: &str) -> Result<MergeConfig> {
+    MergeConfig::parse(text, Path::new("merge.yml"))
+}
+
 fn run(text: &str, out: &Path, options: &MergeOptions) -> Result<MergeReport> {
-    merge_folder(&MergeConfig::parse(text)?, out, options, &Progress::silent(), &Cancel::default())
+    merge_folder(&parse(text)?, out, options, &Progress::silent(), &Cancel::default())
 }
 
 fn load(dir: &Path) -> Vec<(String, Vec<f32>)> {
@@ -265,7 +269,7 @@ fn the_report_counts_what_was_kept_and_matches_the_masks() {
 #[test]
 fn one_tensor_merged_alone_equals_the_one_in_the_folder() {
     let (dir, options) = models();
-    let config = MergeConfig::parse(&dare("")).unwrap();
+    let config = parse(&dare("")).unwrap();
     let plan = plan(&config, &options).unwrap();
     let out = dir.path().join("merged");
     run(&dare(""), &out, &options).unwrap();
@@ -379,7 +383,7 @@ fn a_model_with_nan_is_named_with_tensor_and_element() {
 #[test]
 fn an_interrupted_merge_leaves_no_folder_and_restarting_gives_the_same_bytes() {
     let (dir, options) = models();
-    let config = MergeConfig::parse(&dare("")).unwrap();
+    let config = parse(&dare("")).unwrap();
     let (whole, out) = (dir.path().join("whole"), dir.path().join("merged"));
     merge_folder(&config, &whole, &options, &Progress::silent(), &Cancel::default()).unwrap();
     let cancel = Cancel::default();
