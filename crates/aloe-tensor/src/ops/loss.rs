@@ -1,8 +1,19 @@
 //! Cross-entropy through the head, never holding all logits.
+//!
+//! Rows go in chunks of at most 1024 and the vocabulary in chunks of 2048, so that a chunk of logits (8 MiB) stays in the
+//! shared cache between the products. Each row's log-sum-exp takes the vocabulary chunks in order: it depends on the row alone.
 
-use crate::ops::matmul::{linear, linear_grad_input, linear_grad_weight};
-use crate::ops::rows::argmax;
-use crate::{Device, Linear, Tensor, reference};
+use crate::ops::matmul::{Lanes, Out, grad_weight_part, multiply};
+use crate::ops::rows::{LogSumExp, argmax};
+use crate::ops::rows_of;
+use crate::pack::{Panels, Source, with_rows};
+use crate::pool::SharedMut;
+use crate::simd::{Kernel, LANES, Simd, exp};
+use crate::{Device, Linear, Tensor};
+use std::ops::Range;
+
+const ROWS: usize = 1024;
+const VOCABULARY: usize = 2048;
 
 /// What the forward pass finds per row.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,43 +33,278 @@ pub struct CrossEntropyInputs<'a> {
     pub targets: &'a [u32],
     /// `lse` of the forward pass `[R]`.
     pub lse: &'a [f32],
-    /// Gradient of the loss with respect to each `logps[r]` `[R]`: -1/n for a mean loss. Rows with 0 cost nothing in value.
+    /// Gradient of the loss with respect to each `logps[r]` `[R]`: -1/n for a mean loss.
     pub dlogps: &'a [f32],
 }
 
-/// Log-probabilities of `targets` under `softmax(hidden W^T + b)`: hidden `[R, D]`, head `[V, D]`.
-pub fn cross_entropy(device: &Device, hidden: &Tensor, head: &Linear, targets: &[u32]) -> CrossEntropy {
-    let mut out = CrossEntropy { logps: Vec::new(), lse: Vec::new(), argmax: Vec::new() };
-    for (r, &target) in targets.iter().enumerate() {
-        let logits = linear(device, &hidden.slice_rows(r, r + 1), head);
-        let row = logits.as_f32();
-        let lse = reference::log_sum_exp(row);
-        out.logps.push((row[target as usize] as f64 - lse) as f32);
-        out.lse.push(lse as f32);
-        out.argmax.push(argmax(row));
-    }
-    out
+/// One row's walk over the vocabulary.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f32,
+    sum: f64,
+    best: u32,
+    target: f32,
 }
 
-/// Adds to `dhidden` `[R, D]` and `dhead` `[V, D]` (f32): `dlogits = dlogp (onehot - softmax)`.
+/// Chunks of `0..n`.
+fn chunks(n: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..n).step_by(size).map(move |from| from..(from + size).min(n))
+}
+
+/// Log-probabilities of `targets` under `softmax(hidden W^T + b)`: hidden `[R, D]`, head `[V, D]`. Logits and exponentials are
+/// f32, the sum over the vocabulary f64.
+pub fn cross_entropy(device: &Device, hidden: &Tensor, head: &Linear, targets: &[u32]) -> CrossEntropy {
+    let (r, d) = rows_of(hidden);
+    assert_eq!((r, d), (targets.len(), head.in_features()), "hidden {:?}", hidden.shape());
+    check_targets(targets, head);
+    let start = Running { max: f32::NEG_INFINITY, sum: 0.0, best: 0, target: 0.0 };
+    let mut rows = vec![start; r];
+    for part in chunks(r, ROWS) {
+        let x = &hidden.as_f32()[part.start * d..part.end * d];
+        let mut logits = vec![0.0; part.len() * VOCABULARY.min(head.out_features())];
+        for vocabulary in chunks(head.out_features(), VOCABULARY) {
+            let logits = &mut logits[..part.len() * vocabulary.len()];
+            chunk_logits(device, x, head, &vocabulary, logits);
+            let running = SharedMut::new(&mut rows[part.clone()]);
+            device.for_each(part.len(), &|row| {
+                let logits = &logits[row * vocabulary.len()..(row + 1) * vocabulary.len()];
+                // SAFETY: each index has its own row.
+                let running = unsafe { running.slice(row, 1) };
+                continue_row(device, &mut running[0], logits, vocabulary.start, targets[part.start + row] as usize);
+            });
+        }
+    }
+    let lse = |row: &Running| row.max as f64 + row.sum.ln();
+    CrossEntropy {
+        logps: rows.iter().map(|row| (row.target as f64 - lse(row)) as f32).collect(),
+        lse: rows.iter().map(|row| lse(row) as f32).collect(),
+        argmax: rows.iter().map(|row| row.best).collect(),
+    }
+}
+
+fn check_targets(targets: &[u32], head: &Linear) {
+    let v = head.out_features();
+    assert!(targets.iter().all(|&t| (t as usize) < v), "a target past the {v} rows of the head");
+}
+
+/// Logits of all rows of x against a part of the vocabulary, bias included.
+fn chunk_logits(device: &Device, x: &[f32], head: &Linear, vocabulary: &Range<usize>, logits: &mut [f32]) {
+    let lanes = Lanes { first: vocabulary.start, n: vocabulary.len(), unit: 0 };
+    with_rows(device, x, head.in_features(), head.dtype(), |a| {
+        multiply(
+            device,
+            &a,
+            head.forward(),
+            lanes,
+            Out { c: &mut *logits, stride: vocabulary.len(), accumulate: false },
+        );
+    });
+    if let Some(bias) = head.bias() {
+        let bias = &bias.as_f32()[vocabulary.clone()];
+        for row in logits.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
+        }
+    }
+}
+
+fn continue_row(device: &Device, running: &mut Running, logits: &[f32], first: usize, target: usize) {
+    // SAFETY: the logits of this row.
+    let (max, sum) = unsafe { device.isa().run(LogSumExp { row: logits.as_ptr(), n: logits.len() }) };
+    if max > running.max {
+        running.sum = running.sum * (running.max as f64 - max as f64).exp() + sum;
+        running.best = first as u32 + argmax(logits);
+        running.max = max;
+    } else {
+        running.sum += sum * (max as f64 - running.max as f64).exp();
+    }
+    if let Some(logit) = target.checked_sub(first).and_then(|at| logits.get(at)) {
+        running.target = *logit;
+    }
+}
+
+/// Adds to `dhidden` `[R, D]` and, when given, `dhead` `[V, D]` (f32): `dlogits = dlogp (onehot - softmax)`. Logits are computed
+/// again chunk by chunk; both products round their operands to the head's type.
 pub fn cross_entropy_backward(
     device: &Device,
     hidden: &Tensor,
     head: &Linear,
     inputs: &CrossEntropyInputs,
     dhidden: &mut Tensor,
-    dhead: Option<&mut Tensor>,
+    mut dhead: Option<&mut Tensor>,
 ) {
-    let mut logits = linear(device, hidden, head);
-    let v = head.out_features();
-    for (r, row) in logits.as_f32_mut().chunks_mut(v).enumerate() {
-        for (i, l) in row.iter_mut().enumerate() {
-            let onehot = if i == inputs.targets[r] as usize { 1.0 } else { 0.0 };
-            *l = inputs.dlogps[r] * (onehot - (*l - inputs.lse[r]).exp());
+    let ((r, d), v) = (rows_of(hidden), head.out_features());
+    assert!(r == inputs.targets.len() && r == inputs.lse.len() && r == inputs.dlogps.len() && d == head.in_features());
+    assert_eq!(dhidden.shape(), hidden.shape());
+    assert!(dhead.as_ref().is_none_or(|g| g.shape() == [v, d]), "gradient of a head [{v}, {d}]");
+    check_targets(inputs.targets, head);
+    let backward = head.backward(device);
+    for part in chunks(r, ROWS) {
+        let x = &hidden.as_f32()[part.start * d..part.end * d];
+        let mut packed = dhead.is_some().then(|| Panels::new(head.dtype(), d, part.len()));
+        if let Some(packed) = &mut packed {
+            packed.fill_from_columns(device, Source::F32(x), part.len());
+        }
+        let mut logits = vec![0.0; part.len() * VOCABULARY.min(v)];
+        for vocabulary in chunks(v, VOCABULARY) {
+            let logits = &mut logits[..part.len() * vocabulary.len()];
+            chunk_logits(device, x, head, &vocabulary, logits);
+            logit_gradients(device, logits, &vocabulary, inputs, &part);
+            let unit = crate::gemm::units_of(head.dtype(), vocabulary.start);
+            with_rows(device, logits, vocabulary.len(), head.dtype(), |a| {
+                let c = &mut dhidden.as_f32_mut()[part.start * d..part.end * d];
+                multiply(
+                    device,
+                    &a,
+                    backward,
+                    Lanes { unit, ..Lanes::all(backward) },
+                    Out { c, stride: d, accumulate: true },
+                );
+            });
+            if let (Some(dhead), Some(packed)) = (dhead.as_deref_mut(), &packed) {
+                let dw = &mut dhead.as_f32_mut()[vocabulary.start * d..vocabulary.end * d];
+                grad_weight_part(device, logits, vocabulary.len(), packed, dw);
+            }
         }
     }
-    crate::ops::add_in_place(device, dhidden, &linear_grad_input(device, &logits, head));
-    if let Some(dhead) = dhead {
-        linear_grad_weight(device, &logits, hidden, head.dtype(), dhead, None);
+}
+
+/// Logits to their gradients, in place.
+fn logit_gradients(
+    device: &Device,
+    logits: &mut [f32],
+    vocabulary: &Range<usize>,
+    inputs: &CrossEntropyInputs,
+    part: &Range<usize>,
+) {
+    let n = vocabulary.len();
+    let out = SharedMut::new(logits);
+    device.for_each(part.len(), &|row| {
+        // SAFETY: each index has its own row.
+        let logits = unsafe { out.slice(row * n, n) };
+        let (lse, dlogp) = (inputs.lse[part.start + row], inputs.dlogps[part.start + row]);
+        // SAFETY: the n logits of this row.
+        unsafe { device.isa().run(MinusSoftmax { row: logits.as_mut_ptr(), n, lse, factor: -dlogp }) };
+        if let Some(at) = (inputs.targets[part.start + row] as usize).checked_sub(vocabulary.start)
+            && at < n
+        {
+            logits[at] += dlogp;
+        }
+    });
+}
+
+/// `factor * exp(row - lse)`, in place.
+struct MinusSoftmax {
+    row: *mut f32,
+    n: usize,
+    lse: f32,
+    factor: f32,
+}
+
+impl Kernel for MinusSoftmax {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut i = 0;
+        while i < self.n {
+            let n = (self.n - i).min(LANES);
+            let p = exp::<S>(S::sub(S::load_up_to(self.row.wrapping_add(i), n), S::splat(self.lse)));
+            S::store_up_to(self.row.wrapping_add(i), S::mul(p, S::splat(self.factor)), n);
+            i += LANES;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{argmax_rows, linear, linear_grad_input, linear_grad_weight};
+    use crate::reference;
+    use crate::testing::{close, devices, normal, same_bits};
+    use crate::{Dtype, Isa};
+
+    fn case(r: usize, v: usize, d: usize, dtype: Dtype) -> (Tensor, Linear, Vec<u32>, Vec<f32>) {
+        let head = Linear::new(normal("head", &[v, d]).cast(dtype), None);
+        let targets = (0..r).map(|i| ((i * 2039 + 11) % v) as u32).collect();
+        (normal("hidden", &[r, d]), head, targets, normal("dlogps", &[r]).to_f32_vec())
+    }
+
+    #[test]
+    fn chunked_loss_and_gradients_equal_those_through_all_logits() {
+        for device in devices() {
+            for (r, v, d) in [(1, 1, 1), (3, 50, 7), (70, 4500, 33), (1030, 2050, 16)] {
+                if device.isa() == Isa::Portable && r > 1000 {
+                    continue;
+                }
+                for dtype in [Dtype::F32, Dtype::Bf16] {
+                    let what = format!("{device:?} {dtype:?} {r}x{v}x{d}");
+                    let (hidden, head, targets, dlogps) = case(r, v, d, dtype);
+                    let found = cross_entropy(&device, &hidden, &head, &targets);
+                    let logits = linear(&device, &hidden, &head);
+                    let logps = reference::log_softmax(logits.as_f32(), v);
+                    let expected: Vec<f32> = (0..r).map(|i| logps[i * v + targets[i] as usize]).collect();
+                    close(&found.logps, &expected, 1e-6, &what);
+                    assert_eq!(found.argmax, argmax_rows(&device, &logits), "{what}");
+
+                    let gradient = (0..r * v).map(|i| {
+                        let onehot = if targets[i / v] as usize == i % v { 1.0 } else { 0.0 };
+                        dlogps[i / v] * (onehot - logps[i].exp())
+                    });
+                    let dlogits = Tensor::from_f32(&[r, v], gradient.collect());
+                    let inputs = CrossEntropyInputs { targets: &targets, lse: &found.lse, dlogps: &dlogps };
+                    let mut dhidden = Tensor::zeros(&[r, d], Dtype::F32);
+                    let (mut dhead, mut expected) = (normal("dhead", &[v, d]), normal("dhead", &[v, d]));
+                    cross_entropy_backward(&device, &hidden, &head, &inputs, &mut dhidden, Some(&mut dhead));
+                    // The last bit of exp may push a gradient over a bf16 rounding step of 2^-9.
+                    let tolerance = if dtype == Dtype::F32 { 1e-5 } else { 4e-3 };
+                    close(dhidden.as_f32(), linear_grad_input(&device, &dlogits, &head).as_f32(), tolerance, &what);
+                    linear_grad_weight(&device, &dlogits, &hidden, dtype, &mut expected, None);
+                    close(dhead.as_f32(), expected.as_f32(), tolerance, &what);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_rows_log_probability_does_not_depend_on_the_other_rows_or_the_threads() {
+        let (hidden, head, targets, _) = case(70, 4500, 40, Dtype::Bf16);
+        let all = cross_entropy(&Device::cpu(2), &hidden, &head, &targets);
+        for row in [0, 13, 69] {
+            let one = cross_entropy(&Device::cpu(1), &hidden.slice_rows(row, row + 1), &head, &targets[row..row + 1]);
+            same_bits(&one.logps, &all.logps[row..row + 1], "logp");
+            same_bits(&one.lse, &all.lse[row..row + 1], "lse");
+        }
+    }
+
+    #[test]
+    fn the_gradient_is_the_finite_difference_of_the_loss() {
+        let (hidden, head, targets, dlogps) = case(3, 40, 6, Dtype::F32);
+        let device = Device::cpu(1);
+        let loss = |hidden: &Tensor, head: &Linear| -> f64 {
+            let logps = cross_entropy(&device, hidden, head, &targets).logps;
+            logps.iter().zip(&dlogps).map(|(l, w)| *l as f64 * *w as f64).sum()
+        };
+        let lse = cross_entropy(&device, &hidden, &head, &targets).lse;
+        let inputs = CrossEntropyInputs { targets: &targets, lse: &lse, dlogps: &dlogps };
+        let mut dhidden = Tensor::zeros(&[3, 6], Dtype::F32);
+        let mut dhead = Tensor::zeros(&[40, 6], Dtype::F32);
+        cross_entropy_backward(&device, &hidden, &head, &inputs, &mut dhidden, Some(&mut dhead));
+        let h = 1.0 / 64.0;
+        for i in 0..18 {
+            let at = |by: f32| {
+                let mut x = hidden.clone();
+                x.as_f32_mut()[i] += by;
+                loss(&x, &head)
+            };
+            close(&[dhidden.as_f32()[i]], &[((at(h) - at(-h)) / (2.0 * h as f64)) as f32], 2e-3, "dhidden");
+        }
+        for i in (0..240).step_by(7) {
+            let at = |by: f32| {
+                let mut w = head.weight();
+                w.as_f32_mut()[i] += by;
+                loss(&hidden, &Linear::new(w, None))
+            };
+            close(&[dhead.as_f32()[i]], &[((at(h) - at(-h)) / (2.0 * h as f64)) as f32], 2e-3, "dhead");
+        }
     }
 }

@@ -28,3 +28,9 @@ pub(crate) fn rows_of(x: &crate::Tensor) -> (usize, usize) {
     let width = *x.shape().last().expect("a tensor of rows has at least one axis");
     (if width == 0 { 0 } else { x.len() / width }, width)
 }
+
+/// Runs `body(from, n)` over parts of `0..n`, in parallel.
+pub(crate) fn elementwise(device: &crate::Device, n: usize, body: &(dyn Fn(usize, usize) + Sync)) {
+    const PART: usize = 16384;
+    device.for_each(n.div_ceil(PART), &|part| body(part * PART, PART.min(n - part * PART)));
+}

@@ -1,6 +1,7 @@
 //! Rotary position embedding, half-split as in Hugging Face Llama.
 
-use crate::{Device, Tensor, reference};
+use crate::pool::SharedMut;
+use crate::{Device, Tensor};
 
 /// Frequencies of the rotation; the caller computes them (theta, Llama-3 scaling).
 #[derive(Clone, Debug)]
@@ -20,19 +21,71 @@ impl RopeTable {
     }
 }
 
-fn rotate(x: &mut Tensor, positions: &[u32], table: &RopeTable, sign: f64) {
-    let [n, h, e] = x.shape() else { panic!("rope wants [N, H, E], found {:?}", x.shape()) };
-    let (n, h, e) = (*n, *h, *e);
-    assert_eq!((n, e), (positions.len(), table.head_dim()), "positions and head size of {:?}", x.shape());
-    reference::rope(x.as_f32_mut(), h, positions, &table.inv_freq, sign);
-}
-
 /// Rotates x `[N, H, E]` in place: pairs `(i, i + E/2)` by `position * inv_freq[i]` (Su et al. 2021).
-pub fn rope(_device: &Device, x: &mut Tensor, positions: &[u32], table: &RopeTable) {
-    rotate(x, positions, table, 1.0);
+pub fn rope(device: &Device, x: &mut Tensor, positions: &[u32], table: &RopeTable) {
+    rotate(device, x, positions, table, 1.0);
 }
 
 /// Gradient of [`rope`]: the inverse rotation, in place.
-pub fn rope_backward(_device: &Device, dx: &mut Tensor, positions: &[u32], table: &RopeTable) {
-    rotate(dx, positions, table, -1.0);
+pub fn rope_backward(device: &Device, dx: &mut Tensor, positions: &[u32], table: &RopeTable) {
+    rotate(device, dx, positions, table, -1.0);
+}
+
+fn rotate(device: &Device, x: &mut Tensor, positions: &[u32], table: &RopeTable, sign: f32) {
+    let &[n, h, e] = x.shape() else { panic!("rope wants [N, H, E], found {:?}", x.shape()) };
+    assert_eq!((n, e), (positions.len(), table.head_dim()), "positions and head size of {:?}", x.shape());
+    let half = e / 2;
+    let out = SharedMut::new(x.as_f32_mut());
+    const ROWS: usize = 8;
+    device.for_each(n.div_ceil(ROWS), &|task| {
+        let mut turn = vec![(0.0f32, 0.0f32); half];
+        for row in task * ROWS..((task + 1) * ROWS).min(n) {
+            for (turn, inv_freq) in turn.iter_mut().zip(&table.inv_freq) {
+                // The angle is the f32 product, as in transformers; its sine and cosine are exact to f32.
+                let (sin, cos) = ((positions[row] as f32 * inv_freq) as f64).sin_cos();
+                *turn = (cos as f32, sin as f32 * sign);
+            }
+            // SAFETY: each index has its own rows.
+            let heads = unsafe { out.slice(row * h * e, h * e) };
+            for head in heads.chunks_exact_mut(e) {
+                let (low, high) = head.split_at_mut(half);
+                for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(&turn) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference;
+    use crate::testing::{close, devices, normal};
+
+    #[test]
+    fn rope_agrees_with_the_plain_loops_and_its_backward_undoes_it() {
+        for device in devices() {
+            for (n, h, e) in [(1, 1, 2), (20, 3, 64), (5, 2, 10)] {
+                let table = RopeTable::new((0..e / 2).map(|i| 10000f32.powf(-2.0 * i as f32 / e as f32)).collect());
+                let positions: Vec<u32> = (0..n as u32).map(|p| p * 397 % 8192).collect();
+                let x = normal("x", &[n, h, e]);
+                let mut y = x.clone();
+                rope(&device, &mut y, &positions, &table);
+                let mut expected = x.to_f32_vec();
+                reference::rope(&mut expected, h, &positions, &table.inv_freq, 1.0);
+                close(y.as_f32(), &expected, 1e-6, "rope");
+                rope_backward(&device, &mut y, &positions, &table);
+                close(y.as_f32(), x.as_f32(), 1e-6, "back");
+            }
+        }
+    }
+
+    #[test]
+    fn a_quarter_turn_moves_the_first_half_onto_the_second() {
+        // Position 1, frequency pi/2: (1, 0) becomes (0, 1).
+        let mut x = Tensor::from_f32(&[1, 1, 2], vec![1.0, 0.0]);
+        rope(&Device::cpu(1), &mut x, &[1], &RopeTable::new(vec![std::f32::consts::FRAC_PI_2]));
+        close(x.as_f32(), &[0.0, 1.0], 1e-6, "quarter turn");
+    }
 }
