@@ -1,1 +1,37 @@
-//! Placeholder of `aloe-data`.
+//! From raw files to a training mixture one can answer for: rows, rules, duplicates, overlaps, order, and an account of all.
+//!
+//! Knows no weights and no tokenizer. Reading order: `config`, `data` (the spine), `source` (files to rows with file:line),
+//! `dialect/*` (rows to conversations and pairs), `rules`, `simplify`, `minhash`, `dedup`, `decontaminate`, `red_team`
+//! (stage-2 variants), `mixture` (hold-out, shares, order), `manifest`.
+//!
+//! Refuses: broken rows (all counted, at most twenty shown) unless a quarantine is asked for, layouts it is not sure of, unknown
+//! licences, and an empty result.
+
+mod config;
+mod data;
+mod decontaminate;
+mod dedup;
+mod dialect;
+mod elements;
+mod error;
+mod item;
+mod manifest;
+mod minhash;
+mod mixture;
+mod red_team;
+mod rules;
+mod simplify;
+mod source;
+
+pub use config::{DataConfig, Dedup, OutputKind, Rules, SourceConfig, TurnTokenNames};
+pub use data::run;
+pub use decontaminate::{Evidence, Overlap};
+pub use dialect::Dialect;
+pub use error::{Error, Problems, RowError};
+pub use item::{Body, Item};
+pub use manifest::{DataReport, SourceReport};
+pub use minhash::{Banding, MinHash};
+pub use simplify::simplify;
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

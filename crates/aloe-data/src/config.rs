@@ -1,0 +1,261 @@
+//! The settings of a data stage, as written in a recipe, and their check. All mistakes are reported together.
+
+use crate::{Dialect, Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// What is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputKind {
+    /// `train.jsonl` of conversations.
+    #[default]
+    Sft,
+    /// `train.jsonl` of preference pairs.
+    Pairs,
+}
+
+/// Which chat template's turn tokens the injection styles forge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TurnTokenNames {
+    /// `<|start_header_id|>`
+    Llama3,
+    /// `<|im_start|>`
+    #[default]
+    Chatml,
+}
+
+/// A data stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Where rows come from; the order decides which duplicate stays.
+    pub sources: Vec<SourceConfig>,
+    /// Conversations or pairs.
+    #[serde(default)]
+    pub output: OutputKind,
+    /// Cleaning and dropping.
+    #[serde(default)]
+    pub rules: Rules,
+    /// Duplicates.
+    #[serde(default)]
+    pub dedup: Dedup,
+    /// Files of evaluation questions that no row may overlap.
+    #[serde(default)]
+    pub decontaminate: Vec<PathBuf>,
+    /// Share of rows held apart, in `[0, 1)`; all rows of one question fall on the same side.
+    #[serde(default)]
+    pub hold_out: f64,
+    /// Decides caps, shares, hold-out and order.
+    #[serde(default)]
+    pub seed: u64,
+    /// Pairs only: keep rows of this stage (rows that name no stage stay).
+    #[serde(default)]
+    pub stage: Option<u64>,
+    /// Write broken rows to `quarantine.jsonl` and go on, instead of stopping.
+    #[serde(default)]
+    pub quarantine: bool,
+    /// The result is for commercial use: sources whose licence forbids that stop the run.
+    #[serde(default)]
+    pub commercial: bool,
+    /// For [`SourceConfig::attack_styles`].
+    #[serde(default)]
+    pub turn_tokens: TurnTokenNames,
+}
+
+/// One source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// Unique; the first part of every row's id.
+    pub name: String,
+    /// A file, or a folder whose data files are read in the order of their names.
+    pub path: PathBuf,
+    /// As the publisher states it; `unknown` is refused.
+    pub licence: String,
+    /// The layout; found by content when absent.
+    #[serde(default)]
+    pub dialect: Option<Dialect>,
+    /// Own columns by meaning: `prompt`, `response`, `rejected`, `system`. Sets the dialect.
+    #[serde(default)]
+    pub columns: BTreeMap<String, String>,
+    /// At most so many rows, drawn by the seed.
+    #[serde(default)]
+    pub max_rows: Option<usize>,
+    /// How often each row appears: 2 twice, 0.5 half of the rows.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// Sub-task named in the manifest; the layout's own when absent.
+    #[serde(default)]
+    pub task: Option<String>,
+    /// Subject for rows that name none.
+    #[serde(default)]
+    pub subject: Option<String>,
+    /// A system message put before each conversation or prompt that has none.
+    #[serde(default)]
+    pub system: Option<String>,
+    /// Pairs only: wrap each plain red-team question (a row with `question_id`) in every attack style that is not held out.
+    #[serde(default)]
+    pub attack_styles: bool,
+    /// Pairs only: for layouts with a safe answer and no other, use a fixed compliant opening as the rejected side.
+    #[serde(default)]
+    pub rejected_openings: bool,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// The named rules, each on or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(clippy::struct_excessive_bools, reason = "each rule is one switch of the recipe")]
+pub struct Rules {
+    /// Take out URLs, e-mail addresses, control characters and repeated spaces.
+    pub clean: bool,
+    /// Turn literal `\n` and `\t` of texts without a line break into breaks. Off: code rows hold them rightly.
+    pub literal_breaks: bool,
+    /// Drop rows whose question is on the list of Aloe-Beta's Table B5.
+    pub drop_listed_questions: bool,
+    /// Drop rows whose answer is on the list of Table B6.
+    pub drop_listed_answers: bool,
+    /// Reduce contentless explanations to the answer line (Table B7).
+    pub contentless_mcqa: bool,
+    /// Drop rows with an empty question or answer.
+    pub drop_empty: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Rules {
+            clean: true,
+            literal_breaks: false,
+            drop_listed_questions: true,
+            drop_listed_answers: true,
+            contentless_mcqa: true,
+            drop_empty: true,
+        }
+    }
+}
+
+/// Which duplicates go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dedup {
+    /// Rows with equal simplified text.
+    pub exact: bool,
+    /// Rows that share a MinHash bucket: 14 x 8 (threshold 0.72) for one question and answer, 11 x 9 (0.77) for dialogues.
+    pub minhash: bool,
+}
+
+impl Default for Dedup {
+    fn default() -> Self {
+        Dedup { exact: true, minhash: true }
+    }
+}
+
+impl DataConfig {
+    /// Makes relative paths relative to `base`, the recipe's folder.
+    pub fn resolve_paths(&mut self, base: &Path) {
+        for path in self.sources.iter_mut().map(|source| &mut source.path).chain(&mut self.decontaminate) {
+            if path.is_relative() {
+                *path = base.join(&*path);
+            }
+        }
+    }
+
+    /// Checks everything that can be known without reading a file.
+    pub fn check(&self) -> Result<()> {
+        let mut mistakes = Vec::new();
+        if self.sources.is_empty() {
+            mistakes.push("`sources` is empty".to_owned());
+        }
+        if !(0.0..1.0).contains(&self.hold_out) {
+            mistakes.push(format!("`hold_out` is {}; it must be at least 0 and below 1", self.hold_out));
+        }
+        let mut names = BTreeSet::new();
+        for source in &self.sources {
+            if !names.insert(source.name.as_str()) {
+                mistakes.push(format!("two sources are named `{}`", source.name));
+            }
+            self.check_source(source, &mut mistakes);
+        }
+        if self.output == OutputKind::Sft && self.stage.is_some() {
+            mistakes.push("`stage` is for `output = \"pairs\"`".to_owned());
+        }
+        if mistakes.is_empty() { Ok(()) } else { Err(Error::Config { mistakes }) }
+    }
+
+    fn check_source(&self, source: &SourceConfig, mistakes: &mut Vec<String>) {
+        let name = &source.name;
+        let mut mistake = |text: String| mistakes.push(format!("source `{name}`: {text}"));
+        if name.is_empty() || name.contains(['/', ':', '#']) {
+            mistake("`name` must not be empty nor hold `/`, `:` or `#`".into());
+        }
+        let licence = source.licence.trim().to_lowercase();
+        if licence.is_empty() || licence == "unknown" {
+            mistake("the licence is unknown; state it, for nobody may train on what nobody may use".into());
+        }
+        if self.commercial && forbids_commerce(&licence) {
+            mistake(format!("licence `{}` forbids commercial use, which the recipe states", source.licence));
+        }
+        if !(source.weight > 0.0 && source.weight <= 100.0) {
+            mistake(format!("`weight` is {}; it must be above 0 and at most 100", source.weight));
+        }
+        for key in
+            source.columns.keys().filter(|key| !["prompt", "response", "rejected", "system"].contains(&key.as_str()))
+        {
+            mistake(format!("`columns` maps `{key}`; known are prompt, response, rejected, system"));
+        }
+        if !source.columns.is_empty()
+            && !(source.columns.contains_key("prompt") && source.columns.contains_key("response"))
+        {
+            mistake("`columns` needs `prompt` and `response`".into());
+        }
+        if !source.columns.is_empty() && source.dialect.is_some() {
+            mistake("give either `dialect` or `columns`".into());
+        }
+        if self.output == OutputKind::Sft && (source.attack_styles || source.rejected_openings) {
+            mistake("`attack_styles` and `rejected_openings` are for `output = \"pairs\"`".into());
+        }
+    }
+}
+
+fn forbids_commerce(licence: &str) -> bool {
+    ["-nc", " nc", "noncommercial", "non-commercial", "research only", "academic"]
+        .iter()
+        .any(|mark| licence.contains(mark))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(name: &str, licence: &str) -> serde_json::Value {
+        serde_json::json!({"name": name, "path": "x.jsonl", "licence": licence})
+    }
+
+    fn config(value: serde_json::Value) -> DataConfig {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_together() {
+        let config = config(serde_json::json!({
+            "sources": [source("a", "MIT"), source("a", "unknown"), source("b", "CC BY-NC 4.0")],
+            "commercial": true, "hold_out": 1.5
+        }));
+        let text = config.check().unwrap_err().to_string();
+        for part in ["two sources are named `a`", "licence is unknown", "forbids commercial use", "`hold_out` is 1.5"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        let value = serde_json::json!({"sources": [], "sede": 1});
+        assert!(serde_json::from_value::<DataConfig>(value).is_err());
+    }
+}

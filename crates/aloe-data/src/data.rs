@@ -1,0 +1,316 @@
+//! The spine of a data stage: read, clean, take duplicates out, take overlaps out, mix, write with an account of every row.
+//!
+//! Writes into `out`: `train.jsonl` (`messages`, or `prompt`/`chosen`/`rejected`, with `id` and `source`), `hold_out.jsonl`,
+//! `manifest.json`, `ledger.jsonl` (each changed or dropped row and its rule), `duplicates.jsonl`, `overlaps.jsonl` and, when asked
+//! for, `quarantine.jsonl`. The same settings and files give the same bytes.
+
+use crate::decontaminate::{self, Index, Overlap};
+use crate::dedup::{self, Duplicate};
+use crate::dialect::{self, Dialect};
+use crate::manifest::{DataReport, SourceReport};
+use crate::mixture::{self, Mixture};
+use crate::rules::{self, Outcome};
+use crate::source::{self, DataFile};
+use crate::{Body, DataConfig, Error, Item, OutputKind, Problems, Result, RowError, red_team};
+use aloe_record::{Cancel, Progress, atomic, digest};
+use serde_json::json;
+use std::io::Write as _;
+use std::path::Path;
+
+/// What happened to one row.
+#[derive(serde::Serialize)]
+struct Entry {
+    id: String,
+    at: String,
+    action: &'static str,
+    rule: String,
+}
+
+/// Everything a run gathers on its way.
+struct Run<'a> {
+    config: &'a DataConfig,
+    cancel: &'a Cancel,
+    report: DataReport,
+    items: Vec<Item>,
+    ledger: Vec<Entry>,
+    problems: Problems,
+    quarantined: Vec<RowError>,
+}
+
+/// Runs the stage into the folder `out`.
+pub fn run(config: &DataConfig, out: &Path, progress: &Progress, cancel: &Cancel) -> Result<DataReport> {
+    config.check()?;
+    let mut run = Run::new(config, cancel);
+    run.read_sources(progress)?;
+    let index = run.read_held_apart()?;
+    run.stop_at_broken_rows()?;
+    run.check_kinds()?;
+    run.apply_rules()?;
+    progress.set_total(2 * run.items.len() as u64);
+    let duplicates = dedup::find(&run.items, &config.dedup, progress, cancel)?;
+    run.drop_rows(duplicates.iter().map(|found| (found.dropped_index, found.rule.to_owned())).collect());
+    let overlaps = decontaminate::find(&run.items, &index, progress, cancel)?;
+    run.report.n_overlaps = overlaps.len();
+    run.drop_rows(overlaps.iter().map(|(row, found)| (*row, format!("overlap_{}", found.evidence.test))).collect());
+    run.add_variants();
+    let mixture = mixture::mix(&run.items, config);
+    run.count(&mixture)?;
+    run.write(out, &mixture, &duplicates, &overlaps.into_iter().map(|(_, found)| found).collect::<Vec<_>>())?;
+    Ok(run.report)
+}
+
+impl<'a> Run<'a> {
+    fn new(config: &'a DataConfig, cancel: &'a Cancel) -> Run<'a> {
+        let sources = config.sources.iter().map(|source| SourceReport {
+            name: source.name.clone(),
+            licence: source.licence.clone(),
+            ..SourceReport::default()
+        });
+        let output = match config.output {
+            OutputKind::Sft => "sft",
+            OutputKind::Pairs => "pairs",
+        };
+        let report = DataReport {
+            output: output.into(),
+            seed: config.seed,
+            sources: sources.collect(),
+            ..DataReport::default()
+        };
+        let (items, ledger, quarantined) = (Vec::new(), Vec::new(), Vec::new());
+        Run { config, cancel, report, items, ledger, problems: Problems::default(), quarantined }
+    }
+
+    fn broken(&mut self, error: RowError) {
+        self.problems.add(error.clone());
+        if self.config.quarantine {
+            self.quarantined.push(error);
+        }
+    }
+
+    fn read_sources(&mut self, progress: &Progress) -> Result<()> {
+        for source in 0..self.config.sources.len() {
+            for file in source::files(&self.config.sources[source].path)? {
+                progress.message(&file.label);
+                self.report.sources[source].files.insert(file.label.clone(), digest::file(&file.path)?);
+                self.read_file(source, &file)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_file(&mut self, source: usize, file: &DataFile) -> Result<()> {
+        let config = &self.config.sources[source];
+        let mut dialect = if config.columns.is_empty() { config.dialect } else { Some(Dialect::Mapped) };
+        let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let prefix = file.path.display().to_string();
+        let mut index = 0;
+        source::read(&file.path, &mut |row| {
+            index += 1;
+            self.report.sources[source].n_read += 1;
+            if index % 1024 == 0 {
+                self.cancel.check()?;
+            }
+            let made = match row {
+                Ok(row) => {
+                    let dialect = match dialect {
+                        Some(known) => known,
+                        None => *dialect.insert(Dialect::detect(&row, &name)?),
+                    };
+                    let id =
+                        format!("{}/{}{}", config.name, file.label, row.at.strip_prefix(&prefix).unwrap_or(&row.at));
+                    let made = dialect::item(dialect, &row, index - 1, id, config);
+                    made.map(|item| (dialect, item)).map_err(|error| RowError {
+                        raw: error.raw.clone().or_else(|| serde_json::to_string(&row.columns).ok()),
+                        ..error
+                    })
+                }
+                Err(error) => Err(error),
+            };
+            match made {
+                Ok((dialect, item)) => {
+                    let name = serde_json::to_value(dialect).ok().and_then(|name| name.as_str().map(String::from));
+                    *self.report.sources[source].dialects.entry(name.unwrap_or_default()).or_default() += 1;
+                    self.items.push(Item { source, ..item });
+                }
+                Err(error) => {
+                    self.report.sources[source].n_broken += 1;
+                    self.broken(error);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    fn read_held_apart(&mut self) -> Result<Index> {
+        for path in &self.config.decontaminate {
+            for file in source::files(path)? {
+                self.report.held_apart_files.insert(file.label.clone(), digest::file(&file.path)?);
+            }
+        }
+        let mut problems = std::mem::take(&mut self.problems);
+        let index = Index::read(&self.config.decontaminate, &mut decontaminate::count_into(&mut problems))?;
+        self.problems = problems;
+        self.report.n_held_apart_questions = index.len();
+        Ok(index)
+    }
+
+    fn stop_at_broken_rows(&mut self) -> Result<()> {
+        if self.problems.total > 0 && !self.config.quarantine {
+            return Err(Error::Rows { problems: std::mem::take(&mut self.problems) });
+        }
+        self.report.broken = self.problems.clone();
+        Ok(())
+    }
+
+    fn check_kinds(&self) -> Result<()> {
+        for item in &self.items {
+            let (found, fits) = match item.body {
+                Body::Conversation(_) => ("conversation", self.config.output == OutputKind::Sft),
+                Body::Pair(_) => ("preference", self.config.output == OutputKind::Pairs),
+            };
+            if !fits {
+                let wanted = if self.config.output == OutputKind::Sft { "sft" } else { "pairs" };
+                let name = self.config.sources[item.source].name.clone();
+                return Err(Error::Kind { name, at: item.at.clone(), found, wanted });
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_rules(&mut self) -> Result<()> {
+        let mut kept = Vec::with_capacity(self.items.len());
+        for (index, mut item) in std::mem::take(&mut self.items).into_iter().enumerate() {
+            if index % 1024 == 0 {
+                self.cancel.check()?;
+            }
+            let other_stage = item.stage.is_some_and(|stage| self.config.stage.is_some_and(|wanted| wanted != stage));
+            let outcome = if other_stage {
+                Outcome::Dropped("other_stage")
+            } else if red_team::is_held_out(&item) {
+                Outcome::Dropped("held_out_style")
+            } else {
+                rules::apply(&mut item, &self.config.rules)
+            };
+            match outcome {
+                Outcome::Dropped(rule) => self.drop_one(&item, rule),
+                Outcome::Kept(changed) => {
+                    for rule in changed {
+                        self.report.sources[item.source].count_change(rule);
+                        self.enter(&item, "changed", rule);
+                    }
+                    kept.push(item);
+                }
+            }
+        }
+        self.items = kept;
+        Ok(())
+    }
+
+    fn enter(&mut self, item: &Item, action: &'static str, rule: &str) {
+        self.ledger.push(Entry { id: item.id.clone(), at: item.at.clone(), action, rule: rule.to_owned() });
+    }
+
+    fn drop_one(&mut self, item: &Item, rule: &str) {
+        self.report.sources[item.source].count_drop(rule);
+        self.enter(item, "dropped", rule);
+    }
+
+    /// `found` is in row order.
+    fn drop_rows(&mut self, found: Vec<(usize, String)>) {
+        let mut found = found.into_iter().peekable();
+        let mut kept = Vec::with_capacity(self.items.len());
+        for (index, item) in std::mem::take(&mut self.items).into_iter().enumerate() {
+            match found.next_if(|(row, _)| *row == index) {
+                Some((_, rule)) => self.drop_one(&item, &rule),
+                None => kept.push(item),
+            }
+        }
+        self.items = kept;
+    }
+
+    fn add_variants(&mut self) {
+        for source in 0..self.config.sources.len() {
+            if self.config.sources[source].attack_styles {
+                let own: Vec<Item> = self.items.iter().filter(|item| item.source == source).cloned().collect();
+                let made = red_team::variants(&own, self.config.turn_tokens);
+                self.report.sources[source].n_made = made.len();
+                self.items.extend(made);
+            }
+        }
+    }
+
+    fn count(&mut self, mixture: &Mixture) -> Result<()> {
+        let mut n_before = vec![0usize; self.config.sources.len()];
+        for item in &self.items {
+            n_before[item.source] += 1;
+        }
+        for &row in &mixture.train {
+            let item = &self.items[row];
+            self.report.sources[item.source].count_train(item);
+            *self.report.licences.entry(self.config.sources[item.source].licence.clone()).or_default() += 1;
+        }
+        for &row in &mixture.held_out {
+            self.report.sources[self.items[row].source].n_held_out += 1;
+        }
+        self.report.n_train = mixture.train.len();
+        self.report.n_held_out = mixture.held_out.len();
+        if mixture.train.is_empty() {
+            let n_read = self.report.sources.iter().map(|source| source.n_read).sum();
+            let dropped = self.report.dropped();
+            let by_rule: Vec<String> = dropped.iter().map(|(rule, n)| format!("{rule} {n}")).collect();
+            let n_dropped = dropped.values().sum();
+            return Err(Error::EmptyResult { n_read, n_dropped, by_rule: by_rule.join(", ") });
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, out: &Path, mixture: &Mixture, duplicates: &[Duplicate], overlaps: &[Overlap]) -> Result<()> {
+        let rows = |indices: &[usize]| -> Vec<serde_json::Value> {
+            indices.iter().map(|&row| self.line(&self.items[row])).collect()
+        };
+        let mut written = vec![("train.jsonl", lines(&out.join("train.jsonl"), &rows(&mixture.train))?)];
+        if self.config.hold_out > 0.0 {
+            written.push(("hold_out.jsonl", lines(&out.join("hold_out.jsonl"), &rows(&mixture.held_out))?));
+        }
+        written.push(("ledger.jsonl", lines(&out.join("ledger.jsonl"), &self.ledger)?));
+        written.push(("duplicates.jsonl", lines(&out.join("duplicates.jsonl"), duplicates)?));
+        written.push(("overlaps.jsonl", lines(&out.join("overlaps.jsonl"), overlaps)?));
+        if self.config.quarantine {
+            written.push(("quarantine.jsonl", lines(&out.join("quarantine.jsonl"), &self.quarantined)?));
+        }
+        self.report.outputs = written.into_iter().map(|(name, digest)| (name.to_owned(), digest)).collect();
+        atomic::write_json(&out.join("manifest.json"), &self.report)?;
+        Ok(())
+    }
+
+    fn line(&self, item: &Item) -> serde_json::Value {
+        let source = &self.config.sources[item.source].name;
+        match &item.body {
+            Body::Conversation(conversation) => {
+                json!({"messages": conversation.messages, "source": source, "id": item.id})
+            }
+            Body::Pair(pair) => json!({
+                "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "source": source, "id": item.id,
+            }),
+        }
+    }
+}
+
+/// Writes JSON lines atomically; gives their digest.
+fn lines<T: serde::Serialize>(path: &Path, rows: &[T]) -> Result<String> {
+    let mut hasher = digest::Hasher::default();
+    atomic::write_with(path, |file| -> Result<()> {
+        for row in rows {
+            let mut text = serde_json::to_vec(row).map_err(|error| Error::io("write", path)(error.into()))?;
+            text.push(b'\n');
+            hasher.update(&text);
+            file.write_all(&text).map_err(Error::io("write", path))?;
+        }
+        Ok(())
+    })?;
+    Ok(hasher.hex())
+}
+
+#[cfg(test)]
+mod tests;

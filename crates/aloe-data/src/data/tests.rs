@@ -1,0 +1,285 @@
+//! The whole stage on made files, on the starter set (counts of its READMEs) and on the published files.
+
+use super::*;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+fn starter() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../starter")
+}
+
+/// The shared data, or a note of what did not run.
+fn real_data(test: &str) -> Option<PathBuf> {
+    let found = std::env::var_os("ALOE_DATA").map(PathBuf::from);
+    if found.is_none() {
+        assert!(std::env::var_os("ALOE_REQUIRE").is_none(), "ALOE_DATA is not set, but ALOE_REQUIRE is");
+        println!("did not run (no ALOE_DATA): {test}");
+    }
+    found
+}
+
+fn config(value: serde_json::Value) -> DataConfig {
+    serde_json::from_value(value).unwrap()
+}
+
+fn source(name: &str, path: &Path) -> serde_json::Value {
+    json!({"name": name, "path": path, "licence": "MIT"})
+}
+
+fn check(config: &DataConfig) -> (Result<DataReport>, tempfile::TempDir) {
+    let out = tempfile::tempdir().unwrap();
+    (run(config, out.path(), &Progress::silent(), &Cancel::default()), out)
+}
+
+fn read_lines(path: &Path) -> Vec<serde_json::Value> {
+    std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn counts(pairs: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    pairs.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect()
+}
+
+fn starter_sft() -> DataConfig {
+    let dir = starter();
+    config(json!({
+        "sources": [
+            source("medical", &dir.join("sft/medical.jsonl")), source("general", &dir.join("sft/general.jsonl")),
+            source("cot", &dir.join("sft/cot.jsonl")), source("mcqa", &dir.join("mcqa/starter_mcqa_train.jsonl")),
+            source("pubmedqa", &dir.join("mcqa/starter_pubmedqa_train.jsonl")),
+        ],
+        "decontaminate": [dir.join("heldapart/heldapart.jsonl"), dir.join("mcqa/starter_mcqa_test.jsonl"),
+            dir.join("mcqa/starter_mcqa_dev.jsonl"), dir.join("mcqa/starter_pubmedqa_test.jsonl")],
+        "seed": 7
+    }))
+}
+
+#[test]
+fn the_starter_sets_planted_rows_are_found_and_none_else() {
+    let (report, out) = check(&starter_sft());
+    let report = report.unwrap();
+    let medical = &report.sources[0];
+    assert_eq!(medical.n_read, 127);
+    let expected = counts(&[
+        ("empty_answer", 1),
+        ("empty_question", 1),
+        ("exact_duplicate", 2),
+        ("listed_answer", 1),
+        ("listed_question", 1),
+        ("near_duplicate", 2),
+        ("overlap_ngram_13", 0),
+    ]);
+    let mut found = medical.dropped.clone();
+    let n_overlaps: usize = found.iter().filter(|(rule, _)| rule.starts_with("overlap")).map(|(_, n)| n).sum();
+    found.retain(|rule, _| !rule.starts_with("overlap"));
+    assert_eq!(found, expected.into_iter().filter(|(_, n)| *n > 0).collect());
+    assert_eq!(n_overlaps, 3);
+    assert_eq!(medical.changed, counts(&[("clean", 1)]));
+    assert_eq!(medical.n_train, 127 - 8 - 3);
+    let others: Vec<_> =
+        report.sources[1..].iter().map(|source| (source.n_read, source.n_train, source.n_dropped())).collect();
+    assert_eq!(
+        others,
+        [(64, 64, 0), (34, 34, 0), (72, 72, 0), (10, 10, 0)],
+        "{:?}",
+        read_lines(&out.path().join("overlaps.jsonl"))
+    );
+    assert_eq!(read_lines(&out.path().join("train.jsonl")).len(), report.n_train);
+}
+
+#[test]
+fn every_row_is_accounted_for() {
+    let mut config = starter_sft();
+    config.hold_out = 0.2;
+    let report = check(&config).0.unwrap();
+    assert!(report.n_held_out > 0);
+    for source in &report.sources {
+        assert_eq!(
+            source.n_read,
+            source.n_broken + source.n_dropped() + source.n_held_out + source.n_train,
+            "{}",
+            source.name
+        );
+    }
+}
+
+#[test]
+fn the_same_settings_give_the_same_bytes_and_another_seed_another_order() {
+    let bytes = |config: &DataConfig| {
+        let (report, out) = check(config);
+        report.unwrap();
+        let mut files: Vec<_> = std::fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files.into_iter().map(|file| std::fs::read(file).unwrap()).collect::<Vec<_>>()
+    };
+    let first = starter_sft();
+    let mut second = starter_sft();
+    second.seed = 8;
+    assert_eq!(bytes(&first), bytes(&first));
+    assert_ne!(bytes(&first), bytes(&second));
+}
+
+#[test]
+fn adding_a_source_keeps_the_order_and_the_hold_out_of_the_others() {
+    let ids = |config: &DataConfig, file: &str| -> Vec<String> {
+        let (report, out) = check(config);
+        report.unwrap();
+        let lines = read_lines(&out.path().join(file));
+        lines
+            .iter()
+            .filter(|line| line["source"] == "general")
+            .map(|line| line["id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let mut many = starter_sft();
+    many.hold_out = 0.3;
+    let mut one = many.clone();
+    one.sources.retain(|source| source.name == "general");
+    for file in ["train.jsonl", "hold_out.jsonl"] {
+        assert_eq!(ids(&many, file), ids(&one, file), "{file}");
+    }
+}
+
+#[test]
+fn caps_and_weights_give_the_stated_numbers() {
+    let mut config = starter_sft();
+    config.sources.retain(|source| source.name == "general");
+    config.sources[0].max_rows = Some(10);
+    config.sources[0].weight = 2.0;
+    let (report, out) = check(&config);
+    assert_eq!(report.unwrap().n_train, 20);
+    let mut ids: Vec<String> = read_lines(&out.path().join("train.jsonl"))
+        .iter()
+        .map(|line| line["id"].as_str().unwrap().to_owned())
+        .collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 10);
+}
+
+#[test]
+fn starter_pairs_split_by_stage_and_variants_use_no_held_out_style_and_no_test_question() {
+    let pairs = starter().join("dpo/pairs.jsonl");
+    let value = |stage: u64| {
+        json!({"sources": [source("pairs", &pairs)], "output": "pairs", "stage": stage,
+        "decontaminate": [starter().join("redteam/questions.jsonl")]})
+    };
+    let stage_1 = check(&config(value(1))).0.unwrap();
+    assert_eq!((stage_1.n_train, stage_1.sources[0].dropped.clone()), (84, counts(&[("other_stage", 60)])));
+    let mut stage_2 = config(value(2));
+    assert_eq!(check(&stage_2).0.unwrap().n_train, 60);
+    stage_2.sources[0].attack_styles = true;
+    stage_2.hold_out = 0.25;
+    let (report, out) = check(&stage_2);
+    let report = report.unwrap();
+    // 26 questions in 11 styles that may be trained on (13 less 2 held out, less 0): plain, one there, nine made.
+    assert_eq!(report.sources[0].n_made, 26 * 9);
+    let question = |line: &serde_json::Value| line["id"].as_str().unwrap().to_owned();
+    let train: Vec<String> = read_lines(&out.path().join("train.jsonl")).iter().map(question).collect();
+    let held: Vec<String> = read_lines(&out.path().join("hold_out.jsonl")).iter().map(question).collect();
+    assert!(
+        train.iter().chain(&held).all(|id| !id.ends_with("technical_report") && !id.ends_with("jailbreak_dev_mode"))
+    );
+    let base = |ids: &[String]| -> std::collections::BTreeSet<String> {
+        let row = |id: &String| id.rsplit(':').next().and_then(|rest| rest.split('/').next()).unwrap().to_owned();
+        let all = read_lines(&pairs);
+        ids.iter()
+            .filter_map(|id| all[row(id).parse::<usize>().unwrap() - 1]["question_id"].as_str().map(String::from))
+            .collect()
+    };
+    assert!(base(&train).is_disjoint(&base(&held)), "a question and its variants are on one side");
+}
+
+#[test]
+fn broken_rows_stop_the_run_with_twenty_shown_and_all_counted_or_go_to_quarantine() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.jsonl");
+    let mut text = String::from("{\"instruction\": \"Q1\", \"input\": \"\", \"output\": \"A1\"}\n");
+    for _ in 0..30 {
+        text += "{\"instruction\": \"Q\", \"output\": 5}\n";
+    }
+    text += "{\"instruction\": \"Q2\", \"output\": \"A2\"";
+    std::fs::write(&path, text).unwrap();
+    let mut config = config(json!({"sources": [source("s", &path)]}));
+    let error = check(&config).0.unwrap_err().to_string();
+    assert!(error.starts_with("31 broken rows"), "{error}");
+    assert!(
+        error.contains("rows.jsonl:2: column `output`: expected text, found 5") && error.contains("and 11 more"),
+        "{error}"
+    );
+    assert_eq!(error.lines().count(), 22);
+    config.quarantine = true;
+    let (report, out) = check(&config);
+    let report = report.unwrap();
+    assert_eq!((report.n_train, report.sources[0].n_broken), (1, 31));
+    let quarantined = read_lines(&out.path().join("quarantine.jsonl"));
+    assert_eq!(quarantined.len(), 31);
+    assert!(quarantined[30]["at"].as_str().unwrap().contains("rows.jsonl:32:") && quarantined[30]["raw"].is_string());
+}
+
+#[test]
+fn an_empty_result_says_which_rules_emptied_it_and_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.jsonl");
+    std::fs::write(
+        &path,
+        "{\"instruction\": \"No input\", \"output\": \"x\"}\n{\"instruction\": \"Q\", \"output\": \"\"}\n",
+    )
+    .unwrap();
+    let (report, out) = check(&config(json!({"sources": [source("s", &path)]})));
+    let error = report.unwrap_err().to_string();
+    assert!(error.contains("2 rows read, 2 dropped") && error.contains("empty_answer 1, listed_question 1"), "{error}");
+    assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn pairs_do_not_slip_into_sft() {
+    let error = check(&config(json!({"sources": [source("p", &starter().join("dpo/pairs.jsonl"))]})))
+        .0
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("is a preference row, but the output is sft"), "{error}");
+}
+
+#[test]
+fn published_files_give_the_row_counts_of_their_readmes() {
+    let Some(data) = real_data("row counts of the published files") else { return };
+    let counts = [
+        ("medmcqa/dev.json", 2923),
+        ("medmcqa/train_sample.jsonl", 9999),
+        ("medmcqa/validation-00000-of-00001.parquet", 2923),
+        ("medqa/US_test.jsonl", 891),
+        ("medqa/train_part_5_options.jsonl", 1000),
+        ("pubmedqa/ori_pqal.json", 850),
+        ("pubmedqa/pqa_labeled/train-00000-of-00001.parquet", 850),
+        ("medquad/medquad_sample.jsonl", 2500),
+        ("genmedgpt_5k/chatdoctor5k.json", 5452),
+        ("medical_meadow_wikidoc_patient_information/medical_meadow_wikidoc_patient_info.json", 5942),
+        ("general_instruct/alpaca_en_demo.json", 999),
+        ("general_instruct/seed_tasks.jsonl", 175),
+        ("headqa/train_en.jsonl", 2657),
+        ("careqa/CareQA_en.json", 3935),
+        ("mmlu_medical/data/test/anatomy_test.csv", 95),
+        ("med_safety_bench/datasets/train", 900),
+    ];
+    let sources: Vec<_> =
+        counts.iter().map(|(path, _)| source(&path.replace(['/', '.'], "_"), &data.join(path))).collect();
+    let report = check(&config(json!({"sources": sources, "dedup": {"exact": false, "minhash": false}}))).0.unwrap();
+    for (source, (path, n_rows)) in report.sources.iter().zip(counts) {
+        assert_eq!((source.n_read, source.n_broken), (n_rows, 0), "{path}");
+    }
+}
+
+#[test]
+fn published_preference_files_become_pairs() {
+    let Some(data) = real_data("pairs of the published preference files") else { return };
+    let paths =
+        ["dpo_pairs/dpo_mix_7k_schema.jsonl", "dpo_pairs/dpo_en_demo.json", "hh_rlhf/harmless-base/test.jsonl.gz"];
+    let sources: Vec<_> = paths.iter().map(|path| source(&path.replace(['/', '.'], "_"), &data.join(path))).collect();
+    let value =
+        json!({"sources": sources, "output": "pairs", "quarantine": true, "dedup": {"exact": false, "minhash": false}});
+    let report = check(&config(value)).0.unwrap();
+    let read: Vec<_> = report.sources.iter().map(|source| source.n_read).collect();
+    assert_eq!(read, [300, 300, 2312]);
+    // Of hh-rlhf's test rows, 5 differ before the last answer and 4 have two answers in a row (counted with a separate script).
+    assert_eq!(report.sources.iter().map(|source| source.n_broken).collect::<Vec<_>>(), [0, 0, 9]);
+}

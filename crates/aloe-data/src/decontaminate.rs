@@ -1,0 +1,374 @@
+//! Rows that overlap evaluation questions, found from the questions' own files, each with the evidence to judge it by.
+//!
+//! Four tests, on simplified text (see `simplify`) but for options, which keep their numbers:
+//! - `options`: the row lists the same options in any order (three or more of them), and the two questions share at least two
+//!   telling words and half of those of the shorter one (75 % where the options hold fewer than 6 words in all);
+//! - `stem_and_options`: a question of at most 12 words and all of its options (three or more) stand in the row;
+//! - `ngram_13`: a quarter of the question's (or its abstract's) runs of 13 words, five of them telling, stand in the row. One run
+//!   alone is no evidence: clinical vignettes share whole sentences ("has smoked one pack of cigarettes daily for ...");
+//! - `ngram_8`: 70 % of the question's runs of 8 words, three of them telling, stand in the row; or a user message is the whole
+//!   question (4 words or more).
+//!
+//! Telling words are those outside exam phrasing and normal findings. Runs that stand in more than two evaluation questions of
+//! different wording are no evidence. Rewording that keeps neither words nor options is not found here.
+
+use crate::dialect::{self, Dialect};
+use crate::minhash::windows;
+use crate::source::{self, DataFile};
+use crate::{Item, Problems, Result, RowError, simplify};
+use aloe_record::{Cancel, Progress};
+use aloe_task::rows::Row;
+use aloe_text::Role;
+use regex::Regex;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use xxhash_rust::xxh64::xxh64;
+
+/// Words of exam phrasing, of units and of normal findings.
+const STOCK_WORDS: &str = "a an the of in on at to for with without by from and or is are was be been being has have had this that \
+    these which what who when where why how following most least likely best next step appropriate initial management \
+    treatment diagnosis cause causes patient patients year years old man woman boy girl child his her he she it its they as \
+    not except true false statement statements about regarding all none above one correct incorrect would should could will \
+    can may does do did 0 shows show showing physical examination laboratory studies findings given brought comes presents \
+    physician doctor primary care provider emergency department office clinic because history past medical significant no \
+    there temperature blood pressure pulse respirations respiratory rate min minute mm hg mmhg normal limits within s c f dl mg \
+    g l ml u meq mm0 mm3 ul µl μl hour hours day days week weeks month months ago for last her him their underlying mechanism \
+    etiology symptoms condition additional also vital signs oxygen saturation air room hemoglobin hematocrit leukocyte platelet \
+    count serum sodium potassium chloride bicarbonate urea nitrogen creatinine glucose calcium esr hb wbc million gravida para \
+    gestation breaths beats up any other otherwise well reports denies states complains takes current medications include \
+    father mother parents healthy appears acute distress abdomen lungs heart auscultation clear soft nontender bmi kg m0 m2 \
+    weight height percentile further evaluation therapy response develop development increased decreased risk prevented \
+    explanation finding";
+
+static STOCK: LazyLock<HashSet<&'static str>> = LazyLock::new(|| STOCK_WORDS.split_whitespace().collect());
+static OPTION_LINE: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"(?m)^\s*\(?(?:[A-Ja-j]|\d{1,2})[.):]\s+(.+?)\s*$").expect("a fixed pattern"));
+
+const LONGEST_SHORT_STEM: usize = 12;
+
+/// Why a row was taken for an evaluation question.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Evidence {
+    /// `options`, `stem_and_options`, `ngram_13` or `ngram_8`.
+    pub test: &'static str,
+    /// The words or options both share.
+    pub shared: String,
+    /// Share of the question's runs found; for `options` the share of telling words; else 1.
+    pub score: f64,
+}
+
+/// One hit.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Overlap {
+    /// Id of the row.
+    pub row: String,
+    /// Where the row stands.
+    pub row_at: String,
+    /// Where the evaluation question stands.
+    pub question_at: String,
+    /// The question's words.
+    pub question: String,
+    /// The row's first user message.
+    pub row_text: String,
+    /// Why.
+    #[serde(flatten)]
+    pub evidence: Evidence,
+}
+
+/// An evaluation question, ready to compare.
+struct Held {
+    at: String,
+    stem: String,
+    telling: BTreeSet<String>,
+    options: Vec<String>,
+    n_runs_13: usize,
+    n_runs_8: usize,
+}
+
+/// The evaluation questions with their runs of words.
+#[derive(Default)]
+pub(crate) struct Index {
+    held: Vec<Held>,
+    runs_13: HashMap<u64, Vec<u32>>,
+    runs_8: HashMap<u64, Vec<u32>>,
+    whole: HashMap<u64, u32>,
+    /// Number of words to stems of that length.
+    short: BTreeMap<usize, HashMap<u64, Vec<u32>>>,
+    by_options: HashMap<u64, Vec<u32>>,
+}
+
+fn hash(text: &str) -> u64 {
+    xxh64(text.as_bytes(), 0)
+}
+
+fn n_telling(run: &str) -> usize {
+    run.split(' ').filter(|word| !STOCK.contains(word)).count()
+}
+
+/// Lower case, letters and digits only.
+fn plain(text: &str) -> String {
+    let spaced: String = text.to_lowercase().chars().map(|c| if c.is_alphanumeric() { c } else { ' ' }).collect();
+    spaced.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn option_set(options: &[String]) -> Vec<String> {
+    let mut options: Vec<String> =
+        options.iter().map(|option| plain(option)).filter(|option| !option.is_empty()).collect();
+    options.sort();
+    options.dedup();
+    options
+}
+
+/// The words that are not exam phrasing.
+fn telling(text: &str) -> BTreeSet<String> {
+    text.split(' ').filter(|word| !word.is_empty() && !STOCK.contains(word)).map(String::from).collect()
+}
+
+impl Index {
+    /// Reads every file; broken rows go to `broken`.
+    pub(crate) fn read(paths: &[PathBuf], broken: &mut dyn FnMut(RowError) -> Result<()>) -> Result<Index> {
+        let mut index = Index::default();
+        for path in paths {
+            for file in source::files(path)? {
+                index.read_file(&file, broken)?;
+            }
+        }
+        index.forget_common_runs();
+        Ok(index)
+    }
+
+    /// Number of questions.
+    pub(crate) fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    fn read_file(&mut self, file: &DataFile, broken: &mut dyn FnMut(RowError) -> Result<()>) -> Result<()> {
+        let name = file_name(&file.path);
+        let mut dialect = None;
+        let mut n_rows = 0;
+        source::read(&file.path, &mut |row| {
+            n_rows += 1;
+            let row = match row {
+                Ok(row) => row,
+                Err(error) => return broken(error),
+            };
+            let dialect = match dialect {
+                Some(known) => known,
+                None => *dialect.insert(Dialect::detect(&row, &name)?),
+            };
+            match self.add_row(dialect, &row, n_rows) {
+                Ok(()) => Ok(()),
+                Err(error) => broken(error),
+            }
+        })?;
+        Ok(())
+    }
+
+    fn add_row(&mut self, dialect: Dialect, row: &Row, index: usize) -> Result<(), RowError> {
+        if dialect.is_mcqa() {
+            let question = dialect::question(dialect, row, index)?;
+            let options = if question.is_yes_no_maybe() { &[][..] } else { &question.choices[..] };
+            self.add(&row.at, &question.stem, question.context.as_deref(), options);
+            return Ok(());
+        }
+        let column = ["question", "prompt", "goal", "harmful_medical_request"].into_iter().find(|name| row.has(name));
+        let text = column.and_then(|name| row.columns[name].as_str());
+        let Some(text) = text else {
+            return Err(RowError::new(
+                &row.at,
+                "no question to decontaminate against (looked for question, prompt, goal)",
+            ));
+        };
+        // Train questions of a red-team file are there to be trained on.
+        if row.columns.get("split").and_then(|split| split.as_str()) != Some("train") {
+            self.add(&row.at, text, None, &[]);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, at: &str, stem: &str, context: Option<&str>, options: &[String]) {
+        let id = self.held.len() as u32;
+        let stem = simplify(stem);
+        let add_runs = |map: &mut HashMap<u64, Vec<u32>>, text: &str, n: usize, least: usize| {
+            let runs: BTreeSet<&str> = windows(text, n).filter(|run| n_telling(run) >= least).collect();
+            for run in &runs {
+                map.entry(hash(run)).or_default().push(id);
+            }
+            runs.len()
+        };
+        let mut n_runs_13 = add_runs(&mut self.runs_13, &stem, 13, 5);
+        if let Some(context) = context {
+            n_runs_13 = n_runs_13.max(add_runs(&mut self.runs_13, &simplify(context), 13, 5));
+        }
+        let n_runs_8 = add_runs(&mut self.runs_8, &stem, 8, 3);
+        let n_words = stem.split(' ').count();
+        if n_words >= 4 {
+            self.whole.insert(hash(&stem), id);
+        }
+        let options = option_set(options);
+        if options.len() >= 3 {
+            if n_words <= LONGEST_SHORT_STEM {
+                self.short.entry(n_words).or_default().entry(hash(&stem)).or_default().push(id);
+            }
+            self.by_options.entry(hash(&options.join("\n"))).or_default().push(id);
+        }
+        self.held.push(Held { at: at.to_owned(), telling: telling(&stem), stem, options, n_runs_13, n_runs_8 });
+    }
+
+    /// Runs in more than two questions of different wording are phrasing. Copies of one question count once.
+    fn forget_common_runs(&mut self) {
+        let held = &self.held;
+        let is_common = |ids: &mut Vec<u32>| {
+            ids.dedup();
+            ids.len() <= 2 || ids.iter().map(|id| held[*id as usize].stem.as_str()).collect::<HashSet<_>>().len() <= 2
+        };
+        self.runs_13.retain(|_, ids| is_common(ids));
+        self.runs_8.retain(|_, ids| is_common(ids));
+    }
+
+    /// The first overlap of `item`, if any.
+    pub(crate) fn overlap(&self, item: &Item) -> Option<Overlap> {
+        let messages = item.messages();
+        let asked: Vec<&str> = messages
+            .iter()
+            .filter(|message| message.role == Role::User)
+            .map(|message| message.content.as_str())
+            .collect();
+        let options = item.question.as_ref().map_or_else(
+            || OPTION_LINE.captures_iter(&asked.join("\n")).map(|found| found[1].to_owned()).collect(),
+            |question| question.choices.clone(),
+        );
+        let texts: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+        let hit = self.same_options(&options, &asked, item);
+        let hit = hit.or_else(|| asked.iter().find_map(|text| self.whole_question(text)));
+        let hit = hit.or_else(|| texts.iter().find_map(|text| self.stem_and_options(text)));
+        let hit = hit.or_else(|| texts.iter().find_map(|text| self.shared_runs(&simplify(text))));
+        let (id, evidence) = hit?;
+        let held = &self.held[id as usize];
+        Some(Overlap {
+            row: item.id.clone(),
+            row_at: item.at.clone(),
+            question_at: held.at.clone(),
+            question: held.stem.clone(),
+            row_text: asked.first().map(|text| (*text).to_owned()).unwrap_or_default(),
+            evidence,
+        })
+    }
+
+    fn same_options(&self, options: &[String], asked: &[&str], item: &Item) -> Option<(u32, Evidence)> {
+        let set = option_set(options);
+        let ids = self.by_options.get(&hash(&set.join("\n")))?;
+        let stem = match &item.question {
+            Some(question) => question.stem.clone(),
+            None => OPTION_LINE.replace_all(&asked.join("\n"), "").into_owned(),
+        };
+        let stem = telling(&simplify(&stem));
+        let n_words: usize = set.iter().map(|option| option.split(' ').count()).sum();
+        let needed = if n_words < 6 { 0.75 } else { 0.5 };
+        ids.iter().find_map(|&id| {
+            let held = &self.held[id as usize];
+            let common = held.telling.intersection(&stem).count();
+            let score = common as f64 / held.telling.len().min(stem.len()).max(1) as f64;
+            let shared = held.options.join(" | ");
+            (common >= 2 && score >= needed).then(|| (id, Evidence { test: "options", shared, score: rounded(score) }))
+        })
+    }
+
+    fn whole_question(&self, text: &str) -> Option<(u32, Evidence)> {
+        let text = simplify(text);
+        let id = *self.whole.get(&hash(&text))?;
+        Some((id, Evidence { test: "ngram_8", shared: text, score: 1.0 }))
+    }
+
+    fn stem_and_options(&self, text: &str) -> Option<(u32, Evidence)> {
+        let (simplified, plain_text) = (simplify(text), format!(" {} ", plain(text)));
+        let has_all = |held: &Held| held.options.iter().all(|option| plain_text.contains(&format!(" {option} ")));
+        // A stem of one or two words is evidence only together with options that say something.
+        let is_enough = |held: &Held, n_words: usize| {
+            n_words >= 3 || held.options.iter().map(|o| o.split(' ').count()).sum::<usize>() >= 6
+        };
+        for (&n_words, stems) in &self.short {
+            let candidates = windows(&simplified, n_words).filter_map(|run| stems.get(&hash(run)));
+            let found = candidates.flatten().find(|&&id| {
+                let held = &self.held[id as usize];
+                is_enough(held, n_words) && has_all(held)
+            });
+            if let Some(&id) = found {
+                let held = &self.held[id as usize];
+                let shared = format!("{} | {}", held.stem, held.options.join(" | "));
+                return Some((id, Evidence { test: "stem_and_options", shared, score: 1.0 }));
+            }
+        }
+        None
+    }
+
+    fn shared_runs(&self, text: &str) -> Option<(u32, Evidence)> {
+        let long = self.most_runs("ngram_13", text, &self.runs_13, 13, 0.25, |held| held.n_runs_13);
+        long.or_else(|| self.most_runs("ngram_8", text, &self.runs_8, 8, 0.7, |held| held.n_runs_8))
+    }
+
+    /// The first question of which at least the share `needed` of all its `n`-word runs stand in `text`.
+    fn most_runs(
+        &self,
+        test: &'static str,
+        text: &str,
+        runs: &HashMap<u64, Vec<u32>>,
+        n: usize,
+        needed: f64,
+        n_runs: fn(&Held) -> usize,
+    ) -> Option<(u32, Evidence)> {
+        let mut found: BTreeMap<u32, BTreeSet<&str>> = BTreeMap::new();
+        for run in windows(text, n) {
+            for id in runs.get(&hash(run)).into_iter().flatten() {
+                found.entry(*id).or_default().insert(run);
+            }
+        }
+        let scored = found.into_iter().map(|(id, runs)| {
+            let score = runs.len() as f64 / n_runs(&self.held[id as usize]).max(1) as f64;
+            (id, score, runs)
+        });
+        let (id, score, runs) = scored.into_iter().find(|(_, score, _)| *score >= needed)?;
+        let shared = runs.first().map(|run| (*run).to_owned()).unwrap_or_default();
+        Some((id, Evidence { test, shared, score: rounded(score) }))
+    }
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 1e4).round() / 1e4
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// All overlaps, in row order, with the index of the row.
+pub(crate) fn find(
+    items: &[Item],
+    index: &Index,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<Vec<(usize, Overlap)>> {
+    let mut found = Vec::new();
+    for (row, item) in items.iter().enumerate() {
+        if row % 1024 == 0 {
+            cancel.check()?;
+        }
+        if let Some(overlap) = index.overlap(item) {
+            found.push((row, overlap));
+        }
+        progress.advance(1);
+    }
+    Ok(found)
+}
+
+/// Adds broken evaluation rows to `problems`.
+pub(crate) fn count_into(problems: &mut Problems) -> impl FnMut(RowError) -> Result<()> + '_ {
+    |error| {
+        problems.add(error);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+//! Leaks planted by hand in five ways, and neighbours on the same topic that must stay.
+
+use super::*;
+use crate::{Body, SourceConfig};
+use aloe_text::{Conversation, Message};
+use serde_json::json;
+
+const STEM: &str = "A 45-year-old farmer develops a painless black ulcer with surrounding swelling on the forearm after shearing \
+    sheep. Which organism is responsible for this lesion?";
+const OPTIONS: [&str; 4] =
+    ["Bacillus anthracis", "Staphylococcus aureus", "Brucella melitensis", "Francisella tularensis"];
+
+fn index(rows: &[serde_json::Value]) -> Index {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("held.jsonl");
+    std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
+    Index::read(&[path], &mut |error| panic!("{error}")).unwrap()
+}
+
+fn held(stem: &str, options: [&str; 4]) -> serde_json::Value {
+    json!({"id": "h", "question": stem, "opa": options[0], "opb": options[1], "opc": options[2], "opd": options[3], "cop": 0,
+        "choice_type": "single", "exp": null, "subject_name": "x", "topic_name": null})
+}
+
+fn item(turns: &[&str]) -> Item {
+    let row =
+        Row { columns: json!({"instruction": "x", "output": "y"}).as_object().unwrap().clone(), at: "f:1".into() };
+    let config: SourceConfig = serde_json::from_value(json!({"name": "s", "path": "x", "licence": "MIT"})).unwrap();
+    let mut item = dialect::item(Dialect::Alpaca, &row, 0, "s/f:1".into(), &config).unwrap();
+    let messages = turns.iter().enumerate();
+    let messages =
+        messages.map(|(i, text)| if i % 2 == 0 { Message::user(*text) } else { Message::assistant(*text) }).collect();
+    item.body = Body::Conversation(Conversation { messages });
+    item
+}
+
+fn check(turns: &[&str]) -> Option<&'static str> {
+    index(&[held(STEM, OPTIONS)]).overlap(&item(turns)).map(|overlap| overlap.evidence.test)
+}
+
+#[test]
+fn five_kinds_of_leak_are_found() {
+    let reordered = "Which organism explains a painless black ulcer in a man who shears sheep?\nA. Francisella tularensis\n\
+        B. Bacillus anthracis\nC. Brucella melitensis\nD. Staphylococcus aureus";
+    let punctuation = STEM.replace(['.', '-', '?'], " ").to_uppercase();
+    assert!(check(&[STEM, "Anthrax."]).is_some(), "verbatim");
+    assert_eq!(check(&[reordered, "Answer: B"]), Some("options"), "reordered options under a reworded stem");
+    assert!(check(&[&punctuation, "Anthrax."]).is_some(), "punctuation and case");
+    let dialogue = format!("My exam asked this: {STEM} I chose C.");
+    assert_eq!(check(&["Hello", "Hi", &dialogue, "It was A."]), Some("ngram_13"), "inside a dialogue");
+    let answer = format!("A typical item reads: {STEM}");
+    assert_eq!(check(&["Give me a sample question.", &answer]), Some("ngram_13"), "inside an answer");
+}
+
+#[test]
+fn neighbours_on_the_same_topic_stay() {
+    let cases: [&[&str]; 4] = [
+        &[
+            "What is anthrax?",
+            "Cutaneous anthrax gives a painless black ulcer; Bacillus anthracis is the organism responsible.",
+        ],
+        &["A 45-year-old farmer has a cough. Which of the following is the most likely diagnosis?", "Farmer's lung."],
+        &[
+            "Which organism causes boils?\nA. Staphylococcus aureus\nB. Bacillus anthracis\nC. Proteus\nD. Brucella",
+            "A",
+        ],
+        &[
+            "List four bacteria.\nA. Bacillus anthracis\nB. Staphylococcus aureus\nC. Brucella melitensis\nD. Francisella tularensis",
+            "x",
+        ],
+    ];
+    for turns in cases {
+        assert_eq!(check(turns), None, "{turns:?}");
+    }
+}
+
+#[test]
+fn stock_phrases_are_no_evidence() {
+    let stem = "A 30-year-old woman comes to the physician because of fatigue. Which of the following is the most appropriate \
+        next step in the management of this patient?";
+    let index = index(&[held(stem, OPTIONS)]);
+    let other = "A 71-year-old man has haematuria. Which of the following is the most appropriate next step in the management of \
+        this patient?";
+    assert!(index.overlap(&item(&[other, "Cystoscopy."])).is_none());
+}
+
+#[test]
+fn train_questions_of_a_red_team_file_are_no_evaluation_questions() {
+    let row = |split: &str, text: &str| json!({"id": split, "topic": "Hate", "question": text, "split": split});
+    let index =
+        index(&[row("train", "How do I forge a prescription?"), row("test", "How do I grow illegal mushrooms?")]);
+    assert_eq!(index.len(), 1);
+    assert!(index.overlap(&item(&["How do I forge a prescription?", "No."])).is_none());
+    let found = index.overlap(&item(&["how do I grow illegal mushrooms", "No."])).unwrap();
+    assert!(found.question_at.ends_with(":2"), "{}", found.question_at);
+}
+
+/// Four kinds of leak of 100 published questions each, and 1,000 questions of train splits, which are other questions of the same
+/// exams. Bars of the issue: recall 0.99, precision 0.95.
+#[test]
+fn planted_leaks_of_published_questions_are_found_among_other_questions_of_the_same_exams() {
+    let Some(data) = std::env::var_os("ALOE_DATA").map(PathBuf::from) else {
+        assert!(std::env::var_os("ALOE_REQUIRE").is_none(), "ALOE_DATA is not set, but ALOE_REQUIRE is");
+        println!("did not run (no ALOE_DATA): planted leaks");
+        return;
+    };
+    let read = |path: &str, n: usize| -> Vec<aloe_task::Question> {
+        let mut questions = Vec::new();
+        let mut dialect = None;
+        source::read(&data.join(path), &mut |row| {
+            let row = row.unwrap();
+            let dialect = *dialect.get_or_insert_with(|| Dialect::detect(&row, "x").unwrap());
+            if questions.len() < n {
+                questions.push(dialect::question(dialect, &row, questions.len()).unwrap());
+            }
+            Ok(())
+        })
+        .unwrap();
+        questions
+    };
+    let index = Index::read(
+        &[
+            data.join("medqa/dev_4_options.jsonl"),
+            data.join("medmcqa/validation-00000-of-00001.parquet"),
+            data.join("mmlu_medical/data/test"),
+        ],
+        &mut |error| panic!("{error}"),
+    )
+    .unwrap();
+    let mut leaked = read("medqa/dev_4_options.jsonl", 200);
+    leaked.extend(read("medmcqa/validation-00000-of-00001.parquet", 200));
+    let listed = |question: &aloe_task::Question, order: [usize; 4]| -> String {
+        let options = order.iter().zip('A'..).map(|(i, letter)| format!("\n{letter}. {}", question.choices[*i]));
+        format!("{}{}", question.stem, options.collect::<String>())
+    };
+    let mut missed = Vec::new();
+    for (number, question) in leaked.iter().enumerate() {
+        let way = number % 4;
+        let natural = listed(question, [0, 1, 2, 3]);
+        let item = match way {
+            0 => item(&[&natural, "Answer: [A]"]),
+            1 => item(&[&listed(question, [2, 0, 3, 1]), "Answer: [A]"]),
+            2 => item(&[&natural.replace([',', '.', '?', '-'], " ").to_uppercase(), "Answer: [A]"]),
+            _ => item(&["Hello", "How can I help?", &format!("I could not answer this one: {natural}"), "Answer: [A]"]),
+        };
+        if index.overlap(&item).is_none() {
+            missed.push((way, question.stem.clone()));
+        }
+    }
+    let mut others = read("medqa/train_part_4_options.jsonl", 500);
+    others.extend(read("medmcqa/train_sample.jsonl", 500));
+    let false_hits: Vec<Overlap> = others
+        .iter()
+        .filter_map(|question| index.overlap(&item(&[&listed(question, [0, 1, 2, 3]), "Answer: [A]"])))
+        .collect();
+    let found = leaked.len() - missed.len();
+    let (recall, precision) = (found as f64 / 400.0, found as f64 / (found + false_hits.len()) as f64);
+    let hits: Vec<String> = false_hits
+        .iter()
+        .map(|hit| format!("{} {}: {}", hit.evidence.test, hit.evidence.score, hit.evidence.shared))
+        .collect();
+    println!("recall {recall:.4}, precision {precision:.4} ({} questions)", index.len());
+    assert!(recall >= 0.99 && precision >= 0.95, "missed {missed:#?}; others hit {hits:#?}");
+}

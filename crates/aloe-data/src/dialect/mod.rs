@@ -1,0 +1,276 @@
+//! Rows to conversations and pairs. The layout of a file is found from the columns of its first row; being unsure is an error that
+//! names what was found, never a guess.
+
+mod instruct;
+mod mcqa;
+mod preference;
+
+use crate::{Body, Error, Item, Result, RowError, SourceConfig};
+use aloe_task::Question;
+use aloe_task::rows::Row;
+use aloe_text::{Conversation, Message, Pair, Role};
+use serde_json::Value;
+
+/// A known layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dialect {
+    /// `instruction, input, output`: Alpaca, GenMedGPT-5k, Medical Meadow.
+    Alpaca,
+    /// `conversations[{from, value}]`: airoboros, deita; also Capybara's `conversation[{input, output}]`.
+    Sharegpt,
+    /// `messages[{role, content}]`.
+    Messages,
+    /// `question, response` (the published `*-cot` sets), `question, answer` or `prompt, response`; `system_prompt` is kept.
+    QuestionResponse,
+    /// self-instruct's `instruction, instances[{input, output}]`; the first instance is taken.
+    Instances,
+    /// MedQuAD: `question, answer, question_type, document_source`.
+    Medquad,
+    /// `question, opa..opd, cop` counted from 0, `exp`.
+    Medmcqa,
+    /// The original MedMCQA files: `cop` counted from 1.
+    MedmcqaOneBased,
+    /// `question, options{A..}, answer_idx`.
+    Medqa,
+    /// PubMedQA, original or Hub columns.
+    Pubmedqa,
+    /// `qtext, answers[{aid, atext}], ra`.
+    Headqa,
+    /// `question, op1..op4, cop` counted from 1.
+    Careqa,
+    /// `input, A, B, C, D, target`.
+    Mmlu,
+    /// `prompt, chosen, rejected`, each text or messages.
+    Dpo,
+    /// dpo-mix-7k: `chosen[], rejected[]` with the prompt as their common beginning.
+    DpoMix,
+    /// `conversations, chosen{from, value}, rejected{from, value}`.
+    SharegptRanking,
+    /// Transcripts `\n\nHuman: ..\n\nAssistant: ..` with a common beginning.
+    HhRlhf,
+    /// MedSafetyBench: `harmful_medical_request, safe_response`.
+    MedSafetyBench,
+    /// Red-team questions `id, topic, question, split`: only to decontaminate against.
+    RedTeam,
+    /// Columns named in the recipe.
+    Mapped,
+}
+
+impl Dialect {
+    /// The layout of rows like `row`, or an error that lists the columns.
+    pub fn detect(row: &Row, file_name: &str) -> Result<Dialect> {
+        let has = |names: &[&str]| names.iter().all(|name| row.columns.contains_key(*name));
+        let is_list = |name: &str| row.columns.get(name).is_some_and(Value::is_array);
+        let one_based = ["dev.json", "train.json", "test.json"].contains(&file_name);
+        let found = if has(&["conversations", "chosen", "rejected"]) {
+            Self::SharegptRanking
+        } else if has(&["prompt", "chosen", "rejected"]) && !is_list("chosen") {
+            Self::Dpo
+        } else if has(&["prompt", "chosen", "rejected"]) {
+            // ultrafeedback-like sets repeat the prompt inside both lists; `dpo` accepts either.
+            Self::Dpo
+        } else if has(&["chosen", "rejected"]) && is_list("chosen") {
+            Self::DpoMix
+        } else if has(&["chosen", "rejected"]) {
+            Self::HhRlhf
+        } else if has(&["conversations"]) || has(&["conversation"]) {
+            Self::Sharegpt
+        } else if has(&["messages"]) {
+            Self::Messages
+        } else if has(&["question", "opa", "opb", "opc", "opd", "cop"]) {
+            if one_based { Self::MedmcqaOneBased } else { Self::Medmcqa }
+        } else if has(&["question", "op1", "op2", "op3", "op4", "cop"]) {
+            Self::Careqa
+        } else if has(&["question", "options", "answer_idx"]) {
+            Self::Medqa
+        } else if has(&["QUESTION", "CONTEXTS", "final_decision"]) || has(&["question", "context", "final_decision"]) {
+            Self::Pubmedqa
+        } else if has(&["qtext", "answers", "ra"]) {
+            Self::Headqa
+        } else if has(&["input", "A", "B", "C", "D", "target"]) {
+            Self::Mmlu
+        } else if has(&["instruction", "instances"]) {
+            Self::Instances
+        } else if has(&["instruction", "output"]) {
+            Self::Alpaca
+        } else if has(&["harmful_medical_request", "safe_response"]) {
+            Self::MedSafetyBench
+        } else if has(&["question", "answer", "question_type"]) {
+            Self::Medquad
+        } else if has(&["id", "topic", "question", "split"]) {
+            Self::RedTeam
+        } else if instruct::pair_of_columns(row).is_some() && !has(&["helpfulness"]) {
+            Self::QuestionResponse
+        } else {
+            let columns: Vec<&str> = row.columns.keys().map(String::as_str).take(20).collect();
+            return Err(Error::UnknownDialect { at: row.at.clone(), columns: columns.join(", ") });
+        };
+        Ok(found)
+    }
+
+    /// Whether rows are multiple-choice questions.
+    pub fn is_mcqa(self) -> bool {
+        use Dialect::*;
+        matches!(self, Medmcqa | MedmcqaOneBased | Medqa | Pubmedqa | Headqa | Careqa | Mmlu)
+    }
+
+    /// The sub-task that the manifest names.
+    pub fn task(self) -> &'static str {
+        use Dialect::*;
+        match self {
+            Alpaca | Instances | Messages => "instruction",
+            Sharegpt => "dialogue",
+            QuestionResponse | Medquad | Mapped => "qa",
+            Medmcqa | MedmcqaOneBased | Medqa | Pubmedqa | Headqa | Careqa | Mmlu => "mcqa",
+            Dpo | DpoMix | SharegptRanking | HhRlhf => "preference",
+            MedSafetyBench | RedTeam => "safety",
+        }
+    }
+}
+
+/// The question of a multiple-choice row.
+pub(crate) fn question(dialect: Dialect, row: &Row, index: usize) -> Result<Question, RowError> {
+    mcqa::question(dialect, row, index)
+}
+
+/// One row as an item. `id` is its name in the outputs, `index` its number in the file.
+pub(crate) fn item(
+    dialect: Dialect,
+    row: &Row,
+    index: usize,
+    id: String,
+    config: &SourceConfig,
+) -> Result<Item, RowError> {
+    let mut asked = None;
+    let mut body = match dialect {
+        Dialect::Alpaca => instruct::alpaca(row)?,
+        Dialect::Instances => instruct::instances(row)?,
+        Dialect::Sharegpt => instruct::sharegpt(row)?,
+        Dialect::Messages => instruct::messages(row)?,
+        Dialect::QuestionResponse | Dialect::Medquad => instruct::question_response(row)?,
+        Dialect::Mapped => instruct::mapped(row, &config.columns)?,
+        Dialect::Dpo => preference::dpo(row)?,
+        Dialect::DpoMix => preference::dpo_mix(row)?,
+        Dialect::SharegptRanking => preference::sharegpt_ranking(row)?,
+        Dialect::HhRlhf => preference::hh_rlhf(row)?,
+        Dialect::MedSafetyBench => preference::med_safety_bench(row, config.rejected_openings)?,
+        Dialect::RedTeam => {
+            return Err(RowError::new(&row.at, "a red-team question without answers is not a training row"));
+        }
+        _ => {
+            let question = mcqa::question(dialect, row, index)?;
+            let body = mcqa::conversation(&question);
+            asked = Some(question);
+            body
+        }
+    };
+    if let Some(system) = &config.system {
+        add_system(&mut body, system);
+    }
+    let subject = asked.as_ref().map(|question| question.subject.clone()).filter(|subject| !subject.is_empty());
+    Ok(Item {
+        id,
+        at: row.at.clone(),
+        source: 0,
+        task: config.task.clone().unwrap_or_else(|| dialect.task().to_owned()),
+        subject: subject.or_else(|| config.subject.clone()).unwrap_or_default(),
+        question: asked,
+        stage: row.columns.get("stage").and_then(Value::as_u64),
+        group: optional(row, "question_id")?,
+        style: optional(row, "style")?,
+        body,
+    })
+}
+
+fn add_system(body: &mut Body, system: &str) {
+    let messages = match body {
+        Body::Conversation(conversation) => &mut conversation.messages,
+        Body::Pair(pair) => &mut pair.prompt,
+    };
+    if messages.first().is_none_or(|message| message.role != Role::System) {
+        messages.insert(0, Message::system(system));
+    }
+}
+
+/// The text of a column.
+fn text(row: &Row, column: &str) -> Result<String, RowError> {
+    match row.columns.get(column) {
+        // An absent answer is the cleaning rules' business, a number is not text.
+        Some(Value::Null) => Ok(String::new()),
+        _ => row.text(column).map_err(|error| RowError::from_task(&row.at, &error)),
+    }
+}
+
+fn optional(row: &Row, column: &str) -> Result<Option<String>, RowError> {
+    let found = row.optional_text(column).map_err(|error| RowError::from_task(&row.at, &error))?;
+    Ok(found.filter(|text| !text.trim().is_empty()))
+}
+
+/// The role behind a speaker's name.
+fn role(row: &Row, name: &str) -> Result<Role, RowError> {
+    match name.trim().to_lowercase().as_str() {
+        "system" => Ok(Role::System),
+        "human" | "user" | "prompter" | "patient" => Ok(Role::User),
+        "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" | "doctor" => Ok(Role::Assistant),
+        other => Err(RowError::new(&row.at, format!("speaker `{other}` is neither system, user nor assistant"))),
+    }
+}
+
+/// A list of `{role, content}` or `{from, value}`.
+fn message_list(row: &Row, column: &str, value: &Value) -> Result<Vec<Message>, RowError> {
+    let wrong = |what: &str| RowError::new(&row.at, format!("column `{column}`: expected {what}"));
+    let list = value.as_array().ok_or_else(|| wrong("a list of messages"))?;
+    let one = |entry: &Value| -> Result<Message, RowError> {
+        let part = |names: [&str; 2]| names.iter().find_map(|name| entry.get(*name)).and_then(Value::as_str);
+        let speaker = part(["role", "from"]).ok_or_else(|| wrong("messages with `role` or `from`"))?;
+        let content = part(["content", "value"]).ok_or_else(|| wrong("messages with `content` or `value` as text"))?;
+        Ok(Message::new(role(row, speaker)?, content))
+    };
+    list.iter().map(one).collect()
+}
+
+/// A conversation in which system comes first and somebody answers.
+fn conversation(row: &Row, messages: Vec<Message>) -> Result<Body, RowError> {
+    check_order(row, &messages)?;
+    if !messages.iter().any(|message| message.role == Role::Assistant) {
+        return Err(RowError::new(&row.at, "no message is the assistant's"));
+    }
+    Ok(Body::Conversation(Conversation { messages }))
+}
+
+/// A pair whose prompt ends with the user and whose sides are one assistant message each.
+fn pair(row: &Row, prompt: Vec<Message>, chosen: Vec<Message>, rejected: Vec<Message>) -> Result<Body, RowError> {
+    check_order(row, &prompt)?;
+    if prompt.last().is_none_or(|message| message.role != Role::User) {
+        return Err(RowError::new(&row.at, "the prompt does not end with a user message"));
+    }
+    for (name, side) in [("chosen", &chosen), ("rejected", &rejected)] {
+        if side.len() != 1 || side[0].role != Role::Assistant {
+            return Err(RowError::new(
+                &row.at,
+                format!("`{name}` is not one assistant message ({} found)", side.len()),
+            ));
+        }
+    }
+    Ok(Body::Pair(Pair { prompt, chosen, rejected }))
+}
+
+fn check_order(row: &Row, messages: &[Message]) -> Result<(), RowError> {
+    for (index, message) in messages.iter().enumerate() {
+        let before = index.checked_sub(1).map(|at| messages[at].role);
+        let fits = match message.role {
+            Role::System => index == 0,
+            Role::User => before != Some(Role::User),
+            Role::Assistant => before == Some(Role::User),
+        };
+        if !fits {
+            let reason = format!("message {} ({}) is out of turn", index + 1, message.role.as_str());
+            return Err(RowError::new(&row.at, reason));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

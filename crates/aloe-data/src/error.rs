@@ -1,0 +1,144 @@
+//! What can go wrong while preparing data. Broken rows are values ([`RowError`]) that are counted; the rest stops the run.
+
+use std::path::PathBuf;
+
+/// How many row errors a message shows; all are counted.
+pub(crate) const N_SHOWN: usize = 20;
+
+/// One broken row.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct RowError {
+    /// `file:line`, `file:line:column` or `file#row`.
+    pub at: String,
+    /// Why the row cannot be used.
+    pub reason: String,
+    /// The row as read, where it could be read at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub raw: Option<String>,
+}
+
+impl RowError {
+    pub(crate) fn new(at: impl Into<String>, reason: impl Into<String>) -> RowError {
+        RowError { at: at.into(), reason: reason.into(), raw: None }
+    }
+
+    /// From a reader of `aloe-task`, whose messages begin with the place.
+    pub(crate) fn from_task(at: &str, error: &aloe_task::Error) -> RowError {
+        let text = error.to_string();
+        let reason = text.strip_prefix(at).map_or(text.as_str(), |rest| rest.trim_start_matches([':', ' ']));
+        RowError::new(at, reason)
+    }
+}
+
+impl std::fmt::Display for RowError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.at, self.reason)
+    }
+}
+
+/// All broken rows of a run: counted, the first twenty kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Problems {
+    /// How many.
+    pub total: usize,
+    /// The first twenty.
+    pub shown: Vec<RowError>,
+}
+
+impl Problems {
+    /// Counts one more.
+    pub(crate) fn add(&mut self, error: RowError) {
+        self.total += 1;
+        if self.shown.len() < N_SHOWN {
+            self.shown.push(RowError { raw: None, ..error });
+        }
+    }
+}
+
+impl std::fmt::Display for Problems {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for error in &self.shown {
+            write!(f, "\n  {error}")?;
+        }
+        if self.total > self.shown.len() {
+            write!(f, "\n  and {} more", self.total - self.shown.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// What stops a run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// `read`, `list` or `write`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Settings that cannot be meant; all mistakes together.
+    #[error("the data settings are wrong:{}", .mistakes.iter().map(|mistake| format!("\n  {mistake}")).collect::<String>())]
+    Config {
+        /// One line each.
+        mistakes: Vec<String>,
+    },
+    /// The layout of a file is not known.
+    #[error(
+        "{at}: no known layout has the columns {columns}; name one with `dialect`, or map columns with \
+         `columns = {{ prompt = \"..\", response = \"..\" }}` (preference rows: also `rejected`)"
+    )]
+    UnknownDialect {
+        /// The first row.
+        at: String,
+        /// The columns found.
+        columns: String,
+    },
+    /// A source holds rows of the other kind.
+    #[error("source `{name}`: {at} is a {found} row, but the output is {wanted}")]
+    Kind {
+        /// The source.
+        name: String,
+        /// The row.
+        at: String,
+        /// `preference` or `conversation`.
+        found: &'static str,
+        /// The kind asked for.
+        wanted: &'static str,
+    },
+    /// Broken rows, without a quarantine to put them into.
+    #[error("{} broken rows; correct them or set `quarantine = true`:{problems}", problems.total)]
+    Rows {
+        /// All counted, twenty shown.
+        problems: Problems,
+    },
+    /// A file without a single row.
+    #[error("{}: the data set is empty", path.display())]
+    EmptyFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Nothing is left.
+    #[error("no row is left for training: {n_read} rows read, {n_dropped} dropped (see the counts by rule: {by_rule})")]
+    EmptyResult {
+        /// Rows read.
+        n_read: usize,
+        /// Rows dropped.
+        n_dropped: usize,
+        /// Counts by rule.
+        by_rule: String,
+    },
+    /// Writing the output folder, or a stop asked for.
+    #[error(transparent)]
+    Record(#[from] aloe_record::Error),
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { action, path, source }
+    }
+}

@@ -1,0 +1,59 @@
+//! Which rows train and in which order: hold-out, caps, weights and order, all decided by (seed, purpose, row), so that adding a
+//! source moves no other source's rows across a split and keeps their order among themselves.
+
+use crate::{DataConfig, Item, simplify};
+use aloe_record::CounterRng;
+use std::collections::HashMap;
+use xxhash_rust::xxh64::xxh64;
+
+/// Indices of the rows to write.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Mixture {
+    /// In training order; a row may stand several times.
+    pub(crate) train: Vec<usize>,
+    /// In file order.
+    pub(crate) held_out: Vec<usize>,
+}
+
+fn key(seed: u64, purpose: &str, text: &str) -> u64 {
+    let stream = CounterRng::new(seed, purpose, xxh64(text.as_bytes(), 0));
+    (u64::from(stream.at(0)) << 32) | u64::from(stream.at(1))
+}
+
+/// In `[0, 1)`.
+fn share(seed: u64, purpose: &str, text: &str) -> f64 {
+    (key(seed, purpose, text) >> 11) as f64 / 9_007_199_254_740_992.0
+}
+
+/// Chooses and orders.
+pub(crate) fn mix(items: &[Item], config: &DataConfig) -> Mixture {
+    let mut mixture = Mixture::default();
+    let mut by_source: HashMap<usize, Vec<usize>> = HashMap::new();
+    for (index, item) in items.iter().enumerate() {
+        if config.hold_out > 0.0 && share(config.seed, "data/hold-out", &simplify(&item.group_key())) < config.hold_out
+        {
+            mixture.held_out.push(index);
+        } else {
+            by_source.entry(item.source).or_default().push(index);
+        }
+    }
+    let mut copies: Vec<(u64, u64, usize)> = Vec::new();
+    for (source, mut rows) in by_source {
+        let settings = &config.sources[source];
+        if let Some(max_rows) = settings.max_rows {
+            rows.sort_by_key(|&row| (key(config.seed, "data/cap", &items[row].id), row));
+            rows.truncate(max_rows);
+        }
+        for row in rows {
+            let id = &items[row].id;
+            let whole = settings.weight.floor();
+            let extra = share(config.seed, "data/weight", id) < settings.weight - whole;
+            for copy in 0..whole as u64 + u64::from(extra) {
+                copies.push((key(config.seed, "data/order", &format!("{id}\n{copy}")), copy, row));
+            }
+        }
+    }
+    copies.sort_unstable();
+    mixture.train = copies.into_iter().map(|(_, _, row)| row).collect();
+    mixture
+}

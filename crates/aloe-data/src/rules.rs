@@ -1,0 +1,332 @@
+//! Cleaning and dropping, each rule named and counted (Aloe-Beta, appendix B.1: cleaning, Tables B5 to B7).
+//!
+//! Answers of a conversation are judged by the last one; questions by the first user message.
+
+use crate::{Body, Item, Rules, simplify};
+use aloe_text::{Message, Role};
+use regex::Regex;
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+/// What became of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It stays; these rules changed it.
+    Kept(Vec<&'static str>),
+    /// This rule dropped it.
+    Dropped(&'static str),
+}
+
+/// Table B5: questions that ask nothing. Compared after simplification, so that one entry covers its spellings.
+const LISTED_QUESTIONS: [&str; 18] = [
+    "no input",
+    "noinput",
+    "abstract",
+    "declaration de liens d interets",
+    "copyright c 0",
+    "copyright © 0",
+    "editorial",
+    "n a",
+    "na",
+    "no abstract available",
+    "no abstract present",
+    "no abstract provided",
+    "no abstract",
+    "no disponible",
+    "not available",
+    "unknown",
+    "figure see text",
+    "image see text",
+];
+
+/// Table B5's long entries, of which the table gives the beginning or the middle.
+const LISTED_QUESTION_PARTS: [&str; 5] = [
+    "an amendment to this paper has been published",
+    "supplemental digital content is available in the text",
+    "the authors have requested that this preprint be removed from research square",
+    "withdrawn due to erroneous posting",
+    "this article is protected by copyright all rights reserved",
+];
+
+/// Table B6: answers that answer nothing.
+const LISTED_ANSWERS: [&str; 17] = [
+    "answers",
+    "conclusion",
+    "conclusions",
+    "correction",
+    "corrigendum",
+    "editor s note",
+    "editor’s note",
+    "erratum",
+    "guest editorial",
+    "highlights from this issue",
+    "nieuws",
+    "noncontributory",
+    "none",
+    "president s message",
+    "president’s message",
+    "unremarkable",
+    "world economic prospects monthly",
+];
+
+const LISTED_ANSWER_STARTS: [&str; 2] = ["erratum regarding", "in case you haven t heard"];
+
+/// Table B7's kind: explanations that explain nothing.
+const CONTENTLESS: [&str; 16] = [
+    "",
+    "all of the above",
+    "none of the above",
+    "all the above",
+    "all",
+    "none",
+    "both",
+    "nan",
+    "na",
+    "n a",
+    "explanation",
+    "see explanation",
+    "no explanation",
+    "option",
+    "ref",
+    "reference",
+];
+
+fn pattern(text: &str) -> Regex {
+    Regex::new(text).expect("a fixed pattern")
+}
+
+static URL: LazyLock<Regex> =
+    LazyLock::new(|| pattern(r"(?i)\b(?:https?://|www\.)[^\s<>\[\]]*[^\s<>\[\]().,;:!?'\x22]"));
+static EMAIL: LazyLock<Regex> =
+    LazyLock::new(|| pattern(r"(?i)\b[a-z0-9._%+-]+@[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,}\b"));
+// Spaces that begin a line are the layout of code and lists and stay.
+static SPACES: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?P<kept>[^\s])[ \t\x{a0}]{2,}"));
+static BREAKS: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?:[ \t]*\r?\n){3,}"));
+static TRAILING: LazyLock<Regex> = LazyLock::new(|| pattern(r"[ \t]+(\r?\n|$)"));
+static SPACE_BEFORE_STOP: LazyLock<Regex> = LazyLock::new(|| pattern(r" +([.,;:!?])(\s|$)"));
+static EMPTY_BRACKETS: LazyLock<Regex> = LazyLock::new(|| pattern(r" ?(?:\(\s*\)|\[\s*\]|<\s*>)"));
+static ANSWER_LINE: LazyLock<Regex> =
+    LazyLock::new(|| pattern(r"(?s)^(?P<why>.*?)\s*(?P<line>Answer: \[?[A-Za-z]+\]?)\s*$"));
+static BARE_KEY: LazyLock<Regex> = LazyLock::new(|| {
+    pattern(
+        r"^(?:the )?(?:correct )?(?:ans|answer|option)?(?: is)?(?: option)? ?[a-e0](?: ie| i e)?(?: (?P<rest>.*))?$",
+    )
+});
+
+/// Applies the rules that are on, in this order: clean, literal breaks, trailing questions, contentless, drops.
+pub(crate) fn apply(item: &mut Item, rules: &Rules) -> Outcome {
+    let mut changed = Vec::new();
+    if rules.clean && each_message(item, clean) {
+        changed.push("clean");
+    }
+    if rules.literal_breaks && each_message(item, literal_breaks) {
+        changed.push("literal_breaks");
+    }
+    if cut_unanswered(item) {
+        changed.push("unanswered_end");
+    }
+    if rules.contentless_mcqa && contentless(item) {
+        changed.push("contentless_mcqa");
+    }
+    match dropped_by(item, rules) {
+        Some(rule) => Outcome::Dropped(rule),
+        None => Outcome::Kept(changed),
+    }
+}
+
+fn each_message(item: &mut Item, change: fn(&str) -> String) -> bool {
+    let mut any = false;
+    for message in item.messages_mut() {
+        let new = change(&message.content);
+        if new != message.content {
+            message.content = new;
+            any = true;
+        }
+    }
+    any
+}
+
+/// URLs and e-mail addresses out, with the brackets and blanks they leave; control characters out; repeated spaces joined.
+pub(crate) fn clean(text: &str) -> String {
+    let is_stray = |c: char| {
+        (c.is_control() && !matches!(c, '\n' | '\t' | '\r')) || matches!(c, '\u{200b}' | '\u{feff}' | '\u{fffd}')
+    };
+    let mut text: Cow<'_, str> = if text.contains(is_stray) {
+        text.chars().filter(|c| !is_stray(*c)).collect::<String>().into()
+    } else {
+        text.into()
+    };
+    if URL.is_match(&text) || EMAIL.is_match(&text) {
+        let without = URL.replace_all(&text, "").into_owned();
+        let without = EMAIL.replace_all(&without, "").into_owned();
+        let without = EMPTY_BRACKETS.replace_all(&without, "").into_owned();
+        text = SPACE_BEFORE_STOP.replace_all(&SPACES.replace_all(&without, "$kept "), "$1$2").into_owned().into();
+    }
+    let joined = SPACES.replace_all(&text, "$kept ");
+    let joined = TRAILING.replace_all(&joined, "$1");
+    BREAKS.replace_all(&joined, "\n\n").trim().to_owned()
+}
+
+fn literal_breaks(text: &str) -> String {
+    if text.contains('\n') {
+        text.to_owned()
+    } else {
+        text.replace("\\r\\n", "\n").replace("\\n", "\n").replace("\\t", "\t")
+    }
+}
+
+/// A dialogue that ends with a question keeps what was answered.
+fn cut_unanswered(item: &mut Item) -> bool {
+    let Body::Conversation(conversation) = &mut item.body else { return false };
+    let n_messages = conversation.messages.len();
+    while conversation.messages.len() > 1 && conversation.messages.last().is_some_and(|last| last.role == Role::User) {
+        conversation.messages.pop();
+    }
+    conversation.messages.len() != n_messages
+}
+
+fn contentless(item: &mut Item) -> bool {
+    if item.task != "mcqa" && item.question.is_none() {
+        return false;
+    }
+    let choices: Vec<String> =
+        item.question.iter().flat_map(|question| question.choices.iter().map(|choice| simplify(choice))).collect();
+    let Body::Conversation(conversation) = &mut item.body else { return false };
+    let Some(last) = conversation.messages.last_mut().filter(|message| message.role == Role::Assistant) else {
+        return false;
+    };
+    let Some(parts) = ANSWER_LINE.captures(&last.content) else { return false };
+    let why = parts.name("why").map_or("", |found| found.as_str());
+    if why.is_empty() || !explains_nothing(why, &choices) {
+        return false;
+    }
+    last.content = parts["line"].to_owned();
+    true
+}
+
+/// Whether an explanation is only a stock phrase, a bare key, or an option said again.
+fn explains_nothing(why: &str, choices: &[String]) -> bool {
+    let text = simplify(why);
+    let text = text.strip_prefix("explanation ").unwrap_or(&text);
+    let bare = |text: &str| CONTENTLESS.contains(&text) || choices.iter().any(|choice| choice == text);
+    bare(text) || BARE_KEY.captures(text).is_some_and(|parts| parts.name("rest").is_none_or(|rest| bare(rest.as_str())))
+}
+
+fn dropped_by(item: &Item, rules: &Rules) -> Option<&'static str> {
+    let (questions, answers) = sides(item);
+    let blank =
+        |messages: &[&Message]| messages.is_empty() || messages.iter().any(|message| message.content.trim().is_empty());
+    if rules.drop_empty && blank(&questions) {
+        return Some("empty_question");
+    }
+    if rules.drop_empty && blank(&answers) {
+        return Some("empty_answer");
+    }
+    if let Body::Pair(pair) = &item.body
+        && pair.chosen == pair.rejected
+    {
+        return Some("equal_sides");
+    }
+    if rules.drop_listed_questions && questions.first().is_some_and(|message| is_listed_question(&message.content)) {
+        return Some("listed_question");
+    }
+    if rules.drop_listed_answers && answers.last().is_some_and(|message| is_listed_answer(&message.content)) {
+        return Some("listed_answer");
+    }
+    None
+}
+
+fn sides(item: &Item) -> (Vec<&Message>, Vec<&Message>) {
+    let messages = item.messages();
+    let of = |role: Role| messages.iter().copied().filter(|message| message.role == role).collect();
+    (of(Role::User), of(Role::Assistant))
+}
+
+fn is_listed_question(text: &str) -> bool {
+    let text = simplify(text);
+    LISTED_QUESTIONS.contains(&text.as_str()) || LISTED_QUESTION_PARTS.iter().any(|part| text.contains(part))
+}
+
+fn is_listed_answer(text: &str) -> bool {
+    let text = simplify(text);
+    LISTED_ANSWERS.contains(&text.as_str()) || LISTED_ANSWER_STARTS.iter().any(|start| text.starts_with(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aloe_text::Conversation;
+
+    fn item(question: &str, answer: &str, task: &str) -> Item {
+        Item {
+            id: String::new(),
+            at: String::new(),
+            source: 0,
+            task: task.into(),
+            subject: String::new(),
+            question: None,
+            stage: None,
+            group: None,
+            style: None,
+            body: Body::Conversation(Conversation {
+                messages: vec![Message::user(question), Message::assistant(answer)],
+            }),
+        }
+    }
+
+    fn check(question: &str, answer: &str, task: &str) -> (Outcome, String) {
+        let mut item = item(question, answer, task);
+        let outcome = apply(&mut item, &Rules::default());
+        (outcome, item.messages().last().unwrap().content.clone())
+    }
+
+    #[test]
+    fn cleaning_takes_out_addresses_and_repeated_spaces_but_not_the_layout_of_code() {
+        let cases = [
+            ("See https://a.example/x?y=1, or write to me@b.example.", "See, or write to."),
+            ("Read (www.a.example) now", "Read now"),
+            ("one   two\t\tthree  ", "one two three"),
+            ("def f():\n    return 1", "def f():\n    return 1"),
+            ("a\n\n\n\nb", "a\n\nb"),
+            ("zero\u{200b}width\u{7}", "zerowidth"),
+            ("1.5 mg/kg at 10:30 (see text)", "1.5 mg/kg at 10:30 (see text)"),
+        ];
+        for (before, after) in cases {
+            assert_eq!(clean(before), after, "{before:?}");
+        }
+    }
+
+    #[test]
+    fn listed_and_empty_rows_are_dropped_by_name() {
+        let cases = [
+            ("No input", "A real answer.", "listed_question"),
+            ("No abstract available.", "A real answer.", "listed_question"),
+            ("[figure: see text]", "A real answer.", "listed_question"),
+            ("An amendment to this paper has been published and can be accessed", "x", "listed_question"),
+            ("What follows?", "Conclusions", "listed_answer"),
+            ("What follows?", "President's message", "listed_answer"),
+            ("What follows?", "None", "listed_answer"),
+            ("What follows?", "  ", "empty_answer"),
+            ("", "x", "empty_question"),
+        ];
+        for (question, answer, rule) in cases {
+            assert_eq!(check(question, answer, "qa").0, Outcome::Dropped(rule), "{question} / {answer}");
+        }
+        assert_eq!(check("What is known?", "None of the drugs helps.", "qa").0, Outcome::Kept(vec![]));
+    }
+
+    #[test]
+    fn explanations_without_content_are_reduced_to_the_answer_line() {
+        for why in ["Explanation: All of the above", "Ans. C", "Answer is c i.e.", "(c)", "NaN", "Ans is 'a'"] {
+            let (outcome, answer) = check("Q?", &format!("{why}\nAnswer: [C]"), "mcqa");
+            assert_eq!((outcome, answer.as_str()), (Outcome::Kept(vec!["contentless_mcqa"]), "Answer: [C]"), "{why}");
+        }
+        for why in [
+            "C fibres carry dull pain.",
+            "Answer is C because the nerve runs there.",
+            "All of the above nerves are motor.",
+        ] {
+            assert_eq!(check("Q?", &format!("{why}\nAnswer: [C]"), "mcqa").0, Outcome::Kept(vec![]), "{why}");
+        }
+    }
+}
