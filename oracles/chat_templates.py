@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Golden values for aloe-text: chat templates rendered and tokenised by transformers.
 
-Versions: transformers 5.23.0, tokenizers 0.23, jinja2 3.1.6, gguf (any), Python 3.
-Run: HF_HUB_OFFLINE=1 python oracles/chat_templates.py  (needs ALOE_MODELS); writes crates/aloe-text/tests/golden/*.json.
+Versions: transformers 5.23.0, tokenizers 0.23, lm-eval 0.4.13, jinja2 3.1.6, gguf (any), Python 3.
+Run: HF_HUB_OFFLINE=1 python oracles/chat_templates.py  (needs ALOE_MODELS and ALOE_DATA); writes crates/aloe-text/tests/golden/*.json.
 """
 import json, os, shutil, sys, tempfile, warnings
 from pathlib import Path
@@ -86,6 +86,24 @@ CHATS = {
     "two users": [m("user", "a"), m("user", "b")],
 }
 
+def joint(tokenizers):
+    """lm-eval's own `_encode_pair` over transformers tokenizers."""
+    from lm_eval.api.model import TemplateLM
+    stories = PreTrainedTokenizerFast(tokenizer_file=str(Path(os.environ["ALOE_DATA"]) / "models/stories260K/tokenizer.json"), bos_token="<s>", eos_token="</s>")
+    pairs = [("Question: x\nAnswer:", " B"), ("Question: x\nAnswer: ", "B"), ("a  \n\n", "yes"), ("The capital of France is", " Paris"),
+             ("fiè", "vre"), ("12", "345"), ("Answer:", "B"), ("tab\t\x1c", "x"), ("hello", "\n\nworld"), ("漢", "字")]
+    out = {}
+    for name, tokenizer in (("llama3", tokenizers["llama3"]), ("smollm2", tokenizers["smollm2"]), ("stories260K", stories)):
+        class Model:
+            backend = "causal"
+            def tok_encode(self, text): return tokenizer.encode(text)
+        out[name] = []
+        for prompt, continuation in pairs:
+            prompt_ids, continuation_ids = TemplateLM._encode_pair(Model(), prompt, continuation)
+            if continuation_ids:
+                out[name].append({"prompt": prompt, "continuation": continuation, "prompt_ids": prompt_ids, "continuation_ids": continuation_ids})
+    (OUT / "joint.json").write_text(json.dumps(out, ensure_ascii=False, separators=(",", ":")))
+
 def main():
     print("transformers", transformers.__version__)
     tokenizers = {"llama3": PreTrainedTokenizerFast(tokenizer_file=str(MODELS / "llama3-tokenizer/tokenizer.json"),
@@ -114,7 +132,10 @@ def main():
              "naïve café – 漢字 🙂 👩🏽‍⚕️", "tabs\tand\r\nnewlines\n\n\n", "e\u0301 decomposed", "don't I'LL we've", "a\u200bb\u00a0c", "x" * 300,
              "ΑΒΓ абв עברית हिन्दी", "1.5e-3; 10⁻³ μg/mL ±0.5%", "def f(x):\n    return x ** 2\n"]
     plain = {key: [{"text": text, "ids": tokenizer.encode(text, add_special_tokens=False)} for text in texts] for key, tokenizer in tokenizers.items()}
+    minilm = AutoTokenizer.from_pretrained(str(MODELS / "all-minilm-l6-v2"))
+    plain["minilm"] = [{"text": text, "ids": minilm.encode(text)} for text in texts]
     (OUT / "tokenizers.json").write_text(json.dumps(plain, ensure_ascii=False, separators=(",", ":")))
+    joint(tokenizers)
     print(len(cases), "cases,", sum("error" in c for c in cases), "errors")
 
 main()

@@ -221,5 +221,8 @@ fn template_error(origin: &str, error: &minijinja::Error) -> Error {
         message.push_str(&cause.to_string());
         source = cause.source();
     }
+    if message.contains("unknown function: strftime_now") {
+        message.push_str("; the template asks for today's date: give one");
+    }
     Error::Template { origin: origin.to_owned(), message }
 }

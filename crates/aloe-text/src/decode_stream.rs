@@ -5,7 +5,7 @@ use crate::{Result, Tokenizer};
 /// Tokens kept back at most. A character has four bytes, so more waiting tokens than this mean bytes that are no UTF-8 at all.
 const MAX_WAITING: usize = 16;
 
-/// Incremental decoder. The pieces, joined, equal `decode` of all ids.
+/// Incremental decoder. The pieces, joined, equal `decode` of all ids wherever those are UTF-8.
 pub struct DecodeStream {
     tokenizer: Tokenizer,
     skip_special: bool,
@@ -38,8 +38,11 @@ impl DecodeStream {
         if now.ends_with('\u{FFFD}') && !even_if_broken {
             return Ok(String::new());
         }
-        let Some(new) = now.strip_prefix(before.as_str()) else { return Ok(String::new()) };
-        let new = new.to_owned();
+        let new = match now.strip_prefix(before.as_str()) {
+            Some(new) => new.to_owned(),
+            // A broken character that was given out has become whole: what is new is decoded by itself.
+            None => self.tokenizer.decode(&self.ids[self.read..], self.skip_special)?,
+        };
         self.prefix = self.read;
         self.read = self.ids.len();
         self.ids.drain(..self.prefix);

@@ -251,12 +251,14 @@ impl TextModel {
     fn control(&self, rendered: &Rendered, span: Range<usize>) -> Vec<Found> {
         let mut found: Vec<Found> = Vec::new();
         let mut at = span.start;
-        let ends = rendered.contents.iter().map(|content| content.range.clone()).chain([span.end..span.end]);
-        for content in ends.filter(|range| range.start >= span.start && range.start <= span.end) {
-            if at < content.start {
-                found.extend(self.tokenizer.added().find(&rendered.text, at..content.start));
+        for content in rendered.contents.iter().map(|content| &content.range) {
+            if at < content.start.min(span.end) {
+                found.extend(self.tokenizer.added().find(&rendered.text, at..content.start.min(span.end)));
             }
             at = at.max(content.end);
+        }
+        if at < span.end {
+            found.extend(self.tokenizer.added().find(&rendered.text, at..span.end));
         }
         found
     }

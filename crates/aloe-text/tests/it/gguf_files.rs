@@ -1,7 +1,7 @@
 //! Tokenizers built from GGUF metadata.
 
-use crate::support::{ids, qwen, resource, smollm2};
-use aloe_text::{Error, TextModel, Tokenizer};
+use crate::support::{golden, ids, llama3, qwen, resource, smollm2};
+use aloe_text::{ChatTemplate, Error, TextModel, Tokenizer};
 use serde_json::{Map, Value, json};
 
 /// tok512.bin of llama2.c: max length, then (score f32, length i32, bytes) for each token.
@@ -90,4 +90,42 @@ fn broken_metadata_is_refused_with_its_key() {
         bad.remove(key);
         _ = Tokenizer::from_gguf(&bad);
     }
+}
+
+#[test]
+fn llama3_metadata_gives_the_ids_of_llama3s_own_file_and_adds_bos() {
+    let Some(original) = llama3() else { return };
+    let file: Value = serde_json::from_slice(original.tokenizer.json()).unwrap();
+    let mut tokens = vec![String::new(); original.tokenizer.vocab_size()];
+    let mut types = vec![1; tokens.len()];
+    for (token, id) in file["model"]["vocab"].as_object().unwrap() {
+        tokens[id.as_u64().unwrap() as usize].clone_from(token);
+    }
+    for (token, id) in original.tokenizer.control_tokens() {
+        tokens[id as usize] = token.to_owned();
+        types[id as usize] = 3;
+    }
+    let merges: Vec<String> = file["model"]["merges"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|merge| match merge {
+            Value::Array(parts) => format!("{} {}", parts[0].as_str().unwrap(), parts[1].as_str().unwrap()),
+            other => other.as_str().unwrap().to_owned(),
+        })
+        .collect();
+    let map = json!({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.tokens": tokens,
+                     "tokenizer.ggml.token_type": types, "tokenizer.ggml.merges": merges,
+                     "tokenizer.ggml.bos_token_id": 128_000, "tokenizer.ggml.eos_token_id": 128_001,
+                     "tokenizer.ggml.eot_token_id": 128_009});
+    let model = TextModel::from_gguf(map.as_object().unwrap()).unwrap();
+    for case in golden("tokenizers.json")["llama3"].as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(model.encode_prompt_text(text).unwrap(), [vec![128_000], ids(&case["ids"])].concat(), "{text:?}");
+        assert_eq!(model.tokenizer.decode(&ids(&case["ids"]), false).unwrap(), text);
+    }
+    assert_eq!(model.stop_ids(), [128_001, 128_009]);
+    // ChatML does not name BOS; on a tokenizer that adds it, the built-in one does. Its end of turn is not in this vocabulary.
+    assert!(matches!(model.with_template("chatml"), Err(Error::NoEndOfTurn { .. })));
+    assert!(ChatTemplate::builtin("chatml", true).unwrap().source().starts_with("{{ bos_token }}"));
 }

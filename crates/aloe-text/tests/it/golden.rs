@@ -107,3 +107,37 @@ fn stories260k_gets_bos_and_byte_fallback() {
     let error = model.encode_prompt(&[Message::user("hi")]).unwrap_err().to_string();
     assert!(error.contains("llama3, chatml, alpaca"), "{error}");
 }
+
+#[test]
+fn berts_frame_and_ids_equal_transformers() {
+    let Some(dir) = resource("ALOE_MODELS", "all-minilm-l6-v2") else { return };
+    let tokenizer = aloe_text::Tokenizer::open(&dir).unwrap();
+    for case in golden("tokenizers.json")["minilm"].as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(tokenizer.encode_framed(text).unwrap(), ids(&case["ids"]), "{text:?}");
+    }
+}
+
+#[test]
+fn streamed_text_equals_decoded_text() {
+    let texts = golden("tokenizers.json");
+    for (name, model) in [("llama3", llama3()), ("smollm2", smollm2()), ("qwen2.5", qwen())] {
+        let Some(model) = model else { continue };
+        for case in texts[name].as_array().unwrap() {
+            let all = ids(&case["ids"]);
+            let mut stream = model.tokenizer.decode_stream(false);
+            let pieces: Vec<String> = all.iter().map(|&id| stream.step(id).unwrap()).collect();
+            assert!(pieces.iter().all(|piece| !piece.contains('\u{FFFD}')), "{pieces:?}");
+            let streamed = pieces.concat() + &stream.finish().unwrap();
+            assert_eq!(streamed, model.tokenizer.decode(&all, false).unwrap());
+        }
+        // Half of a hieroglyph, then a word, then nothing but halves: nothing is lost and nothing panics.
+        let half = model.tokenizer.encode_plain("𓂀").unwrap()[0];
+        let word = model.tokenizer.encode_plain(" word").unwrap()[0];
+        let mut stream = model.tokenizer.decode_stream(false);
+        let mut text: String = [half, word].iter().map(|&id| stream.step(id).unwrap()).collect();
+        text.extend((0..100).map(|_| stream.step(half).unwrap()));
+        text.push_str(&stream.finish().unwrap());
+        assert!(text.contains(" word") && text.ends_with('\u{FFFD}'), "{text:?}");
+    }
+}

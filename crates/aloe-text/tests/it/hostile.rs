@@ -1,8 +1,8 @@
 //! Templates and texts written by an enemy.
 
-use crate::support::{llama3, qwen, smollm2};
+use crate::support::{llama3, qwen, resource, smollm2};
 use aloe_record::rng::CounterRng;
-use aloe_text::{ChatTemplate, Conversation, Message};
+use aloe_text::{ChatTemplate, Conversation, Message, TextModel};
 use std::time::Instant;
 
 #[test]
@@ -94,6 +94,26 @@ fn no_control_token_ever_comes_out_of_a_content() {
         }
         for _ in 0..n {
             check(content(&mut rng, &control), content(&mut rng, &control));
+        }
+    }
+}
+
+#[test]
+fn clean_text_has_the_ids_that_the_full_tokenizer_gives() {
+    let words = [
+        "fever", " 39.5", "°C", "\n", "  ", "\t", "é", "漢字", "🙂", "<|", "|>", "I'm", "--", "\u{200b}", "e\u{301}",
+        "ﬁ", "0", "_",
+    ];
+    let stories = resource("ALOE_DATA", "models/stories260K").map(|dir| TextModel::open(&dir).unwrap());
+    for model in [llama3(), smollm2(), qwen(), stories].into_iter().flatten() {
+        let mut rng = CounterRng::new(11, "clean texts", 0);
+        for _ in 0..2000 {
+            let text: String = (0..rng.below(12)).map(|_| words[rng.below(words.len())]).collect();
+            if model.tokenizer.control_tokens().any(|(token, _)| text.contains(token)) {
+                continue;
+            }
+            let (plain, full) = (model.tokenizer.encode_plain(&text), model.tokenizer.encode_markup(&text));
+            assert_eq!(plain.unwrap(), full.unwrap(), "{text:?}");
         }
     }
 }

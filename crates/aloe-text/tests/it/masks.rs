@@ -81,11 +81,7 @@ fn a_conversation_is_its_pairs_prompt_and_answer() {
             let chosen = vec![Message::assistant(answer)];
             let pair =
                 Pair { prompt: prompt.clone(), chosen: chosen.clone(), rejected: vec![Message::assistant("No.")] };
-            let encoded = match model.encode_pair(&pair) {
-                // Zephyr writes `<|assistant|>` as generation prompt but a line feed more before an answer.
-                Err(Error::NotPrefixConsistent { .. }) if name == "zephyr" => continue,
-                other => other.unwrap_or_else(|e| panic!("{name}: {e}")),
-            };
+            let encoded = model.encode_pair(&pair).unwrap_or_else(|e| panic!("{name}: {e}"));
             let whole =
                 model.encode_conversation(&Conversation { messages: [prompt.clone(), chosen].concat() }).unwrap();
             let joined = [encoded.prompt_ids.clone(), encoded.chosen_ids.clone()].concat();
@@ -146,7 +142,49 @@ fn conversations_without_targets_and_templates_without_an_end_are_refused() {
 }
 
 #[test]
+fn a_template_whose_answer_changes_its_prompt_is_refused_for_pairs() {
+    let Some(model) = llama3() else { return };
+    let counting = "{{ messages | length }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}";
+    let model = model.with_chat_template(ChatTemplate::new(counting, "counting").unwrap());
+    let answer = vec![Message::assistant("b")];
+    let pair = Pair { prompt: vec![Message::user("a")], chosen: answer.clone(), rejected: answer.clone() };
+    assert!(matches!(model.encode_pair(&pair), Err(Error::NotPrefixConsistent { at: 0, .. })));
+    let two = Pair { chosen: vec![Message::user("x"), answer[0].clone()], ..pair };
+    assert!(matches!(model.encode_pair(&two), Err(Error::Messages { index: 1, .. })));
+}
+
+#[test]
+fn a_template_that_prints_the_date_needs_one_from_the_caller() {
+    let Some(model) = smollm2() else { return };
+    let dated = "{% for m in messages %}{{ strftime_now('%d %b %Y') }} {{ m.content }}<|im_end|>{% endfor %}";
+    let model = model.with_chat_template(ChatTemplate::new(dated, "dated").unwrap());
+    let chat = [Message::user("hi")];
+    let error = model.render_text(&chat, true).unwrap_err().to_string();
+    assert!(error.contains("give one"), "{error}");
+    let model = model.with_date(aloe_text::Date::parse("2026-11-22").unwrap());
+    assert_eq!(model.render_text(&chat, true).unwrap(), "22 Nov 2026 hi<|im_end|>");
+}
+
+#[test]
 fn joint_encoding_follows_lm_eval() {
+    let golden = golden("joint.json");
+    let stories = resource("ALOE_DATA", "models/stories260K").map(|dir| TextModel::open(&dir).unwrap());
+    for (name, model) in [("llama3", llama3()), ("smollm2", smollm2()), ("stories260K", stories)] {
+        let Some(model) = model else { continue };
+        for case in golden[name].as_array().unwrap() {
+            let (prompt, continuation) = (case["prompt"].as_str().unwrap(), case["continuation"].as_str().unwrap());
+            let got = model.encode_joint(prompt, continuation).unwrap();
+            assert_eq!(
+                got,
+                (ids(&case["prompt_ids"]), ids(&case["continuation_ids"])),
+                "{name} {prompt:?} {continuation:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn joint_encoding_moves_the_prompts_last_space_to_the_answer() {
     let Some(model) = llama3() else { return };
     let (prompt, continuation) = model.encode_joint("Question: x\nAnswer: ", "B").unwrap();
     assert_eq!(prompt, model.tokenizer.encode_plain("Question: x\nAnswer:").unwrap());
