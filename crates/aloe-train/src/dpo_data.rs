@@ -7,7 +7,7 @@ use crate::preference::{PairLogps, PairOutcome};
 use crate::reference::{Fingerprint, ReferenceStore};
 use crate::run::{Objective, Run, StepLoss};
 use crate::schedule::Schedule;
-use crate::settings::Context;
+use crate::settings::{Context, TrainDtype};
 use crate::{Error, Result, finished};
 use aloe_model::Decoder;
 use aloe_record::CounterRng;
@@ -83,8 +83,10 @@ impl DpoData {
     }
 
     pub(crate) fn fingerprint(&self, start: &str, text: &TextModel, context: &Context) -> String {
-        // Neither the split into micro-batches nor the checkpoints are part of a run's identity.
-        let config = DpoConfig { micro_batch_size: 1, checkpoint_every: 0, keep_last: 1, ..self.config.clone() };
+        // Checkpoints change no bit, nor does the split into micro-batches in f32: they may change between restarts. In bf16
+        // two rows enter a product together, so a split after an odd row rounds otherwise.
+        let micro_batch_size = if self.config.dtype == TrainDtype::F32 { 1 } else { self.config.micro_batch_size };
+        let config = DpoConfig { micro_batch_size, checkpoint_every: 0, keep_last: 1, ..self.config.clone() };
         let mut hasher = Hasher::default();
         for field in ["dpo", &json!(config).to_string(), start, &text.digest(), &finished::compute(context)] {
             hasher.field(field.as_bytes());

@@ -1,8 +1,8 @@
 //! A model being trained: f32 masters, AdamW's moments, gradients, and the compute copies that forward and backward use.
 //!
 //! The only file of the crate that calls the decoder and the optimizer's kernel. A step's gradients accumulate over its
-//! micro-batches in row order, so that in f32 and bf16 alike a split into other micro-batches changes no bit; for that a
-//! tied head gathers its gradient apart from the embedding's and is added once, before the update.
+//! micro-batches in row order, so that in f32 a split into other micro-batches changes no bit; for that a tied head gathers
+//! its gradient apart from the embedding's and is added once, before the update.
 
 use crate::settings::LoopSettings;
 use crate::{Error, Result};

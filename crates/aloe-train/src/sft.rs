@@ -32,7 +32,7 @@ pub struct SftConfig {
     pub max_len: usize,
     /// Packed rows per optimizer step.
     pub batch_size: usize,
-    /// Packed rows per forward pass: a matter of memory, the result does not depend on it.
+    /// Packed rows per forward pass: a matter of memory; in f32 it changes no bit of the result.
     pub micro_batch_size: usize,
     /// Steps of the linear rise from 0.
     pub warmup_steps: u64,

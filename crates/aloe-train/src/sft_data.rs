@@ -6,7 +6,7 @@ use crate::learner::{Learner, Targets, target_logps};
 use crate::pack::{Document, epoch_rows, first_fit_decreasing};
 use crate::run::{Objective, StepLoss};
 use crate::schedule::Schedule;
-use crate::settings::Context;
+use crate::settings::{Context, TrainDtype};
 use crate::sft::{SftConfig, SftInputs, SftReport, SftRow};
 use crate::{Error, Result, finished};
 use aloe_model::{Decoder, PackedBatch};
@@ -126,8 +126,10 @@ impl SftData {
     }
 
     pub(crate) fn fingerprint(&self, config: &SftConfig, start: &str, text: &TextModel, context: &Context) -> String {
-        // Neither the split into micro-batches nor the checkpoints change a bit, so they may change between restarts.
-        let config = SftConfig { micro_batch_size: 1, checkpoint_every: 0, keep_last: 1, ..config.clone() };
+        // Checkpoints change no bit, nor does the split into micro-batches in f32: they may change between restarts. In bf16
+        // two rows enter a product together, so a split after an odd row rounds otherwise.
+        let micro_batch_size = if config.dtype == TrainDtype::F32 { 1 } else { config.micro_batch_size };
+        let config = SftConfig { micro_batch_size, checkpoint_every: 0, keep_last: 1, ..config.clone() };
         let mut hasher = Hasher::default();
         for field in ["sft", &json!(config).to_string(), start, &text.digest(), &finished::compute(context)] {
             hasher.field(field.as_bytes());

@@ -2,6 +2,7 @@
 
 mod laws;
 mod parity;
+mod spine;
 
 use crate::Result;
 use crate::dpo::DpoConfig;

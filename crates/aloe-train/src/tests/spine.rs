@@ -1,0 +1,290 @@
+//! The two stages whole: from conversations and a model folder to the folders that the next stage and the user read.
+
+use super::context;
+use crate::dpo::{DpoConfig, DpoInputs, DpoRow, ReferenceAt, dpo};
+use crate::settings::{Context, TrainDtype};
+use crate::sft::{SftConfig, SftInputs, SftRow, sft};
+use crate::{Error, Result};
+use aloe_model::testing::{Tiny, tiny_random};
+use aloe_model::{CheckpointWriter, ModelSource};
+use aloe_record::{CounterRng, digest};
+use aloe_tensor::Dtype;
+use aloe_text::{Conversation, Message, Pair};
+use serde_json::json;
+use std::path::Path;
+
+/// A tiny decoder's folder with a tokenizer of one id per word: `w0` to `w57` and ChatML's markers and roles.
+fn write_model(dir: &Path) {
+    let fixed = ["<unk>", "<|im_start|>", "<|im_end|>", "user", "assistant", "system"];
+    let words = (0..58).map(|word| format!("w{word}"));
+    let vocab: serde_json::Map<_, _> =
+        fixed.iter().map(|word| (*word).to_owned()).chain(words).zip((0..64).map(|id| json!(id))).collect();
+    let added = |id: usize| {
+        json!({"id": id, "content": fixed[id], "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    let tokenizer = json!({"version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [added(0), added(1), added(2)], "normalizer": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}});
+    let config = json!({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "unk_token": "<unk>"});
+    let params = tiny_random(Tiny::Llama, 0);
+    let mut writer = CheckpointWriter::create(dir, &params.config, Dtype::F32).unwrap();
+    for (spec, tensor) in params.specs().iter().zip(params.tensors()) {
+        writer.add(&spec.hf_name, tensor.as_f32()).unwrap();
+    }
+    let file = |name: &str, value: &serde_json::Value| (name.to_owned(), value.to_string().into_bytes());
+    writer.finish(&[file("tokenizer.json", &tokenizer), file("tokenizer_config.json", &config)]).unwrap();
+}
+
+fn words(first: usize, n: usize) -> String {
+    (0..n).map(|at| format!("w{}", (first * 7 + at * 3) % 58)).collect::<Vec<_>>().join(" ")
+}
+
+fn sft_rows(n: usize) -> Vec<SftRow> {
+    let row = |at: usize| SftRow {
+        source: format!("rows.jsonl:{}", at + 1),
+        conversation: Conversation {
+            messages: vec![Message::user(words(at, 3 + at % 4)), Message::assistant(words(at + 1, 2 + at % 5))],
+        },
+    };
+    (0..n).map(row).collect()
+}
+
+fn dpo_rows(n: usize) -> Vec<DpoRow> {
+    let row = |at: usize| DpoRow {
+        source: format!("pairs.jsonl:{}", at + 1),
+        pair: Pair {
+            prompt: vec![Message::user(words(at, 3 + at % 4))],
+            chosen: vec![Message::assistant(words(at + 1, 2 + at % 3))],
+            rejected: vec![Message::assistant(words(at + 2, 1 + at % 4))],
+        },
+    };
+    (0..n).map(row).collect()
+}
+
+fn sft_config() -> SftConfig {
+    SftConfig {
+        lr: 1e-3,
+        epochs: Some(3),
+        max_len: 32,
+        batch_size: 4,
+        dtype: TrainDtype::F32,
+        chat_template: Some("chatml".into()),
+        held_out_share: 0.2,
+        checkpoint_every: 2,
+        ..SftConfig::default()
+    }
+}
+
+fn dpo_config() -> DpoConfig {
+    DpoConfig {
+        lr: 1e-3,
+        chunks: 2,
+        max_len: 32,
+        batch_size: 4,
+        dtype: TrainDtype::F32,
+        held_out_share: 0.2,
+        checkpoint_every: 2,
+        ..DpoConfig::default()
+    }
+}
+
+/// What the user gets: the folder's digest without records and hidden files.
+fn digest_of(out: &Path) -> String {
+    assert!(!out.join("state").exists());
+    digest::folder(out).unwrap()
+}
+
+#[test]
+fn sft_then_dpo_write_loadable_folders_and_report_what_they_did() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    write_model(&at("base"));
+    let inputs = SftInputs { start: at("base"), rows: sft_rows(40), held_out: Vec::new() };
+    let report = sft(&sft_config(), inputs, &at("sft"), &context(2)).unwrap();
+    assert_eq!((report.n_rows, report.n_held_out, report.n_too_long), (32, 8, 0));
+    assert!(report.held_out_nll_after.unwrap() < report.held_out_nll_before.unwrap());
+    assert!(report.loss_last_tenth < report.loss_first_tenth);
+    assert!(report.n_targets > 0 && report.n_targets < report.n_tokens);
+    assert!(report.export.update_norm > 0.0 && report.export.master_changed_share > 0.9);
+    let (master, model) = (read(&at("sft/master")), read(&at("sft/model")));
+    assert_eq!(
+        master.load("model.norm.weight", Dtype::Bf16).unwrap().to_bf16_bits(),
+        model.load("model.norm.weight", Dtype::Bf16).unwrap().to_bf16_bits()
+    );
+    assert!(at("sft/model/tokenizer.json").is_file());
+
+    // The second stage starts from the first one's masters and finds the template written there.
+    let inputs = DpoInputs { start: at("sft"), rows: dpo_rows(30), held_out: Vec::new() };
+    let aligned = dpo(&dpo_config(), inputs, &at("dpo"), &context(2)).unwrap();
+    assert_eq!(aligned.start_digest, master.digest().unwrap());
+    assert_eq!((aligned.n_pairs, aligned.n_held_out, aligned.steps_per_chunk.clone()), (24, 6, vec![3, 3]));
+    assert!((aligned.held_out_loss_before.unwrap() - std::f64::consts::LN_2).abs() < 1e-12);
+    assert_eq!(aligned.n_steps, 6);
+    assert!(aligned.notices.is_empty(), "{:?}", aligned.notices);
+}
+
+fn read(dir: &Path) -> ModelSource {
+    ModelSource::open(dir).unwrap()
+}
+
+#[test]
+fn stages_stopped_again_and_again_leave_the_same_bytes_as_uninterrupted_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    write_model(&base);
+    let run_sft = |out: &Path, context: &Context| {
+        let inputs = SftInputs { start: base.clone(), rows: sft_rows(40), held_out: Vec::new() };
+        sft(&sft_config(), inputs, out, context).map(|_| ())
+    };
+    check_stops(dir.path(), "sft", &run_sft);
+    let start = dir.path().join("sft whole");
+    let run_dpo = |out: &Path, context: &Context| {
+        let inputs = DpoInputs { start: start.clone(), rows: dpo_rows(30), held_out: Vec::new() };
+        dpo(&dpo_config(), inputs, out, context).map(|_| ())
+    };
+    check_stops(dir.path(), "dpo", &run_dpo);
+}
+
+fn check_stops(dir: &Path, name: &str, run: &dyn Fn(&Path, &Context) -> Result<()>) {
+    let whole = dir.join(format!("{name} whole"));
+    run(&whole, &context(2)).unwrap();
+    let stopped = dir.join(format!("{name} stopped"));
+    let mut n_stops = 0;
+    for attempt in 0..100 {
+        let context = context(1 + attempt % 2);
+        let cancel = context.cancel.clone();
+        let timer = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(4 + 3 * attempt as u64));
+            cancel.request(15);
+        });
+        let found = run(&stopped, &context);
+        timer.join().unwrap();
+        match found {
+            Ok(()) => break,
+            Err(Error::Record(aloe_record::Error::Cancelled)) => n_stops += 1,
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+    assert!(n_stops > 0, "{name}: no run was stopped");
+    assert_eq!(digest_of(&stopped), digest_of(&whole), "{name} after {n_stops} stops");
+    // Asked again, a finished stage answers from its report and changes nothing.
+    run(&stopped, &context(2)).unwrap();
+    assert_eq!(digest_of(&stopped), digest_of(&whole));
+}
+
+const CHILD: &str = "ALOE_TRAIN_TEST_CHILD";
+
+/// Not a test of its own: the process that the next test starts and kills. Without the variable it does nothing.
+#[test]
+fn child_process_of_the_kill_test() {
+    let Some(dir) = std::env::var_os(CHILD) else { return };
+    let dir = Path::new(&dir);
+    let rows = SftInputs { start: dir.join("base"), rows: sft_rows(40), held_out: Vec::new() };
+    let config = SftConfig { checkpoint_every: 1, ..sft_config() };
+    sft(&config, rows, &dir.join("sft"), &context(1)).unwrap();
+    let pairs = DpoInputs { start: dir.join("sft"), rows: dpo_rows(30), held_out: Vec::new() };
+    let config = DpoConfig { checkpoint_every: 1, reference: ReferenceAt::ChunkStart, ..dpo_config() };
+    dpo(&config, pairs, &dir.join("dpo"), &context(1)).unwrap();
+}
+
+fn child(dir: &Path) -> std::process::Child {
+    std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "tests::spine::child_process_of_the_kill_test"])
+        .env(CHILD, dir)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn sft_and_dpo_killed_at_random_moments_leave_the_same_bytes_as_uninterrupted_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, killed) = (dir.path().join("whole"), dir.path().join("killed"));
+    write_model(&whole.join("base"));
+    write_model(&killed.join("base"));
+    assert!(child(&whole).wait().unwrap().success());
+    let mut rng = CounterRng::new(11, "test", 0);
+    let mut n_kills = 0;
+    // Later attempts live longer, so that the run ends even on a slow machine.
+    let ended = (0..200).any(|attempt| {
+        let mut process = child(&killed);
+        std::thread::sleep(std::time::Duration::from_millis(rng.below(30 + 10 * attempt) as u64));
+        match process.try_wait().unwrap() {
+            Some(status) => {
+                assert!(status.success());
+                true
+            }
+            None => {
+                process.kill().unwrap();
+                process.wait().unwrap();
+                n_kills += 1;
+                false
+            }
+        }
+    });
+    assert!(ended && n_kills >= 5, "ended: {ended}, {n_kills} kills");
+    for stage in ["sft", "dpo"] {
+        assert_eq!(digest_of(&killed.join(stage)), digest_of(&whole.join(stage)), "{stage} after {n_kills} kills");
+    }
+    println!("{n_kills} kills");
+}
+
+#[test]
+fn an_unfinished_run_of_other_settings_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    write_model(&base);
+    let out = dir.path().join("out");
+    let stopped = context(2);
+    stopped.cancel.request(2);
+    let inputs = || SftInputs { start: base.clone(), rows: sft_rows(40), held_out: Vec::new() };
+    let config = SftConfig { held_out_share: 0.0, ..sft_config() };
+    assert!(matches!(sft(&config, inputs(), &out, &stopped), Err(Error::Record(_))));
+    let other = SftConfig { lr: 2e-3, ..config.clone() };
+    assert!(matches!(sft(&other, inputs(), &out, &context(2)), Err(Error::OtherRun { .. })));
+    let split = SftConfig { micro_batch_size: 4, checkpoint_every: 7, ..config };
+    sft(&split, inputs(), &out, &context(2)).unwrap();
+}
+
+fn refused(config: &SftConfig, rows: Vec<SftRow>) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(&dir.path().join("base"));
+    let inputs = SftInputs { start: dir.path().join("base"), rows, held_out: Vec::new() };
+    sft(config, inputs, &dir.path().join("out"), &context(1)).unwrap_err().to_string()
+}
+
+#[test]
+fn unusable_rows_and_settings_are_refused_with_the_reason() {
+    assert_eq!(refused(&sft_config(), Vec::new()), "training rows: there are none");
+    let too_long = refused(&SftConfig { max_len: 4, ..sft_config() }, sft_rows(5));
+    assert!(too_long.contains("none is left to train on (5 too long for max_len = 4"), "{too_long}");
+    let mut rows = sft_rows(3);
+    rows[1].conversation.messages.pop();
+    assert!(refused(&sft_config(), rows).starts_with("rows.jsonl:2: "));
+    let none = refused(&SftConfig { chat_template: None, ..sft_config() }, sft_rows(3));
+    assert!(none.contains("no chat template"), "{none}");
+    let mistakes = SftConfig { lr: 0.0, epochs: None, betas: [0.9, 1.0], ..sft_config() }.mistakes();
+    assert_eq!(mistakes.len(), 3, "{mistakes:?}");
+    assert!(serde_json::from_str::<SftConfig>(r#"{"learning_rate": 1e-5}"#).is_err());
+}
+
+#[test]
+fn dropped_rows_are_counted_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(&dir.path().join("base"));
+    let mut rows = sft_rows(10);
+    rows[3].conversation.messages[0].content = words(0, 40);
+    let inputs = SftInputs { start: dir.path().join("base"), rows, held_out: Vec::new() };
+    let config = SftConfig { held_out_share: 0.0, epochs: Some(1), ..sft_config() };
+    let report = sft(&config, inputs, &dir.path().join("out"), &context(1)).unwrap();
+    assert_eq!((report.n_rows, report.n_too_long, report.dropped), (9, 1, vec!["rows.jsonl:4".to_owned()]));
+
+    let mut pairs = dpo_rows(10);
+    pairs[5].pair.rejected = pairs[5].pair.chosen.clone();
+    let inputs = DpoInputs { start: dir.path().join("out"), rows: pairs, held_out: Vec::new() };
+    let config = DpoConfig { held_out_share: 0.0, ..dpo_config() };
+    let report = dpo(&config, inputs, &dir.path().join("dpo"), &context(1)).unwrap();
+    assert_eq!((report.n_pairs, report.n_equal, report.dropped), (9, 1, vec!["pairs.jsonl:6".to_owned()]));
+}
