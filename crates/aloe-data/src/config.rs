@@ -209,9 +209,8 @@ impl DataConfig {
         {
             mistake(format!("`columns` maps `{key}`; known are prompt, response, rejected, system"));
         }
-        if !source.columns.is_empty()
-            && !(source.columns.contains_key("prompt") && source.columns.contains_key("response"))
-        {
+        let is_mapped = |meaning: &str| source.columns.contains_key(meaning);
+        if !source.columns.is_empty() && (!is_mapped("prompt") || !is_mapped("response")) {
             mistake("`columns` needs `prompt` and `response`".into());
         }
         if !source.columns.is_empty() && source.dialect.is_some() {

@@ -11,7 +11,7 @@ use crate::manifest::{DataReport, SourceReport};
 use crate::mixture::{self, Mixture};
 use crate::rules::{self, Outcome};
 use crate::source::{self, DataFile};
-use crate::{Body, DataConfig, Error, Item, OutputKind, Problems, Result, RowError, red_team};
+use crate::{Body, DataConfig, Error, Item, OutputKind, Problems, Result, RowError, parallel, red_team};
 use aloe_record::{Cancel, Progress, atomic, digest};
 use serde_json::json;
 use std::io::Write as _;
@@ -179,19 +179,12 @@ impl<'a> Run<'a> {
     }
 
     fn apply_rules(&mut self) -> Result<()> {
-        let mut kept = Vec::with_capacity(self.items.len());
-        for (index, mut item) in std::mem::take(&mut self.items).into_iter().enumerate() {
-            if index % 1024 == 0 {
-                self.cancel.check()?;
-            }
-            let other_stage = item.stage.is_some_and(|stage| self.config.stage.is_some_and(|wanted| wanted != stage));
-            let outcome = if other_stage {
-                Outcome::Dropped("other_stage")
-            } else if red_team::is_held_out(&item) {
-                Outcome::Dropped("held_out_style")
-            } else {
-                rules::apply(&mut item, &self.config.rules)
-            };
+        let mut items = std::mem::take(&mut self.items);
+        let config = self.config;
+        let outcomes = parallel::map_mut(&mut items, |item| outcome(item, config));
+        self.cancel.check()?;
+        let mut kept = Vec::with_capacity(items.len());
+        for (item, outcome) in items.into_iter().zip(outcomes) {
             match outcome {
                 Outcome::Dropped(rule) => self.drop_one(&item, rule),
                 Outcome::Kept(changed) => {
@@ -294,6 +287,17 @@ impl<'a> Run<'a> {
                 "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "source": source, "id": item.id,
             }),
         }
+    }
+}
+
+/// What the rules make of a row.
+fn outcome(item: &mut Item, config: &DataConfig) -> Outcome {
+    if item.stage.is_some_and(|stage| config.stage.is_some_and(|wanted| wanted != stage)) {
+        Outcome::Dropped("other_stage")
+    } else if red_team::is_held_out(item) {
+        Outcome::Dropped("held_out_style")
+    } else {
+        rules::apply(item, &config.rules)
     }
 }
 

@@ -15,7 +15,7 @@
 use crate::dialect::{self, Dialect};
 use crate::minhash::windows;
 use crate::source::{self, DataFile};
-use crate::{Item, Problems, Result, RowError, simplify};
+use crate::{Item, Problems, Result, RowError, parallel, simplify};
 use aloe_record::{Cancel, Progress};
 use aloe_task::rows::Row;
 use aloe_text::Role;
@@ -46,6 +46,9 @@ static OPTION_LINE: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"(?m)^\s*\(?(?:[A-Ja-j]|\d{1,2})[.):]\s+(.+?)\s*$").expect("a fixed pattern"));
 
 const LONGEST_SHORT_STEM: usize = 12;
+
+/// Rows between two looks at the stop request.
+const N_BLOCK: usize = 1 << 13;
 
 /// Why a row was taken for an evaluation question.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -350,14 +353,12 @@ pub(crate) fn find(
     cancel: &Cancel,
 ) -> Result<Vec<(usize, Overlap)>> {
     let mut found = Vec::new();
-    for (row, item) in items.iter().enumerate() {
-        if row % 1024 == 0 {
-            cancel.check()?;
-        }
-        if let Some(overlap) = index.overlap(item) {
-            found.push((row, overlap));
-        }
-        progress.advance(1);
+    for (block, rows) in items.chunks(N_BLOCK).enumerate() {
+        cancel.check()?;
+        let overlaps = parallel::map(rows, |item| index.overlap(item));
+        let hits = overlaps.into_iter().enumerate().filter_map(|(at, hit)| Some((block * N_BLOCK + at, hit?)));
+        found.extend(hits);
+        progress.advance(rows.len() as u64);
     }
     Ok(found)
 }

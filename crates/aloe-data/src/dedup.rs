@@ -4,7 +4,7 @@
 //! whole test; the exact Jaccard similarity is written beside each dropped row, to be read.
 
 use crate::minhash::{Banding, MinHash, jaccard};
-use crate::{Dedup, Item, simplify};
+use crate::{Dedup, Item, parallel, simplify};
 use aloe_record::{Cancel, Progress};
 use std::collections::HashMap;
 use xxhash_rust::xxh3::xxh3_128;
@@ -32,7 +32,7 @@ pub(crate) fn find(
     progress: &Progress,
     cancel: &Cancel,
 ) -> crate::Result<Vec<Duplicate>> {
-    let texts: Vec<String> = items.iter().map(|item| simplify(&item.dedup_text())).collect();
+    let texts: Vec<String> = parallel::map(items, |item| simplify(&item.dedup_text()));
     let mut exact_of: Vec<Option<usize>> = vec![None; items.len()];
     if dedup.exact {
         let mut first: HashMap<u128, usize> = HashMap::new();
@@ -106,14 +106,7 @@ fn bucket_hashes(hash: &MinHash, texts: &[String], rows: &[usize]) -> Vec<Vec<u1
         let bytes = |hashes: &[u64]| hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect::<Vec<u8>>();
         signature.chunks(n_hashes).map(|hashes| xxh3_128(&bytes(hashes))).collect()
     };
-    let n_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    std::thread::scope(|scope| {
-        let parts = rows.chunks(rows.len().div_ceil(n_threads).max(1));
-        let running: Vec<_> = parts.map(|part| scope.spawn(move || part.iter().map(one).collect::<Vec<_>>())).collect();
-        let joined =
-            running.into_iter().map(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        joined.flatten().collect()
-    })
+    parallel::map(rows, one)
 }
 
 /// Clusters whose root is their smallest index, so that the first row stays.

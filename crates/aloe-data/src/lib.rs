@@ -18,6 +18,7 @@ mod item;
 mod manifest;
 mod minhash;
 mod mixture;
+mod parallel;
 mod red_team;
 mod rules;
 mod simplify;

@@ -156,15 +156,24 @@ pub(crate) fn clean(text: &str) -> String {
     } else {
         text.into()
     };
-    if URL.is_match(&text) || EMAIL.is_match(&text) {
+    let may_hold_address = text.contains("://") || text.contains('@') || text.to_ascii_lowercase().contains("www.");
+    if may_hold_address && (URL.is_match(&text) || EMAIL.is_match(&text)) {
         let without = URL.replace_all(&text, "").into_owned();
         let without = EMAIL.replace_all(&without, "").into_owned();
         let without = EMPTY_BRACKETS.replace_all(&without, "").into_owned();
         text = SPACE_BEFORE_STOP.replace_all(&SPACES.replace_all(&without, "$kept "), "$1$2").into_owned().into();
     }
-    let joined = SPACES.replace_all(&text, "$kept ");
-    let joined = TRAILING.replace_all(&joined, "$1");
-    BREAKS.replace_all(&joined, "\n\n").trim().to_owned()
+    // The patterns are slow and most texts hold none of what they look for.
+    if text.contains("  ") || text.contains(['\t', '\u{a0}']) {
+        text = SPACES.replace_all(&text, "$kept ").into_owned().into();
+    }
+    if text.contains(" \n") || text.contains("\t\n") || text.contains('\r') {
+        text = TRAILING.replace_all(&text, "$1").into_owned().into();
+    }
+    if text.contains("\n\n\n") || text.contains('\r') {
+        text = BREAKS.replace_all(&text, "\n\n").into_owned().into();
+    }
+    text.trim().to_owned()
 }
 
 fn literal_breaks(text: &str) -> String {

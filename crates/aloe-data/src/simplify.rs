@@ -22,6 +22,42 @@ fn is_punctuation(c: char) -> bool {
 
 /// The text by which rows are compared.
 pub fn simplify(text: &str) -> String {
+    if text.is_ascii() { simplify_ascii(text.as_bytes()) } else { simplify_any(text) }
+}
+
+/// One pass over bytes: the common case, several times faster. The test below holds it to [`simplify_any`].
+fn simplify_ascii(text: &[u8]) -> String {
+    let mut simplified = String::with_capacity(text.len());
+    let mut at = 0;
+    let mut space = false;
+    while at < text.len() {
+        let byte = text[at];
+        let mut next = at + 1;
+        if byte.is_ascii_alphanumeric() {
+            if space && !simplified.is_empty() {
+                simplified.push(' ');
+            }
+            space = false;
+            if byte.is_ascii_digit() {
+                let digits = |from: usize| text[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+                next = at + digits(at);
+                if next < text.len() && matches!(text[next], b'.' | b',') {
+                    let n_decimals = digits(next + 1);
+                    next += if n_decimals > 0 { 1 + n_decimals } else { 0 };
+                }
+                simplified.push('0');
+            } else {
+                simplified.push(char::from(byte.to_ascii_lowercase()));
+            }
+        } else {
+            space = true;
+        }
+        at = next;
+    }
+    simplified
+}
+
+fn simplify_any(text: &str) -> String {
     let lower = text.to_lowercase();
     let numbers = NUMBERS.replace_all(&lower, "0");
     let spaced: String = numbers.chars().map(|c| if is_punctuation(c) { ' ' } else { c }).collect();
@@ -37,4 +73,19 @@ pub fn simplify(text: &str) -> String {
     }
     let decomposed: String = joined.nfd().collect();
     MARKS.replace_all(&decomposed, "").trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pass_over_bytes_equals_the_general_one_on_every_ascii_character_and_on_numbers() {
+        let all: String = (0..128u8).map(char::from).collect();
+        let doubled: String =
+            (0..128u8).flat_map(|byte| ['a', char::from(byte), '1', char::from(byte), char::from(byte)]).collect();
+        for text in [all.as_str(), &doubled, "", " ", "1,000,000.5 mg", "3. 4 .5 6,7,8", "x1.2y", "v1..2", "end 5."] {
+            assert_eq!(simplify_ascii(text.as_bytes()), simplify_any(text), "{text:?}");
+        }
+    }
 }
