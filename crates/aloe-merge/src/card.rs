@@ -70,7 +70,7 @@ fn row(title: &str, tensors: &[&TensorStats], n_models: usize) -> String {
 }
 
 /// `model.layers.3.mlp.up_proj.weight` -> `mlp.up_proj`.
-fn kind_of(name: &str) -> String {
+pub(crate) fn kind_of(name: &str) -> String {
     let inner = name.strip_prefix("model.").unwrap_or(name);
     let inner = match inner.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
         Some((_, part)) => part,
@@ -79,7 +79,8 @@ fn kind_of(name: &str) -> String {
     inner.strip_suffix(".weight").unwrap_or(inner).to_owned()
 }
 
-fn kinds(tensors: &[TensorStats]) -> Vec<String> {
+/// The kinds in the order of the tensors.
+pub(crate) fn kinds(tensors: &[TensorStats]) -> Vec<String> {
     let mut kinds: Vec<String> = Vec::new();
     for kind in tensors.iter().map(|tensor| kind_of(&tensor.name)) {
         if !kinds.contains(&kind) {

@@ -2,8 +2,8 @@
 //! operations and dtype, with masks that depend on the seed, the tensor and the model alone.
 //!
 //! Reading order: `yaml` (text -> tree), `config` (tree -> checked configuration), `plan` (configuration -> opened models, tensors
-//! and their parameters), `merge` (the spine), `tile`, `consensus`, `sparsify`, `linear` (the arithmetic), `tokenizer` and `card`
-//! (files beside the weights).
+//! and their parameters), `merge` (the spine), `tile`, `consensus`, `sparsify`, `linear` (the arithmetic), `tokenizer`, `card` and
+//! `report` (files beside the weights).
 
 mod card;
 pub mod config;
@@ -12,6 +12,7 @@ mod error;
 mod linear;
 mod merge;
 mod plan;
+mod report;
 mod sparsify;
 mod tile;
 mod tokenizer;

@@ -47,7 +47,7 @@ pub struct MergeReport {
     pub notes: Vec<String>,
 }
 
-/// Merges into the folder `out`: `model/`, with `master/` where asked for, and `merge.json` (the report).
+/// Merges into the folder `out`: `model/`, with `master/` where asked for, `merge.json` (the report) and `report.html`.
 pub fn merge(
     config: &MergeConfig,
     out: &Path,
@@ -84,6 +84,7 @@ pub fn merge(
         master.finish(&files)?;
     }
     atomic::write_json(&out.join("merge.json"), &report)?;
+    crate::report::write(config, &report, &out.join("report.html"))?;
     Ok(report)
 }
 

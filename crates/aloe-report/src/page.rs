@@ -2,8 +2,8 @@
 
 use crate::html::escape;
 use crate::plot::{BarPlot, LinePlot};
+use crate::svg;
 use crate::table::Table;
-use crate::{Result, svg};
 use std::path::Path;
 
 /// Colours follow the reader's setting, and a print gets black on white.
@@ -90,8 +90,8 @@ impl Page {
     }
 
     /// Writes the page, atomically.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        Ok(aloe_record::atomic::write(path, self.html().as_bytes())?)
+    pub fn write(&self, path: &Path) -> aloe_record::Result<()> {
+        aloe_record::atomic::write(path, self.html().as_bytes())
     }
 }
 

@@ -457,4 +457,7 @@ fn the_card_carries_the_configuration_and_its_figures() {
     assert!(readme.contains(&format!("````yaml\n{}\n````", text.trim_end())), "{readme}");
     assert!(readme.contains("| mlp.up_proj | 0.0"), "{readme}");
     assert_eq!(std::fs::read_to_string(out.join("model/mergekit_config.yml")).unwrap(), text);
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert_eq!(page.matches("<svg").count(), 3, "a plot per model and one of the agreement");
+    assert_eq!(page.matches("<tr><td>model.layers.").count(), 18, "a row per tensor");
 }
