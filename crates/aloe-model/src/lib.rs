@@ -20,25 +20,25 @@ mod pickle;
 pub mod safetensors;
 pub mod safetensors_writer;
 pub mod source;
-pub mod writer;
 pub mod testing;
 pub mod weights;
+pub mod writer;
 
 pub use arch::{ParamGroup, Part, Role, RowPermute, TensorSpec};
+pub use batch::{Branches, PackedBatch};
 pub use checkpoint::Checkpoint;
 pub use config::{Arch, Config, RopeScaling};
-pub use error::Error;
-pub use gguf::{Gguf, GgufModel};
-pub use safetensors::{FileDtype, SafeTensorsFile};
-pub use source::ModelSource;
-pub use writer::CheckpointWriter;
-pub use batch::{Branches, PackedBatch};
 pub use decoder::{Decoder, TokenLogps};
 pub use encoder::BertEncoder;
+pub use error::Error;
 pub use forward::Activations;
+pub use gguf::{Gguf, GgufModel};
 pub use kv::KvCache;
 pub use params::{Grads, Params};
+pub use safetensors::{FileDtype, SafeTensorsFile};
+pub use source::ModelSource;
 pub use weights::Weights;
+pub use writer::CheckpointWriter;
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
