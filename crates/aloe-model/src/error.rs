@@ -124,7 +124,7 @@ pub(crate) fn shortened_message(message: &str) -> String {
 }
 
 fn cut(text: &str, max_chars: usize) -> String {
-    if text.chars().count() <= max_chars {
+    if text.len() <= max_chars || text.chars().nth(max_chars).is_none() {
         return text.to_string();
     }
     text.chars().take(max_chars - 3).chain("...".chars()).collect()

@@ -16,8 +16,12 @@ use std::path::{Path, PathBuf};
 
 /// The format's own limit of the header.
 const MAX_HEADER_BYTES: usize = 100_000_000;
-/// More tensors than any single published shard has (about 3,000), by far.
-const MAX_TENSORS: usize = 65_536;
+/// More tensors than any single published shard has (about 3,000), by far; times the longest name it stays within memory.
+const MAX_TENSORS: usize = 16_384;
+/// Longest accepted string of the header. The parser unescapes one string at a time into memory.
+const MAX_STRING_BYTES: usize = 16 << 20;
+/// All of `__metadata__` together.
+const MAX_METADATA_BYTES: usize = 16 << 20;
 /// Longest accepted tensor name.
 const MAX_NAME_BYTES: usize = 512;
 /// Highest accepted number of dimensions.
@@ -199,6 +203,9 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed> {
     if header.first() != Some(&b'{') {
         return Err(bad("is not a safetensors file: the header does not begin with {".into()));
     }
+    if has_long_string(header) {
+        return Err(bad(format!("the header holds a string of more than {MAX_STRING_BYTES} bytes")));
+    }
     let header: Header = serde_json::from_slice(header)
         .map_err(|error| bad(format!("the header is not valid: {}", shortened_message(&error.to_string()))))?;
     let mut tensors = HashMap::with_capacity(header.entries.len());
@@ -213,13 +220,33 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed> {
     Ok(Parsed { names: spans.into_iter().map(|(_, name)| name).collect(), tensors, metadata: header.metadata })
 }
 
+/// Whether any string of a JSON text is longer than [`MAX_STRING_BYTES`], escapes counted as they stand.
+fn has_long_string(json: &[u8]) -> bool {
+    let (mut inside, mut begin, mut at) = (false, 0, 0);
+    while at < json.len() {
+        match json[at] {
+            b'\\' if inside => at += 1,
+            b'"' => {
+                if inside && at - begin > MAX_STRING_BYTES {
+                    return true;
+                }
+                inside = !inside;
+                begin = at;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    inside && at - begin > MAX_STRING_BYTES
+}
+
 fn check_entry(path: &Path, name: &str, entry: &Entry, base: usize, n_data: usize) -> Result<TensorInfo> {
     let bad = |reason: String| Error::tensor(path, name, reason);
-    if name.is_empty() || name.len() > MAX_NAME_BYTES {
-        return Err(bad(format!("the name is {} bytes long, expected 1 to {MAX_NAME_BYTES}", name.len())));
+    if name.is_empty() {
+        return Err(bad("the name is empty".into()));
     }
-    let Some((_, dtype, size)) = DTYPES.iter().find(|row| row.0 == entry.dtype) else {
-        return Err(bad(format!("dtype \"{}\" is unknown", shortened(&entry.dtype))));
+    let Some((_, dtype, size)) = DTYPES.iter().find(|row| row.0 == entry.dtype.0) else {
+        return Err(bad(format!("dtype \"{}\" is unknown", shortened(&entry.dtype.0))));
     };
     if entry.shape.0.contains(&0) {
         return Err(bad(format!("shape {:?} has no elements", entry.shape.0)));
@@ -238,7 +265,7 @@ fn check_entry(path: &Path, name: &str, entry: &Entry, base: usize, n_data: usiz
         let found = end - begin;
         return Err(bad(format!(
             "shape {:?} of {} needs {n_bytes} bytes, data_offsets hold {found}",
-            entry.shape.0, entry.dtype
+            entry.shape.0, entry.dtype.0
         )));
     }
     let shape = entry.shape.0.iter().map(|dim| *dim as usize).collect();
@@ -263,20 +290,45 @@ fn check_cover(path: &Path, spans: &[(Range<usize>, String)], base: usize, end: 
 
 /// The JSON header, read without losing duplicate keys.
 struct Header {
-    entries: Vec<(String, Entry)>,
+    entries: HashMap<String, Entry>,
     metadata: HashMap<String, String>,
 }
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
-    dtype: String,
+    dtype: Name,
     shape: Shape,
     data_offsets: (u64, u64),
 }
 
 /// A shape that stops growing at [`MAX_RANK`], whatever the header holds.
 struct Shape(Vec<u64>);
+
+/// A string of at most [`MAX_NAME_BYTES`], checked before it is copied out of the header.
+struct Name(String);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct NameVisitor;
+        impl Visitor<'_> for NameVisitor {
+            type Value = Name;
+
+            fn expecting(&self, out: &mut std::fmt::Formatter) -> std::fmt::Result {
+                out.write_str("a name")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<Name, E> {
+                if text.len() > MAX_NAME_BYTES {
+                    let (begin, n) = (shortened(text), text.len());
+                    return Err(E::custom(format!("\"{begin}\" is {n} bytes long, the limit is {MAX_NAME_BYTES}")));
+                }
+                Ok(Name(text.to_string()))
+            }
+        }
+        deserializer.deserialize_str(NameVisitor)
+    }
+}
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
@@ -294,21 +346,22 @@ impl<'de> Visitor<'de> for HeaderVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
-        let mut seen = std::collections::HashSet::new();
-        let mut header = Header { entries: Vec::new(), metadata: HashMap::new() };
-        while let Some(name) = map.next_key::<String>()? {
-            if !seen.insert(name.clone()) {
+        let mut header = Header { entries: HashMap::new(), metadata: HashMap::new() };
+        let mut has_metadata = false;
+        while let Some(Name(name)) = map.next_key::<Name>()? {
+            if header.entries.contains_key(&name) || (has_metadata && name == "__metadata__") {
                 return Err(A::Error::custom(format!("key \"{}\" stands twice", shortened(&name))));
             }
             if name == "__metadata__" {
                 header.metadata = map.next_value::<Metadata>()?.0;
+                has_metadata = true;
                 continue;
             }
             if header.entries.len() == MAX_TENSORS {
                 return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
             }
             let entry = map.next_value::<Entry>()?;
-            header.entries.push((name, entry));
+            header.entries.insert(name, entry);
         }
         Ok(header)
     }
@@ -328,12 +381,17 @@ impl<'de> Deserialize<'de> for Metadata {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Metadata, A::Error> {
                 let mut found = HashMap::new();
+                let mut n_bytes = 0;
                 while let Some((key, value)) = map.next_entry::<String, String>()? {
-                    if found.len() == MAX_TENSORS || found.contains_key(&key) {
+                    // Each entry costs memory beside its text, so that many empty ones are refused too.
+                    n_bytes += key.len() + value.len() + 64;
+                    if n_bytes > MAX_METADATA_BYTES {
                         return Err(A::Error::custom(format!(
-                            "__metadata__ has \"{}\" twice, or is too long",
-                            shortened(&key)
+                            "__metadata__ is larger than {MAX_METADATA_BYTES} bytes"
                         )));
+                    }
+                    if found.contains_key(&key) {
+                        return Err(A::Error::custom(format!("__metadata__ has \"{}\" twice", shortened(&key))));
                     }
                     found.insert(key, value);
                 }

@@ -22,6 +22,8 @@ const MAX_STRING_BYTES: u64 = 16 << 20;
 const MAX_METADATA_BYTES: usize = 256 << 20;
 /// Elements of all arrays together. The largest published vocabularies have 262,144 tokens with scores, types and merges.
 const MAX_ARRAY_ELEMENTS: u64 = 1 << 21;
+/// What arrays may take in memory beyond the size of their file: an element of one byte becomes a JSON value of 80 or so.
+const MAX_ARRAY_OVERHEAD_BYTES: usize = 48 << 20;
 const MAX_KEYS: u64 = 1 << 16;
 const MAX_TENSORS: u64 = 1 << 16;
 const MAX_NAME_BYTES: u64 = 512;
@@ -129,7 +131,8 @@ fn parse(bytes: &[u8]) -> Parsed<Header> {
 
 fn read_metadata(cursor: &mut Cursor, n_keys: u64) -> Parsed<Map<String, Value>> {
     let mut metadata = Map::new();
-    let mut budget = MAX_ARRAY_ELEMENTS;
+    let element_bytes = size_of::<Value>() + 24;
+    let mut budget = MAX_ARRAY_ELEMENTS.min(((cursor.bytes.len() + MAX_ARRAY_OVERHEAD_BYTES) / element_bytes) as u64);
     let begin = cursor.at;
     for _ in 0..n_keys {
         let key = cursor.string(u64::from(u16::MAX))?;

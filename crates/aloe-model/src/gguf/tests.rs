@@ -143,8 +143,23 @@ fn counts_within_the_limits_are_still_compared_with_the_file() {
     refused(&head(60_000, 0), "only");
     refused(&head(0, 60_000), "only");
     let array =
-        [string("a"), 9u32.to_le_bytes().to_vec(), 8u32.to_le_bytes().to_vec(), (1u64 << 20).to_le_bytes().to_vec()];
+        [string("a"), 9u32.to_le_bytes().to_vec(), 8u32.to_le_bytes().to_vec(), (1u64 << 18).to_le_bytes().to_vec()];
     refused(&[head(0, 1), array.concat()].concat(), "only 0 bytes follow");
+}
+
+#[test]
+fn an_array_that_would_grow_far_beyond_its_file_is_refused() {
+    let n = 1u64 << 20;
+    let array = [
+        string("a"),
+        9u32.to_le_bytes().to_vec(),
+        0u32.to_le_bytes().to_vec(),
+        n.to_le_bytes().to_vec(),
+        vec![0; n as usize],
+    ];
+    let head =
+        [b"GGUF".to_vec(), 3u32.to_le_bytes().to_vec(), 0u64.to_le_bytes().to_vec(), 1u64.to_le_bytes().to_vec()];
+    refused(&[head.concat(), array.concat()].concat(), "length of array \"a\" is 1048576, the limit is");
 }
 
 /// Breaks the small file in one way and expects one message.

@@ -144,16 +144,19 @@ fn huge_counts_names_and_depths_are_refused_quickly() {
     let many: Vec<String> = (0..100_000)
         .map(|i| format!(r#""t{i}":{{"dtype":"U8","shape":[1],"data_offsets":[{i},{}]}}"#, i + 1))
         .collect();
-    refused("100,000 tensors", &file(&format!("{{{}}}", many.join(",")), 100_000), "more than 65536 tensors");
+    refused("100,000 tensors", &file(&format!("{{{}}}", many.join(",")), 100_000), "more than 16384 tensors");
     let long = "n".repeat(1 << 20);
     let fields = r#"{"dtype":"U8","shape":[1],"data_offsets":[0,1]}"#;
-    refused("a name of 1 MB", &file(&format!(r#"{{"{long}":{fields}}}"#), 1), "the name is 1048576 bytes long");
-    refused("an empty name", &file(&format!(r#"{{"":{fields}}}"#), 1), "the name is 0 bytes long");
-    refused("a name of 1 MB twice", &file(&format!(r#"{{"{long}":{fields},"{long}":{fields}}}"#), 1), "stands twice");
+    refused(
+        "a name of 1 MB",
+        &file(&format!(r#"{{"{long}":{fields}}}"#), 1),
+        "is 1048576 bytes long, the limit is 512",
+    );
+    refused("an empty name", &file(&format!(r#"{{"":{fields}}}"#), 1), "the name is empty");
     refused(
         "a dtype of 1 MB",
         &file(&format!(r#"{{"a":{{"dtype":"{long}","shape":[1],"data_offsets":[0,1]}}}}"#), 1),
-        "is unknown",
+        "the limit is 512",
     );
     refused("100,000 brackets", &file(&format!("{{\"a\":{}", "[".repeat(100_000)), 0), "header is not valid");
     refused(
@@ -239,4 +242,24 @@ fn ten_pickles_under_any_name_are_refused_with_the_way_out() {
     // A header of 640 bytes begins with 0x80 0x02 too: that is no pickle.
     let header = format!("{{{}}}", " ".repeat(638));
     assert!(parsed(&file(&header, 0)).is_ok());
+}
+
+#[test]
+fn long_strings_and_large_metadata_are_refused_before_they_are_copied() {
+    let long = "x".repeat(MAX_STRING_BYTES + 1);
+    refused(
+        "a string above 16 MiB",
+        &file(&format!(r#"{{"__metadata__":{{"a":"{long}"}}}}"#), 0),
+        "holds a string of more than",
+    );
+    refused("a string that never ends", &file(&format!("{{\"{long}"), 0), "holds a string of more than");
+    let escaped = "\\\"".repeat(MAX_STRING_BYTES / 2 + 1);
+    refused("a string of escaped quotes", &file(&format!(r#"{{"{escaped}":1}}"#), 0), "holds a string of more than");
+    let part = "x".repeat(4 << 20);
+    let entries: Vec<String> = (0..5).map(|i| format!(r#""{i}":"{part}""#)).collect();
+    refused(
+        "20 MiB of metadata",
+        &file(&format!(r#"{{"__metadata__":{{{}}}}}"#, entries.join(",")), 0),
+        "__metadata__ is larger",
+    );
 }
