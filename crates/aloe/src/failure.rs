@@ -29,37 +29,91 @@ impl std::error::Error for Failure {}
 
 /// The exit code of an error: the first cause in its chain that asks for one decides.
 pub(crate) fn exit_code(error: &anyhow::Error, signal: usize) -> u8 {
-    for cause in error.chain() {
-        if let Some(failure) = cause.downcast_ref::<Failure>() {
-            return failure.code;
-        }
-        if let Some(record) = cause.downcast_ref::<aloe_record::Error>() {
-            if matches!(record, aloe_record::Error::Cancelled) {
-                return if signal == 15 { 143 } else { 130 };
-            }
-            if record.is_storage() {
-                return 4;
-            }
-            if let aloe_record::Error::Json { .. } = record {
-                return 2;
-            }
-        }
-        if let Some(io) = cause.downcast_ref::<std::io::Error>()
-            && (matches!(io.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
-                || io.raw_os_error() == Some(5))
-        {
-            return 4;
-        }
-        if let Some(code) = code_of_stage(cause) {
-            return code;
-        }
-    }
-    1
+    error.chain().find_map(|cause| code_of(cause, signal)).unwrap_or(1)
 }
 
-/// Exit codes of the stage crates' own errors.
-fn code_of_stage(_cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
-    None
+/// The code of one cause. The stage crates' transparent variants hide the inner error from the chain, so they are opened.
+fn code_of(cause: &(dyn std::error::Error + 'static), signal: usize) -> Option<u8> {
+    if let Some(failure) = cause.downcast_ref::<Failure>() {
+        return Some(failure.code);
+    }
+    if let Some(error) = cause.downcast_ref::<aloe_record::Error>() {
+        return code_of_record(error, signal);
+    }
+    if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+        return is_storage(error).then_some(4);
+    }
+    if let Some(error) = cause.downcast_ref::<aloe_model::Error>() {
+        return code_of_model(error, signal);
+    }
+    if let Some(error) = cause.downcast_ref::<aloe_engine::Error>() {
+        return code_of_engine(error, signal);
+    }
+    code_of_stage(cause, signal)
+}
+
+fn code_of_record(error: &aloe_record::Error, signal: usize) -> Option<u8> {
+    match error {
+        aloe_record::Error::Cancelled => Some(if signal == 15 { 143 } else { 130 }),
+        error if error.is_storage() => Some(4),
+        aloe_record::Error::Json { .. } => Some(2),
+        aloe_record::Error::Io { .. } | aloe_record::Error::Log { .. } => None,
+    }
+}
+
+fn code_of_model(error: &aloe_model::Error, signal: usize) -> Option<u8> {
+    match error {
+        aloe_model::Error::Record(inner) => code_of_record(inner, signal),
+        aloe_model::Error::Io { source, .. } => Some(if is_storage(source) { 4 } else { 2 }),
+        _ => Some(2),
+    }
+}
+
+fn code_of_engine(error: &aloe_engine::Error, signal: usize) -> Option<u8> {
+    match error {
+        aloe_engine::Error::Model(inner) => code_of_model(inner, signal),
+        aloe_engine::Error::Record(inner) => code_of_record(inner, signal),
+        aloe_engine::Error::Endpoint { .. } => None,
+        aloe_engine::Error::Text(_) | aloe_engine::Error::Request { .. } | aloe_engine::Error::Open { .. } => Some(2),
+    }
+}
+
+fn code_of_stage(cause: &(dyn std::error::Error + 'static), signal: usize) -> Option<u8> {
+    if let Some(error) = cause.downcast_ref::<aloe_train::Error>() {
+        return match error {
+            aloe_train::Error::NonFinite { .. } => Some(3),
+            aloe_train::Error::Record(inner) => code_of_record(inner, signal),
+            aloe_train::Error::Model(inner) => code_of_model(inner, signal),
+            _ => Some(2),
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<aloe_merge::Error>() {
+        return match error {
+            aloe_merge::Error::Record(inner) => code_of_record(inner, signal),
+            aloe_merge::Error::Checkpoint(inner) => code_of_model(inner, signal),
+            _ => Some(2),
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<aloe_data::Error>() {
+        return match error {
+            aloe_data::Error::Record(inner) => code_of_record(inner, signal),
+            _ => Some(2),
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<aloe_eval::Error>() {
+        return match error {
+            aloe_eval::Error::Record(inner) => code_of_record(inner, signal),
+            aloe_eval::Error::Engine(inner) => code_of_engine(inner, signal),
+            _ => Some(2),
+        };
+    }
+    let is_input = cause.is::<aloe_text::Error>() || cause.is::<aloe_task::Error>();
+    is_input.then_some(2)
+}
+
+fn is_storage(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem) || error.raw_os_error() == Some(5)
 }
 
 #[cfg(test)]

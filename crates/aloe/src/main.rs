@@ -3,10 +3,12 @@
 //!
 //! Reading order: `cli`, `commands`, `recipe`, `stage`, `card`.
 
+mod card;
 mod cli;
 mod commands;
 mod failure;
 mod recipe;
+mod sources;
 mod stage;
 
 use aloe_record::Cancel;

@@ -113,7 +113,10 @@ pub(crate) fn single<'a>(inputs: &'a Inputs, name: &str, kind: &str) -> anyhow::
     match inputs.get(name).map(Vec::as_slice) {
         Some([only]) => Ok(only),
         Some(_) => Err(Failure::usage(format!("{kind}: input `{name}` takes one value")).into()),
-        None => Err(Failure::usage(format!("{kind}: input `{name}` is missing; write from = {{ {name} = \"...\" }}")).into()),
+        None => {
+            Err(Failure::usage(format!("{kind}: input `{name}` is missing; write from = {{ {name} = \"...\" }}"))
+                .into())
+        }
     }
 }
 
@@ -211,7 +214,8 @@ mod tests {
     fn run(out: &Path, input: &Path, value: u32) -> bool {
         let inputs = Inputs::from([("data".to_owned(), vec![input.to_path_buf()])]);
         let used = json!({ "value": value });
-        let job = Job { kind: "data", name: "d", written: used.clone(), used, inputs: &inputs, extra_files: vec![], out };
+        let job =
+            Job { kind: "data", name: "d", written: used.clone(), used, inputs: &inputs, extra_files: vec![], out };
         let done = execute(&context(), &job, |folder, _| Ok(std::fs::write(folder.join("x"), value.to_string())?));
         done.unwrap().was_done
     }

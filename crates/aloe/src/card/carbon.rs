@@ -86,8 +86,7 @@ mod tests {
     /// 0.1 kW x 2 h x 0.5 kg/kWh x 1.5 = 0.15 kg.
     #[test]
     fn the_generic_formula_multiplies_its_four_terms() {
-        let power =
-            Power { device_w: 100.0, intensity_kg_per_kwh: 0.5, intensity_source: "test".into(), pue: 1.5 };
+        let power = Power { device_w: 100.0, intensity_kg_per_kwh: 0.5, intensity_source: "test".into(), pue: 1.5 };
         assert!((generic(2.0, &power).kg - 0.15).abs() < 1e-12);
     }
 }

@@ -12,7 +12,8 @@ pub(crate) const CARD_SYSTEM_PROMPT: &str = "You are an expert medical assistant
 Performance Artificial Intelligence Group at Barcelona Supercomputing Center(BSC). You are to be a helpful, respectful, \
 and honest assistant.";
 
-const NOTICE: &str = "For research only: not for clinical practice, diagnosis or healthcare advice. Answers can be wrong.";
+const NOTICE: &str =
+    "For research only: not for clinical practice, diagnosis or healthcare advice. Answers can be wrong.";
 
 /// Talks until end of input, or answers `--prompt`.
 #[allow(clippy::print_stderr, reason = "the notice and the prompt mark belong to the terminal, not to the answer")]

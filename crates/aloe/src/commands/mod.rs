@@ -2,9 +2,14 @@
 
 pub(crate) mod chat;
 mod generate;
+pub(crate) mod plan;
 mod requests;
+mod rows;
+pub(crate) mod run;
 mod score;
 mod show_mask;
+mod single;
+pub(crate) mod stages;
 
 use crate::cli::{Cli, Command, DtypeArg, ModelArgs};
 use aloe_engine::{Engine, EngineOptions};
@@ -21,7 +26,16 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(&args, cancel),
         Command::Chat(args) => chat::run(&args, cancel),
         Command::ShowMask(args) => show_mask::run(&args),
-        _ => anyhow::bail!("not wired"),
+        Command::Run(args) => run::run(&args, cancel),
+        Command::Plan(args) => plan::run(&args),
+        Command::Pull(args) => single::pull(&args, cancel),
+        Command::Data(crate::cli::DataCommand::Run(args)) => single::stage("data", &args, cancel),
+        Command::Sft(args) => single::stage("sft", &args, cancel),
+        Command::Dpo(args) => single::stage("dpo", &args, cancel),
+        Command::Merge(args) => single::merge(&args, cancel),
+        Command::Eval(args) => single::eval(&args, cancel),
+        Command::Redteam(args) => single::redteam(&args, cancel),
+        Command::Card(args) => single::stage("card", &args, cancel),
     }
 }
 

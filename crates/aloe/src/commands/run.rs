@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 
 /// Runs the recipe, or one stage of it.
 pub(crate) fn run(args: &RunArgs, cancel: &Cancel) -> anyhow::Result<()> {
-    let recipe = Recipe::read(&args.recipe)?;
+    let mut recipe = Recipe::read(&args.recipe)?;
+    recipe.set_seed(args.seed.unwrap_or(recipe.seed));
     let out = output_folder(&recipe, args.out.as_deref())?;
     let only = args.stage.as_deref().map(|name| recipe.position(name)).transpose()?;
     enter_root(&recipe)?;
     let threads = threads_of(if args.threads == 0 { recipe.threads } else { args.threads });
-    let seed = args.seed.unwrap_or(recipe.seed);
-    let context = Context { seed, threads, dtype: recipe.dtype, cancel: cancel.clone() };
+    let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, cancel: cancel.clone() };
     check_inputs(&recipe)?;
     let mut rows = Vec::new();
     for (at, stage) in recipe.stages.iter().enumerate() {
@@ -51,7 +51,11 @@ pub(crate) fn run_stage(recipe: &Recipe, stage: &Stage, out: &Path, context: &Co
     for paths in inputs.values() {
         for path in paths {
             if !path.exists() {
-                return Err(Failure::usage(format!("{} does not exist; run the stage that makes it first", path.display())).into());
+                return Err(Failure::usage(format!(
+                    "{} does not exist; run the stage that makes it first",
+                    path.display()
+                ))
+                .into());
             }
         }
     }

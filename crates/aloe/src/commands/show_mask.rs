@@ -19,12 +19,13 @@ pub(crate) fn run(args: &ShowMaskArgs) -> anyhow::Result<()> {
     let encoded = text.encode_conversation(&conversation)?;
     let mut out = std::io::stdout();
     if args.json {
-        let tokens: Vec<String> = encoded.ids.iter().map(|&id| text.tokenizer.decode(&[id], false)).collect();
+        let tokens: Vec<String> =
+            encoded.ids.iter().map(|&id| text.tokenizer.decode(&[id], false)).collect::<Result<_, _>>()?;
         let value = serde_json::json!({"ids": encoded.ids, "tokens": tokens, "loss_mask": encoded.loss_mask});
         writeln!(out, "{value}")?;
         return Ok(());
     }
     let style = if out.is_terminal() { MaskStyle::Ansi } else { MaskStyle::Plain };
-    writeln!(out, "{}", show_mask(&text, &encoded, style))?;
+    writeln!(out, "{}", show_mask(&text, &encoded, style)?)?;
     Ok(())
 }

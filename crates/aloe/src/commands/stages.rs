@@ -1,11 +1,18 @@
 //! From checked settings to a stage's spine: one function per kind that opens what the spine needs, calls it and fills
 //! the record. `aloe run` and the subcommands both come through here.
 
+use crate::commands::rows;
+use crate::failure::Failure;
 use crate::recipe::checked::{MergeStage, PullConfig, StageConfig};
-use crate::stage::{Context, Done, Inputs, Job, execute, master_of, model_of, single};
-use aloe_engine::{Engine, EngineOptions};
-use aloe_merge::MergeConfig;
+use crate::recipe::eval_stage::EvalStage;
+use crate::recipe::redteam_stage::RedteamStage;
+use crate::stage::{Context, Done, Inputs, Job, execute, model_of, single};
+use aloe_engine::{Embedder, Engine, EngineOptions};
+use aloe_eval::judge::Judge;
+use aloe_eval::redteam_report::{RedTeamSample, compare_redteam};
+use aloe_merge::{MergeConfig, MergeOptions};
 use aloe_record::{Progress, Record};
+use aloe_task::red_team::{RedTeamSplit, questions};
 use aloe_train::{DpoInputs, SftInputs};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -36,12 +43,19 @@ pub(crate) fn run(
 /// Files and folders beside the inputs that the settings name.
 pub(crate) fn extra_files(config: &StageConfig) -> Vec<PathBuf> {
     match config {
-        StageConfig::Data(config) => config.files(),
+        StageConfig::Data(config) => config
+            .sources
+            .iter()
+            .map(|source| source.path.clone())
+            .chain(config.decontaminate.iter().cloned())
+            .collect(),
         StageConfig::Eval(config) => config.files(),
         StageConfig::Redteam(config) => config.files(),
-        StageConfig::Pull(_) | StageConfig::Sft(_) | StageConfig::Dpo(_) | StageConfig::Merge(_) | StageConfig::Card(_) => {
-            Vec::new()
-        }
+        StageConfig::Pull(_)
+        | StageConfig::Sft(_)
+        | StageConfig::Dpo(_)
+        | StageConfig::Merge(_)
+        | StageConfig::Card(_) => Vec::new(),
     }
 }
 
@@ -54,4 +68,256 @@ fn pull(config: &PullConfig, folder: &Path, record: &mut Record, context: &Conte
     let summary = format!("{:.1} M parameters from {}", pulled.n_parameters as f64 / 1e6, config.source);
     record.result("summary", summary)?;
     Ok(())
+}
+
+fn data(config: &aloe_data::DataConfig, folder: &Path, record: &mut Record, context: &Context) -> anyhow::Result<()> {
+    let progress = Progress::new("data", 0, "rows");
+    let report = aloe_data::run(config, folder, &progress, &context.cancel)?;
+    progress.finish();
+    record.result("summary", data_summary(&report))?;
+    record.result("data", &report)?;
+    Ok(())
+}
+
+fn data_summary(report: &aloe_data::DataReport) -> String {
+    let n_read: usize = report.sources.iter().map(|source| source.n_read).sum();
+    let n_dropped: usize = report.sources.iter().map(aloe_data::SourceReport::n_dropped).sum();
+    format!(
+        "{} rows from {n_read}, {n_dropped} dropped ({} overlap evaluation), {} held out",
+        report.n_train, report.n_overlaps, report.n_held_out
+    )
+}
+
+fn sft(
+    config: &aloe_train::SftConfig,
+    inputs: &Inputs,
+    folder: &Path,
+    record: &mut Record,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let rows = rows::conversations(single(inputs, "data", "sft")?)?;
+    let start = single(inputs, "model", "sft")?.to_path_buf();
+    let inputs = SftInputs { start, rows: rows.train, held_out: rows.held_out };
+    let report = aloe_train::sft(config, inputs, folder, &train_context(context, "sft"))?;
+    let held_out = match (report.held_out_nll_before, report.held_out_nll_after) {
+        (Some(before), Some(after)) => format!(", held-out NLL {before:.3} -> {after:.3}"),
+        _ => String::new(),
+    };
+    let summary = format!(
+        "{} rows, {} steps, loss {:.3} -> {:.3}{held_out}",
+        report.n_rows, report.n_steps, report.loss_first_tenth, report.loss_last_tenth
+    );
+    record.result("summary", summary)?;
+    record.result("sft", &report)?;
+    Ok(())
+}
+
+fn dpo(
+    config: &aloe_train::DpoConfig,
+    inputs: &Inputs,
+    folder: &Path,
+    record: &mut Record,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let rows = rows::pairs(single(inputs, "data", "dpo")?)?;
+    let start = single(inputs, "model", "dpo")?.to_path_buf();
+    let inputs = DpoInputs { start, rows: rows.train, held_out: rows.held_out };
+    let report = aloe_train::dpo(config, inputs, folder, &train_context(context, "dpo"))?;
+    let held_out = report
+        .held_out_reward_accuracy_after
+        .map_or_else(String::new, |after| format!(", held-out reward accuracy {after:.2}"));
+    let summary = format!(
+        "{} pairs, {} steps, loss {:.3} -> {:.3}{held_out}",
+        report.n_pairs, report.n_steps, report.loss_first_tenth, report.loss_last_tenth
+    );
+    record.result("summary", summary)?;
+    record.result("dpo", &report)?;
+    Ok(())
+}
+
+fn train_context(context: &Context, title: &str) -> aloe_train::Context {
+    aloe_train::Context {
+        device: context.device(),
+        progress: Progress::new(title, 0, "tokens"),
+        cancel: context.cancel.clone(),
+    }
+}
+
+fn merge(
+    config: &MergeStage,
+    inputs: &Inputs,
+    folder: &Path,
+    record: &mut Record,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let parsed = MergeConfig::parse(&config.yaml, Path::new("recipe's merge"))?;
+    let folders =
+        inputs.iter().filter_map(|(name, paths)| paths.first().map(|path| (name.clone(), path.clone()))).collect();
+    let options =
+        MergeOptions { seed: context.seed, threads: context.threads, write_master: true, read_master: true, folders };
+    let progress = Progress::new("merge", 0, "values");
+    let report = aloe_merge::merge(&parsed, folder, &options, &progress, &context.cancel)?;
+    progress.finish();
+    let shares: Vec<String> = report.kept_shares.iter().map(|share| format!("{share:.3}")).collect();
+    record.result(
+        "summary",
+        format!("{} of {} models, kept shares {}", report.method, report.models.len(), shares.join(" ")),
+    )?;
+    record.result("note", &config.note)?;
+    record.result("merge", MergeSummary::from(&report))?;
+    Ok(())
+}
+
+/// The merge's report without the figures per tensor, which stay in `merge.json`.
+#[derive(serde::Serialize)]
+struct MergeSummary<'a> {
+    method: &'a str,
+    dtype: &'a str,
+    rescale: &'a str,
+    base: &'a Option<String>,
+    models: &'a [String],
+    n_parameters: u64,
+    relative_norms: &'a [f64],
+    kept_shares: &'a [f64],
+    sign_agreement: Option<f64>,
+    notes: &'a [String],
+}
+
+impl<'a> From<&'a aloe_merge::MergeReport> for MergeSummary<'a> {
+    fn from(report: &'a aloe_merge::MergeReport) -> Self {
+        Self {
+            method: &report.method,
+            dtype: &report.dtype,
+            rescale: &report.rescale,
+            base: &report.base,
+            models: &report.models,
+            n_parameters: report.n_parameters,
+            relative_norms: &report.relative_norms,
+            kept_shares: &report.kept_shares,
+            sign_agreement: report.sign_agreement,
+            notes: &report.notes,
+        }
+    }
+}
+
+fn eval(
+    stage: &EvalStage,
+    inputs: &Inputs,
+    folder: &Path,
+    record: &mut Record,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let config = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
+    let engine = open_engine(single(inputs, "model", "eval")?, context)?;
+    let embedder = match &stage.embedder {
+        Some(path) => Some(Embedder::open(path, context.threads)?),
+        None => None,
+    };
+    let progress = Progress::new("eval", 0, "questions");
+    let results = aloe_eval::eval(&engine, &config, embedder.as_ref(), folder, &progress, &context.cancel)?;
+    let mut parts: Vec<String> = results
+        .tasks
+        .iter()
+        .map(|task| {
+            format!("{} {:.1} % +- {:.1}", task.task, 100.0 * task.counts.acc.value, 100.0 * task.counts.acc.stderr)
+        })
+        .collect();
+    if inputs.contains_key("compare") {
+        let before = aloe_eval::read_samples(&single(inputs, "compare", "eval")?.join("samples.jsonl"))?;
+        let after = aloe_eval::read_samples(&folder.join("samples.jsonl"))?;
+        let comparison = aloe_eval::compare::compare(&before, &after, config.seed)?;
+        if let Some(last) = comparison.last() {
+            parts.push(format!("against {}: {}", name_of(single(inputs, "compare", "eval")?), last.verdict.words()));
+        }
+        record.result("comparison", &comparison)?;
+    }
+    record.result("table", results.table())?;
+    record.result("eval", &results)?;
+    record.result("summary", parts.join("; "))?;
+    Ok(())
+}
+
+fn redteam(
+    stage: &RedteamStage,
+    inputs: &Inputs,
+    folder: &Path,
+    record: &mut Record,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let config = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
+    let (dir, file) = split(&stage.questions);
+    let all = questions::read(dir, file)?;
+    let asked: Vec<_> = all.into_iter().filter(|question| question.split == RedTeamSplit::Test).collect();
+    let harmless = match &stage.harmless {
+        Some(path) => questions::read_harmless(split(path).0, split(path).1)?,
+        None => Vec::new(),
+    };
+    let labels = match &stage.judge_labels {
+        Some(path) => questions::read_labels(split(path).0, split(path).1)?,
+        None => Vec::new(),
+    };
+    let judge_engine = match &stage.judge {
+        Some(address) => {
+            let tokenizer = stage.judge_tokenizer.clone();
+            let options = EngineOptions { server_template: tokenizer.is_none(), tokenizer, ..EngineOptions::default() };
+            Some(Engine::open(address, &options)?)
+        }
+        None => None,
+    };
+    let judge = judge_engine.as_ref().map(|engine| Judge { engine, labels: &labels });
+    let engine = open_engine(single(inputs, "model", "redteam")?, context)?;
+    let progress = Progress::new("redteam", 0, "prompts");
+    let results =
+        aloe_eval::redteam(&engine, &asked, &harmless, judge.as_ref(), &config, folder, &progress, &context.cancel)?;
+    let rate = &results.non_refusal_rate;
+    let mut summary = format!("non-refusal rate {:.1} % of {} prompts", 100.0 * rate.rate, rate.n);
+    if inputs.contains_key("compare") {
+        let earlier = single(inputs, "compare", "redteam")?;
+        let before = read_red_team_samples(&earlier.join("samples.jsonl"))?;
+        let after = read_red_team_samples(&folder.join("samples.jsonl"))?;
+        let comparison = compare_redteam(&before, &after, config.seed)?;
+        if let Some(first) = comparison.first() {
+            summary.push_str(&format!("; against {}: {}", name_of(earlier), first.verdict.words()));
+        }
+        record.result("comparison", &comparison)?;
+    }
+    record.result("table", results.table())?;
+    record.result("redteam", &results)?;
+    record.result("summary", summary)?;
+    Ok(())
+}
+
+/// A path as folder and file name, the form the readers name rows by.
+fn split(path: &Path) -> (&Path, &str) {
+    let dir = path.parent().unwrap_or(Path::new(""));
+    (dir, path.file_name().and_then(|name| name.to_str()).unwrap_or_default())
+}
+
+fn read_red_team_samples(path: &Path) -> anyhow::Result<Vec<RedTeamSample>> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
+    text.lines()
+        .enumerate()
+        .map(|(at, line)| {
+            serde_json::from_str(line)
+                .map_err(|error| Failure::usage(format!("{}:{}: {error}", path.display(), at + 1)).into())
+        })
+        .collect()
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+/// The model of an input: a stage's folder, a folder, a file, or an endpoint.
+fn open_engine(input: &Path, context: &Context) -> anyhow::Result<Engine> {
+    let options = EngineOptions { dtype: context.dtype, threads: context.threads, ..EngineOptions::default() };
+    let text = input.to_string_lossy();
+    if text.starts_with("http") {
+        return Ok(Engine::open(&text, &options)?);
+    }
+    let mut engine = Engine::open(&model_of(input).to_string_lossy(), &options)?;
+    // `model` is the folder's name in every stage; the stage's own name tells them apart.
+    engine.rename(&name_of(input));
+    Ok(engine)
 }

@@ -76,9 +76,9 @@ pub(crate) enum StageConfig {
     /// Merge.
     Merge(MergeStage),
     /// Evaluate.
-    Eval(aloe_eval::EvalConfig),
+    Eval(super::eval_stage::EvalStage),
     /// Red-team.
-    Redteam(aloe_eval::RedteamConfig),
+    Redteam(super::redteam_stage::RedteamStage),
     /// Write the card.
     Card(crate::card::CardConfig),
 }
@@ -132,6 +132,25 @@ impl StageConfig {
         }
     }
 
+    /// Settings that the recipe's head gives where the stage does not name its own.
+    fn inherit(&mut self, written: &Value, seed: u64, dtype: Dtype) {
+        let own = |key: &str| written.get(key).is_some();
+        match self {
+            Self::Data(config) if !own("seed") => config.seed = seed,
+            Self::Sft(config) => {
+                config.seed = if own("seed") { config.seed } else { seed };
+                config.dtype = if own("dtype") { config.dtype } else { train_dtype(dtype) };
+            }
+            Self::Dpo(config) => {
+                config.seed = if own("seed") { config.seed } else { seed };
+                config.dtype = if own("dtype") { config.dtype } else { train_dtype(dtype) };
+            }
+            Self::Eval(config) if !own("seed") => config.seed = seed,
+            Self::Redteam(config) if !own("seed") => config.seed = seed,
+            _ => {}
+        }
+    }
+
     /// Inputs a stage of this kind must have.
     fn required_inputs(&self) -> &'static [&'static str] {
         match self {
@@ -145,16 +164,23 @@ impl StageConfig {
     fn mistakes(&self) -> Vec<String> {
         match self {
             Self::Pull(_) | Self::Card(_) => Vec::new(),
-            Self::Data(config) => config.mistakes(),
+            Self::Data(config) => config.check().err().map(|error| error.to_string()).into_iter().collect(),
             Self::Sft(config) => config.mistakes(),
             Self::Dpo(config) => config.mistakes(),
-            Self::Merge(config) => match aloe_merge::MergeConfig::parse(&config.yaml) {
+            Self::Merge(config) => match aloe_merge::MergeConfig::parse(&config.yaml, Path::new("yaml")) {
                 Ok(_) => Vec::new(),
                 Err(error) => vec![error.to_string()],
             },
-            Self::Eval(config) => config.mistakes(),
-            Self::Redteam(config) => config.mistakes(),
+            Self::Eval(config) => config.checked().err().unwrap_or_default(),
+            Self::Redteam(config) => config.checked().err().unwrap_or_default(),
         }
+    }
+}
+
+fn train_dtype(dtype: Dtype) -> aloe_train::TrainDtype {
+    match dtype {
+        Dtype::F32 => aloe_train::TrainDtype::F32,
+        Dtype::Bf16 => aloe_train::TrainDtype::Bf16,
     }
 }
 
@@ -194,13 +220,26 @@ impl Recipe {
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| Failure::usage(format!("cannot read the recipe {}: {error}", path.display())))?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks the text of a recipe; `path` is for messages and for relative paths.
+    pub(crate) fn parse(path: &Path, text: &str) -> anyhow::Result<Self> {
         let mut mistakes = Vec::new();
-        let recipe = check(path, &text, &mut mistakes);
+        let recipe = check(path, text, &mut mistakes);
         mistakes.sort();
         mistakes.dedup();
         match recipe {
             Some(recipe) if mistakes.is_empty() => Ok(recipe),
             _ => Err(Failure::usage(shown(path, &mistakes)).into()),
+        }
+    }
+
+    /// Gives `seed` to every stage that names none of its own.
+    pub(crate) fn set_seed(&mut self, seed: u64) {
+        self.seed = seed;
+        for stage in &mut self.stages {
+            stage.config.inherit(&stage.written, seed, self.dtype);
         }
     }
 
@@ -252,7 +291,9 @@ fn check(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Recipe>
         DtypeName::F32 => Dtype::F32,
         DtypeName::Bf16 => Dtype::Bf16,
     };
-    Some(Recipe { name: head.name, seed: head.seed, threads: head.threads, dtype, root, stages })
+    let mut recipe = Recipe { name: head.name, seed: head.seed, threads: head.threads, dtype, root, stages };
+    recipe.set_seed(head.seed);
+    Some(recipe)
 }
 
 /// The stage's name (for later references) and the stage, if it has no mistakes.
@@ -295,7 +336,8 @@ fn check_stage(
         }
         for required in config.required_inputs() {
             if !from.iter().any(|(key, _)| key == required) {
-                let text = format!("{context} needs the input `{required}`: from = {{ {required} = \"STAGE or PATH\" }}");
+                let text =
+                    format!("{context} needs the input `{required}`: from = {{ {required} = \"STAGE or PATH\" }}");
                 mistakes.push(Mistake { line, text });
             }
         }
@@ -355,7 +397,8 @@ fn take_from(
             Ok(FromValue::One(one)) => vec![one],
             Ok(FromValue::Many(many)) => many,
             Err(_) => {
-                let text = format!("{context}: from.{} must be a stage's name, a path, or a list of them", key.get_ref());
+                let text =
+                    format!("{context}: from.{} must be a stage's name, a path, or a list of them", key.get_ref());
                 mistakes.push(Mistake { line, text });
                 continue;
             }

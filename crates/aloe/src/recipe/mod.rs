@@ -3,5 +3,7 @@
 //! `raw` reads what was written, `checked` turns it into typed stages and finds every mistake, `plan` estimates.
 
 pub(crate) mod checked;
+pub(crate) mod eval_stage;
 pub(crate) mod plan;
 pub(crate) mod raw;
+pub(crate) mod redteam_stage;

@@ -69,7 +69,9 @@ fn crates_name_only_crates_that_the_design_lets_them_use() {
         let may = allowed.get(name.as_str()).unwrap_or_else(|| panic!("crate {name} is not in the design's table"));
         let manifest = fs::read_to_string(entry.path().join("Cargo.toml")).unwrap();
         let normal = manifest.split("[dev-dependencies]").next().unwrap();
-        for used in normal.lines().filter_map(|line| line.split(['.', ' ']).next()).filter(|key| key.starts_with("aloe-")) {
+        for used in
+            normal.lines().filter_map(|line| line.split(['.', ' ']).next()).filter(|key| key.starts_with("aloe-"))
+        {
             if !may.contains(used) {
                 wrong.push(format!("{name} -> {used}"));
             }
@@ -118,7 +120,8 @@ fn open_work_is_an_issue_and_not_a_remark() {
     for path in rust_files() {
         let text = fs::read_to_string(&path).unwrap();
         for (at, line) in text.lines().enumerate() {
-            let marked = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:")].iter().any(|word| line.contains(word));
+            let marked =
+                [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:")].iter().any(|word| line.contains(word));
             assert!(!marked || line.contains('#'), "{}:{}: {line}", path.display(), at + 1);
             assert!(!line.trim_start().starts_with(concat!("#[ig", "nore")), "{}:{}", path.display(), at + 1);
         }

@@ -1,0 +1,164 @@
+//! Training data, procedure and hyperparameters, as the records of the data, sft, merge and dpo stages tell them.
+
+use super::{Evidence, of_kind};
+use serde_json::Value;
+
+/// The section "Training Details".
+pub(super) fn section(evidence: &[Evidence]) -> String {
+    let mut text = String::from("## Training Details\n\n### Training Data\n\n");
+    text.push_str(&data(evidence));
+    text.push_str("### Training Procedure\n\n");
+    for one in evidence {
+        match one.record.kind.as_str() {
+            "sft" => text.push_str(&sft(one)),
+            "merge" => text.push_str(&merge(one)),
+            "dpo" => text.push_str(&dpo(one)),
+            _ => {}
+        }
+    }
+    text.push_str("#### Speeds, Sizes, Times\n\n| stage | kind | seconds | peak MiB |\n|---|---|---|---|\n");
+    for one in evidence {
+        let record = &one.record;
+        let peak_mib = record.peak_rss_bytes >> 20;
+        text.push_str(&format!("| {} | {} | {:.1} | {peak_mib} |\n", one.stage, record.kind, record.elapsed_s));
+    }
+    text.push('\n');
+    text
+}
+
+fn data(evidence: &[Evidence]) -> String {
+    let mut text = String::from("| stage | source | licence | read | dropped | train |\n|---|---|---|---|---|---|\n");
+    for one in of_kind(evidence, "data") {
+        for source in one.record.results["data"]["sources"].as_array().into_iter().flatten() {
+            let dropped: u64 =
+                source["dropped"].as_object().into_iter().flat_map(|map| map.values()).filter_map(Value::as_u64).sum();
+            text.push_str(&format!(
+                "| {} | {} | {} | {} | {dropped} | {} |\n",
+                one.stage,
+                shown(&source["name"]),
+                shown(&source["licence"]),
+                shown(&source["n_read"]),
+                shown(&source["n_train"])
+            ));
+        }
+    }
+    text.push_str("\nRows dropped for overlapping an evaluation question, by stage: ");
+    let overlaps: Vec<String> = of_kind(evidence, "data")
+        .map(|one| format!("{} {}", one.stage, shown(&one.record.results["data"]["n_overlaps"])))
+        .collect();
+    text.push_str(&overlaps.join(", "));
+    text.push_str(".\n\n");
+    text
+}
+
+fn sft(one: &Evidence) -> String {
+    let (used, report) = (&one.record.config_used, &one.record.results["sft"]);
+    format!(
+        "#### {}: supervised fine-tuning\n\n{}\n\nRows {}, trained tokens {} of {}, steps {}; loss {} -> {} (first and last tenth); held-out \
+         negative log-likelihood a token {} -> {} over {} tokens.{}\n\n",
+        one.stage,
+        hyperparameters(used),
+        shown(&report["n_rows"]),
+        shown(&report["n_targets"]),
+        shown(&report["n_tokens"]),
+        shown(&report["n_steps"]),
+        number(&report["loss_first_tenth"]),
+        number(&report["loss_last_tenth"]),
+        number(&report["held_out_nll_before"]),
+        number(&report["held_out_nll_after"]),
+        shown(&report["n_held_out_targets"]),
+        export(report)
+    )
+}
+
+fn dpo(one: &Evidence) -> String {
+    let (used, report) = (&one.record.config_used, &one.record.results["dpo"]);
+    format!(
+        "#### {}: direct preference optimisation\n\n{}\n\nPairs {}, steps {}; loss {} -> {}; held-out pairs {}: share whose chosen answer is more \
+         probable {} -> {}, share with the higher reward on the chosen answer {} after training.{}\n\n",
+        one.stage,
+        hyperparameters(used),
+        shown(&report["n_pairs"]),
+        shown(&report["n_steps"]),
+        number(&report["loss_first_tenth"]),
+        number(&report["loss_last_tenth"]),
+        shown(&report["n_held_out"]),
+        number(&report["held_out_logp_accuracy_before"]),
+        number(&report["held_out_logp_accuracy_after"]),
+        number(&report["held_out_reward_accuracy_after"]),
+        export(report)
+    )
+}
+
+fn merge(one: &Evidence) -> String {
+    let report = &one.record.results["merge"];
+    let list = |value: &Value| {
+        let items: Vec<String> = value.as_array().into_iter().flatten().map(number).collect();
+        items.join(", ")
+    };
+    let note =
+        one.record.results.get("note").and_then(Value::as_str).map_or_else(String::new, |note| format!(" {note}"));
+    format!(
+        "#### {}: merging\n\nMethod {}, base {}, models {}; rescale {}; computed in {}. Norm of each task vector over the base's: {}; share kept: {}; \
+         agreement in sign: {}.{note}\n\n```yaml\n{}\n```\n\n",
+        one.stage,
+        shown(&report["method"]),
+        shown(&report["base"]),
+        report["models"].as_array().map_or_else(String::new, |names| names
+            .iter()
+            .map(shown)
+            .collect::<Vec<_>>()
+            .join(", ")),
+        shown(&report["rescale"]),
+        shown(&report["dtype"]),
+        list(&report["relative_norms"]),
+        list(&report["kept_shares"]),
+        number(&report["sign_agreement"]),
+        one.record.config_used["yaml"].as_str().unwrap_or_default().trim_end()
+    )
+}
+
+/// What the bf16 export kept of the update, when the record tells.
+fn export(report: &Value) -> String {
+    let export = &report["export"];
+    match export.as_object() {
+        Some(map) if !map.is_empty() => {
+            let parts: Vec<String> = map
+                .iter()
+                .filter(|(_, value)| value.is_number())
+                .map(|(key, value)| format!("{key} {}", number(value)))
+                .collect();
+            format!(" The bf16 export: {}.", parts.join(", "))
+        }
+        _ => String::new(),
+    }
+}
+
+fn hyperparameters(used: &Value) -> String {
+    let pairs: Vec<String> = used
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(key, value)| format!("`{key}` {}", shown(value)))
+        .collect();
+    pairs.join(", ")
+}
+
+/// A value without quotes; "not recorded" where there is none.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "not recorded".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// A number with four significant places; "not recorded" where there is none.
+pub(super) fn number(value: &Value) -> String {
+    match value.as_f64() {
+        Some(found) if value.is_f64() && found != 0.0 && found.abs() < 1e-3 => format!("{found:.3e}"),
+        Some(found) if value.is_f64() => format!("{found:.4}"),
+        _ => shown(value),
+    }
+}

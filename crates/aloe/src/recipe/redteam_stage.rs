@@ -1,0 +1,82 @@
+//! `kind = "redteam"` as written.
+
+use aloe_eval::RedTeamConfig;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The keys of a red-team stage.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RedteamStage {
+    /// Base questions; those of the test split are asked.
+    pub(crate) questions: PathBuf,
+    /// Harmless prompts whose refusals are counted beside.
+    pub(crate) harmless: Option<PathBuf>,
+    /// Endpoint of a judge model with the Llama Guard prompt; without one no attack success rate is stated.
+    pub(crate) judge: Option<String>,
+    /// Folder of the judge's tokenizer; without it the server renders the prompt.
+    pub(crate) judge_tokenizer: Option<PathBuf>,
+    /// Labelled responses that the judge's error is measured on; needed with a judge.
+    pub(crate) judge_labels: Option<PathBuf>,
+    /// Prompts asked, over all styles and renderings.
+    #[serde(default = "default_prompts")]
+    pub(crate) n_prompts: usize,
+    /// Harmless prompts asked.
+    #[serde(default = "default_harmless")]
+    pub(crate) n_harmless: usize,
+    /// Tokens of a response.
+    #[serde(default = "default_tokens")]
+    pub(crate) max_new_tokens: usize,
+    /// System prompt before every prompt.
+    pub(crate) system: Option<String>,
+    /// Seed of the sample; default the recipe's.
+    #[serde(default)]
+    pub(crate) seed: u64,
+}
+
+fn default_prompts() -> usize {
+    RedTeamConfig::default().n_prompts
+}
+
+fn default_harmless() -> usize {
+    RedTeamConfig::default().n_harmless
+}
+
+fn default_tokens() -> usize {
+    RedTeamConfig::default().max_new_tokens
+}
+
+impl RedteamStage {
+    /// The runner's settings, or every mistake.
+    pub(crate) fn checked(&self) -> Result<RedTeamConfig, Vec<String>> {
+        let mut mistakes = Vec::new();
+        if self.n_prompts == 0 {
+            mistakes.push("n_prompts must be at least 1".to_owned());
+        }
+        if self.max_new_tokens == 0 {
+            mistakes.push("max_new_tokens must be at least 1".to_owned());
+        }
+        if self.judge.is_some() && self.judge_labels.is_none() {
+            mistakes
+                .push("a judge needs judge_labels: its error on labelled responses stands beside its rate".to_owned());
+        }
+        if self.judge.as_deref().is_some_and(|judge| !judge.starts_with("http")) {
+            mistakes.push("judge must be an endpoint: http(s)://host:port/v1#model".to_owned());
+        }
+        let config = RedTeamConfig {
+            n_prompts: self.n_prompts,
+            n_harmless: self.n_harmless,
+            max_new_tokens: self.max_new_tokens,
+            seed: self.seed,
+            system: self.system.clone(),
+            ..RedTeamConfig::default()
+        };
+        if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+    }
+
+    /// The files that are read.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let optional = [&self.harmless, &self.judge_tokenizer, &self.judge_labels];
+        [self.questions.clone()].into_iter().chain(optional.into_iter().flatten().cloned()).collect()
+    }
+}
