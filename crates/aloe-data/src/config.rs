@@ -60,6 +60,12 @@ pub struct DataConfig {
     /// The result is for commercial use: sources whose licence forbids that stop the run.
     #[serde(default)]
     pub commercial: bool,
+    /// A model folder whose tokenizer and template count the tokens of the training rows.
+    #[serde(default)]
+    pub tokenizer: Option<PathBuf>,
+    /// A built-in template (`llama3`, `chatml`, `alpaca`) for counting with a tokenizer that has none.
+    #[serde(default)]
+    pub template: Option<String>,
     /// For [`SourceConfig::attack_styles`].
     #[serde(default)]
     pub turn_tokens: TurnTokenNames,
@@ -159,7 +165,13 @@ impl Default for Dedup {
 impl DataConfig {
     /// Makes relative paths relative to `base`, the recipe's folder.
     pub fn resolve_paths(&mut self, base: &Path) {
-        for path in self.sources.iter_mut().map(|source| &mut source.path).chain(&mut self.decontaminate) {
+        for path in self
+            .sources
+            .iter_mut()
+            .map(|source| &mut source.path)
+            .chain(&mut self.decontaminate)
+            .chain(&mut self.tokenizer)
+        {
             if path.is_relative() {
                 *path = base.join(&*path);
             }

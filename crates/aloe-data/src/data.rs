@@ -1,18 +1,22 @@
 //! The spine of a data stage: read, clean, take duplicates out, take overlaps out, mix, write with an account of every row.
 //!
 //! Writes into `out`: `train.jsonl` (`messages`, or `prompt`/`chosen`/`rejected`, with `id` and `source`), `hold_out.jsonl`,
-//! `manifest.json`, `ledger.jsonl` (each changed or dropped row and its rule), `duplicates.jsonl`, `overlaps.jsonl` and, when asked
+//! `manifest.json`, `report.html`, `ledger.jsonl` (each changed or dropped row and its rule), `duplicates.jsonl`, `overlaps.jsonl` and, when asked
 //! for, `quarantine.jsonl`. The same settings and files give the same bytes.
 
 use crate::decontaminate::{self, Index, Overlap};
 use crate::dedup::{self, Duplicate};
-use crate::dialect::{self, Dialect};
+use crate::dialect::{self, Dialect, help_steer};
 use crate::manifest::{DataReport, SourceReport};
 use crate::mixture::{self, Mixture};
 use crate::rules::{self, Outcome};
 use crate::source::{self, DataFile};
-use crate::{Body, DataConfig, Error, Item, OutputKind, Problems, Result, RowError, parallel, red_team};
+use crate::{
+    Body, DataConfig, Error, Item, OutputKind, Problems, Result, RowError, SourceConfig, page, parallel, red_team,
+};
 use aloe_record::{Cancel, Progress, atomic, digest};
+use aloe_task::rows::Row;
+use aloe_text::TextModel;
 use serde_json::json;
 use std::io::Write as _;
 use std::path::Path;
@@ -80,7 +84,8 @@ impl<'a> Run<'a> {
         Run { config, cancel, report, items, ledger, problems: Problems::default(), quarantined }
     }
 
-    fn broken(&mut self, error: RowError) {
+    fn broken(&mut self, source: usize, error: RowError) {
+        self.report.sources[source].n_broken += 1;
         self.problems.add(error.clone());
         if self.config.quarantine {
             self.quarantined.push(error);
@@ -102,7 +107,7 @@ impl<'a> Run<'a> {
         let config = &self.config.sources[source];
         let mut dialect = if config.columns.is_empty() { config.dialect } else { Some(Dialect::Mapped) };
         let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let prefix = file.path.display().to_string();
+        let mut rated = Vec::new();
         let mut index = 0;
         source::read(&file.path, &mut |row| {
             index += 1;
@@ -110,35 +115,59 @@ impl<'a> Run<'a> {
             if index % 1024 == 0 {
                 self.cancel.check()?;
             }
-            let made = match row {
-                Ok(row) => {
-                    let dialect = match dialect {
-                        Some(known) => known,
-                        None => *dialect.insert(Dialect::detect(&row, &name)?),
-                    };
-                    let id =
-                        format!("{}/{}{}", config.name, file.label, row.at.strip_prefix(&prefix).unwrap_or(&row.at));
-                    let made = dialect::item(dialect, &row, index - 1, id, config);
-                    made.map(|item| (dialect, item)).map_err(|error| RowError {
-                        raw: error.raw.clone().or_else(|| serde_json::to_string(&row.columns).ok()),
-                        ..error
-                    })
-                }
-                Err(error) => Err(error),
-            };
-            match made {
-                Ok((dialect, item)) => {
-                    let name = serde_json::to_value(dialect).ok().and_then(|name| name.as_str().map(String::from));
-                    *self.report.sources[source].dialects.entry(name.unwrap_or_default()).or_default() += 1;
-                    self.items.push(Item { source, ..item });
-                }
+            let row = match row {
+                Ok(row) => row,
                 Err(error) => {
-                    self.report.sources[source].n_broken += 1;
-                    self.broken(error);
+                    self.broken(source, error);
+                    return Ok(());
                 }
+            };
+            let dialect = match dialect {
+                Some(known) => known,
+                None => *dialect.insert(Dialect::detect(&row, &name)?),
+            };
+            if dialect == Dialect::HelpSteer {
+                rated.push(row);
+            } else {
+                let made = dialect::item(dialect, &row, index - 1, id(config, file, &row.at), config);
+                self.take(source, dialect, made.map_err(|error| with_raw(error, &row)));
             }
             Ok(())
         })?;
+        self.take_rated(source, file, &rated)
+    }
+
+    /// Keeps an item or counts a broken row.
+    fn take(&mut self, source: usize, dialect: Dialect, made: Result<Item, RowError>) {
+        match made {
+            Ok(item) => {
+                let name = serde_json::to_value(dialect).ok().and_then(|name| name.as_str().map(String::from));
+                *self.report.sources[source].dialects.entry(name.unwrap_or_default()).or_default() += 1;
+                self.items.push(Item { source, ..item });
+            }
+            Err(error) => self.broken(source, error),
+        }
+    }
+
+    fn take_rated(&mut self, source: usize, file: &DataFile, rows: &[Row]) -> Result<()> {
+        let config = &self.config.sources[source];
+        let grouped = help_steer::group(rows);
+        for error in grouped.broken {
+            self.broken(source, error);
+        }
+        for (row, body) in grouped.pairs {
+            let row = &rows[row];
+            let made = dialect::finish(Dialect::HelpSteer, row, id(config, file, &row.at), config, body, None);
+            self.take(source, Dialect::HelpSteer, made);
+        }
+        for (rule, dropped) in [("merged_into_pair", grouped.merged), ("no_rating_gap", grouped.no_gap)] {
+            for row in dropped {
+                let at = &rows[row].at;
+                self.report.sources[source].count_drop(rule);
+                let (id, at) = (id(config, file, at), at.clone());
+                self.ledger.push(Entry { id, at, action: "dropped", rule: rule.into() });
+            }
+        }
         Ok(())
     }
 
@@ -234,10 +263,6 @@ impl<'a> Run<'a> {
     }
 
     fn count(&mut self, mixture: &Mixture) -> Result<()> {
-        let mut n_before = vec![0usize; self.config.sources.len()];
-        for item in &self.items {
-            n_before[item.source] += 1;
-        }
         for &row in &mixture.train {
             let item = &self.items[row];
             self.report.sources[item.source].count_train(item);
@@ -254,6 +279,28 @@ impl<'a> Run<'a> {
             let by_rule: Vec<String> = dropped.iter().map(|(rule, n)| format!("{rule} {n}")).collect();
             let n_dropped = dropped.values().sum();
             return Err(Error::EmptyResult { n_read, n_dropped, by_rule: by_rule.join(", ") });
+        }
+        self.count_tokens(mixture)
+    }
+
+    fn count_tokens(&mut self, mixture: &Mixture) -> Result<()> {
+        let Some(folder) = &self.config.tokenizer else { return Ok(()) };
+        let failed = |at: String| move |source| Error::Text { at, source };
+        let opened = TextModel::open(folder).and_then(|text| match &self.config.template {
+            Some(name) => text.with_template(name),
+            None => Ok(text),
+        });
+        let text = opened.map_err(failed(folder.display().to_string()))?;
+        let items = &self.items;
+        let counted = parallel::map(&mixture.train, |&row| {
+            let item = &items[row];
+            n_tokens(&text, item).map(|counts| (item.source, counts)).map_err(failed(item.at.clone()))
+        });
+        for counts in counted {
+            let (source, (n_tokens, n_targets)) = counts?;
+            let report = &mut self.report.sources[source];
+            *report.n_tokens.get_or_insert(0) += n_tokens;
+            *report.n_target_tokens.get_or_insert(0) += n_targets;
         }
         Ok(())
     }
@@ -273,6 +320,8 @@ impl<'a> Run<'a> {
             written.push(("quarantine.jsonl", lines(&out.join("quarantine.jsonl"), &self.quarantined)?));
         }
         self.report.outputs = written.into_iter().map(|(name, digest)| (name.to_owned(), digest)).collect();
+        let page = page::draw(&self.report, &self.items, &mixture.train, duplicates, overlaps);
+        page.write(&out.join("report.html"))?;
         atomic::write_json(&out.join("manifest.json"), &self.report)?;
         Ok(())
     }
@@ -288,6 +337,33 @@ impl<'a> Run<'a> {
             }),
         }
     }
+}
+
+/// Tokens of a row with its template, and those that the loss sees.
+fn n_tokens(text: &TextModel, item: &Item) -> aloe_text::Result<(usize, usize)> {
+    match &item.body {
+        Body::Conversation(conversation) => {
+            let encoded = text.encode_conversation(conversation)?;
+            Ok((encoded.ids.len(), encoded.n_targets()))
+        }
+        Body::Pair(pair) => {
+            let encoded = text.encode_pair(pair)?;
+            let n_targets = encoded.chosen_ids.len() + encoded.rejected_ids.len();
+            Ok((2 * encoded.prompt_ids.len() + n_targets, n_targets))
+        }
+    }
+}
+
+/// `source/file:line`.
+fn id(config: &SourceConfig, file: &DataFile, at: &str) -> String {
+    let prefix = file.path.display().to_string();
+    format!("{}/{}{}", config.name, file.label, at.strip_prefix(&prefix).unwrap_or(at))
+}
+
+/// The broken row with its text, so that a quarantine loses nothing.
+fn with_raw(error: RowError, row: &Row) -> RowError {
+    let raw = error.raw.clone().or_else(|| serde_json::to_string(&row.columns).ok());
+    RowError { raw, ..error }
 }
 
 /// What the rules make of a row.

@@ -121,6 +121,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The tokenizer of the recipe cannot be opened, or refuses a row.
+    #[error("{at}: {source}")]
+    Text {
+        /// The tokenizer's folder, or the row.
+        at: String,
+        /// Why.
+        source: aloe_text::Error,
+    },
     /// Nothing is left.
     #[error("no row is left for training: {n_read} rows read, {n_dropped} dropped (see the counts by rule: {by_rule})")]
     EmptyResult {

@@ -2,7 +2,7 @@
 //!
 //! Knows no weights and no tokenizer. Reading order: `config`, `data` (the spine), `source` (files to rows with file:line),
 //! `dialect/*` (rows to conversations and pairs), `rules`, `simplify`, `minhash`, `dedup`, `decontaminate`, `red_team`
-//! (stage-2 variants), `mixture` (hold-out, shares, order), `manifest`.
+//! (stage-2 variants), `mixture` (hold-out, shares, order), `manifest`, `page`.
 //!
 //! Refuses: broken rows (all counted, at most twenty shown) unless a quarantine is asked for, layouts it is not sure of, unknown
 //! licences, and an empty result.
@@ -18,6 +18,7 @@ mod item;
 mod manifest;
 mod minhash;
 mod mixture;
+mod page;
 mod parallel;
 mod red_team;
 mod rules;

@@ -35,6 +35,10 @@ pub struct SourceReport {
     pub subjects: BTreeMap<String, usize>,
     /// Characters of the training rows.
     pub n_chars: usize,
+    /// Tokens of the training rows with their template, when the recipe names a tokenizer; of pairs the prompt counts twice.
+    pub n_tokens: Option<usize>,
+    /// Tokens that the loss sees.
+    pub n_target_tokens: Option<usize>,
 }
 
 impl SourceReport {

@@ -232,6 +232,52 @@ fn an_empty_result_says_which_rules_emptied_it_and_nothing_is_written() {
 }
 
 #[test]
+fn rated_answers_become_pairs_and_every_row_is_accounted_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("helpsteer.jsonl");
+    let row = |prompt: &str, response: &str, helpfulness: u32| {
+        json!({"prompt": prompt, "response": response, "helpfulness": helpfulness, "correctness": 3, "coherence": 3, "complexity": 1,
+            "verbosity": 1})
+        .to_string()
+    };
+    let rows = [row("P", "good", 4), row("P", "bad", 1), row("P", "fair", 2), row("Q", "one", 3), row("Q", "two", 3)];
+    std::fs::write(&path, rows.join("\n")).unwrap();
+    let (report, out) = check(&config(json!({"sources": [source("h", &path)], "output": "pairs"})));
+    let report = report.unwrap();
+    assert_eq!((report.n_train, report.dropped()), (1, counts(&[("merged_into_pair", 2), ("no_rating_gap", 2)])));
+    let line = &read_lines(&out.path().join("train.jsonl"))[0];
+    assert_eq!(
+        (line["chosen"][0]["content"].as_str(), line["rejected"][0]["content"].as_str()),
+        (Some("good"), Some("bad"))
+    );
+    assert_eq!(line["id"], "h/helpsteer.jsonl:1");
+    assert_eq!(read_lines(&out.path().join("ledger.jsonl")).len(), 4);
+}
+
+#[test]
+fn tokens_are_counted_by_the_named_tokenizer() {
+    let Some(models) = std::env::var_os("ALOE_MODELS").map(PathBuf::from) else {
+        assert!(std::env::var_os("ALOE_REQUIRE").is_none(), "ALOE_MODELS is not set, but ALOE_REQUIRE is");
+        println!("did not run (no ALOE_MODELS): token counts");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("model");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(models.join("llama3-tokenizer/tokenizer.json"), folder.join("tokenizer.json")).unwrap();
+    let special = json!({"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"});
+    std::fs::write(folder.join("tokenizer_config.json"), special.to_string()).unwrap();
+    let path = dir.path().join("rows.jsonl");
+    std::fs::write(&path, "{\"instruction\": \"Say yes.\", \"output\": \"Yes\"}\n").unwrap();
+    let mut config = config(json!({"sources": [source("s", &path)]}));
+    config.tokenizer = Some(folder);
+    config.template = Some("llama3".into());
+    let report = check(&config).0.unwrap();
+    // Llama 3: begin, 4 of the user's header and break, "Say", " yes", ".", end, 4 of the assistant's header and break, "Yes", end.
+    assert_eq!((report.sources[0].n_tokens, report.sources[0].n_target_tokens), (Some(15), Some(2)));
+}
+
+#[test]
 fn pairs_do_not_slip_into_sft() {
     let error = check(&config(json!({"sources": [source("p", &starter().join("dpo/pairs.jsonl"))]})))
         .0

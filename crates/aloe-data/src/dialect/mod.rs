@@ -1,6 +1,7 @@
 //! Rows to conversations and pairs. The layout of a file is found from the columns of its first row; being unsure is an error that
 //! names what was found, never a guess.
 
+pub(crate) mod help_steer;
 mod instruct;
 mod mcqa;
 mod preference;
@@ -49,6 +50,8 @@ pub enum Dialect {
     SharegptRanking,
     /// Transcripts `\n\nHuman: ..\n\nAssistant: ..` with a common beginning.
     HhRlhf,
+    /// HelpSteer: `prompt, response` and five ratings; the rows of a prompt become one pair.
+    HelpSteer,
     /// MedSafetyBench: `harmful_medical_request, safe_response`.
     MedSafetyBench,
     /// Red-team questions `id, topic, question, split`: only to decontaminate against.
@@ -100,7 +103,9 @@ impl Dialect {
             Self::Medquad
         } else if has(&["id", "topic", "question", "split"]) {
             Self::RedTeam
-        } else if instruct::pair_of_columns(row).is_some() && !has(&["helpfulness"]) {
+        } else if has(&["prompt", "response", "helpfulness", "correctness", "coherence"]) {
+            Self::HelpSteer
+        } else if instruct::pair_of_columns(row).is_some() {
             Self::QuestionResponse
         } else {
             let columns: Vec<&str> = row.columns.keys().map(String::as_str).take(20).collect();
@@ -123,7 +128,7 @@ impl Dialect {
             Sharegpt => "dialogue",
             QuestionResponse | Medquad | Mapped => "qa",
             Medmcqa | MedmcqaOneBased | Medqa | Pubmedqa | Headqa | Careqa | Mmlu => "mcqa",
-            Dpo | DpoMix | SharegptRanking | HhRlhf => "preference",
+            Dpo | DpoMix | SharegptRanking | HhRlhf | HelpSteer => "preference",
             MedSafetyBench | RedTeam => "safety",
         }
     }
@@ -142,8 +147,19 @@ pub(crate) fn item(
     id: String,
     config: &SourceConfig,
 ) -> Result<Item, RowError> {
+    let (body, asked) = body(dialect, row, index, config)?;
+    finish(dialect, row, id, config, body, asked)
+}
+
+/// The text of a row, and its question where it has one.
+fn body(
+    dialect: Dialect,
+    row: &Row,
+    index: usize,
+    config: &SourceConfig,
+) -> Result<(Body, Option<Question>), RowError> {
     let mut asked = None;
-    let mut body = match dialect {
+    let body = match dialect {
         Dialect::Alpaca => instruct::alpaca(row)?,
         Dialect::Instances => instruct::instances(row)?,
         Dialect::Sharegpt => instruct::sharegpt(row)?,
@@ -155,6 +171,7 @@ pub(crate) fn item(
         Dialect::SharegptRanking => preference::sharegpt_ranking(row)?,
         Dialect::HhRlhf => preference::hh_rlhf(row)?,
         Dialect::MedSafetyBench => preference::med_safety_bench(row, config.rejected_openings)?,
+        Dialect::HelpSteer => return Err(RowError::new(&row.at, "rated rows become pairs only as a whole file")),
         Dialect::RedTeam => {
             return Err(RowError::new(&row.at, "a red-team question without answers is not a training row"));
         }
@@ -165,6 +182,18 @@ pub(crate) fn item(
             body
         }
     };
+    Ok((body, asked))
+}
+
+/// Builds the item around its text.
+pub(crate) fn finish(
+    dialect: Dialect,
+    row: &Row,
+    id: String,
+    config: &SourceConfig,
+    mut body: Body,
+    asked: Option<Question>,
+) -> Result<Item, RowError> {
     if let Some(system) = &config.system {
         add_system(&mut body, system);
     }

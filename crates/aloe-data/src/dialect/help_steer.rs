@@ -1,0 +1,115 @@
+//! HelpSteer: several rated answers a prompt become one pair a prompt. The published way is not known; ours: the best answer by
+//! (helpfulness, correctness, coherence, shorter) against the worst, when their helpfulness differs by at least one point.
+
+use super::{Body, pair, text};
+use crate::RowError;
+use aloe_task::rows::Row;
+use aloe_text::Message;
+use std::collections::HashMap;
+
+/// What became of the rows, by their index.
+#[derive(Debug, Default)]
+pub(crate) struct Grouped {
+    /// Index of the chosen row and the pair.
+    pub(crate) pairs: Vec<(usize, Body)>,
+    /// Rows that are the other side of a pair, or neither side.
+    pub(crate) merged: Vec<usize>,
+    /// Rows of prompts without a gap.
+    pub(crate) no_gap: Vec<usize>,
+    /// Broken rows.
+    pub(crate) broken: Vec<RowError>,
+}
+
+struct Answer {
+    row: usize,
+    response: String,
+    rank: (i64, i64, i64, i64),
+}
+
+fn rated(rows: &[Row], index: usize) -> Result<(String, Answer), RowError> {
+    let row = &rows[index];
+    let rating = |column: &str| {
+        let value = row.integer(column).map_err(|error| RowError::from_task(&row.at, &error))?;
+        let fits = (0..=4).contains(&value);
+        fits.then_some(value)
+            .ok_or_else(|| RowError::new(&row.at, format!("column `{column}`: {value} is not in 0..=4")))
+    };
+    let response = text(row, "response")?;
+    let rank =
+        (rating("helpfulness")?, rating("correctness")?, rating("coherence")?, -(response.chars().count() as i64));
+    Ok((text(row, "prompt")?, Answer { row: index, response, rank }))
+}
+
+/// Pairs of a whole file, in the order of the prompts' first rows.
+pub(crate) fn group(rows: &[Row]) -> Grouped {
+    let mut grouped = Grouped::default();
+    let mut prompts: Vec<(String, Vec<Answer>)> = Vec::new();
+    let mut place: HashMap<String, usize> = HashMap::new();
+    for index in 0..rows.len() {
+        match rated(rows, index) {
+            Ok((prompt, answer)) => {
+                let at = *place.entry(prompt.clone()).or_insert_with(|| {
+                    prompts.push((prompt, Vec::new()));
+                    prompts.len() - 1
+                });
+                prompts[at].1.push(answer);
+            }
+            Err(error) => grouped.broken.push(error),
+        }
+    }
+    for (prompt, answers) in prompts {
+        add_pair(rows, prompt, &answers, &mut grouped);
+    }
+    grouped
+}
+
+fn add_pair(rows: &[Row], prompt: String, answers: &[Answer], grouped: &mut Grouped) {
+    let best = answers.iter().max_by_key(|answer| (answer.rank, std::cmp::Reverse(answer.row)));
+    let worst = answers.iter().min_by_key(|answer| (answer.rank, answer.row));
+    let (Some(best), Some(worst)) = (best, worst) else { return };
+    if best.rank.0 - worst.rank.0 < 1 {
+        grouped.no_gap.extend(answers.iter().map(|answer| answer.row));
+        return;
+    }
+    let side = |answer: &Answer| vec![Message::assistant(answer.response.clone())];
+    match pair(&rows[best.row], vec![Message::user(prompt)], side(best), side(worst)) {
+        Ok(body) => {
+            grouped.pairs.push((best.row, body));
+            grouped.merged.extend(answers.iter().map(|answer| answer.row).filter(|row| *row != best.row));
+        }
+        Err(error) => grouped.broken.push(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn row(line: usize, prompt: &str, response: &str, helpfulness: i64) -> Row {
+        let value = json!({"prompt": prompt, "response": response, "helpfulness": helpfulness, "correctness": 2, "coherence": 4,
+            "complexity": 1, "verbosity": 1});
+        Row { columns: value.as_object().unwrap().clone(), at: format!("h.jsonl:{line}") }
+    }
+
+    #[test]
+    fn the_best_and_the_worst_answer_of_a_prompt_make_its_pair() {
+        let rows = [
+            row(1, "P", "middle", 2),
+            row(2, "Q", "same", 3),
+            row(3, "P", "best", 4),
+            row(4, "P", "worst, and long", 0),
+            row(5, "Q", "same too", 3),
+            row(6, "P", "broken", 9),
+        ];
+        let grouped = group(&rows);
+        assert_eq!(grouped.pairs.len(), 1);
+        let (chosen_row, Body::Pair(pair)) = &grouped.pairs[0] else { panic!("a pair") };
+        assert_eq!(
+            (*chosen_row, pair.chosen[0].content.as_str(), pair.rejected[0].content.as_str()),
+            (2, "best", "worst, and long")
+        );
+        assert_eq!((grouped.merged, grouped.no_gap), (vec![0, 3], vec![1, 4]));
+        assert_eq!(grouped.broken[0].to_string(), "h.jsonl:6: column `helpfulness`: 9 is not in 0..=4");
+    }
+}

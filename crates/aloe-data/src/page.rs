@@ -1,0 +1,140 @@
+//! `report.html`: the account to read, with the shares of the mixture, the lengths of its rows, and flagged overlaps and duplicates
+//! side by side. Holds texts of rows, unlike logs; it stays in the output folder.
+
+use crate::decontaminate::Overlap;
+use crate::dedup::Duplicate;
+use crate::{DataReport, Item};
+use aloe_report::{Align, Bar, BarPlot, Page, Table};
+use std::collections::BTreeMap;
+
+/// How many overlaps and duplicates the page shows; the JSON lines beside it hold all.
+const N_SHOWN: usize = 30;
+
+/// Draws the page. `items` and `train` are the rows left and the training order.
+pub(crate) fn draw(
+    report: &DataReport,
+    items: &[Item],
+    train: &[usize],
+    duplicates: &[Duplicate],
+    overlaps: &[Overlap],
+) -> Page {
+    let mut page = Page::new("Training data");
+    page.paragraph(&format!(
+        "{} rows for training ({}), {} held out, {} broken. Compared with {} evaluation questions: {} rows overlapped and were dropped.",
+        report.n_train, report.output, report.n_held_out, report.broken.total, report.n_held_apart_questions, report.n_overlaps
+    ));
+    page.heading("Sources");
+    page.table(&sources(report));
+    page.bar_plot(&BarPlot {
+        title: "Share of each source in the training rows".into(),
+        x_label: "rows".into(),
+        bars: report.sources.iter().map(|source| bar(&source.name, source.n_train)).collect(),
+        reference: None,
+    });
+    page.heading("Rules");
+    page.table(&rules(report));
+    page.heading("Lengths");
+    page.bar_plot(&lengths(items, train));
+    page.heading("Overlaps with evaluation questions");
+    page.table(&overlap_table(overlaps));
+    page.heading("Duplicates");
+    page.table(&duplicate_table(duplicates));
+    page
+}
+
+fn bar(name: &str, value: usize) -> Bar {
+    Bar { name: name.to_owned(), value: value as f64, interval: None }
+}
+
+fn sources(report: &DataReport) -> Table {
+    let columns = ["read", "broken", "dropped", "held out", "made", "training", "characters", "tokens"];
+    let mut head = vec![("source", Align::Left), ("licence", Align::Left)];
+    head.extend(columns.map(|name| (name, Align::Right)));
+    let mut table = Table::new(&head);
+    for source in &report.sources {
+        let tokens = source.n_tokens.map_or_else(|| "not counted".to_owned(), |n| n.to_string());
+        let counts = [
+            source.n_read,
+            source.n_broken,
+            source.n_dropped(),
+            source.n_held_out,
+            source.n_made,
+            source.n_train,
+            source.n_chars,
+        ];
+        let mut row = vec![source.name.clone(), source.licence.clone()];
+        row.extend(counts.iter().map(ToString::to_string));
+        row.push(tokens);
+        table.row(row);
+    }
+    table
+}
+
+fn rules(report: &DataReport) -> Table {
+    let mut table = Table::new(&[
+        ("source", Align::Left),
+        ("rule", Align::Left),
+        ("changed", Align::Right),
+        ("dropped", Align::Right),
+    ]);
+    for source in &report.sources {
+        let mut by_rule: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+        for (rule, n) in &source.changed {
+            by_rule.entry(rule).or_default().0 += n;
+        }
+        for (rule, n) in &source.dropped {
+            by_rule.entry(rule).or_default().1 += n;
+        }
+        for (rule, (changed, dropped)) in by_rule {
+            table.row(vec![source.name.clone(), rule.to_owned(), changed.to_string(), dropped.to_string()]);
+        }
+    }
+    table
+}
+
+/// Rows by length in doublings of 64 characters.
+fn lengths(items: &[Item], train: &[usize]) -> BarPlot {
+    let mut counts = [0usize; 12];
+    for &row in train {
+        let doublings = (items[row].n_chars() / 64).checked_ilog2().map_or(0, |log| log as usize + 1);
+        counts[doublings.min(11)] += 1;
+    }
+    let last = counts.iter().rposition(|n| *n > 0).unwrap_or(0);
+    let name = |i: usize| match i {
+        0 => "below 64".to_owned(),
+        11 => "65536 and more".to_owned(),
+        _ => format!("{} to {}", 32usize << i, (64usize << i) - 1),
+    };
+    let bars = counts[..=last].iter().enumerate().map(|(i, n)| bar(&name(i), *n)).collect();
+    BarPlot { title: "Training rows by length in characters".into(), x_label: "rows".into(), bars, reference: None }
+}
+
+fn cut(text: &str) -> String {
+    if text.chars().count() <= 400 { text.to_owned() } else { text.chars().take(397).chain("...".chars()).collect() }
+}
+
+fn overlap_table(overlaps: &[Overlap]) -> Table {
+    let names = ["row", "its text", "evaluation question", "its text", "test and score", "shared"];
+    let mut table = Table::new(&names.map(|name| (name, Align::Left)));
+    for overlap in overlaps.iter().take(N_SHOWN) {
+        let evidence = &overlap.evidence;
+        table.row(vec![
+            overlap.row.clone(),
+            cut(&overlap.row_text),
+            overlap.question_at.clone(),
+            cut(&overlap.question),
+            format!("{} {}", evidence.test, evidence.score),
+            cut(&evidence.shared),
+        ]);
+    }
+    table
+}
+
+fn duplicate_table(duplicates: &[Duplicate]) -> Table {
+    let names = ["dropped", "kept", "rule", "Jaccard similarity"];
+    let mut table = Table::new(&names.map(|name| (name, Align::Left)));
+    for found in duplicates.iter().take(N_SHOWN) {
+        table.row(vec![found.dropped.clone(), found.kept.clone(), found.rule.into(), found.jaccard.to_string()]);
+    }
+    table
+}
