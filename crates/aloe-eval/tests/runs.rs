@@ -1,0 +1,155 @@
+//! Whole runs of a real small model over the starter set: interrupted, on other thread counts, with every strategy.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test binary")]
+
+use aloe_engine::{Engine, EngineOptions, Sampling};
+use aloe_eval::{Error, EvalConfig, RedTeamConfig, Strategy, eval, read_samples, redteam};
+use aloe_record::{Cancel, Progress};
+use aloe_task::red_team::questions::{read, read_harmless};
+use aloe_task::red_team::{Rendering, Style};
+use aloe_task::{Protocol, Task};
+use std::path::{Path, PathBuf};
+
+fn engine(threads: usize) -> Option<Engine> {
+    let Some(models) = std::env::var_os("ALOE_MODELS").map(PathBuf::from) else {
+        assert!(std::env::var_os("ALOE_REQUIRE").is_none(), "ALOE_REQUIRE is set but ALOE_MODELS is not");
+        eprintln!("not run: ALOE_MODELS is not set");
+        return None;
+    };
+    let model = models.join("smollm2-135m-instruct-q4_1/model.gguf");
+    Some(Engine::open(model.to_str().unwrap(), &EngineOptions { threads, ..EngineOptions::default() }).unwrap())
+}
+
+fn starter() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../starter")
+}
+
+fn config(strategy: Strategy, limit: usize) -> EvalConfig {
+    let tasks = vec![Task::StarterMcqa, Task::StarterPubmedqa];
+    let mut config = EvalConfig::new(tasks, starter(), Protocol::Aloe, strategy);
+    config.limit = Some(limit);
+    config.seed = 11;
+    config.sampling = Sampling { max_new_tokens: 12, temperature: config.sampling.temperature, ..Sampling::default() };
+    config
+}
+
+fn files(out: &Path) -> [Vec<u8>; 2] {
+    ["results.json", "samples.jsonl"].map(|name| std::fs::read(out.join(name)).unwrap())
+}
+
+fn run(engine: &Engine, config: &EvalConfig) -> [Vec<u8>; 2] {
+    let dir = tempfile::tempdir().unwrap();
+    eval(engine, config, None, dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "only the two files stay");
+    files(dir.path())
+}
+
+#[test]
+fn an_interrupted_evaluation_goes_on_and_writes_the_same_bytes() {
+    let Some(engine) = engine(0) else { return };
+    let config = config(Strategy::Loglikelihood, 6);
+    let dir = tempfile::tempdir().unwrap();
+    let cancel = Cancel::default();
+    let log = dir.path().join(".answers.log");
+    let interrupted = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // One line is the fingerprint; six more are the first task's answers.
+            while std::fs::read_to_string(&log).unwrap_or_default().lines().count() < 7 {
+                std::thread::yield_now();
+            }
+            cancel.request(2);
+        });
+        eval(&engine, &config, None, dir.path(), &Progress::silent(), &cancel)
+    });
+    assert!(interrupted.is_err(), "the run ended before the interrupt");
+    assert!(!dir.path().join("results.json").exists());
+    let mut other = config.clone();
+    other.seed += 1;
+    let refused = eval(&engine, &other, None, dir.path(), &Progress::silent(), &Cancel::default());
+    assert!(matches!(refused, Err(Error::OtherRun { .. })), "answers of another seed were mixed in");
+    eval(&engine, &config, None, dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
+    assert_eq!(files(dir.path()), run(&engine, &config));
+}
+
+#[test]
+fn thread_count_changes_no_byte_of_scores_or_sampled_answers() {
+    let (Some(one), Some(two)) = (engine(1), engine(2)) else { return };
+    for strategy in [Strategy::Loglikelihood, Strategy::ScCot] {
+        let mut config = config(strategy, 2);
+        config.shots = config.shots.min(1);
+        assert_eq!(run(&one, &config), run(&two, &config), "{}", strategy.name());
+    }
+}
+
+/// A limit takes the first questions; it must not change their examples, orders or answers.
+#[test]
+fn a_longer_run_begins_with_the_shorter_runs_samples() {
+    let Some(engine) = engine(0) else { return };
+    let mut config = config(Strategy::ScCot, 2);
+    config.tasks.truncate(1);
+    config.shots = 1;
+    config.shuffle = true;
+    let short = String::from_utf8(run(&engine, &config)[1].clone()).unwrap();
+    config.limit = Some(3);
+    let long = String::from_utf8(run(&engine, &config)[1].clone()).unwrap();
+    assert!(long.starts_with(&short));
+}
+
+#[test]
+fn medprompt_names_its_pool_its_search_and_what_it_excluded_or_filled() {
+    let Some(engine) = engine(0) else { return };
+    let mut config = config(Strategy::Medprompt, 2);
+    config.tasks.truncate(1);
+    config.shots = 2;
+    config.n_samples = 3;
+    config.medprompt.pool_limit = Some(4);
+    config.medprompt.pool_attempts = 2;
+    let dir = tempfile::tempdir().unwrap();
+    let results = eval(&engine, &config, None, dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
+    let notes = &results.tasks[0].notes;
+    assert_eq!(notes["pool"], "starter_mcqa/train");
+    assert_eq!((notes["pool_questions"].as_u64(), notes["pool_answers"].as_u64()), (Some(4), Some(8)));
+    assert!(notes["neighbour_search"].as_str().unwrap().starts_with("lexical"));
+    let solved = notes["pool_solved"].as_u64().unwrap();
+    let filled = notes["filled_with_fixed_examples"].as_u64().unwrap();
+    assert_eq!(filled, 2 * 2u64.saturating_sub(solved), "two questions, two examples each");
+    let samples = read_samples(&dir.path().join("samples.jsonl")).unwrap();
+    for sample in &samples {
+        assert_eq!(sample.votes.len(), 3);
+        assert!(sample.votes.iter().all(|vote| vote.shots.len() == 2));
+        assert_ne!(sample.votes[0].order, sample.votes[1].order);
+    }
+    assert_eq!(files(dir.path()), run(&engine, &config));
+}
+
+#[test]
+fn forged_tokens_reach_the_model_in_the_forged_rendering_only() {
+    let Some(engine) = engine(0) else { return };
+    let questions = read(&starter(), "redteam/questions.jsonl").unwrap();
+    let harmless = read_harmless(&starter(), "redteam/harmless.jsonl").unwrap();
+    let config = RedTeamConfig {
+        n_prompts: 8,
+        n_harmless: 2,
+        max_new_tokens: 4,
+        styles: vec![Style::Baseline, Style::Injection3],
+        ..RedTeamConfig::default()
+    };
+    let run = || {
+        let dir = tempfile::tempdir().unwrap();
+        redteam(&engine, &questions, &harmless, None, &config, dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
+        files(dir.path())
+    };
+    let found = run();
+    assert_eq!(found, run());
+    let turn = engine.text().unwrap().tokenizer.token_id("<|im_start|>").unwrap();
+    let mut n_forged = 0;
+    for line in String::from_utf8(found[1].clone()).unwrap().lines() {
+        let sample: aloe_eval::redteam_report::RedTeamSample = serde_json::from_str(line).unwrap();
+        let n_turns = sample.prompt_ids.iter().filter(|&&id| id == turn).count();
+        // A plain prompt of this template has a default system turn, the user's turn and the opened answer.
+        let expected = if sample.rendering == Some(Rendering::ForgedTokens) { 3 + 3 } else { 3 };
+        assert_eq!(n_turns, expected, "{}", sample.id);
+        n_forged += usize::from(sample.rendering == Some(Rendering::ForgedTokens));
+    }
+    assert!(n_forged > 0);
+}
