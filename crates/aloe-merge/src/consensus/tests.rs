@@ -228,3 +228,33 @@ fn linear_is_the_weighted_mean_by_hand() {
     crate::linear(&[2.0, 3.0], false, MergeDtype::Float32, &[tensor(&a), tensor(&b)], 1, &mut out);
     assert_eq!(out, [20.0, -2.5]);
 }
+
+/// Two models that pull apart, +1 with weight 0.6 and -1 with weight 0.4, each kept with probability 1/2 and doubled. Four equally likely
+/// cases: both kept, vote +1.2 - 0.8, so +1.2 remains; only the first, +1.2; only the second, -0.8; none, 0. Mean 1.6 / 4 = 0.4, mean
+/// square (1.44 + 1.44 + 0.64) / 4 = 0.88, variance 0.72.
+#[test]
+fn dare_ties_of_two_opposed_models_has_the_mean_of_its_four_cases_within_five_sigma() {
+    let n = 1_000_000;
+    let mut dare = parameters(Method::DareTies, &[0.6, 0.4], &[0.5, 0.5]);
+    dare.rescale = Some(RescaleKind::Density);
+    let (out, stats) = merged(&dare, &vec![0.0; n], &[&vec![1.0; n], &vec![-1.0; n]]);
+    let mean = out.iter().map(|&value| f64::from(value)).sum::<f64>() / n as f64;
+    assert!((mean - 0.4).abs() < 5.0 * (0.72 / n as f64).sqrt(), "mean {mean}");
+    assert_eq!(stats.n_agreeing, 0, "kept together, they never agree");
+    let contested = stats.n_contested as f64 / n as f64;
+    assert!((contested - 0.25).abs() < 5.0 * (0.25 * 0.75 / n as f64).sqrt(), "{contested}");
+}
+
+/// With the L1 rescale the sum of magnitudes survives any mask, up to the rounding of each f32 product.
+#[test]
+fn dare_with_l1_rescale_keeps_the_sum_of_magnitudes() {
+    let change = normal(5, 200_000, 0.01);
+    for density in [0.05, 0.5] {
+        let densities = [density];
+        let mut dare = parameters(Method::DareTies, &[1.0], &densities);
+        dare.rescale = Some(RescaleKind::L1);
+        let (out, _) = merged(&dare, &vec![0.0; change.len()], &[&change]);
+        let sum = |values: &[f32]| values.iter().map(|&value| f64::from(value.abs())).sum::<f64>();
+        assert!((sum(&out) / sum(&change) - 1.0).abs() < 1e-6, "{} {}", sum(&out), sum(&change));
+    }
+}
