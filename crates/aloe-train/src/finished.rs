@@ -22,13 +22,20 @@ pub(crate) fn read<T: DeserializeOwned>(out: &Path, fingerprint: &str) -> Result
         return Ok(None);
     }
     let report = serde_json::from_value(value["report"].clone());
-    Ok(Some(report.map_err(|error| Error::Json { path, reason: error.to_string() })?))
+    let report = report.map_err(|error| Error::Json { path, reason: error.to_string() })?;
+    // The run may have been killed between its report and this.
+    remove_state(out)?;
+    Ok(Some(report))
 }
 
 /// Keeps the report and removes the checkpoints, which are not needed any more.
 pub(crate) fn write(out: &Path, fingerprint: &str, report: &impl Serialize) -> Result<()> {
     let value = serde_json::json!({"fingerprint": fingerprint, "report": report});
     atomic::write_json(&out.join(REPORT), &value)?;
+    remove_state(out)
+}
+
+fn remove_state(out: &Path) -> Result<()> {
     let state = out.join("state");
     if state.exists() {
         std::fs::remove_dir_all(&state).map_err(Error::io("remove", &state))?;
