@@ -99,8 +99,16 @@ impl Panels {
             let lines = unsafe { out.slice(panel * size, size) };
             let stride = units.next_multiple_of(LANES);
             let mut rows = vec![0u32; PANEL * stride];
-            for (i, row) in rows.chunks_exact_mut(stride.max(1)).enumerate().take(lanes - (panel * PANEL).min(lanes)) {
-                source.units(dtype, (panel * PANEL + i) * k, k, row);
+            for (i, row) in rows.chunks_exact_mut(stride.max(1)).enumerate().take(lanes - panel * PANEL) {
+                let from = (panel * PANEL + i) * k;
+                match (source, dtype) {
+                    (Source::F32(data), Dtype::Bf16) => {
+                        let x = data[from..from + k].as_ptr();
+                        // SAFETY: k elements to read; a row's stride holds k rounded up to 32.
+                        unsafe { isa.run(RoundRow { x, k, out: row.as_mut_ptr().cast() }) }
+                    }
+                    _ => source.units(dtype, from, k, row),
+                }
             }
             // SAFETY: 32 rows of `stride` units are there to read, and `units` pairs of lines to write.
             unsafe { isa.run(RowsToPanel { rows: rows.as_ptr(), stride, units, out: lines.as_mut_ptr().cast() }) }
@@ -110,12 +118,18 @@ impl Panels {
     /// Lanes are the columns of a `[r, lanes]` matrix.
     pub(crate) fn fill_from_columns(&mut self, device: &Device, source: Source, r: usize) {
         assert_eq!((source.len(), self.units), (self.lanes * r, units_of(self.dtype, r)), "packing columns");
-        let (lanes, dtype, units) = (self.lanes, self.dtype, self.units);
+        let (lanes, dtype, units, isa) = (self.lanes, self.dtype, self.units, device.isa());
         let (out, size) = self.panels_mut();
         device.for_each(lanes.div_ceil(PANEL), &|panel| {
             // SAFETY: each index has its own panel.
             let lines = unsafe { out.slice(panel * size, size) };
             let (first, width) = (panel * PANEL, PANEL.min(lanes - panel * PANEL));
+            if let (Source::F32(x), Dtype::Bf16) = (source, dtype) {
+                let pairs = PairRows { x: x[first..].as_ptr(), stride: lanes, rows: r, width, out_stride: PANEL };
+                // SAFETY: `width` columns of all r rows, and all units of the panel.
+                unsafe { isa.run(pairs.onto(lines.as_mut_ptr().cast())) };
+                return;
+            }
             for u in 0..units {
                 let unit = &mut lines[u * PANEL / LANES..(u + 1) * PANEL / LANES];
                 let mut bits = [0u32; PANEL];
@@ -138,17 +152,7 @@ fn column_units(
 ) {
     match (dtype, source) {
         (Dtype::F32, _) => source.units(dtype, u * stride + first, width, out),
-        (Dtype::Bf16, Source::F32(data)) => {
-            let low = &data[2 * u * stride + first..][..width];
-            if 2 * u + 1 < r {
-                let high = &data[(2 * u + 1) * stride + first..][..width];
-                for i in 0..width {
-                    out[i] = bf16_from_f32(low[i]) as u32 | (bf16_from_f32(high[i]) as u32) << 16;
-                }
-            } else {
-                (0..width).for_each(|i| out[i] = bf16_from_f32(low[i]) as u32);
-            }
-        }
+        (Dtype::Bf16, Source::F32(_)) => unreachable!("f32 rows are paired by `PairRows`"),
         (Dtype::Bf16, Source::Bf16(data)) => {
             let low = &data[2 * u * stride + first..][..width];
             let high = (2 * u + 1 < r).then(|| &data[(2 * u + 1) * stride + first..][..width]);
@@ -250,15 +254,21 @@ pub(crate) fn with_columns<R>(device: &Device, x: &[f32], m: usize, dtype: Dtype
     let stride = padded(m);
     with_scratch(units * stride / LANES, |lines| {
         let out = SharedMut::new(lines);
-        let per_task = (16384 / m.max(1)).max(1);
+        let (per_task, isa) = ((16384 / m.max(1)).max(1), device.isa());
         device.for_each(units.div_ceil(per_task), &|task| {
             for u in task * per_task..((task + 1) * per_task).min(units) {
                 // SAFETY: each index has its own units.
                 let line = unsafe { out.slice(u * stride / LANES, stride / LANES) };
-                for (i, chunk) in line.iter_mut().enumerate().take(m.div_ceil(LANES)) {
-                    let width = LANES.min(m - i * LANES);
-                    column_units(Source::F32(x), dtype, (u, r), (i * LANES, width, m), &mut chunk.0);
-                }
+                let rows = &x[2 * u * m..r.min(2 * u + 2) * m];
+                let pairs = PairRows {
+                    x: rows.as_ptr(),
+                    stride: m,
+                    rows: r.min(2 * u + 2) - 2 * u,
+                    width: m,
+                    out_stride: stride,
+                };
+                // SAFETY: one or two whole rows, and a padded row to write.
+                unsafe { isa.run(pairs.onto(line.as_mut_ptr().cast())) }
             }
         });
         body(Rows { a: out.ptr().cast(), stride, by_unit: true, units, _owner: std::marker::PhantomData })
@@ -282,6 +292,49 @@ impl Kernel for RoundRow {
             let v = S::load_up_to(self.x.wrapping_add(i), (self.k - i).min(LANES));
             S::store_bf16(self.out.wrapping_add(i), v);
             i += LANES;
+        }
+    }
+}
+
+/// Pairs of rows rounded to bf16 and interleaved, one unit per column; an odd last row is paired with zero.
+struct PairRows {
+    x: *const f32,
+    stride: usize,
+    rows: usize,
+    width: usize,
+    out_stride: usize,
+}
+
+impl PairRows {
+    /// Writes unit u of column c at `out + u * out_stride + c`.
+    fn onto(self, out: *mut u32) -> PairOnto {
+        PairOnto { rows: self, out: out.cast() }
+    }
+}
+
+struct PairOnto {
+    rows: PairRows,
+    out: *mut f32,
+}
+
+impl Kernel for PairOnto {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let PairRows { x, stride, rows, width, out_stride } = self.rows;
+        let mut row = 0;
+        while row < rows {
+            let (low, out) = (x.wrapping_add(row * stride), self.out.wrapping_add(row / 2 * out_stride));
+            let mut c = 0;
+            while c < width {
+                let n = (width - c).min(LANES);
+                let a = S::load_up_to(low.wrapping_add(c), n);
+                let b = if row + 1 < rows { S::load_up_to(low.wrapping_add(stride + c), n) } else { S::splat(0.0) };
+                S::store_up_to(out.wrapping_add(c), S::pair_bf16(a, b), n);
+                c += LANES;
+            }
+            row += 2;
         }
     }
 }

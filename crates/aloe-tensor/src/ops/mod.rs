@@ -26,7 +26,7 @@ pub use rows::{argmax_rows, log_softmax_rows, top_k_rows};
 /// Rows and row width of a tensor seen as `[rows, width]`, the last axis being the width.
 pub(crate) fn rows_of(x: &crate::Tensor) -> (usize, usize) {
     let width = *x.shape().last().expect("a tensor of rows has at least one axis");
-    (if width == 0 { 0 } else { x.len() / width }, width)
+    (x.len().checked_div(width).unwrap_or(0), width)
 }
 
 /// Runs `body(from, n)` over parts of `0..n`, in parallel.

@@ -39,10 +39,11 @@ fn rotate(device: &Device, x: &mut Tensor, positions: &[u32], table: &RopeTable,
     const ROWS: usize = 8;
     device.for_each(n.div_ceil(ROWS), &|task| {
         let mut turn = vec![(0.0f32, 0.0f32); half];
-        for row in task * ROWS..((task + 1) * ROWS).min(n) {
+        let rows = task * ROWS..((task + 1) * ROWS).min(n);
+        for (row, &position) in rows.clone().zip(&positions[rows]) {
             for (turn, inv_freq) in turn.iter_mut().zip(&table.inv_freq) {
                 // The angle is the f32 product, as in transformers; its sine and cosine are exact to f32.
-                let (sin, cos) = ((positions[row] as f32 * inv_freq) as f64).sin_cos();
+                let (sin, cos) = ((position as f32 * inv_freq) as f64).sin_cos();
                 *turn = (cos as f32, sin as f32 * sign);
             }
             // SAFETY: each index has its own rows.

@@ -1,6 +1,6 @@
 //! The 16 lanes as two AVX2 registers, with FMA.
 
-use super::{Kernel, LANES, Simd, bf16_from_f32};
+use super::{Kernel, Simd};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -22,6 +22,16 @@ unsafe fn mask(n: usize) -> [__m256i; 2] {
     };
     let p = WINDOW.as_ptr().wrapping_add(16 - n);
     [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.wrapping_add(8).cast())]
+}
+
+/// Rounded to bf16 in the upper half of each lane, ties to even; NaN stays NaN.
+#[inline(always)]
+unsafe fn rounded(v: __m256) -> __m256i {
+    let bits = _mm256_castps_si256(v);
+    let even = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff)));
+    let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+    _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v)))
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -133,8 +143,20 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, v: V) {
-        let mut lanes = [0.0f32; LANES];
-        Self::store(lanes.as_mut_ptr(), v);
-        p.cast::<[u16; LANES]>().write_unaligned(lanes.map(bf16_from_f32));
+        // Packing works in 128-bit halves: the permutation puts the quarters back in order.
+        let (a, b) = (_mm256_srli_epi32::<16>(rounded(v[0])), _mm256_srli_epi32::<16>(rounded(v[1])));
+        _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(a, b)));
+    }
+    #[inline(always)]
+    unsafe fn pair_bf16(low: V, high: V) -> V {
+        let top = _mm256_set1_epi32(0xffff_0000u32 as i32);
+        let mut out = low;
+        let mut i = 0;
+        while i < 2 {
+            let (l, h) = (_mm256_srli_epi32::<16>(rounded(low[i])), _mm256_and_si256(rounded(high[i]), top));
+            out[i] = _mm256_castsi256_ps(_mm256_or_si256(l, h));
+            i += 1;
+        }
+        out
     }
 }

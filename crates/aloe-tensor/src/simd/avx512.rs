@@ -37,16 +37,26 @@ unsafe fn dot_native(acc: __m512, a: __m512, b: __m512) -> __m512 {
     _mm512_dpbf16_ps(acc, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b))
 }
 
-/// Rounds to nearest even in integers; NaN keeps its top bits, with the quiet bit set.
+/// Rounded to bf16 in the upper half of each lane, ties to even; NaN keeps its top bits, with the quiet bit set.
 #[inline(always)]
-unsafe fn store_rounded(p: *mut u16, v: __m512) {
+unsafe fn rounded(v: __m512) -> __m512i {
     let bits = _mm512_castps_si512(v);
     let even = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
     let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
     let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
-    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
-    let high = _mm512_srli_epi32::<16>(_mm512_mask_blend_epi32(nan, rounded, quiet));
-    _mm256_mask_storeu_epi16(p.cast(), 0xffff, _mm512_cvtepi32_epi16(high));
+    _mm512_mask_blend_epi32(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v), rounded, quiet)
+}
+
+#[inline(always)]
+unsafe fn store_rounded(p: *mut u16, v: __m512) {
+    _mm256_mask_storeu_epi16(p.cast(), 0xffff, _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded(v))));
+}
+
+#[inline(always)]
+unsafe fn pair(low: __m512, high: __m512) -> __m512 {
+    let top = _mm512_set1_epi32(0xffff_0000u32 as i32);
+    let high = _mm512_and_si512(rounded(high), top);
+    _mm512_castsi512_ps(_mm512_or_si512(_mm512_srli_epi32::<16>(rounded(low)), high))
 }
 
 #[inline(always)]
@@ -58,13 +68,12 @@ unsafe fn transpose(r: &mut [__m512; 16]) {
         t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
         i += 2;
     }
-    let pd = |x| _mm512_castps_pd(x);
     i = 0;
     while i < 16 {
-        r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(t[i]), pd(t[i + 2])));
-        r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(t[i]), pd(t[i + 2])));
-        r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(t[i + 1]), pd(t[i + 3])));
-        r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(t[i + 1]), pd(t[i + 3])));
+        r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 2])));
+        r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 2])));
+        r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[i + 1]), _mm512_castps_pd(t[i + 3])));
+        r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(t[i + 1]), _mm512_castps_pd(t[i + 3])));
         i += 4;
     }
     // r[4g + c] holds, in its 128-bit quarter q, column 4q + c of rows 4g..4g+4.
@@ -164,6 +173,10 @@ macro_rules! avx512 {
             #[inline(always)]
             unsafe fn store_bf16(p: *mut u16, v: __m512) {
                 store_rounded(p, v);
+            }
+            #[inline(always)]
+            unsafe fn pair_bf16(low: __m512, high: __m512) -> __m512 {
+                pair(low, high)
             }
             #[inline(always)]
             unsafe fn splat_at(p: *const u32) -> __m512 {

@@ -69,6 +69,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn dot_bf16(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
     /// Writes the lanes rounded to bf16.
     unsafe fn store_bf16(p: *mut u16, v: Self::V);
+    /// Both rounded to bf16 as one unit per lane: `low` in the low half.
+    unsafe fn pair_bf16(low: Self::V, high: Self::V) -> Self::V;
 
     /// The same 32 bits from memory in every lane.
     #[inline(always)]

@@ -102,4 +102,8 @@ impl Simd for Portable {
     unsafe fn store_bf16(p: *mut u16, v: Self::V) {
         p.cast::<[u16; LANES]>().write_unaligned(v.map(bf16_from_f32));
     }
+    #[inline(always)]
+    unsafe fn pair_bf16(low: Self::V, high: Self::V) -> Self::V {
+        std::array::from_fn(|i| f32::from_bits(bf16_from_f32(low[i]) as u32 | (bf16_from_f32(high[i]) as u32) << 16))
+    }
 }

@@ -183,14 +183,28 @@ impl Tile<'_> {
             return;
         }
         let scale = S::splat(self.scale);
-        let s: [S::V; 4] = std::array::from_fn(|i| S::mul(S::load(row.wrapping_add(i * LANES)), scale));
+        // Written out: a closure's body would not be compiled with the kernel's instructions.
+        let at = [row, row.wrapping_add(LANES), row.wrapping_add(2 * LANES), row.wrapping_add(3 * LANES)];
+        let s = [
+            S::mul(S::load(at[0]), scale),
+            S::mul(S::load(at[1]), scale),
+            S::mul(S::load(at[2]), scale),
+            S::mul(S::load(at[3]), scale),
+        ];
         let before = max.read();
         let block_max = max_lanes::<S>(S::max(S::max(s[0], s[1]), S::max(s[2], s[3])));
         let now = if block_max > before { block_max } else { before };
         let shift = S::splat(now);
-        let p: [S::V; 4] = std::array::from_fn(|i| exp::<S>(S::sub(s[i], shift)));
-        for (i, p) in p.iter().enumerate() {
-            S::store(row.wrapping_add(i * LANES), *p);
+        let p = [
+            exp::<S>(S::sub(s[0], shift)),
+            exp::<S>(S::sub(s[1], shift)),
+            exp::<S>(S::sub(s[2], shift)),
+            exp::<S>(S::sub(s[3], shift)),
+        ];
+        let mut i = 0;
+        while i < 4 {
+            S::store(at[i], p[i]);
+            i += 1;
         }
         let added = sum_lanes::<S>(S::add(S::add(p[0], p[1]), S::add(p[2], p[3])));
         if now == before {

@@ -7,7 +7,12 @@ use crate::testing::{close, devices, normal, same_bits};
 
 fn plans() -> Vec<(AttentionPlan, usize, usize)> {
     let block = |queries: Range<usize>, keys: &[Range<usize>]| AttentionBlock { queries, keys: keys.to_vec() };
-    let shared = vec![block(0..70, &[0..70]), block(70..80, &[0..70, 70..80]), block(80..145, &[0..70, 80..145])];
+    let first = 0..70;
+    let shared = vec![
+        block(0..70, std::slice::from_ref(&first)),
+        block(70..80, &[0..70, 70..80]),
+        block(80..145, &[0..70, 80..145]),
+    ];
     vec![
         (AttentionPlan::causal(&[1]), 1, 1),
         (AttentionPlan::causal(&[64, 1, 65, 3]), 133, 133),
