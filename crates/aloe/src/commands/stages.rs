@@ -12,6 +12,7 @@ use aloe_eval::judge::Judge;
 use aloe_eval::redteam_report::{RedTeamSample, compare_redteam};
 use aloe_merge::{MergeConfig, MergeOptions};
 use aloe_record::{Progress, Record};
+use aloe_report::{Metrics, training_page};
 use aloe_task::red_team::{RedTeamSplit, questions};
 use aloe_train::{DpoInputs, SftInputs};
 use serde_json::Value;
@@ -63,6 +64,7 @@ fn pull(config: &PullConfig, folder: &Path, record: &mut Record, context: &Conte
     let pulled = crate::sources::pull(&config.source, &folder.join("model"), &context.cancel)?;
     record.result("source", &config.source)?;
     record.result("licence", &config.licence)?;
+    record.result("origin", &pulled.origin)?;
     record.result("source_sha256", &pulled.sha256)?;
     record.result("n_parameters", pulled.n_parameters)?;
     let summary = format!("{:.1} M parameters from {}", pulled.n_parameters as f64 / 1e6, config.source);
@@ -108,6 +110,7 @@ fn sft(
         report.n_rows, report.n_steps, report.loss_first_tenth, report.loss_last_tenth
     );
     record.result("summary", summary)?;
+    write_plots(folder, "sft")?;
     record.result("sft", &report)?;
     Ok(())
 }
@@ -131,8 +134,15 @@ fn dpo(
         report.n_pairs, report.n_steps, report.loss_first_tenth, report.loss_last_tenth
     );
     record.result("summary", summary)?;
+    write_plots(folder, "dpo")?;
     record.result("dpo", &report)?;
     Ok(())
+}
+
+/// `report.html`: every logged number over the steps.
+fn write_plots(folder: &Path, title: &str) -> anyhow::Result<()> {
+    let metrics = Metrics::read(&folder.join("metrics.jsonl"))?;
+    Ok(training_page(title, &metrics).write(&folder.join("report.html"))?)
 }
 
 fn train_context(context: &Context, title: &str) -> aloe_train::Context {

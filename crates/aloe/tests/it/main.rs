@@ -1,3 +1,49 @@
 //! Tests of the repository and of the binary as a user drives it.
 
+mod bad_input;
+mod recipes;
+mod road;
 mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The binary under test.
+pub(crate) fn aloe() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_aloe"))
+}
+
+/// Runs `aloe` with `args`; standard output, standard error and exit code.
+pub(crate) fn run(args: &[&str]) -> (String, String, i32) {
+    let Output { status, stdout, stderr } = aloe().args(args).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (text(stdout), text(stderr), status.code().unwrap_or(-1))
+}
+
+/// The repository's root.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The folder of the stories260K model, or `None` (said aloud) where the data is not at hand.
+pub(crate) fn stories() -> Option<PathBuf> {
+    match std::env::var("ALOE_DATA") {
+        Ok(data) => Some(PathBuf::from(data).join("models/stories260K")),
+        Err(_) => {
+            assert!(std::env::var("ALOE_REQUIRE").is_err(), "ALOE_DATA is not set");
+            eprintln!("not run: ALOE_DATA is not set");
+            None
+        }
+    }
+}
+
+/// The packaged models, or `None` (said aloud).
+pub(crate) fn packaged_model(name: &str) -> Option<PathBuf> {
+    let path = std::env::var("ALOE_MODELS").ok().map(|models| PathBuf::from(models).join(name));
+    if path.as_ref().is_none_or(|path| !path.exists()) {
+        assert!(std::env::var("ALOE_REQUIRE").is_err(), "ALOE_MODELS has no {name}");
+        eprintln!("not run: ALOE_MODELS has no {name}");
+        return None;
+    }
+    path
+}

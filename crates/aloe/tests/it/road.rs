@@ -1,0 +1,246 @@
+//! The whole road on a tiny real model (stories260K): every stage runs, a killed run ends like an uninterrupted one, and
+//! a second run does nothing.
+
+use crate::{aloe, root, run, stories};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A recipe that runs in seconds: alpaca's template needs no special token but the end of sequence.
+fn recipe(dir: &Path, stories: &Path) -> PathBuf {
+    let starter = root().join("starter").canonicalize().unwrap();
+    let starter = starter.display();
+    let train = "epochs = 1\nmax_len = 256\nbatch_size = 1\ncheckpoint_every = 1\nwarmup_steps = 1\n";
+    let text = format!(
+        r#"name = "tiny"
+seed = 3
+dtype = "f32"
+
+[[stage]]
+kind = "pull"
+name = "base"
+source = "{stories}"
+licence = "mit"
+
+[[stage]]
+kind = "data"
+name = "rows"
+hold_out = 0.2
+decontaminate = ["{starter}/mcqa/starter_mcqa_test.jsonl"]
+sources = [{{ name = "general", path = "{starter}/sft/general.jsonl", licence = "mit", max_rows = 30 }}]
+
+[[stage]]
+kind = "data"
+name = "pairs"
+output = "pairs"
+stage = 1
+hold_out = 0.2
+sources = [{{ name = "pairs", path = "{starter}/dpo/pairs.jsonl", licence = "mit", max_rows = 40 }}]
+
+[[stage]]
+kind = "sft"
+name = "sft-a"
+from = {{ model = "base", data = "rows" }}
+chat_template = "alpaca"
+lr = 1e-3
+{train}
+[[stage]]
+kind = "sft"
+name = "sft-b"
+from = {{ model = "base", data = "rows" }}
+chat_template = "alpaca"
+lr = 5e-4
+{train}
+[[stage]]
+kind = "merge"
+name = "merge"
+from = {{ base = "base", a = "sft-a", b = "sft-b" }}
+yaml = """
+merge_method: dare_ties
+base_model: base
+tokenizer_source: a
+models:
+  - model: a
+    parameters: {{density: 0.5, weight: 0.5}}
+  - model: b
+    parameters: {{density: 0.5, weight: 0.5}}
+dtype: float32
+"""
+
+[[stage]]
+kind = "dpo"
+name = "dpo"
+from = {{ model = "merge", data = "pairs" }}
+lr = 1e-5
+max_len = 500
+batch_size = 8
+checkpoint_every = 1
+
+[[stage]]
+kind = "eval"
+name = "before"
+from = {{ model = "base" }}
+data = "{starter}"
+tasks = ["starter_mcqa"]
+
+[[stage]]
+kind = "eval"
+name = "after"
+from = {{ model = "dpo", compare = "before" }}
+data = "{starter}"
+tasks = ["starter_mcqa"]
+
+[[stage]]
+kind = "redteam"
+name = "attacks"
+from = {{ model = "dpo" }}
+questions = "{starter}/redteam/questions.jsonl"
+harmless = "{starter}/redteam/harmless.jsonl"
+n_prompts = 24
+n_harmless = 6
+max_new_tokens = 8
+
+[[stage]]
+kind = "card"
+name = "card"
+model_name = "tiny"
+base_model = "stories260K"
+developed_by = "a test"
+contact = "nobody"
+licence = "mit"
+languages = ["en"]
+power = {{ device_w = 30.0, intensity_kg_per_kwh = 0.158, intensity_source = "a test" }}
+[stage.from]
+model = "dpo"
+records = ["base", "rows", "pairs", "sft-a", "sft-b", "merge", "dpo", "before", "after", "attacks"]
+"#,
+        stories = stories.display()
+    );
+    let path = dir.join("tiny.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// Digest of every file that must be reproducible: all but records and the card, which hold times.
+fn digests(out: &Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![out.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            let name = path.strip_prefix(out).unwrap().to_string_lossy().into_owned();
+            if path.is_dir() {
+                folders.push(path);
+            } else if !name.ends_with("record.json") && !name.starts_with("card/") {
+                found.insert(name, aloe_record::digest::file(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+fn run_recipe(recipe: &Path, out: &Path) -> String {
+    let (stdout, stderr, code) = run(&["run", recipe.to_str().unwrap(), "--out", out.to_str().unwrap(), "--json"]);
+    assert_eq!(code, 0, "{stderr}");
+    stdout
+}
+
+#[test]
+fn a_run_killed_at_any_moment_and_resumed_equals_an_uninterrupted_one_byte_for_byte() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), &stories);
+    let whole = dir.path().join("whole");
+    let started = std::time::Instant::now();
+    run_recipe(&recipe, &whole);
+    let whole_time = started.elapsed();
+    let expected = digests(&whole);
+    for name in ["dpo/model/model.safetensors", "after/samples.jsonl", "after/results.json", "attacks/samples.jsonl"] {
+        assert!(expected.contains_key(name), "{name} was not written; there are {:?}", expected.keys());
+    }
+    let killed = dir.path().join("killed");
+    let mut rng = aloe_record::CounterRng::new(11, "kill", 0);
+    for _ in 0..5 {
+        let mut child = aloe()
+            .args(["run", recipe.to_str().unwrap(), "--out", killed.to_str().unwrap()])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_secs_f64(whole_time.as_secs_f64() * (0.05 + 0.35 * rng.uniform_f64())));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    run_recipe(&recipe, &killed);
+    assert_eq!(digests(&killed), expected);
+
+    let again: serde_json::Value = serde_json::from_str(&run_recipe(&recipe, &killed)).unwrap();
+    for stage in again.as_array().unwrap() {
+        assert_eq!(stage["was_done"], true, "{} ran again", stage["stage"]);
+    }
+    check_card(&killed);
+}
+
+/// The card quotes the records: the accuracy that the evaluation wrote stands in it, and the fixed parts are there.
+fn check_card(out: &Path) {
+    let card = std::fs::read_to_string(out.join("card/README.md")).unwrap();
+    let results: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(out.join("after/results.json")).unwrap()).unwrap();
+    let accuracy = results["tasks"][0]["acc"]["value"].as_f64().unwrap();
+    assert!(card.contains(&format!("| starter_mcqa | 60 | {:.2} |", accuracy * 100.0)), "{card}");
+    for part in [
+        "no difference can be concluded",
+        "Not for clinical practice",
+        "Environmental Impact",
+        "6. Uncertainty and assumptions",
+        "non refusal rate",
+        "not comparable",
+    ] {
+        assert!(card.contains(part), "{part:?} is missing in the card");
+    }
+}
+
+#[test]
+fn one_and_two_threads_write_the_same_bytes() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), &stories);
+    let mut found = Vec::new();
+    for threads in ["1", "2"] {
+        let out = dir.path().join(threads);
+        let args = ["run", recipe.to_str().unwrap(), "--out", out.to_str().unwrap(), "--threads", threads];
+        let (_, stderr, code) = run(&args);
+        assert_eq!(code, 0, "{stderr}");
+        found.push(digests(&out));
+    }
+    assert_eq!(found[0], found[1]);
+}
+
+/// Needs the right to mount; where that is missing it says so.
+#[test]
+fn a_full_disk_ends_with_exit_code_4_and_the_run_goes_on_when_there_is_room() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let mount = |options: &str| {
+        std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs", disk.to_str().unwrap()])
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    if !mount("size=5m") {
+        eprintln!("not run: no right to mount a small file system");
+        return;
+    }
+    let recipe = recipe(dir.path(), &stories);
+    let out = disk.join("out");
+    let args = ["run", recipe.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let (_, stderr, code) = run(&args);
+    let grown = mount("remount,size=200m");
+    let (_, second, second_code) = run(&args);
+    let unmounted = std::process::Command::new("umount").arg(&disk).status().unwrap().success();
+    assert_eq!(code, 4, "{stderr}");
+    assert!(grown && second_code == 0, "{second}");
+    assert!(unmounted);
+}
