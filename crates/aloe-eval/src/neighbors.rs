@@ -58,6 +58,32 @@ impl Search {
     }
 }
 
+/// The `k` nearest pool questions to `test` (place `index` among the questions), nearest last, leaving out those that are the
+/// question itself; and how many were left out.
+pub fn nearest(
+    search: &Search,
+    index: usize,
+    test: &Question,
+    pool: &[&Question],
+    k: usize,
+    jaccard: f64,
+) -> (Vec<usize>, usize) {
+    let mut places = Vec::new();
+    let mut n_excluded = 0;
+    for place in search.ranked(index, &test.stem) {
+        if places.len() == k {
+            break;
+        }
+        if same_question(pool[place], test, jaccard) {
+            n_excluded += 1;
+        } else {
+            places.push(place);
+        }
+    }
+    places.reverse();
+    (places, n_excluded)
+}
+
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
 }
@@ -166,6 +192,21 @@ mod tests {
         let Search::Lexical(bm25) = Search::lexical(&pool) else { panic!("not lexical") };
         let expected = (1.0f64 + 2.5 / 1.5).ln() * 0.88;
         assert!((bm25.scores("heart")[0] - expected).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_nearest_comes_last_and_the_question_itself_is_left_out_and_counted() {
+        let nerve = ["Phrenic", "Vagus", "Ulnar", "Median"];
+        let test = question("Which nerve supplies the diaphragm?", nerve);
+        let pool = [
+            question("Which organ makes insulin?", ["Liver", "Pancreas", "Spleen", "Lung"]),
+            question("Which nerve supplies the diaphragm", ["Median", "Ulnar", "Vagus", "Phrenic"]),
+            question("Which nerve supplies the deltoid muscle?", ["Axillary", "Radial", "Ulnar", "Median"]),
+        ];
+        let texts: Vec<String> = pool.iter().map(|q| q.stem.clone()).collect();
+        let pool: Vec<&Question> = pool.iter().collect();
+        assert_eq!(nearest(&Search::lexical(&texts), 0, &test, &pool, 2, 0.8), (vec![0, 2], 1));
+        assert_eq!(nearest(&Search::lexical(&texts), 0, &test, &pool, 1, 0.8), (vec![2], 1));
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub fn stratified(questions: &[RedTeamQuestion], styles: &[Style], n_prompts: us
         }
         strata.retain(|(_, left)| !left.is_empty());
     }
-    planned.sort_by(|a, b| (a.question, a.style, a.rendering).cmp(&(b.question, b.style, b.rendering)));
+    planned.sort_by_key(|prompt| (prompt.question, prompt.style, prompt.rendering));
     planned
 }
 

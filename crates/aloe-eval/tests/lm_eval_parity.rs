@@ -32,7 +32,8 @@ fn place(name: &str) -> Option<PathBuf> {
 
 fn golden(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    serde_json::from_str(&std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).unwrap()
+    serde_json::from_str(&std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+        .unwrap()
 }
 
 /// Our prompts for the first `n` questions.
@@ -55,8 +56,14 @@ fn check_prompts(data: &Path, file: &str, name: &str, shots: usize) {
     assert_eq!(prompts.len(), rows.len(), "{name}");
     for (index, (prompt, row)) in prompts.iter().zip(rows).enumerate() {
         let found = digest::bytes(prompt.text.as_bytes());
-        assert_eq!(found[..16], *row["prompt"].as_str().unwrap(), "{name} {shots}-shot question {index}:\n{}", prompt.text);
-        let continuations: Vec<&str> = golden["continuations"].as_array().unwrap().iter().map(|c| c.as_str().unwrap()).collect();
+        assert_eq!(
+            found[..16],
+            *row["prompt"].as_str().unwrap(),
+            "{name} {shots}-shot question {index}:\n{}",
+            prompt.text
+        );
+        let continuations: Vec<&str> =
+            golden["continuations"].as_array().unwrap().iter().map(|c| c.as_str().unwrap()).collect();
         assert_eq!(prompt.continuations, continuations);
     }
 }

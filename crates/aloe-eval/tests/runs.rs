@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test binary")]
 
-use aloe_engine::{Engine, EngineOptions, Sampling};
+use aloe_engine::{Embedder, Engine, EngineOptions, Sampling};
 use aloe_eval::{Error, EvalConfig, RedTeamConfig, Strategy, eval, read_samples, redteam};
 use aloe_record::{Cancel, Progress};
 use aloe_task::red_team::questions::{read, read_harmless};
@@ -120,6 +120,13 @@ fn medprompt_names_its_pool_its_search_and_what_it_excluded_or_filled() {
         assert_ne!(sample.votes[0].order, sample.votes[1].order);
     }
     assert_eq!(files(dir.path()), run(&engine, &config));
+
+    let encoder = PathBuf::from(std::env::var_os("ALOE_MODELS").unwrap()).join("all-minilm-l6-v2");
+    let embedder = Embedder::open(&encoder, 0).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    config.limit = Some(1);
+    let results = eval(&engine, &config, Some(&embedder), dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
+    assert_eq!(results.tasks[0].notes["neighbour_search"], "cosine of all-minilm-l6-v2");
 }
 
 #[test]
@@ -136,7 +143,8 @@ fn forged_tokens_reach_the_model_in_the_forged_rendering_only() {
     };
     let run = || {
         let dir = tempfile::tempdir().unwrap();
-        redteam(&engine, &questions, &harmless, None, &config, dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
+        redteam(&engine, &questions, &harmless, None, &config, dir.path(), &Progress::silent(), &Cancel::default())
+            .unwrap();
         files(dir.path())
     };
     let found = run();

@@ -129,20 +129,12 @@ fn shots_of(
     let question = &run.questions[index];
     let k = run.config.shots;
     let jaccard = run.config.medprompt.same_question_jaccard;
-    let mut nearest = Vec::new();
-    for place in search.ranked(index, &question.stem) {
-        if nearest.len() == k {
-            break;
-        }
-        if neighbors::same_question(examples[place].0, question, jaccard) {
-            counts.excluded += 1;
-        } else {
-            nearest.push(place);
-        }
-    }
+    let pool: Vec<&Question> = examples.iter().map(|(example, _)| *example).collect();
+    let (nearest, n_excluded) = neighbors::nearest(search, index, question, &pool, k, jaccard);
+    counts.excluded += n_excluded;
     counts.filled += k - nearest.len();
     let mut shots = fixed_shots(run.config.protocol, question, k - nearest.len())?;
-    for &place in nearest.iter().rev() {
+    for place in nearest {
         shots.push(shot(run, question, examples[place])?);
     }
     Ok(shots)

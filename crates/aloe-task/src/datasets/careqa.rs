@@ -1,5 +1,6 @@
 //! CareQA, English, closed (Arias-Duart et al. 2025): a reported set only.
 //!
+//! One row of the Hub's file has no question text; lm-evaluation-harness puts the exam's text in its place, and so do we.
 //! Columns `exam_id, question, op1..op4, cop (1 to 4), year, category, unique_id`.
 
 use crate::rows::{self, Row};
@@ -16,6 +17,20 @@ pub fn load(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
     rows::read(data_dir, &Task::CareqaEn.find(data_dir, split, &candidates)?)?.iter().map(question).collect()
 }
 
+/// The row without text and the text the harness gives it; its options and key are there.
+const WITHOUT_TEXT: (&str, &str) = (
+    "5636d1af-e0b1-43b0-8a04-6f127dcf6785",
+    "In relation to the immune mechanism involved in the rejection of transplanted solid organs, indicate the incorrect \
+answer:",
+);
+
+fn stem(row: &Row, id: &str) -> Result<String> {
+    if id == WITHOUT_TEXT.0 && !row.has("question") {
+        return Ok(WITHOUT_TEXT.1.into());
+    }
+    row.text("question")
+}
+
 /// One row.
 pub fn question(row: &Row) -> Result<Question> {
     let cop = row.integer("cop")?;
@@ -24,9 +39,10 @@ pub fn question(row: &Row) -> Result<Question> {
         key: format!("{cop} (the first option is 1)"),
         n_choices: 4,
     })?;
+    let id = row.text("unique_id")?;
     Question {
-        id: row.text("unique_id")?,
-        stem: row.text("question")?,
+        stem: stem(row, &id)?,
+        id,
         context: None,
         choices: (1..=4).map(|i| row.text(&format!("op{i}"))).collect::<Result<_>>()?,
         key,

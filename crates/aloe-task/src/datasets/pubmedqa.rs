@@ -19,12 +19,14 @@ pub fn load(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
         Split::Dev => return Err(Task::Pubmedqa.no_split(split, "examples come from the train split")),
     };
     let candidates: Vec<String> = names.iter().map(|name| format!("pubmedqa/{name}")).collect();
-    let questions = read(data_dir, &Task::Pubmedqa.find(data_dir, split, &candidates)?)?;
+    let file = Task::Pubmedqa.find(data_dir, split, &candidates)?;
+    let questions = read(data_dir, &file)?;
     if split != Split::Test {
         return Ok(questions);
     }
     let test_ids = test_ids(data_dir)?;
-    Ok(questions.into_iter().filter(|question| test_ids.contains(&question.id)).collect())
+    let tested: Vec<Question> = questions.into_iter().filter(|question| test_ids.contains(&question.id)).collect();
+    if tested.is_empty() { Err(Error::Empty { path: format!("{file}, test rows") }) } else { Ok(tested) }
 }
 
 /// Loads a split of the starter set: `starter_pubmedqa_{train,dev,test}.jsonl`.
