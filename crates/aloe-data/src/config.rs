@@ -150,9 +150,10 @@ impl Default for Rules {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Dedup {
-    /// Rows with equal simplified text.
+    /// Rows whose text is equal but for case and punctuation.
     pub exact: bool,
     /// Rows that share a MinHash bucket: 14 x 8 (threshold 0.72) for one question and answer, 11 x 9 (0.77) for dialogues.
+    /// As in Datatrove, rows of five words or more that differ only in numbers count as duplicates.
     pub minhash: bool,
 }
 

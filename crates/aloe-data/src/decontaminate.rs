@@ -14,6 +14,7 @@
 
 use crate::dialect::{self, Dialect};
 use crate::minhash::windows;
+use crate::simplify::plain;
 use crate::source::{self, DataFile};
 use crate::{Item, Problems, Result, RowError, parallel, simplify};
 use aloe_record::{Cancel, Progress};
@@ -39,7 +40,7 @@ const STOCK_WORDS: &str = "a an the of in on at to for with without by from and 
     gestation breaths beats up any other otherwise well reports denies states complains takes current medications include \
     father mother parents healthy appears acute distress abdomen lungs heart auscultation clear soft nontender bmi kg m0 m2 \
     weight height percentile further evaluation therapy response develop development increased decreased risk prevented \
-    explanation finding";
+    explanation finding question linked image number";
 
 static STOCK: LazyLock<HashSet<&'static str>> = LazyLock::new(|| STOCK_WORDS.split_whitespace().collect());
 static OPTION_LINE: LazyLock<Regex> =
@@ -109,12 +110,6 @@ fn n_telling(run: &str) -> usize {
     run.split(' ').filter(|word| !STOCK.contains(word)).count()
 }
 
-/// Lower case, letters and digits only.
-fn plain(text: &str) -> String {
-    let spaced: String = text.to_lowercase().chars().map(|c| if c.is_alphanumeric() { c } else { ' ' }).collect();
-    spaced.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 fn option_set(options: &[String]) -> Vec<String> {
     let mut options: Vec<String> =
         options.iter().map(|option| plain(option)).filter(|option| !option.is_empty()).collect();
@@ -148,6 +143,7 @@ impl Index {
 
     fn read_file(&mut self, file: &DataFile, broken: &mut dyn FnMut(RowError) -> Result<()>) -> Result<()> {
         let name = file_name(&file.path);
+        let tested = tested_pmids(&file.path)?;
         let mut dialect = None;
         let mut n_rows = 0;
         source::read(&file.path, &mut |row| {
@@ -160,6 +156,12 @@ impl Index {
                 Some(known) => known,
                 None => *dialect.insert(Dialect::detect(&row, &name)?),
             };
+            let pmid = row.columns.get("_key").and_then(|key| key.as_str());
+            if let (Dialect::Pubmedqa, Some(tested), Some(pmid)) = (dialect, &tested, pmid)
+                && !tested.contains(pmid)
+            {
+                return Ok(());
+            }
             match self.add_row(dialect, &row, n_rows) {
                 Ok(()) => Ok(()),
                 Err(error) => broken(error),
@@ -335,6 +337,16 @@ impl Index {
         let shared = runs.first().map(|run| (*run).to_owned()).unwrap_or_default();
         Some((id, Evidence { test, shared, score: rounded(score) }))
     }
+}
+
+/// PubMedQA keeps train and test instances in one file; the test ones are those of `test_ground_truth.json` beside it.
+fn tested_pmids(path: &Path) -> Result<Option<HashSet<String>>> {
+    let list = path.with_file_name("test_ground_truth.json");
+    if file_name(path) != "ori_pqal.json" || !list.exists() {
+        return Ok(None);
+    }
+    let by_pmid: HashMap<String, String> = aloe_record::atomic::read_json(&list)?;
+    Ok(Some(by_pmid.into_keys().collect()))
 }
 
 fn rounded(value: f64) -> f64 {

@@ -1,9 +1,10 @@
-//! Duplicates: equal simplified text, and shared MinHash buckets joined by union-find. The first row of a cluster stays.
+//! Duplicates: text equal but for case and punctuation, and shared MinHash buckets joined by union-find. The first row of a cluster stays.
 //!
 //! Rows of one turn and dialogues are compared among themselves, each with its banding. As in Datatrove, sharing a bucket is the
 //! whole test; the exact Jaccard similarity is written beside each dropped row, to be read.
 
 use crate::minhash::{Banding, MinHash, jaccard};
+use crate::simplify::plain;
 use crate::{Dedup, Item, parallel, simplify};
 use aloe_record::{Cancel, Progress};
 use std::collections::HashMap;
@@ -36,8 +37,11 @@ pub(crate) fn find(
     let mut exact_of: Vec<Option<usize>> = vec![None; items.len()];
     if dedup.exact {
         let mut first: HashMap<u128, usize> = HashMap::new();
-        for (index, text) in texts.iter().enumerate() {
-            match first.entry(xxh3_128(text.as_bytes())) {
+        // Simplified text has lost its numbers, and 2 + 2 is no copy of 3 + 3.
+        for (index, text) in
+            parallel::map(items, |item| xxh3_128(plain(&item.dedup_text()).as_bytes())).into_iter().enumerate()
+        {
+            match first.entry(text) {
                 std::collections::hash_map::Entry::Occupied(entry) => exact_of[index] = Some(*entry.get()),
                 std::collections::hash_map::Entry::Vacant(entry) => {
                     entry.insert(index);
@@ -179,6 +183,8 @@ mod tests {
             &["Short", "No"],
             &["Short?", "no."],
             &["Short", "Yes"],
+            &["2 + 2?", "4"],
+            &["3 + 3?", "6"],
         ]);
         let expected = [
             (2, "0".to_owned(), "exact_duplicate"),

@@ -75,6 +75,12 @@ fn simplify_any(text: &str) -> String {
     MARKS.replace_all(&decomposed, "").trim().to_owned()
 }
 
+/// Lower case, letters and digits only, single spaces: unlike [`simplify`] it keeps numbers and accents.
+pub(crate) fn plain(text: &str) -> String {
+    let spaced: String = text.to_lowercase().chars().map(|c| if c.is_alphanumeric() { c } else { ' ' }).collect();
+    spaced.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
