@@ -30,7 +30,7 @@ pub fn eval(
     let mut all_samples = Vec::new();
     for (task, questions, n_whole) in &tasks {
         progress.message(&task.name());
-        let run = TaskRun { engine, config, embedder, task: *task, questions, cancel };
+        let run = TaskRun { engine, config, embedder, task: *task, questions, progress, cancel };
         let plan = strategy::prepare(&run, &mut log)?;
         let mut samples: Vec<Sample> = log.samples_of(*task, questions)?;
         progress.advance(samples.len() as u64);

@@ -81,6 +81,7 @@ fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<Vec<So
     let chunk_len = (64 / n).max(1);
     while solved.len() < pool.len() {
         run.cancel.check()?;
+        run.progress.message(&format!("{}: worked examples {} of {}", run.task.name(), solved.len(), pool.len()));
         let chunk = &pool[solved.len()..pool.len().min(solved.len() + chunk_len)];
         let asked = chunk.iter().map(|question| {
             let k = run.config.shots.min(3);
@@ -104,6 +105,7 @@ fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<Vec<So
         log.append_solved(&new)?;
         solved.extend(new);
     }
+    run.progress.message(&run.task.name());
     Ok(solved)
 }
 

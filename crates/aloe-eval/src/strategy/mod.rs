@@ -11,7 +11,7 @@ mod sc_cot;
 use crate::answers::AnswerLog;
 use crate::{EvalConfig, Result, Sample, Strategy};
 use aloe_engine::{Embedder, Engine};
-use aloe_record::{Cancel, digest};
+use aloe_record::{Cancel, Progress, digest};
 use aloe_task::{Question, Task};
 use serde_json::{Map, Value};
 use std::ops::Range;
@@ -23,6 +23,7 @@ pub(crate) struct TaskRun<'a> {
     pub(crate) embedder: Option<&'a Embedder>,
     pub(crate) task: Task,
     pub(crate) questions: &'a [Question],
+    pub(crate) progress: &'a Progress,
     pub(crate) cancel: &'a Cancel,
 }
 
