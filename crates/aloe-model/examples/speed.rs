@@ -1,5 +1,6 @@
-//! Tokens per second and peak memory of training, prefill and decoding: `speed MODEL [f32|bf16] [tokens]`.
+//! Tokens per second and peak memory of training, prefill and decoding: `speed MODEL [f32|bf16] [tokens] [threads]`.
 //!
+//! Beside wall time it prints processor time, which with one thread is comparable on a busy machine too.
 //! Fixed input: ids by formula. For the dated figures in LOG.md; not part of the product.
 #![expect(clippy::print_stdout, reason = "a measuring program prints")]
 
@@ -15,6 +16,13 @@ fn peak_mb() -> u64 {
     line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) / 1024
 }
 
+/// Processor seconds of this process so far, in the kernel's ticks of 10 ms.
+fn cpu_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or("");
+    after_name.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
 fn ids(name: &str, n: usize, vocab: usize) -> Vec<u32> {
     fill(name, n).into_iter().map(|v| ((v + 1.0) * 0.5 * vocab as f32) as u32).collect()
 }
@@ -25,24 +33,27 @@ fn train(source: &ModelSource, decoder: &mut Decoder, n: usize) -> aloe_model::R
     let documents: Vec<Vec<u32>> = (0..4).map(|i| ids(&format!("row {i}"), n / 4, params.config.vocab_size)).collect();
     for round in 0..4 {
         let batch = PackedBatch::from_documents(&documents.iter().map(Vec::as_slice).collect::<Vec<_>>());
-        let start = Instant::now();
+        let (start, mut cpu) = (Instant::now(), vec![cpu_s()]);
         let rows: Vec<usize> = batch.pieces.iter().flat_map(|piece| piece.start..piece.end - 1).collect();
         let targets: Vec<u32> = rows.iter().map(|&row| batch.ids[row + 1]).collect();
         let activations = decoder.forward_train(batch)?;
-        let (forward_s, held_mb) = (start.elapsed().as_secs_f64(), activations.nbytes() >> 20);
+        let held_mb = activations.nbytes() >> 20;
+        cpu.push(cpu_s());
         let found = decoder.token_logps(&activations.hidden, rows, targets);
         let dlogps = vec![-1.0 / found.logps.len() as f32; found.logps.len()];
         let dhidden = decoder.token_logps_backward(&activations.hidden, &found, &dlogps, &mut grads);
-        let head_s = start.elapsed().as_secs_f64() - forward_s;
+        cpu.push(cpu_s());
         decoder.backward(activations, &dhidden, &mut grads);
-        let backward_s = start.elapsed().as_secs_f64() - forward_s - head_s;
+        cpu.push(cpu_s());
         decoder.refresh(&params);
-        let all_s = start.elapsed().as_secs_f64();
-        let rate = n as f64 / all_s;
+        cpu.push(cpu_s());
+        let rate = n as f64 / start.elapsed().as_secs_f64();
+        let phases: Vec<String> = cpu.windows(2).map(|pair| format!("{:.2}", pair[1] - pair[0])).collect();
         println!(
-            "train {round}: {rate:.0} tok/s (forward {forward_s:.2} s, head {head_s:.2}, backward {backward_s:.2}, \
-             refresh {:.2}); activations {held_mb} MB, peak {} MB",
-            all_s - forward_s - head_s - backward_s,
+            "train {round}: {rate:.0} tok/s; {:.0} tok per processor second (forward, head, backward, refresh: {} s); \
+             activations {held_mb} MB, peak {} MB",
+            n as f64 / (cpu[4] - cpu[0]),
+            phases.join(", "),
             peak_mb()
         );
     }
@@ -52,18 +63,23 @@ fn train(source: &ModelSource, decoder: &mut Decoder, n: usize) -> aloe_model::R
 fn generate(decoder: &Decoder, b: usize) -> aloe_model::Result<()> {
     let prompt = ids("prompt", 512, decoder.config.vocab_size);
     let mut trunk = KvCache::new(decoder);
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_s());
     let logits = decoder.prefill(&[&prompt], &mut [&mut trunk])?;
-    println!("prefill 512: {:.0} tok/s", 512.0 / start.elapsed().as_secs_f64());
+    report("prefill 512", 512, start, cpu);
     let mut caches: Vec<KvCache> = (0..b).map(|_| trunk.fork()).collect();
     let mut next = vec![ops::argmax_rows(&decoder.device, &logits)[0]; b];
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_s());
     for _ in 0..32 {
         let logits = decoder.decode_step(&next, &mut caches.iter_mut().collect::<Vec<_>>())?;
         next = ops::argmax_rows(&decoder.device, &logits);
     }
-    println!("decode batch {b}: {:.0} tok/s", (32 * b) as f64 / start.elapsed().as_secs_f64());
+    report(&format!("decode batch {b}"), 32 * b, start, cpu);
     Ok(())
+}
+
+fn report(what: &str, n: usize, start: Instant, cpu: f64) {
+    let (wall, cpu) = (n as f64 / start.elapsed().as_secs_f64(), n as f64 / (cpu_s() - cpu));
+    println!("{what}: {wall:.0} tok/s, {cpu:.0} tok per processor second");
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -71,8 +87,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = args.next().ok_or("usage: speed MODEL [f32|bf16] [tokens]")?;
     let dtype = if args.next().as_deref() == Some("f32") { Dtype::F32 } else { Dtype::Bf16 };
     let n = args.next().map_or(Ok(2048), |n| n.parse())?;
+    let threads = args.next().map_or(Ok(0), |n| n.parse())?;
     let source = ModelSource::open(Path::new(&path))?;
-    let mut decoder = Decoder::open(&source, dtype, &Device::cpu(0))?;
+    let mut decoder = Decoder::open(&source, dtype, &Device::cpu(threads))?;
     println!("{}, {dtype:?}; loaded, {} MB", decoder.device.name(), peak_mb());
     for b in [1, 16] {
         generate(&decoder, b)?;

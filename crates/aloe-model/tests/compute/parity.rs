@@ -1,4 +1,7 @@
 //! SmolLM2 dequantised to f32 against transformers: a 512-token prompt, and the gradients of a packed SFT batch.
+//!
+//! The gradients' oracle multiplies in f64: PyTorch's own f32 gradients of this batch are up to 2.5e-4 from it. It gives the
+//! embedding of the padding token its gradient, which `nn.Embedding(padding_idx)` drops: SmolLM2 pads with `<|im_end|>`.
 
 use crate::gradients::{loss_and_grads, relative_error};
 use crate::{documents, floats, golden, ids, largest_difference, open, outside, slices, targets};
