@@ -181,7 +181,7 @@ impl EncoderConfig {
             max_position_embeddings: size("max_position_embeddings")?,
             layer_norm_eps: map.get("layer_norm_eps").and_then(Value::as_f64).unwrap_or(1e-12) as f32,
         };
-        if config.hidden_size % config.num_attention_heads != 0 {
+        if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             return Err(Error::file(path, "num_attention_heads does not divide hidden_size"));
         }
         Ok(config)

@@ -1,4 +1,5 @@
 //! The decoder's and the encoder's arithmetic against outside oracles: golden files of `oracles/`, finite differences, laws.
+#![allow(clippy::print_stderr, reason = "tests say what they measured and what did not run")]
 
 #[path = "compute/encoder.rs"]
 mod encoder;
