@@ -145,21 +145,26 @@ pub fn cross_entropy_backward(
             packed.fill_from_columns(device, Source::F32(x), part.len());
         }
         let mut logits = vec![0.0; part.len() * VOCABULARY.min(v)];
+        let mut partial = vec![0.0; part.len() * d];
         for vocabulary in chunks(v, VOCABULARY) {
             let logits = &mut logits[..part.len() * vocabulary.len()];
             chunk_logits(device, x, head, &vocabulary, logits);
             logit_gradients(device, logits, &vocabulary, inputs, &part);
             let unit = crate::gemm::units_of(head.dtype(), vocabulary.start);
             with_rows(device, logits, vocabulary.len(), head.dtype(), |a| {
-                let c = &mut dhidden.as_f32_mut()[part.start * d..part.end * d];
+                let c = &mut partial[..part.len() * d];
                 multiply(
                     device,
                     &a,
                     backward,
                     Lanes { unit, ..Lanes::all(backward) },
-                    Out { c, stride: d, accumulate: true },
+                    Out { c, stride: d, accumulate: false },
                 );
             });
+            // One chain over the whole vocabulary would lose what its thousands of small terms add up to: each chunk is
+            // summed on its own. Measured on SmolLM2: 6e-5 of dhidden against 1e-6.
+            let c = &mut dhidden.as_f32_mut()[part.start * d..part.end * d];
+            c.iter_mut().zip(&partial).for_each(|(sum, add)| *sum += add);
             if let (Some(dhead), Some(packed)) = (dhead.as_deref_mut(), &packed) {
                 let dw = &mut dhead.as_f32_mut()[vocabulary.start * d..vocabulary.end * d];
                 grad_weight_part(device, logits, vocabulary.len(), packed, dw);
