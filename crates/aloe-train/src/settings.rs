@@ -3,6 +3,7 @@
 use crate::guard::{OnNonFinite, OnSpike};
 use crate::schedule::{Decay, Schedule};
 use crate::{Error, Result};
+use aloe_model::Gguf;
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::{Device, Dtype};
 use aloe_text::TextModel;
@@ -98,9 +99,10 @@ pub(crate) fn refuse(mistakes: Vec<String>) -> Result<()> {
     if mistakes.is_empty() { Ok(()) } else { Err(Error::Config { mistakes }) }
 }
 
-/// The tokenizer and template of a model folder, with another template where one is named.
+/// The tokenizer and template of a model folder or GGUF file, with another template where one is named.
 pub(crate) fn open_text(start: &Path, chat_template: Option<&str>) -> Result<TextModel> {
-    let text = TextModel::open(start)?;
+    let is_gguf = start.extension().is_some_and(|extension| extension == "gguf");
+    let text = if is_gguf { TextModel::from_gguf(Gguf::open(start)?.metadata())? } else { TextModel::open(start)? };
     match chat_template {
         Some(name) => Ok(text.with_template(name)?),
         None => Ok(text),
