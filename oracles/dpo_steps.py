@@ -72,10 +72,18 @@ def tiny():
 
 
 def smollm2(gguf, path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     gguf = pathlib.Path(gguf)
-    load = lambda: AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, attn_implementation="eager")
+
+    def load():
+        # A fresh model with the dequantised weights: the Trainer refuses what it takes for a quantised model.
+        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        config = LlamaConfig(**{k: v for k, v in read.config.to_dict().items() if k != "quantization_config"})
+        model = LlamaForCausalLM._from_config(config, attn_implementation="eager").float()
+        model.load_state_dict(read.state_dict())
+        return model
+
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
     pairs = []

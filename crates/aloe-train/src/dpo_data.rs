@@ -67,6 +67,9 @@ impl DpoData {
         }
         report.n_pairs = pairs.len();
         report.n_held_out = held_out.len();
+        let n_kept = report.n_pairs + report.n_held_out;
+        let why = "with two equal answers";
+        report.notices.extend(finished::dropped_notice("pairs", n_kept, report.n_too_long, report.n_equal, why));
         report.n_tokens = pairs.iter().map(|pair| pair.n_tokens() as u64).sum();
         report.n_targets = pairs.iter().map(|pair| pair.n_targets() as u64).sum();
         let reference = vec![PairLogps::default(); pairs.len()];

@@ -61,6 +61,20 @@ pub(crate) fn export_notice(export: &ExportReport) -> Option<String> {
     })
 }
 
+/// A line on the rows that were left out, so that nobody takes the rest for the whole.
+pub(crate) fn dropped_notice(
+    unit: &str,
+    n_kept: usize,
+    n_too_long: usize,
+    n_other: usize,
+    why: &str,
+) -> Option<String> {
+    let n_all = n_kept + n_too_long + n_other;
+    (n_kept < n_all).then(|| {
+        format!("{} of {n_all} {unit} dropped: {n_too_long} longer than max_len, {n_other} {why}", n_all - n_kept)
+    })
+}
+
 /// Means over the first and the last tenth, of at least one value each.
 pub(crate) fn tenths(values: &[f64]) -> (f64, f64) {
     let n = values.len().div_ceil(10);

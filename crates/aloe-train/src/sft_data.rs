@@ -78,6 +78,15 @@ impl SftData {
         data.n_rows_per_epoch = data.rows_of(0).len();
         report.n_rows = data.documents.len();
         report.n_held_out = data.held_out.len();
+        let n_kept = report.n_rows + report.n_held_out;
+        let why = "without a trained token";
+        report.notices.extend(finished::dropped_notice(
+            "rows",
+            n_kept,
+            report.n_too_long,
+            report.n_without_target,
+            why,
+        ));
         report.n_tokens = data.tokens_per_epoch();
         report.n_targets = data.documents.iter().map(|document| document.n_targets() as u64).sum();
         report.n_packed_rows = data.n_rows_per_epoch;

@@ -279,7 +279,10 @@ fn dropped_rows_are_counted_and_named() {
     let inputs = SftInputs { start: dir.path().join("base"), rows, held_out: Vec::new() };
     let config = SftConfig { held_out_share: 0.0, epochs: Some(1), ..sft_config() };
     let report = sft(&config, inputs, &dir.path().join("out"), &context(1)).unwrap();
-    assert_eq!((report.n_rows, report.n_too_long, report.dropped), (9, 1, vec!["rows.jsonl:4".to_owned()]));
+    assert_eq!((report.n_rows, report.n_too_long), (9, 1));
+    assert_eq!(report.dropped, ["rows.jsonl:4"]);
+
+    assert_eq!(report.notices[0], "1 of 10 rows dropped: 1 longer than max_len, 0 without a trained token");
 
     let mut pairs = dpo_rows(10);
     pairs[5].pair.rejected = pairs[5].pair.chosen.clone();
