@@ -132,6 +132,10 @@ impl Endpoint {
     fn score_one(&self, text: &TextModel, request: &ScoreRequest) -> Result<ScoreResult> {
         let mut prompt_ids = ids_of(text, &request.prompt)?;
         let mut continuations = Vec::new();
+        let refuse = |reason: &str| Error::Request { id: request.id.clone(), reason: reason.to_owned() };
+        if prompt_ids.is_empty() {
+            return Err(refuse("the prompt has no tokens"));
+        }
         if request.continuations.is_empty() {
             let scored = self.echo(&prompt_ids)?;
             continuations.push(to_scored(prompt_ids[1..].to_vec(), &scored));
@@ -141,11 +145,19 @@ impl Endpoint {
                 (_, Continuation::Ids(ids)) => ids.clone(),
                 (Prompt::Text(before), Continuation::Text(after)) => {
                     let (joint_prompt, ids) = text.encode_joint(before, after)?;
+                    if !continuations.is_empty() && joint_prompt != prompt_ids {
+                        return Err(refuse(
+                            "a continuation changes how the prompt before it is tokenised; score it alone",
+                        ));
+                    }
                     prompt_ids = joint_prompt;
                     ids
                 }
                 (_, Continuation::Text(after)) => text.tokenizer.encode_continuation(after)?,
             };
+            if ids.is_empty() {
+                return Err(refuse("a continuation has no tokens"));
+            }
             let whole: Vec<u32> = prompt_ids.iter().chain(&ids).copied().collect();
             let scored = self.echo(&whole)?;
             let n_ids = ids.len();

@@ -26,6 +26,7 @@ impl Client {
     /// `base` is the address up to and including `/v1`. The key comes from `ALOE_API_KEY` or `OPENAI_API_KEY`.
     pub(crate) fn new(base: &str) -> Self {
         let config = ureq::Agent::config_builder()
+            .tls_config(ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build())
             .timeout_connect(Some(Duration::from_secs(10)))
             .timeout_global(Some(Duration::from_secs(600)))
             .http_status_as_error(false)
@@ -63,6 +64,11 @@ impl Client {
         Error::Endpoint { url: self.base.clone(), reason: reason.into() }
     }
 
+    #[allow(clippy::print_stderr, reason = "a retry is never silent; the library has no other way to a person")]
+    fn tell(&self, turn: u32, reason: &str) {
+        eprintln!("{}: {reason}; trying again ({} of {TRIES})", self.base, turn + 1);
+    }
+
     fn with_retries(&self, attempt: impl Fn() -> std::result::Result<Value, Failure>) -> Result<Value> {
         let mut wait = Duration::from_millis(250);
         for turn in 1.. {
@@ -74,6 +80,7 @@ impl Client {
                 let tries = if turn > 1 { format!(" (after {turn} tries)") } else { String::new() };
                 return Err(self.error(format!("{}{tries}", failure.reason)));
             }
+            self.tell(turn, &failure.reason);
             std::thread::sleep(failure.retry_after.unwrap_or(wait).min(Duration::from_secs(60)));
             wait *= 2;
         }

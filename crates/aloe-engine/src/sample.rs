@@ -59,14 +59,12 @@ fn draw(scores: &[f32], sampling: &Sampling, rng: &mut CounterRng) -> u32 {
         ranked.truncate(sampling.top_k);
     }
     let max = ranked.iter().map(|entry| entry.1).fold(f32::NEG_INFINITY, f32::max);
-    let floor = if sampling.min_p > 0.0 { f64::from(sampling.min_p) } else { 0.0 };
-    let mut weighted: Vec<(u32, f64)> = ranked
-        .into_iter()
-        .map(|(id, score)| (id, f64::from(score - max).exp()))
-        .filter(|&(_, weight)| weight > 0.0 && weight >= floor)
-        .collect();
+    let mut weighted: Vec<(u32, f64)> =
+        ranked.into_iter().map(|(id, score)| (id, f64::from(score - max).exp())).filter(|one| one.1 > 0.0).collect();
     weighted.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     nucleus(&mut weighted, f64::from(sampling.top_p));
+    // Weights are relative to the most probable token, which every truncation keeps.
+    weighted.retain(|one| one.1 >= f64::from(sampling.min_p));
     pick(&weighted, rng.uniform_f64())
 }
 
@@ -148,6 +146,8 @@ mod tests {
         assert_eq!(kept(&Sampling { top_p: 0.6, ..base.clone() }), [true, true, false]);
         assert_eq!(kept(&Sampling { top_k: 1, ..base.clone() }), [true, false, false]);
         assert_eq!(kept(&Sampling { min_p: 0.5, ..base.clone() }), [true, true, false]);
+        // Nucleus first: 0.5 and 0.3 reach 0.8; then 0.3 / 0.5 is below 0.7. The other order would keep one token of one.
+        assert_eq!(kept(&Sampling { top_p: 0.8, min_p: 0.7, ..base.clone() }), [true, false, false]);
         assert_eq!(kept(&base), [true, true, true]);
     }
 

@@ -66,6 +66,12 @@ impl OutputDir {
         Ok(Self { target: target.to_path_buf(), partial })
     }
 
+    /// Puts back an older target that a kill between the two renames of [`OutputDir::commit`] left under its other name.
+    pub fn recover(target: &Path) -> Result<()> {
+        let old = old_name(target);
+        if !target.exists() && old.exists() { rename(&old, target) } else { Ok(()) }
+    }
+
     /// Where to write until the commit.
     pub fn path(&self) -> &Path {
         &self.partial
@@ -75,7 +81,7 @@ impl OutputDir {
     pub fn commit(self) -> Result<()> {
         sync_tree(&self.partial)?;
         if self.target.exists() {
-            let old = self.target.with_file_name(format!(".{}.old", file_name(&self.target)));
+            let old = old_name(&self.target);
             if old.exists() {
                 fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
             }
@@ -91,6 +97,10 @@ impl OutputDir {
 /// The temporary name of `path`: `.NAME.partial` in the same folder.
 pub fn sibling(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}.partial", file_name(path)))
+}
+
+fn old_name(target: &Path) -> PathBuf {
+    target.with_file_name(format!(".{}.old", file_name(target)))
 }
 
 fn file_name(path: &Path) -> String {
@@ -152,6 +162,21 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_kill_between_the_two_renames_of_a_commit_loses_neither_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("stage");
+        fs::create_dir(&target).unwrap();
+        write(&target.join("old"), b"x").unwrap();
+        let out = OutputDir::fresh(&target).unwrap();
+        write(&out.path().join("new"), b"x").unwrap();
+        fs::rename(&target, old_name(&target)).unwrap();
+        OutputDir::recover(&target).unwrap();
+        assert!(target.join("old").exists());
+        OutputDir::resume(&target).unwrap().commit().unwrap();
+        assert!(target.join("new").exists() && !old_name(&target).exists());
     }
 
     #[test]

@@ -51,7 +51,8 @@ impl Record {
             name: name.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()),
-            host: std::fs::read_to_string("/etc/hostname").map_or_else(|_| String::new(), |name| name.trim().to_owned()),
+            host: std::fs::read_to_string("/etc/hostname")
+                .map_or_else(|_| String::new(), |name| name.trim().to_owned()),
             ..Self::default()
         }
     }
@@ -61,9 +62,10 @@ impl Record {
         atomic::read_json(&folder.join("record.json"))
     }
 
-    /// Fills in elapsed time and peak memory and writes `record.json` into `folder`, atomically.
-    pub fn finish(&mut self, folder: &Path, started: std::time::Instant) -> Result<()> {
-        self.elapsed_s = started.elapsed().as_secs_f64();
+    /// Fills in elapsed time and peak memory and writes `record.json` into `folder`, atomically. `earlier_s` is what
+    /// interrupted sessions of the same stage took.
+    pub fn finish(&mut self, folder: &Path, started: std::time::Instant, earlier_s: f64) -> Result<()> {
+        self.elapsed_s = earlier_s + started.elapsed().as_secs_f64();
         self.peak_rss_bytes = peak_rss_bytes();
         atomic::write_json(&folder.join("record.json"), self)
     }
@@ -93,7 +95,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut record = Record::start("eval", "before");
         record.result("accuracy", 0.25).unwrap();
-        record.finish(dir.path(), std::time::Instant::now()).unwrap();
+        record.finish(dir.path(), std::time::Instant::now(), 0.0).unwrap();
         assert_eq!(Record::read(dir.path()).unwrap(), record);
         assert!(record.peak_rss_bytes > 0);
     }

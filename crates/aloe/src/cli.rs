@@ -258,22 +258,29 @@ pub(crate) struct StageArgs {
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) config: Option<PathBuf>,
     /// One setting, KEY=VALUE with a TOML value; may be given more than once
-    #[arg(long = "set", value_name = "KEY=VALUE")]
+    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "recipe")]
     pub(crate) set: Vec<String>,
     /// Model folder the stage starts from
-    #[arg(long)]
+    #[arg(long, conflicts_with = "recipe")]
     pub(crate) model: Option<PathBuf>,
     /// Data folder (of `aloe data run`) or file
-    #[arg(long)]
+    #[arg(long, conflicts_with = "recipe")]
     pub(crate) data: Option<PathBuf>,
     /// Folder to write; with --recipe the folder of the whole run
     #[arg(long)]
     pub(crate) out: Option<PathBuf>,
-    /// Type of weights and matrix inputs while computing
-    #[arg(long, value_enum, default_value = "bf16")]
-    pub(crate) dtype: DtypeArg,
-    #[command(flatten)]
-    pub(crate) common: Common,
+    /// Type of weights and matrix inputs while computing; with --recipe the recipe's, bf16 otherwise
+    #[arg(long, value_enum, conflicts_with = "recipe")]
+    pub(crate) dtype: Option<DtypeArg>,
+    /// Seed of everything random; default the recipe's, or 0
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Threads; 0 takes the recipe's, or all cores. Results do not depend on it
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Print results as JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args)]
@@ -302,9 +309,9 @@ pub(crate) struct EvalArgs {
     /// loglikelihood, cot, sc-cot or medprompt
     #[arg(long, default_value = "loglikelihood")]
     pub(crate) strategy: String,
-    /// Examples before each question
-    #[arg(long, default_value_t = 0)]
-    pub(crate) shots: usize,
+    /// Examples before each question; default 0 for loglikelihood, 3 for cot and sc-cot, 5 for medprompt
+    #[arg(long)]
+    pub(crate) shots: Option<usize>,
     /// Only the first N questions of each task; the result is labelled not comparable
     #[arg(long)]
     pub(crate) limit: Option<usize>,

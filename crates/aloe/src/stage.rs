@@ -10,8 +10,9 @@ use aloe_tensor::{Device, Dtype};
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// What every stage is given beside its own settings.
 #[derive(Clone)]
@@ -72,13 +73,17 @@ pub(crate) fn execute(
     let inputs = input_digests(job)?;
     let device = context.device();
     let fingerprint = fingerprint(context, job, &inputs, device.isa().name())?;
-    if let Some(record) = finished(job.out, &fingerprint)? {
-        return Ok(Done { record, was_done: true });
-    }
     if let Some(parent) = job.out.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     }
+    let _lock = lock(job.out)?;
+    OutputDir::recover(job.out)?;
+    refuse_foreign(job)?;
+    if let Some(record) = finished(job.out, &fingerprint)? {
+        return Ok(Done { record, was_done: true });
+    }
     let folder = open_partial(job.out, &fingerprint)?;
+    let earlier_s = open_session(folder.path())?;
     reset_peak_memory();
     let started = Instant::now();
     let mut record = Record::start(job.kind, job.name);
@@ -89,23 +94,87 @@ pub(crate) fn execute(
     record.seed = context.seed;
     record.device = device.name();
     work(folder.path(), &mut record)?;
-    std::fs::remove_file(folder.path().join(MARK)).context("cannot remove the stage's mark")?;
     record.outputs = output_digests(folder.path())?;
-    record.finish(folder.path(), started)?;
+    record.finish(folder.path(), started, earlier_s)?;
     folder.commit()?;
+    remove_hidden(job.out)?;
     Ok(Done { record, was_done: false })
+}
+
+/// A lock beside the stage's folder, held while the stage runs: two runs into one folder would destroy each other's work.
+fn lock(out: &Path) -> anyhow::Result<File> {
+    let name = out.file_name().map_or_else(|| "stage".into(), |name| name.to_string_lossy().into_owned());
+    let path = out.with_file_name(format!(".{name}.lock"));
+    let file = File::create(&path).map_err(aloe_record::Error::io("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let text = format!("another process is writing {}; wait for it, or choose another --out", out.display());
+            Err(Failure::usage(text).into())
+        }
+        Err(TryLockError::Error(error)) => Err(aloe_record::Error::io("lock", &path)(error).into()),
+    }
+}
+
+/// A folder that holds something else than a stage of this kind is never replaced.
+fn refuse_foreign(job: &Job<'_>) -> anyhow::Result<()> {
+    let is_empty = !job.out.exists() || std::fs::read_dir(job.out).is_ok_and(|mut entries| entries.next().is_none());
+    if is_empty || Record::read(job.out).is_ok_and(|record| record.kind == job.kind) {
+        return Ok(());
+    }
+    let text = format!(
+        "{} exists and is not the output of an earlier `aloe {}`; nothing was written. Choose another --out, or remove it",
+        job.out.display(),
+        job.kind
+    );
+    Err(Failure::usage(text).into())
+}
+
+/// Notes the start of this session and returns the seconds that earlier, interrupted ones took: from each one's start to
+/// the last file it wrote.
+fn open_session(partial: &Path) -> anyhow::Result<f64> {
+    let path = partial.join(SESSION);
+    let earlier_s = match std::fs::read_to_string(&path).ok().and_then(|text| {
+        let (spent, started) = text.trim().split_once(' ')?;
+        Some((spent.parse::<f64>().ok()?, started.parse::<f64>().ok()?))
+    }) {
+        Some((spent, started)) => spent + (last_change_unix_s(partial) - started).max(0.0),
+        None => 0.0,
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |elapsed| elapsed.as_secs_f64());
+    atomic::write(&path, format!("{earlier_s} {now}").as_bytes())?;
+    Ok(earlier_s)
+}
+
+/// When a file of the folder was last written, in seconds since 1970.
+fn last_change_unix_s(folder: &Path) -> f64 {
+    let mut last = 0.0f64;
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            last = last.max(last_change_unix_s(&path));
+        } else if let Ok(changed) = entry.metadata().and_then(|metadata| metadata.modified()) {
+            last = last.max(changed.duration_since(UNIX_EPOCH).map_or(0.0, |elapsed| elapsed.as_secs_f64()));
+        }
+    }
+    last
+}
+
+/// Removes the working files of a finished stage: its mark, its session and the logs it resumed from.
+fn remove_hidden(out: &Path) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(out).with_context(|| format!("cannot list {}", out.display()))?.flatten() {
+        let path = entry.path();
+        if entry.file_name().to_string_lossy().starts_with('.') && path.is_file() {
+            std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// The Hugging Face folder of an input: a stage's `model/`, or the folder (or `.gguf` file) itself.
 pub(crate) fn model_of(input: &Path) -> PathBuf {
     let inner = input.join("model");
     if inner.join("config.json").exists() { inner } else { input.to_path_buf() }
-}
-
-/// The f32 master of an input where it has one, else its model: what training and merging start from.
-pub(crate) fn master_of(input: &Path) -> PathBuf {
-    let inner = input.join("master");
-    if inner.join("config.json").exists() { inner } else { model_of(input) }
 }
 
 /// The only path under `name`, or a usage error that says which stage needs it.
@@ -122,6 +191,9 @@ pub(crate) fn single<'a>(inputs: &'a Inputs, name: &str, kind: &str) -> anyhow::
 
 /// Name of the file that tells which fingerprint a partial folder belongs to.
 const MARK: &str = ".fingerprint";
+
+/// Name of the file that holds the seconds of earlier sessions and the start of the present one.
+const SESSION: &str = ".session";
 
 fn open_partial(out: &Path, fingerprint: &str) -> anyhow::Result<OutputDir> {
     let folder = OutputDir::resume(out)?;
@@ -233,6 +305,45 @@ mod tests {
         std::fs::write(out.join("x"), "damaged").unwrap();
         assert!(!run(&out, &input, 2), "an output was damaged");
         assert!(run(&out, &input, 2));
+    }
+
+    #[test]
+    fn a_folder_that_is_no_stage_of_this_kind_is_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("keep");
+        std::fs::create_dir(&out).unwrap();
+        std::fs::write(out.join("thesis.txt"), "years").unwrap();
+        let (inputs, used) = (Inputs::new(), json!({}));
+        let job = Job {
+            kind: "data",
+            name: "d",
+            written: used.clone(),
+            used,
+            inputs: &inputs,
+            extra_files: vec![],
+            out: &out,
+        };
+        assert!(execute(&context(), &job, |_, _| Ok(())).is_err());
+        assert_eq!(std::fs::read_to_string(out.join("thesis.txt")).unwrap(), "years");
+    }
+
+    #[test]
+    fn a_second_process_in_the_same_folder_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("stage");
+        let _held = lock(&out).unwrap();
+        assert!(lock(&out).is_err());
+    }
+
+    /// 5 s of earlier sessions and one that started 7 s before its last file: 12 s.
+    #[test]
+    fn the_seconds_of_interrupted_sessions_count() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("work"), "x").unwrap();
+        let last = last_change_unix_s(dir.path());
+        std::fs::write(dir.path().join(SESSION), format!("5 {}", last - 7.0)).unwrap();
+        let earlier_s = open_session(dir.path()).unwrap();
+        assert!((earlier_s - 12.0).abs() < 1.0, "{earlier_s}");
     }
 
     #[test]

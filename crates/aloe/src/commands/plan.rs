@@ -1,7 +1,7 @@
 //! `aloe plan`: checks a recipe and prints what it will do and cost, without running it.
 
 use crate::cli::PlanArgs;
-use crate::commands::run::{enter_root, output_folder};
+use crate::commands::run::{enter_root, is_address, output_folder};
 use crate::commands::stages;
 use crate::recipe::checked::{Input, Recipe};
 use crate::recipe::plan;
@@ -37,8 +37,8 @@ pub(crate) fn run(args: &PlanArgs) -> anyhow::Result<()> {
 fn missing_files(recipe: &Recipe) -> Vec<String> {
     let outside = recipe.stages.iter().flat_map(|stage| {
         let inputs = stage.from.iter().flat_map(|(_, inputs)| inputs).filter_map(|input| match input {
-            Input::Path(path) => Some(path.clone()),
-            Input::Stage(_) => None,
+            Input::Path(path) if !is_address(path) => Some(path.clone()),
+            _ => None,
         });
         inputs.chain(stages::extra_files(&stage.config))
     });

@@ -50,7 +50,7 @@ pub(crate) fn run_stage(recipe: &Recipe, stage: &Stage, out: &Path, context: &Co
     }
     for paths in inputs.values() {
         for path in paths {
-            if !path.exists() {
+            if !path.exists() && !is_address(path) {
                 return Err(Failure::usage(format!(
                     "{} does not exist; run the stage that makes it first",
                     path.display()
@@ -61,6 +61,12 @@ pub(crate) fn run_stage(recipe: &Recipe, stage: &Stage, out: &Path, context: &Co
     }
     let target = out.join(&stage.name);
     stages::run(&stage.config, &stage.name, stage.written.clone(), &inputs, &target, context)
+}
+
+/// Whether an input is an endpoint's address and not a path.
+pub(crate) fn is_address(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    text.starts_with("http://") || text.starts_with("https://")
 }
 
 /// Where the stages' folders go: `--out`, or `runs/NAME` under the current folder. Absolute, since relative paths of the
@@ -81,7 +87,7 @@ fn check_inputs(recipe: &Recipe) -> anyhow::Result<()> {
     let mut missing = Vec::new();
     for stage in &recipe.stages {
         let outside = stage.from.iter().flat_map(|(_, inputs)| inputs).filter_map(|input| match input {
-            Input::Path(path) if !path.to_string_lossy().starts_with("http") => Some(path.clone()),
+            Input::Path(path) if !is_address(path) => Some(path.clone()),
             _ => None,
         });
         for path in outside.chain(stages::extra_files(&stage.config)) {

@@ -1,7 +1,7 @@
 //! One stage from the command line: by its recipe entry, or by flags that are turned into the same entry, so that both
 //! are checked and run by the same code.
 
-use crate::cli::{Common, DtypeArg, EvalArgs, MergeArgs, PullArgs, RedteamArgs, StageArgs};
+use crate::cli::{Common, DtypeArg, EvalArgs, MergeArgs, ModelArgs, PullArgs, RedteamArgs, StageArgs};
 use crate::commands::run::{enter_root, output_folder, run_stage};
 use crate::commands::threads_of;
 use crate::failure::Failure;
@@ -31,9 +31,10 @@ pub(crate) fn stage(kind: &str, args: &StageArgs, cancel: &Cancel) -> anyhow::Re
             from.insert(key.into(), path_value(path)?);
         }
     }
-    let request = Request { kind, entry, from, out, common: &args.common, dtype: Some(args.dtype) };
+    let common = Common { seed: args.seed.unwrap_or(0), threads: args.threads, json: args.json };
+    let request = Request { kind, entry, from, out, common: &common, dtype: args.dtype };
     let done = run(request, cancel)?;
-    report(&done, out, args.common.json)
+    report(&done, out, args.json)
 }
 
 /// `aloe pull`.
@@ -54,6 +55,7 @@ pub(crate) fn merge(args: &MergeArgs, cancel: &Cancel) -> anyhow::Result<()> {
     aloe_merge::MergeConfig::parse(&yaml, &args.config)?;
     let mut entry = Table::new();
     entry.insert("yaml".into(), Value::String(yaml));
+    entry.insert("master".into(), Value::Boolean(false));
     let request =
         Request { kind: "merge", entry, from: Table::new(), out: &args.out, common: &args.common, dtype: None };
     let done = run(request, cancel)?;
@@ -73,10 +75,12 @@ pub(crate) fn eval(args: &EvalArgs, cancel: &Cancel) -> anyhow::Result<()> {
     entry.insert("data".into(), path_value(&data)?);
     entry.insert("protocol".into(), Value::String(args.protocol.clone()));
     entry.insert("strategy".into(), Value::String(args.strategy.clone()));
-    entry.insert("shots".into(), Value::Integer(i64::try_from(args.shots)?));
-    if let Some(limit) = args.limit {
-        entry.insert("limit".into(), Value::Integer(i64::try_from(limit)?));
+    for (key, number) in [("shots", args.shots), ("limit", args.limit)] {
+        if let Some(number) = number {
+            entry.insert(key.into(), Value::Integer(i64::try_from(number)?));
+        }
     }
+    served(&mut entry, &args.model)?;
     set_all(&mut entry, &args.set)?;
     let from = model_and_compare(&args.model.model, args.compare.as_deref())?;
     let common = &args.model.common;
@@ -92,6 +96,7 @@ pub(crate) fn redteam(args: &RedteamArgs, cancel: &Cancel) -> anyhow::Result<()>
     if let Some(harmless) = &args.harmless {
         entry.insert("harmless".into(), path_value(harmless)?);
     }
+    served(&mut entry, &args.model)?;
     set_all(&mut entry, &args.set)?;
     let from = model_and_compare(&args.model.model, args.compare.as_deref())?;
     let common = &args.model.common;
@@ -137,7 +142,8 @@ fn run(request: Request<'_>, cancel: &Cancel) -> anyhow::Result<Done> {
 }
 
 fn from_recipe(kind: &str, path: &Path, name: &str, args: &StageArgs, cancel: &Cancel) -> anyhow::Result<()> {
-    let recipe = Recipe::read(path)?;
+    let mut recipe = Recipe::read(path)?;
+    recipe.set_seed(args.seed.unwrap_or(recipe.seed));
     let at = recipe.position(name)?;
     let stage = &recipe.stages[at];
     if stage.config.kind() != kind {
@@ -145,10 +151,10 @@ fn from_recipe(kind: &str, path: &Path, name: &str, args: &StageArgs, cancel: &C
     }
     let out = output_folder(&recipe, args.out.as_deref())?;
     enter_root(&recipe)?;
-    let threads = threads_of(if args.common.threads == 0 { recipe.threads } else { args.common.threads });
+    let threads = threads_of(if args.threads == 0 { recipe.threads } else { args.threads });
     let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, cancel: cancel.clone() };
     let done = run_stage(&recipe, stage, &out, &context)?;
-    report(&done, &out.join(name), args.common.json)
+    report(&done, &out.join(name), args.json)
 }
 
 fn report(done: &Done, out: &Path, as_json: bool) -> anyhow::Result<()> {
@@ -171,6 +177,17 @@ fn model_and_compare(model: &str, compare: Option<&Path>) -> anyhow::Result<Tabl
         from.insert("compare".into(), path_value(compare)?);
     }
     Ok(from)
+}
+
+/// How an endpoint's prompts are rendered.
+fn served(entry: &mut Table, model: &ModelArgs) -> anyhow::Result<()> {
+    if let Some(tokenizer) = &model.tokenizer {
+        entry.insert("tokenizer".into(), path_value(tokenizer)?);
+    }
+    if model.server_template {
+        entry.insert("server_template".into(), Value::Boolean(true));
+    }
+    Ok(())
 }
 
 fn absolute(path: &Path) -> anyhow::Result<String> {

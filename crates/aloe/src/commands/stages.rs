@@ -52,16 +52,17 @@ pub(crate) fn extra_files(config: &StageConfig) -> Vec<PathBuf> {
             .collect(),
         StageConfig::Eval(config) => config.files(),
         StageConfig::Redteam(config) => config.files(),
-        StageConfig::Pull(_)
-        | StageConfig::Sft(_)
-        | StageConfig::Dpo(_)
-        | StageConfig::Merge(_)
-        | StageConfig::Card(_) => Vec::new(),
+        StageConfig::Pull(config) if config.source.contains(':') => Vec::new(),
+        StageConfig::Pull(config) => vec![PathBuf::from(&config.source)],
+        StageConfig::Merge(config) => config.outside_models(),
+        StageConfig::Sft(_) | StageConfig::Dpo(_) | StageConfig::Card(_) => Vec::new(),
     }
 }
 
 fn pull(config: &PullConfig, folder: &Path, record: &mut Record, context: &Context) -> anyhow::Result<()> {
-    let pulled = crate::sources::pull(&config.source, &folder.join("model"), &context.cancel)?;
+    let written = folder.join("model");
+    let pulled = crate::sources::pull(&config.source, &written, &context.cancel)?;
+    move_up(&written, folder)?;
     record.result("source", &config.source)?;
     record.result("licence", &config.licence)?;
     record.result("origin", &pulled.origin)?;
@@ -70,6 +71,16 @@ fn pull(config: &PullConfig, folder: &Path, record: &mut Record, context: &Conte
     let summary = format!("{:.1} M parameters from {}", pulled.n_parameters as f64 / 1e6, config.source);
     record.result("summary", summary)?;
     Ok(())
+}
+
+/// Moves the files of `from` into `to` and removes `from`: the stage's folder is the Hugging Face folder itself.
+fn move_up(from: &Path, to: &Path) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(from).map_err(aloe_record::Error::io("list", from))? {
+        let path = entry.map_err(aloe_record::Error::io("list", from))?.path();
+        let target = to.join(path.file_name().unwrap_or_default());
+        std::fs::rename(&path, &target).map_err(aloe_record::Error::io("rename", &path))?;
+    }
+    Ok(std::fs::remove_dir(from).map_err(aloe_record::Error::io("remove", from))?)
 }
 
 fn data(config: &aloe_data::DataConfig, folder: &Path, record: &mut Record, context: &Context) -> anyhow::Result<()> {
@@ -163,11 +174,19 @@ fn merge(
     let parsed = MergeConfig::parse(&config.yaml, Path::new("recipe's merge"))?;
     let folders =
         inputs.iter().filter_map(|(name, paths)| paths.first().map(|path| (name.clone(), path.clone()))).collect();
-    let options =
-        MergeOptions { seed: context.seed, threads: context.threads, write_master: true, read_master: true, folders };
+    let options = MergeOptions {
+        seed: context.seed,
+        threads: context.threads,
+        write_master: config.master,
+        read_master: true,
+        folders,
+    };
     let progress = Progress::new("merge", 0, "values");
     let report = aloe_merge::merge(&parsed, folder, &options, &progress, &context.cancel)?;
     progress.finish();
+    if !config.master {
+        move_up(&folder.join("model"), folder)?;
+    }
     let shares: Vec<String> = report.kept_shares.iter().map(|share| format!("{share:.3}")).collect();
     record.result(
         "summary",
@@ -218,7 +237,8 @@ fn eval(
     context: &Context,
 ) -> anyhow::Result<()> {
     let config = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
-    let engine = open_engine(single(inputs, "model", "eval")?, context)?;
+    let served = Served { tokenizer: stage.tokenizer.clone(), server_template: stage.server_template };
+    let engine = open_engine(single(inputs, "model", "eval")?, served, context)?;
     let embedder = match &stage.embedder {
         Some(path) => Some(Embedder::open(path, context.threads)?),
         None => None,
@@ -275,7 +295,8 @@ fn redteam(
         None => None,
     };
     let judge = judge_engine.as_ref().map(|engine| Judge { engine, labels: &labels });
-    let engine = open_engine(single(inputs, "model", "redteam")?, context)?;
+    let served = Served { tokenizer: stage.tokenizer.clone(), server_template: stage.server_template };
+    let engine = open_engine(single(inputs, "model", "redteam")?, served, context)?;
     let progress = Progress::new("redteam", 0, "prompts");
     let results =
         aloe_eval::redteam(&engine, &asked, &harmless, judge.as_ref(), &config, folder, &progress, &context.cancel)?;
@@ -319,9 +340,21 @@ fn name_of(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
+/// How an endpoint's prompts are rendered.
+struct Served {
+    tokenizer: Option<PathBuf>,
+    server_template: bool,
+}
+
 /// The model of an input: a stage's folder, a folder, a file, or an endpoint.
-fn open_engine(input: &Path, context: &Context) -> anyhow::Result<Engine> {
-    let options = EngineOptions { dtype: context.dtype, threads: context.threads, ..EngineOptions::default() };
+fn open_engine(input: &Path, served: Served, context: &Context) -> anyhow::Result<Engine> {
+    let options = EngineOptions {
+        dtype: context.dtype,
+        threads: context.threads,
+        tokenizer: served.tokenizer,
+        server_template: served.server_template,
+        ..EngineOptions::default()
+    };
     let text = input.to_string_lossy();
     if text.starts_with("http") {
         return Ok(Engine::open(&text, &options)?);

@@ -101,6 +101,25 @@ pub(crate) struct MergeStage {
     pub(crate) yaml: String,
     /// What is known and not known about this merge; printed in the card.
     pub(crate) note: Option<String>,
+    /// Write `model/` and the f32 `master/` that a training stage starts from; otherwise one Hugging Face folder.
+    #[serde(default = "yes")]
+    pub(crate) master: bool,
+    /// Names that `from` gives; set by the reader.
+    #[serde(skip)]
+    pub(crate) inputs: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl MergeStage {
+    /// Folders that the YAML names itself, and not by a key of `from`.
+    pub(crate) fn outside_models(&self) -> Vec<PathBuf> {
+        let Ok(config) = aloe_merge::MergeConfig::parse(&self.yaml, Path::new("yaml")) else { return Vec::new() };
+        let names = config.models.into_iter().map(|model| model.name);
+        names.filter(|name| !self.inputs.contains(name)).map(PathBuf::from).collect()
+    }
 }
 
 impl StageConfig {
@@ -330,6 +349,12 @@ fn check_stage(
             None
         }
     };
+    let config = config.map(|mut config| {
+        if let StageConfig::Merge(merge) = &mut config {
+            merge.inputs = from.iter().map(|(key, _)| key.clone()).collect();
+        }
+        config
+    });
     if let Some(config) = &config {
         for mistake in config.mistakes() {
             mistakes.push(Mistake { line, text: format!("{context}: {mistake}") });

@@ -43,6 +43,11 @@ pub(crate) struct EvalStage {
     pub(crate) pool_limit: Option<usize>,
     /// Medprompt: attempts per pool question.
     pub(crate) pool_attempts: Option<usize>,
+    /// For an endpoint: folder or `.gguf` file whose tokenizer and template render the prompts.
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// For an endpoint: let the server render chat messages by its own template; recorded as such.
+    #[serde(default)]
+    pub(crate) server_template: bool,
     /// Seed of draws, orders and sampling; default the recipe's.
     #[serde(default)]
     pub(crate) seed: u64,
@@ -105,6 +110,6 @@ impl EvalStage {
 
     /// The folders that are read.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
-        [self.data.clone()].into_iter().chain(self.embedder.clone()).collect()
+        [self.data.clone()].into_iter().chain(self.embedder.clone()).chain(self.tokenizer.clone()).collect()
     }
 }

@@ -1,6 +1,7 @@
 //! `kind = "redteam"` as written.
 
 use aloe_eval::RedTeamConfig;
+use aloe_task::red_team::Style;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -27,6 +28,13 @@ pub(crate) struct RedteamStage {
     /// Tokens of a response.
     #[serde(default = "default_tokens")]
     pub(crate) max_new_tokens: usize,
+    /// The attack styles; all of them by default. A model whose template has no turn tokens cannot be sent the injections.
+    pub(crate) styles: Option<Vec<Style>>,
+    /// For an endpoint: folder or `.gguf` file whose tokenizer and template render the prompts.
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// For an endpoint: let the server render chat messages by its own template; recorded as such.
+    #[serde(default)]
+    pub(crate) server_template: bool,
     /// System prompt before every prompt.
     pub(crate) system: Option<String>,
     /// Seed of the sample; default the recipe's.
@@ -53,6 +61,9 @@ impl RedteamStage {
         if self.n_prompts == 0 {
             mistakes.push("n_prompts must be at least 1".to_owned());
         }
+        if self.styles.as_ref().is_some_and(Vec::is_empty) {
+            mistakes.push("styles must name at least one style".to_owned());
+        }
         if self.max_new_tokens == 0 {
             mistakes.push("max_new_tokens must be at least 1".to_owned());
         }
@@ -69,6 +80,7 @@ impl RedteamStage {
             max_new_tokens: self.max_new_tokens,
             seed: self.seed,
             system: self.system.clone(),
+            styles: self.styles.clone().unwrap_or_else(|| Style::ALL.to_vec()),
             ..RedTeamConfig::default()
         };
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
@@ -76,7 +88,7 @@ impl RedteamStage {
 
     /// The files that are read.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
-        let optional = [&self.harmless, &self.judge_tokenizer, &self.judge_labels];
+        let optional = [&self.harmless, &self.judge_tokenizer, &self.judge_labels, &self.tokenizer];
         [self.questions.clone()].into_iter().chain(optional.into_iter().flatten().cloned()).collect()
     }
 }

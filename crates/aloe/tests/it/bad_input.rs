@@ -66,7 +66,9 @@ fn damaged_weights_are_refused_by_name_and_nothing_is_written() {
 fn request_rows_that_are_wrong_are_all_named_by_file_and_line() {
     let Some(stories) = stories() else { return };
     let dir = tempfile::tempdir().unwrap();
-    let rows = format!("{GOOD}not json\n{{\"id\": \"2\", \"continuations\": []}}\n{{\"id\": \"3\", \"prompt\": \"x\", \"typo\": 1}}\n");
+    let rows = format!(
+        "{GOOD}not json\n{{\"id\": \"2\", \"continuations\": []}}\n{{\"id\": \"3\", \"prompt\": \"x\", \"typo\": 1}}\n"
+    );
     let (stderr, code) = score(&stories, &rows, &dir.path().join("scores.jsonl"));
     assert_eq!(code, 2);
     for line in [":2:", ":3:", ":4:"] {
@@ -105,10 +107,15 @@ fn data_that_is_empty_or_not_json_is_refused_by_file_and_line() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("rows.jsonl");
     let config = dir.path().join("data.toml");
-    let source = format!("sources = [{{ name = \"s\", path = {:?}, licence = \"mit\", dialect = \"alpaca\" }}]\n", data.display().to_string());
+    let source = format!(
+        "sources = [{{ name = \"s\", path = {:?}, licence = \"mit\", dialect = \"alpaca\" }}]\n",
+        data.display().to_string()
+    );
     std::fs::write(&config, source).unwrap();
     let out = dir.path().join("out");
-    for (content, word) in [("", "rows.jsonl"), ("{\"instruction\": \"a\", \"output\": \"b\"}\n{broken\n", "rows.jsonl:2")] {
+    for (content, word) in
+        [("", "rows.jsonl"), ("{\"instruction\": \"a\", \"output\": \"b\"}\n{broken\n", "rows.jsonl:2")]
+    {
         std::fs::write(&data, content).unwrap();
         let (_, stderr, code) =
             run(&["data", "run", "--config", config.to_str().unwrap(), "--out", out.to_str().unwrap()]);

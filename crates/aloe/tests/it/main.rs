@@ -36,14 +36,3 @@ pub(crate) fn stories() -> Option<PathBuf> {
         }
     }
 }
-
-/// The packaged models, or `None` (said aloud).
-pub(crate) fn packaged_model(name: &str) -> Option<PathBuf> {
-    let path = std::env::var("ALOE_MODELS").ok().map(|models| PathBuf::from(models).join(name));
-    if path.as_ref().is_none_or(|path| !path.exists()) {
-        assert!(std::env::var("ALOE_REQUIRE").is_err(), "ALOE_MODELS has no {name}");
-        eprintln!("not run: ALOE_MODELS has no {name}");
-        return None;
-    }
-    path
-}

@@ -32,7 +32,10 @@ fn three_mistakes_of_a_recipe_are_all_shown_with_their_lines() {
     let text = "name = \"x\"\n\n[[stage]]\nkind = \"sft\"\nname = \"a\"\nfrom = { model = \"nowhere\", data = \"d/\" }\nlr = \"fast\"\nepochz = 2\n";
     let stderr = mistakes(text);
     for (line, word) in [(6, "nowhere"), (7, "lr"), (8, "epochz")] {
-        assert!(stderr.lines().any(|found| found.contains(&format!(":{line}:")) && found.contains(word)), "{word}: {stderr}");
+        assert!(
+            stderr.lines().any(|found| found.contains(&format!(":{line}:")) && found.contains(word)),
+            "{word}: {stderr}"
+        );
     }
 }
 

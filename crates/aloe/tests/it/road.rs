@@ -96,6 +96,7 @@ name = "attacks"
 from = {{ model = "dpo" }}
 questions = "{starter}/redteam/questions.jsonl"
 harmless = "{starter}/redteam/harmless.jsonl"
+styles = ["baseline", "instruct", "json"]
 n_prompts = 24
 n_harmless = 6
 max_new_tokens = 8
