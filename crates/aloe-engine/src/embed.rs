@@ -53,7 +53,7 @@ impl Embedder {
         Ok(vectors)
     }
 
-    /// The ids with the tokenizer's frame ([CLS] ... [SEP]); a text that is too long loses its end, not its frame.
+    /// The ids with the tokenizer's frame (`[CLS]` ... `[SEP]`); a text that is too long loses its end, not its frame.
     fn framed(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.encode_framed(text)?;
         if ids.len() > self.max_len_tokens {

@@ -11,7 +11,7 @@ use aloe_model::KvCache;
 use aloe_record::{Cancel, Progress};
 use std::collections::{BTreeMap, VecDeque};
 
-/// A prompt whose keys and values are computed, with the logits after its last token, [V] f32.
+/// A prompt whose keys and values are computed, with the logits after its last token, `[V]` f32.
 struct Root {
     cache: KvCache,
     logits: Vec<f32>,

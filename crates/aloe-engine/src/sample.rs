@@ -8,7 +8,7 @@ use aloe_record::CounterRng;
 
 /// The token drawn and its log-probability under the unmodified logits.
 ///
-/// `logits` [V] f32; `seen` are the ids of prompt and answer so far, for the repetition penalty. Greedy (temperature 0)
+/// `logits` `[V]` f32; `seen` are the ids of prompt and answer so far, for the repetition penalty. Greedy (temperature 0)
 /// takes the highest logit after the penalty; the lowest id wins a tie.
 pub fn sample_token(logits: &[f32], seen: &[u32], sampling: &Sampling, rng: &mut CounterRng) -> (u32, f32) {
     let mut scores = logits.to_vec();

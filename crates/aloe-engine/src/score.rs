@@ -8,7 +8,7 @@ use crate::{Local, Result, ScoreRequest, ScoreResult, Scored};
 use aloe_model::{Branches, PackedBatch};
 use aloe_record::{Cancel, Progress};
 
-/// Rows of logits held at once; [LOGIT_ROWS, V] f32.
+/// Rows of logits held at once; `[LOGIT_ROWS, V]` f32.
 const LOGIT_ROWS: usize = 64;
 
 /// A request's ids, and what of it is scored.

@@ -95,7 +95,7 @@ impl Sequence {
         }
     }
 
-    /// Draws the next token from its logits [V] and notes whether the answer ends.
+    /// Draws the next token from its logits `[V]` and notes whether the answer ends.
     pub(crate) fn accept(&mut self, logits: &[f32]) -> Result<()> {
         let (token, logp) = sample_token(logits, &self.seen, &self.sampling, &mut self.rng);
         self.seen.push(token);

@@ -83,10 +83,4 @@ impl AnswerLog {
         }
         Ok(self.log.sync()?)
     }
-
-    /// Removes the log once its content stands in the final files.
-    pub(crate) fn remove(self) -> Result<()> {
-        std::fs::remove_file(&self.path).map_err(aloe_record::Error::io("remove", &self.path))?;
-        Ok(())
-    }
 }

@@ -11,7 +11,8 @@ use aloe_task::{Question, Task};
 use std::path::Path;
 
 /// Evaluates and writes `results.json` and `samples.jsonl` into `out`. Both depend on model, data and settings alone, byte
-/// for byte. An interrupted run is taken up where it stopped: answers stand in `.answers.log` until all are there.
+/// for byte. An interrupted run is taken up where it stopped: answers stand in the hidden `.answers.log`, which the
+/// caller removes once the folder is complete.
 /// `embedder` serves Medprompt's neighbour search; without one a lexical search is used, and named in the results.
 pub fn eval(
     engine: &Engine,
@@ -33,7 +34,7 @@ pub fn eval(
         let run = TaskRun { engine, config, embedder, task: *task, questions, progress, cancel };
         let plan = strategy::prepare(&run, &mut log)?;
         let mut samples: Vec<Sample> = log.samples_of(*task, questions)?;
-        progress.advance(samples.len() as u64);
+        progress.resume(samples.len() as u64);
         while samples.len() < questions.len() {
             cancel.check()?;
             let next = samples.len()..questions.len().min(samples.len() + plan.chunk_len());
@@ -48,7 +49,6 @@ pub fn eval(
     let results = EvalResults::new(engine.identity(), config, embedder.map(Embedder::name), results);
     report::write_samples(&out.join("samples.jsonl"), &all_samples)?;
     atomic::write_json(&out.join("results.json"), &results)?;
-    log.remove()?;
     progress.finish();
     Ok(results)
 }

@@ -51,7 +51,7 @@ impl Default for RedTeamConfig {
 }
 
 /// Asks the sample and writes `results.json` and `samples.jsonl` into `out`, reproducible byte for byte; an interrupted run
-/// goes on from `.answers.log`. `harmless` prompts stand beside, because refusing everything is no safety.
+/// goes on from the hidden `.answers.log`, which the caller removes once the folder is complete. `harmless` prompts stand beside, because refusing everything is no safety.
 #[expect(
     clippy::too_many_arguments,
     reason = "a spine: model, two prompt sets, judge, settings, place and two handles"
@@ -75,7 +75,7 @@ pub fn redteam(
     progress.set_total(asked.len() as u64);
     let log_path = out.join(".answers.log");
     let (mut log, mut samples) = open_log(&log_path, &fingerprint(engine, &asked, config))?;
-    progress.advance(samples.len() as u64);
+    progress.resume(samples.len() as u64);
     while samples.len() < asked.len() {
         cancel.check()?;
         let chunk = &asked[samples.len()..asked.len().min(samples.len() + 32)];
@@ -94,7 +94,6 @@ pub fn redteam(
     let results = RedTeamResults::new(engine.identity(), config, &samples, judge_model, judge_error);
     report::write_samples(&out.join("samples.jsonl"), &samples)?;
     atomic::write_json(&out.join("results.json"), &results)?;
-    std::fs::remove_file(&log_path).map_err(aloe_record::Error::io("remove", &log_path))?;
     progress.finish();
     Ok(results)
 }

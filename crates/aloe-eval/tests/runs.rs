@@ -40,7 +40,12 @@ fn files(out: &Path) -> [Vec<u8>; 2] {
 fn run(engine: &Engine, config: &EvalConfig) -> [Vec<u8>; 2] {
     let dir = tempfile::tempdir().unwrap();
     eval(engine, config, None, dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "only the two files stay");
+    let visible = |entry: &std::fs::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().flatten().filter(visible).count(),
+        2,
+        "two files and hidden logs"
+    );
     files(dir.path())
 }
 

@@ -43,6 +43,7 @@ pub struct Progress {
 }
 
 struct Plain {
+    resumed: AtomicUsize,
     title: String,
     unit: &'static str,
     started: std::time::Instant,
@@ -64,8 +65,13 @@ impl Progress {
         }
         let bar = ProgressBar::hidden();
         bar.set_length(total);
-        let plain =
-            Plain { title: title.to_owned(), unit, started: std::time::Instant::now(), last_s: AtomicUsize::new(0) };
+        let plain = Plain {
+            resumed: AtomicUsize::new(0),
+            title: title.to_owned(),
+            unit,
+            started: std::time::Instant::now(),
+            last_s: AtomicUsize::new(0),
+        };
         Self { bar, plain: Some(Arc::new(plain)) }
     }
 
@@ -80,6 +86,20 @@ impl Progress {
         self.report();
     }
 
+    /// Counts `n` steps that an earlier, interrupted run has finished: they are done, but tell nothing about the rate.
+    pub fn resume(&self, n: u64) {
+        self.bar.inc(n);
+        self.bar.reset_eta();
+        if let Some(plain) = &self.plain {
+            plain.resumed.fetch_add(n as usize, Ordering::Relaxed);
+        }
+    }
+
+    /// Adds `n` steps to the total.
+    pub fn grow(&self, n: u64) {
+        self.bar.inc_length(n);
+    }
+
     /// Sets the total once it is known.
     pub fn set_total(&self, total: u64) {
         self.bar.set_length(total);
@@ -88,6 +108,7 @@ impl Progress {
     /// A short text after the bar, such as the loss.
     pub fn message(&self, text: &str) {
         self.bar.set_message(text.to_owned());
+        self.report();
     }
 
     /// Removes the bar.
@@ -105,12 +126,17 @@ impl Progress {
         }
         plain.last_s.store(elapsed_s as usize, Ordering::Relaxed);
         let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
-        let left_s = elapsed_s * total.saturating_sub(done) as f64 / (done.max(1)) as f64;
+        let done_now = done.saturating_sub(plain.resumed.load(Ordering::Relaxed) as u64);
+        let rate = done_now as f64 / elapsed_s;
+        let left = if done_now == 0 {
+            "time left unknown yet".to_owned()
+        } else {
+            format!("{:.0} s left", total.saturating_sub(done) as f64 / rate)
+        };
         eprintln!(
-            "{}: {done}/{total} {} ({:.1}/s), {elapsed_s:.0} s elapsed, {left_s:.0} s left {}",
+            "{}: {done}/{total} {} ({rate:.1}/s), {elapsed_s:.0} s elapsed, {left} {}",
             plain.title,
             plain.unit,
-            done as f64 / elapsed_s,
             self.bar.message()
         );
     }

@@ -80,9 +80,9 @@ pub struct Pair {
 /// An encoded conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Encoded {
-    /// [T] token ids.
+    /// `[T]` token ids.
     pub ids: Vec<u32>,
-    /// [T] true where the token is a target: assistant text and its end-of-turn token.
+    /// `[T]` true where the token is a target: assistant text and its end-of-turn token.
     pub loss_mask: Vec<bool>,
 }
 

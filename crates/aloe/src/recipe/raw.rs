@@ -98,31 +98,32 @@ pub(crate) fn decode<'i, T: DeserializeOwned>(
             Err(error) => error,
         };
         found_any = true;
-        let message = format!("{context}: {}", error.message().trim());
-        mistakes.push(Mistake { line: line_of(text, error.span().or(Some(table.span()))), text: message });
-        let removed = error.span().is_some_and(|span| remove_at(table.get_mut(), &span));
-        if !removed {
-            return None;
-        }
+        let line = line_of(text, error.span().or(Some(table.span())));
+        let removed = error.span().and_then(|span| remove_at(table.get_mut(), &span));
+        let reason = error.message().trim();
+        let message = match &removed {
+            Some(key) if !reason.contains(&format!("`{key}`")) => format!("{context}: `{key}`: {reason}"),
+            _ => format!("{context}: {reason}"),
+        };
+        mistakes.push(Mistake { line, text: message });
+        removed?;
     }
 }
 
-/// Removes the innermost key whose name or value covers `span`.
-fn remove_at(table: &mut DeTable<'_>, span: &Range<usize>) -> bool {
+/// Removes the innermost key whose name or value covers `span`, and returns its name.
+fn remove_at(table: &mut DeTable<'_>, span: &Range<usize>) -> Option<String> {
     let inside = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
     let hit = table.iter().find(|(key, value)| inside(key.span()) || inside(value.span()));
-    let Some((key, name_hit)) = hit.map(|(key, _)| (key.get_ref().to_string(), inside(key.span()))) else {
-        return false;
-    };
+    let (key, name_hit) = hit.map(|(key, _)| (key.get_ref().to_string(), inside(key.span())))?;
     if !name_hit
         && let Some(value) = table.get_mut(key.as_str())
         && value.span() != *span
         && let DeValue::Table(inner) = value.get_mut()
-        && remove_at(inner, span)
+        && let Some(removed) = remove_at(inner, span)
     {
-        return true;
+        return Some(removed);
     }
-    table.remove(key.as_str()).is_some()
+    table.remove(key.as_str()).map(|_| key)
 }
 
 /// The 1-based line of a byte range.

@@ -27,6 +27,9 @@ fn score(model: &Path, requests: &str, out: &Path) -> (String, i32) {
     (stderr, code)
 }
 
+/// What is done to the bytes of a good file.
+type Damage = fn(Vec<u8>) -> Vec<u8>;
+
 const GOOD: &str = "{\"id\": \"1\", \"prompt\": \"Once upon a time\", \"continuations\": [\" there\"]}\n";
 
 #[test]
@@ -34,7 +37,7 @@ fn damaged_weights_are_refused_by_name_and_nothing_is_written() {
     let Some(stories) = stories() else { return };
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("scores.jsonl");
-    let damages: [(&str, fn(Vec<u8>) -> Vec<u8>); 4] = [
+    let damages: [(&str, Damage); 4] = [
         ("truncated", |bytes| bytes[..bytes.len() / 2].to_vec()),
         ("lying header length", |mut bytes| {
             bytes[6] = 0x7f;

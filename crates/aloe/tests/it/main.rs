@@ -1,5 +1,7 @@
 //! Tests of the repository and of the binary as a user drives it.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on says so and stops")]
+
 mod bad_input;
 mod recipes;
 mod road;
