@@ -124,5 +124,5 @@ fn every_options_log_probability_equals_the_harness_within_5e_3() {
 fn check_prediction(found: &[f64], expected: &[f64], at: &str) {
     let best = |values: &[f64]| (0..values.len()).rev().max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap();
     let (a, b) = (best(found), best(expected));
-    assert!(a == b || (expected[b] - expected[a]).abs() <= 2.0 * TOLERANCE, "{at}: {a} against {b}");
+    assert!(a == b || (expected[b] - expected[a]).abs() <= TOLERANCE, "{at}: {a} against {b}");
 }
