@@ -26,12 +26,12 @@ pub(crate) struct Row {
     pub(crate) tokens: Option<u64>,
     /// Peak memory in bytes.
     pub(crate) memory_bytes: Option<u64>,
-    /// Seconds on the reference machine.
+    /// Seconds on two cores of the reference machine; see [`LOCAL_FLOPS`].
     pub(crate) local_s: Option<f64>,
     /// Seconds on one 4xH100 node at 40 % of peak.
     pub(crate) node_s: Option<f64>,
-    /// Whether the stage is done in the output folder.
-    pub(crate) is_done: bool,
+    /// Whether the output folder holds a record of the stage. Whether it is still valid shows when it is run.
+    pub(crate) has_output: bool,
 }
 
 /// The plan of every stage; `out` is where finished stages are looked for.
@@ -74,7 +74,7 @@ fn text_tokens(config: &aloe_data::DataConfig) -> Option<u64> {
     Some((n_bytes as f64 / BYTES_PER_TOKEN) as u64)
 }
 
-fn row(stage: &Stage, n_parameters: Option<u64>, tokens: Option<u64>, is_done: bool) -> Row {
+fn row(stage: &Stage, n_parameters: Option<u64>, tokens: Option<u64>, has_output: bool) -> Row {
     let (passes, flops_per_parameter, bytes_per_parameter) = match &stage.config {
         StageConfig::Sft(config) => (config.epochs.unwrap_or(1), 6.0, 18),
         // Chosen and rejected are both in the data's tokens; the reference adds one forward pass of 2.
@@ -103,7 +103,7 @@ fn row(stage: &Stage, n_parameters: Option<u64>, tokens: Option<u64>, is_done: b
         memory_bytes,
         local_s: flops.map(|flops| flops / LOCAL_FLOPS),
         node_s: flops.map(|flops| flops / NODE_FLOPS),
-        is_done,
+        has_output,
     }
 }
 
@@ -111,7 +111,7 @@ fn row(stage: &Stage, n_parameters: Option<u64>, tokens: Option<u64>, is_done: b
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut text = format!(
         "{:<20} {:<8} {:>10} {:>14} {:>10} {:>14} {:>14}\n",
-        "stage", "kind", "rows", "tokens", "memory", "this machine", "4xH100 node"
+        "stage", "kind", "rows", "tokens", "memory", "2 CPU cores", "4xH100 node"
     );
     for row in rows {
         let unknown = || "unknown".to_owned();
@@ -128,13 +128,13 @@ pub(crate) fn table(rows: &[Row]) -> String {
             memory,
             row.local_s.map_or_else(|| "-".to_owned(), duration),
             row.node_s.map_or_else(|| "-".to_owned(), duration),
-            if row.is_done { "  done" } else { "" }
+            if row.has_output { "  has output" } else { "" }
         );
         text.push_str(&line);
     }
     text.push_str(&format!(
         "\nEstimates, not measurements. Time: 6 FLOP a parameter and token for SFT, 8 for DPO (with its reference), 2 for \
-         reading; this machine {:.0} GFLOP/s,\na 4xH100 node {:.0} TFLOP/s (40 % of peak). Memory: 18 bytes a parameter for \
+         reading; two cores of the reference machine {:.0} GFLOP/s,\na 4xH100 node {:.0} TFLOP/s (40 % of peak). Memory: 18 bytes a parameter for \
          training (bf16 copy, f32 master, two moments, gradient), 2 for reading, plus 1 GiB;\nmerging streams. Tokens: \
          `expect` of the recipe, else {BYTES_PER_TOKEN} bytes of the data files a token. Generated tokens are not \
          counted.\n",
