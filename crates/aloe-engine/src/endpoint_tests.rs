@@ -153,7 +153,8 @@ fn answers_come_by_token_ids_or_by_the_servers_template_when_that_is_asked_for()
         sampling: Sampling::greedy(4),
     };
     let Some((engine, _)) = open(Manner::Good, false) else { return };
-    let result = engine.generate(&[request.clone()], &Progress::silent(), &Cancel::default()).unwrap().remove(0);
+    let result =
+        engine.generate(std::slice::from_ref(&request), &Progress::silent(), &Cancel::default()).unwrap().remove(0);
     assert_eq!(
         result.completions.iter().map(|c| c.text.as_str()).collect::<Vec<_>>(),
         ["answer 0", "answer 1", "answer 2"]

@@ -240,7 +240,7 @@ pub(crate) enum DataCommand {
     /// Read, clean, deduplicate, decontaminate and mix sources
     #[command(
         after_help = "Examples:\n  aloe data run --recipe recipes/quickstart.toml --stage data-medical\n  aloe data run --config data.toml --out \
-                            runs/data\n\nWrites train.jsonl (or pairs.jsonl), hold_out.jsonl, manifest.json and record.json."
+                            runs/data\n\nWrites train.jsonl (conversations or pairs), hold_out.jsonl, manifest.json and record.json."
     )]
     Run(StageArgs),
 }

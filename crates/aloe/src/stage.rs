@@ -73,14 +73,17 @@ pub(crate) fn execute(
     let inputs = input_digests(job)?;
     let device = context.device();
     let fingerprint = fingerprint(context, job, &inputs, device.isa().name())?;
+    refuse_foreign(job)?;
     if let Some(parent) = job.out.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     }
     let _lock = lock(job.out)?;
     OutputDir::recover(job.out)?;
-    refuse_foreign(job)?;
     if let Some(record) = finished(job.out, &fingerprint)? {
         return Ok(Done { record, was_done: true });
+    }
+    if job.out.exists() {
+        tell(&format!("{}: settings, inputs or outputs changed; it is made anew and then replaced", job.out.display()));
     }
     let folder = open_partial(job.out, &fingerprint)?;
     let earlier_s = open_session(folder.path())?;
@@ -195,11 +198,21 @@ const MARK: &str = ".fingerprint";
 /// Name of the file that holds the seconds of earlier sessions and the start of the present one.
 const SESSION: &str = ".session";
 
+#[allow(clippy::print_stderr, reason = "what happens to earlier work is never silent")]
+fn tell(text: &str) {
+    eprintln!("note: {text}");
+}
+
 fn open_partial(out: &Path, fingerprint: &str) -> anyhow::Result<OutputDir> {
     let folder = OutputDir::resume(out)?;
     let mark = folder.path().join(MARK);
-    if std::fs::read_to_string(&mark).is_ok_and(|found| found == fingerprint) {
-        return Ok(folder);
+    match std::fs::read_to_string(&mark) {
+        Ok(found) if found == fingerprint => {
+            tell(&format!("{}: going on from an interrupted run", out.display()));
+            return Ok(folder);
+        }
+        Ok(_) => tell(&format!("{}: an interrupted run had other settings or inputs; starting over", out.display())),
+        Err(_) => {}
     }
     let folder = OutputDir::fresh(out)?;
     atomic::write(&mark, fingerprint.as_bytes())?;

@@ -29,6 +29,24 @@ pub(super) fn section(config: &CardConfig, evidence: &[Evidence]) -> String {
     text
 }
 
+/// A sentence for the top of the card when a red-team comparison shows that the model refuses less than before.
+pub(super) fn refusal_warning(evidence: &[Evidence]) -> Option<String> {
+    of_kind(evidence, "redteam").find_map(|one| {
+        let rows = one.record.results.get("comparison")?.as_array()?;
+        let worse = rows.iter().find(|row| {
+            row["verdict"] == "second_is_better"
+                && row["name"].as_str().is_some_and(|name| name.starts_with("non-refusal"))
+        })?;
+        Some(format!(
+            "This model refuses harmful requests less often than the model before it: {} {} % to {} % ({}).",
+            shown(&worse["name"]),
+            percent(&worse["first"]),
+            percent(&worse["second"]),
+            one.stage
+        ))
+    })
+}
+
 fn results(one: &Evidence) -> String {
     let found = &one.record.results["eval"];
     let settings = &found["settings"];
@@ -51,12 +69,21 @@ fn results(one: &Evidence) -> String {
             shown(&entry["n"]),
             percent(&entry["acc"]["value"]),
             percent(&entry["acc"]["stderr"]),
-            entry.get("n_unparsed").map_or_else(|| "-".to_owned(), shown),
+            unparsed(entry),
             shown(&entry["comparability"])
         ));
     }
     text.push('\n');
     text
+}
+
+/// Questions without an answer, and for generation the samples without one.
+fn unparsed(entry: &Value) -> String {
+    let questions = entry.get("n_unparsed").map_or_else(|| "-".to_owned(), shown);
+    match (entry.get("n_unparsed_samples"), entry.get("n_samples")) {
+        (Some(samples), Some(all)) => format!("{questions} ({} of {} samples)", shown(samples), shown(all)),
+        _ => questions,
+    }
 }
 
 /// Paired comparisons of stages that named an earlier one.

@@ -87,6 +87,9 @@ pub(crate) fn render(config: &CardConfig, evidence: &[Evidence]) -> String {
     if let Some(warning) = &config.warning {
         text.push_str(&format!("> **{warning}**\n\n"));
     }
+    if let Some(warning) = evaluation::refusal_warning(evidence) {
+        text.push_str(&format!("> **{warning}**\n\n"));
+    }
     text.push_str(&sections::details(config));
     text.push_str(sections::USES);
     text.push_str(&sections::risks());

@@ -63,7 +63,11 @@ fn lines<Row: DeserializeOwned, T>(path: &Path, convert: &impl Fn(Row, String) -
     let mut rows = Vec::new();
     for (at, line) in text.lines().enumerate() {
         let place = format!("{}:{}", path.display(), at + 1);
-        let row = serde_json::from_str::<Row>(line).map_err(|error| Failure::usage(format!("{place}: {error}")))?;
+        let row = serde_json::from_str::<Row>(line).map_err(|error| {
+            let hint = "training reads what `aloe data run` writes: rows with `messages` for sft, with `prompt`, `chosen` and \
+                        `rejected` for dpo";
+            Failure::usage(format!("{place}: {error}; {hint}"))
+        })?;
         rows.push(convert(row, place));
     }
     Ok(rows)

@@ -116,7 +116,7 @@ struct Request<'a> {
 }
 
 fn run(request: Request<'_>, cancel: &Cancel) -> anyhow::Result<Done> {
-    let out = std::path::absolute(request.out).with_context(|| format!("cannot resolve {}", request.out.display()))?;
+    let out = plain(request.out)?;
     let name = out
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())
@@ -165,6 +165,9 @@ fn report(done: &Done, out: &Path, as_json: bool) -> anyhow::Result<()> {
     }
     let summary = done.record.results.get("summary").and_then(|value| value.as_str()).unwrap_or("done");
     let state = if done.was_done { " (was done already)" } else { "" };
+    if let Some(table) = done.record.results.get("table").and_then(|value| value.as_str()) {
+        writeln!(output, "{table}")?;
+    }
     writeln!(output, "{summary}{state}\nfiles and record.json: {}", out.display())?;
     Ok(())
 }
@@ -177,6 +180,21 @@ fn model_and_compare(model: &str, compare: Option<&Path>) -> anyhow::Result<Tabl
         from.insert("compare".into(), path_value(compare)?);
     }
     Ok(from)
+}
+
+/// The absolute path with `..` taken out, so that nothing is created on the way to a folder that is then refused.
+fn plain(path: &Path) -> anyhow::Result<PathBuf> {
+    let path = std::path::absolute(path).with_context(|| format!("cannot resolve {}", path.display()))?;
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::ParentDir => {
+                plain.pop();
+            }
+            part => plain.push(part),
+        }
+    }
+    Ok(plain)
 }
 
 /// How an endpoint's prompts are rendered.

@@ -272,10 +272,11 @@ impl Recipe {
 }
 
 fn shown(path: &Path, mistakes: &[Mistake]) -> String {
+    let place = if path == Path::new("command line") { "settings" } else { "recipe" };
     let noun = if mistakes.len() == 1 { "mistake" } else { "mistakes" };
     let lines: Vec<String> =
         mistakes.iter().map(|mistake| format!("  {}:{}: {}", path.display(), mistake.line, mistake.text)).collect();
-    format!("{} {noun} in the recipe; nothing was run\n{}", mistakes.len(), lines.join("\n"))
+    format!("{} {noun} in the {place}; nothing was run\n{}", mistakes.len(), lines.join("\n"))
 }
 
 fn check(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Recipe> {
