@@ -3,9 +3,9 @@
 
 use crate::commands::rows;
 use crate::failure::Failure;
-use crate::recipe::checked::{MergeStage, PullConfig, StageConfig};
 use crate::recipe::eval_stage::EvalStage;
 use crate::recipe::redteam_stage::RedteamStage;
+use crate::recipe::stage_config::{MergeStage, PullConfig, StageConfig};
 use crate::stage::{Context, Done, Inputs, Job, execute, model_of, single};
 use aloe_engine::{Embedder, Engine, EngineOptions};
 use aloe_eval::judge::Judge;

@@ -1,9 +1,11 @@
 //! Recipes: one TOML file with a list of stages that form a graph.
 //!
-//! `raw` reads what was written, `checked` turns it into typed stages and finds every mistake, `plan` estimates.
+//! `raw` reads what was written, `checked` turns it into typed stages (`stage_config`, `eval_stage`, `redteam_stage`) and finds
+//! every mistake, `plan` estimates.
 
 pub(crate) mod checked;
 pub(crate) mod eval_stage;
 pub(crate) mod plan;
 pub(crate) mod raw;
 pub(crate) mod redteam_stage;
+pub(crate) mod stage_config;

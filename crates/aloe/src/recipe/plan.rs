@@ -3,7 +3,8 @@
 //! Nothing here is measured on the recipe itself. Sizes come from `expect`, from finished stages, or from the bytes of
 //! data files that are at hand; a size that nobody knows is shown as unknown.
 
-use super::checked::{Input, Recipe, Stage, StageConfig};
+use super::checked::{Input, Recipe, Stage};
+use super::stage_config::StageConfig;
 use aloe_record::Record;
 use serde::Serialize;
 use std::path::Path;

