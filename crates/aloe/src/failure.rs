@@ -56,6 +56,7 @@ fn code_of_record(error: &aloe_record::Error, signal: usize) -> Option<u8> {
     match error {
         aloe_record::Error::Cancelled => Some(if signal == 15 { 143 } else { 130 }),
         error if error.is_storage() => Some(4),
+        aloe_record::Error::Io { source, .. } if is_missing(source) => Some(2),
         aloe_record::Error::Json { .. } => Some(2),
         aloe_record::Error::Io { .. } | aloe_record::Error::Log { .. } => None,
     }
@@ -109,6 +110,12 @@ fn code_of_stage(cause: &(dyn std::error::Error + 'static), signal: usize) -> Op
     }
     let is_input = cause.is::<aloe_text::Error>() || cause.is::<aloe_task::Error>();
     is_input.then_some(2)
+}
+
+/// A path that is not what was promised: the user's mistake, not the disk's.
+fn is_missing(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | IsADirectory | NotADirectory)
 }
 
 fn is_storage(error: &std::io::Error) -> bool {

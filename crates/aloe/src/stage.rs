@@ -180,6 +180,20 @@ pub(crate) fn model_of(input: &Path) -> PathBuf {
     if inner.join("config.json").exists() { inner } else { input.to_path_buf() }
 }
 
+/// [`model_of`], refused when it is a folder without a model in it.
+pub(crate) fn checked_model(input: &Path) -> anyhow::Result<PathBuf> {
+    let folder = model_of(input);
+    if folder.is_dir() && !folder.join("config.json").exists() {
+        let text = format!(
+            "{} holds no model (no config.json); give a Hugging Face folder, a .gguf file, or a stage's folder such as \
+             runs/quickstart/dpo-2",
+            input.display()
+        );
+        return Err(Failure::usage(text).into());
+    }
+    Ok(folder)
+}
+
 /// The only path under `name`, or a usage error that says which stage needs it.
 pub(crate) fn single<'a>(inputs: &'a Inputs, name: &str, kind: &str) -> anyhow::Result<&'a Path> {
     match inputs.get(name).map(Vec::as_slice) {

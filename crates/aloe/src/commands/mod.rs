@@ -64,13 +64,13 @@ pub(crate) fn open_engine(args: &ModelArgs) -> anyhow::Result<Engine> {
     if args.model.starts_with("http") {
         return Ok(Engine::open(&args.model, &options)?);
     }
-    let path = crate::stage::model_of(Path::new(&args.model));
+    let path = crate::stage::checked_model(Path::new(&args.model))?;
     Ok(Engine::open(&path.to_string_lossy(), &options)?)
 }
 
 /// Tokenizer and template of a folder or a `.gguf` file.
 pub(crate) fn open_text(path: &Path) -> anyhow::Result<TextModel> {
-    let path = crate::stage::model_of(path);
+    let path = crate::stage::checked_model(path)?;
     let source = aloe_model::ModelSource::open(&path)?;
     Ok(match source.gguf_metadata() {
         Some(metadata) => TextModel::from_gguf(metadata)?,

@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::recipe::eval_stage::EvalStage;
 use crate::recipe::redteam_stage::RedteamStage;
 use crate::recipe::stage_config::{MergeStage, PullConfig, StageConfig};
-use crate::stage::{Context, Done, Inputs, Job, execute, model_of, single};
+use crate::stage::{Context, Done, Inputs, Job, checked_model, execute, single};
 use aloe_engine::{Embedder, Engine, EngineOptions};
 use aloe_eval::judge::Judge;
 use aloe_eval::redteam_report::{RedTeamSample, compare_redteam};
@@ -370,7 +370,7 @@ fn open_engine(input: &Path, served: Served, context: &Context) -> anyhow::Resul
     if text.starts_with("http") {
         return Ok(Engine::open(&text, &options)?);
     }
-    let mut engine = Engine::open(&model_of(input).to_string_lossy(), &options)?;
+    let mut engine = Engine::open(&checked_model(input)?.to_string_lossy(), &options)?;
     // `model` is the folder's name in every stage; the stage's own name tells them apart.
     engine.rename(&name_of(input));
     Ok(engine)

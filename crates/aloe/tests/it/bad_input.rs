@@ -80,6 +80,14 @@ fn request_rows_that_are_wrong_are_all_named_by_file_and_line() {
 }
 
 #[test]
+fn a_folder_without_a_model_is_refused_with_a_hint() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, stderr, code) = run(&["chat", dir.path().to_str().unwrap(), "--prompt", "Hello"]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("no config.json"), "{stderr}");
+}
+
+#[test]
 fn chat_without_a_chat_template_says_what_to_do() {
     let Some(stories) = stories() else { return };
     let (_, stderr, code) = run(&["chat", stories.to_str().unwrap(), "--prompt", "Hello"]);
