@@ -22,5 +22,6 @@ pub(crate) fn run(args: &GenerateArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let progress = Progress::new("generate", rows.iter().map(|row| row.n as u64).sum(), "answers");
     let results = engine.generate(&rows, &progress, cancel)?;
     progress.finish();
-    write_lines(args.out.as_deref(), results.iter().map(|result| serde_json::to_value(result).unwrap_or_default()))
+    let lines = results.iter().map(|result| serde_json::to_value(result).unwrap_or_default());
+    write_lines(args.out.as_deref(), args.model.common.json, lines)
 }

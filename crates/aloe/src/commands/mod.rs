@@ -78,15 +78,28 @@ pub(crate) fn open_text(path: &Path) -> anyhow::Result<TextModel> {
     })
 }
 
-/// Writes JSON lines to a file (atomically) or to standard output.
-pub(crate) fn write_lines(out: Option<&Path>, rows: impl Iterator<Item = serde_json::Value>) -> anyhow::Result<()> {
+/// Writes JSON lines to a file (atomically) or to standard output. With `summary` a file's name and number of rows are
+/// printed as JSON.
+pub(crate) fn write_lines(
+    out: Option<&Path>,
+    summary: bool,
+    rows: impl Iterator<Item = serde_json::Value>,
+) -> anyhow::Result<()> {
     let mut text = String::new();
+    let mut n_rows = 0;
     for row in rows {
+        n_rows += 1;
         text.push_str(&serde_json::to_string(&row)?);
         text.push('\n');
     }
     match out {
-        Some(path) => Ok(atomic::write(path, text.as_bytes())?),
+        Some(path) => {
+            atomic::write(path, text.as_bytes())?;
+            if summary {
+                writeln!(std::io::stdout(), "{}", serde_json::json!({"out": path, "n_rows": n_rows}))?;
+            }
+            Ok(())
+        }
         None => Ok(std::io::stdout().write_all(text.as_bytes())?),
     }
 }

@@ -50,8 +50,18 @@ impl Row {
         }
     }
 
-    /// The continuations of a score request.
+    /// The continuations of a score request. Scoring draws nothing, so keys of sampling are refused, not ignored.
     pub(crate) fn continuations(&self) -> Result<Vec<Continuation>, String> {
+        let numbers = [self.n, self.max_new_tokens, self.top_k];
+        let shares = [self.temperature, self.top_p, self.min_p, self.repetition_penalty];
+        let samples = numbers.iter().any(Option::is_some)
+            || shares.iter().any(Option::is_some)
+            || self.seed.is_some()
+            || !self.stop.is_empty()
+            || !self.stop_ids.is_empty();
+        if samples {
+            return Err("sampling keys belong to `aloe generate`; scoring draws nothing".to_owned());
+        }
         let given = self.continuations.as_ref().ok_or("`continuations` is missing; [] scores the prompt itself")?;
         Ok(given
             .iter()

@@ -70,11 +70,12 @@ fn request_rows_that_are_wrong_are_all_named_by_file_and_line() {
     let Some(stories) = stories() else { return };
     let dir = tempfile::tempdir().unwrap();
     let rows = format!(
-        "{GOOD}not json\n{{\"id\": \"2\", \"continuations\": []}}\n{{\"id\": \"3\", \"prompt\": \"x\", \"typo\": 1}}\n"
+        "{GOOD}not json\n{{\"id\": \"2\", \"continuations\": []}}\n{{\"id\": \"3\", \"prompt\": \"x\", \"typo\": 1}}\n\
+         {{\"id\": \"4\", \"prompt\": \"x\", \"continuations\": [], \"temperature\": 1}}\n"
     );
     let (stderr, code) = score(&stories, &rows, &dir.path().join("scores.jsonl"));
     assert_eq!(code, 2);
-    for line in [":2:", ":3:", ":4:"] {
+    for line in [":2:", ":3:", ":4:", ":5:"] {
         assert!(stderr.contains(line), "{line} missing in {stderr}");
     }
 }
