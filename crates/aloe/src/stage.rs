@@ -244,7 +244,9 @@ fn finished(out: &Path, fingerprint: &str) -> anyhow::Result<Option<Record>> {
 }
 
 fn fingerprint(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &str) -> anyhow::Result<String> {
-    let dtype = format!("{:?}", context.dtype);
+    // Training stages hold their dtype in their settings; the others but these two do not compute with a model.
+    let computes = matches!(job.kind, "eval" | "redteam");
+    let dtype = computes.then(|| format!("{:?}", context.dtype));
     let decides = json!({
         "kind": job.kind, "config": job.used, "inputs": inputs, "seed": context.seed, "dtype": dtype, "isa": isa,
         "version": env!("CARGO_PKG_VERSION"),

@@ -20,6 +20,9 @@ pub(crate) fn stage(kind: &str, args: &StageArgs, cancel: &Cancel) -> anyhow::Re
     }
     let out =
         args.out.as_deref().ok_or_else(|| Failure::usage("--out DIR is missing (or give --recipe and --stage)"))?;
+    if args.dtype.is_some() && matches!(kind, "data" | "card") {
+        return Err(Failure::usage(format!("--dtype: `aloe {kind}` computes with no model")).into());
+    }
     let mut entry = match &args.config {
         Some(path) => read_table(path)?,
         None => Table::new(),
