@@ -250,10 +250,11 @@ fn eval(
     let config = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
     let served = Served { tokenizer: stage.tokenizer.clone(), server_template: stage.server_template };
     let engine = open_engine(single(inputs, "model", "eval")?, served, context)?;
-    let embedder = match &stage.embedder {
-        Some(path) => Some(Embedder::open(path, context.threads)?),
-        None => None,
+    let encoder = match inputs.get("embedder") {
+        Some(_) => Some(single(inputs, "embedder", "eval")?),
+        None => stage.embedder.as_deref(),
     };
+    let embedder = encoder.map(|path| Embedder::open(path, context.threads)).transpose()?;
     let progress = Progress::new("eval", 0, "questions");
     let results = aloe_eval::eval(&engine, &config, embedder.as_ref(), folder, &progress, &context.cancel)?;
     let mut parts: Vec<String> = results

@@ -229,6 +229,17 @@ fn check_stage(
             }
         }
     }
+    if let Some(config) = &config
+        && let Some(optional) = config.optional_inputs()
+    {
+        let known = |key: &str| config.required_inputs().contains(&key) || optional.contains(&key);
+        for (key, _) in from.iter().filter(|(key, _)| !known(key)) {
+            let names: Vec<&str> = config.required_inputs().iter().chain(optional).copied().collect();
+            let takes = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            let text = format!("{context}: a stage of kind {:?} has no input `{key}`; it takes {takes}", config.kind());
+            mistakes.push(Mistake { line, text });
+        }
+    }
     let stage = config.filter(|_| mistakes.len() == n_before).map(|config| Stage {
         name: name.clone(),
         from,
@@ -363,4 +374,20 @@ fn to_json(table: &DeTable<'_>) -> Value {
         .ok()
         .and_then(|value| serde_json::to_value(value).ok())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_that_a_stage_does_not_take_is_a_mistake_that_names_those_it_takes() {
+        let text = "name = \"x\"\n[[stage]]\nkind = \"eval\"\nname = \"e\"\nfrom = { model = \"m\", comapre = \"n\" }\n\
+                    tasks = [\"starter_mcqa\"]\ndata = \"starter\"\n";
+        let refused = Recipe::parse(Path::new("r.toml"), text).err().unwrap().to_string();
+        let expected =
+            "r.toml:2: stage \"e\": a stage of kind \"eval\" has no input `comapre`; it takes model, compare, embedder";
+        assert!(refused.contains(expected), "{refused}");
+        assert!(Recipe::parse(Path::new("r.toml"), &text.replace("comapre", "compare")).is_ok());
+    }
 }

@@ -122,6 +122,17 @@ impl StageConfig {
         }
     }
 
+    /// Inputs a stage of this kind may have beside the required ones; `None` where any name is one.
+    pub(super) fn optional_inputs(&self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Merge(_) => None,
+            Self::Pull(_) | Self::Data(_) | Self::Sft(_) | Self::Dpo(_) => Some(&[]),
+            Self::Eval(_) => Some(&["compare", "embedder"]),
+            Self::Redteam(_) => Some(&["compare"]),
+            Self::Card(_) => Some(&["records"]),
+        }
+    }
+
     /// Values out of range, in words.
     pub(super) fn mistakes(&self) -> Vec<String> {
         match self {
