@@ -33,7 +33,9 @@ pub use device::{Device, Isa};
 pub use error::Error;
 pub use linear::Linear;
 pub use mmap::Mmap;
-pub use ops::attention::{AttentionBlock, AttentionInputs, AttentionPlan, CachedSequence, KvSegment};
+pub use ops::attention::{
+    AttentionBlock, AttentionInputs, AttentionPlan, CachedSequence, KvPage, KvSegment, PageWrite, PagedSequence,
+};
 pub use ops::loss::{CrossEntropy, CrossEntropyInputs};
 pub use ops::optimizer::AdamW;
 pub use ops::rope::RopeTable;

@@ -287,12 +287,20 @@ impl Kernel for RoundRow {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let mut i = 0;
-        while i < self.k {
-            let v = S::load_up_to(self.x.wrapping_add(i), (self.k - i).min(LANES));
-            S::store_bf16(self.out.wrapping_add(i), v);
-            i += LANES;
-        }
+        round_row::<S>(self.x, self.k, self.out);
+    }
+}
+
+/// Rounds `k` numbers to bf16; writes up to the next multiple of 16, the surplus zero.
+///
+/// # Safety
+/// `k` numbers to read, `k` rounded up to 16 to write; the instruction set is available.
+#[inline(always)]
+pub(crate) unsafe fn round_row<S: Simd>(x: *const f32, k: usize, out: *mut u16) {
+    let mut i = 0;
+    while i < k {
+        S::store_bf16(out.wrapping_add(i), S::load_up_to(x.wrapping_add(i), (k - i).min(LANES)));
+        i += LANES;
     }
 }
 

@@ -6,11 +6,16 @@
 mod backward;
 mod forward;
 mod keys;
+mod page;
+mod paged;
+mod soften;
 
 use crate::pool::SharedMut;
 use crate::reference::Heads;
 use crate::{Device, Dtype, Tensor};
 use keys::Job;
+pub use page::{KvPage, PageWrite, write_pages};
+pub use paged::{PagedSequence, attention_paged};
 use std::ops::Range;
 
 /// Keys of a softmax step, and of a block of the backward pass.
@@ -208,5 +213,7 @@ fn sum_heads(device: &Device, x: Tensor, heads: Heads) -> Tensor {
     out
 }
 
+#[cfg(test)]
+mod paged_tests;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ pub mod rope;
 mod rows;
 
 pub use activation::{add_in_place, gelu, scale, swiglu, swiglu_backward};
-pub use attention::{attention, attention_backward, attention_cached};
+pub use attention::{attention, attention_backward, attention_cached, attention_paged, write_pages};
 pub use embedding::{embedding, embedding_grad};
 pub use loss::{cross_entropy, cross_entropy_backward};
 pub use matmul::{linear, linear_grad_input, linear_grad_weight};

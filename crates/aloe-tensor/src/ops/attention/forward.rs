@@ -1,11 +1,12 @@
 //! Forward pass: a tile of queries walks its keys in blocks of 64, keeping a running maximum and sum per row.
 
 use super::keys::{Job, padded, transpose_rows};
+use super::soften::{RowState, normalise, soften};
 use super::{BLOCK, Heads};
 use crate::gemm::{Gemm, PANEL};
 use crate::pack::with_scratch;
 use crate::pool::SharedMut;
-use crate::simd::{Kernel, LANES, Simd, exp, max_lanes, sum_lanes};
+use crate::simd::{Kernel, LANES, Simd};
 use crate::{Device, Dtype};
 
 /// Rows of a tile: queries times query heads of one key head.
@@ -151,7 +152,7 @@ impl Tile<'_> {
         let group = self.heads.h / self.heads.k;
         for r in 0..rows {
             let seen = self.job.visible(self.from + r / group).saturating_sub(key).min(block.n);
-            self.soften::<S>(r, seen);
+            soften::<S>(&self.state(r), self.scale, seen);
         }
         let v = block.rows::<S>(&block.v, self.job.stride, e, b.v);
         let values = Gemm {
@@ -169,63 +170,15 @@ impl Tile<'_> {
         values.run_inside::<S>();
     }
 
-    /// Scores of a row to weights; the running output shrinks when the maximum grows. Keys past `seen` get weight 0, which
-    /// leaves the chains of the product as they were.
     #[inline(always)]
-    unsafe fn soften<S: Simd>(&self, r: usize, seen: usize) {
-        let row = self.buffers.scores.wrapping_add(r * BLOCK);
-        let (max, sum) = (self.buffers.max.wrapping_add(r), self.buffers.sum.wrapping_add(r));
-        for i in seen..BLOCK {
-            row.wrapping_add(i).write(f32::NEG_INFINITY);
-        }
-        if seen == 0 {
-            (0..BLOCK).for_each(|i| row.wrapping_add(i).write(0.0));
-            return;
-        }
-        let scale = S::splat(self.scale);
-        // Written out: a closure's body would not be compiled with the kernel's instructions.
-        let at = [row, row.wrapping_add(LANES), row.wrapping_add(2 * LANES), row.wrapping_add(3 * LANES)];
-        let s = [
-            S::mul(S::load(at[0]), scale),
-            S::mul(S::load(at[1]), scale),
-            S::mul(S::load(at[2]), scale),
-            S::mul(S::load(at[3]), scale),
-        ];
-        let before = max.read();
-        let block_max = max_lanes::<S>(S::max(S::max(s[0], s[1]), S::max(s[2], s[3])));
-        let now = if block_max > before { block_max } else { before };
-        let shift = S::splat(now);
-        let p = [
-            exp::<S>(S::sub(s[0], shift)),
-            exp::<S>(S::sub(s[1], shift)),
-            exp::<S>(S::sub(s[2], shift)),
-            exp::<S>(S::sub(s[3], shift)),
-        ];
-        let mut i = 0;
-        while i < 4 {
-            S::store(at[i], p[i]);
-            i += 1;
-        }
-        let added = sum_lanes::<S>(S::add(S::add(p[0], p[1]), S::add(p[2], p[3])));
-        if now == before {
-            sum.write(sum.read() + added);
-            return;
-        }
-        let shrink = exp::<S>(S::sub(S::splat(before), shift));
-        sum.write(sum.read() * max_lanes::<S>(shrink) + added);
-        max.write(now);
-        self.scale_output::<S>(r, shrink);
-    }
-
-    #[inline(always)]
-    unsafe fn scale_output<S: Simd>(&self, r: usize, factor: S::V) {
-        let e = self.heads.e;
-        let o = self.buffers.o.wrapping_add(r * e);
-        let mut x = 0;
-        while x < e {
-            let n = (e - x).min(LANES);
-            S::store_up_to(o.wrapping_add(x), S::mul(S::load_up_to(o.wrapping_add(x), n), factor), n);
-            x += LANES;
+    fn state(&self, r: usize) -> RowState {
+        let (e, b) = (self.heads.e, &self.buffers);
+        RowState {
+            scores: b.scores.wrapping_add(r * BLOCK),
+            max: b.max.wrapping_add(r),
+            sum: b.sum.wrapping_add(r),
+            o: b.o.wrapping_add(r * e),
+            e,
         }
     }
 
@@ -233,16 +186,9 @@ impl Tile<'_> {
     unsafe fn finish<S: Simd>(&self) {
         let (e, b) = (self.heads.e, &self.buffers);
         for r in 0..self.rows() {
-            let sum = b.sum.wrapping_add(r).read();
-            self.lse.wrapping_add(self.global(r)).write(b.max.wrapping_add(r).read() + sum.ln());
-            let divisor = S::splat(sum);
-            let mut x = 0;
-            while x < e {
-                let n = (e - x).min(LANES);
-                let o = S::load_up_to(b.o.wrapping_add(r * e + x), n);
-                S::store_up_to(self.o.wrapping_add(self.global(r) * e + x), S::div(o, divisor), n);
-                x += LANES;
-            }
+            let lse = b.max.wrapping_add(r).read() + b.sum.wrapping_add(r).read().ln();
+            self.lse.wrapping_add(self.global(r)).write(lse);
+            normalise::<S>(&self.state(r), self.o.wrapping_add(self.global(r) * e));
         }
     }
 }

@@ -1,0 +1,145 @@
+//! A page of a cache: keys and values of 64 positions of one layer, in the layouts the matrix product reads.
+//!
+//! Keys lie as columns (one lane per position, units over E), values as rows (one lane per element, units over positions), so
+//! attention packs nothing when it reads. A page knows its capacity only; how many positions are filled is the caller's count.
+//! Unwritten positions are zero: weights of unseen keys are zero, and zero times a finite number adds nothing.
+
+use crate::gemm::{PANEL, units_of};
+use crate::pack::{Line, ZERO_LINE};
+use crate::pool::SharedMut;
+use crate::simd::LANES;
+use crate::tensor::bf16_from_f32;
+use crate::{Device, Dtype, Tensor};
+use std::ops::Range;
+
+/// Keys and values of [`KvPage::POSITIONS`] positions of one layer, all key heads.
+#[derive(Clone, Debug)]
+pub struct KvPage {
+    dtype: Dtype,
+    heads: usize,
+    e: usize,
+    lines: Vec<Line>,
+}
+
+impl KvPage {
+    /// Positions of a page; pages of a sequence start at positions 0, 64, 128, ...
+    pub const POSITIONS: usize = super::BLOCK;
+
+    /// An empty page for `kv_heads` heads of size `head_dim`, its numbers rounded to `dtype`. Products over a bf16 page round
+    /// queries and softmax weights to bf16 too; over an f32 page everything is f32.
+    pub fn new(dtype: Dtype, kv_heads: usize, head_dim: usize) -> Self {
+        let mut page = Self { dtype, heads: kv_heads, e: head_dim, lines: Vec::new() };
+        page.lines = vec![ZERO_LINE; kv_heads * page.head_units() / LANES];
+        page
+    }
+
+    /// Type of the numbers held.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// K, the number of key heads.
+    pub fn kv_heads(&self) -> usize {
+        self.heads
+    }
+
+    /// E, the size of a head.
+    pub fn head_dim(&self) -> usize {
+        self.e
+    }
+
+    /// Bytes held, filled or not.
+    pub fn nbytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>()
+    }
+
+    /// Writes positions `at..at + n` of the page from keys and values `[n, K, E]`.
+    pub fn write(&mut self, at: usize, k: &[f32], v: &[f32]) {
+        let width = self.heads * self.e;
+        let n = k.len().checked_div(width).unwrap_or(0);
+        assert!(k.len() == v.len() && k.len() == n * width, "{} and {} numbers of {width}", k.len(), v.len());
+        assert!(at + n <= Self::POSITIONS, "positions {at}..{} of a page", at + n);
+        for i in 0..n {
+            for h in 0..self.heads {
+                let from = (i * self.heads + h) * self.e;
+                self.write_head(at + i, h, &k[from..from + self.e], &v[from..from + self.e]);
+            }
+        }
+    }
+
+    fn write_head(&mut self, at: usize, head: usize, k: &[f32], v: &[f32]) {
+        let (first, lanes, keys) = (head * self.head_units(), self.value_lanes(), self.key_units() * Self::POSITIONS);
+        // SAFETY: lines are arrays of u32 without padding.
+        let units =
+            unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<u32>(), self.lines.len() * LANES) };
+        let (keys, values) = units[first..].split_at_mut(keys);
+        match self.dtype {
+            Dtype::F32 => {
+                keys[at..].iter_mut().step_by(Self::POSITIONS).zip(k).for_each(|(u, k)| *u = k.to_bits());
+                values[at * lanes..].iter_mut().zip(v).for_each(|(u, v)| *u = v.to_bits());
+            }
+            Dtype::Bf16 => {
+                let pair =
+                    |k: &[f32]| bf16_from_f32(k[0]) as u32 | k.get(1).map_or(0, |k| (bf16_from_f32(*k) as u32) << 16);
+                keys[at..].iter_mut().step_by(Self::POSITIONS).zip(k.chunks(2)).for_each(|(u, k)| *u = pair(k));
+                let (shift, keep) = if at.is_multiple_of(2) { (0, 0xffff_0000) } else { (16, 0xffff) };
+                for (u, v) in values[at / 2 * lanes..].iter_mut().zip(v) {
+                    *u = *u & keep | (bf16_from_f32(*v) as u32) << shift;
+                }
+            }
+        }
+    }
+
+    /// Units of one key: E, or pairs of it.
+    pub(super) fn key_units(&self) -> usize {
+        units_of(self.dtype, self.e)
+    }
+
+    /// Lanes of a row of values: E rounded up to whole panels.
+    pub(super) fn value_lanes(&self) -> usize {
+        self.e.next_multiple_of(PANEL)
+    }
+
+    fn head_units(&self) -> usize {
+        self.key_units() * Self::POSITIONS + units_of(self.dtype, Self::POSITIONS) * self.value_lanes()
+    }
+
+    /// Unit u of position p of a head's keys is at `u * 64 + p`.
+    pub(super) fn keys(&self, head: usize) -> *const u32 {
+        self.lines.as_ptr().cast::<u32>().wrapping_add(head * self.head_units())
+    }
+
+    /// Unit u (positions 2u and 2u + 1 in bf16) of element x of a head's values is at `u * value_lanes + x`.
+    pub(super) fn values(&self, head: usize) -> *const u32 {
+        self.keys(head).wrapping_add(self.key_units() * Self::POSITIONS)
+    }
+}
+
+/// Rows of new keys and values for one page.
+#[derive(Debug)]
+pub struct PageWrite<'a> {
+    /// Where they go.
+    pub page: &'a mut KvPage,
+    /// First position in the page.
+    pub at: usize,
+    /// Rows of k and v.
+    pub rows: Range<usize>,
+}
+
+/// Writes rows of k and v `[N, K, E]` into pages, on all threads of the device.
+pub fn write_pages(device: &Device, k: &Tensor, v: &Tensor, mut writes: Vec<PageWrite>) {
+    assert_eq!(k.shape(), v.shape(), "keys against values");
+    let width: usize = k.shape()[1..].iter().product();
+    let (k, v, n) = (k.as_f32(), v.as_f32(), writes.len());
+    let part = |w: &mut PageWrite| {
+        let range = w.rows.start * width..w.rows.end * width;
+        w.page.write(w.at, &k[range.clone()], &v[range]);
+    };
+    // A wake-up costs as much as some rows.
+    if writes.iter().map(|w| w.rows.len()).sum::<usize>() <= 16 {
+        return writes.iter_mut().for_each(part);
+    }
+    let shared = SharedMut::new(&mut writes);
+    // SAFETY: each index has its own write, and each write its own page by the exclusive borrow.
+    device.for_each(n, &|i| part(&mut unsafe { shared.slice(i, 1) }[0]));
+}

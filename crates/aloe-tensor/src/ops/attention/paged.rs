@@ -1,0 +1,283 @@
+//! Attention over pages: prefill, packed rows and decoding in one kernel; rows that share a page are processed together.
+//!
+//! A tile of queries walks the page indices in step. At each index, neighbouring queries with the same page (a shared prefix)
+//! become one product over that page. A row's chains run over its own keys in order, page by page from position 0, whatever
+//! rows share the tile: the same bits in any company, in any batch, on any number of threads.
+
+use super::page::KvPage;
+use super::soften::{RowState, normalise, soften};
+use super::{BLOCK, Heads};
+use crate::gemm::{Gemm, PANEL, units_of};
+use crate::pack::{round_row, with_scratch};
+use crate::pool::SharedMut;
+use crate::simd::{Kernel, LANES, Simd};
+use crate::{Device, Dtype, Tensor};
+use std::ops::Range;
+
+/// Rows of a tile: queries times query heads of one key head.
+const TILE_ROWS: usize = 96;
+
+/// New queries of one sequence against its pages, which already hold the new keys.
+#[derive(Clone, Debug)]
+pub struct PagedSequence<'a> {
+    /// Rows of q; the sequence's last `queries.len()` positions are theirs.
+    pub queries: Range<usize>,
+    /// Pages of this layer from position 0 on; all but the last are full. Sequences that share a prefix share its pages.
+    pub pages: Vec<&'a KvPage>,
+    /// Positions filled, the new ones included.
+    pub len_tokens: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Query {
+    row: usize,
+    sequence: usize,
+    visible: usize,
+}
+
+/// Causal `softmax(scale q k^T) v` of q `[N, H, E]` over pages of K heads, H a multiple of K; returns o `[N, H, E]`. Over f32 pages
+/// equal bit for bit to [`super::attention`]; over bf16 pages the operands of both products are bf16, sums and softmax f32.
+/// Queries of no sequence get zeros.
+pub fn attention_paged(device: &Device, q: &Tensor, sequences: &[PagedSequence], scale: f32) -> Tensor {
+    let &[n, h, e] = q.shape() else { panic!("q {:?}", q.shape()) };
+    let mut out = vec![0.0; q.len()];
+    let Some(first) = sequences.iter().flat_map(|s| &s.pages).next() else {
+        return Tensor::from_f32(q.shape(), out);
+    };
+    let (dtype, k) = (first.dtype(), first.kv_heads());
+    assert!(h % k == 0 && first.head_dim() == e, "q {:?} over pages of {k} heads of {}", q.shape(), first.head_dim());
+    let queries = queries(sequences, n);
+    for page in sequences.iter().flat_map(|s| &s.pages) {
+        assert!(page.dtype() == dtype && page.kv_heads() == k && page.head_dim() == e, "pages differ in shape or type");
+    }
+    let (heads, group) = (Heads { h, k, e }, h / k);
+    let tile = tile_queries(queries.len(), group, (4 * device.threads()).div_ceil(k));
+    let tiles: Vec<&[Query]> = queries.chunks(tile).collect();
+    let (o, isa) = (SharedMut::new(&mut out), device.isa());
+    device.for_each(tiles.len() * k, &|task| {
+        // Late tiles of a prefill see most keys: the long tasks go first.
+        let (queries, kv) = (tiles[tiles.len() - 1 - task / k], task % k);
+        let rows = queries.len() * group;
+        with_scratch(Buffers::lines(rows, e, dtype), |lines| {
+            let buffers = Buffers::new(lines.as_mut_ptr().cast(), rows, e, dtype);
+            let q = q.as_f32().as_ptr();
+            let tile = Tile { q, queries, sequences, kv, heads, scale, dtype, buffers, o: o.ptr() };
+            // SAFETY: rows of q and o are below N and distinct (checked in `queries`), pages have these heads; each (row,
+            // head) belongs to one task.
+            unsafe { isa.run(tile) }
+        });
+    });
+    Tensor::from_f32(q.shape(), out)
+}
+
+/// Every query with the number of keys it sees, sequences with common pages next to each other.
+fn queries(sequences: &[PagedSequence], n: usize) -> Vec<Query> {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    order.sort_by_cached_key(|&s| sequences[s].pages.iter().map(|p| *p as *const KvPage as usize).collect::<Vec<_>>());
+    let mut taken = vec![false; n];
+    let mut all = Vec::with_capacity(n);
+    for sequence in order {
+        let PagedSequence { queries, pages, len_tokens } = &sequences[sequence];
+        assert!(pages.len() * BLOCK >= *len_tokens, "{len_tokens} positions in {} pages", pages.len());
+        assert!(*len_tokens >= queries.len() && queries.end <= n, "queries {queries:?} of {n}, {len_tokens} keys");
+        for (i, row) in queries.clone().enumerate() {
+            assert!(!std::mem::replace(&mut taken[row], true), "row {row} in two sequences");
+            all.push(Query { row, sequence, visible: len_tokens - queries.len() + i + 1 });
+        }
+    }
+    all
+}
+
+/// Queries of a tile: as many as fit, but enough tiles for the threads.
+fn tile_queries(n: usize, group: usize, tiles_wanted: usize) -> usize {
+    n.div_ceil(tiles_wanted.max(1)).clamp(1, (TILE_ROWS / group).max(1))
+}
+
+/// Scratch of a tile, each part a multiple of a cache line.
+#[derive(Clone, Copy)]
+struct Buffers {
+    q: *mut u32,       // [rows, stride of q] units
+    weights: *mut u32, // [rows, 32] units, bf16 only
+    scores: *mut f32,  // [rows, 64]
+    o: *mut f32,       // [rows, e]
+    max: *mut f32,     // [rows]
+    sum: *mut f32,     // [rows]
+}
+
+/// Units of a row of q, rounded up to whole vectors for the rounding kernel.
+fn q_stride(e: usize, dtype: Dtype) -> usize {
+    units_of(dtype, e).next_multiple_of(LANES)
+}
+
+impl Buffers {
+    fn sizes(rows: usize, e: usize, dtype: Dtype) -> [usize; 6] {
+        let weights = if dtype == Dtype::Bf16 { rows * BLOCK / 2 } else { 0 };
+        [rows * q_stride(e, dtype), weights, rows * BLOCK, rows * e, rows, rows].map(|n| n.next_multiple_of(LANES))
+    }
+
+    fn lines(rows: usize, e: usize, dtype: Dtype) -> usize {
+        Self::sizes(rows, e, dtype).iter().sum::<usize>() / LANES
+    }
+
+    fn new(start: *mut f32, rows: usize, e: usize, dtype: Dtype) -> Self {
+        let mut at = 0;
+        let [q, weights, scores, o, max, sum] = Self::sizes(rows, e, dtype).map(|n| {
+            at += n;
+            start.wrapping_add(at - n)
+        });
+        Self { q: q.cast(), weights: weights.cast(), scores, o, max, sum }
+    }
+}
+
+struct Tile<'a> {
+    q: *const f32,
+    queries: &'a [Query],
+    sequences: &'a [PagedSequence<'a>],
+    kv: usize,
+    heads: Heads,
+    scale: f32,
+    dtype: Dtype,
+    buffers: Buffers,
+    o: *mut f32,
+}
+
+impl Kernel for Tile<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        self.start::<S>();
+        let last = self.queries.iter().fold(0, |last, q| last.max(q.visible.div_ceil(BLOCK)));
+        for page in 0..last {
+            let mut from = 0;
+            while from < self.queries.len() {
+                let Some(at) = self.page_of(from, page) else {
+                    from += 1;
+                    continue;
+                };
+                let mut to = from + 1;
+                while to < self.queries.len() && self.page_of(to, page).is_some_and(|p| std::ptr::eq(p, at)) {
+                    to += 1;
+                }
+                self.step::<S>(page, at, from..to);
+                from = to;
+            }
+        }
+        self.finish::<S>();
+    }
+}
+
+impl Tile<'_> {
+    fn group(&self) -> usize {
+        self.heads.h / self.heads.k
+    }
+
+    /// The page with index `page` of a query, when it sees a key there.
+    #[inline(always)]
+    fn page_of(&self, query: usize, page: usize) -> Option<&KvPage> {
+        let q = &self.queries[query];
+        if q.visible <= page * BLOCK {
+            return None;
+        }
+        Some(self.sequences[q.sequence].pages[page])
+    }
+
+    /// Index of tile row `r` among all (row, head) pairs.
+    #[inline(always)]
+    fn global(&self, r: usize) -> usize {
+        self.queries[r / self.group()].row * self.heads.h + self.kv * self.group() + r % self.group()
+    }
+
+    #[inline(always)]
+    fn state(&self, r: usize) -> RowState {
+        let (e, b) = (self.heads.e, &self.buffers);
+        RowState {
+            scores: b.scores.wrapping_add(r * BLOCK),
+            max: b.max.wrapping_add(r),
+            sum: b.sum.wrapping_add(r),
+            o: b.o.wrapping_add(r * e),
+            e,
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn start<S: Simd>(&self) {
+        let (e, b, stride) = (self.heads.e, &self.buffers, q_stride(self.heads.e, self.dtype));
+        let rows = self.queries.len() * self.group();
+        for r in 0..rows {
+            let (from, to) = (self.q.wrapping_add(self.global(r) * e), b.q.wrapping_add(r * stride));
+            match self.dtype {
+                Dtype::F32 => super::keys::copy_row::<S>(from, e, to.cast()),
+                Dtype::Bf16 => round_row::<S>(from, e, to.cast()),
+            }
+            b.max.wrapping_add(r).write(f32::NEG_INFINITY);
+            b.sum.wrapping_add(r).write(0.0);
+        }
+        let mut i = 0;
+        while i < (rows * e).next_multiple_of(LANES) {
+            S::store(b.o.wrapping_add(i), S::splat(0.0));
+            i += LANES;
+        }
+    }
+
+    /// Queries `run` of the tile, which all see `page`, over its keys.
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, index: usize, page: &KvPage, run: Range<usize>) {
+        let (e, b, group) = (self.heads.e, &self.buffers, self.group());
+        let seen = |q: &Query| (q.visible - index * BLOCK).min(BLOCK);
+        let n_keys = self.queries[run.clone()].iter().fold(0, |n, q| n.max(seen(q)));
+        let (first, stride) = (run.start * group, q_stride(e, self.dtype));
+        let scores = Gemm {
+            dtype: self.dtype,
+            m: run.len() * group,
+            n: n_keys,
+            units: page.key_units(),
+            a: b.q.wrapping_add(first * stride),
+            a_stride: stride,
+            a_by_unit: false,
+            b: page.keys(self.kv),
+            b_panel_stride: PANEL,
+            b_unit_stride: BLOCK,
+            c: b.scores.wrapping_add(first * BLOCK),
+            c_stride: BLOCK,
+            accumulate: false,
+        };
+        scores.run_inside::<S>();
+        for (i, query) in self.queries[run.clone()].iter().enumerate() {
+            for r in first + i * group..first + (i + 1) * group {
+                soften::<S>(&self.state(r), self.scale, seen(query));
+            }
+        }
+        let (mut weights, mut weights_stride) = (b.scores.cast::<u32>(), BLOCK);
+        if self.dtype == Dtype::Bf16 {
+            (weights, weights_stride) = (b.weights, BLOCK / 2);
+            for r in first..first + scores.m {
+                round_row::<S>(
+                    b.scores.wrapping_add(r * BLOCK),
+                    BLOCK,
+                    weights.wrapping_add(r * weights_stride).cast(),
+                );
+            }
+        }
+        let values = Gemm {
+            n: e,
+            units: units_of(self.dtype, n_keys),
+            a: weights.wrapping_add(first * weights_stride),
+            a_stride: weights_stride,
+            b: page.values(self.kv),
+            b_unit_stride: page.value_lanes(),
+            c: b.o.wrapping_add(first * e),
+            c_stride: e,
+            accumulate: true,
+            ..scores
+        };
+        values.run_inside::<S>();
+    }
+
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self) {
+        for r in 0..self.queries.len() * self.group() {
+            normalise::<S>(&self.state(r), self.o.wrapping_add(self.global(r) * self.heads.e));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! One step of the online softmax: a row of up to 64 scores becomes weights, the running maximum, sum and output follow.
+
+use super::BLOCK;
+use crate::simd::{LANES, Simd, exp, max_lanes, sum_lanes};
+
+/// The state of one query and head on its walk over the keys.
+#[derive(Clone, Copy)]
+pub(super) struct RowState {
+    pub(super) scores: *mut f32, // [64]: scores in, weights out
+    pub(super) max: *mut f32,
+    pub(super) sum: *mut f32,
+    pub(super) o: *mut f32, // [e]
+    pub(super) e: usize,
+}
+
+/// Scores of a row to weights; the running output shrinks when the maximum grows. Keys past `seen` get weight 0, which
+/// leaves the chains of the product as they were.
+///
+/// # Safety
+/// The state's pointers are valid for the lengths it names; the instruction set is available.
+#[inline(always)]
+pub(super) unsafe fn soften<S: Simd>(state: &RowState, scale: f32, seen: usize) {
+    let row = state.scores;
+    for i in seen..BLOCK {
+        row.wrapping_add(i).write(f32::NEG_INFINITY);
+    }
+    if seen == 0 {
+        (0..BLOCK).for_each(|i| row.wrapping_add(i).write(0.0));
+        return;
+    }
+    let scale = S::splat(scale);
+    // Written out: a closure's body would not be compiled with the kernel's instructions.
+    let at = [row, row.wrapping_add(LANES), row.wrapping_add(2 * LANES), row.wrapping_add(3 * LANES)];
+    let s = [
+        S::mul(S::load(at[0]), scale),
+        S::mul(S::load(at[1]), scale),
+        S::mul(S::load(at[2]), scale),
+        S::mul(S::load(at[3]), scale),
+    ];
+    let before = state.max.read();
+    let block_max = max_lanes::<S>(S::max(S::max(s[0], s[1]), S::max(s[2], s[3])));
+    let now = if block_max > before { block_max } else { before };
+    let shift = S::splat(now);
+    let p = [
+        exp::<S>(S::sub(s[0], shift)),
+        exp::<S>(S::sub(s[1], shift)),
+        exp::<S>(S::sub(s[2], shift)),
+        exp::<S>(S::sub(s[3], shift)),
+    ];
+    let mut i = 0;
+    while i < 4 {
+        S::store(at[i], p[i]);
+        i += 1;
+    }
+    let added = sum_lanes::<S>(S::add(S::add(p[0], p[1]), S::add(p[2], p[3])));
+    if now == before {
+        state.sum.write(state.sum.read() + added);
+        return;
+    }
+    let shrink = exp::<S>(S::sub(S::splat(before), shift));
+    state.sum.write(state.sum.read() * max_lanes::<S>(shrink) + added);
+    state.max.write(now);
+    scale_output::<S>(state, shrink);
+}
+
+#[inline(always)]
+unsafe fn scale_output<S: Simd>(state: &RowState, factor: S::V) {
+    let mut x = 0;
+    while x < state.e {
+        let n = (state.e - x).min(LANES);
+        let o = state.o.wrapping_add(x);
+        S::store_up_to(o, S::mul(S::load_up_to(o, n), factor), n);
+        x += LANES;
+    }
+}
+
+/// Writes the output divided by the sum of the weights.
+///
+/// # Safety
+/// As [`soften`], and `to` is writable for `e` numbers.
+#[inline(always)]
+pub(super) unsafe fn normalise<S: Simd>(state: &RowState, to: *mut f32) {
+    let divisor = S::splat(state.sum.read());
+    let mut x = 0;
+    while x < state.e {
+        let n = (state.e - x).min(LANES);
+        S::store_up_to(to.wrapping_add(x), S::div(S::load_up_to(state.o.wrapping_add(x), n), divisor), n);
+        x += LANES;
+    }
+}
