@@ -1,0 +1,26 @@
+"""A real llama-server on a GGUF file, to drive `aloe eval`, `aloe redteam` and `aloe bench` against it.
+
+Pinned: python 3.11, xllamacpp 2026.10.11549 (llama.cpp's server in a wheel). No seed: the requests carry theirs.
+Run: python oracles/llama_server.py MODEL.gguf [PORT] [SLOTS] [CONTEXT]
+Then: aloe redteam ... --set judge='"http://127.0.0.1:PORT/v1#judge"'
+"""
+
+import sys
+import time
+
+import xllamacpp
+
+model, port, slots, context = (sys.argv[1:] + ["8080", "4", "8192"][len(sys.argv) - 2 :])[:4]
+params = xllamacpp.CommonParams()
+params.model.path = model
+params.hostnames = ["127.0.0.1"]
+params.model_alias = {"model"}
+params.port = int(port)
+params.n_parallel = int(slots)
+params.n_ctx = int(context)
+params.cpuparams.n_threads = 2
+params.cpuparams_batch.n_threads = 2
+server = xllamacpp.Server(params)
+print(f"listening: {server.listening_address}", flush=True)
+while True:
+    time.sleep(3600)
