@@ -1,7 +1,11 @@
 //! The command line: names, help and examples of every subcommand. Parses, decides nothing.
 
+use crate::recipe::keys;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+
+/// What `-h` says where `--help` lists every setting.
+const SEE_HELP: &str = "--help lists every setting (key, default, unit) and examples.";
 
 /// One program for a healthcare language model's whole life.
 #[derive(Parser)]
@@ -57,19 +61,13 @@ pub(crate) enum Command {
     )]
     Chat(ChatArgs),
     /// Prepare training data
-    #[command(subcommand)]
+    #[command(subcommand, after_help = SEE_HELP, after_long_help = keys::data())]
     Data(DataCommand),
     /// Supervised fine-tuning
-    #[command(
-        after_help = "Examples:\n  aloe sft --recipe recipes/quickstart.toml --stage sft-medical\n  aloe sft --model models/smollm2 --data \
-                            runs/x/data-medical --out runs/x/sft --set lr=2e-5 --set epochs=2\n\nWrites model/ (bf16), master/ (f32), metrics.jsonl and record.json."
-    )]
+    #[command(after_help = SEE_HELP, after_long_help = keys::sft())]
     Sft(StageArgs),
     /// Direct preference optimisation
-    #[command(
-        after_help = "Example:\n  aloe dpo --model runs/x/merge --data runs/x/pairs-1 --out runs/x/dpo-1 --set lr=2e-7\n\nWrites model/ (bf16), \
-                            master/ (f32), metrics.jsonl and record.json. The reference is the start model."
-    )]
+    #[command(after_help = SEE_HELP, after_long_help = keys::dpo())]
     Dpo(StageArgs),
     /// Merge models by a mergekit YAML
     #[command(
@@ -78,16 +76,10 @@ pub(crate) enum Command {
     )]
     Merge(MergeArgs),
     /// Evaluate a model on benchmarks
-    #[command(
-        after_help = "Example:\n  aloe eval models/smollm2 --tasks medqa_4options,pubmedqa --data $ALOE_DATA --protocol lm-eval --strategy \
-                            loglikelihood --limit 200 --out runs/eval\n\nWrites results.json, samples.jsonl and record.json."
-    )]
+    #[command(after_help = SEE_HELP, after_long_help = keys::eval())]
     Eval(EvalArgs),
     /// Red-team a model: questions times attack styles, answers, verdicts
-    #[command(
-        after_help = "Example:\n  aloe redteam models/smollm2 --questions starter/redteam/questions.jsonl --harmless \
-                            starter/redteam/harmless.jsonl --out runs/redteam\n\nWrites results.json, samples.jsonl and record.json."
-    )]
+    #[command(after_help = SEE_HELP, after_long_help = keys::redteam())]
     Redteam(RedteamArgs),
     /// Write the model card from the records of a run
     #[command(
@@ -238,10 +230,7 @@ pub(crate) struct ChatArgs {
 #[derive(Subcommand)]
 pub(crate) enum DataCommand {
     /// Read, clean, deduplicate, decontaminate and mix sources
-    #[command(
-        after_help = "Examples:\n  aloe data run --recipe recipes/quickstart.toml --stage data-medical\n  aloe data run --config data.toml --out \
-                            runs/data\n\nWrites train.jsonl (conversations or pairs), hold_out.jsonl, manifest.json and record.json."
-    )]
+    #[command(after_help = SEE_HELP, after_long_help = keys::data())]
     Run(StageArgs),
 }
 

@@ -5,6 +5,7 @@
 
 pub(crate) mod checked;
 pub(crate) mod eval_stage;
+pub(crate) mod keys;
 pub(crate) mod plan;
 pub(crate) mod raw;
 pub(crate) mod redteam_stage;

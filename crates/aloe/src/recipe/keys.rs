@@ -1,0 +1,361 @@
+//! Every settable key of every kind of stage with its unit and default, for `--help`.
+//!
+//! The sentences stand here once; defaults are taken from the settings themselves, and tests hold the names and the choices
+//! against what the reader of the settings accepts, so that a new key cannot be left without help.
+
+use super::eval_stage::EvalStage;
+use super::redteam_stage::RedteamStage;
+use serde_json::Value;
+
+/// A key and what it means, with its unit.
+type Key = (&'static str, &'static str);
+
+/// Keys that an optimizer loop has, whatever it trains on.
+const LOOP: &[Key] = &[
+    ("lr", "peak learning rate, above 0"),
+    ("max_steps", "the most optimizer steps"),
+    ("warmup_steps", "optimizer steps of the linear rise from 0"),
+    ("schedule", "learning rate after the warm-up: cosine, linear or constant"),
+    ("lr_floor", "where the schedule ends, as a share of lr (0 to 1)"),
+    ("betas", "AdamW's two decay rates"),
+    ("eps", "AdamW's epsilon"),
+    ("weight_decay", "decoupled weight decay; norms and biases never decay"),
+    ("clip", "largest norm of the gradient; 0 turns clipping off"),
+    ("seed", "seed of order and held-out choice; default the recipe's or --seed"),
+    (
+        "dtype",
+        "weights and matrix inputs while training: bf16 or f32 (masters are f32); default the recipe's or --dtype",
+    ),
+    ("chat_template", "llama3, chatml, alpaca or a .jinja file in place of the model's own"),
+    ("shuffle", "another order in each epoch; false keeps the file's order"),
+    ("eval_every", "steps between held-out evaluations; 0 is start and end only"),
+    ("checkpoint_every", "steps between checkpoints; 0 is only when interrupted"),
+    ("keep_last", "checkpoints kept"),
+    ("on_nonfinite", "stop, or skip the step (three in a row stop)"),
+    ("on_spike", "loss or gradient norm 6 sigma above the last steps: keep the step and count it, or skip it"),
+];
+
+const SFT: &[Key] = &[
+    ("epochs", "passes over the rows; epochs or max_steps is required, the smaller decides"),
+    ("max_len", "tokens of a packed row; longer rows are dropped and counted, never cut"),
+    ("batch_size", "packed rows of max_len tokens per optimizer step"),
+    ("micro_batch_size", "packed rows per forward pass: a matter of memory"),
+    ("held_out_share", "share of the rows (0 to 1) held out when the data stage held out none"),
+];
+
+const DPO: &[Key] = &[
+    ("epochs", "passes over the pairs"),
+    ("max_len", "tokens of prompt plus one answer; longer pairs are dropped and counted, never cut"),
+    ("batch_size", "pairs per optimizer step"),
+    ("micro_batch_size", "pairs per forward pass: a matter of memory"),
+    ("held_out_share", "share of the pairs (0 to 1) held out when the data stage held out none"),
+    ("chunks", "train on the shuffled pairs in this many parts, one after the other; needs epochs = 1"),
+    ("reference", "with chunks, the reference is the model at stage_start or at chunk_start"),
+    ("loss", "sigmoid (DPO), robust, hinge, ipo or sigmoid_norm"),
+    ("beta", "strength of the tie to the reference"),
+    ("label_smoothing", "assumed share of flipped labels, 0 to 0.5"),
+];
+
+const DATA: &[Key] = &[
+    ("sources", "list of tables with the keys below; the order decides which of two duplicates stays"),
+    ("output", "sft (conversations) or pairs (preference pairs)"),
+    ("rules", "table of cleaning rules, see below"),
+    ("dedup", "table, see below"),
+    ("decontaminate", "files or folders of evaluation questions that no row may overlap"),
+    ("hold_out", "share of the rows, 0 to below 1, written to hold_out.jsonl"),
+    ("seed", "seed of caps, weights, hold-out and order; default the recipe's or --seed"),
+    ("stage", "pairs only: keep the rows of this stage number"),
+    ("quarantine", "write broken rows to quarantine.jsonl and go on; false stops at them"),
+    ("commercial", "refuse sources whose licence forbids commercial use"),
+    ("tokenizer", "model folder whose tokenizer counts the rows' tokens"),
+    ("template", "llama3, chatml or alpaca, for counting with a tokenizer that has no template"),
+    ("turn_tokens", "turn tokens that attack_styles forge: llama3 or chatml"),
+];
+
+const SOURCE: &[Key] = &[
+    ("name", "unique; begins every row's id"),
+    ("path", "file, or folder of .jsonl, .json, .csv (also .gz) and .parquet files"),
+    ("licence", "as the publisher states it; \"unknown\" is refused"),
+    ("dialect", "layout of the rows; found by their columns when absent. One of @DIALECTS@"),
+    ("columns", "own columns in place of a dialect: { prompt = .., response = .., rejected = .., system = .. }"),
+    ("max_rows", "at most so many rows, drawn by the seed"),
+    ("weight", "times each row appears: 2 twice, 0.5 every other row"),
+    ("task", "sub-task named in the manifest"),
+    ("subject", "subject of rows that name none"),
+    ("system", "system message for rows without one"),
+    ("attack_styles", "pairs only: wrap each red-team question in every attack style that is not held out"),
+    ("rejected_openings", "pairs only: a fixed compliant opening as the rejected side where a row has none"),
+];
+
+const RULES: &[Key] = &[
+    ("clean", "take out URLs, e-mail addresses, control characters, repeated spaces"),
+    ("literal_breaks", "turn literal \\n and \\t of one-line texts into breaks"),
+    ("drop_listed_questions", "drop questions on the list of Aloe-Beta's Table B5"),
+    ("drop_listed_answers", "drop answers on the list of Table B6"),
+    ("contentless_mcqa", "reduce contentless explanations to the answer line (Table B7)"),
+    ("drop_empty", "drop rows with an empty question or answer"),
+];
+
+const DEDUP: &[Key] = &[
+    ("exact", "rows equal but for case and punctuation"),
+    ("minhash", "near duplicates: 14 x 8 bands, 11 x 9 for dialogues, as Datatrove"),
+];
+
+const EVAL: &[Key] = &[
+    ("tasks", "list of task names, see below"),
+    ("data", "folder with the benchmarks' files"),
+    ("protocol", "whose wording and rules: aloe, lm-eval or prompt-engine"),
+    ("strategy", "loglikelihood, cot, sc-cot or medprompt"),
+    ("split", "test (reported) or validation (for choosing)"),
+    ("shots", "examples before each question; by default 0 for loglikelihood, 3 for cot and sc-cot, 5 for medprompt"),
+    ("limit", "only the first N questions of each task; then not comparable"),
+    ("n_samples", "answers per question; by default 5 for sc-cot and medprompt, else 1"),
+    ("shuffle", "options in another order in each sample; by default true for medprompt only"),
+    ("temperature", "0 is greedy; by default 0.7 for sc-cot and medprompt (0.01 with prompt-engine), else 0"),
+    ("top_p", "nucleus sampling, above 0 to 1; by default 1"),
+    ("max_new_tokens", "the most tokens of a worked answer; by default 500"),
+    ("embedder", "medprompt: folder of a sentence encoder for the neighbours; without it they are found by words"),
+    ("pool_limit", "medprompt: the most pool questions that get a worked answer; by default all"),
+    ("pool_attempts", "medprompt: attempts per pool question; by default 5"),
+    ("tokenizer", "endpoint: folder or .gguf whose tokenizer and template render the prompts"),
+    ("server_template", "endpoint: the server renders chat messages (recorded as such)"),
+    ("seed", "seed of draws, orders and sampling; default the recipe's or --seed"),
+];
+
+const REDTEAM: &[Key] = &[
+    ("questions", "file of base questions; those of the test split are asked"),
+    ("harmless", "file of harmless prompts whose refusals are counted beside"),
+    ("judge", "judge model, http(s)://host:port/v1#model; without one no attack success rate is stated"),
+    ("judge_tokenizer", "folder of the judge's tokenizer; without it the server renders the prompt"),
+    ("judge_labels", "labelled responses that the judge's error is measured on; required with a judge"),
+    ("n_prompts", "harmful prompts asked, over all styles and renderings; fewer if the set has fewer"),
+    ("n_harmless", "harmless prompts asked, the first so many"),
+    ("max_new_tokens", "the most tokens of a response"),
+    ("styles", "attack styles; by default all: @STYLES@"),
+    ("tokenizer", "endpoint: folder or .gguf whose tokenizer and template render the prompts"),
+    ("server_template", "endpoint: the server renders chat messages (recorded as such)"),
+    ("system", "system prompt before every prompt"),
+    ("seed", "seed of the sample; default the recipe's or --seed"),
+];
+
+const HEADING: &str = "Settings: keys of --set KEY=VALUE, of --config FILE and of a recipe's stage";
+
+/// The keys of `aloe sft`, with an example.
+pub(crate) fn sft() -> String {
+    let defaults = json_of(&aloe_train::SftConfig::default());
+    format!(
+        "{HEADING}\n{}{}\nExamples:\n  aloe sft --recipe recipes/quickstart.toml --stage sft-medical\n  aloe sft --model models/smollm2 \
+         --data runs/x/data-medical --out runs/x/sft --set lr=2e-5 --set epochs=2\n\nWrites model/ (bf16), master/ (f32), \
+         metrics.jsonl, report.html and record.json into --out.",
+        list(SFT, &defaults),
+        list(LOOP, &defaults)
+    )
+}
+
+/// The keys of `aloe dpo`, with an example.
+pub(crate) fn dpo() -> String {
+    let defaults = json_of(&aloe_train::DpoConfig::default());
+    format!(
+        "{HEADING}\n{}{}\nExample:\n  aloe dpo --model runs/x/merge --data runs/x/pairs-1 --out runs/x/dpo-1 --set lr=2e-7 --set beta=0.1\n\n\
+         Writes model/ (bf16), master/ (f32), metrics.jsonl, report.html and record.json into --out. The reference is the start \
+         model.",
+        list(DPO, &defaults),
+        list(LOOP, &defaults)
+    )
+}
+
+/// A settings file for `aloe data run --config`.
+pub(crate) const DATA_EXAMPLE: &str = r#"  output = "sft"
+  hold_out = 0.05
+  decontaminate = ["data/medqa_test.jsonl"]
+  sources = [
+      { name = "cot", path = "data/medqa-cot.jsonl", licence = "cc-by-nc-4.0", max_rows = 5000 },
+      { name = "own", path = "data/own.csv", licence = "mit", columns = { prompt = "q", response = "a" } },
+  ]
+  [rules]
+  literal_breaks = true
+"#;
+
+/// The keys of `aloe data run`, with an example file.
+pub(crate) fn data() -> String {
+    let (defaults, source) = data_defaults();
+    format!(
+        "{}\n{}\nEach source\n{}\nrules\n{}\ndedup\n{}\nExample of data.toml:\n{DATA_EXAMPLE}\nExamples:\n  aloe data run --config data.toml \
+         --out runs/data\n  aloe data run --recipe recipes/quickstart.toml --stage data-medical\n\nWrites train.jsonl (conversations or \
+         pairs), hold_out.jsonl, manifest.json, report.html, ledger.jsonl, duplicates.jsonl, overlaps.jsonl and record.json into --out.",
+        HEADING,
+        list(DATA, &defaults),
+        list(SOURCE, &source).replace("@DIALECTS@", &dialects().join(", ")),
+        list(RULES, &defaults["rules"]),
+        list(DEDUP, &defaults["dedup"]),
+    )
+}
+
+/// The keys of `aloe eval`, with an example and the tasks.
+pub(crate) fn eval() -> String {
+    let tasks: Vec<String> = aloe_task::Task::all().into_iter().map(aloe_task::Task::name).collect();
+    format!(
+        "Settings: keys of --set KEY=VALUE and of a recipe's stage (those that are flags have the flag's default)\n{}\nTasks: {}; groups \
+         mmlu_medical, multimedqa, starter\n\nExample:\n  aloe eval models/smollm2 --tasks medqa_4options,pubmedqa --data $ALOE_DATA --protocol \
+         lm-eval --limit 200 --out runs/eval\n  aloe eval models/smollm2 --tasks starter_mcqa --data starter --strategy sc-cot --set \
+         n_samples=5 --set temperature=0.7 --out runs/sc-cot\n\nWrites results.json, samples.jsonl and record.json into --out.",
+        list(EVAL, &minimal::<EvalStage>(r#"{"tasks": [], "data": ""}"#)),
+        tasks.join(", ")
+    )
+}
+
+/// The keys of `aloe redteam`, with an example.
+pub(crate) fn redteam() -> String {
+    let defaults = minimal::<RedteamStage>(r#"{"questions": ""}"#);
+    format!(
+        "Settings: keys of --set KEY=VALUE and of a recipe's stage\n{}\nExample:\n  aloe redteam models/smollm2 --questions \
+         starter/redteam/questions.jsonl --harmless starter/redteam/harmless.jsonl --set n_prompts=60 --out runs/redteam\n\nWrites \
+         results.json, samples.jsonl and record.json into --out.",
+        list(REDTEAM, &defaults).replace("@STYLES@", &styles().join(", "))
+    )
+}
+
+/// One line a key: name, default, meaning.
+fn list(keys: &[Key], defaults: &Value) -> String {
+    keys.iter().map(|(name, about)| format!("  {name:<22}{:<14}{about}\n", shown(name, about, defaults))).collect()
+}
+
+/// The default of a key in TOML: `required` where the settings cannot be without it, `-` where there is none.
+fn shown(name: &str, about: &str, defaults: &Value) -> String {
+    match defaults.get(name) {
+        _ if about.contains("default ") => String::new(),
+        None => "required".to_owned(),
+        Some(Value::Null) => "-".to_owned(),
+        Some(Value::Object(_)) => String::new(),
+        Some(Value::Array(items)) if items.is_empty() => "[]".to_owned(),
+        Some(Value::Number(number)) => short(number.as_f64().unwrap_or_default()),
+        Some(Value::Array(items)) => {
+            let items: Vec<String> = items.iter().filter_map(Value::as_f64).map(short).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Bool(value)) => value.to_string(),
+    }
+}
+
+/// A number as people write it: `2e-5`, `0.9`, `2048`.
+fn short(number: f64) -> String {
+    if number != 0.0 && number.abs() < 1e-3 { format!("{number:e}") } else { format!("{number}") }
+}
+
+fn json_of<T: serde::Serialize>(settings: &T) -> Value {
+    serde_json::to_value(settings).unwrap_or_default()
+}
+
+/// The settings that `required` alone gives, without the required keys themselves.
+fn minimal<T: serde::Serialize + serde::de::DeserializeOwned>(required: &str) -> Value {
+    let mut given = serde_json::from_str::<T>(required).map_or(Value::Null, |settings| json_of(&settings));
+    let names: Value = serde_json::from_str(required).unwrap_or_default();
+    for (name, _) in names.as_object().into_iter().flatten() {
+        given.as_object_mut().map(|given| given.remove(name));
+    }
+    given
+}
+
+/// Defaults of a data stage and of one of its sources.
+fn data_defaults() -> (Value, Value) {
+    let stage = minimal::<aloe_data::DataConfig>(r#"{"sources": []}"#);
+    let source = minimal::<aloe_data::SourceConfig>(r#"{"name": "", "path": "", "licence": ""}"#);
+    (stage, source)
+}
+
+/// The names that a list of choices accepts, from the reader's own error.
+fn choices<T: serde::de::DeserializeOwned>() -> Vec<String> {
+    match serde_json::from_str::<T>("\"\\u0000\"") {
+        Ok(_) => Vec::new(),
+        Err(error) => quoted(&error.to_string()).into_iter().skip(1).collect(),
+    }
+}
+
+fn dialects() -> Vec<String> {
+    choices::<aloe_data::Dialect>().into_iter().filter(|name| name != "mapped").collect()
+}
+
+fn styles() -> Vec<String> {
+    choices::<aloe_task::red_team::Style>()
+}
+
+/// What stands between back-quotes.
+fn quoted(text: &str) -> Vec<String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::de::DeserializeOwned;
+    use std::collections::BTreeSet;
+
+    /// The keys that `T` reads, from its error about one that it does not.
+    fn accepted<T: DeserializeOwned>() -> BTreeSet<String> {
+        let error = serde_json::from_str::<T>(r#"{"no such key": 1}"#).err().unwrap().to_string();
+        assert!(error.contains("unknown field"), "{error}");
+        quoted(&error).into_iter().skip(1).collect()
+    }
+
+    fn check<T: DeserializeOwned>(listed: &[&[Key]]) {
+        let names: Vec<String> = listed.iter().flat_map(|keys| keys.iter()).map(|(name, _)| (*name).into()).collect();
+        let set: BTreeSet<String> = names.iter().cloned().collect();
+        assert_eq!(set.len(), names.len(), "a key is listed twice");
+        assert_eq!(set, accepted::<T>(), "help lists other keys than the settings have");
+    }
+
+    #[test]
+    fn help_lists_exactly_the_keys_that_the_settings_read() {
+        check::<aloe_train::SftConfig>(&[SFT, LOOP]);
+        check::<aloe_train::DpoConfig>(&[DPO, LOOP]);
+        check::<aloe_data::DataConfig>(&[DATA]);
+        check::<aloe_data::SourceConfig>(&[SOURCE]);
+        check::<aloe_data::Rules>(&[RULES]);
+        check::<aloe_data::Dedup>(&[DEDUP]);
+        check::<EvalStage>(&[EVAL]);
+        check::<RedteamStage>(&[REDTEAM]);
+    }
+
+    /// Every choice that the reader accepts for a key stands in the key's sentence.
+    fn check_choices<T: DeserializeOwned>(required: &str, keys: &[Key]) {
+        for (name, about) in keys {
+            let mut settings: Value = serde_json::from_str(required).unwrap();
+            settings[*name] = Value::String("\u{0}".into());
+            let Err(error) = serde_json::from_value::<T>(settings) else { continue };
+            let error = error.to_string();
+            if error.contains("unknown variant") {
+                let about = about.replace("@DIALECTS@", &dialects().join(", "));
+                for choice in quoted(&error).into_iter().skip(1).filter(|choice| choice != "mapped") {
+                    assert!(about.contains(&choice), "{name}: {choice:?} is not in {about:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn help_names_every_choice_of_a_key() {
+        check_choices::<aloe_train::SftConfig>("{}", LOOP);
+        check_choices::<aloe_train::DpoConfig>("{}", DPO);
+        check_choices::<aloe_data::DataConfig>(r#"{"sources": []}"#, DATA);
+        check_choices::<aloe_data::SourceConfig>(r#"{"name": "", "path": "", "licence": ""}"#, SOURCE);
+        assert!(dialects().len() > 15 && styles().len() == aloe_task::red_team::Style::ALL.len());
+    }
+
+    #[test]
+    fn defaults_in_help_are_those_of_the_settings() {
+        let sft = sft();
+        for line in ["lr                    2e-5", "batch_size            8", "betas                 [0.9, 0.999]"] {
+            assert!(sft.contains(line), "{line:?} is not in {sft}");
+        }
+        assert!(data().contains("name                  required"), "{}", data());
+        assert!(redteam().contains("n_prompts             120"), "{}", redteam());
+    }
+
+    #[test]
+    fn the_example_of_a_data_file_is_read_without_a_mistake() {
+        let config: aloe_data::DataConfig = toml::from_str(DATA_EXAMPLE).unwrap();
+        config.check().unwrap();
+        assert_eq!(config.sources.len(), 2);
+    }
+}
