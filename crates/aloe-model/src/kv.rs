@@ -1,49 +1,112 @@
-//! Keys and values of past tokens, and forward passes that continue them: prefill, decoding in batches, branching.
+//! Keys and values of past tokens: shared frozen runs, a tail of one's own, and a meter of the memory in use.
 //!
-//! A cache is a list of shared frozen parts and a tail of its own; a clone shares the frozen parts. Numbers are stored in f32
-//! exactly as the full forward computes them, and a query's attention depends on its keys alone, so decoding with a cache gives
-//! the bits of the full forward, whatever else is in the batch.
+//! A cache is a list of frozen runs, which clones share, and a tail. Numbers are stored in f32 exactly as the full forward
+//! computes them. The passes that read and fill caches are in `step`.
 
-use crate::batch::check_ids;
 use crate::decoder::Decoder;
-use crate::{Error, Result};
-use aloe_tensor::{CachedSequence, KvSegment, Tensor, ops};
-use std::ops::Range;
+use aloe_tensor::KvSegment;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Keys and values of a run of positions, per layer `[len, K, E]` f32 each.
-#[derive(Clone, Debug)]
-struct Part {
-    layers: Vec<(Vec<f32>, Vec<f32>)>,
-    len_tokens: usize,
+/// Bytes held by all caches made with it, now and at most. A run shared by several caches counts once.
+#[derive(Debug, Default)]
+pub struct KvMeter {
+    bytes: AtomicUsize,
+    peak_bytes: AtomicUsize,
 }
 
-impl Part {
-    fn new(n_layers: usize) -> Self {
-        Self { layers: vec![(Vec::new(), Vec::new()); n_layers], len_tokens: 0 }
+impl KvMeter {
+    /// Bytes held now.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
     }
 
-    fn nbytes(&self) -> usize {
-        self.layers.iter().map(|(k, v)| 4 * (k.len() + v.len())).sum()
+    /// The most bytes held at one time.
+    pub fn peak_bytes(&self) -> usize {
+        self.peak_bytes.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, bytes: usize) {
+        let now = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak_bytes.fetch_max(now, Ordering::Relaxed);
+    }
+
+    fn subtract(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Keys and values of a run of positions, per layer `[len, K, E]` f32 each.
+#[derive(Debug)]
+pub(crate) struct Run {
+    layers: Vec<(Vec<f32>, Vec<f32>)>,
+    len_tokens: usize,
+    metered_bytes: usize,
+    meter: Arc<KvMeter>,
+}
+
+impl Run {
+    fn new(n_layers: usize, meter: &Arc<KvMeter>) -> Self {
+        let layers = vec![(Vec::new(), Vec::new()); n_layers];
+        Self { layers, len_tokens: 0, metered_bytes: 0, meter: Arc::clone(meter) }
+    }
+
+    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) {
+        let (keys, values) = &mut self.layers[layer];
+        keys.extend_from_slice(k);
+        values.extend_from_slice(v);
+        let bytes = 4 * (k.len() + v.len());
+        self.metered_bytes += bytes;
+        self.meter.add(bytes);
+    }
+
+    fn segment(&self, layer: usize) -> KvSegment<'_> {
+        let (k, v) = &self.layers[layer];
+        KvSegment { k, v }
+    }
+}
+
+impl Clone for Run {
+    fn clone(&self) -> Self {
+        self.meter.add(self.metered_bytes);
+        let (layers, meter) = (self.layers.clone(), Arc::clone(&self.meter));
+        Self { layers, len_tokens: self.len_tokens, metered_bytes: self.metered_bytes, meter }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.meter.subtract(self.metered_bytes);
     }
 }
 
 /// One sequence's cache.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    frozen: Vec<Arc<Part>>,
-    tail: Part,
+    frozen: Vec<Arc<Run>>,
+    tail: Run,
 }
 
 impl KvCache {
-    /// Empty.
+    /// Empty, on a meter of its own.
     pub fn new(decoder: &Decoder) -> Self {
-        Self { frozen: Vec::new(), tail: Part::new(decoder.config.num_hidden_layers) }
+        Self::metered(decoder, &Arc::new(KvMeter::default()))
+    }
+
+    /// Empty; what it and its forks hold is counted by `meter`.
+    pub fn metered(decoder: &Decoder, meter: &Arc<KvMeter>) -> Self {
+        Self { frozen: Vec::new(), tail: Run::new(decoder.config.num_hidden_layers, meter) }
+    }
+
+    /// Bytes of one position's keys and values in all layers.
+    pub fn bytes_per_token(decoder: &Decoder) -> usize {
+        let config = &decoder.config;
+        config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * 4
     }
 
     /// Tokens held.
     pub fn len(&self) -> usize {
-        self.frozen.iter().map(|part| part.len_tokens).sum::<usize>() + self.tail.len_tokens
+        self.frozen.iter().map(|run| run.len_tokens).sum::<usize>() + self.tail.len_tokens
     }
 
     /// Whether no token is held.
@@ -59,108 +122,61 @@ impl KvCache {
     /// Makes everything held shareable, so that later forks copy nothing.
     pub fn freeze(&mut self) {
         if self.tail.len_tokens > 0 {
-            let n_layers = self.tail.layers.len();
-            self.frozen.push(Arc::new(std::mem::replace(&mut self.tail, Part::new(n_layers))));
+            let empty = Run::new(self.tail.layers.len(), &self.tail.meter);
+            self.frozen.push(Arc::new(std::mem::replace(&mut self.tail, empty)));
         }
     }
 
-    /// Bytes of the tail and of frozen parts, each shared part in equal shares: the sum over all branches is the memory in use.
+    /// Forgets what no other cache shares; the beginning that others share stays. Running the forgotten tokens again gives
+    /// the same bits.
+    pub fn evict(&mut self) {
+        self.tail = Run::new(self.tail.layers.len(), &self.tail.meter);
+        while self.frozen.last().is_some_and(|run| Arc::strong_count(run) == 1) {
+            self.frozen.pop();
+        }
+    }
+
+    /// Bytes of the tail and of frozen runs, each shared run in equal shares: the sum over all branches is the memory in use.
     pub fn nbytes(&self) -> usize {
-        self.frozen.iter().map(|part| part.nbytes() / Arc::strong_count(part)).sum::<usize>() + self.tail.nbytes()
+        self.frozen.iter().map(|run| run.metered_bytes / Arc::strong_count(run)).sum::<usize>()
+            + self.tail.metered_bytes
     }
 
-    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) {
-        let (keys, values) = &mut self.tail.layers[layer];
-        keys.extend_from_slice(k);
-        values.extend_from_slice(v);
+    /// Adds keys and values `[n, K, E]` of one layer; [`KvCache::grown`] follows once all layers have them.
+    pub(crate) fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) {
+        self.tail.append(layer, k, v);
     }
 
-    fn segments(&self, layer: usize) -> Vec<KvSegment<'_>> {
-        let parts = self.frozen.iter().map(Arc::as_ref).chain([&self.tail]);
-        parts
-            .map(|part| KvSegment { k: &part.layers[layer].0, v: &part.layers[layer].1 })
-            .filter(|segment| !segment.k.is_empty())
-            .collect()
-    }
-}
-
-impl Decoder {
-    /// Runs `tokens[i]` after what `caches[i]` holds, all in one pass, and adds them to the caches: prefill of one or several
-    /// prompts, continuation of a shared prefix, or a decoding step. Returns hidden states after the final norm `[N, D]`, the
-    /// sequences' rows one after the other. Runs of several tokens are frozen, so that forks share them.
-    pub fn extend(&self, tokens: &[&[u32]], caches: &mut [&mut KvCache]) -> Result<Tensor> {
-        let rows = self.check_extension(tokens, caches)?;
-        let ids: Vec<u32> = tokens.concat();
-        let starts = caches.iter().map(|cache| cache.len() as u32);
-        let positions: Vec<u32> =
-            starts.zip(tokens).flat_map(|(start, ids)| (0..ids.len() as u32).map(move |i| start + i)).collect();
-        let mut x = self.weights.embedding(&self.device, &ids);
-        for (i, layer) in self.weights.layers.iter().enumerate() {
-            let (q, k, v) = self.project(layer, &x, &positions);
-            self.append_rows(i, &rows, (&k, &v), caches);
-            let sequences: Vec<CachedSequence<'_>> = rows
-                .iter()
-                .zip(caches.iter())
-                .filter(|(rows, _)| !rows.is_empty())
-                .map(|(rows, cache)| CachedSequence { queries: rows.clone(), segments: cache.segments(i) })
-                .collect();
-            let scale = self.attention_scale();
-            let o = ops::attention_cached(&self.device, &q, &sequences, self.config.num_key_value_heads, scale);
-            x = self.after_attention(layer, o, x);
+    /// All layers got `n_tokens` more positions. Several at once are frozen, so that forks share them.
+    pub(crate) fn grown(&mut self, n_tokens: usize) {
+        self.tail.len_tokens += n_tokens;
+        if n_tokens > 1 {
+            self.freeze();
         }
-        for (cache, rows) in caches.iter_mut().zip(&rows) {
-            cache.tail.len_tokens += rows.len();
-            if rows.len() > 1 {
-                cache.freeze();
-            }
-        }
-        Ok(self.final_norm(&x).0)
     }
 
-    /// Prefills `prompts[i]` into `caches[i]`; returns the logits after each prompt's last token `[B, V]`.
-    pub fn prefill(&self, prompts: &[&[u32]], caches: &mut [&mut KvCache]) -> Result<Tensor> {
-        if let Some(i) = prompts.iter().position(|ids| ids.is_empty()) {
-            return Err(Error::Input(format!("prompt {i} is empty, so there is nothing to continue")));
-        }
-        let hidden = self.extend(prompts, caches)?;
-        let last = prompts.iter().scan(0, |end, ids| {
-            *end += ids.len();
-            Some(*end - 1)
-        });
-        Ok(self.logits(&hidden.gather_rows(&last.collect::<Vec<_>>())))
+    /// The keys and values of one layer in order of position.
+    pub(crate) fn segments(&self, layer: usize) -> Vec<KvSegment<'_>> {
+        let runs = self.frozen.iter().map(Arc::as_ref).chain([&self.tail]);
+        runs.map(|run| run.segment(layer)).filter(|segment| !segment.k.is_empty()).collect()
     }
 
-    /// Adds one token to each cache; returns the logits that follow `[B, V]`.
-    pub fn decode_step(&self, tokens: &[u32], caches: &mut [&mut KvCache]) -> Result<Tensor> {
-        let one: Vec<&[u32]> = tokens.chunks(1).collect();
-        Ok(self.logits(&self.extend(&one, caches)?))
+    /// An empty cache on the same meter.
+    pub(crate) fn sibling(&self) -> Self {
+        Self { frozen: Vec::new(), tail: Run::new(self.tail.layers.len(), &self.tail.meter) }
     }
 
-    fn check_extension(&self, tokens: &[&[u32]], caches: &[&mut KvCache]) -> Result<Vec<Range<usize>>> {
-        assert_eq!(tokens.len(), caches.len(), "token lists against caches");
-        let context = self.config.max_position_embeddings;
-        let mut rows = Vec::with_capacity(tokens.len());
-        let mut end = 0;
-        for (ids, cache) in tokens.iter().zip(caches) {
-            check_ids(ids, self.config.vocab_size)?;
-            let len = cache.len() + ids.len();
-            if len > context {
-                return Err(Error::Input(format!(
-                    "a text of {len} tokens does not fit the model's context of {context}"
-                )));
-            }
-            rows.push(end..end + ids.len());
-            end += ids.len();
-        }
-        Ok(rows)
+    /// As [`KvCache::grown`], and frozen even when it is one token.
+    pub(crate) fn fill(&mut self, n_tokens: usize) {
+        self.tail.len_tokens += n_tokens;
+        self.freeze();
     }
 
-    fn append_rows(&self, layer: usize, rows: &[Range<usize>], kv: (&Tensor, &Tensor), caches: &mut [&mut KvCache]) {
-        let width = self.config.num_key_value_heads * self.config.head_dim;
-        let (k, v) = (kv.0.as_f32(), kv.1.as_f32());
-        for (rows, cache) in rows.iter().zip(caches) {
-            let range = rows.start * width..rows.end * width;
-            cache.append(layer, &k[range.clone()], &v[range]);
-        }
+    /// This cache with the frozen runs of `next` after it.
+    pub(crate) fn followed_by(&self, next: Self) -> Self {
+        let mut joined = self.clone();
+        joined.freeze();
+        joined.frozen.extend(next.frozen.iter().cloned());
+        joined
     }
 }

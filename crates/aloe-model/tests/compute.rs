@@ -11,6 +11,8 @@ mod gradients;
 mod laws;
 #[path = "compute/parity.rs"]
 mod parity;
+#[path = "compute/tree.rs"]
+mod tree;
 
 use aloe_model::{Decoder, ModelSource};
 use aloe_tensor::{Device, Dtype};

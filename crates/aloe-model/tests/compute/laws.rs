@@ -4,15 +4,15 @@ use aloe_model::testing::{Tiny, fill, tiny_random};
 use aloe_model::{Branches, Decoder, KvCache, PackedBatch};
 use aloe_tensor::{Device, Dtype, Tensor};
 
-fn decoder(kind: Tiny, dtype: Dtype, threads: usize) -> Decoder {
+pub(crate) fn decoder(kind: Tiny, dtype: Dtype, threads: usize) -> Decoder {
     Decoder::from_params(&tiny_random(kind, 7), dtype, &Device::cpu(threads))
 }
 
-fn text(name: &str, n: usize) -> Vec<u32> {
+pub(crate) fn text(name: &str, n: usize) -> Vec<u32> {
     fill(name, n).into_iter().map(|v| ((v + 1.0) * 32.0) as u32).collect()
 }
 
-fn bits(x: &Tensor) -> Vec<u32> {
+pub(crate) fn bits(x: &Tensor) -> Vec<u32> {
     x.as_f32().iter().map(|v| v.to_bits()).collect()
 }
 
@@ -21,7 +21,7 @@ fn full_logits(decoder: &Decoder, ids: &[u32]) -> Tensor {
 }
 
 /// Runs the check for both families, both types and one and two threads.
-fn everywhere(check: impl Fn(&Decoder)) {
+pub(crate) fn everywhere(check: impl Fn(&Decoder)) {
     for kind in [Tiny::Llama, Tiny::Qwen2] {
         for dtype in [Dtype::F32, Dtype::Bf16] {
             for threads in [1, 2] {
