@@ -2,15 +2,19 @@
 //!
 //! Prompts go out as token ids that we rendered, so both sides see the same tokens and a user's text cannot become a
 //! control token. A server that gives no prompt log-probabilities is found by a probe and refused for scoring. Chat
-//! requests that the server renders happen only on request and are recorded as "server template".
+//! requests that the server renders happen only on request and are recorded as "server template". Every sample is a
+//! request of its own with a seed of its own, since not every server knows `n`.
 
+mod prompt_logps;
+
+use crate::endpoint::prompt_logps::Form;
 use crate::engine::EngineIdentity;
-use crate::http::Client;
+use crate::http::{Client, Reply};
 use crate::{
     Completion, Continuation, EngineOptions, Error, FinishReason, GenerateRequest, GenerateResult, Prompt, Result,
     Sampling, ScoreRequest, ScoreResult, Scored,
 };
-use aloe_record::{Cancel, Progress};
+use aloe_record::{Cancel, Progress, digest};
 use aloe_text::TextModel;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -20,6 +24,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Requests under way at once.
 const CONNECTIONS: usize = 8;
 
+/// Where the text stands in a choice.
+type TextOf = fn(&Value) -> Option<&str>;
+
 /// A server and the model asked for.
 pub struct Endpoint {
     client: Client,
@@ -27,7 +34,8 @@ pub struct Endpoint {
     server_template: bool,
     pub(crate) text: Option<TextModel>,
     pub(crate) identity: EngineIdentity,
-    probed: Mutex<bool>,
+    /// How the server gives prompt log-probabilities, once the probe has found out.
+    form: Mutex<Option<Form>>,
 }
 
 impl Endpoint {
@@ -43,10 +51,10 @@ impl Endpoint {
             weights: format!("endpoint {}", describe(&listed, &model)),
             text: text.as_ref().map_or_else(|| "server template".to_owned(), TextModel::digest),
             dtype: "unknown".to_owned(),
-            path: client.base().to_owned(),
+            path: "endpoint".to_owned(),
         };
-        let probed = Mutex::new(false);
-        Ok(Self { client, model, server_template: options.server_template, text, identity, probed })
+        let form = Mutex::new(None);
+        Ok(Self { client, model, server_template: options.server_template, text, identity, form })
     }
 
     pub(crate) fn score(
@@ -56,10 +64,10 @@ impl Endpoint {
         cancel: &Cancel,
     ) -> Result<Vec<ScoreResult>> {
         let text = self.text.as_ref().ok_or_else(|| {
-            self.client.error("scoring sends token ids; name the model's tokenizer folder with --tokenizer")
+            self.unusable("scoring sends token ids; name the model's tokenizer folder with --tokenizer")
         })?;
-        self.probe(text)?;
-        self.in_parallel(requests, progress, cancel, |request| self.score_one(text, request))
+        let form = self.probe(text, cancel)?;
+        self.in_parallel(requests, progress, cancel, |request| self.score_one(text, form, request, cancel))
     }
 
     pub(crate) fn generate(
@@ -69,67 +77,59 @@ impl Endpoint {
         cancel: &Cancel,
     ) -> Result<Vec<GenerateResult>> {
         self.in_parallel(requests, progress, cancel, |request| match (&self.text, &request.prompt) {
-            (Some(text), prompt) if !self.server_template => self.complete_ids(text, request, prompt),
+            (Some(text), prompt) if !self.server_template => self.complete_ids(text, request, prompt, cancel),
             (_, Prompt::Messages(messages)) if self.server_template => {
-                self.chat(request, &serde_json::to_value(messages).unwrap_or_default())
+                self.chat(request, &serde_json::to_value(messages).unwrap_or_default(), cancel)
             }
-            _ => Err(self.client.error(
+            _ => Err(self.unusable(
                 "prompts are sent as token ids; name the model's tokenizer folder with --tokenizer, or let the server \
                  render chat messages with --server-template",
             )),
         })
     }
 
-    /// Sends a known prompt and checks that every token but the first comes back with a usable log-probability.
-    fn probe(&self, text: &TextModel) -> Result<()> {
-        let mut probed = self.probed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if *probed {
-            return Ok(());
-        }
-        let ids = text.encode_prompt_text("The patient has a fever and a cough.")?;
-        let logps = self.echo(&ids)?;
-        if logps.iter().all(|&(logp, _)| logp == 0.0) {
-            return Err(self.missing_logps("every log-probability in the answer is 0"));
-        }
-        *probed = true;
-        Ok(())
+    /// The server cannot be used for what was asked: the user's to change, so the exit code of wrong input.
+    fn unusable(&self, reason: impl Into<String>) -> Error {
+        Error::Open { model: format!("{}#{}", self.client.base(), self.model), reason: reason.into() }
     }
 
-    fn missing_logps(&self, found: &str) -> Error {
-        self.client.error(format!(
-            "the server gives no prompt log-probabilities ({found}); scoring needs `echo` with `logprobs` on \
-             /v1/completions, as vLLM has it. Nothing was scored"
-        ))
+    /// Sends a known prompt in each form until every token but the first comes back with a usable log-probability.
+    fn probe(&self, text: &TextModel, cancel: &Cancel) -> Result<Form> {
+        let mut known = self.form.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(form) = *known {
+            return Ok(form);
+        }
+        let ids = text.encode_prompt_text("The patient has a fever and a cough.")?;
+        let mut found = Vec::new();
+        for form in Form::ALL {
+            let reason = match self.client.ask("/completions", &form.body(&self.model, &ids), cancel)? {
+                Reply::Refused(reason) => reason,
+                Reply::Json(answer) => match form.read(&answer, &ids) {
+                    Ok(logps) if logps.iter().any(|&(logp, _)| logp != 0.0) => {
+                        *known = Some(form);
+                        return Ok(form);
+                    }
+                    Ok(_) => "every log-probability is 0".to_owned(),
+                    Err(reason) => reason,
+                },
+            };
+            found.push(format!("{}: {reason}", form.name()));
+        }
+        Err(self.unusable(format!(
+            "the server gives no usable prompt log-probabilities, which scoring needs on /v1/completions, as vLLM has them. \
+             Nothing was scored. Tried {}",
+            found.join("; ")
+        )))
     }
 
     /// (log-probability, was the most probable) for each id of `ids` from the second on.
-    fn echo(&self, ids: &[u32]) -> Result<Vec<(f64, bool)>> {
-        let body = json!({"model": self.model, "prompt": ids, "echo": true, "max_tokens": 0, "logprobs": 1,
-                          "temperature": 0.0});
-        let answer = self.client.post("/completions", &body)?;
-        let logprobs = &answer["choices"][0]["logprobs"];
-        let token_logps = logprobs["token_logprobs"]
-            .as_array()
-            .ok_or_else(|| self.missing_logps("`choices[0].logprobs.token_logprobs` is absent"))?;
-        if token_logps.len() != ids.len() {
-            let found = format!("{} entries for {} tokens", token_logps.len(), ids.len());
-            return Err(self.missing_logps(&found));
-        }
-        let tops = &logprobs["top_logprobs"];
-        token_logps[1..]
-            .iter()
-            .enumerate()
-            .map(|(at, value)| {
-                let logp = value.as_f64().filter(|logp| logp.is_finite() && *logp <= 1e-4);
-                let logp = logp.ok_or_else(|| self.missing_logps(&format!("entry {} is {value}", at + 1)))?;
-                let best =
-                    tops[at + 1].as_object().and_then(|top| top.values().filter_map(Value::as_f64).reduce(f64::max));
-                Ok((logp, best.is_none_or(|best| logp >= best)))
-            })
-            .collect()
+    fn prompt_logps(&self, form: Form, ids: &[u32], cancel: &Cancel) -> Result<Vec<(f64, bool)>> {
+        let answer = self.client.post("/completions", &form.body(&self.model, ids), cancel)?;
+        let wrong = |reason| format!("the answer to a prompt of {} tokens cannot be used: {reason}", ids.len());
+        form.read(&answer, ids).map_err(|reason| self.client.error(wrong(reason)))
     }
 
-    fn score_one(&self, text: &TextModel, request: &ScoreRequest) -> Result<ScoreResult> {
+    fn score_one(&self, text: &TextModel, form: Form, request: &ScoreRequest, cancel: &Cancel) -> Result<ScoreResult> {
         let mut prompt_ids = ids_of(text, &request.prompt)?;
         let mut continuations = Vec::new();
         let refuse = |reason: &str| Error::Request { id: request.id.clone(), reason: reason.to_owned() };
@@ -137,7 +137,7 @@ impl Endpoint {
             return Err(refuse("the prompt has no tokens"));
         }
         if request.continuations.is_empty() {
-            let scored = self.echo(&prompt_ids)?;
+            let scored = self.prompt_logps(form, &prompt_ids, cancel)?;
             continuations.push(to_scored(prompt_ids[1..].to_vec(), &scored));
         }
         for continuation in &request.continuations {
@@ -159,58 +159,69 @@ impl Endpoint {
                 return Err(refuse("a continuation has no tokens"));
             }
             let whole: Vec<u32> = prompt_ids.iter().chain(&ids).copied().collect();
-            let scored = self.echo(&whole)?;
+            let scored = self.prompt_logps(form, &whole, cancel)?;
             let n_ids = ids.len();
             continuations.push(to_scored(ids, &scored[scored.len() - n_ids..]));
         }
         Ok(ScoreResult { id: request.id.clone(), prompt_ids, continuations })
     }
 
-    fn complete_ids(&self, text: &TextModel, request: &GenerateRequest, prompt: &Prompt) -> Result<GenerateResult> {
+    fn complete_ids(
+        &self,
+        text: &TextModel,
+        request: &GenerateRequest,
+        prompt: &Prompt,
+        cancel: &Cancel,
+    ) -> Result<GenerateResult> {
         let prompt_ids = ids_of(text, prompt)?;
-        let mut body = sampling_body(&request.sampling, request.n);
-        body["model"] = json!(self.model);
-        body["prompt"] = json!(prompt_ids);
         let mut stop_ids = text.stop_ids();
         stop_ids.extend(&request.sampling.stop_ids);
-        body["stop_token_ids"] = json!(stop_ids);
-        let answer = self.client.post("/completions", &body)?;
-        let completions = self.completions(request, &answer, |choice| choice["text"].as_str(), prompt_ids.len())?;
+        let body = json!({"prompt": prompt_ids, "stop_token_ids": stop_ids});
+        let text_of: TextOf = |choice| choice["text"].as_str();
+        let completions = self.samples(request, "/completions", &body, text_of, prompt_ids.len(), cancel)?;
         Ok(GenerateResult { id: request.id.clone(), prompt_ids: Some(prompt_ids), completions })
     }
 
-    fn chat(&self, request: &GenerateRequest, messages: &Value) -> Result<GenerateResult> {
-        let mut body = sampling_body(&request.sampling, request.n);
-        body["model"] = json!(self.model);
-        body["messages"] = messages.clone();
-        let answer = self.client.post("/chat/completions", &body)?;
-        let completions = self.completions(request, &answer, |choice| choice["message"]["content"].as_str(), 0)?;
+    fn chat(&self, request: &GenerateRequest, messages: &Value, cancel: &Cancel) -> Result<GenerateResult> {
+        let body = json!({ "messages": messages });
+        let text_of: TextOf = |choice| choice["message"]["content"].as_str();
+        let completions = self.samples(request, "/chat/completions", &body, text_of, 0, cancel)?;
         Ok(GenerateResult { id: request.id.clone(), prompt_ids: None, completions })
     }
 
-    fn completions<'a>(
+    /// `request.n` answers, one request each.
+    fn samples(
         &self,
         request: &GenerateRequest,
-        answer: &'a Value,
-        text_of: impl Fn(&'a Value) -> Option<&'a str>,
+        path: &str,
+        prompt: &Value,
+        text_of: TextOf,
         prompt_len_tokens: usize,
+        cancel: &Cancel,
     ) -> Result<Vec<Completion>> {
-        let choices = answer["choices"].as_array().map(Vec::as_slice).unwrap_or_default();
-        if choices.len() != request.n {
-            return Err(self.client.error(format!("asked for {} answers, got {}", request.n, choices.len())));
-        }
-        choices
-            .iter()
-            .map(|choice| {
-                let text = text_of(choice).ok_or_else(|| self.client.error("a choice holds no text"))?;
-                let finish_reason = match choice["finish_reason"].as_str() {
-                    Some("stop") => FinishReason::Stop,
-                    Some("length") => FinishReason::Length,
-                    _ => FinishReason::Other,
-                };
-                Ok(Completion { ids: None, logps: None, text: text.to_owned(), finish_reason, prompt_len_tokens })
-            })
-            .collect()
+        let one = |sample: usize| {
+            cancel.check()?;
+            let mut body = sampling_body(&request.sampling, &request.id, sample);
+            body["model"] = json!(self.model);
+            for (key, value) in prompt.as_object().into_iter().flatten() {
+                body[key] = value.clone();
+            }
+            let answer = self.client.post(path, &body, cancel)?;
+            let choices = answer["choices"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let [choice] = choices else {
+                let text = format!("request {}: asked for 1 answer, got {}", request.id, choices.len());
+                return Err(self.client.error(text));
+            };
+            let text = text_of(choice)
+                .ok_or_else(|| self.client.error(format!("request {}: the answer holds no text", request.id)))?;
+            let finish_reason = match choice["finish_reason"].as_str() {
+                Some("stop") => FinishReason::Stop,
+                Some("length") => FinishReason::Length,
+                _ => FinishReason::Other,
+            };
+            Ok(Completion { ids: None, logps: None, text: text.to_owned(), finish_reason, prompt_len_tokens })
+        };
+        (0..request.n).map(one).collect()
     }
 
     /// Runs `work` for every request over a few connections; results in the order of the requests.
@@ -256,10 +267,17 @@ fn choose_model(client: &Client, listed: &Value, wanted: &str) -> Result<String>
         .unwrap_or_default();
     match (wanted, names.as_slice()) {
         ("", [only]) => Ok((*only).to_owned()),
-        ("", _) => Err(client.error(format!("name one of its models after `#`: {}", names.join(", ")))),
+        ("", _) => Err(open_error(client, wanted, format!("name one of its models after `#`: {}", names.join(", ")))),
         (wanted, names) if names.contains(&wanted) => Ok(wanted.to_owned()),
-        (wanted, names) => Err(client.error(format!("it serves no model {wanted:?}, but {}", names.join(", ")))),
+        (wanted, names) => {
+            let served = if names.is_empty() { "none that it names".to_owned() } else { names.join(", ") };
+            Err(open_error(client, wanted, format!("the server does not serve it; it serves {served}")))
+        }
     }
+}
+
+fn open_error(client: &Client, wanted: &str, reason: String) -> Error {
+    Error::Open { model: format!("{}#{wanted}", client.base()), reason }
 }
 
 fn describe(listed: &Value, model: &str) -> String {
@@ -292,10 +310,11 @@ fn to_scored(ids: Vec<u32>, scored: &[(f64, bool)]) -> Scored {
     }
 }
 
-fn sampling_body(sampling: &Sampling, n: usize) -> Value {
+/// The sampling fields of one sample's request.
+fn sampling_body(sampling: &Sampling, id: &str, sample: usize) -> Value {
     let mut body = json!({
-        "n": n, "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p,
-        "seed": sampling.seed,
+        "n": 1, "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p,
+        "seed": sample_seed(sampling.seed, id, sample),
     });
     if sampling.top_k > 0 {
         body["top_k"] = json!(sampling.top_k);
@@ -310,4 +329,10 @@ fn sampling_body(sampling: &Sampling, n: usize) -> Value {
         body["stop"] = json!(sampling.stop);
     }
     body
+}
+
+/// The seed that a server is given for one sample: 31 bits, which every server takes, from (seed, request id, sample).
+fn sample_seed(seed: u64, id: &str, sample: usize) -> u32 {
+    let digest = digest::bytes(format!("{seed}/{id}/{sample}").as_bytes());
+    u32::from_str_radix(&digest[..8], 16).unwrap_or_default() >> 1
 }

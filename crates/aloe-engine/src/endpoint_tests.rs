@@ -75,10 +75,8 @@ fn completion(request: &Value, manner: Manner) -> Value {
         return json!({"choices": [{"message": {"content": format!("{} messages", messages.as_array().unwrap().len())}, "finish_reason": "stop"}]});
     }
     if request["echo"] != true {
-        let n = request["n"].as_u64().unwrap();
-        let choices: Vec<Value> =
-            (0..n).map(|i| json!({"text": format!("answer {i}"), "finish_reason": "length"})).collect();
-        return json!({ "choices": choices });
+        let text = format!("seed {}", request["seed"]);
+        return json!({"choices": [{"text": text, "finish_reason": "length"}]});
     }
     let ids: Vec<u64> = request["prompt"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
     let mut logps: Vec<Value> =
@@ -133,7 +131,7 @@ fn a_server_without_usable_prompt_log_probabilities_is_refused_before_anything_i
         let Some((engine, n_asked)) = open(manner, false) else { return };
         let error = score(&engine).unwrap_err().to_string();
         assert!(error.contains("prompt log-probabilities"), "{error}");
-        assert_eq!(n_asked.load(Ordering::SeqCst), 1, "only the probe was sent");
+        assert_eq!(n_asked.load(Ordering::SeqCst), 3, "only the probe was sent, once in each form");
     }
 }
 
@@ -155,10 +153,12 @@ fn answers_come_by_token_ids_or_by_the_servers_template_when_that_is_asked_for()
     let Some((engine, _)) = open(Manner::Good, false) else { return };
     let result =
         engine.generate(std::slice::from_ref(&request), &Progress::silent(), &Cancel::default()).unwrap().remove(0);
-    assert_eq!(
-        result.completions.iter().map(|c| c.text.as_str()).collect::<Vec<_>>(),
-        ["answer 0", "answer 1", "answer 2"]
-    );
+    let texts: Vec<&str> = result.completions.iter().map(|c| c.text.as_str()).collect();
+    let alike = texts[0] == texts[1] || texts[1] == texts[2] || texts[0] == texts[2];
+    assert!(texts.iter().all(|text| text.starts_with("seed ")) && !alike, "samples share a seed: {texts:?}");
+    let again =
+        engine.generate(&[GenerateRequest { n: 1, ..request.clone() }], &Progress::silent(), &Cancel::default());
+    assert_eq!(again.unwrap()[0].completions[0].text, texts[0], "a sample's seed depends on how many are asked for");
     let Some((engine, _)) = open(Manner::Good, true) else { return };
     let messages = vec![Message { role: Role::User, content: "Hello".into() }];
     let chat = GenerateRequest { prompt: Prompt::Messages(messages), n: 1, ..request.clone() };

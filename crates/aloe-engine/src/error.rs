@@ -13,9 +13,9 @@ pub enum Error {
     #[error(transparent)]
     Record(#[from] aloe_record::Error),
     /// The request itself cannot be answered.
-    #[error("request {id}: {reason}")]
+    #[error("{}{reason}", of_request(id))]
     Request {
-        /// The request's id.
+        /// The request's id, named by whoever asked; empty where there is only one and a name would say nothing.
         id: String,
         /// What is wrong and what to change.
         reason: String,
@@ -36,4 +36,8 @@ pub enum Error {
         /// What it did.
         reason: String,
     },
+}
+
+fn of_request(id: &str) -> String {
+    if id.is_empty() { String::new() } else { format!("request {id}: ") }
 }

@@ -2,11 +2,15 @@
 //! can be repeated without harm go through here.
 
 use crate::{Error, Result};
+use aloe_record::Cancel;
 use serde_json::Value;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a request is tried when the server is busy or cannot be reached.
 const TRIES: u32 = 5;
+
+/// The longest `Retry-After` that is waited for.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// A client of one server.
 pub(crate) struct Client {
@@ -15,11 +19,29 @@ pub(crate) struct Client {
     key: Option<String>,
 }
 
+/// What a server that is alive said to a request.
+pub(crate) enum Reply {
+    /// Status 200 and JSON.
+    Json(Value),
+    /// A status that says the request itself is not taken (400, 404, 422, 501 ...), with its text.
+    Refused(String),
+}
+
 /// An answer that is not a success.
 struct Failure {
     reason: String,
     retry_after: Option<Duration>,
-    is_final: bool,
+    kind: Kind,
+}
+
+/// What may be done about a failure.
+enum Kind {
+    /// Ask again later.
+    Passing,
+    /// The server is alive and will not take this request.
+    Refused,
+    /// Anything else: wrong key, no JSON, a broken protocol.
+    Final,
 }
 
 impl Client {
@@ -40,17 +62,24 @@ impl Client {
     }
 
     pub(crate) fn get(&self, path: &str) -> Result<Value> {
-        self.with_retries(|| {
+        let sent = || {
             let mut request = self.agent.get(format!("{}{path}", self.base));
             if let Some(key) = &self.key {
                 request = request.header("Authorization", format!("Bearer {key}"));
             }
             read(request.call())
-        })
+        };
+        self.or_error(self.with_retries(&Cancel::default(), sent)?)
     }
 
-    pub(crate) fn post(&self, path: &str, body: &Value) -> Result<Value> {
-        self.with_retries(|| {
+    /// Posts `body`; a refusal is an error.
+    pub(crate) fn post(&self, path: &str, body: &Value, cancel: &Cancel) -> Result<Value> {
+        self.or_error(self.ask(path, body, cancel)?)
+    }
+
+    /// Posts `body`; a refusal is a value, so that another form of the request can be tried.
+    pub(crate) fn ask(&self, path: &str, body: &Value, cancel: &Cancel) -> Result<Reply> {
+        self.with_retries(cancel, || {
             let mut request = self.agent.post(format!("{}{path}", self.base));
             if let Some(key) = &self.key {
                 request = request.header("Authorization", format!("Bearer {key}"));
@@ -59,59 +88,89 @@ impl Client {
         })
     }
 
+    fn or_error(&self, reply: Reply) -> Result<Value> {
+        match reply {
+            Reply::Json(value) => Ok(value),
+            Reply::Refused(reason) => Err(self.error(reason)),
+        }
+    }
+
     /// An error about this server.
     pub(crate) fn error(&self, reason: impl Into<String>) -> Error {
         Error::Endpoint { url: self.base.clone(), reason: reason.into() }
     }
 
     #[allow(clippy::print_stderr, reason = "a retry is never silent; the library has no other way to a person")]
-    fn tell(&self, turn: u32, reason: &str) {
-        eprintln!("{}: {reason}; trying again ({} of {TRIES})", self.base, turn + 1);
+    fn tell(&self, turn: u32, reason: &str, wait: Duration) {
+        eprintln!("{}: {reason}; trying again in {} s ({} of {TRIES})", self.base, wait.as_secs_f64(), turn + 1);
     }
 
-    fn with_retries(&self, attempt: impl Fn() -> std::result::Result<Value, Failure>) -> Result<Value> {
+    fn with_retries(
+        &self,
+        cancel: &Cancel,
+        attempt: impl Fn() -> std::result::Result<Value, Failure>,
+    ) -> Result<Reply> {
         let mut wait = Duration::from_millis(250);
         for turn in 1.. {
             let failure = match attempt() {
-                Ok(value) => return Ok(value),
+                Ok(value) => return Ok(Reply::Json(value)),
+                Err(Failure { kind: Kind::Refused, reason, .. }) => return Ok(Reply::Refused(reason)),
                 Err(failure) => failure,
             };
-            if failure.is_final || turn == TRIES {
+            let asked = failure.retry_after.unwrap_or(wait);
+            if asked > LONGEST_WAIT {
+                let text = format!("{}; it asks to come back in {} s", failure.reason, asked.as_secs());
+                return Err(self.error(text));
+            }
+            if matches!(failure.kind, Kind::Final) || turn == TRIES {
                 let tries = if turn > 1 { format!(" (after {turn} tries)") } else { String::new() };
                 return Err(self.error(format!("{}{tries}", failure.reason)));
             }
-            self.tell(turn, &failure.reason);
-            std::thread::sleep(failure.retry_after.unwrap_or(wait).min(Duration::from_secs(60)));
+            self.tell(turn, &failure.reason, asked);
+            sleep(asked, cancel)?;
             wait *= 2;
         }
         Err(self.error("no try was made"))
     }
 }
 
+/// Waits, but no longer than until somebody asks to stop.
+fn sleep(wait: Duration, cancel: &Cancel) -> Result<()> {
+    let until = Instant::now() + wait;
+    loop {
+        cancel.check()?;
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(Duration::from_millis(100)));
+    }
+}
+
 fn read(
     sent: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>,
 ) -> std::result::Result<Value, Failure> {
-    let mut response = sent.map_err(|error| Failure {
-        reason: error.to_string(),
-        retry_after: None,
-        is_final: !matches!(error, ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed),
+    let failure = |reason, kind| Failure { reason, retry_after: None, kind };
+    let mut response = sent.map_err(|error| {
+        let kind = match error {
+            ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed => Kind::Passing,
+            _ => Kind::Final,
+        };
+        failure(error.to_string(), kind)
     })?;
     let status = response.status().as_u16();
     let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
-    let text = response.body_mut().with_config().limit(256 << 20).read_to_string().map_err(|error| Failure {
-        reason: format!("the answer cannot be read: {error}"),
-        retry_after: None,
-        is_final: false,
-    })?;
+    let read = response.body_mut().with_config().limit(256 << 20).read_to_string();
+    let text = read.map_err(|error| failure(format!("the answer cannot be read: {error}"), Kind::Passing))?;
     if status != 200 {
         let shown: String = text.chars().take(300).collect();
-        let is_final = !matches!(status, 408 | 429 | 500 | 502 | 503 | 504);
+        let kind = match status {
+            408 | 429 | 500 | 502 | 503 | 504 => Kind::Passing,
+            400 | 404 | 405 | 413 | 422 | 501 => Kind::Refused,
+            _ => Kind::Final,
+        };
         let retry_after = retry_after.map(Duration::from_secs);
-        return Err(Failure { reason: format!("HTTP status {status}: {shown}"), retry_after, is_final });
+        return Err(Failure { reason: format!("HTTP status {status}: {shown}"), retry_after, kind });
     }
-    serde_json::from_str(&text).map_err(|error| Failure {
-        reason: format!("the answer is not JSON: {error}"),
-        retry_after: None,
-        is_final: true,
-    })
+    serde_json::from_str(&text).map_err(|error| failure(format!("the answer is not JSON: {error}"), Kind::Final))
 }
