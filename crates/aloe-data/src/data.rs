@@ -4,6 +4,7 @@
 //! `manifest.json`, `report.html`, `ledger.jsonl` (each changed or dropped row and its rule), `duplicates.jsonl`, `overlaps.jsonl` and, when asked
 //! for, `quarantine.jsonl`. The same settings and files give the same bytes.
 
+use crate::check::{self, dialect_of, known_dialect};
 use crate::decontaminate::{self, Index, Overlap};
 use crate::dedup::{self, Duplicate};
 use crate::dialect::{self, Dialect, help_steer};
@@ -45,6 +46,7 @@ struct Run<'a> {
 pub fn run(config: &DataConfig, out: &Path, progress: &Progress, cancel: &Cancel) -> Result<DataReport> {
     config.check()?;
     let mut run = Run::new(config, cancel);
+    run.check_sources(progress)?;
     run.read_sources(progress)?;
     let index = run.read_held_apart()?;
     run.stop_at_broken_rows()?;
@@ -92,6 +94,25 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Without a quarantine a single broken row ends the stage, so all rows are read once before any is kept: the memory of a
+    /// refusal is that of a row, whatever the size of the files.
+    fn check_sources(&mut self, progress: &Progress) -> Result<()> {
+        if self.config.quarantine {
+            return Ok(());
+        }
+        for config in &self.config.sources {
+            for file in source::files(&config.path)? {
+                progress.message(&format!("checking {}", file.label));
+                check::file(config, &file, self.cancel, &mut self.problems)?;
+            }
+        }
+        if self.problems.total > 0 {
+            self.read_held_apart()?;
+            self.stop_at_broken_rows()?;
+        }
+        Ok(())
+    }
+
     fn read_sources(&mut self, progress: &Progress) -> Result<()> {
         for source in 0..self.config.sources.len() {
             for file in source::files(&self.config.sources[source].path)? {
@@ -105,8 +126,7 @@ impl<'a> Run<'a> {
 
     fn read_file(&mut self, source: usize, file: &DataFile) -> Result<()> {
         let config = &self.config.sources[source];
-        let mut dialect = if config.columns.is_empty() { config.dialect } else { Some(Dialect::Mapped) };
-        let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut dialect = known_dialect(config);
         let mut rated = Vec::new();
         let mut index = 0;
         source::read(&file.path, &mut |row| {
@@ -122,10 +142,7 @@ impl<'a> Run<'a> {
                     return Ok(());
                 }
             };
-            let dialect = match dialect {
-                Some(known) => known,
-                None => *dialect.insert(Dialect::detect(&row, &name)?),
-            };
+            let dialect = dialect_of(&mut dialect, &row, file)?;
             if dialect == Dialect::HelpSteer {
                 rated.push(row);
             } else {
@@ -355,7 +372,7 @@ fn n_tokens(text: &TextModel, item: &Item) -> aloe_text::Result<(usize, usize)> 
 }
 
 /// `source/file:line`.
-fn id(config: &SourceConfig, file: &DataFile, at: &str) -> String {
+pub(crate) fn id(config: &SourceConfig, file: &DataFile, at: &str) -> String {
     let prefix = file.path.display().to_string();
     format!("{}/{}{}", config.name, file.label, at.strip_prefix(&prefix).unwrap_or(at))
 }
@@ -382,10 +399,11 @@ fn lines<T: serde::Serialize>(path: &Path, rows: &[T]) -> Result<String> {
     let mut hasher = digest::Hasher::default();
     atomic::write_with(path, |file| -> Result<()> {
         for row in rows {
-            let mut text = serde_json::to_vec(row).map_err(|error| Error::io("write", path)(error.into()))?;
+            let mut text =
+                serde_json::to_vec(row).map_err(|error| aloe_record::Error::io("write", path)(error.into()))?;
             text.push(b'\n');
             hasher.update(&text);
-            file.write_all(&text).map_err(Error::io("write", path))?;
+            file.write_all(&text).map_err(aloe_record::Error::io("write", path))?;
         }
         Ok(())
     })?;

@@ -1,14 +1,17 @@
 //! The rows of one JSON array, or of one JSON object whose values are the rows, cut out one at a time with their line.
 //!
 //! Only brackets and strings are followed here; each element is parsed by serde_json afterwards, so that one broken row is one
-//! error and the rest is still read.
+//! error and the rest is still read. Of an element beyond [`MAX_ROW_BYTES`] no more than that is kept.
 
 use std::io::{BufRead, Bytes};
 use std::iter::Peekable;
 
+/// The longest row that is read.
+pub(crate) const MAX_ROW_BYTES: usize = 16 << 20;
+
 /// One element's bytes.
 pub(crate) struct Element {
-    /// The JSON text.
+    /// The JSON text; longer than [`MAX_ROW_BYTES`] when the row is too long, and then cut off.
     pub(crate) bytes: Vec<u8>,
     /// 1-based line of its first byte.
     pub(crate) line: usize,
@@ -131,7 +134,9 @@ impl<R: BufRead> Elements<R> {
                 return Ok(bytes);
             }
             self.take()?;
-            bytes.push(byte);
+            if bytes.len() <= MAX_ROW_BYTES {
+                bytes.push(byte);
+            }
             if in_string {
                 in_string = escaped || byte != b'"';
                 escaped = !escaped && byte == b'\\';

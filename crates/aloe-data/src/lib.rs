@@ -1,12 +1,13 @@
 //! From raw files to a training mixture one can answer for: rows, rules, duplicates, overlaps, order, and an account of all.
 //!
-//! Knows no weights and no tokenizer. Reading order: `config`, `data` (the spine), `source` (files to rows with file:line),
+//! Knows no weights and no tokenizer. Reading order: `config`, `data` (the spine), `check`, `source` (files to rows with file:line),
 //! `dialect/*` (rows to conversations and pairs), `rules`, `simplify`, `minhash`, `dedup`, `decontaminate`, `red_team`
 //! (stage-2 variants), `mixture` (hold-out, shares, order), `manifest`, `page`.
 //!
 //! Refuses: broken rows (all counted, at most twenty shown) unless a quarantine is asked for, layouts it is not sure of, unknown
 //! licences, and an empty result.
 
+mod check;
 mod config;
 mod data;
 mod decontaminate;
@@ -24,6 +25,7 @@ mod red_team;
 mod rules;
 mod simplify;
 mod source;
+mod strict;
 
 pub use config::{DataConfig, Dedup, OutputKind, Rules, SourceConfig, TurnTokenNames};
 pub use data::run;

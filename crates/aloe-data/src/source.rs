@@ -1,17 +1,22 @@
 //! Files to rows with file and line: JSON lines, JSON arrays and objects of rows, CSV, Parquet, each but the last also gzipped.
 //!
 //! The format is found by content. A broken row is handed on as a [`RowError`] and reading goes on, except where the file's own
-//! brackets are broken. Rows over 64 MiB and bytes that are not UTF-8 are broken rows; a file without rows is an error.
+//! brackets are broken. Rows over 16 MiB and bytes that are not UTF-8 are broken rows; a file without rows is an error.
 
-use crate::elements::{Elements, Stop};
-use crate::{Error, Result, RowError};
+use crate::elements::{Elements, MAX_ROW_BYTES, Stop};
+use crate::{Error, Result, RowError, strict};
 use aloe_task::rows::Row;
 use serde_json::{Map, Value};
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-const MAX_LINE_BYTES: u64 = 64 << 20;
+/// What is read of a line: one byte more than a row may have.
+const MAX_LINE_BYTES: u64 = MAX_ROW_BYTES as u64 + 1;
+
+const TOO_LONG: &str = "the row is longer than 16 MiB";
 
 /// A data file: where it is and what it is called in ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +86,9 @@ fn dispatch(path: &Path, each: Each<'_>) -> Result<()> {
         Box::new(BufReader::with_capacity(1 << 18, file))
     };
     let mut first = Vec::new();
-    while first.iter().all(|byte: &u8| byte.is_ascii_whitespace()) {
+    let mut n_blank = 0;
+    while first[n_blank..].iter().all(|byte: &u8| byte.is_ascii_whitespace()) {
+        n_blank = first.len();
         let n_bytes =
             source.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut first).map_err(Error::io("read", path))?;
         if n_bytes == 0 {
@@ -119,10 +126,14 @@ fn read_lines(mut source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Resu
             return Ok(());
         }
         let at = format!("{}:{number}", path.display());
-        if n_bytes as u64 == MAX_LINE_BYTES {
-            return each(Err(RowError::new(at, "the line is longer than 64 MiB; the rest of the file is not read")));
+        if n_bytes > MAX_ROW_BYTES && line.last() != Some(&b'\n') {
+            source.skip_until(b'\n').map_err(Error::io("read", path))?;
+            each(Err(RowError::new(at, TOO_LONG)))?;
+            continue;
         }
-        let mut text = line.as_slice();
+        // Without its end, so that what is missing at the end of a line is missing there and not on the next.
+        let mut text = line.strip_suffix(b"\n").unwrap_or(&line);
+        text = text.strip_suffix(b"\r").unwrap_or(text);
         if number == 1 {
             text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text);
         }
@@ -147,7 +158,7 @@ fn parse(bytes: &[u8], path: &Path, line: usize, column: usize, at: String) -> R
             ..RowError::new(format!("{}:{}:{}", path.display(), line + breaks, last + 1), "not UTF-8")
         }
     })?;
-    match serde_json::from_str::<Value>(text) {
+    match strict::parse(text) {
         Ok(Value::Object(columns)) => Ok(Row { columns, at }),
         Ok(other) => Err(RowError {
             raw: Some(text.into()),
@@ -158,7 +169,8 @@ fn parse(bytes: &[u8], path: &Path, line: usize, column: usize, at: String) -> R
             let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(head, _)| head);
             let column = if error.line() == 1 { error.column() + column - 1 } else { error.column() };
             let at = format!("{}:{}:{column}", path.display(), line + error.line().max(1) - 1);
-            Err(RowError { raw: Some(text.into()), ..RowError::new(at, format!("not JSON: {reason}")) })
+            let reason = if error.is_data() { reason.to_owned() } else { format!("not JSON: {reason}") };
+            Err(RowError { raw: Some(text.into()), ..RowError::new(at, reason) })
         }
     }
 }
@@ -177,6 +189,10 @@ fn kind(value: &Value) -> &'static str {
 fn read_elements(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Result<()> {
     for element in Elements::new(source) {
         match element {
+            Ok(element) if element.bytes.len() > MAX_ROW_BYTES => {
+                let at = format!("{}:{}:{}", path.display(), element.line, element.column);
+                each(Err(RowError::new(at, TOO_LONG)))?;
+            }
             Ok(element) => {
                 let at = format!("{}:{}", path.display(), element.line);
                 let mut row = parse(&element.bytes, path, element.line, element.column, at);
@@ -195,18 +211,18 @@ fn read_elements(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Resul
 }
 
 fn read_csv(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Result<()> {
-    let mut reader = csv::ReaderBuilder::new().flexible(true).has_headers(false).from_reader(source);
+    let since_row = Rc::new(Cell::new(0));
+    let metered = Metered { source, since_row: since_row.clone() };
+    let mut reader = csv::ReaderBuilder::new().flexible(true).has_headers(false).from_reader(metered);
     let mut names: Option<Vec<String>> = None;
     let mut record = csv::ByteRecord::new();
     loop {
         let line = reader.position().line();
+        since_row.set(0);
         match reader.read_byte_record(&mut record) {
             Ok(false) => return Ok(()),
             Ok(true) => {}
-            Err(error) => {
-                each(Err(RowError::new(format!("{}:{line}", path.display()), format!("not CSV: {error}"))))?;
-                continue;
-            }
+            Err(error) => return csv_stops(error, path, line, each),
         }
         let line = record.position().map_or(line, csv::Position::line);
         let at = format!("{}:{line}", path.display());
@@ -223,6 +239,36 @@ fn read_csv(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Result<()>
             (None, Ok(cells)) => names = Some(cells),
             (Some(names), Ok(cells)) => each(csv_row(names, cells, at))?,
         }
+    }
+}
+
+/// A reader over which a row of CSV that never ends, such as one with an unclosed quote, does not fill the memory.
+struct Metered {
+    source: Box<dyn BufRead>,
+    /// Bytes read since the last row.
+    since_row: Rc<Cell<usize>>,
+}
+
+impl Read for Metered {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.since_row.get() > MAX_ROW_BYTES {
+            return Err(std::io::Error::other(TOO_LONG));
+        }
+        let n_bytes = self.source.read(buffer)?;
+        self.since_row.set(self.since_row.get() + n_bytes);
+        Ok(n_bytes)
+    }
+}
+
+/// Rows cannot be told apart after a row that is too long, so reading ends there; other failures are the system's.
+fn csv_stops(error: csv::Error, path: &Path, line: u64, each: Each<'_>) -> Result<()> {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) if error.to_string() == TOO_LONG => {
+            let reason = format!("{TOO_LONG} (is a quote left open?); the rest of the file is not read");
+            each(Err(RowError::new(format!("{}:{line}", path.display()), reason)))
+        }
+        csv::ErrorKind::Io(error) => Err(Error::io("read", path)(error)),
+        other => each(Err(RowError::new(format!("{}:{line}", path.display()), format!("not CSV: {other:?}")))),
     }
 }
 

@@ -86,12 +86,31 @@ impl OutputDir {
                 fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
             }
             fs::rename(&self.target, &old).map_err(Error::io("rename", &self.target))?;
-            rename(&self.partial, &self.target)?;
+            if let Err(error) = fs::rename(&self.partial, &self.target) {
+                // Put the older one back; where even that fails, `recover` does it at the next run.
+                let _ = fs::rename(&old, &self.target);
+                return Err(Error::io("rename", &self.partial)(error));
+            }
+            sync_parent(&self.target)?;
             fs::remove_dir_all(&old).map_err(Error::io("remove", &old))
         } else {
             rename(&self.partial, &self.target)
         }
     }
+}
+
+/// Removes a folder so that no kill or fault leaves half of it under its name: it is first renamed to `.NAME.old`. What an
+/// earlier attempt left under that name goes too.
+pub fn remove_folder(path: &Path) -> Result<()> {
+    let old = old_name(path);
+    if old.exists() {
+        fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
+    }
+    if !path.exists() {
+        return Ok(());
+    }
+    rename(path, &old)?;
+    fs::remove_dir_all(&old).map_err(Error::io("remove", path))
 }
 
 /// The temporary name of `path`: `.NAME.partial` in the same folder.
@@ -124,7 +143,11 @@ fn write_partial<E: From<Error>>(
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(Error::io("rename", from))?;
-    match to.parent() {
+    sync_parent(to)
+}
+
+fn sync_parent(path: &Path) -> Result<()> {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
         _ => sync_folder(Path::new(".")),
     }

@@ -45,9 +45,15 @@ impl Error {
 
     /// Whether the cause is storage (exit code 4) rather than input.
     pub fn is_storage(&self) -> bool {
-        matches!(self, Error::Io { source, .. } if matches!(
-            source.kind(),
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded | std::io::ErrorKind::ReadOnlyFilesystem
-        ) || source.raw_os_error() == Some(5))
+        matches!(self, Error::Io { source, .. } if is_storage(source))
     }
+}
+
+/// Whether the system refused for want of room or because the disk fails, rather than because of what was asked: a full disk,
+/// a quota, a limit on file size, a read-only file system, EIO.
+pub fn is_storage(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    const EIO: i32 = 5;
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge | ReadOnlyFilesystem)
+        || error.raw_os_error() == Some(EIO)
 }

@@ -12,7 +12,7 @@ pub mod progress;
 pub mod record;
 pub mod rng;
 
-pub use error::Error;
+pub use error::{Error, is_storage};
 pub use progress::{Cancel, Progress};
 pub use record::Record;
 pub use rng::CounterRng;

@@ -36,11 +36,7 @@ pub(crate) fn write(out: &Path, fingerprint: &str, report: &impl Serialize) -> R
 }
 
 fn remove_state(out: &Path) -> Result<()> {
-    let state = out.join("state");
-    if state.exists() {
-        std::fs::remove_dir_all(&state).map_err(Error::io("remove", &state))?;
-    }
-    Ok(())
+    Ok(atomic::remove_folder(&out.join("state"))?)
 }
 
 /// The CPU path without the number of threads, on which no result depends.

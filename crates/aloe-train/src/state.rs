@@ -74,8 +74,7 @@ pub(crate) fn save(state: &Path, cursor: &Cursor, arrays: &Arrays<'_>, metrics: 
     out.commit()?;
     let mut kept = checkpoints(state)?;
     while kept.len() > keep_last.max(1) {
-        let oldest = kept.remove(0);
-        fs::remove_dir_all(&oldest).map_err(aloe_record::Error::io("remove", &oldest))?;
+        atomic::remove_folder(&kept.remove(0))?;
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! The whole stage on made files, on the starter set (counts of its READMEs) and on the published files.
 
+mod planted;
+
 use super::*;
 use std::collections::BTreeMap;
 use std::path::PathBuf;

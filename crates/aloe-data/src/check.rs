@@ -1,0 +1,50 @@
+//! Reads every row of a file and keeps none, only the account of the broken ones: what a stage does before it takes anything
+//! into memory.
+
+use crate::data::id;
+use crate::dialect::{self, Dialect, help_steer};
+use crate::source::{self, DataFile};
+use crate::{Problems, Result, SourceConfig};
+use aloe_record::Cancel;
+use aloe_task::rows::Row;
+
+/// The layout that the recipe names.
+pub(crate) fn known_dialect(config: &SourceConfig) -> Option<Dialect> {
+    if config.columns.is_empty() { config.dialect } else { Some(Dialect::Mapped) }
+}
+
+/// The layout of a file's rows, found from the first.
+pub(crate) fn dialect_of(known: &mut Option<Dialect>, row: &Row, file: &DataFile) -> Result<Dialect> {
+    if let Some(known) = *known {
+        return Ok(known);
+    }
+    let name = file.path.file_name().unwrap_or_default().to_string_lossy();
+    Ok(*known.insert(Dialect::detect(row, &name)?))
+}
+
+/// Counts a file's broken rows and keeps none.
+pub(crate) fn file(config: &SourceConfig, file: &DataFile, cancel: &Cancel, problems: &mut Problems) -> Result<()> {
+    let mut dialect = known_dialect(config);
+    let mut index = 0;
+    source::read(&file.path, &mut |row| {
+        index += 1;
+        if index % 1024 == 0 {
+            cancel.check()?;
+        }
+        let row = match row {
+            Ok(row) => row,
+            Err(error) => {
+                problems.add(error);
+                return Ok(());
+            }
+        };
+        let dialect = dialect_of(&mut dialect, &row, file)?;
+        if dialect == Dialect::HelpSteer {
+            help_steer::group(std::slice::from_ref(&row)).broken.into_iter().for_each(|error| problems.add(error));
+        } else if let Err(error) = dialect::item(dialect, &row, index - 1, id(config, file, &row.at), config) {
+            problems.add(error);
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
