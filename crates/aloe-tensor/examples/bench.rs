@@ -1,10 +1,18 @@
-//! Prints GFLOP/s of the matrix products and of attention on this machine: `cargo run --release -p aloe-tensor --example bench`.
+//! Prints GFLOP/s, GB/s and the share of the machine's limit of the kernels: `cargo run --release -p aloe-tensor --example bench`.
 //!
-//! The shapes are those of SmolLM2-135M and of a 7B layer. Best of the repetitions: the machine may be shared.
+//! Arguments: `threads=2`, and parts to run (`few`, `many`, `formats`, `attention`, `grads`; all when none is named). The machine may
+//! be shared: each measurement is taken in turn with a probe (a plain read of the same bytes, or the product of one hot tile), and
+//! the ratio of the medians is printed beside the rates.
 #![expect(clippy::print_stdout, reason = "a bench reports by printing")]
 
-use aloe_tensor::ops::{attention, attention_backward, linear, linear_grad_input, linear_grad_weight};
-use aloe_tensor::{AttentionInputs, AttentionPlan, Device, Dtype, Linear, Tensor};
+use aloe_tensor::ops::{
+    attention, attention_backward, attention_paged, linear, linear_grad_input, linear_grad_weight, write_pages,
+};
+use aloe_tensor::{
+    AttentionInputs, AttentionPlan, BlockFormat, Device, Dtype, KvPage, Linear, PageWrite, PagedSequence, Tensor,
+};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 fn filled(shape: &[usize]) -> Tensor {
@@ -12,50 +20,124 @@ fn filled(shape: &[usize]) -> Tensor {
     Tensor::from_f32(shape, (0..n).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 504.0).collect())
 }
 
-/// Seconds this thread has had on a processor: on a shared machine the fair clock of a single-threaded run.
-fn processor_s() -> f64 {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    stat.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0) / 1e9
+fn seconds(body: &mut dyn FnMut()) -> f64 {
+    let start = Instant::now();
+    body();
+    start.elapsed().as_secs_f64()
 }
 
-fn report(name: &str, flop: f64, mut body: impl FnMut()) {
-    body();
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Medians of probe and body, taken in turns.
+fn interleaved(probe: &mut dyn FnMut(), body: &mut dyn FnMut()) -> (f64, f64) {
+    let (mut probes, mut bodies) = (Vec::new(), Vec::new());
+    (probe(), body());
     let start = Instant::now();
-    let (mut best, mut runs, busy) = (f64::INFINITY, 0, processor_s());
-    while runs < 3 || (start.elapsed().as_secs_f64() < 0.5 && runs < 2000) {
-        let begin = Instant::now();
-        body();
-        best = best.min(begin.elapsed().as_secs_f64());
-        runs += 1;
+    while bodies.len() < 7 || (start.elapsed().as_secs_f64() < 1.0 && bodies.len() < 3000) {
+        probes.push(seconds(probe));
+        bodies.push(seconds(body));
     }
-    let busy = (processor_s() - busy) / runs as f64;
-    let (wall, cpu) = (flop / best / 1e9, flop / busy / 1e9);
+    (median(probes), median(bodies))
+}
+
+/// Reads every byte once, on all threads.
+fn read_all(device: &Device, data: &[u64]) {
+    const PART: usize = 1 << 15;
+    let total = AtomicU64::new(0);
+    device.for_each(data.len().div_ceil(PART), &|part| {
+        let part = &data[part * PART..data.len().min((part + 1) * PART)];
+        let mut sums = [0u64; 32];
+        for chunk in part.chunks_exact(32) {
+            sums.iter_mut().zip(chunk).for_each(|(s, x)| *s ^= x);
+        }
+        total.fetch_xor(sums.iter().fold(0, |a, b| a ^ b), Ordering::Relaxed);
+    });
+    black_box(total.into_inner());
+}
+
+/// Enough layers that the caches hold none of them when its turn comes again.
+fn layers(device: &Device, o: usize, k: usize, make: &dyn Fn(Tensor) -> Linear) -> Vec<Linear> {
+    let first = make(filled(&[o, k]));
+    let copies = (256 << 20_usize).div_ceil(first.nbytes()).clamp(1, 400);
+    let _ = device;
+    (1..copies).map(|_| make(filled(&[o, k]))).chain([first]).collect()
+}
+
+/// One or few rows against weights in memory, beside a plain read of as many bytes.
+fn few_rows(device: &Device, name: &str, (o, k): (usize, usize), make: &dyn Fn(Tensor) -> Linear) {
+    let layers = layers(device, o, k, make);
+    let bytes = layers[0].nbytes();
+    let data = vec![1u64; bytes * layers.len() / 8];
+    for m in [1, 4, 16] {
+        let x = filled(&[m, k]);
+        let (mut at, mut next) = (0, 0);
+        let mut read = || {
+            read_all(device, &data[at * (bytes / 8)..(at + 1) * (bytes / 8)]);
+            at = (at + 1) % layers.len();
+        };
+        let mut multiply = || {
+            drop(linear(device, &x, &layers[next]));
+            next = (next + 1) % layers.len();
+        };
+        let (probe, body) = interleaved(&mut read, &mut multiply);
+        println!(
+            "{name:9} {m:4} x {o} x {k}: {:7.1} GB/s, a plain read {:5.1}; share {:4.0} %; {:7.1} GFLOP/s",
+            bytes as f64 / body / 1e9,
+            bytes as f64 / probe / 1e9,
+            100.0 * probe / body,
+            2.0 * (m * o * k) as f64 / body / 1e9,
+        );
+    }
+}
+
+/// Many rows, beside the bf16 product of a hot tile (its rate is the processor's limit for bf16).
+fn many_rows(device: &Device, name: &str, (m, o, k): (usize, usize, usize), make: &dyn Fn(Tensor) -> Linear) {
+    let (x, layer) = (filled(&[m, k]), make(filled(&[o, k])));
+    let hot = Linear::new(filled(&[512, 512]).cast(Dtype::Bf16), None);
+    let hot_x = filled(&[480, 512]);
+    let (probe, body) =
+        interleaved(&mut || drop(linear(device, &hot_x, &hot)), &mut || drop(linear(device, &x, &layer)));
+    let (limit, rate) = (2.0 * (480 * 512 * 512) as f64 / probe / 1e9, 2.0 * (m * o * k) as f64 / body / 1e9);
     println!(
-        "{name:44} best {:9.3} ms {wall:7.1} GFLOP/s; caller's processor time {:9.3} ms {cpu:7.1}",
-        best * 1e3,
-        busy * 1e3
+        "{name:9} {m:4} x {o} x {k}: {rate:7.1} GFLOP/s, a hot bf16 tile {limit:6.1}; share {:4.0} %",
+        100.0 * rate / limit
     );
 }
 
-fn products(device: &Device, dtype: Dtype) {
-    for (m, n, k) in [
-        (1024, 1536, 576),
-        (1024, 576, 1536),
-        (1024, 192, 576),
-        (16, 49152, 576),
-        (1, 49152, 576),
-        (1, 1536, 576),
-        (2048, 4096, 4096),
-    ] {
+fn formats(device: &Device) -> Vec<(String, Box<dyn Fn(Tensor) -> Linear + '_>)> {
+    let mut all: Vec<(String, Box<dyn Fn(Tensor) -> Linear>)> =
+        vec![("bf16".into(), Box::new(|w: Tensor| Linear::new_on(device, w.cast(Dtype::Bf16), None)))];
+    for format in [BlockFormat::Q8_0, BlockFormat::Q4_0] {
+        all.push((format.name().into(), Box::new(move |w: Tensor| Linear::quantize(device, &w, format, None))));
+    }
+    for format in [BlockFormat::Q4_1, BlockFormat::Q4_K, BlockFormat::Q6_K] {
+        let make = move |w: Tensor| {
+            let (o, k) = (w.shape()[0], w.shape()[1].next_multiple_of(256));
+            let row = vec![0x11u8; k / format.block_len() * format.block_bytes()];
+            Linear::from_blocks(device, format, k, &vec![&row[..]; o], None)
+        };
+        all.push((format.name().into(), Box::new(make)));
+    }
+    all
+}
+
+fn grads(device: &Device, dtype: Dtype) {
+    for (m, n, k) in [(1024, 1536, 576), (1024, 576, 1536)] {
         let (x, w) = (filled(&[m, k]), Linear::new_on(device, filled(&[n, k]).cast(dtype), None));
-        let flop = 2.0 * (m * n * k) as f64;
-        report(&format!("{dtype:?} linear {m} x {n} x {k}"), flop, || drop(linear(device, &x, &w)));
-        if m > 16 {
-            let dy = filled(&[m, n]);
-            report("  gradient of the input", flop, || drop(linear_grad_input(device, &dy, &w)));
-            let mut dw = Tensor::zeros(&[n, k], Dtype::F32);
-            report("  gradient of the weight", flop, || linear_grad_weight(device, &dy, &x, dtype, &mut dw, None));
-        }
+        let (dy, mut dw) = (filled(&[m, n]), Tensor::zeros(&[n, k], Dtype::F32));
+        let flop = 2.0 * (m * n * k) as f64 / 1e9;
+        let mut forward = || drop(linear(device, &x, &w));
+        let (y, dx) = interleaved(&mut forward, &mut || drop(linear_grad_input(device, &dy, &w)));
+        let (_, dw) = interleaved(&mut forward, &mut || linear_grad_weight(device, &dy, &x, dtype, &mut dw, None));
+        println!(
+            "{dtype:?} {m} x {n} x {k}: forward {:6.1} GFLOP/s, input's gradient {:6.1}, weight's {:6.1}",
+            flop / y,
+            flop / dx,
+            flop / dw
+        );
     }
 }
 
@@ -64,21 +146,72 @@ fn attend(device: &Device, t: usize) {
     let (q, kv) = (filled(&[t, h, e]), filled(&[t, k, e]));
     let plan = AttentionPlan::causal(&[t]);
     // Two products forward and five backward over the lower triangle.
-    let product = (t * t * h * e) as f64;
+    let product = (t * t * h * e) as f64 / 1e9;
     let (o, lse) = attention(device, &q, &kv, &kv, &plan, 0.125);
-    report(&format!("attention {t}, H=9 K=3 E=64"), 2.0 * product, || {
-        drop(attention(device, &q, &kv, &kv, &plan, 0.125))
-    });
+    let mut packed = || drop(attention(device, &q, &kv, &kv, &plan, 0.125));
     let inputs = AttentionInputs { q: &q, k: &kv, v: &kv, o: &o, lse: &lse };
-    report("  backward", 5.0 * product, || drop(attention_backward(device, &q, &inputs, &plan, 0.125)));
+    let (forward, backward) =
+        interleaved(&mut packed, &mut || drop(attention_backward(device, &q, &inputs, &plan, 0.125)));
+    println!(
+        "attention {t}, H=9 K=3 E=64: {:6.1} GFLOP/s, backward {:6.1}",
+        2.0 * product / forward,
+        5.0 * product / backward
+    );
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let mut pages: Vec<KvPage> = (0..t.div_ceil(64)).map(|_| KvPage::new(dtype, k, e)).collect();
+        let mut fill = || {
+            let write = |(i, page)| PageWrite { page, at: 0, rows: i * 64..t.min(i * 64 + 64) };
+            write_pages(device, &kv, &kv, pages.iter_mut().enumerate().map(write).collect());
+        };
+        let write = median((0..9).map(|_| seconds(&mut fill)).collect());
+        let sequence = PagedSequence { queries: 0..t, pages: pages.iter().collect(), len_tokens: t };
+        let (packed, paged) = interleaved(&mut packed, &mut || {
+            drop(attention_paged(device, &q, std::slice::from_ref(&sequence), 0.125));
+        });
+        println!(
+            "  pages {dtype:?}: {:6.1} GFLOP/s, {:4.2} of the packed kernel's time; writing the pages {:4.2} of it",
+            2.0 * product / paged,
+            paged / packed,
+            write / packed
+        );
+        for rows in [1, 16] {
+            let q = q.slice_rows(0, rows);
+            let one = |row| PagedSequence { queries: row..row + 1, pages: pages.iter().collect(), len_tokens: t };
+            let sequences: Vec<PagedSequence> = (0..rows).map(one).collect();
+            let times =
+                (0..200).map(|_| seconds(&mut || drop(attention_paged(device, &q, &sequences, 0.125)))).collect();
+            println!("    {rows} decoding rows over all of them: {:8.1} us", median(times) * 1e6);
+        }
+    }
 }
 
 fn main() {
-    let threads = std::env::args().find_map(|a| a.strip_prefix("threads=")?.parse().ok());
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let threads = args.iter().find_map(|a| a.strip_prefix("threads=")?.parse().ok());
+    let parts: Vec<&str> = args.iter().map(String::as_str).filter(|a| !a.contains('=')).collect();
+    let wants = |part: &str| parts.is_empty() || parts.contains(&part);
     let device = Device::cpu(threads.unwrap_or(0));
     println!("{}", device.name());
-    attend(&device, 512);
-    attend(&device, 2048);
-    products(&device, Dtype::Bf16);
-    products(&device, Dtype::F32);
+    for (name, make) in formats(&device) {
+        if !(wants("formats") || name == "bf16") {
+            continue;
+        }
+        if wants("few") {
+            for shape in [(1536, 576), (576, 1536), (49152, 576), (4096, 4096)] {
+                few_rows(&device, &name, shape, &*make);
+            }
+        }
+        if wants("many") {
+            for shape in [(512, 1536, 576), (512, 576, 1536), (512, 4096, 4096), (512, 14336, 4096), (512, 4096, 14336)]
+            {
+                many_rows(&device, &name, shape, &*make);
+            }
+        }
+    }
+    if wants("attention") {
+        [512, 2048].iter().for_each(|t| attend(&device, *t));
+    }
+    if wants("grads") {
+        [Dtype::Bf16, Dtype::F32].iter().for_each(|dtype| grads(&device, *dtype));
+    }
 }

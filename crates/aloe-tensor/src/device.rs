@@ -9,11 +9,11 @@ use std::sync::Arc;
 /// Which kernels run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// AVX-512 with the bf16 dot product.
+    /// AVX-512 with the dot products of bf16 and of bytes (VNNI), which processors got together.
     Avx512Bf16,
     /// AVX-512 (F, BW, DQ, VL); bf16 operands are widened.
     Avx512,
-    /// AVX2 with FMA; bf16 operands are widened.
+    /// AVX2 with FMA and half-precision conversion; bf16 operands are widened.
     Avx2,
     /// Plain Rust, any processor.
     Portable,
@@ -24,14 +24,17 @@ impl Isa {
     pub fn available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             let avx512 = avx2
                 && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
             match self {
-                Isa::Avx512Bf16 => avx512 && is_x86_feature_detected!("avx512bf16"),
+                Isa::Avx512Bf16 => {
+                    avx512 && is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni")
+                }
                 Isa::Avx512 => avx512,
                 Isa::Avx2 => avx2,
                 Isa::Portable => true,

@@ -37,6 +37,15 @@ pub(crate) struct Gemm {
     pub(crate) accumulate: bool,
 }
 
+/// Rows and panels of a product's tasks.
+#[derive(Clone, Copy)]
+pub(crate) struct Tasks {
+    pub(crate) n: usize,
+    rows: usize,
+    columns: usize,
+    row_tasks: usize,
+}
+
 // SAFETY: the pointers are only followed inside `run`, whose callers uphold their validity for the whole parallel loop.
 unsafe impl Send for Gemm {}
 // SAFETY: as above; tasks write disjoint parts of C.
@@ -52,17 +61,32 @@ impl Gemm {
         if self.m == 0 || self.n == 0 {
             return;
         }
-        let panels = self.n.div_ceil(PANEL);
-        let (rows, columns) = self.task_size(device.threads(), panels);
-        let row_tasks = self.m.div_ceil(rows);
-        let isa = device.isa();
-        device.for_each(row_tasks * panels.div_ceil(columns), &|task| {
-            // Tasks in a row share their panels, which stay in the shared cache.
-            let (row, panel) = (task % row_tasks * rows, task / row_tasks * columns);
-            let part = self.part(row..(row + rows).min(self.m), panel..(panel + columns).min(panels));
+        let (tasks, isa) = (self.tasks(device.threads()), device.isa());
+        device.for_each(tasks.n, &|task| {
             // SAFETY: a part of this product; parts of different tasks write different elements of C.
-            unsafe { part.run_here(isa) }
+            unsafe { self.run_task(tasks, task, isa) }
         });
+    }
+
+    /// How the product is shared out.
+    pub(crate) fn tasks(&self, threads: usize) -> Tasks {
+        let panels = self.n.div_ceil(PANEL);
+        let (rows, columns) = self.task_size(threads, panels);
+        let row_tasks = self.m.div_ceil(rows.max(1));
+        Tasks { n: row_tasks * panels.div_ceil(columns), rows, columns, row_tasks }
+    }
+
+    /// One task of the product, on this thread.
+    ///
+    /// # Safety
+    /// As for [`Gemm::run`]; different tasks write different elements of C.
+    pub(crate) unsafe fn run_task(&self, tasks: Tasks, task: usize, isa: Isa) {
+        let Tasks { rows, columns, row_tasks, .. } = tasks;
+        // Tasks in a row share their panels, which stay in the shared cache.
+        let (row, panel) = (task % row_tasks * rows, task / row_tasks * columns);
+        let panels = self.n.div_ceil(PANEL);
+        let part = self.part(row..(row + rows).min(self.m), panel..(panel + columns).min(panels));
+        part.run_here(isa);
     }
 
     /// Rows and panels of one task: about six tasks a thread, so that a disturbed thread does not hold up the rest.

@@ -23,6 +23,7 @@ mod mmap;
 pub mod ops;
 mod pack;
 mod pool;
+mod quant;
 pub mod reference;
 mod simd;
 mod tensor;
@@ -39,4 +40,5 @@ pub use ops::attention::{
 pub use ops::loss::{CrossEntropy, CrossEntropyInputs};
 pub use ops::optimizer::AdamW;
 pub use ops::rope::RopeTable;
+pub use quant::BlockFormat;
 pub use tensor::{Dtype, Tensor};

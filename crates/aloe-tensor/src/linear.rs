@@ -5,16 +5,31 @@
 
 use crate::pack::{Panels, Source};
 use crate::pool::SharedMut;
+use crate::quant::{self, BlockFormat, BlockPanels};
 use crate::tensor::f32_from_bf16;
 use crate::{Device, Dtype, Tensor};
 use std::sync::OnceLock;
+
+/// The packed weight.
+#[derive(Clone, Debug)]
+pub(crate) enum Packed {
+    Dense(Panels),
+    Blocks(BlockPanels),
+}
+
+/// What a product rounds its input to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OperandKind {
+    Dense(Dtype),
+    Blocks,
+}
 
 /// The weight `[O, K]` and bias of `y = x W^T + b`.
 #[derive(Clone, Debug)]
 pub struct Linear {
     out_features: usize,
     in_features: usize,
-    forward: Panels,            // lanes O, units over K
+    packed: Packed,             // lanes O, units or blocks over K
     backward: OnceLock<Panels>, // lanes K, units over O
     bias: Option<Tensor>,       // [O] f32
 }
@@ -28,13 +43,55 @@ impl Linear {
     /// The same, packing on the device's threads.
     pub fn new_on(device: &Device, weight: Tensor, bias: Option<Tensor>) -> Self {
         let &[out_features, in_features] = weight.shape() else { panic!("weight {:?}", weight.shape()) };
-        if let Some(bias) = &bias {
-            assert_eq!(bias.shape(), [out_features], "bias against weight {:?}", weight.shape());
-        }
         let mut forward = Panels::new(weight.dtype(), out_features, in_features);
         forward.fill_from_rows(device, source(&weight), in_features);
+        Self::packed_as(Packed::Dense(forward), (out_features, in_features), bias)
+    }
+
+    fn packed_as(packed: Packed, (out_features, in_features): (usize, usize), bias: Option<Tensor>) -> Self {
+        if let Some(bias) = &bias {
+            assert_eq!(bias.shape(), [out_features], "bias against weight [{out_features}, {in_features}]");
+        }
         let bias = bias.map(|b| b.cast(Dtype::F32));
-        Self { out_features, in_features, forward, backward: OnceLock::new(), bias }
+        Self { out_features, in_features, packed, backward: OnceLock::new(), bias }
+    }
+
+    /// From stored blocks, one slice of bytes per row of the weight `[rows.len(), in_features]`: used as they are, laid out anew.
+    pub fn from_blocks(
+        device: &Device,
+        format: BlockFormat,
+        in_features: usize,
+        rows: &[&[u8]],
+        bias: Option<Tensor>,
+    ) -> Self {
+        assert!(
+            in_features.is_multiple_of(format.block_len()),
+            "{in_features} elements in blocks of {}",
+            format.name()
+        );
+        let shape = (rows.len(), in_features);
+        Self::packed_as(Packed::Blocks(BlockPanels::new(device, format, shape, rows)), shape, bias)
+    }
+
+    /// Rounds a weight `[O, K]` to blocks: `Q8_0` or `Q4_0`, for `--quantize`.
+    pub fn quantize(device: &Device, weight: &Tensor, format: BlockFormat, bias: Option<Tensor>) -> Self {
+        let &[o, k] = weight.shape() else { panic!("weight {:?}", weight.shape()) };
+        let mut encoded: Vec<Vec<u8>> = vec![Vec::new(); o];
+        let out = SharedMut::new(&mut encoded);
+        device.for_each(o, &|row| {
+            let mut values = match weight.dtype() {
+                Dtype::F32 => weight.as_f32()[row * k..(row + 1) * k].to_vec(),
+                Dtype::Bf16 => {
+                    weight.as_bf16_bits()[row * k..(row + 1) * k].iter().map(|b| f32_from_bf16(*b)).collect()
+                }
+            };
+            values.resize(k.next_multiple_of(quant::BLOCK), 0.0);
+            // SAFETY: each index has its own element.
+            let row_out = unsafe { out.slice(row, 1) };
+            row_out[0] = quant::encode(format, &values);
+        });
+        let rows: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
+        Self::packed_as(Packed::Blocks(BlockPanels::new(device, format, (o, k), &rows)), (o, k), bias)
     }
 
     /// O, the number of rows of the weight.
@@ -47,9 +104,29 @@ impl Linear {
         self.in_features
     }
 
-    /// Type of the operands of the product.
+    /// Type of the operands of the product; f32 for a weight in blocks, whose gradients are computed from its f32 values.
     pub fn dtype(&self) -> Dtype {
-        self.forward.dtype
+        match &self.packed {
+            Packed::Dense(panels) => panels.dtype,
+            Packed::Blocks(_) => Dtype::F32,
+        }
+    }
+
+    /// The block format, when the weight is stored in one.
+    pub fn block_format(&self) -> Option<BlockFormat> {
+        match &self.packed {
+            Packed::Dense(_) => None,
+            Packed::Blocks(panels) => Some(panels.format),
+        }
+    }
+
+    /// Bytes of the packed weight and the bias; the copy for gradients not counted.
+    pub fn nbytes(&self) -> usize {
+        let packed = match &self.packed {
+            Packed::Dense(panels) => panels.nbytes(),
+            Packed::Blocks(panels) => panels.nbytes(),
+        };
+        packed + self.bias.as_ref().map_or(0, Tensor::nbytes)
     }
 
     /// The bias `[O]`, f32.
@@ -61,14 +138,18 @@ impl Linear {
     pub fn weight(&self) -> Tensor {
         let shape = [self.out_features, self.in_features];
         let lanes = 0..self.out_features;
-        match self.dtype() {
-            Dtype::F32 => {
-                Tensor::from_f32(&shape, lanes.flat_map(|o| self.forward.lane_units(o)).map(f32::from_bits).collect())
-            }
-            Dtype::Bf16 => {
-                let row =
-                    |o| self.forward.lane_units(o).flat_map(|u| [u as u16, (u >> 16) as u16]).take(self.in_features);
+        match &self.packed {
+            Packed::Dense(panels) if panels.dtype == Dtype::Bf16 => {
+                let row = |o| panels.lane_units(o).flat_map(|u| [u as u16, (u >> 16) as u16]).take(self.in_features);
                 Tensor::from_bf16_bits(&shape, lanes.flat_map(row).collect())
+            }
+            Packed::Dense(panels) => {
+                Tensor::from_f32(&shape, lanes.flat_map(|o| panels.lane_units(o)).map(f32::from_bits).collect())
+            }
+            Packed::Blocks(panels) => {
+                let mut values = vec![0.0; self.out_features * self.in_features];
+                values.chunks_exact_mut(self.in_features.max(1)).enumerate().for_each(|(o, row)| panels.row(o, row));
+                Tensor::from_f32(&shape, values)
             }
         }
     }
@@ -81,24 +162,21 @@ impl Linear {
         device.for_each(ids.len(), &|n| {
             // SAFETY: each index has its own row.
             let row = unsafe { rows.slice(n * k, k) };
-            assert!((ids[n] as usize) < self.out_features, "id {} of {} rows", ids[n], self.out_features);
-            let units = self.forward.lane_units(ids[n] as usize);
-            match self.dtype() {
-                Dtype::F32 => row.iter_mut().zip(units).for_each(|(r, u)| *r = f32::from_bits(u)),
-                Dtype::Bf16 => row.chunks_mut(2).zip(units).for_each(|(r, u)| {
-                    r[0] = f32_from_bf16(u as u16);
-                    if let Some(r) = r.get_mut(1) {
-                        *r = f32_from_bf16((u >> 16) as u16);
-                    }
-                }),
+            let lane = ids[n] as usize;
+            assert!(lane < self.out_features, "id {lane} of {} rows", self.out_features);
+            match &self.packed {
+                Packed::Dense(panels) => dense_row(panels, lane, row),
+                Packed::Blocks(panels) => panels.row(lane, row),
             }
         });
         Tensor::from_f32(&[ids.len(), k], out)
     }
 
-    /// Replaces the weight by f32 masters `[O * K]`, rounded to this layer's type, packing included.
+    /// Replaces the weight by f32 masters `[O * K]`, rounded to this layer's type, packing included. A weight in blocks is never
+    /// trained.
     pub fn update_from_f32(&mut self, device: &Device, masters: &[f32]) {
-        self.forward.fill_from_rows(device, Source::F32(masters), self.in_features);
+        let Packed::Dense(forward) = &mut self.packed else { panic!("an update of a weight in blocks") };
+        forward.fill_from_rows(device, Source::F32(masters), self.in_features);
         if let Some(backward) = self.backward.get_mut() {
             backward.fill_from_columns(device, Source::F32(masters), self.out_features);
         }
@@ -110,8 +188,15 @@ impl Linear {
         self.bias = Some(Tensor::from_f32(&[bias.len()], bias.to_vec()));
     }
 
-    pub(crate) fn forward(&self) -> &Panels {
-        &self.forward
+    pub(crate) fn packed(&self) -> &Packed {
+        &self.packed
+    }
+
+    pub(crate) fn operand(&self) -> OperandKind {
+        match &self.packed {
+            Packed::Dense(panels) => OperandKind::Dense(panels.dtype),
+            Packed::Blocks(_) => OperandKind::Blocks,
+        }
     }
 
     pub(crate) fn backward(&self, device: &Device) -> &Panels {
@@ -120,6 +205,19 @@ impl Linear {
             panels.fill_from_columns(device, source(&self.weight()), self.out_features);
             panels
         })
+    }
+}
+
+fn dense_row(panels: &Panels, lane: usize, row: &mut [f32]) {
+    let units = panels.lane_units(lane);
+    match panels.dtype {
+        Dtype::F32 => row.iter_mut().zip(units).for_each(|(r, u)| *r = f32::from_bits(u)),
+        Dtype::Bf16 => row.chunks_mut(2).zip(units).for_each(|(r, u)| {
+            r[0] = f32_from_bf16(u as u16);
+            if let Some(r) = r.get_mut(1) {
+                *r = f32_from_bf16((u >> 16) as u16);
+            }
+        }),
     }
 }
 

@@ -72,6 +72,10 @@ impl Panels {
         self.lines.as_ptr().cast()
     }
 
+    pub(crate) fn nbytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>()
+    }
+
     /// Units from one panel to the next.
     pub(crate) fn panel_stride(&self) -> usize {
         self.units * PANEL

@@ -204,6 +204,11 @@ impl<T> SharedMut<T> {
         Self { start: data.as_mut_ptr(), len: data.len() }
     }
 
+    /// The same over memory that the caller keeps alive while the loop runs.
+    pub(crate) fn from_raw(start: *mut T, len: usize) -> Self {
+        Self { start, len }
+    }
+
     /// # Safety
     /// No other index may touch `from..from + len` while the slice lives, and the data must outlive it.
     #[inline(always)]

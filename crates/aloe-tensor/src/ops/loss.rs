@@ -3,7 +3,7 @@
 //! Rows go in chunks of at most 1024 and the vocabulary in chunks of 2048, so that a chunk of logits (8 MiB) stays in the
 //! shared cache between the products. Each row's log-sum-exp takes the vocabulary chunks in order: it depends on the row alone.
 
-use crate::ops::matmul::{Lanes, Out, grad_weight_part, multiply};
+use crate::ops::matmul::{Lanes, Out, grad_weight_part, multiply, multiply_lanes, with_operand};
 use crate::ops::rows::{LogSumExp, argmax};
 use crate::ops::rows_of;
 use crate::pack::{Panels, Source, with_rows};
@@ -89,15 +89,9 @@ fn check_targets(targets: &[u32], head: &Linear) {
 
 /// Logits of all rows of x against a part of the vocabulary, bias included.
 fn chunk_logits(device: &Device, x: &[f32], head: &Linear, vocabulary: &Range<usize>, logits: &mut [f32]) {
-    let lanes = Lanes { first: vocabulary.start, n: vocabulary.len(), unit: 0 };
-    with_rows(device, x, head.in_features(), head.dtype(), |a| {
-        multiply(
-            device,
-            &a,
-            head.forward(),
-            lanes,
-            Out { c: &mut *logits, stride: vocabulary.len(), accumulate: false },
-        );
+    with_operand(device, x, head, |a| {
+        let out = Out { c: &mut *logits, stride: vocabulary.len(), accumulate: false };
+        multiply_lanes(device, &a, head, vocabulary.clone(), out);
     });
     if let Some(bias) = head.bias() {
         let bias = &bias.as_f32()[vocabulary.clone()];

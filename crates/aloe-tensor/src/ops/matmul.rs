@@ -1,33 +1,123 @@
 //! The products of a linear layer: output, gradient of the input, gradient of the weight.
 //!
-//! bf16 layers round both operands to bf16 and sum in f32; f32 layers stay f32. Each output element is one f32 chain over
+//! bf16 layers round both operands to bf16 and sum in f32; f32 layers stay f32; layers in block formats round their input to int8
+//! blocks (`quant`). Each output element is one f32 chain over
 //! the summed axis in index order, whatever the number of rows or threads.
 
-use crate::gemm::{Gemm, PANEL};
+use crate::gemm::{Gemm, PANEL, Tasks};
+use crate::linear::{OperandKind, Packed};
 use crate::ops::rows_of;
 use crate::pack::{Panels, Rows, Source, with_columns, with_rows};
 use crate::pool::SharedMut;
+use crate::quant::{BlockRows, Product, Task, with_block_rows};
 use crate::{Device, Dtype, Linear, Tensor};
 
 /// `y = x W^T + b`: x `[N, K]` to `[N, O]`.
 pub fn linear(device: &Device, x: &Tensor, layer: &Linear) -> Tensor {
+    let mut all = linears(device, x, &[layer]);
+    all.pop().expect("one layer gives one output")
+}
+
+/// Several layers over the same x `[N, K]`, each as [`linear`] gives it: x is rounded once, and all products are one parallel loop.
+pub fn linears(device: &Device, x: &Tensor, layers: &[&Linear]) -> Vec<Tensor> {
     let (n, k) = rows_of(x);
-    let o = layer.out_features();
-    assert_eq!(k, layer.in_features(), "input {:?} of a layer", x.shape());
-    let mut y = vec![0.0; n * o];
-    with_rows(device, x.as_f32(), k, layer.dtype(), |a| {
-        multiply(
-            device,
-            &a,
-            layer.forward(),
-            Lanes::all(layer.forward()),
-            Out { c: &mut y, stride: o, accumulate: false },
-        );
-    });
-    if let Some(bias) = layer.bias() {
-        add_bias(device, &mut y, bias.as_f32());
+    let mut outputs = Vec::with_capacity(layers.len());
+    // Layers in a row that take the same operand go together.
+    for part in layers.chunk_by(|a, b| a.operand() == b.operand()) {
+        assert!(part.iter().all(|layer| layer.in_features() == k), "input {:?} of a layer", x.shape());
+        let mut part_outputs: Vec<Vec<f32>> = part.iter().map(|layer| vec![0.0; n * layer.out_features()]).collect();
+        with_operand(device, x.as_f32(), part[0], |a| {
+            let works = part.iter().zip(&mut part_outputs).map(|(layer, y)| {
+                let stride = layer.out_features();
+                Work::new(device, &a, layer, 0..stride, Out { c: y, stride, accumulate: false })
+            });
+            run_works(device, &works.collect::<Vec<_>>());
+        });
+        for (layer, mut y) in part.iter().zip(part_outputs) {
+            if let Some(bias) = layer.bias() {
+                add_bias(device, &mut y, bias.as_f32());
+            }
+            outputs.push(Tensor::from_f32(&[n, layer.out_features()], y));
+        }
     }
-    Tensor::from_f32(&[n, o], y)
+    outputs
+}
+
+/// Rows of x as a layer's product wants them.
+pub(crate) enum Operand<'a> {
+    Dense(Rows<'a>),
+    Blocks(BlockRows),
+}
+
+/// Brings x `[N, K]` into the form that `layer` takes.
+pub(crate) fn with_operand<R>(device: &Device, x: &[f32], layer: &Linear, body: impl FnOnce(Operand) -> R) -> R {
+    match layer.operand() {
+        OperandKind::Dense(dtype) => with_rows(device, x, layer.in_features(), dtype, |a| body(Operand::Dense(a))),
+        OperandKind::Blocks => with_block_rows(device, x, layer.in_features(), |a| body(Operand::Blocks(a))),
+    }
+}
+
+/// Rows `lanes` of the layer's weight against an operand made for it; starts at a multiple of 32.
+pub(crate) fn multiply_lanes(device: &Device, a: &Operand, layer: &Linear, lanes: std::ops::Range<usize>, out: Out) {
+    run_works(device, &[Work::new(device, a, layer, lanes, out)]);
+}
+
+/// One product, ready to be shared out.
+enum Work<'a> {
+    Dense(Gemm, Tasks),
+    Blocks(Product<'a>, (usize, usize)),
+}
+
+impl<'a> Work<'a> {
+    fn new(device: &Device, a: &Operand, layer: &'a Linear, lanes: std::ops::Range<usize>, out: Out) -> Self {
+        match (a, layer.packed()) {
+            (Operand::Dense(a), Packed::Dense(panels)) => {
+                let gemm = dense(a, panels, Lanes { first: lanes.start, n: lanes.len(), unit: 0 }, out);
+                Self::Dense(gemm, gemm.tasks(device.threads()))
+            }
+            (Operand::Blocks(a), Packed::Blocks(weight)) => {
+                assert!(lanes.start.is_multiple_of(PANEL) && lanes.end <= weight.lanes && lanes.len() <= out.stride);
+                assert!(a.blocks == weight.blocks() && out.c.len() == a.m * out.stride && !out.accumulate);
+                let (first, n) = (lanes.start, lanes.len());
+                let product = Product { a: *a, weight, first, n, c: out.c.as_mut_ptr(), c_stride: out.stride };
+                let tasks = product.tasks(device.threads());
+                Self::Blocks(product, tasks)
+            }
+            _ => panic!("an operand made for another type of weight"),
+        }
+    }
+
+    fn tasks(&self) -> usize {
+        match self {
+            Self::Dense(gemm, tasks) if gemm.m > 0 && gemm.n > 0 => tasks.n,
+            Self::Dense(..) => 0,
+            Self::Blocks(_, (n, _)) => *n,
+        }
+    }
+}
+
+fn run_works(device: &Device, works: &[Work]) {
+    let isa = device.isa();
+    device.for_each(works.iter().map(Work::tasks).sum(), &|task| {
+        let mut task = task;
+        for work in works {
+            if task >= work.tasks() {
+                task -= work.tasks();
+                continue;
+            }
+            // Operand and weight fit each other and C (asserted when the work was made); works have their own C.
+            match work {
+                // SAFETY: as said; tasks of one work write different elements of C.
+                Work::Dense(gemm, tasks) => unsafe { gemm.run_task(*tasks, task, isa) },
+                Work::Blocks(product, (_, per_task)) => {
+                    let part = Task { product: *product, task, per_task: *per_task };
+                    // SAFETY: as above.
+                    unsafe { isa.run(part) }
+                }
+            }
+            return;
+        }
+    });
 }
 
 /// `dx = dy W`: dy `[N, O]` to `[N, K]`.
@@ -94,10 +184,16 @@ pub(crate) struct Out<'a> {
 
 /// `C (+)= A B` for as many rows as C has.
 pub(crate) fn multiply(device: &Device, a: &Rows, b: &Panels, lanes: Lanes, out: Out) {
+    let gemm = dense(a, b, lanes, out);
+    // SAFETY: A was made for these rows and units, the panels hold the lanes and units asked for (asserted), C is ours.
+    unsafe { gemm.run(device) }
+}
+
+fn dense(a: &Rows, b: &Panels, lanes: Lanes, out: Out) -> Gemm {
     let m = out.c.len().checked_div(out.stride).unwrap_or(0);
     assert!(lanes.first.is_multiple_of(PANEL) && lanes.first + lanes.n <= b.lanes && lanes.unit + a.units <= b.units);
     assert!(lanes.n <= out.stride);
-    let gemm = Gemm {
+    Gemm {
         dtype: b.dtype,
         m,
         n: lanes.n,
@@ -111,9 +207,7 @@ pub(crate) fn multiply(device: &Device, a: &Rows, b: &Panels, lanes: Lanes, out:
         c: out.c.as_mut_ptr(),
         c_stride: out.stride,
         accumulate: out.accumulate,
-    };
-    // SAFETY: A was made for these rows and units, the panels hold the lanes and units asked for (asserted), C is ours.
-    unsafe { gemm.run(device) }
+    }
 }
 
 fn add_bias(device: &Device, y: &mut [f32], bias: &[f32]) {

@@ -17,7 +17,7 @@ pub use activation::{add_in_place, gelu, scale, swiglu, swiglu_backward};
 pub use attention::{attention, attention_backward, attention_cached, attention_paged, write_pages};
 pub use embedding::{embedding, embedding_grad};
 pub use loss::{cross_entropy, cross_entropy_backward};
-pub use matmul::{linear, linear_grad_input, linear_grad_weight};
+pub use matmul::{linear, linear_grad_input, linear_grad_weight, linears};
 pub use norm::{layer_norm, rms_norm, rms_norm_backward};
 pub use optimizer::{adamw_step, sum_of_squares};
 pub use rope::{rope, rope_backward};

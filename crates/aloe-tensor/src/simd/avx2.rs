@@ -34,14 +34,14 @@ unsafe fn rounded(v: __m256) -> __m256i {
     _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v)))
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn enter<K: Kernel>(kernel: K) -> K::Out {
     kernel.run::<Avx2>()
 }
 
 impl Simd for Avx2 {
-    type V = V;
     const TILE_ROWS: usize = 3;
+    const BLOCK_ROWS: usize = 2;
 
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Out {

@@ -12,12 +12,12 @@ pub(crate) struct Avx512;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Bf16;
 
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn enter<K: Kernel>(kernel: K) -> K::Out {
     kernel.run::<Avx512>()
 }
 
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
 unsafe fn enter_bf16<K: Kernel>(kernel: K) -> K::Out {
     kernel.run::<Avx512Bf16>()
 }
@@ -94,8 +94,8 @@ unsafe fn transpose(r: &mut [__m512; 16]) {
 macro_rules! avx512 {
     ($name:ident, $enter:ident, $dot:ident) => {
         impl Simd for $name {
-            type V = __m512;
             const TILE_ROWS: usize = 12;
+            const BLOCK_ROWS: usize = 6;
 
             #[inline(always)]
             unsafe fn call<K: Kernel>(kernel: K) -> K::Out {

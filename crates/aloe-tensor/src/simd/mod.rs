@@ -9,9 +9,13 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod ints;
+#[cfg(target_arch = "x86_64")]
+mod ints_x86;
 mod math;
 mod portable;
 
+pub(crate) use ints::Vectors;
 pub(crate) use math::{exp, max_lanes, sigmoid, sum_lanes};
 
 use crate::device::Isa;
@@ -33,10 +37,12 @@ pub(crate) trait Kernel {
 ///
 /// # Safety of all functions
 /// The instruction set is available; pointers are valid for the lanes read or written.
-pub(crate) trait Simd: Copy + 'static {
-    type V: Copy;
+pub(crate) trait Simd: Vectors {
     /// Rows of the matrix tile that fit the registers when it is 2 vectors wide.
     const TILE_ROWS: usize;
+
+    /// Rows of the tile over block formats, whose sums take two registers each.
+    const BLOCK_ROWS: usize;
 
     /// Runs a kernel in a function of its own, compiled for this instruction set.
     unsafe fn call<K: Kernel>(kernel: K) -> K::Out;

@@ -11,8 +11,8 @@ fn map2(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; 
 }
 
 impl Simd for Portable {
-    type V = [f32; LANES];
     const TILE_ROWS: usize = 2;
+    const BLOCK_ROWS: usize = 2;
 
     unsafe fn call<K: Kernel>(kernel: K) -> K::Out {
         kernel.run::<Self>()

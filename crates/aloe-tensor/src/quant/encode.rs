@@ -1,0 +1,51 @@
+//! f32 weights to stored blocks, for `--quantize`: Q8_0 and Q4_0.
+
+use super::{BLOCK, BlockFormat, f16_from_f32, f16_to_f32};
+
+/// The stored blocks of one row; its length is a multiple of 32.
+///
+/// Q8_0 rounds `x / d`, d the largest size over 127, as ggml does. Q4_0 tries scales around ggml's (the largest element becomes
+/// -8) and keeps the one with the least squared error: the format is the same, the numbers are closer.
+pub(crate) fn encode(format: BlockFormat, row: &[f32]) -> Vec<u8> {
+    assert!(row.len().is_multiple_of(BLOCK), "{} elements in blocks of 32", row.len());
+    let mut out = Vec::with_capacity(row.len() / BLOCK * format.block_bytes());
+    for block in row.chunks_exact(BLOCK) {
+        match format {
+            BlockFormat::Q8_0 => q8_0(block, &mut out),
+            BlockFormat::Q4_0 => q4_0(block, &mut out),
+            other => panic!("{} is read, not written", other.name()),
+        }
+    }
+    out
+}
+
+fn q8_0(block: &[f32], out: &mut Vec<u8>) {
+    let largest = block.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+    let d = f16_from_f32(largest / 127.0);
+    let step = f16_to_f32(d);
+    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+    out.extend(d.to_le_bytes());
+    out.extend(block.iter().map(|x| (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8 as u8));
+}
+
+fn q4_0(block: &[f32], out: &mut Vec<u8>) {
+    let largest = block.iter().fold(0.0f32, |a, &x| if x.abs() > a.abs() { x } else { a });
+    let (mut best, mut best_error) = (0u16, f32::INFINITY);
+    // From -8 of 8.5 to -8 of 7: a smaller step cuts the largest element and rounds the others better.
+    for shrink in 0..13 {
+        let d = f16_from_f32(largest / -(7.0 + shrink as f32 * 0.125));
+        let error = block.iter().map(|x| (x - f16_to_f32(d) * level(*x, d)).powi(2)).sum::<f32>();
+        if error < best_error {
+            (best, best_error) = (d, error);
+        }
+    }
+    out.extend(best.to_le_bytes());
+    let code = |x: f32| (level(x, best) + 8.0) as u8;
+    out.extend((0..16).map(|i| code(block[i]) | code(block[i + 16]) << 4));
+}
+
+/// The integer of -8..=7 nearest to `x / d`.
+fn level(x: f32, d: u16) -> f32 {
+    let step = f16_to_f32(d);
+    if step == 0.0 { 0.0 } else { (x / step).round_ties_even().clamp(-8.0, 7.0) }
+}

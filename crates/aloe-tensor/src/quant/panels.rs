@@ -1,0 +1,204 @@
+//! Block weights in panels of 32 lanes (rows of the weight), one block of 32 elements after the other.
+//!
+//! A chunk is one block of all 32 lanes: codes of lanes 0..16, codes of lanes 16..32, scales. In a code line, bytes `4 l..4 l + 4`
+//! belong to lane l and are four elements in a row, as the byte dot product wants them. Chunks of a panel follow each other, so a
+//! product reads its weights as one stream. Bits per weight are those of the stored format (Q5: eight instead of five).
+
+use super::blocks::{Block32, Code, Scale};
+use super::{BLOCK, BlockFormat};
+use crate::Device;
+use crate::gemm::PANEL;
+use crate::pack::{Line, ZERO_LINE};
+use crate::pool::SharedMut;
+
+/// Bytes of a line.
+pub(super) const LINE: usize = 64;
+
+impl Code {
+    /// Lines of the codes of 16 lanes.
+    pub(super) const fn half_lines(self) -> usize {
+        match self {
+            Code::Four => 4,
+            Code::Six => 6,
+            Code::Eight => 8,
+        }
+    }
+}
+
+impl Scale {
+    /// Lines of a chunk's scales.
+    pub(super) const fn lines(self) -> usize {
+        match self {
+            Scale::HalfMin => 2,
+            _ => 1,
+        }
+    }
+
+    /// Chunks that share a header, and its lines.
+    pub(super) const fn header(self) -> (usize, usize) {
+        match self {
+            Scale::Half | Scale::HalfMin => (1, 0),
+            Scale::Super => (8, 2),
+            Scale::SuperSplit => (8, 1),
+        }
+    }
+}
+
+/// The weight `[lanes, k]` in panels.
+#[derive(Clone, Debug)]
+pub(crate) struct BlockPanels {
+    pub(crate) format: BlockFormat,
+    pub(crate) lanes: usize,
+    pub(crate) k: usize,
+    lines: Vec<Line>,
+}
+
+/// Where a chunk lies in its panel, in lines.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) header: usize,
+    pub(super) chunk: usize,
+}
+
+/// Place of chunk `block`.
+#[inline(always)]
+pub(super) const fn place(code: Code, scale: Scale, block: usize) -> Place {
+    let (shared, header) = scale.header();
+    let chunk = 2 * code.half_lines() + scale.lines();
+    let start = block / shared * (header + shared * chunk);
+    Place { header: start, chunk: start + header + block % shared * chunk }
+}
+
+impl BlockPanels {
+    /// From the stored blocks of each row, in row order; a row's last block may reach past k, with zeros.
+    pub(crate) fn new(device: &Device, format: BlockFormat, (lanes, k): (usize, usize), rows: &[&[u8]]) -> Self {
+        let row_bytes = k.div_ceil(format.block_len()) * format.block_bytes();
+        assert!(rows.len() == lanes && rows.iter().all(|r| r.len() == row_bytes), "rows of {row_bytes} bytes");
+        let mut panels = Self { format, lanes, k, lines: Vec::new() };
+        let size = panels.panel_lines();
+        panels.lines = vec![ZERO_LINE; lanes.div_ceil(PANEL) * size];
+        let shared = SharedMut::new(&mut panels.lines);
+        device.for_each(lanes.div_ceil(PANEL), &|panel| {
+            // SAFETY: each index has its own panel.
+            let lines = unsafe { shared.slice(panel * size, size) };
+            for lane in 0..PANEL {
+                for block in 0..k.div_ceil(BLOCK) {
+                    let block32 = match rows.get(panel * PANEL + lane) {
+                        Some(row) => format.unpack(row, block),
+                        None => Block32::zero(format.layout()),
+                    };
+                    put(lines, format.layout(), (lane, block), &block32);
+                }
+            }
+        });
+        panels
+    }
+
+    /// Blocks of a row.
+    pub(crate) fn blocks(&self) -> usize {
+        self.k.div_ceil(BLOCK)
+    }
+
+    /// Lines of one panel.
+    pub(crate) fn panel_lines(&self) -> usize {
+        let (code, scale) = self.format.layout();
+        place(code, scale, self.blocks().next_multiple_of(scale.header().0)).header
+    }
+
+    pub(crate) fn panel(&self, panel: usize) -> *const u8 {
+        self.lines[panel * self.panel_lines()..].as_ptr().cast()
+    }
+
+    pub(crate) fn nbytes(&self) -> usize {
+        self.lines.len() * LINE
+    }
+
+    /// Row `lane` of the weight as f32.
+    pub(crate) fn row(&self, lane: usize, out: &mut [f32]) {
+        let (layout, size) = (self.format.layout(), self.panel_lines());
+        let lines = &self.lines[lane / PANEL * size..][..size];
+        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+            out.copy_from_slice(&get(lines, layout, (lane % PANEL, block)).values(layout)[..out.len()]);
+        }
+    }
+}
+
+fn byte(lines: &mut [Line], line: usize, at: usize) -> (&mut u32, u32) {
+    (&mut lines[line].0[at / 4], at as u32 % 4 * 8)
+}
+
+fn put_bits(lines: &mut [Line], line: usize, at: usize, bits: u32) {
+    let (word, shift) = byte(lines, line, at);
+    *word |= bits << shift;
+}
+
+fn get_byte(lines: &[Line], line: usize, at: usize) -> u8 {
+    (lines[line].0[at / 4] >> (at % 4 * 8)) as u8
+}
+
+/// Writes a block into lines that are still zero there.
+fn put(lines: &mut [Line], (code, scale): (Code, Scale), (lane, block): (usize, usize), b: &Block32) {
+    let Place { header, chunk } = place(code, scale, block);
+    let first = chunk + lane / 16 * code.half_lines();
+    for i in 0..BLOCK {
+        let (unit, at, value) = (i / 4, lane % 16 * 4 + i % 4, b.codes[i] as u32);
+        if code == Code::Eight {
+            put_bits(lines, first + unit, at, value);
+            continue;
+        }
+        put_bits(lines, first + unit % 4, at, (value & 15) << (unit / 4 * 4));
+        if code == Code::Six {
+            put_bits(lines, first + 4 + unit / 4, at, (value >> 4) << (unit % 4 * 2));
+        }
+    }
+    let scales = chunk + 2 * code.half_lines();
+    let [d, m] = b.halves.map(u32::from);
+    match scale {
+        Scale::Half => put_bits(lines, scales, 2 * lane, d),
+        Scale::HalfMin => {
+            put_bits(lines, scales, 2 * lane, d);
+            put_bits(lines, scales + 1, 2 * lane, m);
+        }
+        Scale::Super | Scale::SuperSplit => {
+            put_bits(lines, scales, lane, b.bytes[0] as u32);
+            put_bits(lines, scales, PANEL + lane, b.bytes[1] as u32);
+            if block.is_multiple_of(8) {
+                put_bits(lines, header, 2 * lane, d);
+                if scale == Scale::Super {
+                    put_bits(lines, header + 1, 2 * lane, m);
+                }
+            }
+        }
+    }
+}
+
+fn get(lines: &[Line], (code, scale): (Code, Scale), (lane, block): (usize, usize)) -> Block32 {
+    let Place { header, chunk } = place(code, scale, block);
+    let first = chunk + lane / 16 * code.half_lines();
+    let codes = std::array::from_fn(|i| {
+        let (unit, at) = (i / 4, lane % 16 * 4 + i % 4);
+        if code == Code::Eight {
+            return get_byte(lines, first + unit, at);
+        }
+        let low = get_byte(lines, first + unit % 4, at) >> (unit / 4 * 4) & 15;
+        match code {
+            Code::Six => low | (get_byte(lines, first + 4 + unit / 4, at) >> (unit % 4 * 2) & 3) << 4,
+            _ => low,
+        }
+    });
+    let scales = chunk + 2 * code.half_lines();
+    let half = |line: usize| u16::from_le_bytes([get_byte(lines, line, 2 * lane), get_byte(lines, line, 2 * lane + 1)]);
+    let (mut halves, mut bytes) = ([0; 2], [0; 2]);
+    match scale {
+        Scale::Half => halves[0] = half(scales),
+        Scale::HalfMin => halves = [half(scales), half(scales + 1)],
+        Scale::Super | Scale::SuperSplit => {
+            bytes = [get_byte(lines, scales, lane), get_byte(lines, scales, PANEL + lane)];
+            halves[0] = half(header);
+            if scale == Scale::Super {
+                halves[1] = half(header + 1);
+            }
+        }
+    }
+    Block32 { codes, halves, bytes }
+}
