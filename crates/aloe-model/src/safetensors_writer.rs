@@ -1,16 +1,20 @@
-//! Writes one safetensors file tensor by tensor: the header comes first, from names and shapes known beforehand, so that no
-//! more than one tensor is in memory.
+//! Writes one safetensors file tensor by tensor, or piece by piece from several threads ([`TensorSlot`]): the header comes first, from
+//! names and shapes known beforehand, so that no more than one tensor, or one piece of it, is in memory.
 //!
 //! Refuses unknown and repeated names, wrong sizes, values that are not finite after rounding, and a finish with tensors missing.
 //! The bytes depend on the names' order, shapes, type and values alone.
 
 use crate::float::{f32_to_bf16, first_non_finite};
+use crate::safetensors::FileDtype;
 use crate::{Error, Result};
 use aloe_tensor::Dtype;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Writing goes in pieces of this many elements.
 const PIECE: usize = 1 << 18;
@@ -19,25 +23,79 @@ const PIECE: usize = 1 << 18;
 pub struct SafeTensorsWriter {
     path: PathBuf,
     file: File,
-    dtype: Dtype,
+    dtype: FileDtype,
     slots: HashMap<String, Slot>,
 }
 
 struct Slot {
     offset: u64,
     n_elements: usize,
-    written: bool,
+    claimed: bool,
+    written_bytes: Arc<AtomicU64>,
+}
+
+/// The place of one tensor in its file, to be filled in pieces, in any order and from any thread.
+pub struct TensorSlot {
+    path: PathBuf,
+    name: String,
+    file: File,
+    dtype: FileDtype,
+    offset: u64,
+    size_bytes: u64,
+    written_bytes: Arc<AtomicU64>,
+}
+
+impl TensorSlot {
+    /// Writes little-endian bytes of the file's type from `element` on; every element must be written exactly once before the file is
+    /// finished. The caller vouches that they are finite.
+    pub fn write_at(&self, element: usize, bytes: &[u8]) -> Result<()> {
+        let start = (element * self.dtype.size_bytes()) as u64;
+        if start + bytes.len() as u64 > self.size_bytes {
+            let reason = format!("{} bytes at {start} do not fit into {}", bytes.len(), self.size_bytes);
+            return Err(Error::tensor(&self.path, &self.name, reason));
+        }
+        self.file.write_all_at(bytes, self.offset + start).map_err(Error::io("write", &self.path))?;
+        self.written_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The type of the elements.
+    pub fn dtype(&self) -> FileDtype {
+        self.dtype
+    }
 }
 
 impl SafeTensorsWriter {
     /// Creates the file and writes its header; `tensors` are names and shapes in the order of their bytes.
     pub fn create(path: &Path, tensors: &[(String, Vec<usize>)], dtype: Dtype) -> Result<Self> {
+        Self::create_stored(path, tensors, stored(dtype))
+    }
+
+    /// [`Self::create`] for any type of weights: F32, F16 or BF16. F16 is written through [`Self::slot`] alone.
+    pub fn create_stored(path: &Path, tensors: &[(String, Vec<usize>)], dtype: FileDtype) -> Result<Self> {
         let (header, slots, total) = layout(path, tensors, dtype)?;
         let mut file = File::create(path).map_err(Error::io("create", path))?;
         file.write_all(&header).map_err(Error::io("write", path))?;
         // Reserving the length first turns most full disks into an error before hours of work.
         file.set_len(total).map_err(Error::io("extend", path))?;
         Ok(Self { path: path.to_path_buf(), file, dtype, slots })
+    }
+
+    /// The place of a tensor that is to be written in pieces.
+    pub fn slot(&mut self, name: &str) -> Result<TensorSlot> {
+        let Some(n_elements) = self.slots.get(name).map(|slot| slot.n_elements) else {
+            return Err(Error::tensor(&self.path, name, "does not belong into this file"));
+        };
+        let offset = self.claim(name, n_elements)?;
+        Ok(TensorSlot {
+            path: self.path.clone(),
+            name: name.to_owned(),
+            file: self.file.try_clone().map_err(Error::io("open", &self.path))?,
+            dtype: self.dtype,
+            offset,
+            size_bytes: (n_elements * self.dtype.size_bytes()) as u64,
+            written_bytes: self.slots[name].written_bytes.clone(),
+        })
     }
 
     /// Writes one tensor, rounding to the file's type.
@@ -51,8 +109,8 @@ impl SafeTensorsWriter {
             }
             bytes.clear();
             match self.dtype {
-                Dtype::F32 => values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes())),
-                Dtype::Bf16 => {
+                FileDtype::F32 => values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes())),
+                FileDtype::BF16 => {
                     for (at, value) in values.iter().enumerate() {
                         let bits = f32_to_bf16(*value);
                         if bits & 0x7f80 == 0x7f80 {
@@ -61,15 +119,19 @@ impl SafeTensorsWriter {
                         bytes.extend_from_slice(&bits.to_le_bytes());
                     }
                 }
+                other => {
+                    let reason = format!("whole tensors are not written as {}", other.name());
+                    return Err(Error::tensor(&self.path, name, reason));
+                }
             }
-            self.write(&bytes)?;
+            self.write(name, &bytes)?;
         }
         Ok(())
     }
 
     /// Writes one tensor given as bfloat16 bits; exact in both types of file.
     pub fn add_bf16(&mut self, name: &str, bits: &[u16]) -> Result<()> {
-        if self.dtype == Dtype::F32 {
+        if self.dtype != FileDtype::BF16 {
             let values: Vec<f32> = bits.iter().map(|bits| crate::float::bf16_to_f32(*bits)).collect();
             return self.add(name, &values);
         }
@@ -80,7 +142,7 @@ impl SafeTensorsWriter {
         self.seek(offset)?;
         for piece in bits.chunks(PIECE) {
             let bytes: Vec<u8> = piece.iter().flat_map(|bits| bits.to_le_bytes()).collect();
-            self.write(&bytes)?;
+            self.write(name, &bytes)?;
         }
         Ok(())
     }
@@ -88,11 +150,18 @@ impl SafeTensorsWriter {
     /// Checks that every tensor was written, and syncs the file.
     pub fn finish(self) -> Result<()> {
         let mut missing: Vec<&str> =
-            self.slots.iter().filter(|(_, slot)| !slot.written).map(|(name, _)| name.as_str()).collect();
+            self.slots.iter().filter(|(_, slot)| !slot.claimed).map(|(name, _)| name.as_str()).collect();
         missing.sort_unstable();
         if let Some(first) = missing.first() {
             let reason = format!("was never written, and {} others", missing.len() - 1);
             return Err(Error::tensor(&self.path, first, reason));
+        }
+        for (name, slot) in &self.slots {
+            let (expected, found) =
+                ((slot.n_elements * self.dtype.size_bytes()) as u64, slot.written_bytes.load(Ordering::Relaxed));
+            if found != expected {
+                return Err(Error::tensor(&self.path, name, format!("has {found} of {expected} bytes written")));
+            }
         }
         self.file.sync_all().map_err(Error::io("sync", &self.path))
     }
@@ -105,7 +174,7 @@ impl SafeTensorsWriter {
             let reason = format!("has {n_elements} elements, expected {}", slot.n_elements);
             return Err(Error::tensor(&self.path, name, reason));
         }
-        if std::mem::replace(&mut slot.written, true) {
+        if std::mem::replace(&mut slot.claimed, true) {
             return Err(Error::tensor(&self.path, name, "is written twice"));
         }
         Ok(slot.offset)
@@ -116,8 +185,20 @@ impl SafeTensorsWriter {
         Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(Error::io("write", &self.path))
+    fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(Error::io("write", &self.path))?;
+        if let Some(slot) = self.slots.get(name) {
+            slot.written_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// The file type of a tensor type.
+pub(crate) fn stored(dtype: Dtype) -> FileDtype {
+    match dtype {
+        Dtype::F32 => FileDtype::F32,
+        Dtype::Bf16 => FileDtype::BF16,
     }
 }
 
@@ -129,12 +210,12 @@ fn overflow(path: &Path, name: &str, index: usize, value: f32) -> Error {
 fn layout(
     path: &Path,
     tensors: &[(String, Vec<usize>)],
-    dtype: Dtype,
+    dtype: FileDtype,
 ) -> Result<(Vec<u8>, HashMap<String, Slot>, u64)> {
-    let dtype_name = match dtype {
-        Dtype::F32 => "F32",
-        Dtype::Bf16 => "BF16",
-    };
+    if !matches!(dtype, FileDtype::F32 | FileDtype::F16 | FileDtype::BF16) {
+        return Err(Error::file(path, format!("weights are not written as {}", dtype.name())));
+    }
+    let dtype_name = dtype.name();
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), serde_json::json!({"format": "pt"}));
     let mut slots = HashMap::with_capacity(tensors.len());
@@ -146,7 +227,7 @@ fn layout(
         if n_elements == 0 || header.insert(name.clone(), entry).is_some() {
             return Err(Error::tensor(path, name, "stands twice, or has no elements"));
         }
-        slots.insert(name.clone(), Slot { offset: at, n_elements, written: false });
+        slots.insert(name.clone(), Slot { offset: at, n_elements, claimed: false, written_bytes: Arc::default() });
         at = end;
     }
     let mut text = serde_json::Value::Object(header).to_string().into_bytes();

@@ -5,7 +5,8 @@
 //! [`CheckpointWriter::create_in`] fills a folder inside a stage's own partial folder, which the stage commits.
 
 use crate::config::ids_json;
-use crate::safetensors_writer::SafeTensorsWriter;
+use crate::safetensors::FileDtype;
+use crate::safetensors_writer::{SafeTensorsWriter, stored};
 use crate::{Config, Error, Result, TensorSpec, arch};
 use aloe_record::atomic::{OutputDir, write, write_json};
 use aloe_tensor::Dtype;
@@ -13,13 +14,15 @@ use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
+pub use crate::safetensors_writer::TensorSlot;
+
 /// transformers' default shard size.
 const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// A checkpoint folder being written.
 pub struct CheckpointWriter {
     config: Config,
-    dtype: Dtype,
+    dtype: FileDtype,
     folder: PathBuf,
     output: Option<OutputDir>,
     shards: Vec<SafeTensorsWriter>,
@@ -35,11 +38,16 @@ impl CheckpointWriter {
     pub fn create(target: &Path, config: &Config, dtype: Dtype) -> Result<Self> {
         let output = OutputDir::fresh(target)?;
         let folder = output.path().to_path_buf();
-        Self::start(folder, Some(output), config, dtype, MAX_SHARD_BYTES)
+        Self::start(folder, Some(output), config, stored(dtype), MAX_SHARD_BYTES)
     }
 
     /// Starts to write straight into `folder`, made if need be; the caller makes it appear as a whole.
     pub fn create_in(folder: &Path, config: &Config, dtype: Dtype) -> Result<Self> {
+        Self::create_stored(folder, config, stored(dtype))
+    }
+
+    /// [`Self::create_in`] for any type of weights, F16 too, which is written through [`Self::slot`] alone.
+    pub fn create_stored(folder: &Path, config: &Config, dtype: FileDtype) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         Self::start(folder.to_path_buf(), None, config, dtype, MAX_SHARD_BYTES)
     }
@@ -48,7 +56,7 @@ impl CheckpointWriter {
         folder: PathBuf,
         output: Option<OutputDir>,
         config: &Config,
-        dtype: Dtype,
+        dtype: FileDtype,
         max_shard: u64,
     ) -> Result<Self> {
         let table = arch::tensors(config);
@@ -57,7 +65,7 @@ impl CheckpointWriter {
         let mut place = HashMap::new();
         for (i, group) in groups.iter().enumerate() {
             let tensors: Vec<_> = group.iter().map(|spec| (spec.hf_name.clone(), spec.shape.clone())).collect();
-            shards.push(SafeTensorsWriter::create(&folder.join(shard_name(i, groups.len())), &tensors, dtype)?);
+            shards.push(SafeTensorsWriter::create_stored(&folder.join(shard_name(i, groups.len())), &tensors, dtype)?);
             place.extend(group.iter().map(|spec| (spec.hf_name.clone(), i)));
         }
         let total_bytes = table.iter().map(|spec| size_bytes(spec, dtype)).sum();
@@ -74,6 +82,11 @@ impl CheckpointWriter {
     /// NaN, infinity and what overflows the type are refused: non-finite weights are never saved.
     pub fn add(&mut self, name: &str, values: &[f32]) -> Result<()> {
         self.shard_of(name)?.add(name, values)
+    }
+
+    /// The place of a tensor that is written in pieces, from any thread; see [`TensorSlot::write_at`].
+    pub fn slot(&mut self, name: &str) -> Result<TensorSlot> {
+        self.shard_of(name)?.slot(name)
     }
 
     /// Writes one tensor given as bfloat16 bits.
@@ -113,12 +126,12 @@ impl CheckpointWriter {
     }
 }
 
-fn size_bytes(spec: &TensorSpec, dtype: Dtype) -> u64 {
+fn size_bytes(spec: &TensorSpec, dtype: FileDtype) -> u64 {
     (spec.n_elements() * dtype.size_bytes()) as u64
 }
 
 /// Consecutive groups of the table, each below `max_bytes` unless a single tensor is larger.
-fn shard(table: &[TensorSpec], dtype: Dtype, max_bytes: u64) -> Vec<Vec<&TensorSpec>> {
+fn shard(table: &[TensorSpec], dtype: FileDtype, max_bytes: u64) -> Vec<Vec<&TensorSpec>> {
     let mut groups: Vec<Vec<&TensorSpec>> = vec![Vec::new()];
     let mut filled = 0u64;
     for spec in table {
@@ -143,10 +156,11 @@ fn shard_name(i: usize, n_shards: usize) -> String {
 }
 
 /// The config with the written type under the key of transformers 4, and of 5 where the source used it.
-fn config_json(config: &Config, dtype: Dtype) -> Value {
+fn config_json(config: &Config, dtype: FileDtype) -> Value {
     let name = match dtype {
-        Dtype::F32 => "float32",
-        Dtype::Bf16 => "bfloat16",
+        FileDtype::F16 => "float16",
+        FileDtype::BF16 => "bfloat16",
+        _ => "float32",
     };
     let mut out = config.to_json();
     out["torch_dtype"] = json!(name);

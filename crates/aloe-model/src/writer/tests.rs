@@ -83,7 +83,7 @@ fn two_writings_are_byte_identical_and_their_digests_do_not_depend_on_sharding()
     for (name, max_shard) in [("a", MAX_SHARD_BYTES), ("b", MAX_SHARD_BYTES), ("sharded", 700)] {
         let target = dir.path().join(name);
         std::fs::create_dir(&target).unwrap();
-        let writer = CheckpointWriter::start(target.clone(), None, &config, Dtype::F32, max_shard).unwrap();
+        let writer = CheckpointWriter::start(target.clone(), None, &config, FileDtype::F32, max_shard).unwrap();
         write_all(writer, &config).unwrap();
         digests.push(ModelSource::open(&target).unwrap().digest().unwrap());
     }
@@ -140,4 +140,50 @@ fn extra_files_cannot_leave_the_folder_or_replace_weights() {
         let dir = tempfile::tempdir().unwrap();
         assert!(write_extra(dir.path(), name, b"x").is_err(), "{name}");
     }
+}
+
+#[test]
+fn a_tensor_written_in_pieces_by_two_threads_equals_one_written_whole_and_a_gap_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = tiny(true);
+    let (whole, pieces) = (dir.path().join("whole"), dir.path().join("pieces"));
+    write_all(CheckpointWriter::create(&whole, &config, Dtype::F32).unwrap(), &config).unwrap();
+    let fill = |skip: usize| {
+        let mut writer = CheckpointWriter::create_stored(&pieces, &config, FileDtype::F32).unwrap();
+        for spec in arch::tensors(&config) {
+            let slot = writer.slot(&spec.hf_name).unwrap();
+            let values = values(&spec.hf_name, spec.n_elements());
+            std::thread::scope(|scope| {
+                for (index, piece) in values.chunks(3).enumerate().skip(skip) {
+                    let bytes: Vec<u8> = piece.iter().flat_map(|value| value.to_le_bytes()).collect();
+                    let slot = &slot;
+                    scope.spawn(move || slot.write_at(3 * index, &bytes).unwrap());
+                }
+            });
+            assert!(slot.write_at(spec.n_elements(), &[0; 4]).is_err(), "beyond the tensor");
+        }
+        writer.finish(&[("tokenizer.json".into(), b"{}".to_vec())])
+    };
+    fill(0).unwrap();
+    assert_eq!(aloe_record::digest::folder(&pieces).unwrap(), aloe_record::digest::folder(&whole).unwrap());
+    let error = fill(1).unwrap_err().to_string();
+    assert!(error.contains("bytes written"), "{error}");
+}
+
+#[test]
+fn a_folder_of_half_floats_says_so_and_reads_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = tiny(true);
+    let mut writer = CheckpointWriter::create_stored(dir.path(), &config, FileDtype::F16).unwrap();
+    for spec in arch::tensors(&config) {
+        // 1.5 as f16 is 0x3e00.
+        let bytes: Vec<u8> = std::iter::repeat_n([0x00, 0x3e], spec.n_elements()).flatten().collect();
+        writer.slot(&spec.hf_name).unwrap().write_at(0, &bytes).unwrap();
+    }
+    assert!(writer.add("model.norm.weight", &[0.0; 8]).is_err());
+    writer.finish(&[]).unwrap();
+    let written: Value = aloe_record::atomic::read_json(&dir.path().join("config.json")).unwrap();
+    assert_eq!(written["torch_dtype"], "float16");
+    assert_eq!(ModelSource::open(dir.path()).unwrap().load_f32("model.norm.weight").unwrap(), [1.5; 8]);
+    assert!(CheckpointWriter::create_stored(dir.path(), &config, FileDtype::I8).is_err());
 }
