@@ -82,13 +82,24 @@ impl Progress {
 
     /// Adds `n` finished steps.
     pub fn advance(&self, n: u64) {
-        self.bar.inc(n);
+        self.count(n);
         self.report();
+    }
+
+    /// Never more than the total: where that is an estimate (tokens of a part of an epoch), the bar waits at its end.
+    fn count(&self, n: u64) {
+        let total = self.bar.length().filter(|&total| total > 0).unwrap_or(u64::MAX);
+        self.bar.set_position(self.bar.position().saturating_add(n).min(total.max(self.bar.position())));
+    }
+
+    /// Steps done so far, earlier sessions included, and the total.
+    pub fn state(&self) -> (u64, u64) {
+        (self.bar.position(), self.bar.length().unwrap_or(0))
     }
 
     /// Counts `n` steps that an earlier, interrupted run has finished: they are done, but tell nothing about the rate.
     pub fn resume(&self, n: u64) {
-        self.bar.inc(n);
+        self.count(n);
         self.bar.reset_eta();
         if let Some(plain) = &self.plain {
             plain.resumed.fetch_add(n as usize, Ordering::Relaxed);
@@ -139,5 +150,31 @@ impl Progress {
             plain.unit,
             self.bar.message()
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_bar_never_passes_its_total() {
+        let progress = Progress::silent();
+        progress.set_total(100);
+        progress.resume(90);
+        progress.advance(8);
+        assert_eq!(progress.state(), (98, 100));
+        progress.advance(8);
+        assert_eq!(progress.state(), (100, 100));
+        progress.grow(20);
+        progress.advance(5);
+        assert_eq!(progress.state(), (105, 120));
+    }
+
+    #[test]
+    fn a_bar_without_a_total_counts_on() {
+        let progress = Progress::silent();
+        progress.advance(7);
+        assert_eq!(progress.state().0, 7);
     }
 }

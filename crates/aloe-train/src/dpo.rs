@@ -272,7 +272,7 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
     let mut run = Run::open(learner, config.loop_settings(), fingerprint.clone(), out, context)?;
     context.progress.set_total(data.total_units());
     let pairs_before = data.pairs_done(run.cursor.step);
-    context.progress.advance(pairs_before);
+    context.progress.resume(pairs_before);
     // A resumed run's weights are no longer the start's: they are read again if the store is incomplete.
     let start_decoder = || match run.cursor.step {
         0 => Ok(run.learner.decoder().clone()),

@@ -222,7 +222,7 @@ impl DpoData {
     ) -> Result<(Vec<PairLogps>, Option<String>)> {
         let (mut store, notice) = ReferenceStore::open(path, fingerprint, pairs.len())?;
         let n_stored = store.n_stored();
-        context.progress.advance(n_stored as u64);
+        context.progress.resume(n_stored as u64);
         if n_stored < pairs.len() {
             let decoder = decoder()?;
             for micro in pairs[n_stored..].chunks(self.config.micro_batch_size) {

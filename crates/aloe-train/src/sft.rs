@@ -224,7 +224,7 @@ pub fn sft(config: &SftConfig, inputs: SftInputs, out: &Path, context: &Context)
     let mut run = Run::open(learner, config.loop_settings(), fingerprint.clone(), out, context)?;
     let schedule = data.schedule(config);
     context.progress.set_total(data.total_tokens(schedule.total_steps));
-    context.progress.advance(run.cursor.n_tokens);
+    context.progress.resume(run.cursor.n_tokens);
     let tokens_before = run.cursor.n_tokens;
     run.evaluate_start(&mut data)?;
     run.span(&mut data, 0, &schedule)?;
