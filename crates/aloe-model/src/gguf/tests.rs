@@ -1,5 +1,7 @@
 //! Golden blocks, and files that lie about themselves.
 
+mod fuzz;
+
 use super::*;
 use std::time::{Duration, Instant};
 

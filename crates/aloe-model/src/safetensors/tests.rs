@@ -1,5 +1,7 @@
 //! Hand-made files that break one rule each, and pickles under other names.
 
+mod fuzz;
+
 use super::*;
 use std::time::{Duration, Instant};
 
