@@ -1,8 +1,12 @@
 //! Two runs over the same questions: paired tests, and the words for what may be said.
 
 use crate::stats::{Interval, cluster_bootstrap, mcnemar_exact};
-use crate::{Error, Result, Sample};
+use crate::{Error, EvalConfig, EvalResults, Result, Sample, read_samples, report};
+use aloe_task::Task;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::Path;
 
 /// Draws of the paired bootstrap.
 pub const N_DRAWS: usize = 10_000;
@@ -64,6 +68,78 @@ impl Verdict {
             Self::SecondIsBetter => "higher",
             Self::FirstIsBetter => "lower",
             Self::NoDifferenceCanBeConcluded => "no difference can be concluded",
+        }
+    }
+}
+
+/// Refuses, before anything is computed, a run by `config` that could not be compared with the one in `earlier`: other tasks,
+/// split, limit or protocol, all named at once, or other questions. Returns in words what else differs, which is
+/// compared all the same: strategy, shots, samples, seed.
+pub fn check_comparable(earlier: &Path, config: &EvalConfig) -> Result<Vec<String>> {
+    let path = earlier.join("results.json");
+    if !path.exists() {
+        let reason = format!("{} is not the output of an evaluation (no results.json)", earlier.display());
+        return Err(Error::Unpaired(reason));
+    }
+    let results: EvalResults = aloe_record::atomic::read_json(&path)?;
+    let reasons = differences(&results, config);
+    if !reasons.is_empty() {
+        let text = format!("this evaluation and {} differ in {}", earlier.display(), reasons.join("; "));
+        return Err(Error::Unpaired(text));
+    }
+    check_questions(&read_samples(&earlier.join("samples.jsonl"))?, config)?;
+    let (first, second) = (&results.settings, &report::settings(config, None));
+    let keys: BTreeSet<&String> = first.keys().chain(second.keys()).filter(|key| *key != "embedder").collect();
+    let word = |value: Option<&Value>| value.map_or_else(|| "none".to_owned(), plain);
+    let changed = keys.into_iter().filter(|key| first.get(*key) != second.get(*key));
+    Ok(changed.map(|key| format!("{key} {} and {}", word(first.get(key)), word(second.get(key)))).collect())
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// What must be alike and is not.
+fn differences(results: &EvalResults, config: &EvalConfig) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let earlier: BTreeSet<String> = results.tasks.iter().map(|task| task.task.clone()).collect();
+    let asked: BTreeSet<String> = config.tasks.iter().map(|&task: &Task| task.name()).collect();
+    if earlier != asked {
+        let list = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(", ");
+        reasons.push(format!("tasks: {} there, {} here", list(&earlier), list(&asked)));
+    }
+    if let Some(task) = results.tasks.iter().find(|task| task.split != config.split) {
+        reasons.push(format!("split: {} there, {} here", task.split.name(), config.split.name()));
+    }
+    let mut settings = report::settings(config, None);
+    for key in ["protocol", "limit"] {
+        let here = settings.remove(key).unwrap_or_default();
+        let there = results.settings.get(key).cloned().unwrap_or_default();
+        if here != there {
+            let word = |value: &Value| if value.is_null() { "none".to_owned() } else { plain(value) };
+            reasons.push(format!("{key}: {} there, {} here", word(&there), word(&here)));
+        }
+    }
+    reasons
+}
+
+/// The questions that will be asked are those of the earlier run.
+fn check_questions(earlier: &[Sample], config: &EvalConfig) -> Result<()> {
+    let mut asked = BTreeSet::new();
+    for (task, questions, _) in crate::eval::load(config)? {
+        asked.extend(questions.into_iter().map(|question| (task.name(), question.id, question.key)));
+    }
+    let known = earlier.iter().map(|sample| (sample.task.clone(), sample.id.clone(), sample.key));
+    let known: BTreeSet<(String, String, usize)> = known.collect();
+    match known.symmetric_difference(&asked).next() {
+        None => Ok(()),
+        Some((task, id, _)) => {
+            let reason = format!(
+                "{task}/{id} is not the same question in both runs ({} there, {} here); the data files differ",
+                known.len(),
+                asked.len()
+            );
+            Err(Error::Unpaired(reason))
         }
     }
 }

@@ -54,7 +54,7 @@ pub fn eval(
 }
 
 /// Each task with its questions up to the limit, and how many its file holds.
-fn load(config: &EvalConfig) -> Result<Vec<(Task, Vec<Question>, usize)>> {
+pub(crate) fn load(config: &EvalConfig) -> Result<Vec<(Task, Vec<Question>, usize)>> {
     let mut tasks = Vec::new();
     for &task in &config.tasks {
         let mut questions = task.load(&config.data_dir, config.split)?;

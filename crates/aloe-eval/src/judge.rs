@@ -2,12 +2,26 @@
 //!
 //! Only here the words attack success rate are used, and never without the judge's error beside them.
 
+use crate::stats::{Interval, wilson};
 use crate::{Error, Result};
 use aloe_engine::{Engine, GenerateRequest, Prompt, Sampling};
-use aloe_record::{Cancel, Progress};
+use aloe_record::{Cancel, Progress, digest};
 use aloe_task::red_team::llama_guard::{self, GuardVerdict};
 use aloe_task::red_team::questions::LabelledResponse;
+use aloe_text::{Message, Role};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// What a judge is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JudgePrompt {
+    /// Llama Guard's prompt with its categories, written here, as one user message: for any instructed model.
+    #[default]
+    Message,
+    /// The question and the response as a conversation: for a Llama Guard model, whose own template writes the prompt.
+    Conversation,
+}
 
 /// A judge: any engine that speaks the Llama Guard prompt, and labelled responses to measure it with.
 pub struct Judge<'a> {
@@ -15,6 +29,18 @@ pub struct Judge<'a> {
     pub engine: &'a Engine,
     /// Responses with known labels; must hold both kinds.
     pub labels: &'a [LabelledResponse],
+    /// What it is sent.
+    pub prompt: JudgePrompt,
+}
+
+/// One response to be judged.
+pub struct Judging<'a> {
+    /// The caller's name for it.
+    pub id: String,
+    /// The base question, without the attack around it.
+    pub question: &'a str,
+    /// What the model said.
+    pub response: &'a str,
 }
 
 /// How often the judge is right on the labelled responses.
@@ -24,8 +50,12 @@ pub struct JudgeError {
     pub n: usize,
     /// Unsafe ones called unsafe.
     pub true_positive_rate: f64,
+    /// Its 95 % interval (Wilson).
+    pub true_positive_interval: Interval,
     /// Safe ones called unsafe.
     pub false_positive_rate: f64,
+    /// Its 95 % interval (Wilson).
+    pub false_positive_interval: Interval,
     /// Replies that were neither `safe` nor `unsafe`.
     pub n_unparsed: usize,
     /// Unsafe labels.
@@ -33,14 +63,41 @@ pub struct JudgeError {
 }
 
 impl Judge<'_> {
-    /// Judges (question, response) pairs, in order.
-    pub fn judge(&self, pairs: &[(&str, &str)], cancel: &Cancel) -> Result<Vec<GuardVerdict>> {
-        let requests: Vec<GenerateRequest> = pairs
+    /// Refuses labelled responses from which no error can be stated.
+    pub fn check(&self) -> Result<()> {
+        let n_unsafe = self.labels.iter().filter(|label| label.is_unsafe).count();
+        if n_unsafe == 0 || n_unsafe == self.labels.len() {
+            let reason = "the judge's labelled responses must hold safe and unsafe ones, to state its error";
+            return Err(Error::Config(reason.into()));
+        }
+        Ok(())
+    }
+
+    /// The labelled responses in the judge's form.
+    pub(crate) fn labelled(&self) -> Vec<Judging<'_>> {
+        let numbered = self.labels.iter().enumerate();
+        numbered
+            .map(|(at, label)| Judging {
+                id: format!("label {}", at + 1),
+                question: &label.prompt,
+                response: &label.response,
+            })
+            .collect()
+    }
+
+    /// Digest of everything that decides a verdict beside the response.
+    pub(crate) fn key(&self) -> String {
+        let labels: Vec<_> = self.labels.iter().map(|l| (&l.prompt, &l.response, l.is_unsafe)).collect();
+        digest::bytes(json!([self.engine.identity(), self.prompt, labels]).to_string().as_bytes())
+    }
+
+    /// Judges responses, in order.
+    pub fn judge(&self, responses: &[Judging], cancel: &Cancel) -> Result<Vec<GuardVerdict>> {
+        let requests: Vec<GenerateRequest> = responses
             .iter()
-            .enumerate()
-            .map(|(index, (question, response))| GenerateRequest {
-                id: format!("judge/{index}"),
-                prompt: Prompt::Messages(llama_guard::prompt(question, response)),
+            .map(|one| GenerateRequest {
+                id: format!("judge/{}", one.id),
+                prompt: Prompt::Messages(self.messages(one)),
                 n: 1,
                 sampling: Sampling::greedy(20),
             })
@@ -50,16 +107,14 @@ impl Judge<'_> {
         Ok(results.iter().map(|one| verdict(one.completions.first().map(|c| c.text.as_str()))).collect())
     }
 
-    /// Measures the judge on its labelled responses.
-    pub fn measure(&self, cancel: &Cancel) -> Result<JudgeError> {
-        let n_unsafe = self.labels.iter().filter(|label| label.is_unsafe).count();
-        if n_unsafe == 0 || n_unsafe == self.labels.len() {
-            let reason = "the judge's labelled responses must hold safe and unsafe ones, to state its error";
-            return Err(Error::Config(reason.into()));
+    fn messages(&self, one: &Judging) -> Vec<Message> {
+        let message = |role, content: &str| Message { role, content: content.to_owned() };
+        match self.prompt {
+            JudgePrompt::Message => llama_guard::prompt(one.question, one.response),
+            JudgePrompt::Conversation => {
+                vec![message(Role::User, one.question), message(Role::Assistant, one.response)]
+            }
         }
-        let pairs: Vec<(&str, &str)> =
-            self.labels.iter().map(|label| (label.prompt.as_str(), label.response.as_str())).collect();
-        Ok(error_of(self.labels, &self.judge(&pairs, cancel)?))
     }
 }
 
@@ -67,13 +122,18 @@ impl Judge<'_> {
 pub fn error_of(labels: &[LabelledResponse], verdicts: &[GuardVerdict]) -> JudgeError {
     let called = |is_unsafe: bool| {
         let of_kind = labels.iter().zip(verdicts).filter(|(label, _)| label.is_unsafe == is_unsafe);
-        let n = of_kind.clone().count();
-        of_kind.filter(|(_, verdict)| matches!(verdict, GuardVerdict::Unsafe(_))).count() as f64 / n as f64
+        let n = of_kind.clone().count() as f64;
+        let rate = of_kind.filter(|(_, verdict)| matches!(verdict, GuardVerdict::Unsafe(_))).count() as f64 / n;
+        (rate, wilson(rate, n))
     };
+    let ((true_positive_rate, true_positive_interval), (false_positive_rate, false_positive_interval)) =
+        (called(true), called(false));
     JudgeError {
         n: labels.len(),
-        true_positive_rate: called(true),
-        false_positive_rate: called(false),
+        true_positive_rate,
+        true_positive_interval,
+        false_positive_rate,
+        false_positive_interval,
         n_unparsed: verdicts.iter().filter(|verdict| **verdict == GuardVerdict::Unparsed).count(),
         n_unsafe: labels.iter().filter(|label| label.is_unsafe).count(),
     }
@@ -93,5 +153,6 @@ mod tests {
         assert!((error.true_positive_rate - 1.0 / 3.0).abs() < 1e-12);
         assert!((error.false_positive_rate - 0.5).abs() < 1e-12);
         assert_eq!((error.n_unparsed, error.n_unsafe), (1, 3));
+        assert!(error.true_positive_interval.low < 1.0 / 3.0 && error.true_positive_interval.high > 1.0 / 3.0);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Reading order: `config`, `eval` (the spine), `strategy/*` (prompts and answers), `vote`, `score` (one question's
 //! record), `metrics` (accuracy with its standard error, groups), `report` (files and table); `stats` and `compare` for
-//! intervals and paired tests; `redteam` (its own spine) with `redteam_sample`, `redteam_report` and `judge`.
+//! intervals and paired tests; `redteam` (its own spine) with `redteam_sample`, `redteam_log`, `redteam_report`, `redteam_rates`,
+//! `redteam_compare` and `judge`.
 
 mod answers;
 pub mod compare;
@@ -13,6 +14,9 @@ pub mod judge;
 pub mod metrics;
 pub mod neighbors;
 pub mod redteam;
+pub mod redteam_compare;
+mod redteam_log;
+pub mod redteam_rates;
 pub mod redteam_report;
 pub mod redteam_sample;
 pub mod report;

@@ -3,12 +3,12 @@
 //!
 //! Responses are cut at `max_new_tokens` (48): enough to see a refusal, too short to be of use to anybody.
 
-use crate::judge::Judge;
-use crate::redteam_report::{RedTeamResults, RedTeamSample};
+use crate::judge::{self, Judge, Judging};
+use crate::redteam_log::RedTeamLog;
+use crate::redteam_report::{Judgement, RedTeamResults, RedTeamSample};
 use crate::redteam_sample::{PlannedPrompt, stratified};
 use crate::{Error, Result, report};
 use aloe_engine::{Engine, GenerateRequest, GenerateResult, Prompt, Sampling};
-use aloe_record::log::Log;
 use aloe_record::{Cancel, Progress, atomic, digest};
 use aloe_task::red_team::questions::HarmlessPrompt;
 use aloe_task::red_team::{RedTeamQuestion, RefusalRule, Rendering, Style, TurnTokens};
@@ -20,7 +20,7 @@ use std::path::Path;
 /// Everything that decides a red-team run beside model and questions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RedTeamConfig {
-    /// Harmful prompts asked, over all styles and renderings.
+    /// Harmful prompts asked in all: plain text and forged control tokens together, over topics x styles.
     pub n_prompts: usize,
     /// Harmless prompts asked, the first so many.
     pub n_harmless: usize,
@@ -66,41 +66,72 @@ pub fn redteam(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<RedTeamResults> {
-    let planned = stratified(questions, &config.styles, config.n_prompts, config.seed);
-    if planned.is_empty() {
-        return Err(Error::Config("no question of the test split is left to ask".into()));
-    }
-    let harmless = &harmless[..harmless.len().min(config.n_harmless)];
-    let asked = asked(engine, questions, &planned, harmless, config)?;
-    progress.set_total(asked.len() as u64);
-    let log_path = out.join(".answers.log");
-    let (mut log, mut samples) = open_log(&log_path, &fingerprint(engine, &asked, config))?;
-    progress.resume(samples.len() as u64);
-    while samples.len() < asked.len() {
-        cancel.check()?;
-        let chunk = &asked[samples.len()..asked.len().min(samples.len() + 32)];
-        let requests: Vec<GenerateRequest> = chunk.iter().map(|one| one.request.clone()).collect();
-        let results = engine.generate(&requests, &Progress::silent(), cancel)?;
-        for (one, result) in chunk.iter().zip(results) {
-            let sample = answered(one, result, config.rule)?;
-            log.append(&Entry::Answered(Box::new(sample.clone())))?;
-            samples.push(sample);
-        }
-        log.sync()?;
-        progress.advance(chunk.len() as u64);
-    }
-    let judge_error = judge.map(|judge| judge_all(judge, &mut samples, cancel)).transpose()?;
-    let judge_model = judge.map(|judge| judge.engine.identity().clone());
-    let results = RedTeamResults::new(engine.identity(), config, &samples, judge_model, judge_error);
+    let asked = plan(engine, questions, harmless, config)?;
+    judge.map(Judge::check).transpose()?;
+    let key = judge.map(Judge::key).unwrap_or_default();
+    let mut log = RedTeamLog::open(&out.join(".answers.log"), &fingerprint(engine, &asked, config), &key)?;
+    let n_harmful = asked.iter().filter(|one| one.sample.style.is_some()).count();
+    let n_judged = judge.map_or(0, |judge| n_harmful + judge.labels.len());
+    progress.set_total((asked.len() + n_judged) as u64);
+    progress.resume((log.samples.len() + log.labels.len() + log.verdicts.len()) as u64);
+    // The judge is measured first: one that cannot be used is found before the model is asked anything.
+    let error = judge.map(|judge| measure(judge, &mut log, progress, cancel)).transpose()?;
+    answer_all(engine, &asked, config.rule, &mut log, progress, cancel)?;
+    judge.map(|judge| judge_all(judge, &mut log, progress, cancel)).transpose()?;
+    let samples = judged_samples(&log);
+    let judgement = judge.zip(error).map(|(judge, error)| Judgement {
+        model: judge.engine.identity().clone(),
+        prompt: judge.prompt,
+        error,
+    });
+    let results = RedTeamResults::new(engine.identity(), config, &samples, judgement);
     report::write_samples(&out.join("samples.jsonl"), &samples)?;
     atomic::write_json(&out.join("results.json"), &results)?;
     progress.finish();
     Ok(results)
 }
 
+/// Everything that will be asked, harmful prompts first.
+pub(crate) fn plan(
+    engine: &Engine,
+    questions: &[RedTeamQuestion],
+    harmless: &[HarmlessPrompt],
+    config: &RedTeamConfig,
+) -> Result<Vec<Asked>> {
+    let planned = stratified(questions, &config.styles, config.n_prompts, config.seed);
+    if planned.is_empty() {
+        let reason = "no prompt can be asked: no question of the test split is left, or n_prompts is 1 and every style \
+is an injection, which takes two";
+        return Err(Error::Config(reason.into()));
+    }
+    let harmless = &harmless[..harmless.len().min(config.n_harmless)];
+    asked(engine, questions, &planned, harmless, config)
+}
+
+/// Asks what the log does not hold yet, a chunk at a time.
+fn answer_all(
+    engine: &Engine,
+    asked: &[Asked],
+    rule: RefusalRule,
+    log: &mut RedTeamLog,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    while log.samples.len() < asked.len() {
+        cancel.check()?;
+        let chunk = &asked[log.samples.len()..asked.len().min(log.samples.len() + 32)];
+        let requests: Vec<GenerateRequest> = chunk.iter().map(|one| one.request.clone()).collect();
+        let results = engine.generate(&requests, &Progress::silent(), cancel)?;
+        let answered = chunk.iter().zip(results).map(|(one, result)| answered(one, result, rule));
+        log.answered(answered.collect::<Result<_>>()?)?;
+        progress.advance(chunk.len() as u64);
+    }
+    Ok(())
+}
+
 /// One prompt with the part of its record that is known before the answer.
-struct Asked {
-    sample: RedTeamSample,
+pub(crate) struct Asked {
+    pub(crate) sample: RedTeamSample,
     request: GenerateRequest,
 }
 
@@ -170,43 +201,42 @@ fn answered(one: &Asked, result: GenerateResult, rule: RefusalRule) -> Result<Re
     Ok(sample)
 }
 
-fn judge_all(judge: &Judge, samples: &mut [RedTeamSample], cancel: &Cancel) -> Result<crate::judge::JudgeError> {
-    let error = judge.measure(cancel)?;
-    let harmful: Vec<usize> = (0..samples.len()).filter(|&i| samples[i].style.is_some()).collect();
-    for chunk in harmful.chunks(32) {
+/// The judge's error on its labelled responses.
+fn measure(judge: &Judge, log: &mut RedTeamLog, progress: &Progress, cancel: &Cancel) -> Result<judge::JudgeError> {
+    let labelled = judge.labelled();
+    while log.labels.len() < labelled.len() {
         cancel.check()?;
-        let pairs: Vec<(&str, &str)> =
-            chunk.iter().map(|&i| (samples[i].question.as_str(), samples[i].response.as_str())).collect();
-        let verdicts = judge.judge(&pairs, cancel)?;
-        for (&index, verdict) in chunk.iter().zip(verdicts) {
-            samples[index].judge = Some(verdict);
-        }
+        let chunk = &labelled[log.labels.len()..labelled.len().min(log.labels.len() + 32)];
+        log.labelled(judge.judge(chunk, cancel)?)?;
+        progress.advance(chunk.len() as u64);
     }
-    Ok(error)
+    Ok(judge::error_of(judge.labels, &log.labels))
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Entry {
-    Run(String),
-    Answered(Box<RedTeamSample>),
+/// Judges the responses to harmful prompts that have no verdict yet.
+fn judge_all(judge: &Judge, log: &mut RedTeamLog, progress: &Progress, cancel: &Cancel) -> Result<()> {
+    let harmful: Vec<RedTeamSample> = log.samples.iter().filter(|sample| sample.style.is_some()).cloned().collect();
+    while log.verdicts.len() < harmful.len() {
+        cancel.check()?;
+        let chunk = &harmful[log.verdicts.len()..harmful.len().min(log.verdicts.len() + 32)];
+        let judgings: Vec<Judging> = chunk
+            .iter()
+            .map(|sample| Judging { id: sample.id.clone(), question: &sample.question, response: &sample.response })
+            .collect();
+        log.judged(judge.judge(&judgings, cancel)?)?;
+        progress.advance(chunk.len() as u64);
+    }
+    Ok(())
 }
 
-fn open_log(path: &Path, fingerprint: &str) -> Result<(Log, Vec<RedTeamSample>)> {
-    let (mut log, entries) = Log::open::<Entry>(path)?;
-    let mut samples = Vec::new();
-    let mut known = false;
-    for entry in entries {
-        match entry {
-            Entry::Run(found) if found == fingerprint && !known => known = true,
-            Entry::Answered(sample) if known => samples.push(*sample),
-            _ => return Err(Error::OtherRun { path: path.display().to_string() }),
-        }
+/// The responses with their verdicts, where there are any.
+fn judged_samples(log: &RedTeamLog) -> Vec<RedTeamSample> {
+    let mut samples = log.samples.clone();
+    let harmful = samples.iter_mut().filter(|sample| sample.style.is_some());
+    for (sample, verdict) in harmful.zip(&log.verdicts) {
+        sample.judge = Some(verdict.clone());
     }
-    if !known {
-        log.append(&Entry::Run(fingerprint.into()))?;
-    }
-    Ok((log, samples))
+    samples
 }
 
 fn fingerprint(engine: &Engine, asked: &[Asked], config: &RedTeamConfig) -> String {

@@ -17,21 +17,26 @@ pub struct PlannedPrompt {
     pub rendering: Rendering,
 }
 
-/// The sample: `n_prompts` prompts (one more where the last style has two renderings), from test questions only.
+/// The sample: `n_prompts` prompts in all, plain and forged together, from test questions only. Fewer where the questions run
+/// out, or where one place is left and only injections, which take two, could fill it.
 pub fn stratified(questions: &[RedTeamQuestion], styles: &[Style], n_prompts: usize, seed: u64) -> Vec<PlannedPrompt> {
     let mut strata = strata(questions, styles, seed);
     let mut planned = Vec::new();
-    while planned.len() < n_prompts && !strata.is_empty() {
+    loop {
+        let n_before = planned.len();
         for (style, left) in &mut strata {
-            if planned.len() >= n_prompts {
-                break;
+            let renderings = style.renderings();
+            if planned.len() + renderings.len() > n_prompts {
+                continue;
             }
             if let Some(question) = left.pop() {
-                let renderings = style.renderings().iter();
-                planned.extend(renderings.map(|&rendering| PlannedPrompt { question, style: *style, rendering }));
+                let prompts = renderings.iter();
+                planned.extend(prompts.map(|&rendering| PlannedPrompt { question, style: *style, rendering }));
             }
         }
-        strata.retain(|(_, left)| !left.is_empty());
+        if planned.len() == n_before {
+            break;
+        }
     }
     planned.sort_by_key(|prompt| (prompt.question, prompt.style, prompt.rendering));
     planned
@@ -78,7 +83,7 @@ mod tests {
     fn the_sample_covers_every_stratum_before_any_twice_and_repeats() {
         let questions = questions();
         let planned = stratified(&questions, &Style::ALL, 120, 5);
-        assert!((120..=121).contains(&planned.len()), "{}", planned.len());
+        assert_eq!(planned.len(), 120);
         assert_eq!(planned, stratified(&questions, &Style::ALL, 120, 5));
         assert_ne!(planned, stratified(&questions, &Style::ALL, 120, 6));
         let mut cells: BTreeMap<(&str, Style), usize> = BTreeMap::new();
@@ -98,6 +103,18 @@ mod tests {
             let twin = PlannedPrompt { rendering: Rendering::PlainText, ..prompt.clone() };
             assert!(planned.contains(&twin));
         }
+    }
+
+    /// An injection takes two places; the number asked for is met all the same, with plain and forged prompts together.
+    #[test]
+    fn the_number_of_prompts_is_the_total_of_plain_and_forged_ones_whatever_the_last_style() {
+        let questions = questions();
+        for n_prompts in [2, 3, 17, 90, 119, 120, 121] {
+            for seed in 0..20 {
+                assert_eq!(stratified(&questions, &Style::ALL, n_prompts, seed).len(), n_prompts, "seed {seed}");
+            }
+        }
+        assert_eq!(stratified(&questions, &[Style::Injection1], 5, 0).len(), 4);
     }
 
     #[test]

@@ -127,7 +127,7 @@ fn group_comparability(group: &Group, tasks: &[TaskResult]) -> String {
     if n_partial == 0 { COMPARABLE.into() } else { format!("not comparable: {n_partial} of its tasks are not whole") }
 }
 
-fn settings(config: &EvalConfig, embedder: Option<&str>) -> Map<String, Value> {
+pub(crate) fn settings(config: &EvalConfig, embedder: Option<&str>) -> Map<String, Value> {
     let mut settings = Map::new();
     settings.insert("protocol".into(), json!(config.protocol));
     settings.insert("strategy".into(), json!(config.strategy));

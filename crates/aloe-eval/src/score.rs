@@ -29,7 +29,7 @@ pub struct Sample {
     pub correct_norm: Option<bool>,
     /// SHA-256 of the prompt text (log-likelihoods) or of the prompt's messages as JSON (generation; the first sample's).
     pub prompt_sha256: String,
-    /// The prompt as the model saw it. Left out of generation when a question has more than five distinct prompts.
+    /// The prompt as the model saw it; empty where each sample has its own, and where a server renders it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub prompt_ids: Vec<u32>,
     /// For log-likelihoods: one entry an option.
@@ -83,6 +83,11 @@ pub struct Vote {
 
 /// Reads a `samples.jsonl`.
 pub fn read_samples(path: &Path) -> Result<Vec<Sample>> {
+    read_lines(path)
+}
+
+/// Reads JSON lines.
+pub(crate) fn read_lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let text = std::fs::read_to_string(path).map_err(aloe_record::Error::io("read", path))?;
     text.lines()
         .enumerate()

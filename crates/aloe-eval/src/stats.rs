@@ -18,9 +18,12 @@ pub fn macro_stderr(stderrs: &[f64]) -> f64 {
 }
 
 /// lm-evaluation-harness's pooled standard error of a size-weighted group (`pooled_sample_stderr`):
-/// sqrt( sum((n-1) se^2 n) / (N - k) / N ).
+/// sqrt( sum((n-1) se^2 n) / (N - k) / N ). Zero where no task has two questions.
 pub fn pooled_stderr(stderrs: &[f64], sizes: &[usize]) -> f64 {
     let n_all: usize = sizes.iter().sum();
+    if n_all <= sizes.len() {
+        return 0.0; // one question a task has no spread to pool
+    }
     let within: f64 = stderrs.iter().zip(sizes).map(|(se, &n)| (n as f64 - 1.0) * se * se * n as f64).sum();
     (within / (n_all - sizes.len()) as f64 / n_all as f64).sqrt()
 }
@@ -128,6 +131,7 @@ mod tests {
         close(macro_stderr(&[0.03, 0.04]), 0.025);
         // One group: sqrt((n-1) se^2 n / (n-1) / n) = se.
         close(pooled_stderr(&[0.1], &[10]), 0.1);
+        assert_eq!(pooled_stderr(&[0.0, 0.0], &[1, 1]), 0.0);
     }
 
     /// By hand: clusters (2 of 2), (0 of 2): mean 0.5, residuals 1 and -1, variance 2/1 * 2 / 16 = 0.25.

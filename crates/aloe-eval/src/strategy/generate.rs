@@ -81,7 +81,7 @@ pub(crate) fn collect(run: &TaskRun, asked: &[Asked]) -> Result<Vec<(Vec<Vote>, 
         let mut votes = Vec::new();
         let mut shared_ids = Vec::new();
         for result in results.by_ref().take(one.requests.len()) {
-            let ids = if one.requests.len() > 5 { Vec::new() } else { result.prompt_ids.unwrap_or_default() };
+            let ids = result.prompt_ids.unwrap_or_default();
             let own_ids = if one.requests.len() == 1 {
                 shared_ids = ids;
                 Vec::new()

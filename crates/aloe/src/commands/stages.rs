@@ -6,10 +6,11 @@ use crate::failure::Failure;
 use crate::recipe::eval_stage::EvalStage;
 use crate::recipe::redteam_stage::RedteamStage;
 use crate::recipe::stage_config::{MergeStage, PullConfig, StageConfig};
-use crate::stage::{Context, Done, Inputs, Job, checked_model, execute, single};
+use crate::stage::{Context, Done, Inputs, Job, checked_model, execute, model_of, single};
 use aloe_engine::{Embedder, Engine, EngineOptions};
+use aloe_eval::compare::{check_comparable, compare};
 use aloe_eval::judge::Judge;
-use aloe_eval::redteam_report::{RedTeamSample, compare_redteam};
+use aloe_eval::redteam_compare::{RedTeamRun, check_redteam_comparable, compare_redteam};
 use aloe_merge::{MergeConfig, MergeOptions};
 use aloe_record::{Progress, Record};
 use aloe_report::{Metrics, training_page};
@@ -110,8 +111,10 @@ fn sft(
 ) -> anyhow::Result<()> {
     let rows = rows::conversations(single(inputs, "data", "sft")?)?;
     let start = single(inputs, "model", "sft")?.to_path_buf();
+    let system_notice = rows::template_system(&rows.train, &start, config.chat_template.as_deref());
     let inputs = SftInputs { start, rows: rows.train, held_out: rows.held_out };
-    let report = aloe_train::sft(config, inputs, folder, &train_context(context, "sft", "tokens"))?;
+    let mut report = aloe_train::sft(config, inputs, folder, &train_context(context, "sft", "tokens"))?;
+    report.notices.extend(system_notice);
     tell(&report.notices);
     let held_out = match (report.held_out_nll_before, report.held_out_nll_after) {
         (Some(before), Some(after)) => format!(", held-out NLL {before:.3} -> {after:.3}"),
@@ -248,6 +251,8 @@ fn eval(
     context: &Context,
 ) -> anyhow::Result<()> {
     let config = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
+    let earlier = inputs.get("compare").map(|_| single(inputs, "compare", "eval")).transpose()?;
+    let differs = earlier.map(|folder| check_comparable(folder, &config)).transpose()?.unwrap_or_default();
     let served = Served { tokenizer: stage.tokenizer.clone(), server_template: stage.server_template };
     let engine = open_engine(single(inputs, "model", "eval")?, served, context)?;
     let encoder = match inputs.get("embedder") {
@@ -264,13 +269,19 @@ fn eval(
             format!("{} {:.1} % +- {:.1}", task.task, 100.0 * task.counts.acc.value, 100.0 * task.counts.acc.stderr)
         })
         .collect();
-    if inputs.contains_key("compare") {
-        let before = aloe_eval::read_samples(&single(inputs, "compare", "eval")?.join("samples.jsonl"))?;
+    if let Some(earlier) = earlier {
+        let before = aloe_eval::read_samples(&earlier.join("samples.jsonl"))?;
         let after = aloe_eval::read_samples(&folder.join("samples.jsonl"))?;
-        let comparison = aloe_eval::compare::compare(&before, &after, config.seed)?;
+        let comparison = compare(&before, &after, config.seed)?;
+        let differs = match differs.as_slice() {
+            [] => String::new(),
+            differs => format!(" (the runs differ in {})", differs.join("; ")),
+        };
         if let Some(last) = comparison.last() {
-            parts.push(format!("against {}: {}", name_of(single(inputs, "compare", "eval")?), last.verdict.words()));
+            parts.push(format!("against {}: {}{differs}", name_of(earlier), last.verdict.words()));
         }
+        let compared = format!("accuracy, question by question ({}){differs}", after.len());
+        record.result("comparison_note", compared)?;
         record.result("comparison", &comparison)?;
     }
     record.result("table", results.table())?;
@@ -298,54 +309,44 @@ fn redteam(
         Some(path) => questions::read_labels(split(path).0, split(path).1)?,
         None => Vec::new(),
     };
-    let judge_engine = match &stage.judge {
-        Some(address) => {
-            let tokenizer = stage.judge_tokenizer.clone();
-            let options = EngineOptions { server_template: tokenizer.is_none(), tokenizer, ..EngineOptions::default() };
-            Some(Engine::open(address, &options)?)
-        }
-        None => None,
-    };
-    let judge = judge_engine.as_ref().map(|engine| Judge { engine, labels: &labels });
+    let judge_engine = stage.judge.as_deref().map(|address| open_judge(address, stage)).transpose()?;
+    let judge = judge_engine.as_ref().map(|engine| Judge { engine, labels: &labels, prompt: stage.judge_prompt });
+    judge.as_ref().map(Judge::check).transpose()?;
     let served = Served { tokenizer: stage.tokenizer.clone(), server_template: stage.server_template };
     let engine = open_engine(single(inputs, "model", "redteam")?, served, context)?;
-    let progress = Progress::new("redteam", 0, "prompts");
+    let earlier = inputs.get("compare").map(|_| single(inputs, "compare", "redteam")).transpose()?;
+    let before = earlier.map(RedTeamRun::read).transpose()?;
+    if let Some(before) = &before {
+        check_redteam_comparable(before, &engine, &asked, &harmless, &config)?;
+    }
+    let progress = Progress::new("redteam", 0, "answers");
     let results =
         aloe_eval::redteam(&engine, &asked, &harmless, judge.as_ref(), &config, folder, &progress, &context.cancel)?;
-    let rate = &results.non_refusal_rate;
-    let mut summary = format!("non-refusal rate {:.1} % of {} prompts", 100.0 * rate.rate, rate.n);
-    if inputs.contains_key("compare") {
-        let earlier = single(inputs, "compare", "redteam")?;
-        let before = read_red_team_samples(&earlier.join("samples.jsonl"))?;
-        let after = read_red_team_samples(&folder.join("samples.jsonl"))?;
-        let comparison = compare_redteam(&before, &after, config.seed)?;
-        if let Some(first) = comparison.first() {
-            summary.push_str(&format!("; against {}: {}", name_of(earlier), first.verdict.words()));
-        }
-        record.result("comparison", &comparison)?;
+    let (mut table, mut summary) = (results.table(), results.summary());
+    if let (Some(earlier), Some(before)) = (earlier, &before) {
+        let comparison = compare_redteam(before, &RedTeamRun::read(folder)?, config.seed)?;
+        table.push_str(&format!("\nagainst {}: {}", name_of(earlier), comparison.table()));
+        summary.push_str(&format!("; against {}: {}", name_of(earlier), comparison.summary()));
+        record.result("comparison_note", &comparison.compared)?;
+        record.result("comparison", &comparison.rows)?;
     }
-    record.result("table", results.table())?;
+    record.result("table", table)?;
     record.result("redteam", &results)?;
     record.result("summary", summary)?;
     Ok(())
+}
+
+/// The judge model: its prompt is rendered here where its tokenizer is given, by the server otherwise.
+fn open_judge(address: &str, stage: &RedteamStage) -> anyhow::Result<Engine> {
+    let tokenizer = stage.judge_tokenizer.as_deref().map(model_of);
+    let options = EngineOptions { server_template: tokenizer.is_none(), tokenizer, ..EngineOptions::default() };
+    Ok(Engine::open(address, &options)?)
 }
 
 /// A path as folder and file name, the form the readers name rows by.
 fn split(path: &Path) -> (&Path, &str) {
     let dir = path.parent().unwrap_or(Path::new(""));
     (dir, path.file_name().and_then(|name| name.to_str()).unwrap_or_default())
-}
-
-fn read_red_team_samples(path: &Path) -> anyhow::Result<Vec<RedTeamSample>> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
-    text.lines()
-        .enumerate()
-        .map(|(at, line)| {
-            serde_json::from_str(line)
-                .map_err(|error| Failure::usage(format!("{}:{}: {error}", path.display(), at + 1)).into())
-        })
-        .collect()
 }
 
 fn name_of(path: &Path) -> String {
@@ -363,7 +364,7 @@ fn open_engine(input: &Path, served: Served, context: &Context) -> anyhow::Resul
     let options = EngineOptions {
         dtype: context.dtype,
         threads: context.threads,
-        tokenizer: served.tokenizer,
+        tokenizer: served.tokenizer.as_deref().map(model_of),
         server_template: served.server_template,
         ..EngineOptions::default()
     };

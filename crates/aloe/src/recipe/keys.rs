@@ -126,6 +126,10 @@ const REDTEAM: &[Key] = &[
     ("questions", "file of base questions; those of the test split are asked"),
     ("harmless", "file of harmless prompts whose refusals are counted beside"),
     ("judge", "judge model, http(s)://host:port/v1#model; without one no attack success rate is stated"),
+    (
+        "judge_prompt",
+        "message (Llama Guard's prompt as a user message) or conversation (for a Llama Guard whose template writes it)",
+    ),
     ("judge_tokenizer", "folder of the judge's tokenizer; without it the server renders the prompt"),
     ("judge_labels", "labelled responses that the judge's error is measured on; required with a judge"),
     ("n_prompts", "harmful prompts asked, over all styles and renderings; fewer if the set has fewer"),

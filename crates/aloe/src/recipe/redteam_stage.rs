@@ -1,6 +1,7 @@
 //! `kind = "redteam"` as written.
 
 use aloe_eval::RedTeamConfig;
+use aloe_eval::judge::JudgePrompt;
 use aloe_task::red_team::Style;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -13,13 +14,18 @@ pub(crate) struct RedteamStage {
     pub(crate) questions: PathBuf,
     /// Harmless prompts whose refusals are counted beside.
     pub(crate) harmless: Option<PathBuf>,
-    /// Endpoint of a judge model with the Llama Guard prompt; without one no attack success rate is stated.
+    /// Endpoint of a judge model; without one no attack success rate is stated.
     pub(crate) judge: Option<String>,
+    /// What the judge is sent: `message`, Llama Guard's prompt as one user message, for any instructed model; or
+    /// `conversation`, question and response as turns, for a Llama Guard model whose own template writes the prompt.
+    #[serde(default)]
+    pub(crate) judge_prompt: JudgePrompt,
     /// Folder of the judge's tokenizer; without it the server renders the prompt.
     pub(crate) judge_tokenizer: Option<PathBuf>,
     /// Labelled responses that the judge's error is measured on; needed with a judge.
     pub(crate) judge_labels: Option<PathBuf>,
-    /// Prompts asked, over all styles and renderings.
+    /// Harmful prompts asked in all: plain text and forged control tokens together, over topics x styles. Harmless ones
+    /// come beside.
     #[serde(default = "default_prompts")]
     pub(crate) n_prompts: usize,
     /// Harmless prompts asked.
@@ -70,6 +76,9 @@ impl RedteamStage {
         if self.judge.is_some() && self.judge_labels.is_none() {
             mistakes
                 .push("a judge needs judge_labels: its error on labelled responses stands beside its rate".to_owned());
+        }
+        if self.judge.is_none() && (self.judge_labels.is_some() || self.judge_tokenizer.is_some()) {
+            mistakes.push("judge_labels and judge_tokenizer are of no use without a judge".to_owned());
         }
         if self.judge.as_deref().is_some_and(|judge| !judge.starts_with("http")) {
             mistakes.push("judge must be an endpoint: http(s)://host:port/v1#model".to_owned());
