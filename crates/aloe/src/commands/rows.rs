@@ -1,7 +1,7 @@
 //! The rows a data stage wrote, as training takes them. A single JSONL file stands for a folder without held-out rows.
 
 use crate::failure::Failure;
-use aloe_text::{Conversation, Message, Pair};
+use aloe_text::{Conversation, Message, Pair, Role, TextModel};
 use aloe_train::{DpoRow, SftRow};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -43,6 +43,30 @@ pub(crate) fn pairs(data: &Path) -> anyhow::Result<Rows<DpoRow>> {
     })
 }
 
+/// A sentence on the system prompt that the template itself puts before rows without one; `None` where it puts none.
+pub(crate) fn template_system(rows: &[SftRow], start: &Path, chat_template: Option<&str>) -> Option<String> {
+    let without = |row: &&SftRow| row.conversation.messages.iter().all(|message| message.role != Role::System);
+    let n_without = rows.iter().filter(without).count();
+    let text = crate::commands::open_text(&aloe_train::start_weights(start)).ok()?;
+    let text = chat_template.map_or(Some(text.clone()), |name| text.with_template(name).ok())?;
+    let system = default_system(&text).filter(|_| n_without > 0)?;
+    Some(format!(
+        "{n_without} of {} rows have no system message and are trained with the one that the chat template puts there: {system:?}. `aloe chat` \
+         asks with the reference card's system prompt; give it --system \"\" to ask as these rows were trained",
+        rows.len()
+    ))
+}
+
+/// The system prompt that a template adds of its own: what stands where a given one would.
+fn default_system(text: &TextModel) -> Option<String> {
+    const MARK: &str = "a-system-message";
+    let bare = text.render_text(&[Message::user("a-question")], false).ok()?;
+    let given = text.render_text(&[Message::new(Role::System, MARK), Message::user("a-question")], false).ok()?;
+    let (head, tail) = given.split_once(MARK)?;
+    let between = bare.strip_prefix(head)?.strip_suffix(tail)?;
+    (!between.trim().is_empty()).then(|| between.trim().to_owned())
+}
+
 fn read<Row: DeserializeOwned, T>(data: &Path, convert: impl Fn(Row, String) -> T) -> anyhow::Result<Rows<T>> {
     let (train, held_out): (PathBuf, Option<PathBuf>) = if data.is_dir() {
         (data.join("train.jsonl"), Some(data.join("hold_out.jsonl")).filter(|path| path.exists()))
@@ -71,4 +95,33 @@ fn lines<Row: DeserializeOwned, T>(path: &Path, convert: &impl Fn(Row, String) -
         rows.push(convert(row, place));
     }
     Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_that_adds_its_own_system_prompt_is_told_from_one_that_adds_none() {
+        let Ok(models) = std::env::var("ALOE_MODELS") else {
+            assert!(std::env::var("ALOE_REQUIRE").is_err(), "ALOE_MODELS is not set");
+            return;
+        };
+        let smollm2 = Path::new(&models).join("smollm2-135m-instruct-q4_1/model.gguf");
+        let own = crate::commands::open_text(&smollm2).unwrap();
+        // The sentence in SmolLM2-Instruct's published chat template.
+        let expected = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
+        assert_eq!(default_system(&own).as_deref(), Some(expected));
+        assert_eq!(default_system(&own.with_template("chatml").unwrap()), None);
+        let message = |role| Message::new(role, "x");
+        let row = |messages| SftRow { source: "x".into(), conversation: Conversation { messages } };
+        let rows = [
+            row(vec![message(Role::User), message(Role::Assistant)]),
+            row(vec![message(Role::System), message(Role::User), message(Role::Assistant)]),
+        ];
+        let notice = template_system(&rows, &smollm2, None).unwrap();
+        assert!(notice.starts_with("1 of 2 rows") && notice.contains(expected), "{notice}");
+        assert_eq!(template_system(&rows[1..], &smollm2, None), None);
+        assert_eq!(template_system(&rows, &smollm2, Some("chatml")), None);
+    }
 }
