@@ -75,7 +75,6 @@ fn prompts_equal_the_harness_prompts_string_by_string() {
         check_prompts(&data, &format!("lm_eval_{name}_{shots}.json"), name, shots);
     }
     check_prompts(&data, "lm_eval_medmcqa_5_prompts.json", "medmcqa", 5);
-    check_prompts(&data, "lm_eval_medqa_4options_5_prompts.json", "medqa_4options", 5);
 }
 
 /// The first 8 questions of each set; all 200 with `ALOE_SLOW=1` (a quarter of an hour on two cores).
