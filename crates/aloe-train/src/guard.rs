@@ -75,15 +75,12 @@ impl Guard {
         // Norms spread over orders of magnitude, so their logarithm is compared. A norm of 0 has none and is no spike.
         let log_grad_norm = grad_norm.max(f64::MIN_POSITIVE).ln();
         let spike = self.losses.is_above(loss) || self.log_grad_norms.is_above(log_grad_norm);
-        if spike {
-            self.n_spikes += 1;
-            if on_spike == OnSpike::Skip {
-                return Verdict::Skip;
-            }
-        }
+        // A skipped step counts among the recent ones, as in OLMo-core's SkipStepOptimizer: otherwise a run whose loss has
+        // risen for good would skip every step until its end.
         self.losses.push(loss);
         self.log_grad_norms.push(log_grad_norm);
-        Verdict::Apply
+        self.n_spikes += u64::from(spike);
+        if spike && on_spike == OnSpike::Skip { Verdict::Skip } else { Verdict::Apply }
     }
 }
 
@@ -132,6 +129,20 @@ mod tests {
         assert_eq!(guard.judge(1.5, 1e4, OnNonFinite::Stop, OnSpike::Skip), Verdict::Skip);
         assert_eq!(guard.judge(1.5, 1e4, OnNonFinite::Stop, OnSpike::Keep), Verdict::Apply);
         assert_eq!(guard.n_spikes, 3);
+    }
+
+    #[test]
+    fn a_loss_that_has_risen_for_good_is_skipped_for_a_few_steps_and_not_for_ever() {
+        let mut guard = Guard::default();
+        let mut rng = CounterRng::new(6, "test", 0);
+        let mut judge = |level: f64| {
+            let loss = level + 0.15 * f64::from(rng.normal());
+            guard.judge(loss, 1.0, OnNonFinite::Stop, OnSpike::Skip)
+        };
+        assert!((0..100).all(|_| judge(1.5) == Verdict::Apply));
+        assert_eq!(judge(4.0), Verdict::Skip);
+        let n_skipped = (0..100).filter(|_| judge(4.0) == Verdict::Skip).count();
+        assert!(n_skipped < 5, "{n_skipped} of 100");
     }
 
     #[test]

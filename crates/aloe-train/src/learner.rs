@@ -149,14 +149,41 @@ impl Learner {
         }
     }
 
-    /// Refuses a non-finite master weight by name.
+    /// Refuses a non-finite weight or moment by name, and a weight whose square is not finite: no training makes one of 10^19, a
+    /// flipped bit of memory does.
     pub(crate) fn check_finite(&self, step: u64) -> Result<()> {
-        for (spec, master) in self.params.specs().iter().zip(self.params.tensors()) {
-            if master.as_f32().iter().any(|value| !value.is_finite()) {
-                return Err(Error::NonFinite { step, what: format!("weight {}", spec.hf_name), rows: Vec::new() });
+        type Fits = fn(f32) -> bool;
+        let groups: [(&str, &[Tensor], Fits); 4] = [
+            ("weight", self.params.tensors(), f32::is_finite),
+            ("the square of weight", self.params.tensors(), |value| (value * value).is_finite()),
+            ("the first moment of", &self.moments1, f32::is_finite),
+            ("the second moment of", &self.moments2, f32::is_finite),
+        ];
+        for (group, tensors, fits) in groups {
+            for (spec, tensor) in self.params.specs().iter().zip(tensors) {
+                if !tensor.as_f32().iter().all(|&value| fits(value)) {
+                    return Err(Error::NonFinite { step, what: format!("{group} {}", spec.hf_name), rows: Vec::new() });
+                }
             }
         }
         Ok(())
+    }
+
+    /// Multiplies all gradients: what a fault of a step looks like.
+    #[cfg(test)]
+    pub(crate) fn scale_grads(&mut self, factor: f32) {
+        let tied = self.tied_head_grad.iter_mut();
+        for value in self.grads.tensors_mut().iter_mut().chain(tied).flat_map(|tensor| tensor.as_f32_mut()) {
+            *value *= factor;
+        }
+    }
+
+    /// Flips bit `bit` of one weight, in the master and in the copy that is computed with: what a fault of memory looks like.
+    #[cfg(test)]
+    pub(crate) fn flip_bit(&mut self, tensor: usize, at: usize, bit: u32) {
+        let value = &mut self.params.tensors_mut()[tensor].as_f32_mut()[at];
+        *value = f32::from_bits(value.to_bits() ^ (1 << bit));
+        self.decoder.refresh(&self.params);
     }
 
     /// What a checkpoint holds, for [`crate::state::save`].

@@ -1,5 +1,6 @@
 //! Runs of tiny decoders on encoded rows: parity with PyTorch and TRL, learning, and the laws of determinism.
 
+mod faults;
 mod laws;
 mod parity;
 mod spine;
