@@ -87,9 +87,12 @@ impl Progress {
     }
 
     /// Never more than the total: where that is an estimate (tokens of a part of an epoch), the bar waits at its end.
+    /// Counts first, since several threads may advance at once.
     fn count(&self, n: u64) {
-        let total = self.bar.length().filter(|&total| total > 0).unwrap_or(u64::MAX);
-        self.bar.set_position(self.bar.position().saturating_add(n).min(total.max(self.bar.position())));
+        self.bar.inc(n);
+        if let Some(total) = self.bar.length().filter(|&total| total > 0 && self.bar.position() > total) {
+            self.bar.set_position(total);
+        }
     }
 
     /// Steps done so far, earlier sessions included, and the total.

@@ -82,13 +82,12 @@ pub(crate) enum Command {
     #[command(after_help = SEE_HELP, after_long_help = keys::redteam())]
     Redteam(RedteamArgs),
     /// Write the model card from the records of a run
-    #[command(
-        after_help = "Example:\n  aloe card --recipe recipes/quickstart.toml --stage card --out runs/quickstart\n\nWrites README.md and record.json."
-    )]
+    #[command(after_help = SEE_HELP, after_long_help = keys::card())]
     Card(StageArgs),
     /// Print a row as the model is trained on it, trained tokens visible
     #[command(
-        after_help = "Example:\n  aloe show-mask models/smollm2 --data runs/quickstart/data-medical/train.jsonl --row 0"
+        after_help = "Examples:\n  aloe show-mask models/smollm2 --data runs/quickstart/data-medical --row 0\n  aloe show-mask models/smollm2 \
+                            --data rows.jsonl --chat-template alpaca"
     )]
     ShowMask(ShowMaskArgs),
 }
@@ -340,9 +339,12 @@ pub(crate) struct RedteamArgs {
 pub(crate) struct ShowMaskArgs {
     /// Model folder or .gguf file whose tokenizer and template are used
     pub(crate) model: PathBuf,
-    /// JSON lines with `messages`, as `aloe data run` writes them
+    /// Folder of a data stage, or JSON lines with `messages` as it writes them
     #[arg(long)]
     pub(crate) data: PathBuf,
+    /// Template in place of the model's own: llama3, chatml, alpaca or a .jinja file, as the key of `aloe sft`
+    #[arg(long)]
+    pub(crate) chat_template: Option<String>,
     /// Which row, from 0
     #[arg(long, default_value_t = 0)]
     pub(crate) row: usize,

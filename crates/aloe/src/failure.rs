@@ -32,6 +32,12 @@ pub(crate) fn exit_code(error: &anyhow::Error, signal: usize) -> u8 {
     error.chain().find_map(|cause| code_of(cause, signal)).unwrap_or(1)
 }
 
+/// Whether our output's reader went away.
+pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
 /// The code of one cause. The stage crates' transparent variants hide the inner error from the chain, so they are opened.
 fn code_of(cause: &(dyn std::error::Error + 'static), signal: usize) -> Option<u8> {
     if let Some(failure) = cause.downcast_ref::<Failure>() {

@@ -7,6 +7,7 @@ mod card;
 mod cli;
 mod commands;
 mod failure;
+mod leave;
 mod recipe;
 mod sources;
 mod stage;
@@ -24,6 +25,8 @@ fn main() -> ExitCode {
     }
     match commands::dispatch(cli, &cancel) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has read enough: `aloe plan recipe.toml | head`.
+        Err(error) if failure::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             report(&error);
             ExitCode::from(failure::exit_code(&error, cancel.signal()))
@@ -57,5 +60,6 @@ fn report(error: &anyhow::Error) {
             text.push_str(&cause);
         }
     }
-    eprintln!("error: {text}");
+    let is_interruption = matches!(failure::exit_code(error, 0), 130 | 143);
+    eprintln!("{}{text}", if is_interruption { "" } else { "error: " });
 }

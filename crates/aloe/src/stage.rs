@@ -4,6 +4,7 @@
 //! partial folder when its fingerprint is the same, and starts over otherwise.
 
 use crate::failure::Failure;
+use crate::leave;
 use aloe_record::atomic::OutputDir;
 use aloe_record::{Cancel, Record, atomic, digest};
 use aloe_tensor::{Device, Dtype};
@@ -74,10 +75,8 @@ pub(crate) fn execute(
     let device = context.device();
     let fingerprint = fingerprint(context, job, &inputs, device.isa().name())?;
     refuse_foreign(job)?;
-    if let Some(parent) = job.out.parent() {
-        std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-    }
-    let _lock = lock(job.out)?;
+    let _made = MadeFolders::above(job.out)?;
+    let _lock = Lock::take(job.out)?;
     OutputDir::recover(job.out)?;
     if let Some(record) = finished(job.out, &fingerprint)? {
         return Ok(Done { record, was_done: true });
@@ -96,7 +95,9 @@ pub(crate) fn execute(
     record.inputs = inputs;
     record.seed = context.seed;
     record.device = device.name();
-    work(folder.path(), &mut record)?;
+    if let Err(error) = work(folder.path(), &mut record) {
+        return Err(leave::behind(job.kind, folder.path(), error));
+    }
     record.outputs = output_digests(folder.path())?;
     record.finish(folder.path(), started, earlier_s)?;
     folder.commit()?;
@@ -105,17 +106,65 @@ pub(crate) fn execute(
 }
 
 /// A lock beside the stage's folder, held while the stage runs: two runs into one folder would destroy each other's work.
-fn lock(out: &Path) -> anyhow::Result<File> {
-    let name = out.file_name().map_or_else(|| "stage".into(), |name| name.to_string_lossy().into_owned());
-    let path = out.with_file_name(format!(".{name}.lock"));
-    let file = File::create(&path).map_err(aloe_record::Error::io("create", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            let text = format!("another process is writing {}; wait for it, or choose another --out", out.display());
-            Err(Failure::usage(text).into())
+/// Its file goes when it is released.
+struct Lock {
+    _file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    fn take(out: &Path) -> anyhow::Result<Self> {
+        let name = out.file_name().map_or_else(|| "stage".into(), |name| name.to_string_lossy().into_owned());
+        let path = out.with_file_name(format!(".{name}.lock"));
+        loop {
+            let file = File::create(&path).map_err(aloe_record::Error::io("create", &path))?;
+            match file.try_lock() {
+                // The holder before us may have removed the file between our opening and locking it.
+                Ok(()) if is_same_file(&file, &path) => return Ok(Self { _file: file, path }),
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let text =
+                        format!("another process is writing {}; wait for it, or choose another --out", out.display());
+                    return Err(Failure::usage(text).into());
+                }
+                Err(TryLockError::Error(error)) => return Err(aloe_record::Error::io("lock", &path)(error).into()),
+            }
         }
-        Err(TryLockError::Error(error)) => Err(aloe_record::Error::io("lock", &path)(error).into()),
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn is_same_file(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    match (file.metadata(), path.metadata()) {
+        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
+/// Folders above the stage's that were made for it; those still empty at the end go again.
+struct MadeFolders(Vec<PathBuf>);
+
+impl MadeFolders {
+    fn above(out: &Path) -> anyhow::Result<Self> {
+        let parent = out.parent().unwrap_or(Path::new("/"));
+        let missing = parent.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+        let missing: Vec<PathBuf> = missing.map(Path::to_path_buf).collect();
+        std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        Ok(Self(missing))
+    }
+}
+
+impl Drop for MadeFolders {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            let _ = std::fs::remove_dir(folder);
+        }
     }
 }
 
@@ -243,13 +292,24 @@ fn finished(out: &Path, fingerprint: &str) -> anyhow::Result<Option<Record>> {
     Ok(unchanged.then_some(record))
 }
 
+/// The program version since which a kind of stage gives the same results for the same settings and inputs. A change that
+/// alters a result's bytes (a kernel's arithmetic, a prompt's wording, a cleaning rule) sets it to the version being made (and `+1`,
+/// `+2` within one), and finished stages are made anew; a new version alone redoes nothing. The pinned digests of
+/// `tests/it/revisions.rs` notice a change that was forgotten here.
+fn results_since(kind: &str) -> &'static str {
+    match kind {
+        "pull" | "data" | "sft" | "dpo" | "merge" | "eval" | "redteam" | "card" => "0.1.0",
+        _ => env!("CARGO_PKG_VERSION"),
+    }
+}
+
 fn fingerprint(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &str) -> anyhow::Result<String> {
     // Training stages hold their dtype in their settings; the others but these two do not compute with a model.
     let computes = matches!(job.kind, "eval" | "redteam");
     let dtype = computes.then(|| format!("{:?}", context.dtype));
     let decides = json!({
         "kind": job.kind, "config": job.used, "inputs": inputs, "seed": context.seed, "dtype": dtype, "isa": isa,
-        "version": env!("CARGO_PKG_VERSION"),
+        "version": results_since(job.kind),
     });
     Ok(digest::bytes(serde_json::to_string(&decides)?.as_bytes()))
 }
@@ -360,8 +420,61 @@ mod tests {
     fn a_second_process_in_the_same_folder_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("stage");
-        let _held = lock(&out).unwrap();
-        assert!(lock(&out).is_err());
+        let held = Lock::take(&out).unwrap();
+        assert!(Lock::take(&out).is_err());
+        drop(held);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the lock's file stays");
+        Lock::take(&out).unwrap();
+    }
+
+    #[test]
+    fn a_failed_stage_leaves_no_lock_no_empty_folder_and_only_work_that_can_be_taken_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("runs/x/stage");
+        let (inputs, used) = (Inputs::new(), json!({}));
+        let fail = |kind: &str, file: &str, text: &str| {
+            let job = Job {
+                kind,
+                name: "d",
+                written: used.clone(),
+                used: used.clone(),
+                inputs: &inputs,
+                extra_files: vec![],
+                out: &out,
+            };
+            let failed = execute(&context(), &job, |folder, _| {
+                let path = folder.join(file);
+                std::fs::create_dir_all(path.parent().unwrap())?;
+                std::fs::write(path, text)?;
+                anyhow::bail!("no")
+            });
+            assert!(failed.is_err());
+            out.with_file_name(".stage.partial").exists()
+        };
+        assert!(!fail("sft", "metrics.jsonl", ""), "nothing was trained");
+        assert!(!fail("eval", ".answers.log", "00000000 {\"run\":\"x\"}\n"), "nothing was answered");
+        assert!(!fail("data", "train.jsonl", "{}\n"), "a data stage starts over");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "folders made for a failed stage stay");
+        assert!(fail("eval", ".answers.log", "01234567 {\"run\":\"x\"}\n01234567 {\"answered\":{}}\n"));
+        assert!(fail("sft", "state/step-0000000040/cursor.json", "{}"));
+        assert!(!out.with_file_name(".stage.lock").exists());
+    }
+
+    #[test]
+    fn a_new_program_version_alone_redoes_nothing() {
+        let (inputs, used) = (Inputs::new(), json!({}));
+        let job = Job {
+            kind: "sft",
+            name: "d",
+            written: used.clone(),
+            used,
+            inputs: &inputs,
+            extra_files: vec![],
+            out: Path::new("x"),
+        };
+        // The digest that version 0.1.0 wrote for this stage, worked out with sha256sum from the JSON text below.
+        let text = r#"{"kind":"sft","config":{},"inputs":{},"seed":1,"dtype":null,"isa":"x","version":"0.1.0"}"#;
+        assert_eq!(fingerprint(&context(), &job, &Map::new(), "x").unwrap(), digest::bytes(text.as_bytes()));
     }
 
     /// 5 s of earlier sessions and one that started 7 s before its last file: 12 s.

@@ -2,7 +2,8 @@
 
 use crate::cli::ChatArgs;
 use crate::commands::open_engine;
-use aloe_engine::{Completion, Engine, GenerateRequest, Prompt, Sampling};
+use crate::failure::Failure;
+use aloe_engine::{Completion, Engine, Error, GenerateRequest, Prompt, Sampling};
 use aloe_record::Cancel;
 use aloe_text::{Message, Role};
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
@@ -18,7 +19,11 @@ const NOTICE: &str =
 /// Talks until end of input, or answers `--prompt`.
 #[allow(clippy::print_stderr, reason = "the notice and the prompt mark belong to the terminal, not to the answer")]
 pub(crate) fn run(args: &ChatArgs, cancel: &Cancel) -> anyhow::Result<()> {
+    if let Some(mistake) = sampling(args).mistakes().into_iter().next() {
+        return Err(Failure::usage(mistake).into());
+    }
     let engine = open_engine(&args.model)?;
+    eprintln!("{NOTICE}");
     let mut messages = Vec::new();
     if !args.system.is_empty() {
         messages.push(Message { role: Role::System, content: args.system.clone() });
@@ -31,7 +36,6 @@ pub(crate) fn run(args: &ChatArgs, cancel: &Cancel) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    eprintln!("{NOTICE}");
     let is_terminal = std::io::stdin().is_terminal();
     let mut lines = std::io::stdin().lock().lines();
     for turn in 0.. {
@@ -49,6 +53,17 @@ pub(crate) fn run(args: &ChatArgs, cancel: &Cancel) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn sampling(args: &ChatArgs) -> Sampling {
+    Sampling {
+        max_new_tokens: args.max_new_tokens,
+        temperature: args.temperature,
+        top_p: args.top_p,
+        seed: args.model.common.seed,
+        stop: args.stop.clone(),
+        ..Sampling::default()
+    }
+}
+
 fn answer(
     engine: &Engine,
     args: &ChatArgs,
@@ -56,16 +71,8 @@ fn answer(
     turn: usize,
     cancel: &Cancel,
 ) -> anyhow::Result<Completion> {
-    let sampling = Sampling {
-        max_new_tokens: args.max_new_tokens,
-        temperature: args.temperature,
-        top_p: args.top_p,
-        seed: args.model.common.seed,
-        stop: args.stop.clone(),
-        ..Sampling::default()
-    };
     let prompt = Prompt::Messages(messages.to_vec());
-    let request = GenerateRequest { id: format!("chat/{turn}"), prompt, n: 1, sampling };
+    let request = GenerateRequest { id: format!("chat/{turn}"), prompt, n: 1, sampling: sampling(args) };
     let shows = !args.model.common.json;
     let mut out = std::io::stdout();
     let mut failed = None;
@@ -73,6 +80,11 @@ fn answer(
         if shows && failed.is_none() {
             failed = out.write_all(piece.as_bytes()).and_then(|()| out.flush()).err();
         }
+    });
+    // The request's id is ours; the person at the keyboard never saw it.
+    let completion = completion.map_err(|error| match error {
+        Error::Request { reason, .. } => anyhow::Error::from(Failure::usage(reason)),
+        error => error.into(),
     })?;
     if let Some(error) = failed {
         return Err(error.into());

@@ -1,7 +1,7 @@
 //! `aloe generate`: answers to requests from a file, one JSON line a request.
 
 use crate::cli::GenerateArgs;
-use crate::commands::{open_engine, requests, write_lines};
+use crate::commands::{open_engine, or_interrupted, requests, write_lines};
 use aloe_engine::GenerateRequest;
 use aloe_record::{Cancel, Progress};
 
@@ -20,7 +20,7 @@ pub(crate) fn run(args: &GenerateArgs, cancel: &Cancel) -> anyhow::Result<()> {
     })?;
     let engine = open_engine(&args.model)?;
     let progress = Progress::new("generate", rows.iter().map(|row| row.n as u64).sum(), "answers");
-    let results = engine.generate(&rows, &progress, cancel)?;
+    let results = or_interrupted(engine.generate(&rows, &progress, cancel))?;
     progress.finish();
     let lines = results.iter().map(|result| serde_json::to_value(result).unwrap_or_default());
     write_lines(args.out.as_deref(), args.model.common.json, lines)

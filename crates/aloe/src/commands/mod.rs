@@ -78,6 +78,16 @@ pub(crate) fn open_text(path: &Path) -> anyhow::Result<TextModel> {
     })
 }
 
+/// What an interruption of a command without stages means: its output is written whole at the end, or not at all.
+pub(crate) fn or_interrupted<T>(result: aloe_engine::Result<T>) -> anyhow::Result<T> {
+    result.map_err(|error| match error {
+        aloe_engine::Error::Record(aloe_record::Error::Cancelled) => {
+            anyhow::Error::from(error).context("interrupted; nothing was written, the same command starts over")
+        }
+        error => error.into(),
+    })
+}
+
 /// Writes JSON lines to a file (atomically) or to standard output. With `summary` a file's name and number of rows are
 /// printed as JSON.
 pub(crate) fn write_lines(

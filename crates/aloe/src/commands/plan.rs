@@ -12,11 +12,14 @@ pub(crate) fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let recipe = Recipe::read(&args.recipe)?;
     let out = output_folder(&recipe, args.out.as_deref())?;
     enter_root(&recipe)?;
-    let rows = plan::rows(&recipe, &out);
+    let plan = plan::plan(&recipe, &out);
     let missing = missing_files(&recipe);
     let mut output = std::io::stdout();
     if args.json {
-        let value = serde_json::json!({"recipe": recipe.name, "out": out, "stages": rows, "missing_files": missing});
+        let value = serde_json::json!({
+            "recipe": recipe.name, "out": out, "stages": plan.rows, "peak_bytes": plan.peak_bytes,
+            "tokenizer": plan.tokenizer, "measured_speed": plan.measured_speed, "missing_files": missing,
+        });
         writeln!(output, "{}", serde_json::to_string_pretty(&value)?)?;
         return Ok(());
     }
@@ -27,7 +30,7 @@ pub(crate) fn run(args: &PlanArgs) -> anyhow::Result<()> {
         recipe.stages.len(),
         out.display()
     )?;
-    writeln!(output, "{}", plan::table(&rows))?;
+    writeln!(output, "{}", plan::table(&plan))?;
     if !missing.is_empty() {
         writeln!(output, "Not at hand (aloe run would refuse to start):\n  {}", missing.join("\n  "))?;
     }

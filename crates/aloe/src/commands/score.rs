@@ -1,7 +1,7 @@
 //! `aloe score`: log-probabilities of given continuations, one JSON line a request.
 
 use crate::cli::ScoreArgs;
-use crate::commands::{open_engine, requests, write_lines};
+use crate::commands::{open_engine, or_interrupted, requests, write_lines};
 use aloe_engine::{ScoreRequest, ScoreResult};
 use aloe_record::{Cancel, Progress};
 use serde_json::json;
@@ -13,7 +13,7 @@ pub(crate) fn run(args: &ScoreArgs, cancel: &Cancel) -> anyhow::Result<()> {
     })?;
     let engine = open_engine(&args.model)?;
     let progress = Progress::new("score", rows.len() as u64, "requests");
-    let results = engine.score(&rows, &progress, cancel)?;
+    let results = or_interrupted(engine.score(&rows, &progress, cancel))?;
     progress.finish();
     write_lines(args.out.as_deref(), args.model.common.json, results.iter().map(to_json))
 }

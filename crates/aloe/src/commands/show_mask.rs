@@ -4,18 +4,22 @@ use crate::cli::ShowMaskArgs;
 use crate::commands::open_text;
 use crate::failure::Failure;
 use aloe_text::{Conversation, MaskStyle, show_mask};
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
 
 /// Encodes the row and prints it.
 pub(crate) fn run(args: &ShowMaskArgs) -> anyhow::Result<()> {
     let text = open_text(&args.model)?;
-    let content = std::fs::read_to_string(&args.data)
-        .map_err(|error| Failure::usage(format!("cannot read {}: {error}", args.data.display())))?;
-    let line = content.lines().nth(args.row).ok_or_else(|| {
-        Failure::usage(format!("{} has {} rows, no row {}", args.data.display(), content.lines().count(), args.row))
+    let text = match &args.chat_template {
+        Some(name) => text.with_template(name)?,
+        None => text,
+    };
+    let file = rows_file(&args.data)?;
+    let line = nth_line(&file, args.row)?;
+    let conversation: Conversation = serde_json::from_str(&line).map_err(|error| {
+        let hint = "show-mask shows rows with `messages`, as `aloe data run` writes them for sft";
+        Failure::usage(format!("{}:{}: {error}; {hint}", file.display(), args.row + 1))
     })?;
-    let conversation: Conversation = serde_json::from_str(line)
-        .map_err(|error| Failure::usage(format!("{}:{}: {error}", args.data.display(), args.row + 1)))?;
     let encoded = text.encode_conversation(&conversation)?;
     let mut out = std::io::stdout();
     if args.json {
@@ -28,4 +32,28 @@ pub(crate) fn run(args: &ShowMaskArgs) -> anyhow::Result<()> {
     let style = if out.is_terminal() { MaskStyle::Ansi } else { MaskStyle::Plain };
     writeln!(out, "{}", show_mask(&text, &encoded, style)?)?;
     Ok(())
+}
+
+/// The file of rows: the one given, or a data stage's `train.jsonl`.
+fn rows_file(data: &Path) -> anyhow::Result<PathBuf> {
+    let inside = data.join("train.jsonl");
+    if data.is_dir() && !inside.exists() {
+        let text = format!("{} holds no train.jsonl; give a file, or the folder of a data stage", data.display());
+        return Err(Failure::usage(text).into());
+    }
+    Ok(if data.is_dir() { inside } else { data.to_path_buf() })
+}
+
+/// Row `at` of a file, counted from 0; the file is read no further.
+fn nth_line(file: &Path, at: usize) -> anyhow::Result<String> {
+    let cannot = |error: std::io::Error| Failure::usage(format!("cannot read {}: {error}", file.display()));
+    let mut n_rows = 0;
+    for line in std::io::BufReader::new(std::fs::File::open(file).map_err(cannot)?).lines() {
+        let line = line.map_err(cannot)?;
+        if n_rows == at {
+            return Ok(line);
+        }
+        n_rows += 1;
+    }
+    Err(Failure::usage(format!("{} has {n_rows} rows, counted from 0; there is no row {at}", file.display())).into())
 }

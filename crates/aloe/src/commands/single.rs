@@ -6,6 +6,7 @@ use crate::commands::run::{enter_root, output_folder, run_stage};
 use crate::commands::threads_of;
 use crate::failure::Failure;
 use crate::recipe::checked::Recipe;
+use crate::recipe::stage_config::source_mistake;
 use crate::stage::{Context, Done};
 use aloe_record::Cancel;
 use anyhow::Context as _;
@@ -42,6 +43,9 @@ pub(crate) fn stage(kind: &str, args: &StageArgs, cancel: &Cancel) -> anyhow::Re
 
 /// `aloe pull`.
 pub(crate) fn pull(args: &PullArgs, cancel: &Cancel) -> anyhow::Result<()> {
+    if let Some(mistake) = source_mistake(&args.source) {
+        return Err(Failure::usage(mistake).into());
+    }
     let mut entry = Table::new();
     let source = if args.source.contains(':') { args.source.clone() } else { absolute(Path::new(&args.source))? };
     entry.insert("source".into(), Value::String(source));

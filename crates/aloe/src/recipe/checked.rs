@@ -109,6 +109,7 @@ impl Recipe {
         let recipe = check(path, text, &mut mistakes);
         mistakes.sort();
         mistakes.dedup();
+        gather_unset(&mut mistakes);
         match recipe {
             Some(recipe) if mistakes.is_empty() => Ok(recipe),
             _ => Err(Failure::usage(shown(path, &mistakes)).into()),
@@ -129,6 +130,30 @@ impl Recipe {
             let names: Vec<&str> = self.stages.iter().map(|stage| stage.name.as_str()).collect();
             Failure::usage(format!("the recipe has no stage {name:?}; it has {}", names.join(", "))).into()
         })
+    }
+}
+
+/// How the mistake about an unset variable begins.
+const UNSET: &str = "the environment variable ";
+
+/// One mistake for each unset variable, on the first line that names it, with the number of places and what to type.
+fn gather_unset(mistakes: &mut Vec<Mistake>) {
+    let all = std::mem::take(mistakes);
+    let n_places = |text: &str| all.iter().filter(|mistake| mistake.text == text).count();
+    for mistake in &all {
+        let Some(rest) = mistake.text.strip_prefix(UNSET) else {
+            mistakes.push(mistake.clone());
+            continue;
+        };
+        let name = rest.split(' ').next().unwrap_or_default();
+        if !mistakes.iter().any(|seen| seen.text.starts_with(&mistake.text)) {
+            let places = match n_places(&mistake.text) {
+                1 => String::new(),
+                n => format!(" ({n} lines name it)"),
+            };
+            let text = format!("{}{places}; set it, for example: export {name}=/path/to/folder", mistake.text);
+            mistakes.push(Mistake { line: mistake.line, text });
+        }
     }
 }
 
@@ -355,7 +380,7 @@ fn expand(text: &str, value: &mut Spanned<DeValue<'_>>, mistakes: &mut Vec<Mista
                     let expanded = format!("{replacement}{}", &found[1 + name.len()..]);
                     *found = std::borrow::Cow::Owned(expanded);
                 }
-                Err(_) => mistakes.push(Mistake { line, text: format!("the environment variable {name} is not set") }),
+                Err(_) => mistakes.push(Mistake { line, text: format!("{UNSET}{name} is not set") }),
             }
         }
         DeValue::Array(items) => {

@@ -142,6 +142,19 @@ const REDTEAM: &[Key] = &[
     ("seed", "seed of the sample; default the recipe's or --seed"),
 ];
 
+const CARD: &[Key] = &[
+    ("model_name", "name of the model, also the id in the code examples"),
+    ("base_model", "the base model's name or Hub id"),
+    ("developed_by", "who made it"),
+    ("contact", "where to write to"),
+    ("licence", "licence of the result, a Hub identifier"),
+    ("also_licensed", "further licences that the result carries"),
+    ("languages", "language codes, such as [\"en\"]"),
+    ("power", "table: device_w (watts), intensity_kg_per_kwh, intensity_source, pue (1 by default)"),
+    ("cited", "published figures of others: list of { what, value, source }"),
+    ("warning", "a warning printed at the top"),
+];
+
 const HEADING: &str = "Settings: keys of --set KEY=VALUE, of --config FILE and of a recipe's stage";
 
 /// The keys of `aloe sft`, with an example.
@@ -216,6 +229,17 @@ pub(crate) fn redteam() -> String {
          starter/redteam/questions.jsonl --harmless starter/redteam/harmless.jsonl --set n_prompts=60 --out runs/redteam\n\nWrites \
          results.json, samples.jsonl and record.json into --out.",
         list(REDTEAM, &defaults).replace("@STYLES@", &styles().join(", "))
+    )
+}
+
+/// The keys of `aloe card`, with an example. Its records come from the recipe's `from`.
+pub(crate) fn card() -> String {
+    let required = r#"{"model_name": "", "base_model": "", "developed_by": "", "contact": "", "licence": "", "languages": [],
+        "power": {"device_w": 1.0, "intensity_kg_per_kwh": 1.0, "intensity_source": ""}}"#;
+    format!(
+        "Settings: keys of the recipe's stage\n{}\nExample:\n  aloe card --recipe recipes/quickstart.toml --stage card --out \
+         runs/quickstart\n\nWrites README.md and record.json.",
+        list(CARD, &minimal::<crate::card::CardConfig>(required))
     )
 }
 
@@ -319,6 +343,7 @@ mod tests {
         check::<aloe_data::Dedup>(&[DEDUP]);
         check::<EvalStage>(&[EVAL]);
         check::<RedteamStage>(&[REDTEAM]);
+        check::<crate::card::CardConfig>(&[CARD]);
     }
 
     /// Every choice that the reader accepts for a key stands in the key's sentence.

@@ -1,7 +1,7 @@
 //! Recipes: one TOML file with a list of stages that form a graph.
 //!
 //! `raw` reads what was written, `checked` turns it into typed stages (`stage_config`, `eval_stage`, `redteam_stage`) and finds
-//! every mistake, `plan` estimates.
+//! every mistake, `plan` (with `sizes`) estimates, `keys` is the help on settings.
 
 pub(crate) mod checked;
 pub(crate) mod eval_stage;
@@ -9,4 +9,5 @@ pub(crate) mod keys;
 pub(crate) mod plan;
 pub(crate) mod raw;
 pub(crate) mod redteam_stage;
+pub(crate) mod sizes;
 pub(crate) mod stage_config;

