@@ -66,10 +66,15 @@ impl OutputDir {
         Ok(Self { target: target.to_path_buf(), partial })
     }
 
-    /// Puts back an older target that a kill between the two renames of [`OutputDir::commit`] left under its other name.
+    /// Ends a [`OutputDir::commit`] that was cut off: puts back an older target that stands under its other name, or removes
+    /// it where the new one is already in its place.
     pub fn recover(target: &Path) -> Result<()> {
         let old = old_name(target);
-        if !target.exists() && old.exists() { rename(&old, target) } else { Ok(()) }
+        match (target.exists(), old.exists()) {
+            (false, true) => rename(&old, target),
+            (true, true) => fs::remove_dir_all(&old).map_err(Error::io("remove", &old)),
+            (_, false) => Ok(()),
+        }
     }
 
     /// Where to write until the commit.
@@ -200,6 +205,42 @@ mod tests {
         assert!(target.join("old").exists());
         OutputDir::resume(&target).unwrap().commit().unwrap();
         assert!(target.join("new").exists() && !old_name(&target).exists());
+    }
+
+    #[test]
+    fn a_commit_whose_last_step_failed_is_ended_by_the_next_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("stage");
+        for folder in [&target, &old_name(&target)] {
+            fs::create_dir(folder).unwrap();
+            write(&folder.join("a"), folder.to_string_lossy().as_bytes()).unwrap();
+        }
+        OutputDir::recover(&target).unwrap();
+        assert_eq!(fs::read(target.join("a")).unwrap(), target.to_string_lossy().as_bytes());
+        assert!(!old_name(&target).exists());
+    }
+
+    #[test]
+    fn a_folder_is_renamed_before_it_is_removed_and_what_an_earlier_attempt_left_goes_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("state");
+        fs::create_dir_all(folder.join("inner")).unwrap();
+        fs::create_dir(old_name(&folder)).unwrap();
+        remove_folder(&folder).unwrap();
+        remove_folder(&folder).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // Where the other name cannot be taken, the folder stays whole under its own.
+        fs::create_dir_all(folder.join("inner")).unwrap();
+        fs::write(old_name(&folder), b"a file in the way").unwrap();
+        assert!(remove_folder(&folder).is_err() && folder.join("inner").exists());
+    }
+
+    #[test]
+    fn a_limit_on_file_size_and_a_full_disk_are_storage_and_a_missing_file_is_not() {
+        use std::io::ErrorKind::{FileTooLarge, NotFound, StorageFull};
+        let error = |kind: std::io::ErrorKind| Error::io("write", Path::new("a"))(kind.into());
+        assert!(error(FileTooLarge).is_storage() && error(StorageFull).is_storage() && !error(NotFound).is_storage());
+        assert!(crate::is_storage(&std::io::Error::from_raw_os_error(5)));
     }
 
     #[test]
