@@ -181,3 +181,78 @@ pub(crate) fn write_samples<T: Serialize>(path: &Path, samples: &[T]) -> Result<
         Ok::<(), crate::Error>(())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Strategy;
+    use aloe_task::{Protocol, Subject};
+
+    fn config(split: Split, limit: Option<usize>) -> EvalConfig {
+        let mut config = EvalConfig::new(vec![], "data".into(), Protocol::LmEval, Strategy::Loglikelihood);
+        config.split = split;
+        config.limit = limit;
+        config
+    }
+
+    fn samples(n: usize) -> Vec<Sample> {
+        let row = r#"{"task": "", "id": "", "index": 0, "subject": "", "n_choices": 4, "key": 0, "predicted": 0,
+                      "correct": true, "correct_norm": true, "prompt_sha256": ""}"#;
+        vec![serde_json::from_str(row).unwrap(); n]
+    }
+
+    fn result(task: Task, n: usize, n_whole: usize, split: Split) -> TaskResult {
+        TaskResult::of(task, &samples(n), n_whole, &config(split, None), Map::new())
+    }
+
+    /// The published sizes: PubMedQA 500, MMLU anatomy 135.
+    #[test]
+    fn a_limit_a_smaller_file_another_split_and_starter_questions_are_not_comparable() {
+        let check = |result: TaskResult, words: &str| {
+            assert!(result.comparability.contains(words), "{}", result.comparability);
+            assert_eq!(result.comparability == COMPARABLE, words == COMPARABLE);
+        };
+        check(result(Task::Pubmedqa, 500, 500, Split::Test), COMPARABLE);
+        check(result(Task::Pubmedqa, 20, 500, Split::Test), "not comparable: the first 20 of 500 questions");
+        check(
+            result(Task::Pubmedqa, 450, 450, Split::Test),
+            "not comparable: 450 of the published set's 500 questions",
+        );
+        check(result(Task::Pubmedqa, 500, 500, Split::Validation), "not comparable: the validation split");
+        check(result(Task::StarterMcqa, 60, 60, Split::Test), "not comparable: starter questions");
+    }
+
+    /// One of the six MMLU subjects is cut short: their mean, and every average over it, says so; no other does.
+    #[test]
+    fn an_average_over_a_task_that_is_cut_short_is_not_comparable() {
+        let mut tasks: Vec<TaskResult> = Subject::ALL
+            .map(Task::Mmlu)
+            .into_iter()
+            .chain([Task::Medqa4, Task::Medmcqa, Task::Pubmedqa, Task::CareqaEn])
+            .map(|task| {
+                let n = task.published_test_len().unwrap();
+                result(task, n, n, Split::Test)
+            })
+            .collect();
+        let identity = EngineIdentity {
+            name: "m".into(),
+            weights: String::new(),
+            text: String::new(),
+            dtype: "f32".into(),
+            path: String::new(),
+        };
+        let groups = |tasks: &[TaskResult]| {
+            let results = EvalResults::new(&identity, &config(Split::Test, None), None, tasks.to_vec());
+            results.groups.into_iter().map(|one| (one.group.name, one.comparability)).collect::<Vec<_>>()
+        };
+        let names = ["mmlu_medical (macro mean)", "multimedqa (size-weighted)", "arithmetic mean (all sets)"];
+        let whole = groups(&tasks);
+        assert_eq!(whole.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>()[..3], names);
+        assert_eq!(whole[3].0, "arithmetic mean (without PubMedQA)");
+        assert!(whole.iter().all(|(_, comparability)| comparability == COMPARABLE), "{whole:?}");
+        tasks[0] = result(Task::Mmlu(Subject::ALL[0]), 5, 135, Split::Test);
+        assert!(groups(&tasks).iter().all(|(_, words)| words == "not comparable: 1 of its tasks are not whole"));
+        tasks.remove(0);
+        assert!(groups(&tasks).is_empty(), "an average needs all its tasks: {:?}", groups(&tasks));
+    }
+}

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on says so and stops")]
 
 mod bad_input;
+mod endpoint;
 mod recipes;
 mod road;
 mod tidy;

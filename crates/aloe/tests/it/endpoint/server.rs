@@ -1,0 +1,200 @@
+//! A loopback server with OpenAI's paths for the tests of endpoints: it answers by a function, or by a real small model
+//! through our own engine, and remembers what it was asked.
+
+use aloe_engine::{Continuation, Engine, EngineOptions, GenerateRequest, Prompt, Sampling, ScoreRequest};
+use aloe_record::{Cancel, Progress};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+/// What the server does with a request.
+pub(crate) enum Reply {
+    /// Status 200.
+    Json(Value),
+    /// Another status, with a header line that may be empty.
+    Status(&'static str, &'static str),
+    /// The connection is closed without an answer, as by a process that died.
+    Dies,
+}
+
+/// One request as it came.
+#[derive(Clone)]
+pub(crate) struct Asked {
+    /// `/completions` or `/chat/completions`.
+    pub(crate) path: String,
+    /// The body.
+    pub(crate) body: Value,
+}
+
+type Answer = dyn Fn(usize, &Asked) -> Reply + Send + Sync;
+
+/// A server that lives until the test ends. It serves the model `m`.
+pub(crate) struct Server {
+    address: String,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Server {
+    /// Answers the n-th request (from 0; `/models` is not counted) by `answer`.
+    pub(crate) fn start(answer: impl Fn(usize, &Asked) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}/v1", listener.local_addr().unwrap());
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (answer, seen): (Arc<Answer>, _) = (Arc::new(answer), Arc::clone(&asked));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (answer, seen) = (Arc::clone(&answer), Arc::clone(&seen));
+                std::thread::spawn(move || while serve(&stream, &*answer, &seen).is_some() {});
+            }
+        });
+        Self { address, asked }
+    }
+
+    /// `http://host:port/v1#m`.
+    pub(crate) fn model(&self) -> String {
+        format!("{}#m", self.address)
+    }
+
+    /// Everything asked so far.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// How many requests came so far.
+    pub(crate) fn n_asked(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+}
+
+fn serve(mut stream: &TcpStream, answer: &Answer, seen: &Mutex<Vec<Asked>>) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    let mut first = String::new();
+    reader.read_line(&mut first).ok().filter(|&n| n > 0)?;
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().ok()?;
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let path = first.split(' ').nth(1)?.strip_prefix("/v1")?.to_owned();
+    let reply = if path == "/models" {
+        Reply::Json(json!({"data": [{"id": "m", "root": "weights"}]}))
+    } else {
+        let asked = Asked { path, body: serde_json::from_slice(&body).ok()? };
+        let at = {
+            let mut seen = seen.lock().unwrap();
+            seen.push(asked.clone());
+            seen.len() - 1
+        };
+        answer(at, &asked)
+    };
+    let (status, header, text) = match reply {
+        Reply::Json(value) => ("200 OK", "", value.to_string()),
+        Reply::Status(status, header) => (status, header, json!({ "error": status }).to_string()),
+        Reply::Dies => {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+            return None;
+        }
+    };
+    let header = if header.is_empty() { String::new() } else { format!("{header}\r\n") };
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n{header}content-length: {}\r\n\r\n",
+        text.len()
+    );
+    stream.write_all(format!("{head}{text}").as_bytes()).ok()
+}
+
+/// A completion or chat answer that holds `text`.
+pub(crate) fn text(text: &str) -> Reply {
+    Reply::Json(json!({"choices": [{"text": text, "message": {"content": text}, "finish_reason": "stop"}]}))
+}
+
+/// The ids of a request's prompt.
+pub(crate) fn prompt_ids(asked: &Asked) -> Vec<u32> {
+    asked.body["prompt"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// A real model behind the server, in f32.
+pub(crate) struct Model {
+    engine: Mutex<Engine>,
+}
+
+impl Model {
+    pub(crate) fn open(folder: &Path) -> Self {
+        let options = EngineOptions { dtype: aloe_tensor::Dtype::F32, threads: 1, ..EngineOptions::default() };
+        Self { engine: Mutex::new(Engine::open(folder.to_str().unwrap(), &options).unwrap()) }
+    }
+
+    /// Log-probabilities in the form of `echo`, with an entry more where a new token was asked for.
+    pub(crate) fn echo(&self, asked: &Asked) -> Reply {
+        let scored = self.score(&prompt_ids(asked));
+        let mut logps: Vec<Value> = vec![Value::Null];
+        let mut tops = vec![Value::Null];
+        for (logp, is_best) in &scored {
+            logps.push(json!(logp));
+            tops.push(json!({ "best": if *is_best { *logp } else { logp + 0.5 } }));
+        }
+        if asked.body["max_tokens"] == 1 {
+            logps.push(json!(-0.25));
+            tops.push(json!({"best": -0.25}));
+        }
+        let usage = json!({"prompt_tokens": prompt_ids(asked).len()});
+        let logprobs = json!({"token_logprobs": logps, "top_logprobs": tops});
+        Reply::Json(json!({"choices": [{"text": "", "logprobs": logprobs}], "usage": usage}))
+    }
+
+    /// Log-probabilities in the form of vLLM's `prompt_logprobs`.
+    pub(crate) fn by_id(&self, asked: &Asked) -> Reply {
+        let ids = prompt_ids(asked);
+        let mut entries = vec![Value::Null];
+        for (id, (logp, is_best)) in ids[1..].iter().zip(self.score(&ids)) {
+            let mut entry = json!({ id.to_string(): {"logprob": logp, "rank": if is_best { 1 } else { 2 }} });
+            if !is_best {
+                entry["x"] = json!({"logprob": logp + 0.5, "rank": 1});
+            }
+            entries.push(entry);
+        }
+        Reply::Json(json!({"choices": [{"text": "", "prompt_logprobs": entries}]}))
+    }
+
+    /// One answer, drawn as the request says.
+    pub(crate) fn complete(&self, asked: &Asked) -> Reply {
+        let body = &asked.body;
+        let stop_ids = body["stop_token_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32);
+        let sampling = Sampling {
+            max_new_tokens: body["max_tokens"].as_u64().unwrap() as usize,
+            temperature: body["temperature"].as_f64().unwrap() as f32,
+            top_p: body["top_p"].as_f64().unwrap() as f32,
+            seed: body["seed"].as_u64().unwrap(),
+            stop_ids: stop_ids.collect(),
+            ..Sampling::default()
+        };
+        let request = GenerateRequest { id: "served".into(), prompt: Prompt::Ids(prompt_ids(asked)), n: 1, sampling };
+        let engine = self.engine.lock().unwrap();
+        let result = engine.generate(&[request], &Progress::silent(), &Cancel::default()).unwrap().remove(0);
+        text(&result.completions[0].text)
+    }
+
+    /// (log-probability, is the most probable) of each id from the second on.
+    fn score(&self, ids: &[u32]) -> Vec<(f64, bool)> {
+        let requests: Vec<ScoreRequest> = (1..ids.len())
+            .map(|at| ScoreRequest {
+                id: at.to_string(),
+                prompt: Prompt::Ids(ids[..at].to_vec()),
+                continuations: vec![Continuation::Ids(vec![ids[at]])],
+            })
+            .collect();
+        let engine = self.engine.lock().unwrap();
+        let results = engine.score(&requests, &Progress::silent(), &Cancel::default()).unwrap();
+        results.iter().map(|result| (result.continuations[0].logps[0], result.continuations[0].is_greedy)).collect()
+    }
+}
