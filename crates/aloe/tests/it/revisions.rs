@@ -1,0 +1,77 @@
+//! What a stage writes is pinned, so that a change of results is seen and `results_since` (aloe/src/stage.rs) is set for its kind:
+//! otherwise a finished stage of the older program would pass for one of this program.
+
+use crate::{root, run, stories};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The CPU path on which the digests below were taken; on another one the bits may differ.
+const PATH: &str = "avx512-bf16";
+
+/// Digest of each stage's files (records and the card aside) on the tiny recipe, in f32 and bf16.
+const PINNED: [(&str, &str, &str); 9] = [
+    ("base", "08c0bfcc28c3169e", "08c0bfcc28c3169e"),
+    ("rows", "35c3c314caf0023c", "35c3c314caf0023c"),
+    ("pairs", "e62657d1ffa20fe3", "e62657d1ffa20fe3"),
+    ("sft-a", "5cd67312240c52cb", "f4cc4da49dce83dc"),
+    ("sft-b", "1dbae3c15d80e0e4", "8df32f15970e66a8"),
+    ("merge", "7c6a2b3682f7e157", "2e939c3602835a20"),
+    ("dpo", "9b47c5252453f62c", "e300b8d27ef29339"),
+    ("after", "63ac879ce2f53876", "4edfde782c1d2c5a"),
+    ("attacks", "45ca7f1be30fa9be", "d2d5b69d4e4f7240"),
+];
+
+/// One digest over the names and contents of a stage's files.
+fn digest(stage: &Path) -> String {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![stage.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if !path.ends_with("record.json") {
+                let name = path.strip_prefix(stage).unwrap().to_string_lossy().into_owned();
+                files.insert(name, aloe_record::digest::file(&path).unwrap());
+            }
+        }
+    }
+    aloe_record::digest::bytes(format!("{files:?}").as_bytes())[..16].to_owned()
+}
+
+fn digests(dir: &Path, stories: &Path, dtype: &str) -> Option<Vec<String>> {
+    let starter = root().join("starter").canonicalize().unwrap();
+    let text = include_str!("tiny.toml")
+        .replace("@STORIES@", &stories.display().to_string())
+        .replace("@STARTER@", &starter.display().to_string())
+        .replace("dtype = \"f32\"", &format!("dtype = \"{dtype}\""));
+    let recipe = dir.join(format!("{dtype}.toml"));
+    std::fs::write(&recipe, text).unwrap();
+    let out = dir.join(dtype);
+    let (_, stderr, code) = run(&["run", recipe.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    assert_eq!(code, 0, "{stderr}");
+    let record = std::fs::read_to_string(out.join("base/record.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    if !record["device"].as_str().unwrap().starts_with(&format!("{PATH},")) {
+        return None;
+    }
+    Some(PINNED.iter().map(|(stage, _, _)| digest(&out.join(stage))).collect())
+}
+
+#[test]
+fn a_stage_whose_results_changed_says_so_in_results_since() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (Some(f32), Some(bf16)) = (digests(dir.path(), &stories, "f32"), digests(dir.path(), &stories, "bf16")) else {
+        eprintln!("not run: the digests belong to the CPU path {PATH}");
+        return;
+    };
+    let found: Vec<(&str, &str, &str)> =
+        PINNED.iter().zip(&f32).zip(&bf16).map(|((pin, f32), bf16)| (pin.0, f32.as_str(), bf16.as_str())).collect();
+    let lines: String = found.iter().map(|pin| format!("    {pin:?},\n")).collect();
+    assert!(
+        found == PINNED,
+        "results changed. If that is meant, set `results_since` of the kinds concerned in aloe/src/stage.rs to the version being made, \
+         write the reason into LOG.md, and pin:\n{lines}"
+    );
+}
