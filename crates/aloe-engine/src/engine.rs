@@ -1,6 +1,9 @@
 //! Opening a model and the three calls. Where in the walk: strategies build requests, this answers them.
 
-use crate::{Completion, Endpoint, Error, GenerateRequest, GenerateResult, Local, Result, ScoreRequest, ScoreResult};
+use crate::{
+    Completion, Endpoint, EngineCounts, Error, GenerateRequest, GenerateResult, Local, Result, ScoreRequest,
+    ScoreResult,
+};
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::Dtype;
 use serde::{Deserialize, Serialize};
@@ -13,8 +16,8 @@ pub struct EngineOptions {
     pub dtype: Dtype,
     /// Threads; 0 takes all cores.
     pub threads: usize,
-    /// The most memory for keys and values, in bytes.
-    pub kv_budget_bytes: usize,
+    /// The most memory for keys and values, in bytes; `None` takes a quarter of the memory that is free at opening.
+    pub kv_budget_bytes: Option<usize>,
     /// The most sequences decoded in one step.
     pub max_batch: usize,
     /// Folder or `.gguf` file whose tokenizer and template render prompts for an endpoint.
@@ -28,7 +31,7 @@ impl Default for EngineOptions {
         Self {
             dtype: Dtype::Bf16,
             threads: 0,
-            kv_budget_bytes: 2 << 30,
+            kv_budget_bytes: None,
             max_batch: 32,
             tokenizer: None,
             server_template: false,
@@ -75,7 +78,8 @@ impl Engine {
         Ok(Self::Local(Box::new(Local::open(path, options)?)))
     }
 
-    /// The log-probability of each continuation of each request, in the order of the requests.
+    /// The log-probability of each continuation of each request, in the order of the requests. A request that cannot be
+    /// answered fails the call before anything is computed.
     pub fn score(&self, requests: &[ScoreRequest], progress: &Progress, cancel: &Cancel) -> Result<Vec<ScoreResult>> {
         match self {
             Self::Local(local) => local.score(requests, progress, cancel),
@@ -83,21 +87,62 @@ impl Engine {
         }
     }
 
-    /// `n` answers to each request, in the order of the requests.
+    /// As [`Engine::score`], but a request that cannot be answered gets its error in its place and the others go on. An
+    /// error of the whole call is an interrupt or a fault of the model or the server.
+    pub fn score_each(
+        &self,
+        requests: &[ScoreRequest],
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Vec<Result<ScoreResult>>> {
+        match self {
+            Self::Local(local) => local.score_each(requests, progress, cancel),
+            Self::Endpoint(endpoint) => Ok(endpoint.score(requests, progress, cancel)?.into_iter().map(Ok).collect()),
+        }
+    }
+
+    /// `n` answers to each request, in the order of the requests. A request that cannot be answered fails the call before
+    /// anything is computed.
     pub fn generate(
         &self,
         requests: &[GenerateRequest],
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<GenerateResult>> {
-        for request in requests {
-            if let Some(mistake) = request.sampling.mistakes().into_iter().next() {
-                return Err(Error::Request { id: request.id.clone(), reason: mistake });
-            }
-        }
+        requests.iter().try_for_each(check_sampling)?;
         match self {
             Self::Local(local) => local.generate(requests, progress, cancel),
             Self::Endpoint(endpoint) => endpoint.generate(requests, progress, cancel),
+        }
+    }
+
+    /// As [`Engine::generate`], but a request that cannot be answered gets its error in its place and the others go on.
+    pub fn generate_each(
+        &self,
+        requests: &[GenerateRequest],
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Vec<Result<GenerateResult>>> {
+        match self {
+            Self::Local(local) => local.generate_each(requests, progress, cancel),
+            Self::Endpoint(endpoint) => {
+                let mut good = requests.to_vec();
+                good.retain(|request| check_sampling(request).is_ok());
+                let mut answered = endpoint.generate(&good, progress, cancel)?.into_iter();
+                let result = |request| match check_sampling(request) {
+                    Ok(()) => answered.next().map(Ok),
+                    Err(error) => Some(Err(error)),
+                };
+                Ok(requests.iter().filter_map(result).collect())
+            }
+        }
+    }
+
+    /// What a local model computed since it was opened; `None` for an endpoint.
+    pub fn counts(&self) -> Option<EngineCounts> {
+        match self {
+            Self::Local(local) => Some(local.counts()),
+            Self::Endpoint(_) => None,
         }
     }
 
@@ -108,9 +153,7 @@ impl Engine {
         cancel: &Cancel,
         on_text: &mut dyn FnMut(&str),
     ) -> Result<Completion> {
-        if let Some(mistake) = request.sampling.mistakes().into_iter().next() {
-            return Err(Error::Request { id: request.id.clone(), reason: mistake });
-        }
+        check_sampling(request)?;
         match self {
             Self::Local(local) => local.generate_streaming(request, cancel, on_text),
             Self::Endpoint(endpoint) => {
@@ -149,5 +192,12 @@ impl Engine {
             Self::Local(local) => Some(&local.text),
             Self::Endpoint(endpoint) => endpoint.text.as_ref(),
         }
+    }
+}
+
+pub(crate) fn check_sampling(request: &GenerateRequest) -> Result<()> {
+    match request.sampling.mistakes().into_iter().next() {
+        Some(reason) => Err(Error::Request { id: request.id.clone(), reason }),
+        None => Ok(()),
     }
 }

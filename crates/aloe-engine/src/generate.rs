@@ -1,32 +1,48 @@
-//! Generation with a local model: continuous batching over one decode step.
+//! Generation with a local model: continuous batching over a prefix tree.
 //!
-//! Every (request, sample) is one sequence. A request's prompt is computed once and its samples branch from it. New
-//! sequences join as others end, within the batch limit and the memory budget for keys and values. Which sequences share
-//! a step changes no bit of any of them.
+//! The prompts of a call form one tree; what they share is computed once. Every (request, sample) is one sequence that
+//! branches from its prompt's end. Each pass holds one row for every running sequence and, while there is room, further
+//! nodes of the tree: sequences join as others end. Keys and values stay within the budget: prompts wait, prefixes kept for
+//! later are dropped, and the youngest sequences give up theirs and run their ids again afterwards. Which sequences share a
+//! pass, and what was evicted, changes no bit of any of them.
 
+use crate::engine::check_sampling;
 use crate::local::PACK_TOKENS;
+use crate::sample::draw_tokens;
 use crate::sequence::{Sequence, SequencePlan, StopRules};
+use crate::tree::{ROOT, Tree};
+use crate::walk::{Selection, Walk};
 use crate::{Completion, Error, FinishReason, GenerateRequest, GenerateResult, Local, Result};
-use aloe_model::KvCache;
+use aloe_model::{KvCache, Pass};
 use aloe_record::{Cancel, Progress};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
-/// A prompt whose keys and values are computed, with the logits after its last token, `[V]` f32.
+/// The most prompt tokens that join one pass: running sequences wait no longer for their next token than that takes.
+const PREFILL_TOKENS: usize = 512;
+
+/// A prompt that has been computed, with the logits after its last token `[V]`, and samples still to be started.
 struct Root {
+    request: usize,
     cache: KvCache,
-    logits: Vec<f32>,
-    samples_left: usize,
+    logits: Arc<Vec<f32>>,
+    n_started: usize,
 }
 
 /// The state of one call of [`crate::Engine::generate`].
-struct Schedule<'a> {
+pub(crate) struct Schedule<'a> {
     local: &'a Local,
     requests: &'a [GenerateRequest],
     prompts: Vec<Vec<u32>>,
-    unstarted: VecDeque<usize>,
-    roots: BTreeMap<usize, Root>,
+    walk: Walk,
+    /// Requests whose prompt ends with the node.
+    ending: HashMap<usize, Vec<usize>>,
+    roots: VecDeque<Root>,
+    /// Oldest first.
     active: Vec<Sequence>,
+    evicted: VecDeque<Sequence>,
     answers: Vec<Vec<Option<Completion>>>,
+    page_bytes: usize,
 }
 
 impl Local {
@@ -37,14 +53,32 @@ impl Local {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<GenerateResult>> {
-        let mut schedule = Schedule::new(self, requests)?;
-        while schedule.is_unfinished() {
-            cancel.check()?;
-            schedule.admit()?;
-            schedule.step()?;
-            progress.advance(schedule.retire());
+        let prompts = requests.iter().map(|request| self.checked_prompt(request)).collect::<Result<Vec<_>>>()?;
+        Schedule::new(self, requests, prompts).finish(progress, cancel)
+    }
+
+    /// See [`crate::Engine::generate_each`].
+    pub(crate) fn generate_each(
+        &self,
+        requests: &[GenerateRequest],
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Vec<Result<GenerateResult>>> {
+        let (mut good, mut prompts) = (Vec::new(), Vec::new());
+        let mut refused = Vec::with_capacity(requests.len());
+        for request in requests {
+            refused.push(match self.checked_prompt(request) {
+                Ok(prompt) => {
+                    good.push(request.clone());
+                    prompts.push(prompt);
+                    None
+                }
+                Err(error) => Some(error),
+            });
         }
-        Ok(schedule.into_results())
+        let mut answered = Schedule::new(self, &good, prompts).finish(progress, cancel)?.into_iter();
+        let result = |refused: Option<_>| refused.map_or_else(|| answered.next().map(Ok), |error| Some(Err(error)));
+        Ok(refused.into_iter().filter_map(result).collect())
     }
 
     /// See [`crate::Engine::generate_streaming`].
@@ -54,13 +88,12 @@ impl Local {
         cancel: &Cancel,
         on_text: &mut dyn FnMut(&str),
     ) -> Result<Completion> {
-        let request = GenerateRequest { n: 1, ..request.clone() };
-        let requests = std::slice::from_ref(&request);
-        let mut schedule = Schedule::new(self, requests)?;
+        let requests = [GenerateRequest { n: 1, ..request.clone() }];
+        let prompts = vec![self.checked_prompt(&requests[0])?];
+        let mut schedule = Schedule::new(self, &requests, prompts);
         let mut n_shown = 0;
         while schedule.is_unfinished() {
             cancel.check()?;
-            schedule.admit()?;
             schedule.step()?;
             if let Some(sequence) = schedule.active.first() {
                 let settled = sequence.settled_text();
@@ -76,119 +109,225 @@ impl Local {
         Ok(completion)
     }
 
-    /// The most tokens one request may add, given its prompt and the model's context.
-    fn room(&self, request: &GenerateRequest, prompt_len: usize) -> Result<usize> {
+    /// The prompt's ids, with everything checked that could stop the request later.
+    fn checked_prompt(&self, request: &GenerateRequest) -> Result<Vec<u32>> {
+        check_sampling(request)?;
+        let prompt = self.prompt_ids(&request.id, &request.prompt)?;
         let limit = self.context_len();
-        if prompt_len >= limit {
+        if prompt.len() >= limit {
             return Err(Error::Request {
                 id: request.id.clone(),
-                reason: format!("the prompt's {prompt_len} tokens fill the model's context of {limit}"),
+                reason: format!("the prompt's {} tokens fill the model's context of {limit}", prompt.len()),
             });
         }
-        Ok(request.sampling.max_new_tokens.min(limit - prompt_len))
+        self.check_kv_budget(&request.id, prompt.len() + self.room(request, prompt.len()))?;
+        Ok(prompt)
+    }
+
+    /// The most tokens a request may add, given its prompt and the model's context.
+    fn room(&self, request: &GenerateRequest, prompt_len: usize) -> usize {
+        request.sampling.max_new_tokens.min(self.context_len() - prompt_len)
     }
 }
 
 impl<'a> Schedule<'a> {
-    fn new(local: &'a Local, requests: &'a [GenerateRequest]) -> Result<Self> {
-        let mut prompts = Vec::with_capacity(requests.len());
-        for request in requests {
-            let ids = local.prompt_ids(&request.id, &request.prompt)?;
-            local.room(request, ids.len())?;
-            prompts.push(ids);
+    fn new(local: &'a Local, requests: &'a [GenerateRequest], prompts: Vec<Vec<u32>>) -> Self {
+        let mut tree = Tree::new();
+        let mut ending: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (at, prompt) in prompts.iter().enumerate().filter(|(at, _)| requests[*at].n > 0) {
+            ending.entry(tree.insert(ROOT, prompt)).or_default().push(at);
         }
-        Ok(Self {
+        Self {
             local,
             requests,
             prompts,
-            unstarted: (0..requests.len()).filter(|&at| requests[at].n > 0).collect(),
-            roots: BTreeMap::new(),
+            walk: Walk::new(tree, PREFILL_TOKENS, &local.kv_meter),
+            ending,
+            roots: VecDeque::new(),
             active: Vec::new(),
+            evicted: VecDeque::new(),
             answers: requests.iter().map(|request| vec![None; request.n]).collect(),
-        })
+            page_bytes: KvCache::bytes_of(&local.decoder, 1),
+        }
+    }
+
+    fn finish(mut self, progress: &Progress, cancel: &Cancel) -> Result<Vec<GenerateResult>> {
+        while self.is_unfinished() {
+            cancel.check()?;
+            self.step()?;
+            progress.advance(self.retire());
+        }
+        Ok(self.into_results())
     }
 
     fn is_unfinished(&self) -> bool {
-        !self.unstarted.is_empty() || !self.roots.is_empty() || !self.active.is_empty()
+        !self.walk.is_done() || !self.roots.is_empty() || !self.active.is_empty() || !self.evicted.is_empty()
     }
 
-    /// Starts sequences until the batch or the memory is full; one always runs, however long.
-    fn admit(&mut self) -> Result<()> {
-        while self.active.len() < self.local.max_batch {
-            if self.roots.is_empty() && !self.prefill()? {
-                break;
-            }
-            let Some((&at, root)) = self.roots.iter_mut().next() else { break };
-            let request = &self.requests[at];
-            root.samples_left -= 1;
-            let sample = request.n - 1 - root.samples_left;
-            let prompt = &self.prompts[at];
-            let stops = StopRules::new(&request.sampling, &self.local.text.stop_ids());
-            let room = self.local.room(request, prompt.len())?;
-            let plan = SequencePlan { request: at, sample, prompt, stops, room };
-            let stream = self.local.text.tokenizer.decode_stream(true);
-            let mut sequence = Sequence::new(plan, request, root.cache.fork(), stream);
-            sequence.accept(&root.logits)?;
-            self.active.push(sequence);
-            if root.samples_left == 0 {
-                self.roots.remove(&at);
-            }
-        }
-        Ok(())
-    }
-
-    /// Computes the prompts of the next requests in one packed batch, as many as the budgets allow. False when there is
-    /// nothing to do or no memory for it now.
-    fn prefill(&mut self) -> Result<bool> {
-        let mut chosen = Vec::new();
-        let mut n_tokens = 0;
-        let mut planned_bytes = 0;
-        let used_bytes: usize = self.active.iter().map(|sequence| sequence.planned_bytes(self.local)).sum();
-        let mut n_samples = self.active.len();
-        while let Some(&at) = self.unstarted.front() {
-            let prompt_len = self.prompts[at].len();
-            let room = self.local.room(&self.requests[at], prompt_len)?;
-            let bytes = self.local.kv_bytes(prompt_len + room * self.requests[at].n);
-            let over = n_tokens + prompt_len > PACK_TOKENS
-                || n_samples >= self.local.max_batch
-                || used_bytes + planned_bytes + bytes > self.local.kv_budget_bytes;
-            if over && !(chosen.is_empty() && self.active.is_empty()) {
-                break;
-            }
-            self.unstarted.pop_front();
-            n_tokens += prompt_len;
-            planned_bytes += bytes;
-            n_samples += self.requests[at].n;
-            chosen.push(at);
-        }
-        if chosen.is_empty() {
-            return Ok(false);
-        }
-        let decoder = &self.local.decoder;
-        let mut caches: Vec<KvCache> = chosen.iter().map(|_| KvCache::new(decoder)).collect();
-        let prompts: Vec<&[u32]> = chosen.iter().map(|&at| self.prompts[at].as_slice()).collect();
-        let logits = decoder.prefill(&prompts, &mut caches.iter_mut().collect::<Vec<_>>())?;
-        let vocab_size = decoder.config.vocab_size;
-        for ((at, cache), logits) in chosen.into_iter().zip(caches).zip(logits.as_f32().chunks(vocab_size)) {
-            self.roots.insert(at, Root { cache, logits: logits.to_vec(), samples_left: self.requests[at].n });
-        }
-        Ok(true)
-    }
-
-    /// One token for every sequence that has not ended.
+    /// One pass: a token for every running sequence, and what fits beside them of the prompts.
     fn step(&mut self) -> Result<()> {
-        let tokens: Vec<u32> = self.active.iter().filter(|s| !s.is_done()).map(Sequence::last_token).collect();
-        if tokens.is_empty() {
+        self.resume();
+        self.start()?;
+        self.make_room();
+        let selection = self.select();
+        if selection.is_empty() && self.active.iter().all(Sequence::is_done) {
             return Ok(());
         }
-        let mut running: Vec<&mut Sequence> = self.active.iter_mut().filter(|s| !s.is_done()).collect();
-        let mut caches: Vec<&mut KvCache> = running.iter_mut().map(|s| &mut s.cache).collect();
-        let logits = self.local.decoder.decode_step(&tokens, &mut caches)?;
-        let vocab_size = self.local.decoder.config.vocab_size;
-        for (sequence, row) in running.into_iter().zip(logits.as_f32().chunks(vocab_size)) {
-            sequence.accept(row)?;
-        }
+        let pass = self.run(&selection)?;
+        self.accept(&selection, &pass)?;
+        self.plant(&selection, pass);
         Ok(())
+    }
+
+    /// Bytes that the next pass adds for the running sequences.
+    fn growth_bytes(&self) -> usize {
+        let running = self.active.iter().filter(|s| !s.is_done());
+        running.map(|s| s.cache.n_new_pages(s.pending().len())).sum::<usize>() * self.page_bytes
+    }
+
+    /// Bytes of the budget that neither caches nor the next pass take.
+    fn free_bytes(&self) -> usize {
+        let used = self.local.kv_meter.bytes() + self.growth_bytes();
+        self.local.kv_budget_bytes.saturating_sub(used)
+    }
+
+    fn is_over_budget(&self) -> bool {
+        self.local.kv_meter.bytes() + self.growth_bytes() > self.local.kv_budget_bytes
+    }
+
+    /// Frees keys and values until the next pass fits: first those kept for sequences to come, then those of the youngest
+    /// sequences. The oldest goes on; alone it fits, as was checked when it was taken.
+    fn make_room(&mut self) {
+        if self.is_over_budget() {
+            self.walk.evict();
+            self.roots.iter_mut().for_each(|root| root.cache.evict());
+        }
+        while self.is_over_budget() && self.active.len() > 1 {
+            let Some(mut sequence) = self.active.pop() else { break };
+            sequence.cache.evict();
+            self.local.count(|counts| counts.n_evictions += 1);
+            self.evicted.push_front(sequence);
+        }
+        if self.is_over_budget() {
+            // What waiting ones still share with each other.
+            self.evicted.iter_mut().for_each(|sequence| sequence.cache.truncate(0));
+            self.roots.iter_mut().for_each(|root| root.cache.truncate(0));
+        }
+    }
+
+    /// Evicted sequences come back, in their order, where there is room for what they lost and a page to grow.
+    fn resume(&mut self) {
+        while self.active.len() < self.local.max_batch {
+            let Some(sequence) = self.evicted.front() else { break };
+            let needed =
+                (sequence.cache.n_new_pages(sequence.pending().len()) + 1 + self.active.len()) * self.page_bytes;
+            if needed > self.free_bytes() && !self.active.is_empty() {
+                break;
+            }
+            self.active.extend(self.evicted.pop_front());
+        }
+    }
+
+    /// Samples of computed prompts start while the batch and the memory have room; one always may.
+    fn start(&mut self) -> Result<()> {
+        let mut started = Vec::new();
+        while self.evicted.is_empty() && self.active.len() + started.len() < self.local.max_batch {
+            let Some(root) = self.roots.front_mut() else { break };
+            let request = &self.requests[root.request];
+            let prompt = &self.prompts[root.request];
+            // A copy of the prompt's last page, or all of it when it was evicted; and a page to grow.
+            let pages = root.cache.fork().n_new_pages(prompt.len() + 1 - root.cache.len()) + 1;
+            let others = self.active.len() + started.len();
+            let needed = (pages + 2 * started.len() + self.active.len()) * self.page_bytes;
+            let used = self.local.kv_meter.bytes() + needed;
+            if used > self.local.kv_budget_bytes && others > 0 {
+                break;
+            }
+            let plan = SequencePlan {
+                request: root.request,
+                sample: root.n_started,
+                prompt,
+                stops: StopRules::new(&request.sampling, &self.local.text.stop_ids()),
+                room: self.local.room(request, prompt.len()),
+            };
+            let stream = self.local.text.tokenizer.decode_stream(true);
+            started.push((Sequence::new(plan, request, root.cache.fork(), stream), Arc::clone(&root.logits)));
+            root.n_started += 1;
+            if root.n_started == request.n {
+                self.roots.pop_front();
+            }
+        }
+        let (mut started, logits): (Vec<Sequence>, Vec<Arc<Vec<f32>>>) = started.into_iter().unzip();
+        let rows: Vec<&[f32]> = logits.iter().map(|row| row.as_slice()).collect();
+        accept_rows(self.local, &mut started.iter_mut().collect::<Vec<_>>(), &rows)?;
+        self.active.extend(started);
+        Ok(())
+    }
+
+    /// The prompts' next nodes, when a sequence could start from them and their keys and values fit.
+    fn select(&mut self) -> Selection {
+        let waiting: usize = self.roots.iter().map(|root| self.requests[root.request].n - root.n_started).sum();
+        let n_running = self.active.len() + self.evicted.len() + waiting;
+        if !self.evicted.is_empty() || n_running >= self.local.max_batch {
+            return Selection::default();
+        }
+        let ending = &self.ending;
+        let headroom = n_running * self.page_bytes;
+        let max_pages = self.free_bytes().saturating_sub(headroom) / self.page_bytes;
+        let selection = self.walk.select(PREFILL_TOKENS, max_pages, |node| ending.contains_key(&node));
+        if selection.is_empty() && n_running == 0 {
+            return self.walk.select_alone(|node| ending.contains_key(&node));
+        }
+        selection
+    }
+
+    fn run(&mut self, selection: &Selection) -> Result<Pass> {
+        let pieces = self.walk.pieces(selection);
+        let (mut texts, mut caches) = (Vec::new(), Vec::new());
+        let mut n_left = PACK_TOKENS;
+        for sequence in self.active.iter_mut().filter(|s| !s.is_done()) {
+            let pending = sequence.pending();
+            let n = pending.len().min(n_left.max(1));
+            n_left = n_left.saturating_sub(n);
+            texts.push(pending[..n].to_vec());
+            caches.push(&mut sequence.cache);
+        }
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let pass = self.local.decoder.run(&pieces, &texts, &mut caches)?;
+        self.local.count(|counts| counts.n_computed_tokens += pass.hidden.shape()[0] as u64);
+        Ok(pass)
+    }
+
+    /// Draws the next token of every sequence whose ids have all been run.
+    fn accept(&mut self, selection: &Selection, pass: &Pass) -> Result<()> {
+        let running = self.active.iter_mut().filter(|s| !s.is_done()).zip(&pass.rows[selection.nodes.len()..]);
+        let (mut ready, rows): (Vec<&mut Sequence>, Vec<usize>) =
+            running.filter(|(s, _)| s.pending().is_empty()).map(|(s, rows)| (s, rows.end - 1)).unzip();
+        if ready.is_empty() {
+            return Ok(());
+        }
+        let logits = self.local.decoder.logits(&pass.hidden.gather_rows(&rows));
+        let rows: Vec<&[f32]> = logits.as_f32().chunks(logits.shape()[1]).collect();
+        accept_rows(self.local, &mut ready, &rows)
+    }
+
+    /// Prompts that ended in the pass become roots, in the order of the requests.
+    fn plant(&mut self, selection: &Selection, pass: Pass) {
+        let ending = &self.ending;
+        let ends: HashMap<usize, usize> =
+            selection.nodes.iter().zip(&pass.rows).map(|(&node, rows)| (node, rows.end - 1)).collect();
+        let caches = self.walk.store(selection, pass.kept, |node| ending.contains_key(&node));
+        if caches.is_empty() {
+            return;
+        }
+        let rows: Vec<usize> = caches.iter().map(|(node, _)| ends[node]).collect();
+        let logits = self.local.decoder.logits(&pass.hidden.gather_rows(&rows));
+        for ((node, cache), row) in caches.into_iter().zip(logits.as_f32().chunks(logits.shape()[1])) {
+            let logits = Arc::new(row.to_vec());
+            for request in self.ending.remove(&node).into_iter().flatten() {
+                self.roots.push_back(Root { request, cache: cache.fork(), logits: Arc::clone(&logits), n_started: 0 });
+            }
+        }
     }
 
     /// Takes ended sequences out and returns how many.
@@ -199,7 +338,14 @@ impl<'a> Schedule<'a> {
         let n_done = done.len() as u64;
         for sequence in done {
             let (at, sample) = (sequence.request, sequence.sample);
-            self.answers[at][sample] = Some(sequence.into_completion(self.prompts[at].len()));
+            let prompt_len = self.prompts[at].len();
+            let completion = sequence.into_completion(prompt_len);
+            let n_drawn = completion.ids.as_ref().map_or(0, Vec::len);
+            self.local.count(|counts| {
+                counts.n_drawn_tokens += n_drawn as u64;
+                counts.n_requested_tokens += (prompt_len + n_drawn - 1) as u64;
+            });
+            self.answers[at][sample] = Some(completion);
         }
         n_done
     }
@@ -217,6 +363,13 @@ impl<'a> Schedule<'a> {
             })
             .collect()
     }
+}
+
+/// Draws one token per sequence from its row of logits `[V]`.
+fn accept_rows(local: &Local, sequences: &mut [&mut Sequence], rows: &[&[f32]]) -> Result<()> {
+    let draws: Vec<_> = sequences.iter().zip(rows).map(|(sequence, row)| sequence.draw(row)).collect();
+    let drawn = draw_tokens(&local.decoder.device, &draws);
+    sequences.iter_mut().zip(drawn).try_for_each(|(sequence, token)| sequence.accept(token))
 }
 
 /// Why a sequence that used up its room ended: its own limit, or the model's context.

@@ -1,9 +1,12 @@
 //! The seam all consumers of a model use: score given continuations, generate, embed. A model is a local folder, a
 //! `.gguf` file or an OpenAI-compatible endpoint; callers cannot tell which, except through [`EngineIdentity`].
 //!
-//! Reading order: `request` (what is asked and answered), `engine` (opening a model, the three calls), `score` and
-//! `generate` (the local scheduler), `sample` (logits to a token), `endpoint` (the same calls over HTTP), `embed`.
+//! Reading order: `request` (what is asked and answered), `engine` (opening a model, the three calls), `tree` and `walk` (what
+//! requests share), `score` and `generate` (the local scheduler), `sequence` and `sample` (logits to a token), `endpoint`
+//! (the same calls over HTTP), `embed`.
 
+mod bench;
+mod counts;
 mod embed;
 mod endpoint;
 mod engine;
@@ -11,11 +14,16 @@ mod error;
 mod generate;
 mod http;
 mod local;
+mod memory;
 mod request;
 mod sample;
 mod score;
 mod sequence;
+mod tree;
+mod walk;
 
+pub use bench::{BenchReport, BenchRow};
+pub use counts::EngineCounts;
 pub use embed::Embedder;
 pub use endpoint::Endpoint;
 pub use engine::{Engine, EngineIdentity, EngineOptions};
@@ -25,7 +33,6 @@ pub use request::{
     Completion, Continuation, FinishReason, GenerateRequest, GenerateResult, Prompt, Sampling, ScoreRequest,
     ScoreResult, Scored,
 };
-pub use sample::sample_token;
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

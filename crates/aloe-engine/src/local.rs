@@ -1,11 +1,13 @@
 //! A model in this process: decoder, tokenizer and identity, opened once and shared by all calls.
 
 use crate::engine::EngineIdentity;
-use crate::{Continuation, EngineOptions, Error, Prompt, Result, ScoreRequest};
-use aloe_model::{Decoder, ModelSource};
+use crate::memory::default_kv_budget_bytes;
+use crate::{Continuation, EngineCounts, EngineOptions, Error, Prompt, Result, ScoreRequest};
+use aloe_model::{Decoder, KvCache, KvMeter, ModelSource};
 use aloe_tensor::{Device, Dtype};
 use aloe_text::TextModel;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Weights, tokenizer and limits of a local model.
 pub struct Local {
@@ -14,6 +16,8 @@ pub struct Local {
     pub(crate) identity: EngineIdentity,
     pub(crate) kv_budget_bytes: usize,
     pub(crate) max_batch: usize,
+    pub(crate) kv_meter: Arc<KvMeter>,
+    counts: Mutex<EngineCounts>,
 }
 
 /// The most tokens that go through the decoder in one packed batch. It bounds memory; results do not depend on it.
@@ -43,7 +47,9 @@ impl Local {
         };
         let path = decoder.device.isa().name().to_owned();
         let identity = EngineIdentity { name, weights: digest, text: text.digest(), dtype: dtype.to_owned(), path };
-        Self { decoder, text, identity, kv_budget_bytes: options.kv_budget_bytes, max_batch: options.max_batch }
+        let kv_budget_bytes = options.kv_budget_bytes.unwrap_or_else(default_kv_budget_bytes);
+        let (kv_meter, counts) = (Arc::new(KvMeter::default()), Mutex::new(EngineCounts::default()));
+        Self { decoder, text, identity, kv_budget_bytes, max_batch: options.max_batch.max(1), kv_meter, counts }
     }
 
     /// The ids of a prompt, checked against vocabulary and context.
@@ -126,10 +132,31 @@ impl Local {
         Ok(())
     }
 
-    /// Bytes of keys and values of `n_tokens` positions, f32.
-    pub(crate) fn kv_bytes(&self, n_tokens: usize) -> usize {
-        let config = &self.decoder.config;
-        n_tokens * config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * 4
+    /// Refuses a text whose keys and values alone exceed the budget.
+    pub(crate) fn check_kv_budget(&self, id: &str, n_tokens: usize) -> Result<()> {
+        let needed = KvCache::bytes_of(&self.decoder, n_tokens);
+        if needed > self.kv_budget_bytes {
+            return Err(Error::Request {
+                id: id.to_owned(),
+                reason: format!(
+                    "keys and values of {n_tokens} tokens take {:.1} MiB, more than the budget of {:.1} MiB; raise the \
+                     budget, shorten the prompt or ask for fewer new tokens",
+                    needed as f64 / 1_048_576.0,
+                    self.kv_budget_bytes as f64 / 1_048_576.0
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn count(&self, change: impl FnOnce(&mut EngineCounts)) {
+        change(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// What was computed since the model was opened.
+    pub fn counts(&self) -> EngineCounts {
+        let counts = *self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        EngineCounts { peak_kv_bytes: self.kv_meter.peak_bytes() as u64, ..counts }
     }
 
     /// The model's context in tokens.

@@ -1,38 +1,100 @@
-//! From one row of logits to one token: penalty, temperature, top-k, top-p, min-p, then one draw.
+//! From rows of logits to tokens: penalty, temperature, top-k, top-p, min-p, then one draw each.
 //!
 //! The order is that of transformers' logits processors and warpers. A draw uses one value of the caller's stream, so
-//! that a sample depends on (weights, ids, seed, id, sample number) alone.
+//! that a sample depends on (weights, ids, seed, id, sample number) alone. Tokens are ranked only as far as the draw needs.
 
 use crate::Sampling;
-use aloe_record::CounterRng;
+use aloe_tensor::{Device, Tensor, ops};
+use std::sync::OnceLock;
 
-/// The token drawn and its log-probability under the unmodified logits.
+/// One row of logits `[V]` and how its token is drawn.
+pub(crate) struct Draw<'a> {
+    pub(crate) logits: &'a [f32],
+    /// The ids of prompt and answer so far, for the repetition penalty.
+    pub(crate) seen: &'a [u32],
+    pub(crate) sampling: &'a Sampling,
+    /// A number in [0, 1); unused when greedy.
+    pub(crate) uniform: f64,
+}
+
+/// The tokens drawn, each with its log-probability under the unmodified logits.
 ///
-/// `logits` `[V]` f32; `seen` are the ids of prompt and answer so far, for the repetition penalty. Greedy (temperature 0)
-/// takes the highest logit after the penalty; the lowest id wins a tie.
-pub fn sample_token(logits: &[f32], seen: &[u32], sampling: &Sampling, rng: &mut CounterRng) -> (u32, f32) {
-    let mut scores = logits.to_vec();
-    penalise(&mut scores, seen, sampling.repetition_penalty);
-    let token = if sampling.temperature == 0.0 { argmax(&scores) } else { draw(&scores, sampling, rng) };
-    (token, logp_of(logits, token) as f32)
+/// Greedy (temperature 0) takes the highest logit after the penalty; the lowest id wins a tie.
+pub(crate) fn draw_tokens(device: &Device, draws: &[Draw<'_>]) -> Vec<(u32, f32)> {
+    let Some(first) = draws.first() else { return Vec::new() };
+    let vocab_size = first.logits.len();
+    let plain: Vec<f32> = draws.iter().flat_map(|draw| draw.logits).copied().collect();
+    let mut logps = Tensor::from_f32(&[draws.len(), vocab_size], plain);
+    ops::log_softmax_rows(device, &mut logps);
+    let changed: Vec<usize> = (0..draws.len()).filter(|&at| draws[at].is_changed()).collect();
+    let mut scores =
+        Tensor::from_f32(&[changed.len(), vocab_size], changed.iter().flat_map(|&at| draws[at].scores()).collect());
+    if !changed.is_empty() {
+        ops::log_softmax_rows(device, &mut scores);
+    }
+    let tokens: Vec<OnceLock<u32>> = draws.iter().map(|_| OnceLock::new()).collect();
+    device.for_each(draws.len(), &|at| {
+        let (from, row) = match changed.binary_search(&at) {
+            Ok(place) => (&scores, place),
+            Err(_) => (&logps, at),
+        };
+        let distribution = &from.as_f32()[row * vocab_size..(row + 1) * vocab_size];
+        tokens[at].get_or_init(|| draws[at].token(distribution));
+    });
+    let token = |(at, token): (usize, OnceLock<u32>)| {
+        let token = token.into_inner().expect("each row was drawn");
+        (token, logps.as_f32()[at * vocab_size + token as usize])
+    };
+    tokens.into_iter().enumerate().map(token).collect()
+}
+
+impl Draw<'_> {
+    fn is_greedy(&self) -> bool {
+        self.sampling.temperature == 0.0
+    }
+
+    /// Whether the token is drawn from other numbers than the plain log-probabilities.
+    fn is_changed(&self) -> bool {
+        self.sampling.repetition_penalty != 1.0 || !(self.is_greedy() || self.sampling.temperature == 1.0)
+    }
+
+    /// Logits after penalty and temperature.
+    fn scores(&self) -> Vec<f32> {
+        let mut scores = self.logits.to_vec();
+        penalise(&mut scores, self.seen, self.sampling.repetition_penalty);
+        if !self.is_greedy() {
+            scores.iter_mut().for_each(|score| *score /= self.sampling.temperature);
+        }
+        scores
+    }
+
+    fn token(&self, distribution: &[f32]) -> u32 {
+        match (self.is_greedy(), self.sampling.repetition_penalty == 1.0) {
+            // Rounding in the softmax may make two logits alike: the logits themselves decide.
+            (true, true) => argmax(self.logits),
+            (true, false) => argmax(&self.scores()),
+            (false, _) => draw(distribution, self.sampling, self.uniform),
+        }
+    }
 }
 
 /// The index of the highest value; the lowest index wins a tie.
-pub(crate) fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (index, &value) in logits.iter().enumerate() {
-        if value > logits[best] {
-            best = index;
-        }
-    }
-    best as u32
+pub(crate) fn argmax(values: &[f32]) -> u32 {
+    let highest = highest(values);
+    values.iter().position(|&value| value == highest).unwrap_or(0) as u32
 }
 
-/// The log-probability of `token`: its logit less the log of the sum of exponentials, summed in f64.
-pub(crate) fn logp_of(logits: &[f32], token: u32) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-    f64::from(logits[token as usize] - max) - sum.ln()
+/// The highest value, in lanes so that the compiler can use vectors.
+fn highest(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let chunks = values.chunks_exact(16);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane = if value > *lane { value } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
 }
 
 /// Divides positive and multiplies negative logits of every id seen, once per id (Keskar et al. 2019, CTRL).
@@ -50,69 +112,100 @@ fn penalise(scores: &mut [f32], seen: &[u32], penalty: f32) {
     }
 }
 
-fn draw(scores: &[f32], sampling: &Sampling, rng: &mut CounterRng) -> u32 {
-    let mut ranked: Vec<(u32, f32)> =
-        scores.iter().enumerate().map(|(id, &score)| (id as u32, score / sampling.temperature)).collect();
-    let by_rank = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    if sampling.top_k > 0 && sampling.top_k < ranked.len() {
-        ranked.select_nth_unstable_by(sampling.top_k - 1, by_rank);
-        ranked.truncate(sampling.top_k);
-    }
-    let max = ranked.iter().map(|entry| entry.1).fold(f32::NEG_INFINITY, f32::max);
-    let mut weighted: Vec<(u32, f64)> =
-        ranked.into_iter().map(|(id, score)| (id, f64::from(score - max).exp())).filter(|one| one.1 > 0.0).collect();
-    weighted.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    nucleus(&mut weighted, f64::from(sampling.top_p));
-    // Weights are relative to the most probable token, which every truncation keeps.
-    weighted.retain(|one| one.1 >= f64::from(sampling.min_p));
-    pick(&weighted, rng.uniform_f64())
+/// The tokens of a distribution, most probable first (the lowest id first among equals), ranked a step at a time.
+struct Ranked<'a> {
+    logps: &'a [f32],
+    highest: f32,
+    sorted: Vec<(u32, f32)>,
+    n_steps: usize,
 }
 
-/// Keeps the smallest prefix whose share reaches `top_p` (Holtzman et al. 2020); at least one.
-fn nucleus(weighted: &mut Vec<(u32, f64)>, top_p: f64) {
-    if top_p >= 1.0 {
-        return;
+impl Ranked<'_> {
+    /// How far below the highest log-probability each step reaches.
+    const STEPS: [f32; 5] = [3.0, 7.0, 14.0, 28.0, f32::INFINITY];
+
+    /// The token of a rank and its probability; `None` past the last token that has one.
+    fn get(&mut self, rank: usize) -> Option<(u32, f64)> {
+        while rank >= self.sorted.len() {
+            let floor = self.highest - Self::STEPS.get(self.n_steps)?;
+            let ceiling = if self.n_steps == 0 { f32::INFINITY } else { self.highest - Self::STEPS[self.n_steps - 1] };
+            let from = self.sorted.len();
+            let within = |logp: f32| logp >= floor && logp < ceiling && logp > f32::NEG_INFINITY;
+            let found = self.logps.iter().enumerate().filter(|(_, logp)| within(**logp));
+            self.sorted.extend(found.map(|(id, &logp)| (id as u32, logp)));
+            self.sorted[from..].sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            self.n_steps += 1;
+        }
+        let (id, logp) = self.sorted[rank];
+        Some((id, f64::from(logp).exp()))
     }
-    let total: f64 = weighted.iter().map(|entry| entry.1).sum();
-    let mut sum = 0.0;
-    let kept = weighted.iter().position(|&(_, weight)| {
-        sum += weight / total;
-        sum >= top_p
-    });
-    weighted.truncate(kept.map_or(weighted.len(), |last| last + 1));
 }
 
-fn pick(weighted: &[(u32, f64)], uniform: f64) -> u32 {
-    let total: f64 = weighted.iter().map(|entry| entry.1).sum();
-    let target = uniform * total;
-    let mut sum = 0.0;
-    for &(id, weight) in weighted {
-        sum += weight;
-        if target < sum {
-            return id;
+/// Keeps top-k, then of these the smallest set that reaches top-p (Holtzman et al. 2020), then what min-p leaves; at least
+/// one. Draws among them by their probabilities.
+fn draw(logps: &[f32], sampling: &Sampling, uniform: f64) -> u32 {
+    let mut ranked = Ranked { logps, highest: highest(logps), sorted: Vec::new(), n_steps: 0 };
+    let k = if sampling.top_k == 0 { usize::MAX } else { sampling.top_k };
+    // Without any truncation the whole distribution sums to 1 and need not be ranked to its end.
+    if k == usize::MAX && sampling.top_p >= 1.0 && sampling.min_p == 0.0 {
+        return pick(&mut ranked, usize::MAX, uniform);
+    }
+    let total = if k == usize::MAX { 1.0 } else { sum(&mut ranked, k) };
+    let first = ranked.get(0).map_or(0.0, |one| one.1);
+    let (mut n_kept, mut kept) = (0, 0.0);
+    while n_kept < k {
+        let Some((_, probability)) = ranked.get(n_kept) else { break };
+        if n_kept > 0 && probability < f64::from(sampling.min_p) * first {
+            break;
+        }
+        n_kept += 1;
+        kept += probability;
+        if sampling.top_p < 1.0 && kept / total >= f64::from(sampling.top_p) {
+            break;
         }
     }
-    weighted.last().map_or(0, |entry| entry.0)
+    pick(&mut ranked, n_kept, uniform * kept)
+}
+
+fn sum(ranked: &mut Ranked<'_>, n: usize) -> f64 {
+    (0..n).map_while(|rank| ranked.get(rank)).map(|one| one.1).sum()
+}
+
+/// The first of the `n` tokens at which the running sum passes `target`.
+fn pick(ranked: &mut Ranked<'_>, n: usize, target: f64) -> u32 {
+    let (mut sum, mut last) = (0.0, 0);
+    for rank in 0..n {
+        let Some((id, probability)) = ranked.get(rank) else { break };
+        sum += probability;
+        last = id;
+        if target < sum {
+            break;
+        }
+    }
+    last
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aloe_record::CounterRng;
 
-    fn rng(item: u64) -> CounterRng {
-        CounterRng::new(1, "sample-test", item)
+    /// One row, drawn with the item's number.
+    fn sample(logits: &[f32], sampling: &Sampling, item: u64) -> (u32, f32) {
+        let uniform = CounterRng::new(1, "sample-test", item).uniform_f64();
+        draw_tokens(&Device::cpu(1), &[Draw { logits, seen: &[], sampling, uniform }])[0]
     }
 
     #[test]
     fn greedy_takes_the_highest_logit_and_the_lowest_id_on_a_tie() {
-        assert_eq!(sample_token(&[0.0, 2.0, 2.0, 1.0], &[], &Sampling::greedy(1), &mut rng(0)).0, 1);
+        assert_eq!(sample(&[0.0, 2.0, 2.0, 1.0], &Sampling::greedy(1), 0).0, 1);
     }
 
     /// ln softmax of [0, ln 3] is [ln 1/4, ln 3/4].
     #[test]
     fn the_log_probability_is_that_of_the_unmodified_logits() {
         let sampling = Sampling { temperature: 0.1, ..Sampling::default() };
-        let (token, logp) = sample_token(&[0.0, 3f32.ln()], &[], &sampling, &mut rng(0));
+        let (token, logp) = sample(&[0.0, 3f32.ln()], &sampling, 0);
         assert_eq!(token, 1);
         assert!((f64::from(logp) - 0.75f64.ln()).abs() < 1e-6);
     }
@@ -123,7 +216,7 @@ mod tests {
         let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
         let mut counts = [0f64; 3];
         for item in 0..8000 {
-            counts[sample_token(&logits, &[], &sampling, &mut rng(item)).0 as usize] += 1.0;
+            counts[sample(&logits, &sampling, item).0 as usize] += 1.0;
         }
         for (count, share) in counts.iter().zip([0.125, 0.25, 0.625]) {
             let sigma = (8000.0f64 * share * (1.0 - share)).sqrt();
@@ -138,7 +231,7 @@ mod tests {
         let kept = |sampling: &Sampling| {
             let mut seen = [false; 3];
             for item in 0..400 {
-                seen[sample_token(&logits, &[], sampling, &mut rng(item)).0 as usize] = true;
+                seen[sample(&logits, sampling, item).0 as usize] = true;
             }
             seen
         };
@@ -157,5 +250,53 @@ mod tests {
         let mut scores = [2.0, 1.5, -1.0];
         penalise(&mut scores, &[0, 0, 2], 2.0);
         assert_eq!(scores, [1.0, 1.5, -2.0]);
+    }
+
+    /// The plain way: rank all, cut, draw. 500 rows of 300 logits with every combination of truncations.
+    #[test]
+    fn ranking_as_far_as_needed_draws_what_ranking_everything_draws() {
+        for case in 0..500u64 {
+            let mut rng = CounterRng::new(case, "rank-test", 0);
+            let spread = 1.0 + 20.0 * rng.uniform();
+            let logits: Vec<f32> = (0..300).map(|_| spread * rng.normal()).collect();
+            let sampling = Sampling {
+                temperature: 1.0,
+                top_k: [0, 1, 7, 400][rng.below(4)],
+                top_p: [1.0, 0.9, 0.3][rng.below(3)],
+                min_p: [0.0, 0.05][rng.below(2)],
+                ..Sampling::default()
+            };
+            let uniform = rng.uniform_f64();
+            let found =
+                draw_tokens(&Device::cpu(1), &[Draw { logits: &logits, seen: &[], sampling: &sampling, uniform }]);
+            assert_eq!(found[0].0, plain_draw(&logits, &sampling, uniform), "case {case}: {sampling:?}");
+        }
+    }
+
+    fn plain_draw(logits: &[f32], sampling: &Sampling, uniform: f64) -> u32 {
+        let mut all: Vec<(u32, f64)> =
+            logits.iter().enumerate().map(|(i, &l)| (i as u32, f64::from(l).exp())).collect();
+        all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        if sampling.top_k > 0 {
+            all.truncate(sampling.top_k);
+        }
+        let total: f64 = all.iter().map(|one| one.1).sum();
+        let mut sum = 0.0;
+        let within = all.iter().take_while(|one| {
+            let before = sum;
+            sum += one.1;
+            sampling.top_p >= 1.0 || before / total < f64::from(sampling.top_p)
+        });
+        let n = within.count();
+        all.truncate(n);
+        let first = all[0].1;
+        all.retain(|one| one.1 >= f64::from(sampling.min_p) * first);
+        let total: f64 = all.iter().map(|one| one.1).sum();
+        let mut sum = 0.0;
+        let passed = |one: &&(u32, f64)| {
+            sum += one.1;
+            uniform * total < sum
+        };
+        all.iter().find(passed).map_or(all[all.len() - 1].0, |one| one.0)
     }
 }

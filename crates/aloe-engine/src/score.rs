@@ -1,35 +1,51 @@
-//! Scoring given continuations with a local model: each request becomes one shared-prefix tree (its prompt once, its
-//! continuations as branches), trees are packed into batches, and only the rows that predict a scored token meet the
-//! vocabulary.
+//! Scoring given continuations with a local model: all requests of a call become one prefix tree, every distinct token
+//! position is computed once, and only rows that predict a scored token meet the vocabulary, once each.
 
 use crate::local::PACK_TOKENS;
-use crate::sample::{argmax, logp_of};
+use crate::sample::argmax;
+use crate::tree::{ROOT, Tree};
+use crate::walk::{Selection, Walk};
 use crate::{Local, Result, ScoreRequest, ScoreResult, Scored};
-use aloe_model::{Branches, PackedBatch};
+use aloe_model::KvCache;
 use aloe_record::{Cancel, Progress};
+use aloe_tensor::{Tensor, ops};
+use std::ops::Range;
+use std::sync::OnceLock;
 
 /// Rows of logits held at once; `[LOGIT_ROWS, V]` f32.
 const LOGIT_ROWS: usize = 64;
 
-/// A request's ids, and what of it is scored.
+/// A request's ids, and where they stand in the tree.
 struct Plan {
+    id: String,
     prompt_ids: Vec<u32>,
     continuations: Vec<Vec<u32>>,
+    /// No continuation was asked for: the prompt's own tokens are scored, from the second on.
     scores_prompt: bool,
+    /// The node that ends the prompt, and per continuation the one that ends all but its last token, which predicts nothing.
+    prompt_end: usize,
+    ends: Vec<usize>,
+    /// The request's scores among all.
+    slots: Range<usize>,
 }
 
-impl Plan {
-    /// Tokens that go through the decoder: a continuation's last token predicts nothing and stays out.
-    fn n_tokens(&self) -> usize {
-        self.prompt_ids.len() + self.continuations.iter().map(|ids| ids.len() - 1).sum::<usize>()
-    }
+/// A token to be scored by a row.
+struct Target {
+    /// The row: a token of the node.
+    offset: usize,
+    id: u32,
+    slot: usize,
+}
 
-    fn branches(&self) -> Branches<'_> {
-        Branches {
-            prefix: &self.prompt_ids,
-            continuations: self.continuations.iter().map(|ids| &ids[..ids.len() - 1]).collect(),
-        }
-    }
+/// A token's log-probability, and whether it was the most probable one.
+type Score = (f64, bool);
+
+/// One call under way.
+struct Scoring<'a> {
+    local: &'a Local,
+    walk: Walk,
+    targets: Vec<Vec<Target>>,
+    scores: Vec<Score>,
 }
 
 impl Local {
@@ -40,90 +56,176 @@ impl Local {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<ScoreResult>> {
-        let mut results = Vec::with_capacity(requests.len());
-        let mut waiting: Vec<(String, Plan)> = Vec::new();
-        let mut n_waiting = 0;
-        for request in requests {
-            cancel.check()?;
-            let plan = self.plan(request)?;
-            if n_waiting + plan.n_tokens() > PACK_TOKENS && !waiting.is_empty() {
-                self.score_packed(&mut waiting, &mut results, progress)?;
-                n_waiting = 0;
-            }
-            n_waiting += plan.n_tokens();
-            waiting.push((request.id.clone(), plan));
-        }
-        self.score_packed(&mut waiting, &mut results, progress)?;
-        Ok(results)
+        let plans = self.score_plans(requests).into_iter().collect::<Result<Vec<_>>>()?;
+        self.score_planned(plans, progress, cancel)
+    }
+
+    /// See [`crate::Engine::score_each`].
+    pub(crate) fn score_each(
+        &self,
+        requests: &[ScoreRequest],
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Vec<Result<ScoreResult>>> {
+        let mut plans = Vec::new();
+        let refused: Vec<Option<_>> =
+            self.score_plans(requests).into_iter().map(|plan| plan.map(|plan| plans.push(plan)).err()).collect();
+        let mut answered = self.score_planned(plans, progress, cancel)?.into_iter();
+        let result = |refused: Option<_>| refused.map_or_else(|| answered.next().map(Ok), |error| Some(Err(error)));
+        Ok(refused.into_iter().filter_map(result).collect())
+    }
+
+    /// The ids of all requests; tokenising long prompts is worth all threads.
+    fn score_plans(&self, requests: &[ScoreRequest]) -> Vec<Result<Plan>> {
+        let plans: Vec<OnceLock<Result<Plan>>> = requests.iter().map(|_| OnceLock::new()).collect();
+        self.decoder.device.for_each(requests.len(), &|at| {
+            plans[at].get_or_init(|| self.plan(&requests[at]));
+        });
+        plans.into_iter().map(|plan| plan.into_inner().expect("each request was planned")).collect()
     }
 
     fn plan(&self, request: &ScoreRequest) -> Result<Plan> {
-        let scores_prompt = request.continuations.is_empty();
         let (prompt_ids, continuations) = self.score_ids(request)?;
-        Ok(Plan { prompt_ids, continuations, scores_prompt })
+        let longest = continuations.iter().map(|ids| ids.len() - 1).max().unwrap_or(0);
+        self.check_kv_budget(&request.id, prompt_ids.len() + longest)?;
+        let scores_prompt = continuations.is_empty();
+        let (prompt_end, ends, slots) = (ROOT, Vec::new(), 0..0);
+        Ok(Plan { id: request.id.clone(), prompt_ids, continuations, scores_prompt, prompt_end, ends, slots })
     }
 
-    fn score_packed(
-        &self,
-        waiting: &mut Vec<(String, Plan)>,
-        results: &mut Vec<ScoreResult>,
-        progress: &Progress,
-    ) -> Result<()> {
-        if waiting.is_empty() {
-            return Ok(());
+    fn score_planned(&self, mut plans: Vec<Plan>, progress: &Progress, cancel: &Cancel) -> Result<Vec<ScoreResult>> {
+        let mut tree = Tree::new();
+        let mut n_slots = 0;
+        for plan in &mut plans {
+            plan.enter(&mut tree);
+            let n = plan.n_scores();
+            plan.slots = n_slots..n_slots + n;
+            n_slots += n;
         }
-        let groups: Vec<Branches<'_>> = waiting.iter().map(|(_, plan)| plan.branches()).collect();
-        let batch = PackedBatch::from_branches(&groups);
-        let targets = targets_of(waiting);
-        let hidden = self.decoder.hidden(&batch)?;
-        let mut scored = Vec::with_capacity(targets.len());
-        for chunk in targets.chunks(LOGIT_ROWS) {
-            let rows: Vec<usize> = chunk.iter().map(|&(row, _)| row).collect();
-            let logits = self.decoder.logits(&hidden.gather_rows(&rows));
-            let vocab_size = self.decoder.config.vocab_size;
-            for (values, &(_, target)) in logits.as_f32().chunks(vocab_size).zip(chunk) {
-                scored.push((logp_of(values, target), argmax(values) == target));
-            }
+        let walk = Walk::new(tree, PACK_TOKENS, &self.kv_meter);
+        let mut targets: Vec<Vec<Target>> = (0..walk.tree.n_nodes()).map(|_| Vec::new()).collect();
+        for plan in &plans {
+            plan.aim(&walk.tree, &mut targets);
         }
-        let mut scored = scored.into_iter();
-        for (id, plan) in waiting.drain(..) {
-            results.push(collect(id, plan, &mut scored));
-            progress.advance(1);
+        for targets in &mut targets {
+            targets.sort_by_key(|target| target.offset);
         }
+        self.count(|counts| counts.n_requested_tokens += plans.iter().map(Plan::n_requested).sum::<u64>());
+        let mut scoring = Scoring { local: self, walk, targets, scores: vec![(f64::NAN, false); n_slots] };
+        let mut n_reported = 0;
+        while !scoring.walk.is_done() {
+            cancel.check()?;
+            scoring.step()?;
+            // Requests are visited nearly in order: those whose last token is scored are done.
+            let done = |plan: &Plan| scoring.scores[plan.slots.clone()].iter().all(|score| !score.0.is_nan());
+            let n_done = plans[n_reported..].iter().take_while(|plan| done(plan)).count();
+            progress.advance(n_done as u64);
+            n_reported += n_done;
+        }
+        progress.advance((plans.len() - n_reported) as u64);
+        Ok(plans.into_iter().map(|plan| plan.collect(&scoring.scores)).collect())
+    }
+}
+
+impl Plan {
+    fn enter(&mut self, tree: &mut Tree) {
+        self.prompt_end = tree.insert(ROOT, &self.prompt_ids);
+        self.ends = self.continuations.iter().map(|ids| tree.insert(self.prompt_end, &ids[..ids.len() - 1])).collect();
+    }
+
+    fn n_scores(&self) -> usize {
+        if self.scores_prompt { self.prompt_ids.len() - 1 } else { self.continuations.iter().map(Vec::len).sum() }
+    }
+
+    /// Tokens that a forward pass per continuation would compute.
+    fn n_requested(&self) -> u64 {
+        let n = |ids: &Vec<u32>| self.prompt_ids.len() + ids.len() - 1;
+        (if self.scores_prompt { self.prompt_ids.len() } else { self.continuations.iter().map(n).sum() }) as u64
+    }
+
+    /// Notes at each row what it predicts.
+    fn aim(&self, tree: &Tree, targets: &mut [Vec<Target>]) {
+        let mut slot = self.slots.start;
+        if self.scores_prompt {
+            aim_path(tree, &tree.path(ROOT, self.prompt_end), &self.prompt_ids[1..], slot, targets);
+        }
+        for (ids, &end) in self.continuations.iter().zip(&self.ends) {
+            let last = tree.node(self.prompt_end).ids.len() - 1;
+            targets[self.prompt_end].push(Target { offset: last, id: ids[0], slot });
+            aim_path(tree, &tree.path(self.prompt_end, end), &ids[1..], slot + 1, targets);
+            slot += ids.len();
+        }
+    }
+
+    fn collect(self, scores: &[Score]) -> ScoreResult {
+        let pieces = if self.scores_prompt { vec![self.prompt_ids[1..].to_vec()] } else { self.continuations };
+        let mut scores = scores[self.slots].iter().copied();
+        let scored = |ids: Vec<u32>| {
+            let (logps, greedy): (Vec<f64>, Vec<bool>) = scores.by_ref().take(ids.len()).unzip();
+            Scored { ids, logps, is_greedy: greedy.iter().all(|&is| is) }
+        };
+        ScoreResult {
+            id: self.id,
+            continuations: pieces.into_iter().map(scored).collect(),
+            prompt_ids: self.prompt_ids,
+        }
+    }
+}
+
+/// The rows of the path's nodes predict `ids` one by one; a last row too many predicts nothing.
+fn aim_path(tree: &Tree, path: &[usize], ids: &[u32], first_slot: usize, targets: &mut [Vec<Target>]) {
+    let rows = path.iter().flat_map(|&node| (0..tree.node(node).ids.len()).map(move |offset| (node, offset)));
+    for ((node, offset), (i, &id)) in rows.zip(ids.iter().enumerate()) {
+        targets[node].push(Target { offset, id, slot: first_slot + i });
+    }
+}
+
+impl Scoring<'_> {
+    /// Runs the next nodes and scores what their rows predict.
+    fn step(&mut self) -> Result<()> {
+        let local = self.local;
+        let page_bytes = KvCache::bytes_of(&local.decoder, 1);
+        let free_bytes = local.kv_budget_bytes.saturating_sub(local.kv_meter.bytes());
+        let mut selection = self.walk.select(PACK_TOKENS, free_bytes / page_bytes, |_| false);
+        if selection.is_empty() {
+            selection = self.walk.select_alone(|_| false);
+        }
+        let pass = self.local.decoder.run(&self.walk.pieces(&selection), &[], &mut [])?;
+        self.local.count(|counts| counts.n_computed_tokens += pass.hidden.shape()[0] as u64);
+        self.walk.store(&selection, pass.kept, |_| false);
+        self.score_rows(&selection, &pass.hidden, &pass.rows);
         Ok(())
     }
-}
 
-/// (row, target id) for every scored token, in request order. Rows of a tree: prefix first, then its branches.
-fn targets_of(waiting: &[(String, Plan)]) -> Vec<(usize, u32)> {
-    let mut targets = Vec::new();
-    let mut start = 0;
-    for (_, plan) in waiting {
-        let prefix_len = plan.prompt_ids.len();
-        if plan.scores_prompt {
-            targets.extend(plan.prompt_ids[1..].iter().enumerate().map(|(at, &target)| (start + at, target)));
-        }
-        let mut branch = start + prefix_len;
-        for ids in &plan.continuations {
-            for (at, &target) in ids.iter().enumerate() {
-                let row = if at == 0 { start + prefix_len - 1 } else { branch + at - 1 };
-                targets.push((row, target));
+    fn score_rows(&mut self, selection: &Selection, hidden: &Tensor, rows: &[Range<usize>]) {
+        let mut wanted: Vec<usize> = Vec::new();
+        let mut targets: Vec<(usize, Target)> = Vec::new();
+        for (&node, rows) in selection.nodes.iter().zip(rows) {
+            for target in std::mem::take(&mut self.targets[node]) {
+                // A node's rows are the last of its piece: the text before it may have been run along.
+                let row = rows.end - self.walk.tree.node(node).ids.len() + target.offset;
+                if wanted.last() != Some(&row) {
+                    wanted.push(row);
+                }
+                targets.push((wanted.len() - 1, target));
             }
-            branch += ids.len() - 1;
         }
-        start += plan.n_tokens();
+        let mut targets = targets.into_iter().peekable();
+        for (chunk, rows) in wanted.chunks(LOGIT_ROWS).enumerate() {
+            let mut logits = self.local.decoder.logits(&hidden.gather_rows(rows));
+            let vocab_size = logits.shape()[1];
+            let device = &self.local.decoder.device;
+            let best: Vec<OnceLock<u32>> = rows.iter().map(|_| OnceLock::new()).collect();
+            device.for_each(rows.len(), &|row| {
+                best[row].get_or_init(|| argmax(&logits.as_f32()[row * vocab_size..(row + 1) * vocab_size]));
+            });
+            ops::log_softmax_rows(device, &mut logits);
+            let end = chunk * LOGIT_ROWS + rows.len();
+            while let Some((row, target)) = targets.next_if(|(row, _)| *row < end) {
+                let row = row - chunk * LOGIT_ROWS;
+                let logp = f64::from(logits.as_f32()[row * vocab_size + target.id as usize]);
+                self.scores[target.slot] = (logp, best[row].get() == Some(&target.id));
+            }
+        }
     }
-    targets
-}
-
-fn collect(id: String, plan: Plan, scored: &mut impl Iterator<Item = (f64, bool)>) -> ScoreResult {
-    let pieces = if plan.scores_prompt { vec![plan.prompt_ids[1..].to_vec()] } else { plan.continuations };
-    let continuations = pieces
-        .into_iter()
-        .map(|ids| {
-            let (logps, greedy): (Vec<f64>, Vec<bool>) = scored.by_ref().take(ids.len()).unzip();
-            Scored { ids, logps, is_greedy: greedy.iter().all(|&is| is) }
-        })
-        .collect();
-    ScoreResult { id, prompt_ids: plan.prompt_ids, continuations }
 }

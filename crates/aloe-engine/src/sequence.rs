@@ -1,7 +1,8 @@
 //! One answer while it grows: its ids, text, random stream and stop rules.
 
 use crate::generate::full_reason;
-use crate::{Completion, FinishReason, GenerateRequest, Local, Result, Sampling, sample_token};
+use crate::sample::Draw;
+use crate::{Completion, FinishReason, GenerateRequest, Result, Sampling};
 use aloe_model::KvCache;
 use aloe_record::CounterRng;
 use aloe_text::DecodeStream;
@@ -59,7 +60,7 @@ pub(crate) struct Sequence {
     pub(crate) request: usize,
     /// Number of the sample within it.
     pub(crate) sample: usize,
-    /// Keys and values of the prompt and of all ids but the last.
+    /// Keys and values of the beginning of the text; the ids beyond are still to be run.
     pub(crate) cache: KvCache,
     sampling: Sampling,
     stops: StopRules,
@@ -95,9 +96,16 @@ impl Sequence {
         }
     }
 
-    /// Draws the next token from its logits `[V]` and notes whether the answer ends.
-    pub(crate) fn accept(&mut self, logits: &[f32]) -> Result<()> {
-        let (token, logp) = sample_token(logits, &self.seen, &self.sampling, &mut self.rng);
+    /// How the next token is drawn from its logits `[V]`.
+    pub(crate) fn draw<'a>(&'a self, logits: &'a [f32]) -> Draw<'a> {
+        // One value of the stream per token, whatever else happens: an evicted sequence goes on where it was.
+        let uniform = self.rng.clone().uniform_f64();
+        Draw { logits, seen: &self.seen, sampling: &self.sampling, uniform }
+    }
+
+    /// Takes the token drawn and notes whether the answer ends.
+    pub(crate) fn accept(&mut self, (token, logp): (u32, f32)) -> Result<()> {
+        self.rng.uniform_f64();
         self.seen.push(token);
         self.logps.push(logp);
         if self.stops.ids.contains(&token) {
@@ -121,19 +129,15 @@ impl Sequence {
         self.finish.is_some()
     }
 
-    pub(crate) fn last_token(&self) -> u32 {
-        self.seen[self.seen.len() - 1]
+    /// The ids whose keys and values are not held: after a step the last one, after an eviction more.
+    pub(crate) fn pending(&self) -> &[u32] {
+        &self.seen[self.cache.len()..]
     }
 
     /// The text that can be shown: nothing that may still turn out to begin a stop text.
     pub(crate) fn settled_text(&self) -> &str {
         let len = if self.is_done() { self.text.len() } else { self.stops.settled_len(&self.text) };
         &self.text[..len]
-    }
-
-    /// Bytes of keys and values once the answer is full, the shared prompt counted in each of its samples.
-    pub(crate) fn planned_bytes(&self, local: &Local) -> usize {
-        local.kv_bytes(self.prompt_len + self.room)
     }
 
     pub(crate) fn into_completion(mut self, prompt_len_tokens: usize) -> Completion {

@@ -19,7 +19,11 @@ fn folder() -> Option<PathBuf> {
 }
 
 fn engine(folder: &std::path::Path, threads: usize) -> Engine {
-    let options = EngineOptions { dtype: Dtype::F32, threads, max_batch: 4, ..EngineOptions::default() };
+    open(folder, Dtype::F32, threads, None)
+}
+
+fn open(folder: &std::path::Path, dtype: Dtype, threads: usize, kv_budget_bytes: Option<usize>) -> Engine {
+    let options = EngineOptions { dtype, threads, kv_budget_bytes, max_batch: 4, ..EngineOptions::default() };
     Engine::open(&folder.to_string_lossy(), &options).unwrap()
 }
 
@@ -149,4 +153,172 @@ fn a_prompt_beyond_the_context_and_an_id_beyond_the_vocabulary_are_refused_by_na
         let error = engine.score(&[request], &Progress::silent(), &Cancel::default()).unwrap_err().to_string();
         assert!(error.contains("bad") && error.contains(word), "{error}");
     }
+}
+
+/// Prompts with beginnings in common, of lengths that leave pages in the middle.
+fn shared_prompts() -> Vec<Prompt> {
+    let header: Vec<u32> = (0..100).map(|i| 3 + (i * 7 + 1) % 500).collect();
+    let with = |n: usize, tail: &[u32]| Prompt::Ids([&header[..n], tail].concat());
+    vec![with(100, &[9]), with(100, &[9, 10, 11]), with(70, &[20; 30]), with(100, &[9]), with(3, &[7])]
+}
+
+fn sampled(n: usize) -> Vec<GenerateRequest> {
+    let sampling = Sampling { temperature: 0.9, top_p: 0.95, seed: 5, ..Sampling::greedy(200) };
+    let request =
+        |(at, prompt): (usize, Prompt)| GenerateRequest { id: at.to_string(), prompt, n, sampling: sampling.clone() };
+    shared_prompts().into_iter().enumerate().map(request).collect()
+}
+
+#[test]
+fn a_small_memory_budget_changes_no_answer_and_is_kept() {
+    let Some(folder) = folder() else { return };
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let wide = open(&folder, dtype, 2, None);
+        let expected = wide.generate(&sampled(3), &Progress::silent(), &Cancel::default()).unwrap();
+        let whole = wide.counts().unwrap();
+        assert_eq!(whole.n_evictions, 0);
+        // The longest text has 303 tokens: 5 pages. Four running sequences want up to three times that.
+        let mut n_evictions = 0;
+        for pages in [5, 8, 11] {
+            let budget = pages * page_bytes(&wide);
+            let narrow = open(&folder, dtype, 1, Some(budget as usize));
+            assert_eq!(narrow.generate(&sampled(3), &Progress::silent(), &Cancel::default()).unwrap(), expected);
+            let counts = narrow.counts().unwrap();
+            assert!(counts.peak_kv_bytes <= budget, "{counts:?} of {budget}");
+            assert!(counts.n_evictions == 0 || counts.n_computed_tokens > whole.n_computed_tokens, "{counts:?}");
+            n_evictions += counts.n_evictions;
+        }
+        assert!(n_evictions > 0, "no budget was small enough");
+    }
+}
+
+/// Longest text 107 tokens: 2 pages are the least.
+#[test]
+fn a_small_memory_budget_changes_no_score_and_is_kept() {
+    let Some(folder) = folder() else { return };
+    let options: Vec<Continuation> = (1..6).map(|n| Continuation::Ids((40..40 + n).collect())).collect();
+    let request = |prompt| ScoreRequest { id: "s".into(), prompt, continuations: options.clone() };
+    let requests: Vec<ScoreRequest> = shared_prompts().into_iter().map(request).collect();
+    let wide = open(&folder, Dtype::Bf16, 2, None);
+    let expected = wide.score(&requests, &Progress::silent(), &Cancel::default()).unwrap();
+    let page_bytes = page_bytes(&wide);
+    for pages in [2, 3, 4] {
+        let narrow = open(&folder, Dtype::Bf16, 2, Some((pages * page_bytes) as usize));
+        assert_eq!(narrow.score(&requests, &Progress::silent(), &Cancel::default()).unwrap(), expected);
+        let counts = narrow.counts().unwrap();
+        assert!(counts.peak_kv_bytes <= pages * page_bytes, "{counts:?} of {pages} pages");
+    }
+}
+
+/// A request of one token holds one page.
+fn page_bytes(engine: &Engine) -> u64 {
+    let Engine::Local(local) = engine else { panic!("a local engine") };
+    aloe_model::KvCache::bytes_of(&local.decoder, 1) as u64
+}
+
+/// By hand: the prompts have 101, 103, 100, 101 and 4 tokens; as a tree 100 + 1 + 2, of the third 30 after the shared 70, of the
+/// last 1 after the shared 3: 134. With `Sampling::greedy(1)` the prompt alone is run.
+#[test]
+fn what_prompts_share_is_computed_once() {
+    let Some(folder) = folder() else { return };
+    let engine = engine(&folder, 2);
+    let requests: Vec<GenerateRequest> =
+        sampled(3).into_iter().map(|request| GenerateRequest { sampling: Sampling::greedy(1), ..request }).collect();
+    engine.generate(&requests, &Progress::silent(), &Cancel::default()).unwrap();
+    let counts = engine.counts().unwrap();
+    assert_eq!((counts.n_computed_tokens, counts.n_requested_tokens, counts.n_drawn_tokens), (134, 3 * 409, 15));
+    let continuations =
+        vec![Continuation::Ids(vec![5, 6]), Continuation::Ids(vec![5, 7, 8]), Continuation::Ids(vec![1])];
+    let requests: Vec<ScoreRequest> = shared_prompts()
+        .into_iter()
+        .map(|prompt| ScoreRequest { id: "s".into(), prompt, continuations: continuations.clone() })
+        .collect();
+    engine.score(&requests, &Progress::silent(), &Cancel::default()).unwrap();
+    let scored = engine.counts().unwrap();
+    // Of each continuation all but the last token: 5, then 5 7, then nothing; 2 tokens after each of 4 distinct prompts.
+    assert_eq!(scored.n_computed_tokens - counts.n_computed_tokens, 134 + 4 * 2);
+    assert_eq!(scored.n_requested_tokens - counts.n_requested_tokens, 3 * 409 + 5 * 3);
+}
+
+#[test]
+fn scores_are_the_same_alone_together_in_any_order_and_on_any_number_of_threads() {
+    let Some(folder) = folder() else { return };
+    let options: Vec<Continuation> = (1..5).map(|n| Continuation::Ids((40..40 + n).collect())).collect();
+    let requests: Vec<ScoreRequest> = shared_prompts()
+        .into_iter()
+        .enumerate()
+        .map(|(at, prompt)| ScoreRequest {
+            id: at.to_string(),
+            prompt,
+            continuations: if at == 2 { Vec::new() } else { options[..=at.min(3)].to_vec() },
+        })
+        .collect();
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let (one, two) = (open(&folder, dtype, 1, None), open(&folder, dtype, 2, None));
+        let score = |engine: &Engine, requests: &[ScoreRequest]| {
+            engine.score(requests, &Progress::silent(), &Cancel::default()).unwrap()
+        };
+        let together = score(&two, &requests);
+        let mut backwards = requests.clone();
+        backwards.reverse();
+        let mut found = score(&one, &backwards);
+        found.reverse();
+        assert_eq!(found, together);
+        for (request, expected) in requests.iter().zip(&together) {
+            assert_eq!(score(&one, std::slice::from_ref(request))[0], *expected);
+        }
+    }
+}
+
+#[test]
+fn a_request_that_cannot_be_answered_gets_its_error_and_the_others_go_on() {
+    let Some(folder) = folder() else { return };
+    let engine = engine(&folder, 2);
+    let good = ScoreRequest {
+        id: "good".into(),
+        prompt: Prompt::Ids(vec![1, 5, 6]),
+        continuations: vec![Continuation::Ids(vec![7])],
+    };
+    let bad = |id: &str, prompt: Vec<u32>, continuation: Vec<u32>| ScoreRequest {
+        id: id.into(),
+        prompt: Prompt::Ids(prompt),
+        continuations: vec![Continuation::Ids(continuation)],
+    };
+    let asked = [
+        bad("long", vec![1; 512], vec![2]),
+        good.clone(),
+        bad("empty", vec![1], vec![]),
+        bad("unknown", vec![1], vec![512]),
+        good.clone(),
+    ];
+    let found = engine.score_each(&asked, &Progress::silent(), &Cancel::default()).unwrap();
+    let alone = engine.score(&[good], &Progress::silent(), &Cancel::default()).unwrap().remove(0);
+    for (at, word) in [(0, "context"), (2, "no tokens"), (3, "vocabulary")] {
+        let error = found[at].as_ref().unwrap_err().to_string();
+        assert!(error.contains(&asked[at].id) && error.contains(word), "{error}");
+    }
+    assert_eq!((found[1].as_ref().unwrap(), found[4].as_ref().unwrap()), (&alone, &alone));
+}
+
+#[test]
+fn a_generation_that_exceeds_the_memory_budget_alone_is_refused_and_the_others_go_on() {
+    let Some(folder) = folder() else { return };
+    let wide = open(&folder, Dtype::F32, 2, None);
+    let narrow = open(&folder, Dtype::F32, 2, Some(2 * page_bytes(&wide) as usize));
+    let request = |id: &str, n_new| GenerateRequest {
+        id: id.into(),
+        prompt: Prompt::Ids(vec![1, 9]),
+        n: 2,
+        sampling: Sampling::greedy(n_new),
+    };
+    let mut hot = request("hot", 5);
+    hot.sampling.temperature = f32::NAN;
+    let asked = [request("big", 200), request("small", 20), hot];
+    let found = narrow.generate_each(&asked, &Progress::silent(), &Cancel::default()).unwrap();
+    let error = found[0].as_ref().unwrap_err().to_string();
+    assert!(error.contains("big") && error.contains("budget"), "{error}");
+    assert!(found[2].as_ref().unwrap_err().to_string().contains("temperature"));
+    let expected = wide.generate(&asked[1..2], &Progress::silent(), &Cancel::default()).unwrap().remove(0);
+    assert_eq!(found[1].as_ref().unwrap(), &expected);
+    assert!(narrow.generate(&asked[..2], &Progress::silent(), &Cancel::default()).is_err());
 }

@@ -1,14 +1,16 @@
-//! Keys and values of past tokens: shared frozen runs, a tail of one's own, and a meter of the memory in use.
+//! Keys and values of past tokens in pages of 64 positions that caches share, and a meter of the memory in use.
 //!
-//! A cache is a list of frozen runs, which clones share, and a tail. Numbers are stored in f32 exactly as the full forward
-//! computes them. The passes that read and fill caches are in `step`.
+//! Pages start at positions 0, 64, 128, ... whatever shares them. A branch shares all pages of its trunk; the first token that
+//! falls into a part-filled page of others copies that page. Numbers have the decoder's type: in f32 a cached pass gives the
+//! bits of the full forward, in bf16 keys, values, queries and softmax weights are rounded to bf16 for the products of
+//! attention. The passes that read and fill caches are in `step`.
 
 use crate::decoder::Decoder;
-use aloe_tensor::KvSegment;
+use aloe_tensor::KvPage;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes held by all caches made with it, now and at most. A run shared by several caches counts once.
+/// Bytes held by all caches made with it, now and at most. A page shared by several caches counts once.
 #[derive(Debug, Default)]
 pub struct KvMeter {
     bytes: AtomicUsize,
@@ -30,153 +32,153 @@ impl KvMeter {
         let now = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.peak_bytes.fetch_max(now, Ordering::Relaxed);
     }
-
-    fn subtract(&self, bytes: usize) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
 }
 
-/// Keys and values of a run of positions, per layer `[len, K, E]` f32 each.
+/// One page for every layer.
 #[derive(Debug)]
-pub(crate) struct Run {
-    layers: Vec<(Vec<f32>, Vec<f32>)>,
-    len_tokens: usize,
-    metered_bytes: usize,
+pub(crate) struct PageSet {
+    pub(crate) layers: Vec<KvPage>,
+    bytes: usize,
     meter: Arc<KvMeter>,
 }
 
-impl Run {
-    fn new(n_layers: usize, meter: &Arc<KvMeter>) -> Self {
-        let layers = vec![(Vec::new(), Vec::new()); n_layers];
-        Self { layers, len_tokens: 0, metered_bytes: 0, meter: Arc::clone(meter) }
-    }
-
-    fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) {
-        let (keys, values) = &mut self.layers[layer];
-        keys.extend_from_slice(k);
-        values.extend_from_slice(v);
-        let bytes = 4 * (k.len() + v.len());
-        self.metered_bytes += bytes;
-        self.meter.add(bytes);
-    }
-
-    fn segment(&self, layer: usize) -> KvSegment<'_> {
-        let (k, v) = &self.layers[layer];
-        KvSegment { k, v }
+impl PageSet {
+    pub(crate) fn new(layers: Vec<KvPage>, meter: &Arc<KvMeter>) -> Self {
+        let bytes = layers.iter().map(KvPage::nbytes).sum();
+        meter.add(bytes);
+        Self { layers, bytes, meter: Arc::clone(meter) }
     }
 }
 
-impl Clone for Run {
+impl Clone for PageSet {
     fn clone(&self) -> Self {
-        self.meter.add(self.metered_bytes);
-        let (layers, meter) = (self.layers.clone(), Arc::clone(&self.meter));
-        Self { layers, len_tokens: self.len_tokens, metered_bytes: self.metered_bytes, meter }
+        Self::new(self.layers.clone(), &self.meter)
     }
 }
 
-impl Drop for Run {
+impl Drop for PageSet {
     fn drop(&mut self) {
-        self.meter.subtract(self.metered_bytes);
+        self.meter.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
 /// One sequence's cache.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    frozen: Vec<Arc<Run>>,
-    tail: Run,
+    pages: Vec<Arc<PageSet>>,
+    len_tokens: usize,
+    meter: Arc<KvMeter>,
 }
 
 impl KvCache {
+    /// Positions of a page.
+    pub const PAGE: usize = KvPage::POSITIONS;
+
     /// Empty, on a meter of its own.
-    pub fn new(decoder: &Decoder) -> Self {
-        Self::metered(decoder, &Arc::new(KvMeter::default()))
+    pub fn new(_decoder: &Decoder) -> Self {
+        Self::metered(&Arc::new(KvMeter::default()))
     }
 
     /// Empty; what it and its forks hold is counted by `meter`.
-    pub fn metered(decoder: &Decoder, meter: &Arc<KvMeter>) -> Self {
-        Self { frozen: Vec::new(), tail: Run::new(decoder.config.num_hidden_layers, meter) }
+    pub fn metered(meter: &Arc<KvMeter>) -> Self {
+        Self { pages: Vec::new(), len_tokens: 0, meter: Arc::clone(meter) }
     }
 
-    /// Bytes of one position's keys and values in all layers.
-    pub fn bytes_per_token(decoder: &Decoder) -> usize {
-        let config = &decoder.config;
-        config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * 4
+    /// Bytes of the pages that hold `n_tokens` positions of all layers.
+    pub fn bytes_of(decoder: &Decoder, n_tokens: usize) -> usize {
+        n_tokens.div_ceil(Self::PAGE) * decoder.config.num_hidden_layers * new_page(decoder).nbytes()
     }
 
     /// Tokens held.
     pub fn len(&self) -> usize {
-        self.frozen.iter().map(|run| run.len_tokens).sum::<usize>() + self.tail.len_tokens
+        self.len_tokens
     }
 
     /// Whether no token is held.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len_tokens == 0
     }
 
-    /// A branch that goes on from here. What was prefilled is shared; tokens decoded one by one since then are copied.
+    /// A branch that goes on from here; it shares every page until it writes into one.
     pub fn fork(&self) -> Self {
         self.clone()
     }
 
-    /// Makes everything held shareable, so that later forks copy nothing.
-    pub fn freeze(&mut self) {
-        if self.tail.len_tokens > 0 {
-            let empty = Run::new(self.tail.layers.len(), &self.tail.meter);
-            self.frozen.push(Arc::new(std::mem::replace(&mut self.tail, empty)));
+    /// Forgets all but the first `len_tokens` tokens.
+    pub fn truncate(&mut self, len_tokens: usize) {
+        if len_tokens < self.len_tokens {
+            self.pages.truncate(len_tokens.div_ceil(Self::PAGE));
+            self.len_tokens = len_tokens;
         }
     }
 
-    /// Forgets what no other cache shares; the beginning that others share stays. Running the forgotten tokens again gives
-    /// the same bits.
+    /// Forgets the pages that no other cache shares; the beginning that others share stays. Running the forgotten tokens
+    /// again gives the same bits.
     pub fn evict(&mut self) {
-        self.tail = Run::new(self.tail.layers.len(), &self.tail.meter);
-        while self.frozen.last().is_some_and(|run| Arc::strong_count(run) == 1) {
-            self.frozen.pop();
-        }
+        let shared = self.pages.iter().take_while(|page| Arc::strong_count(page) > 1).count();
+        self.truncate(shared * Self::PAGE);
     }
 
-    /// Bytes of the tail and of frozen runs, each shared run in equal shares: the sum over all branches is the memory in use.
+    /// Pages that taking `n_tokens` more would add: new ones, and a copy of a part-filled page that others hold too.
+    pub fn n_new_pages(&self, n_tokens: usize) -> usize {
+        let copied = !self.len_tokens.is_multiple_of(Self::PAGE)
+            && self.pages.last().is_some_and(|page| Arc::strong_count(page) > 1);
+        let needed = (self.len_tokens + n_tokens).div_ceil(Self::PAGE);
+        needed.saturating_sub(self.pages.len()) + usize::from(copied && n_tokens > 0)
+    }
+
+    /// Bytes of the pages, each shared one in equal shares: the sum over all branches is the memory in use.
     pub fn nbytes(&self) -> usize {
-        self.frozen.iter().map(|run| run.metered_bytes / Arc::strong_count(run)).sum::<usize>()
-            + self.tail.metered_bytes
+        self.pages.iter().map(|page| page.bytes / Arc::strong_count(page)).sum()
     }
 
-    /// Adds keys and values `[n, K, E]` of one layer; [`KvCache::grown`] follows once all layers have them.
-    pub(crate) fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) {
-        self.tail.append(layer, k, v);
+    pub(crate) fn meter(&self) -> &Arc<KvMeter> {
+        &self.meter
     }
 
-    /// All layers got `n_tokens` more positions. Several at once are frozen, so that forks share them.
-    pub(crate) fn grown(&mut self, n_tokens: usize) {
-        self.tail.len_tokens += n_tokens;
-        if n_tokens > 1 {
-            self.freeze();
+    /// The pages, first to last; all but the last are full.
+    pub(crate) fn pages(&self) -> &[Arc<PageSet>] {
+        &self.pages
+    }
+
+    /// Makes room for `n_tokens` more, in pages that nobody else holds.
+    pub(crate) fn reserve(&mut self, decoder: &Decoder, n_tokens: usize) {
+        if n_tokens == 0 {
+            return;
+        }
+        if !self.len_tokens.is_multiple_of(Self::PAGE) {
+            let last = self.pages.last_mut().expect("a cache with tokens has a page");
+            Arc::make_mut(last);
+        }
+        let needed = (self.len_tokens + n_tokens).div_ceil(Self::PAGE);
+        while self.pages.len() < needed {
+            let layers = (0..decoder.config.num_hidden_layers).map(|_| new_page(decoder)).collect();
+            self.pages.push(Arc::new(PageSet::new(layers, &self.meter)));
         }
     }
 
-    /// The keys and values of one layer in order of position.
-    pub(crate) fn segments(&self, layer: usize) -> Vec<KvSegment<'_>> {
-        let runs = self.frozen.iter().map(Arc::as_ref).chain([&self.tail]);
-        runs.map(|run| run.segment(layer)).filter(|segment| !segment.k.is_empty()).collect()
+    /// The reserved pages of one layer from the one that takes the next token on, with their first positions.
+    pub(crate) fn reserved(&mut self, layer: usize) -> impl Iterator<Item = (usize, &mut KvPage)> {
+        let first = self.len_tokens / Self::PAGE;
+        self.pages.iter_mut().enumerate().skip(first).map(move |(at, set)| {
+            let set = Arc::get_mut(set).expect("a reserved page has one holder");
+            (at * Self::PAGE, &mut set.layers[layer])
+        })
     }
 
-    /// An empty cache on the same meter.
-    pub(crate) fn sibling(&self) -> Self {
-        Self { frozen: Vec::new(), tail: Run::new(self.tail.layers.len(), &self.tail.meter) }
+    /// The reserved pages hold `n_tokens` more positions now.
+    pub(crate) fn grown(&mut self, n_tokens: usize) {
+        self.len_tokens += n_tokens;
     }
 
-    /// As [`KvCache::grown`], and frozen even when it is one token.
-    pub(crate) fn fill(&mut self, n_tokens: usize) {
-        self.tail.len_tokens += n_tokens;
-        self.freeze();
+    /// The first `n_pages` pages of this cache, then `own`, holding `len_tokens` in all.
+    pub(crate) fn branch(&self, n_pages: usize, own: Vec<Arc<PageSet>>, len_tokens: usize) -> Self {
+        let pages = self.pages[..n_pages].iter().cloned().chain(own).collect();
+        Self { pages, len_tokens, meter: Arc::clone(&self.meter) }
     }
+}
 
-    /// This cache with the frozen runs of `next` after it.
-    pub(crate) fn followed_by(&self, next: Self) -> Self {
-        let mut joined = self.clone();
-        joined.freeze();
-        joined.frozen.extend(next.frozen.iter().cloned());
-        joined
-    }
+/// An empty page of one layer.
+pub(crate) fn new_page(decoder: &Decoder) -> KvPage {
+    KvPage::new(decoder.dtype, decoder.config.num_key_value_heads, decoder.config.head_dim)
 }

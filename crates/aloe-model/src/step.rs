@@ -1,14 +1,16 @@
 //! Forward passes over caches: one pass takes pieces of a prefix tree and continuations of caches, side by side.
 //!
-//! A query's attention depends on its keys alone and every product is one chain per element, so a token gives the bits of the
-//! full forward, whatever else is in the pass, however its text was cut into pieces and wherever its prefix came from.
+//! A query's attention depends on its keys alone and every product is one chain per element, so a token gives the same bits
+//! whatever else is in the pass, however its text was cut into pieces and wherever its prefix came from; in f32 they are the
+//! bits of the full forward.
 
 use crate::batch::check_ids;
 use crate::decoder::Decoder;
-use crate::kv::KvCache;
+use crate::kv::{KvCache, PageSet, new_page};
 use crate::{Error, Result};
-use aloe_tensor::{CachedSequence, KvSegment, Tensor, ops};
+use aloe_tensor::{KvPage, PageWrite, PagedSequence, Tensor, ops};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What a piece of a tree stands after.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +28,8 @@ pub struct TreePiece<'a> {
     pub ids: &'a [u32],
     /// What comes before them.
     pub after: After<'a>,
-    /// Whether a cache that ends with this piece is returned.
+    /// Whether a cache that ends with this piece is returned; a piece before it must be kept too. The keys and values of
+    /// others are held for one layer at a time.
     pub keep: bool,
 }
 
@@ -41,54 +44,71 @@ pub struct Pass {
     pub kept: Vec<Option<KvCache>>,
 }
 
+/// Where a piece stands.
+struct Placed<'a> {
+    piece: TreePiece<'a>,
+    /// Position of its first token; its own pages begin with the one that holds it.
+    start: usize,
+    /// The cache its branch starts from.
+    base: &'a KvCache,
+    /// Pieces of this pass before it.
+    depth: usize,
+}
+
+impl Placed<'_> {
+    fn first_page(&self) -> usize {
+        self.start / KvCache::PAGE
+    }
+
+    fn end(&self) -> usize {
+        self.start + self.piece.ids.len()
+    }
+}
+
 /// Everything a pass knows before the first layer.
 struct Layout<'a> {
-    pieces: &'a [TreePiece<'a>],
+    pieces: Vec<Placed<'a>>,
     rows: Vec<Range<usize>>,
     ids: Vec<u32>,
     positions: Vec<u32>,
 }
 
 impl Decoder {
-    /// Runs the pieces of a tree, and `tokens[i]` after what `caches[i]` holds, in one pass. The caches grow by their tokens;
-    /// runs of several tokens are frozen, so that forks share them.
+    /// Runs the pieces of a tree, and `tokens[i]` after what `caches[i]` holds, in one pass. The caches grow by their tokens.
     pub fn run(&self, pieces: &[TreePiece<'_>], tokens: &[&[u32]], caches: &mut [&mut KvCache]) -> Result<Pass> {
         let layout = self.layout(pieces, tokens, caches)?;
-        let mut own: Vec<Option<KvCache>> = pieces.iter().map(|piece| own_cache(pieces, piece)).collect();
+        let cache_rows = &layout.rows[pieces.len()..];
+        for (cache, rows) in caches.iter_mut().zip(cache_rows) {
+            cache.reserve(self, rows.len());
+        }
+        let mut kept_pages: Vec<Vec<Vec<KvPage>>> = layout.pieces.iter().map(Layout::empty_sets).collect();
         let mut x = self.weights.embedding(&self.device, &layout.ids);
         for (i, layer) in self.weights.layers.iter().enumerate() {
             let (q, k, v) = self.project(layer, &x, &layout.positions);
-            let width = k.shape()[1] * k.shape()[2];
-            let part = |rows: &Range<usize>| KvSegment {
-                k: &k.as_f32()[rows.start * width..rows.end * width],
-                v: &v.as_f32()[rows.start * width..rows.end * width],
-            };
-            let (piece_rows, cache_rows) = layout.rows.split_at(pieces.len());
-            for (cache, rows) in own.iter_mut().zip(piece_rows) {
-                if let Some(cache) = cache {
-                    cache.append(i, part(rows).k, part(rows).v);
-                }
-            }
-            for (cache, rows) in caches.iter_mut().zip(cache_rows) {
-                cache.append(i, part(rows).k, part(rows).v);
-            }
-            let in_tree = (0..pieces.len()).map(|at| layout.segments(at, i, &part));
-            let in_caches = caches.iter().map(|cache| cache.segments(i));
-            let sequences: Vec<CachedSequence<'_>> = layout
+            ops::write_pages(&self.device, &k, &v, cache_writes(caches, cache_rows, i));
+            let own = layout.write_pieces(self, i, &k, &v);
+            let in_tree = (0..pieces.len()).map(|at| layout.pages(&own, at, i));
+            let in_caches = caches.iter().map(|cache| cache.pages().iter().map(|set| &set.layers[i]).collect());
+            let ends = layout.pieces.iter().map(Placed::end);
+            let lens = ends.chain(caches.iter().zip(cache_rows).map(|(cache, rows)| cache.len() + rows.len()));
+            let sequences: Vec<PagedSequence<'_>> = layout
                 .rows
                 .iter()
                 .zip(in_tree.chain(in_caches))
-                .filter(|(rows, _)| !rows.is_empty())
-                .map(|(rows, segments)| CachedSequence { queries: rows.clone(), segments })
+                .zip(lens)
+                .filter(|((rows, _), _)| !rows.is_empty())
+                .map(|((rows, pages), len_tokens)| PagedSequence { queries: rows.clone(), pages, len_tokens })
                 .collect();
-            let scale = self.attention_scale();
-            let o = ops::attention_cached(&self.device, &q, &sequences, self.config.num_key_value_heads, scale);
+            let o = ops::attention_paged(&self.device, &q, &sequences, self.attention_scale());
             x = self.after_attention(layer, o, x);
+            for (own, sets) in own.into_iter().zip(&mut kept_pages) {
+                sets.iter_mut().zip(own).for_each(|(set, page)| set.push(page));
+            }
         }
-        for (cache, rows) in caches.iter_mut().zip(&layout.rows[pieces.len()..]) {
+        for (cache, rows) in caches.iter_mut().zip(cache_rows) {
             cache.grown(rows.len());
         }
-        let kept = join(pieces, own);
+        let kept = join(&layout.pieces, kept_pages);
         Ok(Pass { hidden: self.final_norm(&x).0, rows: layout.rows, kept })
     }
 
@@ -115,96 +135,147 @@ impl Decoder {
         Ok(self.logits(&self.extend(&one, caches)?))
     }
 
-    fn layout<'a>(
-        &self,
-        pieces: &'a [TreePiece<'a>],
-        tokens: &[&[u32]],
-        caches: &[&mut KvCache],
-    ) -> Result<Layout<'a>> {
+    fn layout<'a>(&self, pieces: &[TreePiece<'a>], tokens: &[&[u32]], caches: &[&mut KvCache]) -> Result<Layout<'a>> {
         assert_eq!(tokens.len(), caches.len(), "token lists against caches");
-        let mut starts: Vec<usize> = Vec::with_capacity(pieces.len() + caches.len());
-        for (at, piece) in pieces.iter().enumerate() {
+        let mut layout = Layout { pieces: Vec::new(), rows: Vec::new(), ids: Vec::new(), positions: Vec::new() };
+        for (at, &piece) in pieces.iter().enumerate() {
             assert!(!piece.ids.is_empty(), "piece {at} has no tokens");
-            starts.push(match piece.after {
-                After::Cache(cache) => cache.len(),
+            let (start, base, depth) = match piece.after {
+                After::Cache(cache) => (cache.len(), cache, 0),
                 After::Piece(parent) => {
                     assert!(parent < at, "piece {at} after piece {parent}");
-                    starts[parent] + pieces[parent].ids.len()
+                    let before = &layout.pieces[parent];
+                    assert!(before.piece.keep || !piece.keep, "piece {at} is kept, {parent} before it is not");
+                    (before.end(), before.base, before.depth + 1)
                 }
-            });
+            };
+            layout.pieces.push(Placed { piece, start, base, depth });
+            self.add_rows(&mut layout, piece.ids, start)?;
         }
-        starts.extend(caches.iter().map(|cache| cache.len()));
-        let texts = || pieces.iter().map(|piece| piece.ids).chain(tokens.iter().copied());
-        let mut layout = Layout { pieces, rows: Vec::new(), ids: Vec::new(), positions: Vec::new() };
-        for (ids, start) in texts().zip(starts) {
-            self.check_extension(ids, start)?;
-            layout.rows.push(layout.ids.len()..layout.ids.len() + ids.len());
-            layout.ids.extend_from_slice(ids);
-            layout.positions.extend((start..start + ids.len()).map(|position| position as u32));
+        for (ids, cache) in tokens.iter().zip(caches) {
+            self.add_rows(&mut layout, ids, cache.len())?;
         }
         Ok(layout)
     }
 
-    fn check_extension(&self, ids: &[u32], start: usize) -> Result<()> {
+    fn add_rows(&self, layout: &mut Layout<'_>, ids: &[u32], start: usize) -> Result<()> {
         check_ids(ids, self.config.vocab_size)?;
         let (len, context) = (start + ids.len(), self.config.max_position_embeddings);
         if len > context {
             return Err(Error::Input(format!("a text of {len} tokens does not fit the model's context of {context}")));
         }
+        layout.rows.push(layout.ids.len()..layout.ids.len() + ids.len());
+        layout.ids.extend_from_slice(ids);
+        layout.positions.extend((start..len).map(|position| position as u32));
         Ok(())
     }
 }
 
+/// Where the rows of each cache go in one layer.
+fn cache_writes<'a>(caches: &'a mut [&mut KvCache], rows: &[Range<usize>], layer: usize) -> Vec<PageWrite<'a>> {
+    let mut writes = Vec::with_capacity(caches.len());
+    for (cache, rows) in caches.iter_mut().zip(rows).filter(|(_, rows)| !rows.is_empty()) {
+        let start = cache.len();
+        writes.extend(cache.reserved(layer).map(|(first, page)| page_write(page, first, start, rows)));
+    }
+    writes
+}
+
+/// The rows, beginning at position `start`, that fall into the page beginning at position `first`.
+fn page_write<'a>(page: &'a mut KvPage, first: usize, start: usize, rows: &Range<usize>) -> PageWrite<'a> {
+    let (from, to) = (first.max(start), (first + KvCache::PAGE).min(start + rows.len()));
+    PageWrite { page, at: from - first, rows: rows.start + from - start..rows.start + to - start }
+}
+
 impl<'a> Layout<'a> {
-    /// Keys and values that piece `at` sees in one layer: the cache its branch starts from, the pieces before it, its own.
-    fn segments<'b>(
-        &self,
-        at: usize,
-        layer: usize,
-        part: &impl Fn(&Range<usize>) -> KvSegment<'b>,
-    ) -> Vec<KvSegment<'b>>
+    /// A place for the pages of each layer, for pieces that are kept.
+    fn empty_sets(placed: &Placed<'_>) -> Vec<Vec<KvPage>> {
+        let n_pages = placed.end().div_ceil(KvCache::PAGE) - placed.first_page();
+        if placed.piece.keep { vec![Vec::new(); n_pages] } else { Vec::new() }
+    }
+
+    /// The pieces' own pages of one layer: a part-filled page before a piece is copied, then its rows are written. Pieces
+    /// deeper in the pass come later, as they copy what their parents wrote.
+    fn write_pieces(&self, decoder: &Decoder, layer: usize, k: &Tensor, v: &Tensor) -> Vec<Vec<KvPage>> {
+        let mut own: Vec<Vec<KvPage>> = self.pieces.iter().map(|_| Vec::new()).collect();
+        let deepest = self.pieces.iter().map(|placed| placed.depth).max().unwrap_or(0);
+        for depth in 0..=deepest {
+            let level = || (0..self.pieces.len()).filter(|&at| self.pieces[at].depth == depth);
+            for at in level() {
+                let placed = &self.pieces[at];
+                let mut pages = Vec::new();
+                if !placed.start.is_multiple_of(KvCache::PAGE) {
+                    pages.push(self.page_before(&own, at, layer).clone());
+                }
+                let n_pages = placed.end().div_ceil(KvCache::PAGE) - placed.first_page();
+                pages.resize_with(n_pages, || new_page(decoder));
+                own[at] = pages;
+            }
+            let mut writes = Vec::new();
+            for (at, pages) in own.iter_mut().enumerate().filter(|(at, _)| self.pieces[*at].depth == depth) {
+                let placed = &self.pieces[at];
+                let first = placed.first_page();
+                writes.extend(
+                    pages
+                        .iter_mut()
+                        .enumerate()
+                        .map(|(i, page)| page_write(page, (first + i) * KvCache::PAGE, placed.start, &self.rows[at])),
+                );
+            }
+            ops::write_pages(&decoder.device, k, v, writes);
+        }
+        own
+    }
+
+    /// The part-filled page that piece `at` begins in, as what comes before the piece left it.
+    fn page_before<'b>(&self, own: &'b [Vec<KvPage>], at: usize, layer: usize) -> &'b KvPage
     where
         'a: 'b,
     {
-        let mut chain = vec![at];
-        let mut after = self.pieces[at].after;
+        let index = self.pieces[at].first_page();
+        let mut after = self.pieces[at].piece.after;
         while let After::Piece(parent) = after {
-            chain.push(parent);
-            after = self.pieces[parent].after;
-        }
-        let mut segments = match after {
-            After::Cache(cache) => cache.segments(layer),
-            After::Piece(_) => Vec::new(),
-        };
-        segments.extend(chain.into_iter().rev().map(|piece| part(&self.rows[piece])));
-        segments
-    }
-}
-
-/// An empty cache that will take the piece's own keys and values, when it is to be kept.
-fn own_cache(pieces: &[TreePiece<'_>], piece: &TreePiece<'_>) -> Option<KvCache> {
-    let mut after = piece.after;
-    while let After::Piece(parent) = after {
-        after = pieces[parent].after;
-    }
-    match after {
-        After::Cache(cache) if piece.keep => Some(cache.sibling()),
-        _ => None,
-    }
-}
-
-/// The kept runs of the pieces, each put after the cache of what it stands after. A kept piece's parents must be kept too.
-fn join(pieces: &[TreePiece<'_>], own: Vec<Option<KvCache>>) -> Vec<Option<KvCache>> {
-    let mut kept: Vec<Option<KvCache>> = Vec::with_capacity(pieces.len());
-    for (piece, own) in pieces.iter().zip(own) {
-        let cache = own.map(|mut own| {
-            own.fill(piece.ids.len());
-            match piece.after {
-                After::Cache(cache) => cache.followed_by(own),
-                After::Piece(parent) => {
-                    kept[parent].as_ref().expect("a kept piece stands after a kept piece").followed_by(own)
-                }
+            let first = self.pieces[parent].first_page();
+            if index >= first {
+                return &own[parent][index - first];
             }
+            after = self.pieces[parent].piece.after;
+        }
+        &self.pieces[at].base.pages()[index].layers[layer]
+    }
+
+    /// All pages that piece `at` sees in one layer.
+    fn pages<'b>(&self, own: &'b [Vec<KvPage>], at: usize, layer: usize) -> Vec<&'b KvPage>
+    where
+        'a: 'b,
+    {
+        let mut pages: Vec<&KvPage> = own[at].iter().rev().collect();
+        let (mut first, mut after) = (self.pieces[at].first_page(), self.pieces[at].piece.after);
+        while let After::Piece(parent) = after {
+            let before = &self.pieces[parent];
+            if before.first_page() < first {
+                pages.extend(own[parent][..first - before.first_page()].iter().rev());
+                first = before.first_page();
+            }
+            after = before.piece.after;
+        }
+        pages.extend(self.pieces[at].base.pages()[..first].iter().rev().map(|set| &set.layers[layer]));
+        pages.reverse();
+        pages
+    }
+}
+
+/// The caches of the kept pieces, each after what it stands after.
+fn join(pieces: &[Placed<'_>], pages: Vec<Vec<Vec<KvPage>>>) -> Vec<Option<KvCache>> {
+    let mut kept: Vec<Option<KvCache>> = Vec::with_capacity(pieces.len());
+    for (placed, sets) in pieces.iter().zip(pages) {
+        let before = match placed.piece.after {
+            After::Cache(cache) => Some(cache),
+            After::Piece(parent) => kept[parent].as_ref(),
+        };
+        let cache = before.filter(|_| placed.piece.keep).map(|before| {
+            let own = sets.into_iter().map(|layers| Arc::new(PageSet::new(layers, before.meter()))).collect();
+            before.branch(placed.first_page(), own, placed.end())
         });
         kept.push(cache);
     }

@@ -1,13 +1,13 @@
 //! A pass over pieces of a prefix tree gives the bits of separate documents, and the meter counts what is held.
 
-use crate::laws::{bits, decoder, everywhere, text};
+use crate::laws::{bits, decoder, everywhere, full_hidden, text};
 use aloe_model::testing::Tiny;
-use aloe_model::{After, Decoder, KvCache, KvMeter, PackedBatch, TreePiece};
+use aloe_model::{After, Decoder, KvCache, KvMeter, TreePiece};
 use aloe_tensor::{Dtype, Tensor};
 use std::sync::Arc;
 
 fn alone(decoder: &Decoder, ids: &[u32], last: usize) -> Vec<u32> {
-    let hidden = decoder.hidden(&PackedBatch::from_documents(&[ids])).expect("the text fits");
+    let hidden = full_hidden(decoder, ids);
     bits(&hidden.slice_rows(ids.len() - last, ids.len()))
 }
 
@@ -52,42 +52,87 @@ fn pieces_of_a_tree_equal_separate_documents_in_one_pass_or_over_kept_caches() {
     });
 }
 
+/// Tiny contexts hold one page, so this decoder's is stretched to 300: branches leave in the middle of pages, at their edges,
+/// and pieces cross several.
 #[test]
-fn an_evicted_cache_that_runs_its_tokens_again_gives_the_same_bits() {
-    everywhere(|decoder| {
-        let ids = text("evicted", 40);
-        let mut trunk = KvCache::new(decoder);
-        decoder.extend(&[&ids[..16]], &mut [&mut trunk]).expect("the text fits");
-        let mut branch = trunk.fork();
-        decoder.extend(&[&ids[16..30]], &mut [&mut branch]).expect("the text fits");
-        decoder.extend(&[&ids[30..31]], &mut [&mut branch]).expect("the text fits");
-        branch.evict();
-        assert_eq!(branch.len(), 16, "what the trunk shares stays");
-        let hidden = decoder.extend(&[&ids[16..]], &mut [&mut branch]).expect("the text fits");
-        assert_eq!(bits(&hidden), alone(decoder, &ids, 24));
-        drop(trunk);
-        branch.evict();
-        assert!(branch.is_empty());
-    });
+fn pieces_that_cross_pages_equal_separate_documents() {
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        for threads in [1, 2] {
+            let mut decoder = decoder(Tiny::Llama, dtype, threads);
+            decoder.config.max_position_embeddings = 300;
+            let lens = [50, 14, 100, 64, 3, 70];
+            let texts: Vec<Vec<u32>> = lens.iter().enumerate().map(|(i, &n)| text(&format!("piece {i}"), n)).collect();
+            let parents = [None, Some(0), Some(1), Some(1), Some(3), Some(0)];
+            let empty = KvCache::new(&decoder);
+            for keep in [true, false] {
+                let after = |parent: Option<usize>| parent.map_or(After::Cache(&empty), After::Piece);
+                let pieces: Vec<TreePiece<'_>> = texts
+                    .iter()
+                    .zip(parents)
+                    .map(|(ids, parent)| TreePiece { ids, after: after(parent), keep })
+                    .collect();
+                let pass = decoder.run(&pieces, &[], &mut []).expect("the pieces fit");
+                for at in 0..pieces.len() {
+                    let mut whole = texts[at].clone();
+                    let mut parent = parents[at];
+                    while let Some(before) = parent {
+                        whole.splice(0..0, texts[before].iter().copied());
+                        parent = parents[before];
+                    }
+                    let found = rows(&pass.hidden, &pass.rows[at]);
+                    assert_eq!(found, alone(&decoder, &whole, texts[at].len()), "{dtype:?} piece {at}");
+                    if let Some(cache) = &pass.kept[at] {
+                        let mut branch = cache.fork();
+                        let hidden = decoder.extend(&[&[5]], &mut [&mut branch]).expect("the text fits");
+                        assert_eq!(bits(&hidden), alone(&decoder, &[&whole[..], &[5]].concat(), 1), "after piece {at}");
+                    }
+                }
+            }
+        }
+    }
 }
 
-/// 2 layers x (K and V) x 2 heads x 16 x 4 bytes = 512 bytes a token.
 #[test]
-fn the_meter_counts_a_shared_run_once_and_forgets_what_is_dropped() {
-    let decoder = decoder(Tiny::Llama, Dtype::F32, 1);
-    assert_eq!(KvCache::bytes_per_token(&decoder), 512);
+fn an_evicted_or_truncated_cache_that_runs_its_tokens_again_gives_the_same_bits() {
+    let mut decoder = decoder(Tiny::Qwen2, Dtype::Bf16, 2);
+    decoder.config.max_position_embeddings = 200;
+    let ids = text("evicted", 150);
+    let mut trunk = KvCache::new(&decoder);
+    decoder.extend(&[&ids[..80]], &mut [&mut trunk]).expect("the text fits");
+    let mut branch = trunk.fork();
+    decoder.extend(&[&ids[80..149]], &mut [&mut branch]).expect("the text fits");
+    decoder.extend(&[&ids[149..]], &mut [&mut branch]).expect("the text fits");
+    let mut shorter = branch.fork();
+    shorter.truncate(100);
+    let hidden = decoder.extend(&[&ids[100..]], &mut [&mut shorter]).expect("the text fits");
+    assert_eq!(bits(&hidden), alone(&decoder, &ids, 50));
+    drop(shorter);
+    branch.evict();
+    assert_eq!(branch.len(), 64, "the full page that the trunk shares stays");
+    let hidden = decoder.extend(&[&ids[64..]], &mut [&mut branch]).expect("the text fits");
+    assert_eq!(bits(&hidden), alone(&decoder, &ids, 86));
+    drop(trunk);
+    branch.evict();
+    assert!(branch.is_empty());
+}
+
+/// A page of both layers: 2 x 64 positions x 2 heads x (16 + 32, a value padded to 32) x 4 bytes = 49,152 bytes.
+#[test]
+fn the_meter_counts_a_shared_page_once_and_forgets_what_is_dropped() {
+    let mut decoder = decoder(Tiny::Llama, Dtype::F32, 1);
+    decoder.config.max_position_embeddings = 200;
+    let page = 49_152;
+    assert_eq!((KvCache::bytes_of(&decoder, 64), KvCache::bytes_of(&decoder, 65)), (page, 2 * page));
     let meter = Arc::new(KvMeter::default());
-    let mut trunk = KvCache::metered(&decoder, &meter);
-    decoder.extend(&[&text("trunk", 10)], &mut [&mut trunk]).expect("the text fits");
+    let mut trunk = KvCache::metered(&meter);
+    decoder.extend(&[&text("trunk", 70)], &mut [&mut trunk]).expect("the text fits");
     let mut forks: Vec<KvCache> = (0..3).map(|_| trunk.fork()).collect();
-    assert_eq!(meter.bytes(), 10 * 512);
+    assert_eq!(meter.bytes(), 2 * page);
     let mut all: Vec<&mut KvCache> = forks.iter_mut().collect();
     decoder.extend(&[&[1], &[2, 3], &[4]], &mut all).expect("the texts fit");
-    assert_eq!(meter.bytes(), 14 * 512);
-    let copied = forks[0].fork();
-    assert_eq!(meter.bytes(), 15 * 512, "a tail of single tokens is copied");
-    drop((trunk, copied));
-    assert_eq!(meter.bytes(), 14 * 512, "the forks still hold the trunk");
+    assert_eq!(meter.bytes(), 5 * page, "each branch copies the part-filled page");
+    drop(trunk);
+    assert_eq!(meter.bytes(), 4 * page, "the forks still hold the first page");
     drop(forks);
-    assert_eq!((meter.bytes(), meter.peak_bytes()), (0, 15 * 512));
+    assert_eq!((meter.bytes(), meter.peak_bytes()), (0, 5 * page));
 }

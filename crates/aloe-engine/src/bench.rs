@@ -1,0 +1,291 @@
+//! How fast a local model works on this machine, beside what the machine could do at most.
+//!
+//! Each work is timed in turn with two probes, a product of matrices that stay in the cache and a plain read of memory, because
+//! machines are shared and their speed changes; medians count. The limit of a work is the time its products take at the probe's
+//! rate, or its bytes at the probe's bandwidth, whichever is longer. Prompts are random ids: no text is needed.
+
+use crate::{Continuation, Error, GenerateRequest, Local, Prompt, Result, Sampling, ScoreRequest};
+use aloe_record::{Cancel, CounterRng, Progress};
+use aloe_tensor::{Device, Dtype, Linear, Tensor, ops};
+use serde::Serialize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// Tokens of the prompt that decoding continues.
+const DECODE_PROMPT: usize = 128;
+
+/// One work, timed.
+#[derive(Clone, Debug, Serialize)]
+pub struct BenchRow {
+    /// What was done.
+    pub work: String,
+    /// Tokens of a run: prompt tokens of a prefill or of scoring (as if each option were run on its own), drawn tokens else.
+    pub n_tokens: u64,
+    /// Median seconds of a run.
+    pub seconds: f64,
+    /// Tokens a second.
+    pub tokens_per_s: f64,
+    /// Tokens that went through the decoder in one run.
+    pub n_computed_tokens: u64,
+    /// Tokens a second if the products ran at the probe's rate and the bytes at its bandwidth.
+    pub limit_tokens_per_s: f64,
+    /// `tokens_per_s / limit_tokens_per_s`.
+    pub share_of_limit: f64,
+    /// The product probe beside this work, 10^9 floating point operations a second.
+    pub gflops: f64,
+    /// The reading probe beside this work, 10^9 bytes a second.
+    pub gb_per_s: f64,
+}
+
+/// All works of a model.
+#[derive(Clone, Debug, Serialize)]
+pub struct BenchReport {
+    /// The model's name.
+    pub model: String,
+    /// `bf16` or `f32`.
+    pub dtype: String,
+    /// Kernels and threads.
+    pub device: String,
+    /// Runs of each work; medians are reported.
+    pub n_runs: usize,
+    /// The works.
+    pub rows: Vec<BenchRow>,
+}
+
+/// Products and bytes of one run of a work.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    flops: f64,
+    bytes: f64,
+}
+
+/// A work: what it costs at least, and how it is done. Gives the tokens it did.
+struct Work<'a> {
+    name: String,
+    cost: Box<dyn Fn(u64) -> Cost + 'a>,
+    run: Box<dyn Fn() -> Result<u64> + 'a>,
+}
+
+impl Local {
+    /// Times prefill of 512 and 2,048 tokens (as far as the context goes), decoding alone and 16 at a time, and scoring.
+    pub fn bench(&self, n_runs: usize, progress: &Progress, cancel: &Cancel) -> Result<BenchReport> {
+        let probes = Probes::new(&self.decoder.device, self.decoder.dtype);
+        let works = self.works();
+        progress.set_total((works.len() * n_runs) as u64);
+        let mut rows = Vec::with_capacity(works.len());
+        for work in works {
+            rows.push(self.measure(&work, &probes, n_runs, progress, cancel)?);
+        }
+        let (model, dtype) = (self.identity.name.clone(), self.identity.dtype.clone());
+        Ok(BenchReport { model, dtype, device: self.decoder.device.name(), n_runs, rows })
+    }
+
+    fn measure(
+        &self,
+        work: &Work<'_>,
+        probes: &Probes,
+        n_runs: usize,
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<BenchRow> {
+        (work.run)()?;
+        let (mut seconds, mut gflops, mut gb_per_s) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut n_tokens, mut n_computed) = (0, 0);
+        for _ in 0..n_runs.max(1) {
+            cancel.check()?;
+            gflops.push(probes.gflops());
+            gb_per_s.push(probes.gb_per_s());
+            let before = self.counts().n_computed_tokens;
+            let start = Instant::now();
+            n_tokens = (work.run)()?;
+            seconds.push(start.elapsed().as_secs_f64());
+            n_computed = self.counts().n_computed_tokens - before;
+            progress.advance(1);
+        }
+        let (seconds, gflops, gb_per_s) = (median(seconds), median(gflops), median(gb_per_s));
+        let cost = (work.cost)(n_tokens);
+        let at_least_s = (cost.flops / (gflops * 1e9)).max(cost.bytes / (gb_per_s * 1e9));
+        let (tokens_per_s, limit_tokens_per_s) = (n_tokens as f64 / seconds, n_tokens as f64 / at_least_s);
+        Ok(BenchRow {
+            work: work.name.clone(),
+            n_tokens,
+            seconds,
+            tokens_per_s,
+            n_computed_tokens: n_computed,
+            limit_tokens_per_s,
+            share_of_limit: tokens_per_s / limit_tokens_per_s,
+            gflops,
+            gb_per_s,
+        })
+    }
+
+    fn works(&self) -> Vec<Work<'_>> {
+        let context = self.context_len();
+        let mut works: Vec<Work<'_>> =
+            [512, 2048].into_iter().filter(|&n| n < context).map(|n| self.prefill_work(n)).collect();
+        for (name, n, prompt_len, n_new) in
+            [("decode, one stream", 1, DECODE_PROMPT, 64), ("decode, 16 of one prompt of 512", 16, 512, 64)]
+        {
+            if prompt_len + n_new < context {
+                works.push(self.decode_work(name, n, prompt_len, n_new));
+            }
+        }
+        if context > 700 {
+            works.push(self.score_work());
+        }
+        works
+    }
+
+    fn prefill_work(&self, n: usize) -> Work<'_> {
+        let ids = self.random_ids("prefill", n);
+        let run = move || {
+            self.ask(GenerateRequest {
+                id: "prefill".into(),
+                prompt: Prompt::Ids(ids.clone()),
+                n: 1,
+                sampling: Sampling::greedy(1),
+            })?;
+            Ok(n as u64)
+        };
+        Work {
+            name: format!("prefill, {n} tokens"),
+            cost: Box::new(move |_| self.cost(n, n, 1, 1)),
+            run: Box::new(run),
+        }
+    }
+
+    /// Time of the prompt included, as it is part of the answer's.
+    fn decode_work(&self, name: &str, n: usize, prompt_len: usize, n_new: usize) -> Work<'_> {
+        let sampling = Sampling { temperature: 1.0, seed: 1, ..Sampling::greedy(n_new) };
+        let request = GenerateRequest {
+            id: name.to_owned(),
+            prompt: Prompt::Ids(self.random_ids(name, prompt_len)),
+            n,
+            sampling,
+        };
+        let run = move || {
+            let before = self.counts().n_drawn_tokens;
+            self.ask(request.clone())?;
+            Ok(self.counts().n_drawn_tokens - before)
+        };
+        let cost = move |n_tokens: u64| {
+            let n_steps = (n_tokens as usize).div_ceil(n);
+            let (prompt, steps) = (self.cost(prompt_len, prompt_len, 1, 1), self.cost(n, prompt_len, n, n_steps));
+            Cost { flops: prompt.flops + steps.flops, bytes: prompt.bytes + steps.bytes }
+        };
+        Work { name: name.to_owned(), cost: Box::new(cost), run: Box::new(run) }
+    }
+
+    /// 16 questions of 100 tokens after 512 shared ones, each with 4 options of 5 tokens.
+    fn score_work(&self) -> Work<'_> {
+        let shared = self.random_ids("shots", 512);
+        let request = |at: usize| ScoreRequest {
+            id: at.to_string(),
+            prompt: Prompt::Ids([&shared[..], &self.random_ids(&format!("question {at}"), 100)].concat()),
+            continuations: (0..4).map(|o| Continuation::Ids(self.random_ids(&format!("option {at} {o}"), 5))).collect(),
+        };
+        let requests: Vec<ScoreRequest> = (0..16).map(request).collect();
+        let run = move || {
+            let before = self.counts().n_requested_tokens;
+            self.score(&requests, &Progress::silent(), &Cancel::default())?;
+            Ok(self.counts().n_requested_tokens - before)
+        };
+        let n_computed = 512 + 16 * (100 + 4 * 4);
+        let cost = move |_| self.cost(n_computed, 512, 16 * (1 + 4 * 4), 1);
+        Work { name: "scoring, 16 x 4 options after 512".into(), cost: Box::new(cost), run: Box::new(run) }
+    }
+
+    fn ask(&self, request: GenerateRequest) -> Result<()> {
+        let results = self.generate(&[request], &Progress::silent(), &Cancel::default())?;
+        match results.first().and_then(|result| result.completions.first()) {
+            Some(_) => Ok(()),
+            None => Err(Error::Request { id: "bench".into(), reason: "nothing was generated".into() }),
+        }
+    }
+
+    /// `n_passes` passes of `n` tokens, `n_heads` of which meet the vocabulary, each after about `n_keys` others: two operations
+    /// per weight and token, four per element of keys' heads and query; every pass reads all weights and the keys once.
+    fn cost(&self, n: usize, n_keys: usize, n_heads: usize, n_passes: usize) -> Cost {
+        let config = &self.decoder.config;
+        let (d, f, e) = (config.hidden_size, config.intermediate_size, config.head_dim);
+        let (h, k) = (config.num_attention_heads, config.num_key_value_heads);
+        let per_layer = d * e * (2 * h + 2 * k) + 3 * d * f;
+        // A prefill's token sees half of the keys on average.
+        let seen = if n == n_keys { n_keys / 2 } else { n_keys };
+        let layers = 2 * n * per_layer + 4 * n * seen * h * e;
+        let flops = (config.num_hidden_layers * layers + 2 * n_heads * d * config.vocab_size) as f64;
+        let cached = aloe_model::KvCache::bytes_of(&self.decoder, n_keys);
+        let bytes = (self.decoder.weights.nbytes() + cached) as f64;
+        Cost { flops: flops * n_passes as f64, bytes: bytes * n_passes as f64 }
+    }
+
+    fn random_ids(&self, name: &str, n: usize) -> Vec<u32> {
+        let mut rng = CounterRng::new(0, &format!("bench/{name}"), 0);
+        (0..n).map(|_| rng.below(self.decoder.config.vocab_size) as u32).collect()
+    }
+}
+
+/// What the machine can do now.
+struct Probes {
+    device: Device,
+    x: Tensor,
+    layer: Linear,
+    memory: Vec<u64>,
+}
+
+impl Probes {
+    /// 240 x 512 x 512: panels and rows stay in the second-level caches.
+    const SHAPE: (usize, usize, usize) = (240, 512, 512);
+    const MEMORY_BYTES: usize = 256 << 20;
+
+    fn new(device: &Device, dtype: Dtype) -> Self {
+        let (n, k, o) = Self::SHAPE;
+        let layer = Linear::new(Tensor::from_f32(&[o, k], vec![0.5; o * k]).cast(dtype), None);
+        let x = Tensor::from_f32(&[n, k], vec![0.25; n * k]);
+        Self { device: device.clone(), x, layer, memory: vec![1; Self::MEMORY_BYTES / 8] }
+    }
+
+    fn gflops(&self) -> f64 {
+        let (n, k, o) = Self::SHAPE;
+        let seconds = fastest(20, || drop(ops::linear(&self.device, &self.x, &self.layer)));
+        2.0 * (n * k * o) as f64 / seconds / 1e9
+    }
+
+    fn gb_per_s(&self) -> f64 {
+        let part = self.memory.len() / (4 * self.device.threads());
+        let sum = AtomicU64::new(0);
+        let seconds = fastest(3, || {
+            self.device.for_each(4 * self.device.threads(), &|at| {
+                let found = self.memory[at * part..(at + 1) * part].iter().fold(0u64, |a, b| a.wrapping_add(*b));
+                sum.fetch_add(found, Ordering::Relaxed);
+            });
+        });
+        assert!(sum.load(Ordering::Relaxed) > 0, "the memory holds ones");
+        (part * 8 * 4 * self.device.threads()) as f64 / seconds / 1e9
+    }
+}
+
+fn fastest(n: usize, mut body: impl FnMut()) -> f64 {
+    let mut best = f64::INFINITY;
+    for _ in 0..n {
+        let start = Instant::now();
+        body();
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    best
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_value() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+    }
+}

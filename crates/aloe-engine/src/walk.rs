@@ -1,0 +1,151 @@
+//! A tree's nodes, handed to the decoder batch by batch, and the caches of the nodes whose branches are still to come.
+//!
+//! Nodes go in depth-first order, so what is kept is the path to the next node. Kept caches may be dropped at any time: a node
+//! whose beginning is gone gets it computed again, with the same bits.
+
+use crate::tree::{Node, ROOT, Tree};
+use aloe_model::{After, KvCache, KvMeter, TreePiece};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A tree under way.
+pub(crate) struct Walk {
+    pub(crate) tree: Tree,
+    order: Vec<usize>,
+    /// Place in the order after the last node below a node.
+    subtree_end: Vec<usize>,
+    next: usize,
+    kept: HashMap<usize, KvCache>,
+    empty: KvCache,
+}
+
+/// The nodes of one pass, parents first.
+#[derive(Debug, Default)]
+pub(crate) struct Selection {
+    pub(crate) nodes: Vec<usize>,
+    /// Whether the node's cache is needed after the pass.
+    keep: Vec<bool>,
+    /// The whole text up to the only node, when it is run in one piece.
+    whole: Option<Vec<u32>>,
+}
+
+impl Selection {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+}
+
+impl Walk {
+    /// Starts before the first node. Nodes are cut to `max_node_tokens`.
+    pub(crate) fn new(mut tree: Tree, max_node_tokens: usize, meter: &Arc<KvMeter>) -> Self {
+        tree.limit_nodes(max_node_tokens);
+        let order = tree.depth_first();
+        let mut subtree_end = vec![0; tree.n_nodes()];
+        for (place, &node) in order.iter().enumerate().rev() {
+            let below = tree.children(node).iter().map(|&child| subtree_end[child]).max();
+            subtree_end[node] = below.unwrap_or(place + 1);
+        }
+        Self { tree, order, subtree_end, next: 0, kept: HashMap::new(), empty: KvCache::metered(meter) }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.next == self.order.len()
+    }
+
+    /// The next nodes, as many as fit: `max_tokens` to be run and `max_pages` to be held. `held` nodes are kept beyond their
+    /// branches.
+    pub(crate) fn select(&mut self, max_tokens: usize, max_pages: usize, held: impl Fn(usize) -> bool) -> Selection {
+        let mut nodes = Vec::new();
+        let (mut n_tokens, mut n_pages) = (0, 0);
+        while let Some(&node) = self.order.get(self.next) {
+            let missing = self.missing(node, &nodes);
+            n_tokens += missing.iter().map(|&node| self.tree.node(node).ids.len()).sum::<usize>();
+            n_pages += missing.iter().map(|&node| self.n_pages(node, &held)).sum::<usize>();
+            if n_tokens > max_tokens || n_pages > max_pages {
+                break;
+            }
+            nodes.extend(missing);
+            self.next += 1;
+        }
+        let mut keep: Vec<bool> = nodes.iter().map(|&node| self.subtree_end[node] > self.next || held(node)).collect();
+        let places: HashMap<usize, usize> = nodes.iter().enumerate().map(|(at, &node)| (node, at)).collect();
+        for at in (0..nodes.len()).rev().filter(|&at| at > 0) {
+            if let (true, Some(&before)) = (keep[at], places.get(&self.tree.node(nodes[at]).parent)) {
+                keep[before] = true;
+            }
+        }
+        Selection { nodes, keep, whole: None }
+    }
+
+    /// The next node, whatever its size, in one piece with all before it, so that nothing but its own pages is held.
+    pub(crate) fn select_alone(&mut self, held: impl Fn(usize) -> bool) -> Selection {
+        let Some(&node) = self.order.get(self.next) else { return Selection::default() };
+        self.next += 1;
+        self.kept.clear();
+        let ids = self.tree.path(ROOT, node).iter().flat_map(|&node| &self.tree.node(node).ids).copied().collect();
+        let keep = self.subtree_end[node] > self.next || held(node);
+        Selection { nodes: vec![node], keep: vec![keep], whole: Some(ids) }
+    }
+
+    /// The most pages a node adds to what is held: none when nothing follows it.
+    fn n_pages(&self, node: usize, held: &impl Fn(usize) -> bool) -> usize {
+        if self.tree.children(node).is_empty() && !held(node) {
+            return 0;
+        }
+        self.tree.end(node).div_ceil(KvCache::PAGE) - self.tree.node(node).start / KvCache::PAGE
+    }
+
+    /// The pieces of a pass over the selection.
+    pub(crate) fn pieces<'a>(&'a self, selection: &'a Selection) -> Vec<TreePiece<'a>> {
+        if let Some(ids) = &selection.whole {
+            return vec![TreePiece { ids, after: After::Cache(&self.empty), keep: selection.keep[0] }];
+        }
+        let places: HashMap<usize, usize> = selection.nodes.iter().enumerate().map(|(at, &node)| (node, at)).collect();
+        let piece = |(&node, &keep): (&usize, &bool)| {
+            let Node { ids, parent, .. } = self.tree.node(node);
+            let after = match places.get(parent) {
+                Some(&place) => After::Piece(place),
+                None => After::Cache(self.kept.get(parent).unwrap_or(&self.empty)),
+            };
+            TreePiece { ids, after, keep }
+        };
+        selection.nodes.iter().zip(&selection.keep).map(piece).collect()
+    }
+
+    /// Takes the caches of a pass over; those of `held` nodes are also returned.
+    pub(crate) fn store(
+        &mut self,
+        selection: &Selection,
+        caches: Vec<Option<KvCache>>,
+        held: impl Fn(usize) -> bool,
+    ) -> Vec<(usize, KvCache)> {
+        let mut returned = Vec::new();
+        for (&node, cache) in selection.nodes.iter().zip(caches) {
+            let Some(cache) = cache else { continue };
+            if held(node) {
+                returned.push((node, cache.fork()));
+            }
+            self.kept.insert(node, cache);
+        }
+        let (next, subtree_end) = (self.next, &self.subtree_end);
+        self.kept.retain(|&node, _| subtree_end[node] > next);
+        returned
+    }
+
+    /// Drops what is kept.
+    pub(crate) fn evict(&mut self) {
+        self.kept.clear();
+    }
+
+    /// The node, after those before it that are neither kept nor selected.
+    fn missing(&self, node: usize, selected: &[usize]) -> Vec<usize> {
+        let mut missing = vec![node];
+        let mut parent = self.tree.node(node).parent;
+        while parent != ROOT && !self.kept.contains_key(&parent) && !selected.contains(&parent) {
+            missing.push(parent);
+            parent = self.tree.node(parent).parent;
+        }
+        missing.reverse();
+        missing
+    }
+}
