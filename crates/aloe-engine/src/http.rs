@@ -100,9 +100,10 @@ impl Client {
         Error::Endpoint { url: self.base.clone(), reason: reason.into() }
     }
 
-    #[allow(clippy::print_stderr, reason = "a retry is never silent; the library has no other way to a person")]
+    /// A retry is never silent; the library has no other way to a person.
     fn tell(&self, turn: u32, reason: &str, wait: Duration) {
-        eprintln!("{}: {reason}; trying again in {} s ({} of {TRIES})", self.base, wait.as_secs_f64(), turn + 1);
+        let seconds = wait.as_secs_f64();
+        aloe_record::tell(&format!("{}: {reason}; trying again in {seconds} s ({} of {TRIES})", self.base, turn + 1));
     }
 
     fn with_retries(

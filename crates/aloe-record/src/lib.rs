@@ -13,7 +13,7 @@ pub mod record;
 pub mod rng;
 
 pub use error::{Error, is_storage};
-pub use progress::{Cancel, Progress};
+pub use progress::{Cancel, Progress, tell};
 pub use record::Record;
 pub use rng::CounterRng;
 

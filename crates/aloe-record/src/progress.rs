@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -130,7 +131,6 @@ impl Progress {
         self.bar.finish_and_clear();
     }
 
-    #[allow(clippy::print_stderr, reason = "the plain form of the progress bar is a line on standard error")]
     fn report(&self) {
         let Some(plain) = &self.plain else { return };
         let elapsed_s = plain.started.elapsed().as_secs_f64();
@@ -147,13 +147,18 @@ impl Progress {
         } else {
             format!("{:.0} s left", total.saturating_sub(done) as f64 / rate)
         };
-        eprintln!(
+        tell(&format!(
             "{}: {done}/{total} {} ({rate:.1}/s), {elapsed_s:.0} s elapsed, {left} {}",
             plain.title,
             plain.unit,
             self.bar.message()
-        );
+        ));
     }
+}
+
+/// One line to a person on standard error. A log on a full disk must not end the work, so an error of writing is dropped.
+pub fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static), signal: usize) -> Option<u
         return code_of_record(error, signal);
     }
     if let Some(error) = cause.downcast_ref::<std::io::Error>() {
-        return is_storage(error).then_some(4);
+        return aloe_record::is_storage(error).then_some(4);
     }
     if let Some(error) = cause.downcast_ref::<aloe_model::Error>() {
         return code_of_model(error, signal);
@@ -71,7 +71,7 @@ fn code_of_record(error: &aloe_record::Error, signal: usize) -> Option<u8> {
 fn code_of_model(error: &aloe_model::Error, signal: usize) -> Option<u8> {
     match error {
         aloe_model::Error::Record(inner) => code_of_record(inner, signal),
-        aloe_model::Error::Io { source, .. } => Some(if is_storage(source) { 4 } else { 2 }),
+        aloe_model::Error::Io { source, .. } => Some(if aloe_record::is_storage(source) { 4 } else { 2 }),
         _ => Some(2),
     }
 }
@@ -122,11 +122,6 @@ fn code_of_stage(cause: &(dyn std::error::Error + 'static), signal: usize) -> Op
 fn is_missing(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
     matches!(error.kind(), NotFound | IsADirectory | NotADirectory)
-}
-
-fn is_storage(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem) || error.raw_os_error() == Some(5)
 }
 
 #[cfg(test)]

@@ -50,7 +50,6 @@ fn watch_signals(cancel: &Cancel) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[allow(clippy::print_stderr, reason = "the one place where an error reaches the user")]
 fn report(error: &anyhow::Error) {
     let mut text = String::new();
     for cause in error.chain() {
@@ -61,5 +60,5 @@ fn report(error: &anyhow::Error) {
         }
     }
     let is_interruption = matches!(failure::exit_code(error, 0), 130 | 143);
-    eprintln!("{}{text}", if is_interruption { "" } else { "error: " });
+    aloe_record::tell(&format!("{}{text}", if is_interruption { "" } else { "error: " }));
 }

@@ -261,9 +261,8 @@ const MARK: &str = ".fingerprint";
 /// Name of the file that holds the seconds of earlier sessions and the start of the present one.
 const SESSION: &str = ".session";
 
-#[allow(clippy::print_stderr, reason = "what happens to earlier work is never silent")]
 fn tell(text: &str) {
-    eprintln!("note: {text}");
+    aloe_record::tell(&format!("note: {text}"));
 }
 
 fn open_partial(out: &Path, fingerprint: &str) -> anyhow::Result<OutputDir> {
@@ -275,7 +274,9 @@ fn open_partial(out: &Path, fingerprint: &str) -> anyhow::Result<OutputDir> {
             return Ok(folder);
         }
         Ok(_) => tell(&format!("{}: an interrupted run had other settings or inputs; starting over", out.display())),
-        Err(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        // Starting over would remove checkpoints that may be whole.
+        Err(error) => return Err(aloe_record::Error::io("read", &mark)(error).into()),
     }
     let folder = OutputDir::fresh(out)?;
     atomic::write(&mark, fingerprint.as_bytes())?;

@@ -5,6 +5,12 @@ use aloe_record::rng::CounterRng;
 use aloe_text::{ChatTemplate, Conversation, Message, TextModel};
 use std::time::Instant;
 
+/// Seconds of processor time of this thread so far: a busy machine does not count against a template.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    stat.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1e9
+}
+
 #[test]
 fn thirteen_hostile_templates_end_in_an_error_within_half_a_second() {
     let Some(model) = smollm2() else { return };
@@ -29,21 +35,120 @@ fn thirteen_hostile_templates_end_in_an_error_within_half_a_second() {
     ];
     for source in templates {
         let name: String = source.chars().take(60).collect();
-        let attempt = || {
-            let start = Instant::now();
-            let result = ChatTemplate::new(source, "hostile")
-                .and_then(|template| model.with_chat_template(template).encode_prompt(&[Message::user("x")]));
-            (start.elapsed(), result)
-        };
-        // On a busy machine the faster of two tries counts.
-        let (mut elapsed, result) = attempt();
-        if elapsed.as_secs_f64() >= 0.5 {
-            elapsed = attempt().0;
-        }
-        println!("{:>6.0} ms {name}: {:?}", elapsed.as_secs_f64() * 1e3, result.as_ref().map_err(ToString::to_string));
+        let start = cpu_seconds();
+        let result = ChatTemplate::new(source, "hostile")
+            .and_then(|template| model.with_chat_template(template).encode_prompt(&[Message::user("x")]));
+        let elapsed_s = cpu_seconds() - start;
+        println!("{:>6.0} ms {name}: {:?}", elapsed_s * 1e3, result.as_ref().map_err(ToString::to_string));
         assert!(result.is_err(), "{name}");
-        assert!(elapsed.as_secs_f64() < 0.5, "{name}: {elapsed:?}");
+        assert!(elapsed_s < 0.5, "{name}: {elapsed_s} s");
     }
+}
+
+#[test]
+fn no_template_reads_a_file_or_a_variable_of_the_environment() {
+    let Some(model) = smollm2() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("secret.txt");
+    std::fs::write(&file, "canary-7319").unwrap();
+    let path = file.display().to_string();
+    let sources = [
+        format!("{{% include '{path}' %}}"),
+        format!("{{% include ['{path}'] ignore missing %}}"),
+        format!("{{% extends '{path}' %}}"),
+        format!("{{% import '{path}' as x %}}{{{{ x }}}}"),
+        format!("{{% from '{path}' import x %}}{{{{ x }}}}"),
+        format!("{{{{ open('{path}').read() }}}}"),
+        format!("{{{{ load('{path}') }}}}"),
+        format!("{{{{ source('{path}') }}}}"),
+        format!("{{{{ '{path}' | read }}}}"),
+        "{{ env('PATH') }}".into(),
+        "{{ env.PATH }}".into(),
+        "{{ getenv('PATH') }}".into(),
+        "{{ environ['PATH'] }}".into(),
+        "{{ os.environ['PATH'] }}".into(),
+        "{{ config }}{{ request }}{{ self }}{{ debug() }}".into(),
+        "{{ cycler.__init__.__globals__.os.environ }}".into(),
+        "{{ lipsum.__globals__['os'].environ }}".into(),
+        "{{ messages.__class__.__mro__ }}".into(),
+        "{{ ''.__class__.__base__.__subclasses__() }}".into(),
+        "{{ namespace.__init__.__globals__ }}".into(),
+    ];
+    let variable = std::env::var("PATH").unwrap();
+    for source in sources {
+        // The content is printed too, so that an output without the secret is an output all the same.
+        let whole = format!("{{{{ messages[0]['content'] }}}}{source}");
+        let found = ChatTemplate::new(&whole, "hostile")
+            .and_then(|template| model.with_chat_template(template).render_text(&[Message::user("hello")], true));
+        if let Ok(text) = &found {
+            assert!(!text.contains("canary-7319") && !text.contains(&variable), "{source}: {text}");
+        }
+        println!("{source}: {found:?}");
+    }
+}
+
+#[test]
+fn three_thousand_damaged_templates_neither_panic_nor_run_on() {
+    let Some(model) = smollm2() else { return };
+    let templates = ["llama3", "chatml", "alpaca"].map(|name| {
+        let path = format!("{}/src/templates/{name}.jinja", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_to_string(path).unwrap()
+    });
+    let parts = [
+        "{%",
+        "%}",
+        "{{",
+        "}}",
+        "{#",
+        "{% for m in messages %}",
+        "{% endfor %}",
+        "{% if",
+        "range(10**9)",
+        "| indent(10**9)",
+        "* 10**9",
+        "~ x",
+        "(",
+        ")",
+        "[-1]",
+        "['content']",
+        "none",
+        "-",
+        "\"",
+        "'",
+        "namespace(x=1)",
+        "{% macro m() %}",
+        "\u{0}",
+        "é",
+    ];
+    let messages = [Message::system("s"), Message::user("u"), Message::assistant("a"), Message::user("v")];
+    let (mut n_rendered, mut slowest_s) = (0, 0.0f64);
+    for item in 0..3000u64 {
+        let mut rng = CounterRng::new(23, "damaged templates", item);
+        let mut text: Vec<char> = templates[rng.below(3)].chars().collect();
+        for _ in 0..1 + rng.below(3) {
+            let at = rng.below(text.len());
+            let end = (at + rng.below(20)).min(text.len());
+            match rng.below(3) {
+                0 => drop(text.drain(at..end)),
+                1 => drop(text.splice(at..at, parts[rng.below(parts.len())].chars())),
+                _ => {
+                    let copied = text[at..end].to_vec();
+                    let to = rng.below(text.len());
+                    text.splice(to..to, copied);
+                }
+            }
+        }
+        let source: String = text.into_iter().collect();
+        let start = cpu_seconds();
+        let found = ChatTemplate::new(&source, "damaged")
+            .and_then(|template| model.with_chat_template(template).render_text(&messages, true));
+        let elapsed_s = cpu_seconds() - start;
+        assert!(elapsed_s < 0.5, "{elapsed_s} s: {source}");
+        slowest_s = slowest_s.max(elapsed_s);
+        n_rendered += usize::from(found.is_ok());
+    }
+    println!("{n_rendered} of 3000 rendered, the slowest took {:.0} ms", slowest_s * 1e3);
+    assert!((100..2900).contains(&n_rendered), "{n_rendered}");
 }
 
 /// Contents that spell control tokens whole, in parts, and next to private-use characters and other text.

@@ -17,13 +17,13 @@ const NOTICE: &str =
     "For research only: not for clinical practice, diagnosis or healthcare advice. Answers can be wrong.";
 
 /// Talks until end of input, or answers `--prompt`.
-#[allow(clippy::print_stderr, reason = "the notice and the prompt mark belong to the terminal, not to the answer")]
+#[allow(clippy::print_stderr, reason = "the prompt mark belongs to the terminal, not to the answer")]
 pub(crate) fn run(args: &ChatArgs, cancel: &Cancel) -> anyhow::Result<()> {
     if let Some(mistake) = sampling(args).mistakes().into_iter().next() {
         return Err(Failure::usage(mistake).into());
     }
     let engine = open_engine(&args.model)?;
-    eprintln!("{NOTICE}");
+    aloe_record::tell(NOTICE);
     let mut messages = Vec::new();
     if !args.system.is_empty() {
         messages.push(Message { role: Role::System, content: args.system.clone() });

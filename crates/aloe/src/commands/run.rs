@@ -102,9 +102,9 @@ fn check_inputs(recipe: &Recipe) -> anyhow::Result<()> {
     Err(Failure::usage(format!("files are missing; nothing was run\n{}", missing.join("\n"))).into())
 }
 
-#[allow(clippy::print_stderr, reason = "progress belongs on standard error")]
 fn announce(at: usize, recipe: &Recipe, stage: &Stage) {
-    eprintln!("[{}/{}] {} ({})", at + 1, recipe.stages.len(), stage.name, stage.config.kind());
+    let (n, kind) = (recipe.stages.len(), stage.config.kind());
+    aloe_record::tell(&format!("[{}/{n}] {} ({kind})", at + 1, stage.name));
 }
 
 fn summary(record: &Record) -> &str {

@@ -162,10 +162,9 @@ fn write_plots(folder: &Path, title: &str) -> anyhow::Result<()> {
 }
 
 /// What a stage found that the user must be told: dropped rows, damaged checkpoints, an export that loses the update.
-#[allow(clippy::print_stderr, reason = "notices belong on standard error, beside the progress")]
 fn tell(notices: &[String]) {
     for notice in notices {
-        eprintln!("note: {notice}");
+        aloe_record::tell(&format!("note: {notice}"));
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod endpoint;
+mod faults;
 mod recipes;
 mod revisions;
 mod road;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A recipe that runs in seconds: alpaca's template needs no special token but the end of sequence.
-fn recipe(dir: &Path, stories: &Path) -> PathBuf {
+pub(crate) fn recipe(dir: &Path, stories: &Path) -> PathBuf {
     let starter = root().join("starter").canonicalize().unwrap();
     let text = include_str!("tiny.toml")
         .replace("@STORIES@", &stories.display().to_string())
@@ -18,7 +18,7 @@ fn recipe(dir: &Path, stories: &Path) -> PathBuf {
 }
 
 /// Digest of every file that must be reproducible: all but records and the card, which hold times.
-fn digests(out: &Path) -> BTreeMap<String, String> {
+pub(crate) fn digests(out: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![out.to_path_buf()];
     while let Some(folder) = folders.pop() {
@@ -35,7 +35,7 @@ fn digests(out: &Path) -> BTreeMap<String, String> {
     found
 }
 
-fn run_recipe(recipe: &Path, out: &Path) -> String {
+pub(crate) fn run_recipe(recipe: &Path, out: &Path) -> String {
     let (stdout, stderr, code) = run(&["run", recipe.to_str().unwrap(), "--out", out.to_str().unwrap(), "--json"]);
     assert_eq!(code, 0, "{stderr}");
     stdout
@@ -110,33 +110,4 @@ fn one_and_two_threads_write_the_same_bytes() {
         found.push(digests(&out));
     }
     assert_eq!(found[0], found[1]);
-}
-
-/// Needs the right to mount; where that is missing it says so.
-#[test]
-fn a_full_disk_ends_with_exit_code_4_and_the_run_goes_on_when_there_is_room() {
-    let Some(stories) = stories() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let disk = dir.path().join("disk");
-    std::fs::create_dir(&disk).unwrap();
-    let mount = |options: &str| {
-        std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", options, "tmpfs", disk.to_str().unwrap()])
-            .output()
-            .is_ok_and(|output| output.status.success())
-    };
-    if !mount("size=5m") {
-        eprintln!("not run: no right to mount a small file system");
-        return;
-    }
-    let recipe = recipe(dir.path(), &stories);
-    let out = disk.join("out");
-    let args = ["run", recipe.to_str().unwrap(), "--out", out.to_str().unwrap()];
-    let (_, stderr, code) = run(&args);
-    let grown = mount("remount,size=200m");
-    let (_, second, second_code) = run(&args);
-    let unmounted = std::process::Command::new("umount").arg(&disk).status().unwrap().success();
-    assert_eq!(code, 4, "{stderr}");
-    assert!(grown && second_code == 0, "{second}");
-    assert!(unmounted);
 }
