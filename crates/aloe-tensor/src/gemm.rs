@@ -13,6 +13,19 @@ pub(crate) const PANEL: usize = 32;
 /// Units of a block: a panel's block of 32 KiB stays in the first-level cache while rows of A stream by.
 const BLOCK_UNITS: usize = 256;
 
+/// Rows up to which weights are expected in memory rather than in a cache, and fetched ahead of their use.
+const FEW_ROWS: usize = 48;
+
+/// How far ahead of its use a long panel is fetched, in units; panels up to twice this are fetched one ahead.
+const DISTANCE: usize = 256;
+
+/// What to fetch while a tile computes: `step` units of 32 bits for each unit of the product, from `from` on.
+#[derive(Clone, Copy)]
+struct Ahead {
+    from: *const u32,
+    step: usize,
+}
+
 /// One product. Pointers are in units of 32 bits.
 #[derive(Clone, Copy)]
 pub(crate) struct Gemm {
@@ -217,9 +230,12 @@ unsafe fn panels<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
             n: left.min(wide * PANEL),
             ..*g
         };
+        // The panels after these when they are short; else some way down these.
+        let distance = if g.units <= 2 * DISTANCE { wide * g.b_panel_stride } else { DISTANCE * PANEL };
+        let ahead = Ahead { from: part.b.wrapping_add(distance), step: PANEL };
         match wide {
-            4 => few_rows_4::<S, P>(&part),
-            2 => few_rows_2::<S, P>(&part),
+            4 => few_rows_4::<S, P>(&part, ahead),
+            2 => few_rows_2::<S, P>(&part, ahead),
             _ => rows_of_panel::<S, P, BY_UNIT>(&part),
         }
         lane += wide * PANEL;
@@ -227,36 +243,45 @@ unsafe fn panels<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
 }
 
 macro_rules! tile {
-    ($s:ident, $p:ident, $by:expr, $rows:literal, $vectors:literal, $g:expr) => {
-        $s::call(Tile::<$p, $by, $rows, $vectors> { g: $g, product: std::marker::PhantomData })
+    ($s:ident, $p:ident, $by:expr, $rows:literal, $vectors:literal, $g:expr, $ahead:expr) => {
+        $s::call(Tile::<$p, $by, $rows, $vectors> { g: $g, ahead: $ahead, product: std::marker::PhantomData })
     };
 }
 
 #[inline(always)]
-unsafe fn few_rows_4<S: Simd, P: Product>(g: &Gemm) {
+unsafe fn few_rows_4<S: Simd, P: Product>(g: &Gemm, ahead: Ahead) {
     match g.m {
-        1 => tile!(S, P, false, 1, 8, *g),
-        2 => tile!(S, P, false, 2, 8, *g),
-        _ => tile!(S, P, false, 3, 8, *g),
+        1 => tile!(S, P, false, 1, 8, *g, ahead),
+        2 => tile!(S, P, false, 2, 8, *g, ahead),
+        _ => tile!(S, P, false, 3, 8, *g, ahead),
     }
 }
 
 #[inline(always)]
-unsafe fn few_rows_2<S: Simd, P: Product>(g: &Gemm) {
+unsafe fn few_rows_2<S: Simd, P: Product>(g: &Gemm, ahead: Ahead) {
     match g.m {
-        1 => tile!(S, P, false, 1, 4, *g),
-        2 => tile!(S, P, false, 2, 4, *g),
-        3 => tile!(S, P, false, 3, 4, *g),
-        4 => tile!(S, P, false, 4, 4, *g),
-        5 => tile!(S, P, false, 5, 4, *g),
-        _ => tile!(S, P, false, 6, 4, *g),
+        1 => tile!(S, P, false, 1, 4, *g, ahead),
+        2 => tile!(S, P, false, 2, 4, *g, ahead),
+        3 => tile!(S, P, false, 3, 4, *g, ahead),
+        4 => tile!(S, P, false, 4, 4, *g, ahead),
+        5 => tile!(S, P, false, 5, 4, *g, ahead),
+        _ => tile!(S, P, false, 6, 4, *g, ahead),
     }
 }
 
 #[inline(always)]
 unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
     let mut row = 0;
+    let tiles = g.m.div_ceil(S::TILE_ROWS);
     while row < g.m {
+        // Few rows wait for memory: the first two tiles fetch the next panel, half each; a single tile fetches all of it.
+        let half = row / S::TILE_ROWS;
+        let ahead = match tiles {
+            _ if BY_UNIT || g.m > FEW_ROWS || half > 1 => Ahead { from: g.b, step: 0 },
+            1 if g.units > 2 * DISTANCE => Ahead { from: g.b.wrapping_add(DISTANCE * PANEL), step: PANEL },
+            1 => Ahead { from: g.b.wrapping_add(g.b_panel_stride), step: PANEL },
+            _ => Ahead { from: g.b.wrapping_add(g.b_panel_stride + half * g.units * LANES), step: LANES },
+        };
         // Tiles of even height: 16 rows go as 8 and 8, which keeps more chains in flight than 12 and 4.
         let left = g.m - row;
         let rows = left.div_ceil(left.div_ceil(S::TILE_ROWS));
@@ -268,24 +293,24 @@ unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
         };
         if S::TILE_ROWS == 12 {
             match rows {
-                1 => tile!(S, P, BY_UNIT, 1, 2, part),
-                2 => tile!(S, P, BY_UNIT, 2, 2, part),
-                3 => tile!(S, P, BY_UNIT, 3, 2, part),
-                4 => tile!(S, P, BY_UNIT, 4, 2, part),
-                5 => tile!(S, P, BY_UNIT, 5, 2, part),
-                6 => tile!(S, P, BY_UNIT, 6, 2, part),
-                7 => tile!(S, P, BY_UNIT, 7, 2, part),
-                8 => tile!(S, P, BY_UNIT, 8, 2, part),
-                9 => tile!(S, P, BY_UNIT, 9, 2, part),
-                10 => tile!(S, P, BY_UNIT, 10, 2, part),
-                11 => tile!(S, P, BY_UNIT, 11, 2, part),
-                _ => tile!(S, P, BY_UNIT, 12, 2, part),
+                1 => tile!(S, P, BY_UNIT, 1, 2, part, ahead),
+                2 => tile!(S, P, BY_UNIT, 2, 2, part, ahead),
+                3 => tile!(S, P, BY_UNIT, 3, 2, part, ahead),
+                4 => tile!(S, P, BY_UNIT, 4, 2, part, ahead),
+                5 => tile!(S, P, BY_UNIT, 5, 2, part, ahead),
+                6 => tile!(S, P, BY_UNIT, 6, 2, part, ahead),
+                7 => tile!(S, P, BY_UNIT, 7, 2, part, ahead),
+                8 => tile!(S, P, BY_UNIT, 8, 2, part, ahead),
+                9 => tile!(S, P, BY_UNIT, 9, 2, part, ahead),
+                10 => tile!(S, P, BY_UNIT, 10, 2, part, ahead),
+                11 => tile!(S, P, BY_UNIT, 11, 2, part, ahead),
+                _ => tile!(S, P, BY_UNIT, 12, 2, part, ahead),
             }
         } else {
             match rows {
-                1 => tile!(S, P, BY_UNIT, 1, 2, part),
-                2 => tile!(S, P, BY_UNIT, 2, 2, part),
-                _ => tile!(S, P, BY_UNIT, 3, 2, part),
+                1 => tile!(S, P, BY_UNIT, 1, 2, part, ahead),
+                2 => tile!(S, P, BY_UNIT, 2, 2, part, ahead),
+                _ => tile!(S, P, BY_UNIT, 3, 2, part, ahead),
             }
         }
         row += rows;
@@ -295,6 +320,7 @@ unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
 /// `ROWS` rows by `VECTORS` vectors of C, held in registers over the block's units.
 struct Tile<P, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> {
     g: Gemm,
+    ahead: Ahead,
     product: std::marker::PhantomData<P>,
 }
 
@@ -320,7 +346,7 @@ impl<P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> K
                 i += 1;
             }
         }
-        chain::<S, P, BY_UNIT, ROWS, VECTORS>(&g, &mut acc);
+        chain::<S, P, BY_UNIT, ROWS, VECTORS>(&g, self.ahead, &mut acc);
         let mut i = 0;
         while i < ROWS {
             let mut v = 0;
@@ -341,12 +367,25 @@ impl<P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> K
 #[inline(always)]
 unsafe fn chain<S: Simd, P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize>(
     g: &Gemm,
+    ahead: Ahead,
     acc: &mut [[S::V; VECTORS]; ROWS],
 ) {
-    let (mut a, mut b) = (g.a, g.b);
+    let (mut a, mut b, mut fetch) = (g.a, g.b, ahead.from);
     let (a_step, a_row) = if BY_UNIT { (g.a_stride, 1) } else { (1, g.a_stride) };
     let mut left = g.units;
     while left > 0 {
+        if ahead.step > 0 {
+            let mut p = 0;
+            while p < VECTORS.div_ceil(2) {
+                let line = fetch.wrapping_add(p * g.b_panel_stride);
+                S::prefetch(line.cast());
+                if ahead.step == PANEL {
+                    S::prefetch(line.wrapping_add(LANES).cast());
+                }
+                p += 1;
+            }
+            fetch = fetch.wrapping_add(ahead.step);
+        }
         let mut panel = [S::splat(0.0); VECTORS];
         let mut v = 0;
         while v < VECTORS {

@@ -29,6 +29,12 @@ unsafe impl Sync for Product<'_> {}
 /// Rows of one task: their bytes and scales stay in the second-level cache while panels stream by.
 const TASK_ROWS: usize = 192;
 
+/// Rows up to which weights are expected in memory rather than in a cache, and fetched ahead of their use.
+const FEW_ROWS: usize = 48;
+
+/// How far ahead of its use a stream is fetched, in bytes.
+const DISTANCE: usize = 8192;
+
 impl Product<'_> {
     /// Panels and row parts of this product's tasks.
     pub(crate) fn tasks(&self, threads: usize) -> (usize, usize) {
@@ -57,14 +63,27 @@ impl Kernel for Task<'_> {
         let row_parts = p.a.m.div_ceil(TASK_ROWS);
         let (part, panels) = (self.task % row_parts, self.task / row_parts * self.per_task);
         let rows = part * TASK_ROWS..((part + 1) * TASK_ROWS).min(p.a.m);
+        let panel_bytes = p.weight.panel_lines() * LINE;
         for panel in panels..(panels + self.per_task).min(p.n.div_ceil(PANEL)) {
             let mut row = rows.start;
+            let tiles = rows.len().div_ceil(S::BLOCK_ROWS);
             while row < rows.end {
                 // Tiles of even height, as in `gemm`.
                 let left = rows.end - row;
                 let height = left.div_ceil(left.div_ceil(S::BLOCK_ROWS));
+                let weight = p.weight.panel(p.first / PANEL + panel);
+                // Few rows wait for memory: the first two tiles fetch the next panel, half each; a single tile fetches some
+                // way down the stream.
+                let half = (row - rows.start) / S::BLOCK_ROWS;
+                let (ahead, fetch) = match tiles {
+                    1 => (weight.wrapping_add(DISTANCE), Fetch::All),
+                    _ if p.a.m > FEW_ROWS || half > 1 => (weight, Fetch::Nothing),
+                    _ => (weight.wrapping_add(panel_bytes + half * panel_bytes / 2), Fetch::Half),
+                };
                 let tile = Tile {
-                    weight: p.weight.panel(p.first / PANEL + panel),
+                    weight,
+                    ahead,
+                    fetch,
                     blocks: p.a.blocks,
                     bytes: p.a.bytes.wrapping_add(row * p.a.stride),
                     stride: p.a.stride,
@@ -80,10 +99,20 @@ impl Kernel for Task<'_> {
     }
 }
 
+/// How much of the weights ahead a tile fetches for each block it computes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fetch {
+    Nothing,
+    Half,
+    All,
+}
+
 /// Up to six rows against one panel.
 #[derive(Clone, Copy)]
 struct Tile {
     weight: *const u8,
+    ahead: *const u8,
+    fetch: Fetch,
     blocks: usize,
     bytes: *const i8,
     stride: usize,
@@ -158,6 +187,7 @@ impl<const CODE: u8, const SCALE: u8, const ROWS: usize> Kernel for Sized<CODE, 
         let mut acc = [[S::splat(0.0); 2]; ROWS];
         let mut block = 0;
         while block < t.blocks {
+            self.fetch::<S>(block);
             self.block::<S>(block, &mut acc);
             block += 1;
         }
@@ -179,6 +209,27 @@ impl<const CODE: u8, const SCALE: u8, const ROWS: usize> Sized<CODE, SCALE, ROWS
     const SCALE_KIND: Scale = scale_of(SCALE);
     /// Parts of a block with a scale of their own.
     const PARTS: usize = if SCALE == SUPER_SPLIT { 2 } else { 1 };
+
+    /// Lines of a chunk.
+    const CHUNK: usize = 2 * Self::CODE_KIND.half_lines() + Self::SCALE_KIND.lines();
+
+    #[inline(always)]
+    unsafe fn fetch<S: Simd>(&self, block: usize) {
+        let t = &self.0;
+        if t.fetch == Fetch::Nothing {
+            return;
+        }
+        let half = Self::CHUNK.div_ceil(2);
+        let (mut line, lines) = (0, if t.fetch == Fetch::All { 2 } else { 1 });
+        let from = t.ahead.wrapping_add(block * Self::CHUNK * LINE * lines / 2);
+        while line < half {
+            S::prefetch(from.wrapping_add(line * LINE));
+            if lines == 2 {
+                S::prefetch(from.wrapping_add((half + line) * LINE));
+            }
+            line += 1;
+        }
+    }
 
     #[inline(always)]
     unsafe fn block<S: Simd>(&self, block: usize, acc: &mut [[S::V; 2]; ROWS]) {
