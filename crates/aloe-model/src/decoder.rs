@@ -6,6 +6,7 @@
 use crate::config::{Config, RopeScaling};
 use crate::params::{Grads, Params};
 use crate::source::ModelSource;
+use crate::weight_format::WeightFormat;
 use crate::weights::Weights;
 use crate::{Result, Role};
 use aloe_tensor::{CrossEntropy, CrossEntropyInputs, Device, Dtype, RopeTable, Tensor, ops};
@@ -44,6 +45,12 @@ impl Decoder {
     pub fn open(source: &ModelSource, dtype: Dtype, device: &Device) -> Result<Self> {
         let weights = Weights::load(source, dtype)?;
         Ok(Self::new(source.config().clone(), weights, dtype, device))
+    }
+
+    /// The same with the weights in a form of their own: for inference in blocks.
+    pub fn open_as(source: &ModelSource, format: WeightFormat, device: &Device) -> Result<Self> {
+        let weights = Weights::load_as(source, format, device)?;
+        Ok(Self::new(source.config().clone(), weights, format.dtype(), device))
     }
 
     /// A decoder over given weights.

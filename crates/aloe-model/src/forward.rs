@@ -90,9 +90,9 @@ impl Decoder {
         let dev = &self.device;
         let (normed, _) = ops::rms_norm(dev, x, &layer.input_norm, self.config.rms_norm_eps);
         let (h, kv) = (self.config.num_attention_heads, self.config.num_key_value_heads);
-        let mut q = self.heads(ops::linear(dev, &normed, &layer.q), h);
-        let mut k = self.heads(ops::linear(dev, &normed, &layer.k), kv);
-        let v = self.heads(ops::linear(dev, &normed, &layer.v), kv);
+        let mut qkv = ops::linears(dev, &normed, &[&layer.q, &layer.k, &layer.v]).into_iter();
+        let mut next = |n_heads| self.heads(qkv.next().expect("three layers give three outputs"), n_heads);
+        let (mut q, mut k, v) = (next(h), next(kv), next(kv));
         ops::rope(dev, &mut q, positions, &self.rope);
         ops::rope(dev, &mut k, positions, &self.rope);
         (q, k, v)
@@ -117,7 +117,9 @@ impl Decoder {
 
     fn gate_up(&self, layer: &LayerWeights, mid: &Tensor) -> (Tensor, Tensor) {
         let (normed, _) = ops::rms_norm(&self.device, mid, &layer.post_norm, self.config.rms_norm_eps);
-        (ops::linear(&self.device, &normed, &layer.gate), ops::linear(&self.device, &normed, &layer.up))
+        let mut both = ops::linears(&self.device, &normed, &[&layer.gate, &layer.up]);
+        let up = both.pop().expect("two layers give two outputs");
+        (both.pop().expect("two layers give two outputs"), up)
     }
 
     pub(crate) fn heads(&self, x: Tensor, n_heads: usize) -> Tensor {

@@ -22,6 +22,7 @@ pub mod safetensors_writer;
 pub mod source;
 pub mod step;
 pub mod testing;
+pub mod weight_format;
 pub mod weights;
 pub mod writer;
 
@@ -39,6 +40,7 @@ pub use params::{Grads, Params};
 pub use safetensors::{FileDtype, SafeTensorsFile};
 pub use source::ModelSource;
 pub use step::{After, Pass, TreePiece};
+pub use weight_format::WeightFormat;
 pub use weights::Weights;
 pub use writer::CheckpointWriter;
 

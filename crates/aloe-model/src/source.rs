@@ -1,9 +1,9 @@
 //! What every stage opens: a checkpoint folder or a `.gguf` file, as a config and tensors under their Hugging Face names.
 
 use crate::gguf::GgufModel;
-use crate::{Checkpoint, Config, Error, Result, TensorSpec, float};
+use crate::{Checkpoint, Config, Error, Result, RowPermute, TensorSpec, float};
 use aloe_record::digest::Hasher;
-use aloe_tensor::{Dtype, Tensor};
+use aloe_tensor::{BlockFormat, Dtype, Tensor};
 use std::path::{Path, PathBuf};
 
 /// An opened model, its weights still in their file.
@@ -87,6 +87,25 @@ impl ModelSource {
             Files::Folder(checkpoint) => checkpoint.load_bf16(name),
             Files::Gguf(model) => Ok(model.load_f32(name)?.into_iter().map(float::f32_to_bf16).collect()),
         }
+    }
+
+    /// The rows of a matrix as a GGUF file stores them in blocks, in Hugging Face row order; `None` when it is not stored so.
+    pub fn block_rows(&self, name: &str) -> Result<Option<(BlockFormat, Vec<&[u8]>)>> {
+        let spec = self.spec(name)?;
+        let Files::Gguf(model) = &self.files else { return Ok(None) };
+        let stored = model.gguf.tensor(&spec.gguf_name).map_or("", |tensor| tensor.ggml_type.name());
+        let (Some(format), &[rows, _]) =
+            (BlockFormat::ALL.into_iter().find(|f| f.name() == stored), spec.shape.as_slice())
+        else {
+            return Ok(None);
+        };
+        let bytes = model.gguf.bytes(&spec.gguf_name)?;
+        let stored: Vec<&[u8]> = bytes.chunks_exact(bytes.len() / rows).collect();
+        let RowPermute::RopeHeads(n_heads) = spec.permute else { return Ok(Some((format, stored))) };
+        // llama.cpp's order: file row `2 i + s` of a head is row `s * E/2 + i` here.
+        let half = rows / n_heads / 2;
+        let from = |row: usize| row / (2 * half) * (2 * half) + 2 * (row % half) + row / half % 2;
+        Ok(Some((format, (0..rows).map(|row| stored[from(row)]).collect())))
     }
 
     /// Reads every weight once and refuses NaN and infinity, naming the tensor and the element.

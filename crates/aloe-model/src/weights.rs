@@ -1,4 +1,4 @@
-//! The weights as the kernels want them: f32 or bf16 copies, shared by every decoder that uses the model.
+//! The weights as the kernels want them: f32 or bf16 copies, or blocks (`weight_format`), shared by every decoder that uses the model.
 //!
 //! Norm weights and biases stay f32 in both types, as their operations are f32.
 
@@ -7,7 +7,7 @@ use crate::arch::{self, Part, Role, TensorSpec};
 use crate::config::Config;
 use crate::params::Params;
 use crate::source::ModelSource;
-use aloe_tensor::{Device, Dtype, Linear, Tensor, ops};
+use aloe_tensor::{Device, Dtype, Linear, Tensor};
 
 /// One layer's weights.
 #[derive(Clone, Debug)]
@@ -35,8 +35,8 @@ pub struct LayerWeights {
 /// A decoder's weights.
 #[derive(Clone, Debug)]
 pub struct Weights {
-    /// Token embedding `[V, D]`; `None` when tied: the head's rows.
-    pub embed: Option<Tensor>,
+    /// Token embedding `[V, D]`, looked up by row; `None` when tied: the head's rows.
+    pub embed: Option<Linear>,
     /// The layers, first to last.
     pub layers: Vec<LayerWeights>,
     /// RMSNorm after the last layer `[D]` f32.
@@ -48,14 +48,16 @@ pub struct Weights {
 impl Weights {
     /// Reads a checkpoint folder or GGUF file into compute copies of `dtype`.
     pub fn load(source: &ModelSource, dtype: Dtype) -> Result<Self> {
-        Self::build(source.config(), dtype, &mut |spec, dtype| source.load(&spec.hf_name, dtype))
+        Self::build(source.config(), &mut |spec| source.load(&spec.hf_name, Dtype::F32), &mut |spec, bias| {
+            Ok(Linear::new(source.load(&spec.hf_name, dtype)?, bias))
+        })
     }
 
     /// Compute copies of master weights.
     pub fn from_params(params: &Params, dtype: Dtype) -> Self {
-        Self::build(&params.config, dtype, &mut |spec, dtype| {
-            let tensor = params.role(spec.role).expect("masters hold every tensor of the table");
-            Ok(tensor.cast(dtype))
+        let master = |spec: &TensorSpec| params.role(spec.role).expect("masters hold every tensor of the table");
+        Self::build(&params.config, &mut |spec| Ok(master(spec).clone()), &mut |spec, bias| {
+            Ok(Linear::new(master(spec).cast(dtype), bias))
         })
         .expect("casting cannot fail")
     }
@@ -64,7 +66,7 @@ impl Weights {
     pub fn refresh(&mut self, device: &Device, params: &Params) {
         for (spec, master) in params.specs().iter().zip(params.tensors()) {
             match (spec.role, &mut self.embed) {
-                (Role::Embed, Some(embed)) => *embed = master.cast(embed.dtype()),
+                (Role::Embed, Some(embed)) => embed.update_from_f32(device, master.as_f32()),
                 (Role::Embed, None) | (Role::Head, _) => self.head.update_from_f32(device, master.as_f32()),
                 (Role::FinalNorm, _) => self.norm = master.clone(),
                 (Role::Layer(i, part), _) => refresh_part(&mut self.layers[i], device, part, master),
@@ -74,48 +76,41 @@ impl Weights {
 
     /// The embeddings of `ids`, `[N, D]` f32.
     pub fn embedding(&self, device: &Device, ids: &[u32]) -> Tensor {
-        match &self.embed {
-            Some(table) => ops::embedding(device, table, ids),
-            None => self.head.rows(device, ids),
-        }
+        self.embed.as_ref().unwrap_or(&self.head).rows(device, ids)
     }
 
-    /// Bytes of the compute copies as stored (packed copies of the kernels not counted).
+    /// Bytes of the weights as the kernels hold them.
     pub fn nbytes(&self) -> usize {
-        let linear = |l: &Linear| l.out_features() * l.in_features() * l.dtype().size_bytes();
-        let layer =
-            |l: &LayerWeights| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].into_iter().map(linear).sum::<usize>();
-        self.embed.as_ref().map_or(0, Tensor::nbytes)
-            + linear(&self.head)
+        let layer = |l: &LayerWeights| {
+            [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].into_iter().map(Linear::nbytes).sum::<usize>()
+        };
+        self.embed.as_ref().map_or(0, Linear::nbytes)
+            + self.head.nbytes()
             + self.layers.iter().map(layer).sum::<usize>()
     }
 
-    fn build(
+    /// Puts the weights together: `vector` loads norms and biases as f32, `linear` makes a layer of a matrix and its bias.
+    pub(crate) fn build(
         config: &Config,
-        dtype: Dtype,
-        load: &mut dyn FnMut(&TensorSpec, Dtype) -> Result<Tensor>,
+        vector: &mut dyn FnMut(&TensorSpec) -> Result<Tensor>,
+        linear: &mut dyn FnMut(&TensorSpec, Option<Tensor>) -> Result<Linear>,
     ) -> Result<Self> {
         let specs = arch::tensors(config);
-        let mut get = |role: Role, dtype: Dtype| match specs.iter().find(|spec| spec.role == role) {
-            Some(spec) => load(spec, dtype).map(Some),
-            None => Ok(None),
+        let spec = |role: Role| {
+            specs.iter().find(|spec| spec.role == role).expect("every role of the architecture is in its table")
         };
-        let mut need = |role: Role, dtype: Dtype| {
-            get(role, dtype).map(|found| found.expect("every role of the architecture is in its table"))
-        };
-        let embed = need(Role::Embed, dtype)?;
-        let norm = need(Role::FinalNorm, Dtype::F32)?;
+        let embed = linear(spec(Role::Embed), None)?;
+        let norm = vector(spec(Role::FinalNorm))?;
         let (embed, head) =
-            if config.tie_word_embeddings { (None, embed) } else { (Some(embed), need(Role::Head, dtype)?) };
+            if config.tie_word_embeddings { (None, embed) } else { (Some(embed), linear(spec(Role::Head), None)?) };
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for i in 0..config.num_hidden_layers {
             let mut matrix = |part: Part, bias: Option<Part>| -> Result<Linear> {
-                let weight = need(Role::Layer(i, part), dtype)?;
                 let bias = match bias {
-                    Some(bias) if config.attention_bias => Some(need(Role::Layer(i, bias), Dtype::F32)?),
+                    Some(bias) if config.attention_bias => Some(vector(spec(Role::Layer(i, bias)))?),
                     _ => None,
                 };
-                Ok(Linear::new(weight, bias))
+                linear(spec(Role::Layer(i, part)), bias)
             };
             layers.push(LayerWeights {
                 q: matrix(Part::Query, Some(Part::QueryBias))?,
@@ -125,11 +120,11 @@ impl Weights {
                 gate: matrix(Part::Gate, None)?,
                 up: matrix(Part::Up, None)?,
                 down: matrix(Part::Down, None)?,
-                input_norm: need(Role::Layer(i, Part::InputNorm), Dtype::F32)?,
-                post_norm: need(Role::Layer(i, Part::PostNorm), Dtype::F32)?,
+                input_norm: vector(spec(Role::Layer(i, Part::InputNorm)))?,
+                post_norm: vector(spec(Role::Layer(i, Part::PostNorm)))?,
             });
         }
-        Ok(Self { embed, layers, norm, head: Linear::new(head, None) })
+        Ok(Self { embed, layers, norm, head })
     }
 }
 

@@ -1,0 +1,85 @@
+//! How weights are held while a model runs: dense, rounded to blocks on load, or in the blocks of their GGUF file.
+//!
+//! Blocks are for inference only. The head (with it a tied embedding) keeps eight bits when the layers get four, as llama.cpp's
+//! quantiser does: its errors go straight into the logits. A table that is only looked up keeps bf16.
+
+use crate::source::ModelSource;
+use crate::weights::Weights;
+use crate::{Config, Error, Result, Role, TensorSpec};
+use aloe_tensor::{BlockFormat, Device, Dtype, Linear, Tensor};
+
+/// The form of a running model's matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightFormat {
+    /// f32 or bf16.
+    Dense(Dtype),
+    /// Rounded on load to 8-bit blocks (Q8_0).
+    Q8,
+    /// Rounded on load to 4-bit blocks (Q4_0), the head to 8-bit blocks.
+    Q4,
+    /// The blocks of the GGUF file as they are; what the file holds in f32, f16 or bf16 becomes bf16.
+    Stored,
+}
+
+impl WeightFormat {
+    /// For records, identities and cache keys.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dense(Dtype::F32) => "f32",
+            Self::Dense(Dtype::Bf16) => "bf16",
+            Self::Q8 => "q8",
+            Self::Q4 => "q4",
+            Self::Stored => "gguf",
+        }
+    }
+
+    /// Type of everything that is not a matrix of weights: keys and values of the cache.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::Dense(dtype) => dtype,
+            Self::Q8 | Self::Q4 | Self::Stored => Dtype::Bf16,
+        }
+    }
+}
+
+impl Weights {
+    /// Reads a checkpoint folder or GGUF file in the wanted form. `Stored` refuses a folder: it has no blocks.
+    pub fn load_as(source: &ModelSource, format: WeightFormat, device: &Device) -> Result<Self> {
+        if format == WeightFormat::Stored && source.gguf_metadata().is_none() {
+            return Err(Error::file(
+                &source.path,
+                "has no stored blocks; expected a .gguf file, or another weight format",
+            ));
+        }
+        let config = source.config();
+        Self::build(config, &mut |spec| source.load(&spec.hf_name, Dtype::F32), &mut |spec, bias| {
+            linear(source, config, format, device, spec, bias)
+        })
+    }
+}
+
+fn linear(
+    source: &ModelSource,
+    config: &Config,
+    format: WeightFormat,
+    device: &Device,
+    spec: &TensorSpec,
+    bias: Option<Tensor>,
+) -> Result<Linear> {
+    if let WeightFormat::Dense(dtype) = format {
+        return Ok(Linear::new_on(device, source.load(&spec.hf_name, dtype)?, bias));
+    }
+    if format == WeightFormat::Stored {
+        return Ok(match source.block_rows(&spec.hf_name)? {
+            Some((blocks, rows)) => Linear::from_blocks(device, blocks, spec.shape[1], &rows, bias),
+            None => Linear::new_on(device, source.load(&spec.hf_name, Dtype::Bf16)?, bias),
+        });
+    }
+    let only_looked_up = spec.role == Role::Embed && !config.tie_word_embeddings;
+    if only_looked_up {
+        return Ok(Linear::new_on(device, source.load(&spec.hf_name, Dtype::Bf16)?, bias));
+    }
+    let eight_bits = format == WeightFormat::Q8 || matches!(spec.role, Role::Embed | Role::Head);
+    let blocks = if eight_bits { BlockFormat::Q8_0 } else { BlockFormat::Q4_0 };
+    Ok(Linear::quantize(device, &source.load(&spec.hf_name, Dtype::F32)?, blocks, bias))
+}
