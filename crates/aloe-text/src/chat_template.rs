@@ -198,8 +198,9 @@ fn without_generation_tags(source: &str) -> String {
     let (mut out, mut rest) = (String::with_capacity(source.len()), source);
     while let Some(at) = rest.find("{%") {
         let (head, tail) = rest.split_at(at);
+        // From behind the opening, so that the `%` of a broken `{%}` is not taken for a closing one too.
+        let Some(end) = tail[2..].find("%}").map(|end| end + 2) else { break };
         out.push_str(head);
-        let Some(end) = tail.find("%}") else { break };
         let tag = &tail[2..end];
         let word = tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
         match word {
