@@ -338,7 +338,7 @@ fn a_server_that_dies_is_tried_five_times_with_growing_waits_and_the_run_goes_on
     assert!(!out.exists());
     is_up.store(true, std::sync::atomic::Ordering::SeqCst);
     let (_, stderr, code) = eval(&server.model(), &out, &more);
-    assert!(code == 0 && stderr.contains("going on from an interrupted run"), "{stderr}");
+    assert!(code == 0 && out.join("results.json").exists(), "{stderr}");
 }
 
 #[test]
