@@ -1,8 +1,8 @@
 //! The result's `README.md`: what was merged, how, with the YAML and the figures of the task vectors. The stage's record has the rest.
 
 use crate::config::MergeConfig;
-use crate::consensus::TensorStats;
 use crate::merge::MergeReport;
+use crate::stats::TensorStats;
 use std::fmt::Write as _;
 
 /// The card as Markdown with YAML metadata.
@@ -25,7 +25,7 @@ pub(crate) fn readme(config: &MergeConfig, report: &MergeReport) -> String {
     report.models.iter().for_each(|name| text += &format!("- `{name}`\n"));
     let fence = fence(&config.text);
     let _ = writeln!(text, "\n## Configuration\n\n{fence}yaml\n{}\n{fence}", config.text.trim_end());
-    if !report.tensors.is_empty() {
+    if !report.relative_norms.is_empty() {
         text += &figures(report);
     }
     if !report.notes.is_empty() {

@@ -40,6 +40,24 @@ pub enum Error {
         /// Expected and found.
         reason: String,
     },
+    /// The result does not fit on the disk.
+    #[error("{}: the result needs {:.1} GB and {:.1} GB are free", path.display(), *needed as f64 / 1e9, *free as f64 / 1e9)]
+    Disk {
+        /// Where it was to go.
+        path: PathBuf,
+        /// Bytes of the result.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// The memory budget is smaller than what one thread works in.
+    #[error("a memory budget of {:.0} MB is too small: this merge needs {:.0} MB", *budget as f64 / 1e6, *needed as f64 / 1e6)]
+    Memory {
+        /// Bytes allowed.
+        budget: u64,
+        /// Bytes needed.
+        needed: u64,
+    },
     /// Reading or writing a checkpoint failed.
     #[error(transparent)]
     Checkpoint(#[from] aloe_model::Error),

@@ -1,31 +1,44 @@
-//! Merges checkpoints as mergekit does, from mergekit's own YAML: `dare_ties`, `ties` and `linear`, in mergekit's order of
-//! operations and dtype, with masks that depend on the seed, the tensor and the model alone.
+//! Merges checkpoints as mergekit does, from mergekit's own YAML, in mergekit's order of operations and dtype, in bounded memory, with masks
+//! that depend on the seed, the tensor and the model alone.
 //!
-//! Reading order: `yaml` (text -> tree), `config` (tree -> checked configuration), `plan` (configuration -> opened models, tensors
-//! and their parameters), `merge` (the spine), `tile`, `consensus`, `sparsify`, `linear` (the arithmetic), `tokenizer`, `card` and
-//! `report` (files beside the weights).
+//! Reading order: `yaml` (text -> trees), `config` (trees -> checked configuration), `inputs` (names -> opened models, `lora` adapters),
+//! `vocabulary` (whose tokens, which rows), `plan` (tensors and their parameters; `check` prints it), `merge` (the spine), `source`,
+//! `group` and `tile` (how a tensor is read in pieces), `method` (one file per method), `sparsify` and `fibres` (what methods share),
+//! `tokenizer`, `card` and `report` (files beside the weights).
 
 mod card;
+mod check;
 pub mod config;
-mod consensus;
+mod disk;
 mod error;
-mod linear;
+mod fibres;
+mod group;
+mod half;
+mod inputs;
+mod lora;
 mod merge;
+mod method;
 mod plan;
 mod report;
+mod source;
 mod sparsify;
+mod stats;
 mod tile;
 mod tokenizer;
+mod tokenizer_file;
+mod vocabulary;
 pub mod yaml;
 
 pub use config::MergeConfig;
-pub use consensus::{Consensus, TensorStats, consensus};
 pub use error::{Error, Mistake};
-pub use linear::linear;
+pub use group::Group;
+pub use inputs::PlannedModel;
 pub use merge::{MergeReport, merge, merge_folder, merge_tensor};
-pub use plan::{MergeOptions, MergePlan, PlannedModel, PlannedTensor, plan};
+pub use method::merge_group;
+pub use plan::{DEFAULT_MEMORY, MergeOptions, MergePlan, PlannedTensor, plan};
+pub use source::Source;
 pub use sparsify::dare_mask;
-pub use tile::TensorBytes;
+pub use stats::TensorStats;
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,18 +1,22 @@
-//! The spine: plan, then tensor by tensor from mapped inputs to the output folder, then the files beside the weights.
+//! The spine: plan, then tensor by tensor and tile by tile from the inputs to the output folder, then the files beside the weights.
 //!
-//! Memory: one output tensor in f32 and a few tiles per thread, whatever the size of the models. The result depends on the
-//! configuration, the inputs and the seed, not on threads. `out` is filled as it goes: the caller makes it appear whole (a stage's
-//! partial folder, or [`merge_folder`]).
+//! Memory: a few tiles per thread, whatever the size of the models and of their tensors ([`MergePlan::memory_bytes`]). The result depends
+//! on the configuration, the inputs and the seed, not on threads or memory. `out` is filled as it goes: the caller makes it appear whole
+//! (a stage's partial folder, or [`merge_folder`]).
 
-use crate::config::{MergeConfig, MergeDtype, TensorParameters};
-use crate::consensus::{Consensus, TensorStats, consensus};
-use crate::linear::linear;
-use crate::plan::{MergeOptions, MergePlan, PlannedTensor, plan};
-use crate::{Error, Result, card, tokenizer};
-use aloe_model::CheckpointWriter;
+use crate::config::{MergeConfig, MergeDtype, RescaleKind};
+use crate::group::Group;
+use crate::half::f32_to_f16;
+use crate::method::{self, merge_group};
+use crate::plan::{MergeOptions, MergePlan, PlannedTensor, folders, plan};
+use crate::stats::TensorStats;
+use crate::tile::{run, tiles};
+use crate::{Error, Result, card, disk, tokenizer};
+use aloe_model::float::{f32_to_bf16, first_non_finite};
+use aloe_model::writer::TensorSlot;
+use aloe_model::{CheckpointWriter, FileDtype};
 use aloe_record::atomic::{self, OutputDir};
 use aloe_record::{Cancel, Progress};
-use aloe_tensor::Dtype;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -55,37 +59,59 @@ pub fn merge(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<MergeReport> {
-    let plan = plan(config, options)?;
-    let mut report = report(config, &plan, options);
-    let folders: Vec<(&str, &Path)> = plan.models.iter().map(|m| (m.name.as_str(), m.dir.as_path())).collect();
-    let files = tokenizer::files(&folders, plan.tokenizer, config.chat_template.as_ref(), &mut report.notes)?;
-    let mut model = CheckpointWriter::create_in(&out.join("model"), &plan.config, storage(plan.out_dtype))?;
-    let mut master = match options.write_master {
-        true => Some(CheckpointWriter::create_in(&out.join("master"), &plan.config, Dtype::F32)?),
-        false => None,
-    };
+    let mut options = options.clone();
+    let earlier = merge_earlier(config, out, &mut options, progress, cancel)?;
+    let plan = plan(config, &options)?;
+    disk::check(out, plan.disk_bytes(&options))?;
+    let mut report = report(config, &plan, &options);
+    let mut files =
+        tokenizer::files(&folders(&plan.models), plan.tokenizer, config.chat_template.as_ref(), &mut report.notes)?;
+    if let Some(vocabulary) = &plan.vocabulary {
+        tokenizer::put_vocabulary(&mut files, &vocabulary.file)?;
+    }
+    let mut outputs = Outputs::create(out, &plan, &options)?;
     progress.set_total(plan.n_parameters());
     for tensor in &plan.tensors {
         cancel.check()?;
-        let (values, stats) = merge_tensor(config, &plan, tensor, options)?;
-        model.add(&tensor.spec.hf_name, &values)?;
-        if let Some(master) = &mut master {
-            master.add(&tensor.spec.hf_name, &values)?;
-        }
-        report.tensors.extend(stats);
-        progress.advance(values.len() as u64);
+        report.tensors.extend(outputs.write(config, &plan, tensor, cancel)?);
+        progress.advance(tensor.spec.n_elements() as u64);
     }
     summarise(&mut report);
     let mut beside = files.clone();
     beside.push(("mergekit_config.yml".into(), config.text.clone().into_bytes()));
     beside.push(("README.md".into(), card::readme(config, &report).into_bytes()));
-    model.finish(&beside)?;
-    if let Some(master) = master {
+    outputs.model.finish(&beside)?;
+    if let Some(master) = outputs.master {
         master.finish(&files)?;
+    }
+    if earlier {
+        let folder = out.join(EARLIER);
+        std::fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
     }
     atomic::write_json(&out.join("merge.json"), &report)?;
     crate::report::write(config, &report, &out.join("report.html"))?;
     Ok(report)
+}
+
+/// Where the results of earlier documents stand until the last one is merged.
+const EARLIER: &str = "earlier";
+
+/// Merges the documents before the last one; their folders take the place of their names. Whether there are any.
+fn merge_earlier(
+    config: &MergeConfig,
+    out: &Path,
+    options: &mut MergeOptions,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<bool> {
+    for document in &config.earlier {
+        let name = document.name.clone().unwrap_or_default();
+        let folder = out.join(EARLIER).join(format!("{}", options.folders.len()));
+        let own = MergeOptions { write_master: false, ..options.clone() };
+        merge(document, &folder, &own, progress, cancel)?;
+        options.folders.insert(name, folder.join("model"));
+    }
+    Ok(!config.earlier.is_empty())
 }
 
 /// [`merge`] into a folder that appears when it is complete; an interrupted merge leaves a partial folder that the next one replaces.
@@ -107,72 +133,122 @@ pub fn merge_tensor(
     config: &MergeConfig,
     plan: &MergePlan,
     tensor: &PlannedTensor,
-    options: &MergeOptions,
 ) -> Result<(Vec<f32>, Option<TensorStats>)> {
-    let name = &tensor.spec.hf_name;
-    let mut inputs = plan.bytes(&tensor.spec)?;
-    let mut values = vec![0.0f32; tensor.spec.n_elements()];
-    match (&tensor.parameters, plan.base) {
-        (TensorParameters::Linear { weights, normalize }, _) => {
-            linear(weights, *normalize, plan.dtype, &inputs, options.threads, &mut values);
-            refuse_non_finite(plan, tensor, &values)?;
-            Ok((values, None))
-        }
-        (TensorParameters::Consensus { weights, densities, normalize, lambda, rescale }, Some(base)) => {
-            let base = inputs.remove(base);
-            let parameters = Consensus {
-                method: config.method,
-                weights,
-                densities,
-                normalize: *normalize,
-                lambda: *lambda,
-                rescale: *rescale,
-                dtype: plan.dtype,
-                seed: options.seed,
-            };
-            let stats = consensus(&parameters, name, base, &inputs, options.threads, &mut values);
-            if stats.non_finite.is_some() || !stats.base_norm.is_finite() {
-                refuse_non_finite(plan, tensor, &[f32::NAN])?;
-            }
-            refuse_non_finite(plan, tensor, &values)?;
-            Ok((values, Some(stats)))
-        }
-        (TensorParameters::Consensus { .. }, None) => unreachable!("the configuration was refused without a base"),
+    let group = plan.group(tensor)?;
+    let (values, stats) = merge_group(config.method, &group)?;
+    if first_non_finite(&values).is_some() || stats.as_ref().is_some_and(|stats| !stats.is_finite()) {
+        return Err(non_finite(&group, plan, tensor)?);
     }
+    Ok((values, stats))
+}
+
+/// The folders being written.
+struct Outputs {
+    model: CheckpointWriter,
+    master: Option<CheckpointWriter>,
+}
+
+impl Outputs {
+    fn create(out: &Path, plan: &MergePlan, options: &MergeOptions) -> Result<Self> {
+        let model = CheckpointWriter::create_stored(&out.join("model"), &plan.config, storage(plan.out_dtype))?;
+        let master = match options.write_master {
+            true => Some(CheckpointWriter::create_stored(&out.join("master"), &plan.config, FileDtype::F32)?),
+            false => None,
+        };
+        Ok(Self { model, master })
+    }
+
+    /// Merges one tensor: what the method must know of the whole, then tile after tile from the inputs to the files.
+    fn write(
+        &mut self,
+        config: &MergeConfig,
+        plan: &MergePlan,
+        tensor: &PlannedTensor,
+        cancel: &Cancel,
+    ) -> Result<Option<TensorStats>> {
+        let name = &tensor.spec.hf_name;
+        let mut slots = vec![self.model.slot(name)?];
+        if let Some(master) = &mut self.master {
+            slots.push(master.slot(name)?);
+        }
+        let group = plan.group(tensor)?;
+        let kernel = method::prepare(config.method, &group)?;
+        let parts = run(group.threads, tiles(group.n_elements()), |range| {
+            cancel.check()?;
+            let mut values = vec![0.0f32; range.len()];
+            let sums = kernel.tile(&group, range.start, &mut values)?;
+            if first_non_finite(&values).is_some() {
+                return Err(non_finite(&group, plan, tensor)?);
+            }
+            for slot in &slots {
+                write_tile(slot, name, range.start, &values)?;
+            }
+            Ok(sums)
+        })?;
+        let stats = method::collect(parts, &group);
+        // A mask may have dropped the element that is not finite.
+        if stats.as_ref().is_some_and(|stats| !stats.is_finite()) {
+            return Err(non_finite(&group, plan, tensor)?);
+        }
+        Ok(stats)
+    }
+}
+
+/// Encodes a tile in the slot's type and writes it.
+fn write_tile(slot: &TensorSlot, name: &str, start: usize, values: &[f32]) -> Result<()> {
+    let mut bytes = Vec::with_capacity(values.len() * slot.dtype().size_bytes());
+    let half = |encode: fn(f32) -> u16, infinity: u16, bytes: &mut Vec<u8>| {
+        let mut overflowed = None;
+        for (index, value) in values.iter().enumerate() {
+            let bits = encode(*value);
+            if bits & infinity == infinity {
+                overflowed.get_or_insert(index);
+            }
+            bytes.extend_from_slice(&bits.to_le_bytes());
+        }
+        overflowed
+    };
+    let overflowed = match slot.dtype() {
+        FileDtype::F16 => half(f32_to_f16, 0x7c00, &mut bytes),
+        FileDtype::BF16 => half(f32_to_bf16, 0x7f80, &mut bytes),
+        _ => {
+            values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
+            None
+        }
+    };
+    if let Some(index) = overflowed {
+        let reason =
+            format!("element {} is {:e}, beyond the range of {}", start + index, values[index], slot.dtype().name());
+        return Err(Error::tensor(name, "merged", reason));
+    }
+    Ok(slot.write_at(start, &bytes)?)
 }
 
 /// Names the model whose weights are NaN or infinite, where the result is.
-fn refuse_non_finite(plan: &MergePlan, tensor: &PlannedTensor, values: &[f32]) -> Result<()> {
-    if aloe_model::float::first_non_finite(values).is_none() {
-        return Ok(());
-    }
-    let inputs = plan.bytes(&tensor.spec)?;
-    let mut read = vec![0.0f32; tensor.spec.n_elements()];
-    for (model, input) in plan.models.iter().zip(inputs) {
-        input.read(0, MergeDtype::Float32, &mut read);
-        if let Some((index, value)) = aloe_model::float::first_non_finite(&read) {
-            return Err(Error::tensor(&tensor.spec.hf_name, &model.name, format!("element {index} is {value}")));
+fn non_finite(group: &Group, plan: &MergePlan, tensor: &PlannedTensor) -> Result<Error> {
+    let name = &tensor.spec.hf_name;
+    for (model, source) in plan.sources_of(tensor).zip(&group.sources) {
+        for range in tiles(group.n_elements()) {
+            let mut values = vec![0.0f32; range.len()];
+            source.read(range.start, MergeDtype::Float32, &mut values)?;
+            if let Some((at, value)) = first_non_finite(&values) {
+                return Ok(Error::tensor(name, &model.name, format!("element {} is {value}", range.start + at)));
+            }
         }
     }
-    Err(Error::tensor(&tensor.spec.hf_name, "merged", "the weights are so large that the result overflows"))
+    Ok(Error::tensor(name, "merged", "the weights are so large that the result overflows"))
 }
 
-fn storage(dtype: MergeDtype) -> Dtype {
+fn storage(dtype: MergeDtype) -> FileDtype {
     match dtype {
-        MergeDtype::Bfloat16 => Dtype::Bf16,
-        MergeDtype::Float32 => Dtype::F32,
+        MergeDtype::Bfloat16 => FileDtype::BF16,
+        MergeDtype::Float16 => FileDtype::F16,
+        MergeDtype::Float32 => FileDtype::F32,
     }
 }
 
 fn report(config: &MergeConfig, plan: &MergePlan, options: &MergeOptions) -> MergeReport {
-    let rescale = match plan.tensors.first().map(|tensor| &tensor.parameters) {
-        Some(TensorParameters::Consensus { rescale: Some(kind), .. }) => kind.name(),
-        _ => "none",
-    };
-    let others = config.models.iter().enumerate().filter(|(index, _)| {
-        // A linear merge has no base in the mathematical sense: all its models are merged.
-        config.base != Some(*index) || !config.method.needs_base()
-    });
+    let rescale = plan.tensors.first().and_then(|tensor| tensor.parameters.rescale()).map_or("none", RescaleKind::name);
     MergeReport {
         method: config.method.name().into(),
         dtype: plan.dtype.name().into(),
@@ -180,7 +256,7 @@ fn report(config: &MergeConfig, plan: &MergePlan, options: &MergeOptions) -> Mer
         seed: options.seed,
         rescale: rescale.into(),
         base: config.base_name().map(str::to_owned),
-        models: others.map(|(_, model)| model.name.clone()).collect(),
+        models: config.merged_models().iter().map(|model| model.name.clone()).collect(),
         n_parameters: plan.n_parameters(),
         notes: plan.notes.clone(),
         ..MergeReport::default()
@@ -195,7 +271,11 @@ fn summarise(report: &mut MergeReport) {
     let sum = |value: &dyn Fn(&TensorStats) -> f64| report.tensors.iter().map(value).sum::<f64>();
     let n_elements = sum(&|tensor| tensor.n_elements as f64);
     let base = sum(&|tensor| tensor.base_norm.powi(2)).sqrt();
-    let n_models = report.models.len();
+    let n_models = report.tensors.iter().map(|tensor| tensor.norms.len()).min().unwrap_or(0);
+    if report.tensors.iter().any(|tensor| tensor.norms.len() != n_models) || n_models != report.models.len() {
+        report.notes.push("slices merge different models: figures stand per tensor alone".into());
+        return;
+    }
     let relative_norms = (0..n_models).map(|model| sum(&|tensor| tensor.norms[model].powi(2)).sqrt() / base).collect();
     let kept_shares = (0..n_models).map(|model| sum(&|tensor| tensor.n_kept[model] as f64) / n_elements).collect();
     let contested = sum(&|tensor| tensor.n_contested as f64);

@@ -3,8 +3,8 @@
 use crate::Result;
 use crate::card::{kind_of, kinds};
 use crate::config::MergeConfig;
-use crate::consensus::TensorStats;
 use crate::merge::MergeReport;
+use crate::stats::TensorStats;
 use aloe_report::{Align, LinePlot, Page, Series, Table};
 use std::path::Path;
 
@@ -22,7 +22,8 @@ pub(crate) fn write(config: &MergeConfig, report: &MergeReport, path: &Path) -> 
         report.rescale
     ));
     page.list(report.notes.iter().map(String::as_str));
-    if !report.tensors.is_empty() {
+    // Empty where slices merge different models: columns by model would mean different models by row.
+    if !report.relative_norms.is_empty() {
         overview(&mut page, report);
         page.heading("By layer");
         for model in 0..report.models.len() {

@@ -1,68 +1,75 @@
-//! Tiles: a tensor is read, merged and written in pieces of 65,536 elements, so that threads share one tensor and scratch memory
-//! does not grow with it. Results per tile come back in tile order, whatever the threads did.
+//! Tiles: a tensor is read, merged and written in pieces of 65,536 elements, so that threads share one tensor and memory does not grow
+//! with it. Results per tile come back in tile order, whatever the threads did: reductions have one order.
 
+use crate::Result;
 use crate::config::MergeDtype;
-use aloe_model::FileDtype;
+use crate::half::f32_to_f16;
 use aloe_model::float::{bf16_to_f32, f16_to_f32, f32_to_bf16};
 use std::ops::Range;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Elements per tile; a multiple of 4, so that a tile begins at a block of the mask generator.
 pub(crate) const TILE: usize = 1 << 16;
-
-/// A tensor as its file holds it: little-endian, row-major.
-#[derive(Clone, Copy, Debug)]
-pub struct TensorBytes<'a> {
-    /// Element type: F32, F16 or BF16.
-    pub dtype: FileDtype,
-    /// The bytes.
-    pub bytes: &'a [u8],
-}
-
-impl TensorBytes<'_> {
-    /// Reads the elements from `start` on as `dtype` (rounded where the file holds more) into `out`.
-    pub(crate) fn read(&self, start: usize, dtype: MergeDtype, out: &mut [f32]) {
-        let size = self.dtype.size_bytes();
-        let bytes = &self.bytes[start * size..(start + out.len()) * size];
-        match self.dtype {
-            FileDtype::F32 => {
-                for (value, four) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *value = f32::from_le_bytes(*four);
-                }
-            }
-            FileDtype::BF16 => {
-                for (value, two) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *value = bf16_to_f32(u16::from_le_bytes(*two));
-                }
-            }
-            FileDtype::F16 => {
-                for (value, two) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *value = f16_to_f32(u16::from_le_bytes(*two));
-                }
-            }
-            other => unreachable!("the reader lets no {other:?} weights pass"),
-        }
-        if dtype == MergeDtype::Bfloat16 && self.dtype != FileDtype::BF16 {
-            out.iter_mut().for_each(|value| *value = round_bf16(*value));
-        }
-    }
-}
 
 /// The nearest bfloat16, ties to even.
 pub(crate) fn round_bf16(value: f32) -> f32 {
     bf16_to_f32(f32_to_bf16(value))
 }
 
-/// Rounds to the merge dtype, as torch does after every operation.
-#[inline]
-pub(crate) fn round<const BF16: bool>(value: f32) -> f32 {
-    if BF16 { round_bf16(value) } else { value }
+/// Rounding to the merge dtype, as torch does after every operation.
+pub(crate) trait Rounding {
+    /// The nearest value of the dtype.
+    fn round(value: f32) -> f32;
 }
 
-/// [`round`] where the dtype is known at run time only.
+/// float32: nothing is lost.
+pub(crate) struct InF32;
+/// bfloat16.
+pub(crate) struct InBf16;
+/// float16.
+pub(crate) struct InF16;
+
+impl Rounding for InF32 {
+    #[inline]
+    fn round(value: f32) -> f32 {
+        value
+    }
+}
+
+impl Rounding for InBf16 {
+    #[inline]
+    fn round(value: f32) -> f32 {
+        // Finite and infinite values alone reach this: a NaN is refused with its tensor, whatever its bits become here.
+        let bits = value.to_bits();
+        f32::from_bits(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
+    }
+}
+
+impl Rounding for InF16 {
+    #[inline]
+    fn round(value: f32) -> f32 {
+        f16_to_f32(f32_to_f16(value))
+    }
+}
+
+/// Calls a function that is generic over the rounding with that of a dtype.
+macro_rules! with_rounding {
+    ($dtype:expr, $function:ident ( $($argument:expr),* $(,)? )) => {
+        match $dtype {
+            $crate::config::MergeDtype::Float32 => $function::<$crate::tile::InF32>($($argument),*),
+            $crate::config::MergeDtype::Bfloat16 => $function::<$crate::tile::InBf16>($($argument),*),
+            $crate::config::MergeDtype::Float16 => $function::<$crate::tile::InF16>($($argument),*),
+        }
+    };
+}
+pub(crate) use with_rounding;
+
+/// [`Rounding::round`] where the dtype is known at run time only.
 pub(crate) fn round_to(dtype: MergeDtype, value: f32) -> f32 {
     match dtype {
         MergeDtype::Bfloat16 => round_bf16(value),
+        MergeDtype::Float16 => InF16::round(value),
         MergeDtype::Float32 => value,
     }
 }
@@ -72,27 +79,72 @@ pub(crate) fn tiles(n_elements: usize) -> Vec<Range<usize>> {
     (0..n_elements).step_by(TILE).map(|start| start..(start + TILE).min(n_elements)).collect()
 }
 
-/// The tiles of an output, each with its place.
-pub(crate) fn output_tiles(out: &mut [f32]) -> Vec<(usize, &mut [f32])> {
-    out.chunks_mut(TILE).enumerate().map(|(index, tile)| (index * TILE, tile)).collect()
+const LANES: usize = 8;
+
+/// Sum of products in f64, in eight lanes: one order on every machine.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(a[lane]) * f64::from(b[lane]);
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    lanes.iter().sum::<f64>() + rest
 }
 
-/// Runs `work` on every job, on at most `threads` threads; the results stand in the order of the jobs.
-pub(crate) fn run<J: Send, R: Send>(threads: usize, jobs: Vec<J>, work: impl Fn(J) -> R + Sync) -> Vec<R> {
+/// Sum in f64, in eight lanes.
+pub(crate) fn sum(values: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(chunk[lane]);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|value| f64::from(*value)).sum::<f64>()
+}
+
+/// Sum of magnitudes in f64, in eight lanes.
+pub(crate) fn sum_of_magnitudes(values: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(chunk[lane].abs());
+        }
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|value| f64::from(value.abs())).sum::<f64>()
+}
+
+/// Runs `work` on every job, on at most `threads` threads; the results stand in the order of the jobs. The first error in job order among
+/// those met is returned, and no new job is begun after one.
+pub(crate) fn run<J: Send, R: Send>(
+    threads: usize,
+    jobs: Vec<J>,
+    work: impl Fn(J) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
     let threads = threads.min(jobs.len());
     if threads <= 1 {
         return jobs.into_iter().map(work).collect();
     }
     let queue = Mutex::new(jobs.into_iter().enumerate());
-    let take = || queue.lock().map_or(None, |mut queue| queue.next());
+    let failed = AtomicBool::new(false);
+    let take = || queue.lock().map_or(None, |mut queue| queue.next()).filter(|_| !failed.load(Ordering::Relaxed));
     let worker = || {
         let mut done = Vec::new();
         while let Some((index, job)) = take() {
-            done.push((index, work(job)));
+            let result = work(job);
+            if result.is_err() {
+                failed.store(true, Ordering::Relaxed);
+            }
+            done.push((index, result));
         }
         done
     };
-    let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
+    let mut done: Vec<(usize, Result<R>)> = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
         handles
             .into_iter()
@@ -110,12 +162,18 @@ mod tests {
     #[test]
     fn results_stand_in_job_order_at_any_thread_count() {
         for threads in [1, 2, 5, 64] {
-            assert_eq!(
-                run(threads, (0..37).collect(), |job: usize| job * job),
-                (0..37).map(|job| job * job).collect::<Vec<_>>()
-            );
+            let squares = run(threads, (0..37).collect(), |job: usize| Ok(job * job)).unwrap();
+            assert_eq!(squares, (0..37).map(|job| job * job).collect::<Vec<_>>());
         }
-        assert_eq!(run(4, Vec::<usize>::new(), |job| job), Vec::<usize>::new());
+        assert_eq!(run(4, Vec::<usize>::new(), Ok).unwrap(), Vec::<usize>::new());
+    }
+
+    #[test]
+    fn a_failed_job_fails_the_run() {
+        let fail = |job: usize| if job == 5 { Err(crate::Error::model("m", "bad")) } else { Ok(job) };
+        for threads in [1, 3] {
+            assert!(run(threads, (0..9).collect(), fail).is_err());
+        }
     }
 
     #[test]
@@ -123,6 +181,25 @@ mod tests {
         for n in [0, 1, TILE - 1, TILE, TILE + 1, 3 * TILE + 7] {
             let covered: Vec<usize> = tiles(n).into_iter().flatten().collect();
             assert_eq!(covered, (0..n).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn sums_in_lanes_equal_the_plain_ones_of_whole_numbers() {
+        for n in [0, 1, 7, 8, 9, 100] {
+            let values: Vec<f32> = (0..n).map(|i| (i as f32) - 20.0).collect();
+            assert_eq!(dot(&values, &values), values.iter().map(|v| f64::from(v * v)).sum::<f64>());
+            assert_eq!(sum_of_magnitudes(&values), values.iter().map(|v| f64::from(v.abs())).sum::<f64>());
+        }
+    }
+
+    #[test]
+    fn the_quick_bf16_rounding_equals_the_careful_one_on_what_is_not_nan() {
+        for bits in (0..=u32::MAX).step_by(9973) {
+            let value = f32::from_bits(bits);
+            if !value.is_nan() {
+                assert_eq!(InBf16::round(value).to_bits(), round_bf16(value).to_bits());
+            }
         }
     }
 }

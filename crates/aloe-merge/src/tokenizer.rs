@@ -4,6 +4,7 @@
 //! fine-tune calls `<|im_start|>`) are noted, not refused: mergekit merges them too, and users do it knowingly.
 
 use crate::config::ChatTemplateChoice;
+use crate::tokenizer_file::{TokenizerFile, list_in_config};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,7 +50,7 @@ pub(crate) fn compare(models: &[(&str, &Path)], donor: usize, notes: &mut Vec<St
         if let Some(id) = differing.iter().find(|id| !is_added(id)) {
             let reason = format!(
                 "its tokenizer gives {} ids another meaning than that of {} (id {id}: {:?}, expected {:?}); \
-                 tokenizer_source union is not supported yet",
+                 `tokenizer_source: union` (or base, or a model) moves the rows",
                 differing.len(),
                 models[donor].0,
                 found.tokens[id],
@@ -172,6 +173,20 @@ fn set_template(files: &mut Vec<(String, Vec<u8>)>, template: &str) -> Result<()
     Ok(())
 }
 
+/// Puts the extended or stripped `tokenizer.json` in place, and its new tokens into `tokenizer_config.json`.
+pub(crate) fn put_vocabulary(files: &mut Vec<(String, Vec<u8>)>, vocabulary: &TokenizerFile) -> Result<()> {
+    let Some(text) = vocabulary.text() else { return Ok(()) };
+    files.retain(|(name, _)| name != "tokenizer.json" && name != "added_tokens.json");
+    files.insert(0, ("tokenizer.json".to_owned(), text));
+    for (name, content) in files.iter_mut().filter(|(name, _)| name == "tokenizer_config.json") {
+        let mut config = parse(name, content)?;
+        list_in_config(&mut config, vocabulary.appended());
+        *content = serde_json::to_vec_pretty(&config).map_err(|error| json_error(name, &error))?;
+        content.push(b'\n');
+    }
+    Ok(())
+}
+
 /// A base model often has no template while the models merged over it do: the result could not be chatted with.
 fn hint_at_template(models: &[(&str, &Path)], donor: usize, notes: &mut Vec<String>) -> Result<()> {
     if template_of(models[donor].1)?.is_some() {
@@ -189,16 +204,30 @@ fn hint_at_template(models: &[(&str, &Path)], donor: usize, notes: &mut Vec<Stri
     Ok(())
 }
 
+/// Only the tokens are kept in memory: a tokenizer's merges are longer than its vocabulary.
+#[derive(serde::Deserialize)]
+struct TokenizerJson {
+    model: Model,
+    #[serde(default)]
+    added_tokens: Vec<Value>,
+}
+
+#[derive(serde::Deserialize)]
+struct Model {
+    #[serde(default)]
+    vocab: Value,
+}
+
 fn vocabulary(dir: &Path) -> Result<Option<Vocabulary>> {
     let path = dir.join("tokenizer.json");
     if !path.is_file() {
         return Ok(None);
     }
-    let parsed: Value = aloe_record::atomic::read_json(&path)?;
+    let parsed: TokenizerJson = aloe_record::atomic::read_json(&path)?;
     let mut tokens = BTreeMap::new();
-    match &parsed["model"]["vocab"] {
+    match parsed.model.vocab {
         Value::Object(map) => {
-            tokens.extend(map.iter().filter_map(|(token, id)| Some((id.as_u64()?, token.clone()))));
+            tokens.extend(map.into_iter().filter_map(|(token, id)| Some((id.as_u64()?, token))));
         }
         Value::Array(list) => {
             let named =
@@ -208,7 +237,7 @@ fn vocabulary(dir: &Path) -> Result<Option<Vocabulary>> {
         _ => {}
     }
     let mut added = BTreeSet::new();
-    for entry in parsed["added_tokens"].as_array().into_iter().flatten() {
+    for entry in &parsed.added_tokens {
         if let (Some(id), Some(token)) = (entry["id"].as_u64(), entry["content"].as_str()) {
             tokens.insert(id, token.to_owned());
             added.insert(id);

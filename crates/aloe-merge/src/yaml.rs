@@ -1,7 +1,7 @@
 //! A YAML document as a tree with line numbers, resolved as PyYAML's `safe_load` resolves it (YAML 1.1), because
 //! mergekit's files are written for that reader.
 //!
-//! Refuses what a configuration file has no use for: several documents, language tags, duplicate keys, an alias to itself, more than
+//! Refuses what a configuration file has no use for: language tags, duplicate keys, an alias to itself, more than
 //! 100,000 nodes after aliases are followed ("billion laughs"), nesting deeper than 64. First step of the walk.
 
 mod scalar;
@@ -54,14 +54,18 @@ impl Node {
     }
 }
 
-/// Parses the one document of `text`; an empty text is null.
-pub fn parse(text: &str) -> Result<Node, Mistake> {
+/// Parses the documents of `text`; an empty text is one null.
+pub fn parse(text: &str) -> Result<Vec<Node>, Mistake> {
     let mut builder = Builder::default();
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| mistake(error.marker().line(), error.info().to_owned()))?;
         builder.on_event(event, span.start.line())?;
     }
-    Ok(builder.root.unwrap_or(Node { line: 1, value: Value::Scalar(Scalar::Null) }))
+    builder.end_document();
+    if builder.documents.is_empty() {
+        builder.documents.push(Node { line: 1, value: Value::Scalar(Scalar::Null) });
+    }
+    Ok(builder.documents)
 }
 
 fn mistake(line: usize, text: impl Into<String>) -> Mistake {
@@ -71,10 +75,10 @@ fn mistake(line: usize, text: impl Into<String>) -> Mistake {
 #[derive(Default)]
 struct Builder {
     root: Option<Node>,
+    documents: Vec<Node>,
     open: Vec<Open>,
     anchors: HashMap<usize, Node>,
     n_nodes: usize,
-    n_documents: usize,
 }
 
 /// A collection whose end has not been read. A mapping's items alternate between key and value.
@@ -89,13 +93,7 @@ impl Builder {
     fn on_event(&mut self, event: Event<'_>, line: usize) -> Result<(), Mistake> {
         match event {
             Event::DocumentStart(_) => {
-                self.n_documents += 1;
-                if self.n_documents > 1 {
-                    return Err(mistake(
-                        line,
-                        "a second document (`---`): multi-document merges are not supported yet; write one file per merge",
-                    ));
-                }
+                self.end_document();
                 Ok(())
             }
             Event::Alias(anchor) => {
@@ -115,6 +113,12 @@ impl Builder {
             Event::SequenceEnd | Event::MappingEnd => self.close(),
             _ => Ok(()),
         }
+    }
+
+    /// Anchors do not reach into the next document.
+    fn end_document(&mut self) {
+        self.anchors.clear();
+        self.documents.extend(self.root.take());
     }
 
     fn open(&mut self, anchor: usize, line: usize, is_mapping: bool, tag: Option<&Tag>) -> Result<(), Mistake> {

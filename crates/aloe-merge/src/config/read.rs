@@ -1,57 +1,117 @@
-//! From the YAML tree to a [`MergeConfig`]; collects every mistake on the way instead of stopping at the first.
+//! From YAML documents to a [`MergeConfig`]; collects every mistake on the way instead of stopping at the first.
 
 mod settings;
+mod slices;
+mod tokens;
 
-use super::{ChatTemplateChoice, InputModel, MergeConfig, MergeDtype, Method, Parameter, Setting, TokenizerSource};
+use super::{BaseUse, ChatTemplateChoice, InputModel, METHODS, MergeConfig, MergeDtype, Method};
 use crate::Mistake;
 use crate::yaml::{Node, Scalar, Value};
 use std::path::Path;
 
-const KEYS: &str = "models, merge_method, base_model, parameters, dtype, out_dtype, tokenizer_source, chat_template";
-
-/// Methods of mergekit 0.1.5 that this version does not have.
-const OTHER_METHODS: [&str; 17] = [
-    "slerp",
-    "nuslerp",
-    "multislerp",
-    "task_arithmetic",
-    "dare_linear",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "della",
-    "della_linear",
-    "model_stock",
-    "sce",
-    "karcher",
-    "passthrough",
-    "nearswap",
-    "arcee_fusion",
-    "ram",
-    "ramplus_tl",
+const KEYS: [&str; 13] = [
+    "name",
+    "models",
+    "slices",
+    "modules",
+    "merge_method",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "allow_crimes",
 ];
 
-/// Checks the whole tree.
-pub(super) fn config(root: &Node, text: &str, path: &Path) -> Result<MergeConfig, Vec<Mistake>> {
+/// Methods of mergekit 0.1.5 that this version does not have.
+const OTHER_METHODS: [&str; 3] = ["arcee_fusion", "ram", "ramplus_tl"];
+
+/// Checks every document. Those with a `name` come first, in an order in which each finds what it uses.
+pub(super) fn documents(roots: &[Node], text: &str, path: &Path) -> Result<MergeConfig, Vec<Mistake>> {
+    let mut mistakes = Vec::new();
+    let mut configs = Vec::new();
+    for root in roots {
+        match document(root, text, path) {
+            Ok(config) => configs.push((root.line, config)),
+            Err(found) => mistakes.extend(found),
+        }
+    }
+    if !mistakes.is_empty() {
+        return Err(mistakes);
+    }
+    if configs.len() == 1 {
+        return Ok(configs.remove(0).1);
+    }
+    in_order(configs).map_err(|mistake| vec![mistake])
+}
+
+/// The one document without a name, with the others before it in the order of their use.
+fn in_order(configs: Vec<(usize, MergeConfig)>) -> Result<MergeConfig, Mistake> {
+    let (named, mut last): (Vec<_>, Vec<_>) = configs.into_iter().partition(|(_, config)| config.name.is_some());
+    let (line, mut result) = match last.len() {
+        1 => last.remove(0),
+        0 => {
+            return Err(Mistake {
+                line: 1,
+                text: "every document has a `name`; the one without a name is the result".into(),
+            });
+        }
+        _ => {
+            let text =
+                "a second document without `name`: every merge but the last one needs a name to be used by".into();
+            return Err(Mistake { line: last[1].0, text });
+        }
+    };
+    let names: Vec<String> = named.iter().filter_map(|(_, config)| config.name.clone()).collect();
+    if let Some(twice) = names.iter().enumerate().find(|(index, name)| names[..*index].contains(name)) {
+        return Err(Mistake { line: named[twice.0].0, text: format!("a second document is named {}", twice.1) });
+    }
+    let mut waiting = named;
+    while !waiting.is_empty() {
+        let is_ready = |config: &MergeConfig| {
+            config.models.iter().flat_map(|model| super::split_adapter(&model.name)).all(|name| {
+                !names.iter().any(|known| known == name)
+                    || result.earlier.iter().any(|done: &MergeConfig| done.name.as_deref() == Some(name))
+            })
+        };
+        let Some(index) = waiting.iter().position(|(_, config)| is_ready(config)) else {
+            let text = "documents use each other in a circle".into();
+            return Err(Mistake { line: waiting.first().map_or(line, |(line, _)| *line), text });
+        };
+        result.earlier.push(waiting.remove(index).1);
+    }
+    Ok(result)
+}
+
+/// Checks one document.
+fn document(root: &Node, text: &str, path: &Path) -> Result<MergeConfig, Vec<Mistake>> {
     let mut reader = Reader::default();
     let Some(entries) = reader.mapping(root, "the configuration") else { return Err(reader.mistakes) };
     reader.refuse_unknown_keys(entries);
-    let method = reader.method(entries, root.line);
-    let base_name = find(entries, "base_model").and_then(|node| reader.model_name(node));
-    let mut models = reader.models(entries, root.line, method);
-    let settings = find(entries, "parameters").map_or_else(Vec::new, |node| reader.settings(node, method, None));
-    let base = reader.place_base(&mut models, base_name, method, entries, root.line);
-    reader.check_models(&models, &settings, base, method);
+    reader.method = reader.merge_method(entries, root.line);
+    let base_name = find(entries, "base_model").and_then(|node| reader.model_name(node).map(|name| (name, node.line)));
+    let parts = reader.output(entries, root.line, base_name.as_ref());
+    let settings = find(entries, "parameters").map_or_else(Vec::new, |node| reader.settings(node, None));
+    reader.check_slices(&parts, &settings, base_name.is_some(), root.line);
+    let base = base_name.and_then(|(name, _)| reader.models.iter().position(|model| model.name == name));
+    let tokenizer = reader.tokenizer_choice(entries, base);
     let config = MergeConfig {
         path: path.to_path_buf(),
         text: text.to_owned(),
-        method: method.unwrap_or(Method::Linear),
+        name: find(entries, "name").and_then(|node| reader.text(node, "name").map(str::to_owned)),
+        earlier: Vec::new(),
+        method: reader.method.unwrap_or(Method::Linear),
         dtype: reader.dtype(entries, "dtype"),
         out_dtype: reader.dtype(entries, "out_dtype"),
-        tokenizer_source: reader.tokenizer_source(entries, &models, base),
+        tokenizer,
         chat_template: reader.chat_template(entries),
-        models,
         base,
+        slices: parts.slices,
+        module_settings: parts.module_settings,
         settings,
+        models: reader.models,
         notes: reader.notes,
     };
     if reader.mistakes.is_empty() { Ok(config) } else { Err(reader.mistakes) }
@@ -59,6 +119,8 @@ pub(super) fn config(root: &Node, text: &str, path: &Path) -> Result<MergeConfig
 
 #[derive(Default)]
 struct Reader {
+    method: Option<Method>,
+    models: Vec<InputModel>,
     mistakes: Vec<Mistake>,
     notes: Vec<String>,
 }
@@ -90,12 +152,32 @@ impl Reader {
         self.mistakes.push(Mistake { line, text: text.into() });
     }
 
+    fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+
     fn mapping<'a>(&mut self, node: &'a Node, what: &str) -> Option<Entries<'a>> {
         match &node.value {
             Value::Mapping(entries) => Some(entries),
             _ => {
                 self.wrong(node.line, format!("{what} must be a mapping, found {}", node.describe()));
                 None
+            }
+        }
+    }
+
+    fn list<'a>(&mut self, node: &'a Node, what: &str, of: &str) -> &'a [Node] {
+        match &node.value {
+            Value::Sequence(items) if items.is_empty() => {
+                self.wrong(node.line, format!("{what} is an empty list"));
+                &[]
+            }
+            Value::Sequence(items) => items,
+            _ => {
+                self.wrong(node.line, format!("{what} must be a list of `{of}`, found {}", node.describe()));
+                &[]
             }
         }
     }
@@ -108,155 +190,112 @@ impl Reader {
         found
     }
 
+    /// A whole number from 0 on.
+    fn count(&mut self, node: &Node, what: &str) -> Option<usize> {
+        let found = match &node.value {
+            Value::Scalar(Scalar::Int(value)) => usize::try_from(*value).ok(),
+            _ => None,
+        };
+        if found.is_none() {
+            self.wrong(node.line, format!("{what} must be a whole number from 0 on, found {}", node.describe()));
+        }
+        found
+    }
+
+    fn only_keys(&mut self, entries: Entries<'_>, known: &[&str], of: &str) {
+        for (key, _) in entries {
+            let name = key_text(key);
+            if !known.contains(&name.as_str()) {
+                self.wrong(key.line, format!("unknown key {name} of {of}; known are {}", known.join(", ")));
+            }
+        }
+    }
+
     fn refuse_unknown_keys(&mut self, entries: Entries<'_>) {
         for (key, value) in entries {
             let name = key_text(key);
-            let is_null = value.value == Value::Scalar(Scalar::Null);
             match name.as_str() {
-                "models" | "merge_method" | "base_model" | "parameters" | "dtype" | "out_dtype" | "tokenizer_source"
-                | "chat_template" => {}
-                "slices" | "modules" | "tokenizer" if is_null => {}
-                "slices" => self.wrong(key.line, "slices (layers from several models) are not supported yet; list `models`"),
-                "modules" => self.wrong(key.line, "modules are not supported yet; list `models`"),
-                "tokenizer" => self.wrong(
-                    key.line,
-                    "tokenizer (sources per token, padding) is not supported yet; use `tokenizer_source: base` or a model's name",
-                ),
-                _ => self.wrong(key.line, format!("unknown key {name}; known are {KEYS}")),
+                "allow_crimes" => {
+                    self.note("allow_crimes has no effect: models of different architectures are refused".into())
+                }
+                _ if KEYS.contains(&name.as_str()) || value.value == Value::Scalar(Scalar::Null) => {}
+                _ => self.wrong(key.line, format!("unknown key {name}; known are {}", KEYS[..12].join(", "))),
             }
         }
     }
 
-    fn method(&mut self, entries: Entries<'_>, line: usize) -> Option<Method> {
+    fn merge_method(&mut self, entries: Entries<'_>, line: usize) -> Option<Method> {
+        let names = || METHODS.iter().map(|row| row.1).collect::<Vec<_>>().join(", ");
         let Some(node) = find(entries, "merge_method") else {
-            self.wrong(line, "merge_method is missing; give dare_ties, ties or linear");
+            self.wrong(line, format!("merge_method is missing; give one of {}", names()));
             return None;
         };
-        match self.text(node, "merge_method")? {
-            "linear" => return Some(Method::Linear),
-            "ties" => return Some(Method::Ties),
-            "dare_ties" => return Some(Method::DareTies),
-            other if OTHER_METHODS.contains(&other) => self.wrong(
+        let name = self.text(node, "merge_method")?;
+        let found = Method::of_name(name);
+        if found.is_none() && OTHER_METHODS.contains(&name) {
+            self.wrong(
                 node.line,
-                format!(
-                    "merge_method {other} of mergekit is not supported yet; this version has dare_ties, ties and linear"
-                ),
-            ),
-            other => self
-                .wrong(node.line, format!("unknown merge_method {other}; this version has dare_ties, ties and linear")),
+                format!("merge_method {name} of mergekit is not supported; this version has {}", names()),
+            );
+        } else if found.is_none() {
+            self.wrong(node.line, format!("unknown merge_method {name}; this version has {}", names()));
         }
-        None
+        found
     }
 
-    fn models(&mut self, entries: Entries<'_>, line: usize, method: Option<Method>) -> Vec<InputModel> {
-        let Some(node) = find(entries, "models") else {
-            if find(entries, "slices").is_none() && find(entries, "modules").is_none() {
-                self.wrong(line, "models is missing: a list of `- model: PATH`");
-            }
-            return Vec::new();
-        };
-        let Value::Sequence(items) = &node.value else {
-            self.wrong(node.line, format!("models must be a list of `- model: PATH`, found {}", node.describe()));
-            return Vec::new();
-        };
-        let mut models: Vec<InputModel> = Vec::new();
-        for item in items {
-            let Some(model) = self.model(item, method) else { continue };
-            if let Some(first) = models.iter().find(|known| known.name == model.name) {
-                self.wrong(item.line, format!("model {} is already on line {}", model.name, first.line));
-            }
-            models.push(model);
-        }
-        if items.is_empty() {
-            self.wrong(node.line, "models is an empty list");
-        }
-        models
+    /// Whether the method takes differences to the base.
+    fn uses_base(&self) -> bool {
+        self.method.is_some_and(|method| method.base_use() != BaseUse::Ignored)
     }
 
-    fn model(&mut self, item: &Node, method: Option<Method>) -> Option<InputModel> {
-        let entries = self.mapping(item, "an entry of models")?;
-        for (key, _) in entries {
-            match key_text(key).as_str() {
-                "model" | "parameters" => {}
-                other => self.wrong(key.line, format!("unknown key {other} of a model; known are model, parameters")),
+    /// The model's index; a new name is added.
+    fn model_index(&mut self, name: String, line: usize) -> usize {
+        match self.models.iter().position(|model| model.name == name) {
+            Some(index) => index,
+            None => {
+                self.models.push(InputModel { name, line });
+                self.models.len() - 1
             }
         }
-        let Some(node) = find(entries, "model") else {
-            self.wrong(item.line, "an entry of models without `model: PATH`");
-            return None;
-        };
-        let name = self.model_name(node)?;
-        let settings =
-            find(entries, "parameters").map_or_else(Vec::new, |node| self.settings(node, method, Some(&name)));
-        Some(InputModel { name, line: item.line, settings })
     }
 
+    /// A model's name: a text, or mergekit's long form `{model: {path: ...}, lora: {path: ...}}`.
     fn model_name(&mut self, node: &Node) -> Option<String> {
-        let name = self.text(node, "a model's name")?.to_owned();
-        if !Path::new(&name).exists() {
-            if name.contains('+') {
-                self.wrong(
-                    node.line,
-                    format!("model {name}: LoRA inputs (model+lora) are not supported yet; merge the adapter first"),
-                );
-            } else if name.contains('@') {
-                self.wrong(
-                    node.line,
-                    format!("model {name}: a revision after @ is not supported yet; pull it to a folder first"),
-                );
-            }
+        let name = match &node.value {
+            Value::Mapping(entries) => self.long_name(entries, node.line)?,
+            _ => self.text(node, "a model's name")?.to_owned(),
+        };
+        if !Path::new(&name).exists() && super::split_adapter(&name).iter().any(|part| part.contains('@')) {
+            self.wrong(
+                node.line,
+                format!("model {name}: a revision after @ is not supported; pull it to a folder first"),
+            );
         }
         Some(name)
     }
 
-    /// The base's index; a base that is not listed is appended, as mergekit does.
-    fn place_base(
-        &mut self,
-        models: &mut Vec<InputModel>,
-        base_name: Option<String>,
-        method: Option<Method>,
-        entries: Entries<'_>,
-        line: usize,
-    ) -> Option<usize> {
-        let Some(name) = base_name else {
-            if let Some(method) = method.filter(|method| method.needs_base() && find(entries, "base_model").is_none()) {
-                self.wrong(line, format!("base_model is missing: {} merges differences to a base", method.name()));
+    fn long_name(&mut self, entries: Entries<'_>, line: usize) -> Option<String> {
+        self.only_keys(entries, &["model", "lora", "override_architecture", "path", "revision"], "a model");
+        for key in ["override_architecture", "revision"] {
+            if let Some(node) = find(entries, key) {
+                self.wrong(node.line, format!("{key} of a model is not supported"));
             }
-            return None;
+        }
+        let mut part = |key: &str| -> Option<String> {
+            let node = find(entries, key)?;
+            match &node.value {
+                Value::Mapping(inner) => self.long_name(inner, node.line),
+                _ => self.text(node, key).map(str::to_owned),
+            }
         };
-        if let Some(index) = models.iter().position(|model| model.name == name) {
-            return Some(index);
+        if let Some(path) = part("path") {
+            return Some(path);
         }
-        let line = find(entries, "base_model").map_or(line, |node| node.line);
-        models.push(InputModel { name, line, settings: Vec::new() });
-        Some(models.len() - 1)
-    }
-
-    /// Every merged model needs a weight; the base of a task-vector method needs none.
-    fn check_models(
-        &mut self,
-        models: &[InputModel],
-        shared: &[(Parameter, Setting)],
-        base: Option<usize>,
-        method: Option<Method>,
-    ) {
-        let Some(method) = method else { return };
-        let is_global = shared.iter().any(|(parameter, _)| *parameter == Parameter::Weight);
-        for (index, model) in models.iter().enumerate() {
-            if method.needs_base() && base == Some(index) {
-                if !model.settings.is_empty() {
-                    self.notes.push(format!("parameters of the base model {} have no effect", model.name));
-                }
-            } else if !is_global && model.settings.iter().all(|(parameter, _)| *parameter != Parameter::Weight) {
-                self.wrong(
-                    model.line,
-                    format!("model {} has no weight: give `parameters: {{weight: ...}}`", model.name),
-                );
-            }
+        let (model, lora) = (part("model"), part("lora"));
+        if model.is_none() {
+            self.wrong(line, "a model without `model` or `path`");
         }
-        if method.needs_base() && base.is_some() && models.len() == 1 {
-            self.wrong(models[0].line, "no model besides the base: there is nothing to merge");
-        }
+        model.map(|model| lora.map_or(model.clone(), |lora| format!("{model}+{lora}")))
     }
 
     fn dtype(&mut self, entries: Entries<'_>, key: &str) -> Option<MergeDtype> {
@@ -264,33 +303,12 @@ impl Reader {
         let name = self.text(node, key)?;
         match name.strip_prefix("torch.").unwrap_or(name) {
             "bfloat16" => return Some(MergeDtype::Bfloat16),
+            "float16" => return Some(MergeDtype::Float16),
             "float32" => return Some(MergeDtype::Float32),
-            "float16" | "float64" => {
-                self.wrong(node.line, format!("{key} {name} is not supported; use bfloat16 or float32"));
+            "float64" => {
+                self.wrong(node.line, format!("{key} {name} is not supported; use bfloat16, float16 or float32"));
             }
-            _ => self.wrong(node.line, format!("unknown {key} {name}; use bfloat16 or float32")),
-        }
-        None
-    }
-
-    fn tokenizer_source(
-        &mut self,
-        entries: Entries<'_>,
-        models: &[InputModel],
-        base: Option<usize>,
-    ) -> Option<TokenizerSource> {
-        let node = find(entries, "tokenizer_source")?;
-        match self.text(node, "tokenizer_source")? {
-            "union" => self.wrong(node.line, "tokenizer_source union is not supported yet; use base or a model's name"),
-            "base" if base.is_none() => self.wrong(node.line, "tokenizer_source base needs a base_model"),
-            "base" => return Some(TokenizerSource::Base),
-            name => match models.iter().position(|model| model.name == name) {
-                Some(index) => return Some(TokenizerSource::Model(index)),
-                None => self.wrong(
-                    node.line,
-                    format!("tokenizer_source {name} is none of the models; use base or a model's name"),
-                ),
-            },
+            _ => self.wrong(node.line, format!("unknown {key} {name}; use bfloat16, float16 or float32")),
         }
         None
     }

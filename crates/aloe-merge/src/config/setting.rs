@@ -7,12 +7,22 @@ use super::RescaleKind;
 /// A parameter's value of its own type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ParameterValue {
-    /// `weight`, `density`, `lambda`.
+    /// `weight`, `density`, `t` and the like.
     Number(f64),
-    /// `normalize`, `rescale`, `int8_mask`.
+    /// `normalize`, `rescale` and the like.
     Flag(bool),
     /// `rescale_kind`.
     Kind(RescaleKind),
+}
+
+impl std::fmt::Display for ParameterValue {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(value) => write!(out, "{value}"),
+            Self::Flag(value) => write!(out, "{value}"),
+            Self::Kind(kind) => write!(out, "{}", kind.name()),
+        }
+    }
 }
 
 /// A parameter as written, with its line.

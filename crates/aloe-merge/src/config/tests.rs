@@ -38,25 +38,36 @@ dtype: bfloat16
 fn the_published_dare_ties_example_reads_as_mergekit_reads_it() {
     let config = parse(PUBLISHED).unwrap();
     assert_eq!((config.method, config.base, config.dtype), (Method::DareTies, Some(0), Some(MergeDtype::Bfloat16)));
-    let expected = TensorParameters::Consensus {
-        weights: vec![0.4, 0.6],
-        densities: vec![0.53, 0.53],
-        normalize: false,
-        lambda: 1.0,
-        rescale: Some(RescaleKind::Density),
-    };
-    assert_eq!(config.tensor_parameters("model.norm.weight", 0.0).unwrap(), expected);
+    let found = resolve(&config, "model.norm.weight", 0.0);
+    assert_eq!((weights(&found), densities(&found)), (vec![0.4, 0.6], vec![0.53, 0.53]));
+    assert_eq!((found.flag(Parameter::Normalize), found.number(Parameter::Lambda)), (false, 1.0));
+    assert_eq!(found.rescale(), Some(RescaleKind::Density));
+}
+
+fn resolve(config: &MergeConfig, tensor: &str, t: f64) -> TensorParameters {
+    let names = vec![tensor.to_owned(); config.slices[0].sources.len()];
+    config.tensor_parameters(0, tensor, &names, t).unwrap()
+}
+
+fn values(found: &TensorParameters, parameter: Parameter) -> Vec<f64> {
+    let with = (0..found.inputs.len()).filter(|input| !found.inputs[*input].is_empty());
+    with.map(|input| found.input(input, parameter)).collect()
+}
+
+fn weights(found: &TensorParameters) -> Vec<f64> {
+    values(found, Parameter::Weight)
+}
+
+fn densities(found: &TensorParameters) -> Vec<f64> {
+    values(found, Parameter::Density)
 }
 
 #[test]
 fn a_base_that_is_not_listed_is_added_last_and_needs_no_weight_in_ties() {
     let config = parse("models: [{model: a, parameters: {weight: 1}}]\nbase_model: b\nmerge_method: ties\n").unwrap();
-    assert_eq!(config.base_name(), Some("b"));
-    let TensorParameters::Consensus { normalize, rescale, densities, .. } = config.tensor_parameters("x", 0.0).unwrap()
-    else {
-        panic!("ties is a consensus method")
-    };
-    assert_eq!((normalize, rescale, densities), (true, None, vec![1.0]));
+    assert_eq!((config.base_name(), config.slices[0].base), (Some("b"), Some(1)));
+    let found = resolve(&config, "x", 0.0);
+    assert_eq!((found.flag(Parameter::Normalize), found.rescale(), densities(&found)), (true, None, vec![1.0]));
 }
 
 #[test]
@@ -72,10 +83,7 @@ fn the_models_own_value_goes_before_the_global_one_and_a_filter_without_a_match_
          parameters: {weight: 0.25}\nmerge_method: linear\n",
     )
     .unwrap();
-    let weights = |tensor: &str, t: f64| match config.tensor_parameters(tensor, t).unwrap() {
-        TensorParameters::Linear { weights, normalize: true } => weights,
-        other => panic!("{other:?}"),
-    };
+    let weights = |tensor: &str, t: f64| weights(&resolve(&config, tensor, t));
     assert_eq!(weights("model.layers.1.mlp.up_proj.weight", 0.5), [0.5, 0.25]);
     assert_eq!(weights("model.layers.1.self_attn.q_proj.weight", 0.5), [0.25, 0.25]);
 }
@@ -89,11 +97,9 @@ fn a_gradient_is_interpolated_over_the_layers() {
     )
     .unwrap();
     for (t, expected) in [(0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.75, 0.75), (1.0, 0.5)] {
-        let TensorParameters::Consensus { weights, normalize, .. } = config.tensor_parameters("x", t).unwrap() else {
-            panic!("consensus")
-        };
-        assert_eq!(weights, [expected], "t = {t}");
-        assert_eq!(normalize, t < 1.0, "a flag is picked, not interpolated: t = {t}");
+        let found = resolve(&config, "x", t);
+        assert_eq!(weights(&found), [expected], "t = {t}");
+        assert_eq!(found.flag(Parameter::Normalize), t < 1.0, "a flag is picked, not interpolated: t = {t}");
     }
 }
 
@@ -101,15 +107,13 @@ fn a_gradient_is_interpolated_over_the_layers() {
 fn a_number_that_yaml_calls_text_is_still_a_number() {
     let config =
         parse("models: [{model: a, parameters: {weight: 5e-1}}]\nbase_model: b\nmerge_method: ties\n").unwrap();
-    assert!(
-        matches!(config.tensor_parameters("x", 0.0), Ok(TensorParameters::Consensus { weights, .. }) if weights == [0.5])
-    );
+    assert_eq!(weights(&resolve(&config, "x", 0.0)), [0.5]);
 }
 
 #[test]
 fn all_mistakes_are_listed_at_once_with_their_lines() {
     let text = "models:\n- model: a\n  parameters: {weight: 1, density: 2}\n- model: 7\n- model: c\n  weight: 1\n\
-                merge_method: slerp\nbase_modle: x\ndtype: float16\nslices: []\ntokenizer_source: union\n";
+                merge_method: arcee_fusion\nbase_modle: x\ndtype: float64\nslices: []\ntokenizer_source: nobody\n";
     let found = mistakes(text);
     let lines: Vec<usize> = found.iter().map(|(line, _)| *line).collect();
     assert_eq!(lines, [3, 4, 6, 7, 8, 9, 10, 11], "{found:#?}");
@@ -117,11 +121,11 @@ fn all_mistakes_are_listed_at_once_with_their_lines() {
         "density must be a number above 0 and at most 1, found the integer 2",
         "found the integer 7; quote it",
         "unknown key weight of a model",
-        "merge_method slerp of mergekit is not supported yet",
+        "merge_method arcee_fusion of mergekit is not supported",
         "unknown key base_modle",
-        "float16 is not supported",
-        "slices",
-        "union is not supported yet",
+        "float64 is not supported",
+        "only one of models, slices and modules",
+        "nobody is none of the models",
     ]
     .iter()
     .enumerate()
@@ -146,7 +150,7 @@ fn values_outside_their_range_are_refused() {
         ("normalize: maybe", "true or false"),
         ("rescale_kind: l2", "density or l1"),
         ("rescale_kind: density", "no random sample"),
-        ("gamma: 0.1", "unknown parameter gamma"),
+        ("gama: 0.1", "unknown parameter gama"),
         ("lambda: {filter: mlp}", "without `value`"),
     ] {
         let text = format!(
@@ -167,31 +171,103 @@ fn what_a_method_needs_or_ignores_is_said() {
             .contains("base_model is missing")
     );
     assert!(mistakes("models: [{model: a}]\nbase_model: a\nmerge_method: ties\n")[0].1.contains("nothing to merge"));
-    assert!(
-        mistakes("models: [{model: a, parameters: {weight: 1, lambda: 2}}]\nbase_model: b\nmerge_method: ties\n")[0]
-            .1
-            .contains("global")
-    );
+    let notes = |text: &str| parse(text).unwrap().notes;
+    let own = "models: [{model: a, parameters: {weight: 1, lambda: 2}}]\nbase_model: b\nmerge_method: ties\n";
+    assert_eq!(notes(own), ["lambda of model a has no effect there; move it to the global parameters"]);
     let linear = "models: [{model: a}]\nmerge_method: linear\nparameters: {weight: 1, density: 0.5, int8_mask: true}\n";
-    assert_eq!(mistakes(linear), [(3, "density has no effect on merge_method linear".into())]);
+    assert_eq!(notes(linear), ["density has no effect on merge_method linear"]);
     assert!(
         mistakes("models: [{model: a}, {model: a}]\nmerge_method: linear\nparameters: {weight: 1}\n")[0]
             .1
             .contains("already")
     );
     assert!(mistakes("").first().unwrap().1.contains("must be a mapping"));
-    assert!(mistakes("models: [{model: x+y, parameters: {weight: 1}}]\nmerge_method: linear\n")[0].1.contains("LoRA"));
+    assert!(
+        mistakes("models: [{model: a}, {model: b}]\nmerge_method: passthrough\n")[0]
+            .1
+            .contains("merges 1 models, found 2")
+    );
+    let slerp = "models: [{model: a}, {model: b}]\nbase_model: a\nmerge_method: slerp\n";
+    assert!(mistakes(slerp)[0].1.contains("needs `parameters: {t: ...}`"));
+    let with_adapter = parse("models: [{model: x+y, parameters: {weight: 1}}]\nmerge_method: linear\n").unwrap();
+    assert_eq!(with_adapter.outside_models(), ["x", "y"]);
     let zero = parse(
         "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: -1}}]\nmerge_method: linear\n",
     );
-    assert!(zero.unwrap().tensor_parameters("x", 0.0).unwrap_err().text.contains("sum to zero"));
+    assert!(
+        zero.unwrap()
+            .tensor_parameters(0, "x", &["x".into(), "x".into()], 0.0)
+            .unwrap_err()
+            .text
+            .contains("sum to zero")
+    );
 }
 
 #[test]
 fn the_base_may_carry_parameters_which_are_noted_as_without_effect() {
     let config = parse("models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 9}}]\nbase_model: b\nmerge_method: ties\n").unwrap();
     assert_eq!(config.notes, ["parameters of the base model b have no effect"]);
-    assert!(
-        matches!(config.tensor_parameters("x", 0.0), Ok(TensorParameters::Consensus { weights, .. }) if weights == [1.0])
+    assert_eq!(weights(&resolve(&config, "x", 0.0)), [1.0]);
+}
+
+#[test]
+fn slices_have_layers_parameters_and_a_base_of_their_own() {
+    let config = parse(
+        "slices:\n- sources:\n  - {model: a, layer_range: [0, 4], parameters: {weight: 0.3}}\n  - {model: b, layer_range: [2, 6]}\n\
+         - sources:\n  - {model: a, layer_range: [4, 6]}\n  parameters: {weight: 5}\n  residual_weight: 1\n\
+         merge_method: linear\nparameters: {weight: 2}\n",
+    )
+    .unwrap();
+    let ranges: Vec<_> = config.slices[0].sources.iter().map(|source| source.layers).collect();
+    assert_eq!(ranges, [Some((0, 4)), Some((2, 6))]);
+    let first = config.tensor_parameters(0, "x", &["x".into(), "x".into()], 0.0).unwrap();
+    let second = config.tensor_parameters(1, "x", &["x".into()], 0.0).unwrap();
+    assert_eq!((weights(&first), weights(&second)), (vec![0.3, 2.0], vec![5.0]));
+    assert_eq!(config.notes, ["residual_weight has no effect, in mergekit neither"]);
+    for (text, expected) in [
+        ("slices: [{sources: [{model: a, layer_range: [3, 3]}]}]", "END being one after"),
+        ("slices: [{sources: [{model: a}]}]", "without `layer_range"),
+        (
+            "slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 3]}]}]",
+            "different numbers of layers",
+        ),
+        ("modules: {vision: {models: [{model: a}]}}", "unknown module vision"),
+    ] {
+        let found = mistakes(&format!("{text}\nmerge_method: linear\nparameters: {{weight: 1}}\n"));
+        assert!(found.iter().any(|(_, text)| text.contains(expected)), "{found:?} lacks {expected:?}");
+    }
+    let absent = "slices: [{sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}]}]\nbase_model: c\n\
+                  merge_method: slerp\nparameters: {t: 0.5}\n";
+    assert!(mistakes(absent)[0].1.contains("the base model c is none of the sources of this slice"));
+}
+
+#[test]
+fn documents_that_use_each_other_are_put_in_order() {
+    let text = "name: second\nmodels: [{model: first}, {model: x}]\nmerge_method: linear\nparameters: {weight: 1}\n---\n\
+                name: first\nmodels: [{model: x}, {model: y}]\nmerge_method: linear\nparameters: {weight: 1}\n---\n\
+                models: [{model: second}]\nmerge_method: passthrough\n";
+    let config = parse(text).unwrap();
+    let names: Vec<_> = config.earlier.iter().filter_map(|earlier| earlier.name.clone()).collect();
+    assert_eq!((names, config.method), (vec!["first".to_owned(), "second".to_owned()], Method::Passthrough));
+    assert_eq!(config.outside_models(), ["x", "y"]);
+    let circle = text.replace("model: x}, {model: y}", "model: second}, {model: y}");
+    assert!(mistakes(&circle)[0].1.contains("in a circle"));
+    assert!(mistakes(&text.replace("name: second\n", ""))[0].1.contains("a second document without `name`"));
+}
+
+#[test]
+fn tokens_may_have_sources_of_their_own() {
+    let config = parse(
+        "models: [{model: a}, {model: b}]\nmerge_method: linear\nparameters: {weight: 1}\n\
+         tokenizer:\n  source: union\n  pad_to_multiple_of: 64\n  tokens:\n    <x>: {source: a, force: true}\n\
+         \x20   <y>: {source: {kind: zero}}\n    <z>: {source: {kind: model_token, model: b, token_id: 7}}\n",
+    )
+    .unwrap();
+    let choice = config.tokenizer.unwrap();
+    let rows: Vec<_> = choice.tokens.values().map(|rule| (rule.source.clone(), rule.force)).collect();
+    assert_eq!(
+        rows,
+        [(Some(TokenRow::Same(0)), true), (Some(TokenRow::Zero), false), (Some(TokenRow::Id(1, 7)), false)]
     );
+    assert_eq!((choice.source, choice.pad_to_multiple_of), (TokenizerSource::Union, Some(64)));
 }

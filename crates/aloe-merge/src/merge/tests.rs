@@ -1,7 +1,10 @@
 //! Whole merges of small checkpoints: against mergekit's outputs (`oracles/mergekit_parity.py`), by law, and with bad input.
 
+mod golden;
+
 use super::*;
 use aloe_model::{Checkpoint, Config};
+use aloe_tensor::Dtype;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -274,9 +277,14 @@ fn one_tensor_merged_alone_equals_the_one_in_the_folder() {
     let out = dir.path().join("merged");
     run(&dare(""), &out, &options).unwrap();
     let tensor = &plan.tensors[5];
-    let (alone, _) = merge_tensor(&config, &plan, tensor, &options).unwrap();
+    let (alone, _) = merge_tensor(&config, &plan, tensor).unwrap();
     assert_eq!(alone, Checkpoint::open(&out.join("model")).unwrap().load_f32(&tensor.spec.hf_name).unwrap());
-    assert!(plan.table().contains("21 tensors, 22688 parameters, computed in float32"), "{}", plan.table());
+    let table = plan.table(&options);
+    assert!(table.contains("21 tensors, 22688 parameters, computed in float32"), "{table}");
+    assert!(
+        table.contains("memory: ") && table.contains("input 1: weight 0.4, density 0.5; input 2: weight 0.6"),
+        "{table}"
+    );
 }
 
 #[test]
@@ -340,7 +348,9 @@ fn bad_inputs_are_refused_before_any_work() {
     let good = dare("");
     refused(&good.replace("density: 0.5", "density: 0"), &options, dir, "above 0 and at most 1");
     refused(&good.replace("density: 0.5", "density: 2"), &options, dir, "above 0 and at most 1");
-    refused(&good.replace("dare_ties", "slerp"), &options, dir, "merge_method slerp of mergekit is not supported yet");
+    refused(&good.replace("dare_ties", "ram"), &options, dir, "merge_method ram of mergekit is not supported");
+    let small = MergeOptions { memory: 1 << 20, ..options.clone() };
+    refused(&good, &small, dir, "a memory budget of 1 MB is too small");
     refused(&good.replace("model: a", "model: nobody/nothing"), &options, dir, "there is no folder nobody/nothing");
     let no_match = good.replace("weight: 0.4", "weight: [{filter: mlp, value: 1}]");
     refused(&no_match, &options, dir, "model a has no weight for model.embed_tokens.weight");

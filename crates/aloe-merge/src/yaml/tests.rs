@@ -3,6 +3,15 @@
 use super::*;
 use serde_json::{Value as Json, json};
 
+fn parse(text: &str) -> Result<Node, Mistake> {
+    let mut documents = super::parse(text)?;
+    // PyYAML's `safe_load` takes one document; mergekit-multi reads several.
+    match documents.len() {
+        1 => Ok(documents.remove(0)),
+        _ => Err(Mistake { line: documents[1].line, text: "a second document".into() }),
+    }
+}
+
 fn golden() -> Json {
     serde_json::from_str(include_str!("../../tests/golden/pyyaml.json")).unwrap()
 }

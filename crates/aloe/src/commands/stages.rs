@@ -189,6 +189,7 @@ fn merge(
     let options = MergeOptions {
         seed: context.seed,
         threads: context.threads,
+        memory: aloe_merge::DEFAULT_MEMORY,
         write_master: config.master,
         read_master: true,
         folders,

@@ -60,7 +60,7 @@ impl MergeStage {
     /// Folders that the YAML names itself, and not by a key of `from`.
     pub(crate) fn outside_models(&self) -> Vec<PathBuf> {
         let Ok(config) = aloe_merge::MergeConfig::parse(&self.yaml, Path::new("yaml")) else { return Vec::new() };
-        let names = config.models.into_iter().map(|model| model.name);
+        let names = config.outside_models().into_iter();
         names.filter(|name| !self.inputs.contains(name)).map(PathBuf::from).collect()
     }
 }

@@ -1,53 +1,50 @@
 //! The `parameters` of a configuration: which exist, where they may stand, and their values.
 
 use super::{Reader, find, key_text};
-use crate::config::{Method, Parameter, ParameterValue, RescaleKind, Rule, Setting};
+use crate::config::{Parameter, ParameterValue, Range, RescaleKind, Rule, Scope, Setting, Sparsification};
 use crate::yaml::{Node, Scalar, Value};
 
 impl Reader {
-    /// The `parameters` of a model (`model` is its name) or the global ones.
-    pub(super) fn settings(
-        &mut self,
-        node: &Node,
-        method: Option<Method>,
-        model: Option<&str>,
-    ) -> Vec<(Parameter, Setting)> {
+    /// The `parameters` of a model (`model` is its name), or of a slice, a module or the whole file.
+    pub(super) fn settings(&mut self, node: &Node, model: Option<&str>) -> Vec<(Parameter, Setting)> {
         let mut settings = Vec::new();
         for (key, value) in self.mapping(node, "parameters").unwrap_or_default() {
             let name = key_text(key);
-            let Some(parameter) = parameter(&name) else {
-                self.wrong(
-                    key.line,
-                    format!("unknown parameter {name}; known are weight, density, lambda, normalize, rescale, rescale_kind, int8_mask"),
-                );
+            let Some(parameter) = Parameter::of_name(&name) else {
+                self.wrong(key.line, format!("unknown parameter {name}; known are {}", Parameter::names()));
                 continue;
             };
-            let is_per_model = matches!(parameter, Parameter::Weight | Parameter::Density);
-            if let Some(model) = model.filter(|_| !is_per_model) {
-                self.wrong(
-                    key.line,
-                    format!("{name} of model {model} has no effect there; move it to the global parameters"),
-                );
-            }
-            if method == Some(Method::Linear)
-                && !matches!(parameter, Parameter::Weight | Parameter::Normalize | Parameter::Int8Mask)
-            {
-                self.wrong(key.line, format!("{name} has no effect on merge_method linear"));
-            }
+            self.note_without_effect(parameter, model);
             if let Some(rule) = self.rule(value, parameter, &name) {
-                self.check_kind(&rule, method, value.line);
+                self.check_kind(&rule, value.line);
                 settings.push((parameter, Setting { line: key.line, rule }));
             }
         }
         settings
     }
 
-    fn check_kind(&mut self, rule: &Rule, method: Option<Method>, line: usize) {
+    /// mergekit takes parameters that its method does not have, or not there, and says nothing.
+    fn note_without_effect(&mut self, parameter: Parameter, model: Option<&str>) {
+        let (Some(method), name) = (self.method, parameter.name()) else { return };
+        let specs = method.parameters();
+        let Some(spec) = specs.iter().find(|spec| spec.parameter == parameter) else {
+            if parameter != Parameter::Int8Mask {
+                self.note(format!("{name} has no effect on merge_method {}", method.name()));
+            }
+            return;
+        };
+        if let (Some(model), Scope::Shared) = (model, spec.scope) {
+            self.note(format!("{name} of model {model} has no effect there; move it to the global parameters"));
+        }
+    }
+
+    fn check_kind(&mut self, rule: &Rule, line: usize) {
         let divides = rule.values().contains(&ParameterValue::Kind(RescaleKind::Density));
-        if method == Some(Method::Ties) && divides {
+        let kept = self.method.and_then(crate::config::Method::sparsification);
+        if divides && matches!(kept, Some(Sparsification::Magnitude | Sparsification::Outliers)) {
             self.wrong(
                 line,
-                "rescale_kind density is for random masks; what ties keeps is no random sample, so use l1",
+                "rescale_kind density is for random masks; what this method keeps is no random sample, so use l1",
             );
         }
     }
@@ -103,29 +100,19 @@ impl Reader {
             Value::Scalar(scalar) => scalar_value(scalar, parameter),
             _ => None,
         };
-        let expected = match parameter {
-            Parameter::Weight | Parameter::Lambda => "a finite number",
-            Parameter::Density => "a number above 0 and at most 1",
-            Parameter::RescaleKind => "density or l1",
-            _ => "true or false",
+        let expected = match parameter.range() {
+            Range::Finite => "a finite number",
+            Range::Share => "a number above 0 and at most 1",
+            Range::Part => "a number from 0 on and below 1",
+            Range::Positive => "a number above 0",
+            Range::Count => "a whole number from 0 on",
+            Range::Kind => "density or l1",
+            Range::Flag => "true or false",
         };
         if found.is_none() {
             self.wrong(node.line, format!("{name} must be {expected}, found {}", node.describe()));
         }
         found
-    }
-}
-
-fn parameter(name: &str) -> Option<Parameter> {
-    match name {
-        "weight" => Some(Parameter::Weight),
-        "density" => Some(Parameter::Density),
-        "lambda" => Some(Parameter::Lambda),
-        "normalize" => Some(Parameter::Normalize),
-        "int8_mask" => Some(Parameter::Int8Mask),
-        "rescale" => Some(Parameter::Rescale),
-        "rescale_kind" => Some(Parameter::RescaleKind),
-        _ => None,
     }
 }
 
@@ -137,15 +124,20 @@ fn scalar_value(scalar: &Scalar, parameter: Parameter) -> Option<ParameterValue>
         Scalar::Text(text) => text.trim().parse::<f64>().ok(),
         _ => None,
     };
-    match parameter {
-        Parameter::Weight | Parameter::Lambda => number().filter(|v| v.is_finite()).map(ParameterValue::Number),
-        Parameter::Density => number().filter(|&v| v > 0.0 && v <= 1.0).map(ParameterValue::Number),
-        Parameter::RescaleKind => match scalar {
+    let checked =
+        |is_right: fn(f64) -> bool| number().filter(|&v| v.is_finite() && is_right(v)).map(ParameterValue::Number);
+    match parameter.range() {
+        Range::Finite => checked(|_| true),
+        Range::Share => checked(|v| v > 0.0 && v <= 1.0),
+        Range::Part => checked(|v| (0.0..1.0).contains(&v)),
+        Range::Positive => checked(|v| v > 0.0),
+        Range::Count => checked(|v| v >= 0.0 && v.fract() == 0.0),
+        Range::Kind => match scalar {
             Scalar::Text(text) if text == "density" => Some(ParameterValue::Kind(RescaleKind::Density)),
             Scalar::Text(text) if text == "l1" => Some(ParameterValue::Kind(RescaleKind::L1)),
             _ => None,
         },
-        Parameter::Normalize | Parameter::Int8Mask | Parameter::Rescale => match scalar {
+        Range::Flag => match scalar {
             Scalar::Bool(value) => Some(ParameterValue::Flag(*value)),
             Scalar::Int(0) => Some(ParameterValue::Flag(false)),
             Scalar::Int(1) => Some(ParameterValue::Flag(true)),

@@ -1,38 +1,54 @@
 //! Each step on four numbers by hand, the plain twin, and the statistics of random masks.
 
-use super::*;
+use crate::config::{MergeDtype, Method, Parameter, ParameterValue, RescaleKind};
+use crate::method::tests::{bytes, group_of};
+use crate::stats::TensorStats;
 use crate::tile::{TILE, round_bf16};
+use crate::{Source, merge_group};
 use aloe_model::FileDtype;
 use aloe_record::CounterRng;
 
-fn bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+/// The parameters of a merge of task vectors.
+struct Case<'a> {
+    method: Method,
+    weights: &'a [f64],
+    densities: &'a [f64],
+    normalize: bool,
+    lambda: f64,
+    rescale: Option<RescaleKind>,
+    dtype: MergeDtype,
 }
 
-fn tensor(bytes: &[u8]) -> TensorBytes<'_> {
-    TensorBytes { dtype: FileDtype::F32, bytes }
-}
-
-fn parameters<'a>(method: Method, weights: &'a [f64], densities: &'a [f64]) -> Consensus<'a> {
-    Consensus {
+fn parameters<'a>(method: Method, weights: &'a [f64], densities: &'a [f64]) -> Case<'a> {
+    Case {
         method,
         weights,
         densities,
-        normalize: method == Method::Ties,
+        normalize: matches!(method, Method::Ties | Method::Della),
         lambda: 1.0,
         rescale: None,
         dtype: MergeDtype::Float32,
-        seed: 3,
     }
 }
 
-fn merged(parameters: &Consensus<'_>, base: &[f32], tuned: &[&[f32]]) -> (Vec<f32>, TensorStats) {
-    let base_bytes = bytes(base);
-    let tuned_bytes: Vec<Vec<u8>> = tuned.iter().map(|values| bytes(values)).collect();
-    let tuned: Vec<TensorBytes<'_>> = tuned_bytes.iter().map(|bytes| tensor(bytes)).collect();
-    let mut out = vec![0.0; base.len()];
-    let stats = consensus(parameters, "t", tensor(&base_bytes), &tuned, 2, &mut out);
-    (out, stats)
+fn merged(case: &Case<'_>, base: &[f32], tuned: &[&[f32]]) -> (Vec<f32>, TensorStats) {
+    let all: Vec<&[f32]> = std::iter::once(base).chain(tuned.iter().copied()).collect();
+    let mut group = group_of(case.method, &all, vec![base.len()], &[]);
+    let mut shared = vec![
+        (Parameter::Normalize, ParameterValue::Flag(case.normalize)),
+        (Parameter::Lambda, ParameterValue::Number(case.lambda)),
+        (Parameter::Rescale, ParameterValue::Flag(case.rescale.is_some())),
+    ];
+    shared.extend(case.rescale.map(|kind| (Parameter::RescaleKind, ParameterValue::Kind(kind))));
+    group.parameters.shared = shared;
+    for (index, (weight, density)) in case.weights.iter().zip(case.densities).enumerate() {
+        let own = &mut group.parameters.inputs[index + 1];
+        own.insert(0, (Parameter::Weight, ParameterValue::Number(*weight)));
+        own.insert(0, (Parameter::Density, ParameterValue::Number(*density)));
+    }
+    (group.dtype, group.seed, group.threads) = (case.dtype, 3, 2);
+    let (out, stats) = merge_group(case.method, &group).unwrap();
+    (out, stats.unwrap())
 }
 
 /// Base 10 everywhere. Changes: a = (4, -1, 2, 1), b = (-1, 3, 2, -4). Density 1/2 keeps the two largest of each: a (4, 0, 2, 0),
@@ -213,20 +229,12 @@ fn inputs_are_rounded_to_the_merge_dtype_before_the_difference() {
 fn half_precision_files_read_as_their_values() {
     // 1.5 as f16 is 0x3e00, as bfloat16 0x3fc0; -0.25 is 0xb400 and 0xbe80.
     let (mut half, mut brain) = ([0.0; 2], [0.0; 2]);
-    TensorBytes { dtype: FileDtype::F16, bytes: &[0x00, 0x3e, 0x00, 0xb4] }.read(0, MergeDtype::Float32, &mut half);
-    TensorBytes { dtype: FileDtype::BF16, bytes: &[0xc0, 0x3f, 0x80, 0xbe] }.read(0, MergeDtype::Float32, &mut brain);
+    let source = Source::in_memory(FileDtype::F16, vec![0x00, 0x3e, 0x00, 0xb4]);
+    source.read(0, MergeDtype::Float32, &mut half).unwrap();
+    let source = Source::in_memory(FileDtype::BF16, vec![0xc0, 0x3f, 0x80, 0xbe]);
+    source.read(0, MergeDtype::Float32, &mut brain).unwrap();
     assert_eq!((half, brain), ([1.5, -0.25], [1.5, -0.25]));
-}
-
-/// 2 a + 3 b over 5 in f32; a sum that is not divided.
-#[test]
-fn linear_is_the_weighted_mean_by_hand() {
-    let (a, b) = (bytes(&[1.0, -2.0]), bytes(&[6.0, 0.5]));
-    let mut out = [0.0; 2];
-    crate::linear(&[2.0, 3.0], true, MergeDtype::Float32, &[tensor(&a), tensor(&b)], 1, &mut out);
-    assert_eq!(out, [4.0, -0.5]);
-    crate::linear(&[2.0, 3.0], false, MergeDtype::Float32, &[tensor(&a), tensor(&b)], 1, &mut out);
-    assert_eq!(out, [20.0, -2.5]);
+    assert_eq!(bytes(&[1.5]), [0, 0, 0xc0, 0x3f]);
 }
 
 /// Two models that pull apart, +1 with weight 0.6 and -1 with weight 0.4, each kept with probability 1/2 and doubled. Four equally likely
@@ -257,4 +265,60 @@ fn dare_with_l1_rescale_keeps_the_sum_of_magnitudes() {
         let sum = |values: &[f32]| values.iter().map(|&value| f64::from(value.abs())).sum::<f64>();
         assert!((sum(&out) / sum(&change) - 1.0).abs() < 1e-6, "{} {}", sum(&out), sum(&change));
     }
+}
+
+/// Changes 1, 8, 2, 7, 3, 6, 4, 5 of eight: density 1/2 keeps four, gamma 1/4 drops the two largest (8, 7), so 3 to 6 remain. Where the
+/// density asks for more than gamma leaves, fewer outliers go: density 7/8 drops one alone.
+#[test]
+fn breadcrumbs_drop_both_ends() {
+    let change: &[f32] = &[1.0, 8.0, 2.0, -7.0, 3.0, 6.0, -4.0, 5.0];
+    let merged_at = |density: f64, gamma: f64| {
+        let mut group = group_of(Method::Breadcrumbs, &[&[0.0; 8], change], vec![8], &[(Parameter::Weight, 1.0)]);
+        group.parameters.inputs[1].insert(0, (Parameter::Density, ParameterValue::Number(density)));
+        group.parameters.inputs[1].insert(0, (Parameter::Gamma, ParameterValue::Number(gamma)));
+        merge_group(Method::Breadcrumbs, &group).unwrap().0
+    };
+    assert_eq!(merged_at(0.5, 0.25), [0.0, 0.0, 0.0, 0.0, 3.0, 6.0, -4.0, 5.0]);
+    assert_eq!(merged_at(0.875, 0.25), [1.0, 0.0, 2.0, -7.0, 3.0, 6.0, -4.0, 5.0]);
+    assert_eq!(merged_at(0.5, 0.0), [0.0, 8.0, 0.0, -7.0, 0.0, 6.0, 0.0, 5.0]);
+}
+
+/// A row of 1000 rising changes, density 1/2, epsilon 0.4: the lower half is kept with mean probability 0.3, the upper with 0.7; divided by
+/// its own probability each change keeps its mean.
+#[test]
+fn della_keeps_large_changes_likelier_and_the_paper_s_rescale_keeps_the_mean_within_five_sigma() {
+    let (rows, cols) = (1000usize, 1000usize);
+    let change: Vec<f32> = (0..rows * cols).map(|i| 0.001 * (1 + i % cols) as f32).collect();
+    let mut group = group_of(
+        Method::DellaLinear,
+        &[&vec![0.0; rows * cols], &change],
+        vec![rows, cols],
+        &[(Parameter::Weight, 1.0)],
+    );
+    group.parameters.inputs[1].insert(0, (Parameter::Density, ParameterValue::Number(0.5)));
+    group.parameters.inputs[1].insert(0, (Parameter::Epsilon, ParameterValue::Number(0.4)));
+    group.parameters.shared.insert(0, (Parameter::RescaleKind, ParameterValue::Kind(RescaleKind::Density)));
+    group.threads = 2;
+    let (out, stats) = merge_group(Method::DellaLinear, &group).unwrap();
+    let n = (rows * cols / 2) as f64;
+    let kept = |upper: bool| {
+        out.iter().enumerate().filter(|(i, v)| (i % cols >= cols / 2) == upper && **v != 0.0).count() as f64 / n
+    };
+    let sigma = (0.25 / n).sqrt();
+    assert!((kept(false) - 0.3).abs() < 5.0 * sigma && (kept(true) - 0.7).abs() < 5.0 * sigma, "{}", kept(false));
+    assert_eq!(stats.unwrap().n_kept[0], out.iter().filter(|v| **v != 0.0).count() as u64);
+    let mean = |values: &[f32]| values.iter().map(|v| f64::from(*v)).sum::<f64>() / (rows * cols) as f64;
+    // The variance of one element is c^2 (1 - p) / p with p from 0.1 to 0.9: at most 9 c^2, of mean square 1/3.
+    assert!((mean(&out) - mean(&change)).abs() < 5.0 * (3.0 / (rows * cols) as f64).sqrt(), "{}", mean(&out));
+}
+
+/// Without election and normalization the result is the weighted sum: 10 + 0.5 * 4 + 2 * -1.
+#[test]
+fn task_arithmetic_is_the_weighted_sum_of_changes() {
+    let (out, stats) =
+        merged(&parameters(Method::TaskArithmetic, &[0.5, 2.0], &[1.0, 1.0]), &[10.0], &[&[14.0], &[9.0]]);
+    assert_eq!((out, stats.n_contested, stats.n_agreeing), (vec![10.0], 1, 0));
+    let mut normalized = parameters(Method::TaskArithmetic, &[0.5, 1.5], &[1.0, 1.0]);
+    normalized.normalize = true;
+    assert_eq!(merged(&normalized, &[0.0], &[&[4.0], &[8.0]]).0, [7.0]);
 }

@@ -1,0 +1,76 @@
+//! `aloe merge --check`: the plan as text, without writing: models, sizes, memory, and the tensors grouped by equal parameters.
+
+use crate::card::kind_of;
+use crate::config::MergeDtype;
+use crate::plan::{MergeOptions, MergePlan, PlannedTensor};
+use std::fmt::Write as _;
+
+impl MergePlan {
+    /// The plan as text.
+    pub fn table(&self, options: &MergeOptions) -> String {
+        let mut text = String::new();
+        for (index, model) in self.models.iter().enumerate() {
+            let role = if self.base == Some(index) { "base " } else { "model" };
+            let _ = write!(text, "{role}  {}  ({})", model.name, model.dir.display());
+            if let Some(adapter) = &model.adapter {
+                let _ = write!(text, " with adapter {}", adapter.dir.display());
+            }
+            text.push('\n');
+        }
+        let _ = writeln!(
+            text,
+            "{}: {} tensors, {} parameters, computed in {}, written in {} ({:.1} MB{})",
+            self.method_name(),
+            self.tensors.len(),
+            self.n_parameters(),
+            self.dtype.name(),
+            self.out_dtype.name(),
+            self.model_bytes() as f64 / 1e6,
+            if options.write_master { ", and master/ in float32" } else { "" },
+        );
+        let _ = writeln!(
+            text,
+            "memory: {:.0} MB with {} threads, of a budget of {:.0} MB",
+            self.memory_bytes(self.threads) as f64 / 1e6,
+            self.threads,
+            options.memory as f64 / 1e6
+        );
+        self.groups(&mut text);
+        self.notes.iter().for_each(|note| text += &format!("note: {note}\n"));
+        text
+    }
+
+    /// Tensors of equal parameters and sources, each group with the kinds of tensors in it.
+    fn groups(&self, text: &mut String) {
+        let mut groups: Vec<Vec<&PlannedTensor>> = Vec::new();
+        for tensor in &self.tensors {
+            let fits = |group: &&mut Vec<&PlannedTensor>| {
+                group[0].parameters == tensor.parameters && group[0].slice == tensor.slice
+            };
+            match groups.iter_mut().find(fits) {
+                Some(group) => group.push(tensor),
+                None => groups.push(vec![tensor]),
+            }
+        }
+        for group in groups {
+            let n: usize = group.iter().map(|tensor| tensor.spec.n_elements()).sum();
+            let bytes = n * if self.out_dtype == MergeDtype::Float32 { 4 } else { 2 };
+            let mut kinds: Vec<String> = Vec::new();
+            for kind in group.iter().map(|tensor| kind_of(&tensor.spec.hf_name)) {
+                if !kinds.contains(&kind) {
+                    kinds.push(kind);
+                }
+            }
+            let slice = if self.n_slices() > 1 { format!("slice {}, ", group[0].slice + 1) } else { String::new() };
+            let _ = writeln!(
+                text,
+                "{slice}{} tensors from {} on ({}), {n} parameters, {:.1} MB: {}",
+                group.len(),
+                group[0].spec.hf_name,
+                kinds.join(", "),
+                bytes as f64 / 1e6,
+                group[0].parameters.line()
+            );
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Against mergekit's outputs of `oracles/mergekit_methods.py`: every deterministic method, and configurations of its documentation.
+
+use super::*;
+use aloe_model::SafeTensorsFile;
+
+const LAYERS: usize = 4;
+
+fn config(vocab_size: usize) -> Config {
+    let mut json = config_json(vocab_size, false);
+    json["num_hidden_layers"] = json!(LAYERS);
+    Config::from_json(&json).unwrap()
+}
+
+fn write(dir: &Path, model: &str, vocab_size: usize) {
+    let config = config(vocab_size);
+    let mut writer = CheckpointWriter::create(dir, &config, Dtype::F32).unwrap();
+    for spec in aloe_model::arch::tensors(&config) {
+        let (name, n) = (&spec.hf_name, spec.n_elements());
+        let values = match model {
+            "far" => noise(&format!("far/{name}"), n).into_iter().map(|value| value * 2.0f32.powi(-5)).collect(),
+            _ => value(model, name, n),
+        };
+        writer.add(name, &values).unwrap();
+    }
+    writer.finish(&[]).unwrap();
+}
+
+/// The oracle's models and adapter.
+fn inputs() -> (tempfile::TempDir, MergeOptions) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut folders = std::collections::BTreeMap::new();
+    for (name, rows) in
+        [("base", 64), ("a", 64), ("b", 64), ("far", 64), ("tok_base", 32), ("tok_a", 29), ("tok_b", 27)]
+    {
+        let folder = dir.path().join(name);
+        write(&folder, name, rows);
+        if name.starts_with("tok") {
+            std::fs::copy(format!("{GOLDEN}/{name}.json"), folder.join("tokenizer.json")).unwrap();
+        }
+        folders.insert(name.to_owned(), folder);
+    }
+    let folder = dir.path().join("adapter");
+    write_adapter(&folder);
+    folders.insert("adapter".into(), folder);
+    let options = MergeOptions { folders, threads: 2, ..MergeOptions::default() };
+    (dir, options)
+}
+
+fn write_adapter(dir: &Path) {
+    std::fs::create_dir_all(dir).unwrap();
+    put(dir, "adapter_config.json", r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 6, "bias": "none"}"#);
+    let mut tensors = Vec::new();
+    for layer in 0..LAYERS {
+        for (module, rows, cols) in [("self_attn.q_proj", 32, 32), ("mlp.down_proj", 32, 64)] {
+            for (part, shape) in [("lora_A", [4, cols]), ("lora_B", [rows, 4])] {
+                let name = format!("base_model.model.model.layers.{layer}.{module}.{part}.weight");
+                let values = noise(&format!("adapter/{layer}/{module}/{part}"), shape[0] * shape[1]);
+                tensors.push((name, shape.to_vec(), values.into_iter().map(|v| v * 0.05).collect::<Vec<f32>>()));
+            }
+        }
+    }
+    let layout: Vec<_> = tensors.iter().map(|(name, shape, _)| (name.clone(), shape.clone())).collect();
+    let path = dir.join("adapter_model.safetensors");
+    let mut writer = aloe_model::safetensors_writer::SafeTensorsWriter::create(&path, &layout, Dtype::F32).unwrap();
+    tensors.iter().for_each(|(name, _, values)| writer.add(name, values).unwrap());
+    writer.finish().unwrap();
+}
+
+/// Largest distance of two tensors in units of 1e-6 times the size of the values (f32), or of the last place of bfloat16, of float16.
+fn distance(ours: &[f32], theirs: &[f32], dtype: &str) -> f64 {
+    let size = theirs.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt() / (theirs.len() as f64).sqrt();
+    let unit = |value: f32| match dtype {
+        // Differences of near values lose digits: relative to the value, or to the tensor where the value is smaller.
+        "float32" => 1e-6 * f64::from(value.abs()).max(size),
+        _ => {
+            let places = if dtype == "bfloat16" { 7 } else { 10 };
+            2.0f64.powi(f64::from(value.abs()).max(size).log2().floor() as i32 - places)
+        }
+    };
+    let steps = ours.iter().zip(theirs).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs() / unit(*b));
+    steps.fold(0.0, f64::max)
+}
+
+/// Methods whose intermediate results mergekit rounds to bfloat16 over and over, and ours does not: ours must then be as close to the
+/// result in float32 as one rounding allows, and mergekit within a few.
+const ONE_ROUNDING: [&str; 4] = ["multislerp", "multislerp_free", "karcher", "none"];
+/// Methods that take the largest of bfloat16 values, of which many are equal: which of them is open in torch.
+const THRESHOLDS: [&str; 4] = ["ties", "sce", "breadcrumbs", "breadcrumbs_ties"];
+
+#[test]
+fn every_deterministic_method_equals_mergekit() {
+    let (dir, options) = inputs();
+    let texts: serde_json::Map<String, serde_json::Value> =
+        atomic::read_json(Path::new(&format!("{GOLDEN}/methods.json"))).unwrap();
+    let golden = SafeTensorsFile::open(Path::new(&format!("{GOLDEN}/methods.safetensors"))).unwrap();
+    let mut wrong = Vec::new();
+    for (method, text) in &texts {
+        for dtype in ["float32", "bfloat16"] {
+            let text = format!("{}dtype: {dtype}\n", text.as_str().unwrap());
+            let out = dir.path().join("out");
+            run(&text, &out, &options).unwrap_or_else(|error| panic!("{method}: {error}"));
+            let merged = Checkpoint::open(&out.join("model")).unwrap();
+            let prefix = format!("{method}.{dtype}/");
+            let (mut n, mut apart) = (0, 0);
+            for name in golden.names().iter().filter(|name| name.starts_with(&prefix)) {
+                let (ours, theirs) = (merged.load_f32(&name[prefix.len()..]).unwrap(), golden.load_f32(name).unwrap());
+                n += ours.len();
+                apart += (0..ours.len()).filter(|&i| distance(&ours[i..=i], &theirs[i..=i], dtype) > 1.0).count();
+                let far = distance(&ours, &theirs, dtype);
+                let allowed = match dtype {
+                    "float32" => 1.0,
+                    _ if ONE_ROUNDING.contains(&method.as_str()) => 4.0,
+                    _ => 1.0,
+                };
+                let is_excused = dtype == "bfloat16" && THRESHOLDS.contains(&method.as_str());
+                if far > allowed && !is_excused {
+                    wrong.push(format!("{name}: {far:.2}"));
+                }
+            }
+            println!("{method} {dtype}: {apart} of {n} elements differ by more than the unit");
+            let bound = if THRESHOLDS.contains(&method.as_str()) { n / 20 } else { n };
+            assert!(n > 1000 && apart <= bound, "{method} {dtype}: {apart} of {n}");
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn configurations_of_the_documentation_give_mergekits_plan_and_tensors() {
+    let (dir, options) = inputs();
+    let described: serde_json::Map<String, serde_json::Value> =
+        atomic::read_json(Path::new(&format!("{GOLDEN}/configurations.json"))).unwrap();
+    let golden = SafeTensorsFile::open(Path::new(&format!("{GOLDEN}/configurations.safetensors"))).unwrap();
+    assert_eq!(described.len(), 20);
+    let mut wrong = Vec::new();
+    for (name, expected) in &described {
+        let text = expected["yaml"].as_str().unwrap();
+        let out = dir.path().join("out");
+        run(text, &out, &options).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let merged = Checkpoint::open(&out.join("model")).unwrap();
+        let (layers, rows) = (merged.config.num_hidden_layers, merged.config.vocab_size);
+        assert_eq!(json!([layers, rows]), json!([expected["num_hidden_layers"], expected["vocab_size"]]), "{name}");
+        let mut names: Vec<&str> = merged.specs().iter().map(|spec| spec.hf_name.as_str()).collect();
+        names.sort_unstable();
+        let mut theirs: Vec<&str> = match &expected["tensors"] {
+            serde_json::Value::Object(map) => map.keys().map(String::as_str).collect(),
+            list => list.as_array().unwrap().iter().filter_map(|name| name.as_str()).collect(),
+        };
+        theirs.sort_unstable();
+        assert_eq!(names, theirs, "{name}");
+        if let Some(vocab) = expected["vocab"].as_object() {
+            check_vocabulary(name, &out.join("model/tokenizer.json"), vocab);
+        }
+        let prefix = format!("{name}/");
+        for tensor in golden.names().iter().filter(|tensor| tensor.starts_with(&prefix)) {
+            let theirs = golden.load_f32(tensor).unwrap();
+            let ours = merged.load_f32(&tensor[prefix.len()..]).unwrap();
+            assert_eq!(ours.len(), theirs.len(), "{tensor}");
+            let dtype = match golden.info(tensor).unwrap().dtype {
+                FileDtype::F32 => "float32",
+                FileDtype::BF16 => "bfloat16",
+                _ => "float16",
+            };
+            let far = distance(&ours, &theirs, dtype);
+            if far > 1.0 {
+                wrong.push(format!("{tensor}: {far:.2}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Ids and tokens of the written tokenizer.
+fn check_vocabulary(name: &str, path: &Path, expected: &serde_json::Map<String, serde_json::Value>) {
+    let written: serde_json::Value = atomic::read_json(path).unwrap();
+    let mut found = written["model"]["vocab"].as_object().unwrap().clone();
+    for entry in written["added_tokens"].as_array().unwrap() {
+        found.insert(entry["content"].as_str().unwrap().to_owned(), entry["id"].clone());
+    }
+    let sorted = |map: &serde_json::Map<String, serde_json::Value>| {
+        let mut all: Vec<(u64, String)> = map.iter().map(|(token, id)| (id.as_u64().unwrap(), token.clone())).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(sorted(&found), sorted(expected), "{name}");
+}
+
+#[test]
+fn adapters_that_cannot_be_merged_are_refused() {
+    let (dir, options) = inputs();
+    let text = "models: [{model: base+adapter, parameters: {weight: 1}}]\nmerge_method: linear\n";
+    let adapter = dir.path().join("adapter");
+    for (settings, expected) in [
+        (r#"{"peft_type": "IA3", "lora_alpha": 6}"#, "is a IA3 adapter"),
+        (r#"{"peft_type": "LORA", "lora_alpha": 6, "use_dora": true}"#, "use_dora is set"),
+        (r#"{"peft_type": "LORA", "lora_alpha": 6, "bias": "all"}"#, "bias is all"),
+        (r#"{"peft_type": "LORA"}"#, "no lora_alpha"),
+    ] {
+        put(&adapter, "adapter_config.json", settings);
+        let error = run(text, &dir.path().join("out"), &options).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+    }
+    std::fs::rename(adapter.join("adapter_model.safetensors"), adapter.join("adapter_model.bin")).unwrap();
+    let error = run(text, &dir.path().join("out"), &options).unwrap_err().to_string();
+    assert!(error.contains("pickle"), "{error}");
+}
+
+#[test]
+fn documents_that_use_earlier_ones_merge_in_one_go() {
+    let (dir, options) = inputs();
+    let out = dir.path().join("out");
+    let text = "name: half\nmodels: [{model: a}, {model: b}]\nmerge_method: linear\nparameters: {weight: 1}\ndtype: float32\n---\n\
+                models: [{model: half, parameters: {weight: 2}}, {model: far, parameters: {weight: 1}}]\nmerge_method: linear\ndtype: float32\n";
+    run(text, &out, &options).unwrap();
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let [a, b, far] =
+        ["a", "b", "far"].map(|model| Checkpoint::open(&dir.path().join(model)).unwrap().load_f32(name).unwrap());
+    for (at, merged) in Checkpoint::open(&out.join("model")).unwrap().load_f32(name).unwrap().iter().enumerate() {
+        assert!((merged - (a[at] + b[at] + far[at]) / 3.0).abs() < 1e-8);
+    }
+    assert!(!out.join("earlier").exists());
+}

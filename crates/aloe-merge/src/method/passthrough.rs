@@ -1,0 +1,23 @@
+//! One model as it is, or times `scale`: what layers of a frankenmerge pass through.
+//!
+//! Source: mergekit 0.1.5, `merge_methods/passthrough.py`.
+
+use super::Kernel;
+use crate::Result;
+use crate::config::Parameter;
+use crate::group::Group;
+use crate::stats::TileSums;
+use crate::tile::round_to;
+
+pub(super) struct Passthrough;
+
+impl Kernel for Passthrough {
+    fn tile(&self, group: &Group, start: usize, out: &mut [f32]) -> Result<Option<TileSums>> {
+        let scale = group.parameters.input(0, Parameter::Scale) as f32;
+        group.sources[0].read(start, group.dtype, out)?;
+        if scale != 1.0 {
+            out.iter_mut().for_each(|value| *value = round_to(group.dtype, *value * scale));
+        }
+        Ok(None)
+    }
+}

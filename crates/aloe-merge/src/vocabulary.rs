@@ -1,0 +1,229 @@
+//! The vocabulary of the result when the configuration names one, and where each row of the embedding comes from.
+//!
+//! Source: mergekit 0.1.5, `tokenizer/build.py` and `tokenizer/embed.py`. Tokens of a union that the base lacks are appended in the order of
+//! the configuration and of their ids (there the order is that of a hash table): plain tokens first, then added ones. Rows of a model that
+//! lacks a token: the one model's that has it, else the base's, else the mean of those that have it, else zeros. A token whose id lies past
+//! the embedding counts as lacking.
+
+use crate::config::{MergeConfig, TokenRow, TokenizerChoice, TokenizerSource};
+use crate::tokenizer_file::TokenizerFile;
+use crate::{Error, Mistake, Result};
+use aloe_model::Config;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Where a row of one input comes from.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Row<'a> {
+    /// From this row of the input itself.
+    Own(usize),
+    /// From a row of another input.
+    Of(usize, usize),
+    /// Zeros.
+    Zero,
+    /// The row that pads the vocabulary.
+    Padding,
+    /// The mean of rows of inputs.
+    Average(&'a [(usize, usize)]),
+}
+
+/// A row that is not an input's own.
+#[derive(Clone, Debug, PartialEq)]
+enum Donor {
+    Of(usize, usize),
+    Zero,
+    Average(Vec<(usize, usize)>),
+}
+
+const NONE: u32 = u32::MAX;
+
+/// The rows of the embedding for the inputs of one slice.
+pub(crate) struct RowMap {
+    /// Rows with a token; the rest pads.
+    n_tokens: usize,
+    /// Rows in all.
+    pub(crate) n_rows: usize,
+    /// Per input and row, the input's own row, or none.
+    own: Vec<Vec<u32>>,
+    /// Rows that some input takes from elsewhere.
+    donors: BTreeMap<u32, Donor>,
+    /// Rows that every input takes from the donor.
+    forced: Vec<bool>,
+}
+
+impl RowMap {
+    /// Where row `row` of the `input`-th source comes from.
+    pub(crate) fn row(&self, input: usize, row: usize) -> Row<'_> {
+        if row >= self.n_tokens {
+            return Row::Padding;
+        }
+        let own = self.own[input][row];
+        if own != NONE && !self.forced[row] {
+            return Row::Own(own as usize);
+        }
+        match self.donors.get(&(row as u32)) {
+            Some(Donor::Of(input, at)) => Row::Of(*input, *at),
+            Some(Donor::Average(rows)) => Row::Average(rows),
+            Some(Donor::Zero) | None => Row::Zero,
+        }
+    }
+
+    /// Whether every row of an input of `n_rows` stays where it is.
+    pub(crate) fn is_identity(&self, input: usize, n_rows: usize) -> bool {
+        let stays = |(row, own): (usize, &u32)| *own as usize == row && !self.forced[row];
+        n_rows == self.n_rows && self.n_tokens == self.n_rows && self.own[input].iter().enumerate().all(stays)
+    }
+
+    pub(crate) fn needs_padding(&self) -> bool {
+        self.n_rows > self.n_tokens
+    }
+
+    pub(crate) fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+}
+
+/// The result's vocabulary.
+pub(crate) struct Vocabulary {
+    /// Index of the model whose files the tokenizer's other files come from.
+    pub(crate) donor: usize,
+    /// The result's `tokenizer.json` where it is not the donor's, and the tokens that were appended.
+    pub(crate) file: TokenizerFile,
+    /// Token by id.
+    tokens: BTreeMap<u32, String>,
+    /// Per model of the configuration, the id in that model of each token that it has.
+    ids: Vec<BTreeMap<String, u32>>,
+    /// Rows of the result.
+    pub(crate) n_rows: usize,
+}
+
+/// Builds the vocabulary that a configuration asks for; none where it names none.
+pub(crate) fn build(config: &MergeConfig, models: &[(&str, &Path, &Config)]) -> Result<Option<Vocabulary>> {
+    let Some(choice) = &config.tokenizer else { return Ok(None) };
+    let leader = config.base.unwrap_or(0);
+    let donor = match choice.source {
+        TokenizerSource::Model(index) => index,
+        TokenizerSource::Base | TokenizerSource::Union => leader,
+    };
+    let open = |index: usize| -> Result<Option<TokenizerFile>> { TokenizerFile::open(models[index].1) };
+    let missing = |index: usize| Error::model(models[index].0, "has no tokenizer.json: its tokenizer cannot be used");
+    let mut leading = open(leader)?.ok_or_else(|| missing(leader))?;
+    leading.strip(models[leader].2.vocab_size);
+    let mut files = Vec::new();
+    for index in 0..models.len() {
+        // A model without a tokenizer is taken to have the leader's, as in mergekit.
+        files.push(if index == leader { None } else { open(index)? });
+    }
+    let ids: Vec<BTreeMap<String, u32>> = files
+        .iter()
+        .zip(models)
+        .map(|(file, (_, _, config))| file.as_ref().unwrap_or(&leading).ids_below(config.vocab_size))
+        .collect();
+    let mut file = match choice.source {
+        TokenizerSource::Model(index) if index != leader => files[index].take().ok_or_else(|| missing(index))?,
+        _ => leading,
+    };
+    if choice.source == TokenizerSource::Union {
+        let others: Vec<(&TokenizerFile, usize)> = files
+            .iter()
+            .zip(models)
+            .filter_map(|(file, (_, _, config))| file.as_ref().map(|file| (file, config.vocab_size)))
+            .collect();
+        file.unite(&others).map_err(|reason| Error::model(models[leader].0, reason))?;
+    }
+    for token in choice.tokens.keys() {
+        file.append_plain(token);
+    }
+    let tokens = file.tokens();
+    let n_tokens = tokens.keys().next_back().map_or(0, |last| *last as usize + 1);
+    let multiple = choice.pad_to_multiple_of.unwrap_or(1);
+    Ok(Some(Vocabulary { donor, file, tokens, ids, n_rows: n_tokens.next_multiple_of(multiple) }))
+}
+
+impl Vocabulary {
+    /// The rows for a slice's sources, given as model indices; `base` is an index of `sources`.
+    pub(crate) fn rows(
+        &self,
+        config: &MergeConfig,
+        sources: &[usize],
+        base: Option<usize>,
+    ) -> Result<Arc<RowMap>, Mistake> {
+        let n_tokens = self.tokens.keys().next_back().map_or(0, |last| *last as usize + 1);
+        let mut map = RowMap {
+            n_tokens,
+            n_rows: self.n_rows,
+            own: vec![vec![NONE; n_tokens]; sources.len()],
+            donors: BTreeMap::new(),
+            forced: vec![false; n_tokens],
+        };
+        for (id, token) in &self.tokens {
+            let has: Vec<(usize, usize)> = sources
+                .iter()
+                .enumerate()
+                .filter_map(|(input, model)| self.ids[*model].get(token).map(|own| (input, *own as usize)))
+                .collect();
+            has.iter().for_each(|(input, own)| map.own[*input][*id as usize] = *own as u32);
+            let rule = config.tokenizer.as_ref().and_then(|choice| rule_of(choice, token));
+            let force = rule.as_ref().is_some_and(|rule| rule.1);
+            if has.len() == sources.len() && !force {
+                continue;
+            }
+            map.forced[*id as usize] = force;
+            let donor = match rule.and_then(|rule| rule.0) {
+                Some((line, row)) => self.ruled(config, sources, token, line, row)?,
+                None => match (&has[..], base.and_then(|base| has.iter().find(|(input, _)| *input == base))) {
+                    ([], _) => Donor::Zero,
+                    ([only], _) => Donor::Of(only.0, only.1),
+                    (_, Some(of_base)) => Donor::Of(of_base.0, of_base.1),
+                    _ => Donor::Average(has),
+                },
+            };
+            map.donors.insert(*id, donor);
+        }
+        Ok(Arc::new(map))
+    }
+
+    /// The row that a rule of the configuration names.
+    fn ruled(
+        &self,
+        config: &MergeConfig,
+        sources: &[usize],
+        token: &str,
+        line: usize,
+        row: &TokenRow,
+    ) -> Result<Donor, Mistake> {
+        let input = |model: usize| {
+            sources.iter().position(|source| *source == model).ok_or_else(|| Mistake {
+                line,
+                text: format!(
+                    "the row of {token:?} comes from {}, which this slice does not merge",
+                    config.models[model].name
+                ),
+            })
+        };
+        let id = |model: usize, wanted: &str| {
+            self.ids[model].get(wanted).map(|id| *id as usize).ok_or_else(|| Mistake {
+                line,
+                text: format!("{} has no token {wanted:?} to take a row from", config.models[model].name),
+            })
+        };
+        match row {
+            TokenRow::Zero => Ok(Donor::Zero),
+            TokenRow::Same(model) => Ok(Donor::Of(input(*model)?, id(*model, token)?)),
+            TokenRow::Token(model, wanted) => Ok(Donor::Of(input(*model)?, id(*model, wanted)?)),
+            TokenRow::Id(model, row) => Ok(Donor::Of(input(*model)?, *row)),
+        }
+    }
+
+    /// Tokens that the models lack, by model: those whose rows no such model trained.
+    pub(crate) fn lacking(&self, model: usize) -> Vec<&str> {
+        self.tokens.values().filter(|token| !self.ids[model].contains_key(*token)).map(String::as_str).collect()
+    }
+}
+
+type Rule<'a> = (Option<(usize, &'a TokenRow)>, bool);
+
+fn rule_of<'a>(choice: &'a TokenizerChoice, token: &str) -> Option<Rule<'a>> {
+    choice.tokens.get(token).map(|rule| (rule.source.as_ref().map(|row| (rule.line, row)), rule.force))
+}
