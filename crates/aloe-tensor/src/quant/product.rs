@@ -63,38 +63,56 @@ impl Kernel for Task<'_> {
         let row_parts = p.a.m.div_ceil(TASK_ROWS);
         let (part, panels) = (self.task % row_parts, self.task / row_parts * self.per_task);
         let rows = part * TASK_ROWS..((part + 1) * TASK_ROWS).min(p.a.m);
-        let panel_bytes = p.weight.panel_lines() * LINE;
-        for panel in panels..(panels + self.per_task).min(p.n.div_ceil(PANEL)) {
-            let mut row = rows.start;
-            let tiles = rows.len().div_ceil(S::BLOCK_ROWS);
-            while row < rows.end {
-                // Tiles of even height, as in `gemm`.
-                let left = rows.end - row;
-                let height = left.div_ceil(left.div_ceil(S::BLOCK_ROWS));
-                let weight = p.weight.panel(p.first / PANEL + panel);
-                // Few rows wait for memory: the first two tiles fetch the next panel, half each; a single tile fetches some
-                // way down the stream.
-                let half = (row - rows.start) / S::BLOCK_ROWS;
-                let (ahead, fetch) = match tiles {
-                    1 => (weight.wrapping_add(DISTANCE), Fetch::All),
-                    _ if p.a.m > FEW_ROWS || half > 1 => (weight, Fetch::Nothing),
-                    _ => (weight.wrapping_add(panel_bytes + half * panel_bytes / 2), Fetch::Half),
-                };
-                let tile = Tile {
-                    weight,
-                    ahead,
-                    fetch,
-                    blocks: p.a.blocks,
-                    bytes: p.a.bytes.wrapping_add(row * p.a.stride),
-                    stride: p.a.stride,
-                    scales: p.a.scales.wrapping_add(row * p.a.blocks),
-                    c: p.c.wrapping_add(row * p.c_stride + panel * PANEL),
-                    c_stride: p.c_stride,
-                    n: (p.n - panel * PANEL).min(PANEL),
-                };
-                tile.dispatch::<S>(p.weight.format.layout(), height);
-                row += height;
-            }
+        let end = (panels + self.per_task).min(p.n.div_ceil(PANEL));
+        let mut panel = panels;
+        while panel < end {
+            // One or two rows take several panels at a time: more chains in flight, and more streams from memory.
+            let wide = match rows.len() {
+                1 if end - panel >= 4 => 4,
+                1 | 2 if end - panel >= 2 => 2,
+                _ => 1,
+            };
+            p.panels::<S>(panel, wide, rows.clone());
+            panel += wide;
+        }
+    }
+}
+
+impl Product<'_> {
+    /// `wide` panels from `panel` on against `rows`, tile by tile.
+    #[inline(always)]
+    unsafe fn panels<S: Simd>(&self, panel: usize, wide: usize, rows: std::ops::Range<usize>) {
+        let panel_bytes = self.weight.panel_lines() * LINE;
+        let weight = self.weight.panel(self.first / PANEL + panel);
+        let (tiles, mut row) = (rows.len().div_ceil(S::BLOCK_ROWS), rows.start);
+        while row < rows.end {
+            // Tiles of even height, as in `gemm`.
+            let left = rows.end - row;
+            let height = left.div_ceil(left.div_ceil(S::BLOCK_ROWS));
+            // Few rows wait for memory: the first two tiles fetch the next panel, half each; a single tile fetches the next
+            // panels when they are short, else some way down these.
+            let half = (row - rows.start) / S::BLOCK_ROWS;
+            let (ahead, fetch) = match tiles {
+                1 if panel_bytes <= 2 * DISTANCE => (weight.wrapping_add(wide * panel_bytes), Fetch::All),
+                1 => (weight.wrapping_add(DISTANCE), Fetch::All),
+                _ if self.a.m > FEW_ROWS || half > 1 => (weight, Fetch::Nothing),
+                _ => (weight.wrapping_add(panel_bytes + half * panel_bytes / 2), Fetch::Half),
+            };
+            let tile = Tile {
+                weight,
+                panel_bytes,
+                ahead,
+                fetch,
+                blocks: self.a.blocks,
+                bytes: self.a.bytes.wrapping_add(row * self.a.stride),
+                stride: self.a.stride,
+                scales: self.a.scales.wrapping_add(row * self.a.blocks),
+                c: self.c.wrapping_add(row * self.c_stride + panel * PANEL),
+                c_stride: self.c_stride,
+                n: (self.n - panel * PANEL).min(wide * PANEL),
+            };
+            tile.dispatch::<S>(self.weight.format.layout(), height, wide);
+            row += height;
         }
     }
 }
@@ -107,10 +125,12 @@ enum Fetch {
     All,
 }
 
-/// Up to six rows against one panel.
+/// Up to six rows against one panel, or one or two against several.
 #[derive(Clone, Copy)]
 struct Tile {
     weight: *const u8,
+    /// From one panel to the next.
+    panel_bytes: usize,
     ahead: *const u8,
     fetch: Fetch,
     blocks: usize,
@@ -122,8 +142,8 @@ struct Tile {
     n: usize,
 }
 
-/// A tile of `ROWS` rows in a layout; numbers, because constants of enum type are not to be had.
-struct Sized<const CODE: u8, const SCALE: u8, const ROWS: usize>(Tile);
+/// A tile of `ROWS` rows and `PANELS` panels in a layout; numbers, because constants of enum type are not to be had.
+struct Sized<const CODE: u8, const SCALE: u8, const ROWS: usize, const PANELS: usize>(Tile);
 
 const FOUR: u8 = Code::Four as u8;
 const SIX: u8 = Code::Six as u8;
@@ -135,28 +155,30 @@ const SUPER_SPLIT: u8 = Scale::SuperSplit as u8;
 
 impl Tile {
     #[inline(always)]
-    unsafe fn dispatch<S: Simd>(self, layout: (Code, Scale), rows: usize) {
+    unsafe fn dispatch<S: Simd>(self, layout: (Code, Scale), rows: usize, wide: usize) {
         match layout {
-            (Code::Four, Scale::Half) => self.height::<S, FOUR, HALF>(rows),
-            (Code::Four, Scale::HalfMin) => self.height::<S, FOUR, HALF_MIN>(rows),
-            (Code::Four, _) => self.height::<S, FOUR, SUPER>(rows),
-            (Code::Six, _) => self.height::<S, SIX, SUPER_SPLIT>(rows),
-            (Code::Eight, Scale::Half) => self.height::<S, EIGHT, HALF>(rows),
-            (Code::Eight, Scale::HalfMin) => self.height::<S, EIGHT, HALF_MIN>(rows),
-            (Code::Eight, _) => self.height::<S, EIGHT, SUPER>(rows),
+            (Code::Four, Scale::Half) => self.height::<S, FOUR, HALF>(rows, wide),
+            (Code::Four, Scale::HalfMin) => self.height::<S, FOUR, HALF_MIN>(rows, wide),
+            (Code::Four, _) => self.height::<S, FOUR, SUPER>(rows, wide),
+            (Code::Six, _) => self.height::<S, SIX, SUPER_SPLIT>(rows, wide),
+            (Code::Eight, Scale::Half) => self.height::<S, EIGHT, HALF>(rows, wide),
+            (Code::Eight, Scale::HalfMin) => self.height::<S, EIGHT, HALF_MIN>(rows, wide),
+            (Code::Eight, _) => self.height::<S, EIGHT, SUPER>(rows, wide),
         }
     }
 
     #[inline(always)]
-    unsafe fn height<S: Simd, const CODE: u8, const SCALE: u8>(self, rows: usize) {
-        match (rows, S::BLOCK_ROWS) {
-            (1, _) => S::call(Sized::<CODE, SCALE, 1>(self)),
-            (_, 2) => S::call(Sized::<CODE, SCALE, 2>(self)),
-            (2, _) => S::call(Sized::<CODE, SCALE, 2>(self)),
-            (3, _) => S::call(Sized::<CODE, SCALE, 3>(self)),
-            (4, _) => S::call(Sized::<CODE, SCALE, 4>(self)),
-            (5, _) => S::call(Sized::<CODE, SCALE, 5>(self)),
-            _ => S::call(Sized::<CODE, SCALE, 6>(self)),
+    unsafe fn height<S: Simd, const CODE: u8, const SCALE: u8>(self, rows: usize, wide: usize) {
+        match (rows, wide, S::BLOCK_ROWS) {
+            (1, 4, _) => S::call(Sized::<CODE, SCALE, 1, 4>(self)),
+            (1, 2, _) => S::call(Sized::<CODE, SCALE, 1, 2>(self)),
+            (2, 2, _) => S::call(Sized::<CODE, SCALE, 2, 2>(self)),
+            (1, ..) => S::call(Sized::<CODE, SCALE, 1, 1>(self)),
+            (2, ..) | (.., 2) => S::call(Sized::<CODE, SCALE, 2, 1>(self)),
+            (3, ..) => S::call(Sized::<CODE, SCALE, 3, 1>(self)),
+            (4, ..) => S::call(Sized::<CODE, SCALE, 4, 1>(self)),
+            (5, ..) => S::call(Sized::<CODE, SCALE, 5, 1>(self)),
+            _ => S::call(Sized::<CODE, SCALE, 6, 1>(self)),
         }
     }
 }
@@ -178,33 +200,44 @@ const fn scale_of(scale: u8) -> Scale {
     }
 }
 
-impl<const CODE: u8, const SCALE: u8, const ROWS: usize> Kernel for Sized<CODE, SCALE, ROWS> {
+impl<const CODE: u8, const SCALE: u8, const ROWS: usize, const PANELS: usize> Kernel
+    for Sized<CODE, SCALE, ROWS, PANELS>
+{
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let t = self.0;
-        let mut acc = [[S::splat(0.0); 2]; ROWS];
+        let mut acc = [[[S::splat(0.0); 2]; ROWS]; PANELS];
         let mut block = 0;
         while block < t.blocks {
-            self.fetch::<S>(block);
-            self.block::<S>(block, &mut acc);
+            let mut p = 0;
+            while p < PANELS {
+                self.fetch::<S>(block, p * t.panel_bytes);
+                self.block::<S>(block, t.weight.wrapping_add(p * t.panel_bytes), &mut acc[p]);
+                p += 1;
+            }
             block += 1;
         }
-        let mut r = 0;
-        while r < ROWS {
-            let mut v = 0;
-            while v < 2 {
-                let n = t.n.saturating_sub(v * LANES).min(LANES);
-                S::store_up_to(t.c.wrapping_add(r * t.c_stride + v * LANES), acc[r][v], n);
-                v += 1;
+        let mut p = 0;
+        while p < PANELS {
+            let mut r = 0;
+            while r < ROWS {
+                let mut v = 0;
+                while v < 2 {
+                    let lane = p * PANEL + v * LANES;
+                    let n = t.n.saturating_sub(lane).min(LANES);
+                    S::store_up_to(t.c.wrapping_add(r * t.c_stride + lane), acc[p][r][v], n);
+                    v += 1;
+                }
+                r += 1;
             }
-            r += 1;
+            p += 1;
         }
     }
 }
 
-impl<const CODE: u8, const SCALE: u8, const ROWS: usize> Sized<CODE, SCALE, ROWS> {
+impl<const CODE: u8, const SCALE: u8, const ROWS: usize, const PANELS: usize> Sized<CODE, SCALE, ROWS, PANELS> {
     const CODE_KIND: Code = code_of(CODE);
     const SCALE_KIND: Scale = scale_of(SCALE);
     /// Parts of a block with a scale of their own.
@@ -214,14 +247,14 @@ impl<const CODE: u8, const SCALE: u8, const ROWS: usize> Sized<CODE, SCALE, ROWS
     const CHUNK: usize = 2 * Self::CODE_KIND.half_lines() + Self::SCALE_KIND.lines();
 
     #[inline(always)]
-    unsafe fn fetch<S: Simd>(&self, block: usize) {
+    unsafe fn fetch<S: Simd>(&self, block: usize, panel: usize) {
         let t = &self.0;
         if t.fetch == Fetch::Nothing {
             return;
         }
         let half = Self::CHUNK.div_ceil(2);
         let (mut line, lines) = (0, if t.fetch == Fetch::All { 2 } else { 1 });
-        let from = t.ahead.wrapping_add(block * Self::CHUNK * LINE * lines / 2);
+        let from = t.ahead.wrapping_add(panel + block * Self::CHUNK * LINE * lines / 2);
         while line < half {
             S::prefetch(from.wrapping_add(line * LINE));
             if lines == 2 {
@@ -232,10 +265,10 @@ impl<const CODE: u8, const SCALE: u8, const ROWS: usize> Sized<CODE, SCALE, ROWS
     }
 
     #[inline(always)]
-    unsafe fn block<S: Simd>(&self, block: usize, acc: &mut [[S::V; 2]; ROWS]) {
+    unsafe fn block<S: Simd>(&self, block: usize, weight: *const u8, acc: &mut [[S::V; 2]; ROWS]) {
         let t = &self.0;
         let at = place(Self::CODE_KIND, Self::SCALE_KIND, block);
-        let (header, chunk) = (t.weight.wrapping_add(at.header * LINE), t.weight.wrapping_add(at.chunk * LINE));
+        let (header, chunk) = (weight.wrapping_add(at.header * LINE), weight.wrapping_add(at.chunk * LINE));
         let scales = [Self::scales::<S>(header, chunk, 0), Self::scales::<S>(header, chunk, 1)];
         let mut part = 0;
         while part < Self::PARTS {
