@@ -6,6 +6,9 @@ use aloe_record::digest::Hasher;
 use aloe_tensor::{BlockFormat, Dtype, Tensor};
 use std::path::{Path, PathBuf};
 
+/// A matrix in blocks: the format, and the bytes of each row.
+pub type BlockRows<'a> = (BlockFormat, Vec<&'a [u8]>);
+
 /// An opened model, its weights still in their file.
 pub struct ModelSource {
     /// The folder or file.
@@ -90,7 +93,7 @@ impl ModelSource {
     }
 
     /// The rows of a matrix as a GGUF file stores them in blocks, in Hugging Face row order; `None` when it is not stored so.
-    pub fn block_rows(&self, name: &str) -> Result<Option<(BlockFormat, Vec<&[u8]>)>> {
+    pub fn block_rows(&self, name: &str) -> Result<Option<BlockRows<'_>>> {
         let spec = self.spec(name)?;
         let Files::Gguf(model) = &self.files else { return Ok(None) };
         let stored = model.gguf.tensor(&spec.gguf_name).map_or("", |tensor| tensor.ggml_type.name());

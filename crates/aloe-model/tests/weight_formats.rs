@@ -1,5 +1,7 @@
 //! Weights in blocks: the stored blocks of real GGUF files against their dequantised values, and logits against f32.
 
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "a test that did not run says so")]
+
 use aloe_model::{Decoder, ModelSource, PackedBatch, WeightFormat};
 use aloe_tensor::{Device, Dtype, Linear};
 use std::path::PathBuf;
