@@ -54,6 +54,13 @@ pub(crate) enum Command {
                             messages, and optionally n, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, stop_ids."
     )]
     Generate(GenerateArgs),
+    /// Measure how fast a model works here, beside what the machine could do at most
+    #[command(
+        after_help = "Example:\n  aloe bench models/smollm2 --runs 5\n\nPrefill, decoding of one stream and of 16 samples of one prompt, scoring; \
+                            each run is timed beside a probe of matrix products and of memory. --out writes the report as JSON, for example \
+                            benches/results/2026-11-23.json."
+    )]
+    Bench(BenchArgs),
     /// Talk to a model
     #[command(
         after_help = "Examples:\n  aloe chat runs/quickstart/dpo-2\n  aloe chat models/smollm2 --prompt Hello.\n\nThe defaults are the reference card's: \
@@ -197,6 +204,18 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) requests: PathBuf,
     /// File to write; default standard output
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Runs of each work; medians are reported
+    #[arg(long, default_value_t = 5)]
+    pub(crate) runs: usize,
+    /// File to write the report to, JSON; default none
     #[arg(long)]
     pub(crate) out: Option<PathBuf>,
 }

@@ -1,5 +1,6 @@
 //! One file per subcommand, and what they share: opening a model, writing lines.
 
+mod bench;
 pub(crate) mod chat;
 mod generate;
 pub(crate) mod plan;
@@ -24,6 +25,7 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
     match cli.command {
         Command::Score(args) => score::run(&args, cancel),
         Command::Generate(args) => generate::run(&args, cancel),
+        Command::Bench(args) => bench::run(&args, cancel),
         Command::Chat(args) => chat::run(&args, cancel),
         Command::ShowMask(args) => show_mask::run(&args),
         Command::Run(args) => run::run(&args, cancel),
