@@ -34,6 +34,22 @@ unsafe fn rounded(v: __m256) -> __m256i {
     _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v)))
 }
 
+/// The sum of eight lanes, halves added until one is left.
+#[inline(always)]
+pub(super) unsafe fn sum_256(v: __m256) -> f32 {
+    let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+    _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps::<1>(v, v)))
+}
+
+/// The largest of eight lanes, by the same folding.
+#[inline(always)]
+pub(super) unsafe fn max_256(v: __m256) -> f32 {
+    let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+    _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps::<1>(v, v)))
+}
+
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn enter<K: Kernel>(kernel: K) -> K::Out {
     kernel.run::<Avx2>()
@@ -70,6 +86,14 @@ impl Simd for Avx2 {
         let m = mask(n);
         _mm256_maskstore_ps(p, m[0], v[0]);
         _mm256_maskstore_ps(p.wrapping_add(8), m[1], v[1]);
+    }
+    #[inline(always)]
+    unsafe fn sum_lanes(v: V) -> f32 {
+        sum_256(_mm256_add_ps(v[0], v[1]))
+    }
+    #[inline(always)]
+    unsafe fn max_lanes(v: V) -> f32 {
+        max_256(_mm256_max_ps(v[0], v[1]))
     }
     #[inline(always)]
     unsafe fn splat_at(p: *const u32) -> V {

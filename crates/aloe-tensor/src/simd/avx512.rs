@@ -3,6 +3,7 @@
 //! Whole vectors are moved by the masked instructions with all lanes on, which compile to plain moves: `_mm512_loadu_ps`
 //! carries the checks of `read_unaligned` into builds with debug assertions, and the inner loop with it.
 
+use super::avx2::{max_256, sum_256};
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
 
@@ -177,6 +178,14 @@ macro_rules! avx512 {
             #[inline(always)]
             unsafe fn pair_bf16(low: __m512, high: __m512) -> __m512 {
                 pair(low, high)
+            }
+            #[inline(always)]
+            unsafe fn sum_lanes(v: __m512) -> f32 {
+                sum_256(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)))
+            }
+            #[inline(always)]
+            unsafe fn max_lanes(v: __m512) -> f32 {
+                max_256(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)))
             }
             #[inline(always)]
             unsafe fn splat_at(p: *const u32) -> __m512 {

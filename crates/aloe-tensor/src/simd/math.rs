@@ -32,17 +32,18 @@ pub(crate) unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
 /// Sum of the lanes: halves are added until one is left, the same on every instruction set.
 #[inline(always)]
 pub(crate) unsafe fn sum_lanes<S: Simd>(v: S::V) -> f32 {
-    fold::<S>(v, |a, b| a + b)
+    S::sum_lanes(v)
 }
 
 /// Largest lane; lanes are not NaN.
 #[inline(always)]
 pub(crate) unsafe fn max_lanes<S: Simd>(v: S::V) -> f32 {
-    fold::<S>(v, |a, b| if a > b { a } else { b })
+    S::max_lanes(v)
 }
 
+/// Lanes folded in halves by plain code: what every instruction set must give.
 #[inline(always)]
-unsafe fn fold<S: Simd>(v: S::V, f: impl Fn(f32, f32) -> f32) -> f32 {
+pub(crate) unsafe fn fold<S: Simd>(v: S::V, f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
     S::store(lanes.as_mut_ptr(), v);
     let mut half = LANES / 2;
@@ -55,4 +56,35 @@ unsafe fn fold<S: Simd>(v: S::V, f: impl Fn(f32, f32) -> f32) -> f32 {
         half /= 2;
     }
     lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::Kernel;
+    use crate::testing::{devices, normal};
+
+    struct Folds(Vec<f32>);
+
+    impl Kernel for Folds {
+        type Out = [f32; 4];
+
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) -> [f32; 4] {
+            let v = S::load(self.0.as_ptr());
+            let max = |a, b| if a > b { a } else { b };
+            [sum_lanes::<S>(v), fold::<S>(v, |a, b| a + b), max_lanes::<S>(v), fold::<S>(v, max)]
+        }
+    }
+
+    #[test]
+    fn sums_and_maxima_over_lanes_are_the_plain_folds_bit_for_bit() {
+        for device in devices() {
+            for chunk in normal("lanes", &[64, LANES]).as_f32().chunks_exact(LANES) {
+                // SAFETY: sixteen numbers.
+                let [sum, plain_sum, max, plain_max] = unsafe { device.isa().run(Folds(chunk.to_vec())) };
+                assert_eq!((sum.to_bits(), max.to_bits()), (plain_sum.to_bits(), plain_max.to_bits()), "{device:?}");
+            }
+        }
+    }
 }

@@ -78,6 +78,18 @@ pub(crate) trait Simd: Vectors {
     /// Both rounded to bf16 as one unit per lane: `low` in the low half.
     unsafe fn pair_bf16(low: Self::V, high: Self::V) -> Self::V;
 
+    /// Sum of the lanes, halves added until one is left.
+    #[inline(always)]
+    unsafe fn sum_lanes(v: Self::V) -> f32 {
+        math::fold::<Self>(v, |a, b| a + b)
+    }
+
+    /// Largest lane, by the same folding.
+    #[inline(always)]
+    unsafe fn max_lanes(v: Self::V) -> f32 {
+        math::fold::<Self>(v, |a, b| if a > b { a } else { b })
+    }
+
     /// The same 32 bits from memory in every lane.
     #[inline(always)]
     unsafe fn splat_at(p: *const u32) -> Self::V {
