@@ -322,3 +322,55 @@ fn a_generation_that_exceeds_the_memory_budget_alone_is_refused_and_the_others_g
     assert_eq!(found[1].as_ref().unwrap(), &expected);
     assert!(narrow.generate(&asked[..2], &Progress::silent(), &Cancel::default()).is_err());
 }
+
+/// On real weights in bf16: two chats with a system prompt in common, together on two threads against alone on one; then the
+/// drawn ids scored, which must give the log-probabilities of the drawing.
+#[test]
+fn smollm2_answers_and_scores_are_the_same_alone_and_together_in_bf16() {
+    let Ok(models) = std::env::var("ALOE_MODELS") else {
+        assert!(std::env::var("ALOE_REQUIRE").is_err(), "ALOE_MODELS is not set");
+        eprintln!("not run: ALOE_MODELS is not set");
+        return;
+    };
+    let model = PathBuf::from(models).join("smollm2-135m-instruct-q4_1/model.gguf");
+    let chat = |question: &str| {
+        let message = |role, content: &str| aloe_text::Message { role, content: content.into() };
+        Prompt::Messages(vec![
+            message(aloe_text::Role::System, "You are a helpful medical assistant. Answer in one sentence."),
+            message(aloe_text::Role::User, question),
+        ])
+    };
+    let sampling = Sampling { temperature: 0.8, top_p: 0.9, seed: 3, ..Sampling::greedy(6) };
+    let requests: Vec<GenerateRequest> = ["What does insulin do?", "What does aspirin do?"]
+        .iter()
+        .map(|question| GenerateRequest {
+            id: (*question).into(),
+            prompt: chat(question),
+            n: 2,
+            sampling: sampling.clone(),
+        })
+        .collect();
+    let silent = Progress::silent();
+    let two = open(&model, Dtype::Bf16, 2, None);
+    let together = two.generate(&requests, &silent, &Cancel::default()).unwrap();
+    let one = open(&model, Dtype::Bf16, 1, None);
+    for (request, expected) in requests.iter().zip(&together) {
+        let alone = one.generate(std::slice::from_ref(request), &silent, &Cancel::default()).unwrap();
+        assert_eq!(alone[0], *expected);
+    }
+    let asked = |result: &crate::GenerateResult| ScoreRequest {
+        id: result.id.clone(),
+        prompt: Prompt::Ids(result.prompt_ids.clone().unwrap()),
+        continuations: result.completions.iter().map(|c| Continuation::Ids(c.ids.clone().unwrap())).collect(),
+    };
+    let asked: Vec<ScoreRequest> = together.iter().map(asked).collect();
+    let scored = one.score(&asked, &silent, &Cancel::default()).unwrap();
+    for (scored, generated) in scored.iter().zip(&together) {
+        for (scored, completion) in scored.continuations.iter().zip(&generated.completions) {
+            let logps: Vec<f32> = scored.logps.iter().map(|&logp| logp as f32).collect();
+            assert_eq!(Some(logps), completion.logps);
+        }
+    }
+    let counts = two.counts().unwrap();
+    assert!(counts.n_computed_tokens < counts.n_requested_tokens * 2 / 3, "{counts:?}");
+}
