@@ -78,8 +78,9 @@ pub(crate) enum Command {
     Dpo(StageArgs),
     /// Merge models by a mergekit YAML
     #[command(
-        after_help = "Example:\n  aloe merge merge.yml runs/merged --seed 7\n\nMethods: linear, ties, dare_ties. Writes a Hugging Face folder with \
-                            README.md and mergekit_config.yml."
+        after_help = "Example:\n  aloe merge merge.yml runs/merged --seed 7\n\nMethods: linear, slerp, nuslerp, multislerp, karcher, passthrough, \
+                            nearswap, model_stock, sce, task_arithmetic, ties, dare_ties, dare_linear, breadcrumbs, breadcrumbs_ties, \
+                            della, della_linear. Writes a Hugging Face folder with README.md and mergekit_config.yml."
     )]
     Merge(MergeArgs),
     /// Evaluate a model on benchmarks
@@ -295,7 +296,17 @@ pub(crate) struct MergeArgs {
     /// mergekit's YAML
     pub(crate) config: PathBuf,
     /// Folder to write
-    pub(crate) out: PathBuf,
+    #[arg(required_unless_present_any = ["check", "tensor"])]
+    pub(crate) out: Option<PathBuf>,
+    /// Resolve everything and print the plan: parameters per group of tensors, sizes, memory. Writes nothing
+    #[arg(long, conflicts_with = "out")]
+    pub(crate) check: bool,
+    /// Merge this tensor alone, in memory, and print its digest and figures. Writes nothing
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["out", "check"])]
+    pub(crate) tensor: Option<String>,
+    /// Memory budget in MiB; fewer threads run where they would need more. Results do not depend on it
+    #[arg(long, value_name = "MIB", default_value_t = aloe_merge::DEFAULT_MEMORY >> 20)]
+    pub(crate) memory: u64,
     #[command(flatten)]
     pub(crate) common: Common,
 }

@@ -59,14 +59,48 @@ pub(crate) fn pull(args: &PullArgs, cancel: &Cancel) -> anyhow::Result<()> {
 pub(crate) fn merge(args: &MergeArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let yaml = std::fs::read_to_string(&args.config)
         .map_err(|error| Failure::usage(format!("cannot read {}: {error}", args.config.display())))?;
-    aloe_merge::MergeConfig::parse(&yaml, &args.config)?;
+    let config = aloe_merge::MergeConfig::parse(&yaml, &args.config)?;
+    let Some(out) = &args.out else { return merge_dry(&config, args) };
     let mut entry = Table::new();
     entry.insert("yaml".into(), Value::String(yaml));
     entry.insert("master".into(), Value::Boolean(false));
-    let request =
-        Request { kind: "merge", entry, from: Table::new(), out: &args.out, common: &args.common, dtype: None };
+    if args.memory << 20 != aloe_merge::DEFAULT_MEMORY {
+        entry.insert("memory".into(), Value::Integer(i64::try_from(args.memory)?));
+    }
+    let request = Request { kind: "merge", entry, from: Table::new(), out, common: &args.common, dtype: None };
     let done = run(request, cancel)?;
-    report(&done, &args.out, args.common.json)
+    report(&done, out, args.common.json)
+}
+
+/// `aloe merge --check` and `--tensor NAME`: the plan, or one tensor with its figures, on standard output.
+fn merge_dry(config: &aloe_merge::MergeConfig, args: &MergeArgs) -> anyhow::Result<()> {
+    let options = aloe_merge::MergeOptions {
+        seed: args.common.seed,
+        threads: threads_of(args.common.threads),
+        memory: args.memory << 20,
+        ..aloe_merge::MergeOptions::default()
+    };
+    if !config.earlier.is_empty() {
+        return Err(Failure::usage(
+            "--check and --tensor take a file of one document: a later one needs merged models",
+        )
+        .into());
+    }
+    let plan = aloe_merge::plan(config, &options)?;
+    let mut out = std::io::stdout();
+    let Some(name) = &args.tensor else { return Ok(write!(out, "{}", plan.table(&options))?) };
+    let tensor = plan.tensors.iter().find(|tensor| &tensor.spec.hf_name == name);
+    let tensor = tensor.ok_or_else(|| Failure::usage(format!("--tensor {name}: the result has no such tensor")))?;
+    let (values, stats) = aloe_merge::merge_tensor(config, &plan, tensor)?;
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let found = serde_json::json!({
+        "tensor": name,
+        "shape": tensor.spec.shape,
+        "dtype": plan.dtype.name(),
+        "sha256_of_float32_values": aloe_record::digest::bytes(&bytes),
+        "task_vectors": stats,
+    });
+    Ok(writeln!(out, "{}", serde_json::to_string_pretty(&found)?)?)
 }
 
 /// `aloe eval MODEL`.

@@ -189,7 +189,7 @@ fn merge(
     let options = MergeOptions {
         seed: context.seed,
         threads: context.threads,
-        memory: aloe_merge::DEFAULT_MEMORY,
+        memory: config.memory.map_or(aloe_merge::DEFAULT_MEMORY, |mebibytes| mebibytes << 20),
         write_master: config.master,
         read_master: true,
         folders,

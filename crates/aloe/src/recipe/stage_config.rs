@@ -47,6 +47,9 @@ pub(crate) struct MergeStage {
     /// Write `model/` and the f32 `master/` that a training stage starts from; otherwise one Hugging Face folder.
     #[serde(default = "yes")]
     pub(crate) master: bool,
+    /// Memory budget in MiB; results do not depend on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory: Option<u64>,
     /// Names that `from` gives; set by the reader.
     #[serde(skip)]
     pub(crate) inputs: Vec<String>,
