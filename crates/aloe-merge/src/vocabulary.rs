@@ -3,7 +3,8 @@
 //! Source: mergekit 0.1.5, `tokenizer/build.py` and `tokenizer/embed.py`. Tokens of a union that the base lacks are appended in the order of
 //! the configuration and of their ids (there the order is that of a hash table): plain tokens first, then added ones. Rows of a model that
 //! lacks a token: the one model's that has it, else the base's, else the mean of those that have it, else zeros. A token whose id lies past
-//! the embedding counts as lacking.
+//! the embedding counts as lacking. A token new to all (`tokens:`) takes its stated row in every model; mergekit, with `source: base`, lets the
+//! base keep whatever spare row stands there.
 
 use crate::config::{MergeConfig, TokenRow, TokenizerChoice, TokenizerSource};
 use crate::tokenizer_file::TokenizerFile;
