@@ -22,11 +22,11 @@ use serde_json::json;
 use std::io::Write as _;
 use std::path::Path;
 
-/// What happened to one row.
+/// What happened to one row. Its id is `source/file:line`; the folder stands in the record's settings, so that the ledger's bytes
+/// do not depend on where the data lies.
 #[derive(serde::Serialize)]
 struct Entry {
     id: String,
-    at: String,
     action: &'static str,
     rule: String,
 }
@@ -181,8 +181,8 @@ impl<'a> Run<'a> {
             for row in dropped {
                 let at = &rows[row].at;
                 self.report.sources[source].count_drop(rule);
-                let (id, at) = (id(config, file, at), at.clone());
-                self.ledger.push(Entry { id, at, action: "dropped", rule: rule.into() });
+                let id = id(config, file, at);
+                self.ledger.push(Entry { id, action: "dropped", rule: rule.into() });
             }
         }
         Ok(())
@@ -247,7 +247,7 @@ impl<'a> Run<'a> {
     }
 
     fn enter(&mut self, item: &Item, action: &'static str, rule: &str) {
-        self.ledger.push(Entry { id: item.id.clone(), at: item.at.clone(), action, rule: rule.to_owned() });
+        self.ledger.push(Entry { id: item.id.clone(), action, rule: rule.to_owned() });
     }
 
     fn drop_one(&mut self, item: &Item, rule: &str) {

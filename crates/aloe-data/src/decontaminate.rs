@@ -67,9 +67,7 @@ pub struct Evidence {
 pub struct Overlap {
     /// Id of the row.
     pub row: String,
-    /// Where the row stands.
-    pub row_at: String,
-    /// Where the evaluation question stands.
+    /// Where the evaluation question stands: folder, file and line.
     pub question_at: String,
     /// The question's words.
     pub question: String,
@@ -78,6 +76,13 @@ pub struct Overlap {
     /// Why.
     #[serde(flatten)]
     pub evidence: Evidence,
+}
+
+/// The last two parts of a path: enough to find the file, and the same wherever the data lies.
+fn last_two(path: &str) -> String {
+    let mut parts: Vec<&str> = path.rsplit('/').take(2).collect();
+    parts.reverse();
+    parts.join("/")
 }
 
 /// An evaluation question, ready to compare.
@@ -218,7 +223,7 @@ impl Index {
             }
             self.by_options.entry(hash(&options.join("\n"))).or_default().push(id);
         }
-        self.held.push(Held { at: at.to_owned(), telling: telling(&stem), stem, options, n_runs_13, n_runs_8 });
+        self.held.push(Held { at: last_two(at), telling: telling(&stem), stem, options, n_runs_13, n_runs_8 });
     }
 
     /// Runs in more than two questions of different wording are phrasing. Copies of one question count once.
@@ -253,7 +258,6 @@ impl Index {
         let held = &self.held[id as usize];
         Some(Overlap {
             row: item.id.clone(),
-            row_at: item.at.clone(),
             question_at: held.at.clone(),
             question: held.stem.clone(),
             row_text: asked.first().map(|text| (*text).to_owned()).unwrap_or_default(),

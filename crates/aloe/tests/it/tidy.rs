@@ -159,3 +159,15 @@ fn every_golden_file_is_written_by_a_script_in_oracles() {
         }
     }
 }
+
+#[test]
+fn every_row_of_the_starter_set_says_that_it_was_not_clinically_reviewed() {
+    let mut found = Vec::new();
+    files(&root().join("starter"), "jsonl", &mut found);
+    assert!(found.len() >= 12, "{found:?}");
+    for path in found {
+        for (at, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
+            assert!(line.contains("not clinically reviewed"), "{}:{}", path.display(), at + 1);
+        }
+    }
+}
