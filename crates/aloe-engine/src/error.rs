@@ -28,6 +28,12 @@ pub enum Error {
         /// What is wrong and what to try.
         reason: String,
     },
+    /// The model computes NaN or infinite logits: nothing it would answer means anything.
+    #[error(
+        "the model's logits are not finite: its weights hold NaN or infinite values, or overflow in this dtype; look at the \
+         run that wrote it, or try --dtype f32"
+    )]
+    NonFinite,
     /// An endpoint refused, answered nonsense, or lacks a feature.
     #[error("endpoint {url}: {reason}")]
     Endpoint {

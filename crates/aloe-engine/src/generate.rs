@@ -369,6 +369,9 @@ impl<'a> Schedule<'a> {
 fn accept_rows(local: &Local, sequences: &mut [&mut Sequence], rows: &[&[f32]]) -> Result<()> {
     let draws: Vec<_> = sequences.iter().zip(rows).map(|(sequence, row)| sequence.draw(row)).collect();
     let drawn = draw_tokens(&local.decoder.device, &draws);
+    if drawn.iter().any(|(_, logp)| !logp.is_finite()) {
+        return Err(Error::NonFinite);
+    }
     sequences.iter_mut().zip(drawn).try_for_each(|(sequence, token)| sequence.accept(token))
 }
 

@@ -139,8 +139,8 @@ impl Local {
             return Err(Error::Request {
                 id: id.to_owned(),
                 reason: format!(
-                    "keys and values of {n_tokens} tokens take {:.1} MiB, more than the budget of {:.1} MiB; raise the \
-                     budget, shorten the prompt or ask for fewer new tokens",
+                    "keys and values of {n_tokens} tokens take {:.1} MiB, more than the budget of {:.1} MiB (a quarter of the \
+                     memory that was free); free memory, shorten the prompt or ask for fewer new tokens",
                     needed as f64 / 1_048_576.0,
                     self.kv_budget_bytes as f64 / 1_048_576.0
                 ),

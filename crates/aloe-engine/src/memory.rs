@@ -8,7 +8,8 @@ const FALLBACK_BYTES: u64 = 8 << 30;
 /// A quarter of the memory that is free now.
 pub(crate) fn default_kv_budget_bytes() -> usize {
     let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_bytes(&text));
-    let group = group_bytes(Path::new("/sys/fs/cgroup"));
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = least_group_bytes(Path::new("/sys/fs/cgroup"), &own);
     let free = match (machine, group) {
         (Some(machine), Some(group)) => machine.min(group),
         (one, other) => one.or(other).unwrap_or(FALLBACK_BYTES),
@@ -20,6 +21,13 @@ pub(crate) fn default_kv_budget_bytes() -> usize {
 fn available_bytes(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The least of what this process's group and the groups around it leave. `own` is /proc/self/cgroup: a line `0::/a/b` in version 2.
+fn least_group_bytes(root: &Path, own: &str) -> Option<u64> {
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("");
+    let innermost = root.join(path);
+    innermost.ancestors().take_while(|folder| folder.starts_with(root)).filter_map(group_bytes).min()
 }
 
 /// What the control group (version 2) leaves; `None` without a limit.
@@ -43,5 +51,23 @@ mod tests {
         assert_eq!(group_bytes(folder.path()), Some(700));
         std::fs::write(folder.path().join("memory.max"), "max\n").unwrap();
         assert_eq!(group_bytes(folder.path()), None);
+    }
+
+    #[test]
+    fn a_group_around_the_own_one_limits_it_too() {
+        let root = tempfile::tempdir().unwrap();
+        let (job, step) = (root.path().join("job"), root.path().join("job/step"));
+        std::fs::create_dir_all(&step).unwrap();
+        let limit = |folder: &Path, max: &str| {
+            std::fs::write(folder.join("memory.max"), max).unwrap();
+            std::fs::write(folder.join("memory.current"), "100").unwrap();
+        };
+        limit(&step, "max");
+        limit(&job, "1000");
+        let own = "12:memory:/x\n0::/job/step\n";
+        assert_eq!(least_group_bytes(root.path(), own), Some(900));
+        limit(&step, "500");
+        assert_eq!(least_group_bytes(root.path(), own), Some(400));
+        assert_eq!(least_group_bytes(root.path(), ""), None);
     }
 }

@@ -5,7 +5,7 @@ use crate::local::PACK_TOKENS;
 use crate::sample::argmax;
 use crate::tree::{ROOT, Tree};
 use crate::walk::{Selection, Walk};
-use crate::{Local, Result, ScoreRequest, ScoreResult, Scored};
+use crate::{Error, Local, Result, ScoreRequest, ScoreResult, Scored};
 use aloe_model::KvCache;
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::{Tensor, ops};
@@ -193,11 +193,10 @@ impl Scoring<'_> {
         let pass = self.local.decoder.run(&self.walk.pieces(&selection), &[], &mut [])?;
         self.local.count(|counts| counts.n_computed_tokens += pass.hidden.shape()[0] as u64);
         self.walk.store(&selection, pass.kept, |_| false);
-        self.score_rows(&selection, &pass.hidden, &pass.rows);
-        Ok(())
+        self.score_rows(&selection, &pass.hidden, &pass.rows)
     }
 
-    fn score_rows(&mut self, selection: &Selection, hidden: &Tensor, rows: &[Range<usize>]) {
+    fn score_rows(&mut self, selection: &Selection, hidden: &Tensor, rows: &[Range<usize>]) -> Result<()> {
         let mut wanted: Vec<usize> = Vec::new();
         let mut targets: Vec<(usize, Target)> = Vec::new();
         for (&node, rows) in selection.nodes.iter().zip(rows) {
@@ -224,8 +223,12 @@ impl Scoring<'_> {
             while let Some((row, target)) = targets.next_if(|(row, _)| *row < end) {
                 let row = row - chunk * LOGIT_ROWS;
                 let logp = f64::from(logits.as_f32()[row * vocab_size + target.id as usize]);
+                if !logp.is_finite() {
+                    return Err(Error::NonFinite);
+                }
                 self.scores[target.slot] = (logp, best[row].get() == Some(&target.id));
             }
         }
+        Ok(())
     }
 }

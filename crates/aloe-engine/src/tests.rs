@@ -54,6 +54,32 @@ fn a_prompt_scored_alone_meets_the_golden_negative_log_likelihoods() {
 }
 
 #[test]
+fn a_model_with_a_weight_that_is_no_number_is_an_error_and_never_an_answer() {
+    let Some(folder) = folder() else { return };
+    let broken = tempfile::tempdir().unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(folder.join(name), broken.path().join(name)).unwrap();
+    }
+    let mut bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..data]).unwrap();
+    let at = data + header["model.norm.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(broken.path().join("model.safetensors"), bytes).unwrap();
+    let engine = engine(broken.path(), 1);
+    let (progress, cancel) = (Progress::silent(), Cancel::default());
+    let score = ScoreRequest { id: "x".into(), prompt: Prompt::Ids(vec![1, 5, 6]), continuations: vec![] };
+    let refused = engine.score(&[score], &progress, &cancel).unwrap_err().to_string();
+    assert!(refused.contains("not finite"), "{refused}");
+    for temperature in [0.0, 0.7] {
+        let sampling = Sampling { temperature, ..Sampling::greedy(4) };
+        let request = GenerateRequest { id: "x".into(), prompt: Prompt::Ids(vec![1, 5, 6]), n: 1, sampling };
+        let refused = engine.generate(&[request], &progress, &cancel).unwrap_err().to_string();
+        assert!(refused.contains("not finite"), "{refused}");
+    }
+}
+
+#[test]
 fn greedy_generation_meets_the_golden_text() {
     let Some(folder) = folder() else { return };
     let golden = golden(&folder);
