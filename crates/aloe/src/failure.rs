@@ -80,7 +80,7 @@ fn code_of_engine(error: &aloe_engine::Error, signal: usize) -> Option<u8> {
     match error {
         aloe_engine::Error::Model(inner) => code_of_model(inner, signal),
         aloe_engine::Error::Record(inner) => code_of_record(inner, signal),
-        aloe_engine::Error::Endpoint { .. } => None,
+        aloe_engine::Error::Endpoint { .. } | aloe_engine::Error::NonFinite => None,
         aloe_engine::Error::Text(_) | aloe_engine::Error::Request { .. } | aloe_engine::Error::Open { .. } => Some(2),
     }
 }
@@ -98,6 +98,7 @@ fn code_of_stage(cause: &(dyn std::error::Error + 'static), signal: usize) -> Op
         return match error {
             aloe_merge::Error::Record(inner) => code_of_record(inner, signal),
             aloe_merge::Error::Checkpoint(inner) => code_of_model(inner, signal),
+            aloe_merge::Error::Disk { .. } => Some(4),
             _ => Some(2),
         };
     }
