@@ -15,6 +15,8 @@ pub mod float;
 pub mod forward;
 pub mod gguf;
 pub mod kv;
+#[cfg(test)]
+mod own_process;
 pub mod params;
 mod pickle;
 pub mod safetensors;

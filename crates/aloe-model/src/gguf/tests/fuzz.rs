@@ -1,12 +1,9 @@
 //! A quarter of a million damaged files from a seed: no panic, no memory beyond the file and 64 MiB, and what is accepted keeps the
 //! promises that every later reader relies on.
 
-#[path = "../../safetensors/tests/own_process.rs"]
-mod own_process;
-
 use super::*;
+use crate::own_process::{peaks_bytes, reset_peak, within_memory_of_its_own};
 use aloe_record::CounterRng;
-use own_process::{peaks_bytes, reset_peak, within_memory_of_its_own};
 
 const N_SMALL: u64 = 250_000;
 const N_LARGE: u64 = 300;

@@ -4,7 +4,7 @@
 const CHILD: &str = "ALOE_MODEL_TEST_CHILD";
 
 /// Runs `body` in a child that runs the test `name` alone, and fails when that fails.
-pub(super) fn within_memory_of_its_own(name: &str, body: impl FnOnce()) {
+pub(crate) fn within_memory_of_its_own(name: &str, body: impl FnOnce()) {
     if std::env::var(CHILD).is_ok_and(|found| found == name) {
         return body();
     }
@@ -19,12 +19,12 @@ pub(super) fn within_memory_of_its_own(name: &str, body: impl FnOnce()) {
 }
 
 /// Starts the peak of touched memory anew.
-pub(super) fn reset_peak() {
+pub(crate) fn reset_peak() {
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
 }
 
 /// Peaks of this process so far: of its address space (what was asked for, touched or not) and of its touched memory.
-pub(super) fn peaks_bytes() -> [u64; 2] {
+pub(crate) fn peaks_bytes() -> [u64; 2] {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     ["VmPeak:", "VmHWM:"].map(|name| {
         let line = status.lines().find(|line| line.starts_with(name)).unwrap();
