@@ -129,11 +129,12 @@ fn open_work_is_an_issue_and_not_a_remark() {
 }
 
 /// Scripts that write several golden files under computed names: (beginning of the names, script).
-const FAMILIES: [(&str, &str); 4] = [
+const FAMILIES: [(&str, &str); 5] = [
     ("lm_eval_", "lm_eval_parity.py"),
     ("dare_ties_", "mergekit_parity.py"),
     ("linear_", "mergekit_parity.py"),
     ("ties_", "mergekit_parity.py"),
+    ("tok_", "mergekit_methods.py"),
 ];
 
 /// A golden file is trusted only with the script that made it: a script in oracles/ must name it or its family.
