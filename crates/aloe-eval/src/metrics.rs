@@ -1,7 +1,7 @@
 //! From samples to numbers: accuracy with its standard error per task, and the published ways of averaging tasks.
 
 use crate::Sample;
-use crate::stats;
+use crate::stats::{self, Interval};
 use aloe_task::Task;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +12,19 @@ pub struct Estimate {
     pub value: f64,
     /// Its standard error.
     pub stderr: f64,
+    /// Wilson's 95 % interval of a task's share; none for an average over tasks. Unlike the standard error it is not zero
+    /// where every answer or none is right.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub interval: Option<Interval>,
+}
+
+impl Estimate {
+    /// The share of `n_right` in `n`.
+    pub fn share(n_right: usize, n: usize) -> Self {
+        let value = n_right as f64 / n as f64;
+        let interval = Some(stats::wilson(value, n as f64));
+        Self { value, stderr: stats::proportion_stderr(n_right, n), interval }
+    }
 }
 
 /// What is counted over the samples of a task.
@@ -53,8 +66,7 @@ impl Counts {
     /// Counts `samples`, which must not be empty.
     pub fn of(samples: &[Sample]) -> Self {
         let n = samples.len();
-        let estimate =
-            |n_right| Estimate { value: n_right as f64 / n as f64, stderr: stats::proportion_stderr(n_right, n) };
+        let estimate = |n_right| Estimate::share(n_right, n);
         let generated = samples.iter().any(|sample| !sample.votes.is_empty());
         let scored = samples.iter().all(|sample| sample.correct_norm.is_some());
         let votes = || samples.iter().flat_map(|sample| &sample.votes);
@@ -133,6 +145,7 @@ pub fn groups(results: &[(Task, &Counts)]) -> Vec<Group> {
             acc: Estimate {
                 value: counts.iter().map(|one| one.acc.value).sum::<f64>() / 6.0,
                 stderr: stats::macro_stderr(&stderrs),
+                interval: None,
             },
             n: counts.iter().map(|one| one.n).sum(),
             tasks: subjects.map(Task::name).to_vec(),
@@ -154,6 +167,7 @@ pub fn groups(results: &[(Task, &Counts)]) -> Vec<Group> {
             acc: Estimate {
                 value: parts.iter().map(|part| part.value).sum::<f64>() / parts.len() as f64,
                 stderr: stats::macro_stderr(&stderrs),
+                interval: None,
             },
             n: counts.iter().map(|one| one.n).sum::<usize>() + mmlu.n,
             tasks: tasks.iter().map(|task| task.name()).chain([mmlu.name.clone()]).collect(),
@@ -172,7 +186,7 @@ fn weighted(tasks: &[Task], counts: &[&Counts]) -> Group {
     let sum: f64 = counts.iter().map(|one| one.acc.value * one.n as f64).sum();
     Group {
         name: "multimedqa (size-weighted)".into(),
-        acc: Estimate { value: sum / n as f64, stderr: stats::pooled_stderr(&stderrs, &sizes) },
+        acc: Estimate { value: sum / n as f64, stderr: stats::pooled_stderr(&stderrs, &sizes), interval: None },
         n,
         tasks: tasks.iter().map(|task| task.name()).collect(),
     }
@@ -237,6 +251,19 @@ mod tests {
     fn counts(n: usize, n_right: usize) -> Counts {
         let samples: Vec<Sample> = (0..n).map(|i| sample(0, Some(usize::from(i >= n_right)), vec![])).collect();
         Counts::of(&samples)
+    }
+
+    /// By hand (stats.rs): Wilson's 95 % interval of 0 of 20 is 0 to 16.11 %; an average over tasks has none.
+    #[test]
+    fn a_task_with_nothing_right_has_a_standard_error_of_zero_and_an_interval_that_is_not() {
+        let acc = counts(20, 0).acc;
+        let interval = acc.interval.unwrap();
+        assert_eq!((acc.value, acc.stderr, interval.low), (0.0, 0.0, 0.0));
+        assert!((interval.high - 0.161125).abs() < 1e-6, "{interval:?}");
+        let json = serde_json::to_value(acc).unwrap();
+        assert!(json["interval"]["high"].is_number(), "{json}");
+        let old: Estimate = serde_json::from_str(r#"{"value": 0.5, "stderr": 0.1}"#).unwrap();
+        assert_eq!(old.interval, None, "results of earlier versions are still read");
     }
 
     /// Aloe-Alpha's fp32 row of the Open Medical-LLM leaderboard (aloe.md 7(b)): the six subjects average to 72.65 and the

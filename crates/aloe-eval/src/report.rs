@@ -65,6 +65,13 @@ impl TaskResult {
         }
     }
 
+    /// Accuracy with its standard error and its interval in words, for summaries.
+    pub fn words(&self) -> String {
+        let acc = self.counts.acc;
+        let interval = acc.interval.map_or_else(String::new, |one| format!(" (95 %: {})", one.percent(1)));
+        format!("{} {:.1} % +- {:.1}{interval}", self.task, 100.0 * acc.value, 100.0 * acc.stderr)
+    }
+
     fn task(&self) -> Option<Task> {
         Task::all().into_iter().find(|task| task.name() == self.task)
     }
@@ -101,7 +108,10 @@ impl EvalResults {
 
     /// The table for the terminal.
     pub fn table(&self) -> String {
-        let mut text = format!("{:<36} {:>6} {:>8} {:>8} {:>9}  {}\n", "task", "n", "acc %", "+-", "unparsed", "");
+        let mut text = format!(
+            "{:<36} {:>6} {:>8} {:>8} {:>16} {:>9}  {}\n",
+            "task", "n", "acc %", "+-", "95 % interval", "unparsed", ""
+        );
         for result in &self.tasks {
             let counts = &result.counts;
             text += &line(&result.task, counts.n, counts.acc, &counts.n_unparsed.to_string(), &result.comparability);
@@ -115,7 +125,9 @@ impl EvalResults {
 
 fn line(name: &str, n: usize, acc: crate::metrics::Estimate, unparsed: &str, note: &str) -> String {
     let note = if note == COMPARABLE { "" } else { note };
-    format!("{name:<36} {n:>6} {:>8.2} {:>8.2} {unparsed:>9}  {note}\n", acc.value * 100.0, acc.stderr * 100.0)
+    let interval = acc.interval.map_or_else(String::new, |one| one.percent(2));
+    let (value, stderr) = (acc.value * 100.0, acc.stderr * 100.0);
+    format!("{name:<36} {n:>6} {value:>8.2} {stderr:>8.2} {interval:>16} {unparsed:>9}  {note}\n")
 }
 
 fn group_comparability(group: &Group, tasks: &[TaskResult]) -> String {
@@ -220,6 +232,22 @@ mod tests {
         );
         check(result(Task::Pubmedqa, 500, 500, Split::Validation), "not comparable: the validation split");
         check(result(Task::StarterMcqa, 60, 60, Split::Test), "not comparable: starter questions");
+    }
+
+    /// By hand: 20 of 20 right is 100 % +- 0, and Wilson's interval 20 / 23.841459 = 83.89 % to 100 %.
+    #[test]
+    fn the_table_and_the_words_hold_the_interval_beside_the_standard_error() {
+        let one = result(Task::StarterMcqa, 20, 20, Split::Test);
+        assert_eq!(one.words(), "starter_mcqa 100.0 % +- 0.0 (95 %: 83.9 to 100.0)");
+        let identity = EngineIdentity {
+            name: "m".into(),
+            weights: String::new(),
+            text: String::new(),
+            dtype: "f32".into(),
+            path: String::new(),
+        };
+        let table = EvalResults::new(&identity, &config(Split::Test, None), None, vec![one]).table();
+        assert!(table.contains("100.00     0.00  83.89 to 100.00         0"), "{table}");
     }
 
     /// One of the six MMLU subjects is cut short: their mean, and every average over it, says so; no other does.

@@ -51,6 +51,13 @@ pub struct Interval {
     pub high: f64,
 }
 
+impl Interval {
+    /// As percentages with `places` decimal places: `3.1 to 24.9`.
+    pub fn percent(self, places: usize) -> String {
+        format!("{:.places$} to {:.places$}", 100.0 * self.low, 100.0 * self.high)
+    }
+}
+
 /// Percentile bootstrap of a mean over clusters: whole clusters are drawn with replacement. `clusters` holds (sum, count)
 /// of each; the statistic is the ratio of the summed sums and counts.
 pub fn cluster_bootstrap(clusters: &[(f64, f64)], n_draws: usize, seed: u64, purpose: &str) -> Interval {
@@ -84,22 +91,59 @@ pub fn clustered_mean(clusters: &[(f64, f64)]) -> (f64, f64) {
     (mean, (g / (g - 1.0) * squares).sqrt() / n)
 }
 
-/// A 95 % interval of a rate over clusters: mean +- 1.96 standard errors within [0, 1]; where every observation is alike the
-/// standard error says nothing, and Wilson's interval over the number of clusters stands instead.
+/// The 0.975 quantile of the standard normal distribution.
+const Z: f64 = 1.959_963_984_540_054;
+
+/// A 95 % interval of a rate over clusters: mean +- t standard errors within [0, 1], with Student's t at clusters - 1 degrees of
+/// freedom; where every observation is alike the standard error says nothing, and Wilson's interval over the number of
+/// clusters stands instead.
 pub fn clustered_rate_interval(clusters: &[(f64, f64)]) -> Interval {
     let (mean, stderr) = clustered_mean(clusters);
     if stderr.is_finite() && stderr > 0.0 {
-        return Interval { low: (mean - 1.96 * stderr).max(0.0), high: (mean + 1.96 * stderr).min(1.0) };
+        let half = t_975(clusters.len() - 1) * stderr;
+        return Interval { low: (mean - half).max(0.0), high: (mean + half).min(1.0) };
     }
     wilson(mean, clusters.len() as f64)
 }
 
-/// Wilson's 95 % interval of a proportion.
+/// The 0.975 quantile of Student's t with `n_freedom` (at least 1) degrees of freedom: the angle at which the two-sided
+/// probability is 0.95, by bisection.
+pub fn t_975(n_freedom: usize) -> f64 {
+    let (mut low, mut high) = (0.0, std::f64::consts::FRAC_PI_2);
+    // Sixty halvings of pi/2 are below f64's resolution.
+    for _ in 0..60 {
+        let angle = 0.5 * (low + high);
+        if t_within(angle, n_freedom) < 0.95 { low = angle } else { high = angle }
+    }
+    (n_freedom as f64).sqrt() * (0.5 * (low + high)).tan()
+}
+
+/// P(|T| < sqrt(n) tan(angle)) of Student's t with n degrees of freedom, by the finite series of Abramowitz and Stegun 26.7.3
+/// (odd n) and 26.7.4 (even n).
+fn t_within(angle: f64, n_freedom: usize) -> f64 {
+    let (sin, cos) = angle.sin_cos();
+    let is_odd = n_freedom % 2 == 1;
+    // Terms cos^k, each (k - 1) / k times cos^2 of the one before; k runs 1, 3, .. n - 2 or 0, 2, .. n - 2.
+    let mut term = if is_odd { cos } else { 1.0 };
+    let mut sum = 0.0;
+    let mut k = usize::from(is_odd);
+    while k + 2 <= n_freedom && term > 1e-18 {
+        sum += term;
+        k += 2;
+        term *= cos * cos * (k as f64 - 1.0) / k as f64;
+    }
+    if is_odd { std::f64::consts::FRAC_2_PI * (angle + sin * sum) } else { sin * sum }
+}
+
+/// Wilson's 95 % interval of a proportion `p` of `n`. It starts at exactly 0 where p is 0 and ends at exactly 1 where p is 1.
 pub fn wilson(p: f64, n: f64) -> Interval {
-    let z2 = 1.96f64 * 1.96;
+    let z2 = Z * Z;
     let centre = (p + z2 / (2.0 * n)) / (1.0 + z2 / n);
-    let half = 1.96 / (1.0 + z2 / n) * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();
-    Interval { low: (centre - half).max(0.0), high: (centre + half).min(1.0) }
+    let half = Z / (1.0 + z2 / n) * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();
+    Interval {
+        low: if p <= 0.0 { 0.0 } else { (centre - half).max(0.0) },
+        high: if p >= 1.0 { 1.0 } else { (centre + half).min(1.0) },
+    }
 }
 
 #[cfg(test)]
@@ -145,12 +189,53 @@ mod tests {
         close(clustered_mean(&single).1, proportion_stderr(3, 5));
     }
 
-    /// By hand: Wilson's upper end of 0 in 10 is (z^2/n) / (1 + z^2/n) = 0.38416 / 1.38416 = 0.27754.
+    /// scipy 1.17: stats.t.ppf(0.975, df); of 1 degree of freedom it is tan(0.475 pi).
+    #[test]
+    fn the_t_quantile_agrees_with_scipy_from_one_degree_of_freedom_to_thousands() {
+        let table = [
+            (1, 12.7062047),
+            (2, 4.3026527),
+            (3, 3.1824463),
+            (4, 2.7764451),
+            (10, 2.2281389),
+            (36, 2.0280940),
+            (1000, 1.9623391),
+        ];
+        for (n_freedom, expected) in table {
+            let found = t_975(n_freedom);
+            assert!((found - expected).abs() < 6e-8, "{n_freedom}: {found} is not {expected}");
+        }
+        assert!((t_975(1) - (0.475 * std::f64::consts::PI).tan()).abs() < 1e-9);
+        assert!((t_975(1_000_000) - Z).abs() < 3e-6 && t_975(1_000_000) > Z);
+    }
+
+    /// By hand: five clusters of 10 with 4, 5, 5, 5, 6 events: mean 0.5, residuals -1, 0, 0, 0, 1, standard error
+    /// sqrt(5/4 * 2) / 50 = 0.031623; t of 4 degrees is 2.776445: 0.5 -+ 0.087799.
+    #[test]
+    fn few_clusters_widen_the_interval_by_students_t_and_it_ends_at_0_and_1() {
+        let interval = clustered_rate_interval(&[(4.0, 10.0), (5.0, 10.0), (5.0, 10.0), (5.0, 10.0), (6.0, 10.0)]);
+        assert!((interval.low - 0.412201).abs() < 1e-6 && (interval.high - 0.587799).abs() < 1e-6, "{interval:?}");
+        assert_eq!(clustered_rate_interval(&[(2.0, 2.0), (0.0, 2.0)]), Interval { low: 0.0, high: 1.0 });
+    }
+
+    /// By hand, z^2 = 3.841459: 0 of 20 ends at z^2 / (n + z^2) = 3.841459 / 23.841459 = 0.161125; 10 of 20 is 0.5 -+
+    /// z / (2 sqrt(n + z^2)) = 1.959964 / (2 * 4.882772) = 0.200702. statsmodels' proportion_confint gives the same.
+    #[test]
+    fn the_wilson_interval_is_the_one_of_the_textbook() {
+        let none = wilson(0.0, 20.0);
+        assert!(none.low == 0.0 && (none.high - 0.161125).abs() < 1e-6, "{none:?}");
+        let half = wilson(0.5, 20.0);
+        assert!((half.low - 0.299298).abs() < 1e-6 && (half.high - 0.700702).abs() < 1e-6, "{half:?}");
+        let all = wilson(1.0, 20.0);
+        assert!((all.low - 0.838875).abs() < 1e-6 && all.high == 1.0, "{all:?}");
+    }
+
+    /// By hand: Wilson's upper end of 0 in 10 is (z^2/n) / (1 + z^2/n) = 0.384146 / 1.384146 = 0.277533.
     #[test]
     fn a_rate_without_a_single_event_still_has_an_upper_bound() {
         let interval = clustered_rate_interval(&[(0.0, 3.0); 10]);
         assert_eq!(interval.low, 0.0);
-        assert!((interval.high - 0.27754).abs() < 1e-5, "{interval:?}");
+        assert!((interval.high - 0.277533).abs() < 1e-6, "{interval:?}");
     }
 
     #[test]
