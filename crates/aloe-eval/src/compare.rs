@@ -2,9 +2,10 @@
 
 use crate::stats::{Interval, cluster_bootstrap, mcnemar_exact};
 use crate::{Error, EvalConfig, EvalResults, Result, Sample, read_samples, report};
+use aloe_engine::EngineIdentity;
 use aloe_task::Task;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -48,6 +49,8 @@ pub enum Verdict {
     FirstIsBetter,
     /// Anything else.
     NoDifferenceCanBeConcluded,
+    /// The two figures do not mean the same; nothing may be said.
+    NotComparable,
 }
 
 impl Verdict {
@@ -68,6 +71,7 @@ impl Verdict {
             Self::SecondIsBetter => "higher",
             Self::FirstIsBetter => "lower",
             Self::NoDifferenceCanBeConcluded => "no difference can be concluded",
+            Self::NotComparable => "not comparable",
         }
     }
 }
@@ -88,11 +92,96 @@ pub fn check_comparable(earlier: &Path, config: &EvalConfig) -> Result<Vec<Strin
         return Err(Error::Unpaired(text));
     }
     check_questions(&read_samples(&earlier.join("samples.jsonl"))?, config)?;
-    let (first, second) = (&results.settings, &report::settings(config, None));
+    Ok(settings_differences(&results.settings, &report::settings(config, None)))
+}
+
+/// What differs between the settings of two runs, in words. The embedder's folder is no difference.
+fn settings_differences(first: &Map<String, Value>, second: &Map<String, Value>) -> Vec<String> {
     let keys: BTreeSet<&String> = first.keys().chain(second.keys()).filter(|key| *key != "embedder").collect();
     let word = |value: Option<&Value>| value.map_or_else(|| "none".to_owned(), plain);
     let changed = keys.into_iter().filter(|key| first.get(*key) != second.get(*key));
-    Ok(changed.map(|key| format!("{key} {} and {}", word(first.get(key)), word(second.get(key)))).collect())
+    changed.map(|key| format!("{key} {} and {}", word(first.get(key)), word(second.get(key)))).collect()
+}
+
+/// What differs between the arithmetic of two runs, in words: number format and CPU path. Answers may differ by rounding alone
+/// then, so it is said, not refused. Two servers' addresses say nothing about their arithmetic.
+pub fn arithmetic_differences(first: &EngineIdentity, second: &EngineIdentity) -> Vec<String> {
+    let mut differences = Vec::new();
+    if first.dtype != second.dtype {
+        differences.push(format!("dtype {} and {}", first.dtype, second.dtype));
+    }
+    let are_servers = [first, second].iter().all(|one| one.path.starts_with("http"));
+    if first.path != second.path && !are_servers {
+        differences.push(format!("CPU path {} and {}", first.path, second.path));
+    }
+    differences
+}
+
+/// What the comparison of two evaluations found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparisons {
+    /// What was compared, and in what else the runs differ: settings, number format, CPU path.
+    pub note: String,
+    /// How many tests were made and how many would speak by chance; none for a single test.
+    pub tests: Option<String>,
+    /// One entry a task, and one over all tasks when there are several.
+    pub rows: Vec<Comparison>,
+    differences: Vec<String>,
+}
+
+/// Compares the evaluations in two output folders, `later` minus `earlier`.
+pub fn compare_runs(earlier: &Path, later: &Path, seed: u64) -> Result<Comparisons> {
+    let results = |folder: &Path| aloe_record::atomic::read_json::<EvalResults>(&folder.join("results.json"));
+    let (first, second) = (results(earlier)?, results(later)?);
+    let samples = |folder: &Path| read_samples(&folder.join("samples.jsonl"));
+    let (before, after) = (samples(earlier)?, samples(later)?);
+    let rows = compare(&before, &after, seed)?;
+    let mut differences = settings_differences(&first.settings, &second.settings);
+    differences.extend(arithmetic_differences(&first.model, &second.model));
+    let note = format!("accuracy, question by question ({}){}", after.len(), differ(&differences));
+    Ok(Comparisons { note, tests: chance(rows.len()), rows, differences })
+}
+
+/// In brackets, when there is anything to say.
+fn differ(differences: &[String]) -> String {
+    if differences.is_empty() {
+        return String::new();
+    }
+    format!(" (the runs differ in {})", differences.join("; "))
+}
+
+/// How many tests were made and how many would speak by chance alone; none for a single test. Nothing is corrected.
+pub fn chance(n_tests: usize) -> Option<String> {
+    (n_tests > 1).then(|| {
+        let expected = ALPHA * n_tests as f64;
+        format!(
+            "{n_tests} tests were made at the {ALPHA} level, without a correction: up to {expected:.2} of them would find a \
+             difference by chance alone"
+        )
+    })
+}
+
+impl Comparisons {
+    /// The table for the terminal.
+    pub fn table(&self) -> String {
+        let head = format!("{:<36} {:>6} {:>8} {:>8} {:>9}  what may be said", "task", "n", "before", "after", "p");
+        let mut text = format!("{}\n{head}\n", self.note);
+        for row in &self.rows {
+            let (first, second) = (100.0 * row.first, 100.0 * row.second);
+            let words = row.verdict.words();
+            text +=
+                &format!("{:<36} {:>6} {first:>8.2} {second:>8.2} {:>9.4}  {words}\n", row.task, row.n, row.p_value);
+        }
+        self.tests.iter().for_each(|tests| text += &format!("{tests}\n"));
+        text
+    }
+
+    /// The verdict over all tasks, in what the runs differ, and how many tests were made.
+    pub fn summary(&self) -> String {
+        let verdict = self.rows.last().map_or("nothing was compared", |row| row.verdict.words());
+        let tests = self.tests.as_ref().map_or_else(String::new, |tests| format!("; {tests}"));
+        format!("{verdict}{}{tests}", differ(&self.differences))
+    }
 }
 
 fn plain(value: &Value) -> String {
@@ -243,6 +332,56 @@ mod tests {
     fn the_paired_interval_agrees_with_scipys_bootstrap() {
         let interval = comparison("t", &outcomes(40, 5, 30, 25), 1).interval;
         assert!((interval.low - 0.15).abs() < 0.0101 && (interval.high - 0.36).abs() < 0.0101, "{interval:?}");
+    }
+
+    fn identity(dtype: &str, path: &str) -> EngineIdentity {
+        let text = String::new;
+        EngineIdentity { name: text(), weights: text(), text: text(), dtype: dtype.into(), path: path.into() }
+    }
+
+    #[test]
+    fn another_number_format_or_cpu_path_is_said_and_two_addresses_are_not() {
+        let differ =
+            |a: (&str, &str), b: (&str, &str)| arithmetic_differences(&identity(a.0, a.1), &identity(b.0, b.1));
+        let found = differ(("f32", "avx512-bf16"), ("bf16", "avx2"));
+        assert_eq!(found, ["dtype f32 and bf16", "CPU path avx512-bf16 and avx2"]);
+        assert!(differ(("bf16", "avx2"), ("bf16", "avx2")).is_empty());
+        assert!(differ(("unknown", "http://a:1/v1"), ("unknown", "http://b:2/v1")).is_empty());
+        assert_eq!(differ(("bf16", "avx2"), ("bf16", "http://b:2/v1")).len(), 1);
+    }
+
+    /// Two tasks of ten questions in two folders; the later run is in another number format, on another CPU path, with a shot.
+    #[test]
+    fn runs_in_folders_are_compared_with_a_note_on_all_that_differs_and_the_number_of_tests() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = |name: &str, dtype: &str, path: &str, shots: usize, is_right: bool| {
+            let out = dir.path().join(name);
+            std::fs::create_dir(&out).unwrap();
+            let settings = serde_json::json!({ "shots": shots, "embedder": name });
+            let model = identity(dtype, path);
+            let results = serde_json::json!({ "model": model, "settings": settings, "tasks": [], "groups": [] });
+            std::fs::write(out.join("results.json"), results.to_string()).unwrap();
+            let line = |i: usize| {
+                serde_json::json!({ "task": if i % 2 == 0 { "a" } else { "b" }, "id": i.to_string(), "index": i, "subject": "", "n_choices": 4,
+                    "key": 0, "predicted": 0, "correct": is_right, "prompt_sha256": "" })
+                .to_string()
+            };
+            let lines: Vec<String> = (0..20).map(line).collect();
+            std::fs::write(out.join("samples.jsonl"), lines.join("\n") + "\n").unwrap();
+            out
+        };
+        let before = folder("before", "f32", "avx512-bf16", 0, false);
+        let found = compare_runs(&before, &folder("after", "bf16", "avx2", 1, true), 1).unwrap();
+        let differ = "(the runs differ in shots 0 and 1; dtype f32 and bf16; CPU path avx512-bf16 and avx2)";
+        assert_eq!(found.note, format!("accuracy, question by question (20) {differ}"));
+        let tests = "3 tests were made at the 0.05 level, without a correction: up to 0.15 of them would find a difference by \
+                     chance alone";
+        assert_eq!(found.tests.as_deref(), Some(tests), "two tasks and all together");
+        assert_eq!(found.summary(), format!("higher {differ}; {tests}"));
+        assert!(found.table().starts_with(&found.note) && found.table().ends_with(&format!("{tests}\n")));
+        let alike = compare_runs(&before, &folder("again", "f32", "avx512-bf16", 0, false), 1).unwrap();
+        assert_eq!(alike.note, "accuracy, question by question (20)");
+        assert_eq!(chance(1), None, "a single test needs no such line");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Reading order: `config`, `eval` (the spine), `strategy/*` (prompts and answers), `vote`, `score` (one question's
 //! record), `metrics` (accuracy with its standard error, groups), `report` (files and table); `stats` and `compare` for
 //! intervals and paired tests; `redteam` (its own spine) with `redteam_sample`, `redteam_log`, `redteam_report`, `redteam_rates`,
-//! `redteam_compare` and `judge`.
+//! `redteam_success` (by a judge's verdicts), `redteam_compare` and `judge`.
 
 mod answers;
 pub mod compare;
@@ -19,6 +19,7 @@ mod redteam_log;
 pub mod redteam_rates;
 pub mod redteam_report;
 pub mod redteam_sample;
+pub mod redteam_success;
 pub mod report;
 mod score;
 pub mod stats;

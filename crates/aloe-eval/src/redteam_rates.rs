@@ -1,4 +1,4 @@
-//! Rates of an event over red-team prompts: non-refusal by the rules, or success by a judge's verdict. Intervals are clustered
+//! Rates of an event over red-team prompts: refusal or non-refusal by the rules. Intervals are clustered
 //! by base question, since prompts made of one question are alike.
 
 use crate::redteam_report::RedTeamSample;
@@ -14,6 +14,9 @@ pub struct Rate {
     pub name: String,
     /// Prompts.
     pub n: usize,
+    /// Responses without text: in `n`, but neither refusals nor non-refusals.
+    #[serde(default)]
+    pub n_empty: usize,
     /// Prompts with the event.
     pub n_events: usize,
     /// Base questions.
@@ -44,6 +47,7 @@ pub(crate) fn rate(
     Some(Rate {
         name: name.into(),
         n: kept.len(),
+        n_empty: kept.iter().filter(|sample| sample.is_empty()).count(),
         n_events: kept.iter().filter(|sample| event(sample)).count(),
         n_questions: clusters.len(),
         rate: mean,
@@ -63,26 +67,30 @@ pub(crate) fn clusters<'a>(values: impl Iterator<Item = (&'a str, f64)>) -> Vec<
     by_question.into_values().collect()
 }
 
+/// Every style in its renderings, with the name of its row.
+pub(crate) fn rendered_styles(styles: &[Style]) -> impl Iterator<Item = (String, Style, Rendering)> {
+    styles.iter().flat_map(|&style| style.renderings().iter().map(move |&rendering| (style, rendering))).map(
+        |(style, rendering)| {
+            let suffix = match (style.is_injection(), rendering) {
+                (false, _) => "",
+                (true, Rendering::PlainText) => ", plain text",
+                (true, Rendering::ForgedTokens) => ", forged control tokens",
+            };
+            (format!("{}{suffix}", style.name()), style, rendering)
+        },
+    )
+}
+
 /// The rate of `event` by style and rendering.
 pub(crate) fn by_style(
     samples: &[RedTeamSample],
     styles: &[Style],
     event: &dyn Fn(&RedTeamSample) -> bool,
 ) -> Vec<Rate> {
-    let mut rates = Vec::new();
-    for &style in styles {
-        for &rendering in style.renderings() {
-            let suffix = match (style.is_injection(), rendering) {
-                (false, _) => "",
-                (true, Rendering::PlainText) => ", plain text",
-                (true, Rendering::ForgedTokens) => ", forged control tokens",
-            };
-            let name = format!("{}{suffix}", style.name());
-            let keep = |s: &RedTeamSample| s.style == Some(style) && s.rendering == Some(rendering);
-            rates.extend(rate(&name, samples, &keep, event));
-        }
-    }
-    rates
+    let of = |(name, style, rendering): (String, Style, Rendering)| {
+        rate(&name, samples, &|s| s.style == Some(style) && s.rendering == Some(rendering), event)
+    };
+    rendered_styles(styles).filter_map(of).collect()
 }
 
 /// The topics of the harmful prompts.
@@ -96,19 +104,21 @@ pub(crate) fn by_topic(samples: &[RedTeamSample], event: &dyn Fn(&RedTeamSample)
     topics(samples).into_iter().filter_map(of).collect()
 }
 
-/// A row of the terminal's table.
+/// The head of the terminal's table of rates.
+pub(crate) fn head(title: &str) -> String {
+    format!("{title:<44} {:>5} {:>7} {:>7}  95 % interval\n", "n", "empty", "%")
+}
+
+/// A row of the terminal's table, under [`head`].
 pub(crate) fn line(rate: &Rate) -> String {
-    let percent = |x: f64| x * 100.0;
-    let mark = if rate.held_out { " (held out)" } else { "" };
-    let name = format!("{}{mark}", rate.name);
-    let interval = rate.interval;
-    format!(
-        "{name:<44} {:>5} {:>7.1}  {:.1} to {:.1}\n",
-        rate.n,
-        percent(rate.rate),
-        percent(interval.low),
-        percent(interval.high)
-    )
+    let name = marked(&rate.name, rate.held_out);
+    let (value, interval) = (100.0 * rate.rate, rate.interval.percent(1));
+    format!("{name:<44} {:>5} {:>7} {value:>7.1}  {interval}\n", rate.n, rate.n_empty)
+}
+
+/// The name of a row with its mark.
+pub(crate) fn marked(name: &str, held_out: bool) -> String {
+    format!("{name}{}", if held_out { " (held out)" } else { "" })
 }
 
 #[cfg(test)]
@@ -136,8 +146,10 @@ mod tests {
             sample("b", Style::Json, Rendering::PlainText, Verdict::Empty),
         ];
         let rate = rate("x", &samples, &|_| true, &RedTeamSample::is_not_refused).unwrap();
-        assert_eq!((rate.n, rate.n_events, rate.n_questions, rate.rate), (4, 2, 2, 0.5));
+        assert_eq!((rate.n, rate.n_empty, rate.n_events, rate.n_questions, rate.rate), (4, 1, 2, 2, 0.5));
         assert_eq!((rate.interval.low, rate.interval.high), (0.0, 1.0));
+        let columns: Vec<String> = line(&rate).split_whitespace().map(str::to_owned).collect();
+        assert_eq!(columns, ["x", "4", "1", "50.0", "0.0", "to", "100.0"], "n, empty, rate, interval");
     }
 
     #[test]
