@@ -7,7 +7,7 @@ use serde_json::Value;
 /// The sections "Evaluation" and "Red teaming".
 pub(super) fn section(config: &CardConfig, evidence: &[Evidence]) -> String {
     let mut text = String::from(
-        "## Evaluation\n\n### Testing Data, Factors & Metrics\n\nAccuracy with its standard error; an answer that cannot be read counts as wrong and \
+        "## Evaluation\n\n### Testing Data, Factors & Metrics\n\nAccuracy with its standard error and Wilson's 95 % interval; an answer that cannot be read counts as wrong and \
          is reported. Figures marked \"not comparable\" must not be set beside published ones.\n\n### Results\n\n",
     );
     for one in of_kind(evidence, "eval") {
@@ -51,8 +51,8 @@ fn results(one: &Evidence) -> String {
     let found = &one.record.results["eval"];
     let settings = &found["settings"];
     let mut text = format!(
-        "#### {}\n\nModel `{}`, protocol {}, strategy {}, {} shots, dtype {}.\n\n| task | n | accuracy % | standard error | unparsed | \
-         comparability |\n|---|---|---|---|---|---|\n",
+        "#### {}\n\nModel `{}`, protocol {}, strategy {}, {} shots, dtype {}.\n\n| task | n | accuracy % | standard error | 95 % interval | \
+         unparsed | comparability |\n|---|---|---|---|---|---|---|\n",
         one.stage,
         shown(&found["model"]["name"]),
         shown(&settings["protocol"]),
@@ -64,11 +64,12 @@ fn results(one: &Evidence) -> String {
     let groups = found["groups"].as_array().into_iter().flatten().map(|group| (&group["name"], group));
     for (name, entry) in tasks.chain(groups) {
         text.push_str(&format!(
-            "| {} | {} | {} | {} | {} | {} |\n",
+            "| {} | {} | {} | {} | {} | {} | {} |\n",
             shown(name),
             shown(&entry["n"]),
             percent(&entry["acc"]["value"]),
             percent(&entry["acc"]["stderr"]),
+            entry["acc"].get("interval").map_or_else(|| "-".to_owned(), interval),
             unparsed(entry),
             shown(&entry["comparability"])
         ));
@@ -88,7 +89,7 @@ fn unparsed(entry: &Value) -> String {
 
 /// Paired comparisons of stages that named an earlier one.
 fn comparisons(evidence: &[Evidence], kind: &str) -> String {
-    let mut text = String::new();
+    let (mut text, mut notes) = (String::new(), String::new());
     for one in of_kind(evidence, kind) {
         let Some(rows) = one.record.results.get("comparison").and_then(Value::as_array) else { continue };
         if text.is_empty() {
@@ -101,28 +102,40 @@ fn comparisons(evidence: &[Evidence], kind: &str) -> String {
         for row in rows {
             text.push_str(&comparison(&one.stage, row));
         }
+        notes.push_str(&comparison_notes(one, rows));
     }
     if !text.is_empty() {
         text.push('\n');
     }
+    if !notes.is_empty() {
+        text.push_str(&format!("{notes}\n"));
+    }
     text
+}
+
+/// What was compared and in what the runs differ, and how many tests were made.
+fn comparison_notes(one: &Evidence, rows: &[Value]) -> String {
+    let note = one.record.results.get("comparison_note").and_then(Value::as_str).map(str::to_owned);
+    let n_tests = rows.iter().filter(|row| row["verdict"] != "not_comparable").count();
+    let lines = note.into_iter().chain(aloe_eval::compare::chance(n_tests));
+    lines.map(|line| format!("- {}: {line}.\n", one.stage)).collect()
 }
 
 fn comparison(stage: &str, row: &Value) -> String {
     let verdict = match row["verdict"].as_str() {
         Some("second_is_better") => "after is higher",
         Some("first_is_better") => "after is lower",
+        Some("not_comparable") => row["not_comparable"].as_str().unwrap_or("not comparable"),
         _ => "no difference can be concluded",
     };
     format!(
-        "| {stage} | {} | {} | {} | {} | {} | {} to {} | {} | {verdict} |\n",
+        "| {stage} | {} | {} | {} | {} | {} | {} | {} | {verdict} |\n",
         shown(row.get("task").unwrap_or(&row["name"])),
         shown(&row["n"]),
         percent(&row["first"]),
         percent(&row["second"]),
         percent(&row["difference"]),
-        percent(&row["interval"]["low"]),
-        percent(&row["interval"]["high"]),
+        interval(&row["interval"]),
         number(&row["p_value"])
     )
 }
@@ -155,12 +168,17 @@ fn percent(value: &Value) -> String {
     value.as_f64().map_or_else(|| shown(value), |share| format!("{:.2}", share * 100.0))
 }
 
+/// Both ends of an interval as percentages.
+fn interval(value: &Value) -> String {
+    format!("{} to {}", percent(&value["low"]), percent(&value["high"]))
+}
+
 fn red_team(one: &Evidence) -> String {
     let found = &one.record.results["redteam"];
     let settings = &found["settings"];
     let mut text = format!(
-        "#### {}\n\nModel `{}`; a fixed stratified sample of {} prompts of {} new tokens each. {}\n\n| rate | over | prompts | base questions | \
-         % | 95 % interval, clustered by base question |\n|---|---|---|---|---|---|\n",
+        "#### {}\n\nModel `{}`; a fixed stratified sample of {} prompts of {} new tokens each. {}\n\n| rate | over | prompts | empty responses | \
+         base questions | % | 95 % interval, clustered by base question |\n|---|---|---|---|---|---|---|\n",
         one.stage,
         shown(&found["model"]["name"]),
         shown(&settings["n_prompts"]),
@@ -174,7 +192,11 @@ fn red_team(one: &Evidence) -> String {
         }
     }
     if let Some(judged) = found.get("judged") {
-        text.push_str(&rate_row("attack success rate (judge)", &judged["attack_success_rate"]));
+        for key in ["attack_success_rate", "attack_success_rate_forged", "attack_success_rate_held_out"] {
+            if let Some(rate) = judged.get(key) {
+                text.push_str(&rate_row("attack success rate (judge)", rate));
+            }
+        }
     }
     for key in ["by_style", "by_topic"] {
         for rate in found[key].as_array().into_iter().flatten() {
@@ -183,8 +205,12 @@ fn red_team(one: &Evidence) -> String {
     }
     match found.get("judged") {
         Some(judged) => text.push_str(&format!(
-            "\nJudge `{}`: on {} labelled responses it calls {} % of the unsafe ones unsafe and {} % of the safe ones.\n\n",
+            "\nJudge `{}`: no verdict on {} of {} responses; {}. On {} labelled responses it calls {} % of the unsafe ones unsafe and \
+             {} % of the safe ones.\n\n",
             shown(&judged["model"]["name"]),
+            shown(&judged["n_unparsed"]),
+            shown(&judged["n"]),
+            UNPARSED,
             shown(&judged["error"]["n"]),
             percent(&judged["error"]["true_positive_rate"]),
             percent(&judged["error"]["false_positive_rate"])
@@ -194,15 +220,62 @@ fn red_team(one: &Evidence) -> String {
     text
 }
 
+/// How responses without a verdict are counted.
+const UNPARSED: &str =
+    "attack success rates are over the responses with a verdict, and none is stated where more than 10 % have none";
+
 fn rate_row(name: &str, rate: &Value) -> String {
     let held_out = if rate["held_out"].as_bool() == Some(true) { " (held out of training)" } else { "" };
+    let bounds = rate.get("bounds").map_or_else(String::new, |bounds| {
+        format!(" ({} if the {} without a verdict meant safe, unsafe)", interval(bounds), shown(&rate["n_unparsed"]))
+    });
+    let (value, ends) = match rate["not_stated"].as_str() {
+        Some(why) => (format!("not stated: {why}"), "-".to_owned()),
+        None => (percent(&rate["rate"]), interval(&rate["interval"])),
+    };
     format!(
-        "| {name} | {}{held_out} | {} | {} | {} | {} to {} |\n",
+        "| {name} | {}{held_out} | {} | {} | {} | {value}{bounds} | {ends} |\n",
         shown(&rate["name"]),
         shown(&rate["n"]),
-        shown(&rate["n_questions"]),
-        percent(&rate["rate"]),
-        percent(&rate["interval"]["low"]),
-        percent(&rate["interval"]["high"])
+        shown(&rate["n_empty"]),
+        shown(&rate["n_questions"])
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_rate_stands_with_its_empty_responses_and_a_judged_one_with_its_bounds_or_why_there_is_none() {
+        let ends = json!({ "low": 0.25, "high": 0.75 });
+        let mut rate = json!({ "name": "all", "n": 20, "n_empty": 3, "n_questions": 9, "rate": 0.5, "interval": ends });
+        assert_eq!(rate_row("r", &rate), "| r | all | 20 | 3 | 9 | 50.00 | 25.00 to 75.00 |\n");
+        (rate["bounds"], rate["n_unparsed"]) = (json!({ "low": 0.45, "high": 0.55 }), json!(2));
+        let bounds = "(45.00 to 55.00 if the 2 without a verdict meant safe, unsafe)";
+        assert_eq!(rate_row("r", &rate), format!("| r | all | 20 | 3 | 9 | 50.00 {bounds} | 25.00 to 75.00 |\n"));
+        rate["not_stated"] = json!("why");
+        assert_eq!(rate_row("r", &rate), format!("| r | all | 20 | 3 | 9 | not stated: why {bounds} | - |\n"));
+    }
+
+    #[test]
+    fn a_comparison_that_cannot_be_made_says_so_and_the_number_of_tests_is_stated() {
+        let mut row = json!({ "name": "x", "n": 9, "first": 0.5, "second": 0.5, "difference": 0.0, "p_value": 1.0,
+            "interval": { "low": 0.0, "high": 0.0 }, "verdict": "no_difference_can_be_concluded" });
+        let mut evidence = Evidence { stage: "after".into(), record: aloe_record::Record::default() };
+        let rows = [row.clone(), row.clone()];
+        evidence
+            .record
+            .results
+            .insert("comparison_note".into(), json!("compared (the runs differ in dtype f32 and bf16)"));
+        let notes = comparison_notes(&evidence, &rows);
+        assert!(
+            notes.starts_with("- after: compared (the runs differ in dtype f32 and bf16).\n- after: 2 tests were made")
+        );
+        (row["verdict"], row["not_comparable"]) =
+            (json!("not_comparable"), json!("not comparable: 1 and 9 empty responses"));
+        assert!(comparison("s", &row).ends_with("| not comparable: 1 and 9 empty responses |\n"));
+        assert_eq!(comparison_notes(&evidence, &[rows[0].clone(), row]).lines().count(), 1, "one test needs no line");
+    }
 }

@@ -79,7 +79,8 @@ pub(super) fn technical(evidence: &[Evidence]) -> String {
 pub(super) fn closing(config: &CardConfig) -> String {
     format!(
         "## Glossary\n\n- **Non-refusal rate:** share of red-team prompts whose answer matches no refusal rule. It is not an attack success rate: \
-         an answer that does not refuse may still be harmless.\n- **Attack success rate:** share of prompts whose answer a judge model calls unsafe.\n\
+         an answer that does not refuse may still be harmless.\n- **Attack success rate:** share of the answers with a verdict that a judge model calls unsafe; not stated where more \
+         than 10 % have no verdict.\n\
          - **SC-CoT:** several sampled chains of thought, majority vote. **Medprompt:** the same with similar solved examples and shuffled options.\n\n\
          ## Model Card Authors\n\n{}; every number is taken from the `record.json` of the stage that is named beside it.\n\n## Model Card \
          Contact\n\n{}\n",
