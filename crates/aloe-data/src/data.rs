@@ -8,12 +8,13 @@ use crate::check::{self, dialect_of, known_dialect};
 use crate::decontaminate::{self, Index, Overlap};
 use crate::dedup::{self, Duplicate};
 use crate::dialect::{self, Dialect, help_steer};
-use crate::manifest::{DataReport, SourceReport};
+use crate::manifest::{DataReport, LeftOut, SourceReport};
 use crate::mixture::{self, Mixture};
 use crate::rules::{self, Outcome};
 use crate::source::{self, DataFile};
 use crate::{
-    Body, DataConfig, Error, Item, OutputKind, Problems, Result, RowError, SourceConfig, page, parallel, red_team,
+    Body, DataConfig, Error, Item, OutputKind, Problems, Result, RowError, SourceConfig, notices, page, parallel,
+    red_team,
 };
 use aloe_record::{Cancel, Progress, atomic, digest};
 use aloe_task::rows::Row;
@@ -297,7 +298,28 @@ impl<'a> Run<'a> {
             let n_dropped = dropped.values().sum();
             return Err(Error::EmptyResult { n_read, n_dropped, by_rule: by_rule.join(", ") });
         }
+        self.settle(mixture);
         self.count_tokens(mixture)
+    }
+
+    /// Closes the account of every source and finds what the user must be told.
+    fn settle(&mut self, mixture: &Mixture) {
+        let mut left = vec![LeftOut::default(); self.config.sources.len()];
+        let mut seen = vec![false; self.items.len()];
+        for &row in &mixture.train {
+            left[self.items[row].source].n_repeated += usize::from(std::mem::replace(&mut seen[row], true));
+        }
+        for &row in &mixture.over_cap {
+            left[self.items[row].source].n_over_cap += 1;
+        }
+        for &row in &mixture.weighted_out {
+            left[self.items[row].source].n_weighted_out += 1;
+        }
+        for (source, left) in self.report.sources.iter_mut().zip(left) {
+            source.settle(left);
+        }
+        self.report.settle();
+        self.report.notices = notices::find(self.config, &self.report);
     }
 
     fn count_tokens(&mut self, mixture: &Mixture) -> Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! Knows no weights and no tokenizer. Reading order: `config`, `data` (the spine), `check`, `source` (files to rows with file:line),
 //! `dialect/*` (rows to conversations and pairs), `rules`, `simplify`, `minhash`, `dedup`, `decontaminate`, `red_team`
-//! (stage-2 variants), `mixture` (hold-out, shares, order), `manifest`, `page`.
+//! (stage-2 variants), `mixture` (hold-out, shares, order), `manifest`, `notices`, `page`.
 //!
 //! Refuses: broken rows (all counted, at most twenty shown) unless a quarantine is asked for, layouts it is not sure of, unknown
 //! licences, and an empty result.
@@ -19,6 +19,7 @@ mod item;
 mod manifest;
 mod minhash;
 mod mixture;
+mod notices;
 mod page;
 mod parallel;
 mod red_team;
@@ -30,10 +31,10 @@ mod strict;
 pub use config::{DataConfig, Dedup, OutputKind, Rules, SourceConfig, TurnTokenNames};
 pub use data::run;
 pub use decontaminate::{Evidence, Overlap};
-pub use dialect::Dialect;
+pub use dialect::{Dialect, SPEAKERS};
 pub use error::{Error, Problems, RowError};
 pub use item::{Body, Item};
-pub use manifest::{DataReport, SourceReport};
+pub use manifest::{Account, DataReport, SourceReport};
 pub use minhash::{Banding, MinHash};
 pub use simplify::simplify;
 

@@ -1,10 +1,10 @@
-//! The account of a data stage: every row read is kept, dropped by a named rule, held out, capped or broken.
+//! The account of a data stage: every row read is kept, dropped by a named rule, held out, over a cap or broken, and the sum is right.
 
 use crate::{Item, Problems};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// One source's account. `n_read` = broken + dropped + kept, before variants.
+/// One source: what it is, what became of its rows, what it brings to the training rows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct SourceReport {
     /// Its name.
@@ -21,6 +21,8 @@ pub struct SourceReport {
     pub n_broken: usize,
     /// Rows built from others: attack variants.
     pub n_made: usize,
+    /// What became of each row.
+    pub account: Account,
     /// Rule to rows changed.
     pub changed: BTreeMap<String, usize>,
     /// Rule to rows dropped.
@@ -50,6 +52,26 @@ impl SourceReport {
         *self.dropped.entry(rule.to_owned()).or_default() += 1;
     }
 
+    /// The sums by reason, from the counts above and the rows that the mixture left out.
+    pub(crate) fn settle(&mut self, left: LeftOut) {
+        let of = |test: fn(&str) -> bool| self.dropped.iter().filter(|(rule, _)| test(rule)).map(|(_, n)| n).sum();
+        self.account = Account {
+            n_read: self.n_read,
+            n_made: self.n_made,
+            n_repeated: left.n_repeated,
+            n_train: self.n_train,
+            n_held_out: self.n_held_out,
+            n_overlap: of(|rule| rule.starts_with(OVERLAP)),
+            n_exact_duplicate: of(|rule| rule == EXACT),
+            n_near_duplicate: of(|rule| rule == NEAR),
+            n_rules: of(|rule| !rule.starts_with(OVERLAP) && rule != EXACT && rule != NEAR),
+            n_over_cap: left.n_over_cap,
+            n_weighted_out: left.n_weighted_out,
+            n_quarantined: self.n_broken,
+        };
+        debug_assert!(self.account.adds_up(), "{}: {}", self.name, self.account);
+    }
+
     pub(crate) fn count_train(&mut self, item: &Item) {
         self.n_train += 1;
         self.n_chars += item.n_chars();
@@ -65,6 +87,99 @@ impl SourceReport {
     }
 }
 
+const OVERLAP: &str = "overlap_";
+const EXACT: &str = "exact_duplicate";
+const NEAR: &str = "near_duplicate";
+
+/// What the mixture did to a source's rows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LeftOut {
+    pub(crate) n_repeated: usize,
+    pub(crate) n_over_cap: usize,
+    pub(crate) n_weighted_out: usize,
+}
+
+/// Where every row went, in rows: read + made + repeated = training + held out + dropped + left out + quarantined.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Account {
+    /// In the files.
+    pub n_read: usize,
+    /// Built from others: attack variants.
+    pub n_made: usize,
+    /// Copies beyond the first, by a weight above 1.
+    pub n_repeated: usize,
+    /// Written for training, copies counted.
+    pub n_train: usize,
+    /// Written to `hold_out.jsonl`.
+    pub n_held_out: usize,
+    /// Dropped: overlap an evaluation question.
+    pub n_overlap: usize,
+    /// Dropped: equal to an earlier row but for case and punctuation.
+    pub n_exact_duplicate: usize,
+    /// Dropped: share a MinHash bucket with an earlier row.
+    pub n_near_duplicate: usize,
+    /// Dropped by cleaning rules, by `stage`, or as a part of another row.
+    pub n_rules: usize,
+    /// Left out by `max_rows`.
+    pub n_over_cap: usize,
+    /// Left out by a weight below 1.
+    pub n_weighted_out: usize,
+    /// Broken rows, in `quarantine.jsonl`.
+    pub n_quarantined: usize,
+}
+
+impl Account {
+    /// Dropped for any reason.
+    pub fn n_dropped(&self) -> usize {
+        self.n_overlap + self.n_exact_duplicate + self.n_near_duplicate + self.n_rules
+    }
+
+    /// Whether no row is missing and none counted twice.
+    pub fn adds_up(&self) -> bool {
+        let left_out = self.n_over_cap + self.n_weighted_out + self.n_quarantined;
+        self.n_read + self.n_made + self.n_repeated == self.n_train + self.n_held_out + self.n_dropped() + left_out
+    }
+
+    fn add(mut self, other: &Self) -> Self {
+        for (sum, n_rows) in [
+            (&mut self.n_read, other.n_read),
+            (&mut self.n_made, other.n_made),
+            (&mut self.n_repeated, other.n_repeated),
+            (&mut self.n_train, other.n_train),
+            (&mut self.n_held_out, other.n_held_out),
+            (&mut self.n_overlap, other.n_overlap),
+            (&mut self.n_exact_duplicate, other.n_exact_duplicate),
+            (&mut self.n_near_duplicate, other.n_near_duplicate),
+            (&mut self.n_rules, other.n_rules),
+            (&mut self.n_over_cap, other.n_over_cap),
+            (&mut self.n_weighted_out, other.n_weighted_out),
+            (&mut self.n_quarantined, other.n_quarantined),
+        ] {
+            *sum += n_rows;
+        }
+        self
+    }
+}
+
+/// `127 rows read = 116 for training + 0 held out + 11 dropped (3 overlap evaluation, ..)`; other terms where there are such rows.
+impl std::fmt::Display for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let term = |f: &mut std::fmt::Formatter<'_>, n_rows: usize, what: &str| {
+            if n_rows > 0 { write!(f, " + {n_rows} {what}") } else { Ok(()) }
+        };
+        write!(f, "{} rows read", self.n_read)?;
+        term(f, self.n_made, "made")?;
+        term(f, self.n_repeated, "repeated by weight")?;
+        write!(f, " = {} for training + {} held out + {} dropped", self.n_train, self.n_held_out, self.n_dropped())?;
+        let (exact, near) = (self.n_exact_duplicate, self.n_near_duplicate);
+        write!(f, " ({} overlap evaluation, {exact} exact duplicates, {near} near duplicates, ", self.n_overlap)?;
+        write!(f, "{} by rules)", self.n_rules)?;
+        term(f, self.n_over_cap, "over max_rows")?;
+        term(f, self.n_weighted_out, "left out by weight")?;
+        term(f, self.n_quarantined, "quarantined")
+    }
+}
+
 /// The whole account; `manifest.json` holds it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct DataReport {
@@ -74,6 +189,10 @@ pub struct DataReport {
     pub seed: u64,
     /// In the recipe's order.
     pub sources: Vec<SourceReport>,
+    /// What became of each row, over all sources.
+    pub account: Account,
+    /// What the user must be told, a sentence each.
+    pub notices: Vec<String>,
     /// Evaluation questions that rows were compared with.
     pub n_held_apart_questions: usize,
     /// File of evaluation questions to SHA-256.
@@ -93,6 +212,11 @@ pub struct DataReport {
 }
 
 impl DataReport {
+    /// Sums the sources' accounts, which must be settled.
+    pub(crate) fn settle(&mut self) {
+        self.account = self.sources.iter().fold(Account::default(), |sum, source| sum.add(&source.account));
+    }
+
     /// Rule to rows dropped, over all sources.
     pub fn dropped(&self) -> BTreeMap<String, usize> {
         let mut total = BTreeMap::new();

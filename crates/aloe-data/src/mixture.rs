@@ -13,6 +13,10 @@ pub(crate) struct Mixture {
     pub(crate) train: Vec<usize>,
     /// In file order.
     pub(crate) held_out: Vec<usize>,
+    /// Left out by a source's `max_rows`.
+    pub(crate) over_cap: Vec<usize>,
+    /// Left out by a weight below 1.
+    pub(crate) weighted_out: Vec<usize>,
 }
 
 fn key(seed: u64, purpose: &str, text: &str) -> u64 {
@@ -42,13 +46,17 @@ pub(crate) fn mix(items: &[Item], config: &DataConfig) -> Mixture {
         let settings = &config.sources[source];
         if let Some(max_rows) = settings.max_rows {
             rows.sort_by_key(|&row| (key(config.seed, "data/cap", &items[row].id), row));
-            rows.truncate(max_rows);
+            mixture.over_cap.extend(rows.drain(max_rows.min(rows.len())..));
         }
         for row in rows {
             let id = &items[row].id;
             let whole = settings.weight.floor();
             let extra = share(config.seed, "data/weight", id) < settings.weight - whole;
-            for copy in 0..whole as u64 + u64::from(extra) {
+            let n_copies = whole as u64 + u64::from(extra);
+            if n_copies == 0 {
+                mixture.weighted_out.push(row);
+            }
+            for copy in 0..n_copies {
                 copies.push((key(config.seed, "data/order", &format!("{id}\n{copy}")), copy, row));
             }
         }

@@ -19,12 +19,19 @@ pub(crate) fn draw(
     overlaps: &[Overlap],
 ) -> Page {
     let mut page = Page::new("Training data");
+    page.paragraph(&format!("Rows ({}): {}.", report.output, report.account));
     page.paragraph(&format!(
-        "{} rows for training ({}), {} held out, {} broken. Compared with {} evaluation questions: {} rows overlapped and were dropped.",
-        report.n_train, report.output, report.n_held_out, report.broken.total, report.n_held_apart_questions, report.n_overlaps
+        "Compared with {} evaluation questions: {} rows overlapped and were dropped.",
+        report.n_held_apart_questions, report.n_overlaps
     ));
+    for notice in &report.notices {
+        page.paragraph(&format!("Note: {notice}."));
+    }
     page.heading("Sources");
     page.table(&sources(report));
+    page.heading("Where every row went");
+    page.paragraph("Read + made + repeated = training + held out + dropped (four columns) + over max_rows + by weight + quarantined.");
+    page.table(&accounts(report));
     page.bar_plot(&BarPlot {
         title: "Share of each source in the training rows".into(),
         x_label: "rows".into(),
@@ -47,24 +54,57 @@ fn bar(name: &str, value: usize) -> Bar {
 }
 
 fn sources(report: &DataReport) -> Table {
-    let columns = ["read", "broken", "dropped", "held out", "made", "training", "characters", "tokens"];
+    let columns = ["read", "training", "characters", "tokens"];
     let mut head = vec![("source", Align::Left), ("licence", Align::Left)];
     head.extend(columns.map(|name| (name, Align::Right)));
     let mut table = Table::new(&head);
     for source in &report.sources {
         let tokens = source.n_tokens.map_or_else(|| "not counted".to_owned(), |n| n.to_string());
-        let counts = [
-            source.n_read,
-            source.n_broken,
-            source.n_dropped(),
-            source.n_held_out,
-            source.n_made,
-            source.n_train,
-            source.n_chars,
-        ];
+        let counts = [source.n_read, source.n_train, source.n_chars];
         let mut row = vec![source.name.clone(), source.licence.clone()];
         row.extend(counts.iter().map(ToString::to_string));
         row.push(tokens);
+        table.row(row);
+    }
+    table
+}
+
+fn accounts(report: &DataReport) -> Table {
+    let columns = [
+        "read",
+        "made",
+        "repeated",
+        "training",
+        "held out",
+        "overlap",
+        "exact duplicate",
+        "near duplicate",
+        "rules",
+        "over max_rows",
+        "by weight",
+        "quarantined",
+    ];
+    let mut head = vec![("source", Align::Left)];
+    head.extend(columns.map(|name| (name, Align::Right)));
+    let mut table = Table::new(&head);
+    let sources = report.sources.iter().map(|source| (source.name.as_str(), &source.account));
+    for (name, account) in sources.chain([("all", &report.account)]) {
+        let counts = [
+            account.n_read,
+            account.n_made,
+            account.n_repeated,
+            account.n_train,
+            account.n_held_out,
+            account.n_overlap,
+            account.n_exact_duplicate,
+            account.n_near_duplicate,
+            account.n_rules,
+            account.n_over_cap,
+            account.n_weighted_out,
+            account.n_quarantined,
+        ];
+        let mut row = vec![name.to_owned()];
+        row.extend(counts.iter().map(ToString::to_string));
         table.row(row);
     }
     table

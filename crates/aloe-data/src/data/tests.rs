@@ -159,6 +159,52 @@ fn caps_and_weights_give_the_stated_numbers() {
 }
 
 #[test]
+fn the_account_adds_up_under_caps_weights_variants_and_a_quarantine_and_is_in_the_manifest() {
+    let mut config = starter_sft();
+    config.hold_out = 0.2;
+    config.quarantine = true;
+    config.sources[0].max_rows = Some(30);
+    config.sources[1].weight = 2.0;
+    config.sources[2].weight = 0.5;
+    let (report, out) = check(&config);
+    let report = report.unwrap();
+    assert!(report.account.adds_up() && report.sources.iter().all(|source| source.account.adds_up()));
+    let medical = report.sources[0].account;
+    assert_eq!((medical.n_read, medical.n_train, medical.n_overlap), (127, 30, 3));
+    assert_eq!((medical.n_exact_duplicate, medical.n_near_duplicate, medical.n_rules), (2, 2, 4));
+    assert_eq!(medical.n_over_cap, 127 - 11 - 30 - medical.n_held_out);
+    let (general, cot) = (report.sources[1].account, report.sources[2].account);
+    assert_eq!(general.n_repeated * 2, general.n_train);
+    assert_eq!(cot.n_weighted_out, 34 - cot.n_train - cot.n_held_out);
+    let manifest: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(out.path().join("manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest["sources"][0]["account"]["n_over_cap"], medical.n_over_cap);
+    assert_eq!(manifest["account"]["n_read"], 127 + 64 + 34 + 72 + 10);
+
+    let pairs = starter().join("dpo/pairs.jsonl");
+    let mut value = json!({"sources": [source("pairs", &pairs)], "output": "pairs", "stage": 2});
+    value["sources"][0]["attack_styles"] = true.into();
+    value["sources"][0]["max_rows"] = 20.into();
+    let account = check(&super::tests::config(value)).0.unwrap().account;
+    assert!(account.adds_up() && account.n_made == 26 * 9 && account.n_over_cap > 0, "{account}");
+}
+
+#[test]
+fn a_capped_source_with_a_hold_out_and_a_templated_source_give_notices_on_the_page_too() {
+    let mut config = starter_sft();
+    config.sources.truncate(1);
+    config.hold_out = 0.2;
+    config.sources[0].max_rows = Some(10);
+    let (report, out) = check(&config);
+    let notices = report.unwrap().notices;
+    assert_eq!(notices.len(), 1);
+    assert!(notices[0].contains("before `max_rows`"), "{notices:?}");
+    assert!(std::fs::read_to_string(out.path().join("report.html")).unwrap().contains("rows written ("));
+    config.sources[0].max_rows = None;
+    assert!(check(&config).0.unwrap().notices.is_empty());
+}
+
+#[test]
 fn starter_pairs_split_by_stage_and_variants_use_no_held_out_style_and_no_test_question() {
     let pairs = starter().join("dpo/pairs.jsonl");
     let value = |stage: u64| {

@@ -236,13 +236,22 @@ fn optional(row: &Row, column: &str) -> Result<Option<String>, RowError> {
     Ok(found.filter(|text| !text.trim().is_empty()))
 }
 
-/// The role behind a speaker's name.
+/// The names of speakers that are read, in any case. Beside the three roles: OpenAssistant's `prompter`, ShareGPT's `human`, `gpt`,
+/// `chatgpt`, `bing` and `bard`, Gemma's `model`. `doctor` and `patient` are none: which of the two a set wants to train is its user's
+/// decision, and a doctor's letter is no assistant.
+pub const SPEAKERS: &str =
+    "system; user, human, prompter (all user); assistant, gpt, chatgpt, bing, bard, model (all assistant)";
+
+/// The role behind a speaker's name; see [`SPEAKERS`].
 fn role(row: &Row, name: &str) -> Result<Role, RowError> {
     match name.trim().to_lowercase().as_str() {
         "system" => Ok(Role::System),
-        "human" | "user" | "prompter" | "patient" => Ok(Role::User),
-        "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" | "doctor" => Ok(Role::Assistant),
-        other => Err(RowError::new(&row.at, format!("speaker `{other}` is neither system, user nor assistant"))),
+        "human" | "user" | "prompter" => Ok(Role::User),
+        "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => Ok(Role::Assistant),
+        other => {
+            let reason = format!("speaker `{other}` is neither system, user nor assistant; known names: {SPEAKERS}");
+            Err(RowError::new(&row.at, reason))
+        }
     }
 }
 

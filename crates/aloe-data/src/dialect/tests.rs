@@ -114,7 +114,15 @@ fn rows_that_do_not_fit_their_layout_are_refused_with_place_and_reason() {
     let differ = json!({"chosen": "\n\nHuman: Q\n\nAssistant: G", "rejected": "\n\nHuman: P\n\nAssistant: B"});
     assert_eq!(refused(differ), "f.jsonl:3: the two sides differ before their last message");
     let speaker = json!({"conversations": [{"from": "tool", "value": "Q"}]});
-    assert_eq!(refused(speaker), "f.jsonl:3: speaker `tool` is neither system, user nor assistant");
+    assert_eq!(
+        refused(speaker),
+        "f.jsonl:3: speaker `tool` is neither system, user nor assistant; known names: system; user, human, prompter (all user); \
+         assistant, gpt, chatgpt, bing, bard, model (all assistant)"
+    );
+    for name in ["doctor", "Patient"] {
+        let clinic = json!({"messages": [{"role": "user", "content": "Q"}, {"role": name, "content": "A"}]});
+        assert!(refused(clinic).contains(&format!("speaker `{}` is neither", name.to_lowercase())));
+    }
     let number = json!({"instruction": 3, "output": "O"});
     assert!(refused(number).starts_with("f.jsonl:3: column `instruction`: expected text"));
     let turns = json!({"messages": [{"role": "assistant", "content": "A"}]});

@@ -1,0 +1,79 @@
+//! What the numbers of a data stage say that its user may not expect: a hold-out far from the share asked for, and a source that
+//! lost much of itself as near duplicates. Sentences only; nothing is changed by them.
+
+use crate::{Account, DataConfig, DataReport};
+
+/// Held-out shares that differ from `hold_out` by more than this factor are told.
+const HOLD_OUT_FACTOR: f64 = 2.0;
+/// Near duplicates, as a share of a source's rows, above which the removal itself may be the mistake.
+const MUCH_NEAR: f64 = 0.3;
+
+/// All notices, without a final stop.
+pub(crate) fn find(config: &DataConfig, report: &DataReport) -> Vec<String> {
+    let mut found: Vec<String> = report.sources.iter().filter_map(|one| near(&one.name, &one.account)).collect();
+    found.extend(hold_out(config.hold_out, &report.account));
+    found
+}
+
+fn near(name: &str, account: &Account) -> Option<String> {
+    let share = account.n_near_duplicate as f64 / account.n_read.max(1) as f64;
+    (share > MUCH_NEAR).then(|| {
+        format!(
+            "source `{name}`: {} of {} rows ({:.1} %) were dropped as near duplicates of others; duplicates.jsonl names each with the \
+             row that stayed. Rows made from one template look alike to MinHash: `dedup = {{ minhash = false }}` keeps them",
+            account.n_near_duplicate,
+            account.n_read,
+            100.0 * share
+        )
+    })
+}
+
+fn hold_out(wanted: f64, account: &Account) -> Option<String> {
+    if wanted <= 0.0 {
+        return None;
+    }
+    let n_written = account.n_held_out + account.n_train;
+    let share = account.n_held_out as f64 / n_written.max(1) as f64;
+    if share <= wanted * HOLD_OUT_FACTOR && share >= wanted / HOLD_OUT_FACTOR {
+        return None;
+    }
+    let cause = if account.n_over_cap + account.n_weighted_out + account.n_repeated > 0 {
+        "it is drawn before `max_rows` and `weight`, which change the training rows alone"
+    } else {
+        "each question is drawn for itself, with all its rows, and few questions follow the share badly; another `seed` draws others"
+    };
+    let found = match account.n_held_out {
+        0 => format!("`hold_out` = {wanted} held out none of {n_written} rows"),
+        n => {
+            format!("`hold_out` = {wanted}, but {n} of {n_written} rows written ({:.1} %) are held out", 100.0 * share)
+        }
+    };
+    Some(format!("{found}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hold_out_within_a_factor_of_two_is_not_told_and_one_beyond_or_empty_is() {
+        let account = |n_held_out, n_train| Account { n_held_out, n_train, ..Account::default() };
+        assert_eq!(hold_out(0.0, &account(0, 10)), None);
+        assert_eq!(hold_out(0.1, &account(10, 90)), None);
+        assert_eq!(hold_out(0.1, &account(20, 80)), None);
+        assert_eq!(hold_out(0.1, &account(5, 95)), None);
+        let capped = Account { n_over_cap: 400, ..account(50, 100) };
+        let text = hold_out(0.1, &capped).unwrap();
+        assert!(text.contains("50 of 150 rows written (33.3 %)") && text.contains("before `max_rows`"), "{text}");
+        let text = hold_out(0.1, &account(0, 9)).unwrap();
+        assert!(text.contains("held out none of 9 rows") && text.contains("seed"), "{text}");
+    }
+
+    #[test]
+    fn near_duplicates_above_thirty_percent_are_told_with_the_key_that_keeps_them() {
+        let account = |n_near_duplicate| Account { n_read: 10, n_near_duplicate, ..Account::default() };
+        assert_eq!(near("s", &account(3)), None);
+        let text = near("s", &account(4)).unwrap();
+        assert!(text.contains("4 of 10 rows (40.0 %)") && text.contains("dedup = { minhash = false }"), "{text}");
+    }
+}
