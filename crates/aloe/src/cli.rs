@@ -45,13 +45,24 @@ pub(crate) enum Command {
     #[command(
         after_help = "Example:\n  echo '{\"id\": \"1\", \"prompt\": \"Insulin is made in the\", \"continuations\": [\" pancreas\", \" liver\"]}' > r.jsonl\n  \
                             aloe score models/smollm2 --requests r.jsonl --out scores.jsonl\n\nA row has id, one of prompt | prompt_ids | messages, \
-                            and continuations (texts or lists of ids). With \"continuations\": [] the prompt's own tokens are scored."
+                            and continuations (texts or lists of ids). With \"continuations\": [] the prompt's own tokens are scored.\n\nWrites one \
+                            JSON object a request, in their order: id; prompt_ids, the prompt's tokens as the model saw them; continuations, a list \
+                            in the request's order with ids (tokens), logps (natural logarithm, one per token), sum (of logps) and is_greedy \
+                            (whether each token was the most probable one). With --out and --json, standard output gets one object with out, \
+                            n_rows and seed.",
+        mut_arg("seed", |arg| arg.help("Recorded in the output of --json and nothing else: scoring draws nothing"))
     )]
     Score(ScoreArgs),
     /// Answers to requests from a file
     #[command(
         after_help = "Example:\n  aloe generate models/smollm2 --requests r.jsonl --out answers.jsonl\n\nA row has id, one of prompt | prompt_ids | \
-                            messages, and optionally n, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, stop_ids."
+                            messages, and optionally n, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, stop_ids.\n\n\
+                            Writes one JSON object a request, in their order: id; prompt_ids, the prompt's tokens as the model saw them (null where an \
+                            endpoint's own template renders it); completions, a list of n with ids (tokens drawn, the one that stops included), logps \
+                            (natural logarithm under the model before temperature and truncation, one per token), text, finish_reason (stop, length: \
+                            max_new_tokens, context: the model's is full, or other) and prompt_len_tokens (0 where not told). An endpoint tells no ids \
+                            and no logps: null. With --out and --json, standard output gets one object with out, n_rows and seed.",
+        mut_arg("seed", |arg| arg.help("Seed of the rows that name none"))
     )]
     Generate(GenerateArgs),
     /// Measure how fast a model works here, beside what the machine could do at most
@@ -64,7 +75,12 @@ pub(crate) enum Command {
     /// Talk to a model
     #[command(
         after_help = "Examples:\n  aloe chat runs/quickstart/dpo-2\n  aloe chat models/smollm2 --prompt Hello.\n\nThe defaults are the reference card's: \
-                            its system prompt, temperature 0.6, top_p 0.9, 256 new tokens, stop at end-of-text or end-of-turn."
+                            its system prompt, temperature 0.6, top_p 0.9, 256 new tokens, stop at end-of-text or end-of-turn.\n\nAnswers go to standard \
+                            output as they grow, the notice and the prompt mark to standard error. With --prompt and --json, standard output gets one \
+                            JSON object instead: ids (tokens drawn, the one that stops included), logps (natural logarithm under the model before \
+                            temperature and truncation, one per token), text, finish_reason (stop, length: --max-new-tokens, context: the model's is \
+                            full, or other) and prompt_len_tokens (0 where not told). An endpoint tells no ids and no logps: null.",
+        mut_arg("json", |arg| arg.help("Print the answer to --prompt as one JSON object on standard output"))
     )]
     Chat(ChatArgs),
     /// Prepare training data
@@ -253,15 +269,29 @@ pub(crate) enum DataCommand {
     Run(StageArgs),
 }
 
-/// A stage by its recipe entry, or by a settings file and flags.
+/// A stage's entry in a recipe, and the flags that stand beside it.
 #[derive(Args)]
-pub(crate) struct StageArgs {
+pub(crate) struct EntryArgs {
     /// Take settings and inputs from this recipe
     #[arg(long, requires = "stage")]
     pub(crate) recipe: Option<PathBuf>,
     /// Name of the stage in the recipe
-    #[arg(long)]
+    #[arg(long, requires = "recipe")]
     pub(crate) stage: Option<String>,
+    /// Seed of everything random; default the recipe's, or 0
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Threads; 0 takes the recipe's, or all cores. Results do not depend on it
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Print results as JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A stage by its recipe entry, or by a settings file and flags.
+#[derive(Args)]
+pub(crate) struct StageArgs {
     /// Settings, a TOML file with the keys of a recipe's stage
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) config: Option<PathBuf>,
@@ -280,89 +310,96 @@ pub(crate) struct StageArgs {
     /// Type of weights and matrix inputs while computing; with --recipe the recipe's, bf16 otherwise
     #[arg(long, value_enum, conflicts_with = "recipe")]
     pub(crate) dtype: Option<DtypeArg>,
-    /// Seed of everything random; default the recipe's, or 0
-    #[arg(long)]
-    pub(crate) seed: Option<u64>,
-    /// Threads; 0 takes the recipe's, or all cores. Results do not depend on it
-    #[arg(long, default_value_t = 0)]
-    pub(crate) threads: usize,
-    /// Print results as JSON on standard output
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) entry: EntryArgs,
 }
 
 #[derive(Args)]
 pub(crate) struct MergeArgs {
     /// mergekit's YAML
-    pub(crate) config: PathBuf,
+    #[arg(required_unless_present = "recipe", conflicts_with = "recipe")]
+    pub(crate) config: Option<PathBuf>,
     /// Folder to write
-    #[arg(required_unless_present_any = ["check", "tensor"])]
+    #[arg(required_unless_present_any = ["check", "tensor", "recipe"], conflicts_with = "recipe")]
     pub(crate) out: Option<PathBuf>,
     /// Resolve everything and print the plan: parameters per group of tensors, sizes, memory. Writes nothing
-    #[arg(long, conflicts_with = "out")]
+    #[arg(long, conflicts_with_all = ["out", "recipe"])]
     pub(crate) check: bool,
     /// Merge this tensor alone, in memory, and print its digest and figures. Writes nothing
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["out", "check"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["out", "check", "recipe"])]
     pub(crate) tensor: Option<String>,
     /// Memory budget in MiB; fewer threads run where they would need more. Results do not depend on it
-    #[arg(long, value_name = "MIB", default_value_t = aloe_merge::DEFAULT_MEMORY >> 20)]
+    #[arg(long, value_name = "MIB", default_value_t = aloe_merge::DEFAULT_MEMORY >> 20, conflicts_with = "recipe")]
     pub(crate) memory: u64,
+    /// With --recipe, folder of the whole run
+    #[arg(long = "out", value_name = "DIR", requires = "recipe")]
+    pub(crate) run_folder: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) common: Common,
+    pub(crate) entry: EntryArgs,
+}
+
+/// The model that a stage asks, how to open it, and where the stage goes.
+#[derive(Args)]
+pub(crate) struct AskedArgs {
+    /// Folder, .gguf file, or http(s)://host:port/v1#model
+    #[arg(required_unless_present = "recipe", conflicts_with = "recipe")]
+    pub(crate) model: Option<String>,
+    /// Type of the weights in memory; with --recipe the recipe's, bf16 otherwise
+    #[arg(long, value_enum, conflicts_with = "recipe")]
+    pub(crate) dtype: Option<DtypeArg>,
+    /// Folder or .gguf file whose tokenizer and template render prompts for an endpoint
+    #[arg(long, conflicts_with = "recipe")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Let an endpoint render chat messages by its own template (recorded as such)
+    #[arg(long, conflicts_with = "recipe")]
+    pub(crate) server_template: bool,
+    /// Output folder of an earlier run of this kind to compare with
+    #[arg(long, conflicts_with = "recipe")]
+    pub(crate) compare: Option<PathBuf>,
+    /// One further setting of the stage, KEY=VALUE with a TOML value; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "recipe")]
+    pub(crate) set: Vec<String>,
+    /// Folder to write; with --recipe the folder of the whole run
+    #[arg(long, required_unless_present = "recipe")]
+    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) entry: EntryArgs,
 }
 
 #[derive(Args)]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
-    pub(crate) model: ModelArgs,
+    pub(crate) asked: AskedArgs,
     /// Task names, separated by commas
-    #[arg(long, value_delimiter = ',', required = true)]
+    #[arg(long, value_delimiter = ',', required_unless_present = "recipe", conflicts_with = "recipe")]
     pub(crate) tasks: Vec<String>,
     /// Folder with the benchmarks' files; default $ALOE_DATA
-    #[arg(long)]
+    #[arg(long, conflicts_with = "recipe")]
     pub(crate) data: Option<PathBuf>,
     /// Whose prompts and rules: aloe, lm-eval or prompt-engine
-    #[arg(long, default_value = "aloe")]
+    #[arg(long, default_value = "aloe", conflicts_with = "recipe")]
     pub(crate) protocol: String,
     /// loglikelihood, cot, sc-cot or medprompt
-    #[arg(long, default_value = "loglikelihood")]
+    #[arg(long, default_value = "loglikelihood", conflicts_with = "recipe")]
     pub(crate) strategy: String,
     /// Examples before each question; default 0 for loglikelihood, 3 for cot and sc-cot, 5 for medprompt
-    #[arg(long)]
+    #[arg(long, conflicts_with = "recipe")]
     pub(crate) shots: Option<usize>,
     /// Only the first N questions of each task; the result is labelled not comparable
-    #[arg(long)]
+    #[arg(long, conflicts_with = "recipe")]
     pub(crate) limit: Option<usize>,
-    /// One further setting of the stage, KEY=VALUE with a TOML value; may be given more than once
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) set: Vec<String>,
-    /// Output folder of an earlier evaluation to compare with, question by question
-    #[arg(long)]
-    pub(crate) compare: Option<PathBuf>,
-    /// Folder to write
-    #[arg(long)]
-    pub(crate) out: PathBuf,
 }
 
 #[derive(Args)]
 pub(crate) struct RedteamArgs {
     #[command(flatten)]
-    pub(crate) model: ModelArgs,
+    pub(crate) asked: AskedArgs,
     /// Base questions, JSON lines with id, topic, question, split
-    #[arg(long)]
-    pub(crate) questions: PathBuf,
+    #[arg(long, required_unless_present = "recipe", conflicts_with = "recipe")]
+    pub(crate) questions: Option<PathBuf>,
     /// Harmless prompts whose refusals are counted beside
-    #[arg(long)]
+    #[arg(long, conflicts_with = "recipe")]
     pub(crate) harmless: Option<PathBuf>,
-    /// Output folder of an earlier red-team run to compare with
-    #[arg(long)]
-    pub(crate) compare: Option<PathBuf>,
-    /// One further setting of the stage, KEY=VALUE with a TOML value; may be given more than once
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) set: Vec<String>,
-    /// Folder to write
-    #[arg(long)]
-    pub(crate) out: PathBuf,
 }
 
 #[derive(Args)]

@@ -1,5 +1,6 @@
 //! What a stage that did not end leaves behind: work that the same command can take up, and a sentence that says from where.
-//! Anything else is removed, so that a failed command writes nothing.
+//! A folder that provably holds no work is removed, so that a failed command writes nothing; a file that cannot be read or was
+//! cut in the middle of a character is no proof.
 
 use aloe_record::Error;
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::path::Path;
 /// Removes a partial folder without work worth keeping; an interruption is told where the same command goes on.
 pub(crate) fn behind(kind: &str, partial: &Path, error: anyhow::Error) -> anyhow::Error {
     let goes_on = resume_point(kind, partial);
-    if goes_on.is_none() && !holds_evidence(kind, partial) {
+    if goes_on.is_none() && !may_hold_work(kind, partial) {
         let _ = std::fs::remove_dir_all(partial);
     }
     if !is_interruption(&error) {
@@ -30,10 +31,16 @@ fn resume_point(kind: &str, partial: &Path) -> Option<String> {
             Some(format!("goes on after step {step}"))
         }
         "eval" | "redteam" => {
-            let log = std::fs::read_to_string(partial.join(".answers.log")).ok()?;
-            let count = |what: &str| {
-                log.lines().filter(|line| line.get(9..).is_some_and(|json| json.starts_with(what))).count()
+            let log = match std::fs::read(partial.join(".answers.log")) {
+                Ok(log) => log,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+                Err(_) => return Some("goes on from its log of answers".to_owned()),
             };
+            // Whole lines only: a full disk cuts the last one anywhere, and the next run drops it.
+            let whole = log.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+            let lines = log[..whole].split(|&byte| byte == b'\n');
+            let entries: Vec<&[u8]> = lines.filter_map(|line| line.get(9..)).collect();
+            let count = |what: &str| entries.iter().filter(|json| json.starts_with(what.as_bytes())).count();
             let (answered, solved) = (count("{\"answered\""), count("{\"solved\""));
             let noun = if kind == "eval" { "question" } else { "prompt" };
             match (answered, solved) {
@@ -52,20 +59,23 @@ fn newest_step(state: &Path) -> Option<u64> {
     names.filter_map(|name| name.strip_prefix("step-")?.parse().ok()).max()
 }
 
-/// Files beside the working ones that a reader or the next try can use: metrics of a run that stopped, reference
+/// Files that a reader or the next try can use: answers, checkpoints, metrics of a run that stopped, reference
 /// log-probabilities. Stages that start over anyway have none.
-fn holds_evidence(kind: &str, partial: &Path) -> bool {
+fn may_hold_work(kind: &str, partial: &Path) -> bool {
     matches!(kind, "sft" | "dpo" | "eval" | "redteam") && has_content(partial)
 }
 
+/// Whether a file beside the two marks holds a byte, or cannot be told not to.
 fn has_content(folder: &Path) -> bool {
-    std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| {
+    let Ok(entries) = std::fs::read_dir(folder) else { return true };
+    entries.into_iter().any(|entry| {
+        let Ok(entry) = entry else { return true };
         let path = entry.path();
         if path.is_dir() {
             return has_content(&path);
         }
-        let is_working_file = [".fingerprint", ".session", ".answers.log"].iter().any(|name| path.ends_with(name));
-        !is_working_file && entry.metadata().is_ok_and(|metadata| metadata.len() > 0)
+        let is_mark = [".fingerprint", ".session"].iter().any(|name| path.ends_with(name));
+        !is_mark && entry.metadata().map_or(true, |metadata| metadata.len() > 0)
     })
 }
 
@@ -93,5 +103,41 @@ mod tests {
     fn other_errors_keep_their_words() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(behind("sft", dir.path(), anyhow::anyhow!("no")).to_string(), "no");
+    }
+
+    /// A log as a full disk leaves it: cut at any byte, within a character too.
+    #[test]
+    fn a_log_of_answers_cut_at_any_byte_stays_and_only_its_whole_lines_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let partial = dir.path().join(".eval.partial");
+        std::fs::create_dir(&partial).unwrap();
+        let log = "01234567 {\"run\":\"\u{fc}\"}\n01234567 {\"answered\":\"\u{bf}D\u{f3}nde? 37 \u{b0}C\"}\n\
+                   01234567 {\"answered\":\"\u{1f9e0} \u{8840}\u{7cd6}\"}\n";
+        let whole = |cut: usize| log.as_bytes()[..cut].iter().filter(|&&byte| byte == b'\n').count();
+        for cut in 1..=log.len() {
+            for mark in [".fingerprint", ".session"] {
+                std::fs::write(partial.join(mark), "x").unwrap();
+            }
+            std::fs::write(partial.join(".answers.log"), &log.as_bytes()[..cut]).unwrap();
+            let said = behind("eval", &partial, Error::Cancelled.into()).to_string();
+            assert_eq!(std::fs::read(partial.join(".answers.log")).unwrap().len(), cut, "cut at {cut}");
+            let place = match whole(cut) {
+                0 | 1 => "starts this stage over".to_owned(),
+                n_lines => format!("goes on from question {n_lines}"),
+            };
+            assert_eq!(said, format!("interrupted; the same command {place}"), "cut at {cut}");
+        }
+        std::fs::write(partial.join(".answers.log"), "").unwrap();
+        behind("eval", &partial, anyhow::anyhow!("no"));
+        assert!(!partial.exists(), "marks and an empty log are no work");
+    }
+
+    /// A folder in the log's place: reading it fails with another error than "not found", as a bad block does.
+    #[test]
+    fn a_log_that_cannot_be_read_is_no_proof_that_nothing_was_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(".answers.log")).unwrap();
+        let said = behind("eval", dir.path(), Error::Cancelled.into()).to_string();
+        assert!(dir.path().exists() && said.contains("goes on from its log of answers"), "{said}");
     }
 }

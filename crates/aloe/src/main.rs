@@ -8,6 +8,7 @@ mod cli;
 mod commands;
 mod failure;
 mod leave;
+mod outputs;
 mod recipe;
 mod sources;
 mod stage;

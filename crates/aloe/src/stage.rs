@@ -4,7 +4,7 @@
 //! partial folder when its fingerprint is the same, and starts over otherwise.
 
 use crate::failure::Failure;
-use crate::leave;
+use crate::{leave, outputs};
 use aloe_record::atomic::OutputDir;
 use aloe_record::{Cancel, Record, atomic, digest};
 use aloe_tensor::{Device, Dtype};
@@ -98,7 +98,7 @@ pub(crate) fn execute(
     if let Err(error) = work(folder.path(), &mut record) {
         return Err(leave::behind(job.kind, folder.path(), error));
     }
-    record.outputs = output_digests(folder.path())?;
+    record.outputs = outputs::digests(folder.path())?;
     record.finish(folder.path(), started, earlier_s)?;
     folder.commit()?;
     remove_hidden(job.out)?;
@@ -289,7 +289,7 @@ fn finished(out: &Path, fingerprint: &str) -> anyhow::Result<Option<Record>> {
         return Ok(None);
     }
     let Ok(record) = Record::read(out) else { return Ok(None) };
-    let unchanged = record.fingerprint == fingerprint && output_digests(out)? == record.outputs;
+    let unchanged = record.fingerprint == fingerprint && outputs::digests(out)? == record.outputs;
     Ok(unchanged.then_some(record))
 }
 
@@ -329,12 +329,13 @@ fn input_digests(job: &Job<'_>) -> anyhow::Result<Map<String, Value>> {
     Ok(digests)
 }
 
-/// Digest of a stage folder from its record, of anything else from its bytes.
+/// Digest of a stage folder from its record, which its outputs are held against; of anything else from its bytes.
 fn digest_of(path: &Path) -> anyhow::Result<String> {
     if path.to_string_lossy().starts_with("http") {
         return Ok(path.to_string_lossy().into_owned());
     }
     if let Ok(record) = Record::read(path) {
+        outputs::check(path, &record)?;
         return Ok(digest::bytes(serde_json::to_string(&record.outputs)?.as_bytes()));
     }
     if path.is_dir() {
@@ -344,22 +345,6 @@ fn digest_of(path: &Path) -> anyhow::Result<String> {
         return Err(Failure::usage(format!("{} does not exist", path.display())).into());
     }
     Ok(digest::file(path)?)
-}
-
-fn output_digests(folder: &Path) -> anyhow::Result<Map<String, Value>> {
-    let mut names: Vec<String> = std::fs::read_dir(folder)
-        .with_context(|| format!("cannot list {}", folder.display()))?
-        .filter_map(|entry| entry.ok().map(|entry| entry.file_name().to_string_lossy().into_owned()))
-        .filter(|name| name != "record.json" && !name.starts_with('.'))
-        .collect();
-    names.sort();
-    let mut digests = Map::new();
-    for name in names {
-        let path = folder.join(&name);
-        let found = if path.is_dir() { digest::folder(&path)? } else { digest::file(&path)? };
-        digests.insert(name, Value::from(found));
-    }
-    Ok(digests)
 }
 
 /// Starts the peak-memory count of this process anew, where the kernel lets us.
@@ -397,6 +382,37 @@ mod tests {
         std::fs::write(out.join("x"), "damaged").unwrap();
         assert!(!run(&out, &input, 2), "an output was damaged");
         assert!(run(&out, &input, 2));
+    }
+
+    /// The second stage read the first one's folder; whoever overwrites a file in it must not be told that nothing changed.
+    #[test]
+    fn an_input_folder_that_is_not_what_its_record_says_is_refused_by_the_files_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (input, first, second) = (dir.path().join("in.txt"), dir.path().join("first"), dir.path().join("second"));
+        std::fs::write(&input, "a").unwrap();
+        assert!(!run(&first, &input, 1));
+        assert!(!run(&second, &first, 2));
+        assert!(run(&second, &first, 2), "nothing changed");
+        let inputs = Inputs::from([("data".to_owned(), vec![first.clone()])]);
+        let used = json!({ "value": 2 });
+        let refused = || {
+            let (written, used, out) = (used.clone(), used.clone(), second.as_path());
+            let job = Job { kind: "data", name: "d", written, used, inputs: &inputs, extra_files: vec![], out };
+            let error = execute(&context(), &job, |_, _| Ok(())).err().expect("the changed input is taken");
+            assert_eq!(crate::failure::exit_code(&error, 0), 2);
+            error.to_string()
+        };
+        std::fs::write(first.join("x"), "2").unwrap();
+        let text = refused();
+        assert!(text.contains("first/x is not what the stage wrote") && text.contains("run the stage"), "{text}");
+        assert!(text.contains("or give") && text.contains("itself as the input"), "{text}");
+        std::fs::write(first.join("x"), "1").unwrap();
+        assert!(run(&second, &first, 2), "the bytes are back");
+        std::fs::write(first.join("more"), "1").unwrap();
+        assert!(refused().contains("first/more was not written by the stage"));
+        std::fs::remove_file(first.join("more")).unwrap();
+        std::fs::remove_file(first.join("x")).unwrap();
+        assert!(refused().contains("first/x is missing"));
     }
 
     #[test]
@@ -455,7 +471,7 @@ mod tests {
             out.with_file_name(".stage.partial").exists()
         };
         assert!(!fail("sft", "metrics.jsonl", ""), "nothing was trained");
-        assert!(!fail("eval", ".answers.log", "00000000 {\"run\":\"x\"}\n"), "nothing was answered");
+        assert!(!fail("eval", ".answers.log", ""), "nothing was answered");
         assert!(!fail("data", "train.jsonl", "{}\n"), "a data stage starts over");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "folders made for a failed stage stay");
         assert!(fail("eval", ".answers.log", "01234567 {\"run\":\"x\"}\n01234567 {\"answered\":{}}\n"));

@@ -22,6 +22,10 @@ pub(crate) fn run(args: &ChatArgs, cancel: &Cancel) -> anyhow::Result<()> {
     if let Some(mistake) = sampling(args).mistakes().into_iter().next() {
         return Err(Failure::usage(mistake).into());
     }
+    if args.model.common.json && args.prompt.is_none() {
+        let text = "--json prints the answer to one prompt; give --prompt TEXT too, or leave --json out to talk";
+        return Err(Failure::usage(text).into());
+    }
     let engine = open_engine(&args.model)?;
     aloe_record::tell(NOTICE);
     let mut messages = Vec::new();
@@ -81,11 +85,7 @@ fn answer(
             failed = out.write_all(piece.as_bytes()).and_then(|()| out.flush()).err();
         }
     });
-    // The request's id is ours; the person at the keyboard never saw it.
-    let completion = completion.map_err(|error| match error {
-        Error::Request { reason, .. } => anyhow::Error::from(Failure::usage(reason)),
-        error => error.into(),
-    })?;
+    let completion = completion.map_err(|error| without_id(error, &request.id))?;
     if let Some(error) = failed {
         return Err(error.into());
     }
@@ -95,8 +95,35 @@ fn answer(
     Ok(completion)
 }
 
+/// An error in the words of someone at a keyboard: the request's id is ours, nobody typed it.
+fn without_id(error: Error, id: &str) -> anyhow::Error {
+    match error {
+        Error::Request { reason, .. } => Failure::usage(reason).into(),
+        Error::Endpoint { url, reason } => {
+            let reason = reason.replace(&format!("request {id}: "), "");
+            Error::Endpoint { url, reason }.into()
+        }
+        error => error.into(),
+    }
+}
+
 fn print_line(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     writeln!(out, "{text}")?;
     Ok(out.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_message_names_the_request_that_nobody_typed() {
+        let (id, url) = ("chat/0".to_owned(), "http://localhost/v1".to_owned());
+        let reason = "request chat/0: the answer holds no text".to_owned();
+        let request = Error::Request { id: id.clone(), reason: "the prompt is too long".to_owned() };
+        assert_eq!(without_id(request, &id).to_string(), "the prompt is too long");
+        let endpoint = without_id(Error::Endpoint { url, reason }, &id).to_string();
+        assert_eq!(endpoint, "endpoint http://localhost/v1: the answer holds no text");
+    }
 }

@@ -23,5 +23,5 @@ pub(crate) fn run(args: &GenerateArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let results = or_interrupted(engine.generate(&rows, &progress, cancel))?;
     progress.finish();
     let lines = results.iter().map(|result| serde_json::to_value(result).unwrap_or_default());
-    write_lines(args.out.as_deref(), args.model.common.json, lines)
+    write_lines(args.out.as_deref(), &args.model.common, lines)
 }

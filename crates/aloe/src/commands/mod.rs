@@ -12,7 +12,7 @@ mod show_mask;
 mod single;
 pub(crate) mod stages;
 
-use crate::cli::{Cli, Command, DtypeArg, ModelArgs};
+use crate::cli::{Cli, Command, Common, DtypeArg, ModelArgs};
 use aloe_engine::{Engine, EngineOptions};
 use aloe_record::{Cancel, atomic};
 use aloe_tensor::Dtype;
@@ -90,11 +90,11 @@ pub(crate) fn or_interrupted<T>(result: aloe_engine::Result<T>) -> anyhow::Resul
     })
 }
 
-/// Writes JSON lines to a file (atomically) or to standard output. With `summary` a file's name and number of rows are
-/// printed as JSON.
+/// Writes JSON lines to a file (atomically) or to standard output. With `--json` a file's name, its number of rows and the
+/// seed are printed as JSON.
 pub(crate) fn write_lines(
     out: Option<&Path>,
-    summary: bool,
+    common: &Common,
     rows: impl Iterator<Item = serde_json::Value>,
 ) -> anyhow::Result<()> {
     let mut text = String::new();
@@ -107,8 +107,9 @@ pub(crate) fn write_lines(
     match out {
         Some(path) => {
             atomic::write(path, text.as_bytes())?;
-            if summary {
-                writeln!(std::io::stdout(), "{}", serde_json::json!({"out": path, "n_rows": n_rows}))?;
+            if common.json {
+                let said = serde_json::json!({"out": path, "n_rows": n_rows, "seed": common.seed});
+                writeln!(std::io::stdout(), "{said}")?;
             }
             Ok(())
         }

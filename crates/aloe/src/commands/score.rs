@@ -15,7 +15,7 @@ pub(crate) fn run(args: &ScoreArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let progress = Progress::new("score", rows.len() as u64, "requests");
     let results = or_interrupted(engine.score(&rows, &progress, cancel))?;
     progress.finish();
-    write_lines(args.out.as_deref(), args.model.common.json, results.iter().map(to_json))
+    write_lines(args.out.as_deref(), &args.model.common, results.iter().map(to_json))
 }
 
 fn to_json(result: &ScoreResult) -> serde_json::Value {

@@ -1,7 +1,7 @@
-//! One stage from the command line: by its recipe entry, or by flags that are turned into the same entry, so that both
+//! One stage from the command line: by its entry in a recipe, or by flags that are turned into the same entry, so that both
 //! are checked and run by the same code.
 
-use crate::cli::{Common, DtypeArg, EvalArgs, MergeArgs, ModelArgs, PullArgs, RedteamArgs, StageArgs};
+use crate::cli::{AskedArgs, Common, DtypeArg, EntryArgs, EvalArgs, MergeArgs, PullArgs, RedteamArgs, StageArgs};
 use crate::commands::run::{enter_root, output_folder, run_stage};
 use crate::commands::threads_of;
 use crate::failure::Failure;
@@ -16,8 +16,8 @@ use toml::{Table, Value};
 
 /// `aloe sft|dpo|card` and `aloe data run`.
 pub(crate) fn stage(kind: &str, args: &StageArgs, cancel: &Cancel) -> anyhow::Result<()> {
-    if let (Some(path), Some(name)) = (&args.recipe, &args.stage) {
-        return from_recipe(kind, path, name, args, cancel);
+    if args.entry.recipe.is_some() {
+        return from_recipe(kind, &args.entry, args.out.as_deref(), cancel);
     }
     let out =
         args.out.as_deref().ok_or_else(|| Failure::usage("--out DIR is missing (or give --recipe and --stage)"))?;
@@ -35,10 +35,9 @@ pub(crate) fn stage(kind: &str, args: &StageArgs, cancel: &Cancel) -> anyhow::Re
             from.insert(key.into(), path_value(path)?);
         }
     }
-    let common = Common { seed: args.seed.unwrap_or(0), threads: args.threads, json: args.json };
-    let request = Request { kind, entry, from, out, common: &common, dtype: args.dtype };
+    let request = Request { kind, entry, from, out, common: &common(&args.entry), dtype: args.dtype };
     let done = run(request, cancel)?;
-    report(&done, out, args.json)
+    report(&done, out, args.entry.json)
 }
 
 /// `aloe pull`.
@@ -57,9 +56,13 @@ pub(crate) fn pull(args: &PullArgs, cancel: &Cancel) -> anyhow::Result<()> {
 
 /// `aloe merge CONFIG OUT`: the YAML's models are paths, as for mergekit.
 pub(crate) fn merge(args: &MergeArgs, cancel: &Cancel) -> anyhow::Result<()> {
-    let yaml = std::fs::read_to_string(&args.config)
-        .map_err(|error| Failure::usage(format!("cannot read {}: {error}", args.config.display())))?;
-    let config = aloe_merge::MergeConfig::parse(&yaml, &args.config)?;
+    if args.entry.recipe.is_some() {
+        return from_recipe("merge", &args.entry, args.run_folder.as_deref(), cancel);
+    }
+    let path = args.config.as_deref().ok_or_else(|| Failure::usage("mergekit's YAML is missing"))?;
+    let yaml = std::fs::read_to_string(path)
+        .map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
+    let config = aloe_merge::MergeConfig::parse(&yaml, path)?;
     let Some(out) = &args.out else { return merge_dry(&config, args) };
     let mut entry = Table::new();
     entry.insert("yaml".into(), Value::String(yaml));
@@ -67,16 +70,16 @@ pub(crate) fn merge(args: &MergeArgs, cancel: &Cancel) -> anyhow::Result<()> {
     if args.memory << 20 != aloe_merge::DEFAULT_MEMORY {
         entry.insert("memory".into(), Value::Integer(i64::try_from(args.memory)?));
     }
-    let request = Request { kind: "merge", entry, from: Table::new(), out, common: &args.common, dtype: None };
+    let request = Request { kind: "merge", entry, from: Table::new(), out, common: &common(&args.entry), dtype: None };
     let done = run(request, cancel)?;
-    report(&done, out, args.common.json)
+    report(&done, out, args.entry.json)
 }
 
 /// `aloe merge --check` and `--tensor NAME`: the plan, or one tensor with its figures, on standard output.
 fn merge_dry(config: &aloe_merge::MergeConfig, args: &MergeArgs) -> anyhow::Result<()> {
     let options = aloe_merge::MergeOptions {
-        seed: args.common.seed,
-        threads: threads_of(args.common.threads),
+        seed: args.entry.seed.unwrap_or(0),
+        threads: threads_of(args.entry.threads),
         memory: args.memory << 20,
         ..aloe_merge::MergeOptions::default()
     };
@@ -105,6 +108,9 @@ fn merge_dry(config: &aloe_merge::MergeConfig, args: &MergeArgs) -> anyhow::Resu
 
 /// `aloe eval MODEL`.
 pub(crate) fn eval(args: &EvalArgs, cancel: &Cancel) -> anyhow::Result<()> {
+    if args.asked.entry.recipe.is_some() {
+        return from_recipe("eval", &args.asked.entry, args.asked.out.as_deref(), cancel);
+    }
     let mut entry = Table::new();
     entry.insert("tasks".into(), Value::Array(args.tasks.iter().cloned().map(Value::String).collect()));
     let data = match &args.data {
@@ -121,29 +127,43 @@ pub(crate) fn eval(args: &EvalArgs, cancel: &Cancel) -> anyhow::Result<()> {
             entry.insert(key.into(), Value::Integer(i64::try_from(number)?));
         }
     }
-    served(&mut entry, &args.model)?;
-    set_all(&mut entry, &args.set)?;
-    let from = model_and_compare(&args.model.model, args.compare.as_deref())?;
-    let common = &args.model.common;
-    let request = Request { kind: "eval", entry, from, out: &args.out, common, dtype: Some(args.model.dtype) };
-    let done = run(request, cancel)?;
-    report(&done, &args.out, common.json)
+    ask("eval", entry, &args.asked, cancel)
 }
 
 /// `aloe redteam MODEL`.
 pub(crate) fn redteam(args: &RedteamArgs, cancel: &Cancel) -> anyhow::Result<()> {
+    if args.asked.entry.recipe.is_some() {
+        return from_recipe("redteam", &args.asked.entry, args.asked.out.as_deref(), cancel);
+    }
     let mut entry = Table::new();
-    entry.insert("questions".into(), path_value(&args.questions)?);
+    let questions = args.questions.as_deref().ok_or_else(|| Failure::usage("--questions FILE is missing"))?;
+    entry.insert("questions".into(), path_value(questions)?);
     if let Some(harmless) = &args.harmless {
         entry.insert("harmless".into(), path_value(harmless)?);
     }
-    served(&mut entry, &args.model)?;
+    ask("redteam", entry, &args.asked, cancel)
+}
+
+/// Runs a stage that asks a model; `entry` holds what is the kind's own.
+fn ask(kind: &str, mut entry: Table, args: &AskedArgs, cancel: &Cancel) -> anyhow::Result<()> {
+    let model = args.model.as_deref().ok_or_else(|| Failure::usage("MODEL is missing"))?;
+    let out = args.out.as_deref().ok_or_else(|| Failure::usage("--out DIR is missing"))?;
+    if let Some(tokenizer) = &args.tokenizer {
+        entry.insert("tokenizer".into(), path_value(tokenizer)?);
+    }
+    if args.server_template {
+        entry.insert("server_template".into(), Value::Boolean(true));
+    }
     set_all(&mut entry, &args.set)?;
-    let from = model_and_compare(&args.model.model, args.compare.as_deref())?;
-    let common = &args.model.common;
-    let request = Request { kind: "redteam", entry, from, out: &args.out, common, dtype: Some(args.model.dtype) };
+    let from = model_and_compare(model, args.compare.as_deref())?;
+    let request = Request { kind, entry, from, out, common: &common(&args.entry), dtype: args.dtype };
     let done = run(request, cancel)?;
-    report(&done, &args.out, common.json)
+    report(&done, out, args.entry.json)
+}
+
+/// The flags of a stage that stands in no recipe.
+fn common(args: &EntryArgs) -> Common {
+    Common { seed: args.seed.unwrap_or(0), threads: args.threads, json: args.json }
 }
 
 /// What the flags said, as a recipe entry.
@@ -182,7 +202,11 @@ fn run(request: Request<'_>, cancel: &Cancel) -> anyhow::Result<Done> {
     run_stage(&recipe, &recipe.stages[0], &parent, &context)
 }
 
-fn from_recipe(kind: &str, path: &Path, name: &str, args: &StageArgs, cancel: &Cancel) -> anyhow::Result<()> {
+/// `--recipe FILE --stage NAME`: what `aloe run` would do for this stage, into the same folder. `out` is the run's.
+fn from_recipe(kind: &str, args: &EntryArgs, out: Option<&Path>, cancel: &Cancel) -> anyhow::Result<()> {
+    let (Some(path), Some(name)) = (args.recipe.as_deref(), args.stage.as_deref()) else {
+        return Err(Failure::usage("--recipe FILE and --stage NAME go together").into());
+    };
     let mut recipe = Recipe::read(path)?;
     recipe.set_seed(args.seed.unwrap_or(recipe.seed));
     let at = recipe.position(name)?;
@@ -190,7 +214,7 @@ fn from_recipe(kind: &str, path: &Path, name: &str, args: &StageArgs, cancel: &C
     if stage.config.kind() != kind {
         return Err(Failure::usage(format!("stage {name:?} is of kind {}, not {kind}", stage.config.kind())).into());
     }
-    let out = output_folder(&recipe, args.out.as_deref())?;
+    let out = output_folder(&recipe, out)?;
     enter_root(&recipe)?;
     let threads = threads_of(if args.threads == 0 { recipe.threads } else { args.threads });
     let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, cancel: cancel.clone() };
@@ -236,17 +260,6 @@ fn plain(path: &Path) -> anyhow::Result<PathBuf> {
         }
     }
     Ok(plain)
-}
-
-/// How an endpoint's prompts are rendered.
-fn served(entry: &mut Table, model: &ModelArgs) -> anyhow::Result<()> {
-    if let Some(tokenizer) = &model.tokenizer {
-        entry.insert("tokenizer".into(), path_value(tokenizer)?);
-    }
-    if model.server_template {
-        entry.insert("server_template".into(), Value::Boolean(true));
-    }
-    Ok(())
 }
 
 fn absolute(path: &Path) -> anyhow::Result<String> {

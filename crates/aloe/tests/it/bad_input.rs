@@ -96,6 +96,60 @@ fn chat_without_a_chat_template_says_what_to_do() {
     assert!(stderr.contains("template"), "{stderr}");
 }
 
+/// The order of the two mistakes says that no model is opened first.
+#[test]
+fn chat_with_json_and_no_prompt_is_refused_with_what_to_give() {
+    let dir = tempfile::tempdir().unwrap();
+    let (stdout, stderr, code) = run(&["chat", dir.path().to_str().unwrap(), "--json"]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stdout.is_empty() && stderr.contains("give --prompt"), "{stderr}");
+}
+
+/// A stage's model is overwritten behind its record's back: the stage that was made from it is not "done already".
+#[test]
+fn a_stages_folder_with_other_weights_than_it_wrote_is_refused_as_an_input() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let [base, first, second] = ["base", "first", "second"].map(|name| dir.path().join(name));
+    let data = dir.path().join("rows.jsonl");
+    let row =
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n";
+    std::fs::write(&data, row.repeat(4)).unwrap();
+    let train = |model: &Path, out: &Path| {
+        let mut args = vec!["sft", "--model", model.to_str().unwrap(), "--data", data.to_str().unwrap()];
+        args.extend(["--out", out.to_str().unwrap(), "--dtype", "f32", "--threads", "1"]);
+        for setting in ["max_steps=1", "max_len=64", "batch_size=1", "chat_template=alpaca"] {
+            args.extend(["--set", setting]);
+        }
+        run(&args)
+    };
+    let (_, stderr, code) = run(&["pull", stories.to_str().unwrap(), "--out", base.to_str().unwrap()]);
+    assert_eq!(code, 0, "{stderr}");
+    for (model, out) in [(&base, &first), (&first, &second)] {
+        let (_, stderr, code) = train(model, out);
+        assert_eq!(code, 0, "{stderr}");
+    }
+    assert!(train(&first, &second).0.contains("was done already"));
+    let path = first.join("model/model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let (stdout, stderr, code) = train(&first, &second);
+    assert_eq!(code, 2, "{stdout}{stderr}");
+    assert!(stderr.contains("first/model/model.safetensors is not what the stage wrote"), "{stderr}");
+    assert!(stderr.contains("run the stage that made it again, or give") && stderr.contains("first/model/ itself"));
+    let (stdout, stderr, code) = train(&first.join("model"), &second);
+    assert!(code == 0 && !stdout.contains("was done already"), "{stdout}{stderr}");
+    // A pulled model's folder is the Hugging Face folder itself.
+    std::fs::write(base.join("model.safetensors"), "x").unwrap();
+    let (_, stderr, code) = train(&base, &first);
+    assert!(
+        code == 2 && stderr.contains("base/model.safetensors") && stderr.contains("or remove its record.json"),
+        "{stderr}"
+    );
+}
+
 #[test]
 fn a_merge_with_density_0_or_2_is_refused_before_any_output() {
     let Some(stories) = stories() else { return };

@@ -1,5 +1,6 @@
 //! What a user meets: help, notices, what is printed when a command is interrupted.
 
+use crate::road::{recipe, run_recipe};
 use crate::{aloe, run, stories};
 use std::path::Path;
 
@@ -11,6 +12,13 @@ fn help_lists_the_settings_of_a_stage_with_an_example() {
         (vec!["data"], ["max_rows", "drop_listed_answers", "med_safety_bench", "licence = \"mit\""]),
         (vec!["data", "run"], ["max_rows", "drop_listed_answers", "minhash", "aloe data run --config data.toml"]),
         (vec!["eval"], ["n_samples", "pool_attempts", "mmlu_anatomy", "--strategy sc-cot"]),
+        (vec!["score"], ["prompt_ids, the prompt's tokens", "logps (natural", "is_greedy", "scoring draws nothing"]),
+        (
+            vec!["generate"],
+            ["completions, a list of n", "logps (natural", "finish_reason (stop", "Seed of the rows that"],
+        ),
+        (vec!["chat"], ["--prompt and --json", "logps (natural", "finish_reason (stop", "prompt_len_tokens"]),
+        (vec!["merge"], ["--recipe <RECIPE>", "--stage <STAGE>", "folder of the whole run", "dare_ties"]),
         (vec!["redteam"], ["n_harmless", "judge_labels", "injection", "aloe redteam models"]),
     ] {
         let (stdout, _, code) = run(&[command.as_slice(), &["--help"]].concat());
@@ -20,6 +28,75 @@ fn help_lists_the_settings_of_a_stage_with_an_example() {
             assert!(flat.contains(word), "{command:?}: {word:?} is not in {stdout}");
         }
     }
+}
+
+/// The keys of the written lines are the help's, and the seed that drew nothing is told.
+#[test]
+fn score_writes_the_fields_that_its_help_lists_and_tells_the_seed() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (requests, out) = (dir.path().join("r.jsonl"), dir.path().join("out.jsonl"));
+    let help = |command: &str| run(&[command, "--help"]).0;
+    let check = |command: &str, row: &str, list: &str| {
+        std::fs::write(&requests, row).unwrap();
+        let mut args = vec![command, stories.to_str().unwrap(), "--requests", requests.to_str().unwrap()];
+        args.extend(["--out", out.to_str().unwrap(), "--dtype", "f32", "--seed", "7", "--json"]);
+        let (stdout, stderr, code) = run(&args);
+        assert_eq!(code, 0, "{stderr}");
+        let said: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!((said["n_rows"].as_u64(), said["seed"].as_u64()), (Some(1), Some(7)), "{stdout}");
+        let line: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&out).unwrap()).unwrap();
+        let help = help(command);
+        let written = help.split("Writes one JSON object").nth(1).unwrap();
+        for key in line.as_object().unwrap().keys().chain(line[list][0].as_object().unwrap().keys()) {
+            assert!(written.contains(key.as_str()), "aloe {command} writes {key}, which its help does not list");
+        }
+    };
+    check("score", "{\"id\": \"1\", \"prompt\": \"Once\", \"continuations\": [\" upon\"]}", "continuations");
+    check("generate", "{\"id\": \"1\", \"prompt\": \"Once\", \"max_new_tokens\": 2}", "completions");
+}
+
+/// A command with `--recipe` makes what `aloe run` makes: it finds `aloe run`'s folders done, and `aloe run` finds its own.
+#[test]
+fn every_kind_of_stage_runs_by_its_entry_in_a_recipe() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = recipe(dir.path(), &stories);
+    let out = dir.path().join("out");
+    let told = |kind: &str, stage: &str, more: &[&str]| {
+        let words = if kind == "data" { vec!["data", "run"] } else { vec![kind] };
+        let args = ["--recipe", recipe.to_str().unwrap(), "--stage", stage, "--out", out.to_str().unwrap()];
+        run(&[words.as_slice(), &args, more].concat())
+    };
+    run_recipe(&recipe, &out);
+    let by_kind = [("data", "rows"), ("sft", "sft-a"), ("dpo", "dpo"), ("merge", "merge"), ("eval", "after")];
+    for (kind, stage) in by_kind.into_iter().chain([("redteam", "attacks"), ("card", "card")]) {
+        let (stdout, stderr, code) = told(kind, stage, &[]);
+        assert!(code == 0 && stdout.contains("was done already"), "{kind}: {stdout}{stderr}");
+    }
+    for stage in ["merge", "before", "attacks"] {
+        std::fs::remove_dir_all(out.join(stage)).unwrap();
+    }
+    for (kind, stage) in [("merge", "merge"), ("eval", "before"), ("redteam", "attacks")] {
+        let (stdout, stderr, code) = told(kind, stage, &["--threads", "1"]);
+        assert!(code == 0 && !stdout.contains("was done already"), "{kind}: {stdout}{stderr}");
+    }
+    let again: serde_json::Value = serde_json::from_str(&run_recipe(&recipe, &out)).unwrap();
+    for stage in again.as_array().unwrap() {
+        assert_eq!(stage["was_done"], true, "{} ran again", stage["stage"]);
+    }
+    let (_, stderr, code) = told("eval", "attacks", &[]);
+    assert!(code == 2 && stderr.contains("is of kind redteam, not eval"), "{stderr}");
+    for (kind, flag) in
+        [("eval", "--limit=1"), ("redteam", "--questions=x"), ("merge", "--memory=9"), ("eval", "--dtype=f32")]
+    {
+        let (_, stderr, code) = told(kind, "before", &[flag]);
+        assert!(code == 2 && stderr.contains("cannot be used with"), "{kind} {flag}: {stderr}");
+    }
+    let (_, stderr, code) = run(&["eval", "--out", "x"]);
+    assert!(code == 2 && stderr.contains("--tasks"), "{stderr}");
+    let (_, stderr, code) = run(&["sft", "--stage", "sft-a", "--out", "x"]);
+    assert!(code == 2 && stderr.contains("--recipe"), "{stderr}");
 }
 
 const ROW: &str = "{\"messages\": [{\"role\": \"user\", \"content\": \"Tell me\"}, {\"role\": \"assistant\", \"content\": \"a story\"}]}\n";
