@@ -390,7 +390,11 @@ fn runs_that_cannot_be_compared_are_refused_before_the_model_is_asked_anything()
     );
     let path = first.join("samples.jsonl");
     let text = std::fs::read_to_string(&path).unwrap().replace("starter-test-002", "starter-test-999");
-    std::fs::write(path, text).unwrap();
+    std::fs::write(&path, text).unwrap();
+    check(&["--tasks", "starter_mcqa", "--limit", "3"], &["samples.jsonl is not what the stage wrote"]);
+    let mut record = read(&first.join("record.json"));
+    record["outputs"]["samples.jsonl"] = json!(aloe_record::digest::file(&path).unwrap());
+    std::fs::write(first.join("record.json"), record.to_string()).unwrap();
     check(&["--tasks", "starter_mcqa", "--limit", "3"], &["the data files differ"]);
     assert_eq!(server.n_asked(), 0);
 }
