@@ -3,7 +3,9 @@
 use crate::failure::Failure;
 use aloe_engine::{Continuation, Prompt, Sampling};
 use aloe_text::Message;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use std::path::Path;
 
 /// One row of a request file. Unknown keys are mistakes.
@@ -23,7 +25,7 @@ pub(crate) struct Row {
     min_p: Option<f32>,
     repetition_penalty: Option<f32>,
     seed: Option<u64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "stop_list")]
     stop: Vec<String>,
     #[serde(default)]
     stop_ids: Vec<u32>,
@@ -31,12 +33,22 @@ pub(crate) struct Row {
 
 /// A continuation as text or as ids.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a continuation is text or a list of token ids")]
 pub(crate) enum RawContinuation {
     /// Text.
     Text(String),
     /// Token ids.
     Ids(Vec<u32>),
+}
+
+/// A list of texts; a text alone, as some servers take it, is answered with the list to write.
+fn stop_list<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+    match Value::deserialize(input)? {
+        Value::String(text) => {
+            Err(D::Error::custom(format!("`stop` is a list of texts: write \"stop\": [{}]", Value::String(text))))
+        }
+        list => Vec::deserialize(list).map_err(|error| D::Error::custom(format!("`stop` is a list of texts: {error}"))),
+    }
 }
 
 impl Row {
@@ -63,13 +75,12 @@ impl Row {
             return Err("sampling keys belong to `aloe generate`; scoring draws nothing".to_owned());
         }
         let given = self.continuations.as_ref().ok_or("`continuations` is missing; [] scores the prompt itself")?;
-        Ok(given
-            .iter()
-            .map(|continuation| match continuation {
-                RawContinuation::Text(text) => Continuation::Text(text.clone()),
-                RawContinuation::Ids(ids) => Continuation::Ids(ids.clone()),
-            })
-            .collect())
+        let one = |(at, continuation): (usize, &RawContinuation)| match continuation {
+            RawContinuation::Text(text) if !text.is_empty() => Ok(Continuation::Text(text.clone())),
+            RawContinuation::Ids(ids) if !ids.is_empty() => Ok(Continuation::Ids(ids.clone())),
+            _ => Err(format!("row `{}`: continuation {} is empty, so there is nothing to score", self.id, at + 1)),
+        };
+        given.iter().enumerate().map(one).collect()
     }
 
     /// The sampling fields over greedy defaults; `seed` where the row has none.
@@ -103,10 +114,10 @@ pub(crate) fn read<T>(path: &Path, convert: impl Fn(&Row) -> Result<T, String>) 
         if line.trim().is_empty() {
             continue;
         }
-        let parsed = serde_json::from_str::<Row>(line).map_err(|error| error.to_string());
-        match parsed.and_then(|row| convert(&row)) {
+        let parsed = serde_json::from_str::<Row>(line).map_err(|error| json_mistake(&error));
+        match parsed.and_then(|row| convert(&row).map_err(|reason| format!(" {reason}"))) {
             Ok(request) => requests.push(request),
-            Err(reason) => mistakes.push(format!("{}:{}: {reason}", path.display(), at + 1)),
+            Err(reason) => mistakes.push(format!("{}:{}:{reason}", path.display(), at + 1)),
         }
     }
     if !mistakes.is_empty() {
@@ -121,4 +132,55 @@ pub(crate) fn read<T>(path: &Path, convert: impl Fn(&Row) -> Result<T, String>) 
         return Err(Failure::usage(format!("{} holds no requests", path.display())).into());
     }
     Ok(requests)
+}
+
+/// `COLUMN: what is wrong` of one line; whether it is no JSON at all, or JSON of another shape.
+fn json_mistake(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let reason = text.strip_suffix(&place).unwrap_or(&text);
+    let kind = if error.is_data() { "" } else { "not JSON: " };
+    if error.line() == 0 { format!(" {kind}{reason}") } else { format!("{}: {kind}{reason}", error.column()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistakes(text: &str) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r4.jsonl");
+        std::fs::write(&path, text).unwrap();
+        let error = read(&path, |row| {
+            if row.continuations.is_some() { row.continuations().map(|_| ()) } else { row.sampling(0).map(|_| ()) }
+        });
+        error.unwrap_err().to_string().replace(&format!("{}/", dir.path().display()), "")
+    }
+
+    #[test]
+    fn a_line_that_is_not_json_is_named_with_file_line_and_column() {
+        let good = r#"{"id": "a", "prompt": "x"}"#;
+        assert_eq!(
+            mistakes(&format!("{good}\n\nnot\n{{\"id\": ")),
+            "r4.jsonl:3:2: not JSON: expected ident\nr4.jsonl:4:7: not JSON: EOF while parsing a value"
+        );
+        let unknown = mistakes(r#"{"id": "a", "promt": "x"}"#);
+        assert!(unknown.starts_with("r4.jsonl:1:19: unknown field `promt`"), "{unknown}");
+    }
+
+    #[test]
+    fn an_empty_continuation_is_named_with_its_line_and_row() {
+        let text = "{\"id\": \"q7\", \"prompt\": \"x\", \"continuations\": [\" A\", \"\"]}";
+        assert_eq!(mistakes(text), "r4.jsonl:1: row `q7`: continuation 2 is empty, so there is nothing to score");
+        assert!(mistakes(&text.replace("\"\"", "[]")).contains("continuation 2 is empty"));
+        assert!(mistakes(&text.replace("\"\"", "3")).contains("a continuation is text or a list of token ids"));
+    }
+
+    #[test]
+    fn a_stop_text_is_answered_with_the_list_to_write() {
+        let found = mistakes(r#"{"id": "a", "prompt": "x", "stop": "."}"#);
+        assert!(found.starts_with("r4.jsonl:1:") && found.ends_with(r#"write "stop": ["."]"#), "{found}");
+        let found = mistakes(r#"{"id": "a", "prompt": "x", "stop": [1]}"#);
+        assert!(found.contains("`stop` is a list of texts: invalid type"), "{found}");
+    }
 }

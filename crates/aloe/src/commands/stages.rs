@@ -8,9 +8,10 @@ use crate::recipe::redteam_stage::RedteamStage;
 use crate::recipe::stage_config::{MergeStage, PullConfig, StageConfig};
 use crate::stage::{Context, Done, Inputs, Job, checked_model, execute, model_of, single};
 use aloe_engine::{Embedder, Engine, EngineOptions};
-use aloe_eval::compare::{check_comparable, compare};
+use aloe_eval::compare::{check_comparable, compare_runs};
 use aloe_eval::judge::Judge;
 use aloe_eval::redteam_compare::{RedTeamRun, check_redteam_comparable, compare_redteam};
+use aloe_eval::report::TaskResult;
 use aloe_merge::{MergeConfig, MergeOptions};
 use aloe_record::{Progress, Record};
 use aloe_report::{Metrics, training_page};
@@ -69,8 +70,14 @@ fn pull(config: &PullConfig, folder: &Path, record: &mut Record, context: &Conte
     record.result("origin", &pulled.origin)?;
     record.result("source_sha256", &pulled.sha256)?;
     record.result("n_parameters", pulled.n_parameters)?;
-    let summary = format!("{:.1} M parameters from {}", pulled.n_parameters as f64 / 1e6, config.source);
-    record.result("summary", summary)?;
+    let mut summary = format!("{:.1} M parameters from {}", pulled.n_parameters as f64 / 1e6, config.source);
+    if let Some(types) = &pulled.gguf_types {
+        summary.push_str(&format!(", weights {types}"));
+    }
+    if let Some(types) = &pulled.quantised_from {
+        record.result("quantised_from", types)?;
+    }
+    record.result("summary", format!("{summary}, sha256 {}", pulled.sha256))?;
     Ok(())
 }
 
@@ -88,18 +95,14 @@ fn data(config: &aloe_data::DataConfig, folder: &Path, record: &mut Record, cont
     let progress = Progress::new("data", 0, "rows");
     let report = aloe_data::run(config, folder, &progress, &context.cancel)?;
     progress.finish();
+    tell(&report.notices);
     record.result("summary", data_summary(&report))?;
     record.result("data", &report)?;
     Ok(())
 }
 
 fn data_summary(report: &aloe_data::DataReport) -> String {
-    let n_read: usize = report.sources.iter().map(|source| source.n_read).sum();
-    let n_dropped: usize = report.sources.iter().map(aloe_data::SourceReport::n_dropped).sum();
-    format!(
-        "{} rows from {n_read}, {n_dropped} dropped ({} overlap evaluation), {} held out",
-        report.n_train, report.n_overlaps, report.n_held_out
-    )
+    report.account.to_string()
 }
 
 fn sft(
@@ -252,7 +255,7 @@ fn eval(
 ) -> anyhow::Result<()> {
     let config = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
     let earlier = inputs.get("compare").map(|_| single(inputs, "compare", "eval")).transpose()?;
-    let differs = earlier.map(|folder| check_comparable(folder, &config)).transpose()?.unwrap_or_default();
+    earlier.map(|folder| check_comparable(folder, &config)).transpose()?;
     let served = Served { tokenizer: stage.tokenizer.clone(), server_template: stage.server_template };
     let engine = open_engine(single(inputs, "model", "eval")?, served, context)?;
     let encoder = match inputs.get("embedder") {
@@ -262,29 +265,16 @@ fn eval(
     let embedder = encoder.map(|path| Embedder::open(path, context.threads)).transpose()?;
     let progress = Progress::new("eval", 0, "questions");
     let results = aloe_eval::eval(&engine, &config, embedder.as_ref(), folder, &progress, &context.cancel)?;
-    let mut parts: Vec<String> = results
-        .tasks
-        .iter()
-        .map(|task| {
-            format!("{} {:.1} % +- {:.1}", task.task, 100.0 * task.counts.acc.value, 100.0 * task.counts.acc.stderr)
-        })
-        .collect();
+    let mut parts: Vec<String> = results.tasks.iter().map(TaskResult::words).collect();
+    let mut table = results.table();
     if let Some(earlier) = earlier {
-        let before = aloe_eval::read_samples(&earlier.join("samples.jsonl"))?;
-        let after = aloe_eval::read_samples(&folder.join("samples.jsonl"))?;
-        let comparison = compare(&before, &after, config.seed)?;
-        let differs = match differs.as_slice() {
-            [] => String::new(),
-            differs => format!(" (the runs differ in {})", differs.join("; ")),
-        };
-        if let Some(last) = comparison.last() {
-            parts.push(format!("against {}: {}{differs}", name_of(earlier), last.verdict.words()));
-        }
-        let compared = format!("accuracy, question by question ({}){differs}", after.len());
-        record.result("comparison_note", compared)?;
-        record.result("comparison", &comparison)?;
+        let comparison = compare_runs(earlier, folder, config.seed)?;
+        parts.push(format!("against {}: {}", name_of(earlier), comparison.summary()));
+        table.push_str(&format!("\nagainst {}: {}", name_of(earlier), comparison.table()));
+        record.result("comparison_note", &comparison.note)?;
+        record.result("comparison", &comparison.rows)?;
     }
-    record.result("table", results.table())?;
+    record.result("table", table)?;
     record.result("eval", &results)?;
     record.result("summary", parts.join("; "))?;
     Ok(())

@@ -62,7 +62,10 @@ const DATA: &[Key] = &[
     ("rules", "table of cleaning rules, see below"),
     ("dedup", "table, see below"),
     ("decontaminate", "files or folders of evaluation questions that no row may overlap"),
-    ("hold_out", "share of the rows, 0 to below 1, written to hold_out.jsonl"),
+    (
+        "hold_out",
+        "share of the rows, 0 to below 1, written to hold_out.jsonl; drawn before max_rows and weight, so of a capped source more is held out",
+    ),
     ("seed", "seed of caps, weights, hold-out and order; default the recipe's or --seed"),
     ("stage", "pairs only: keep the rows of this stage number"),
     ("quarantine", "write broken rows to quarantine.jsonl and go on; false stops at them"),
@@ -76,10 +79,16 @@ const SOURCE: &[Key] = &[
     ("name", "unique; begins every row's id"),
     ("path", "file, or folder of .jsonl, .json, .csv (also .gz) and .parquet files"),
     ("licence", "as the publisher states it; \"unknown\" is refused"),
-    ("dialect", "layout of the rows; found by their columns when absent. One of @DIALECTS@"),
+    (
+        "dialect",
+        "layout of the rows; found by their columns when absent. One of @DIALECTS@. Speakers of messages: @SPEAKERS@",
+    ),
     ("columns", "own columns in place of a dialect: { prompt = .., response = .., rejected = .., system = .. }"),
-    ("max_rows", "at most so many rows, drawn by the seed"),
-    ("weight", "times each row appears: 2 twice, 0.5 every other row"),
+    (
+        "max_rows",
+        "at most so many training rows, drawn by the seed; rows of hold_out are drawn before, from all of the source",
+    ),
+    ("weight", "times each training row appears: 2 twice, 0.5 every other row"),
     ("task", "sub-task named in the manifest"),
     ("subject", "subject of rows that name none"),
     ("system", "system message for rows without one"),
@@ -98,7 +107,10 @@ const RULES: &[Key] = &[
 
 const DEDUP: &[Key] = &[
     ("exact", "rows equal but for case and punctuation"),
-    ("minhash", "near duplicates: 14 x 8 bands, 11 x 9 for dialogues, as Datatrove"),
+    (
+        "minhash",
+        "near duplicates: 14 x 8 bands, 11 x 9 for dialogues, as Datatrove; false keeps rows made from one template",
+    ),
 ];
 
 const EVAL: &[Key] = &[
@@ -202,7 +214,7 @@ pub(crate) fn data() -> String {
          pairs), hold_out.jsonl, manifest.json, report.html, ledger.jsonl, duplicates.jsonl, overlaps.jsonl and record.json into --out.",
         HEADING,
         list(DATA, &defaults),
-        list(SOURCE, &source).replace("@DIALECTS@", &dialects().join(", ")),
+        list(SOURCE, &source).replace("@DIALECTS@", &dialects().join(", ")).replace("@SPEAKERS@", aloe_data::SPEAKERS),
         list(RULES, &defaults["rules"]),
         list(DEDUP, &defaults["dedup"]),
     )

@@ -8,11 +8,12 @@ mod hf;
 mod pypi;
 
 use aloe_model::checkpoint::TensorFiles;
-use aloe_model::{CheckpointWriter, ModelSource};
+use aloe_model::{CheckpointWriter, Gguf, ModelSource};
 use aloe_record::atomic::OutputDir;
 use aloe_record::{Cancel, Progress, digest};
 use aloe_tensor::Dtype;
 use anyhow::{Context as _, bail};
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 /// What a pull wrote.
@@ -24,6 +25,10 @@ pub(crate) struct Pulled {
     pub(crate) n_parameters: usize,
     /// What exactly was taken: the package and file, the repository and commit, or the path.
     pub(crate) origin: String,
+    /// A GGUF file's element types in words: `dequantised from Q4_1`.
+    pub(crate) gguf_types: Option<String>,
+    /// Its quantised types alone, the largest first: `Q4_1`, `Q4_K + Q6_K`.
+    pub(crate) quantised_from: Option<String>,
 }
 
 /// Gets `source` and writes it to `out` as a Hugging Face folder, which appears whole or not at all.
@@ -40,7 +45,41 @@ pub(crate) fn pull(source: &str, out: &Path, cancel: &Cancel) -> anyhow::Result<
     }
     let (sha256, n_parameters) =
         if path.is_dir() { copy_folder(&path, out, cancel)? } else { convert_gguf(&path, out, cancel)? };
-    Ok(Pulled { sha256, n_parameters, origin })
+    let types = if path.is_dir() { Vec::new() } else { element_types(&Gguf::open(&path)?) };
+    let quantised = types.iter().filter(|(name, _)| !UNQUANTISED.contains(name)).map(|(name, _)| *name);
+    let quantised_from = Some(quantised.collect::<Vec<_>>().join(" + ")).filter(|types| !types.is_empty());
+    let gguf_types = (!types.is_empty()).then(|| {
+        let verb = if quantised_from.is_some() { "dequantised" } else { "converted" };
+        format!("{verb} from {}", in_words(&types))
+    });
+    Ok(Pulled { sha256, n_parameters, origin, gguf_types, quantised_from })
+}
+
+/// Element types that a GGUF file holds as they are.
+const UNQUANTISED: [&str; 3] = ["F32", "F16", "BF16"];
+
+/// The element types that hold at least one in a hundred of a file's elements (norms do not), each with its share, the largest first.
+fn element_types(file: &Gguf) -> Vec<(&'static str, f64)> {
+    let mut counts: BTreeMap<&'static str, usize> = BTreeMap::new();
+    for tensor in file.names().iter().filter_map(|name| file.tensor(name)) {
+        *counts.entry(tensor.ggml_type.name()).or_default() += tensor.shape.iter().product::<usize>();
+    }
+    let total = counts.values().sum::<usize>().max(1) as f64;
+    let mut shares: Vec<_> = counts.into_iter().map(|(name, n)| (name, n as f64 / total)).collect();
+    shares.retain(|(_, share)| *share >= 0.01);
+    shares.sort_by(|a, b| b.1.total_cmp(&a.1));
+    shares
+}
+
+fn in_words(types: &[(&'static str, f64)]) -> String {
+    match types {
+        [(name, _)] => (*name).to_owned(),
+        many => {
+            let parts: Vec<String> =
+                many.iter().map(|(name, share)| format!("{name} ({:.0} %)", 100.0 * share)).collect();
+            parts.join(" + ")
+        }
+    }
 }
 
 /// `$ALOE_HOME`, or `~/.cache/aloe`.

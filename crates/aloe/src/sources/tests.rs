@@ -77,6 +77,7 @@ fn a_decoder_folder_is_copied_as_it_is() {
     let out = dir.path().join("out");
     let pulled = pull(from.to_str().unwrap(), &out, &Cancel::default()).unwrap();
     // The digest is the one in the folder's README.
+    assert_eq!((pulled.quantised_from, pulled.gguf_types), (None, None));
     assert_eq!(pulled.sha256, "407a7c581bdd66972383ce9ad24857713fb98786d06ea564a2fe9b34ebe77dfd");
     for name in ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"] {
         assert_eq!(std::fs::read(out.join(name)).unwrap(), std::fs::read(from.join(name)).unwrap(), "{name}");
@@ -102,6 +103,9 @@ fn a_gguf_file_becomes_a_bf16_folder_that_opens_again() {
     let pulled = pull(path.to_str().unwrap(), &out, &Cancel::default()).unwrap();
     assert_eq!(pulled.sha256, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53");
     assert_eq!(pulled.n_parameters, 134_515_008);
+    // The shares that Python's gguf 0.19.0 reader counts; the embedding, which is the head too, is the Q8_0 part.
+    assert_eq!(pulled.quantised_from.as_deref(), Some("Q4_1 + Q8_0"));
+    assert_eq!(pulled.gguf_types.as_deref(), Some("dequantised from Q4_1 (79 %) + Q8_0 (21 %)"));
     let (from, to) = (ModelSource::open(&path).unwrap(), ModelSource::open(&out).unwrap());
     for name in ["model.layers.0.self_attn.q_proj.weight", "model.norm.weight"] {
         assert_eq!(from.load_bf16(name).unwrap(), to.load_bf16(name).unwrap(), "{name}");
