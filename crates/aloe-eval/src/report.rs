@@ -35,6 +35,9 @@ pub struct TaskResult {
     /// The counts.
     #[serde(flatten)]
     pub counts: Counts,
+    /// What the reader must know before the figure: that nearly every answer is the same option.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub warning: Option<String>,
     /// What the strategy has to say: Medprompt's pool, neighbour search, exclusions.
     #[serde(skip_serializing_if = "Map::is_empty", default)]
     pub notes: Map<String, Value>,
@@ -56,11 +59,13 @@ pub const COMPARABLE: &str = "comparable";
 impl TaskResult {
     /// Counts the samples of `task`; `n_whole` is how many questions its file holds.
     pub fn of(task: Task, samples: &[Sample], n_whole: usize, config: &EvalConfig, notes: Map<String, Value>) -> Self {
+        let counts = Counts::of(samples);
         Self {
             task: task.name(),
             split: config.split,
             comparability: comparability(task, samples.len(), n_whole, config.split),
-            counts: Counts::of(samples),
+            warning: one_option(&counts),
+            counts,
             notes,
         }
     }
@@ -69,12 +74,32 @@ impl TaskResult {
     pub fn words(&self) -> String {
         let acc = self.counts.acc;
         let interval = acc.interval.map_or_else(String::new, |one| format!(" (95 %: {})", one.percent(1)));
-        format!("{} {:.1} % +- {:.1}{interval}", self.task, 100.0 * acc.value, 100.0 * acc.stderr)
+        let warning = self.warning.as_ref().map_or("", |_| ", nearly all answers one option");
+        format!("{} {:.1} % +- {:.1}{interval}{warning}", self.task, 100.0 * acc.value, 100.0 * acc.stderr)
     }
 
     fn task(&self) -> Option<Task> {
         Task::all().into_iter().find(|task| task.name() == self.task)
     }
+}
+
+/// From this share of one option on, an accuracy tells where the keys stand and not what the model knows.
+const SAME_OPTION: f64 = 0.9;
+
+/// Says that nearly all answers are one option, from 20 answers on.
+fn one_option(counts: &Counts) -> Option<String> {
+    let n: usize = counts.chosen_positions.iter().sum();
+    let (position, &most) = counts.chosen_positions.iter().enumerate().max_by_key(|(_, chosen)| **chosen)?;
+    let (letter, share) = (char::from(b'A' + position as u8), most as f64 / n.max(1) as f64);
+    let at_letter =
+        *counts.key_positions.get(position)? as f64 / counts.key_positions.iter().sum::<usize>().max(1) as f64;
+    (n >= 20 && share >= SAME_OPTION).then(|| {
+        format!(
+            "{:.0} % of the answers are option {letter}, which is right in {:.1} %: no evidence of knowledge",
+            100.0 * share,
+            100.0 * at_letter
+        )
+    })
 }
 
 fn comparability(task: Task, n: usize, n_whole: usize, split: Split) -> String {
@@ -115,6 +140,9 @@ impl EvalResults {
         for result in &self.tasks {
             let counts = &result.counts;
             text += &line(&result.task, counts.n, counts.acc, &counts.n_unparsed.to_string(), &result.comparability);
+            if let Some(warning) = &result.warning {
+                text += &format!("{:<36} {warning}\n", "");
+            }
         }
         for result in &self.groups {
             text += &line(&result.group.name, result.group.n, result.group.acc, "", &result.comparability);
@@ -217,6 +245,19 @@ mod tests {
         TaskResult::of(task, &samples(n), n_whole, &config(split, None), Map::new())
     }
 
+    #[test]
+    fn a_model_that_names_one_option_whatever_is_asked_is_called_that() {
+        let counts = |chosen: [usize; 4]| Counts {
+            chosen_positions: chosen.to_vec(),
+            key_positions: vec![10, 20, 30, 40],
+            ..Counts::of(&samples(100))
+        };
+        let said = one_option(&counts([0, 0, 5, 95])).unwrap();
+        assert_eq!(said, "95 % of the answers are option D, which is right in 40.0 %: no evidence of knowledge");
+        assert_eq!(one_option(&counts([40, 20, 20, 20])), None);
+        assert_eq!(one_option(&counts([19, 0, 0, 0])), None, "too few to tell");
+    }
+
     /// The published sizes: PubMedQA 500, MMLU anatomy 135.
     #[test]
     fn a_limit_a_smaller_file_another_split_and_starter_questions_are_not_comparable() {
@@ -238,7 +279,7 @@ mod tests {
     #[test]
     fn the_table_and_the_words_hold_the_interval_beside_the_standard_error() {
         let one = result(Task::StarterMcqa, 20, 20, Split::Test);
-        assert_eq!(one.words(), "starter_mcqa 100.0 % +- 0.0 (95 %: 83.9 to 100.0)");
+        assert_eq!(one.words(), "starter_mcqa 100.0 % +- 0.0 (95 %: 83.9 to 100.0), nearly all answers one option");
         let identity = EngineIdentity {
             name: "m".into(),
             weights: String::new(),

@@ -301,7 +301,7 @@ fn results_since(kind: &str) -> &'static str {
     match kind {
         "pull" | "data" | "sft" | "dpo" | "merge" | "card" => "0.1.0",
         // Log-probabilities of one pass over the prefix tree differ in the last bits; keys and values are bf16 in bf16 mode.
-        "eval" | "redteam" => "0.1.0+1",
+        "eval" | "redteam" => "0.1.0+2",
         _ => env!("CARGO_PKG_VERSION"),
     }
 }

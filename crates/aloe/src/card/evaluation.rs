@@ -75,6 +75,11 @@ fn results(one: &Evidence) -> String {
         ));
     }
     text.push('\n');
+    for task in found["tasks"].as_array().into_iter().flatten() {
+        if let Some(warning) = task["warning"].as_str() {
+            text.push_str(&format!("**{}: {warning}.**\n\n", shown(&task["task"])));
+        }
+    }
     text
 }
 

@@ -5,7 +5,9 @@ use serde_json::Value;
 
 /// The section "Training Details".
 pub(super) fn section(evidence: &[Evidence]) -> String {
-    let mut text = String::from("## Training Details\n\n### Training Data\n\n");
+    let mut text = String::from("## Training Details\n\n### Weights It Starts From\n\n");
+    text.push_str(&pulled(evidence));
+    text.push_str("### Training Data\n\n");
     text.push_str(&data(evidence));
     text.push_str("### Training Procedure\n\n");
     for one in evidence {
@@ -26,18 +28,43 @@ pub(super) fn section(evidence: &[Evidence]) -> String {
     text
 }
 
+/// Where fetched weights come from, bit for bit: a card that names only the model hides that they were 4-bit.
+fn pulled(evidence: &[Evidence]) -> String {
+    let line = |one: &Evidence| {
+        let found = &one.record.results;
+        let from_blocks = match found.get("quantised_from").and_then(Value::as_str) {
+            Some(types) => format!("; dequantised from {types}"),
+            None => String::new(),
+        };
+        let field = |name: &str| found.get(name).map_or_else(|| "not recorded".to_owned(), shown);
+        format!(
+            "- {}: `{}` ({}), sha256 `{}`, licence {}{from_blocks}\n",
+            one.stage,
+            field("source"),
+            field("origin"),
+            field("source_sha256"),
+            field("licence")
+        )
+    };
+    let lines: String = of_kind(evidence, "pull").map(line).collect();
+    if lines.is_empty() { "Not fetched by a recorded stage.\n\n".to_owned() } else { lines + "\n" }
+}
+
 fn data(evidence: &[Evidence]) -> String {
-    let mut text = String::from("| stage | source | licence | read | dropped | train |\n|---|---|---|---|---|---|\n");
+    let mut text = String::from(
+        "| stage | source | licence | read | dropped | held out | train |\n|---|---|---|---|---|---|---|\n",
+    );
     for one in of_kind(evidence, "data") {
         for source in one.record.results["data"]["sources"].as_array().into_iter().flatten() {
             let dropped: u64 =
                 source["dropped"].as_object().into_iter().flat_map(|map| map.values()).filter_map(Value::as_u64).sum();
             text.push_str(&format!(
-                "| {} | {} | {} | {} | {dropped} | {} |\n",
+                "| {} | {} | {} | {} | {dropped} | {} | {} |\n",
                 one.stage,
                 shown(&source["name"]),
                 shown(&source["licence"]),
                 shown(&source["n_read"]),
+                shown(&source["n_held_out"]),
                 shown(&source["n_train"])
             ));
         }
@@ -55,7 +82,7 @@ fn sft(one: &Evidence) -> String {
     let (used, report) = (&one.record.config_used, &one.record.results["sft"]);
     format!(
         "#### {}: supervised fine-tuning\n\n{}\n\nRows {}, trained tokens {} of {}, steps {}; loss {} -> {} (first and last tenth); held-out \
-         negative log-likelihood a token {} -> {} over {} tokens.{}\n\n",
+         negative log-likelihood a token {} -> {} over {} tokens.{}{}\n\n",
         one.stage,
         hyperparameters(used),
         shown(&report["n_rows"]),
@@ -67,6 +94,7 @@ fn sft(one: &Evidence) -> String {
         number(&report["held_out_nll_before"]),
         number(&report["held_out_nll_after"]),
         shown(&report["n_held_out_targets"]),
+        notices(report),
         export(report)
     )
 }
@@ -75,7 +103,7 @@ fn dpo(one: &Evidence) -> String {
     let (used, report) = (&one.record.config_used, &one.record.results["dpo"]);
     format!(
         "#### {}: direct preference optimisation\n\n{}\n\nPairs {}, steps {}; loss {} -> {}; held-out pairs {}: share whose chosen answer is more \
-         probable {} -> {}, share with the higher reward on the chosen answer {} after training.{}\n\n",
+         probable {} -> {}, share with the higher reward on the chosen answer {} after training.{}{}\n\n",
         one.stage,
         hyperparameters(used),
         shown(&report["n_pairs"]),
@@ -86,6 +114,7 @@ fn dpo(one: &Evidence) -> String {
         number(&report["held_out_logp_accuracy_before"]),
         number(&report["held_out_logp_accuracy_after"]),
         number(&report["held_out_reward_accuracy_after"]),
+        notices(report),
         export(report)
     )
 }
@@ -116,6 +145,12 @@ fn merge(one: &Evidence) -> String {
         number(&report["sign_agreement"]),
         one.record.config_used["yaml"].as_str().unwrap_or_default().trim_end()
     )
+}
+
+/// What the stage told its user: dropped rows above all.
+fn notices(report: &Value) -> String {
+    let notices: Vec<&str> = report["notices"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if notices.is_empty() { String::new() } else { format!(" Notices: {}.", notices.join("; ")) }
 }
 
 /// What the bf16 export kept of the update, when the record tells.
