@@ -362,7 +362,7 @@ mod tests {
             let results = serde_json::json!({ "model": model, "settings": settings, "tasks": [], "groups": [] });
             std::fs::write(out.join("results.json"), results.to_string()).unwrap();
             let line = |i: usize| {
-                serde_json::json!({ "task": if i % 2 == 0 { "a" } else { "b" }, "id": i.to_string(), "index": i, "subject": "", "n_choices": 4,
+                serde_json::json!({ "task": if i.is_multiple_of(2) { "a" } else { "b" }, "id": i.to_string(), "index": i, "subject": "", "n_choices": 4,
                     "key": 0, "predicted": 0, "correct": is_right, "prompt_sha256": "" })
                 .to_string()
             };
