@@ -15,7 +15,7 @@ use crate::{
     Sampling, ScoreRequest, ScoreResult, Scored,
 };
 use aloe_record::{Cancel, Progress, digest};
-use aloe_text::TextModel;
+use aloe_text::{Message, TextModel};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Mutex;
@@ -78,9 +78,7 @@ impl Endpoint {
     ) -> Result<Vec<GenerateResult>> {
         self.in_parallel(requests, progress, cancel, |request| match (&self.text, &request.prompt) {
             (Some(text), prompt) if !self.server_template => self.complete_ids(text, request, prompt, cancel),
-            (_, Prompt::Messages(messages)) if self.server_template => {
-                self.chat(request, &serde_json::to_value(messages).unwrap_or_default(), cancel)
-            }
+            (_, Prompt::Messages(messages)) if self.server_template => self.chat(request, messages, cancel),
             _ => Err(self.unusable(
                 "prompts are sent as token ids; name the model's tokenizer folder with --tokenizer, or let the server \
                  render chat messages with --server-template",
@@ -182,7 +180,7 @@ impl Endpoint {
         Ok(GenerateResult { id: request.id.clone(), prompt_ids: Some(prompt_ids), completions })
     }
 
-    fn chat(&self, request: &GenerateRequest, messages: &Value, cancel: &Cancel) -> Result<GenerateResult> {
+    fn chat(&self, request: &GenerateRequest, messages: &[Message], cancel: &Cancel) -> Result<GenerateResult> {
         let body = json!({ "messages": messages });
         let text_of: TextOf = |choice| choice["message"]["content"].as_str();
         let completions = self.samples(request, "/chat/completions", &body, text_of, 0, cancel)?;

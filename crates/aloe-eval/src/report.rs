@@ -104,7 +104,10 @@ fn one_option(counts: &Counts) -> Option<String> {
 
 fn comparability(task: Task, n: usize, n_whole: usize, split: Split) -> String {
     if task.is_starter() {
-        return "not comparable: starter questions, not clinically reviewed; the score checks the program".into();
+        let part = if n < n_whole { format!("the first {n} of {n_whole} ") } else { String::new() };
+        return format!(
+            "not comparable: {part}starter questions, not clinically reviewed; the score checks the program"
+        );
     }
     if split != Split::Test {
         return format!("not comparable: the {} split, for choosing only", split.name());
@@ -135,7 +138,7 @@ impl EvalResults {
     pub fn table(&self) -> String {
         let mut text = format!(
             "{:<36} {:>6} {:>8} {:>8} {:>16} {:>9}  {}\n",
-            "task", "n", "acc %", "+-", "95 % interval", "unparsed", ""
+            "task", "n", "acc %", "stderr", "95 % interval", "unparsed", ""
         );
         for result in &self.tasks {
             let counts = &result.counts;
@@ -267,6 +270,7 @@ mod tests {
         };
         check(result(Task::Pubmedqa, 500, 500, Split::Test), COMPARABLE);
         check(result(Task::Pubmedqa, 20, 500, Split::Test), "not comparable: the first 20 of 500 questions");
+        check(result(Task::StarterMcqa, 10, 60, Split::Test), "not comparable: the first 10 of 60 starter questions");
         check(
             result(Task::Pubmedqa, 450, 450, Split::Test),
             "not comparable: 450 of the published set's 500 questions",

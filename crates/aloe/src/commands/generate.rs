@@ -22,6 +22,6 @@ pub(crate) fn run(args: &GenerateArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let progress = Progress::new("generate", rows.iter().map(|row| row.n as u64).sum(), "answers");
     let results = or_interrupted(engine.generate(&rows, &progress, cancel))?;
     progress.finish();
-    let lines = results.iter().map(|result| serde_json::to_value(result).unwrap_or_default());
-    write_lines(args.out.as_deref(), &args.model.common, lines)
+    let lines: Vec<_> = results.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
+    write_lines(args.out.as_deref(), &args.model.common, lines.into_iter())
 }
