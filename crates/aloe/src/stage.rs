@@ -79,6 +79,10 @@ pub(crate) fn execute(
     let _lock = Lock::take(job.out)?;
     OutputDir::recover(job.out)?;
     if let Some(record) = finished(job.out, &fingerprint)? {
+        // The mark goes last: it stands in a finished folder only when a kill came between the commit and this.
+        if job.out.join(MARK).exists() {
+            remove_hidden(job.out)?;
+        }
         return Ok(Done { record, was_done: true });
     }
     if job.out.exists() {
@@ -212,15 +216,17 @@ fn last_change_unix_s(folder: &Path) -> f64 {
     last
 }
 
-/// Removes the working files of a finished stage: its mark, its session and the logs it resumed from.
+/// Removes the working files of a finished stage: the logs it resumed from, its session and, last, its mark.
 fn remove_hidden(out: &Path) -> anyhow::Result<()> {
+    let remove = |path: &Path| std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()));
     for entry in std::fs::read_dir(out).with_context(|| format!("cannot list {}", out.display()))?.flatten() {
         let path = entry.path();
-        if entry.file_name().to_string_lossy().starts_with('.') && path.is_file() {
-            std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with('.') && name != MARK && path.is_file() {
+            remove(&path)?;
         }
     }
-    Ok(())
+    remove(&out.join(MARK))
 }
 
 /// The Hugging Face folder of an input: a stage's `model/`, or the folder (or `.gguf` file) itself.
@@ -384,6 +390,32 @@ mod tests {
         std::fs::write(out.join("x"), "damaged").unwrap();
         assert!(!run(&out, &input, 2), "an output was damaged");
         assert!(run(&out, &input, 2));
+    }
+
+    /// A kill may come after the folder has its name and before its working files are gone.
+    #[test]
+    fn working_files_that_a_kill_left_in_a_finished_folder_go_at_the_next_run_and_other_hidden_files_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, input) = (dir.path().join("stage"), dir.path().join("in.txt"));
+        std::fs::write(&input, "a").unwrap();
+        assert!(!run(&out, &input, 1));
+        let hidden = || {
+            let names =
+                std::fs::read_dir(&out).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
+            let mut names: Vec<String> = names.filter(|name| name.starts_with('.')).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(hidden(), [""; 0]);
+        std::fs::write(out.join(".gitattributes"), "the user's").unwrap();
+        assert!(run(&out, &input, 1));
+        assert_eq!(hidden(), [".gitattributes"], "no mark: no kill left it");
+        std::fs::remove_file(out.join(".gitattributes")).unwrap();
+        for name in [".answers.log", MARK, SESSION] {
+            std::fs::write(out.join(name), "left").unwrap();
+        }
+        assert!(run(&out, &input, 1), "the outputs are whole");
+        assert_eq!(hidden(), [""; 0]);
     }
 
     /// The second stage read the first one's folder; whoever overwrites a file in it must not be told that nothing changed.
