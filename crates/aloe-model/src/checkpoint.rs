@@ -153,6 +153,11 @@ impl Checkpoint {
         self.files.file_of(name)?.bytes(name)
     }
 
+    /// Lets the pages of a tensor go that were read.
+    pub(crate) fn release(&self, name: &str) -> Result<()> {
+        self.files.file_of(name)?.release(name)
+    }
+
     fn check_names(&self) -> Result<()> {
         let expected: HashMap<&str, &TensorSpec> =
             self.table.iter().map(|spec| (spec.hf_name.as_str(), spec)).collect();

@@ -43,8 +43,7 @@ pub struct TokenLogps {
 impl Decoder {
     /// Loads a checkpoint folder or GGUF file.
     pub fn open(source: &ModelSource, dtype: Dtype, device: &Device) -> Result<Self> {
-        let weights = Weights::load(source, dtype)?;
-        Ok(Self::new(source.config().clone(), weights, dtype, device))
+        Self::open_as(source, WeightFormat::Dense(dtype), device)
     }
 
     /// The same with the weights in a form of their own: for inference in blocks.

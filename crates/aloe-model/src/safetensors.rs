@@ -137,6 +137,12 @@ impl SafeTensorsFile {
         Ok(&self.map[self.entry(name)?.range.clone()])
     }
 
+    /// Lets the pages of a tensor go that were read.
+    pub(crate) fn release(&self, name: &str) -> Result<()> {
+        self.map.release(self.entry(name)?.range.clone());
+        Ok(())
+    }
+
     /// The tensor as f32; exact for all three weight formats.
     pub fn load_f32(&self, name: &str) -> Result<Vec<f32>> {
         let info = self.entry(name)?;

@@ -1,6 +1,7 @@
 //! What every stage opens: a checkpoint folder or a `.gguf` file, as a config and tensors under their Hugging Face names.
 
 use crate::gguf::GgufModel;
+use crate::safetensors::FileDtype;
 use crate::{Checkpoint, Config, Error, Result, RowPermute, TensorSpec, float};
 use aloe_record::digest::Hasher;
 use aloe_tensor::{BlockFormat, Dtype, Tensor};
@@ -111,6 +112,44 @@ impl ModelSource {
         Ok(Some((format, (0..rows).map(|row| stored[from(row)]).collect())))
     }
 
+    /// The bytes of a matrix that its file holds in bf16 and row order; `None` for another type or a GGUF file.
+    pub(crate) fn bf16_bytes(&self, name: &str) -> Result<Option<&[u8]>> {
+        match &self.files {
+            Files::Folder(checkpoint) if checkpoint.file_dtype(name) == Some(FileDtype::BF16) => {
+                checkpoint.bytes(name).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The rows of a matrix as f32, each decoded when it is read; a GGUF file's are decoded at once.
+    pub(crate) fn rows_f32(&self, name: &str) -> Result<Box<dyn Fn(usize, &mut [f32]) + Sync + '_>> {
+        let whole = |values: Vec<f32>| -> Box<dyn Fn(usize, &mut [f32]) + Sync> {
+            Box::new(move |row, out| out.copy_from_slice(&values[row * out.len()..(row + 1) * out.len()]))
+        };
+        let Files::Folder(checkpoint) = &self.files else { return Ok(whole(self.load_f32(name)?)) };
+        let bytes = checkpoint.bytes(name)?;
+        let halves = |decode: fn(u16) -> f32| -> Box<dyn Fn(usize, &mut [f32]) + Sync + '_> {
+            Box::new(move |row, out| {
+                let (pairs, _) = bytes[2 * row * out.len()..2 * (row + 1) * out.len()].as_chunks::<2>();
+                out.iter_mut().zip(pairs).for_each(|(o, pair)| *o = decode(u16::from_le_bytes(*pair)));
+            })
+        };
+        Ok(match checkpoint.file_dtype(name) {
+            Some(FileDtype::BF16) => halves(float::bf16_to_f32),
+            Some(FileDtype::F16) => halves(float::f16_to_f32),
+            _ => whole(checkpoint.load_f32(name)?),
+        })
+    }
+
+    /// Says that a tensor's bytes will not be read again soon, so that the pages of its file stop counting as this process's memory.
+    pub(crate) fn release(&self, name: &str) -> Result<()> {
+        match &self.files {
+            Files::Folder(checkpoint) => checkpoint.release(name),
+            Files::Gguf(model) => model.release(name),
+        }
+    }
+
     /// Reads every weight once and refuses NaN and infinity, naming the tensor and the element.
     pub fn check_finite(&self) -> Result<()> {
         for spec in self.specs() {
@@ -131,6 +170,7 @@ impl ModelSource {
             hasher.field(dtype.as_bytes());
             hasher.field(format!("{:?}", spec.shape).as_bytes());
             hasher.field(bytes);
+            self.release(&spec.hf_name)?;
         }
         Ok(hasher.hex())
     }

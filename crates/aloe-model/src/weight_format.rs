@@ -66,20 +66,39 @@ fn linear(
     spec: &TensorSpec,
     bias: Option<Tensor>,
 ) -> Result<Linear> {
-    if let WeightFormat::Dense(dtype) = format {
-        return Ok(Linear::new_on(device, source.load(&spec.hf_name, dtype)?, bias));
-    }
-    if format == WeightFormat::Stored {
-        return Ok(match source.block_rows(&spec.hf_name)? {
+    let made = match form_of(config, format, spec) {
+        Form::Dense(Dtype::Bf16) => match source.bf16_bytes(&spec.hf_name)? {
+            Some(bytes) => Linear::from_bf16_bytes(device, [spec.shape[0], spec.shape[1]], bytes, bias),
+            None => Linear::new_on(device, source.load(&spec.hf_name, Dtype::Bf16)?, bias),
+        },
+        Form::Dense(dtype) => Linear::new_on(device, source.load(&spec.hf_name, dtype)?, bias),
+        Form::Stored => match source.block_rows(&spec.hf_name)? {
             Some((blocks, rows)) => Linear::from_blocks(device, blocks, spec.shape[1], &rows, bias),
             None => Linear::new_on(device, source.load(&spec.hf_name, Dtype::Bf16)?, bias),
-        });
-    }
+        },
+        Form::Rounded(blocks) => {
+            let rows = source.rows_f32(&spec.hf_name)?;
+            Linear::quantize(device, [spec.shape[0], spec.shape[1]], &*rows, blocks, bias)
+        }
+    };
+    source.release(&spec.hf_name)?;
+    Ok(made)
+}
+
+/// How one matrix is held.
+enum Form {
+    Dense(Dtype),
+    Stored,
+    Rounded(BlockFormat),
+}
+
+fn form_of(config: &Config, format: WeightFormat, spec: &TensorSpec) -> Form {
     let only_looked_up = spec.role == Role::Embed && !config.tie_word_embeddings;
-    if only_looked_up {
-        return Ok(Linear::new_on(device, source.load(&spec.hf_name, Dtype::Bf16)?, bias));
+    match format {
+        WeightFormat::Dense(dtype) => Form::Dense(dtype),
+        WeightFormat::Stored => Form::Stored,
+        WeightFormat::Q8 | WeightFormat::Q4 if only_looked_up => Form::Dense(Dtype::Bf16),
+        WeightFormat::Q4 if !matches!(spec.role, Role::Embed | Role::Head) => Form::Rounded(BlockFormat::Q4_0),
+        WeightFormat::Q8 | WeightFormat::Q4 => Form::Rounded(BlockFormat::Q8_0),
     }
-    let eight_bits = format == WeightFormat::Q8 || matches!(spec.role, Role::Embed | Role::Head);
-    let blocks = if eight_bits { BlockFormat::Q8_0 } else { BlockFormat::Q4_0 };
-    Ok(Linear::quantize(device, &source.load(&spec.hf_name, Dtype::F32)?, blocks, bias))
 }

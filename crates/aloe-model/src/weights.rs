@@ -1,4 +1,4 @@
-//! The weights as the kernels want them: f32 or bf16 copies, or blocks (`weight_format`), shared by every decoder that uses the model.
+//! The weights as the kernels want them: f32 or bf16 copies, or blocks (read by `weight_format`), shared by every decoder that uses the model.
 //!
 //! Norm weights and biases stay f32 in both types, as their operations are f32.
 
@@ -6,7 +6,6 @@ use crate::Result;
 use crate::arch::{self, Part, Role, TensorSpec};
 use crate::config::Config;
 use crate::params::Params;
-use crate::source::ModelSource;
 use aloe_tensor::{Device, Dtype, Linear, Tensor};
 
 /// One layer's weights.
@@ -46,13 +45,6 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Reads a checkpoint folder or GGUF file into compute copies of `dtype`.
-    pub fn load(source: &ModelSource, dtype: Dtype) -> Result<Self> {
-        Self::build(source.config(), &mut |spec| source.load(&spec.hf_name, Dtype::F32), &mut |spec, bias| {
-            Ok(Linear::new(source.load(&spec.hf_name, dtype)?, bias))
-        })
-    }
-
     /// Compute copies of master weights.
     pub fn from_params(params: &Params, dtype: Dtype) -> Self {
         let master = |spec: &TensorSpec| params.role(spec.role).expect("masters hold every tensor of the table");

@@ -143,7 +143,7 @@ fn formats(device: &Device) -> Vec<Format<'_>> {
     let mut all: Vec<Format> =
         vec![("bf16".into(), Box::new(|w: Tensor| Linear::new_on(device, w.cast(Dtype::Bf16), None)))];
     for format in [BlockFormat::Q8_0, BlockFormat::Q4_0] {
-        all.push((format.name().into(), Box::new(move |w: Tensor| Linear::quantize(device, &w, format, None))));
+        all.push((format.name().into(), Box::new(move |w: Tensor| quantized(device, &w, format))));
     }
     for format in [BlockFormat::Q4_1, BlockFormat::Q4_K, BlockFormat::Q6_K] {
         let make = move |w: Tensor| {
@@ -249,4 +249,10 @@ fn main() {
     if wants("grads") {
         [Dtype::Bf16, Dtype::F32].iter().for_each(|dtype| grads(&device, *dtype));
     }
+}
+
+fn quantized(device: &Device, weight: &Tensor, format: BlockFormat) -> Linear {
+    let (values, k) = (weight.to_f32_vec(), weight.shape()[1]);
+    let read = |row: usize, out: &mut [f32]| out.copy_from_slice(&values[row * k..(row + 1) * k]);
+    Linear::quantize(device, [weight.shape()[0], k], &read, format, None)
 }

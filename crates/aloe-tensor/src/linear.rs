@@ -5,7 +5,7 @@
 
 use crate::pack::{Panels, Source};
 use crate::pool::SharedMut;
-use crate::quant::{self, BlockFormat, BlockPanels};
+use crate::quant::{BlockFormat, BlockPanels};
 use crate::tensor::f32_from_bf16;
 use crate::{Device, Dtype, Tensor};
 use std::sync::OnceLock;
@@ -48,6 +48,13 @@ impl Linear {
         Self::packed_as(Packed::Dense(forward), (out_features, in_features), bias)
     }
 
+    /// From a bf16 weight `[O, K]` as its file holds it, little-endian: mapped bytes go straight into the packed form.
+    pub fn from_bf16_bytes(device: &Device, [o, k]: [usize; 2], bytes: &[u8], bias: Option<Tensor>) -> Self {
+        let mut forward = Panels::new(Dtype::Bf16, o, k);
+        forward.fill_from_rows(device, Source::Bf16Bytes(bytes), k);
+        Self::packed_as(Packed::Dense(forward), (o, k), bias)
+    }
+
     fn packed_as(packed: Packed, (out_features, in_features): (usize, usize), bias: Option<Tensor>) -> Self {
         if let Some(bias) = &bias {
             assert_eq!(bias.shape(), [out_features], "bias against weight [{out_features}, {in_features}]");
@@ -73,25 +80,16 @@ impl Linear {
         Self::packed_as(Packed::Blocks(BlockPanels::new(device, format, shape, rows)), shape, bias)
     }
 
-    /// Rounds a weight `[O, K]` to blocks: `Q8_0` or `Q4_0`, for `--quantize`.
-    pub fn quantize(device: &Device, weight: &Tensor, format: BlockFormat, bias: Option<Tensor>) -> Self {
-        let &[o, k] = weight.shape() else { panic!("weight {:?}", weight.shape()) };
-        let mut encoded: Vec<Vec<u8>> = vec![Vec::new(); o];
-        let out = SharedMut::new(&mut encoded);
-        device.for_each(o, &|row| {
-            let mut values = match weight.dtype() {
-                Dtype::F32 => weight.as_f32()[row * k..(row + 1) * k].to_vec(),
-                Dtype::Bf16 => {
-                    weight.as_bf16_bits()[row * k..(row + 1) * k].iter().map(|b| f32_from_bf16(*b)).collect()
-                }
-            };
-            values.resize(k.next_multiple_of(quant::BLOCK), 0.0);
-            // SAFETY: each index has its own element.
-            let row_out = unsafe { out.slice(row, 1) };
-            row_out[0] = quant::encode(format, &values);
-        });
-        let rows: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
-        Self::packed_as(Packed::Blocks(BlockPanels::new(device, format, (o, k), &rows)), (o, k), bias)
+    /// Rounds a weight `[O, K]` to blocks: `Q8_0` or `Q4_0`, for `--quantize`. `read` fills row `o` of the weight `[K]`; it is called
+    /// from all threads, once a row, so that the whole matrix is never held in f32.
+    pub fn quantize(
+        device: &Device,
+        [o, k]: [usize; 2],
+        read: &(dyn Fn(usize, &mut [f32]) + Sync),
+        format: BlockFormat,
+        bias: Option<Tensor>,
+    ) -> Self {
+        Self::packed_as(Packed::Blocks(BlockPanels::encode(device, format, (o, k), read)), (o, k), bias)
     }
 
     /// O, the number of rows of the weight.
@@ -225,5 +223,24 @@ fn source(tensor: &Tensor) -> Source<'_> {
     match tensor.dtype() {
         Dtype::F32 => Source::F32(tensor.as_f32()),
         Dtype::Bf16 => Source::Bf16(tensor.as_bf16_bits()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aloe_record::CounterRng;
+
+    #[test]
+    fn a_weight_from_a_files_bytes_is_the_weight_from_its_numbers_at_any_address() {
+        let device = Device::cpu(2);
+        for (o, k) in [(33, 7), (64, 96), (5, 1)] {
+            let bits: Vec<u16> = (0..o * k).map(|i| CounterRng::new(1, "w", i as u64).at(0) as u16 & 0x7f7f).collect();
+            let mut file = vec![9u8];
+            file.extend(bits.iter().flat_map(|b| b.to_le_bytes()));
+            let found = Linear::from_bf16_bytes(&device, [o, k], &file[1..], None);
+            assert_eq!(found.weight().to_bf16_bits(), bits);
+            assert_eq!(found.dtype(), Dtype::Bf16);
+        }
     }
 }

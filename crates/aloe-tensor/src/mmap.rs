@@ -4,8 +4,9 @@
 //! changes our weights under us: outputs are therefore always written beside their target and renamed (`aloe_record::atomic`).
 
 use crate::Error;
+use memmap2::UncheckedAdvice;
 use std::fs::File;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 /// The bytes of a file, mapped.
@@ -26,6 +27,15 @@ impl Mmap {
         // which writers in this workspace never do: they write beside the target and rename.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(fail)?;
         Ok(Self { map: Some(map) })
+    }
+
+    /// Gives back the pages that hold `range`: they no longer count as this process's memory, and are read anew when wanted. Only
+    /// a hint: where the system refuses it, nothing changes.
+    pub fn release(&self, range: Range<usize>) {
+        if let Some(map) = &self.map {
+            // SAFETY: the map is of a file, read-only: a dropped page is read again from the file with the same bytes.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
     }
 
     /// The bytes.
@@ -53,6 +63,18 @@ mod tests {
         assert_eq!(&Mmap::open(&path).unwrap()[..], b"weights");
         std::fs::write(&path, b"").unwrap();
         assert!(Mmap::open(&path).unwrap().is_empty());
+    }
+
+    #[test]
+    fn released_pages_are_read_again_from_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let map = Mmap::open(&path).unwrap();
+        assert!(map[..] == bytes);
+        map.release(5_000..90_001);
+        assert!(map[..] == bytes);
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub(crate) const ZERO_LINE: Line = Line([0; LANES]);
 pub(crate) enum Source<'a> {
     F32(&'a [f32]),
     Bf16(&'a [u16]),
+    /// bf16 as a file holds it: little-endian pairs of bytes, at any address.
+    Bf16Bytes(&'a [u8]),
 }
 
 impl Source<'_> {
@@ -25,6 +27,7 @@ impl Source<'_> {
         match self {
             Source::F32(data) => data.len(),
             Source::Bf16(data) => data.len(),
+            Source::Bf16Bytes(data) => data.len() / 2,
         }
     }
 
@@ -33,15 +36,24 @@ impl Source<'_> {
         let bf16 = |i: usize| match self {
             Source::F32(data) => bf16_from_f32(data[from + i]),
             Source::Bf16(data) => data[from + i],
+            Source::Bf16Bytes(data) => u16::from_le_bytes([data[2 * (from + i)], data[2 * (from + i) + 1]]),
         };
         match dtype {
             Dtype::F32 => match self {
                 Source::F32(data) => out.iter_mut().zip(&data[from..from + n]).for_each(|(o, v)| *o = v.to_bits()),
-                Source::Bf16(data) => {
-                    out.iter_mut().zip(&data[from..from + n]).for_each(|(o, v)| *o = f32_from_bf16(*v).to_bits());
+                Source::Bf16(_) | Source::Bf16Bytes(_) => {
+                    out.iter_mut().take(n).enumerate().for_each(|(i, o)| *o = f32_from_bf16(bf16(i)).to_bits());
                 }
             },
             Dtype::Bf16 => {
+                if let Source::Bf16Bytes(data) = self {
+                    let (pairs, last) = data[2 * from..2 * (from + n)].as_chunks::<4>();
+                    out.iter_mut().zip(pairs).for_each(|(o, pair)| *o = u32::from_le_bytes(*pair));
+                    if let [low, high] = last {
+                        out[n / 2] = u32::from(u16::from_le_bytes([*low, *high]));
+                    }
+                    return;
+                }
                 for (u, o) in out[..n.div_ceil(2)].iter_mut().enumerate() {
                     let high = if 2 * u + 1 < n { bf16(2 * u + 1) } else { 0 };
                     *o = bf16(2 * u) as u32 | (high as u32) << 16;
@@ -157,6 +169,7 @@ fn column_units(
     match (dtype, source) {
         (Dtype::F32, _) => source.units(dtype, u * stride + first, width, out),
         (Dtype::Bf16, Source::F32(_)) => unreachable!("f32 rows are paired by `PairRows`"),
+        (Dtype::Bf16, Source::Bf16Bytes(_)) => unreachable!("bytes of a file are packed by rows alone"),
         (Dtype::Bf16, Source::Bf16(data)) => {
             let low = &data[2 * u * stride + first..][..width];
             let high = (2 * u + 1 < r).then(|| &data[(2 * u + 1) * stride + first..][..width]);

@@ -83,6 +83,12 @@ impl Gguf {
         Ok(&self.map[self.entry(name)?.range.clone()])
     }
 
+    /// Lets the pages of a tensor go that were read.
+    pub(crate) fn release(&self, name: &str) -> Result<()> {
+        self.map.release(self.entry(name)?.range.clone());
+        Ok(())
+    }
+
     /// A tensor dequantised to f32, row-major, rows in the file's order.
     pub fn load_f32(&self, name: &str) -> Result<Vec<f32>> {
         let entry = self.entry(name)?;

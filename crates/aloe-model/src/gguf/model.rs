@@ -54,6 +54,11 @@ impl GgufModel {
         Ok((ggml_type, self.gguf.bytes(&spec.gguf_name)?))
     }
 
+    /// Lets the pages of a tensor go that were read.
+    pub(crate) fn release(&self, name: &str) -> Result<()> {
+        self.gguf.release(&self.spec(name)?.gguf_name)
+    }
+
     fn spec(&self, name: &str) -> Result<&TensorSpec> {
         let found = self.table.iter().find(|spec| spec.hf_name == name);
         found.ok_or_else(|| Error::tensor(self.gguf.path(), name, "is not a tensor of this model"))

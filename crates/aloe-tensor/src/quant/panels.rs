@@ -5,7 +5,7 @@
 //! product reads its weights as one stream. Bits per weight are those of the stored format (Q5: eight instead of five).
 
 use super::blocks::{Block32, Code, Scale};
-use super::{BLOCK, BlockFormat};
+use super::{BLOCK, BlockFormat, encode};
 use crate::Device;
 use crate::gemm::PANEL;
 use crate::pack::{Line, ZERO_LINE};
@@ -74,6 +74,36 @@ impl BlockPanels {
     pub(crate) fn new(device: &Device, format: BlockFormat, (lanes, k): (usize, usize), rows: &[&[u8]]) -> Self {
         let row_bytes = k.div_ceil(format.block_len()) * format.block_bytes();
         assert!(rows.len() == lanes && rows.iter().all(|r| r.len() == row_bytes), "rows of {row_bytes} bytes");
+        Self::filled(device, format, (lanes, k), &|lines, panel| {
+            for (lane, row) in rows.iter().skip(panel * PANEL).take(PANEL).enumerate() {
+                put_row(lines, format, lane, row, k);
+            }
+        })
+    }
+
+    /// Rounds rows to blocks as they are put in; `read` fills one row `[k]`.
+    pub(crate) fn encode(
+        device: &Device,
+        format: BlockFormat,
+        (lanes, k): (usize, usize),
+        read: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) -> Self {
+        Self::filled(device, format, (lanes, k), &|lines, panel| {
+            let mut values = vec![0.0; k.next_multiple_of(BLOCK)];
+            for lane in 0..PANEL.min(lanes - panel * PANEL) {
+                read(panel * PANEL + lane, &mut values[..k]);
+                put_row(lines, format, lane, &encode(format, &values), k);
+            }
+        })
+    }
+
+    /// Panels whose lanes `fill` puts in, panel by panel; lanes past the last are zero.
+    fn filled(
+        device: &Device,
+        format: BlockFormat,
+        (lanes, k): (usize, usize),
+        fill: &(dyn Fn(&mut [Line], usize) + Sync),
+    ) -> Self {
         let mut panels = Self { format, lanes, k, lines: Vec::new() };
         let size = panels.panel_lines();
         panels.lines = vec![ZERO_LINE; lanes.div_ceil(PANEL) * size];
@@ -81,13 +111,10 @@ impl BlockPanels {
         device.for_each(lanes.div_ceil(PANEL), &|panel| {
             // SAFETY: each index has its own panel.
             let lines = unsafe { shared.slice(panel * size, size) };
-            for lane in 0..PANEL {
+            fill(lines, panel);
+            for lane in lanes - (panel * PANEL).min(lanes)..PANEL {
                 for block in 0..k.div_ceil(BLOCK) {
-                    let block32 = match rows.get(panel * PANEL + lane) {
-                        Some(row) => format.unpack(row, block),
-                        None => Block32::zero(format.layout()),
-                    };
-                    put(lines, format.layout(), (lane, block), &block32);
+                    put(lines, format.layout(), (lane, block), &Block32::zero(format.layout()));
                 }
             }
         });
@@ -134,6 +161,12 @@ fn put_bits(lines: &mut [Line], line: usize, at: usize, bits: u32) {
 
 fn get_byte(lines: &[Line], line: usize, at: usize) -> u8 {
     (lines[line].0[at / 4] >> (at % 4 * 8)) as u8
+}
+
+fn put_row(lines: &mut [Line], format: BlockFormat, lane: usize, row: &[u8], k: usize) {
+    for block in 0..k.div_ceil(BLOCK) {
+        put(lines, format.layout(), (lane, block), &format.unpack(row, block));
+    }
 }
 
 /// Writes a block into lines that are still zero there.

@@ -194,6 +194,12 @@ fn a_number_that_is_not_finite_is_seen_in_its_row_and_nowhere_else() {
     }
 }
 
+fn quantized(device: &Device, weight: &Tensor, format: BlockFormat) -> Linear {
+    let (values, k) = (weight.to_f32_vec(), weight.shape()[1]);
+    let read = |row: usize, out: &mut [f32]| out.copy_from_slice(&values[row * k..(row + 1) * k]);
+    Linear::quantize(device, [weight.shape()[0], k], &read, format, None)
+}
+
 #[test]
 fn a_quantised_layer_is_near_its_weight_and_knows_its_size() {
     let device = Device::cpu(2);
@@ -202,7 +208,7 @@ fn a_quantised_layer_is_near_its_weight_and_knows_its_size() {
             // 100 columns: the last block is filled up with zeros.
             for (o, k) in [(64, 96), (33, 100)] {
                 let w = normal("w", &[o, k]).cast(dtype);
-                let layer = Linear::quantize(&device, &w, format, None);
+                let layer = quantized(&device, &w, format);
                 let (w, found) = (w.to_f32_vec(), layer.weight().into_f32_vec());
                 let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
                 let relative = norm(&mut w.iter().zip(&found).map(|(a, b)| a - b)) / norm(&mut w.iter().copied());
@@ -224,10 +230,10 @@ fn a_quantised_layer_is_near_its_weight_and_knows_its_size() {
 fn a_zero_block_stays_zero() {
     let device = Device::cpu(1);
     for format in [BlockFormat::Q8_0, BlockFormat::Q4_0] {
-        let layer = Linear::quantize(&device, &Tensor::zeros(&[3, 64], Dtype::F32), format, None);
+        let layer = quantized(&device, &Tensor::zeros(&[3, 64], Dtype::F32), format);
         assert_eq!(layer.weight().as_f32(), [0.0; 192]);
         assert_eq!(linear(&device, &normal("x", &[1, 64]), &layer).as_f32(), [0.0; 3]);
-        let ones = Linear::quantize(&device, &Tensor::from_f32(&[1, 64], vec![1.0; 64]), format, None);
+        let ones = quantized(&device, &Tensor::from_f32(&[1, 64], vec![1.0; 64]), format);
         assert_eq!(linear(&device, &Tensor::zeros(&[1, 64], Dtype::F32), &ones).as_f32(), [0.0]);
     }
 }
