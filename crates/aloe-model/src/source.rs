@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 /// A matrix in blocks: the format, and the bytes of each row.
 pub type BlockRows<'a> = (BlockFormat, Vec<&'a [u8]>);
 
+/// Fills a row of a matrix, given its number and the place for it.
+pub(crate) type RowReader<'a> = Box<dyn Fn(usize, &mut [f32]) + Sync + 'a>;
+
 /// An opened model, its weights still in their file.
 pub struct ModelSource {
     /// The folder or file.
@@ -123,13 +126,13 @@ impl ModelSource {
     }
 
     /// The rows of a matrix as f32, each decoded when it is read; a GGUF file's are decoded at once.
-    pub(crate) fn rows_f32(&self, name: &str) -> Result<Box<dyn Fn(usize, &mut [f32]) + Sync + '_>> {
-        let whole = |values: Vec<f32>| -> Box<dyn Fn(usize, &mut [f32]) + Sync> {
+    pub(crate) fn rows_f32(&self, name: &str) -> Result<RowReader<'_>> {
+        let whole = |values: Vec<f32>| -> RowReader<'static> {
             Box::new(move |row, out| out.copy_from_slice(&values[row * out.len()..(row + 1) * out.len()]))
         };
         let Files::Folder(checkpoint) = &self.files else { return Ok(whole(self.load_f32(name)?)) };
         let bytes = checkpoint.bytes(name)?;
-        let halves = |decode: fn(u16) -> f32| -> Box<dyn Fn(usize, &mut [f32]) + Sync + '_> {
+        let halves = |decode: fn(u16) -> f32| -> RowReader<'_> {
             Box::new(move |row, out| {
                 let (pairs, _) = bytes[2 * row * out.len()..2 * (row + 1) * out.len()].as_chunks::<2>();
                 out.iter_mut().zip(pairs).for_each(|(o, pair)| *o = decode(u16::from_le_bytes(*pair)));
