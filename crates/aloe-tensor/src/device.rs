@@ -4,7 +4,7 @@
 //! name is therefore printed and recorded.
 
 use crate::pool::Pool;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Which kernels run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Isa {
     /// Plain Rust, any processor.
     Portable,
 }
+
+static CHOSEN: OnceLock<Isa> = OnceLock::new();
 
 impl Isa {
     /// Whether this machine can run it.
@@ -46,9 +48,19 @@ impl Isa {
         }
     }
 
-    /// The best this machine has.
+    /// All of them, the best first.
+    pub const ALL: [Self; 4] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
+
+    /// The best this machine has, or what [`Isa::choose`] chose.
     pub fn best() -> Self {
-        [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2].into_iter().find(|isa| isa.available()).unwrap_or(Isa::Portable)
+        let best = || Isa::ALL.into_iter().find(|isa| isa.available()).unwrap_or(Isa::Portable);
+        CHOSEN.get().copied().unwrap_or_else(best)
+    }
+
+    /// Makes `self` what [`Isa::best`] gives in this process, to repeat the result of another machine. Refused (false) where this
+    /// machine lacks it or another choice was made before.
+    pub fn choose(self) -> bool {
+        self.available() && *CHOSEN.get_or_init(|| self) == self
     }
 
     /// For records: `avx512-bf16`, `avx512`, `avx2`, `portable`.

@@ -14,6 +14,7 @@ mod sources;
 mod stage;
 
 use aloe_record::Cancel;
+use aloe_tensor::Isa;
 use clap::Parser as _;
 use std::process::ExitCode;
 
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
         report(&error);
         return ExitCode::from(1);
     }
-    match commands::dispatch(cli, &cancel) {
+    match choose_kernels().and_then(|()| commands::dispatch(cli, &cancel)) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has read enough: `aloe plan recipe.toml | head`.
         Err(error) if failure::is_closed_pipe(&error) => ExitCode::SUCCESS,
@@ -33,6 +34,17 @@ fn main() -> ExitCode {
             ExitCode::from(failure::exit_code(&error, cancel.signal()))
         }
     }
+}
+
+/// `ALOE_CPU` names the kernels of a lesser processor, to repeat a result that was made on one.
+fn choose_kernels() -> anyhow::Result<()> {
+    let Some(name) = std::env::var_os("ALOE_CPU").filter(|name| !name.is_empty()) else { return Ok(()) };
+    if Isa::ALL.into_iter().find(|isa| *isa.name() == *name).is_some_and(Isa::choose) {
+        return Ok(());
+    }
+    let usable: Vec<&str> = Isa::ALL.into_iter().filter(|isa| isa.available()).map(Isa::name).collect();
+    let text = format!("ALOE_CPU={} is not one of this machine's: {}", name.to_string_lossy(), usable.join(", "));
+    Err(failure::Failure::usage(text).into())
 }
 
 /// Ctrl-C and SIGTERM ask for a stop at the next safe place; a second one ends the process at once.

@@ -56,6 +56,35 @@ fn score_writes_the_fields_that_its_help_lists_and_tells_the_seed() {
     check("generate", "{\"id\": \"1\", \"prompt\": \"Once\", \"max_new_tokens\": 2}", "completions");
 }
 
+#[test]
+fn aloe_cpu_runs_the_kernels_of_a_lesser_processor_and_says_so() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let requests = dir.path().join("r.jsonl");
+    std::fs::write(&requests, "{\"id\": \"1\", \"prompt\": \"Once upon a time\", \"continuations\": [\" there\"]}")
+        .unwrap();
+    let on = |cpu: &str, args: &[&str]| {
+        let found = aloe().env("ALOE_CPU", cpu).args(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (text(found.stdout), text(found.stderr), found.status.code().unwrap())
+    };
+    let score = ["score", stories.to_str().unwrap(), "--requests", requests.to_str().unwrap(), "--dtype", "f32"];
+    let sum = |cpu: &str| {
+        let (stdout, stderr, code) = on(cpu, &score);
+        assert_eq!(code, 0, "{stderr}");
+        let line: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        line["continuations"][0]["sum"].as_f64().unwrap()
+    };
+    let (best, portable) = (sum(""), sum("portable"));
+    assert!((best - portable).abs() < 1e-4, "{best} and {portable}");
+    let (stdout, _, _) = on("portable", &["bench", stories.to_str().unwrap(), "--runs", "1", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert!(report["device"].as_str().unwrap().starts_with("portable"), "{stdout}");
+    let (_, stderr, code) = on("avx9", &score);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("ALOE_CPU=avx9") && stderr.contains("portable"), "{stderr}");
+}
+
 /// A command with `--recipe` makes what `aloe run` makes: it finds `aloe run`'s folders done, and `aloe run` finds its own.
 #[test]
 fn every_kind_of_stage_runs_by_its_entry_in_a_recipe() {
