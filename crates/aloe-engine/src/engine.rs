@@ -4,16 +4,17 @@ use crate::{
     Completion, Endpoint, EngineCounts, Error, GenerateRequest, GenerateResult, Local, Result, ScoreRequest,
     ScoreResult,
 };
+use aloe_model::WeightFormat;
 use aloe_record::{Cancel, Progress};
-use aloe_tensor::Dtype;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// How a model is opened.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Type of the weights in memory; activations and sums are f32 in both.
-    pub dtype: Dtype,
+    /// Form of the weights in memory; activations and sums are f32 in all. `None` takes bf16, and the blocks of a `.gguf` file
+    /// as they are. Weights are rounded to blocks on load from a folder only: a `.gguf` file has its own.
+    pub format: Option<WeightFormat>,
     /// Threads; 0 takes all cores.
     pub threads: usize,
     /// The most memory for keys and values, in bytes; `None` takes a quarter of the memory that is free at opening.
@@ -28,14 +29,7 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self {
-            dtype: Dtype::Bf16,
-            threads: 0,
-            kv_budget_bytes: None,
-            max_batch: 32,
-            tokenizer: None,
-            server_template: false,
-        }
+        Self { format: None, threads: 0, kv_budget_bytes: None, max_batch: 32, tokenizer: None, server_template: false }
     }
 }
 
@@ -48,7 +42,7 @@ pub struct EngineIdentity {
     pub weights: String,
     /// Digest of tokenizer and chat template; `server template` where the server renders.
     pub text: String,
-    /// `f32`, `bf16`, or `unknown` for an endpoint.
+    /// `f32`, `bf16`, `q8`, `q4`, `gguf` (the blocks of the file), or `unknown` for an endpoint.
     pub dtype: String,
     /// The CPU path without the number of threads, or the endpoint's address.
     pub path: String,
@@ -66,6 +60,10 @@ impl Engine {
     /// Opens a Hugging Face folder, a `.gguf` file, or `http(s)://host:port/v1#model`.
     pub fn open(model: &str, options: &EngineOptions) -> Result<Self> {
         if model.starts_with("http://") || model.starts_with("https://") {
+            if matches!(options.format, Some(WeightFormat::Q8 | WeightFormat::Q4)) {
+                let reason = "an endpoint's weights are its server's; leave --quantize out".to_owned();
+                return Err(Error::Open { model: model.to_owned(), reason });
+            }
             return Ok(Self::Endpoint(Box::new(Endpoint::open(model, options)?)));
         }
         let path = Path::new(model);

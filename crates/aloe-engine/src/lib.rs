@@ -22,6 +22,7 @@ mod sequence;
 mod tree;
 mod walk;
 
+pub use aloe_model::WeightFormat;
 pub use bench::{BenchReport, BenchRow};
 pub use counts::EngineCounts;
 pub use embed::Embedder;

@@ -3,7 +3,7 @@
 use crate::engine::EngineIdentity;
 use crate::memory::default_kv_budget_bytes;
 use crate::{Continuation, EngineCounts, EngineOptions, Error, Prompt, Result, ScoreRequest};
-use aloe_model::{Decoder, KvCache, KvMeter, ModelSource};
+use aloe_model::{Decoder, KvCache, KvMeter, ModelSource, WeightFormat};
 use aloe_tensor::{Device, Dtype};
 use aloe_text::TextModel;
 use std::path::Path;
@@ -34,22 +34,25 @@ impl Local {
         let threads = if options.threads == 0 { available_threads() } else { options.threads };
         let device = Device::cpu(threads);
         let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into());
-        let digest = source.digest()?;
-        let decoder = Decoder::open(&source, options.dtype, &device)?;
-        Ok(Self::new(decoder, text, name, digest, options))
-    }
-
-    /// Wraps weights that are already in memory, so that training can sample and score with them.
-    pub fn new(decoder: Decoder, text: TextModel, name: String, digest: String, options: &EngineOptions) -> Self {
-        let dtype = match decoder.dtype {
-            Dtype::F32 => "f32",
-            Dtype::Bf16 => "bf16",
+        let format = weight_format(&source, options.format)?;
+        let identity = EngineIdentity {
+            name,
+            weights: source.digest()?,
+            text: text.digest(),
+            dtype: format.name().to_owned(),
+            path: device.isa().name().to_owned(),
         };
-        let path = decoder.device.isa().name().to_owned();
-        let identity = EngineIdentity { name, weights: digest, text: text.digest(), dtype: dtype.to_owned(), path };
+        let decoder = Decoder::open_as(&source, format, &device)?;
         let kv_budget_bytes = options.kv_budget_bytes.unwrap_or_else(default_kv_budget_bytes);
-        let (kv_meter, counts) = (Arc::new(KvMeter::default()), Mutex::new(EngineCounts::default()));
-        Self { decoder, text, identity, kv_budget_bytes, max_batch: options.max_batch.max(1), kv_meter, counts }
+        Ok(Self {
+            decoder,
+            text,
+            identity,
+            kv_budget_bytes,
+            max_batch: options.max_batch.max(1),
+            kv_meter: Arc::new(KvMeter::default()),
+            counts: Mutex::new(EngineCounts::default()),
+        })
     }
 
     /// The ids of a prompt, checked against vocabulary and context.
@@ -162,6 +165,21 @@ impl Local {
     /// The model's context in tokens.
     pub(crate) fn context_len(&self) -> usize {
         self.decoder.config.max_position_embeddings
+    }
+}
+
+/// The form that was asked for, or the model's own.
+fn weight_format(source: &ModelSource, asked: Option<WeightFormat>) -> Result<WeightFormat> {
+    match (asked, source.gguf_metadata()) {
+        (Some(WeightFormat::Q8 | WeightFormat::Q4), Some(_)) => Err(Error::Open {
+            model: source.path.display().to_string(),
+            reason: "its blocks are used as they are, rounding them again loses more; leave --quantize out, or write a folder \
+                     with `aloe pull` and quantise that"
+                .to_owned(),
+        }),
+        (Some(format), _) => Ok(format),
+        (None, Some(_)) => Ok(WeightFormat::Stored),
+        (None, None) => Ok(WeightFormat::Dense(Dtype::Bf16)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The local engine against golden values and its own laws, on stories260K (float32, real weights).
 
-use crate::{Continuation, Engine, EngineOptions, GenerateRequest, Prompt, Sampling, ScoreRequest};
+use crate::{Continuation, Engine, EngineOptions, GenerateRequest, Prompt, Sampling, ScoreRequest, WeightFormat};
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::Dtype;
 use serde_json::Value;
@@ -23,7 +23,8 @@ fn engine(folder: &std::path::Path, threads: usize) -> Engine {
 }
 
 fn open(folder: &std::path::Path, dtype: Dtype, threads: usize, kv_budget_bytes: Option<usize>) -> Engine {
-    let options = EngineOptions { dtype, threads, kv_budget_bytes, max_batch: 4, ..EngineOptions::default() };
+    let format = Some(WeightFormat::Dense(dtype));
+    let options = EngineOptions { format, threads, kv_budget_bytes, max_batch: 4, ..EngineOptions::default() };
     Engine::open(&folder.to_string_lossy(), &options).unwrap()
 }
 

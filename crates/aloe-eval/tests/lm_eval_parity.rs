@@ -82,7 +82,10 @@ fn prompts_equal_the_harness_prompts_string_by_string() {
 fn every_options_log_probability_equals_the_harness_within_5e_3() {
     let (Some(data), Some(models)) = (place("ALOE_DATA"), place("ALOE_MODELS")) else { return };
     let model = models.join("smollm2-135m-instruct-q4_1/model.gguf");
-    let options = EngineOptions { dtype: aloe_tensor::Dtype::F32, ..EngineOptions::default() };
+    let options = EngineOptions {
+        format: Some(aloe_engine::WeightFormat::Dense(aloe_tensor::Dtype::F32)),
+        ..EngineOptions::default()
+    };
     let engine = Engine::open(model.to_str().unwrap(), &options).unwrap();
     let whole = std::env::var_os("ALOE_SLOW").is_some();
     for (name, shots) in RUNS {

@@ -1,7 +1,8 @@
 //! The command line: names, help and examples of every subcommand. Parses, decides nothing.
 
 use crate::recipe::keys;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use crate::weights::{DtypeName, Quantize};
+use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
 /// What `-h` says where `--help` lists every setting.
@@ -44,7 +45,8 @@ pub(crate) enum Command {
     /// Log-probabilities of given continuations
     #[command(
         after_help = "Example:\n  echo '{\"id\": \"1\", \"prompt\": \"Insulin is made in the\", \"continuations\": [\" pancreas\", \" liver\"]}' > r.jsonl\n  \
-                            aloe score models/smollm2 --requests r.jsonl --out scores.jsonl\n\nA row has id, one of prompt | prompt_ids | messages, \
+                            aloe score models/smollm2 --requests r.jsonl --out scores.jsonl\n  \
+                            aloe score models/smollm2 --requests r.jsonl --quantize q8\n\nA row has id, one of prompt | prompt_ids | messages, \
                             and continuations (texts or lists of ids). With \"continuations\": [] the prompt's own tokens are scored.\n\nWrites one \
                             JSON object a request, in their order: id; prompt_ids, the prompt's tokens as the model saw them; continuations, a list \
                             in the request's order with ids (tokens), logps (natural logarithm, one per token), sum (of logps) and is_greedy \
@@ -74,7 +76,7 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Talk to a model
     #[command(
-        after_help = "Examples:\n  aloe chat runs/quickstart/dpo-2\n  aloe chat models/smollm2 --prompt Hello.\n\nThe defaults are the reference card's: \
+        after_help = "Examples:\n  aloe chat runs/quickstart/dpo-2\n  aloe chat models/smollm2 --prompt Hello.\n  aloe chat models/smollm2 --quantize q4\n\nThe defaults are the reference card's: \
                             its system prompt, temperature 0.6, top_p 0.9, 256 new tokens, stop at end-of-text or end-of-turn.\n\nAnswers go to standard \
                             output as they grow, the notice and the prompt mark to standard error. With --prompt and --json, standard output gets one \
                             JSON object instead: ids (tokens drawn, the one that stops included), logps (natural logarithm under the model before \
@@ -130,15 +132,6 @@ pub(crate) struct Common {
     pub(crate) json: bool,
 }
 
-/// Type of the weights in memory.
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum DtypeArg {
-    /// 32-bit floating point
-    F32,
-    /// bfloat16 weights and matrix inputs, f32 sums
-    Bf16,
-}
-
 #[derive(Args)]
 pub(crate) struct RunArgs {
     /// The recipe, a TOML file
@@ -188,9 +181,12 @@ pub(crate) struct PullArgs {
 pub(crate) struct ModelArgs {
     /// Folder, .gguf file, or http(s)://host:port/v1#model
     pub(crate) model: String,
-    /// Type of the weights in memory
-    #[arg(long, value_enum, default_value = "bf16")]
-    pub(crate) dtype: DtypeArg,
+    /// Type of the weights in memory; default bf16, for a .gguf file its blocks as they are
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<DtypeName>,
+    /// Round the weights of a folder to blocks on load
+    #[arg(long, value_enum)]
+    pub(crate) quantize: Option<Quantize>,
     /// Folder or .gguf file whose tokenizer and template render prompts for an endpoint
     #[arg(long)]
     pub(crate) tokenizer: Option<PathBuf>,
@@ -309,7 +305,7 @@ pub(crate) struct StageArgs {
     pub(crate) out: Option<PathBuf>,
     /// Type of weights and matrix inputs while computing; with --recipe the recipe's, bf16 otherwise
     #[arg(long, value_enum, conflicts_with = "recipe")]
-    pub(crate) dtype: Option<DtypeArg>,
+    pub(crate) dtype: Option<DtypeName>,
     #[command(flatten)]
     pub(crate) entry: EntryArgs,
 }
@@ -344,9 +340,12 @@ pub(crate) struct AskedArgs {
     /// Folder, .gguf file, or http(s)://host:port/v1#model
     #[arg(required_unless_present = "recipe", conflicts_with = "recipe")]
     pub(crate) model: Option<String>,
-    /// Type of the weights in memory; with --recipe the recipe's, bf16 otherwise
+    /// Type of the weights in memory; with --recipe the recipe's; default bf16, for a .gguf file its blocks as they are
     #[arg(long, value_enum, conflicts_with = "recipe")]
-    pub(crate) dtype: Option<DtypeArg>,
+    pub(crate) dtype: Option<DtypeName>,
+    /// Round the weights of a folder to blocks on load
+    #[arg(long, value_enum, conflicts_with = "recipe")]
+    pub(crate) quantize: Option<Quantize>,
     /// Folder or .gguf file whose tokenizer and template render prompts for an endpoint
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) tokenizer: Option<PathBuf>,

@@ -12,6 +12,7 @@ mod outputs;
 mod recipe;
 mod sources;
 mod stage;
+mod weights;
 
 use aloe_record::Cancel;
 use aloe_tensor::Isa;

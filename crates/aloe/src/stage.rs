@@ -4,10 +4,11 @@
 //! partial folder when its fingerprint is the same, and starts over otherwise.
 
 use crate::failure::Failure;
+use crate::weights::DtypeName;
 use crate::{leave, outputs};
 use aloe_record::atomic::OutputDir;
 use aloe_record::{Cancel, Record, atomic, digest};
-use aloe_tensor::{Device, Dtype};
+use aloe_tensor::Device;
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -22,8 +23,8 @@ pub(crate) struct Context {
     pub(crate) seed: u64,
     /// Threads, at least 1.
     pub(crate) threads: usize,
-    /// Type of weights where the stage computes with a model.
-    pub(crate) dtype: Dtype,
+    /// Type of weights where the stage computes with a model, where one is named.
+    pub(crate) dtype: Option<DtypeName>,
     /// Set by Ctrl-C and SIGTERM.
     pub(crate) cancel: Cancel,
 }
@@ -317,7 +318,10 @@ fn results_since(kind: &str) -> &'static str {
 fn fingerprint(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &str) -> anyhow::Result<String> {
     // Training stages hold their dtype in their settings; the others but these two do not compute with a model.
     let computes = matches!(job.kind, "eval" | "redteam");
-    let dtype = computes.then(|| format!("{:?}", context.dtype));
+    let dtype = computes.then(|| match context.dtype {
+        None if job.inputs.get("model").is_some_and(|paths| paths.iter().any(|path| path.is_file())) => "Gguf".into(),
+        dtype => format!("{:?}", dtype.unwrap_or_default()),
+    });
     let decides = json!({
         "kind": job.kind, "config": job.used, "inputs": inputs, "seed": context.seed, "dtype": dtype, "isa": isa,
         "version": results_since(job.kind),
@@ -365,7 +369,7 @@ mod tests {
     use super::*;
 
     fn context() -> Context {
-        Context { seed: 1, threads: 1, dtype: Dtype::F32, cancel: Cancel::default() }
+        Context { seed: 1, threads: 1, dtype: Some(DtypeName::F32), cancel: Cancel::default() }
     }
 
     fn run(out: &Path, input: &Path, value: u32) -> bool {

@@ -12,10 +12,11 @@ mod show_mask;
 mod single;
 pub(crate) mod stages;
 
-use crate::cli::{Cli, Command, Common, DtypeArg, ModelArgs};
+use crate::cli::{Cli, Command, Common, ModelArgs};
+use crate::failure::Failure;
+use crate::weights;
 use aloe_engine::{Engine, EngineOptions};
 use aloe_record::{Cancel, atomic};
-use aloe_tensor::Dtype;
 use aloe_text::TextModel;
 use std::io::Write as _;
 use std::path::Path;
@@ -41,14 +42,6 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
     }
 }
 
-/// The tensor type of a flag.
-pub(crate) fn dtype_of(arg: DtypeArg) -> Dtype {
-    match arg {
-        DtypeArg::F32 => Dtype::F32,
-        DtypeArg::Bf16 => Dtype::Bf16,
-    }
-}
-
 /// Threads to use: what was asked, or all cores.
 pub(crate) fn threads_of(asked: usize) -> usize {
     if asked == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { asked }
@@ -56,8 +49,11 @@ pub(crate) fn threads_of(asked: usize) -> usize {
 
 /// Opens the model of a command line. A stage's folder stands for its `model/`.
 pub(crate) fn open_engine(args: &ModelArgs) -> anyhow::Result<Engine> {
+    if let Some(mistake) = weights::mistake(args.dtype, args.quantize, Some(&args.model)) {
+        return Err(Failure::usage(format!("--{mistake}")).into());
+    }
     let options = EngineOptions {
-        dtype: dtype_of(args.dtype),
+        format: weights::weight_format(args.dtype, args.quantize),
         threads: threads_of(args.common.threads),
         tokenizer: args.tokenizer.clone(),
         server_template: args.server_template,

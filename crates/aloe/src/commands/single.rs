@@ -1,13 +1,14 @@
 //! One stage from the command line: by its entry in a recipe, or by flags that are turned into the same entry, so that both
 //! are checked and run by the same code.
 
-use crate::cli::{AskedArgs, Common, DtypeArg, EntryArgs, EvalArgs, MergeArgs, PullArgs, RedteamArgs, StageArgs};
+use crate::cli::{AskedArgs, Common, EntryArgs, EvalArgs, MergeArgs, PullArgs, RedteamArgs, StageArgs};
 use crate::commands::run::{enter_root, output_folder, run_stage};
 use crate::commands::threads_of;
 use crate::failure::Failure;
 use crate::recipe::checked::Recipe;
 use crate::recipe::stage_config::source_mistake;
 use crate::stage::{Context, Done};
+use crate::weights::{self, DtypeName};
 use aloe_record::Cancel;
 use anyhow::Context as _;
 use std::io::Write as _;
@@ -154,6 +155,12 @@ fn ask(kind: &str, mut entry: Table, args: &AskedArgs, cancel: &Cancel) -> anyho
     if args.server_template {
         entry.insert("server_template".into(), Value::Boolean(true));
     }
+    if let Some(mistake) = weights::mistake(args.dtype, args.quantize, Some(model)) {
+        return Err(Failure::usage(format!("--{mistake}")).into());
+    }
+    if let Some(quantize) = args.quantize {
+        entry.insert("quantize".into(), Value::String(quantize.name().into()));
+    }
     set_all(&mut entry, &args.set)?;
     let from = model_and_compare(model, args.compare.as_deref())?;
     let request = Request { kind, entry, from, out, common: &common(&args.entry), dtype: args.dtype };
@@ -173,7 +180,7 @@ struct Request<'a> {
     from: Table,
     out: &'a Path,
     common: &'a Common,
-    dtype: Option<DtypeArg>,
+    dtype: Option<DtypeName>,
 }
 
 fn run(request: Request<'_>, cancel: &Cancel) -> anyhow::Result<Done> {
@@ -192,8 +199,9 @@ fn run(request: Request<'_>, cancel: &Cancel) -> anyhow::Result<Done> {
     let mut document = Table::new();
     document.insert("name".into(), Value::String("command-line".into()));
     document.insert("seed".into(), Value::Integer(i64::try_from(request.common.seed)?));
-    let dtype = if matches!(request.dtype, Some(DtypeArg::F32)) { "f32" } else { "bf16" };
-    document.insert("dtype".into(), Value::String(dtype.into()));
+    if let Some(dtype) = request.dtype {
+        document.insert("dtype".into(), Value::String(dtype.name().into()));
+    }
     document.insert("stage".into(), Value::Array(vec![Value::Table(entry)]));
     let text = toml::to_string(&document)?;
     let recipe = Recipe::parse(Path::new("command line"), &text)?;

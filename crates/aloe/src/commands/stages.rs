@@ -7,6 +7,7 @@ use crate::recipe::eval_stage::EvalStage;
 use crate::recipe::redteam_stage::RedteamStage;
 use crate::recipe::stage_config::{MergeStage, PullConfig, StageConfig};
 use crate::stage::{Context, Done, Inputs, Job, checked_model, execute, model_of, single};
+use crate::weights::{self, Quantize};
 use aloe_engine::{Embedder, Engine, EngineOptions};
 use aloe_eval::compare::{check_comparable, compare_runs};
 use aloe_eval::judge::Judge;
@@ -256,8 +257,9 @@ fn eval(
     let config = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
     let earlier = inputs.get("compare").map(|_| single(inputs, "compare", "eval")).transpose()?;
     earlier.map(|folder| check_comparable(folder, &config)).transpose()?;
-    let served = Served { tokenizer: stage.tokenizer.clone(), server_template: stage.server_template };
-    let engine = open_engine(single(inputs, "model", "eval")?, served, context)?;
+    let opened =
+        Opened { tokenizer: &stage.tokenizer, server_template: stage.server_template, quantize: stage.quantize };
+    let engine = open_engine(single(inputs, "model", "eval")?, opened, context)?;
     let encoder = match inputs.get("embedder") {
         Some(_) => Some(single(inputs, "embedder", "eval")?),
         None => stage.embedder.as_deref(),
@@ -302,8 +304,9 @@ fn redteam(
     let judge_engine = stage.judge.as_deref().map(|address| open_judge(address, stage)).transpose()?;
     let judge = judge_engine.as_ref().map(|engine| Judge { engine, labels: &labels, prompt: stage.judge_prompt });
     judge.as_ref().map(Judge::check).transpose()?;
-    let served = Served { tokenizer: stage.tokenizer.clone(), server_template: stage.server_template };
-    let engine = open_engine(single(inputs, "model", "redteam")?, served, context)?;
+    let opened =
+        Opened { tokenizer: &stage.tokenizer, server_template: stage.server_template, quantize: stage.quantize };
+    let engine = open_engine(single(inputs, "model", "redteam")?, opened, context)?;
     let earlier = inputs.get("compare").map(|_| single(inputs, "compare", "redteam")).transpose()?;
     let before = earlier.map(RedTeamRun::read).transpose()?;
     if let Some(before) = &before {
@@ -343,22 +346,26 @@ fn name_of(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
-/// How an endpoint's prompts are rendered.
-struct Served {
-    tokenizer: Option<PathBuf>,
+/// What a stage's settings say about opening its model: how an endpoint's prompts are rendered, and a folder's weights rounded.
+struct Opened<'a> {
+    tokenizer: &'a Option<PathBuf>,
     server_template: bool,
+    quantize: Option<Quantize>,
 }
 
 /// The model of an input: a stage's folder, a folder, a file, or an endpoint.
-fn open_engine(input: &Path, served: Served, context: &Context) -> anyhow::Result<Engine> {
+fn open_engine(input: &Path, opened: Opened<'_>, context: &Context) -> anyhow::Result<Engine> {
+    let text = input.to_string_lossy();
+    if let Some(mistake) = weights::mistake(context.dtype, opened.quantize, Some(&text)) {
+        return Err(Failure::usage(mistake).into());
+    }
     let options = EngineOptions {
-        dtype: context.dtype,
+        format: weights::weight_format(context.dtype, opened.quantize),
         threads: context.threads,
-        tokenizer: served.tokenizer.as_deref().map(model_of),
-        server_template: served.server_template,
+        tokenizer: opened.tokenizer.as_deref().map(model_of),
+        server_template: opened.server_template,
         ..EngineOptions::default()
     };
-    let text = input.to_string_lossy();
     if text.starts_with("http") {
         return Ok(Engine::open(&text, &options)?);
     }

@@ -6,7 +6,7 @@
 use super::raw::{Mistake, Raw, RawStage, decode, line_of};
 use super::stage_config::StageConfig;
 use crate::failure::Failure;
-use aloe_tensor::Dtype;
+use crate::weights::{self, DtypeName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ pub(crate) struct Recipe {
     pub(crate) seed: u64,
     /// Threads; 0 is all cores.
     pub(crate) threads: usize,
-    /// Type of weights and matrix inputs while computing.
-    pub(crate) dtype: Dtype,
+    /// Type of weights and matrix inputs while computing, where the recipe names one.
+    pub(crate) dtype: Option<DtypeName>,
     /// Folder that relative paths start from.
     pub(crate) root: PathBuf,
     /// The stages in file order, which is an order of the graph.
@@ -72,20 +72,11 @@ struct Head {
     seed: u64,
     #[serde(default)]
     threads: usize,
-    #[serde(default)]
-    dtype: DtypeName,
+    dtype: Option<DtypeName>,
     root: Option<String>,
     /// A sentence on what the recipe is; for readers, and printed by the plan.
     #[serde(default, rename = "about")]
     _about: String,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum DtypeName {
-    F32,
-    #[default]
-    Bf16,
 }
 
 #[derive(Deserialize)]
@@ -120,7 +111,7 @@ impl Recipe {
     pub(crate) fn set_seed(&mut self, seed: u64) {
         self.seed = seed;
         for stage in &mut self.stages {
-            stage.config.inherit(&stage.written, seed, self.dtype);
+            stage.config.inherit(&stage.written, seed, self.dtype.unwrap_or_default());
         }
     }
 
@@ -168,7 +159,7 @@ fn shown(path: &Path, mistakes: &[Mistake]) -> String {
 fn check(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Recipe> {
     let raw = Raw::read(text, mistakes)?;
     let head: Option<Head> = decode(text, "recipe", raw.head, mistakes);
-    let mut stages: Vec<Stage> = Vec::new();
+    let (mut stages, mut lines): (Vec<Stage>, Vec<usize>) = (Vec::new(), Vec::new());
     let mut all_names: Vec<String> = Vec::new();
     let mut complete = head.is_some();
     for mut raw_stage in raw.stages {
@@ -179,6 +170,7 @@ fn check(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Recipe>
             (name, Some(stage)) => {
                 all_names.push(name);
                 stages.push(stage);
+                lines.push(line);
             }
             (name, None) => {
                 complete = false;
@@ -193,11 +185,16 @@ fn check(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Recipe>
     let head = head.filter(|_| complete)?;
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let root = head.root.as_deref().map_or_else(|| folder.to_path_buf(), |root| folder.join(root));
-    let dtype = match head.dtype {
-        DtypeName::F32 => Dtype::F32,
-        DtypeName::Bf16 => Dtype::Bf16,
-    };
-    let mut recipe = Recipe { name: head.name, seed: head.seed, threads: head.threads, dtype, root, stages };
+    for (stage, line) in stages.iter().zip(lines) {
+        let model = stage.from.iter().find_map(|(key, inputs)| match inputs.as_slice() {
+            [Input::Path(path)] if key == "model" => path.to_str(),
+            _ => None,
+        });
+        let mistake = weights::mistake(head.dtype, stage.config.quantize(), model);
+        mistakes.extend(mistake.map(|text| Mistake { line, text: format!("stage {:?}: {text}", stage.name) }));
+    }
+    let (name, seed, threads, dtype) = (head.name, head.seed, head.threads, head.dtype);
+    let mut recipe = Recipe { name, seed, threads, dtype, root, stages };
     recipe.set_seed(head.seed);
     Some(recipe)
 }

@@ -1,6 +1,7 @@
 //! `kind = "eval"` as written: names are strings and what depends on the strategy may be left out. [`EvalStage::checked`]
 //! gives the form that the evaluator takes.
 
+use crate::weights::Quantize;
 use aloe_eval::{EvalConfig, Strategy};
 use aloe_task::{Protocol, Split, Task};
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,9 @@ pub(crate) struct EvalStage {
     /// For an endpoint: let the server render chat messages by its own template; recorded as such.
     #[serde(default)]
     pub(crate) server_template: bool,
+    /// Blocks that a folder's weights are rounded to on load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) quantize: Option<Quantize>,
     /// Seed of draws, orders and sampling; default the recipe's.
     #[serde(default)]
     pub(crate) seed: u64,

@@ -131,6 +131,7 @@ const EVAL: &[Key] = &[
     ("pool_attempts", "medprompt: attempts per pool question; by default 5"),
     ("tokenizer", "endpoint: folder or .gguf whose tokenizer and template render the prompts"),
     ("server_template", "endpoint: the server renders chat messages (recorded as such)"),
+    ("quantize", "q8 or q4: round the weights of a folder to blocks on load; not with dtype f32"),
     ("seed", "seed of draws, orders and sampling; default the recipe's or --seed"),
 ];
 
@@ -150,6 +151,7 @@ const REDTEAM: &[Key] = &[
     ("styles", "attack styles; by default all: @STYLES@"),
     ("tokenizer", "endpoint: folder or .gguf whose tokenizer and template render the prompts"),
     ("server_template", "endpoint: the server renders chat messages (recorded as such)"),
+    ("quantize", "q8 or q4: round the weights of a folder to blocks on load; not with dtype f32"),
     ("system", "system prompt before every prompt"),
     ("seed", "seed of the sample; default the recipe's or --seed"),
 ];

@@ -7,9 +7,9 @@
 use super::checked::{Input, Recipe, Stage};
 use super::sizes::{self, Meter, Size};
 use super::stage_config::StageConfig;
+use crate::weights::{DtypeName, Quantize};
 use aloe_model::ModelSource;
 use aloe_record::Record;
-use aloe_tensor::Dtype;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -258,7 +258,13 @@ fn memory(recipe: &Recipe, stage: &Stage, known: &Known) -> Option<u64> {
             bytes * parameters + 0.2 * GIB
         }
         StageConfig::Eval(_) | StageConfig::Redteam(_) => {
-            let weights = if recipe.dtype == Dtype::F32 { 4.0 } else { 2.0 };
+            let weights = match (stage.config.quantize(), recipe.dtype) {
+                // A block of 32 weights and its 16-bit scale; heads and small models take a little more.
+                (Some(Quantize::Q8), _) => 34.0 / 32.0,
+                (Some(Quantize::Q4), _) => 18.0 / 32.0,
+                (None, Some(DtypeName::F32)) => 4.0,
+                (None, _) => 2.0,
+            };
             let generates = known.generated.unwrap_or(0) > 0;
             weights * parameters + if generates { 0.5 * GIB } else { 0.4 * GIB }
         }

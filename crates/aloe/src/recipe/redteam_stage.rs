@@ -1,5 +1,6 @@
 //! `kind = "redteam"` as written.
 
+use crate::weights::Quantize;
 use aloe_eval::RedTeamConfig;
 use aloe_eval::judge::JudgePrompt;
 use aloe_task::red_team::Style;
@@ -41,6 +42,9 @@ pub(crate) struct RedteamStage {
     /// For an endpoint: let the server render chat messages by its own template; recorded as such.
     #[serde(default)]
     pub(crate) server_template: bool,
+    /// Blocks that a folder's weights are rounded to on load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) quantize: Option<Quantize>,
     /// System prompt before every prompt.
     pub(crate) system: Option<String>,
     /// Seed of the sample; default the recipe's.

@@ -1,7 +1,7 @@
 //! The typed settings of each kind of stage: what they inherit from the recipe's head, which inputs they need, and which
 //! values are out of range.
 
-use aloe_tensor::Dtype;
+use crate::weights::{DtypeName, Quantize};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -98,7 +98,7 @@ impl StageConfig {
     }
 
     /// Settings that the recipe's head gives where the stage does not name its own.
-    pub(super) fn inherit(&mut self, written: &Value, seed: u64, dtype: Dtype) {
+    pub(super) fn inherit(&mut self, written: &Value, seed: u64, dtype: DtypeName) {
         let own = |key: &str| written.get(key).is_some();
         match self {
             Self::Data(config) if !own("seed") => config.seed = seed,
@@ -113,6 +113,15 @@ impl StageConfig {
             Self::Eval(config) if !own("seed") => config.seed = seed,
             Self::Redteam(config) if !own("seed") => config.seed = seed,
             _ => {}
+        }
+    }
+
+    /// Blocks that the asked model's weights are rounded to.
+    pub(crate) fn quantize(&self) -> Option<Quantize> {
+        match self {
+            Self::Eval(config) => config.quantize,
+            Self::Redteam(config) => config.quantize,
+            _ => None,
         }
     }
 
@@ -179,9 +188,9 @@ pub(crate) fn source_mistake(source: &str) -> Option<String> {
     last.contains("==").then(|| format!("source {last:?} looks like a package: write pypi:{last}"))
 }
 
-fn train_dtype(dtype: Dtype) -> aloe_train::TrainDtype {
+fn train_dtype(dtype: DtypeName) -> aloe_train::TrainDtype {
     match dtype {
-        Dtype::F32 => aloe_train::TrainDtype::F32,
-        Dtype::Bf16 => aloe_train::TrainDtype::Bf16,
+        DtypeName::F32 => aloe_train::TrainDtype::F32,
+        DtypeName::Bf16 => aloe_train::TrainDtype::Bf16,
     }
 }

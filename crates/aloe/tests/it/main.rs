@@ -10,6 +10,7 @@ mod revisions;
 mod road;
 mod tidy;
 mod user;
+mod weights;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

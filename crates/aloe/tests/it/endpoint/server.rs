@@ -130,7 +130,8 @@ pub(crate) struct Model {
 
 impl Model {
     pub(crate) fn open(folder: &Path) -> Self {
-        let options = EngineOptions { dtype: aloe_tensor::Dtype::F32, threads: 1, ..EngineOptions::default() };
+        let format = Some(aloe_engine::WeightFormat::Dense(aloe_tensor::Dtype::F32));
+        let options = EngineOptions { format, threads: 1, ..EngineOptions::default() };
         Self { engine: Mutex::new(Engine::open(folder.to_str().unwrap(), &options).unwrap()) }
     }
 
