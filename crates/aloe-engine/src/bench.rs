@@ -95,6 +95,7 @@ impl Local {
             cancel.check()?;
             gflops.push(probes.gflops());
             gb_per_s.push(probes.gb_per_s());
+            self.free_prefixes(true);
             let before = self.counts().n_computed_tokens;
             let start = Instant::now();
             n_tokens = (work.run)()?;

@@ -134,14 +134,18 @@ impl<'a> Schedule<'a> {
     fn new(local: &'a Local, requests: &'a [GenerateRequest], prompts: Vec<Vec<u32>>) -> Self {
         let mut tree = Tree::new();
         let mut ending: HashMap<usize, Vec<usize>> = HashMap::new();
+        let mut ends = Vec::new();
         for (at, prompt) in prompts.iter().enumerate().filter(|(at, _)| requests[*at].n > 0) {
-            ending.entry(tree.insert(ROOT, prompt)).or_default().push(at);
+            let end = tree.insert(ROOT, prompt);
+            ending.entry(end).or_default().push(at);
+            ends.push(end);
         }
+        let needed = ending.keys().map(|&end| (end, tree.end(end) - 1)).collect();
         Self {
             local,
             requests,
             prompts,
-            walk: Walk::new(tree, PREFILL_TOKENS, &local.kv_meter),
+            walk: local.walk(tree, PREFILL_TOKENS, &ends, &needed),
             ending,
             roots: VecDeque::new(),
             active: Vec::new(),
@@ -166,6 +170,7 @@ impl<'a> Schedule<'a> {
 
     /// One pass: a token for every running sequence, and what fits beside them of the prompts.
     fn step(&mut self) -> Result<()> {
+        self.local.free_prefixes(false);
         self.resume();
         self.start()?;
         self.make_room();
@@ -199,6 +204,7 @@ impl<'a> Schedule<'a> {
     /// sequences. The oldest goes on; alone it fits, as was checked when it was taken.
     fn make_room(&mut self) {
         if self.is_over_budget() {
+            self.local.free_prefixes(true);
             self.walk.evict();
             self.roots.iter_mut().for_each(|root| root.cache.evict());
         }
@@ -339,7 +345,11 @@ impl<'a> Schedule<'a> {
         for sequence in done {
             let (at, sample) = (sequence.request, sequence.sample);
             let prompt_len = self.prompts[at].len();
+            let cache = (self.requests.len() == 1 && sample == 0).then(|| sequence.cache.fork());
             let completion = sequence.into_completion(prompt_len);
+            if let (Some(cache), Some(drawn)) = (cache, &completion.ids) {
+                self.local.keep_text([&self.prompts[at][..], drawn].concat(), &cache);
+            }
             let n_drawn = completion.ids.as_ref().map_or(0, Vec::len);
             self.local.count(|counts| {
                 counts.n_drawn_tokens += n_drawn as u64;

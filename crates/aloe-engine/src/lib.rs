@@ -2,12 +2,13 @@
 //! `.gguf` file or an OpenAI-compatible endpoint; callers cannot tell which, except through [`EngineIdentity`].
 //!
 //! Reading order: `request` (what is asked and answered), `engine` (opening a model, the three calls), `tree` and `walk` (what
-//! requests share), `score` and `generate` (the local scheduler), `sequence` and `sample` (logits to a token), `endpoint`
+//! requests share), `prefixes` (what calls share), `score` and `generate` (the local scheduler), `sequence` and `sample` (logits to a token), `endpoint`
 //! (the same calls over HTTP), `embed`.
 
 mod bench;
 mod counts;
 mod embed;
+mod encode;
 mod endpoint;
 mod engine;
 mod error;
@@ -15,6 +16,7 @@ mod generate;
 mod http;
 mod local;
 mod memory;
+mod prefixes;
 mod request;
 mod sample;
 mod score;
@@ -40,6 +42,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod prefix_tests;
 
 #[cfg(test)]
 mod endpoint_tests;

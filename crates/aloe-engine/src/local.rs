@@ -2,7 +2,8 @@
 
 use crate::engine::EngineIdentity;
 use crate::memory::default_kv_budget_bytes;
-use crate::{Continuation, EngineCounts, EngineOptions, Error, Prompt, Result, ScoreRequest};
+use crate::prefixes::{Prefixes, SharedPrefixes};
+use crate::{EngineCounts, EngineOptions, Error, Prompt, Result, ScoreRequest, encode};
 use aloe_model::{Decoder, KvCache, KvMeter, ModelSource, WeightFormat};
 use aloe_tensor::{Device, Dtype};
 use aloe_text::TextModel;
@@ -17,6 +18,7 @@ pub struct Local {
     pub(crate) kv_budget_bytes: usize,
     pub(crate) max_batch: usize,
     pub(crate) kv_meter: Arc<KvMeter>,
+    pub(crate) prefixes: SharedPrefixes,
     counts: Mutex<EngineCounts>,
 }
 
@@ -51,63 +53,42 @@ impl Local {
             kv_budget_bytes,
             max_batch: options.max_batch.max(1),
             kv_meter: Arc::new(KvMeter::default()),
+            prefixes: Arc::new(Mutex::new(Prefixes::new(kv_budget_bytes))),
             counts: Mutex::new(EngineCounts::default()),
         })
     }
 
     /// The ids of a prompt, checked against vocabulary and context.
     pub(crate) fn prompt_ids(&self, id: &str, prompt: &Prompt) -> Result<Vec<u32>> {
-        let ids = match prompt {
-            Prompt::Ids(ids) => ids.clone(),
-            Prompt::Text(text) => self.text.encode_prompt_text(text)?,
-            Prompt::Messages(messages) => self.text.encode_prompt(messages)?,
-            Prompt::ForgedMessages(messages) => self.text.encode_prompt_forged(messages)?,
-        };
-        self.check_ids(id, &ids)?;
+        let ids = encode::prompt_ids(&self.text, prompt)?;
+        self.check_prompt(id, &ids)?;
+        Ok(ids)
+    }
+
+    /// Prompt and continuation ids of a score request.
+    pub(crate) fn score_ids(&self, request: &ScoreRequest) -> Result<(Vec<u32>, Vec<Vec<u32>>)> {
+        let (prompt_ids, continuations) = encode::score_ids(&self.text, request)?;
+        for ids in &continuations {
+            if ids.is_empty() {
+                let reason = "a continuation has no tokens".to_owned();
+                return Err(Error::Request { id: request.id.clone(), reason });
+            }
+            self.check_ids(&request.id, ids)?;
+        }
+        self.check_prompt(&request.id, &prompt_ids)?;
+        self.check_context(&request.id, &prompt_ids, &continuations)?;
+        Ok((prompt_ids, continuations))
+    }
+
+    fn check_prompt(&self, id: &str, ids: &[u32]) -> Result<()> {
+        self.check_ids(id, ids)?;
         if ids.is_empty() {
             return Err(Error::Request {
                 id: id.to_owned(),
                 reason: "the prompt has no tokens; the model has no BOS token to start from".to_owned(),
             });
         }
-        Ok(ids)
-    }
-
-    /// Prompt and continuation ids of a score request.
-    pub(crate) fn score_ids(&self, request: &ScoreRequest) -> Result<(Vec<u32>, Vec<Vec<u32>>)> {
-        let mut prompt_ids = None;
-        let mut continuations = Vec::with_capacity(request.continuations.len());
-        for continuation in &request.continuations {
-            let ids = match (&request.prompt, continuation) {
-                (_, Continuation::Ids(ids)) => ids.clone(),
-                (Prompt::Text(prompt), Continuation::Text(text)) => {
-                    let (before, after) = self.text.encode_joint(prompt, text)?;
-                    if prompt_ids.as_ref().is_some_and(|known| *known != before) {
-                        return Err(Error::Request {
-                            id: request.id.clone(),
-                            reason: format!(
-                                "continuation {text:?} changes how the prompt before it is tokenised; score it in a request of its own"
-                            ),
-                        });
-                    }
-                    prompt_ids = Some(before);
-                    after
-                }
-                (_, Continuation::Text(text)) => self.text.tokenizer.encode_continuation(text)?,
-            };
-            if ids.is_empty() {
-                let reason = "a continuation has no tokens".to_owned();
-                return Err(Error::Request { id: request.id.clone(), reason });
-            }
-            self.check_ids(&request.id, &ids)?;
-            continuations.push(ids);
-        }
-        let prompt_ids = match prompt_ids {
-            Some(ids) if !ids.is_empty() => ids,
-            _ => self.prompt_ids(&request.id, &request.prompt)?,
-        };
-        self.check_context(&request.id, &prompt_ids, &continuations)?;
-        Ok((prompt_ids, continuations))
+        Ok(())
     }
 
     fn check_ids(&self, id: &str, ids: &[u32]) -> Result<()> {

@@ -9,6 +9,7 @@ use crate::{Error, Local, Result, ScoreRequest, ScoreResult, Scored};
 use aloe_model::KvCache;
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::{Tensor, ops};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -102,7 +103,12 @@ impl Local {
             plan.slots = n_slots..n_slots + n;
             n_slots += n;
         }
-        let walk = Walk::new(tree, PACK_TOKENS, &self.kv_meter);
+        let ends: Vec<usize> = plans.iter().map(|plan| plan.prompt_end).collect();
+        let mut needed = HashMap::new();
+        for (node, position) in plans.iter().flat_map(|plan| plan.needed(&tree)) {
+            needed.entry(node).and_modify(|first: &mut usize| *first = position.min(*first)).or_insert(position);
+        }
+        let walk = self.walk(tree, PACK_TOKENS, &ends, &needed);
         let mut targets: Vec<Vec<Target>> = (0..walk.tree.n_nodes()).map(|_| Vec::new()).collect();
         for plan in &plans {
             plan.aim(&walk.tree, &mut targets);
@@ -131,6 +137,14 @@ impl Plan {
     fn enter(&mut self, tree: &mut Tree) {
         self.prompt_end = tree.insert(ROOT, &self.prompt_ids);
         self.ends = self.continuations.iter().map(|ids| tree.insert(self.prompt_end, &ids[..ids.len() - 1])).collect();
+    }
+
+    /// Nodes of the prompt that have rows which predict something, with the first such position.
+    fn needed(&self, tree: &Tree) -> Vec<(usize, usize)> {
+        if self.scores_prompt {
+            return tree.path(ROOT, self.prompt_end).iter().map(|&node| (node, tree.node(node).start)).collect();
+        }
+        vec![(self.prompt_end, tree.end(self.prompt_end) - 1)]
     }
 
     fn n_scores(&self) -> usize {
@@ -184,10 +198,12 @@ impl Scoring<'_> {
     /// Runs the next nodes and scores what their rows predict.
     fn step(&mut self) -> Result<()> {
         let local = self.local;
+        local.free_prefixes(false);
         let page_bytes = KvCache::bytes_of(&local.decoder, 1);
         let free_bytes = local.kv_budget_bytes.saturating_sub(local.kv_meter.bytes());
         let mut selection = self.walk.select(PACK_TOKENS, free_bytes / page_bytes, |_| false);
         if selection.is_empty() {
+            local.free_prefixes(true);
             selection = self.walk.select_alone(|_| false);
         }
         let pass = self.local.decoder.run(&self.walk.pieces(&selection), &[], &mut [])?;

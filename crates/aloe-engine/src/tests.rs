@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 
 /// The folder of the model, or `None` (said aloud) where the data is not at hand.
-fn folder() -> Option<PathBuf> {
+pub(crate) fn folder() -> Option<PathBuf> {
     match std::env::var("ALOE_DATA") {
         Ok(data) => Some(PathBuf::from(data).join("models/stories260K")),
         Err(_) => {
@@ -22,7 +22,7 @@ fn engine(folder: &std::path::Path, threads: usize) -> Engine {
     open(folder, Dtype::F32, threads, None)
 }
 
-fn open(folder: &std::path::Path, dtype: Dtype, threads: usize, kv_budget_bytes: Option<usize>) -> Engine {
+pub(crate) fn open(folder: &std::path::Path, dtype: Dtype, threads: usize, kv_budget_bytes: Option<usize>) -> Engine {
     let format = Some(WeightFormat::Dense(dtype));
     let options = EngineOptions { format, threads, kv_budget_bytes, max_batch: 4, ..EngineOptions::default() };
     Engine::open(&folder.to_string_lossy(), &options).unwrap()
@@ -238,7 +238,7 @@ fn a_small_memory_budget_changes_no_score_and_is_kept() {
 }
 
 /// A request of one token holds one page.
-fn page_bytes(engine: &Engine) -> u64 {
+pub(crate) fn page_bytes(engine: &Engine) -> u64 {
     let Engine::Local(local) = engine else { panic!("a local engine") };
     aloe_model::KvCache::bytes_of(&local.decoder, 1) as u64
 }
@@ -260,11 +260,11 @@ fn what_prompts_share_is_computed_once() {
         .into_iter()
         .map(|prompt| ScoreRequest { id: "s".into(), prompt, continuations: continuations.clone() })
         .collect();
+    let engine = self::engine(&folder, 2);
     engine.score(&requests, &Progress::silent(), &Cancel::default()).unwrap();
     let scored = engine.counts().unwrap();
     // Of each continuation all but the last token: 5, then 5 7, then nothing; 2 tokens after each of 4 distinct prompts.
-    assert_eq!(scored.n_computed_tokens - counts.n_computed_tokens, 134 + 4 * 2);
-    assert_eq!(scored.n_requested_tokens - counts.n_requested_tokens, 3 * 409 + 5 * 3);
+    assert_eq!((scored.n_computed_tokens, scored.n_requested_tokens), (134 + 4 * 2, 3 * 409 + 5 * 3));
 }
 
 #[test]

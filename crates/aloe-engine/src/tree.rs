@@ -66,6 +66,22 @@ impl Tree {
         at
     }
 
+    /// How many tokens of a text the tree holds, up to a node's first position whose row is `needed`.
+    pub(crate) fn len_common(&self, ids: &[u32], needed: &HashMap<usize, usize>) -> usize {
+        let (mut at, mut len) = (ROOT, 0);
+        while let Some(&child) = ids.get(len).and_then(|&first| self.by_first.get(&(at, first))) {
+            let node = &self.nodes[child];
+            let common = node.ids.iter().zip(&ids[len..]).take_while(|(a, b)| a == b).count();
+            let limit = needed.get(&child).map_or(common, |&position| common.min(position - node.start));
+            len += limit;
+            if limit < node.ids.len() {
+                break;
+            }
+            at = child;
+        }
+        len
+    }
+
     /// Cuts nodes so that none is longer than `limit` tokens.
     pub(crate) fn limit_nodes(&mut self, limit: usize) {
         for node in 1..self.nodes.len() {

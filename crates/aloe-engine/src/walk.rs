@@ -3,9 +3,10 @@
 //! Nodes go in depth-first order, so what is kept is the path to the next node. Kept caches may be dropped at any time: a node
 //! whose beginning is gone gets it computed again, with the same bits.
 
+use crate::prefixes::{SharedPrefixes, lock};
 use crate::tree::{Node, ROOT, Tree};
 use aloe_model::{After, KvCache, KvMeter, TreePiece};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// A tree under way.
@@ -17,6 +18,9 @@ pub(crate) struct Walk {
     next: usize,
     kept: HashMap<usize, KvCache>,
     empty: KvCache,
+    /// Nodes whose caches are handed to later calls, and where.
+    offers: HashSet<usize>,
+    prefixes: Option<SharedPrefixes>,
 }
 
 /// The nodes of one pass, parents first.
@@ -36,16 +40,32 @@ impl Selection {
 }
 
 impl Walk {
-    /// Starts before the first node. Nodes are cut to `max_node_tokens`.
-    pub(crate) fn new(mut tree: Tree, max_node_tokens: usize, meter: &Arc<KvMeter>) -> Self {
-        tree.limit_nodes(max_node_tokens);
-        let order = tree.depth_first();
-        let mut subtree_end = vec![0; tree.n_nodes()];
-        for (place, &node) in order.iter().enumerate().rev() {
-            let below = tree.children(node).iter().map(|&child| subtree_end[child]).max();
-            subtree_end[node] = below.unwrap_or(place + 1);
+    /// Starts before the first node; the caches of `given` nodes, which end no text, are there already.
+    pub(crate) fn new(tree: Tree, meter: &Arc<KvMeter>, given: Vec<(usize, KvCache)>) -> Self {
+        let mut kept = HashMap::new();
+        for (node, cache) in given {
+            for before in tree.path(ROOT, node) {
+                let mut cache = cache.fork();
+                cache.truncate(tree.end(before));
+                kept.insert(before, cache);
+            }
         }
-        Self { tree, order, subtree_end, next: 0, kept: HashMap::new(), empty: KvCache::metered(meter) }
+        let nodes = tree.depth_first();
+        let order: Vec<usize> = nodes.iter().copied().filter(|node| !kept.contains_key(node)).collect();
+        let mut subtree_end = vec![0; tree.n_nodes()];
+        let mut place = order.len();
+        for &node in nodes.iter().rev() {
+            let below = tree.children(node).iter().map(|&child| subtree_end[child]).max();
+            subtree_end[node] = below.unwrap_or(place);
+            place -= usize::from(!kept.contains_key(&node));
+        }
+        let (empty, offers) = (KvCache::metered(meter), HashSet::new());
+        Self { tree, order, subtree_end, next: 0, kept, empty, offers, prefixes: None }
+    }
+
+    /// The caches of `offers` go to `prefixes` once they are there.
+    pub(crate) fn offering(self, offers: HashSet<usize>, prefixes: &SharedPrefixes) -> Self {
+        Self { offers, prefixes: Some(Arc::clone(prefixes)), ..self }
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -55,6 +75,7 @@ impl Walk {
     /// The next nodes, as many as fit: `max_tokens` to be run and `max_pages` to be held. `held` nodes are kept beyond their
     /// branches.
     pub(crate) fn select(&mut self, max_tokens: usize, max_pages: usize, held: impl Fn(usize) -> bool) -> Selection {
+        let held = |node| held(node) || self.offers.contains(&node);
         let mut nodes = Vec::new();
         let (mut n_tokens, mut n_pages) = (0, 0);
         while let Some(&node) = self.order.get(self.next) {
@@ -82,9 +103,14 @@ impl Walk {
         let Some(&node) = self.order.get(self.next) else { return Selection::default() };
         self.next += 1;
         self.kept.clear();
-        let ids = self.tree.path(ROOT, node).iter().flat_map(|&node| &self.tree.node(node).ids).copied().collect();
+        let ids = self.ids(node);
         let keep = self.subtree_end[node] > self.next || held(node);
         Selection { nodes: vec![node], keep: vec![keep], whole: Some(ids) }
+    }
+
+    /// The text that ends with the node.
+    fn ids(&self, node: usize) -> Vec<u32> {
+        self.tree.path(ROOT, node).iter().flat_map(|&node| &self.tree.node(node).ids).copied().collect()
     }
 
     /// The most pages a node adds to what is held: none when nothing follows it.
@@ -124,6 +150,9 @@ impl Walk {
             let Some(cache) = cache else { continue };
             if held(node) {
                 returned.push((node, cache.fork()));
+            }
+            if let Some(prefixes) = self.prefixes.as_ref().filter(|_| self.offers.contains(&node)) {
+                lock(prefixes).insert(self.ids(node), cache.fork());
             }
             self.kept.insert(node, cache);
         }
