@@ -1,115 +1,157 @@
-//! The engine's calls against an OpenAI-compatible server (vLLM, SGLang, llama-server).
+//! The engine's calls against OpenAI-compatible servers (vLLM, SGLang, llama-server).
 //!
 //! Prompts go out as token ids that we rendered, so both sides see the same tokens and a user's text cannot become a
 //! control token. A server that gives no prompt log-probabilities is found by a probe and refused for scoring. Chat
-//! requests that the server renders happen only on request and are recorded as "server template". Every sample is a
-//! request of its own with a seed of its own, since not every server knows `n`.
+//! requests that the server renders happen only on request and are recorded as "server template". The samples of a prompt are
+//! asked for together where the server takes that; sample `i` has the seed of the first plus `i`, as vLLM counts them.
+//!
+//! Reading order: `listing` (which servers, which model), `replicas` (one request through to its answer), `prompt_logps` and
+//! `answer` (what is believed).
 
+mod answer;
+mod listing;
 mod prompt_logps;
+mod replicas;
+#[cfg(test)]
+mod tests;
 
+use crate::endpoint::answer::{Asked, TextOf};
 use crate::endpoint::prompt_logps::Form;
+use crate::endpoint::replicas::{Replicas, Reply};
 use crate::engine::EngineIdentity;
-use crate::http::{Client, Reply};
 use crate::{
-    Completion, Continuation, EngineOptions, Error, FinishReason, GenerateRequest, GenerateResult, Prompt, Result,
-    Sampling, ScoreRequest, ScoreResult, Scored,
+    Completion, Continuation, EngineOptions, Error, GenerateRequest, GenerateResult, Prompt, Result, Sampling,
+    ScoreRequest, ScoreResult, Scored,
 };
 use aloe_record::{Cancel, Progress, digest};
 use aloe_text::{Message, TextModel};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-/// Requests under way at once.
-const CONNECTIONS: usize = 8;
+/// Log-probabilities of one prompt by two servers with the same weights differ by less than this, in nat: measured between
+/// vLLM in bf16 and f32 are 0.18, between bf16 and f32 of one implementation 0.30.
+const SAME_MODEL_NAT: f64 = 0.5;
 
-/// Where the text stands in a choice.
-type TextOf = fn(&Value) -> Option<&str>;
-
-/// A server and the model asked for.
+/// Servers with one model, and the model asked for.
 pub struct Endpoint {
-    client: Client,
+    replicas: Replicas,
     model: String,
+    /// What the servers' lists say of it.
+    listed: String,
+    context_len: Option<u64>,
     server_template: bool,
     pub(crate) text: Option<TextModel>,
     pub(crate) identity: EngineIdentity,
     /// How the server gives prompt log-probabilities, once the probe has found out.
     form: Mutex<Option<Form>>,
+    /// The model that the first answer named.
+    said: Mutex<Option<String>>,
+    /// The most samples that are asked for in one request.
+    n_at_once: AtomicUsize,
+    /// Whether several samples came in one answer.
+    knows_n: AtomicBool,
 }
 
 impl Endpoint {
-    /// Opens `http(s)://host:port/v1#model`; without `#model` the server's only model is taken.
+    /// Opens `http(s)://host:port/v1#model`, or several servers of one model with commas between their addresses; without
+    /// `#model` the only model served is taken.
     pub fn open(address: &str, options: &EngineOptions) -> Result<Self> {
-        let (base, wanted) = address.split_once('#').unwrap_or((address, ""));
-        let client = Client::new(base);
-        let listed = client.get("/models")?;
-        let model = choose_model(&client, &listed, wanted)?;
+        let opened = listing::open(address, options.request_timeout)?;
         let text = options.tokenizer.as_deref().map(open_text).transpose()?;
         let identity = EngineIdentity {
-            name: model.clone(),
-            weights: format!("endpoint {}", describe(&listed, &model)),
+            name: opened.model.clone(),
+            weights: format!("endpoint {}", opened.listed),
             text: text.as_ref().map_or_else(|| "server template".to_owned(), TextModel::digest),
             dtype: "unknown".to_owned(),
             path: "endpoint".to_owned(),
         };
-        let form = Mutex::new(None);
-        Ok(Self { client, model, server_template: options.server_template, text, identity, form })
+        Ok(Self {
+            replicas: Replicas::new(opened.clients, &opened.model, &opened.listed, &opened.out),
+            model: opened.model,
+            listed: opened.listed,
+            context_len: opened.context_len,
+            server_template: options.server_template,
+            text,
+            identity,
+            form: Mutex::new(None),
+            said: Mutex::new(None),
+            n_at_once: AtomicUsize::new(usize::MAX),
+            knows_n: AtomicBool::new(false),
+        })
     }
 
-    pub(crate) fn score(
+    /// The scores in the order of the requests. A request that cannot be answered has its error in its place and the others go
+    /// on; after a fault of the servers no further request is sent, and what was answered is there.
+    pub(crate) fn score_each(
         &self,
         requests: &[ScoreRequest],
         progress: &Progress,
         cancel: &Cancel,
-    ) -> Result<Vec<ScoreResult>> {
+    ) -> Result<Vec<Result<ScoreResult>>> {
         let text = self.text.as_ref().ok_or_else(|| {
             self.unusable("scoring sends token ids; name the model's tokenizer folder with --tokenizer")
         })?;
         let form = self.probe(text, cancel)?;
-        self.in_parallel(requests, progress, cancel, |request| self.score_one(text, form, request, cancel))
+        self.in_parallel(requests, cancel, |request| {
+            let scored = self.score_one(text, form, request, cancel);
+            progress.advance(1);
+            scored
+        })
     }
 
-    pub(crate) fn generate(
+    /// The answers in the order of the requests; errors as those of `score_each`.
+    pub(crate) fn generate_each(
         &self,
         requests: &[GenerateRequest],
         progress: &Progress,
         cancel: &Cancel,
-    ) -> Result<Vec<GenerateResult>> {
-        self.in_parallel(requests, progress, cancel, |request| match (&self.text, &request.prompt) {
-            (Some(text), prompt) if !self.server_template => self.complete_ids(text, request, prompt, cancel),
-            (_, Prompt::Messages(messages)) if self.server_template => self.chat(request, messages, cancel),
-            _ => Err(self.unusable(
-                "prompts are sent as token ids; name the model's tokenizer folder with --tokenizer, or let the server \
-                 render chat messages with --server-template",
-            )),
+    ) -> Result<Vec<Result<GenerateResult>>> {
+        self.in_parallel(requests, cancel, |request| {
+            crate::engine::check_sampling(request)?;
+            let answered = match (&self.text, &request.prompt) {
+                (Some(text), prompt) if !self.server_template => self.complete_ids(text, request, prompt, cancel),
+                (_, Prompt::Messages(messages)) if self.server_template => self.chat(request, messages, cancel),
+                _ => Err(self.unusable(
+                    "prompts are sent as token ids; name the model's tokenizer folder with --tokenizer, or let the server \
+                     render chat messages with --server-template",
+                )),
+            };
+            progress.advance(request.n as u64);
+            answered
         })
     }
 
     /// The server cannot be used for what was asked: the user's to change, so the exit code of wrong input.
     fn unusable(&self, reason: impl Into<String>) -> Error {
-        Error::Open { model: format!("{}#{}", self.client.base(), self.model), reason: reason.into() }
+        Error::Open { model: format!("{}#{}", self.replicas.bases(), self.model), reason: reason.into() }
     }
 
-    /// Sends a known prompt in each form until every token but the first comes back with a usable log-probability.
+    /// Sends a known prompt in each form until every token but the first comes back with a usable log-probability; then holds
+    /// the other servers' answers against it.
     fn probe(&self, text: &TextModel, cancel: &Cancel) -> Result<Form> {
-        let mut known = self.form.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut known = self.form.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(form) = *known {
             return Ok(form);
         }
         let ids = text.encode_prompt_text("The patient has a fever and a cough.")?;
         let mut found = Vec::new();
         for form in Form::ALL {
-            let reason = match self.client.ask("/completions", &form.body(&self.model, &ids), cancel)? {
+            let body = form.body(&self.model, &ids);
+            let reason = match self.replicas.ask("/completions", &body, cancel)? {
                 Reply::Refused(reason) => reason,
-                Reply::Json(answer) => match form.read(&answer, &ids) {
-                    Ok(logps) if logps.iter().any(|&(logp, _)| logp != 0.0) => {
-                        *known = Some(form);
-                        return Ok(form);
+                Reply::Json(answer, at) => {
+                    self.check_model(&answer, at)?;
+                    match form.read(&answer, &ids, |id| text.tokenizer.token(id)) {
+                        Ok(logps) => {
+                            self.compare_others(form, text, &ids, &logps, at)?;
+                            *known = Some(form);
+                            return Ok(form);
+                        }
+                        Err(reason) => reason,
                     }
-                    Ok(_) => "every log-probability is 0".to_owned(),
-                    Err(reason) => reason,
-                },
+                }
             };
             found.push(format!("{}: {reason}", form.name()));
         }
@@ -120,11 +162,75 @@ impl Endpoint {
         )))
     }
 
+    /// Other weights under the same name are told by the log-probabilities of the known prompt.
+    fn compare_others(
+        &self,
+        form: Form,
+        text: &TextModel,
+        ids: &[u32],
+        logps: &[(f64, bool)],
+        first: usize,
+    ) -> Result<()> {
+        for (at, answer) in self.replicas.ask_others(first, "/completions", &form.body(&self.model, ids)) {
+            self.check_model(&answer, at)?;
+            let others = form.read(&answer, ids, |id| text.tokenizer.token(id));
+            let others = others.map_err(|reason| self.replicas.error(at, format!("the probe's answer: {reason}")))?;
+            let farthest = logps.iter().zip(&others).map(|(a, b)| (a.0 - b.0).abs()).fold(0.0, f64::max);
+            if farthest > SAME_MODEL_NAT {
+                return Err(self.unusable(format!(
+                    "the servers do not serve the same weights: log-probabilities of one prompt differ by up to {farthest:.2} nat \
+                     between {} and {}",
+                    self.replicas.base(first),
+                    self.replicas.base(at)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// An answer must name the model asked for, and the same as every answer before.
+    fn check_model(&self, answer: &Value, at: usize) -> Result<()> {
+        let Some(name) = answer["model"].as_str() else { return Ok(()) };
+        if !listing::may_be(name, &self.model, &self.listed) {
+            let reason = format!("the answer is by the model {name:?}, {:?} was asked", self.model);
+            return Err(self.replicas.error(at, reason));
+        }
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        match said.as_deref() {
+            Some(first) if first != name => Err(self
+                .replicas
+                .error(at, format!("the model changed: an answer was by {first:?}, this one by {name:?}"))),
+            Some(_) => Ok(()),
+            None => {
+                *said = Some(name.to_owned());
+                Ok(())
+            }
+        }
+    }
+
     /// (log-probability, was the most probable) for each id of `ids` from the second on.
-    fn prompt_logps(&self, form: Form, ids: &[u32], cancel: &Cancel) -> Result<Vec<(f64, bool)>> {
-        let answer = self.client.post("/completions", &form.body(&self.model, ids), cancel)?;
-        let wrong = |reason| format!("the answer to a prompt of {} tokens cannot be used: {reason}", ids.len());
-        form.read(&answer, ids).map_err(|reason| self.client.error(wrong(reason)))
+    fn prompt_logps(
+        &self,
+        text: &TextModel,
+        form: Form,
+        ids: &[u32],
+        id: &str,
+        cancel: &Cancel,
+    ) -> Result<Vec<(f64, bool)>> {
+        match self.replicas.ask("/completions", &form.body(&self.model, ids), cancel)? {
+            Reply::Refused(reason) => Err(Error::Request { id: id.to_owned(), reason }),
+            Reply::Json(answer, at) => {
+                self.check_model(&answer, at)?;
+                let wrong = |reason| {
+                    let reason = format!(
+                        "request {id}: the answer to a prompt of {} tokens cannot be used: {reason}",
+                        ids.len()
+                    );
+                    self.replicas.error(at, reason)
+                };
+                form.read(&answer, ids, |id| text.tokenizer.token(id)).map_err(wrong)
+            }
+        }
     }
 
     fn score_one(&self, text: &TextModel, form: Form, request: &ScoreRequest, cancel: &Cancel) -> Result<ScoreResult> {
@@ -135,7 +241,7 @@ impl Endpoint {
             return Err(refuse("the prompt has no tokens"));
         }
         if request.continuations.is_empty() {
-            let scored = self.prompt_logps(form, &prompt_ids, cancel)?;
+            let scored = self.prompt_logps(text, form, &prompt_ids, &request.id, cancel)?;
             continuations.push(to_scored(prompt_ids[1..].to_vec(), &scored));
         }
         for continuation in &request.continuations {
@@ -157,7 +263,7 @@ impl Endpoint {
                 return Err(refuse("a continuation has no tokens"));
             }
             let whole: Vec<u32> = prompt_ids.iter().chain(&ids).copied().collect();
-            let scored = self.prompt_logps(form, &whole, cancel)?;
+            let scored = self.prompt_logps(text, form, &whole, &request.id, cancel)?;
             let n_ids = ids.len();
             continuations.push(to_scored(ids, &scored[scored.len() - n_ids..]));
         }
@@ -174,113 +280,119 @@ impl Endpoint {
         let prompt_ids = ids_of(text, prompt)?;
         let mut stop_ids = text.stop_ids();
         stop_ids.extend(&request.sampling.stop_ids);
-        let body = json!({"prompt": prompt_ids, "stop_token_ids": stop_ids});
+        let body = json!({"prompt": prompt_ids, "stop_token_ids": stop_ids, "return_token_ids": true});
         let text_of: TextOf = |choice| choice["text"].as_str();
-        let completions = self.samples(request, "/completions", &body, text_of, prompt_ids.len(), cancel)?;
+        let completions = self.samples(request, "/completions", &body, text_of, Some(&prompt_ids), cancel)?;
         Ok(GenerateResult { id: request.id.clone(), prompt_ids: Some(prompt_ids), completions })
     }
 
     fn chat(&self, request: &GenerateRequest, messages: &[Message], cancel: &Cancel) -> Result<GenerateResult> {
         let body = json!({ "messages": messages });
         let text_of: TextOf = |choice| choice["message"]["content"].as_str();
-        let completions = self.samples(request, "/chat/completions", &body, text_of, 0, cancel)?;
+        let completions = self.samples(request, "/chat/completions", &body, text_of, None, cancel)?;
         Ok(GenerateResult { id: request.id.clone(), prompt_ids: None, completions })
     }
 
-    /// `request.n` answers, one request each.
+    /// `request.n` answers: all in one request, or in as few as the server takes (llama-server gives no more than it has slots).
     fn samples(
         &self,
         request: &GenerateRequest,
         path: &str,
         prompt: &Value,
         text_of: TextOf,
-        prompt_len_tokens: usize,
+        prompt_ids: Option<&[u32]>,
         cancel: &Cancel,
     ) -> Result<Vec<Completion>> {
-        let one = |sample: usize| {
-            cancel.check()?;
-            let mut body = sampling_body(&request.sampling, &request.id, sample);
+        let (mut done, mut most) = (Vec::with_capacity(request.n), usize::MAX);
+        while done.len() < request.n {
+            let n = (request.n - done.len()).min(most).min(self.n_at_once.load(Ordering::SeqCst));
+            let mut body = sampling_body(&request.sampling, &request.id, done.len(), n);
             body["model"] = json!(self.model);
             for (key, value) in prompt.as_object().into_iter().flatten() {
                 body[key] = value.clone();
             }
-            let answer = self.client.post(path, &body, cancel)?;
-            let choices = answer["choices"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let [choice] = choices else {
-                let text = format!("request {}: asked for 1 answer, got {}", request.id, choices.len());
-                return Err(self.client.error(text));
+            let (answer, at) = match self.replicas.ask(path, &body, cancel)? {
+                Reply::Json(answer, at) => (answer, at),
+                Reply::Refused(_) if n > 1 => {
+                    most = largest_power_of_two_below(n);
+                    continue;
+                }
+                Reply::Refused(reason) => return Err(Error::Request { id: request.id.clone(), reason }),
             };
-            let text = text_of(choice)
-                .ok_or_else(|| self.client.error(format!("request {}: the answer holds no text", request.id)))?;
-            let finish_reason = match choice["finish_reason"].as_str() {
-                Some("stop") => FinishReason::Stop,
-                Some("length") => FinishReason::Length,
-                _ => FinishReason::Other,
-            };
-            Ok(Completion { ids: None, logps: None, text: text.to_owned(), finish_reason, prompt_len_tokens })
-        };
-        (0..request.n).map(one).collect()
+            self.check_model(&answer, at)?;
+            if n > 1 && self.ignores_n(&answer) {
+                most = 1;
+                self.at_once(1, at, "it answers once whatever `n` is");
+                continue;
+            }
+            let max_new_tokens = request.sampling.max_new_tokens;
+            let asked = Asked { n, max_new_tokens, prompt_ids, context_len: self.context_len, text_of };
+            let completions = answer::completions(&answer, &asked)
+                .map_err(|reason| self.replicas.error(at, format!("request {}: {reason}", request.id)))?;
+            if most != usize::MAX && n == most {
+                self.at_once(most, at, "it refuses more");
+            }
+            if n > 1 {
+                self.knows_n.store(true, Ordering::SeqCst);
+            }
+            done.extend(completions);
+        }
+        Ok(done)
     }
 
-    /// Runs `work` for every request over a few connections; results in the order of the requests.
+    /// Whether the server passes `n` over: one answer where several were asked for, and never yet more than one.
+    fn ignores_n(&self, answer: &Value) -> bool {
+        let n_choices = answer["choices"].as_array().map_or(0, Vec::len);
+        n_choices == 1 && !self.knows_n.load(Ordering::SeqCst)
+    }
+
+    /// From now on no more than `n` samples are asked for at once.
+    fn at_once(&self, n: usize, at: usize, reason: &str) {
+        if self.n_at_once.fetch_min(n, Ordering::SeqCst) > n {
+            let (base, samples) = (self.replicas.base(at), if n == 1 { "sample" } else { "samples" });
+            aloe_record::tell(&format!("{base}: {reason}; each request asks for {n} {samples} at most"));
+        }
+    }
+
+    /// Runs `work` for every request over the connections; results in the order of the requests. After a fault of the servers
+    /// or an interrupt no further request is begun.
     fn in_parallel<Q: Sync, R: Send>(
         &self,
         requests: &[Q],
-        progress: &Progress,
         cancel: &Cancel,
         work: impl Fn(&Q) -> Result<R> + Sync,
-    ) -> Result<Vec<R>> {
+    ) -> Result<Vec<Result<R>>> {
         let next = AtomicUsize::new(0);
         let results: Mutex<Vec<Option<Result<R>>>> = Mutex::new(requests.iter().map(|_| None).collect());
         std::thread::scope(|scope| {
-            for _ in 0..CONNECTIONS.min(requests.len()) {
+            for _ in 0..self.replicas.connections().min(requests.len()) {
                 scope.spawn(|| {
                     loop {
                         let at = next.fetch_add(1, Ordering::SeqCst);
                         let Some(request) = requests.get(at) else { break };
-                        let result = cancel.check().map_err(Error::from).and_then(|()| work(request));
-                        let failed = result.is_err();
-                        results.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] = Some(result);
-                        progress.advance(1);
-                        if failed {
+                        let result = work(request);
+                        if result.as_ref().is_err_and(ends_the_run) {
                             next.store(requests.len(), Ordering::SeqCst);
                         }
+                        results.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(result);
                     }
                 });
             }
         });
-        let results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut finished = Vec::with_capacity(requests.len());
-        for result in results.into_iter().flatten() {
-            finished.push(result?);
-        }
-        Ok(finished)
+        cancel.check()?;
+        let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let not_asked = || Err(self.replicas.error(0, "not asked after an earlier request failed"));
+        Ok(results.into_iter().map(|result| result.unwrap_or_else(not_asked)).collect())
     }
 }
 
-fn choose_model(client: &Client, listed: &Value, wanted: &str) -> Result<String> {
-    let names: Vec<&str> = listed["data"]
-        .as_array()
-        .map(|models| models.iter().filter_map(|model| model["id"].as_str()).collect())
-        .unwrap_or_default();
-    match (wanted, names.as_slice()) {
-        ("", [only]) => Ok((*only).to_owned()),
-        ("", _) => Err(open_error(client, wanted, format!("name one of its models after `#`: {}", names.join(", ")))),
-        (wanted, names) if names.contains(&wanted) => Ok(wanted.to_owned()),
-        (wanted, names) => {
-            let served = if names.is_empty() { "none that it names".to_owned() } else { names.join(", ") };
-            Err(open_error(client, wanted, format!("the server does not serve it; it serves {served}")))
-        }
-    }
+/// Whether an error is the servers' or ours and not one request's.
+fn ends_the_run(error: &Error) -> bool {
+    !matches!(error, Error::Request { .. } | Error::Text(_))
 }
 
-fn open_error(client: &Client, wanted: &str, reason: String) -> Error {
-    Error::Open { model: format!("{}#{wanted}", client.base()), reason }
-}
-
-fn describe(listed: &Value, model: &str) -> String {
-    let entry = listed["data"].as_array().and_then(|models| models.iter().find(|entry| entry["id"] == model));
-    entry.map_or_else(String::new, |entry| format!("{} {}", entry["id"], entry["root"]))
+fn largest_power_of_two_below(n: usize) -> usize {
+    1 << (n - 1).ilog2()
 }
 
 fn open_text(path: &Path) -> Result<TextModel> {
@@ -308,11 +420,11 @@ fn to_scored(ids: Vec<u32>, scored: &[(f64, bool)]) -> Scored {
     }
 }
 
-/// The sampling fields of one sample's request.
-fn sampling_body(sampling: &Sampling, id: &str, sample: usize) -> Value {
+/// The sampling fields of a request for `n` samples from the `first` on.
+fn sampling_body(sampling: &Sampling, id: &str, first: usize, n: usize) -> Value {
     let mut body = json!({
-        "n": 1, "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p,
-        "seed": sample_seed(sampling.seed, id, sample),
+        "n": n, "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p,
+        "seed": sample_seed(sampling.seed, id, first),
     });
     if sampling.top_k > 0 {
         body["top_k"] = json!(sampling.top_k);
@@ -329,8 +441,10 @@ fn sampling_body(sampling: &Sampling, id: &str, sample: usize) -> Value {
     body
 }
 
-/// The seed that a server is given for one sample: 31 bits, which every server takes, from (seed, request id, sample).
+/// The seed that a server is given for a sample: that of (seed, request id), of 31 bits, which every server takes, plus the
+/// sample's number. A server that counts on from the seed of the first, as vLLM does, draws the same however `n` is split.
 fn sample_seed(seed: u64, id: &str, sample: usize) -> u32 {
-    let digest = digest::bytes(format!("{seed}/{id}/{sample}").as_bytes());
-    u32::from_str_radix(&digest[..8], 16).unwrap_or_default() >> 1
+    let digest = digest::bytes(format!("{seed}/{id}").as_bytes());
+    let first = u32::from_str_radix(&digest[..8], 16).unwrap_or_default() >> 1;
+    (first as usize + sample) as u32 & (u32::MAX >> 1)
 }

@@ -75,8 +75,9 @@ fn completion(request: &Value, manner: Manner) -> Value {
         return json!({"choices": [{"message": {"content": format!("{} messages", messages.as_array().unwrap().len())}, "finish_reason": "stop"}]});
     }
     if request["echo"] != true {
-        let text = format!("seed {}", request["seed"]);
-        return json!({"choices": [{"text": text, "finish_reason": "length"}]});
+        let n = request["n"].as_u64().unwrap_or(1);
+        let choice = |at: u64| json!({"index": at, "text": format!("seed {}", request["seed"].as_u64().unwrap_or(0) + at), "finish_reason": "length"});
+        return json!({"choices": (0..n).map(choice).collect::<Vec<_>>()});
     }
     let ids: Vec<u64> = request["prompt"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
     let mut logps: Vec<Value> =
@@ -90,7 +91,8 @@ fn completion(request: &Value, manner: Manner) -> Value {
     }
     let tops: Vec<Value> =
         logps.iter().map(|logp| logp.as_f64().map_or(Value::Null, |logp| json!({"x": logp + 0.001}))).collect();
-    json!({"choices": [{"text": "", "logprobs": {"token_logprobs": logps, "top_logprobs": tops}}]})
+    let names: Vec<String> = ids.iter().map(|id| format!("token_id:{id}")).collect();
+    json!({"choices": [{"text": "", "logprobs": {"token_logprobs": logps, "top_logprobs": tops, "tokens": names}}]})
 }
 
 fn open(manner: Manner, server_template: bool) -> Option<(Engine, Arc<AtomicUsize>)> {

@@ -8,6 +8,7 @@ use aloe_model::WeightFormat;
 use aloe_record::{Cancel, Progress};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// How a model is opened.
 #[derive(Clone, Debug)]
@@ -25,11 +26,21 @@ pub struct EngineOptions {
     pub tokenizer: Option<PathBuf>,
     /// Let an endpoint apply its own chat template. Its rendering is unknown to us and recorded as "server template".
     pub server_template: bool,
+    /// The longest an endpoint's one answer is waited for.
+    pub request_timeout: Duration,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { format: None, threads: 0, kv_budget_bytes: None, max_batch: 32, tokenizer: None, server_template: false }
+        Self {
+            format: None,
+            threads: 0,
+            kv_budget_bytes: None,
+            max_batch: 32,
+            tokenizer: None,
+            server_template: false,
+            request_timeout: Duration::from_secs(600),
+        }
     }
 }
 
@@ -57,7 +68,8 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// Opens a Hugging Face folder, a `.gguf` file, or `http(s)://host:port/v1#model`.
+    /// Opens a Hugging Face folder, a `.gguf` file, or `http(s)://host:port/v1#model`; several servers of one model are written
+    /// with commas between their addresses, `http://a:1/v1,http://b:2/v1#model`.
     pub fn open(model: &str, options: &EngineOptions) -> Result<Self> {
         if model.starts_with("http://") || model.starts_with("https://") {
             if matches!(options.format, Some(WeightFormat::Q8 | WeightFormat::Q4)) {
@@ -81,12 +93,13 @@ impl Engine {
     pub fn score(&self, requests: &[ScoreRequest], progress: &Progress, cancel: &Cancel) -> Result<Vec<ScoreResult>> {
         match self {
             Self::Local(local) => local.score(requests, progress, cancel),
-            Self::Endpoint(endpoint) => endpoint.score(requests, progress, cancel),
+            Self::Endpoint(endpoint) => endpoint.score_each(requests, progress, cancel)?.into_iter().collect(),
         }
     }
 
     /// As [`Engine::score`], but a request that cannot be answered gets its error in its place and the others go on. An
-    /// error of the whole call is an interrupt or a fault of the model or the server.
+    /// error of the whole call is an interrupt or a fault of the model. A fault of a server stands in the places of the requests
+    /// that it left without an answer; what was answered is there.
     pub fn score_each(
         &self,
         requests: &[ScoreRequest],
@@ -95,7 +108,7 @@ impl Engine {
     ) -> Result<Vec<Result<ScoreResult>>> {
         match self {
             Self::Local(local) => local.score_each(requests, progress, cancel),
-            Self::Endpoint(endpoint) => Ok(endpoint.score(requests, progress, cancel)?.into_iter().map(Ok).collect()),
+            Self::Endpoint(endpoint) => endpoint.score_each(requests, progress, cancel),
         }
     }
 
@@ -110,7 +123,7 @@ impl Engine {
         requests.iter().try_for_each(check_sampling)?;
         match self {
             Self::Local(local) => local.generate(requests, progress, cancel),
-            Self::Endpoint(endpoint) => endpoint.generate(requests, progress, cancel),
+            Self::Endpoint(endpoint) => endpoint.generate_each(requests, progress, cancel)?.into_iter().collect(),
         }
     }
 
@@ -123,16 +136,7 @@ impl Engine {
     ) -> Result<Vec<Result<GenerateResult>>> {
         match self {
             Self::Local(local) => local.generate_each(requests, progress, cancel),
-            Self::Endpoint(endpoint) => {
-                let mut good = requests.to_vec();
-                good.retain(|request| check_sampling(request).is_ok());
-                let mut answered = endpoint.generate(&good, progress, cancel)?.into_iter();
-                let result = |request| match check_sampling(request) {
-                    Ok(()) => answered.next().map(Ok),
-                    Err(error) => Some(Err(error)),
-                };
-                Ok(requests.iter().filter_map(result).collect())
-            }
+            Self::Endpoint(endpoint) => endpoint.generate_each(requests, progress, cancel),
         }
     }
 
@@ -155,8 +159,8 @@ impl Engine {
         match self {
             Self::Local(local) => local.generate_streaming(request, cancel, on_text),
             Self::Endpoint(endpoint) => {
-                let results = endpoint.generate(std::slice::from_ref(request), &Progress::silent(), cancel)?;
-                let completion = results.into_iter().flat_map(|result| result.completions).next();
+                let mut results = endpoint.generate_each(std::slice::from_ref(request), &Progress::silent(), cancel)?;
+                let completion = results.pop().transpose()?.and_then(|result| result.completions.into_iter().next());
                 let completion = completion.ok_or_else(|| Error::Request {
                     id: request.id.clone(),
                     reason: "the endpoint returned no completion".to_owned(),

@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex};
 pub(crate) enum Reply {
     /// Status 200.
     Json(Value),
+    /// Status 200 with this content type and text, whatever it is.
+    Raw(&'static str, String),
     /// Another status, with a header line that may be empty.
     Status(&'static str, &'static str),
     /// The connection is closed without an answer, as by a process that died.
@@ -97,25 +99,30 @@ fn serve(mut stream: &TcpStream, answer: &Answer, seen: &Mutex<Vec<Asked>>) -> O
         };
         answer(at, &asked)
     };
-    let (status, header, text) = match reply {
-        Reply::Json(value) => ("200 OK", "", value.to_string()),
-        Reply::Status(status, header) => (status, header, json!({ "error": status }).to_string()),
+    let json = "application/json";
+    let (status, header, kind, text) = match reply {
+        Reply::Json(value) => ("200 OK", "", json, value.to_string()),
+        Reply::Raw(kind, text) => ("200 OK", "", kind, text),
+        Reply::Status(status, header) => (status, header, json, json!({ "error": status }).to_string()),
         Reply::Dies => {
             let _ = stream.shutdown(std::net::Shutdown::Both);
             return None;
         }
     };
     let header = if header.is_empty() { String::new() } else { format!("{header}\r\n") };
-    let head = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n{header}content-length: {}\r\n\r\n",
-        text.len()
-    );
+    let head = format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\n{header}content-length: {}\r\n\r\n", text.len());
     stream.write_all(format!("{head}{text}").as_bytes()).ok()
 }
 
 /// A completion or chat answer that holds `text`.
 pub(crate) fn text(text: &str) -> Reply {
-    Reply::Json(json!({"choices": [{"text": text, "message": {"content": text}, "finish_reason": "stop"}]}))
+    texts(&[text.to_owned()])
+}
+
+/// An answer with several choices.
+pub(crate) fn texts(texts: &[String]) -> Reply {
+    let choice = |(at, text): (usize, &String)| json!({"index": at, "text": text, "message": {"content": text}, "finish_reason": "stop"});
+    Reply::Json(json!({"choices": texts.iter().enumerate().map(choice).collect::<Vec<_>>()}))
 }
 
 /// The ids of a request's prompt.
@@ -148,9 +155,11 @@ impl Model {
             logps.push(json!(-0.25));
             tops.push(json!({"best": -0.25}));
         }
+        let mut names: Vec<String> = prompt_ids(asked).iter().map(|id| format!("token_id:{id}")).collect();
+        names.resize(logps.len(), "new".to_owned());
         let usage = json!({"prompt_tokens": prompt_ids(asked).len()});
-        let logprobs = json!({"token_logprobs": logps, "top_logprobs": tops});
-        Reply::Json(json!({"choices": [{"text": "", "logprobs": logprobs}], "usage": usage}))
+        let logprobs = json!({"token_logprobs": logps, "top_logprobs": tops, "tokens": names});
+        Reply::Json(json!({"model": "m", "choices": [{"text": "", "logprobs": logprobs}], "usage": usage}))
     }
 
     /// Log-probabilities in the form of vLLM's `prompt_logprobs`.
@@ -167,22 +176,26 @@ impl Model {
         Reply::Json(json!({"choices": [{"text": "", "prompt_logprobs": entries}]}))
     }
 
-    /// One answer, drawn as the request says.
+    /// The answers, drawn as the request says; sample `i` has the seed plus `i`, as vLLM counts.
     pub(crate) fn complete(&self, asked: &Asked) -> Reply {
-        let body = &asked.body;
+        let n = asked.body["n"].as_u64().unwrap();
+        texts(&(0..n).map(|sample| self.draw(&asked.body, sample, prompt_ids(asked))).collect::<Vec<_>>())
+    }
+
+    fn draw(&self, body: &Value, sample: u64, prompt_ids: Vec<u32>) -> String {
         let stop_ids = body["stop_token_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32);
         let sampling = Sampling {
             max_new_tokens: body["max_tokens"].as_u64().unwrap() as usize,
             temperature: body["temperature"].as_f64().unwrap() as f32,
             top_p: body["top_p"].as_f64().unwrap() as f32,
-            seed: body["seed"].as_u64().unwrap(),
+            seed: body["seed"].as_u64().unwrap() + sample,
             stop_ids: stop_ids.collect(),
             ..Sampling::default()
         };
-        let request = GenerateRequest { id: "served".into(), prompt: Prompt::Ids(prompt_ids(asked)), n: 1, sampling };
+        let request = GenerateRequest { id: "served".into(), prompt: Prompt::Ids(prompt_ids), n: 1, sampling };
         let engine = self.engine.lock().unwrap();
         let result = engine.generate(&[request], &Progress::silent(), &Cancel::default()).unwrap().remove(0);
-        text(&result.completions[0].text)
+        result.completions[0].text.clone()
     }
 
     /// (log-probability, is the most probable) of each id from the second on.

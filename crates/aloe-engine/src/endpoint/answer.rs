@@ -1,0 +1,166 @@
+//! What an answer must hold to be believed: the choices that were asked for, in order, each ended for a reason that fits its
+//! length, and counts of tokens that fit what was sent. Where a server tells ids (vLLM's `return_token_ids`), they too.
+//!
+//! Nothing is mended here: an answer that contradicts itself or the request is refused with the reason.
+
+use crate::{Completion, FinishReason};
+use serde_json::Value;
+
+/// Where the text stands in a choice.
+pub(super) type TextOf = fn(&Value) -> Option<&str>;
+
+/// What was asked, as far as an answer can be held against it.
+pub(super) struct Asked<'a> {
+    /// How many answers.
+    pub(super) n: usize,
+    /// The most tokens of each.
+    pub(super) max_new_tokens: usize,
+    /// The prompt, where our ids were sent.
+    pub(super) prompt_ids: Option<&'a [u32]>,
+    /// The model's context, where known.
+    pub(super) context_len: Option<u64>,
+    /// Where the text stands.
+    pub(super) text_of: TextOf,
+}
+
+/// The choices of `answer`: `n`, each at the place of its index.
+pub(super) fn choices(answer: &Value, n: usize) -> Result<&[Value], String> {
+    let choices = answer["choices"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if choices.len() != n {
+        let answers = if n == 1 { "answer" } else { "answers" };
+        return Err(format!("asked for {n} {answers}, got {}", choices.len()));
+    }
+    for (at, choice) in choices.iter().enumerate() {
+        match choice["index"].as_u64() {
+            Some(index) if index == at as u64 => {}
+            None if n == 1 && choice["index"].is_null() => {}
+            _ => return Err(format!("choice {at} has the index {}", choice["index"])),
+        }
+    }
+    Ok(choices)
+}
+
+/// Holds `usage` against the prompt's length, and its sum against its parts.
+pub(super) fn check_usage(answer: &Value, prompt_len: Option<usize>) -> Result<(), String> {
+    let count = |name: &str| answer["usage"][name].as_u64();
+    if let (Some(counted), Some(sent)) = (count("prompt_tokens"), prompt_len)
+        && counted != sent as u64
+    {
+        return Err(format!("the server counts {counted} prompt tokens where {sent} were sent"));
+    }
+    if let (Some(prompt), Some(new), Some(total)) =
+        (count("prompt_tokens"), count("completion_tokens"), count("total_tokens"))
+        && prompt.checked_add(new) != Some(total)
+    {
+        return Err(format!("the server counts {prompt} prompt tokens and {new} new ones, {total} in all"));
+    }
+    Ok(())
+}
+
+/// The answers in sample order, or what is wrong with them.
+pub(super) fn completions(answer: &Value, asked: &Asked) -> Result<Vec<Completion>, String> {
+    let choices = choices(answer, asked.n)?;
+    check_usage(answer, asked.prompt_ids.map(<[u32]>::len))?;
+    let mut completions =
+        choices.iter().map(|choice| completion(answer, choice, asked)).collect::<Result<Vec<_>, _>>()?;
+    check_lengths(answer, &mut completions, asked)?;
+    Ok(completions)
+}
+
+fn completion(answer: &Value, choice: &Value, asked: &Asked) -> Result<Completion, String> {
+    let text = (asked.text_of)(choice).ok_or("the answer holds no text")?.to_owned();
+    let finish_reason = match choice["finish_reason"].as_str() {
+        Some("stop") => FinishReason::Stop,
+        Some("length") => FinishReason::Length,
+        Some(_) => FinishReason::Other,
+        None => return Err(format!("the answer's finish_reason is {}", choice["finish_reason"])),
+    };
+    if let (Some(sent), Some(echoed)) = (asked.prompt_ids, ids(&choice["prompt_token_ids"])?)
+        && echoed != sent
+    {
+        return Err("the answer is to another prompt: its prompt_token_ids are not those sent".to_owned());
+    }
+    let ids = ids(&choice["token_ids"])?;
+    if let Some(ids) = &ids
+        && ids.len() > asked.max_new_tokens
+    {
+        return Err(format!("{} new tokens where at most {} were asked for", ids.len(), asked.max_new_tokens));
+    }
+    let told = answer["usage"]["prompt_tokens"].as_u64().unwrap_or(0) as usize;
+    let prompt_len_tokens = asked.prompt_ids.map_or(told, <[u32]>::len);
+    Ok(Completion { ids, logps: None, text, finish_reason, prompt_len_tokens })
+}
+
+/// A list of token ids; `None` where it is absent or null.
+fn ids(list: &Value) -> Result<Option<Vec<u32>>, String> {
+    if list.is_null() {
+        return Ok(None);
+    }
+    let one = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
+    let ids = list.as_array().and_then(|list| list.iter().map(one).collect::<Option<Vec<_>>>());
+    ids.map(Some).ok_or_else(|| format!("{list} is no list of token ids"))
+}
+
+/// Holds the number of new tokens against the reasons for which the answers ended. `length` before the most that was asked for
+/// is the model's context, if that can be full.
+fn check_lengths(answer: &Value, completions: &mut [Completion], asked: &Asked) -> Result<(), String> {
+    let Some(n_new) = answer["usage"]["completion_tokens"].as_u64() else { return Ok(()) };
+    let most = (asked.max_new_tokens * completions.len()) as u64;
+    if n_new > most {
+        return Err(format!("the server counts {n_new} new tokens where at most {most} were asked for"));
+    }
+    if n_new == 0 && completions.iter().any(|completion| !completion.text.is_empty()) {
+        return Err("the server counts no new tokens for a text".to_owned());
+    }
+    let told: Option<usize> = completions.iter().map(|one| one.ids.as_ref().map(Vec::len)).sum();
+    if told.is_some_and(|told| told as u64 != n_new) {
+        return Err(format!("the server counts {n_new} new tokens and gives {} ids", told.unwrap_or_default()));
+    }
+    let n_length = completions.iter().filter(|one| one.finish_reason == FinishReason::Length).count();
+    if n_new >= (asked.max_new_tokens * n_length) as u64 {
+        return Ok(());
+    }
+    let fits = completions.iter().map(|one| one.prompt_len_tokens).max().unwrap_or(0) + asked.max_new_tokens;
+    if asked.context_len.is_some_and(|context| fits as u64 <= context) {
+        return Err(format!(
+            "finish_reason is `length` after {n_new} new tokens, of {} asked for, and the context is not full",
+            asked.max_new_tokens
+        ));
+    }
+    for completion in completions.iter_mut().filter(|one| one.finish_reason == FinishReason::Length) {
+        completion.finish_reason = FinishReason::Context;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(answer: &Value, n: usize, context_len: Option<u64>) -> Result<Vec<Completion>, String> {
+        let text_of: TextOf = |choice| choice["text"].as_str();
+        completions(answer, &Asked { n, max_new_tokens: 4, prompt_ids: Some(&[7, 8]), context_len, text_of })
+    }
+
+    #[test]
+    fn length_before_the_length_asked_for_is_a_full_context_or_a_lie() {
+        let answer = json!({"choices": [{"text": "a", "finish_reason": "length"}], "usage": {"completion_tokens": 2}});
+        assert_eq!(read(&answer, 1, Some(5)).unwrap()[0].finish_reason, FinishReason::Context);
+        assert_eq!(read(&answer, 1, None).unwrap()[0].finish_reason, FinishReason::Context);
+        assert!(read(&answer, 1, Some(6)).unwrap_err().contains("the context is not full"));
+        let whole = json!({"choices": [{"text": "a", "finish_reason": "length"}], "usage": {"completion_tokens": 4}});
+        assert_eq!(read(&whole, 1, Some(6)).unwrap()[0].finish_reason, FinishReason::Length);
+    }
+
+    #[test]
+    fn ids_that_a_server_tells_are_taken_when_they_are_those_of_the_prompt_and_of_the_count() {
+        let answer = |prompt: [u32; 2], n_new: u32| {
+            json!({"choices": [{"index": 0, "text": "a", "finish_reason": "stop", "token_ids": [5, 6], "prompt_token_ids": prompt}],
+                   "usage": {"prompt_tokens": 2, "completion_tokens": n_new, "total_tokens": 2 + n_new}})
+        };
+        assert_eq!(read(&answer([7, 8], 2), 1, None).unwrap()[0].ids, Some(vec![5, 6]));
+        assert!(read(&answer([7, 9], 2), 1, None).unwrap_err().contains("to another prompt"));
+        assert!(read(&answer([7, 8], 3), 1, None).unwrap_err().contains("3 new tokens and gives 2 ids"));
+    }
+}
