@@ -82,6 +82,10 @@ impl Endpoint {
         })
     }
 
+    pub(crate) fn n_servers(&self) -> usize {
+        self.replicas.len()
+    }
+
     /// The scores in the order of the requests. A request that cannot be answered has its error in its place and the others go
     /// on; after a fault of the servers no further request is sent, and what was answered is there.
     pub(crate) fn score_each(

@@ -140,6 +140,33 @@ impl Engine {
         }
     }
 
+    /// As [`Engine::score`], but what the servers of an endpoint answered before a fault is kept: the answers up to the first
+    /// request without one, and its error.
+    pub fn score_until_fault(
+        &self,
+        requests: &[ScoreRequest],
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> (Vec<ScoreResult>, Option<Error>) {
+        until_fault(match self {
+            Self::Local(local) => local.score(requests, progress, cancel).map(all_answered),
+            Self::Endpoint(endpoint) => endpoint.score_each(requests, progress, cancel),
+        })
+    }
+
+    /// As [`Engine::generate`], with what was answered kept as by [`Engine::score_until_fault`].
+    pub fn generate_until_fault(
+        &self,
+        requests: &[GenerateRequest],
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> (Vec<GenerateResult>, Option<Error>) {
+        until_fault(match self {
+            Self::Local(_) => self.generate(requests, progress, cancel).map(all_answered),
+            Self::Endpoint(endpoint) => endpoint.generate_each(requests, progress, cancel),
+        })
+    }
+
     /// What a local model computed since it was opened; `None` for an endpoint.
     pub fn counts(&self) -> Option<EngineCounts> {
         match self {
@@ -171,6 +198,14 @@ impl Engine {
         }
     }
 
+    /// How many servers answer at once: 1 for a local model.
+    pub fn n_servers(&self) -> usize {
+        match self {
+            Self::Local(_) => 1,
+            Self::Endpoint(endpoint) => endpoint.n_servers(),
+        }
+    }
+
     /// What decides the answers beside the requests.
     pub fn identity(&self) -> &EngineIdentity {
         match self {
@@ -195,6 +230,22 @@ impl Engine {
             Self::Endpoint(endpoint) => endpoint.text.as_ref(),
         }
     }
+}
+
+fn all_answered<R>(results: Vec<R>) -> Vec<Result<R>> {
+    results.into_iter().map(Ok).collect()
+}
+
+/// The results before the first error, and that error.
+fn until_fault<R>(results: Result<Vec<Result<R>>>) -> (Vec<R>, Option<Error>) {
+    let mut answered = Vec::new();
+    for result in results.unwrap_or_else(|error| vec![Err(error)]) {
+        match result {
+            Ok(result) => answered.push(result),
+            Err(error) => return (answered, Some(error)),
+        }
+    }
+    (answered, None)
 }
 
 pub(crate) fn check_sampling(request: &GenerateRequest) -> Result<()> {

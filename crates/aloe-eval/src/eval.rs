@@ -37,13 +37,16 @@ pub fn eval(
         progress.resume(samples.len() as u64);
         while samples.len() < questions.len() {
             cancel.check()?;
-            let next = samples.len()..questions.len().min(samples.len() + plan.chunk_len());
-            let answered = plan.answer(&run, next)?;
+            let next = samples.len()..questions.len().min(samples.len() + plan.chunk_len(engine));
+            let (answered, fault) = plan.answer(&run, next)?;
             log.append_all(&answered)?;
             progress.advance(answered.len() as u64);
             samples.extend(answered);
+            fault.map_or(Ok(()), Err)?;
         }
-        results.push(TaskResult::of(*task, &samples, *n_whole, config, plan.notes()));
+        let mut result = TaskResult::of(*task, &samples, *n_whole, config, plan.notes());
+        result.noise_floor = plan.noise_floor(&run, &samples)?;
+        results.push(result);
         all_samples.extend(samples);
     }
     let results = EvalResults::new(engine.identity(), config, embedder.map(Embedder::name), results);

@@ -1,7 +1,8 @@
 //! From questions to scores: protocols, strategies, voting, statistics, and the red-team run.
 //!
 //! Reading order: `config`, `eval` (the spine), `strategy/*` (prompts and answers), `vote`, `score` (one question's
-//! record), `metrics` (accuracy with its standard error, groups), `report` (files and table); `stats` and `compare` for
+//! record), `noise` (what an endpoint's scores vary by), `metrics` (accuracy with its standard error, groups), `report` (files and
+//! table); `stats` and `compare` for
 //! intervals and paired tests; `redteam` (its own spine) with `redteam_sample`, `redteam_log`, `redteam_report`, `redteam_rates`,
 //! `redteam_success` (by a judge's verdicts), `redteam_compare` and `judge`.
 
@@ -13,6 +14,7 @@ mod eval;
 pub mod judge;
 pub mod metrics;
 pub mod neighbors;
+pub mod noise;
 pub mod redteam;
 pub mod redteam_compare;
 mod redteam_log;

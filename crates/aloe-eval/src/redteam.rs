@@ -121,10 +121,13 @@ fn answer_all(
         cancel.check()?;
         let chunk = &asked[log.samples.len()..asked.len().min(log.samples.len() + 32)];
         let requests: Vec<GenerateRequest> = chunk.iter().map(|one| one.request.clone()).collect();
-        let results = engine.generate(&requests, &Progress::silent(), cancel)?;
+        let (results, fault) = engine.generate_until_fault(&requests, &Progress::silent(), cancel);
+        progress.advance(results.len() as u64);
         let answered = chunk.iter().zip(results).map(|(one, result)| answered(one, result, rule));
         log.answered(answered.collect::<Result<_>>()?)?;
-        progress.advance(chunk.len() as u64);
+        if let Some(fault) = fault {
+            return Err(fault.into());
+        }
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `results.json`, `samples.jsonl` and the table. Neither file holds a time, a host or a path.
 
 use crate::metrics::{Counts, Group, groups};
+use crate::noise::NoiseFloor;
 use crate::{EvalConfig, Result, Sample};
 use aloe_engine::EngineIdentity;
 use aloe_record::{atomic, digest};
@@ -38,6 +39,9 @@ pub struct TaskResult {
     /// What the reader must know before the figure: that nearly every answer is the same option.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub warning: Option<String>,
+    /// For scores of an endpoint: how far a second scoring lies from the first.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub noise_floor: Option<NoiseFloor>,
     /// What the strategy has to say: Medprompt's pool, neighbour search, exclusions.
     #[serde(skip_serializing_if = "Map::is_empty", default)]
     pub notes: Map<String, Value>,
@@ -66,6 +70,7 @@ impl TaskResult {
             comparability: comparability(task, samples.len(), n_whole, config.split),
             warning: one_option(&counts),
             counts,
+            noise_floor: None,
             notes,
         }
     }
@@ -145,6 +150,9 @@ impl EvalResults {
             text += &line(&result.task, counts.n, counts.acc, &counts.n_unparsed.to_string(), &result.comparability);
             if let Some(warning) = &result.warning {
                 text += &format!("{:<36} {warning}\n", "");
+            }
+            if let Some(noise) = &result.noise_floor {
+                text += &format!("{:<36} {}\n", "", noise.words());
             }
         }
         for result in &self.groups {

@@ -179,7 +179,7 @@ pub(crate) struct PullArgs {
 /// A model and how to open it.
 #[derive(Args)]
 pub(crate) struct ModelArgs {
-    /// Folder, .gguf file, or http(s)://host:port/v1#model
+    /// Folder, .gguf file, http(s)://host:port/v1#model, or several servers of one model: http://a:1/v1,http://b:2/v1#model
     pub(crate) model: String,
     /// Type of the weights in memory; default bf16, for a .gguf file its blocks as they are
     #[arg(long, value_enum)]
@@ -337,7 +337,7 @@ pub(crate) struct MergeArgs {
 /// The model that a stage asks, how to open it, and where the stage goes.
 #[derive(Args)]
 pub(crate) struct AskedArgs {
-    /// Folder, .gguf file, or http(s)://host:port/v1#model
+    /// Folder, .gguf file, http(s)://host:port/v1#model, or several servers of one model: http://a:1/v1,http://b:2/v1#model
     #[arg(required_unless_present = "recipe", conflicts_with = "recipe")]
     pub(crate) model: Option<String>,
     /// Type of the weights in memory; with --recipe the recipe's; default bf16, for a .gguf file its blocks as they are

@@ -309,8 +309,8 @@ fn results_since(kind: &str) -> &'static str {
         "pull" | "sft" | "dpo" | "card" => "0.1.0",
         // Ledgers without folders and an account that adds up; reports of merges by group.
         "data" | "merge" => "0.1.0+1",
-        // Log-probabilities of one pass over the prefix tree differ in the last bits; keys and values are bf16 in bf16 mode.
-        "eval" | "redteam" => "0.1.0+2",
+        // Samples of an endpoint count their seeds from the first one's.
+        "eval" | "redteam" => "0.1.0+3",
         _ => env!("CARGO_PKG_VERSION"),
     }
 }

@@ -113,6 +113,10 @@ impl Replicas {
         Self { shared: Arc::new(shared) }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.shared.clients.len()
+    }
+
     /// How many requests are sent at once, at most.
     pub(super) fn connections(&self) -> usize {
         CONNECTIONS * self.shared.clients.len()

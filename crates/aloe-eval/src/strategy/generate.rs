@@ -1,7 +1,7 @@
 //! Generated answers: prompts with examples and option orders, sampling, reading, majority vote. Shared by cot, sc-cot and
 //! medprompt, which differ in the examples and orders they choose.
 
-use super::{TaskRun, item};
+use super::{Answered, TaskRun, item};
 use crate::vote::majority;
 use crate::{Error, Result, Sample, Vote};
 use aloe_engine::{Completion, GenerateRequest, Prompt};
@@ -72,12 +72,19 @@ pub(crate) fn ask(
     Ok(Asked { orders, shot_ids, requests, prompt_sha256 })
 }
 
-/// Asks the engine and reads the answers: for each asked question its votes, in sample order.
-pub(crate) fn collect(run: &TaskRun, asked: &[Asked]) -> Result<Vec<(Vec<Vote>, Vec<u32>)>> {
+/// One question's votes in sample order, and the ids of the prompt where all samples share it.
+pub(crate) type Votes = (Vec<Vote>, Vec<u32>);
+
+/// Asks the engine and reads the answers of each asked question, up to the first that lacks one, and the fault.
+pub(crate) fn collect(run: &TaskRun, asked: &[Asked]) -> Result<(Vec<Votes>, Option<Error>)> {
     let requests: Vec<GenerateRequest> = asked.iter().flat_map(|one| one.requests.iter().cloned()).collect();
-    let mut results = run.engine.generate(&requests, &Progress::silent(), run.cancel)?.into_iter();
+    let (results, fault) = run.engine.generate_until_fault(&requests, &Progress::silent(), run.cancel);
+    let mut results = results.into_iter();
     let mut all = Vec::with_capacity(asked.len());
     for one in asked {
+        if fault.is_some() && results.len() < one.requests.len() {
+            break;
+        }
         let mut votes = Vec::new();
         let mut shared_ids = Vec::new();
         for result in results.by_ref().take(one.requests.len()) {
@@ -99,7 +106,7 @@ pub(crate) fn collect(run: &TaskRun, asked: &[Asked]) -> Result<Vec<(Vec<Vote>, 
         }
         all.push((votes, shared_ids));
     }
-    Ok(all)
+    Ok((all, fault.map(Error::from)))
 }
 
 fn vote(run: &TaskRun, completion: Completion, order: &ChoiceOrder, shots: &[String], prompt_ids: Vec<u32>) -> Vote {
@@ -122,11 +129,11 @@ fn vote(run: &TaskRun, completion: Completion, order: &ChoiceOrder, shots: &[Str
 }
 
 impl Plan {
-    pub(crate) fn answer(&self, run: &TaskRun, range: Range<usize>) -> Result<Vec<Sample>> {
+    pub(crate) fn answer(&self, run: &TaskRun, range: Range<usize>) -> Result<Answered> {
         let asked: Vec<Asked> = range.clone().map(|index| self.ask(run, index)).collect::<Result<_>>()?;
-        let collected = collect(run, &asked)?;
+        let (collected, fault) = collect(run, &asked)?;
         let parts = range.zip(asked).zip(collected);
-        Ok(parts.map(|((index, asked), (votes, ids))| sample(run, index, asked, votes, ids)).collect())
+        Ok((parts.map(|((index, asked), (votes, ids))| sample(run, index, asked, votes, ids)).collect(), fault))
     }
 
     fn ask(&self, run: &TaskRun, index: usize) -> Result<Asked> {

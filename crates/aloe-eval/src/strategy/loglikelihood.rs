@@ -1,6 +1,6 @@
 //! The option with the highest summed log-probability after the prompt; the first wins a tie, as in numpy's argmax.
 
-use super::{TaskRun, item};
+use super::{Answered, TaskRun, first_best, item};
 use crate::{Error, Result, Sample, ScoredChoice};
 use aloe_engine::{Continuation, Prompt, ScoreRequest, ScoreResult};
 use aloe_record::{CounterRng, Progress, digest};
@@ -42,10 +42,17 @@ fn own_shots(run: &TaskRun, pool: &[Question], question: &Question) -> Result<Ve
 }
 
 impl Plan {
-    pub(crate) fn answer(&self, run: &TaskRun, range: Range<usize>) -> Result<Vec<Sample>> {
+    pub(crate) fn answer(&self, run: &TaskRun, range: Range<usize>) -> Result<Answered> {
         let requests: Vec<ScoreRequest> = range.clone().map(|index| self.request(run, index)).collect();
-        let results = run.engine.score(&requests, &Progress::silent(), run.cancel)?;
-        range.zip(results).map(|(index, result)| self.sample(run, index, result)).collect()
+        let (results, fault) = run.engine.score_until_fault(&requests, &Progress::silent(), run.cancel);
+        let samples = range.zip(results).map(|(index, result)| self.sample(run, index, result));
+        Ok((samples.collect::<Result<_>>()?, fault.map(Error::from)))
+    }
+
+    /// Scores questions again, wherever they stand.
+    pub(crate) fn score(&self, run: &TaskRun, indices: &[usize]) -> Result<Vec<ScoreResult>> {
+        let requests: Vec<ScoreRequest> = indices.iter().map(|&index| self.request(run, index)).collect();
+        Ok(run.engine.score(&requests, &Progress::silent(), run.cancel)?)
     }
 
     fn request(&self, run: &TaskRun, index: usize) -> ScoreRequest {
@@ -88,17 +95,6 @@ impl Plan {
             tie: false,
         })
     }
-}
-
-/// The index of the largest value; the first of equal ones.
-fn first_best(values: impl Iterator<Item = f64>) -> usize {
-    let mut best = (0, f64::NEG_INFINITY);
-    for (index, value) in values.enumerate() {
-        if value > best.1 {
-            best = (index, value);
-        }
-    }
-    best.0
 }
 
 #[cfg(test)]

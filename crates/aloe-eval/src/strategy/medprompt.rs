@@ -91,9 +91,10 @@ fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<Vec<So
             ask(run, question, &shots, n, true, &format!("pool/{}/{}", run.task.name(), question.id))
         });
         let asked = asked.collect::<Result<Vec<_>>>()?;
+        let (collected, fault) = collect(run, &asked)?;
         let new: Vec<Solved> = chunk
             .iter()
-            .zip(collect(run, &asked)?)
+            .zip(collected)
             .map(|(question, (votes, _))| Solved {
                 task: run.task.name(),
                 id: question.id.clone(),
@@ -107,6 +108,7 @@ fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<Vec<So
         log.append_solved(&new)?;
         run.progress.advance(new.len() as u64);
         solved.extend(new);
+        fault.map_or(Ok(()), Err)?;
     }
     run.progress.message(&run.task.name());
     Ok(solved)

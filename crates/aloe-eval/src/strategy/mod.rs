@@ -9,7 +9,8 @@ mod medprompt;
 mod sc_cot;
 
 use crate::answers::AnswerLog;
-use crate::{EvalConfig, Result, Sample, Strategy};
+use crate::noise::{self, NoiseFloor};
+use crate::{Error, EvalConfig, Result, Sample, Strategy};
 use aloe_engine::{Embedder, Engine};
 use aloe_record::{Cancel, Progress, digest};
 use aloe_task::{Question, Task};
@@ -26,6 +27,9 @@ pub(crate) struct TaskRun<'a> {
     pub(crate) progress: &'a Progress,
     pub(crate) cancel: &'a Cancel,
 }
+
+/// Answers in the order of the questions, and the fault that kept the engine from answering the rest.
+pub(crate) type Answered = (Vec<Sample>, Option<Error>);
 
 /// What a strategy knows after preparing.
 pub(crate) enum Plan {
@@ -47,19 +51,30 @@ pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog) -> Result<Plan> {
 
 impl Plan {
     /// How many questions to hand to the engine at once: answers do not depend on it, only how much an interrupt repeats.
-    pub(crate) fn chunk_len(&self) -> usize {
+    pub(crate) fn chunk_len(&self, engine: &Engine) -> usize {
+        let n_answers = 64 * engine.n_servers();
         match self {
-            Self::Loglikelihood(_) => 64,
-            Self::Generate(plan) => (64 / plan.n_samples).max(1),
+            Self::Loglikelihood(_) => n_answers,
+            Self::Generate(plan) => (n_answers / plan.n_samples).max(1),
         }
     }
 
-    /// The answers to `questions[range]`.
-    pub(crate) fn answer(&self, run: &TaskRun, range: Range<usize>) -> Result<Vec<Sample>> {
+    /// The answers to `questions[range]`: all, or those before the first question without one, and the fault.
+    pub(crate) fn answer(&self, run: &TaskRun, range: Range<usize>) -> Result<Answered> {
         match self {
             Self::Loglikelihood(plan) => plan.answer(run, range),
             Self::Generate(plan) => plan.answer(run, range),
         }
+    }
+
+    /// How far an endpoint's second scoring of the same questions lies from the first. None where nothing is scored, and for a
+    /// local model, whose scores repeat bit for bit.
+    pub(crate) fn noise_floor(&self, run: &TaskRun, samples: &[Sample]) -> Result<Option<NoiseFloor>> {
+        let (Self::Loglikelihood(plan), Engine::Endpoint(_)) = (self, run.engine) else { return Ok(None) };
+        let indices = noise::twice(samples.len());
+        let again = plan.score(run, &indices)?;
+        let first: Vec<&Sample> = indices.iter().map(|&index| &samples[index]).collect();
+        Ok(Some(NoiseFloor::of(&first, &again)))
     }
 
     /// What the results should say about the preparation.
@@ -69,6 +84,17 @@ impl Plan {
             Self::Generate(plan) => plan.notes.clone(),
         }
     }
+}
+
+/// The index of the largest value; the first of equal ones.
+pub(crate) fn first_best(values: impl Iterator<Item = f64>) -> usize {
+    let mut best = (0, f64::NEG_INFINITY);
+    for (index, value) in values.enumerate() {
+        if value > best.1 {
+            best = (index, value);
+        }
+    }
+    best.0
 }
 
 /// A question's item number for random streams: from its task and id, not its place, so that a limit changes nothing.
