@@ -4,7 +4,7 @@
 //! that a sample depends on (weights, ids, seed, id, sample number) alone. Tokens are ranked only as far as the draw needs.
 
 use crate::Sampling;
-use aloe_tensor::{Device, Tensor, ops};
+use aloe_tensor::{Device, ops::distribution};
 use std::sync::OnceLock;
 
 /// One row of logits `[V]` and how its token is drawn.
@@ -21,31 +21,11 @@ pub(crate) struct Draw<'a> {
 ///
 /// Greedy (temperature 0) takes the highest logit after the penalty; the lowest id wins a tie.
 pub(crate) fn draw_tokens(device: &Device, draws: &[Draw<'_>]) -> Vec<(u32, f32)> {
-    let Some(first) = draws.first() else { return Vec::new() };
-    let vocab_size = first.logits.len();
-    let plain: Vec<f32> = draws.iter().flat_map(|draw| draw.logits).copied().collect();
-    let mut logps = Tensor::from_f32(&[draws.len(), vocab_size], plain);
-    ops::log_softmax_rows(device, &mut logps);
-    let changed: Vec<usize> = (0..draws.len()).filter(|&at| draws[at].is_changed()).collect();
-    let mut scores =
-        Tensor::from_f32(&[changed.len(), vocab_size], changed.iter().flat_map(|&at| draws[at].scores()).collect());
-    if !changed.is_empty() {
-        ops::log_softmax_rows(device, &mut scores);
-    }
-    let tokens: Vec<OnceLock<u32>> = draws.iter().map(|_| OnceLock::new()).collect();
+    let tokens: Vec<OnceLock<(u32, f32)>> = draws.iter().map(|_| OnceLock::new()).collect();
     device.for_each(draws.len(), &|at| {
-        let (from, row) = match changed.binary_search(&at) {
-            Ok(place) => (&scores, place),
-            Err(_) => (&logps, at),
-        };
-        let distribution = &from.as_f32()[row * vocab_size..(row + 1) * vocab_size];
-        tokens[at].get_or_init(|| draws[at].token(distribution));
+        tokens[at].get_or_init(|| draws[at].token(device));
     });
-    let token = |(at, token): (usize, OnceLock<u32>)| {
-        let token = token.into_inner().expect("each row was drawn");
-        (token, logps.as_f32()[at * vocab_size + token as usize])
-    };
-    tokens.into_iter().enumerate().map(token).collect()
+    tokens.into_iter().map(|token| token.into_inner().expect("each row was drawn")).collect()
 }
 
 impl Draw<'_> {
@@ -68,13 +48,27 @@ impl Draw<'_> {
         scores
     }
 
-    fn token(&self, distribution: &[f32]) -> u32 {
-        match (self.is_greedy(), self.sampling.repetition_penalty == 1.0) {
+    fn token(&self, device: &Device) -> (u32, f32) {
+        let lse = distribution::log_sum_exp(device, self.logits);
+        let token = match (self.is_greedy(), self.is_changed()) {
             // Rounding in the softmax may make two logits alike: the logits themselves decide.
-            (true, true) => argmax(self.logits),
-            (true, false) => argmax(&self.scores()),
-            (false, _) => draw(distribution, self.sampling, self.uniform),
-        }
+            (true, false) => argmax(self.logits),
+            (true, true) => argmax(&self.scores()),
+            (false, false) => self.token_of(device, self.logits.to_vec(), lse),
+            (false, true) => {
+                let scores = self.scores();
+                let lse = distribution::log_sum_exp(device, &scores);
+                self.token_of(device, scores, lse)
+            }
+        };
+        (token, (f64::from(self.logits[token as usize]) - lse) as f32)
+    }
+
+    /// A token of the distribution of `scores`, whose log-sum-exp is given.
+    fn token_of(&self, device: &Device, scores: Vec<f32>, lse: f64) -> u32 {
+        let mut logps = scores;
+        distribution::subtract_lse(device, &mut logps, lse);
+        draw(device, &logps, self.sampling, self.uniform)
     }
 }
 
@@ -122,7 +116,7 @@ struct Ranked<'a> {
 
 impl Ranked<'_> {
     /// How far below the highest log-probability each step reaches.
-    const STEPS: [f32; 5] = [3.0, 7.0, 14.0, 28.0, f32::INFINITY];
+    const STEPS: [f32; 9] = [1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 28.0, f32::INFINITY];
 
     /// The token of a rank and its probability; `None` past the last token that has one.
     fn get(&mut self, rank: usize) -> Option<(u32, f64)> {
@@ -130,10 +124,8 @@ impl Ranked<'_> {
             let floor = self.highest - Self::STEPS.get(self.n_steps)?;
             let ceiling = if self.n_steps == 0 { f32::INFINITY } else { self.highest - Self::STEPS[self.n_steps - 1] };
             let from = self.sorted.len();
-            let within = |logp: f32| logp >= floor && logp < ceiling && logp > f32::NEG_INFINITY;
-            let found = self.logps.iter().enumerate().filter(|(_, logp)| within(**logp));
-            self.sorted.extend(found.map(|(id, &logp)| (id as u32, logp)));
-            self.sorted[from..].sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            collect_within(self.logps, floor, ceiling, |id, logp| self.sorted.push((id as u32, logp)));
+            sort(&mut self.sorted[from..]);
             self.n_steps += 1;
         }
         let (id, logp) = self.sorted[rank];
@@ -143,13 +135,13 @@ impl Ranked<'_> {
 
 /// Keeps top-k, then of these the smallest set that reaches top-p (Holtzman et al. 2020), then what min-p leaves; at least
 /// one. Draws among them by their probabilities.
-fn draw(logps: &[f32], sampling: &Sampling, uniform: f64) -> u32 {
+fn draw(device: &Device, logps: &[f32], sampling: &Sampling, uniform: f64) -> u32 {
+    // Without any truncation the whole distribution sums to 1 and need not be ranked.
+    if sampling.top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p == 0.0 {
+        return draw_of_all(device, logps, uniform);
+    }
     let mut ranked = Ranked { logps, highest: highest(logps), sorted: Vec::new(), n_steps: 0 };
     let k = if sampling.top_k == 0 { usize::MAX } else { sampling.top_k };
-    // Without any truncation the whole distribution sums to 1 and need not be ranked to its end.
-    if k == usize::MAX && sampling.top_p >= 1.0 && sampling.min_p == 0.0 {
-        return pick(&mut ranked, usize::MAX, uniform);
-    }
     let total = if k == usize::MAX { 1.0 } else { sum(&mut ranked, k) };
     let first = ranked.get(0).map_or(0.0, |one| one.1);
     let (mut n_kept, mut kept) = (0, 0.0);
@@ -183,6 +175,81 @@ fn pick(ranked: &mut Ranked<'_>, n: usize, target: f64) -> u32 {
         }
     }
     last
+}
+
+/// Most probable first; the lowest id first among equals.
+fn sort(tokens: &mut [(u32, f32)]) {
+    tokens.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+}
+
+/// Visits the finite values in `floor..ceiling`, in order of their index.
+fn collect_within(values: &[f32], floor: f32, ceiling: f32, mut visit: impl FnMut(usize, f32)) {
+    let within = |value: f32| value >= floor && value < ceiling && value > f32::NEG_INFINITY;
+    for (part, chunk) in values.chunks(64).enumerate() {
+        // Counted first, which the compiler does in vectors: most chunks hold none.
+        if chunk.iter().map(|value| u32::from(within(*value))).sum::<u32>() == 0 {
+            continue;
+        }
+        for (i, value) in chunk.iter().enumerate().filter(|(_, value)| within(**value)) {
+            visit(part * 64 + i, *value);
+        }
+    }
+}
+
+/// Tokens that are sorted at once.
+const FEW: usize = 192;
+
+/// The token at which the running sum, over tokens most probable first, passes `uniform`. Nothing is ranked but the tokens
+/// of about its probability: sums above a few floors say between which two it lies, and so again for what lies there. These
+/// sums are in f32 and only guide; what decides is summed in f64.
+fn draw_of_all(device: &Device, logps: &[f32], uniform: f64) -> u32 {
+    let mut found = Within { before: 0.0, ceiling: f32::INFINITY, ids: Vec::new(), logps: Vec::new() };
+    found = narrow(device, logps, 1.0, uniform, found);
+    let mut width = 1.0;
+    // Equal ones cannot be told apart by any floor.
+    while found.ids.len() > FEW && width > 1e-4 {
+        width /= distribution::FLOORS as f32;
+        let logps = std::mem::take(&mut found.logps);
+        found = narrow(device, &logps, width, uniform, found);
+    }
+    let mut sum = 0.0;
+    collect_within(logps, found.ceiling, f32::INFINITY, |_, logp| sum += f64::from(logp).exp());
+    let mut tokens: Vec<(u32, f32)> = found.ids.into_iter().zip(found.logps).collect();
+    sort(&mut tokens);
+    let is_below = uniform >= sum;
+    let passed = |token: &&(u32, f32)| {
+        sum += f64::from(token.1).exp();
+        uniform < sum
+    };
+    match tokens.iter().find(passed) {
+        Some(token) if is_below => token.0,
+        // The guides were off by their rounding, or the whole sum is below `uniform`.
+        _ => pick(&mut Ranked { logps, highest: highest(logps), sorted: Vec::new(), n_steps: 0 }, usize::MAX, uniform),
+    }
+}
+
+/// Tokens of about one probability: all those below `ceiling` and above some floor.
+struct Within {
+    /// About the sum of all probabilities from `ceiling` up.
+    before: f64,
+    ceiling: f32,
+    /// In order; empty for all tokens.
+    ids: Vec<u32>,
+    logps: Vec<f32>,
+}
+
+/// Of the tokens with these log-probabilities, those between the two floors where the sum passes `uniform`.
+fn narrow(device: &Device, logps: &[f32], width: f32, uniform: f64, all: Within) -> Within {
+    let floors = distribution::floors(highest(logps), width);
+    let masses = distribution::masses(device, logps, &floors);
+    let class = masses.iter().position(|mass| uniform < all.before + mass).unwrap_or(distribution::FLOORS - 1);
+    let (before, ceiling) = if class == 0 { (0.0, all.ceiling) } else { (masses[class - 1], floors[class - 1]) };
+    let mut found = Within { before: all.before + before, ceiling, ids: Vec::new(), logps: Vec::new() };
+    collect_within(logps, floors[class], ceiling, |at, logp| {
+        found.ids.push(all.ids.get(at).copied().unwrap_or(at as u32));
+        found.logps.push(logp);
+    });
+    found
 }
 
 #[cfg(test)]
@@ -271,6 +338,37 @@ mod tests {
                 draw_tokens(&Device::cpu(1), &[Draw { logits: &logits, seen: &[], sampling: &sampling, uniform }]);
             assert_eq!(found[0].0, plain_draw(&logits, &sampling, uniform), "case {case}: {sampling:?}");
         }
+    }
+
+    /// 20,000 logits, some of them equal: the walk down all of them, most probable first, finds the same tokens.
+    #[test]
+    fn narrowing_down_by_floors_draws_what_ranking_everything_draws() {
+        for case in 0..60u64 {
+            let mut rng = CounterRng::new(case, "narrow-test", 0);
+            let spread = [0.0, 0.01, 1.0, 3.0, 12.0][rng.below(5)];
+            let logits: Vec<f32> = (0..20_000).map(|_| (8.0 * spread * rng.normal()).round() / 8.0).collect();
+            let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+            for uniform in [0.0, rng.uniform_f64(), rng.uniform_f64(), 1.0 - 1e-5] {
+                let draw = Draw { logits: &logits, seen: &[], sampling: &sampling, uniform };
+                let found = draw_tokens(&Device::cpu(1), &[draw])[0].0;
+                // Far down the list the rounding of the log-probabilities to f32 shows, so they are what is ranked.
+                let mut logps = aloe_tensor::Tensor::from_f32(&[1, logits.len()], logits.clone());
+                aloe_tensor::ops::log_softmax_rows(&Device::cpu(1), &mut logps);
+                // They sum to one but for that rounding; the plain way divides by their sum.
+                let total: f64 = logps.as_f32().iter().map(|logp| f64::from(*logp).exp()).sum();
+                let expected = plain_draw(logps.as_f32(), &sampling, uniform / total);
+                assert_eq!(found, expected, "case {case}, spread {spread}, {uniform}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_number_next_to_one_draws_the_least_probable_token_that_has_any_probability() {
+        let logits = [3.0, f32::NEG_INFINITY, 9.0, -4.0];
+        let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+        let uniform = 1.0 - f64::EPSILON;
+        let draw = Draw { logits: &logits, seen: &[], sampling: &sampling, uniform };
+        assert_eq!(draw_tokens(&Device::cpu(1), &[draw])[0].0, 3);
     }
 
     fn plain_draw(logits: &[f32], sampling: &Sampling, uniform: f64) -> u32 {

@@ -5,6 +5,7 @@
 
 mod activation;
 pub mod attention;
+pub mod distribution;
 mod embedding;
 pub mod loss;
 mod matmul;

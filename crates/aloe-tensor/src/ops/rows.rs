@@ -1,5 +1,6 @@
 //! Helpers over rows of logits `[R, V]`.
 
+use crate::ops::distribution::{log_sum_exp, subtract_lse};
 use crate::ops::rows_of;
 use crate::pool::SharedMut;
 use crate::simd::{Kernel, LANES, Simd, exp, max_lanes};
@@ -62,10 +63,8 @@ pub fn log_softmax_rows(device: &Device, logits: &mut Tensor) {
     device.for_each(n, &|row| {
         // SAFETY: each index has its own row.
         let row = unsafe { out.slice(row * v, v) };
-        // SAFETY: v numbers from the start of the row.
-        let (max, sum) = unsafe { device.isa().run(LogSumExp { row: row.as_ptr(), n: v }) };
-        let lse = max as f64 + sum.ln();
-        row.iter_mut().for_each(|l| *l = (*l as f64 - lse) as f32);
+        let lse = log_sum_exp(device, row);
+        subtract_lse(device, row, lse);
     });
 }
 
