@@ -87,8 +87,9 @@ impl Decoder {
         let dout = self.heads(ops::linear_grad_input(dev, dmid, &weights.o), self.config.num_attention_heads);
         let inputs = AttentionInputs { q: &kept.q, k: &kept.k, v: &kept.v, o: &kept.o, lse: &kept.lse };
         let (mut dq, mut dk, dv) = ops::attention_backward(dev, &dout, &inputs, &batch.plan, self.attention_scale());
-        ops::rope_backward(dev, &mut dq, &batch.positions, &self.rope);
-        ops::rope_backward(dev, &mut dk, &batch.positions, &self.rope);
+        let rotation = self.rope.rotation(dev, &batch.positions);
+        ops::rope_backward(dev, &mut dq, &rotation);
+        ops::rope_backward(dev, &mut dk, &rotation);
         (self.flat(dq), self.flat(dk), self.flat(dv))
     }
 

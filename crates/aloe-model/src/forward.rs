@@ -7,7 +7,7 @@ use crate::Result;
 use crate::batch::PackedBatch;
 use crate::decoder::Decoder;
 use crate::weights::LayerWeights;
-use aloe_tensor::{Tensor, ops};
+use aloe_tensor::{Rotation, Tensor, ops};
 
 /// What the backward pass needs of one forward pass.
 pub struct Activations {
@@ -50,8 +50,9 @@ impl Decoder {
     pub fn hidden(&self, batch: &PackedBatch) -> Result<Tensor> {
         batch.check(self.config.vocab_size, self.config.max_position_embeddings)?;
         let mut x = self.weights.embedding(&self.device, &batch.ids);
+        let rotation = self.rope.rotation(&self.device, &batch.positions);
         for layer in &self.weights.layers {
-            let (q, k, v) = self.project(layer, &x, &batch.positions);
+            let (q, k, v) = self.project(layer, &x, &rotation);
             let (o, _) = ops::attention(&self.device, &q, &k, &v, &batch.plan, self.attention_scale());
             x = self.after_attention(layer, o, x);
         }
@@ -62,9 +63,10 @@ impl Decoder {
     pub fn forward_train(&self, batch: PackedBatch) -> Result<Activations> {
         batch.check(self.config.vocab_size, self.config.max_position_embeddings)?;
         let mut x = self.weights.embedding(&self.device, &batch.ids);
+        let rotation = self.rope.rotation(&self.device, &batch.positions);
         let mut layers = Vec::with_capacity(self.weights.layers.len());
         for weights in &self.weights.layers {
-            let (kept, next) = self.layer_train(weights, x, &batch);
+            let (kept, next) = self.layer_train(weights, x, &batch, &rotation);
             layers.push(kept);
             x = next;
         }
@@ -72,8 +74,14 @@ impl Decoder {
         Ok(Activations { batch, hidden, last: x, last_rstd, layers })
     }
 
-    fn layer_train(&self, weights: &LayerWeights, input: Tensor, batch: &PackedBatch) -> (LayerActivations, Tensor) {
-        let (q, k, v) = self.project(weights, &input, &batch.positions);
+    fn layer_train(
+        &self,
+        weights: &LayerWeights,
+        input: Tensor,
+        batch: &PackedBatch,
+        rotation: &Rotation,
+    ) -> (LayerActivations, Tensor) {
+        let (q, k, v) = self.project(weights, &input, rotation);
         let (o, lse) = ops::attention(&self.device, &q, &k, &v, &batch.plan, self.attention_scale());
         let o = self.flat(o);
         let mut mid = ops::linear(&self.device, &o, &weights.o);
@@ -86,15 +94,15 @@ impl Decoder {
     }
 
     /// Rotated q `[N, H, E]`, rotated k and v `[N, K, E]` of x `[N, D]`.
-    pub(crate) fn project(&self, layer: &LayerWeights, x: &Tensor, positions: &[u32]) -> (Tensor, Tensor, Tensor) {
+    pub(crate) fn project(&self, layer: &LayerWeights, x: &Tensor, rotation: &Rotation) -> (Tensor, Tensor, Tensor) {
         let dev = &self.device;
         let (normed, _) = ops::rms_norm(dev, x, &layer.input_norm, self.config.rms_norm_eps);
         let (h, kv) = (self.config.num_attention_heads, self.config.num_key_value_heads);
         let mut qkv = ops::linears(dev, &normed, &[&layer.q, &layer.k, &layer.v]).into_iter();
         let mut next = |n_heads| self.heads(qkv.next().expect("three layers give three outputs"), n_heads);
         let (mut q, mut k, v) = (next(h), next(kv), next(kv));
-        ops::rope(dev, &mut q, positions, &self.rope);
-        ops::rope(dev, &mut k, positions, &self.rope);
+        ops::rope(dev, &mut q, rotation);
+        ops::rope(dev, &mut k, rotation);
         (q, k, v)
     }
 

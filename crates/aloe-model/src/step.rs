@@ -83,8 +83,9 @@ impl Decoder {
         }
         let mut kept_pages: Vec<Vec<Vec<KvPage>>> = layout.pieces.iter().map(Layout::empty_sets).collect();
         let mut x = self.weights.embedding(&self.device, &layout.ids);
+        let rotation = self.rope.rotation(&self.device, &layout.positions);
         for (i, layer) in self.weights.layers.iter().enumerate() {
-            let (q, k, v) = self.project(layer, &x, &layout.positions);
+            let (q, k, v) = self.project(layer, &x, &rotation);
             ops::write_pages(&self.device, &k, &v, cache_writes(caches, cache_rows, i));
             let own = layout.write_pieces(self, i, &k, &v);
             let in_tree = (0..pieces.len()).map(|at| layout.pages(&own, at, i));

@@ -13,11 +13,18 @@ pub(crate) const PANEL: usize = 32;
 /// Units of a block: a panel's block of 32 KiB stays in the first-level cache while rows of A stream by.
 const BLOCK_UNITS: usize = 256;
 
-/// Rows up to which weights are expected in memory rather than in a cache, and fetched ahead of their use.
+/// Rows up to which weights are fetched ahead of their use; more rows compute for longer than memory takes.
 const FEW_ROWS: usize = 48;
 
 /// How far ahead of its use a long panel is fetched, in units; panels up to twice this are fetched one ahead.
 const DISTANCE: usize = 256;
+
+/// Units after which a few rows in more than one tile take their next tile: what the first tile read is in the first-level
+/// cache still, and what comes next has time to arrive.
+const STREAM_UNITS: usize = 96;
+
+/// How far ahead such a stream is fetched, in units.
+const STREAM_DISTANCE: usize = 96;
 
 /// What to fetch while a tile computes: `step` units of 32 bits for each unit of the product, from `from` on.
 #[derive(Clone, Copy)]
@@ -48,6 +55,8 @@ pub(crate) struct Gemm {
     pub(crate) c_stride: usize,
     /// Continue from C's values; otherwise start from zero.
     pub(crate) accumulate: bool,
+    /// B is a weight: few rows find it in memory rather than in a cache, and fetch it ahead of its use.
+    pub(crate) from_memory: bool,
 }
 
 /// Rows and panels of a product's tasks.
@@ -109,8 +118,8 @@ impl Gemm {
         }
         let enough = 6 * threads;
         let (mut rows, mut columns) = (240, 16);
-        if self.m <= 48 {
-            return (self.m, (panels / (4 * threads)).next_multiple_of(4).clamp(4, 64));
+        if self.m <= FEW_ROWS {
+            return (self.m, even_share(panels, threads));
         }
         while self.m.div_ceil(rows) * panels.div_ceil(columns) < enough && (rows > 48 || columns > 4) {
             if columns > 4 {
@@ -152,6 +161,13 @@ impl Gemm {
     }
 }
 
+/// Panels of a task over few rows: a share that gives every thread the same number of panels, where there is one.
+pub(crate) fn even_share(panels: usize, threads: usize) -> usize {
+    let most = panels.div_ceil(3 * threads).clamp(1, 64);
+    let is_even = |share: &usize| panels.is_multiple_of(share * threads);
+    (most.div_ceil(2)..=most).rev().find(is_even).unwrap_or(most)
+}
+
 /// All of one task, block of units by block of units.
 struct Blocks(Gemm);
 
@@ -161,6 +177,12 @@ impl Kernel for Blocks {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let g = self.0;
+        if g.from_memory && g.m > S::TILE_ROWS && g.m <= FEW_ROWS && !g.a_by_unit {
+            return match g.dtype {
+                Dtype::F32 => stream::<S, F32Product>(&g),
+                Dtype::Bf16 => stream::<S, Bf16Product>(&g),
+            };
+        }
         // With one pass over the rows a panel is not read twice: streaming it whole is what memory likes best.
         let step = if g.m <= S::TILE_ROWS { g.units.max(1) } else { BLOCK_UNITS };
         let mut unit = 0;
@@ -183,6 +205,30 @@ impl Kernel for Blocks {
                 break;
             }
         }
+    }
+}
+
+/// Few rows, but more than one tile of them: all tiles follow each other down a panel, part by part, so that the panel comes
+/// from memory once and in one stream.
+#[inline(always)]
+unsafe fn stream<S: Simd, P: Product>(g: &Gemm) {
+    let mut lane = 0;
+    while lane < g.n {
+        let mut unit = 0;
+        while unit < g.units {
+            let part = Gemm {
+                units: STREAM_UNITS.min(g.units - unit),
+                a: g.a.wrapping_add(unit),
+                b: g.b.wrapping_add(lane / PANEL * g.b_panel_stride + unit * g.b_unit_stride),
+                c: g.c.wrapping_add(lane),
+                n: (g.n - lane).min(PANEL),
+                accumulate: g.accumulate || unit > 0,
+                ..*g
+            };
+            rows_of_panel::<S, P, false>(&part);
+            unit += STREAM_UNITS;
+        }
+        lane += PANEL;
     }
 }
 
@@ -232,7 +278,7 @@ unsafe fn panels<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
         };
         // The panels after these when they are short; else some way down these.
         let distance = if g.units <= 2 * DISTANCE { wide * g.b_panel_stride } else { DISTANCE * PANEL };
-        let ahead = Ahead { from: part.b.wrapping_add(distance), step: PANEL };
+        let ahead = Ahead { from: part.b.wrapping_add(distance), step: if g.from_memory { PANEL } else { 0 } };
         match wide {
             4 => few_rows_4::<S, P>(&part, ahead),
             2 => few_rows_2::<S, P>(&part, ahead),
@@ -274,13 +320,12 @@ unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
     let mut row = 0;
     let tiles = g.m.div_ceil(S::TILE_ROWS);
     while row < g.m {
-        // Few rows wait for memory: the first two tiles fetch the next panel, half each; a single tile fetches all of it.
-        let half = row / S::TILE_ROWS;
+        // Few rows wait for memory: the first tile fetches what comes next.
         let ahead = match tiles {
-            _ if BY_UNIT || g.m > FEW_ROWS || half > 1 => Ahead { from: g.b, step: 0 },
+            _ if BY_UNIT || !g.from_memory || g.m > FEW_ROWS || row > 0 => Ahead { from: g.b, step: 0 },
             1 if g.units > 2 * DISTANCE => Ahead { from: g.b.wrapping_add(DISTANCE * PANEL), step: PANEL },
             1 => Ahead { from: g.b.wrapping_add(g.b_panel_stride), step: PANEL },
-            _ => Ahead { from: g.b.wrapping_add(g.b_panel_stride + half * g.units * LANES), step: LANES },
+            _ => Ahead { from: g.b.wrapping_add(STREAM_DISTANCE * PANEL), step: PANEL },
         };
         // Tiles of even height: 16 rows go as 8 and 8, which keeps more chains in flight than 12 and 4.
         let left = g.m - row;

@@ -39,6 +39,6 @@ pub use ops::attention::{
 };
 pub use ops::loss::{CrossEntropy, CrossEntropyInputs};
 pub use ops::optimizer::AdamW;
-pub use ops::rope::RopeTable;
+pub use ops::rope::{RopeTable, Rotation};
 pub use quant::BlockFormat;
 pub use tensor::{Dtype, Tensor};

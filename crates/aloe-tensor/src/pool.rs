@@ -1,8 +1,8 @@
 //! A persistent pool of threads that shares out the indices of a loop.
 //!
-//! One loop runs at a time; a loop started inside a loop runs inline on its thread. Idle workers spin for some tens of
-//! microseconds (decoding starts a loop every few), then sleep. Which thread takes an index is not fixed, so a body must write only what
-//! its index owns: that is what makes results independent of the number of threads.
+//! One loop runs at a time; a loop started inside a loop runs inline on its thread. Idle workers spin for a tenth of a
+//! millisecond (decoding starts a loop every few microseconds), then sleep. Which thread takes an index is not fixed, so a
+//! body must write only what its index owns: that is what makes results independent of the number of threads.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const SPIN: Duration = Duration::from_micros(40);
+const SPIN: Duration = Duration::from_micros(100);
 
 thread_local! {
     static IN_LOOP: Cell<bool> = const { Cell::new(false) };
@@ -32,6 +32,8 @@ struct Shared {
     epoch: AtomicU64,
     job: Mutex<Option<Job>>,
     wake: Condvar,
+    /// Workers that sleep; changes only under `job`'s lock. Waking nobody would cost a system call per loop.
+    sleeping: AtomicUsize,
     next: AtomicUsize,
     /// Workers inside the job; rises only while they hold `job`'s lock.
     running: AtomicUsize,
@@ -58,6 +60,7 @@ impl Pool {
             epoch: AtomicU64::new(0),
             job: Mutex::new(None),
             wake: Condvar::new(),
+            sleeping: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
@@ -90,13 +93,16 @@ impl Pool {
         // SAFETY: only the lifetime is erased; this function waits below until no worker holds the job.
         let erased = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(body) };
         let job = Job { body: erased, n };
-        {
+        let sleeping = {
             let mut slot = lock(&shared.job);
             shared.next.store(0, Ordering::Relaxed);
             *slot = Some(job);
             shared.epoch.fetch_add(1, Ordering::Release);
+            shared.sleeping.load(Ordering::Relaxed)
+        };
+        if sleeping > 0 {
+            shared.wake.notify_all();
         }
-        shared.wake.notify_all();
         take_indices(shared, job);
         // Workers that have not come yet find the slot empty: a slow one is not waited for.
         *lock(&shared.job) = None;
@@ -145,14 +151,17 @@ fn worker(shared: &Shared) {
 
 fn wait_for_job(shared: &Shared, seen: &mut u64) -> Option<Job> {
     let start = Instant::now();
-    while shared.epoch.load(Ordering::Acquire) == *seen && start.elapsed() < SPIN {
-        for _ in 0..32 {
-            std::hint::spin_loop();
-        }
+    let mut spins = 0u32;
+    // The clock is looked at now and then only: a loop of a few microseconds must not wait for it.
+    while shared.epoch.load(Ordering::Acquire) == *seen && (!spins.is_multiple_of(64) || start.elapsed() < SPIN) {
+        std::hint::spin_loop();
+        spins += 1;
     }
     let mut slot = lock(&shared.job);
     while shared.epoch.load(Ordering::Acquire) == *seen {
+        shared.sleeping.fetch_add(1, Ordering::Relaxed);
         slot = shared.wake.wait(slot).unwrap_or_else(PoisonError::into_inner);
+        shared.sleeping.fetch_sub(1, Ordering::Relaxed);
     }
     *seen = shared.epoch.load(Ordering::Acquire);
     if slot.is_some() {

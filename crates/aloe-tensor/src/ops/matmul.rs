@@ -207,6 +207,7 @@ fn dense(a: &Rows, b: &Panels, lanes: Lanes, out: Out) -> Gemm {
         c: out.c.as_mut_ptr(),
         c_stride: out.stride,
         accumulate: out.accumulate,
+        from_memory: true,
     }
 }
 

@@ -6,7 +6,7 @@ use super::BLOCK;
 use super::blocks::{Code, Scale};
 use super::panels::{BlockPanels, LINE, place};
 use super::rows::{BlockRows, BlockScale};
-use crate::gemm::PANEL;
+use crate::gemm::{PANEL, even_share};
 use crate::simd::{Kernel, LANES, Simd};
 
 /// `C = A W^T` over lanes `first..first + n` of the panels.
@@ -40,6 +40,10 @@ impl Product<'_> {
     pub(crate) fn tasks(&self, threads: usize) -> (usize, usize) {
         let panels = self.n.div_ceil(PANEL);
         let row_parts = self.a.m.div_ceil(TASK_ROWS);
+        if self.a.m <= FEW_ROWS && threads > 1 {
+            let per_task = even_share(panels, threads);
+            return (panels.div_ceil(per_task) * row_parts, per_task);
+        }
         // About eight tasks a thread, so that a disturbed thread does not hold up the rest.
         let wanted = if threads == 1 { 1 } else { (8 * threads).div_ceil(row_parts.max(1)) };
         let per_task = (panels / wanted.max(1)).clamp(1, 64);

@@ -186,6 +186,7 @@ impl Head<'_> {
             c: b.p,
             c_stride: BLOCK,
             accumulate: false,
+            from_memory: false,
         };
         scores.run_inside::<S>();
         Gemm { a: self.at(self.dout, query).cast(), b: b.vt.cast(), c: b.ds, ..scores }.run_inside::<S>();

@@ -147,6 +147,7 @@ impl Tile<'_> {
             c: b.scores,
             c_stride: BLOCK,
             accumulate: false,
+            from_memory: false,
         };
         scores.run_inside::<S>();
         let group = self.heads.h / self.heads.k;

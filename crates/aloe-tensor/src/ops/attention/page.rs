@@ -131,15 +131,16 @@ pub fn write_pages(device: &Device, k: &Tensor, v: &Tensor, mut writes: Vec<Page
     assert_eq!(k.shape(), v.shape(), "keys against values");
     let width: usize = k.shape()[1..].iter().product();
     let (k, v, n) = (k.as_f32(), v.as_f32(), writes.len());
-    let part = |w: &mut PageWrite| {
+    let part = |w: &mut PageWrite<'_>| {
         let range = w.rows.start * width..w.rows.end * width;
         w.page.write(w.at, &k[range.clone()], &v[range]);
     };
-    // A wake-up costs as much as some rows.
-    if writes.iter().map(|w| w.rows.len()).sum::<usize>() <= 16 {
-        return writes.iter_mut().for_each(part);
-    }
     let shared = SharedMut::new(&mut writes);
-    // SAFETY: each index has its own write, and each write its own page by the exclusive borrow.
-    device.for_each(n, &|i| part(&mut unsafe { shared.slice(i, 1) }[0]));
+    // Two rows cost as much as sharing the work out.
+    const WRITES: usize = 2;
+    device.for_each(n.div_ceil(WRITES), &|task| {
+        let from = task * WRITES;
+        // SAFETY: each index has its own writes, and each write its own page by the exclusive borrow.
+        unsafe { shared.slice(from, WRITES.min(n - from)) }.iter_mut().for_each(part);
+    });
 }

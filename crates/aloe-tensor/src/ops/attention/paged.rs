@@ -51,7 +51,7 @@ pub fn attention_paged(device: &Device, q: &Tensor, sequences: &[PagedSequence],
         assert!(page.dtype() == dtype && page.kv_heads() == k && page.head_dim() == e, "pages differ in shape or type");
     }
     let (heads, group) = (Heads { h, k, e }, h / k);
-    let tile = tile_queries(queries.len(), group, (4 * device.threads()).div_ceil(k));
+    let tile = tile_queries(queries.len(), group, device.threads(), k);
     let tiles: Vec<&[Query]> = queries.chunks(tile).collect();
     let (o, isa) = (SharedMut::new(&mut out), device.isa());
     device.for_each(tiles.len() * k, &|task| {
@@ -88,9 +88,13 @@ fn queries(sequences: &[PagedSequence], n: usize) -> Vec<Query> {
     all
 }
 
-/// Queries of a tile: as many as fit, but enough tiles for the threads.
-fn tile_queries(n: usize, group: usize, tiles_wanted: usize) -> usize {
-    n.div_ceil(tiles_wanted.max(1)).clamp(1, (TILE_ROWS / group).max(1))
+/// Queries of a tile: as many as fit, but enough tiles for the threads, and of few tiles (k tasks each) an equal number for each.
+fn tile_queries(n: usize, group: usize, threads: usize, k: usize) -> usize {
+    let most = (TILE_ROWS / group).max(1);
+    let wanted = (2 * threads).div_ceil(k).max(n.div_ceil(most)).max(1);
+    let is_even = |tiles: &usize| (tiles * k).is_multiple_of(threads);
+    let tiles = (wanted..wanted + threads).find(is_even).unwrap_or(wanted);
+    n.div_ceil(tiles).clamp(1, most)
 }
 
 /// Scratch of a tile, each part a multiple of a cache line.
@@ -148,23 +152,20 @@ impl Kernel for Tile<'_> {
     unsafe fn run<S: Simd>(self) {
         self.start::<S>();
         let last = self.queries.iter().fold(0, |last, q| last.max(q.visible.div_ceil(BLOCK)));
-        for page in 0..last {
-            let mut from = 0;
-            while from < self.queries.len() {
-                let Some(at) = self.page_of(from, page) else {
-                    from += 1;
-                    continue;
-                };
-                let mut to = from + 1;
-                while to < self.queries.len() && self.page_of(to, page).is_some_and(|p| std::ptr::eq(p, at)) {
-                    to += 1;
-                }
-                self.step::<S>(page, at, from..to);
-                from = to;
-            }
+        let mut next = self.run_from(0, 0, last);
+        while let Some(run) = next {
+            next = self.run_from(run.index, run.queries.end, last);
+            self.step::<S>(&run, next.as_ref());
         }
         self.finish::<S>();
     }
+}
+
+/// Neighbouring queries of a tile that see the same page.
+struct Run<'a> {
+    index: usize,
+    page: &'a KvPage,
+    queries: Range<usize>,
 }
 
 impl Tile<'_> {
@@ -180,6 +181,48 @@ impl Tile<'_> {
             return None;
         }
         Some(self.sequences[q.sequence].pages[page])
+    }
+
+    /// The first run from query `from` of page index `index` on, page after page.
+    #[inline(always)]
+    fn run_from(&self, mut index: usize, mut from: usize, last: usize) -> Option<Run<'_>> {
+        while index < last {
+            while from < self.queries.len() {
+                if let Some(page) = self.page_of(from, index) {
+                    let same = |to: usize| self.page_of(to, index).is_some_and(|p| std::ptr::eq(p, page));
+                    let mut to = from + 1;
+                    while to < self.queries.len() && same(to) {
+                        to += 1;
+                    }
+                    return Some(Run { index, page, queries: from..to });
+                }
+                from += 1;
+            }
+            (index, from) = (index + 1, 0);
+        }
+        None
+    }
+
+    /// Keys of its page that some query of a run sees.
+    #[inline(always)]
+    fn seen(&self, run: &Run<'_>) -> usize {
+        self.queries[run.queries.clone()].iter().fold(0, |n, q| n.max((q.visible - run.index * BLOCK).min(BLOCK)))
+    }
+
+    /// Brings part `part` of `parts` of what a run reads of its page nearer.
+    #[inline(always)]
+    unsafe fn fetch<S: Simd>(&self, run: &Run<'_>, n_keys: usize, part: usize, parts: usize) {
+        let (units, per_unit) = (run.page.key_units(), BLOCK / LANES);
+        let (used, keys) = (n_keys.next_multiple_of(PANEL) / LANES, run.page.keys(self.kv));
+        for unit in part * units / parts..(part + 1) * units / parts {
+            for line in 0..used {
+                S::prefetch(keys.wrapping_add((unit * per_unit + line) * LANES).cast());
+            }
+        }
+        let (lines, values) = (units_of(self.dtype, n_keys) * run.page.value_lanes() / LANES, run.page.values(self.kv));
+        for line in part * lines / parts..(part + 1) * lines / parts {
+            S::prefetch(values.wrapping_add(line * LANES).cast());
+        }
     }
 
     /// Index of tile row `r` among all (row, head) pairs.
@@ -220,12 +263,13 @@ impl Tile<'_> {
         }
     }
 
-    /// Queries `run` of the tile, which all see `page`, over its keys.
+    /// The queries of a run over the keys of its page; meanwhile what the next run reads comes nearer.
     #[inline(always)]
-    unsafe fn step<S: Simd>(&self, index: usize, page: &KvPage, run: Range<usize>) {
+    unsafe fn step<S: Simd>(&self, at: &Run<'_>, next: Option<&Run<'_>>) {
         let (e, b, group) = (self.heads.e, &self.buffers, self.group());
-        let seen = |q: &Query| (q.visible - index * BLOCK).min(BLOCK);
-        let n_keys = self.queries[run.clone()].iter().fold(0, |n, q| n.max(seen(q)));
+        let (page, run) = (at.page, at.queries.clone());
+        let seen = |q: &Query| (q.visible - at.index * BLOCK).min(BLOCK);
+        let (n_keys, next_keys) = (self.seen(at), next.map_or(0, |next| self.seen(next)));
         let (first, stride) = (run.start * group, q_stride(e, self.dtype));
         let scores = Gemm {
             dtype: self.dtype,
@@ -241,9 +285,13 @@ impl Tile<'_> {
             c: b.scores.wrapping_add(first * BLOCK),
             c_stride: BLOCK,
             accumulate: false,
+            from_memory: false,
         };
         scores.run_inside::<S>();
         for (i, query) in self.queries[run.clone()].iter().enumerate() {
+            if let Some(next) = next {
+                self.fetch::<S>(next, next_keys, i, run.len());
+            }
             for r in first + i * group..first + (i + 1) * group {
                 soften::<S>(&self.state(r), self.scale, seen(query));
             }
