@@ -1,4 +1,5 @@
-//! Tokens per second and peak memory of training, prefill and decoding: `speed MODEL [f32|bf16] [tokens] [threads]`.
+//! Tokens per second and peak memory of training, prefill and decoding: `speed MODEL [f32|bf16] [tokens] [threads]`;
+//! with 0 tokens nothing is trained.
 //!
 //! Beside wall time it prints processor time, which with one thread is comparable on a busy machine too.
 //! Fixed input: ids by formula. For the dated figures in LOG.md; not part of the product.
@@ -79,7 +80,7 @@ fn generate(decoder: &Decoder, b: usize) -> aloe_model::Result<()> {
 
 fn report(what: &str, n: usize, start: Instant, cpu: f64) {
     let (wall, cpu) = (n as f64 / start.elapsed().as_secs_f64(), n as f64 / (cpu_s() - cpu));
-    println!("{what}: {wall:.0} tok/s, {cpu:.0} tok per processor second");
+    println!("{what}: {wall:.1} tok/s, {cpu:.1} tok per processor second");
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -94,6 +95,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for b in [1, 16] {
         generate(&decoder, b)?;
     }
-    train(&source, &mut decoder, n)?;
+    if n > 0 {
+        train(&source, &mut decoder, n)?;
+    }
     Ok(())
 }
