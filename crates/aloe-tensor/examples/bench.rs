@@ -1,6 +1,6 @@
 //! Prints GFLOP/s, GB/s and the share of the machine's limit of the kernels: `cargo run --release -p aloe-tensor --example bench`.
 //!
-//! Arguments: `threads=2`, and parts to run (`few`, `many`, `formats`, `hot`, `attention`, `grads`; all when none is named). The machine may
+//! Arguments: `threads=2`, `cpu=avx2`, and parts to run (`few`, `many`, `formats`, `hot`, `attention`, `grads`; all when none is named). The machine may
 //! be shared: each measurement is taken in turn with a probe (a plain read of the same bytes, or the product of one hot tile), and
 //! the ratio of the medians is printed beside the rates.
 #![expect(clippy::print_stdout, reason = "a bench reports by printing")]
@@ -10,7 +10,7 @@ use aloe_tensor::ops::{
     attention, attention_backward, attention_paged, linear, linear_grad_input, linear_grad_weight, write_pages,
 };
 use aloe_tensor::{
-    AttentionInputs, AttentionPlan, BlockFormat, Device, Dtype, KvPage, Linear, PageWrite, PagedSequence, Tensor,
+    AttentionInputs, AttentionPlan, BlockFormat, Device, Dtype, Isa, KvPage, Linear, PageWrite, PagedSequence, Tensor,
 };
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -222,7 +222,10 @@ fn main() {
     let threads = args.iter().find_map(|a| a.strip_prefix("threads=")?.parse().ok());
     let parts: Vec<&str> = args.iter().map(String::as_str).filter(|a| !a.contains('=')).collect();
     let wants = |part: &str| parts.is_empty() || parts.contains(&part);
-    let device = Device::cpu(threads.unwrap_or(0));
+    let isa = args.iter().find_map(|a| a.strip_prefix("cpu="));
+    let isa =
+        isa.map(|name| Isa::ALL.into_iter().find(|isa| isa.name() == name).expect("cpu= names an instruction set"));
+    let device = Device::cpu_with(isa.unwrap_or_else(Isa::best), threads.unwrap_or(0));
     ONE_THREAD.store(device.threads() == 1, Ordering::Relaxed);
     HOT.store(parts.contains(&"hot"), Ordering::Relaxed);
     println!("{}", device.name());

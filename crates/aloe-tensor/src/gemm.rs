@@ -4,6 +4,7 @@
 //! units in index order: blocks of units continue the chain through C, tails use masks, and the tile's height changes nothing.
 
 use crate::device::{Device, Isa};
+use crate::pack::ZERO_LINE;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::tensor::Dtype;
 
@@ -184,7 +185,11 @@ impl Kernel for Blocks {
             };
         }
         // With one pass over the rows a panel is not read twice: streaming it whole is what memory likes best.
-        let step = if g.m <= S::TILE_ROWS { g.units.max(1) } else { BLOCK_UNITS };
+        let step = match g.dtype {
+            _ if g.m <= S::TILE_ROWS => g.units.max(1),
+            Dtype::Bf16 if Bf16Product::widens::<S>() => WIDE_UNITS,
+            _ => BLOCK_UNITS,
+        };
         let mut unit = 0;
         loop {
             let block = Gemm {
@@ -234,6 +239,27 @@ unsafe fn stream<S: Simd, P: Product>(g: &Gemm) {
 
 /// What one unit adds to the chain.
 trait Product: Copy {
+    /// Parts that a unit is taken in, one after the other for all rows of a tile.
+    fn parts<S: Simd>() -> usize {
+        1
+    }
+
+    /// Whether blocks of B are worth widening before many rows meet them.
+    fn widens<S: Simd>() -> bool {
+        false
+    }
+
+    #[inline(always)]
+    unsafe fn part<S: Simd>(unit: S::V, _part: usize) -> S::V {
+        unit
+    }
+
+    /// The part of 16 lanes of B.
+    #[inline(always)]
+    unsafe fn of_b<S: Simd>(b: *const u32, part: usize) -> S::V {
+        Self::part::<S>(S::load(b.cast()), part)
+    }
+
     unsafe fn step<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V;
 }
 
@@ -251,10 +277,80 @@ impl Product for F32Product {
 struct Bf16Product;
 
 impl Product for Bf16Product {
+    /// Without a product of pairs, the upper halves of all rows come first and then the lower ones: the same chain, and each half
+    /// is widened once.
+    #[inline(always)]
+    fn parts<S: Simd>() -> usize {
+        if S::PAIRS_BF16 { 1 } else { 2 }
+    }
+
+    fn widens<S: Simd>() -> bool {
+        !S::PAIRS_BF16
+    }
+
+    #[inline(always)]
+    unsafe fn part<S: Simd>(unit: S::V, part: usize) -> S::V {
+        match (S::PAIRS_BF16, part) {
+            (true, _) => unit,
+            (false, 0) => S::upper_bf16(unit),
+            (false, _) => S::lower_bf16(unit),
+        }
+    }
+
     #[inline(always)]
     unsafe fn step<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
-        S::dot_bf16(acc, a, b)
+        if S::PAIRS_BF16 { S::dot_bf16(acc, a, b) } else { S::fma(a, b, acc) }
     }
+}
+
+/// The same chain over a panel whose units were widened: upper halves of 32 lanes, then lower ones.
+#[derive(Clone, Copy)]
+struct WidenedProduct;
+
+impl Product for WidenedProduct {
+    #[inline(always)]
+    fn parts<S: Simd>() -> usize {
+        2
+    }
+
+    #[inline(always)]
+    unsafe fn part<S: Simd>(unit: S::V, part: usize) -> S::V {
+        Bf16Product::part::<S>(unit, part)
+    }
+
+    #[inline(always)]
+    unsafe fn of_b<S: Simd>(b: *const u32, part: usize) -> S::V {
+        S::load(b.wrapping_add(part * PANEL).cast())
+    }
+
+    #[inline(always)]
+    unsafe fn step<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        S::fma(a, b, acc)
+    }
+}
+
+/// A block of B is widened once where more rows than these meet it.
+const WIDEN_ROWS: usize = 12;
+
+/// Units of a widened block: with 32 lanes of two f32 it fills the first-level cache as a block of pairs does.
+const WIDE_UNITS: usize = BLOCK_UNITS / 2;
+
+/// All rows of one panel's block, widened first.
+#[inline(always)]
+unsafe fn rows_of_widened<S: Simd, const BY_UNIT: bool>(g: &Gemm) {
+    let mut wide = [ZERO_LINE; WIDE_UNITS * 2 * PANEL / LANES];
+    let out: *mut f32 = wide.as_mut_ptr().cast();
+    assert!(g.units <= WIDE_UNITS, "a block of {} units", g.units);
+    for unit in 0..g.units {
+        for lane in [0, LANES] {
+            let bits = S::load(g.b.wrapping_add(unit * g.b_unit_stride + lane).cast());
+            let to = out.wrapping_add(unit * 2 * PANEL + lane);
+            S::store(to, S::upper_bf16(bits));
+            S::store(to.wrapping_add(PANEL), S::lower_bf16(bits));
+        }
+    }
+    let block = Gemm { b: out.cast(), b_unit_stride: 2 * PANEL, from_memory: false, ..*g };
+    rows_of_panel::<S, WidenedProduct, BY_UNIT>(&block);
 }
 
 /// One block of units over all panels and rows. Few rows take several panels at a time: more chains in flight, and more
@@ -280,6 +376,7 @@ unsafe fn panels<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
         let distance = if g.units <= 2 * DISTANCE { wide * g.b_panel_stride } else { DISTANCE * PANEL };
         let ahead = Ahead { from: part.b.wrapping_add(distance), step: if g.from_memory { PANEL } else { 0 } };
         match wide {
+            _ if P::widens::<S>() && g.m > WIDEN_ROWS => rows_of_widened::<S, BY_UNIT>(&part),
             4 => few_rows_4::<S, P>(&part, ahead),
             2 => few_rows_2::<S, P>(&part, ahead),
             _ => rows_of_panel::<S, P, BY_UNIT>(&part),
@@ -355,10 +452,26 @@ unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
             match rows {
                 1 => tile!(S, P, BY_UNIT, 1, 2, part, ahead),
                 2 => tile!(S, P, BY_UNIT, 2, 2, part, ahead),
-                _ => tile!(S, P, BY_UNIT, 3, 2, part, ahead),
+                _ => half_panels::<S, P, BY_UNIT>(part, ahead),
             }
         }
         row += rows;
+    }
+}
+
+/// A tile of half a panel's lanes and twice the rows, for sets of 16 registers: fewer lanes of B are held beside C.
+#[inline(always)]
+unsafe fn half_panels<S: Simd, P: Product, const BY_UNIT: bool>(part: Gemm, ahead: Ahead) {
+    let mut lane = 0;
+    while lane < part.n.min(PANEL) {
+        let half =
+            Gemm { b: part.b.wrapping_add(lane), c: part.c.wrapping_add(lane), n: (part.n - lane).min(LANES), ..part };
+        let ahead = if lane == 0 { ahead } else { Ahead { step: 0, ..ahead } };
+        match half.m {
+            3 => tile!(S, P, BY_UNIT, 3, 1, half, ahead),
+            _ => tile!(S, P, BY_UNIT, 4, 1, half, ahead),
+        }
+        lane += LANES;
     }
 }
 
@@ -431,21 +544,25 @@ unsafe fn chain<S: Simd, P: Product, const BY_UNIT: bool, const ROWS: usize, con
             }
             fetch = fetch.wrapping_add(ahead.step);
         }
-        let mut panel = [S::splat(0.0); VECTORS];
-        let mut v = 0;
-        while v < VECTORS {
-            panel[v] = S::load(b.wrapping_add(v / 2 * g.b_panel_stride + v % 2 * LANES).cast());
-            v += 1;
-        }
-        let mut i = 0;
-        while i < ROWS {
-            let unit = S::splat_at(a.wrapping_add(i * a_row));
+        let mut part = 0;
+        while part < P::parts::<S>() {
+            let mut panel = [S::splat(0.0); VECTORS];
             let mut v = 0;
             while v < VECTORS {
-                acc[i][v] = P::step::<S>(acc[i][v], unit, panel[v]);
+                panel[v] = P::of_b::<S>(b.wrapping_add(v / 2 * g.b_panel_stride + v % 2 * LANES), part);
                 v += 1;
             }
-            i += 1;
+            let mut i = 0;
+            while i < ROWS {
+                let unit = P::part::<S>(S::splat_at(a.wrapping_add(i * a_row)), part);
+                let mut v = 0;
+                while v < VECTORS {
+                    acc[i][v] = P::step::<S>(acc[i][v], unit, panel[v]);
+                    v += 1;
+                }
+                i += 1;
+            }
+            part += 1;
         }
         a = a.wrapping_add(a_step);
         b = b.wrapping_add(g.b_unit_stride);

@@ -56,7 +56,7 @@ unsafe fn enter<K: Kernel>(kernel: K) -> K::Out {
 }
 
 impl Simd for Avx2 {
-    const TILE_ROWS: usize = 3;
+    const TILE_ROWS: usize = 4;
     const BLOCK_ROWS: usize = 2;
 
     #[inline(always)]
@@ -152,18 +152,16 @@ impl Simd for Avx2 {
         ]
     }
     #[inline(always)]
-    unsafe fn dot_bf16(acc: V, a: V, b: V) -> V {
-        let high = _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000u32 as i32));
-        let mut out = acc;
-        let mut i = 0;
-        while i < 2 {
-            let a_lo = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(a[i])));
-            let b_lo = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(b[i])));
-            let sum = _mm256_fmadd_ps(_mm256_and_ps(a[i], high), _mm256_and_ps(b[i], high), acc[i]);
-            out[i] = _mm256_fmadd_ps(a_lo, b_lo, sum);
-            i += 1;
-        }
-        out
+    unsafe fn upper_bf16(bits: V) -> V {
+        let upper = _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000u32 as i32));
+        [_mm256_and_ps(bits[0], upper), _mm256_and_ps(bits[1], upper)]
+    }
+    #[inline(always)]
+    unsafe fn lower_bf16(bits: V) -> V {
+        [
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(bits[0]))),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(bits[1]))),
+        ]
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, v: V) {

@@ -25,12 +25,19 @@ unsafe fn enter_bf16<K: Kernel>(kernel: K) -> K::Out {
 
 #[inline(always)]
 unsafe fn dot_widened(acc: __m512, a: __m512, b: __m512) -> __m512 {
-    let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
-    let (a, b) = (_mm512_castps_si512(a), _mm512_castps_si512(b));
-    let (a_hi, b_hi) = (_mm512_and_si512(a, high), _mm512_and_si512(b, high));
-    let (a_lo, b_lo) = (_mm512_slli_epi32::<16>(a), _mm512_slli_epi32::<16>(b));
-    let sum = _mm512_fmadd_ps(_mm512_castsi512_ps(a_hi), _mm512_castsi512_ps(b_hi), acc);
-    _mm512_fmadd_ps(_mm512_castsi512_ps(a_lo), _mm512_castsi512_ps(b_lo), sum)
+    let upper = _mm512_fmadd_ps(upper_bf16(a), upper_bf16(b), acc);
+    _mm512_fmadd_ps(lower_bf16(a), lower_bf16(b), upper)
+}
+
+#[inline(always)]
+unsafe fn upper_bf16(bits: __m512) -> __m512 {
+    let upper = _mm512_set1_epi32(0xffff_0000u32 as i32);
+    _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(bits), upper))
+}
+
+#[inline(always)]
+unsafe fn lower_bf16(bits: __m512) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(bits)))
 }
 
 #[inline(always)]
@@ -93,10 +100,11 @@ unsafe fn transpose(r: &mut [__m512; 16]) {
 }
 
 macro_rules! avx512 {
-    ($name:ident, $enter:ident, $dot:ident) => {
+    ($name:ident, $enter:ident, $dot:ident, $pairs:literal) => {
         impl Simd for $name {
             const TILE_ROWS: usize = 12;
             const BLOCK_ROWS: usize = 6;
+            const PAIRS_BF16: bool = $pairs;
 
             #[inline(always)]
             unsafe fn call<K: Kernel>(kernel: K) -> K::Out {
@@ -172,6 +180,14 @@ macro_rules! avx512 {
                 $dot(acc, a, b)
             }
             #[inline(always)]
+            unsafe fn upper_bf16(bits: __m512) -> __m512 {
+                upper_bf16(bits)
+            }
+            #[inline(always)]
+            unsafe fn lower_bf16(bits: __m512) -> __m512 {
+                lower_bf16(bits)
+            }
+            #[inline(always)]
             unsafe fn store_bf16(p: *mut u16, v: __m512) {
                 store_rounded(p, v);
             }
@@ -199,5 +215,5 @@ macro_rules! avx512 {
     };
 }
 
-avx512!(Avx512, enter, dot_widened);
-avx512!(Avx512Bf16, enter_bf16, dot_native);
+avx512!(Avx512, enter, dot_widened, false);
+avx512!(Avx512Bf16, enter_bf16, dot_native, true);

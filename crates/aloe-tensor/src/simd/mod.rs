@@ -44,6 +44,9 @@ pub(crate) trait Simd: Vectors {
     /// Rows of the tile over block formats, whose sums take two registers each.
     const BLOCK_ROWS: usize;
 
+    /// Whether pairs of bf16 are multiplied by one instruction; otherwise their halves are widened and multiplied as f32.
+    const PAIRS_BF16: bool = false;
+
     /// Runs a kernel in a function of its own, compiled for this instruction set.
     unsafe fn call<K: Kernel>(kernel: K) -> K::Out;
 
@@ -71,12 +74,21 @@ pub(crate) trait Simd: Vectors {
     unsafe fn power_of_two(a: Self::V) -> Self::V;
     /// y, but 0 in lanes where `x < limit`.
     unsafe fn zero_below(x: Self::V, limit: Self::V, y: Self::V) -> Self::V;
-    /// Sum of lanes as pairs of bf16: `acc + a.hi * b.hi + a.lo * b.lo`, the operands' bits being two bf16 per lane.
-    unsafe fn dot_bf16(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
+    /// The bf16 in the upper halves of the lanes' bits, as f32.
+    unsafe fn upper_bf16(bits: Self::V) -> Self::V;
+    /// The bf16 in the lower halves.
+    unsafe fn lower_bf16(bits: Self::V) -> Self::V;
     /// Writes the lanes rounded to bf16.
     unsafe fn store_bf16(p: *mut u16, v: Self::V);
     /// Both rounded to bf16 as one unit per lane: `low` in the low half.
     unsafe fn pair_bf16(low: Self::V, high: Self::V) -> Self::V;
+
+    /// Sum of lanes as pairs of bf16: `acc + a.hi * b.hi + a.lo * b.lo`, the operands' bits being two bf16 per lane.
+    #[inline(always)]
+    unsafe fn dot_bf16(acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        let upper = Self::fma(Self::upper_bf16(a), Self::upper_bf16(b), acc);
+        Self::fma(Self::lower_bf16(a), Self::lower_bf16(b), upper)
+    }
 
     /// Sum of the lanes, halves added until one is left.
     #[inline(always)]

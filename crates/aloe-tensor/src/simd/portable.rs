@@ -92,11 +92,12 @@ impl Simd for Portable {
         std::array::from_fn(|i| if x[i] < limit[i] { 0.0 } else { y[i] })
     }
     #[inline(always)]
-    unsafe fn dot_bf16(acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
-        std::array::from_fn(|i| {
-            let ((a_lo, a_hi), (b_lo, b_hi)) = (bf16_pair(a[i].to_bits()), bf16_pair(b[i].to_bits()));
-            a_lo * b_lo + (a_hi * b_hi + acc[i])
-        })
+    unsafe fn upper_bf16(bits: Self::V) -> Self::V {
+        bits.map(|unit| bf16_pair(unit.to_bits()).1)
+    }
+    #[inline(always)]
+    unsafe fn lower_bf16(bits: Self::V) -> Self::V {
+        bits.map(|unit| bf16_pair(unit.to_bits()).0)
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, v: Self::V) {
