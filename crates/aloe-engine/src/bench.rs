@@ -6,7 +6,7 @@
 
 use crate::{Continuation, Error, GenerateRequest, Local, Prompt, Result, Sampling, ScoreRequest};
 use aloe_record::{Cancel, CounterRng, Progress};
-use aloe_tensor::{Device, Dtype, Linear, Tensor, ops};
+use aloe_tensor::{BlockFormat, Device, Dtype, Linear, Tensor, ops};
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -42,7 +42,7 @@ pub struct BenchRow {
 pub struct BenchReport {
     /// The model's name.
     pub model: String,
-    /// `bf16` or `f32`.
+    /// The form of the weights: `bf16`, `f32`, `q8`, `q4` or `gguf`.
     pub dtype: String,
     /// Kernels and threads.
     pub device: String,
@@ -59,17 +59,18 @@ struct Cost {
     bytes: f64,
 }
 
-/// A work: what it costs at least, and how it is done. Gives the tokens it did.
+/// A work: what it costs at least, what comes before it and is not timed, and how it is done. Gives the tokens it did.
 struct Work<'a> {
     name: String,
     cost: Box<dyn Fn(u64) -> Cost + 'a>,
+    prepare: Box<dyn Fn() -> Result<()> + 'a>,
     run: Box<dyn Fn() -> Result<u64> + 'a>,
 }
 
 impl Local {
     /// Times prefill of 512 and 2,048 tokens (as far as the context goes), decoding alone and 16 at a time, and scoring.
     pub fn bench(&self, n_runs: usize, progress: &Progress, cancel: &Cancel) -> Result<BenchReport> {
-        let probes = Probes::new(&self.decoder.device, self.decoder.dtype);
+        let probes = Probes::new(&self.decoder.device, &self.decoder.weights.layers[0].down, self.decoder.dtype);
         let works = self.works();
         progress.set_total((works.len() * n_runs) as u64);
         let mut rows = Vec::with_capacity(works.len());
@@ -88,6 +89,7 @@ impl Local {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<BenchRow> {
+        (work.prepare)()?;
         (work.run)()?;
         let (mut seconds, mut gflops, mut gb_per_s) = (Vec::new(), Vec::new(), Vec::new());
         let (mut n_tokens, mut n_computed) = (0, 0);
@@ -96,6 +98,7 @@ impl Local {
             gflops.push(probes.gflops());
             gb_per_s.push(probes.gb_per_s());
             self.free_prefixes(true);
+            (work.prepare)()?;
             let before = self.counts().n_computed_tokens;
             let start = Instant::now();
             n_tokens = (work.run)()?;
@@ -125,7 +128,7 @@ impl Local {
         let mut works: Vec<Work<'_>> =
             [512, 2048].into_iter().filter(|&n| n < context).map(|n| self.prefill_work(n)).collect();
         for (name, n, prompt_len, n_new) in
-            [("decode, one stream", 1, DECODE_PROMPT, 64), ("decode, 16 of one prompt of 512", 16, 512, 64)]
+            [("decode, one stream after 128", 1, DECODE_PROMPT, 64), ("decode, 16 streams after one 512", 16, 512, 64)]
         {
             if prompt_len + n_new < context {
                 works.push(self.decode_work(name, n, prompt_len, n_new));
@@ -151,11 +154,12 @@ impl Local {
         Work {
             name: format!("prefill, {n} tokens"),
             cost: Box::new(move |_| self.cost(n, n, 1, 1)),
+            prepare: Box::new(|| Ok(())),
             run: Box::new(run),
         }
     }
 
-    /// Time of the prompt included, as it is part of the answer's.
+    /// The prompt's keys and values are there before: of it only the last token is run, for the logits of the first drawn one.
     fn decode_work(&self, name: &str, n: usize, prompt_len: usize, n_new: usize) -> Work<'_> {
         let sampling = Sampling { temperature: 1.0, seed: 1, ..Sampling::greedy(n_new) };
         let request = GenerateRequest {
@@ -164,17 +168,15 @@ impl Local {
             n,
             sampling,
         };
+        let prompt_alone = GenerateRequest { n: 1, sampling: Sampling::greedy(1), ..request.clone() };
+        let prepare = move || self.ask(prompt_alone.clone());
         let run = move || {
             let before = self.counts().n_drawn_tokens;
             self.ask(request.clone())?;
             Ok(self.counts().n_drawn_tokens - before)
         };
-        let cost = move |n_tokens: u64| {
-            let n_steps = (n_tokens as usize).div_ceil(n);
-            let (prompt, steps) = (self.cost(prompt_len, prompt_len, 1, 1), self.cost(n, prompt_len, n, n_steps));
-            Cost { flops: prompt.flops + steps.flops, bytes: prompt.bytes + steps.bytes }
-        };
-        Work { name: name.to_owned(), cost: Box::new(cost), run: Box::new(run) }
+        let cost = move |n_tokens: u64| self.cost(n, prompt_len, n, (n_tokens as usize).div_ceil(n));
+        Work { name: name.to_owned(), cost: Box::new(cost), prepare: Box::new(prepare), run: Box::new(run) }
     }
 
     /// 16 questions of 100 tokens after 512 shared ones, each with 4 options of 5 tokens.
@@ -193,7 +195,8 @@ impl Local {
         };
         let n_computed = 512 + 16 * (100 + 4 * 4);
         let cost = move |_| self.cost(n_computed, 512, 16 * (1 + 4 * 4), 1);
-        Work { name: "scoring, 16 x 4 options after 512".into(), cost: Box::new(cost), run: Box::new(run) }
+        let (name, prepare) = ("scoring, 16 x 4 options after 512".to_owned(), Box::new(|| Ok(())));
+        Work { name, cost: Box::new(cost), prepare, run: Box::new(run) }
     }
 
     fn ask(&self, request: GenerateRequest) -> Result<()> {
@@ -239,9 +242,16 @@ impl Probes {
     const SHAPE: (usize, usize, usize) = (240, 512, 512);
     const MEMORY_BYTES: usize = 256 << 20;
 
-    fn new(device: &Device, dtype: Dtype) -> Self {
+    /// The product is of the form of the model's layers.
+    fn new(device: &Device, like: &Linear, dtype: Dtype) -> Self {
         let (n, k, o) = Self::SHAPE;
-        let layer = Linear::new(Tensor::from_f32(&[o, k], vec![0.5; o * k]).cast(dtype), None);
+        let weight = Tensor::from_f32(&[o, k], vec![0.5; o * k]);
+        let read = |_: usize, row: &mut [f32]| row.fill(0.5);
+        let layer = match like.block_format() {
+            None => Linear::new(weight.cast(dtype), None),
+            Some(BlockFormat::Q8_0) => Linear::quantize(device, [o, k], &read, BlockFormat::Q8_0, None),
+            Some(_) => Linear::quantize(device, [o, k], &read, BlockFormat::Q4_0, None),
+        };
         let x = Tensor::from_f32(&[n, k], vec![0.25; n * k]);
         Self { device: device.clone(), x, layer, memory: vec![1; Self::MEMORY_BYTES / 8] }
     }

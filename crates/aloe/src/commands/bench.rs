@@ -5,7 +5,9 @@ use crate::commands::{open_engine, or_interrupted};
 use crate::failure::Failure;
 use aloe_engine::{BenchReport, Engine};
 use aloe_record::{Cancel, Progress, atomic};
+use serde::Serialize;
 use std::io::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Measures, prints a table or JSON, and writes the report where `--out` says.
 pub(crate) fn run(args: &BenchArgs, cancel: &Cancel) -> anyhow::Result<()> {
@@ -21,11 +23,35 @@ pub(crate) fn run(args: &BenchArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let progress = Progress::new("bench", 0, "runs");
     let report = or_interrupted(local.bench(args.runs, &progress, cancel))?;
     progress.finish();
+    let date = date_of(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()));
+    let dated = Dated { date: &date, report: &report };
     if let Some(path) = &args.out {
-        atomic::write(path, format!("{}\n", serde_json::to_string_pretty(&report)?).as_bytes())?;
+        let name = format!("{date}-{}-{}.json", report.model.trim_end_matches(".gguf"), report.dtype);
+        let path = if path.is_dir() { path.join(name) } else { path.clone() };
+        atomic::write(&path, format!("{}\n", serde_json::to_string_pretty(&dated)?).as_bytes())?;
     }
-    let text = if args.model.common.json { serde_json::to_string(&report)? + "\n" } else { table(&report) };
+    let text = if args.model.common.json { serde_json::to_string(&dated)? + "\n" } else { table(&report) };
     Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+/// A report and the day it was made on.
+#[derive(Serialize)]
+struct Dated<'a> {
+    date: &'a str,
+    #[serde(flatten)]
+    report: &'a BenchReport,
+}
+
+/// `YYYY-MM-DD` of seconds since 1970, UTC: whole 400-year cycles of 146,097 days, years that begin in March.
+fn date_of(unix_s: u64) -> String {
+    let days = unix_s / 86_400 + 719_468;
+    let day_of_cycle = days % 146_097;
+    let year = (day_of_cycle - day_of_cycle / 1460 + day_of_cycle / 36_524 - day_of_cycle / 146_096) / 365;
+    let day_of_year = day_of_cycle - (365 * year + year / 4 - year / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let (day, month) = (day_of_year - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = days / 146_097 * 400 + year + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
 }
 
 fn table(report: &BenchReport) -> String {
@@ -55,6 +81,21 @@ fn table(report: &BenchReport) -> String {
 mod tests {
     use super::*;
     use aloe_engine::BenchRow;
+
+    /// Seconds from `date -u -d DATE +%s`.
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (unix_s, date) in [
+            (0, "1970-01-01"),
+            (951_782_399, "2000-02-28"),
+            (951_782_400, "2000-02-29"),
+            (1_709_164_800, "2024-02-29"),
+            (1_795_392_000, "2026-11-23"),
+            (4_107_542_400, "2100-03-01"),
+        ] {
+            assert_eq!(date_of(unix_s), date);
+        }
+    }
 
     #[test]
     fn the_table_prints_each_work_beside_its_limit() {
