@@ -20,6 +20,7 @@ pub(crate) fn score_ids(text: &TextModel, request: &ScoreRequest) -> Result<(Vec
     for continuation in &request.continuations {
         continuations.push(match (&request.prompt, continuation) {
             (_, Continuation::Ids(ids)) => ids.clone(),
+            (_, Continuation::Text(after)) if after.is_empty() => Vec::new(),
             (Prompt::Text(prompt), Continuation::Text(after)) => {
                 let (before, ids) = text.encode_joint(prompt, after)?;
                 if joint_prompt.as_ref().is_some_and(|known| *known != before) {

@@ -9,6 +9,7 @@
 //! `answer` (what is believed).
 
 mod answer;
+mod identity;
 mod listing;
 mod prompt_logps;
 mod replicas;

@@ -1,8 +1,8 @@
 //! Opening a model and the three calls. Where in the walk: strategies build requests, this answers them.
 
 use crate::{
-    Completion, Endpoint, EngineCounts, Error, GenerateRequest, GenerateResult, Local, Result, ScoreRequest,
-    ScoreResult,
+    CacheCounts, Cached, Completion, Endpoint, EngineCounts, Error, GenerateRequest, GenerateResult, Local, Result,
+    ScoreRequest, ScoreResult,
 };
 use aloe_model::WeightFormat;
 use aloe_record::{Cancel, Progress};
@@ -65,6 +65,8 @@ pub enum Engine {
     Local(Box<Local>),
     /// An OpenAI-compatible server.
     Endpoint(Box<Endpoint>),
+    /// One of the two, asked only for what a cache on disk does not hold.
+    Cached(Box<Cached>),
 }
 
 impl Engine {
@@ -88,12 +90,26 @@ impl Engine {
         Ok(Self::Local(Box::new(Local::open(path, options)?)))
     }
 
+    /// Puts a cache in the folder `cache` before the model: what it was asked before, by whichever process, it is not asked again.
+    pub fn with_answer_cache(self, cache: &Path) -> Result<Self> {
+        Ok(Self::Cached(Box::new(Cached::open(self, cache)?)))
+    }
+
+    /// What the answer cache was asked and knew; `None` without one.
+    pub fn cache_counts(&self) -> Option<CacheCounts> {
+        match self {
+            Self::Cached(cached) => Some(cached.counts()),
+            Self::Local(_) | Self::Endpoint(_) => None,
+        }
+    }
+
     /// The log-probability of each continuation of each request, in the order of the requests. A request that cannot be
     /// answered fails the call before anything is computed.
     pub fn score(&self, requests: &[ScoreRequest], progress: &Progress, cancel: &Cancel) -> Result<Vec<ScoreResult>> {
         match self {
             Self::Local(local) => local.score(requests, progress, cancel),
             Self::Endpoint(endpoint) => endpoint.score_each(requests, progress, cancel)?.into_iter().collect(),
+            Self::Cached(cached) => cached.score(requests, progress, cancel),
         }
     }
 
@@ -109,6 +125,7 @@ impl Engine {
         match self {
             Self::Local(local) => local.score_each(requests, progress, cancel),
             Self::Endpoint(endpoint) => endpoint.score_each(requests, progress, cancel),
+            Self::Cached(cached) => cached.score_each(requests, progress, cancel),
         }
     }
 
@@ -124,6 +141,7 @@ impl Engine {
         match self {
             Self::Local(local) => local.generate(requests, progress, cancel),
             Self::Endpoint(endpoint) => endpoint.generate_each(requests, progress, cancel)?.into_iter().collect(),
+            Self::Cached(cached) => cached.generate(requests, progress, cancel),
         }
     }
 
@@ -137,6 +155,7 @@ impl Engine {
         match self {
             Self::Local(local) => local.generate_each(requests, progress, cancel),
             Self::Endpoint(endpoint) => endpoint.generate_each(requests, progress, cancel),
+            Self::Cached(cached) => cached.generate_each(requests, progress, cancel),
         }
     }
 
@@ -151,6 +170,7 @@ impl Engine {
         until_fault(match self {
             Self::Local(local) => local.score(requests, progress, cancel).map(all_answered),
             Self::Endpoint(endpoint) => endpoint.score_each(requests, progress, cancel),
+            Self::Cached(cached) => cached.score_until_fault(requests, progress, cancel),
         })
     }
 
@@ -164,6 +184,7 @@ impl Engine {
         until_fault(match self {
             Self::Local(_) => self.generate(requests, progress, cancel).map(all_answered),
             Self::Endpoint(endpoint) => endpoint.generate_each(requests, progress, cancel),
+            Self::Cached(cached) => cached.generate_until_fault(requests, progress, cancel),
         })
     }
 
@@ -172,10 +193,11 @@ impl Engine {
         match self {
             Self::Local(local) => Some(local.counts()),
             Self::Endpoint(_) => None,
+            Self::Cached(cached) => cached.engine.counts(),
         }
     }
 
-    /// One answer, its text handed to `on_text` as it grows. An endpoint hands it over at once.
+    /// One answer, its text handed to `on_text` as it grows. An endpoint hands it over at once. No cache is asked.
     pub fn generate_streaming(
         &self,
         request: &GenerateRequest,
@@ -195,6 +217,7 @@ impl Engine {
                 on_text(&completion.text);
                 Ok(completion)
             }
+            Self::Cached(cached) => cached.engine.generate_streaming(request, cancel, on_text),
         }
     }
 
@@ -203,6 +226,15 @@ impl Engine {
         match self {
             Self::Local(_) => 1,
             Self::Endpoint(endpoint) => endpoint.n_servers(),
+            Self::Cached(cached) => cached.engine.n_servers(),
+        }
+    }
+
+    /// The model itself, asked whatever a cache knows.
+    pub fn without_cache(&self) -> &Self {
+        match self {
+            Self::Cached(cached) => &cached.engine,
+            Self::Local(_) | Self::Endpoint(_) => self,
         }
     }
 
@@ -211,6 +243,7 @@ impl Engine {
         match self {
             Self::Local(local) => &local.identity,
             Self::Endpoint(endpoint) => &endpoint.identity,
+            Self::Cached(cached) => cached.engine.identity(),
         }
     }
 
@@ -219,6 +252,7 @@ impl Engine {
         let identity = match self {
             Self::Local(local) => &mut local.identity,
             Self::Endpoint(endpoint) => &mut endpoint.identity,
+            Self::Cached(cached) => return cached.engine.rename(name),
         };
         name.clone_into(&mut identity.name);
     }
@@ -228,6 +262,7 @@ impl Engine {
         match self {
             Self::Local(local) => Some(&local.text),
             Self::Endpoint(endpoint) => endpoint.text.as_ref(),
+            Self::Cached(cached) => cached.engine.text(),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The seam all consumers of a model use: score given continuations, generate, embed. A model is a local folder, a
 //! `.gguf` file or an OpenAI-compatible endpoint; callers cannot tell which, except through [`EngineIdentity`].
 //!
-//! Reading order: `request` (what is asked and answered), `engine` (opening a model, the three calls), `tree` and `walk` (what
-//! requests share), `prefixes` (what calls share), `score` and `generate` (the local scheduler), `sequence` and `sample` (logits to a token), `endpoint`
-//! (the same calls over HTTP), `embed`.
+//! Reading order: `request` (what is asked and answered), `encode` (to ids), `engine` (opening a model, the three calls), `tree` and
+//! `walk` (what requests share), `prefixes` (what calls share), `score` and `generate` (the local scheduler), `sequence` and
+//! `sample` (logits to a token), `endpoint` (the same calls over HTTP), `cache` (answers kept on disk), `embed`.
 
 mod bench;
+mod cache;
 mod counts;
 mod embed;
 mod encode;
@@ -26,6 +27,7 @@ mod walk;
 
 pub use aloe_model::WeightFormat;
 pub use bench::{BenchReport, BenchRow};
+pub use cache::{ANSWERS_SINCE, CacheCounts, Cached};
 pub use counts::EngineCounts;
 pub use embed::Embedder;
 pub use endpoint::Endpoint;

@@ -68,9 +68,9 @@ impl Local {
     /// Prompt and continuation ids of a score request.
     pub(crate) fn score_ids(&self, request: &ScoreRequest) -> Result<(Vec<u32>, Vec<Vec<u32>>)> {
         let (prompt_ids, continuations) = encode::score_ids(&self.text, request)?;
-        for ids in &continuations {
+        for (at, ids) in continuations.iter().enumerate() {
             if ids.is_empty() {
-                let reason = "a continuation has no tokens".to_owned();
+                let reason = format!("continuation {} has no tokens, so there is nothing to score", at + 1);
                 return Err(Error::Request { id: request.id.clone(), reason });
             }
             self.check_ids(&request.id, ids)?;
@@ -123,8 +123,8 @@ impl Local {
             return Err(Error::Request {
                 id: id.to_owned(),
                 reason: format!(
-                    "keys and values of {n_tokens} tokens take {:.1} MiB, more than the budget of {:.1} MiB (a quarter of the \
-                     memory that was free); free memory, shorten the prompt or ask for fewer new tokens",
+                    "keys and values of {n_tokens} tokens take {:.1} MiB, more than the budget of {:.1} MiB; raise it with \
+                     --kv-budget (a quarter of the free memory is the default), shorten the prompt or ask for fewer new tokens",
                     needed as f64 / 1_048_576.0,
                     self.kv_budget_bytes as f64 / 1_048_576.0
                 ),

@@ -2,7 +2,7 @@
 //! the counter-based generator all randomness comes from, and the two handles every spine is given, [`Progress`] and
 //! [`Cancel`].
 //!
-//! Knows no model and no text. Reading order: `atomic`, `digest`, `log`, `rng`, `progress`, `record`.
+//! Knows no model and no text. Reading order: `atomic`, `digest`, `log`, `shared_log`, `rng`, `progress`, `record`.
 
 pub mod atomic;
 pub mod digest;
@@ -11,6 +11,7 @@ pub mod log;
 pub mod progress;
 pub mod record;
 pub mod rng;
+pub mod shared_log;
 
 pub use error::{Error, is_storage};
 pub use progress::{Cancel, Progress, tell};

@@ -50,8 +50,9 @@ pub(crate) enum Command {
                             and continuations (texts or lists of ids). With \"continuations\": [] the prompt's own tokens are scored.\n\nWrites one \
                             JSON object a request, in their order: id; prompt_ids, the prompt's tokens as the model saw them; continuations, a list \
                             in the request's order with ids (tokens), logps (natural logarithm, one per token), sum (of logps) and is_greedy \
-                            (whether each token was the most probable one). With --out and --json, standard output gets one object with out, \
-                            n_rows and seed.",
+                            (whether each token was the most probable one). A request that cannot be answered gets id and error instead, the \
+                            others go on, and the exit code is not 0. With --out and --json, standard output gets one object with out, n_rows, \
+                            n_errors and seed, with --answer-cache also answer_cache: n_asked, n_hits and n_damaged.",
         mut_arg("seed", |arg| arg.help("Recorded in the output of --json and nothing else: scoring draws nothing"))
     )]
     Score(ScoreArgs),
@@ -63,15 +64,18 @@ pub(crate) enum Command {
                             endpoint's own template renders it); completions, a list of n with ids (tokens drawn, the one that stops included), logps \
                             (natural logarithm under the model before temperature and truncation, one per token), text, finish_reason (stop, length: \
                             max_new_tokens, context: the model's is full, or other) and prompt_len_tokens (0 where not told). An endpoint tells no ids \
-                            and no logps: null. With --out and --json, standard output gets one object with out, n_rows and seed.",
+                            and no logps: null. A request that cannot be answered gets id and error instead, the others go on, and the exit code \
+                            is not 0. With --out and --json, standard output gets one object with out, n_rows, n_errors and seed, with \
+                            --answer-cache also answer_cache: n_asked, n_hits and n_damaged.",
         mut_arg("seed", |arg| arg.help("Seed of the rows that name none"))
     )]
     Generate(GenerateArgs),
     /// Measure how fast a model works here, beside what the machine could do at most
     #[command(
         after_help = "Example:\n  aloe bench models/smollm2 --runs 5\n\nPrefill, decoding of one stream and of 16 samples of one prompt, scoring; \
-                            each run is timed beside a probe of matrix products and of memory. --out writes the report as JSON, for example \
-                            benches/results/2026-11-23.json."
+                            each run is timed beside a probe of matrix products and of memory. The time of decoding is that of the drawn tokens \
+                            alone. --out writes the report as JSON with its date: into a file, or into a folder such as benches/results/ under a \
+                            name of date, model and type of weights."
     )]
     Bench(BenchArgs),
     /// Talk to a model
@@ -193,32 +197,41 @@ pub(crate) struct ModelArgs {
     /// Let an endpoint render chat messages by its own template (recorded as such)
     #[arg(long)]
     pub(crate) server_template: bool,
+    /// The most memory for keys and values, in MiB; default a quarter of what is free. Results do not depend on it
+    #[arg(long, value_name = "MIB")]
+    pub(crate) kv_budget: Option<usize>,
     #[command(flatten)]
     pub(crate) common: Common,
+}
+
+/// Requests from a file and where their answers go.
+#[derive(Args)]
+pub(crate) struct FileArgs {
+    /// Requests, one JSON object a line
+    #[arg(long)]
+    pub(crate) requests: PathBuf,
+    /// File to write; default standard output
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+    /// Folder of answers kept on disk: a model is not asked again what it was asked before
+    #[arg(long, value_name = "DIR")]
+    pub(crate) answer_cache: Option<PathBuf>,
 }
 
 #[derive(Args)]
 pub(crate) struct ScoreArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Requests, one JSON object a line
-    #[arg(long)]
-    pub(crate) requests: PathBuf,
-    /// File to write; default standard output
-    #[arg(long)]
-    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) file: FileArgs,
 }
 
 #[derive(Args)]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Requests, one JSON object a line
-    #[arg(long)]
-    pub(crate) requests: PathBuf,
-    /// File to write; default standard output
-    #[arg(long)]
-    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) file: FileArgs,
 }
 
 #[derive(Args)]
@@ -228,7 +241,7 @@ pub(crate) struct BenchArgs {
     /// Runs of each work; medians are reported
     #[arg(long, default_value_t = 5)]
     pub(crate) runs: usize,
-    /// File to write the report to, JSON; default none
+    /// File, or existing folder, to write the report to as JSON; default none
     #[arg(long)]
     pub(crate) out: Option<PathBuf>,
 }
@@ -352,6 +365,9 @@ pub(crate) struct AskedArgs {
     /// Let an endpoint render chat messages by its own template (recorded as such)
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) server_template: bool,
+    /// Folder of answers kept on disk: a model is not asked again what it was asked before
+    #[arg(long, value_name = "DIR", conflicts_with = "recipe")]
+    pub(crate) answer_cache: Option<PathBuf>,
     /// Output folder of an earlier run of this kind to compare with
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) compare: Option<PathBuf>,

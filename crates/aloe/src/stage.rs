@@ -309,8 +309,8 @@ fn results_since(kind: &str) -> &'static str {
         "pull" | "sft" | "dpo" | "card" => "0.1.0",
         // Ledgers without folders and an account that adds up; reports of merges by group.
         "data" | "merge" => "0.1.0+1",
-        // Samples of an endpoint count their seeds from the first one's.
-        "eval" | "redteam" => "0.1.0+3",
+        // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's.
+        "eval" | "redteam" => aloe_engine::ANSWERS_SINCE,
         _ => env!("CARGO_PKG_VERSION"),
     }
 }

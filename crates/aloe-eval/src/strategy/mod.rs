@@ -70,9 +70,11 @@ impl Plan {
     /// How far an endpoint's second scoring of the same questions lies from the first. None where nothing is scored, and for a
     /// local model, whose scores repeat bit for bit.
     pub(crate) fn noise_floor(&self, run: &TaskRun, samples: &[Sample]) -> Result<Option<NoiseFloor>> {
-        let (Self::Loglikelihood(plan), Engine::Endpoint(_)) = (self, run.engine) else { return Ok(None) };
+        // A cache would give the first scoring back.
+        let engine = run.engine.without_cache();
+        let (Self::Loglikelihood(plan), Engine::Endpoint(_)) = (self, engine) else { return Ok(None) };
         let indices = noise::twice(samples.len());
-        let again = plan.score(run, &indices)?;
+        let again = plan.score(&TaskRun { engine, ..*run }, &indices)?;
         let first: Vec<&Sample> = indices.iter().map(|&index| &samples[index]).collect();
         Ok(Some(NoiseFloor::of(&first, &again)))
     }

@@ -1,14 +1,14 @@
 //! `aloe generate`: answers to requests from a file, one JSON line a request.
 
 use crate::cli::GenerateArgs;
-use crate::commands::{open_engine, or_interrupted, requests, write_lines};
+use crate::commands::{open_cached, or_interrupted, requests, write_answers};
 use aloe_engine::GenerateRequest;
 use aloe_record::{Cancel, Progress};
 
 /// Reads the requests, generates and writes the answers.
 pub(crate) fn run(args: &GenerateArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let seed = args.model.common.seed;
-    let rows = requests::read(&args.requests, |row| {
+    let rows = requests::read(&args.file.requests, |row| {
         if row.continuations.is_some() {
             return Err("`continuations` belongs to `aloe score`".to_owned());
         }
@@ -18,10 +18,10 @@ pub(crate) fn run(args: &GenerateArgs, cancel: &Cancel) -> anyhow::Result<()> {
         }
         Ok(GenerateRequest { id: row.id.clone(), prompt: row.prompt()?, n, sampling: row.sampling(seed)? })
     })?;
-    let engine = open_engine(&args.model)?;
+    let engine = open_cached(&args.model, &args.file)?;
     let progress = Progress::new("generate", rows.iter().map(|row| row.n as u64).sum(), "answers");
-    let results = or_interrupted(engine.generate(&rows, &progress, cancel))?;
+    let results = or_interrupted(engine.generate_each(&rows, &progress, cancel))?;
     progress.finish();
-    let lines: Vec<_> = results.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
-    write_lines(args.out.as_deref(), &args.model.common, lines.into_iter())
+    let answers = rows.iter().map(|row| row.id.as_str()).zip(results).collect();
+    write_answers(&args.file, &args.model.common, &engine, answers, |result| serde_json::to_value(result))
 }

@@ -12,12 +12,13 @@ mod show_mask;
 mod single;
 pub(crate) mod stages;
 
-use crate::cli::{Cli, Command, Common, ModelArgs};
+use crate::cli::{Cli, Command, Common, FileArgs, ModelArgs};
 use crate::failure::Failure;
 use crate::weights;
-use aloe_engine::{Engine, EngineOptions};
+use aloe_engine::{CacheCounts, Engine, EngineOptions};
 use aloe_record::{Cancel, atomic};
 use aloe_text::TextModel;
+use serde_json::{Value, json};
 use std::io::Write as _;
 use std::path::Path;
 
@@ -57,6 +58,7 @@ pub(crate) fn open_engine(args: &ModelArgs) -> anyhow::Result<Engine> {
         threads: threads_of(args.common.threads),
         tokenizer: args.tokenizer.clone(),
         server_template: args.server_template,
+        kv_budget_bytes: args.kv_budget.map(|mebibytes| mebibytes << 20),
         ..EngineOptions::default()
     };
     if args.model.starts_with("http") {
@@ -64,6 +66,15 @@ pub(crate) fn open_engine(args: &ModelArgs) -> anyhow::Result<Engine> {
     }
     let path = crate::stage::checked_model(Path::new(&args.model))?;
     Ok(Engine::open(&path.to_string_lossy(), &options)?)
+}
+
+/// [`open_engine`] with the cache of a request file's command before it, where one is named.
+pub(crate) fn open_cached(args: &ModelArgs, file: &FileArgs) -> anyhow::Result<Engine> {
+    let engine = open_engine(args)?;
+    Ok(match &file.answer_cache {
+        Some(folder) => engine.with_answer_cache(folder)?,
+        None => engine,
+    })
 }
 
 /// Tokenizer and template of a folder or a `.gguf` file.
@@ -86,29 +97,67 @@ pub(crate) fn or_interrupted<T>(result: aloe_engine::Result<T>) -> anyhow::Resul
     })
 }
 
-/// Writes JSON lines to a file (atomically) or to standard output. With `--json` a file's name, its number of rows and the
-/// seed are printed as JSON.
-pub(crate) fn write_lines(
-    out: Option<&Path>,
+/// Writes one JSON line a request, its answer or its error, to a file (atomically) or to standard output. With `--json` a file's
+/// name, its numbers of rows and of errors, the seed and what the cache knew are printed as JSON. Requests without an answer are
+/// an error once all is written; where none has one, nothing is.
+pub(crate) fn write_answers<T>(
+    file: &FileArgs,
     common: &Common,
-    rows: impl Iterator<Item = serde_json::Value>,
+    engine: &Engine,
+    answers: Vec<(&str, aloe_engine::Result<T>)>,
+    to_json: impl Fn(&T) -> serde_json::Result<Value>,
 ) -> anyhow::Result<()> {
-    let mut text = String::new();
-    let mut n_rows = 0;
-    for row in rows {
-        n_rows += 1;
+    let (mut text, mut errors, mut cause) = (String::new(), Vec::new(), None);
+    let n_rows = answers.len();
+    for (id, answer) in answers {
+        let row = match answer {
+            Ok(answer) => to_json(&answer)?,
+            Err(error) => {
+                let said = error.to_string();
+                let reason = said.strip_prefix(&format!("request {id}: ")).unwrap_or(&said);
+                errors.push(format!("request {id}: {reason}"));
+                let row = json!({"id": id, "error": reason});
+                // A fault of a server says more about the exit code than a request that is wrong.
+                if cause.is_none() || !matches!(error, aloe_engine::Error::Request { .. }) {
+                    cause = Some(error);
+                }
+                row
+            }
+        };
         text.push_str(&serde_json::to_string(&row)?);
         text.push('\n');
     }
-    match out {
+    let n_errors = errors.len();
+    if let (Some(counts), Some(folder)) = (engine.cache_counts(), &file.answer_cache) {
+        tell_cache(&counts, folder);
+    }
+    match &file.out {
+        _ if n_errors == n_rows => {}
         Some(path) => {
             atomic::write(path, text.as_bytes())?;
             if common.json {
-                let said = serde_json::json!({"out": path, "n_rows": n_rows, "seed": common.seed});
+                let mut said = json!({"out": path, "n_rows": n_rows, "n_errors": n_errors, "seed": common.seed});
+                if let Some(counts) = engine.cache_counts() {
+                    said["answer_cache"] = serde_json::to_value(counts)?;
+                }
                 writeln!(std::io::stdout(), "{said}")?;
             }
-            Ok(())
         }
-        None => Ok(std::io::stdout().write_all(text.as_bytes())?),
+        None => std::io::stdout().write_all(text.as_bytes())?,
     }
+    let Some(cause) = cause else { return Ok(()) };
+    errors.truncate(20);
+    if n_errors > 20 {
+        errors.push(format!("... and {} more", n_errors - 20));
+    }
+    let text = format!("{n_errors} of {n_rows} requests could not be answered\n{}", errors.join("\n"));
+    Err(anyhow::Error::from(cause).context(text))
+}
+
+/// Says on standard error what an answer cache saved, and what of it was damaged.
+pub(crate) fn tell_cache(counts: &CacheCounts, folder: &Path) {
+    let CacheCounts { n_asked, n_hits, n_damaged } = counts;
+    let damaged = if *n_damaged == 0 { String::new() } else { format!("; {n_damaged} damaged lines were passed over") };
+    let text = format!("{n_hits} of {n_asked} requests were answered from {}{damaged}", folder.display());
+    aloe_record::tell(&format!("note: {text}"));
 }

@@ -1,21 +1,22 @@
 //! `aloe score`: log-probabilities of given continuations, one JSON line a request.
 
 use crate::cli::ScoreArgs;
-use crate::commands::{open_engine, or_interrupted, requests, write_lines};
+use crate::commands::{open_cached, or_interrupted, requests, write_answers};
 use aloe_engine::{ScoreRequest, ScoreResult};
 use aloe_record::{Cancel, Progress};
 use serde_json::json;
 
 /// Reads the requests, scores them and writes the answers.
 pub(crate) fn run(args: &ScoreArgs, cancel: &Cancel) -> anyhow::Result<()> {
-    let rows = requests::read(&args.requests, |row| {
+    let rows = requests::read(&args.file.requests, |row| {
         Ok(ScoreRequest { id: row.id.clone(), prompt: row.prompt()?, continuations: row.continuations()? })
     })?;
-    let engine = open_engine(&args.model)?;
+    let engine = open_cached(&args.model, &args.file)?;
     let progress = Progress::new("score", rows.len() as u64, "requests");
-    let results = or_interrupted(engine.score(&rows, &progress, cancel))?;
+    let results = or_interrupted(engine.score_each(&rows, &progress, cancel))?;
     progress.finish();
-    write_lines(args.out.as_deref(), &args.model.common, results.iter().map(to_json))
+    let answers = rows.iter().map(|row| row.id.as_str()).zip(results).collect();
+    write_answers(&args.file, &args.model.common, &engine, answers, |result| Ok(to_json(result)))
 }
 
 fn to_json(result: &ScoreResult) -> serde_json::Value {

@@ -158,6 +158,9 @@ fn ask(kind: &str, mut entry: Table, args: &AskedArgs, cancel: &Cancel) -> anyho
     if let Some(mistake) = weights::mistake(args.dtype, args.quantize, Some(model)) {
         return Err(Failure::usage(format!("--{mistake}")).into());
     }
+    if let Some(folder) = &args.answer_cache {
+        entry.insert("answer_cache".into(), path_value(folder)?);
+    }
     if let Some(quantize) = args.quantize {
         entry.insert("quantize".into(), Value::String(quantize.name().into()));
     }

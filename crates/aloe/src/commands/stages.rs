@@ -1,7 +1,7 @@
 //! From checked settings to a stage's spine: one function per kind that opens what the spine needs, calls it and fills
 //! the record. `aloe run` and the subcommands both come through here.
 
-use crate::commands::rows;
+use crate::commands::{rows, tell_cache};
 use crate::failure::Failure;
 use crate::recipe::eval_stage::EvalStage;
 use crate::recipe::redteam_stage::RedteamStage;
@@ -257,8 +257,12 @@ fn eval(
     let config = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
     let earlier = inputs.get("compare").map(|_| single(inputs, "compare", "eval")).transpose()?;
     earlier.map(|folder| check_comparable(folder, &config)).transpose()?;
-    let opened =
-        Opened { tokenizer: &stage.tokenizer, server_template: stage.server_template, quantize: stage.quantize };
+    let opened = Opened {
+        tokenizer: &stage.tokenizer,
+        server_template: stage.server_template,
+        quantize: stage.quantize,
+        answer_cache: &stage.answer_cache,
+    };
     let engine = open_engine(single(inputs, "model", "eval")?, opened, context)?;
     let encoder = match inputs.get("embedder") {
         Some(_) => Some(single(inputs, "embedder", "eval")?),
@@ -278,6 +282,7 @@ fn eval(
     }
     record.result("table", table)?;
     record.result("eval", &results)?;
+    note_cache(&engine, &stage.answer_cache, record)?;
     record.result("summary", parts.join("; "))?;
     Ok(())
 }
@@ -304,8 +309,12 @@ fn redteam(
     let judge_engine = stage.judge.as_deref().map(|address| open_judge(address, stage)).transpose()?;
     let judge = judge_engine.as_ref().map(|engine| Judge { engine, labels: &labels, prompt: stage.judge_prompt });
     judge.as_ref().map(Judge::check).transpose()?;
-    let opened =
-        Opened { tokenizer: &stage.tokenizer, server_template: stage.server_template, quantize: stage.quantize };
+    let opened = Opened {
+        tokenizer: &stage.tokenizer,
+        server_template: stage.server_template,
+        quantize: stage.quantize,
+        answer_cache: &stage.answer_cache,
+    };
     let engine = open_engine(single(inputs, "model", "redteam")?, opened, context)?;
     let earlier = inputs.get("compare").map(|_| single(inputs, "compare", "redteam")).transpose()?;
     let before = earlier.map(RedTeamRun::read).transpose()?;
@@ -325,6 +334,7 @@ fn redteam(
     }
     record.result("table", table)?;
     record.result("redteam", &results)?;
+    note_cache(&engine, &stage.answer_cache, record)?;
     record.result("summary", summary)?;
     Ok(())
 }
@@ -351,6 +361,7 @@ struct Opened<'a> {
     tokenizer: &'a Option<PathBuf>,
     server_template: bool,
     quantize: Option<Quantize>,
+    answer_cache: &'a Option<PathBuf>,
 }
 
 /// The model of an input: a stage's folder, a folder, a file, or an endpoint.
@@ -366,11 +377,25 @@ fn open_engine(input: &Path, opened: Opened<'_>, context: &Context) -> anyhow::R
         server_template: opened.server_template,
         ..EngineOptions::default()
     };
-    if text.starts_with("http") {
-        return Ok(Engine::open(&text, &options)?);
+    let engine = if text.starts_with("http") {
+        Engine::open(&text, &options)?
+    } else {
+        let mut engine = Engine::open(&checked_model(input)?.to_string_lossy(), &options)?;
+        // `model` is the folder's name in every stage; the stage's own name tells them apart.
+        engine.rename(&name_of(input));
+        engine
+    };
+    Ok(match opened.answer_cache {
+        Some(folder) => engine.with_answer_cache(folder)?,
+        None => engine,
+    })
+}
+
+/// What the answer cache was asked and knew, into the record and to the user.
+fn note_cache(engine: &Engine, folder: &Option<PathBuf>, record: &mut Record) -> anyhow::Result<()> {
+    if let (Some(counts), Some(folder)) = (engine.cache_counts(), folder) {
+        tell_cache(&counts, folder);
+        record.result("answer_cache", counts)?;
     }
-    let mut engine = Engine::open(&checked_model(input)?.to_string_lossy(), &options)?;
-    // `model` is the folder's name in every stage; the stage's own name tells them apart.
-    engine.rename(&name_of(input));
-    Ok(engine)
+    Ok(())
 }

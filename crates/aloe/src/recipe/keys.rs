@@ -132,6 +132,7 @@ const EVAL: &[Key] = &[
     ("tokenizer", "endpoint: folder or .gguf whose tokenizer and template render the prompts"),
     ("server_template", "endpoint: the server renders chat messages (recorded as such)"),
     ("quantize", "q8 or q4: round the weights of a folder to blocks on load; not with dtype f32"),
+    ("answer_cache", "folder of answers kept on disk: a model is not asked again what it was asked before"),
     ("seed", "seed of draws, orders and sampling; default the recipe's or --seed"),
 ];
 
@@ -152,6 +153,7 @@ const REDTEAM: &[Key] = &[
     ("tokenizer", "endpoint: folder or .gguf whose tokenizer and template render the prompts"),
     ("server_template", "endpoint: the server renders chat messages (recorded as such)"),
     ("quantize", "q8 or q4: round the weights of a folder to blocks on load; not with dtype f32"),
+    ("answer_cache", "folder of answers kept on disk: a model is not asked again what it was asked before"),
     ("system", "system prompt before every prompt"),
     ("seed", "seed of the sample; default the recipe's or --seed"),
 ];

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on says so and stops")]
 
+mod answer_cache;
 mod bad_input;
 mod endpoint;
 mod faults;
 mod recipes;
+mod requests;
 mod revisions;
 mod road;
 mod tidy;

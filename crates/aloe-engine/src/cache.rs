@@ -1,0 +1,335 @@
+//! Answers kept on disk, for several processes at once: what a model was asked before it is not asked again.
+//!
+//! An entry's key is a digest over everything that decides the answer ([`Key`]), so that a changed weight, template, token or sampling
+//! field is a miss. An entry holds a request's whole answer, all `n` samples of it in their order; an answer that does not fit the
+//! request, or a line that fails its checksum, is a miss too. Of an endpoint no more is known than its address and what it says of
+//! itself: weights swapped behind the same name cannot be noticed. Refuses to keep errors.
+
+use crate::engine::check_sampling;
+use crate::{
+    Engine, EngineIdentity, GenerateRequest, GenerateResult, Prompt, Result, ScoreRequest, ScoreResult, encode,
+};
+use aloe_record::shared_log::{Place, SharedLog};
+use aloe_record::{Cancel, Progress, digest};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The program version since which the engine gives the same answers to the same requests, bit for bit: part of every key, and of the
+/// fingerprints of the stages that ask a model. A change of a kernel's arithmetic sets it.
+pub const ANSWERS_SINCE: &str = "0.1.0+3";
+
+/// Requests that the model is asked at once: what a kill loses. Answers do not depend on it.
+const CHUNK: usize = 256;
+
+/// The log's name in the cache's folder.
+const FILE: &str = "answers.log";
+
+/// What a cache was asked and knew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CacheCounts {
+    /// Requests.
+    pub n_asked: u64,
+    /// Requests answered from the cache.
+    pub n_hits: u64,
+    /// Lines passed over because they were damaged or torn.
+    pub n_damaged: u64,
+}
+
+/// A model behind a cache.
+pub struct Cached {
+    pub(crate) engine: Engine,
+    store: Mutex<Store>,
+}
+
+struct Store {
+    log: SharedLog,
+    places: HashMap<String, Place>,
+    counts: CacheCounts,
+}
+
+/// A line of the log.
+#[derive(Serialize, Deserialize)]
+struct Entry<T> {
+    key: String,
+    answer: T,
+}
+
+/// What an entry's digest is taken over. `None` where a request has no ids or messages to stand for it: it is then not kept.
+#[derive(Serialize)]
+struct Key<'a> {
+    since: &'a str,
+    model: &'a Value,
+    call: &'a str,
+    /// Token ids, or chat messages where the server renders.
+    prompt: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    continuations: Option<Vec<Vec<u32>>>,
+    /// Id (it names the random stream), number of samples and sampling of a generation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draws: Option<Value>,
+}
+
+/// What a key says of the model: everything of its identity but the name, which of a local model is a label.
+fn model_key(engine: &Engine) -> Value {
+    let EngineIdentity { weights, text, dtype, path, .. } = engine.identity();
+    let served = match engine {
+        Engine::Endpoint(endpoint) => Some(endpoint.cache_identity()),
+        Engine::Local(_) | Engine::Cached(_) => None,
+    };
+    json!({"weights": weights, "text": text, "dtype": dtype, "path": path, "endpoint": served})
+}
+
+impl Key<'_> {
+    fn digest(&self) -> Option<String> {
+        serde_json::to_string(self).ok().map(|json| digest::bytes(json.as_bytes()))
+    }
+}
+
+/// The answer to a request, if it is one to this request.
+trait Answer: Serialize + DeserializeOwned {
+    type Request: Clone;
+    /// Whether the answer has the shape that was asked for, and the ids.
+    fn fits(&self, request: &Self::Request) -> bool;
+    /// The answer under the request's name.
+    fn named(self, request: &Self::Request) -> Self;
+    fn key(model: &Value, engine: &Engine, request: &Self::Request) -> Option<String>;
+}
+
+impl Answer for ScoreResult {
+    type Request = ScoreRequest;
+
+    fn fits(&self, request: &ScoreRequest) -> bool {
+        let whole = self.continuations.iter().all(|scored| scored.ids.len() == scored.logps.len());
+        whole && self.continuations.len() == request.continuations.len().max(1)
+    }
+
+    fn named(self, request: &ScoreRequest) -> Self {
+        Self { id: request.id.clone(), ..self }
+    }
+
+    fn key(model: &Value, engine: &Engine, request: &ScoreRequest) -> Option<String> {
+        let (ids, continuations) = encode::score_ids(engine.text()?, request).ok()?;
+        let (prompt, continuations) = (json!({ "ids": ids }), Some(continuations));
+        Key { since: ANSWERS_SINCE, model, call: "score", prompt, continuations, draws: None }.digest()
+    }
+}
+
+impl Answer for GenerateResult {
+    type Request = GenerateRequest;
+
+    fn fits(&self, request: &GenerateRequest) -> bool {
+        self.completions.len() == request.n
+    }
+
+    fn named(self, request: &GenerateRequest) -> Self {
+        Self { id: request.id.clone(), ..self }
+    }
+
+    fn key(model: &Value, engine: &Engine, request: &GenerateRequest) -> Option<String> {
+        check_sampling(request).ok()?;
+        let prompt = match (engine, &request.prompt) {
+            (Engine::Endpoint(endpoint), Prompt::Messages(messages)) if endpoint.renders() => {
+                json!({ "messages": messages })
+            }
+            _ => json!({ "ids": encode::prompt_ids(engine.text()?, &request.prompt).ok()? }),
+        };
+        let draws = Some(json!({"id": request.id, "n": request.n, "sampling": request.sampling}));
+        Key { since: ANSWERS_SINCE, model, call: "generate", prompt, continuations: None, draws }.digest()
+    }
+}
+
+impl Cached {
+    /// Puts the cache in the folder `folder` before `engine`.
+    pub fn open(engine: Engine, folder: &Path) -> Result<Self> {
+        let log = SharedLog::open(&folder.join(FILE))?;
+        let mut store = Store { log, places: HashMap::new(), counts: CacheCounts::default() };
+        store.read_new()?;
+        Ok(Self { engine, store: Mutex::new(store) })
+    }
+
+    pub(crate) fn counts(&self) -> CacheCounts {
+        let store = self.lock();
+        CacheCounts { n_damaged: store.log.n_damaged(), ..store.counts }
+    }
+
+    pub(crate) fn score(
+        &self,
+        requests: &[ScoreRequest],
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Vec<ScoreResult>> {
+        let ask =
+            |missed: &[ScoreRequest]| Ok(self.engine.score(missed, progress, cancel)?.into_iter().map(Ok).collect());
+        self.answer(requests, |_| 1, progress, ask)?.into_iter().collect()
+    }
+
+    pub(crate) fn score_each(
+        &self,
+        requests: &[ScoreRequest],
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Vec<Result<ScoreResult>>> {
+        self.answer(requests, |_| 1, progress, |missed| self.engine.score_each(missed, progress, cancel))
+    }
+
+    pub(crate) fn generate(
+        &self,
+        requests: &[GenerateRequest],
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Vec<GenerateResult>> {
+        let ask = |missed: &[GenerateRequest]| {
+            Ok(self.engine.generate(missed, progress, cancel)?.into_iter().map(Ok).collect())
+        };
+        self.answer(requests, |request: &GenerateRequest| request.n, progress, ask)?.into_iter().collect()
+    }
+
+    pub(crate) fn generate_each(
+        &self,
+        requests: &[GenerateRequest],
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Vec<Result<GenerateResult>>> {
+        let ask = |missed: &[GenerateRequest]| self.engine.generate_each(missed, progress, cancel);
+        self.answer(requests, |request: &GenerateRequest| request.n, progress, ask)
+    }
+
+    pub(crate) fn score_until_fault(
+        &self,
+        requests: &[ScoreRequest],
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Vec<Result<ScoreResult>>> {
+        self.answer(
+            requests,
+            |_| 1,
+            progress,
+            |missed| {
+                let (answered, fault) = self.engine.score_until_fault(missed, progress, cancel);
+                Ok(answered.into_iter().map(Ok).chain(fault.map(Err)).collect())
+            },
+        )
+    }
+
+    pub(crate) fn generate_until_fault(
+        &self,
+        requests: &[GenerateRequest],
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Vec<Result<GenerateResult>>> {
+        self.answer(
+            requests,
+            |request: &GenerateRequest| request.n,
+            progress,
+            |missed| {
+                let (answered, fault) = self.engine.generate_until_fault(missed, progress, cancel);
+                Ok(answered.into_iter().map(Ok).chain(fault.map(Err)).collect())
+            },
+        )
+    }
+
+    /// [`Cached::answer_chunk`] for a chunk at a time. After a chunk that a fault cut short nothing more is asked.
+    fn answer<A: Answer>(
+        &self,
+        requests: &[A::Request],
+        n_steps: impl Fn(&A::Request) -> usize,
+        progress: &Progress,
+        ask: impl Fn(&[A::Request]) -> Result<Vec<Result<A>>>,
+    ) -> Result<Vec<Result<A>>> {
+        let mut results = Vec::with_capacity(requests.len());
+        for chunk in requests.chunks(CHUNK) {
+            let answered = self.answer_chunk(chunk, &n_steps, progress, &ask)?;
+            let is_cut = answered.len() < chunk.len();
+            results.extend(answered);
+            if is_cut {
+                break;
+            }
+        }
+        Ok(results)
+    }
+
+    /// Looks every request up, asks the model for the others in one call and keeps its answers.
+    fn answer_chunk<A: Answer>(
+        &self,
+        requests: &[A::Request],
+        n_steps: &impl Fn(&A::Request) -> usize,
+        progress: &Progress,
+        ask: &impl Fn(&[A::Request]) -> Result<Vec<Result<A>>>,
+    ) -> Result<Vec<Result<A>>> {
+        let model = model_key(&self.engine);
+        let keys: Vec<Option<String>> = requests.iter().map(|one| A::key(&model, &self.engine, one)).collect();
+        let mut found = self.lock().look_up::<A>(&keys, requests)?;
+        let hits = requests.iter().zip(&found).filter(|(_, found)| found.is_some());
+        progress.advance(hits.map(|(request, _)| n_steps(request) as u64).sum());
+        let missed = requests.iter().zip(&found).filter(|(_, found)| found.is_none());
+        let missed: Vec<A::Request> = missed.map(|(request, _)| request.clone()).collect();
+        if missed.is_empty() {
+            return Ok(found.into_iter().flatten().map(Ok).collect());
+        }
+        let mut answered = ask(&missed)?.into_iter();
+        let mut results = Vec::with_capacity(requests.len());
+        let mut lines = Vec::new();
+        for (found, key) in found.iter_mut().zip(keys) {
+            let result = match found.take() {
+                Some(found) => Ok(found),
+                None => {
+                    let Some(result) = answered.next() else { break };
+                    if let (Ok(answer), Some(key)) = (&result, key) {
+                        lines.extend(serde_json::to_string(&Entry { key, answer }).ok());
+                    }
+                    result
+                }
+            };
+            results.push(result);
+        }
+        let mut store = self.lock();
+        store.log.append(&lines)?;
+        store.read_new()?;
+        Ok(results)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store {
+    /// Takes in what was added to the log, by this process or another. The first answer under a key stays.
+    fn read_new(&mut self) -> Result<()> {
+        #[derive(Deserialize)]
+        struct KeyOnly {
+            key: String,
+        }
+        let places = &mut self.places;
+        Ok(self.log.read_new(|place, json| {
+            if let Ok(entry) = serde_json::from_slice::<KeyOnly>(json) {
+                places.entry(entry.key).or_insert(place);
+            }
+        })?)
+    }
+
+    fn look_up<A: Answer>(&mut self, keys: &[Option<String>], requests: &[A::Request]) -> Result<Vec<Option<A>>> {
+        self.read_new()?;
+        let mut found = Vec::with_capacity(keys.len());
+        for (key, request) in keys.iter().zip(requests) {
+            let place = key.as_ref().and_then(|key| self.places.get(key)).copied();
+            let json = place.map(|place| self.log.read(place)).transpose()?.flatten();
+            let entry = json.and_then(|json| serde_json::from_slice::<Entry<A>>(&json).ok());
+            let entry = entry.filter(|entry| Some(&entry.key) == key.as_ref() && entry.answer.fits(request));
+            if entry.is_none()
+                && let Some(key) = key
+            {
+                // What stands there is no use; the answer to come takes its place.
+                self.places.remove(key);
+            }
+            self.counts.n_asked += 1;
+            self.counts.n_hits += u64::from(entry.is_some());
+            found.push(entry.map(|entry| entry.answer.named(request)));
+        }
+        Ok(found)
+    }
+}
