@@ -1,0 +1,191 @@
+//! The innermost part of the product: what one unit adds, and a few rows against a few vectors of lanes with sums in registers.
+
+use super::{Ahead, Gemm, PANEL};
+use crate::simd::{Kernel, LANES, Simd};
+
+/// What one unit adds to the chain.
+pub(super) trait Product: Copy {
+    /// Parts that a unit is taken in, one after the other for all rows of a tile.
+    fn parts<S: Simd>() -> usize {
+        1
+    }
+
+    /// Whether blocks of B are worth widening before many rows meet them.
+    fn widens<S: Simd>() -> bool {
+        false
+    }
+
+    #[inline(always)]
+    unsafe fn part<S: Simd>(unit: S::V, _part: usize) -> S::V {
+        unit
+    }
+
+    /// The part of 16 lanes of B.
+    #[inline(always)]
+    unsafe fn of_b<S: Simd>(b: *const u32, part: usize) -> S::V {
+        Self::part::<S>(S::load(b.cast()), part)
+    }
+
+    unsafe fn step<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V;
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct F32Product;
+
+impl Product for F32Product {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        S::fma(a, b, acc)
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Bf16Product;
+
+impl Product for Bf16Product {
+    /// Without a product of pairs, the upper halves of all rows come first and then the lower ones: the same chain, and each half
+    /// is widened once.
+    #[inline(always)]
+    fn parts<S: Simd>() -> usize {
+        if S::PAIRS_BF16 { 1 } else { 2 }
+    }
+
+    fn widens<S: Simd>() -> bool {
+        !S::PAIRS_BF16
+    }
+
+    #[inline(always)]
+    unsafe fn part<S: Simd>(unit: S::V, part: usize) -> S::V {
+        match (S::PAIRS_BF16, part) {
+            (true, _) => unit,
+            (false, 0) => S::upper_bf16(unit),
+            (false, _) => S::lower_bf16(unit),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn step<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        if S::PAIRS_BF16 { S::dot_bf16(acc, a, b) } else { S::fma(a, b, acc) }
+    }
+}
+
+/// The same chain over a panel whose units were widened: upper halves of 32 lanes, then lower ones.
+#[derive(Clone, Copy)]
+pub(super) struct WidenedProduct;
+
+impl Product for WidenedProduct {
+    #[inline(always)]
+    fn parts<S: Simd>() -> usize {
+        2
+    }
+
+    #[inline(always)]
+    unsafe fn part<S: Simd>(unit: S::V, part: usize) -> S::V {
+        Bf16Product::part::<S>(unit, part)
+    }
+
+    #[inline(always)]
+    unsafe fn of_b<S: Simd>(b: *const u32, part: usize) -> S::V {
+        S::load(b.wrapping_add(part * PANEL).cast())
+    }
+
+    #[inline(always)]
+    unsafe fn step<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        S::fma(a, b, acc)
+    }
+}
+
+/// `ROWS` rows by `VECTORS` vectors of C, held in registers over the block's units.
+pub(super) struct Tile<P, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> {
+    pub(super) g: Gemm,
+    pub(super) ahead: Ahead,
+    pub(super) product: std::marker::PhantomData<P>,
+}
+
+impl<P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> Kernel
+    for Tile<P, BY_UNIT, ROWS, VECTORS>
+{
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let g = self.g;
+        let whole = g.n >= VECTORS * LANES;
+        let mut acc = [[S::splat(0.0); VECTORS]; ROWS];
+        if g.accumulate {
+            let mut i = 0;
+            while i < ROWS {
+                let mut v = 0;
+                while v < VECTORS {
+                    let p = g.c.wrapping_add(i * g.c_stride + v * LANES);
+                    acc[i][v] = if whole { S::load(p) } else { S::load_up_to(p, g.n.saturating_sub(v * LANES)) };
+                    v += 1;
+                }
+                i += 1;
+            }
+        }
+        chain::<S, P, BY_UNIT, ROWS, VECTORS>(&g, self.ahead, &mut acc);
+        let mut i = 0;
+        while i < ROWS {
+            let mut v = 0;
+            while v < VECTORS {
+                let p = g.c.wrapping_add(i * g.c_stride + v * LANES);
+                if whole {
+                    S::store(p, acc[i][v]);
+                } else {
+                    S::store_up_to(p, acc[i][v], g.n.saturating_sub(v * LANES));
+                }
+                v += 1;
+            }
+            i += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn chain<S: Simd, P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize>(
+    g: &Gemm,
+    ahead: Ahead,
+    acc: &mut [[S::V; VECTORS]; ROWS],
+) {
+    let (mut a, mut b, mut fetch) = (g.a, g.b, ahead.from);
+    let (a_step, a_row) = if BY_UNIT { (g.a_stride, 1) } else { (1, g.a_stride) };
+    let mut left = g.units;
+    while left > 0 {
+        if ahead.step > 0 {
+            let mut p = 0;
+            while p < VECTORS.div_ceil(2) {
+                let line = fetch.wrapping_add(p * g.b_panel_stride);
+                S::prefetch(line.cast());
+                if ahead.step == PANEL {
+                    S::prefetch(line.wrapping_add(LANES).cast());
+                }
+                p += 1;
+            }
+            fetch = fetch.wrapping_add(ahead.step);
+        }
+        let mut part = 0;
+        while part < P::parts::<S>() {
+            let mut panel = [S::splat(0.0); VECTORS];
+            let mut v = 0;
+            while v < VECTORS {
+                panel[v] = P::of_b::<S>(b.wrapping_add(v / 2 * g.b_panel_stride + v % 2 * LANES), part);
+                v += 1;
+            }
+            let mut i = 0;
+            while i < ROWS {
+                let unit = P::part::<S>(S::splat_at(a.wrapping_add(i * a_row)), part);
+                let mut v = 0;
+                while v < VECTORS {
+                    acc[i][v] = P::step::<S>(acc[i][v], unit, panel[v]);
+                    v += 1;
+                }
+                i += 1;
+            }
+            part += 1;
+        }
+        a = a.wrapping_add(a_step);
+        b = b.wrapping_add(g.b_unit_stride);
+        left -= 1;
+    }
+}
