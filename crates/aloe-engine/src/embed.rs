@@ -1,38 +1,49 @@
-//! Sentence embeddings by a BERT-type encoder (all-MiniLM-L6-v2 and its kind): mean pooling, unit length.
+//! Sentence embeddings of unit length: by a BERT-type encoder (all-MiniLM-L6-v2 and its kind; mean or CLS pooling, as the folder
+//! says), or by the last token's state of a causal model. Weights and sums are f32.
 
 use crate::local::available_threads;
 use crate::{Error, Result};
-use aloe_model::BertEncoder;
+use aloe_model::{BertEncoder, Decoder, ModelSource, PackedBatch, Pooling, unit};
 use aloe_record::{Cancel, Progress};
-use aloe_tensor::Device;
+use aloe_tensor::{Device, Dtype};
 use aloe_text::Tokenizer;
 use std::path::Path;
 
 /// A sentence encoder with its tokenizer.
 pub struct Embedder {
-    encoder: BertEncoder,
+    model: Model,
     tokenizer: Tokenizer,
     max_len_tokens: usize,
     name: String,
 }
 
+enum Model {
+    Bert(Box<BertEncoder>),
+    Causal(Box<Decoder>),
+}
+
 impl Embedder {
-    /// Opens a folder with `config.json`, `model.safetensors` and `tokenizer.json`.
+    /// Opens a folder with `config.json`, `model.safetensors` and `tokenizer.json`. A folder whose `1_Pooling` takes the last
+    /// token, or whose model is no BERT, is a causal model.
     pub fn open(folder: &Path, threads: usize) -> Result<Self> {
-        if !folder.join("config.json").exists() {
-            return Err(Error::Open {
-                model: folder.display().to_string(),
-                reason: "no config.json in it; an embedding model is a Hugging Face folder of a BERT-type encoder"
-                    .into(),
-            });
-        }
-        let threads = if threads == 0 { available_threads() } else { threads };
-        let device = Device::cpu(threads);
-        let encoder = BertEncoder::open(folder, &device)?;
+        let device = Device::cpu(if threads == 0 { available_threads() } else { threads });
+        let model = if is_bert(folder)? {
+            Model::Bert(Box::new(BertEncoder::open(folder, &device)?))
+        } else {
+            if let Some(pooling @ (Pooling::Mean | Pooling::Cls)) =
+                Pooling::read(&folder.join("1_Pooling/config.json"))?
+            {
+                let reason = format!("a causal model pools its last token; 1_Pooling asks for {pooling:?}");
+                return Err(Error::Open { model: folder.display().to_string(), reason });
+            }
+            Model::Causal(Box::new(Decoder::open(&ModelSource::open(folder)?, Dtype::F32, &device)?))
+        };
         let tokenizer = Tokenizer::open(folder)?;
-        let name = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let max_len_tokens = encoder.max_len_tokens;
-        Ok(Self { encoder, tokenizer, max_len_tokens, name })
+        let max_len_tokens = match &model {
+            Model::Bert(encoder) => encoder.max_len_tokens,
+            Model::Causal(decoder) => decoder.config.max_position_embeddings,
+        };
+        Ok(Self { model, tokenizer, max_len_tokens, name: name_of(folder) })
     }
 
     /// The folder's name.
@@ -47,20 +58,79 @@ impl Embedder {
             cancel.check()?;
             let ids: Vec<Vec<u32>> = chunk.iter().map(|text| self.framed(text)).collect::<Result<_>>()?;
             let inputs: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-            vectors.extend(self.encoder.embed(&inputs)?);
+            vectors.extend(self.embed_ids(&inputs)?);
             progress.advance(chunk.len() as u64);
         }
         Ok(vectors)
     }
 
+    /// One unit vector per list of ids.
+    pub(crate) fn embed_ids(&self, inputs: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        let decoder = match &self.model {
+            Model::Bert(encoder) => return Ok(encoder.embed(inputs)?),
+            Model::Causal(decoder) => decoder,
+        };
+        let batch = PackedBatch::from_documents(inputs);
+        let (hidden, d) = (decoder.hidden(&batch)?, decoder.config.hidden_size);
+        let last = |row: usize| hidden.as_f32()[row * d..][..d].iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+        Ok(batch.pieces.iter().map(|rows| unit(&last(rows.end - 1))).collect())
+    }
+
     /// The ids with the tokenizer's frame (`[CLS]` ... `[SEP]`); a text that is too long loses its end, not its frame.
     fn framed(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.encode_framed(text)?;
+        let n_before = self.tokenizer.with_bos(Vec::new()).len();
+        let n_after = self.tokenizer.encode_framed("")?.len() - n_before;
         if ids.len() > self.max_len_tokens {
-            let last = ids[ids.len() - 1];
-            ids.truncate(self.max_len_tokens - 1);
-            ids.push(last);
+            ids.drain(self.max_len_tokens - n_after..ids.len() - n_after);
+        }
+        if ids.is_empty() {
+            let reason = "a text without tokens has no embedding".to_owned();
+            return Err(Error::Request { id: String::new(), reason });
         }
         Ok(ids)
+    }
+}
+
+/// Whether the folder's model is a BERT.
+fn is_bert(folder: &Path) -> Result<bool> {
+    let path = folder.join("config.json");
+    if !path.exists() {
+        let reason = "no config.json in it; an embedding model is a Hugging Face folder of a BERT-type encoder or a causal model";
+        return Err(Error::Open { model: folder.display().to_string(), reason: reason.into() });
+    }
+    let config: serde_json::Value = aloe_record::atomic::read_json(&path)?;
+    Ok(config["model_type"] == "bert")
+}
+
+pub(crate) fn name_of(folder: &Path) -> String {
+    folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    /// Golden: transformers' last hidden state of stories260K in f32 (`oracles/tiny_encoders.py`).
+    #[test]
+    fn the_last_token_of_a_causal_model_gives_the_embedding_of_transformers() {
+        let Ok(data) = std::env::var("ALOE_DATA") else {
+            assert!(std::env::var("ALOE_REQUIRE").is_err(), "ALOE_DATA is not set");
+            eprintln!("not run: ALOE_DATA is not set");
+            return;
+        };
+        let embedder = Embedder::open(&Path::new(&data).join("models/stories260K"), 2).unwrap();
+        let golden: Value =
+            serde_json::from_str(include_str!("../../aloe-model/tests/golden/tiny_encoders.json")).unwrap();
+        let cases = golden["last"].as_array().unwrap();
+        let ids = |case: &Value| -> Vec<u32> { serde_json::from_value(case["ids"].clone()).unwrap() };
+        let inputs: Vec<Vec<u32>> = cases.iter().map(ids).collect();
+        let found = embedder.embed_ids(&inputs.iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
+        for (case, found) in cases.iter().zip(found) {
+            let expected: Vec<f32> = serde_json::from_value(case["embedding"].clone()).unwrap();
+            let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(found.len() == expected.len() && worst < 1e-5, "{}: {worst}", case["ids"]);
+        }
     }
 }

@@ -19,6 +19,7 @@ mod local;
 mod memory;
 mod prefixes;
 mod request;
+mod rerank;
 mod sample;
 mod score;
 mod sequence;
@@ -38,6 +39,7 @@ pub use request::{
     Completion, Continuation, FinishReason, GenerateRequest, GenerateResult, Prompt, Sampling, ScoreRequest,
     ScoreResult, Scored,
 };
+pub use rerank::Reranker;
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

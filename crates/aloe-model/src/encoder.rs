@@ -1,8 +1,16 @@
-//! BERT-type sentence encoders, forward only: all-MiniLM-L6-v2 and its like, for nearest neighbours.
+//! BERT-type sentence encoders, forward only: all-MiniLM-L6-v2 and its like, for nearest neighbours. `rerank` puts the head of a
+//! cross-encoder on the same layers.
 //!
-//! Post-norm layers, learned positions, exact (erf) GELU, mean pooling over all tokens, then L2 normalisation, in f32. Refuses
-//! other poolings, activations and position types by name. Sees ids, `[CLS]` and `[SEP]` included; never text.
+//! Post-norm layers, learned positions, exact (erf) GELU, mean pooling over all tokens or the first token's row, as
+//! `1_Pooling/config.json` says, then L2 normalisation, in f32. Refuses other poolings, activations and position types by name.
+//! Sees ids, `[CLS]` and `[SEP]` included; never text.
 //! Must agree with `BertModel` of transformers and the pooling of sentence-transformers.
+
+mod pooling;
+mod rerank;
+
+pub use pooling::{Pooling, unit};
+pub use rerank::BertReranker;
 
 use crate::batch::{PackedBatch, check_ids};
 use crate::safetensors::SafeTensorsFile;
@@ -55,9 +63,11 @@ pub struct BertEncoder {
     pub config: EncoderConfig,
     /// Longest input that `embed` takes: the least of the position table and `max_seq_length` of sentence_bert_config.json.
     pub max_len_tokens: usize,
+    /// How rows become one embedding.
+    pub pooling: Pooling,
     device: Device,
     words: Tensor,
-    /// Position row plus the row of token type 0, `[positions, D]`.
+    /// Position row plus the row of a token type, `[types * positions, D]`: those of type 0 first.
     positions: Tensor,
     norm: Norm,
     layers: Vec<Layer>,
@@ -67,28 +77,52 @@ impl BertEncoder {
     /// Opens a sentence-transformers folder: `config.json`, `model.safetensors`, and where present `1_Pooling/config.json` and
     /// `sentence_bert_config.json`.
     pub fn open(dir: &Path, device: &Device) -> Result<Self> {
+        let file = SafeTensorsFile::open(&dir.join("model.safetensors"))?;
+        let pooling = Pooling::read(&dir.join("1_Pooling/config.json"))?.unwrap_or(Pooling::Mean);
+        if pooling == Pooling::LastToken {
+            let reason =
+                "pools the last token, which only a causal model's row can stand for; mean and CLS are implemented";
+            return Err(Error::file(&dir.join("1_Pooling/config.json"), reason));
+        }
+        Self::read(dir, &Reader { file: &file }, pooling, device)
+    }
+
+    fn read(dir: &Path, reader: &Reader, pooling: Pooling, device: &Device) -> Result<Self> {
         let config = EncoderConfig::read(&dir.join("config.json"))?;
-        check_pooling(&dir.join("1_Pooling/config.json"))?;
         let max_len_tokens = max_seq_length(&dir.join("sentence_bert_config.json"))?
             .map_or(config.max_position_embeddings, |n| n.min(config.max_position_embeddings));
-        let file = SafeTensorsFile::open(&dir.join("model.safetensors"))?;
-        let reader = Reader { file: &file };
         let (d, n_positions) = (config.hidden_size, config.max_position_embeddings);
         let words = reader.tensor("embeddings.word_embeddings.weight", &[config.vocab_size, d])?;
-        let mut positions = reader.tensor("embeddings.position_embeddings.weight", &[n_positions, d])?;
+        let positions = reader.tensor("embeddings.position_embeddings.weight", &[n_positions, d])?;
         let n_types = reader.rows("embeddings.token_type_embeddings.weight")?;
         let types = reader.tensor("embeddings.token_type_embeddings.weight", &[n_types, d])?;
-        for row in positions.as_f32_mut().chunks_exact_mut(d) {
-            row.iter_mut().zip(types.as_f32()).for_each(|(p, t)| *p += t);
-        }
+        let of_type =
+            |kind| positions.as_f32().chunks_exact(d).flat_map(move |row| row.iter().zip(kind).map(|(p, t)| p + t));
+        let positions = types.as_f32().chunks_exact(d).flat_map(|kind| of_type(kind)).collect();
+        let positions = Tensor::from_f32(&[n_types * n_positions, d], positions);
         let norm = reader.norm("embeddings.LayerNorm", d)?;
         let layers = (0..config.num_hidden_layers).map(|i| reader.layer(i, &config)).collect::<Result<_>>()?;
-        Ok(Self { config, max_len_tokens, device: device.clone(), words, positions, norm, layers })
+        Ok(Self { config, max_len_tokens, pooling, device: device.clone(), words, positions, norm, layers })
     }
 
     /// One embedding `[D]` of length 1 per input. An input longer than `max_len_tokens`, or empty, is refused: cutting is the
     /// caller's decision.
     pub fn embed(&self, inputs: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        let d = self.config.hidden_size;
+        let pool = |_: usize, rows: &[f32]| match self.pooling {
+            Pooling::Mean => unit(&mean(rows, d)),
+            Pooling::Cls | Pooling::LastToken => unit(&rows[..d].iter().map(|v| f64::from(*v)).collect::<Vec<_>>()),
+        };
+        self.pooled(inputs, None, pool)
+    }
+
+    /// `pool` of each input's place and rows `[n, D]`. `types` are token types, all 0 where absent.
+    fn pooled<T>(
+        &self,
+        inputs: &[&[u32]],
+        types: Option<&[&[u32]]>,
+        pool: impl Fn(usize, &[f32]) -> T,
+    ) -> Result<Vec<T>> {
         for (i, ids) in inputs.iter().enumerate() {
             if ids.is_empty() || ids.len() > self.max_len_tokens {
                 let reason = format!("input {i} has {} tokens, expected 1 to {}", ids.len(), self.max_len_tokens);
@@ -96,6 +130,7 @@ impl BertEncoder {
             }
             check_ids(ids, self.config.vocab_size)?;
         }
+        let d = self.config.hidden_size;
         let mut out = Vec::with_capacity(inputs.len());
         let mut start = 0;
         while start < inputs.len() {
@@ -105,23 +140,30 @@ impl BertEncoder {
                 rows += inputs[end].len();
                 end += 1;
             }
-            out.extend(self.embed_packed(&PackedBatch::from_documents(&inputs[start..end])));
+            let batch = PackedBatch::from_documents(&inputs[start..end]);
+            let mut positions = batch.positions.clone();
+            for (position, kind) in positions.iter_mut().zip(types.iter().flat_map(|t| t[start..end].concat())) {
+                *position += kind * self.config.max_position_embeddings as u32;
+            }
+            let x = self.hidden(&batch, &positions);
+            let pieces = batch.pieces.iter().enumerate();
+            out.extend(pieces.map(|(i, rows)| pool(start + i, &x.as_f32()[rows.start * d..rows.end * d])));
             start = end;
         }
         Ok(out)
     }
 
-    fn embed_packed(&self, batch: &PackedBatch) -> Vec<Vec<f32>> {
+    /// Rows of the last layer, `[N, D]`.
+    fn hidden(&self, batch: &PackedBatch, positions: &[u32]) -> Tensor {
         let dev = &self.device;
         let mut x = ops::embedding(dev, &self.words, &batch.ids);
-        ops::add_in_place(dev, &mut x, &ops::embedding(dev, &self.positions, &batch.positions));
+        ops::add_in_place(dev, &mut x, &ops::embedding(dev, &self.positions, positions));
         let mut x = self.layer_norm(&x, &self.norm);
         let plan = AttentionPlan { blocks: batch.plan.blocks.clone(), causal: false };
         for layer in &self.layers {
             x = self.layer(layer, x, &plan);
         }
-        let d = self.config.hidden_size;
-        batch.pieces.iter().map(|rows| pooled(&x.as_f32()[rows.start * d..rows.end * d], d)).collect()
+        x
     }
 
     fn layer(&self, layer: &Layer, x: Tensor, plan: &AttentionPlan) -> Tensor {
@@ -145,16 +187,15 @@ impl BertEncoder {
     }
 }
 
-/// Mean over the rows of `[n, d]`, then divided by its norm (sentence-transformers' Normalize: at least 1e-12). Sums in f64.
-fn pooled(rows: &[f32], d: usize) -> Vec<f32> {
+/// Mean over the rows of `[n, d]`, in f64.
+fn mean(rows: &[f32], d: usize) -> Vec<f64> {
     let mut mean = vec![0.0_f64; d];
     for row in rows.chunks_exact(d) {
         mean.iter_mut().zip(row).for_each(|(m, v)| *m += f64::from(*v));
     }
     let n = (rows.len() / d) as f64;
     mean.iter_mut().for_each(|m| *m /= n);
-    let norm = mean.iter().map(|m| m * m).sum::<f64>().sqrt().max(1e-12);
-    mean.into_iter().map(|m| (m / norm) as f32).collect()
+    mean
 }
 
 impl EncoderConfig {
@@ -191,19 +232,6 @@ impl EncoderConfig {
 fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     serde_json::from_slice(&bytes).map_err(|error| Error::file(path, format!("is not a JSON object: {error}")))
-}
-
-/// Any pooling mode but the mean changes the embedding, so it is refused.
-fn check_pooling(path: &Path) -> Result<()> {
-    if !path.exists() {
-        return Ok(());
-    }
-    for (key, value) in read_object(path)? {
-        if key.starts_with("pooling_mode_") && value.as_bool() != Some(key == "pooling_mode_mean_tokens") {
-            return Err(Error::file(path, format!("{key} is {value}; only mean pooling is implemented")));
-        }
-    }
-    Ok(())
 }
 
 fn max_seq_length(path: &Path) -> Result<Option<usize>> {

@@ -33,7 +33,7 @@ pub use batch::{Branches, PackedBatch};
 pub use checkpoint::Checkpoint;
 pub use config::{Arch, Config, RopeScaling};
 pub use decoder::{Decoder, TokenLogps};
-pub use encoder::BertEncoder;
+pub use encoder::{BertEncoder, BertReranker, Pooling, unit};
 pub use error::Error;
 pub use forward::Activations;
 pub use gguf::{Gguf, GgufModel};

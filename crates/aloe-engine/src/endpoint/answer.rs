@@ -102,32 +102,36 @@ fn ids(list: &Value) -> Result<Option<Vec<u32>>, String> {
 }
 
 /// Holds the number of new tokens against the reasons for which the answers ended. `length` before the most that was asked for
-/// is the model's context, if that can be full.
+/// is the model's context, if that can be full. Of several answers llama-server counts the tokens of the first alone.
 fn check_lengths(answer: &Value, completions: &mut [Completion], asked: &Asked) -> Result<(), String> {
-    let Some(n_new) = answer["usage"]["completion_tokens"].as_u64() else { return Ok(()) };
-    let most = (asked.max_new_tokens * completions.len()) as u64;
-    if n_new > most {
-        return Err(format!("the server counts {n_new} new tokens where at most {most} were asked for"));
+    let n_new = answer["usage"]["completion_tokens"].as_u64().map(|n_new| n_new as usize);
+    if let Some(n_new) = n_new {
+        let most = asked.max_new_tokens * completions.len();
+        if n_new > most {
+            return Err(format!("the server counts {n_new} new tokens where at most {most} were asked for"));
+        }
+        if n_new == 0 && completions.iter().all(|completion| !completion.text.is_empty()) {
+            return Err("the server counts no new tokens for a text".to_owned());
+        }
+        let told: Vec<usize> = completions.iter().filter_map(|one| one.ids.as_ref().map(Vec::len)).collect();
+        let n_told: usize = told.iter().sum();
+        if told.len() == completions.len() && n_told != n_new && told[0] != n_new {
+            return Err(format!("the server counts {n_new} new tokens and gives {n_told} ids"));
+        }
     }
-    if n_new == 0 && completions.iter().any(|completion| !completion.text.is_empty()) {
-        return Err("the server counts no new tokens for a text".to_owned());
-    }
-    let told: Option<usize> = completions.iter().map(|one| one.ids.as_ref().map(Vec::len)).sum();
-    if told.is_some_and(|told| told as u64 != n_new) {
-        return Err(format!("the server counts {n_new} new tokens and gives {} ids", told.unwrap_or_default()));
-    }
-    let n_length = completions.iter().filter(|one| one.finish_reason == FinishReason::Length).count();
-    if n_new >= (asked.max_new_tokens * n_length) as u64 {
-        return Ok(());
-    }
-    let fits = completions.iter().map(|one| one.prompt_len_tokens).max().unwrap_or(0) + asked.max_new_tokens;
-    if asked.context_len.is_some_and(|context| fits as u64 <= context) {
-        return Err(format!(
-            "finish_reason is `length` after {n_new} new tokens, of {} asked for, and the context is not full",
-            asked.max_new_tokens
-        ));
-    }
+    let is_alone = completions.len() == 1;
     for completion in completions.iter_mut().filter(|one| one.finish_reason == FinishReason::Length) {
+        let Some(len) = completion.ids.as_ref().map(Vec::len).or(n_new.filter(|_| is_alone)) else { continue };
+        if len >= asked.max_new_tokens {
+            continue;
+        }
+        let needed = completion.prompt_len_tokens + asked.max_new_tokens;
+        if asked.context_len.is_some_and(|context| needed as u64 <= context) {
+            return Err(format!(
+                "finish_reason is `length` after {len} new tokens, of {} asked for, and the context is not full",
+                asked.max_new_tokens
+            ));
+        }
         completion.finish_reason = FinishReason::Context;
     }
     Ok(())
@@ -151,6 +155,15 @@ mod tests {
         assert!(read(&answer, 1, Some(6)).unwrap_err().contains("the context is not full"));
         let whole = json!({"choices": [{"text": "a", "finish_reason": "length"}], "usage": {"completion_tokens": 4}});
         assert_eq!(read(&whole, 1, Some(6)).unwrap()[0].finish_reason, FinishReason::Length);
+    }
+
+    /// As llama-server's answer to `n` 3 and `max_tokens` 8, which counts 8 new tokens.
+    #[test]
+    fn a_count_of_the_first_answer_alone_tells_nothing_of_a_full_context() {
+        let choice = |at: u64| json!({"index": at, "text": "a", "finish_reason": "length"});
+        let answer = json!({"choices": [choice(0), choice(1), choice(2)], "usage": {"completion_tokens": 4}});
+        let found = read(&answer, 3, None).unwrap();
+        assert!(found.iter().all(|one| one.finish_reason == FinishReason::Length));
     }
 
     #[test]
