@@ -3,7 +3,8 @@
 //! Prompts go out as token ids that we rendered, so both sides see the same tokens and a user's text cannot become a
 //! control token. A server that gives no prompt log-probabilities is found by a probe and refused for scoring. Chat
 //! requests that the server renders happen only on request and are recorded as "server template". The samples of a prompt are
-//! asked for together where the server takes that; sample `i` has the seed of the first plus `i`, as vLLM counts them.
+//! asked for together where the server takes that; sample `i` has the seed of the first plus `i`, as vLLM and
+//! llama-server count them.
 //!
 //! Reading order: `listing` (which servers, which model), `replicas` (one request through to its answer), `prompt_logps` and
 //! `answer` (what is believed).
@@ -447,7 +448,7 @@ fn sampling_body(sampling: &Sampling, id: &str, first: usize, n: usize) -> Value
 }
 
 /// The seed that a server is given for a sample: that of (seed, request id), of 31 bits, which every server takes, plus the
-/// sample's number. A server that counts on from the seed of the first, as vLLM does, draws the same however `n` is split.
+/// sample's number. A server that counts on from the seed of the first, as vLLM and llama-server do, draws the same however `n` is split.
 fn sample_seed(seed: u64, id: &str, sample: usize) -> u32 {
     let digest = digest::bytes(format!("{seed}/{id}").as_bytes());
     let first = u32::from_str_radix(&digest[..8], 16).unwrap_or_default() >> 1;

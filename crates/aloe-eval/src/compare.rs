@@ -1,7 +1,7 @@
 //! Two runs over the same questions: paired tests, and the words for what may be said.
 
 use crate::stats::{Interval, cluster_bootstrap, mcnemar_exact};
-use crate::{Error, EvalConfig, EvalResults, Result, Sample, read_samples, report};
+use crate::{Encoders, Error, EvalConfig, EvalResults, Result, Sample, read_samples, report};
 use aloe_engine::EngineIdentity;
 use aloe_task::Task;
 use serde::{Deserialize, Serialize};
@@ -92,12 +92,13 @@ pub fn check_comparable(earlier: &Path, config: &EvalConfig) -> Result<Vec<Strin
         return Err(Error::Unpaired(text));
     }
     check_questions(&read_samples(&earlier.join("samples.jsonl"))?, config)?;
-    Ok(settings_differences(&results.settings, &report::settings(config, None)))
+    Ok(settings_differences(&results.settings, &report::settings(config, Encoders::default())))
 }
 
-/// What differs between the settings of two runs, in words. The embedder's folder is no difference.
+/// What differs between the settings of two runs, in words. The folders of embedder and reranker are no difference.
 fn settings_differences(first: &Map<String, Value>, second: &Map<String, Value>) -> Vec<String> {
-    let keys: BTreeSet<&String> = first.keys().chain(second.keys()).filter(|key| *key != "embedder").collect();
+    let keys: BTreeSet<&String> =
+        first.keys().chain(second.keys()).filter(|key| *key != "embedder" && *key != "reranker").collect();
     let word = |value: Option<&Value>| value.map_or_else(|| "none".to_owned(), plain);
     let changed = keys.into_iter().filter(|key| first.get(*key) != second.get(*key));
     changed.map(|key| format!("{key} {} and {}", word(first.get(key)), word(second.get(key)))).collect()
@@ -200,7 +201,7 @@ fn differences(results: &EvalResults, config: &EvalConfig) -> Vec<String> {
     if let Some(task) = results.tasks.iter().find(|task| task.split != config.split) {
         reasons.push(format!("split: {} there, {} here", task.split.name(), config.split.name()));
     }
-    let mut settings = report::settings(config, None);
+    let mut settings = report::settings(config, Encoders::default());
     for key in ["protocol", "limit"] {
         let here = settings.remove(key).unwrap_or_default();
         let there = results.settings.get(key).cloned().unwrap_or_default();

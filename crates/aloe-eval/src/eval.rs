@@ -5,33 +5,42 @@ use crate::answers::AnswerLog;
 use crate::report::{self, EvalResults, TaskResult};
 use crate::strategy::{self, TaskRun};
 use crate::{EvalConfig, Result, Sample};
-use aloe_engine::{Embedder, Engine};
+use aloe_engine::{Embedder, Engine, Reranker};
 use aloe_record::{Cancel, Progress, atomic};
 use aloe_task::{Question, Task};
 use std::path::Path;
 
+/// What Medprompt's neighbours are found by.
+#[derive(Clone, Copy, Default)]
+pub struct Encoders<'a> {
+    /// Ranks the pool by cosine; without one it is ranked by words.
+    pub embedder: Option<&'a Embedder>,
+    /// Puts the first of the ranking in another order.
+    pub reranker: Option<&'a Reranker>,
+}
+
 /// Evaluates and writes `results.json` and `samples.jsonl` into `out`. Both depend on model, data and settings alone, byte
 /// for byte. An interrupted run is taken up where it stopped: answers stand in the hidden `.answers.log`, which the
 /// caller removes once the folder is complete.
-/// `embedder` serves Medprompt's neighbour search; without one a lexical search is used, and named in the results.
+/// `encoders` serve Medprompt's neighbour search; without an embedder a lexical search is used, and named in the results.
 pub fn eval(
     engine: &Engine,
     config: &EvalConfig,
-    embedder: Option<&Embedder>,
+    encoders: Encoders,
     out: &Path,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<EvalResults> {
     config.check()?;
     let tasks = load(config)?;
-    let fingerprint = report::fingerprint(engine.identity(), config, embedder.map(Embedder::name), &tasks);
+    let fingerprint = report::fingerprint(engine.identity(), config, encoders, &tasks);
     let mut log = AnswerLog::open(&out.join(".answers.log"), &fingerprint)?;
     progress.set_total(tasks.iter().map(|(_, questions, _)| questions.len() as u64).sum());
     let mut results = Vec::new();
     let mut all_samples = Vec::new();
     for (task, questions, n_whole) in &tasks {
         progress.message(&task.name());
-        let run = TaskRun { engine, config, embedder, task: *task, questions, progress, cancel };
+        let run = TaskRun { engine, config, encoders, task: *task, questions, progress, cancel };
         let plan = strategy::prepare(&run, &mut log)?;
         let mut samples: Vec<Sample> = log.samples_of(*task, questions)?;
         progress.resume(samples.len() as u64);
@@ -49,7 +58,7 @@ pub fn eval(
         results.push(result);
         all_samples.extend(samples);
     }
-    let results = EvalResults::new(engine.identity(), config, embedder.map(Embedder::name), results);
+    let results = EvalResults::new(engine.identity(), config, encoders, results);
     report::write_samples(&out.join("samples.jsonl"), &all_samples)?;
     atomic::write_json(&out.join("results.json"), &results)?;
     progress.finish();

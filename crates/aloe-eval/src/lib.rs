@@ -30,7 +30,7 @@ pub mod vote;
 
 pub use config::{EvalConfig, MedpromptConfig, Strategy};
 pub use error::Error;
-pub use eval::eval;
+pub use eval::{Encoders, eval};
 pub use redteam::{RedTeamConfig, redteam};
 pub use report::EvalResults;
 pub use score::{Sample, ScoredChoice, Vote, read_samples};

@@ -2,8 +2,11 @@
 //!
 //! With a sentence encoder: cosine of unit vectors of the question texts (no options, no context), as prompt_engine does.
 //! Without one: BM25 (Robertson and Zaragoza 2009; k1 1.2, b 0.75) over lower-cased words, named "lexical" in results.
-//! Ranking is exact; equal scores keep the pool's order.
+//! Ranking is exact; equal scores keep the pool's order. A cross-encoder may put the first of them in another order.
 
+use crate::Result;
+use aloe_engine::Reranker;
+use aloe_record::Cancel;
 use aloe_task::Question;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,19 +61,34 @@ impl Search {
     }
 }
 
-/// The `k` nearest pool questions to `test` (place `index` among the questions), nearest last, leaving out those that are the
-/// question itself; and how many were left out.
-pub fn nearest(
-    search: &Search,
-    index: usize,
-    test: &Question,
+/// How many of the ranked pool questions a reranker sees, per neighbour that is wanted.
+const SEEN_PER_NEIGHBOUR: usize = 4;
+
+/// The ranked places with the first of them, four for each of `k` neighbours, in the order of `reranker`'s scores of their texts
+/// against `query`; equal scores keep the search's order.
+pub fn reranked(
+    mut places: Vec<usize>,
+    query: &str,
     pool: &[&Question],
     k: usize,
-    jaccard: f64,
-) -> (Vec<usize>, usize) {
+    reranker: &Reranker,
+    cancel: &Cancel,
+) -> Result<Vec<usize>> {
+    let n = places.len().min(SEEN_PER_NEIGHBOUR * k);
+    let texts: Vec<String> = places[..n].iter().map(|&place| pool[place].stem.clone()).collect();
+    let scores = reranker.rerank(query, &texts, cancel)?;
+    let mut first: Vec<(usize, f32)> = places[..n].iter().copied().zip(scores).collect();
+    first.sort_by(|a, b| b.1.total_cmp(&a.1));
+    first.into_iter().enumerate().for_each(|(at, (place, _))| places[at] = place);
+    Ok(places)
+}
+
+/// The first `k` of the ranked pool questions, nearest last, leaving out those that are the question itself; and how many were
+/// left out.
+pub fn nearest(ranked: Vec<usize>, test: &Question, pool: &[&Question], k: usize, jaccard: f64) -> (Vec<usize>, usize) {
     let mut places = Vec::new();
     let mut n_excluded = 0;
-    for place in search.ranked(index, &test.stem) {
+    for place in ranked {
         if places.len() == k {
             break;
         }
@@ -205,8 +223,25 @@ mod tests {
         ];
         let texts: Vec<String> = pool.iter().map(|q| q.stem.clone()).collect();
         let pool: Vec<&Question> = pool.iter().collect();
-        assert_eq!(nearest(&Search::lexical(&texts), 0, &test, &pool, 2, 0.8), (vec![0, 2], 1));
-        assert_eq!(nearest(&Search::lexical(&texts), 0, &test, &pool, 1, 0.8), (vec![2], 1));
+        let ranked = || Search::lexical(&texts).ranked(0, &test.stem);
+        assert_eq!(nearest(ranked(), &test, &pool, 2, 0.8), (vec![0, 2], 1));
+        assert_eq!(nearest(ranked(), &test, &pool, 1, 0.8), (vec![2], 1));
+    }
+
+    /// The golden logits of the tiny cross-encoder (`oracles/tiny_encoders.py`): 0.53, 0.60, 1.20. Of ten places, the first four
+    /// are seen for one neighbour, so the last six keep their order.
+    #[test]
+    fn a_reranker_orders_the_first_places_by_its_scores_and_leaves_the_others() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../aloe-model/tests/golden/tiny_bert");
+        let reranker = Reranker::open(&folder, 1).unwrap();
+        let no_choice = ["", "", "", ""];
+        let texts = ["The phrenic nerve supplies the diaphragm.", "Metformin lowers blood glucose.", "Fever."];
+        let mut pool: Vec<Question> = texts.iter().map(|text| question(text, no_choice)).collect();
+        pool.extend((0..7).map(|_| question("Fever.", no_choice)));
+        let pool: Vec<&Question> = pool.iter().collect();
+        let query = "Which nerve supplies the diaphragm?";
+        let found = reranked((0..10).collect(), query, &pool, 1, &reranker, &Cancel::default()).unwrap();
+        assert_eq!(found, [2, 3, 1, 0, 4, 5, 6, 7, 8, 9]);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use crate::metrics::{Counts, Group, groups};
 use crate::noise::NoiseFloor;
-use crate::{EvalConfig, Result, Sample};
-use aloe_engine::EngineIdentity;
+use crate::{Encoders, EvalConfig, Result, Sample};
+use aloe_engine::{Embedder, EngineIdentity};
 use aloe_record::{atomic, digest};
 use aloe_task::{Question, Split, Task};
 use serde::{Deserialize, Serialize};
@@ -130,13 +130,13 @@ fn comparability(task: Task, n: usize, n_whole: usize, split: Split) -> String {
 
 impl EvalResults {
     /// Adds the averages.
-    pub fn new(model: &EngineIdentity, config: &EvalConfig, embedder: Option<&str>, tasks: Vec<TaskResult>) -> Self {
+    pub fn new(model: &EngineIdentity, config: &EvalConfig, encoders: Encoders, tasks: Vec<TaskResult>) -> Self {
         let known: Vec<(Task, &Counts)> = tasks.iter().filter_map(|r| Some((r.task()?, &r.counts))).collect();
         let groups = groups(&known)
             .into_iter()
             .map(|group| GroupResult { comparability: group_comparability(&group, &tasks), group })
             .collect();
-        Self { model: model.clone(), settings: settings(config, embedder), tasks, groups }
+        Self { model: model.clone(), settings: settings(config, encoders), tasks, groups }
     }
 
     /// The table for the terminal.
@@ -178,7 +178,7 @@ fn group_comparability(group: &Group, tasks: &[TaskResult]) -> String {
     if n_partial == 0 { COMPARABLE.into() } else { format!("not comparable: {n_partial} of its tasks are not whole") }
 }
 
-pub(crate) fn settings(config: &EvalConfig, embedder: Option<&str>) -> Map<String, Value> {
+pub(crate) fn settings(config: &EvalConfig, encoders: Encoders) -> Map<String, Value> {
     let mut settings = Map::new();
     settings.insert("protocol".into(), json!(config.protocol));
     settings.insert("strategy".into(), json!(config.strategy));
@@ -198,7 +198,10 @@ pub(crate) fn settings(config: &EvalConfig, embedder: Option<&str>) -> Map<Strin
     }
     if config.strategy == crate::Strategy::Medprompt {
         settings.insert("medprompt".into(), json!(config.medprompt));
-        settings.insert("embedder".into(), json!(embedder));
+        settings.insert("embedder".into(), json!(encoders.embedder.map(Embedder::name)));
+        if let Some(reranker) = encoders.reranker {
+            settings.insert("reranker".into(), json!(reranker.name()));
+        }
     }
     settings
 }
@@ -207,12 +210,12 @@ pub(crate) fn settings(config: &EvalConfig, embedder: Option<&str>) -> Map<Strin
 pub(crate) fn fingerprint(
     model: &EngineIdentity,
     config: &EvalConfig,
-    embedder: Option<&str>,
+    encoders: Encoders,
     tasks: &[(Task, Vec<Question>, usize)],
 ) -> String {
     let mut hasher = digest::Hasher::default();
     hasher.field(json!(model).to_string().as_bytes());
-    hasher.field(json!(settings(config, embedder)).to_string().as_bytes());
+    hasher.field(json!(settings(config, encoders)).to_string().as_bytes());
     hasher.field(config.split.name().as_bytes());
     for (task, questions, _) in tasks {
         hasher.field(task.name().as_bytes());
@@ -299,7 +302,7 @@ mod tests {
             dtype: "f32".into(),
             path: String::new(),
         };
-        let table = EvalResults::new(&identity, &config(Split::Test, None), None, vec![one]).table();
+        let table = EvalResults::new(&identity, &config(Split::Test, None), Encoders::default(), vec![one]).table();
         assert!(table.contains("100.00     0.00  83.89 to 100.00         0"), "{table}");
     }
 
@@ -323,7 +326,7 @@ mod tests {
             path: String::new(),
         };
         let groups = |tasks: &[TaskResult]| {
-            let results = EvalResults::new(&identity, &config(Split::Test, None), None, tasks.to_vec());
+            let results = EvalResults::new(&identity, &config(Split::Test, None), Encoders::default(), tasks.to_vec());
             results.groups.into_iter().map(|one| (one.group.name, one.comparability)).collect::<Vec<_>>()
         };
         let names = ["mmlu_medical (macro mean)", "multimedqa (size-weighted)", "arithmetic mean (all sets)"];

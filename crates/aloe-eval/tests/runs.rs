@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test binary")]
 
 use aloe_engine::{Embedder, Engine, EngineOptions, Sampling};
-use aloe_eval::{Error, EvalConfig, RedTeamConfig, Strategy, eval, read_samples, redteam};
+use aloe_eval::{Encoders, Error, EvalConfig, RedTeamConfig, Strategy, eval, read_samples, redteam};
 use aloe_record::{Cancel, Progress};
 use aloe_task::red_team::questions::{read, read_harmless};
 use aloe_task::red_team::{Rendering, Style};
@@ -39,7 +39,7 @@ fn files(out: &Path) -> [Vec<u8>; 2] {
 
 fn run(engine: &Engine, config: &EvalConfig) -> [Vec<u8>; 2] {
     let dir = tempfile::tempdir().unwrap();
-    eval(engine, config, None, dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
+    eval(engine, config, Encoders::default(), dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
     let visible = |entry: &std::fs::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
     assert_eq!(
         std::fs::read_dir(dir.path()).unwrap().flatten().filter(visible).count(),
@@ -64,15 +64,15 @@ fn an_interrupted_evaluation_goes_on_and_writes_the_same_bytes() {
             }
             cancel.request(2);
         });
-        eval(&engine, &config, None, dir.path(), &Progress::silent(), &cancel)
+        eval(&engine, &config, Encoders::default(), dir.path(), &Progress::silent(), &cancel)
     });
     assert!(interrupted.is_err(), "the run ended before the interrupt");
     assert!(!dir.path().join("results.json").exists());
     let mut other = config.clone();
     other.seed += 1;
-    let refused = eval(&engine, &other, None, dir.path(), &Progress::silent(), &Cancel::default());
+    let refused = eval(&engine, &other, Encoders::default(), dir.path(), &Progress::silent(), &Cancel::default());
     assert!(matches!(refused, Err(Error::OtherRun { .. })), "answers of another seed were mixed in");
-    eval(&engine, &config, None, dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
+    eval(&engine, &config, Encoders::default(), dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
     assert_eq!(files(dir.path()), run(&engine, &config));
 }
 
@@ -110,7 +110,8 @@ fn medprompt_names_its_pool_its_search_and_what_it_excluded_or_filled() {
     config.medprompt.pool_limit = Some(4);
     config.medprompt.pool_attempts = 2;
     let dir = tempfile::tempdir().unwrap();
-    let results = eval(&engine, &config, None, dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
+    let results =
+        eval(&engine, &config, Encoders::default(), dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
     let notes = &results.tasks[0].notes;
     assert_eq!(notes["pool"], "starter_mcqa/train");
     assert_eq!((notes["pool_questions"].as_u64(), notes["pool_answers"].as_u64()), (Some(4), Some(8)));
@@ -128,9 +129,10 @@ fn medprompt_names_its_pool_its_search_and_what_it_excluded_or_filled() {
 
     let encoder = PathBuf::from(std::env::var_os("ALOE_MODELS").unwrap()).join("all-minilm-l6-v2");
     let embedder = Embedder::open(&encoder, 0).unwrap();
+    let encoders = Encoders { embedder: Some(&embedder), reranker: None };
     let dir = tempfile::tempdir().unwrap();
     config.limit = Some(1);
-    let results = eval(&engine, &config, Some(&embedder), dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
+    let results = eval(&engine, &config, encoders, dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
     assert_eq!(results.tasks[0].notes["neighbour_search"], "cosine of all-minilm-l6-v2");
 }
 

@@ -98,7 +98,7 @@ impl BertEncoder {
         let types = reader.tensor("embeddings.token_type_embeddings.weight", &[n_types, d])?;
         let of_type =
             |kind| positions.as_f32().chunks_exact(d).flat_map(move |row| row.iter().zip(kind).map(|(p, t)| p + t));
-        let positions = types.as_f32().chunks_exact(d).flat_map(|kind| of_type(kind)).collect();
+        let positions = types.as_f32().chunks_exact(d).flat_map(of_type).collect();
         let positions = Tensor::from_f32(&[n_types * n_positions, d], positions);
         let norm = reader.norm("embeddings.LayerNorm", d)?;
         let layers = (0..config.num_hidden_layers).map(|i| reader.layer(i, &config)).collect::<Result<_>>()?;

@@ -26,9 +26,11 @@ pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog) -> Result<Plan> {
     let shots = Shots::PerQuestion(shots.collect::<Result<_>>()?);
     let n_tried: usize = pool.len() * run.config.medprompt.pool_attempts;
     let n_right: usize = solved.iter().map(|one| one.right.len()).sum();
+    let reranker = run.encoders.reranker.map_or_else(String::new, |one| format!(", reranked by {}", one.name()));
+    let search_name = search.name() + &reranker;
     let notes = json!({
         "pool": source, "pool_questions": pool.len(), "pool_solved": examples.len(),
-        "pool_answers": n_tried, "pool_answers_right": n_right, "neighbour_search": search.name(),
+        "pool_answers": n_tried, "pool_answers_right": n_right, "neighbour_search": search_name,
         "excluded_as_the_question_itself": counts.excluded, "filled_with_fixed_examples": counts.filled,
     });
     let notes = if let Value::Object(map) = notes { map } else { Map::new() };
@@ -116,7 +118,7 @@ fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<Vec<So
 
 fn search(run: &TaskRun, examples: &[(&Question, &Solved)]) -> Result<Search> {
     let pool: Vec<String> = examples.iter().map(|(question, _)| question.stem.clone()).collect();
-    let Some(embedder) = run.embedder else {
+    let Some(embedder) = run.encoders.embedder else {
         return Ok(Search::lexical(&pool));
     };
     let questions: Vec<String> = run.questions.iter().map(|question| question.stem.clone()).collect();
@@ -137,7 +139,11 @@ fn shots_of(
     let k = run.config.shots;
     let jaccard = run.config.medprompt.same_question_jaccard;
     let pool: Vec<&Question> = examples.iter().map(|(example, _)| *example).collect();
-    let (nearest, n_excluded) = neighbors::nearest(search, index, question, &pool, k, jaccard);
+    let mut ranked = search.ranked(index, &question.stem);
+    if let Some(reranker) = run.encoders.reranker {
+        ranked = neighbors::reranked(ranked, &question.stem, &pool, k, reranker, run.cancel)?;
+    }
+    let (nearest, n_excluded) = neighbors::nearest(ranked, question, &pool, k, jaccard);
     counts.excluded += n_excluded;
     counts.filled += k - nearest.len();
     let mut shots = fixed_shots(run.config.protocol, question, k - nearest.len())?;

@@ -10,8 +10,8 @@ mod sc_cot;
 
 use crate::answers::AnswerLog;
 use crate::noise::{self, NoiseFloor};
-use crate::{Error, EvalConfig, Result, Sample, Strategy};
-use aloe_engine::{Embedder, Engine};
+use crate::{Encoders, Error, EvalConfig, Result, Sample, Strategy};
+use aloe_engine::Engine;
 use aloe_record::{Cancel, Progress, digest};
 use aloe_task::{Question, Task};
 use serde_json::{Map, Value};
@@ -21,7 +21,7 @@ use std::ops::Range;
 pub(crate) struct TaskRun<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) config: &'a EvalConfig,
-    pub(crate) embedder: Option<&'a Embedder>,
+    pub(crate) encoders: Encoders<'a>,
     pub(crate) task: Task,
     pub(crate) questions: &'a [Question],
     pub(crate) progress: &'a Progress,

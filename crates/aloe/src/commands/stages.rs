@@ -8,7 +8,8 @@ use crate::recipe::redteam_stage::RedteamStage;
 use crate::recipe::stage_config::{MergeStage, PullConfig, StageConfig};
 use crate::stage::{Context, Done, Inputs, Job, checked_model, execute, model_of, single};
 use crate::weights::{self, Quantize};
-use aloe_engine::{Embedder, Engine, EngineOptions};
+use aloe_engine::{Embedder, Engine, EngineOptions, Reranker};
+use aloe_eval::Encoders;
 use aloe_eval::compare::{check_comparable, compare_runs};
 use aloe_eval::judge::Judge;
 use aloe_eval::redteam_compare::{RedTeamRun, check_redteam_comparable, compare_redteam};
@@ -269,8 +270,10 @@ fn eval(
         None => stage.embedder.as_deref(),
     };
     let embedder = encoder.map(|path| Embedder::open(path, context.threads)).transpose()?;
+    let reranker = stage.reranker.as_deref().map(|path| Reranker::open(path, context.threads)).transpose()?;
+    let encoders = Encoders { embedder: embedder.as_ref(), reranker: reranker.as_ref() };
     let progress = Progress::new("eval", 0, "questions");
-    let results = aloe_eval::eval(&engine, &config, embedder.as_ref(), folder, &progress, &context.cancel)?;
+    let results = aloe_eval::eval(&engine, &config, encoders, folder, &progress, &context.cancel)?;
     let mut parts: Vec<String> = results.tasks.iter().map(TaskResult::words).collect();
     let mut table = results.table();
     if let Some(earlier) = earlier {

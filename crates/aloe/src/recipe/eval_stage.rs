@@ -40,6 +40,8 @@ pub(crate) struct EvalStage {
     pub(crate) max_new_tokens: Option<usize>,
     /// Folder of a BERT-type sentence encoder for Medprompt's neighbours; without it they are found by words.
     pub(crate) embedder: Option<PathBuf>,
+    /// Folder of a BERT-type cross-encoder that puts the nearest of them in order.
+    pub(crate) reranker: Option<PathBuf>,
     /// Medprompt: at most so many pool questions get a self-generated answer.
     pub(crate) pool_limit: Option<usize>,
     /// Medprompt: attempts per pool question.
@@ -117,6 +119,7 @@ impl EvalStage {
 
     /// The folders that are read.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
-        [self.data.clone()].into_iter().chain(self.embedder.clone()).chain(self.tokenizer.clone()).collect()
+        let folders = [&self.embedder, &self.reranker, &self.tokenizer];
+        [self.data.clone()].into_iter().chain(folders.into_iter().flatten().cloned()).collect()
     }
 }

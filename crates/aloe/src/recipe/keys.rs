@@ -127,6 +127,7 @@ const EVAL: &[Key] = &[
     ("top_p", "nucleus sampling, above 0 to 1; by default 1"),
     ("max_new_tokens", "the most tokens of a worked answer; by default 500"),
     ("embedder", "medprompt: folder of a sentence encoder for the neighbours; without it they are found by words"),
+    ("reranker", "medprompt: folder of a BERT cross-encoder with one label that puts the nearest questions in order"),
     ("pool_limit", "medprompt: the most pool questions that get a worked answer; by default all"),
     ("pool_attempts", "medprompt: attempts per pool question; by default 5"),
     ("tokenizer", "endpoint: folder or .gguf whose tokenizer and template render the prompts"),
