@@ -3,7 +3,7 @@
 //!
 //! A server that fails is not asked for a time that doubles with each failure in a row, or for the time it names itself. One
 //! that falls silent while requests wait is asked for its list of models; when that too stays without an answer, what waits
-//! there goes elsewhere. A server that comes back must still list the same model. With 429 and 503 the requests sent to a
+//! there goes elsewhere and it is given half as many at once when it is back. A server that comes back must still list the same model. With 429 and 503 the requests sent to a
 //! server at once are halved, and grow again with its answers.
 
 use super::listing;
@@ -62,8 +62,9 @@ struct Shared {
 /// One server's health.
 struct State {
     in_flight: usize,
-    /// Requests it is given at once, at most.
+    /// Requests it is given at once, at most; grows with its answers up to `most`.
     limit: f64,
+    most: f64,
     /// Whether the limit still doubles: until the first 429 or 503.
     is_starting: bool,
     /// Failures in a row.
@@ -288,7 +289,7 @@ impl Shared {
         state.is_out = false;
         state.last_sign = Instant::now();
         let growth = if state.is_starting { 1.0 } else { 1.0 / state.limit };
-        state.limit = (state.limit + growth).min(CONNECTIONS as f64);
+        state.limit = (state.limit + growth).min(state.most);
         self.changed.notify_one();
     }
 
@@ -348,6 +349,7 @@ impl Shared {
         state.is_checked = true;
         let shared = Arc::clone(self);
         std::thread::spawn(move || {
+            let asked = Instant::now();
             let outcome = shared.clients[at].get("/models", Some(CHECK_TIMEOUT));
             let mut states = shared.lock();
             let (now, state) = (Instant::now(), &mut states[at]);
@@ -363,12 +365,19 @@ impl Shared {
                         state.lie = Some(format!("it now serves {found:?} where {was:?} was found at the start"));
                     }
                 }
+                // It answered something else meanwhile: its connections are taken, it is not dead.
+                _ if state.last_sign > asked => {}
                 Outcome::Refused(reason)
                 | Outcome::Final(reason)
                 | Outcome::Busy { reason, .. }
                 | Outcome::Broken(reason) => {
                     let reason = format!("no answer for {SILENCE:?}, nor to the question for its models: {reason}");
                     let reason = if state.is_out { state.reason.clone() } else { reason };
+                    if !state.is_out {
+                        // A living server whose few connections our requests take up looks the same: it gets fewer from now on.
+                        state.most = (state.most / 2.0).max(1.0);
+                        state.limit = state.limit.min(state.most);
+                    }
                     state.is_out = true;
                     state.epoch += 1;
                     let (wait, turn) = (state.fail(now, &reason, true), state.failures);
@@ -385,6 +394,7 @@ impl State {
         Self {
             in_flight: 0,
             limit: CONNECTIONS as f64,
+            most: CONNECTIONS as f64,
             is_starting: true,
             failures: 0,
             last_failure: None,

@@ -236,6 +236,38 @@ fn a_dead_server_costs_the_healthy_ones_less_than_a_tenth_of_their_speed() {
     assert!(all_per_s >= 0.9 * 3.0 * one_per_s, "{all_per_s} of {}", 3.0 * one_per_s);
 }
 
+/// The first server answers five requests at once, its list of models among them, and each after 3.2 s: as llama-server, whose
+/// connections are a few more than its slots. Sixteen at once keep it from listing its models in time.
+#[test]
+fn a_living_server_whose_connections_are_all_taken_is_not_taken_for_dead() {
+    if std::env::var("ALOE_SLOW").is_err() {
+        eprintln!("not run: ALOE_SLOW is not set");
+        return;
+    }
+    let n_busy = Arc::new(Mutex::new(0));
+    let small = Mock::start(Duration::ZERO, move |at, _| {
+        if at == 0 {
+            return Act::Answer;
+        }
+        loop {
+            let mut n = n_busy.lock().unwrap();
+            if *n < 5 {
+                *n += 1;
+                break;
+            }
+            drop(n);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(3200));
+        *n_busy.lock().unwrap() -= 1;
+        Act::Answer
+    });
+    let mocks = [small, Mock::start(Duration::from_millis(200), |_, _| Act::Answer)];
+    let Some(engine) = open(&mocks, Duration::from_secs(600)) else { return };
+    check(&engine.unwrap(), 400);
+    assert_eq!(mocks[0].n_asked() + mocks[1].n_asked(), 400, "no request was taken away from a living server");
+}
+
 /// One request hangs at a server that otherwise lives: only its own time-out tells.
 #[test]
 fn a_request_that_hangs_at_a_living_server_is_moved_after_its_time_out() {
