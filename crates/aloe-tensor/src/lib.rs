@@ -18,6 +18,7 @@
 mod device;
 mod error;
 mod gemm;
+mod heap;
 mod linear;
 mod mmap;
 pub mod ops;
@@ -32,6 +33,7 @@ mod testing;
 
 pub use device::{Device, Isa};
 pub use error::Error;
+pub use heap::keep_freed_memory;
 pub use linear::Linear;
 pub use mmap::Mmap;
 pub use ops::attention::{

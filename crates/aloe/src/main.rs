@@ -20,6 +20,7 @@ use clap::Parser as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    aloe_tensor::keep_freed_memory();
     let cli = cli::Cli::parse();
     let cancel = Cancel::default();
     if let Err(error) = watch_signals(&cancel) {
