@@ -7,10 +7,11 @@
 
 use crate::engine::check_sampling;
 use crate::{
-    Engine, EngineIdentity, GenerateRequest, GenerateResult, Prompt, Result, ScoreRequest, ScoreResult, encode,
+    Engine, EngineIdentity, Error, GenerateRequest, GenerateResult, Prompt, Result, ScoreRequest, ScoreResult, encode,
 };
 use aloe_record::shared_log::{Place, SharedLog};
 use aloe_record::{Cancel, Progress, digest};
+use aloe_text::TextModel;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -49,6 +50,8 @@ struct Store {
     log: SharedLog,
     places: HashMap<String, Place>,
     counts: CacheCounts,
+    /// Whether the last answers could not be kept; told once.
+    is_full: bool,
 }
 
 /// A line of the log.
@@ -73,14 +76,20 @@ struct Key<'a> {
     draws: Option<Value>,
 }
 
-/// What a key says of the model: everything of its identity but the name, which of a local model is a label.
+/// What a key says of the model: everything of its identity but the name, which of a local model is a label; its config, as the same
+/// tensors answer otherwise under another RoPE base; and the ids that end an answer.
 fn model_key(engine: &Engine) -> Value {
     let EngineIdentity { weights, text, dtype, path, .. } = engine.identity();
-    let served = match engine {
-        Engine::Endpoint(endpoint) => Some(endpoint.cache_identity()),
-        Engine::Local(_) | Engine::Cached(_) => None,
+    let (served, config) = match engine {
+        Engine::Endpoint(endpoint) => (Some(endpoint.cache_identity()), None),
+        Engine::Local(local) => (None, Some(local.decoder.config.to_json())),
+        Engine::Cached(_) => (None, None),
     };
-    json!({"weights": weights, "text": text, "dtype": dtype, "path": path, "endpoint": served})
+    let stop_ids = engine.text().map(TextModel::stop_ids);
+    json!({
+        "weights": weights, "text": text, "dtype": dtype, "path": path, "endpoint": served, "config": config,
+        "stop_ids": stop_ids,
+    })
 }
 
 impl Key<'_> {
@@ -146,7 +155,7 @@ impl Cached {
     /// Puts the cache in the folder `folder` before `engine`.
     pub fn open(engine: Engine, folder: &Path) -> Result<Self> {
         let log = SharedLog::open(&folder.join(FILE))?;
-        let mut store = Store { log, places: HashMap::new(), counts: CacheCounts::default() };
+        let mut store = Store { log, places: HashMap::new(), counts: CacheCounts::default(), is_full: false };
         store.read_new()?;
         Ok(Self { engine, store: Mutex::new(store) })
     }
@@ -286,9 +295,7 @@ impl Cached {
             };
             results.push(result);
         }
-        let mut store = self.lock();
-        store.log.append(&lines)?;
-        store.read_new()?;
+        self.lock().keep(&lines);
         Ok(results)
     }
 
@@ -298,6 +305,15 @@ impl Cached {
 }
 
 impl Store {
+    /// Adds to the log. Answers that cannot be kept are given all the same: they are worth more than their place in a cache.
+    fn keep(&mut self, lines: &[String]) {
+        let kept = self.log.append(lines).map_err(Error::from).and_then(|_| self.read_new());
+        if let (Err(error), false) = (&kept, self.is_full) {
+            aloe_record::tell(&format!("warning: answers are not kept: {error}"));
+        }
+        self.is_full = kept.is_err();
+    }
+
     /// Takes in what was added to the log, by this process or another. The first answer under a key stays.
     fn read_new(&mut self) -> Result<()> {
         #[derive(Deserialize)]

@@ -280,7 +280,13 @@ impl<'a> Schedule<'a> {
         let ending = &self.ending;
         let headroom = n_running * self.page_bytes;
         let max_pages = self.free_bytes().saturating_sub(headroom) / self.page_bytes;
-        let selection = self.walk.select(PREFILL_TOKENS, max_pages, |node| ending.contains_key(&node));
+        let mut selection = self.walk.select(PREFILL_TOKENS, max_pages, |node| ending.contains_key(&node));
+        if selection.is_empty() && n_running == 0 {
+            // What earlier calls left makes room before the budget is exceeded.
+            self.local.free_prefixes(true);
+            let max_pages = self.free_bytes() / self.page_bytes;
+            selection = self.walk.select(PREFILL_TOKENS, max_pages, |node| ending.contains_key(&node));
+        }
         if selection.is_empty() && n_running == 0 {
             return self.walk.select_alone(|node| ending.contains_key(&node));
         }

@@ -122,8 +122,10 @@ impl Sampling {
     /// Every value that cannot be used, in words; empty when all is well.
     pub fn mistakes(&self) -> Vec<String> {
         let mut found = Vec::new();
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            found.push(format!("temperature must be at least 0, found {}", self.temperature));
+        // Below this a logit divided by it may overflow; 0 is greedy.
+        let is_temperature = self.temperature == 0.0 || (self.temperature >= 1e-6 && self.temperature.is_finite());
+        if !is_temperature {
+            found.push(format!("temperature must be at least 0 (greedy) or 1e-6, found {}", self.temperature));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             found.push(format!("top_p must be above 0 and at most 1, found {}", self.top_p));

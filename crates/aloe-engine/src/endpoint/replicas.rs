@@ -243,7 +243,8 @@ impl Shared {
                 states.iter().map(|state| state.not_before - now).min().unwrap_or_default().as_secs_f64().ceil();
             return Err(self.all(states, &format!("it asks to come back in {least} s")));
         }
-        if states.iter().all(|state| state.is_out && state.failures >= TRIES) {
+        let is_lost = |state: &State| state.is_out && state.failures >= TRIES;
+        if states.iter().all(|state| is_lost(state) || state.not_before > now + LONGEST_WAIT) {
             return Err(self.all(states, &format!("(after {TRIES} tries)")));
         }
         Ok(())
@@ -303,7 +304,8 @@ impl Shared {
         }
         let wait = state.fail(seat.started, reason, self.is_alone());
         if let Some(asked) = retry_after {
-            state.not_before = Instant::now() + asked;
+            // A day is as good as for ever, and no sum of it overflows.
+            state.not_before = Instant::now() + asked.min(Duration::from_secs(86_400));
         }
         if self.is_alone() && retry_after.is_some_and(|asked| asked > LONGEST_WAIT) {
             return self.give_up(&states, Instant::now());

@@ -117,7 +117,7 @@ fn what_was_asked_before_is_answered_from_disk_with_the_same_bytes() {
     assert_eq!(drawn, without_cache("generate", &stories, &draws));
 }
 
-/// 20 parts of a key: each alone is changed, asked (a miss) and asked again (a hit).
+/// 21 parts of a key: each alone is changed, asked (a miss) and asked again (a hit).
 #[test]
 fn each_part_of_what_decides_an_answer_changed_alone_is_a_miss() {
     let Some(stories) = stories() else { return };
@@ -137,6 +137,9 @@ fn each_part_of_what_decides_an_answer_changed_alone_is_a_miss() {
     check("dtype", "score", &model, score_row("s", "Once upon a time"), &["--dtype", "f32"], &[]);
     check("quantisation", "score", &model, score_row("s", "Once upon a time"), &["--quantize", "q8"], &[]);
     check("CPU path", "score", &model, score_row("s", "Once upon a time"), &[], &[("ALOE_CPU", "portable")]);
+    let turned = copy(&stories, &asker.dir.path().join("turned"));
+    edit_json(&turned.join("config.json"), |config| config["rope_theta"] = 20_000.0.into());
+    check("RoPE base", "score", &turned, score_row("s", "Once upon a time"), &[], &[]);
     check("generation", "generate", &model, generate_row("g"), &[], &[]);
     for (field, value) in [
         ("id", json!("h")),
