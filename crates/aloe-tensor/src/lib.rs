@@ -33,7 +33,7 @@ mod testing;
 
 pub use device::{Device, Isa};
 pub use error::Error;
-pub use heap::keep_freed_memory;
+pub use heap::{give_back_freed_memory, keep_freed_memory};
 pub use linear::Linear;
 pub use mmap::Mmap;
 pub use ops::attention::{

@@ -91,6 +91,7 @@ pub(crate) fn execute(
     }
     let folder = open_partial(job.out, &fingerprint)?;
     let earlier_s = open_session(folder.path())?;
+    aloe_tensor::give_back_freed_memory();
     reset_peak_memory();
     let started = Instant::now();
     let mut record = Record::start(job.kind, job.name);
