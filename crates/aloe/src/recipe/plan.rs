@@ -18,9 +18,9 @@ const SFT_FLOPS: f64 = 5.0e11;
 /// The same of preference training, whose pairs are short.
 const DPO_FLOPS: f64 = 3.5e11;
 /// The same of reading prompts.
-const READ_FLOPS: f64 = 5.0e11;
+const READ_FLOPS: f64 = 6.5e11;
 /// The same of generating, several answers at a time: bound by memory, not by arithmetic.
-const GENERATE_FLOPS: f64 = 1.5e11;
+const GENERATE_FLOPS: f64 = 3.5e11;
 /// 40 % of an H100's dense bf16 peak (989 TFLOP/s), times four: one node of the reference system.
 const NODE_FLOPS: f64 = 4.0 * 0.4 * 9.89e14;
 /// Generating reaches a tenth of the peak with many answers at a time.
@@ -247,48 +247,36 @@ fn memory(recipe: &Recipe, stage: &Stage, known: &Known) -> Option<u64> {
             let mean = known.tokens? as f64 / (config.epochs * known.rows?.max(1)) as f64;
             18.0 * parameters + kept((2.0 * mean).min(2.0 * config.max_len as f64) * config.micro_batch_size as f64)
         }
-        // Every input is mapped whole: f32 masters of stages, bf16 of what was fetched; the tensors at work come on top.
-        StageConfig::Merge(_) => {
-            let is_master = |input: &Input| match input {
-                Input::Stage(at) => !matches!(recipe.stages[*at].config, StageConfig::Pull(_)),
-                Input::Path(_) => false,
-            };
-            let inputs = stage.from.iter().flat_map(|(_, inputs)| inputs);
-            let bytes: f64 = inputs.map(|input| if is_master(input) { 4.0 } else { 2.0 }).sum();
-            bytes * parameters + 0.2 * GIB
-        }
+        // A few tiles a thread, whatever the size of the models.
+        StageConfig::Merge(_) => 0.0625 * GIB,
         StageConfig::Eval(_) | StageConfig::Redteam(_) => {
             let weights = match (stage.config.quantize(), recipe.dtype) {
                 // A block of 32 weights and its 16-bit scale; heads and small models take a little more.
-                (Some(Quantize::Q8), _) => 34.0 / 32.0,
-                (Some(Quantize::Q4), _) => 18.0 / 32.0,
-                (None, Some(DtypeName::F32)) => 4.0,
-                (None, _) => 2.0,
+                (Some(Quantize::Q8), _) => 34.0 / 32.0 * parameters,
+                (Some(Quantize::Q4), _) => 18.0 / 32.0 * parameters,
+                (None, Some(DtypeName::F32)) => 4.0 * parameters,
+                (None, None) => stored_bytes(stage).unwrap_or(2.0 * parameters),
+                (None, _) => 2.0 * parameters,
             };
             let generates = known.generated.unwrap_or(0) > 0;
-            weights * parameters + if generates { 0.5 * GIB } else { 0.4 * GIB }
+            weights + if generates { 0.27 * GIB } else { 0.13 * GIB }
         }
         _ => return None,
     };
     Some(bytes as u64)
 }
 
-/// Peak of one process that runs all stages: about 85 % of what training took stays with the process (LOG.md).
+/// Bytes of a `.gguf` model, which runs in its own blocks where no dtype is named.
+fn stored_bytes(stage: &Stage) -> Option<f64> {
+    let (_, models) = stage.from.iter().find(|(name, _)| *name == "model")?;
+    let [Input::Path(path)] = models.as_slice() else { return None };
+    let is_gguf = path.extension().is_some_and(|extension| extension == "gguf");
+    is_gguf.then(|| path.metadata().ok()).flatten().map(|file| file.len() as f64)
+}
+
+/// Peak of one process that runs all stages: what a stage frees is given back before the next.
 fn peak(rows: &[Row]) -> Option<u64> {
-    let mut kept: f64 = 0.0;
-    let mut peak: f64 = 0.0;
-    for row in rows {
-        let Some(own) = row.memory_bytes else { continue };
-        let own = own as f64;
-        peak = peak.max(match row.kind {
-            "merge" => kept + own,
-            _ => own.max(kept),
-        });
-        if matches!(row.kind, "sft" | "dpo") {
-            kept = kept.max(0.85 * own);
-        }
-    }
-    (peak > 0.0).then_some(peak as u64)
+    rows.iter().filter_map(|row| row.memory_bytes).max()
 }
 
 fn row(recipe: &Recipe, stage: &Stage, known: &Known, speeds: &Speeds) -> Row {
@@ -384,9 +372,8 @@ fn footnote(plan: &Plan) -> String {
          finished data stage as it wrote them.\ntokens: {tokens}, where the files are at hand; else the recipe's `expect`. All epochs of \
          training; prompts, examples and options of an evaluation. generated: at most, every\nanswer at its full length.\ntime: {speed};\n6 FLOP \
          a parameter and token for SFT, 8 for DPO (with its reference), 2 otherwise. A 4xH100 node: {:.0} TFLOP/s (40 % of peak), {:.0} in \
-         generating.\nmemory: 18 bytes a parameter and the activations of a micro-batch for training, 2 (f32: 4) for evaluation; merging maps its \
-         inputs (the system takes\nthose pages back when it is short of memory). In the total line: one `aloe run`, whose process keeps most of what training \
-         took.\n",
+         generating.\nmemory: 18 bytes a parameter and the activations of a micro-batch for training; for evaluation 2 a parameter (f32: 4, q8: 1.1, \
+         q4: 0.6, a .gguf its file); merging\ntakes a few tiles, whatever the size of the models. The total line has the largest stage.\n",
         NODE_FLOPS / 1e12,
         NODE_GENERATE_FLOPS / 1e12
     )
