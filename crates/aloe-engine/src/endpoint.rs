@@ -15,6 +15,8 @@ mod listing;
 mod prompt_logps;
 mod replicas;
 #[cfg(test)]
+mod scoring_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::endpoint::answer::{Asked, TextOf};

@@ -50,16 +50,12 @@ impl Client {
     }
 
     /// Fetches `path`, waiting no longer than `timeout` where one is given.
-    pub(crate) fn get(&self, path: &str, timeout: Option<Duration>) -> Outcome {
+    pub(crate) fn get(&self, path: &str, timeout: Duration) -> Outcome {
         let mut request = self.agent.get(format!("{}{path}", self.base));
         if let Some(key) = &self.key {
             request = request.header("Authorization", format!("Bearer {key}"));
         }
-        let request = match timeout {
-            Some(timeout) => request.config().timeout_global(Some(timeout)).build(),
-            None => request,
-        };
-        read(request.call())
+        read(request.config().timeout_global(Some(timeout)).build().call())
     }
 
     /// Posts `body`.

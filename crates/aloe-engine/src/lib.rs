@@ -49,6 +49,3 @@ mod tests;
 
 #[cfg(test)]
 mod prefix_tests;
-
-#[cfg(test)]
-mod endpoint_tests;

@@ -13,6 +13,9 @@ use std::time::Duration;
 const TRIES: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 
+/// How long a server may take to say what it serves: a list costs it nothing.
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The servers of an address and what they serve.
 pub(super) struct Opened {
     pub(super) clients: Vec<Arc<Client>>,
@@ -41,7 +44,7 @@ pub(super) fn open(address: &str, timeout: Duration) -> Result<Opened> {
         }
     }
     let clients: Vec<_> = bases.iter().map(|base| Arc::new(Client::new(base, CONNECTIONS, timeout))).collect();
-    let (listings, out) = ask_all(&clients)?;
+    let (listings, out) = ask_all(&clients, timeout.min(LIST_TIMEOUT))?;
     let mut found: Option<(&Client, String, String, Option<u64>)> = None;
     for (at, listing) in &listings {
         let client = &clients[*at];
@@ -68,12 +71,12 @@ pub(super) fn open(address: &str, timeout: Duration) -> Result<Opened> {
 type Listings = (Vec<(usize, Value)>, Vec<(usize, String)>);
 
 /// The lists of the servers that answer, and why the others do not. While none answers they are asked again a few times.
-fn ask_all(clients: &[Arc<Client>]) -> Result<Listings> {
+fn ask_all(clients: &[Arc<Client>], timeout: Duration) -> Result<Listings> {
     let mut wait = FIRST_WAIT;
     for turn in 1.. {
         let (mut listings, mut out) = (Vec::new(), Vec::new());
         for (at, client) in clients.iter().enumerate() {
-            match client.get("/models", None) {
+            match client.get("/models", timeout) {
                 Outcome::Json(listing) => listings.push((at, listing)),
                 Outcome::Refused(reason) | Outcome::Final(reason) => return Err(client.error(reason)),
                 Outcome::Busy { reason, .. } | Outcome::Broken(reason) => out.push((at, reason)),

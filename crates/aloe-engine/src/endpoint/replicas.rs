@@ -352,7 +352,7 @@ impl Shared {
         let shared = Arc::clone(self);
         std::thread::spawn(move || {
             let asked = Instant::now();
-            let outcome = shared.clients[at].get("/models", Some(CHECK_TIMEOUT));
+            let outcome = shared.clients[at].get("/models", CHECK_TIMEOUT);
             let mut states = shared.lock();
             let (now, state) = (Instant::now(), &mut states[at]);
             state.is_checked = false;

@@ -1,10 +1,11 @@
 //! The endpoint client against a loopback server that behaves, lies, or is busy.
 
+use super::tests::read_request;
 use crate::{Continuation, Engine, EngineOptions, GenerateRequest, Prompt, Sampling, ScoreRequest};
 use aloe_record::{Cancel, Progress};
 use aloe_text::{Message, Role};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,28 +42,12 @@ fn serve(manner: Manner) -> (String, Arc<AtomicUsize>) {
 }
 
 fn answer(mut stream: &TcpStream, manner: Manner, counter: &AtomicUsize) -> Option<()> {
-    let mut reader = BufReader::new(stream);
-    let mut first = String::new();
-    reader.read_line(&mut first).ok().filter(|&n| n > 0)?;
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().ok()?;
-        }
-        if line.trim().is_empty() {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    let (status, reply) = if first.contains("/models") {
+    let (path, request) = read_request(&mut BufReader::new(stream))?;
+    let (status, reply) = if path.contains("/models") {
         ("200 OK", json!({"data": [{"id": "m", "root": "weights"}]}))
     } else {
         let asked = counter.fetch_add(1, Ordering::SeqCst);
         let busy = manner == Manner::Busy && asked < 2;
-        let request: Value = serde_json::from_slice(&body).ok()?;
         if busy { ("503 Service Unavailable", json!({})) } else { ("200 OK", completion(&request, manner)) }
     };
     let text = reply.to_string();

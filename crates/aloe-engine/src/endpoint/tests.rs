@@ -117,7 +117,8 @@ fn serve(
     Some(())
 }
 
-fn read_request(reader: &mut BufReader<&TcpStream>) -> Option<(String, Value)> {
+/// Path and body of a request; `None` when the client is gone.
+pub(super) fn read_request(reader: &mut BufReader<&TcpStream>) -> Option<(String, Value)> {
     let mut first = String::new();
     reader.read_line(&mut first).ok().filter(|&n| n > 0)?;
     let mut length = 0;

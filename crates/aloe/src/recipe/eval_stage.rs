@@ -54,7 +54,7 @@ pub(crate) struct EvalStage {
     /// Blocks that a folder's weights are rounded to on load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) quantize: Option<Quantize>,
-    /// Folder of answers kept on disk. Results do not depend on it, so it is no part of what decides them.
+    /// Folder of answers kept on disk. A local model's results do not depend on it, so it is no part of what decides them.
     #[serde(skip_serializing)]
     pub(crate) answer_cache: Option<PathBuf>,
     /// Seed of draws, orders and sampling; default the recipe's.
