@@ -78,7 +78,7 @@ def traced(args, log, inject=None):
     return subprocess.run(trace + args, capture_output=True, text=True, timeout=120)
 
 
-def planned(log, work):
+def planned(log, work, calls=CALLS):
     """For each kind of call the ordinals, counted per thread as strace counts, of those that touch the work folder."""
     count, wanted, main = collections.Counter(), collections.defaultdict(list), None
     for line in open(log, errors="replace"):
@@ -87,10 +87,10 @@ def planned(log, work):
             continue
         thread, call, rest = found.groups()
         main = main or thread
-        if thread != main or call not in CALLS:
+        if thread != main or call not in calls:
             continue
         count[call] += 1
-        if str(work) in rest and "ENOENT" not in rest and "EEXIST" not in rest and "EISDIR" not in rest:
+        if str(work) in rest and "= -1" not in rest:
             wanted[call].append(count[call])
     return wanted
 

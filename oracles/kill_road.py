@@ -18,15 +18,15 @@ import argparse
 import collections
 import hashlib
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 
+from fault_injection import planned
+
 CALLS = ["rename", "unlink", "unlinkat", "rmdir", "mkdir", "ftruncate"]
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LINE = re.compile(r"^(\d+)\s+(\w+)\((.*)$")
 
 
 def contents(folder):
@@ -37,22 +37,6 @@ def contents(folder):
             timed = name.endswith("record.json") or name.startswith("card/")
             found[name] = "" if timed else hashlib.sha256(path.read_bytes()).hexdigest()
     return found
-
-
-def calls_of(log, out):
-    """For each kind of call the ordinals, counted per thread as strace counts, of the main thread's that change the folder."""
-    count, wanted, main = collections.Counter(), collections.defaultdict(list), None
-    for line in open(log, errors="replace"):
-        found = LINE.match(line)
-        if not found:
-            continue
-        thread, call, rest = found.groups()
-        main = main or thread
-        if thread == main and call in CALLS:
-            count[call] += 1
-            if str(out) in rest and "= -1" not in rest:
-                wanted[call].append(count[call])
-    return wanted
 
 
 def main():
@@ -70,7 +54,7 @@ def main():
         command = [str(options.binary), "run", str(recipe), "--out", str(out)]
         strace = ["strace", "-f", "-y", "-o", str(base / "log"), "-e", "trace=" + ",".join(CALLS)]
         subprocess.run(strace + command, check=True, capture_output=True)
-        expected, wanted = contents(out), calls_of(base / "log", out)
+        expected, wanted = contents(out), planned(base / "log", out, CALLS)
         table, bad = collections.defaultdict(collections.Counter), 0
         for call in options.calls:
             for n in wanted[call][:: options.every]:

@@ -290,19 +290,17 @@ mod tests {
         check(result(Task::StarterMcqa, 60, 60, Split::Test), "not comparable: starter questions");
     }
 
+    fn identity() -> EngineIdentity {
+        let nothing = String::new;
+        EngineIdentity { name: "m".into(), weights: nothing(), text: nothing(), dtype: "f32".into(), path: nothing() }
+    }
+
     /// By hand: 20 of 20 right is 100 % +- 0, and Wilson's interval 20 / 23.841459 = 83.89 % to 100 %.
     #[test]
     fn the_table_and_the_words_hold_the_interval_beside_the_standard_error() {
         let one = result(Task::StarterMcqa, 20, 20, Split::Test);
         assert_eq!(one.words(), "starter_mcqa 100.0 % +- 0.0 (95 %: 83.9 to 100.0), nearly all answers one option");
-        let identity = EngineIdentity {
-            name: "m".into(),
-            weights: String::new(),
-            text: String::new(),
-            dtype: "f32".into(),
-            path: String::new(),
-        };
-        let table = EvalResults::new(&identity, &config(Split::Test, None), Encoders::default(), vec![one]).table();
+        let table = EvalResults::new(&identity(), &config(Split::Test, None), Encoders::default(), vec![one]).table();
         assert!(table.contains("100.00     0.00  83.89 to 100.00         0"), "{table}");
     }
 
@@ -318,15 +316,9 @@ mod tests {
                 result(task, n, n, Split::Test)
             })
             .collect();
-        let identity = EngineIdentity {
-            name: "m".into(),
-            weights: String::new(),
-            text: String::new(),
-            dtype: "f32".into(),
-            path: String::new(),
-        };
         let groups = |tasks: &[TaskResult]| {
-            let results = EvalResults::new(&identity, &config(Split::Test, None), Encoders::default(), tasks.to_vec());
+            let results =
+                EvalResults::new(&identity(), &config(Split::Test, None), Encoders::default(), tasks.to_vec());
             results.groups.into_iter().map(|one| (one.group.name, one.comparability)).collect::<Vec<_>>()
         };
         let names = ["mmlu_medical (macro mean)", "multimedqa (size-weighted)", "arithmetic mean (all sets)"];
