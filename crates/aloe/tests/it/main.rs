@@ -11,6 +11,7 @@ mod requests;
 mod revisions;
 mod road;
 mod tidy;
+mod toy;
 mod user;
 mod weights;
 
