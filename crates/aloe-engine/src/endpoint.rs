@@ -62,7 +62,7 @@ impl Endpoint {
     /// Opens `http(s)://host:port/v1#model`, or several servers of one model with commas between their addresses; without
     /// `#model` the only model served is taken.
     pub fn open(address: &str, options: &EngineOptions) -> Result<Self> {
-        let opened = listing::open(address, options.request_timeout)?;
+        let opened = listing::open(address, options)?;
         let text = options.tokenizer.as_deref().map(open_text).transpose()?;
         let identity = EngineIdentity {
             name: opened.model.clone(),

@@ -28,6 +28,8 @@ pub struct EngineOptions {
     pub server_template: bool,
     /// The longest an endpoint's one answer is waited for.
     pub request_timeout: Duration,
+    /// Ends the wait for servers that do not answer while they are opened.
+    pub cancel: Cancel,
 }
 
 impl Default for EngineOptions {
@@ -40,6 +42,7 @@ impl Default for EngineOptions {
             tokenizer: None,
             server_template: false,
             request_timeout: Duration::from_secs(600),
+            cancel: Cancel::default(),
         }
     }
 }

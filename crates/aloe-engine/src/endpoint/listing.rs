@@ -4,14 +4,19 @@
 
 use super::replicas::CONNECTIONS;
 use crate::http::{Client, Outcome};
-use crate::{Error, Result};
+use crate::{EngineOptions, Error, Result};
+use aloe_record::Cancel;
 use serde_json::Value;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 /// How often the list is asked for before the servers are given up, and the first wait between.
 const TRIES: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
+
+/// How often an interrupt is looked for.
+const POLL: Duration = Duration::from_millis(50);
 
 /// How long a server may take to say what it serves: a list costs it nothing.
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,7 +35,7 @@ pub(super) struct Opened {
 }
 
 /// Asks every server of `address` for its models.
-pub(super) fn open(address: &str, timeout: Duration) -> Result<Opened> {
+pub(super) fn open(address: &str, options: &EngineOptions) -> Result<Opened> {
     let (bases, wanted) = address.split_once('#').unwrap_or((address, ""));
     let bases: Vec<&str> = bases.split(',').map(|base| base.trim().trim_end_matches('/')).collect();
     for (at, base) in bases.iter().enumerate() {
@@ -43,8 +48,9 @@ pub(super) fn open(address: &str, timeout: Duration) -> Result<Opened> {
             return Err(Error::Open { model: address.to_owned(), reason });
         }
     }
+    let timeout = options.request_timeout;
     let clients: Vec<_> = bases.iter().map(|base| Arc::new(Client::new(base, CONNECTIONS, timeout))).collect();
-    let (listings, out) = ask_all(&clients, timeout.min(LIST_TIMEOUT))?;
+    let (listings, out) = ask_all(&clients, timeout.min(LIST_TIMEOUT), &options.cancel)?;
     let mut found: Option<(&Client, String, String, Option<u64>)> = None;
     for (at, listing) in &listings {
         let client = &clients[*at];
@@ -71,14 +77,14 @@ pub(super) fn open(address: &str, timeout: Duration) -> Result<Opened> {
 type Listings = (Vec<(usize, Value)>, Vec<(usize, String)>);
 
 /// The lists of the servers that answer, and why the others do not. While none answers they are asked again a few times.
-fn ask_all(clients: &[Arc<Client>], timeout: Duration) -> Result<Listings> {
+fn ask_all(clients: &[Arc<Client>], timeout: Duration, cancel: &Cancel) -> Result<Listings> {
     let mut wait = FIRST_WAIT;
     for turn in 1.. {
         let (mut listings, mut out) = (Vec::new(), Vec::new());
-        for (at, client) in clients.iter().enumerate() {
-            match client.get("/models", timeout) {
+        for (at, outcome) in ask_once(clients, timeout, cancel)?.into_iter().enumerate() {
+            match outcome {
                 Outcome::Json(listing) => listings.push((at, listing)),
-                Outcome::Refused(reason) | Outcome::Final(reason) => return Err(client.error(reason)),
+                Outcome::Refused(reason) | Outcome::Final(reason) => return Err(clients[at].error(reason)),
                 Outcome::Busy { reason, .. } | Outcome::Broken(reason) => out.push((at, reason)),
             }
         }
@@ -97,10 +103,42 @@ fn ask_all(clients: &[Arc<Client>], timeout: Duration) -> Result<Listings> {
         if is_up {
             return Ok((listings, out));
         }
-        std::thread::sleep(wait);
+        let until = Instant::now() + wait;
+        while Instant::now() < until {
+            cancel.check()?;
+            std::thread::sleep(POLL.min(wait));
+        }
         wait *= 2;
     }
     Ok((Vec::new(), Vec::new()))
+}
+
+/// What each server says, all asked at once from threads that an interrupt leaves behind.
+fn ask_once(clients: &[Arc<Client>], timeout: Duration, cancel: &Cancel) -> Result<Vec<Outcome>> {
+    let waiting: Vec<_> = clients
+        .iter()
+        .map(|client| {
+            let ((send, receive), client) = (mpsc::channel(), Arc::clone(client));
+            std::thread::spawn(move || {
+                let _ = send.send(client.get("/models", timeout));
+            });
+            receive
+        })
+        .collect();
+    waiting
+        .into_iter()
+        .map(|receive| {
+            loop {
+                match receive.recv_timeout(POLL) {
+                    Ok(outcome) => return Ok(outcome),
+                    Err(RecvTimeoutError::Timeout) => cancel.check()?,
+                    Err(RecvTimeoutError::Disconnected) => {
+                        return Ok(Outcome::Broken("the connection was lost".to_owned()));
+                    }
+                }
+            }
+        })
+        .collect()
 }
 
 fn choose_model(client: &Client, listed: &Value, wanted: &str) -> Result<String> {
@@ -160,7 +198,7 @@ mod tests {
             ("http://127.0.0.1:9/v1,http://127.0.0.1:9/v1/#m", "named twice"),
             ("http://127.0.0.1:9/v1,#m", "\"\" is no address"),
         ] {
-            let error = open(address, Duration::from_secs(1)).err().unwrap().to_string();
+            let error = open(address, &EngineOptions::default()).err().unwrap().to_string();
             assert!(error.contains(words) && error.contains("http://a:1/v1,http://b:2/v1#model"), "{error}");
         }
     }

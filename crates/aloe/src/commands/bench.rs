@@ -14,7 +14,7 @@ pub(crate) fn run(args: &BenchArgs, cancel: &Cancel) -> anyhow::Result<()> {
     if args.runs == 0 {
         return Err(Failure::usage("--runs must be at least 1".to_owned()).into());
     }
-    let Engine::Local(local) = open_engine(&args.model)? else {
+    let Engine::Local(local) = open_engine(&args.model, cancel)? else {
         return Err(Failure::usage(
             "an endpoint's speed is its server's; bench takes a folder or a .gguf file".to_owned(),
         )

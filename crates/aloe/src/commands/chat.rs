@@ -26,7 +26,7 @@ pub(crate) fn run(args: &ChatArgs, cancel: &Cancel) -> anyhow::Result<()> {
         let text = "--json prints the answer to one prompt; give --prompt TEXT too, or leave --json out to talk";
         return Err(Failure::usage(text).into());
     }
-    let engine = open_engine(&args.model)?;
+    let engine = open_engine(&args.model, cancel)?;
     aloe_record::tell(NOTICE);
     let mut messages = Vec::new();
     if !args.system.is_empty() {

@@ -18,7 +18,7 @@ pub(crate) fn run(args: &GenerateArgs, cancel: &Cancel) -> anyhow::Result<()> {
         }
         Ok(GenerateRequest { id: row.id.clone(), prompt: row.prompt()?, n, sampling: row.sampling(seed)? })
     })?;
-    let engine = open_cached(&args.model, &args.file)?;
+    let engine = open_cached(&args.model, &args.file, cancel)?;
     let progress = Progress::new("generate", rows.iter().map(|row| row.n as u64).sum(), "answers");
     let results = or_interrupted(engine.generate_each(&rows, &progress, cancel))?;
     progress.finish();

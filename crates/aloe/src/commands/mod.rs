@@ -49,7 +49,7 @@ pub(crate) fn threads_of(asked: usize) -> usize {
 }
 
 /// Opens the model of a command line. A stage's folder stands for its `model/`.
-pub(crate) fn open_engine(args: &ModelArgs) -> anyhow::Result<Engine> {
+pub(crate) fn open_engine(args: &ModelArgs, cancel: &Cancel) -> anyhow::Result<Engine> {
     if let Some(mistake) = weights::mistake(args.dtype, args.quantize, Some(&args.model)) {
         return Err(Failure::usage(format!("--{mistake}")).into());
     }
@@ -59,6 +59,7 @@ pub(crate) fn open_engine(args: &ModelArgs) -> anyhow::Result<Engine> {
         tokenizer: args.tokenizer.clone(),
         server_template: args.server_template,
         kv_budget_bytes: args.kv_budget.map(|mebibytes| mebibytes << 20),
+        cancel: cancel.clone(),
         ..EngineOptions::default()
     };
     if args.model.starts_with("http") {
@@ -69,8 +70,8 @@ pub(crate) fn open_engine(args: &ModelArgs) -> anyhow::Result<Engine> {
 }
 
 /// [`open_engine`] with the cache of a request file's command before it, where one is named.
-pub(crate) fn open_cached(args: &ModelArgs, file: &FileArgs) -> anyhow::Result<Engine> {
-    let engine = open_engine(args)?;
+pub(crate) fn open_cached(args: &ModelArgs, file: &FileArgs, cancel: &Cancel) -> anyhow::Result<Engine> {
+    let engine = open_engine(args, cancel)?;
     Ok(match &file.answer_cache {
         Some(folder) => engine.with_answer_cache(folder)?,
         None => engine,

@@ -11,7 +11,7 @@ pub(crate) fn run(args: &ScoreArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let rows = requests::read(&args.file.requests, |row| {
         Ok(ScoreRequest { id: row.id.clone(), prompt: row.prompt()?, continuations: row.continuations()? })
     })?;
-    let engine = open_cached(&args.model, &args.file)?;
+    let engine = open_cached(&args.model, &args.file, cancel)?;
     let progress = Progress::new("score", rows.len() as u64, "requests");
     let results = or_interrupted(engine.score_each(&rows, &progress, cancel))?;
     progress.finish();

@@ -309,7 +309,7 @@ fn redteam(
         Some(path) => questions::read_labels(split(path).0, split(path).1)?,
         None => Vec::new(),
     };
-    let judge_engine = stage.judge.as_deref().map(|address| open_judge(address, stage)).transpose()?;
+    let judge_engine = stage.judge.as_deref().map(|address| open_judge(address, stage, context)).transpose()?;
     let judge = judge_engine.as_ref().map(|engine| Judge { engine, labels: &labels, prompt: stage.judge_prompt });
     judge.as_ref().map(Judge::check).transpose()?;
     let opened = Opened {
@@ -343,9 +343,10 @@ fn redteam(
 }
 
 /// The judge model: its prompt is rendered here where its tokenizer is given, by the server otherwise.
-fn open_judge(address: &str, stage: &RedteamStage) -> anyhow::Result<Engine> {
+fn open_judge(address: &str, stage: &RedteamStage, context: &Context) -> anyhow::Result<Engine> {
     let tokenizer = stage.judge_tokenizer.as_deref().map(model_of);
-    let options = EngineOptions { server_template: tokenizer.is_none(), tokenizer, ..EngineOptions::default() };
+    let (server_template, cancel) = (tokenizer.is_none(), context.cancel.clone());
+    let options = EngineOptions { server_template, tokenizer, cancel, ..EngineOptions::default() };
     Ok(Engine::open(address, &options)?)
 }
 
@@ -378,6 +379,7 @@ fn open_engine(input: &Path, opened: Opened<'_>, context: &Context) -> anyhow::R
         threads: context.threads,
         tokenizer: opened.tokenizer.as_deref().map(model_of),
         server_template: opened.server_template,
+        cancel: context.cancel.clone(),
         ..EngineOptions::default()
     };
     let engine = if text.starts_with("http") {
