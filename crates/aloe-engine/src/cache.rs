@@ -2,12 +2,14 @@
 //!
 //! An entry's key is a digest over everything that decides the answer ([`Key`]), so that a changed weight, template, token or sampling
 //! field is a miss. An entry holds a request's whole answer, all `n` samples of it in their order; an answer that does not fit the
-//! request, or a line that fails its checksum, is a miss too. Of an endpoint no more is known than its address and what it says of
-//! itself: weights swapped behind the same name cannot be noticed. Refuses to keep errors.
+//! request, or a line that fails its checksum, is a miss too. Of an endpoint no more is known than its address, what it says of
+//! itself and its answers to the canary: these stand in the log, and answers belong to the first that lie as close as those of the
+//! same weights. Refuses to keep errors.
 
 use crate::engine::check_sampling;
 use crate::{
-    Engine, EngineIdentity, Error, GenerateRequest, GenerateResult, Prompt, Result, ScoreRequest, ScoreResult, encode,
+    Call, CanaryAnswers, Engine, EngineIdentity, Error, GenerateRequest, GenerateResult, Prompt, Result, ScoreRequest,
+    ScoreResult, encode,
 };
 use aloe_record::shared_log::{Place, SharedLog};
 use aloe_record::{Cancel, Progress, digest};
@@ -44,6 +46,8 @@ pub struct CacheCounts {
 pub struct Cached {
     pub(crate) engine: Engine,
     store: Mutex<Store>,
+    /// What an endpoint's answers belong to, per call, once found.
+    weights_seen: Mutex<HashMap<Call, Option<String>>>,
 }
 
 struct Store {
@@ -77,11 +81,13 @@ struct Key<'a> {
 }
 
 /// What a key says of the model: everything of its identity but the name, which of a local model is a label; its config, as the same
-/// tensors answer otherwise under another RoPE base; and the ids that end an answer.
-fn model_key(engine: &Engine) -> Value {
+/// tensors answer otherwise under another RoPE base; and the ids that end an answer. Of an endpoint also the weights it was seen with.
+fn model_key(engine: &Engine, weights_seen: Option<String>) -> Value {
     let EngineIdentity { weights, text, dtype, path, .. } = engine.identity();
     let (served, config) = match engine {
-        Engine::Endpoint(endpoint) => (Some(endpoint.cache_identity()), None),
+        Engine::Endpoint(endpoint) => {
+            (Some(json!({"server": endpoint.cache_identity(), "weights_seen": weights_seen})), None)
+        }
         Engine::Local(local) => (None, Some(local.decoder.config.to_json())),
         Engine::Cached(_) => (None, None),
     };
@@ -157,7 +163,7 @@ impl Cached {
         let log = SharedLog::open(&folder.join(FILE))?;
         let mut store = Store { log, places: HashMap::new(), counts: CacheCounts::default(), is_full: false };
         store.read_new()?;
-        Ok(Self { engine, store: Mutex::new(store) })
+        Ok(Self { engine, store: Mutex::new(store), weights_seen: Mutex::default() })
     }
 
     pub(crate) fn counts(&self) -> CacheCounts {
@@ -173,7 +179,7 @@ impl Cached {
     ) -> Result<Vec<ScoreResult>> {
         let ask =
             |missed: &[ScoreRequest]| Ok(self.engine.score(missed, progress, cancel)?.into_iter().map(Ok).collect());
-        self.answer(requests, |_| 1, progress, ask)?.into_iter().collect()
+        self.answer((Call::Score, cancel), requests, |_| 1, progress, ask)?.into_iter().collect()
     }
 
     pub(crate) fn score_each(
@@ -182,7 +188,8 @@ impl Cached {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<Result<ScoreResult>>> {
-        self.answer(requests, |_| 1, progress, |missed| self.engine.score_each(missed, progress, cancel))
+        let ask = |missed: &[ScoreRequest]| self.engine.score_each(missed, progress, cancel);
+        self.answer((Call::Score, cancel), requests, |_| 1, progress, ask)
     }
 
     pub(crate) fn generate(
@@ -194,7 +201,9 @@ impl Cached {
         let ask = |missed: &[GenerateRequest]| {
             Ok(self.engine.generate(missed, progress, cancel)?.into_iter().map(Ok).collect())
         };
-        self.answer(requests, |request: &GenerateRequest| request.n, progress, ask)?.into_iter().collect()
+        self.answer((Call::Generate, cancel), requests, |request: &GenerateRequest| request.n, progress, ask)?
+            .into_iter()
+            .collect()
     }
 
     pub(crate) fn generate_each(
@@ -204,7 +213,7 @@ impl Cached {
         cancel: &Cancel,
     ) -> Result<Vec<Result<GenerateResult>>> {
         let ask = |missed: &[GenerateRequest]| self.engine.generate_each(missed, progress, cancel);
-        self.answer(requests, |request: &GenerateRequest| request.n, progress, ask)
+        self.answer((Call::Generate, cancel), requests, |request: &GenerateRequest| request.n, progress, ask)
     }
 
     pub(crate) fn score_until_fault(
@@ -214,6 +223,7 @@ impl Cached {
         cancel: &Cancel,
     ) -> Result<Vec<Result<ScoreResult>>> {
         self.answer(
+            (Call::Score, cancel),
             requests,
             |_| 1,
             progress,
@@ -231,6 +241,7 @@ impl Cached {
         cancel: &Cancel,
     ) -> Result<Vec<Result<GenerateResult>>> {
         self.answer(
+            (Call::Generate, cancel),
             requests,
             |request: &GenerateRequest| request.n,
             progress,
@@ -244,14 +255,16 @@ impl Cached {
     /// [`Cached::answer_chunk`] for a chunk at a time. After a chunk that a fault cut short nothing more is asked.
     fn answer<A: Answer>(
         &self,
+        (call, cancel): (Call, &Cancel),
         requests: &[A::Request],
         n_steps: impl Fn(&A::Request) -> usize,
         progress: &Progress,
         ask: impl Fn(&[A::Request]) -> Result<Vec<Result<A>>>,
     ) -> Result<Vec<Result<A>>> {
+        let model = model_key(&self.engine, self.weights_seen(call, cancel)?);
         let mut results = Vec::with_capacity(requests.len());
         for chunk in requests.chunks(CHUNK) {
-            let answered = self.answer_chunk(chunk, &n_steps, progress, &ask)?;
+            let answered = self.answer_chunk(&model, chunk, &n_steps, progress, &ask)?;
             let is_cut = answered.len() < chunk.len();
             results.extend(answered);
             if is_cut {
@@ -264,13 +277,13 @@ impl Cached {
     /// Looks every request up, asks the model for the others in one call and keeps its answers.
     fn answer_chunk<A: Answer>(
         &self,
+        model: &Value,
         requests: &[A::Request],
         n_steps: &impl Fn(&A::Request) -> usize,
         progress: &Progress,
         ask: &impl Fn(&[A::Request]) -> Result<Vec<Result<A>>>,
     ) -> Result<Vec<Result<A>>> {
-        let model = model_key(&self.engine);
-        let keys: Vec<Option<String>> = requests.iter().map(|one| A::key(&model, &self.engine, one)).collect();
+        let keys: Vec<Option<String>> = requests.iter().map(|one| A::key(model, &self.engine, one)).collect();
         let mut found = self.lock().look_up::<A>(&keys, requests)?;
         let hits = requests.iter().zip(&found).filter(|(_, found)| found.is_some());
         progress.advance(hits.map(|(request, _)| n_steps(request) as u64).sum());
@@ -299,6 +312,21 @@ impl Cached {
         Ok(results)
     }
 
+    /// What an endpoint's answers belong to: the digest of the first answers to the canary in the log that lie as close to its own as
+    /// those of the same weights do; its own where there are none.
+    fn weights_seen(&self, call: Call, cancel: &Cancel) -> Result<Option<String>> {
+        let Engine::Endpoint(endpoint) = &self.engine else { return Ok(None) };
+        let mut known = self.weights_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get(&call) {
+            return Ok(known.clone());
+        }
+        let now = self.engine.canary(call, cancel)?;
+        let asked = json!({"canary": format!("{call:?}"), "server": endpoint.cache_identity(), "text": self.engine.identity().text});
+        let seen = now.map(|now| self.lock().same_weights(&asked, now)).transpose()?;
+        known.insert(call, seen.clone());
+        Ok(seen)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -312,6 +340,36 @@ impl Store {
             aloe_record::tell(&format!("warning: answers are not kept: {error}"));
         }
         self.is_full = kept.is_err();
+    }
+
+    /// The digest of the first answers to the canary `asked` that do not differ from `now`, which are added where there are none.
+    fn same_weights(&mut self, asked: &Value, now: CanaryAnswers) -> Result<String> {
+        for at in 0.. {
+            let key = digest::bytes(json!([asked, at]).to_string().as_bytes());
+            if self.find::<CanaryAnswers>(&key)?.is_none() {
+                let line = serde_json::to_string(&Entry { key: key.clone(), answer: &now });
+                self.keep(line.ok().as_slice());
+            }
+            // Another process may have been first; where nothing could be kept, these answers are nobody else's.
+            let Some(then) = self.find::<CanaryAnswers>(&key)? else { break };
+            if then.difference(&now).is_none() {
+                return Ok(digest::bytes(json!(then).to_string().as_bytes()));
+            }
+        }
+        Ok(digest::bytes(json!(now).to_string().as_bytes()))
+    }
+
+    /// What stands under a key, if it can be read.
+    fn find<A: DeserializeOwned>(&mut self, key: &str) -> Result<Option<A>> {
+        self.read_new()?;
+        let place = self.places.get(key).copied();
+        let json = place.map(|place| self.log.read(place)).transpose()?.flatten();
+        let entry =
+            json.and_then(|json| serde_json::from_slice::<Entry<A>>(&json).ok()).filter(|entry| entry.key == key);
+        if entry.is_none() {
+            self.places.remove(key);
+        }
+        Ok(entry.map(|entry| entry.answer))
     }
 
     /// Takes in what was added to the log, by this process or another. The first answer under a key stays.

@@ -6,37 +6,44 @@
 //! asked for together where the server takes that; sample `i` has the seed of the first plus `i`, as vLLM and
 //! llama-server count them.
 //!
-//! Reading order: `listing` (which servers, which model), `replicas` (one request through to its answer), `prompt_logps` and
-//! `answer` (what is believed).
+//! Reading order: `listing` (which servers, which model), `probe` (what they can do), `samples`, `replicas` (one request through to
+//! its answer), `health`, `prompt_logps` and `answer` (what is believed), `canary` and `watch` (whether the weights are still
+//! the same).
 
 mod answer;
+mod canary;
+mod health;
 mod identity;
 mod listing;
+mod probe;
 mod prompt_logps;
 mod replicas;
+mod samples;
 #[cfg(test)]
 mod scoring_tests;
 #[cfg(test)]
 mod tests;
+mod watch;
+#[cfg(test)]
+mod watch_tests;
 
-use crate::endpoint::answer::{Asked, TextOf};
+pub use crate::endpoint::canary::CanaryAnswers;
+
+use crate::endpoint::answer::TextOf;
 use crate::endpoint::prompt_logps::Form;
-use crate::endpoint::replicas::{Replicas, Reply};
+use crate::endpoint::replicas::{Asking, Replicas, Reply};
+use crate::endpoint::watch::Watch;
 use crate::engine::EngineIdentity;
 use crate::{
-    Completion, Continuation, EngineOptions, Error, GenerateRequest, GenerateResult, Prompt, Result, Sampling,
-    ScoreRequest, ScoreResult, Scored,
+    Call, Continuation, EngineOptions, Error, GenerateRequest, GenerateResult, Prompt, Result, ScoreRequest,
+    ScoreResult, Scored,
 };
-use aloe_record::{Cancel, Progress, digest};
+use aloe_record::{Cancel, Progress};
 use aloe_text::{Message, TextModel};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-
-/// Log-probabilities of one prompt by two servers with the same weights differ by less than this, in nat: measured between
-/// vLLM in bf16 and f32 are 0.18, between bf16 and f32 of one implementation 0.30.
-const SAME_MODEL_NAT: f64 = 0.5;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Servers with one model, and the model asked for.
 pub struct Endpoint {
@@ -48,8 +55,10 @@ pub struct Endpoint {
     server_template: bool,
     pub(crate) text: Option<TextModel>,
     pub(crate) identity: EngineIdentity,
-    /// How the server gives prompt log-probabilities, once the probe has found out.
-    form: Mutex<Option<Form>>,
+    /// How the server gives prompt log-probabilities, once the probe has found out, and those of the canary.
+    scored: Mutex<Option<(Form, Arc<Watch>)>>,
+    /// The canary of generated answers, once asked; none where the server does not take it.
+    drawn: Mutex<Option<Option<Arc<Watch>>>>,
     /// The model that the first answer named.
     said: Mutex<Option<String>>,
     /// The most samples that are asked for in one request.
@@ -79,7 +88,8 @@ impl Endpoint {
             server_template: options.server_template,
             text,
             identity,
-            form: Mutex::new(None),
+            scored: Mutex::new(None),
+            drawn: Mutex::new(None),
             said: Mutex::new(None),
             n_at_once: AtomicUsize::new(usize::MAX),
             knows_n: AtomicBool::new(false),
@@ -88,6 +98,16 @@ impl Endpoint {
 
     pub(crate) fn n_servers(&self) -> usize {
         self.replicas.len()
+    }
+
+    /// The first answers to the canary of scores or of generated answers; `None` where it is not taken.
+    pub(crate) fn canary(&self, call: Call, cancel: &Cancel) -> Result<Option<CanaryAnswers>> {
+        let watch = match (call, &self.text) {
+            (Call::Score, Some(text)) => Some(self.probe(text, cancel)?.1),
+            (Call::Score, None) => None,
+            (Call::Generate, _) => self.watch_drawn(cancel)?,
+        };
+        Ok(watch.map(|watch| watch.first_answers()))
     }
 
     /// The scores in the order of the requests. A request that cannot be answered has its error in its place and the others go
@@ -101,9 +121,9 @@ impl Endpoint {
         let text = self.text.as_ref().ok_or_else(|| {
             self.unusable("scoring sends token ids; name the model's tokenizer folder with --tokenizer")
         })?;
-        let form = self.probe(text, cancel)?;
-        self.in_parallel(requests, cancel, |request| {
-            let scored = self.score_one(text, form, request, cancel);
+        let (form, watch) = self.probe(text, cancel)?;
+        self.replicas.for_each(requests, Some(&watch), cancel, |request, asking| {
+            let scored = self.score_one(text, form, request, asking);
             progress.advance(1);
             scored
         })
@@ -116,11 +136,12 @@ impl Endpoint {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<Result<GenerateResult>>> {
-        self.in_parallel(requests, cancel, |request| {
+        let watch = self.watch_drawn(cancel)?;
+        self.replicas.for_each(requests, watch.as_deref(), cancel, |request, asking| {
             crate::engine::check_sampling(request)?;
             let answered = match (&self.text, &request.prompt) {
-                (Some(text), prompt) if !self.server_template => self.complete_ids(text, request, prompt, cancel),
-                (_, Prompt::Messages(messages)) if self.server_template => self.chat(request, messages, cancel),
+                (Some(text), prompt) if !self.server_template => self.complete_ids(text, request, prompt, asking),
+                (_, Prompt::Messages(messages)) if self.server_template => self.chat(request, messages, asking),
                 _ => Err(self.unusable(
                     "prompts are sent as token ids; name the model's tokenizer folder with --tokenizer, or let the server \
                      render chat messages with --server-template",
@@ -134,66 +155,6 @@ impl Endpoint {
     /// The server cannot be used for what was asked: the user's to change, so the exit code of wrong input.
     fn unusable(&self, reason: impl Into<String>) -> Error {
         Error::Open { model: format!("{}#{}", self.replicas.bases(), self.model), reason: reason.into() }
-    }
-
-    /// Sends a known prompt in each form until every token but the first comes back with a usable log-probability; then holds
-    /// the other servers' answers against it.
-    fn probe(&self, text: &TextModel, cancel: &Cancel) -> Result<Form> {
-        let mut known = self.form.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(form) = *known {
-            return Ok(form);
-        }
-        let ids = text.encode_prompt_text("The patient has a fever and a cough.")?;
-        let mut found = Vec::new();
-        for form in Form::ALL {
-            let body = form.body(&self.model, &ids);
-            let reason = match self.replicas.ask("/completions", &body, cancel)? {
-                Reply::Refused(reason) => reason,
-                Reply::Json(answer, at) => {
-                    self.check_model(&answer, at)?;
-                    match form.read(&answer, &ids, |id| text.tokenizer.token(id)) {
-                        Ok(logps) => {
-                            self.compare_others(form, text, &ids, &logps, at)?;
-                            *known = Some(form);
-                            return Ok(form);
-                        }
-                        Err(reason) => reason,
-                    }
-                }
-            };
-            found.push(format!("{}: {reason}", form.name()));
-        }
-        Err(self.unusable(format!(
-            "the server gives no usable prompt log-probabilities, which scoring needs on /v1/completions, as vLLM has them. \
-             Nothing was scored. Tried {}",
-            found.join("; ")
-        )))
-    }
-
-    /// Other weights under the same name are told by the log-probabilities of the known prompt.
-    fn compare_others(
-        &self,
-        form: Form,
-        text: &TextModel,
-        ids: &[u32],
-        logps: &[(f64, bool)],
-        first: usize,
-    ) -> Result<()> {
-        for (at, answer) in self.replicas.ask_others(first, "/completions", &form.body(&self.model, ids)) {
-            self.check_model(&answer, at)?;
-            let others = form.read(&answer, ids, |id| text.tokenizer.token(id));
-            let others = others.map_err(|reason| self.replicas.error(at, format!("the probe's answer: {reason}")))?;
-            let farthest = logps.iter().zip(&others).map(|(a, b)| (a.0 - b.0).abs()).fold(0.0, f64::max);
-            if farthest > SAME_MODEL_NAT {
-                return Err(self.unusable(format!(
-                    "the servers do not serve the same weights: log-probabilities of one prompt differ by up to {farthest:.2} nat \
-                     between {} and {}",
-                    self.replicas.base(first),
-                    self.replicas.base(at)
-                )));
-            }
-        }
-        Ok(())
     }
 
     /// An answer must name the model asked for, and the same as every answer before.
@@ -223,9 +184,9 @@ impl Endpoint {
         form: Form,
         ids: &[u32],
         id: &str,
-        cancel: &Cancel,
+        asking: &Asking,
     ) -> Result<Vec<(f64, bool)>> {
-        match self.replicas.ask("/completions", &form.body(&self.model, ids), cancel)? {
+        match self.replicas.ask("/completions", &form.body(&self.model, ids), asking)? {
             Reply::Refused(reason) => Err(Error::Request { id: id.to_owned(), reason }),
             Reply::Json(answer, at) => {
                 self.check_model(&answer, at)?;
@@ -241,7 +202,7 @@ impl Endpoint {
         }
     }
 
-    fn score_one(&self, text: &TextModel, form: Form, request: &ScoreRequest, cancel: &Cancel) -> Result<ScoreResult> {
+    fn score_one(&self, text: &TextModel, form: Form, request: &ScoreRequest, asking: &Asking) -> Result<ScoreResult> {
         let mut prompt_ids = ids_of(text, &request.prompt)?;
         let mut continuations = Vec::new();
         let refuse = |reason: &str| Error::Request { id: request.id.clone(), reason: reason.to_owned() };
@@ -249,7 +210,7 @@ impl Endpoint {
             return Err(refuse("the prompt has no tokens"));
         }
         if request.continuations.is_empty() {
-            let scored = self.prompt_logps(text, form, &prompt_ids, &request.id, cancel)?;
+            let scored = self.prompt_logps(text, form, &prompt_ids, &request.id, asking)?;
             continuations.push(to_scored(prompt_ids[1..].to_vec(), &scored));
         }
         for continuation in &request.continuations {
@@ -271,7 +232,7 @@ impl Endpoint {
                 return Err(refuse("a continuation has no tokens"));
             }
             let whole: Vec<u32> = prompt_ids.iter().chain(&ids).copied().collect();
-            let scored = self.prompt_logps(text, form, &whole, &request.id, cancel)?;
+            let scored = self.prompt_logps(text, form, &whole, &request.id, asking)?;
             let n_ids = ids.len();
             continuations.push(to_scored(ids, &scored[scored.len() - n_ids..]));
         }
@@ -283,124 +244,23 @@ impl Endpoint {
         text: &TextModel,
         request: &GenerateRequest,
         prompt: &Prompt,
-        cancel: &Cancel,
+        asking: &Asking,
     ) -> Result<GenerateResult> {
         let prompt_ids = ids_of(text, prompt)?;
         let mut stop_ids = text.stop_ids();
         stop_ids.extend(&request.sampling.stop_ids);
         let body = json!({"prompt": prompt_ids, "stop_token_ids": stop_ids, "return_token_ids": true});
         let text_of: TextOf = |choice| choice["text"].as_str();
-        let completions = self.samples(request, "/completions", &body, text_of, Some(&prompt_ids), cancel)?;
+        let completions = self.samples(request, "/completions", &body, text_of, Some(&prompt_ids), asking)?;
         Ok(GenerateResult { id: request.id.clone(), prompt_ids: Some(prompt_ids), completions })
     }
 
-    fn chat(&self, request: &GenerateRequest, messages: &[Message], cancel: &Cancel) -> Result<GenerateResult> {
+    fn chat(&self, request: &GenerateRequest, messages: &[Message], asking: &Asking) -> Result<GenerateResult> {
         let body = json!({ "messages": messages });
         let text_of: TextOf = |choice| choice["message"]["content"].as_str();
-        let completions = self.samples(request, "/chat/completions", &body, text_of, None, cancel)?;
+        let completions = self.samples(request, "/chat/completions", &body, text_of, None, asking)?;
         Ok(GenerateResult { id: request.id.clone(), prompt_ids: None, completions })
     }
-
-    /// `request.n` answers: all in one request, or in as few as the server takes (llama-server gives no more than it has slots).
-    fn samples(
-        &self,
-        request: &GenerateRequest,
-        path: &str,
-        prompt: &Value,
-        text_of: TextOf,
-        prompt_ids: Option<&[u32]>,
-        cancel: &Cancel,
-    ) -> Result<Vec<Completion>> {
-        let (mut done, mut most) = (Vec::with_capacity(request.n), usize::MAX);
-        while done.len() < request.n {
-            let n = (request.n - done.len()).min(most).min(self.n_at_once.load(Ordering::SeqCst));
-            let mut body = sampling_body(&request.sampling, &request.id, done.len(), n);
-            body["model"] = json!(self.model);
-            for (key, value) in prompt.as_object().into_iter().flatten() {
-                body[key] = value.clone();
-            }
-            let (answer, at) = match self.replicas.ask(path, &body, cancel)? {
-                Reply::Json(answer, at) => (answer, at),
-                Reply::Refused(_) if n > 1 => {
-                    most = largest_power_of_two_below(n);
-                    continue;
-                }
-                Reply::Refused(reason) => return Err(Error::Request { id: request.id.clone(), reason }),
-            };
-            self.check_model(&answer, at)?;
-            if n > 1 && self.ignores_n(&answer) {
-                most = 1;
-                self.at_once(1, at, "it answers once whatever `n` is");
-                continue;
-            }
-            let max_new_tokens = request.sampling.max_new_tokens;
-            let asked = Asked { n, max_new_tokens, prompt_ids, context_len: self.context_len, text_of };
-            let completions = answer::completions(&answer, &asked)
-                .map_err(|reason| self.replicas.error(at, format!("request {}: {reason}", request.id)))?;
-            if most != usize::MAX && n == most {
-                self.at_once(most, at, "it refuses more");
-            }
-            if n > 1 {
-                self.knows_n.store(true, Ordering::SeqCst);
-            }
-            done.extend(completions);
-        }
-        Ok(done)
-    }
-
-    /// Whether the server passes `n` over: one answer where several were asked for, and never yet more than one.
-    fn ignores_n(&self, answer: &Value) -> bool {
-        let n_choices = answer["choices"].as_array().map_or(0, Vec::len);
-        n_choices == 1 && !self.knows_n.load(Ordering::SeqCst)
-    }
-
-    /// From now on no more than `n` samples are asked for at once.
-    fn at_once(&self, n: usize, at: usize, reason: &str) {
-        if self.n_at_once.fetch_min(n, Ordering::SeqCst) > n {
-            let (base, samples) = (self.replicas.base(at), if n == 1 { "sample" } else { "samples" });
-            aloe_record::tell(&format!("{base}: {reason}; each request asks for {n} {samples} at most"));
-        }
-    }
-
-    /// Runs `work` for every request over the connections; results in the order of the requests. After a fault of the servers
-    /// or an interrupt no further request is begun.
-    fn in_parallel<Q: Sync, R: Send>(
-        &self,
-        requests: &[Q],
-        cancel: &Cancel,
-        work: impl Fn(&Q) -> Result<R> + Sync,
-    ) -> Result<Vec<Result<R>>> {
-        let next = AtomicUsize::new(0);
-        let results: Mutex<Vec<Option<Result<R>>>> = Mutex::new(requests.iter().map(|_| None).collect());
-        std::thread::scope(|scope| {
-            for _ in 0..self.replicas.connections().min(requests.len()) {
-                scope.spawn(|| {
-                    loop {
-                        let at = next.fetch_add(1, Ordering::SeqCst);
-                        let Some(request) = requests.get(at) else { break };
-                        let result = work(request);
-                        if result.as_ref().is_err_and(ends_the_run) {
-                            next.store(requests.len(), Ordering::SeqCst);
-                        }
-                        results.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(result);
-                    }
-                });
-            }
-        });
-        cancel.check()?;
-        let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let not_asked = || Err(self.replicas.error(0, "not asked after an earlier request failed"));
-        Ok(results.into_iter().map(|result| result.unwrap_or_else(not_asked)).collect())
-    }
-}
-
-/// Whether an error is the servers' or ours and not one request's.
-fn ends_the_run(error: &Error) -> bool {
-    !matches!(error, Error::Request { .. } | Error::Text(_))
-}
-
-fn largest_power_of_two_below(n: usize) -> usize {
-    1 << (n - 1).ilog2()
 }
 
 fn open_text(path: &Path) -> Result<TextModel> {
@@ -426,33 +286,4 @@ fn to_scored(ids: Vec<u32>, scored: &[(f64, bool)]) -> Scored {
         logps: scored.iter().map(|&(logp, _)| logp).collect(),
         is_greedy: scored.iter().all(|&(_, greedy)| greedy),
     }
-}
-
-/// The sampling fields of a request for `n` samples from the `first` on.
-fn sampling_body(sampling: &Sampling, id: &str, first: usize, n: usize) -> Value {
-    let mut body = json!({
-        "n": n, "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p,
-        "seed": sample_seed(sampling.seed, id, first),
-    });
-    if sampling.top_k > 0 {
-        body["top_k"] = json!(sampling.top_k);
-    }
-    if sampling.min_p > 0.0 {
-        body["min_p"] = json!(sampling.min_p);
-    }
-    if sampling.repetition_penalty != 1.0 {
-        body["repetition_penalty"] = json!(sampling.repetition_penalty);
-    }
-    if !sampling.stop.is_empty() {
-        body["stop"] = json!(sampling.stop);
-    }
-    body
-}
-
-/// The seed that a server is given for a sample: that of (seed, request id), of 31 bits, which every server takes, plus the
-/// sample's number. A server that counts on from the seed of the first, as vLLM and llama-server do, draws the same however `n` is split.
-fn sample_seed(seed: u64, id: &str, sample: usize) -> u32 {
-    let digest = digest::bytes(format!("{seed}/{id}").as_bytes());
-    let first = u32::from_str_radix(&digest[..8], 16).unwrap_or_default() >> 1;
-    (first as usize + sample) as u32 & (u32::MAX >> 1)
 }

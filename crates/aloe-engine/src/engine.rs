@@ -1,8 +1,8 @@
 //! Opening a model and the three calls. Where in the walk: strategies build requests, this answers them.
 
 use crate::{
-    CacheCounts, Cached, Completion, Endpoint, EngineCounts, Error, GenerateRequest, GenerateResult, Local, Result,
-    ScoreRequest, ScoreResult,
+    CacheCounts, Cached, CanaryAnswers, Completion, Endpoint, EngineCounts, Error, GenerateRequest, GenerateResult,
+    Local, Result, ScoreRequest, ScoreResult,
 };
 use aloe_model::WeightFormat;
 use aloe_record::{Cancel, Progress};
@@ -60,6 +60,15 @@ pub struct EngineIdentity {
     pub dtype: String,
     /// The CPU path without the number of threads, or the endpoint's address.
     pub path: String,
+}
+
+/// What is asked of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// Log-probabilities of given continuations.
+    Score,
+    /// Answers.
+    Generate,
 }
 
 /// A model that answers.
@@ -221,6 +230,16 @@ impl Engine {
                 Ok(completion)
             }
             Self::Cached(cached) => cached.engine.generate_streaming(request, cancel, on_text),
+        }
+    }
+
+    /// An endpoint's first answers to known questions, asked now if it was not before; `None` for a local model and for servers that
+    /// do not take them. Answers of an earlier process may be gone on with when [`CanaryAnswers::difference`] finds none.
+    pub fn canary(&self, call: Call, cancel: &Cancel) -> Result<Option<CanaryAnswers>> {
+        match self {
+            Self::Local(_) => Ok(None),
+            Self::Endpoint(endpoint) => endpoint.canary(call, cancel),
+            Self::Cached(cached) => cached.engine.canary(call, cancel),
         }
     }
 

@@ -13,6 +13,7 @@ pub(crate) struct Client {
     agent: ureq::Agent,
     base: String,
     key: Option<String>,
+    timeout: Duration,
 }
 
 /// What came of one exchange.
@@ -23,8 +24,10 @@ pub(crate) enum Outcome {
     Refused(String),
     /// 429 or 503: the server is alive and wants to be asked later.
     Busy { reason: String, retry_after: Option<Duration> },
-    /// No answer, half of one, no JSON, or a server's own error: another try may go better.
+    /// No answer in time, no JSON, or a server's own error: another try may go better.
     Broken(String),
+    /// No connection, or one that broke off: what answers there next may be another process.
+    Lost(String),
     /// Anything else, such as a wrong key: asking again changes nothing.
     Final(String),
 }
@@ -42,7 +45,7 @@ impl Client {
             .http_status_as_error(false)
             .build();
         let key = ["ALOE_API_KEY", "OPENAI_API_KEY"].iter().find_map(|name| std::env::var(name).ok());
-        Self { agent: config.into(), base: base.trim_end_matches('/').to_owned(), key }
+        Self { agent: config.into(), base: base.trim_end_matches('/').to_owned(), key, timeout }
     }
 
     pub(crate) fn base(&self) -> &str {
@@ -60,11 +63,16 @@ impl Client {
 
     /// Posts `body`.
     pub(crate) fn post(&self, path: &str, body: &Value) -> Outcome {
+        self.post_within(path, body, self.timeout)
+    }
+
+    /// Posts `body`, waiting no longer than `timeout`.
+    pub(crate) fn post_within(&self, path: &str, body: &Value, timeout: Duration) -> Outcome {
         let mut request = self.agent.post(format!("{}{path}", self.base));
         if let Some(key) = &self.key {
             request = request.header("Authorization", format!("Bearer {key}"));
         }
-        read(request.send_json(body))
+        read(request.config().timeout_global(Some(timeout.min(self.timeout))).build().send_json(body))
     }
 
     /// An error about this server.
@@ -76,7 +84,8 @@ impl Client {
 fn read(sent: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Outcome {
     let mut response = match sent {
         Ok(response) => response,
-        Err(error) if is_passing(&error) => return Outcome::Broken(error.to_string()),
+        Err(error @ ureq::Error::Timeout(_)) => return Outcome::Broken(error.to_string()),
+        Err(error) if is_lost(&error) => return Outcome::Lost(error.to_string()),
         Err(error) => return Outcome::Final(error.to_string()),
     };
     let status = response.status().as_u16();
@@ -84,7 +93,10 @@ fn read(sent: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>
     let (retry_after, kind) = (header("retry-after"), header("content-type").unwrap_or_default());
     let text = match response.body_mut().with_config().limit(LONGEST_ANSWER_BYTES).read_to_string() {
         Ok(text) => text,
-        Err(error) => return Outcome::Broken(format!("the answer cannot be read: {error}")),
+        Err(error @ ureq::Error::Timeout(_)) => {
+            return Outcome::Broken(format!("the answer cannot be read: {error}"));
+        }
+        Err(error) => return Outcome::Lost(format!("the answer cannot be read: {error}")),
     };
     if status == 200 {
         return serde_json::from_str(&text).map_or_else(|error| not_json(&text, &kind, &error), Outcome::Json);
@@ -96,16 +108,18 @@ fn read(sent: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>
             let retry_after = retry_after.and_then(|value| value.parse().ok()).map(Duration::from_secs);
             Outcome::Busy { reason, retry_after }
         }
-        408 | 500 | 502 | 504 => Outcome::Broken(reason),
+        408 | 500 | 504 => Outcome::Broken(reason),
+        // A proxy before a server that is gone.
+        502 => Outcome::Lost(reason),
         400 | 404 | 405 | 413 | 422 | 501 => Outcome::Refused(reason),
         _ => Outcome::Final(reason),
     }
 }
 
 /// Whether the network or the server's process failed, rather than the request.
-fn is_passing(error: &ureq::Error) -> bool {
-    use ureq::Error::{ConnectionFailed, Io, Protocol, Timeout};
-    matches!(error, Io(_) | Timeout(_) | ConnectionFailed | Protocol(_))
+fn is_lost(error: &ureq::Error) -> bool {
+    use ureq::Error::{ConnectionFailed, Io, Protocol};
+    matches!(error, Io(_) | ConnectionFailed | Protocol(_))
 }
 
 /// The beginning of what came instead tells a proxy's page from a cut answer.

@@ -31,8 +31,8 @@ pub use bench::{BenchReport, BenchRow};
 pub use cache::{ANSWERS_SINCE, CacheCounts, Cached};
 pub use counts::EngineCounts;
 pub use embed::Embedder;
-pub use endpoint::Endpoint;
-pub use engine::{Engine, EngineIdentity, EngineOptions};
+pub use endpoint::{CanaryAnswers, Endpoint};
+pub use engine::{Call, Engine, EngineIdentity, EngineOptions};
 pub use error::Error;
 pub use local::Local;
 pub use request::{

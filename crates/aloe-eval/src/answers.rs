@@ -3,10 +3,19 @@
 //! The first entry is the run's fingerprint; a log of another run is refused, never mixed in.
 
 use crate::{Error, Result, Sample};
+use aloe_engine::CanaryAnswers;
 use aloe_record::log::Log;
 use aloe_task::{Question, Task};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+
+/// Refuses to go on with the answers at `path` when the endpoint answers known questions otherwise than it did for them.
+pub(crate) fn check_same(then: &CanaryAnswers, now: &CanaryAnswers, path: &Path) -> Result<()> {
+    match then.difference(now) {
+        Some(difference) => Err(Error::OtherWeights { path: path.display().to_string(), difference }),
+        None => Ok(()),
+    }
+}
 
 /// A pool question's attempts: those that reached the gold answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +32,8 @@ pub(crate) struct Solved {
 #[serde(rename_all = "snake_case")]
 enum Entry {
     Run(String),
+    /// What an endpoint answered to known questions before what follows.
+    Canary(CanaryAnswers),
     Solved(Solved),
     Answered(Box<Sample>),
 }
@@ -31,6 +42,7 @@ enum Entry {
 pub(crate) struct AnswerLog {
     log: Log,
     path: PathBuf,
+    canary: Option<CanaryAnswers>,
     samples: Vec<Sample>,
     solved: Vec<Solved>,
 }
@@ -44,15 +56,33 @@ impl AnswerLog {
             Some(Entry::Run(found)) if found == fingerprint => {}
             Some(_) => return Err(Error::OtherRun { path: path.display().to_string() }),
         }
-        let mut found = Self { log, path: path.to_path_buf(), samples: Vec::new(), solved: Vec::new() };
+        let (path, samples, solved) = (path.to_path_buf(), Vec::new(), Vec::new());
+        let mut found = Self { log, path, canary: None, samples, solved };
         for entry in entries {
             match entry {
-                Entry::Run(_) => return Err(Error::OtherRun { path: path.display().to_string() }),
+                Entry::Run(_) => return Err(Error::OtherRun { path: found.path.display().to_string() }),
+                Entry::Canary(canary) => found.canary = Some(canary),
                 Entry::Solved(solved) => found.solved.push(solved),
                 Entry::Answered(sample) => found.samples.push(*sample),
             }
         }
         Ok(found)
+    }
+
+    /// Holds an endpoint against what it answered to known questions when the answers in the log were given, or notes it.
+    pub(crate) fn hold(&mut self, now: Option<CanaryAnswers>) -> Result<()> {
+        let has_answers = !self.samples.is_empty() || !self.solved.is_empty();
+        match (&self.canary, now) {
+            (Some(then), Some(now)) if has_answers => {
+                check_same(then, &now, &self.path)?;
+            }
+            (_, Some(now)) => {
+                self.log.append(&Entry::Canary(now.clone()))?;
+                self.canary = Some(now);
+            }
+            (_, None) => {}
+        }
+        Ok(())
     }
 
     /// The answers to `task` so far: a prefix of its questions, because they are asked in order.

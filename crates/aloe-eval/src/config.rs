@@ -1,7 +1,7 @@
 //! What to evaluate and how. Checked whole before anything runs.
 
 use crate::{Error, Result};
-use aloe_engine::Sampling;
+use aloe_engine::{Call, Sampling};
 use aloe_task::{Protocol, Split, Task};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -28,6 +28,14 @@ impl Strategy {
             Self::Cot => "cot",
             Self::ScCot => "sc-cot",
             Self::Medprompt => "medprompt",
+        }
+    }
+
+    /// What it asks of a model.
+    pub fn call(self) -> Call {
+        match self {
+            Self::Loglikelihood => Call::Score,
+            Self::Cot | Self::ScCot | Self::Medprompt => Call::Generate,
         }
     }
 

@@ -21,6 +21,17 @@ pub enum Error {
         /// The log.
         path: String,
     },
+    /// The servers answer otherwise than when the answers so far were given.
+    #[error(
+        "the endpoint no longer answers as it did for the answers in {path}: {difference}. Load the same weights there, or choose \
+         another output folder to start over"
+    )]
+    OtherWeights {
+        /// The log.
+        path: String,
+        /// How far the answers to known questions lie apart.
+        difference: String,
+    },
     /// Two runs that cannot be paired.
     #[error("cannot compare: {0}")]
     Unpaired(String),

@@ -35,6 +35,7 @@ pub fn eval(
     let tasks = load(config)?;
     let fingerprint = report::fingerprint(engine.identity(), config, encoders, &tasks);
     let mut log = AnswerLog::open(&out.join(".answers.log"), &fingerprint)?;
+    log.hold(engine.canary(config.strategy.call(), cancel)?)?;
     progress.set_total(tasks.iter().map(|(_, questions, _)| questions.len() as u64).sum());
     let mut results = Vec::new();
     let mut all_samples = Vec::new();

@@ -8,7 +8,7 @@ use crate::redteam_log::RedTeamLog;
 use crate::redteam_report::{Judgement, RedTeamResults, RedTeamSample};
 use crate::redteam_sample::{PlannedPrompt, stratified};
 use crate::{Error, Result, report};
-use aloe_engine::{Engine, GenerateRequest, GenerateResult, Prompt, Sampling};
+use aloe_engine::{Call, Engine, GenerateRequest, GenerateResult, Prompt, Sampling};
 use aloe_record::{Cancel, Progress, atomic, digest};
 use aloe_task::red_team::questions::HarmlessPrompt;
 use aloe_task::red_team::{RedTeamQuestion, RefusalRule, Rendering, Style, TurnTokens};
@@ -76,6 +76,7 @@ pub fn redteam(
     progress.resume((log.samples.len() + log.labels.len() + log.verdicts.len()) as u64);
     // The judge is measured first: one that cannot be used is found before the model is asked anything.
     let error = judge.map(|judge| measure(judge, &mut log, progress, cancel)).transpose()?;
+    log.hold(engine.canary(Call::Generate, cancel)?)?;
     answer_all(engine, &asked, config.rule, &mut log, progress, cancel)?;
     judge.map(|judge| judge_all(judge, &mut log, progress, cancel)).transpose()?;
     let samples = judged_samples(&log);

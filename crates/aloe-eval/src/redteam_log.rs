@@ -4,26 +4,38 @@
 //! The first entry is the run's fingerprint; a log of another run is refused. Verdicts carry the judge's key, and those of
 //! another judge are passed over.
 
+use crate::answers::check_same;
 use crate::redteam_report::RedTeamSample;
 use crate::{Error, Result};
+use aloe_engine::CanaryAnswers;
 use aloe_record::log::Log;
 use aloe_task::red_team::llama_guard::GuardVerdict;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Entry {
     Run(String),
+    /// What an endpoint answered to known questions before the responses.
+    Canary(CanaryAnswers),
     Answered(Box<RedTeamSample>),
-    Labels { judge: String, verdicts: Vec<GuardVerdict> },
-    Judged { judge: String, verdicts: Vec<GuardVerdict> },
+    Labels {
+        judge: String,
+        verdicts: Vec<GuardVerdict>,
+    },
+    Judged {
+        judge: String,
+        verdicts: Vec<GuardVerdict>,
+    },
 }
 
 /// The open log with what it held.
 pub(crate) struct RedTeamLog {
     log: Log,
+    path: PathBuf,
     judge: String,
+    canary: Option<CanaryAnswers>,
     /// Responses, in the order asked.
     pub(crate) samples: Vec<RedTeamSample>,
     /// Verdicts on the labelled responses, in their order.
@@ -37,22 +49,37 @@ impl RedTeamLog {
     pub(crate) fn open(path: &Path, fingerprint: &str, judge: &str) -> Result<Self> {
         let (log, entries) = Log::open::<Entry>(path)?;
         let (samples, labels, verdicts) = (Vec::new(), Vec::new(), Vec::new());
-        let mut found = Self { log, judge: judge.into(), samples, labels, verdicts };
+        let (path, judge_key) = (path.to_path_buf(), judge.to_owned());
+        let mut found = Self { log, path, judge: judge_key, canary: None, samples, labels, verdicts };
         let mut known = false;
         for entry in entries {
             match entry {
                 Entry::Run(written) if written == fingerprint && !known => known = true,
+                Entry::Canary(canary) if known => found.canary = Some(canary),
                 Entry::Answered(sample) if known => found.samples.push(*sample),
                 Entry::Labels { judge: by, verdicts } if known && by == judge => found.labels.extend(verdicts),
                 Entry::Judged { judge: by, verdicts } if known && by == judge => found.verdicts.extend(verdicts),
                 Entry::Labels { .. } | Entry::Judged { .. } if known => {}
-                _ => return Err(Error::OtherRun { path: path.display().to_string() }),
+                _ => return Err(Error::OtherRun { path: found.path.display().to_string() }),
             }
         }
         if !known {
             found.log.append(&Entry::Run(fingerprint.into()))?;
         }
         Ok(found)
+    }
+
+    /// Holds an endpoint against what it answered to known questions when the responses in the log were given, or notes it.
+    pub(crate) fn hold(&mut self, now: Option<CanaryAnswers>) -> Result<()> {
+        match (&self.canary, now) {
+            (Some(then), Some(now)) if !self.samples.is_empty() => check_same(then, &now, &self.path)?,
+            (_, Some(now)) => {
+                self.log.append(&Entry::Canary(now.clone()))?;
+                self.canary = Some(now);
+            }
+            (_, None) => {}
+        }
+        Ok(())
     }
 
     /// Adds responses.

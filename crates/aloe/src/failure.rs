@@ -112,6 +112,7 @@ fn code_of_stage(cause: &(dyn std::error::Error + 'static), signal: usize) -> Op
         return match error {
             aloe_eval::Error::Record(inner) => code_of_record(inner, signal),
             aloe_eval::Error::Engine(inner) => code_of_engine(inner, signal),
+            aloe_eval::Error::OtherWeights { .. } => None,
             _ => Some(2),
         };
     }

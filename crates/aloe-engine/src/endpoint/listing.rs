@@ -85,7 +85,9 @@ fn ask_all(clients: &[Arc<Client>], timeout: Duration, cancel: &Cancel) -> Resul
             match outcome {
                 Outcome::Json(listing) => listings.push((at, listing)),
                 Outcome::Refused(reason) | Outcome::Final(reason) => return Err(clients[at].error(reason)),
-                Outcome::Busy { reason, .. } | Outcome::Broken(reason) => out.push((at, reason)),
+                Outcome::Busy { reason, .. } | Outcome::Broken(reason) | Outcome::Lost(reason) => {
+                    out.push((at, reason))
+                }
             }
         }
         let is_up = !listings.is_empty();
@@ -133,7 +135,7 @@ fn ask_once(clients: &[Arc<Client>], timeout: Duration, cancel: &Cancel) -> Resu
                     Ok(outcome) => return Ok(outcome),
                     Err(RecvTimeoutError::Timeout) => cancel.check()?,
                     Err(RecvTimeoutError::Disconnected) => {
-                        return Ok(Outcome::Broken("the connection was lost".to_owned()));
+                        return Ok(Outcome::Lost("the connection was lost".to_owned()));
                     }
                 }
             }

@@ -3,14 +3,18 @@
 //!
 //! A server that fails is not asked for a time that doubles with each failure in a row, or for the time it names itself. One
 //! that falls silent while requests wait is asked for its list of models; when that too stays without an answer, what waits
-//! there goes elsewhere and it is given half as many at once when it is back. A server that comes back must still list the same model. With 429 and 503 the requests sent to a
-//! server at once are halved, and grow again with its answers.
+//! there goes elsewhere and it is given half as many at once when it is back. A server that comes back must still list the same model
+//! and answer the canary as at the start (`watch`). With 429 and 503 the requests sent to a server at once are halved, and grow again
+//! with its answers.
 
+use super::health::{LONGEST_PAUSE, State};
 use super::listing;
+use super::watch::Watch;
 use crate::http::{Client, Outcome};
 use crate::{Error, Result};
 use aloe_record::Cancel;
 use serde_json::Value;
+use std::cell::RefCell;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,22 +23,16 @@ use std::time::{Duration, Instant};
 pub(super) const CONNECTIONS: usize = 16;
 
 /// How often a request is tried, times the number of servers; and after how many failures in a row a server is given up.
-const TRIES: u32 = 5;
-
-/// The first wait after a failure; each further failure in a row doubles it.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
-
-/// The longest wait before a server that failed is asked again.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+pub(super) const TRIES: u32 = 5;
 
 /// The longest `Retry-After` that is waited for.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// How long a server may answer nothing while requests wait, before it is asked whether it is there.
-const SILENCE: Duration = Duration::from_secs(2);
+pub(super) const SILENCE: Duration = Duration::from_secs(2);
 
 /// How long that question may take.
-const CHECK_TIMEOUT: Duration = Duration::from_millis(2500);
+pub(super) const CHECK_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// What a server that is alive said to a request.
 pub(super) enum Reply {
@@ -44,53 +42,45 @@ pub(super) enum Reply {
     Refused(String),
 }
 
+/// A request on its way: who may stop it, and which servers answered parts of it and when.
+pub(super) struct Asking<'a> {
+    pub(super) cancel: &'a Cancel,
+    answered: RefCell<Vec<(usize, Instant)>>,
+}
+
+impl<'a> Asking<'a> {
+    pub(super) fn new(cancel: &'a Cancel) -> Self {
+        Self { cancel, answered: RefCell::default() }
+    }
+
+    pub(super) fn into_answered(self) -> Vec<(usize, Instant)> {
+        self.answered.into_inner()
+    }
+}
+
 /// The servers.
 pub(super) struct Replicas {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// What callers and the threads that check servers share.
-struct Shared {
-    clients: Vec<Arc<Client>>,
-    model: String,
+pub(super) struct Shared {
+    pub(super) clients: Vec<Arc<Client>>,
+    pub(super) model: String,
     /// What every server must list.
-    listed: String,
+    pub(super) listed: String,
     states: Mutex<Vec<State>>,
     changed: Condvar,
-}
-
-/// One server's health.
-struct State {
-    in_flight: usize,
-    /// Requests it is given at once, at most; grows with its answers up to `most`.
-    limit: f64,
-    most: f64,
-    /// Whether the limit still doubles: until the first 429 or 503.
-    is_starting: bool,
-    /// Failures in a row.
-    failures: u32,
-    last_failure: Option<Instant>,
-    not_before: Instant,
-    /// Must list its model before it is asked again.
-    is_out: bool,
-    is_checked: bool,
-    /// When it last showed life.
-    last_sign: Instant,
-    /// Grows when what waits there must go elsewhere.
-    epoch: u64,
-    reason: String,
-    told: Option<Instant>,
-    n_untold: u32,
-    /// A fault that ends the run, such as another model than before.
-    lie: Option<String>,
+    /// What a server that comes back must still answer.
+    pub(super) watches: Mutex<Vec<Arc<Watch>>>,
 }
 
 /// A request's place at a server, given back when dropped.
-struct Seat<'a> {
+pub(super) struct Seat<'a> {
     shared: &'a Shared,
-    at: usize,
+    pub(super) at: usize,
     epoch: u64,
-    started: Instant,
+    pub(super) started: Instant,
 }
 
 impl Drop for Seat<'_> {
@@ -110,8 +100,8 @@ impl Replicas {
             states[*at].fail(now, reason, true);
         }
         let (states, changed) = (Mutex::new(states), Condvar::new());
-        let shared = Shared { clients, model: model.to_owned(), listed: listed.to_owned(), states, changed };
-        Self { shared: Arc::new(shared) }
+        let (model, listed, watches) = (model.to_owned(), listed.to_owned(), Mutex::default());
+        Self { shared: Arc::new(Shared { clients, model, listed, states, changed, watches }) }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -133,43 +123,23 @@ impl Replicas {
         self.shared.clients[at].base()
     }
 
-    /// The answers of all other servers than `but` to the same request, of those that answer at once.
-    pub(super) fn ask_others(&self, but: usize, path: &str, body: &Value) -> Vec<(usize, Value)> {
-        let (send, receive) = mpsc::channel();
-        for (at, client) in self.shared.clients.iter().enumerate().filter(|&(at, _)| at != but) {
-            let (send, client, path, body) = (send.clone(), Arc::clone(client), path.to_owned(), body.clone());
-            std::thread::spawn(move || {
-                if let Outcome::Json(answer) = client.post(&path, &body) {
-                    let _ = send.send((at, answer));
-                }
-            });
-        }
-        drop(send);
-        let until = Instant::now() + SILENCE + CHECK_TIMEOUT;
-        let mut answers = Vec::new();
-        while let Ok(answer) = receive.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            answers.push(answer);
-        }
-        answers.sort_by_key(|(at, _)| *at);
-        answers
-    }
-
     /// The servers' addresses.
     pub(super) fn bases(&self) -> String {
         self.shared.bases()
     }
 
     /// One request through to its answer, by whichever server.
-    pub(super) fn ask(&self, path: &str, body: &Value, cancel: &Cancel) -> Result<Reply> {
+    pub(super) fn ask(&self, path: &str, body: &Value, asking: &Asking) -> Result<Reply> {
         let shared = &self.shared;
         let tries = TRIES * shared.clients.len() as u32;
         let mut last = None;
         for turn in 1..=tries {
-            let seat = shared.take(last, cancel)?;
+            let seat = shared.take(last, asking.cancel)?;
             let at = seat.at;
-            match shared.exchange(&seat, path, body, cancel)? {
+            match shared.exchange(&seat, path, body, asking.cancel)? {
                 Outcome::Json(value) => {
                     shared.answered(at);
+                    asking.answered.borrow_mut().push((at, Instant::now()));
                     return Ok(Reply::Json(value, at));
                 }
                 Outcome::Refused(reason) => {
@@ -178,7 +148,8 @@ impl Replicas {
                 }
                 Outcome::Final(reason) => return Err(self.error(at, reason)),
                 Outcome::Busy { reason, retry_after } => shared.busy(&seat, &reason, retry_after, turn)?,
-                Outcome::Broken(reason) => shared.broken(&seat, &reason, turn),
+                Outcome::Broken(reason) => shared.broken(&seat, &reason, false, turn),
+                Outcome::Lost(reason) => shared.broken(&seat, &reason, true, turn),
             }
             if turn == tries {
                 let reason = shared.lock()[at].reason.clone();
@@ -191,7 +162,7 @@ impl Replicas {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Vec<State>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Vec<State>> {
         self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -233,6 +204,13 @@ impl Shared {
         }
     }
 
+    /// A place at server `at`, however many are taken.
+    pub(super) fn seat(&self, at: usize) -> Seat<'_> {
+        let mut states = self.lock();
+        states[at].in_flight += 1;
+        Seat { shared: self, at, epoch: states[at].epoch, started: Instant::now() }
+    }
+
     /// Ends the run when a server lied, when all have failed often in a row, or when all ask for a long time.
     fn give_up(&self, states: &[State], now: Instant) -> Result<()> {
         if let Some((at, lie)) = states.iter().enumerate().find_map(|(at, state)| Some((at, state.lie.as_ref()?))) {
@@ -257,7 +235,13 @@ impl Shared {
     }
 
     /// Sends the request from a thread of its own, so that it can be left behind when its server falls silent.
-    fn exchange(self: &Arc<Self>, seat: &Seat, path: &str, body: &Value, cancel: &Cancel) -> Result<Outcome> {
+    pub(super) fn exchange(
+        self: &Arc<Self>,
+        seat: &Seat,
+        path: &str,
+        body: &Value,
+        cancel: &Cancel,
+    ) -> Result<Outcome> {
         let (send, receive) = mpsc::channel();
         let (client, path, body) = (Arc::clone(&self.clients[seat.at]), path.to_owned(), body.clone());
         std::thread::spawn(move || {
@@ -267,7 +251,7 @@ impl Shared {
             match receive.recv_timeout(Duration::from_millis(100)) {
                 Ok(outcome) => return Ok(outcome),
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Ok(Outcome::Broken("the connection was lost".to_owned()));
+                    return Ok(Outcome::Lost("the connection was lost".to_owned()));
                 }
                 Err(RecvTimeoutError::Timeout) => cancel.check()?,
             }
@@ -284,6 +268,12 @@ impl Shared {
     }
 
     fn answered(&self, at: usize) {
+        self.alive(at);
+        self.lock()[at].n_since += 1;
+    }
+
+    /// Server `at` answered well.
+    pub(super) fn alive(&self, at: usize) {
         let mut states = self.lock();
         let state = &mut states[at];
         state.failures = 0;
@@ -294,7 +284,7 @@ impl Shared {
         self.changed.notify_one();
     }
 
-    fn busy(&self, seat: &Seat, reason: &str, retry_after: Option<Duration>, turn: u32) -> Result<()> {
+    pub(super) fn busy(&self, seat: &Seat, reason: &str, retry_after: Option<Duration>, turn: u32) -> Result<()> {
         let mut states = self.lock();
         let state = &mut states[seat.at];
         state.last_sign = Instant::now();
@@ -314,11 +304,13 @@ impl Shared {
         Ok(())
     }
 
-    fn broken(&self, seat: &Seat, reason: &str, turn: u32) {
+    /// Counts a failure. A server whose connection `is_lost` may be another when it takes the next one, so it is asked the canary soon.
+    pub(super) fn broken(&self, seat: &Seat, reason: &str, is_lost: bool, turn: u32) {
         let mut states = self.lock();
         let state = &mut states[seat.at];
         let wait = state.fail(seat.started, reason, self.is_alone());
         state.is_out |= !wait.is_zero();
+        state.is_suspect |= is_lost;
         self.tell(seat.at, state, reason, wait, turn);
         self.changed.notify_all();
     }
@@ -346,33 +338,44 @@ impl Shared {
         state.told = Some(Instant::now());
     }
 
-    /// Asks server `at` for its list of models, in a thread of its own.
+    /// Asks server `at` for its list of models, in a thread of its own, and the canary of one that comes back.
     fn check(self: &Arc<Self>, at: usize, state: &mut State) {
         state.is_checked = true;
-        let shared = Arc::clone(self);
+        let (shared, was_out, n_before) = (Arc::clone(self), state.is_out, state.n_since);
         std::thread::spawn(move || {
             let asked = Instant::now();
-            let outcome = shared.clients[at].get("/models", CHECK_TIMEOUT);
+            let mut outcome = shared.clients[at].get("/models", CHECK_TIMEOUT);
+            let mut lie = match &outcome {
+                Outcome::Json(listing) => shared.other_listing(listing),
+                _ => None,
+            };
+            if was_out && lie.is_none() && matches!(outcome, Outcome::Json(_)) {
+                match shared.still_the_same(at) {
+                    Ok(difference) => lie = difference,
+                    Err(reason) => outcome = Outcome::Broken(reason),
+                }
+            }
             let mut states = shared.lock();
             let (now, state) = (Instant::now(), &mut states[at]);
             state.is_checked = false;
             match outcome {
-                Outcome::Json(listing) => {
-                    let found = listing::describe(&listing, &shared.model);
-                    if found == shared.listed {
+                Outcome::Json(_) => match lie {
+                    Some(_) => state.lie = lie,
+                    None => {
+                        if was_out {
+                            state.prove(asked, n_before);
+                        }
                         state.is_out = false;
                         state.last_sign = now;
-                    } else {
-                        let was = &shared.listed;
-                        state.lie = Some(format!("it now serves {found:?} where {was:?} was found at the start"));
                     }
-                }
+                },
                 // It answered something else meanwhile: its connections are taken, it is not dead.
                 _ if state.last_sign > asked => {}
                 Outcome::Refused(reason)
                 | Outcome::Final(reason)
                 | Outcome::Busy { reason, .. }
-                | Outcome::Broken(reason) => {
+                | Outcome::Broken(reason)
+                | Outcome::Lost(reason) => {
                     let reason = format!("no answer for {SILENCE:?}, nor to the question for its models: {reason}");
                     let reason = if state.is_out { state.reason.clone() } else { reason };
                     if !state.is_out {
@@ -389,73 +392,10 @@ impl Shared {
             shared.changed.notify_all();
         });
     }
-}
 
-impl State {
-    fn new(now: Instant) -> Self {
-        Self {
-            in_flight: 0,
-            limit: CONNECTIONS as f64,
-            most: CONNECTIONS as f64,
-            is_starting: true,
-            failures: 0,
-            last_failure: None,
-            not_before: now,
-            is_out: false,
-            is_checked: false,
-            last_sign: now,
-            epoch: 0,
-            reason: String::new(),
-            told: None,
-            n_untold: 0,
-            lie: None,
-        }
-    }
-
-    fn is_free(&self, now: Instant) -> bool {
-        !self.is_out && self.not_before <= now && (self.in_flight as f64) < self.limit.floor()
-    }
-
-    /// Counts a failure of an exchange begun at `started`, and returns how long the server is left alone. Failures of what was
-    /// under way together count once. With other servers at hand the first in a row costs no pause.
-    fn fail(&mut self, started: Instant, reason: &str, pauses_at_once: bool) -> Duration {
-        let now = Instant::now();
-        reason.clone_into(&mut self.reason);
-        if self.last_failure.is_none_or(|last| last <= started) {
-            self.failures += 1;
-            self.last_failure = Some(now);
-            let n_doublings = if pauses_at_once { self.failures } else { self.failures - 1 };
-            let wait = match n_doublings {
-                0 => Duration::ZERO,
-                n => (FIRST_WAIT * 2u32.pow((n - 1).min(10))).min(LONGEST_PAUSE),
-            };
-            self.not_before = self.not_before.max(now + wait);
-        }
-        self.not_before.saturating_duration_since(now)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// By hand: 0.25 s, doubled with each failure in a row; two that were under way together are one.
-    #[test]
-    fn the_pause_doubles_with_each_failure_in_a_row_and_failures_together_count_once() {
-        let start = Instant::now();
-        let mut state = State::new(start);
-        let about = |wait: Duration, ms: u128| assert!(wait.as_millis().abs_diff(ms) <= 20, "{wait:?} for {ms} ms");
-        about(state.fail(start, "x", true), 250);
-        about(state.fail(start, "x", true), 250);
-        assert_eq!(state.failures, 1, "both began before the first failed");
-        about(state.fail(Instant::now(), "x", true), 500);
-        about(state.fail(Instant::now(), "x", true), 1000);
-        let mut state = State::new(start);
-        assert_eq!(state.fail(start, "x", false), Duration::ZERO, "another server can take the request at once");
-        about(state.fail(Instant::now(), "x", false), 250);
-        for _ in 0..20 {
-            state.fail(Instant::now(), "x", false);
-        }
-        assert!(state.not_before <= Instant::now() + LONGEST_PAUSE);
+    /// What a list of models says that was not said at the start.
+    fn other_listing(&self, listing: &Value) -> Option<String> {
+        let (found, was) = (listing::describe(listing, &self.model), &self.listed);
+        (found != *was).then(|| format!("it now serves {found:?} where {was:?} was found at the start"))
     }
 }

@@ -2,6 +2,7 @@
 //! the server holds the same weights, and a server that cannot score, lies, is busy or dies is told from one that can.
 
 mod cached;
+mod changed;
 mod interrupt;
 mod judge;
 mod lies;

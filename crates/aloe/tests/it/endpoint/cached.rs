@@ -57,6 +57,6 @@ fn the_noise_floor_is_measured_on_the_server_and_not_on_the_cache() {
         found.push((std::fs::read(out.join("samples.jsonl")).unwrap(), server.n_asked() - n_before));
     }
     assert_eq!(found[0].0, found[1].0);
-    // Four options each: the first run scores three questions twice, the second once.
-    assert_eq!(found[0].1 - found[1].1, 3 * 4);
+    // Four options each: the first run scores three questions twice, the second once. The mock counts the first probe only.
+    assert_eq!(found[0].1 - found[1].1, 3 * 4 + 1);
 }

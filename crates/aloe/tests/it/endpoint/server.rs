@@ -32,23 +32,44 @@ pub(crate) struct Asked {
 
 type Answer = dyn Fn(usize, &Asked) -> Reply + Send + Sync;
 
+/// The seed of the client's canary questions (`aloe-engine/src/endpoint/canary.rs`).
+const CANARY: u64 = 20_261_128;
+
 /// A server that lives until the test ends. It serves the model `m`.
 pub(crate) struct Server {
     address: String,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
+/// What the connections of a server share.
+struct Served {
+    answer: Box<Answer>,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    /// The canary's questions and the answers that they keep; `None` where `answer` gives them too.
+    canaries: Option<Mutex<Vec<(Value, Value)>>>,
+}
+
 impl Server {
-    /// Answers the n-th request (from 0; `/models` is not counted) by `answer`.
+    /// Answers the n-th request (from 0; `/models` is not counted) by `answer`. The canary is answered the same each time and not
+    /// counted, but for the probe of the log-probabilities, which `answer` is asked.
     pub(crate) fn start(answer: impl Fn(usize, &Asked) -> Reply + Send + Sync + 'static) -> Self {
+        Self::serve(Box::new(answer), Some(Mutex::default()))
+    }
+
+    /// As `start`, but `answer` is asked the canary too, each time.
+    pub(crate) fn with_canary(answer: impl Fn(usize, &Asked) -> Reply + Send + Sync + 'static) -> Self {
+        Self::serve(Box::new(answer), None)
+    }
+
+    fn serve(answer: Box<Answer>, canaries: Option<Mutex<Vec<(Value, Value)>>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}/v1", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let (answer, seen): (Arc<Answer>, _) = (Arc::new(answer), Arc::clone(&asked));
+        let served = Arc::new(Served { answer, asked: Arc::clone(&asked), canaries });
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (answer, seen) = (Arc::clone(&answer), Arc::clone(&seen));
-                std::thread::spawn(move || while serve(&stream, &*answer, &seen).is_some() {});
+                let served = Arc::clone(&served);
+                std::thread::spawn(move || while serve(&stream, &served).is_some() {});
             }
         });
         Self { address, asked }
@@ -70,7 +91,36 @@ impl Server {
     }
 }
 
-fn serve(mut stream: &TcpStream, answer: &Answer, seen: &Mutex<Vec<Asked>>) -> Option<()> {
+impl Served {
+    fn reply(&self, asked: Asked) -> Reply {
+        let is_canary = asked.body["seed"] == CANARY;
+        let Some(canaries) = self.canaries.as_ref().filter(|_| is_canary) else { return self.count(asked) };
+        if let Some((_, known)) = canaries.lock().unwrap().iter().find(|(body, _)| *body == asked.body) {
+            return Reply::Json(known.clone());
+        }
+        let is_probe = asked.body["echo"] == true || asked.body.get("prompt_logprobs").is_some();
+        if !is_probe {
+            return text("canary");
+        }
+        let body = asked.body.clone();
+        let reply = self.count(asked);
+        if let Reply::Json(answer) = &reply {
+            canaries.lock().unwrap().push((body, answer.clone()));
+        }
+        reply
+    }
+
+    fn count(&self, asked: Asked) -> Reply {
+        let at = {
+            let mut seen = self.asked.lock().unwrap();
+            seen.push(asked.clone());
+            seen.len() - 1
+        };
+        (self.answer)(at, &asked)
+    }
+}
+
+fn serve(mut stream: &TcpStream, served: &Served) -> Option<()> {
     let mut reader = BufReader::new(stream);
     let mut first = String::new();
     reader.read_line(&mut first).ok().filter(|&n| n > 0)?;
@@ -91,13 +141,7 @@ fn serve(mut stream: &TcpStream, answer: &Answer, seen: &Mutex<Vec<Asked>>) -> O
     let reply = if path == "/models" {
         Reply::Json(json!({"data": [{"id": "m", "root": "weights"}]}))
     } else {
-        let asked = Asked { path, body: serde_json::from_slice(&body).ok()? };
-        let at = {
-            let mut seen = seen.lock().unwrap();
-            seen.push(asked.clone());
-            seen.len() - 1
-        };
-        answer(at, &asked)
+        served.reply(Asked { path, body: serde_json::from_slice(&body).ok()? })
     };
     let json = "application/json";
     let (status, header, kind, text) = match reply {

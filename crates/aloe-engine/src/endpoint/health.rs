@@ -1,0 +1,130 @@
+//! One server's health: how many requests it is given, when it may be asked again, and what its answers since the last good canary
+//! are worth.
+
+use super::replicas::CONNECTIONS;
+use std::time::{Duration, Instant};
+
+/// The first wait after a failure; each further failure in a row doubles it.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+
+/// The longest wait before a server that failed is asked again.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// One server's health.
+pub(super) struct State {
+    pub(super) in_flight: usize,
+    /// Requests it is given at once, at most; grows with its answers up to `most`.
+    pub(super) limit: f64,
+    pub(super) most: f64,
+    /// Whether the limit still doubles: until the first 429 or 503.
+    pub(super) is_starting: bool,
+    /// Failures in a row.
+    pub(super) failures: u32,
+    pub(super) last_failure: Option<Instant>,
+    pub(super) not_before: Instant,
+    /// Must list its model before it is asked again.
+    pub(super) is_out: bool,
+    pub(super) is_checked: bool,
+    /// When it last showed life.
+    pub(super) last_sign: Instant,
+    /// Grows when what waits there must go elsewhere.
+    pub(super) epoch: u64,
+    pub(super) reason: String,
+    pub(super) told: Option<Instant>,
+    pub(super) n_untold: u32,
+    /// When the last canary that it answered as at the start was sent.
+    pub(super) proven: Option<Instant>,
+    /// Its answers since.
+    pub(super) n_since: u32,
+    pub(super) is_proving: bool,
+    /// Whether it broke off a connection since.
+    pub(super) is_suspect: bool,
+    /// A fault that ends the run, such as another model than before.
+    pub(super) lie: Option<String>,
+}
+
+impl State {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            in_flight: 0,
+            limit: CONNECTIONS as f64,
+            most: CONNECTIONS as f64,
+            is_starting: true,
+            failures: 0,
+            last_failure: None,
+            not_before: now,
+            is_out: false,
+            is_checked: false,
+            last_sign: now,
+            epoch: 0,
+            reason: String::new(),
+            told: None,
+            n_untold: 0,
+            proven: None,
+            n_since: 0,
+            is_proving: false,
+            is_suspect: false,
+            lie: None,
+        }
+    }
+
+    /// Whether an answer that came at `answered` is not vouched for: the server lies, and no good canary came after it.
+    pub(super) fn disowns(&self, answered: Instant) -> bool {
+        self.lie.is_some() && self.proven.is_none_or(|proven| answered > proven)
+    }
+
+    /// It answered a canary sent at `sent`, after `n_before` answers, as at the start.
+    pub(super) fn prove(&mut self, sent: Instant, n_before: u32) {
+        self.proven = Some(sent);
+        self.is_suspect &= self.last_failure.is_some_and(|failed| failed > sent);
+        self.n_since = self.n_since.saturating_sub(n_before);
+    }
+
+    /// Whether it can be given a request now.
+    pub(super) fn is_free(&self, now: Instant) -> bool {
+        !self.is_out && self.not_before <= now && (self.in_flight as f64) < self.limit.floor()
+    }
+
+    /// Counts a failure of an exchange begun at `started`, and returns how long the server is left alone. Failures of what was
+    /// under way together count once. With other servers at hand the first in a row costs no pause.
+    pub(super) fn fail(&mut self, started: Instant, reason: &str, pauses_at_once: bool) -> Duration {
+        let now = Instant::now();
+        reason.clone_into(&mut self.reason);
+        if self.last_failure.is_none_or(|last| last <= started) {
+            self.failures += 1;
+            self.last_failure = Some(now);
+            let n_doublings = if pauses_at_once { self.failures } else { self.failures - 1 };
+            let wait = match n_doublings {
+                0 => Duration::ZERO,
+                n => (FIRST_WAIT * 2u32.pow((n - 1).min(10))).min(LONGEST_PAUSE),
+            };
+            self.not_before = self.not_before.max(now + wait);
+        }
+        self.not_before.saturating_duration_since(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand: 0.25 s, doubled with each failure in a row; two that were under way together are one.
+    #[test]
+    fn the_pause_doubles_with_each_failure_in_a_row_and_failures_together_count_once() {
+        let start = Instant::now();
+        let mut state = State::new(start);
+        let about = |wait: Duration, ms: u128| assert!(wait.as_millis().abs_diff(ms) <= 20, "{wait:?} for {ms} ms");
+        about(state.fail(start, "x", true), 250);
+        about(state.fail(start, "x", true), 250);
+        assert_eq!(state.failures, 1, "both began before the first failed");
+        about(state.fail(Instant::now(), "x", true), 500);
+        about(state.fail(Instant::now(), "x", true), 1000);
+        let mut state = State::new(start);
+        assert_eq!(state.fail(start, "x", false), Duration::ZERO, "another server can take the request at once");
+        about(state.fail(Instant::now(), "x", false), 250);
+        for _ in 0..20 {
+            state.fail(Instant::now(), "x", false);
+        }
+        assert!(state.not_before <= Instant::now() + LONGEST_PAUSE);
+    }
+}
