@@ -1,21 +1,33 @@
 //! Sentence embeddings of unit length: by a BERT-type encoder (all-MiniLM-L6-v2 and its kind; mean or CLS pooling, as the folder
-//! says), or by the last token's state of a causal model. Weights and sums are f32.
+//! says), by the last token's state of a causal model, or by an OpenAI-compatible server. Local weights and sums are f32.
 
+use crate::endpoint::Embeddings;
 use crate::local::available_threads;
-use crate::{Error, Result};
+use crate::{EngineOptions, Error, Result};
 use aloe_model::{BertEncoder, Decoder, ModelSource, PackedBatch, Pooling, unit};
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::{Device, Dtype};
 use aloe_text::Tokenizer;
 use std::path::Path;
 
+/// What turns texts into vectors.
+pub enum Embedder {
+    /// Weights in this process.
+    Local(Box<LocalEmbedder>),
+    /// A server's `/v1/embeddings`.
+    Endpoint(Box<EndpointEmbedder>),
+}
+
 /// A sentence encoder with its tokenizer.
-pub struct Embedder {
+pub struct LocalEmbedder {
     model: Model,
     tokenizer: Tokenizer,
     max_len_tokens: usize,
     name: String,
 }
+
+/// Servers with one embedding model.
+pub struct EndpointEmbedder(Embeddings);
 
 enum Model {
     Bert(Box<BertEncoder>),
@@ -23,9 +35,36 @@ enum Model {
 }
 
 impl Embedder {
+    /// Opens a folder, or `http(s)://host:port/v1#model`; of the options the threads are used, or those of endpoints.
+    pub fn open(model: &str, options: &EngineOptions) -> Result<Self> {
+        if model.starts_with("http://") || model.starts_with("https://") {
+            return Ok(Self::Endpoint(Box::new(EndpointEmbedder(Embeddings::open(model, options)?))));
+        }
+        Ok(Self::Local(Box::new(LocalEmbedder::open(Path::new(model), options.threads)?)))
+    }
+
+    /// The folder's name, or the served model's and what the servers' lists say of it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Local(local) => &local.name,
+            Self::Endpoint(endpoint) => endpoint.0.name(),
+        }
+    }
+
+    /// One unit vector per text. A local encoder cuts texts at its length, as sentence-transformers does; what a server refuses
+    /// as too long is an error.
+    pub fn embed(&self, texts: &[String], progress: &Progress, cancel: &Cancel) -> Result<Vec<Vec<f32>>> {
+        match self {
+            Self::Local(local) => local.embed(texts, progress, cancel),
+            Self::Endpoint(endpoint) => endpoint.0.embed(texts, progress, cancel),
+        }
+    }
+}
+
+impl LocalEmbedder {
     /// Opens a folder with `config.json`, `model.safetensors` and `tokenizer.json`. A folder whose `1_Pooling` takes the last
     /// token, or whose model is no BERT, is a causal model.
-    pub fn open(folder: &Path, threads: usize) -> Result<Self> {
+    fn open(folder: &Path, threads: usize) -> Result<Self> {
         let device = Device::cpu(if threads == 0 { available_threads() } else { threads });
         let model = if is_bert(folder)? {
             Model::Bert(Box::new(BertEncoder::open(folder, &device)?))
@@ -46,13 +85,7 @@ impl Embedder {
         Ok(Self { model, tokenizer, max_len_tokens, name: name_of(folder) })
     }
 
-    /// The folder's name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// One unit vector per text; texts are cut at the encoder's length, as sentence-transformers does.
-    pub fn embed(&self, texts: &[String], progress: &Progress, cancel: &Cancel) -> Result<Vec<Vec<f32>>> {
+    fn embed(&self, texts: &[String], progress: &Progress, cancel: &Cancel) -> Result<Vec<Vec<f32>>> {
         let mut vectors = Vec::with_capacity(texts.len());
         for chunk in texts.chunks(16) {
             cancel.check()?;
@@ -65,7 +98,7 @@ impl Embedder {
     }
 
     /// One unit vector per list of ids.
-    pub(crate) fn embed_ids(&self, inputs: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+    fn embed_ids(&self, inputs: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
         let decoder = match &self.model {
             Model::Bert(encoder) => return Ok(encoder.embed(inputs)?),
             Model::Causal(decoder) => decoder,
@@ -120,7 +153,7 @@ mod tests {
             eprintln!("not run: ALOE_DATA is not set");
             return;
         };
-        let embedder = Embedder::open(&Path::new(&data).join("models/stories260K"), 2).unwrap();
+        let embedder = LocalEmbedder::open(&Path::new(&data).join("models/stories260K"), 2).unwrap();
         let golden: Value =
             serde_json::from_str(include_str!("../../aloe-model/tests/golden/tiny_encoders.json")).unwrap();
         let cases = golden["last"].as_array().unwrap();

@@ -7,11 +7,14 @@
 //! llama-server count them.
 //!
 //! Reading order: `listing` (which servers, which model), `probe` (what they can do), `samples`, `replicas` (one request through to
-//! its answer), `health`, `prompt_logps` and `answer` (what is believed), `canary` and `watch` (whether the weights are still
-//! the same).
+//! its answer), `health`, `prompt_logps`, `answer` and `vectors` (what is believed), `canary` and `watch` (whether the weights are still
+//! the same); `embeddings`.
 
 mod answer;
 mod canary;
+mod embeddings;
+#[cfg(test)]
+mod embeddings_tests;
 mod health;
 mod identity;
 mod listing;
@@ -23,11 +26,13 @@ mod samples;
 mod scoring_tests;
 #[cfg(test)]
 mod tests;
+mod vectors;
 mod watch;
 #[cfg(test)]
 mod watch_tests;
 
 pub use crate::endpoint::canary::CanaryAnswers;
+pub(crate) use crate::endpoint::embeddings::Embeddings;
 
 use crate::endpoint::answer::TextOf;
 use crate::endpoint::prompt_logps::Form;

@@ -30,7 +30,7 @@ pub use aloe_model::WeightFormat;
 pub use bench::{BenchReport, BenchRow};
 pub use cache::{ANSWERS_SINCE, CacheCounts, Cached};
 pub use counts::EngineCounts;
-pub use embed::Embedder;
+pub use embed::{Embedder, EndpointEmbedder, LocalEmbedder};
 pub use endpoint::{CanaryAnswers, Endpoint};
 pub use engine::{Call, Engine, EngineIdentity, EngineOptions};
 pub use error::Error;

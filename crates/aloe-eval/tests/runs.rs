@@ -128,7 +128,7 @@ fn medprompt_names_its_pool_its_search_and_what_it_excluded_or_filled() {
     assert_eq!(files(dir.path()), run(&engine, &config));
 
     let encoder = PathBuf::from(std::env::var_os("ALOE_MODELS").unwrap()).join("all-minilm-l6-v2");
-    let embedder = Embedder::open(&encoder, 0).unwrap();
+    let embedder = Embedder::open(encoder.to_str().unwrap(), &EngineOptions::default()).unwrap();
     let encoders = Encoders { embedder: Some(&embedder), reranker: None };
     let dir = tempfile::tempdir().unwrap();
     config.limit = Some(1);

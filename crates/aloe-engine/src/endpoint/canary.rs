@@ -3,12 +3,13 @@
 //!
 //! The same questions are put to each server at the start, when it comes back and after its answers (`watch` says when). Where the
 //! server gives the log-probabilities of a prompt, those of one prompt are held against the first ones; else the most probable
-//! continuations of three prompts. Kernels and batches move log-probabilities a little, so answers
+//! continuations of three prompts; of an embedding server one vector. Kernels and batches move log-probabilities a little, so answers
 //! count as the same within the distance that two implementations of the same weights keep. Weights that lie closer are not told
 //! apart.
 
 use super::answer::{TextOf, choices};
 use super::prompt_logps::Form;
+use super::vectors;
 use crate::Result;
 use aloe_text::{Message, Role, TextModel};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,9 @@ const SAME_MAX_NAT: f64 = 0.5;
 
 /// And their mean absolute difference over the tokens by less than this: measured are 0.05 and 0.075.
 const SAME_MEAN_NAT: f64 = 0.1;
+
+/// The least cosine of two embeddings of one text by the same weights; bf16 and 8-bit weights keep above 0.999.
+const SAME_COSINE: f64 = 0.99;
 
 /// The seed of every question drawn here, which changes nothing in a greedy answer and tells a server's owner what asked.
 pub(super) const SEED: u32 = 20_261_128;
@@ -54,6 +58,8 @@ enum Read {
     Prompt { form: Form, ids: Vec<u32>, words: Vec<Option<String>> },
     /// A continuation, with its log-probabilities where the server tells them.
     Drawn { text_of: TextOf },
+    /// An embedding.
+    Vector,
 }
 
 /// A server's answer to one question.
@@ -64,6 +70,8 @@ pub(super) enum Answer {
     Prompt(Vec<f64>),
     /// A text, and (token, log-probability) where told.
     Drawn(String, Vec<(String, f64)>),
+    /// A unit vector.
+    Vector(Vec<f32>),
 }
 
 /// An endpoint's first answers to the canary, to be kept beside its answers: whoever goes on with those holds the server against them.
@@ -114,6 +122,12 @@ impl Canary {
         Self::of(DRAWN.iter().map(one).collect())
     }
 
+    /// The embedding of one text.
+    pub(super) fn vector(model: &str) -> Self {
+        let body = json!({"model": model, "input": [SCORED], "encoding_format": "float"});
+        Self::of(vec![Question { path: "/embeddings", body, read: Read::Vector }])
+    }
+
     fn of(questions: Vec<Question>) -> Self {
         Self { questions }
     }
@@ -137,6 +151,10 @@ impl Question {
                 let text = text_of(choice).ok_or("the answer holds no text")?;
                 Ok(Answer::Drawn(text.to_owned(), drawn_logps(&choice["logprobs"])))
             }
+            Read::Vector => {
+                let mut vectors = vectors::read(answer, 1, None)?;
+                Ok(Answer::Vector(vectors.swap_remove(0)))
+            }
         }
     }
 }
@@ -154,7 +172,7 @@ fn drawn_logps(logprobs: &Value) -> Vec<(String, f64)> {
 
 /// How far the answers `now` lie from the `first` ones where that is farther than the same weights do.
 pub(super) fn difference(first: &[Answer], now: &[Answer]) -> Option<String> {
-    let (mut differences, mut n_other_texts) = (Vec::new(), 0);
+    let (mut differences, mut n_other_texts, mut least_cosine) = (Vec::new(), 0, 1.0f64);
     for pair in first.iter().zip(now) {
         match pair {
             (Answer::Prompt(a), Answer::Prompt(b)) if a.len() == b.len() => {
@@ -163,6 +181,10 @@ pub(super) fn difference(first: &[Answer], now: &[Answer]) -> Option<String> {
             (Answer::Drawn(text, a), Answer::Drawn(other, b)) => {
                 n_other_texts += usize::from(text != other);
                 differences.extend(until_they_part(a, b));
+            }
+            (Answer::Vector(a), Answer::Vector(b)) if a.len() == b.len() => {
+                let cosine = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                least_cosine = least_cosine.min(cosine);
             }
             _ => return Some("answers of another kind or length".to_owned()),
         }
@@ -173,8 +195,11 @@ pub(super) fn difference(first: &[Answer], now: &[Answer]) -> Option<String> {
         let what = format!("log-probabilities of one prompt differ by up to {max:.2} nat (mean {mean:.2})");
         return Some(what);
     }
-    let is_other = 2 * n_other_texts > first.len();
-    is_other.then(|| format!("{n_other_texts} of {} greedy answers differ", first.len()))
+    if 2 * n_other_texts > first.len() {
+        return Some(format!("{n_other_texts} of {} greedy answers differ", first.len()));
+    }
+    let is_far = least_cosine < SAME_COSINE;
+    is_far.then(|| format!("embeddings of one text have a cosine of {least_cosine:.3}"))
 }
 
 /// The differences of greedy log-probabilities up to the first token that is another one. The most probable of each distribution are
@@ -196,7 +221,7 @@ mod tests {
         assert_eq!(check(-1.35), None);
         assert_eq!(check(-1.45).unwrap(), "log-probabilities of one prompt differ by up to 0.45 nat (mean 0.11)");
         assert!(check(-0.49).unwrap().contains("0.51 nat"));
-        assert!(difference(&first, &[Answer::Prompt(vec![-1.0; 3])]).is_some());
+        assert!(difference(&first, &[Answer::Vector(vec![1.0])]).is_some());
     }
 
     #[test]
@@ -215,5 +240,16 @@ mod tests {
         assert_eq!(difference(&whole, &[text("a", &[]), text("the cold!", &other), text("c", &[])]), None);
         let far = [text("a", &[]), text("the flu.", &[("the", -0.9)]), text("c", &[])];
         assert!(difference(&whole, &far).unwrap().contains("0.80 nat"));
+    }
+
+    /// Unit vectors: (0.6, 0.8) and (0.8, 0.6) have the cosine 0.96.
+    #[test]
+    fn embeddings_count_as_the_same_by_their_cosine() {
+        let vector = |a: f32, b: f32| [Answer::Vector(vec![a, b])];
+        assert_eq!(difference(&vector(0.6, 0.8), &vector(0.6, 0.8)), None);
+        assert_eq!(
+            difference(&vector(0.6, 0.8), &vector(0.8, 0.6)).unwrap(),
+            "embeddings of one text have a cosine of 0.960"
+        );
     }
 }

@@ -35,6 +35,14 @@ impl Watch {
     pub(super) fn first_answers(&self) -> CanaryAnswers {
         CanaryAnswers(self.first.clone())
     }
+
+    /// The length of the vector that was answered; 0 where none was.
+    pub(super) fn dim(&self) -> usize {
+        match self.first.first() {
+            Some(Answer::Vector(vector)) => vector.len(),
+            _ => 0,
+        }
+    }
 }
 
 /// The first answers to a canary, or why the servers do not take its questions.

@@ -91,7 +91,7 @@ fn check_inputs(recipe: &Recipe) -> anyhow::Result<()> {
             _ => None,
         });
         for path in outside.chain(stages::extra_files(&stage.config)) {
-            if !path.exists() {
+            if !path.exists() && !is_address(&path) {
                 missing.push(format!("  stage {:?}: {} does not exist", stage.name, path.display()));
             }
         }

@@ -269,7 +269,9 @@ fn eval(
         Some(_) => Some(single(inputs, "embedder", "eval")?),
         None => stage.embedder.as_deref(),
     };
-    let embedder = encoder.map(|path| Embedder::open(path, context.threads)).transpose()?;
+    let options =
+        EngineOptions { threads: context.threads, cancel: context.cancel.clone(), ..EngineOptions::default() };
+    let embedder = encoder.map(|model| Embedder::open(&model.to_string_lossy(), &options)).transpose()?;
     let reranker = stage.reranker.as_deref().map(|path| Reranker::open(path, context.threads)).transpose()?;
     let encoders = Encoders { embedder: embedder.as_ref(), reranker: reranker.as_ref() };
     let progress = Progress::new("eval", 0, "questions");

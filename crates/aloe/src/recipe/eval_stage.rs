@@ -38,7 +38,7 @@ pub(crate) struct EvalStage {
     pub(crate) top_p: Option<f32>,
     /// The most tokens of a worked answer; default 500.
     pub(crate) max_new_tokens: Option<usize>,
-    /// Folder of a BERT-type sentence encoder for Medprompt's neighbours; without it they are found by words.
+    /// Folder of a sentence encoder for Medprompt's neighbours, or an endpoint's address; without it they are found by words.
     pub(crate) embedder: Option<PathBuf>,
     /// Folder of a BERT-type cross-encoder that puts the nearest of them in order.
     pub(crate) reranker: Option<PathBuf>,

@@ -126,7 +126,10 @@ const EVAL: &[Key] = &[
     ("temperature", "0 is greedy; by default 0.7 for sc-cot and medprompt (0.01 with prompt-engine), else 0"),
     ("top_p", "nucleus sampling, above 0 to 1; by default 1"),
     ("max_new_tokens", "the most tokens of a worked answer; by default 500"),
-    ("embedder", "medprompt: folder of a sentence encoder for the neighbours; without it they are found by words"),
+    (
+        "embedder",
+        "medprompt: folder of a sentence encoder for the neighbours, or http(s)://host:port/v1#model; without it they are found by words",
+    ),
     ("reranker", "medprompt: folder of a BERT cross-encoder with one label that puts the nearest questions in order"),
     ("pool_limit", "medprompt: the most pool questions that get a worked answer; by default all"),
     ("pool_attempts", "medprompt: attempts per pool question; by default 5"),

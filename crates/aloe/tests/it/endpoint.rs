@@ -3,6 +3,7 @@
 
 mod cached;
 mod changed;
+mod embedder;
 mod interrupt;
 mod judge;
 mod lies;

@@ -1,0 +1,82 @@
+//! Sentence embeddings by OpenAI-compatible servers on `/v1/embeddings`. Texts go out as texts, and the server's own tokenizer reads
+//! them: what it refuses as too long is an error here and never cut.
+
+use super::canary::Canary;
+use super::listing;
+use super::replicas::{Asking, Replicas, Reply};
+use super::vectors;
+use super::watch::Watch;
+use crate::{EngineOptions, Error, Result};
+use aloe_record::{Cancel, Progress};
+use serde_json::json;
+use std::sync::Arc;
+
+/// Texts in one request.
+const BATCH: usize = 32;
+
+/// Servers of one embedding model.
+pub(crate) struct Embeddings {
+    replicas: Replicas,
+    model: String,
+    name: String,
+    watch: Arc<Watch>,
+    /// The length of a vector.
+    dim: usize,
+}
+
+impl Embeddings {
+    /// Opens `http(s)://host:port/v1#model`, or several servers with commas between their addresses, and asks for one vector: a
+    /// server without embeddings is refused here.
+    pub(crate) fn open(address: &str, options: &EngineOptions) -> Result<Self> {
+        let opened = listing::open(address, options)?;
+        let replicas = Replicas::new(opened.clients, &opened.model, &opened.listed, &opened.out);
+        let watch = replicas.watch(Canary::vector(&opened.model), &options.cancel)?.map_err(|reason| Error::Open {
+            model: format!("{}#{}", replicas.bases(), opened.model),
+            reason: format!(
+                "the server gives no embeddings on /v1/embeddings (llama-server wants --embeddings, vLLM an embedding model): {reason}"
+            ),
+        })?;
+        let name = format!("{}, endpoint {}", opened.model, opened.listed);
+        Ok(Self { dim: watch.dim(), replicas, model: opened.model, name, watch })
+    }
+
+    /// The model's name and what the servers' lists say of it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// One unit vector per text.
+    pub(crate) fn embed(&self, texts: &[String], progress: &Progress, cancel: &Cancel) -> Result<Vec<Vec<f32>>> {
+        if let Some(at) = texts.iter().position(String::is_empty) {
+            return Err(refused(at, "", "a text without tokens has no embedding"));
+        }
+        let starts: Vec<usize> = (0..texts.len()).step_by(BATCH).collect();
+        let batches = self.replicas.for_each(&starts, Some(&self.watch), cancel, |&start, asking| {
+            let batch = &texts[start..texts.len().min(start + BATCH)];
+            let vectors = self.batch(start, batch, asking);
+            progress.advance(batch.len() as u64);
+            vectors
+        })?;
+        Ok(batches.into_iter().collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    /// The vectors of the texts from number `start` on. Of a batch that is refused each text is sent alone, to name the one.
+    fn batch(&self, start: usize, texts: &[String], asking: &Asking) -> Result<Vec<Vec<f32>>> {
+        let body = json!({"model": self.model, "input": texts, "encoding_format": "float"});
+        match self.replicas.ask("/embeddings", &body, asking)? {
+            Reply::Json(answer, at) => vectors::read(&answer, texts.len(), Some(self.dim))
+                .map_err(|reason| self.replicas.error(at, format!("the embeddings cannot be used: {reason}"))),
+            Reply::Refused(reason) if texts.len() == 1 => Err(refused(start, &texts[0], &reason)),
+            Reply::Refused(_) => {
+                let each = (0..texts.len()).map(|at| self.batch(start + at, &texts[at..=at], asking));
+                Ok(each.collect::<Result<Vec<_>>>()?.concat())
+            }
+        }
+    }
+}
+
+/// A text that is not taken.
+fn refused(at: usize, text: &str, reason: &str) -> Error {
+    let shown: String = text.chars().take(40).collect();
+    Error::Request { id: String::new(), reason: format!("text {at} ({shown:?}) has no embedding: {reason}") }
+}
