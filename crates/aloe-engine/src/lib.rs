@@ -45,6 +45,9 @@ pub use rerank::Reranker;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[cfg(test)]
+mod cache_tests;
+
+#[cfg(test)]
 mod tests;
 
 #[cfg(test)]

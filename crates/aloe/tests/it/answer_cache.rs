@@ -117,7 +117,7 @@ fn what_was_asked_before_is_answered_from_disk_with_the_same_bytes() {
     assert_eq!(drawn, without_cache("generate", &stories, &draws));
 }
 
-/// 21 parts of a key: each alone is changed, asked (a miss) and asked again (a hit).
+/// 23 parts of a key: each alone is changed, asked (a miss) and asked again (a hit).
 #[test]
 fn each_part_of_what_decides_an_answer_changed_alone_is_a_miss() {
     let Some(stories) = stories() else { return };
@@ -164,6 +164,13 @@ fn each_part_of_what_decides_an_answer_changed_alone_is_a_miss() {
         config["chat_template"] = "{% for m in messages %}{{ m['content'] }} {% endfor %}".into();
     });
     check("template", "score", &template, score_row("s", "Once upon a time"), &[], &[]);
+    let tokenizer = copy(&stories, &asker.dir.path().join("tokenizer"));
+    let text = std::fs::read_to_string(tokenizer.join("tokenizer.json")).unwrap();
+    std::fs::write(tokenizer.join("tokenizer.json"), text + "\n").unwrap();
+    check("tokenizer", "score", &tokenizer, score_row("s", "Once upon a time"), &[], &[]);
+    let ends = copy(&stories, &asker.dir.path().join("ends"));
+    std::fs::write(ends.join("generation_config.json"), "{\"eos_token_id\": [2, 400]}").unwrap();
+    check("set of ids that end an answer", "generate", &ends, generate_row("g"), &[], &[]);
     let weights = copy(&stories, &asker.dir.path().join("weights"));
     let mut bytes = std::fs::read(weights.join("model.safetensors")).unwrap();
     *bytes.last_mut().unwrap() ^= 1;

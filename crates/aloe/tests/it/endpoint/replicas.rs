@@ -3,7 +3,7 @@
 
 use super::server::{Asked, Model, Reply, Server, texts};
 use super::{eval, lines, read, stories_with_template};
-use crate::{aloe, stories};
+use crate::{aloe, run, stories};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -114,6 +114,34 @@ fn what_a_server_answered_before_it_died_is_kept() {
     let n_after = server.n_asked() - n_before - n_twice;
     assert!(n_after <= 4 * (60 - 40 + 16), "{n_after} of {} were asked again", 4 * 60);
     assert_eq!(lines(&out.join("samples.jsonl")).len(), 60);
+}
+
+/// Of sixty requests thirty are answered; then the server is gone for good.
+#[test]
+fn a_file_of_requests_keeps_the_answers_of_a_server_that_died_beside_an_error_for_each_other_row() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(|at, asked| match at < 30 {
+        true => texts(&[asked.body["prompt"].to_string()]),
+        false => Reply::Dies,
+    });
+    let (requests, out) = (dir.path().join("r.jsonl"), dir.path().join("out.jsonl"));
+    let row = |at: usize| json!({"id": at.to_string(), "prompt_ids": [1, at + 3], "max_new_tokens": 4}).to_string();
+    std::fs::write(&requests, (0..60).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+    let (requests, file) = (requests.display().to_string(), out.display().to_string());
+    let args = ["generate", &server.model(), "--requests", &requests, "--out", &file];
+    let (_, stderr, code) = run(&[&args[..], &["--tokenizer", stories.to_str().unwrap()]].concat());
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("trying again in 2 s (5 of 5)"), "{stderr}");
+    assert!(stderr.contains("30 of 60 requests could not be answered"), "{stderr}");
+    let found = lines(&out);
+    assert_eq!(found.len(), 60);
+    let (good, bad): (Vec<_>, Vec<_>) = found.iter().partition(|one| one.get("error").is_none());
+    assert_eq!((good.len(), bad.len()), (30, 30));
+    for one in good {
+        let at: usize = one["id"].as_str().unwrap().parse().unwrap();
+        assert_eq!(one["completions"][0]["text"], json!([1, at + 3]).to_string());
+    }
 }
 
 /// Twenty answers to each question, told by their seeds. The client is killed without warning after a random number of
