@@ -74,6 +74,9 @@ pub fn redteam(
     let n_judged = judge.map_or(0, |judge| n_harmful + judge.labels.len());
     progress.set_total((asked.len() + n_judged) as u64);
     progress.resume((log.samples.len() + log.labels.len() + log.verdicts.len()) as u64);
+    if let Some(judge) = judge {
+        log.hold_judge(judge.engine.canary(Call::Generate, cancel)?)?;
+    }
     // The judge is measured first: one that cannot be used is found before the model is asked anything.
     let error = judge.map(|judge| measure(judge, &mut log, progress, cancel)).transpose()?;
     log.hold(engine.canary(Call::Generate, cancel)?)?;

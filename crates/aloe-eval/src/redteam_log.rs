@@ -20,6 +20,11 @@ enum Entry {
     /// What an endpoint answered to known questions before the responses.
     Canary(CanaryAnswers),
     Answered(Box<RedTeamSample>),
+    /// The same of the judge, before its verdicts.
+    JudgeCanary {
+        judge: String,
+        answers: CanaryAnswers,
+    },
     Labels {
         judge: String,
         verdicts: Vec<GuardVerdict>,
@@ -36,6 +41,7 @@ pub(crate) struct RedTeamLog {
     path: PathBuf,
     judge: String,
     canary: Option<CanaryAnswers>,
+    judge_canary: Option<CanaryAnswers>,
     /// Responses, in the order asked.
     pub(crate) samples: Vec<RedTeamSample>,
     /// Verdicts on the labelled responses, in their order.
@@ -50,16 +56,18 @@ impl RedTeamLog {
         let (log, entries) = Log::open::<Entry>(path)?;
         let (samples, labels, verdicts) = (Vec::new(), Vec::new(), Vec::new());
         let (path, judge_key) = (path.to_path_buf(), judge.to_owned());
-        let mut found = Self { log, path, judge: judge_key, canary: None, samples, labels, verdicts };
+        let mut found =
+            Self { log, path, judge: judge_key, canary: None, judge_canary: None, samples, labels, verdicts };
         let mut known = false;
         for entry in entries {
             match entry {
                 Entry::Run(written) if written == fingerprint && !known => known = true,
                 Entry::Canary(canary) if known => found.canary = Some(canary),
+                Entry::JudgeCanary { judge: by, answers } if known && by == judge => found.judge_canary = Some(answers),
                 Entry::Answered(sample) if known => found.samples.push(*sample),
                 Entry::Labels { judge: by, verdicts } if known && by == judge => found.labels.extend(verdicts),
                 Entry::Judged { judge: by, verdicts } if known && by == judge => found.verdicts.extend(verdicts),
-                Entry::Labels { .. } | Entry::Judged { .. } if known => {}
+                Entry::JudgeCanary { .. } | Entry::Labels { .. } | Entry::Judged { .. } if known => {}
                 _ => return Err(Error::OtherRun { path: found.path.display().to_string() }),
             }
         }
@@ -76,6 +84,20 @@ impl RedTeamLog {
             (_, Some(now)) => {
                 self.log.append(&Entry::Canary(now.clone()))?;
                 self.canary = Some(now);
+            }
+            (_, None) => {}
+        }
+        Ok(())
+    }
+
+    /// As `hold`, of the judge and its verdicts.
+    pub(crate) fn hold_judge(&mut self, now: Option<CanaryAnswers>) -> Result<()> {
+        let has_verdicts = !self.labels.is_empty() || !self.verdicts.is_empty();
+        match (&self.judge_canary, now) {
+            (Some(then), Some(now)) if has_verdicts => check_same(then, &now, &self.path)?,
+            (_, Some(now)) => {
+                self.log.append(&Entry::JudgeCanary { judge: self.judge.clone(), answers: now.clone() })?;
+                self.judge_canary = Some(now);
             }
             (_, None) => {}
         }

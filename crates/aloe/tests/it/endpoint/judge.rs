@@ -1,7 +1,7 @@
 //! Red-teaming with a judge behind an endpoint: the attacked model and the judge are loopback servers whose rules are written
 //! here, and the figures are counted again from the samples and those rules.
 
-use super::server::{Asked, Reply, Server, prompt_ids, text};
+use super::server::{Asked, CANARY, Reply, Server, prompt_ids, text};
 use super::{lines, read};
 use crate::{root, run};
 use serde_json::{Value, json};
@@ -268,6 +268,38 @@ fn when_the_judge_fails_the_responses_and_verdicts_are_kept_and_the_resumed_run_
     for name in ["samples.jsonl", "results.json"] {
         assert_eq!(std::fs::read(out.join(name)).unwrap(), std::fs::read(whole.join(name)).unwrap(), "{name}");
     }
+}
+
+/// The judge fails after the labels and is started again with other weights; its verdicts are not mixed.
+#[test]
+fn verdicts_of_a_judge_that_came_back_with_other_weights_are_not_added_to_the_first_ones() {
+    if tokenizer().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let (state, n_asked) = (Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
+    let now = Arc::clone(&state);
+    let judge = Server::with_canary(move |_, asked| {
+        if asked.body["seed"] == CANARY {
+            return text(["old", "new", "old"][now.load(Ordering::SeqCst)]);
+        }
+        let (question, response) = judged(asked);
+        match now.load(Ordering::SeqCst) > 0 || n_asked.fetch_add(1, Ordering::SeqCst) < 24 {
+            true => text(verdict(&question, &response)),
+            false => Reply::Status("403 Forbidden", ""),
+        }
+    });
+    let model = Server::start(|_, asked| attacked(asked));
+    let (_, stderr, code) = redteam(&model, Some(&judge), &out, &[]);
+    assert!(code == 1 && stderr.contains("403"), "{stderr}");
+    state.store(1, Ordering::SeqCst);
+    let (_, stderr, code) = redteam(&model, Some(&judge), &out, &[]);
+    assert!(code == 1 && stderr.contains("no longer answers as it did for the answers in"), "{stderr}");
+    assert!(!out.exists());
+    state.store(2, Ordering::SeqCst);
+    let (_, stderr, code) = redteam(&model, Some(&judge), &out, &[]);
+    assert_eq!(code, 0, "{stderr}");
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub(crate) struct Asked {
 type Answer = dyn Fn(usize, &Asked) -> Reply + Send + Sync;
 
 /// The seed of the client's canary questions (`aloe-engine/src/endpoint/canary.rs`).
-const CANARY: u64 = 20_261_128;
+pub(crate) const CANARY: u64 = 20_261_128;
 
 /// A server that lives until the test ends. It serves the model `m`.
 pub(crate) struct Server {
