@@ -29,7 +29,7 @@ impl Endpoint {
                     self.check_model(&answer, at)?;
                     match question.read(&answer) {
                         Ok(first) => {
-                            let watch = self.replicas.establish(canary, vec![first], at)?;
+                            let watch = self.replicas.establish(canary, vec![first], at, cancel)?;
                             *known = Some((form, Arc::clone(&watch)));
                             return Ok((form, watch));
                         }

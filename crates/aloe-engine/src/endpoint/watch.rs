@@ -12,7 +12,8 @@ use crate::{Error, Result};
 use aloe_record::Cancel;
 use serde_json::Value;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Answers of one server after which it is asked the canary in the midst of a call.
@@ -20,6 +21,9 @@ const EVERY: u32 = 256;
 
 /// How long calls of one request go on without a canary.
 const A_WHILE: Duration = Duration::from_secs(60);
+
+/// How often an interrupt is looked for.
+const POLL: Duration = Duration::from_millis(100);
 
 /// How long a server that comes back may take for one question.
 const CANARY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -45,6 +49,9 @@ impl Watch {
     }
 }
 
+/// What another server answered: its place, when it was asked, and its answers or what is wrong with them.
+type Others = (usize, Instant, Result<Vec<Answer>, String>);
+
 /// The first answers to a canary, or why the servers do not take its questions.
 pub(super) type FirstAnswers = std::result::Result<Arc<Watch>, String>;
 
@@ -69,17 +76,23 @@ impl Replicas {
                     continue;
                 }
             }
-            return self.establish(canary, answers, at).map(Ok);
+            return self.establish(canary, answers, at, cancel).map(Ok);
         }
         Err(Error::Endpoint { url: self.bases(), reason: format!("{reason} (after {TRIES} tries)") })
     }
 
     /// Takes the `first` answers to the canary, by server `at`, and holds those of the others that answer at once against them.
-    pub(super) fn establish(&self, canary: Canary, first: Vec<Answer>, at: usize) -> Result<Arc<Watch>> {
+    pub(super) fn establish(
+        &self,
+        canary: Canary,
+        first: Vec<Answer>,
+        at: usize,
+        cancel: &Cancel,
+    ) -> Result<Arc<Watch>> {
         let watch = Arc::new(Watch { canary, first });
         self.shared.watches.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&watch));
         self.shared.lock()[at].prove(Instant::now(), u32::MAX);
-        for (other, sent, said) in self.ask_others(at, &watch) {
+        for (other, sent, said) in self.ask_others(at, &watch, cancel)? {
             let answers = said.map_err(|reason| {
                 self.error(other, format!("the answer to a known prompt cannot be used: {reason}"))
             })?;
@@ -99,7 +112,7 @@ impl Replicas {
     }
 
     /// The answers of all other servers than `but` to the canary, of those that answer at once.
-    fn ask_others(&self, but: usize, watch: &Arc<Watch>) -> Vec<(usize, Instant, Result<Vec<Answer>, String>)> {
+    fn ask_others(&self, but: usize, watch: &Arc<Watch>, cancel: &Cancel) -> Result<Vec<Others>> {
         let (send, receive) = mpsc::channel();
         for (at, client) in self.shared.clients.iter().enumerate().filter(|&(at, _)| at != but) {
             let (send, client, watch, sent) = (send.clone(), Arc::clone(client), Arc::clone(watch), Instant::now());
@@ -115,11 +128,16 @@ impl Replicas {
         drop(send);
         let until = Instant::now() + SILENCE + CHECK_TIMEOUT;
         let mut answers = Vec::new();
-        while let Ok(answer) = receive.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            answers.push(answer);
+        loop {
+            let wait = until.saturating_duration_since(Instant::now()).min(POLL);
+            match receive.recv_timeout(wait) {
+                Ok(answer) => answers.push(answer),
+                Err(RecvTimeoutError::Timeout) if !wait.is_zero() => cancel.check()?,
+                Err(_) => break,
+            }
         }
         answers.sort_by_key(|(at, _, _)| *at);
-        answers
+        Ok(answers)
     }
 
     /// Runs `work` for every request over the connections; results in the order of the requests. After a fault of the servers

@@ -3,14 +3,15 @@
 
 use super::canary::SEED;
 use super::tests::read_request;
-use crate::{Engine, EngineOptions, Error, GenerateRequest, Prompt, Sampling, ScoreRequest};
+use crate::{Call, Engine, EngineOptions, Error, GenerateRequest, Prompt, Sampling, ScoreRequest};
 use aloe_record::{Cancel, Progress};
 use serde_json::{Value, json};
 use std::io::{BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// What a server answers a completion with: its text and the shift of its log-probabilities, by how many requests came before and
 /// whether this is the canary. `None` breaks the connection.
@@ -123,18 +124,21 @@ fn a_change_between_two_calls_costs_all_answers_of_the_second() {
     assert!(errors.iter().all(|error| error.to_string().contains(CHANGED)), "{}", errors[0]);
 }
 
-/// The second server breaks off, lists the same model when it is back, and answers as other weights do. It is asked nothing but the
-/// canary; the answers of both from before stand.
+/// The second server breaks off for 0.4 s, lists the same model all the while, and then answers as other weights do. It is asked nothing
+/// but the canary; the answers of both from before stand. The first takes 2 ms for each, 2.5 s and more for all.
 #[test]
 fn a_server_that_comes_back_with_other_weights_under_the_same_name_is_asked_nothing_more() {
-    let (n_new, n_broken) = (Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
+    let (n_new, broken_since) = (Arc::new(AtomicUsize::new(0)), Mutex::new(None::<Instant>));
     let seen = Arc::clone(&n_new);
-    let steady = serve(|_, _| Some(("old", 0.0)));
+    let steady = serve(|_, _| {
+        std::thread::sleep(Duration::from_millis(2));
+        Some(("old", 0.0))
+    });
     let other = serve(move |at, is_canary| {
         if at < 40 {
             return Some(("old", 0.0));
         }
-        if n_broken.fetch_add(1, Ordering::SeqCst) < 24 {
+        if broken_since.lock().unwrap().get_or_insert_with(Instant::now).elapsed() < Duration::from_millis(400) {
             return None;
         }
         seen.fetch_add(usize::from(!is_canary), Ordering::SeqCst);
@@ -171,4 +175,22 @@ fn answers_of_a_server_that_dies_before_its_last_canary_stand() {
     let server = serve(|at, is_canary| if at >= 20 && is_canary { None } else { Some(("old", 0.0)) });
     let Some(engine) = open(&[server]) else { return };
     assert_eq!(generate(&engine, 20).0.len(), 20);
+}
+
+/// The second server lists its model and keeps the canary; the others' answers are waited for 4.5 seconds.
+#[test]
+fn an_interrupt_does_not_wait_for_a_server_that_keeps_the_canary() {
+    let silent = serve(|_, _| {
+        std::thread::sleep(Duration::from_secs(3600));
+        None
+    });
+    let Some(engine) = open(&[serve(|_, _| Some(("old", 0.0))), silent]) else { return };
+    let (cancel, asked) = (Cancel::default(), Instant::now());
+    let ctrl_c = cancel.clone();
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        ctrl_c.request(2);
+    });
+    assert!(engine.canary(Call::Generate, &cancel).is_err());
+    assert!(asked.elapsed() < Duration::from_millis(1500), "{:?}", asked.elapsed());
 }
