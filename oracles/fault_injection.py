@@ -56,7 +56,8 @@ def sha256(path):
 
 def digests(folder):
     """Every file but the record, which holds times. Names that begin with a dot are working files."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "record.json"]
+    timed = ("record.json", "timing.jsonl")
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in timed and "tensorboard" not in path.parts]
     return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 

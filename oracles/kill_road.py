@@ -34,7 +34,9 @@ def contents(folder):
     for path in folder.rglob("*"):
         if path.is_file():
             name = str(path.relative_to(folder))
-            timed = name.endswith("record.json") or name.startswith("card/")
+            if "tensorboard" in path.parts:
+                continue
+            timed = path.name in ("record.json", "timing.jsonl") or name.startswith("card/")
             found[name] = "" if timed else hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

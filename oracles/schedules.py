@@ -12,6 +12,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
     get_cosine_with_min_lr_schedule_with_warmup,
     get_linear_schedule_with_warmup,
+    get_polynomial_decay_schedule_with_warmup,
 )
 
 
@@ -22,6 +23,9 @@ def curve(decay, peak, warmup, total, floor):
         schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, total, min_lr_rate=floor)
     elif decay == "cosine":
         schedule = get_cosine_schedule_with_warmup(optimizer, warmup, total)
+    elif decay == "linear" and floor > 0:
+        # Power 1 is the straight line to `lr_end`.
+        schedule = get_polynomial_decay_schedule_with_warmup(optimizer, warmup, total, lr_end=floor * peak, power=1.0)
     elif decay == "linear":
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, total)
     else:
@@ -39,6 +43,7 @@ cases = [
     curve("cosine", 2e-7, 0, 9, 0.0),
     curve("cosine", 1e-3, 3, 20, 0.1),
     curve("linear", 5e-5, 4, 21, 0.0),
+    curve("linear", 3e-4, 3, 17, 0.25),
     curve("constant", 1e-4, 5, 12, 0.0),
     curve("cosine", 1.0, 1, 1, 0.0),
 ]

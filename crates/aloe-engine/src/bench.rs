@@ -229,6 +229,19 @@ impl Local {
     }
 }
 
+/// The most floating point operations a second of a matrix product in `dtype` on this device: the fastest of many in 0.2 s.
+pub fn peak_flops(device: &Device, dtype: Dtype) -> f64 {
+    let (n, k, o) = Probes::SHAPE;
+    let layer = Linear::new(Tensor::from_f32(&[o, k], vec![0.5; o * k]).cast(dtype), None);
+    let x = Tensor::from_f32(&[n, k], vec![0.25; n * k]);
+    let start = Instant::now();
+    let mut best = f64::INFINITY;
+    while start.elapsed().as_secs_f64() < 0.2 {
+        best = best.min(fastest(5, || drop(ops::linear(device, &x, &layer))));
+    }
+    2.0 * (n * k * o) as f64 / best
+}
+
 /// What the machine can do now.
 struct Probes {
     device: Device,

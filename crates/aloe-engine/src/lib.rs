@@ -27,7 +27,7 @@ mod tree;
 mod walk;
 
 pub use aloe_model::WeightFormat;
-pub use bench::{BenchReport, BenchRow};
+pub use bench::{BenchReport, BenchRow, peak_flops};
 pub use cache::{ANSWERS_SINCE, CacheCounts, Cached};
 pub use counts::EngineCounts;
 pub use embed::{Embedder, EndpointEmbedder, LocalEmbedder};

@@ -58,6 +58,29 @@ impl Local {
         })
     }
 
+    /// A model that is in memory already, such as one in training: its weights are shared, not copied. `name` stands for its
+    /// weights, which have no digest; nothing of it belongs into an answer cache.
+    pub fn over(decoder: Decoder, text: TextModel, name: &str) -> Self {
+        let identity = EngineIdentity {
+            name: name.to_owned(),
+            weights: name.to_owned(),
+            text: text.digest(),
+            dtype: if decoder.dtype == Dtype::F32 { "f32" } else { "bf16" }.to_owned(),
+            path: decoder.device.isa().name().to_owned(),
+        };
+        let kv_budget_bytes = default_kv_budget_bytes();
+        Self {
+            decoder,
+            text,
+            identity,
+            kv_budget_bytes,
+            max_batch: EngineOptions::default().max_batch,
+            kv_meter: Arc::new(KvMeter::default()),
+            prefixes: Arc::new(Mutex::new(Prefixes::new(kv_budget_bytes))),
+            counts: Mutex::new(EngineCounts::default()),
+        }
+    }
+
     /// The ids of a prompt, checked against vocabulary and context.
     pub(crate) fn prompt_ids(&self, id: &str, prompt: &Prompt) -> Result<Vec<u32>> {
         let ids = encode::prompt_ids(&self.text, prompt)?;

@@ -5,7 +5,7 @@
 //! prompt, or a question's options, so cost their prompt once; the numbers are those of separate documents.
 
 use crate::{Error, Result};
-use aloe_tensor::{AttentionBlock, AttentionPlan};
+use aloe_tensor::{AttentionBlock, AttentionPlan, Tensor};
 use std::ops::Range;
 
 /// A prefix and what may follow it.
@@ -28,6 +28,8 @@ pub struct PackedBatch {
     pub plan: AttentionPlan,
     /// Rows of each document, in the order given; in the shared-prefix form of each prefix and then of its continuations.
     pub pieces: Vec<Range<usize>>,
+    /// What the training forward pass adds to the embeddings `[N, D]`; inference does not look at it.
+    pub noise: Option<Tensor>,
 }
 
 impl PackedBatch {
@@ -55,6 +57,11 @@ impl PackedBatch {
     /// N.
     pub fn len(&self) -> usize {
         self.ids.len()
+    }
+
+    /// Pairs of a query and a key that attention sees: each token its own text up to itself.
+    pub fn n_attended(&self) -> u64 {
+        self.positions.iter().map(|&position| u64::from(position) + 1).sum()
     }
 
     /// Whether there is no token.
@@ -111,6 +118,7 @@ impl Rows {
             positions: self.positions,
             plan: AttentionPlan { blocks: self.blocks, causal: true },
             pieces: self.pieces,
+            noise: None,
         }
     }
 }

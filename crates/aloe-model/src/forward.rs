@@ -60,9 +60,12 @@ impl Decoder {
     }
 
     /// The same hidden states, with what `backward` needs.
-    pub fn forward_train(&self, batch: PackedBatch) -> Result<Activations> {
+    pub fn forward_train(&self, mut batch: PackedBatch) -> Result<Activations> {
         batch.check(self.config.vocab_size, self.config.max_position_embeddings)?;
         let mut x = self.weights.embedding(&self.device, &batch.ids);
+        if let Some(noise) = batch.noise.take() {
+            ops::add_in_place(&self.device, &mut x, &noise);
+        }
         let rotation = self.rope.rotation(&self.device, &batch.positions);
         let mut layers = Vec::with_capacity(self.weights.layers.len());
         for weights in &self.weights.layers {

@@ -49,8 +49,14 @@ pub fn file(path: &Path) -> Result<String> {
     }
 }
 
-/// Digest of a folder: every file's relative path and content digest, in sorted order. `record.json` and names that
-/// begin with a dot are left out, because they hold times and paths.
+/// Whether a file or folder of that name in a stage's folder holds clock times, so that no two runs write the same bytes: the record,
+/// and what a training stage writes for people who watch it. Digests leave these out.
+pub fn bears_time(name: &str) -> bool {
+    matches!(name, "record.json" | "timing.jsonl" | "tensorboard")
+}
+
+/// Digest of a folder: every file's relative path and content digest, in sorted order. What bears times, and names that begin with a
+/// dot are left out.
 pub fn folder(path: &Path) -> Result<String> {
     let mut files = Vec::new();
     collect(path, &mut files)?;
@@ -68,7 +74,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
         let path = entry.map_err(Error::io("list", folder))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with('.') || name == "record.json" {
+        if name.starts_with('.') || bears_time(&name) {
             continue;
         }
         if path.is_dir() {
@@ -90,11 +96,15 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_digest_sees_names_and_contents_but_not_the_record() {
+    fn a_folder_digest_sees_names_and_contents_but_not_what_bears_times() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("a"), b"1").unwrap();
         let before = folder(dir.path()).unwrap();
-        std::fs::write(dir.path().join("record.json"), b"{}").unwrap();
+        for name in ["record.json", "timing.jsonl", ".hidden"] {
+            std::fs::write(dir.path().join(name), b"{}").unwrap();
+        }
+        std::fs::create_dir(dir.path().join("tensorboard")).unwrap();
+        std::fs::write(dir.path().join("tensorboard/events"), b"1").unwrap();
         assert_eq!(folder(dir.path()).unwrap(), before);
         std::fs::rename(dir.path().join("a"), dir.path().join("b")).unwrap();
         assert_ne!(folder(dir.path()).unwrap(), before);

@@ -3,8 +3,8 @@
 use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::Write as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Set by Ctrl-C or SIGTERM; loops call [`Cancel::check`] between steps.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +41,8 @@ impl Cancel {
 pub struct Progress {
     bar: ProgressBar,
     plain: Option<Arc<Plain>>,
+    /// The style with a second line for the message, until the first message comes.
+    with_message: Arc<Mutex<Option<ProgressStyle>>>,
 }
 
 struct Plain {
@@ -57,12 +59,17 @@ impl Progress {
         use std::io::IsTerminal as _;
         if std::io::stderr().is_terminal() {
             let bar = ProgressBar::new(total);
-            let template = format!(
-                "{{prefix:>14}} {{bar:30}} {{pos}}/{{len}} {unit} {{per_sec}} elapsed {{elapsed}} left {{eta}} {{msg}}"
+            let style = |template: &str| {
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+            };
+            let line = format!(
+                "{{prefix:>10}} {{bar:20}} {{pos}}/{{len}} {unit} {{per_sec}} elapsed {{elapsed}} left {{eta}}"
             );
-            bar.set_style(ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_style(style(&line));
             bar.set_prefix(title.to_owned());
-            return Self { bar, plain: None };
+            // On its own line, since together they are wider than a terminal.
+            let with_message = style(&format!("{line}\n{{prefix:>10}} {{wide_msg}}"));
+            return Self { bar, plain: None, with_message: Arc::new(Mutex::new(Some(with_message))) };
         }
         let bar = ProgressBar::hidden();
         bar.set_length(total);
@@ -73,12 +80,12 @@ impl Progress {
             started: std::time::Instant::now(),
             last_s: AtomicUsize::new(0),
         };
-        Self { bar, plain: Some(Arc::new(plain)) }
+        Self { bar, plain: Some(Arc::new(plain)), with_message: Arc::default() }
     }
 
     /// Prints nothing: for tests and inner loops.
     pub fn silent() -> Self {
-        Self { bar: ProgressBar::hidden(), plain: None }
+        Self { bar: ProgressBar::hidden(), plain: None, with_message: Arc::default() }
     }
 
     /// Adds `n` finished steps.
@@ -120,8 +127,11 @@ impl Progress {
         self.bar.set_length(total);
     }
 
-    /// A short text after the bar, such as the loss.
+    /// A short text under the bar, such as the loss and the speed.
     pub fn message(&self, text: &str) {
+        if let Some(style) = self.with_message.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            self.bar.set_style(style);
+        }
         self.bar.set_message(text.to_owned());
         self.report();
     }

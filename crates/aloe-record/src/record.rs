@@ -1,6 +1,7 @@
 //! `record.json`: how a stage's folder came to be. The model card is rendered from these and from nothing else.
 //!
-//! Times, host and paths live here only; every other file of a stage is byte-reproducible.
+//! Times, host and paths live here, and times also in `timing.jsonl` and `tensorboard/` of a training stage; every other file of a stage
+//! is byte-reproducible.
 
 use crate::{Error, Result, atomic};
 use serde::{Deserialize, Serialize};

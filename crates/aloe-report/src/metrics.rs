@@ -32,6 +32,9 @@ impl Metrics {
                 if let Some(value) = value.as_f64() {
                     metrics.push(key, step, value);
                 }
+                for (inner, value) in value.as_object().into_iter().flatten() {
+                    value.as_f64().into_iter().for_each(|value| metrics.push(&format!("{key}/{inner}"), step, value));
+                }
             }
         }
         Ok(metrics)
@@ -90,6 +93,9 @@ mod tests {
     fn numbers_become_series_over_their_steps() {
         let metrics = read("{\"step\":1,\"loss\":2.5,\"note\":\"x\"}\n{\"step\":3,\"loss\":2.0,\"eval\":1}\n").unwrap();
         assert_eq!(metrics.keys().collect::<Vec<_>>(), ["loss", "eval"]);
+        let inner = read("{\"step\":2,\"by\":{\"a\":1.5,\"b\":\"x\"}}\n").unwrap();
+        assert_eq!(inner.series("by/a").unwrap().points, [(2.0, 1.5)]);
+        assert_eq!(inner.keys().count(), 1);
         assert_eq!(metrics.series("loss").unwrap().points, [(1.0, 2.5), (3.0, 2.0)]);
         assert_eq!(metrics.series("eval").unwrap().points, [(3.0, 1.0)]);
         let page = training_page("sft", &metrics).html();

@@ -7,12 +7,11 @@
 
 use crate::dpo_data::DpoData;
 use crate::export::{ExportReport, export};
-use crate::guard::{OnNonFinite, OnSpike};
 use crate::learner::Learner;
 use crate::preference::{Preference, PreferenceLoss};
 use crate::run::Run;
-use crate::schedule::Decay;
-use crate::settings::{Context, LoopSettings, TrainDtype, open_text, refuse, start_weights};
+use crate::sampler::Sampler;
+use crate::settings::{Context, declare_config, loop_fields, open_text, refuse, start_weights};
 use crate::{Result, finished};
 use aloe_model::{Decoder, ModelSource};
 use aloe_text::Pair;
@@ -31,103 +30,35 @@ pub enum ReferenceAt {
     ChunkStart,
 }
 
-/// Settings of a preference stage; absent ones have the values of `Default`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DpoConfig {
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Passes over the pairs; must be 1 with more than one chunk.
-    pub epochs: u64,
-    /// Most optimizer steps; not with more than one chunk.
-    pub max_steps: Option<u64>,
-    /// The shuffled pairs are cut into this many chunks, trained one after the other for one epoch each. Optimizer moments
-    /// and schedule start anew with each chunk.
-    pub chunks: usize,
-    /// Whose log-probabilities are the reference.
-    pub reference: ReferenceAt,
-    /// The loss.
-    pub loss: PreferenceLoss,
-    /// Strength of the tie to the reference.
-    pub beta: f64,
-    /// Assumed share of flipped labels.
-    pub label_smoothing: f64,
-    /// Longest prompt plus answer, in tokens.
-    pub max_len: usize,
-    /// Pairs per optimizer step.
-    pub batch_size: usize,
-    /// Pairs per forward pass: a matter of memory; in f32 it changes no bit of the result.
-    pub micro_batch_size: usize,
-    /// Steps of the linear rise from 0.
-    pub warmup_steps: u64,
-    /// The curve after the warm-up.
-    pub schedule: Decay,
-    /// Where the curve ends, as a share of `lr`.
-    pub lr_floor: f64,
-    /// AdamW's betas.
-    pub betas: [f64; 2],
-    /// AdamW's epsilon.
-    pub eps: f64,
-    /// Decoupled weight decay; norm weights and biases never decay.
-    pub weight_decay: f64,
-    /// Largest norm of the gradient; 0 turns clipping off.
-    pub clip: f64,
-    /// Seed of order and held-out choice.
-    pub seed: u64,
-    /// Type of the compute copies.
-    pub dtype: TrainDtype,
-    /// A built-in template's name or a `.jinja` file in place of the start model's own; written to the output.
-    pub chat_template: Option<String>,
-    /// Whether epochs are shuffled; off keeps the order of the file.
-    pub shuffle: bool,
-    /// Share of the pairs set apart and never trained on, when no held-out pairs are given.
-    pub held_out_share: f64,
-    /// Steps between held-out evaluations; 0 for the start and the end only.
-    pub eval_every: u64,
-    /// Steps between checkpoints; 0 for none but at an interruption.
-    pub checkpoint_every: u64,
-    /// Checkpoints kept.
-    pub keep_last: usize,
-    /// What a non-finite loss or gradient does.
-    pub on_nonfinite: OnNonFinite,
-    /// What a loss or gradient norm six standard deviations above the recent ones does.
-    pub on_spike: OnSpike,
-}
-
-impl Default for DpoConfig {
-    fn default() -> Self {
-        Self {
-            lr: 2e-7,
-            epochs: 1,
-            max_steps: None,
-            chunks: 1,
-            reference: ReferenceAt::StageStart,
-            loss: PreferenceLoss::Sigmoid,
-            beta: 0.1,
-            label_smoothing: 0.0,
-            max_len: 2048,
-            batch_size: 8,
-            micro_batch_size: 1,
-            warmup_steps: 0,
-            schedule: Decay::Cosine,
-            lr_floor: 0.0,
-            betas: [0.9, 0.95],
-            eps: 1e-8,
-            weight_decay: 0.0,
-            clip: 1.0,
-            seed: 0,
-            dtype: TrainDtype::Bf16,
-            chat_template: None,
-            shuffle: true,
-            held_out_share: 0.0,
-            eval_every: 0,
-            checkpoint_every: 100,
-            keep_last: 2,
-            on_nonfinite: OnNonFinite::Stop,
-            on_spike: OnSpike::Keep,
-        }
+loop_fields! { declare_config! {
+    /// Settings of a preference stage; absent ones have the values of `Default`.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct DpoConfig {
+        /// Passes over the pairs; must be 1 with more than one chunk.
+        pub epochs: u64 = 1,
+        /// Most optimizer steps; not with more than one chunk.
+        pub max_steps: Option<u64> = None,
+        /// The shuffled pairs are cut into this many chunks, trained one after the other for one epoch each. Optimizer moments
+        /// and schedule start anew with each chunk.
+        pub chunks: usize = 1,
+        /// Whose log-probabilities are the reference.
+        pub reference: ReferenceAt = ReferenceAt::StageStart,
+        /// The loss.
+        pub loss: PreferenceLoss = PreferenceLoss::Sigmoid,
+        /// Strength of the tie to the reference.
+        pub beta: f64 = 0.1,
+        /// Assumed share of flipped labels.
+        pub label_smoothing: f64 = 0.0,
+        /// Longest prompt plus answer, in tokens.
+        pub max_len: usize = 2048,
+        /// Pairs per optimizer step.
+        pub batch_size: usize = 8,
+        /// Pairs per forward pass: a matter of memory; in f32 it changes no bit of the result.
+        pub micro_batch_size: usize = 1,
     }
-}
+    defaults { lr: 2e-7, betas: [0.9, 0.95] }
+} }
 
 impl DpoConfig {
     /// All mistakes, each with the field's name; empty when the settings can be used.
@@ -150,30 +81,15 @@ impl DpoConfig {
         need(self.max_len >= 2, "max_len must be 2 or more");
         need(self.batch_size >= 1, "batch_size must be 1 or more");
         need(self.micro_batch_size >= 1, "micro_batch_size must be 1 or more");
-        need((0.0..1.0).contains(&self.held_out_share), "held_out_share must be in 0..1");
+        need(
+            self.chunks == 1 || !self.loop_settings().needs_held_out(),
+            "patience and keep_best cannot be combined with chunks",
+        );
         mistakes
     }
 
     pub(crate) fn preference(&self) -> Preference {
         Preference { loss: self.loss, beta: self.beta, label_smoothing: self.label_smoothing }
-    }
-
-    pub(crate) fn loop_settings(&self) -> LoopSettings {
-        LoopSettings {
-            lr: self.lr,
-            warmup_steps: self.warmup_steps,
-            schedule: self.schedule,
-            lr_floor: self.lr_floor,
-            betas: self.betas,
-            eps: self.eps,
-            weight_decay: self.weight_decay,
-            clip: self.clip,
-            eval_every: self.eval_every,
-            checkpoint_every: self.checkpoint_every,
-            keep_last: self.keep_last,
-            on_nonfinite: self.on_nonfinite,
-            on_spike: self.on_spike,
-        }
     }
 }
 
@@ -238,6 +154,11 @@ pub struct DpoReport {
     pub held_out_loss_before: Option<f64>,
     /// Mean held-out loss after training.
     pub held_out_loss_after: Option<f64>,
+    /// The step whose weights are written: the last one, or with `keep_best` that of the best evaluation. What is said to hold after
+    /// training holds for these.
+    pub exported_step: u64,
+    /// Whether `patience` ended the training before its last step.
+    pub stopped_early: bool,
     /// Steps skipped as non-finite.
     pub n_non_finite: u64,
     /// Steps judged as spikes.
@@ -262,6 +183,8 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
     let source = ModelSource::open(&start)?;
     let text = open_text(&start, config.chat_template.as_deref())?;
     let start_digest = source.digest()?;
+    let settings = config.loop_settings();
+    let sampler = Sampler::open(&settings, &text, source.config().max_position_embeddings)?;
     let (mut data, mut report) = DpoData::prepare(config, inputs, &text, source.config().vocab_size)?;
     let fingerprint = data.fingerprint(&start_digest, &text, context);
     if let Some(report) = finished::read(out, &fingerprint)? {
@@ -269,7 +192,8 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
     }
     let learner = Learner::load(&source, config.dtype.tensor(), &context.device)?;
     let started = Instant::now();
-    let mut run = Run::open(learner, config.loop_settings(), fingerprint.clone(), out, context)?;
+    let mut run = Run::open(learner, settings, fingerprint.clone(), out, context)?;
+    run.sampler = sampler;
     context.progress.set_total(data.total_units());
     let pairs_before = data.pairs_done(run.cursor.step);
     context.progress.resume(pairs_before);
@@ -305,7 +229,7 @@ impl DpoReport {
     fn fill(&mut self, run: &Run<'_>, data: &DpoData) {
         let numbers = |field: &str| run.metrics.numbers(field);
         let first = |field: &str| numbers(field).first().copied();
-        let last = |field: &str| numbers(field).last().copied();
+        let last = |field: &str| run.held_out_after(field);
         self.n_steps = run.cursor.step;
         self.steps_per_chunk = data.steps_per_chunk();
         (self.loss_first_tenth, self.loss_last_tenth) = finished::tenths(&numbers("loss"));
@@ -317,6 +241,9 @@ impl DpoReport {
         self.held_out_margin_after = last("held_out_margin");
         self.held_out_loss_before = first("held_out_loss");
         self.held_out_loss_after = last("held_out_loss");
+        self.exported_step = run.exported_step();
+        self.stopped_early = run.cursor.held_out.has_stopped;
+        self.notices.extend(finished::held_out_notice(run, None));
         self.n_non_finite = run.cursor.guard.n_non_finite;
         self.n_spikes = run.cursor.guard.n_spikes;
         self.resumed_from_step = run.resumed_from;

@@ -1,6 +1,7 @@
 //! The pairs of a preference stage as the step loop sees them: encoded, ordered, cut into chunks, with their reference.
 
 use crate::dpo::{DpoConfig, DpoInputs, DpoReport, ReferenceAt};
+use crate::guard::{OnNonFinite, OnSpike};
 use crate::learner::Learner;
 use crate::pairs::{Example, encode, ids_of, keep_usable, logps_of, packed, refuse_non_finite, set_apart, summed};
 use crate::preference::{PairLogps, PairOutcome};
@@ -65,6 +66,10 @@ impl DpoData {
             );
             return Err(Error::Data { what: "preference pairs".into(), reason });
         }
+        if held_out.is_empty() && config.loop_settings().needs_held_out() {
+            let reason = "patience and keep_best judge by held-out pairs and there are none; set held_out_share, or hold_out in the data stage";
+            return Err(Error::Data { what: "held-out pairs".into(), reason: reason.into() });
+        }
         report.n_pairs = pairs.len();
         report.n_held_out = held_out.len();
         let n_kept = report.n_pairs + report.n_held_out;
@@ -89,7 +94,11 @@ impl DpoData {
         // Checkpoints change no bit, nor does the split into micro-batches in f32: they may change between restarts. In bf16
         // two rows enter a product together, so a split after an odd row rounds otherwise.
         let micro_batch_size = if self.config.dtype == TrainDtype::F32 { 1 } else { self.config.micro_batch_size };
-        let config = DpoConfig { micro_batch_size, checkpoint_every: 0, keep_last: 1, ..self.config.clone() };
+        // How faults are met may change too, as long as none has been (see `Run::open`).
+        let (on_spike, on_nonfinite) = (OnSpike::Stop, OnNonFinite::Stop);
+        let (checkpoint_every, keep_last) = (0, 1);
+        let config =
+            DpoConfig { micro_batch_size, checkpoint_every, keep_last, on_spike, on_nonfinite, ..self.config.clone() };
         let mut hasher = Hasher::default();
         for field in ["dpo", &json!(config).to_string(), start, &text.digest(), &finished::compute(context)] {
             hasher.field(field.as_bytes());
@@ -238,6 +247,8 @@ impl DpoData {
 }
 
 impl Objective for DpoData {
+    const JUDGED: &'static str = "held_out_loss";
+
     fn accumulate(&mut self, learner: &mut Learner, step: u64, context: &Context) -> Result<StepLoss> {
         let per_epoch = self.steps_per_epoch(self.chunk);
         let order = self.order(step / per_epoch);
@@ -251,6 +262,7 @@ impl Objective for DpoData {
             let pairs: Vec<&Example> = micro.iter().map(|&at| &self.pairs[at]).collect();
             let (packed, targets) = packed(&pairs);
             found.n_tokens += packed.len() as u64;
+            found.n_attended += packed.n_attended();
             found.n_targets += targets.rows.len() as u64;
             let forward = learner.forward(packed, targets)?;
             let policies = summed(&pairs, forward.logps());

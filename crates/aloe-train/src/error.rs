@@ -29,6 +29,24 @@ pub enum Error {
         /// Sources of the rows concerned: those with a non-finite log-probability, or all rows of the step.
         rows: Vec<String>,
     },
+    /// A loss or gradient norm far above the recent ones (exit code 3). The state before this step was saved.
+    #[error(
+        "step {step}: the {what} is {value:.4}, more than six standard deviations above the last steps (limit {limit:.4}); rows of this step: \
+         {rows}. The state before it is saved: look at these rows, then go on with on_spike = \"skip\" (leave the step out) or \"keep\" (make it)",
+        rows = listed(rows)
+    )]
+    Spike {
+        /// The optimizer step, counted from 1.
+        step: u64,
+        /// `loss` or `gradient norm`.
+        what: String,
+        /// Its value.
+        value: f64,
+        /// The most that the recent steps let pass.
+        limit: f64,
+        /// Sources of the step's rows.
+        rows: Vec<String>,
+    },
     /// An unfinished run in the output folder that was started with other settings or inputs.
     #[error(
         "{path}: holds an unfinished run with other settings or inputs (fingerprint {found}, now {expected}); \
@@ -57,9 +75,22 @@ pub enum Error {
     /// Tokenizer or template.
     #[error(transparent)]
     Text(#[from] aloe_text::Error),
+    /// Answers of the model in training to given prompts.
+    #[error("sample_prompts: {0}")]
+    Sample(aloe_engine::Error),
     /// Model files or compute.
     #[error(transparent)]
     Model(#[from] aloe_model::Error),
+}
+
+impl From<aloe_engine::Error> for Error {
+    /// An interruption or a full disk stays what it is.
+    fn from(error: aloe_engine::Error) -> Self {
+        match error {
+            aloe_engine::Error::Record(error) => Self::Record(error),
+            error => Self::Sample(error),
+        }
+    }
 }
 
 /// The first rows, and how many more there are.

@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::export::ExportReport;
+use crate::run::Run;
 use crate::settings::Context;
 use aloe_record::{Error, atomic};
 use serde::{Serialize, de::DeserializeOwned};
@@ -55,6 +56,29 @@ pub(crate) fn export_notice(export: &ExportReport) -> Option<String> {
             100.0 * export.export_changed_share
         )
     })
+}
+
+/// What the held-out numbers said about the end of the training: an early stop, older weights written, and where `values` before and
+/// after are given, no gain over the start.
+pub(crate) fn held_out_notice(run: &Run<'_>, values: Option<(f64, f64)>) -> Vec<String> {
+    let mut notices = Vec::new();
+    let (step, exported) = (run.cursor.step, run.exported_step());
+    if run.cursor.held_out.has_stopped {
+        notices.push(format!(
+            "stopped after step {step}: the held-out evaluations did not get better any more (patience)"
+        ));
+    }
+    if exported != step {
+        notices.push(format!(
+            "the weights of step {exported} are written, which had the best held-out evaluation (keep_best)"
+        ));
+    }
+    if let Some((before, after)) = values.filter(|(before, after)| after > before) {
+        notices.push(format!(
+            "held-out rows got worse: {before:.4} before training, {after:.4} under the weights that are written"
+        ));
+    }
+    notices
 }
 
 /// A line on the rows that were left out, so that nobody takes the rest for the whole.

@@ -91,6 +91,17 @@ impl Learner {
         self.decoder.backward(activations, &dhidden, &mut self.grads);
     }
 
+    /// Floating point operations of a step's products: 6 a weight and token (2 forward, 4 backward), the head's for trained tokens
+    /// alone, and 12 a value of a head for each pair of query and key. Computing activations again is not counted.
+    pub(crate) fn flops(&self, n_tokens: u64, n_targets: u64, n_attended: u64) -> f64 {
+        let config = &self.params.config;
+        let head = (config.vocab_size * config.hidden_size) as f64;
+        let n_tables = if config.tie_word_embeddings { 1.0 } else { 2.0 };
+        let layers = config.n_parameters() as f64 - n_tables * head;
+        let attention = (config.num_hidden_layers * config.num_attention_heads * config.head_dim) as f64;
+        6.0 * (layers * n_tokens as f64 + head * n_targets as f64) + 12.0 * attention * n_attended as f64
+    }
+
     /// Exchanges the places where a tied embedding gathers the gradients of its two uses.
     fn swap_tied_head_grad(&mut self) {
         if let Some(apart) = &mut self.tied_head_grad {

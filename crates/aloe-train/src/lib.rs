@@ -2,8 +2,9 @@
 //! bit for bit.
 //!
 //! Sees encoded text and calls the decoder; knows no data file and no benchmark. Reading order, a row to a checkpoint:
-//! `sft` (spine), `sft_data` (rows to batches to a loss), `pack`, `run` (the step loop), `learner` (forward, backward,
-//! update), `schedule`, `guard`, `state`, `export`. DPO swaps in `dpo`, `dpo_data`, `pairs`, `preference` and `reference`.
+//! `sft` (spine), `sft_rows` (rows to documents), `sft_data` (documents to batches to a loss), `pack`, `neftune`, `run` (the step
+//! loop), `learner` (forward, backward, update), `schedule`, `guard`, `sampler`, `sight` (what a person watches), `state`,
+//! `export`. DPO swaps in `dpo`, `dpo_data`, `pairs`, `preference` and `reference`.
 
 mod dpo;
 mod dpo_data;
@@ -13,16 +14,21 @@ mod finished;
 mod guard;
 mod learner;
 mod metrics;
+mod neftune;
 mod pack;
 mod pairs;
 mod preference;
 mod reference;
 mod run;
+mod sampler;
 mod schedule;
 mod settings;
 mod sft;
 mod sft_data;
+mod sft_rows;
+mod sight;
 mod state;
+mod tensorboard;
 #[cfg(test)]
 mod tests;
 
@@ -33,7 +39,7 @@ pub use guard::{OnNonFinite, OnSpike};
 pub use preference::PreferenceLoss;
 pub use schedule::Decay;
 pub use settings::{Context, TrainDtype, start_weights};
-pub use sft::{SftConfig, SftInputs, SftReport, SftRow, sft};
+pub use sft::{LongRows, SftConfig, SftInputs, SftReport, SftRow, SourceReport, sft};
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

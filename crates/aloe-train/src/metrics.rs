@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object per step, the same bytes on every run of the same settings (no times, no paths).
+//! `metrics.jsonl` and `samples.jsonl`: JSON objects by step, the same bytes on every run of the same settings (no times, no paths).
 //!
 //! Its content so far is part of each checkpoint; a resumed run first puts the file back to that moment.
 
@@ -6,6 +6,7 @@ use crate::Result;
 use aloe_record::{Error, atomic};
 use serde::Serialize;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -40,12 +41,41 @@ impl Metrics {
         &self.text
     }
 
+    /// The step of the last line.
+    pub(crate) fn last_step(&self) -> Option<u64> {
+        self.lines().last()?.get("step")?.as_u64()
+    }
+
+    /// The last value of `field` that the lines of `step` hold.
+    pub(crate) fn number_at(&self, step: u64, field: &str) -> Option<f64> {
+        self.lines().filter(|line| line["step"] == step).filter_map(|line| line.get(field)?.as_f64()).last()
+    }
+
+    /// The numbers in the last `object` that the lines of `step` hold, by their name.
+    pub(crate) fn numbers_at(&self, step: u64, object: &str) -> BTreeMap<String, f64> {
+        let lines = self.lines().filter(|line| line["step"] == step);
+        let found = lines.filter_map(|line| line.get(object)?.as_object().cloned()).last().unwrap_or_default();
+        found.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect()
+    }
+
+    /// The values that the lines hold as numbers in `object`, by their name, in order.
+    pub(crate) fn numbers_in(&self, object: &str) -> BTreeMap<String, Vec<f64>> {
+        let mut found = BTreeMap::<String, Vec<f64>>::new();
+        for line in self.lines() {
+            for (name, value) in line.get(object).and_then(Value::as_object).into_iter().flatten() {
+                found.entry(name.clone()).or_default().extend(value.as_f64());
+            }
+        }
+        found
+    }
+
+    fn lines(&self) -> impl Iterator<Item = Value> {
+        self.text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok())
+    }
+
     /// The values of `field` in the lines that hold it as a number, in order.
     pub(crate) fn numbers(&self, field: &str) -> Vec<f64> {
-        self.text
-            .split(|&byte| byte == b'\n')
-            .filter_map(|line| serde_json::from_slice::<Value>(line).ok()?.get(field)?.as_f64())
-            .collect()
+        self.lines().filter_map(|line| line.get(field)?.as_f64()).collect()
     }
 }
 

@@ -1,11 +1,12 @@
 //! Rows to batches: whole documents packed first-fit-decreasing into rows of `max_len` tokens, in an order that depends on
 //! (seed, epoch) alone.
 //!
-//! Documents are never split and never truncated: one that is longer than a row is dropped and counted. Each document
+//! Documents are never truncated: one that is longer than a row was dropped or cut before, and counted. Each document
 //! attends to itself only and its positions restart at 0 (the block-diagonal plan of `PackedBatch`), so the packing
 //! changes which documents share a step and nothing else. The first token of a document is never a target, because no
 //! token of its own document comes before it.
 
+use crate::sft::SftRow;
 use aloe_record::CounterRng;
 use aloe_text::Encoded;
 
@@ -14,6 +15,8 @@ use aloe_text::Encoded;
 pub(crate) struct Document {
     /// Where it came from: `file:line`.
     pub(crate) source: String,
+    /// Name of the data source, where the row names one.
+    pub(crate) data_source: Option<String>,
     /// Token ids.
     pub(crate) ids: Vec<u32>,
     /// Whether each token is trained on.
@@ -21,10 +24,15 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    /// An encoded conversation with its source.
-    pub(crate) fn new(source: String, encoded: Encoded) -> Self {
+    /// A row, or a piece of it called `source`, encoded.
+    pub(crate) fn new(row: &SftRow, source: String, encoded: Encoded) -> Self {
         assert_eq!(encoded.ids.len(), encoded.loss_mask.len(), "{source}: ids and loss mask");
-        Self { source, ids: encoded.ids, loss_mask: encoded.loss_mask }
+        Self { source, data_source: row.data_source.clone(), ids: encoded.ids, loss_mask: encoded.loss_mask }
+    }
+
+    /// Name of the data source, where the row names one.
+    pub(crate) fn data_source(&self) -> Option<&str> {
+        self.data_source.as_deref()
     }
 
     /// Pairs (row, target): the position whose hidden state predicts, and the token to predict.
@@ -159,7 +167,12 @@ mod tests {
 
     #[test]
     fn the_first_token_of_a_document_is_no_target_even_when_its_mask_says_so() {
-        let document = Document { source: "a:1".into(), ids: vec![9, 8, 7], loss_mask: vec![true, false, true] };
+        let document = Document {
+            source: "a:1".into(),
+            data_source: None,
+            ids: vec![9, 8, 7],
+            loss_mask: vec![true, false, true],
+        };
         assert_eq!(document.targets().collect::<Vec<_>>(), [(1, 7)]);
     }
 }

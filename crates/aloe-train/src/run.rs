@@ -1,16 +1,20 @@
-//! The step loop that SFT and DPO share: accumulate, judge, update, note, evaluate, checkpoint.
+//! The step loop that SFT and DPO share: accumulate, judge, update, note, evaluate, sample, checkpoint.
 //!
-//! Every step leaves the run in a state that a checkpoint can hold exactly. Nothing is saved after a non-finite value.
+//! Every step leaves the run in a state that a checkpoint can hold exactly. Nothing is saved after a non-finite value; an interruption
+//! and a spike save the state before they end the run.
 
-use crate::guard::Verdict;
+use crate::guard::{Spike, Verdict};
 use crate::learner::Learner;
 use crate::metrics::Metrics;
+use crate::sampler::Sampler;
 use crate::schedule::Schedule;
 use crate::settings::{Context, LoopSettings};
-use crate::state::{self, Cursor};
+use crate::sight::{Sight, Speed};
+use crate::state::{self, Cursor, Logs};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// What one step's forward and backward passes found.
 #[derive(Default)]
@@ -21,6 +25,8 @@ pub(crate) struct StepLoss {
     pub(crate) n_tokens: u64,
     /// Tokens trained on.
     pub(crate) n_targets: u64,
+    /// Pairs of a query and a key that attention saw, over all tokens.
+    pub(crate) n_attended: u64,
     /// Further numbers for the metrics line.
     pub(crate) fields: Map<String, Value>,
     /// Sources of the step's rows.
@@ -31,8 +37,10 @@ pub(crate) struct StepLoss {
     pub(crate) n_units: u64,
 }
 
-/// What is trained: the two stages differ in these two calls.
+/// What is trained: the two stages differ in these.
 pub(crate) trait Objective {
+    /// The held-out number that `patience` and `keep_best` judge by: lower is better.
+    const JUDGED: &'static str;
     /// Adds the gradients of step `step` of the current span (from 0) to the learner's.
     fn accumulate(&mut self, learner: &mut Learner, step: u64, context: &Context) -> Result<StepLoss>;
     /// Held-out numbers under the present weights; empty when nothing is held out.
@@ -48,6 +56,10 @@ pub(crate) struct Run<'a> {
     pub(crate) notices: Vec<String>,
     /// The step this process began at.
     pub(crate) resumed_from: u64,
+    /// Who answers `sample_prompts`; `None` when nothing is asked.
+    pub(crate) sampler: Option<Sampler>,
+    samples: Option<Metrics>,
+    sight: Sight,
     settings: LoopSettings,
     state: PathBuf,
     context: &'a Context,
@@ -63,39 +75,72 @@ impl<'a> Run<'a> {
         context: &'a Context,
     ) -> Result<Self> {
         let state = out.join("state");
+        let policy = format!("on_nonfinite {:?}, on_spike {:?}", settings.on_nonfinite, settings.on_spike);
         let (loaded, notices) = state::load_newest(&state, &fingerprint, &learner.layout())?;
-        let (cursor, text) = match loaded {
+        let (mut cursor, metrics, samples) = match loaded {
             Some(loaded) => {
                 learner.restore(loaded.arrays);
-                (loaded.cursor, loaded.metrics)
+                (loaded.cursor, loaded.metrics, loaded.samples)
             }
-            None => (Cursor { fingerprint, ..Cursor::default() }, Vec::new()),
+            None => (Cursor { fingerprint, ..Cursor::default() }, Vec::new(), Vec::new()),
         };
-        let metrics = Metrics::start(&out.join("metrics.jsonl"), text)?;
+        if cursor.guard.has_judged() && cursor.policy != policy {
+            let mistake = format!(
+                "on_nonfinite and on_spike: the unfinished run in {} has treated a step by {}; now they are {policy}; restore them to go \
+                 on, or remove that folder to start over",
+                state.display(),
+                cursor.policy
+            );
+            return Err(Error::Config { mistakes: vec![mistake] });
+        }
+        cursor.policy = policy;
+        let sight = Sight::open(out, &metrics, cursor.step, context.peak_flops)?;
+        let metrics = Metrics::start(&out.join("metrics.jsonl"), metrics)?;
+        let samples = match settings.sample_every {
+            0 => None,
+            _ => Some(Metrics::start(&out.join("samples.jsonl"), samples)?),
+        };
         let resumed_from = cursor.step;
-        Ok(Self { learner, cursor, metrics, notices, resumed_from, settings, state, context })
+        Ok(Self {
+            learner,
+            cursor,
+            metrics,
+            notices,
+            resumed_from,
+            sampler: None,
+            samples,
+            sight,
+            settings,
+            state,
+            context,
+        })
     }
 
-    /// Notes the held-out numbers before the first step, once.
+    /// Notes the held-out numbers and the answers before the first step, once.
     pub(crate) fn evaluate_start(&mut self, objective: &mut impl Objective) -> Result<()> {
-        if self.cursor.step == 0 && self.metrics.text().is_empty() { self.evaluate(objective) } else { Ok(()) }
+        if self.cursor.step > 0 || !self.metrics.text().is_empty() {
+            return Ok(());
+        }
+        self.evaluate(objective)?;
+        self.sample()
     }
 
     /// Steps `first..first + schedule.total_steps`, from where the cursor stands. `first` belongs to a fresh optimizer.
     pub(crate) fn span(&mut self, objective: &mut impl Objective, first: u64, schedule: &Schedule) -> Result<()> {
-        let end = first + schedule.total_steps;
         if self.cursor.step == first {
             self.learner.reset_moments();
         }
-        while self.cursor.step < end {
-            let done = self.step(objective, first, schedule);
-            if let Err(Error::Record(aloe_record::Error::Cancelled)) = done {
-                self.checkpoint()?;
-            }
-            done?;
-            if self.is_due(self.settings.eval_every) && self.cursor.step < end {
-                self.evaluate(objective)?;
-            }
+        let done = self.steps(objective, first, schedule);
+        self.saved_if_stopped(done)
+    }
+
+    fn steps(&mut self, objective: &mut impl Objective, first: u64, schedule: &Schedule) -> Result<()> {
+        let end = first + schedule.total_steps;
+        // An interruption may have come between a step and what follows it.
+        self.look(objective, first..end)?;
+        while self.cursor.step < end && !self.cursor.held_out.has_stopped {
+            self.step(objective, first, schedule)?;
+            self.look(objective, first..end)?;
             if self.is_due(self.settings.checkpoint_every) {
                 self.checkpoint()?;
             }
@@ -103,9 +148,56 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Notes the held-out numbers after the last step.
+    /// What follows a step of a span, if it is due and not done yet. The last step's is [`Self::evaluate_end`]'s.
+    fn look(&mut self, objective: &mut impl Objective, span: std::ops::Range<u64>) -> Result<()> {
+        let step = self.cursor.step;
+        if step == span.start || !span.contains(&step) {
+            return Ok(());
+        }
+        if self.is_due(self.settings.eval_every) && self.cursor.held_out.last_step != Some(step) {
+            self.evaluate(objective)?;
+        }
+        if self.is_due(self.settings.sample_every) { self.sample() } else { Ok(()) }
+    }
+
+    /// Notes the held-out numbers and the answers after the last step, and takes the best weights where they are asked for.
     pub(crate) fn evaluate_end(&mut self, objective: &mut impl Objective) -> Result<()> {
-        self.evaluate(objective)
+        let done = self.end(objective);
+        self.saved_if_stopped(done)
+    }
+
+    fn end(&mut self, objective: &mut impl Objective) -> Result<()> {
+        if self.cursor.held_out.last_step != Some(self.cursor.step) {
+            self.evaluate(objective)?;
+        }
+        self.sample()?;
+        if self.exported_step() != self.cursor.step {
+            let weights = &self.learner.layout()[0];
+            let best = state::load_best(&self.state, self.exported_step(), weights)?;
+            self.learner.restore(vec![best]);
+        }
+        Ok(())
+    }
+
+    /// The step whose weights are written: the last one, or with `keep_best` that of the best evaluation.
+    pub(crate) fn exported_step(&self) -> u64 {
+        match self.cursor.held_out.best {
+            Some((step, _)) if self.settings.keep_best => step,
+            _ => self.cursor.step,
+        }
+    }
+
+    /// A held-out number of the weights that are written.
+    pub(crate) fn held_out_after(&self, field: &str) -> Option<f64> {
+        self.metrics.number_at(self.exported_step(), field)
+    }
+
+    /// An interruption and a spike save first: every step so far is done, and what follows it is made up for on resuming.
+    fn saved_if_stopped(&self, done: Result<()>) -> Result<()> {
+        if matches!(done, Err(Error::Record(aloe_record::Error::Cancelled) | Error::Spike { .. })) {
+            self.checkpoint()?;
+        }
+        done
     }
 
     fn is_due(&self, every: u64) -> bool {
@@ -114,6 +206,7 @@ impl<'a> Run<'a> {
 
     fn step(&mut self, objective: &mut impl Objective, first: u64, schedule: &Schedule) -> Result<()> {
         self.context.cancel.check()?;
+        let began = Instant::now();
         let at = self.cursor.step - first;
         self.learner.zero_grads();
         let found = objective.accumulate(&mut self.learner, at, self.context)?;
@@ -123,23 +216,28 @@ impl<'a> Run<'a> {
             self.cursor.guard.judge(found.loss, grad_norm, self.settings.on_nonfinite, self.settings.on_spike);
         match verdict {
             Verdict::Stop => return Err(self.non_finite(found)),
+            Verdict::StopAtSpike(spike) => return Err(self.spike(spike, found)),
             Verdict::Apply => self.learner.update(lr, grad_norm, at + 1, &self.settings),
             Verdict::Skip => {}
         }
         self.cursor.step += 1;
         self.cursor.n_tokens += found.n_tokens;
         self.cursor.n_targets += found.n_targets;
-        self.context.progress.advance(found.n_units);
-        self.context.progress.message(&format!("loss {:.4}", found.loss));
         let mut line = json!({"step": self.cursor.step, "loss": found.loss, "lr": lr, "grad_norm": grad_norm,
             "n_targets": found.n_targets, "tokens": found.n_tokens});
+        let flops = self.learner.flops(found.n_tokens, found.n_targets, found.n_attended);
         if let Some(fields) = line.as_object_mut() {
             fields.extend(found.fields);
             if verdict == Verdict::Skip {
                 fields.insert("skipped".into(), Value::Bool(true));
             }
         }
-        self.metrics.append(&line)
+        self.metrics.append(&line)?;
+        let speed = Speed { step_s: began.elapsed().as_secs_f64(), n_tokens: found.n_tokens, flops };
+        let live = self.sight.stepped(&line, &speed)?;
+        self.context.progress.advance(found.n_units);
+        self.context.progress.message(&live);
+        Ok(())
     }
 
     fn non_finite(&self, found: StepLoss) -> Error {
@@ -148,19 +246,66 @@ impl<'a> Run<'a> {
         Error::NonFinite { step: self.cursor.step + 1, what: what.into(), rows }
     }
 
-    fn evaluate(&mut self, objective: &mut impl Objective) -> Result<()> {
+    fn spike(&self, spike: Spike, found: StepLoss) -> Error {
+        let Spike { what, value, limit } = spike;
+        Error::Spike { step: self.cursor.step + 1, what: what.into(), value, limit, rows: found.rows }
+    }
+
+    fn evaluate<O: Objective>(&mut self, objective: &mut O) -> Result<()> {
         let fields = objective.evaluate(&self.learner, self.context)?;
-        if fields.is_empty() {
+        if !fields.is_empty() {
+            let judged = fields.get(O::JUDGED).and_then(Value::as_f64);
+            let mut line = Map::new();
+            line.insert("step".into(), json!(self.cursor.step));
+            line.extend(fields);
+            let line = Value::Object(line);
+            self.judge_held_out(judged)?;
+            self.metrics.append(&line)?;
+            self.sight.evaluated(&line)?;
+        }
+        self.cursor.held_out.last_step = Some(self.cursor.step);
+        Ok(())
+    }
+
+    /// Counts evaluations without a better one, and keeps the weights of a better one where they are asked for. The start does not
+    /// take part: what is written has been trained. A value that is not a number is never better.
+    fn judge_held_out(&mut self, value: Option<f64>) -> Result<()> {
+        if self.cursor.step == 0 {
             return Ok(());
         }
-        let mut line = Map::new();
-        line.insert("step".into(), json!(self.cursor.step));
-        line.extend(fields);
-        self.metrics.append(&line)
+        let value = value.unwrap_or(f64::INFINITY);
+        let is_better = self.cursor.held_out.best.is_none_or(|(_, bits)| value < f64::from_bits(bits));
+        if is_better && self.settings.keep_best {
+            self.learner.check_finite(self.cursor.step)?;
+            state::save_best(&self.state, self.cursor.step, &self.learner.arrays()[..1])?;
+        }
+        let held_out = &mut self.cursor.held_out;
+        held_out.is_kept = self.settings.keep_best;
+        if is_better {
+            held_out.best = Some((self.cursor.step, value.to_bits()));
+        }
+        held_out.n_without_better = if is_better { 0 } else { held_out.n_without_better + 1 };
+        held_out.has_stopped = self.settings.patience > 0 && held_out.n_without_better >= self.settings.patience;
+        Ok(())
+    }
+
+    /// Notes the answers to `sample_prompts` under the present weights, unless this step's stand there.
+    fn sample(&mut self) -> Result<()> {
+        let (Some(sampler), Some(samples)) = (&self.sampler, &mut self.samples) else { return Ok(()) };
+        let step = self.cursor.step;
+        if samples.last_step() == Some(step) {
+            return Ok(());
+        }
+        for answer in sampler.answers(self.learner.decoder(), step, self.context)? {
+            samples.append(&answer)?;
+        }
+        Ok(())
     }
 
     fn checkpoint(&self) -> Result<()> {
         self.learner.check_finite(self.cursor.step)?;
-        state::save(&self.state, &self.cursor, &self.learner.arrays(), self.metrics.text(), self.settings.keep_last)
+        let samples = self.samples.as_ref().map_or(&[][..], Metrics::text);
+        let logs = Logs { metrics: self.metrics.text(), samples };
+        state::save(&self.state, &self.cursor, &self.learner.arrays(), logs, self.settings.keep_last)
     }
 }

@@ -1,7 +1,6 @@
 //! What SFT and DPO have in common: the optimizer's settings as one struct, their checks, and what a spine is handed.
 
-use crate::guard::{OnNonFinite, OnSpike};
-use crate::schedule::{Decay, Schedule};
+use crate::schedule::Schedule;
 use crate::{Error, Result};
 use aloe_model::Gguf;
 use aloe_record::{Cancel, Progress};
@@ -18,6 +17,9 @@ pub struct Context {
     pub progress: Progress,
     /// Asked between micro-batches; a stop saves the state first.
     pub cancel: Cancel,
+    /// The most floating point operations a second that this machine does, where it was measured: the limit that a step's speed is
+    /// a share of.
+    pub peak_flops: Option<f64>,
 }
 
 /// Type of the weights' compute copies; masters, moments, gradients and sums are f32 or wider in both.
@@ -40,34 +42,135 @@ impl TrainDtype {
     }
 }
 
-/// The part of a stage's settings that the step loop needs.
-#[derive(Clone, Debug)]
-pub(crate) struct LoopSettings {
-    pub(crate) lr: f64,
-    pub(crate) warmup_steps: u64,
-    pub(crate) schedule: Decay,
-    pub(crate) lr_floor: f64,
-    pub(crate) betas: [f64; 2],
-    pub(crate) eps: f64,
-    pub(crate) weight_decay: f64,
-    pub(crate) clip: f64,
-    pub(crate) eval_every: u64,
-    pub(crate) checkpoint_every: u64,
-    pub(crate) keep_last: usize,
-    pub(crate) on_nonfinite: OnNonFinite,
-    pub(crate) on_spike: OnSpike,
+/// The settings that every training stage has, written once: hands the list to the macro `$then`.
+macro_rules! loop_fields {
+    ($then:ident! { $($given:tt)* }) => {
+        $then! {
+            { $($given)* }
+            {
+                /// Peak learning rate.
+                lr: f64 = 2e-5,
+                /// Steps of the linear rise from 0.
+                warmup_steps: u64 = 0,
+                /// The same as a share of all steps, rounded up; 0 takes `warmup_steps`.
+                warmup_ratio: f64 = 0.0,
+                /// The curve after the warm-up.
+                schedule: $crate::schedule::Decay = $crate::schedule::Decay::Cosine,
+                /// Where the curve ends, as a share of `lr`.
+                lr_floor: f64 = 0.0,
+                /// AdamW's betas.
+                betas: [f64; 2] = [0.9, 0.999],
+                /// AdamW's epsilon.
+                eps: f64 = 1e-8,
+                /// Decoupled weight decay; norm weights and biases never decay.
+                weight_decay: f64 = 0.0,
+                /// Largest norm of the gradient; 0 turns clipping off.
+                clip: f64 = 1.0,
+                /// Seed of order and held-out choice.
+                seed: u64 = 0,
+                /// Type of the compute copies.
+                dtype: $crate::settings::TrainDtype = $crate::settings::TrainDtype::Bf16,
+                /// A built-in template's name or a `.jinja` file in place of the start model's own; written to the output.
+                chat_template: Option<String> = None,
+                /// Whether epochs are shuffled; off keeps the order of the file before packing.
+                shuffle: bool = true,
+                /// Share of the rows set apart and never trained on, when no held-out rows are given.
+                held_out_share: f64 = 0.0,
+                /// Steps between held-out evaluations; 0 for the start and the end only.
+                eval_every: u64 = 0,
+                /// Held-out evaluations in a row without a better one that end the training; 0 never does.
+                patience: u64 = 0,
+                /// Whether the weights with the best held-out evaluation are written, and not the last ones.
+                keep_best: bool = false,
+                /// Steps between answers to `sample_prompts`; 0 for none.
+                sample_every: u64 = 0,
+                /// User messages that the model in training answers, greedily.
+                sample_prompts: Vec<String> = Vec::new(),
+                /// The most tokens of such an answer.
+                sample_tokens: usize = 64,
+                /// Steps between checkpoints; 0 for none but at an interruption.
+                checkpoint_every: u64 = 100,
+                /// Checkpoints kept.
+                keep_last: usize = 2,
+                /// What a non-finite loss or gradient does.
+                on_nonfinite: $crate::guard::OnNonFinite = $crate::guard::OnNonFinite::Stop,
+                /// What a loss or gradient norm six standard deviations above the recent ones does.
+                on_spike: $crate::guard::OnSpike = $crate::guard::OnSpike::Stop,
+            }
+        }
+    };
 }
 
+/// The step loop's part alone.
+macro_rules! declare_loop {
+    ({} { $($(#[$about:meta])* $field:ident: $kind:ty = $default:expr,)* }) => {
+        /// The part of a stage's settings that the step loop needs.
+        #[derive(Clone, Debug)]
+        pub(crate) struct LoopSettings {
+            $($(#[$about])* pub(crate) $field: $kind,)*
+        }
+
+        impl Default for LoopSettings {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+    };
+}
+
+loop_fields! { declare_loop! {} }
+
+/// A stage's settings: its own fields, those of the loop, and under `defaults` the loop's values that differ in this stage.
+macro_rules! declare_config {
+    (
+        {
+            $(#[$attribute:meta])*
+            pub struct $name:ident { $($(#[$own_about:meta])* pub $own:ident: $own_kind:ty = $own_default:expr,)* }
+            defaults { $($changed:ident: $value:expr),* $(,)? }
+        }
+        { $($(#[$about:meta])* $field:ident: $kind:ty = $default:expr,)* }
+    ) => {
+        $(#[$attribute])*
+        pub struct $name {
+            $($(#[$own_about])* pub $own: $own_kind,)*
+            $($(#[$about])* pub $field: $kind,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                #[allow(clippy::needless_update, reason = "a stage may change every value of the loop, or none")]
+                let common =
+                    $crate::settings::LoopSettings { $($changed: $value,)* ..$crate::settings::LoopSettings::default() };
+                Self { $($own: $own_default,)* $($field: common.$field,)* }
+            }
+        }
+
+        impl $name {
+            pub(crate) fn loop_settings(&self) -> $crate::settings::LoopSettings {
+                $crate::settings::LoopSettings { $($field: self.$field.clone(),)* }
+            }
+        }
+    };
+}
+
+pub(crate) use {declare_config, loop_fields};
+
 impl LoopSettings {
-    /// The learning rates of `total_steps`.
+    /// The learning rates of `total_steps`. A warm-up given as a share is rounded up, as transformers does.
     pub(crate) fn curve(&self, total_steps: u64) -> Schedule {
+        let share = (self.warmup_ratio * total_steps as f64).ceil() as u64;
         Schedule {
             peak: self.lr,
-            warmup_steps: self.warmup_steps,
+            warmup_steps: if self.warmup_ratio > 0.0 { share } else { self.warmup_steps },
             total_steps,
             decay: self.schedule,
             floor: self.lr_floor,
         }
+    }
+
+    /// Whether the training depends on held-out evaluations.
+    pub(crate) fn needs_held_out(&self) -> bool {
+        self.patience > 0 || self.keep_best
     }
 
     /// All mistakes of these settings.
@@ -79,6 +182,11 @@ impl LoopSettings {
             }
         };
         need(self.lr > 0.0 && self.lr.is_finite(), format!("lr = {}: must be above 0", self.lr));
+        need((0.0..1.0).contains(&self.warmup_ratio), format!("warmup_ratio = {}: must be in 0..1", self.warmup_ratio));
+        need(
+            self.warmup_ratio == 0.0 || self.warmup_steps == 0,
+            "warmup_ratio and warmup_steps: give one of them".into(),
+        );
         need(
             (0.0..=1.0).contains(&self.lr_floor),
             format!("lr_floor = {}: must be a share of lr in 0..=1", self.lr_floor),
@@ -89,7 +197,21 @@ impl LoopSettings {
         need(self.eps > 0.0, format!("eps = {}: must be above 0", self.eps));
         need(self.weight_decay >= 0.0, format!("weight_decay = {}: must be 0 or more", self.weight_decay));
         need(self.clip >= 0.0, format!("clip = {}: must be 0 (off) or more", self.clip));
+        need((0.0..1.0).contains(&self.held_out_share), "held_out_share must be in 0..1".into());
         need(self.keep_last > 0, "keep_last = 0: must be 1 or more".into());
+        need(
+            self.patience == 0 || self.eval_every > 0,
+            format!("patience = {}: needs eval_every, the steps between held-out evaluations", self.patience),
+        );
+        need(
+            !self.keep_best || self.eval_every > 0,
+            "keep_best: needs eval_every, the steps between held-out evaluations".into(),
+        );
+        need(
+            (self.sample_every > 0) != self.sample_prompts.is_empty(),
+            "sample_every and sample_prompts: give both of them, or none".into(),
+        );
+        need(self.sample_tokens > 0, "sample_tokens = 0: must be 1 or more".into());
         mistakes
     }
 }

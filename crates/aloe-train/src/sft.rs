@@ -1,104 +1,56 @@
 //! Supervised fine-tuning: conversations in, a checkpoint folder out. The spine is [`sft`].
 //!
 //! Trains on assistant turns and their end-of-turn tokens only; the loss of a step is the mean over all its trained tokens,
-//! whatever the micro-batches. Refuses data in which nothing or everything is trained on. Rows longer than `max_len` and rows
-//! without a trained token are dropped, counted and named; nothing is truncated.
+//! whatever the micro-batches. Refuses data in which nothing or everything is trained on. Rows longer than `max_len` are dropped,
+//! or cut into pieces where that is asked for; those and rows without a trained token are counted and named; nothing is truncated.
 
 use crate::export::{ExportReport, export};
-use crate::guard::{OnNonFinite, OnSpike};
 use crate::learner::Learner;
 use crate::run::Run;
-use crate::schedule::Decay;
-use crate::settings::{Context, LoopSettings, TrainDtype, open_text, refuse, start_weights};
-use crate::sft_data::SftData;
+use crate::sampler::Sampler;
+use crate::settings::{Context, declare_config, loop_fields, open_text, refuse, start_weights};
+use crate::sft_data::{HELD_OUT_BY_SOURCE, LOSS_BY_SOURCE, SftData};
 use crate::{Result, finished};
 use aloe_model::ModelSource;
 use aloe_text::Conversation;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Settings of a supervised stage; absent ones have the values of `Default`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SftConfig {
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Passes over the data. At least one of `epochs` and `max_steps` is needed; the smaller decides.
-    pub epochs: Option<u64>,
-    /// Most optimizer steps.
-    pub max_steps: Option<u64>,
-    /// Tokens of a packed row, and the longest row trained on.
-    pub max_len: usize,
-    /// Packed rows per optimizer step.
-    pub batch_size: usize,
-    /// Packed rows per forward pass: a matter of memory; in f32 it changes no bit of the result.
-    pub micro_batch_size: usize,
-    /// Steps of the linear rise from 0.
-    pub warmup_steps: u64,
-    /// The curve after the warm-up.
-    pub schedule: Decay,
-    /// Where the curve ends, as a share of `lr`.
-    pub lr_floor: f64,
-    /// AdamW's betas.
-    pub betas: [f64; 2],
-    /// AdamW's epsilon.
-    pub eps: f64,
-    /// Decoupled weight decay; norm weights and biases never decay.
-    pub weight_decay: f64,
-    /// Largest norm of the gradient; 0 turns clipping off.
-    pub clip: f64,
-    /// Seed of order and held-out choice.
-    pub seed: u64,
-    /// Type of the compute copies.
-    pub dtype: TrainDtype,
-    /// A built-in template's name or a `.jinja` file in place of the start model's own; written to the output.
-    pub chat_template: Option<String>,
-    /// Whether epochs are shuffled; off keeps the order of the file before packing.
-    pub shuffle: bool,
-    /// Share of the rows set apart and never trained on, when no held-out rows are given.
-    pub held_out_share: f64,
-    /// Steps between held-out evaluations; 0 for the start and the end only.
-    pub eval_every: u64,
-    /// Steps between checkpoints; 0 for none but at an interruption.
-    pub checkpoint_every: u64,
-    /// Checkpoints kept.
-    pub keep_last: usize,
-    /// What a non-finite loss or gradient does.
-    pub on_nonfinite: OnNonFinite,
-    /// What a loss or gradient norm six standard deviations above the recent ones does.
-    pub on_spike: OnSpike,
+/// What is done with a row of more than `max_len` tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LongRows {
+    /// Left out, counted and named.
+    #[default]
+    Drop,
+    /// Cut into pieces at turns, and inside an exchange that is too long by itself; counted.
+    Split,
 }
 
-impl Default for SftConfig {
-    fn default() -> Self {
-        Self {
-            lr: 2e-5,
-            epochs: None,
-            max_steps: None,
-            max_len: 2048,
-            batch_size: 8,
-            micro_batch_size: 1,
-            warmup_steps: 0,
-            schedule: Decay::Cosine,
-            lr_floor: 0.0,
-            betas: [0.9, 0.999],
-            eps: 1e-8,
-            weight_decay: 0.0,
-            clip: 1.0,
-            seed: 0,
-            dtype: TrainDtype::Bf16,
-            chat_template: None,
-            shuffle: true,
-            held_out_share: 0.0,
-            eval_every: 0,
-            checkpoint_every: 100,
-            keep_last: 2,
-            on_nonfinite: OnNonFinite::Stop,
-            on_spike: OnSpike::Keep,
-        }
+loop_fields! { declare_config! {
+    /// Settings of a supervised stage; absent ones have the values of `Default`.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct SftConfig {
+        /// Passes over the data. At least one of `epochs` and `max_steps` is needed; the smaller decides.
+        pub epochs: Option<u64> = None,
+        /// Most optimizer steps.
+        pub max_steps: Option<u64> = None,
+        /// Tokens of a packed row, and the longest row trained on.
+        pub max_len: usize = 2048,
+        /// What is done with longer rows.
+        pub long_rows: LongRows = LongRows::Drop,
+        /// Packed rows per optimizer step.
+        pub batch_size: usize = 8,
+        /// Packed rows per forward pass: a matter of memory; in f32 it changes no bit of the result.
+        pub micro_batch_size: usize = 1,
+        /// NEFTune's alpha (arXiv 2310.05914): noise on the embeddings while training, 0 for none.
+        pub neftune_alpha: f64 = 0.0,
     }
-}
+    defaults {}
+} }
 
 impl SftConfig {
     /// All mistakes, each with the field's name; empty when the settings can be used.
@@ -114,26 +66,8 @@ impl SftConfig {
         need(self.max_len >= 2, "max_len must be 2 or more");
         need(self.batch_size >= 1, "batch_size must be 1 or more");
         need(self.micro_batch_size >= 1, "micro_batch_size must be 1 or more");
-        need((0.0..1.0).contains(&self.held_out_share), "held_out_share must be in 0..1");
+        need(self.neftune_alpha >= 0.0 && self.neftune_alpha.is_finite(), "neftune_alpha must be 0 (off) or more");
         mistakes
-    }
-
-    pub(crate) fn loop_settings(&self) -> LoopSettings {
-        LoopSettings {
-            lr: self.lr,
-            warmup_steps: self.warmup_steps,
-            schedule: self.schedule,
-            lr_floor: self.lr_floor,
-            betas: self.betas,
-            eps: self.eps,
-            weight_decay: self.weight_decay,
-            clip: self.clip,
-            eval_every: self.eval_every,
-            checkpoint_every: self.checkpoint_every,
-            keep_last: self.keep_last,
-            on_nonfinite: self.on_nonfinite,
-            on_spike: self.on_spike,
-        }
     }
 }
 
@@ -142,6 +76,8 @@ impl SftConfig {
 pub struct SftRow {
     /// `file:line`.
     pub source: String,
+    /// Name of the data source, where the row names one: losses are told apart by it.
+    pub data_source: Option<String>,
     /// The row.
     pub conversation: Conversation,
 }
@@ -157,13 +93,40 @@ pub struct SftInputs {
     pub held_out: Vec<SftRow>,
 }
 
+/// The part of one data source. Losses are means over its own trained tokens.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SourceReport {
+    /// Rows trained on.
+    pub n_rows: u64,
+    /// Trained tokens of one epoch.
+    pub n_targets: u64,
+    /// Rows held out.
+    pub n_held_out: u64,
+    /// Held-out tokens that are predicted.
+    pub n_held_out_targets: u64,
+    /// Mean over the first tenth of the steps that held rows of it.
+    pub loss_first_tenth: f64,
+    /// Mean over the last tenth of those steps.
+    pub loss_last_tenth: f64,
+    /// Held-out negative log-likelihood per token before training.
+    pub held_out_nll_before: Option<f64>,
+    /// The same under the weights that are written.
+    pub held_out_nll_after: Option<f64>,
+}
+
 /// What a supervised stage found: the content of its record's results.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SftReport {
-    /// Rows trained on.
+    /// Rows trained on; each piece of a cut row is one.
     pub n_rows: usize,
     /// Rows held out.
     pub n_held_out: usize,
+    /// Rows longer than `max_len` that were cut (training and held-out).
+    pub n_split: usize,
+    /// Those among them of which one exchange was too long by itself and was cut into windows.
+    pub n_split_inside: usize,
+    /// What they were cut into.
+    pub n_pieces: usize,
     /// Rows dropped because they are longer than `max_len` (training and held-out).
     pub n_too_long: usize,
     /// Rows dropped because no token of theirs is trained on.
@@ -186,8 +149,14 @@ pub struct SftReport {
     pub loss_last_tenth: f64,
     /// Held-out negative log-likelihood per trained token before training; none when nothing is held out.
     pub held_out_nll_before: Option<f64>,
-    /// The same after training.
+    /// The same under the weights that are written.
     pub held_out_nll_after: Option<f64>,
+    /// The step whose weights are written: the last one, or with `keep_best` that of the best evaluation.
+    pub exported_step: u64,
+    /// Whether `patience` ended the training before its last step.
+    pub stopped_early: bool,
+    /// The same by data source; empty where the rows name fewer than two.
+    pub by_source: BTreeMap<String, SourceReport>,
     /// Held-out tokens that are predicted.
     pub n_held_out_targets: usize,
     /// Steps skipped as non-finite.
@@ -214,14 +183,17 @@ pub fn sft(config: &SftConfig, inputs: SftInputs, out: &Path, context: &Context)
     let source = ModelSource::open(&start)?;
     let text = open_text(&start, config.chat_template.as_deref())?;
     let start_digest = source.digest()?;
-    let (mut data, mut report) = SftData::prepare(config, inputs, &text, source.config().vocab_size)?;
+    let settings = config.loop_settings();
+    let sampler = Sampler::open(&settings, &text, source.config().max_position_embeddings)?;
+    let (mut data, mut report) = SftData::prepare(config, inputs, &text, source.config())?;
     let fingerprint = data.fingerprint(config, &start_digest, &text, context);
     if let Some(report) = finished::read(out, &fingerprint)? {
         return Ok(report);
     }
     let learner = Learner::load(&source, config.dtype.tensor(), &context.device)?;
     let started = Instant::now();
-    let mut run = Run::open(learner, config.loop_settings(), fingerprint.clone(), out, context)?;
+    let mut run = Run::open(learner, settings, fingerprint.clone(), out, context)?;
+    run.sampler = sampler;
     let schedule = data.schedule(config);
     context.progress.set_total(data.total_tokens(schedule.total_steps));
     context.progress.resume(run.cursor.n_tokens);
@@ -243,12 +215,25 @@ pub fn sft(config: &SftConfig, inputs: SftInputs, out: &Path, context: &Context)
 impl SftReport {
     /// What the metrics and the guard know at the end.
     fn fill(&mut self, run: &Run<'_>) {
-        let losses = run.metrics.numbers("loss");
         let held_out = run.metrics.numbers("held_out_nll");
         self.n_steps = run.cursor.step;
-        (self.loss_first_tenth, self.loss_last_tenth) = finished::tenths(&losses);
+        (self.loss_first_tenth, self.loss_last_tenth) = finished::tenths(&run.metrics.numbers("loss"));
         self.held_out_nll_before = held_out.first().copied();
-        self.held_out_nll_after = held_out.last().copied();
+        self.held_out_nll_after = run.held_out_after("held_out_nll");
+        self.exported_step = run.exported_step();
+        self.stopped_early = run.cursor.held_out.has_stopped;
+        self.notices.extend(finished::held_out_notice(run, self.held_out_nll_before.zip(self.held_out_nll_after)));
+        let losses = run.metrics.numbers_in(LOSS_BY_SOURCE);
+        let (before, after) = (
+            run.metrics.numbers_at(0, HELD_OUT_BY_SOURCE),
+            run.metrics.numbers_at(self.exported_step, HELD_OUT_BY_SOURCE),
+        );
+        for (source, of) in &mut self.by_source {
+            (of.loss_first_tenth, of.loss_last_tenth) =
+                losses.get(source).map_or((0.0, 0.0), |losses| finished::tenths(losses));
+            of.held_out_nll_before = before.get(source).copied();
+            of.held_out_nll_after = after.get(source).copied();
+        }
         self.n_non_finite = run.cursor.guard.n_non_finite;
         self.n_spikes = run.cursor.guard.n_spikes;
         self.resumed_from_step = run.resumed_from;

@@ -1,19 +1,21 @@
-//! The rows of a supervised stage as the step loop sees them: encoded, checked, packed, and their loss.
-//!
-//! Refuses data of which nothing or everything is trained on; drops, counts and names rows that are too long or empty.
+//! The rows of a supervised stage as the step loop sees them: packed, and their loss, over all rows and by the data source that a
+//! row names.
 
+use crate::guard::{OnNonFinite, OnSpike};
 use crate::learner::{Learner, Targets, target_logps};
+use crate::neftune::noise;
 use crate::pack::{Document, epoch_rows, first_fit_decreasing};
 use crate::run::{Objective, StepLoss};
 use crate::schedule::Schedule;
 use crate::settings::{Context, TrainDtype};
-use crate::sft::{SftConfig, SftInputs, SftReport, SftRow};
+use crate::sft::{SftConfig, SftInputs, SftReport, SourceReport};
+use crate::sft_rows::{check_context, check_shares, check_vocabulary, encode, keep_usable, set_apart};
 use crate::{Error, Result, finished};
-use aloe_model::{Decoder, PackedBatch};
-use aloe_record::CounterRng;
+use aloe_model::{Config, Decoder, PackedBatch};
 use aloe_record::digest::Hasher;
 use aloe_text::TextModel;
 use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Encoded rows and how they are packed.
 pub(crate) struct SftData {
@@ -24,22 +26,34 @@ pub(crate) struct SftData {
     micro_batch_size: usize,
     seed: u64,
     shuffle: bool,
+    neftune_alpha: f64,
+    /// Whether the rows name at least two data sources, so that losses are told apart by them.
+    has_sources: bool,
     n_rows_per_epoch: usize,
     /// The packed rows of the epoch last asked for.
     epoch_rows: Option<(u64, Vec<Vec<usize>>)>,
 }
 
 impl SftData {
-    /// Encodes the rows of a stage.
+    /// Encodes the rows of a stage; what is held out is set apart before a long row is cut, so that no row lies on both sides.
     pub(crate) fn prepare(
         config: &SftConfig,
-        inputs: SftInputs,
+        mut inputs: SftInputs,
         text: &TextModel,
-        vocab_size: usize,
+        model: &Config,
     ) -> Result<(Self, SftReport)> {
-        let documents = encode(&inputs.rows, text)?;
-        let held_out = encode(&inputs.held_out, text)?;
-        Self::from_documents(config, documents, held_out, vocab_size)
+        if inputs.held_out.is_empty() {
+            inputs.held_out = set_apart(&mut inputs.rows, config.held_out_share, config.seed);
+        }
+        let (documents, mut cut) = encode(&inputs.rows, text, config)?;
+        let (held_out, held_out_cut) = encode(&inputs.held_out, text, config)?;
+        let (data, mut report) = Self::from_documents(config, documents, held_out, model)?;
+        cut.add(&held_out_cut);
+        report.n_split = cut.n_rows;
+        report.n_split_inside = cut.n_inside;
+        report.n_pieces = cut.n_pieces;
+        report.notices.extend(cut.notice(config.max_len));
+        Ok((data, report))
     }
 
     /// Checks and packs encoded rows.
@@ -47,10 +61,10 @@ impl SftData {
         config: &SftConfig,
         mut documents: Vec<Document>,
         mut held_out: Vec<Document>,
-        vocab_size: usize,
+        model: &Config,
     ) -> Result<(Self, SftReport)> {
         let mut report = SftReport::default();
-        check_shares(&documents)?;
+        check_shares(documents.iter().chain(&held_out))?;
         if held_out.is_empty() {
             held_out = set_apart(&mut documents, config.held_out_share, config.seed);
         }
@@ -63,7 +77,14 @@ impl SftData {
             );
             return Err(Error::Data { what: "training rows".into(), reason });
         }
-        check_vocabulary(documents.iter().chain(&held_out), vocab_size)?;
+        check_vocabulary(documents.iter().chain(&held_out), model.vocab_size)?;
+        check_context(documents.iter().chain(&held_out), model.max_position_embeddings)?;
+        if held_out.is_empty() && config.loop_settings().needs_held_out() {
+            let reason = "patience and keep_best judge by held-out rows and there are none; set held_out_share, or hold_out in the data stage";
+            return Err(Error::Data { what: "held-out rows".into(), reason: reason.into() });
+        }
+        let sources: BTreeSet<&str> = documents.iter().chain(&held_out).filter_map(Document::data_source).collect();
+        let has_sources = sources.len() > 1;
         let mut data = Self {
             documents,
             held_out,
@@ -72,6 +93,8 @@ impl SftData {
             micro_batch_size: config.micro_batch_size,
             seed: config.seed,
             shuffle: config.shuffle,
+            neftune_alpha: config.neftune_alpha,
+            has_sources,
             n_rows_per_epoch: 0,
             epoch_rows: None,
         };
@@ -92,7 +115,24 @@ impl SftData {
         report.n_packed_rows = data.n_rows_per_epoch;
         report.packing_fill = report.n_tokens as f64 / (data.n_rows_per_epoch * config.max_len) as f64;
         report.n_held_out_targets = data.held_out.iter().map(Document::n_targets).sum();
+        report.by_source = data.source_counts();
         Ok((data, report))
+    }
+
+    /// Rows and trained tokens of each data source; empty where losses are not told apart.
+    fn source_counts(&self) -> BTreeMap<String, SourceReport> {
+        let mut found = BTreeMap::<String, SourceReport>::new();
+        for (at, document) in self.documents.iter().chain(&self.held_out).enumerate() {
+            let Some(source) = document.data_source().filter(|_| self.has_sources) else { continue };
+            let of = found.entry(source.to_owned()).or_default();
+            let is_held_out = at >= self.documents.len();
+            let (rows, targets) = match is_held_out {
+                true => (&mut of.n_held_out, &mut of.n_held_out_targets),
+                false => (&mut of.n_rows, &mut of.n_targets),
+            };
+            (*rows, *targets) = (*rows + 1, *targets + document.n_targets() as u64);
+        }
+        found
     }
 
     fn tokens_per_epoch(&self) -> u64 {
@@ -138,7 +178,11 @@ impl SftData {
         // Checkpoints change no bit, nor does the split into micro-batches in f32: they may change between restarts. In bf16
         // two rows enter a product together, so a split after an odd row rounds otherwise.
         let micro_batch_size = if config.dtype == TrainDtype::F32 { 1 } else { config.micro_batch_size };
-        let config = SftConfig { micro_batch_size, checkpoint_every: 0, keep_last: 1, ..config.clone() };
+        // How faults are met may change too, as long as none has been (see `Run::open`).
+        let (on_spike, on_nonfinite) = (OnSpike::Stop, OnNonFinite::Stop);
+        let (checkpoint_every, keep_last) = (0, 1);
+        let config =
+            SftConfig { micro_batch_size, checkpoint_every, keep_last, on_spike, on_nonfinite, ..config.clone() };
         let mut hasher = Hasher::default();
         for field in ["sft", &json!(config).to_string(), start, &text.digest(), &finished::compute(context)] {
             hasher.field(field.as_bytes());
@@ -151,65 +195,112 @@ impl SftData {
         hasher.hex()
     }
 
-    fn held_out_nll(&self, decoder: &Decoder, context: &Context) -> Result<(f64, usize)> {
+    fn held_out_nll(&self, decoder: &Decoder, context: &Context) -> Result<Nll<'_>> {
         let lens: Vec<usize> = self.held_out.iter().map(|document| document.ids.len()).collect();
         let rows = first_fit_decreasing(&lens, &(0..lens.len()).collect::<Vec<_>>(), self.max_len).rows;
-        let (mut sum, mut n_targets) = (0f64, 0);
+        let mut found = Nll::default();
         for row in rows {
             context.cancel.check()?;
             let documents: Vec<&Document> = row.iter().map(|&at| &self.held_out[at]).collect();
             let (batch, targets) = packed(&documents);
-            let logps = target_logps(decoder, &batch, targets)?;
-            n_targets += logps.len();
-            sum -= logps.iter().map(|&logp| f64::from(logp)).sum::<f64>();
+            found.add(&documents, &target_logps(decoder, &batch, targets)?);
         }
-        Ok((sum / n_targets as f64, n_targets))
+        Ok(found)
+    }
+}
+
+/// A summed negative log-likelihood, in f64, and its trained tokens: of all rows, and by data source.
+#[derive(Default)]
+struct Nll<'a> {
+    sum: f64,
+    n_targets: usize,
+    by_source: BTreeMap<&'a str, (f64, usize)>,
+}
+
+impl<'a> Nll<'a> {
+    /// Adds the log-probabilities of the documents' targets, in their order.
+    fn add(&mut self, documents: &[&'a Document], logps: &[f32]) {
+        let mut rest = logps;
+        for document in documents {
+            let (own, others) = rest.split_at(document.n_targets());
+            let source = document.data_source().map(|source| self.by_source.entry(source).or_default());
+            let mut sum = 0f64;
+            for &logp in own {
+                self.sum -= f64::from(logp);
+                sum -= f64::from(logp);
+            }
+            if let Some(of) = source {
+                *of = (of.0 + sum, of.1 + own.len());
+            }
+            self.n_targets += own.len();
+            rest = others;
+        }
+    }
+
+    fn mean(&self) -> f64 {
+        self.sum / self.n_targets as f64
+    }
+
+    fn means_by_source(&self) -> Value {
+        self.by_source.iter().map(|(source, (sum, n))| ((*source).to_owned(), json!(sum / *n as f64))).collect()
     }
 }
 
 impl Objective for SftData {
+    const JUDGED: &'static str = "held_out_nll";
+
     fn accumulate(&mut self, learner: &mut Learner, step: u64, context: &Context) -> Result<StepLoss> {
         let (epoch, in_epoch) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
         let rows = self.batch(epoch, in_epoch);
         let documents: Vec<&Document> = rows.iter().flatten().map(|&at| &self.documents[at]).collect();
         let n_targets: usize = documents.iter().map(|document| document.n_targets()).sum();
-        let (mut nll, mut n_tokens, mut suspects) = (0f64, 0u64, Vec::new());
+        let (mut nll, mut found) = (Nll::default(), StepLoss::default());
         for micro in rows.chunks(self.micro_batch_size) {
             context.cancel.check()?;
-            let documents: Vec<&Document> = micro.iter().flatten().map(|&at| &self.documents[at]).collect();
-            let (batch, targets) = packed(&documents);
-            n_tokens += batch.len() as u64;
-            let forward = learner.forward(batch, targets)?;
-            suspects.extend(non_finite_sources(&documents, forward.logps()));
-            for &logp in forward.logps() {
-                nll -= f64::from(logp);
+            let numbers: Vec<usize> = micro.iter().flatten().copied().collect();
+            let documents: Vec<&Document> = numbers.iter().map(|&at| &self.documents[at]).collect();
+            let (mut batch, targets) = packed(&documents);
+            found.n_tokens += batch.len() as u64;
+            found.n_attended += batch.n_attended();
+            if self.neftune_alpha > 0.0 {
+                let hidden_size = learner.params().config.hidden_size;
+                batch.noise = Some(noise(&documents, &numbers, hidden_size, self.neftune_alpha, (self.seed, step)));
             }
+            let forward = learner.forward(batch, targets)?;
+            found.suspects.extend(non_finite_sources(&documents, forward.logps()));
+            nll.add(&documents, forward.logps());
             let dlogps = vec![-1.0 / n_targets as f32; forward.logps().len()];
             learner.backward(forward, &dlogps);
         }
-        let mut fields = Map::new();
-        fields.insert("epoch".into(), json!(epoch));
-        Ok(StepLoss {
-            loss: nll / n_targets as f64,
-            n_tokens,
-            n_targets: n_targets as u64,
-            fields,
-            rows: documents.iter().map(|document| document.source.clone()).collect(),
-            suspects,
-            n_units: n_tokens,
-        })
+        found.fields.insert("epoch".into(), json!(epoch));
+        if self.has_sources {
+            found.fields.insert(LOSS_BY_SOURCE.into(), nll.means_by_source());
+        }
+        found.loss = nll.mean();
+        found.n_targets = n_targets as u64;
+        found.n_units = found.n_tokens;
+        found.rows = documents.iter().map(|document| document.source.clone()).collect();
+        Ok(found)
     }
 
     fn evaluate(&mut self, learner: &Learner, context: &Context) -> Result<Map<String, Value>> {
         let mut fields = Map::new();
         if !self.held_out.is_empty() {
-            let (nll, n_targets) = self.held_out_nll(learner.decoder(), context)?;
-            fields.insert("held_out_nll".into(), json!(nll));
-            fields.insert("held_out_targets".into(), json!(n_targets));
+            let nll = self.held_out_nll(learner.decoder(), context)?;
+            fields.insert("held_out_nll".into(), json!(nll.mean()));
+            fields.insert("held_out_targets".into(), json!(nll.n_targets));
+            if self.has_sources {
+                fields.insert(HELD_OUT_BY_SOURCE.into(), nll.means_by_source());
+            }
         }
         Ok(fields)
     }
 }
+
+/// Mean loss of a step's rows by data source.
+pub(crate) const LOSS_BY_SOURCE: &str = "loss_by_source";
+/// Held-out negative log-likelihood by data source.
+pub(crate) const HELD_OUT_BY_SOURCE: &str = "held_out_nll_by_source";
 
 /// Documents side by side, with the rows that predict trained tokens.
 fn packed(documents: &[&Document]) -> (PackedBatch, Targets) {
@@ -236,67 +327,4 @@ fn non_finite_sources(documents: &[&Document], logps: &[f32]) -> Vec<String> {
         rest = others;
     }
     found
-}
-
-fn encode(rows: &[SftRow], text: &TextModel) -> Result<Vec<Document>> {
-    let encode = |row: &SftRow| {
-        let encoded = text
-            .encode_conversation(&row.conversation)
-            .map_err(|error| Error::Data { what: row.source.clone(), reason: error.to_string() })?;
-        Ok(Document::new(row.source.clone(), encoded))
-    };
-    rows.iter().map(encode).collect()
-}
-
-/// Refuses data in which no token or every token is trained on: a template without a working mask.
-fn check_shares(documents: &[Document]) -> Result<()> {
-    let refuse = |reason: &str| Err(Error::Data { what: "training rows".into(), reason: reason.into() });
-    let n_tokens: usize = documents.iter().map(|document| document.ids.len()).sum();
-    let n_trained: usize =
-        documents.iter().flat_map(|document| &document.loss_mask).filter(|&&trained| trained).count();
-    if documents.is_empty() {
-        refuse("there are none")
-    } else if n_trained == 0 {
-        refuse("0 % of the tokens are trained on; look at a row with show-mask")
-    } else if n_trained == n_tokens {
-        refuse("100 % of the tokens are trained on, prompts included; look at a row with show-mask")
-    } else {
-        Ok(())
-    }
-}
-
-fn check_vocabulary<'a>(mut documents: impl Iterator<Item = &'a Document>, vocab_size: usize) -> Result<()> {
-    let beyond = |document: &&Document| document.ids.iter().any(|&id| id as usize >= vocab_size);
-    match documents.find(beyond) {
-        None => Ok(()),
-        Some(document) => Err(Error::Data {
-            what: document.source.clone(),
-            reason: format!("holds a token id beyond the model's vocabulary of {vocab_size}"),
-        }),
-    }
-}
-
-/// Takes a share of the documents out, chosen by the seed, and keeps the order of both parts.
-fn set_apart(documents: &mut Vec<Document>, share: f64, seed: u64) -> Vec<Document> {
-    let mut order: Vec<usize> = (0..documents.len()).collect();
-    CounterRng::new(seed, "sft-held-out", 0).shuffle(&mut order);
-    order.truncate((documents.len() as f64 * share) as usize);
-    order.sort_unstable();
-    let mut apart: Vec<Document> = order.iter().rev().map(|&at| documents.remove(at)).collect();
-    apart.reverse();
-    apart
-}
-
-/// Drops, counts and names what is too long or has nothing to train on.
-fn keep_usable(documents: &mut Vec<Document>, max_len: usize, report: &mut SftReport) {
-    documents.retain(|document| {
-        let too_long = document.ids.len() > max_len;
-        let empty = document.n_targets() == 0;
-        report.n_too_long += usize::from(too_long);
-        report.n_without_target += usize::from(!too_long && empty);
-        if (too_long || empty) && report.dropped.len() < 100 {
-            report.dropped.push(document.source.clone());
-        }
-        !too_long && !empty
-    });
 }

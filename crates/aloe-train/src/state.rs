@@ -1,9 +1,11 @@
 //! Checkpoints of a running stage: everything the next step depends on, so that a resumed run equals an uninterrupted one
 //! bit for bit.
 //!
-//! `state/step-0000000040/` holds the arrays (raw little-endian f32), the metrics so far, the cursor, and a manifest with
+//! `state/step-0000000040/` holds the arrays (raw little-endian f32), the logs so far, the cursor, and a manifest with
 //! size and SHA-256 of each file and of itself. A checkpoint appears under its name only when complete and synced. When
 //! resuming, the newest one that passes every check is taken; damaged ones are reported, never repaired and never used.
+//! `state/best-0000000040/` holds the weights alone after the step with the best held-out evaluation, in the same form; a checkpoint
+//! whose best weights are damaged is damaged itself.
 
 use crate::guard::Guard;
 use crate::{Error, Result};
@@ -28,6 +30,25 @@ pub(crate) struct Cursor {
     pub(crate) n_targets: u64,
     /// Recent losses and the counts of skipped steps.
     pub(crate) guard: Guard,
+    /// Settings that may change between sessions as long as no step was treated by them.
+    pub(crate) policy: String,
+    /// The held-out evaluations so far.
+    pub(crate) held_out: HeldOut,
+}
+
+/// What the held-out evaluations said.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct HeldOut {
+    /// The step that was evaluated last, 0 at the start.
+    pub(crate) last_step: Option<u64>,
+    /// The step with the lowest value after the start, and the value's bits.
+    pub(crate) best: Option<(u64, u64)>,
+    /// Whether the best step's weights are kept under `state/`.
+    pub(crate) is_kept: bool,
+    /// Evaluations since the best one.
+    pub(crate) n_without_better: u64,
+    /// Whether that ended the training.
+    pub(crate) has_stopped: bool,
 }
 
 /// Named f32 arrays of one file, in a fixed order: `weights`, `moment1`, `moment2`.
@@ -41,6 +62,8 @@ pub(crate) struct Loaded {
     pub(crate) arrays: Vec<Vec<Vec<f32>>>,
     /// The content of `metrics.jsonl` then.
     pub(crate) metrics: Vec<u8>,
+    /// The content of `samples.jsonl` then.
+    pub(crate) samples: Vec<u8>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -53,28 +76,77 @@ type Manifest = BTreeMap<String, FileEntry>;
 
 const CURSOR: &str = "cursor.json";
 const METRICS: &str = "metrics.jsonl";
+const SAMPLES: &str = "samples.jsonl";
 const MANIFEST: &str = "manifest";
 
-/// Writes the checkpoint of `cursor.step` and removes all but the newest `keep_last`.
-pub(crate) fn save(state: &Path, cursor: &Cursor, arrays: &Arrays<'_>, metrics: &[u8], keep_last: usize) -> Result<()> {
-    let out = atomic::OutputDir::fresh(&state.join(format!("step-{:010}", cursor.step)))?;
+/// What a run has written so far beside its weights.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Logs<'a> {
+    /// `metrics.jsonl`.
+    pub(crate) metrics: &'a [u8],
+    /// `samples.jsonl`.
+    pub(crate) samples: &'a [u8],
+}
+
+/// Writes the checkpoint of `cursor.step` and removes all but the newest `keep_last`, and the best weights that none of them names.
+pub(crate) fn save(state: &Path, cursor: &Cursor, arrays: &Arrays<'_>, logs: Logs<'_>, keep_last: usize) -> Result<()> {
+    let text = to_json(cursor, state)?;
+    let texts = [(CURSOR, text.as_bytes()), (METRICS, logs.metrics), (SAMPLES, logs.samples)];
+    write_folder(state, &format!("step-{:010}", cursor.step), arrays, &texts)?;
+    let mut kept = checkpoints(state)?;
+    while kept.len() > keep_last.max(1) {
+        atomic::remove_folder(&kept.remove(0))?;
+    }
+    remove_unnamed_best(state, &kept)
+}
+
+/// Keeps the weights of the best step so far.
+pub(crate) fn save_best(state: &Path, step: u64, weights: &Arrays<'_>) -> Result<()> {
+    write_folder(state, &best_name(step), weights, &[])
+}
+
+/// The weights that [`save_best`] kept.
+pub(crate) fn load_best(state: &Path, step: u64, layout: &(&'static str, Vec<usize>)) -> Result<Vec<Vec<f32>>> {
+    let folder = state.join(best_name(step));
+    let manifest = read_manifest(&folder.join(MANIFEST))?;
+    read_arrays(&folder, &format!("{}.f32", layout.0), &layout.1, &manifest)
+}
+
+fn best_name(step: u64) -> String {
+    format!("best-{step:010}")
+}
+
+fn write_folder(state: &Path, name: &str, arrays: &Arrays<'_>, texts: &[(&str, &[u8])]) -> Result<()> {
+    let out = atomic::OutputDir::fresh(&state.join(name))?;
     let mut manifest = Manifest::new();
     for (name, parts) in arrays {
         let name = format!("{name}.f32");
         let entry = write_array(&out.path().join(&name), parts)?;
         manifest.insert(name, entry);
     }
-    let cursor = to_json(cursor, state)?;
-    for (name, bytes) in [(CURSOR, cursor.as_bytes()), (METRICS, metrics)] {
+    for (name, bytes) in texts {
         atomic::write(&out.path().join(name), bytes)?;
-        manifest.insert(name.to_owned(), FileEntry { size_bytes: bytes.len() as u64, sha256: digest::bytes(bytes) });
+        manifest.insert((*name).to_owned(), FileEntry { size_bytes: bytes.len() as u64, sha256: digest::bytes(bytes) });
     }
     let body = to_json(&manifest, state)?;
     atomic::write(&out.path().join(MANIFEST), format!("{}\n{body}", digest::bytes(body.as_bytes())).as_bytes())?;
-    out.commit()?;
-    let mut kept = checkpoints(state)?;
-    while kept.len() > keep_last.max(1) {
-        atomic::remove_folder(&kept.remove(0))?;
+    Ok(out.commit()?)
+}
+
+/// Removes the best weights that no checkpoint names. A checkpoint that cannot be read may name any, so all stay with it.
+fn remove_unnamed_best(state: &Path, checkpoints: &[PathBuf]) -> Result<()> {
+    let mut named = Vec::new();
+    for checkpoint in checkpoints {
+        let cursor = fs::read(checkpoint.join(CURSOR)).ok();
+        match cursor.and_then(|bytes| serde_json::from_slice::<Cursor>(&bytes).ok()) {
+            Some(cursor) => named.extend(cursor.held_out.best.map(|(step, _)| best_name(step))),
+            None => return Ok(()),
+        }
+    }
+    for path in folders(state, "best-")? {
+        if !named.iter().any(|name| path.ends_with(name)) {
+            atomic::remove_folder(&path)?;
+        }
     }
     Ok(())
 }
@@ -101,13 +173,17 @@ pub(crate) fn load_newest(
 
 /// The complete checkpoints' folders, oldest first. Leftovers of an interrupted save begin with a dot and are ignored.
 fn checkpoints(state: &Path) -> Result<Vec<PathBuf>> {
+    folders(state, "step-")
+}
+
+fn folders(state: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
     if !state.exists() {
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
     for entry in fs::read_dir(state).map_err(aloe_record::Error::io("list", state))? {
         let path = entry.map_err(aloe_record::Error::io("list", state))?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-")) {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)) {
             found.push(path);
         }
     }
@@ -127,12 +203,16 @@ fn load(folder: &Path, fingerprint: &str, layout: &[(&'static str, Vec<usize>)])
             expected: fingerprint.to_owned(),
         });
     }
+    if let (Some((step, _)), true, Some(weights)) = (cursor.held_out.best, cursor.held_out.is_kept, layout.first()) {
+        load_best(folder.parent().unwrap_or(folder), step, weights)?;
+    }
     let metrics = read_checked(folder, METRICS, &manifest)?;
+    let samples = read_checked(folder, SAMPLES, &manifest)?;
     let arrays = layout
         .iter()
         .map(|(name, lens)| read_arrays(folder, &format!("{name}.f32"), lens, &manifest))
         .collect::<Result<Vec<_>>>()?;
-    Ok(Loaded { cursor, arrays, metrics })
+    Ok(Loaded { cursor, arrays, metrics, samples })
 }
 
 fn read_manifest(path: &Path) -> Result<Manifest> {
@@ -232,12 +312,13 @@ mod tests {
     const MOMENT: [f32; 5] = [0.5; 5];
 
     fn cursor(step: u64) -> Cursor {
-        Cursor { fingerprint: "f".into(), step, n_tokens: 10 * step, n_targets: step, guard: Guard::default() }
+        Cursor { fingerprint: "f".into(), step, n_tokens: 10 * step, n_targets: step, ..Cursor::default() }
     }
 
     fn save_step(state: &Path, step: u64) {
         let arrays = [("weights", vec![&WEIGHTS[..2], &WEIGHTS[2..]]), ("moment1", vec![&MOMENT[..]])];
-        save(state, &cursor(step), &arrays, b"{\"step\":1}\n", 2).unwrap();
+        let logs = Logs { metrics: b"{\"step\":1}\n", samples: b"{\"text\":2}\n" };
+        save(state, &cursor(step), &arrays, logs, 2).unwrap();
     }
 
     fn load_all(state: &Path) -> (Option<Loaded>, Vec<String>) {
@@ -255,6 +336,7 @@ mod tests {
         assert_eq!(loaded.cursor, cursor(6));
         assert_eq!(loaded.arrays[0], [WEIGHTS[..2].to_vec(), WEIGHTS[2..].to_vec()]);
         assert_eq!(loaded.metrics, b"{\"step\":1}\n");
+        assert_eq!(loaded.samples, b"{\"text\":2}\n");
         assert!(notices.is_empty());
         assert_eq!(checkpoints(dir.path()).unwrap().len(), 2);
     }
@@ -266,7 +348,7 @@ mod tests {
         save_step(dir.path(), 4);
         let newest = dir.path().join("step-0000000004");
         let mut rng = CounterRng::new(1, "test", 0);
-        for name in ["weights.f32", "moment1.f32", CURSOR, METRICS, MANIFEST] {
+        for name in ["weights.f32", "moment1.f32", CURSOR, METRICS, SAMPLES, MANIFEST] {
             let path = newest.join(name);
             let whole = fs::read(&path).unwrap();
             for _ in 0..40 {
@@ -302,5 +384,35 @@ mod tests {
         assert_eq!(load_all(dir.path()).0.unwrap().cursor.step, 2);
         let other = load_newest(dir.path(), "g", &[("weights", vec![2, 3]), ("moment1", vec![5])]);
         assert!(matches!(other, Err(Error::OtherRun { .. })));
+    }
+
+    #[test]
+    fn best_weights_stay_as_long_as_a_kept_checkpoint_names_them_and_damaged_ones_make_it_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path();
+        let save_with_best = |step: u64, best: u64| {
+            let weights = [("weights", vec![&WEIGHTS[..2], &WEIGHTS[2..]])];
+            if !state.join(best_name(best)).exists() {
+                save_best(state, best, &weights).unwrap();
+            }
+            let held_out = HeldOut { best: Some((best, 0)), is_kept: true, ..HeldOut::default() };
+            let arrays = [("weights", vec![&WEIGHTS[..2], &WEIGHTS[2..]]), ("moment1", vec![&MOMENT[..]])];
+            save(state, &Cursor { held_out, ..cursor(step) }, &arrays, Logs::default(), 2).unwrap();
+        };
+        let best = || folders(state, "best-").unwrap().iter().map(|path| path.ends_with("best-0000000001")).collect();
+        for (step, best) in [(2, 1), (4, 3), (6, 3)] {
+            save_with_best(step, best);
+        }
+        assert_eq!((checkpoints(state).unwrap().len(), best()), (2, vec![false]));
+        save_with_best(8, 7);
+        let weights = ("weights", vec![2, 3]);
+        assert_eq!(load_best(state, 7, &weights).unwrap().concat(), WEIGHTS);
+        let path = state.join("best-0000000007/weights.f32");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[7] ^= 4;
+        fs::write(&path, bytes).unwrap();
+        let (loaded, notices) = load_all(state);
+        assert_eq!((loaded.unwrap().cursor.step, notices.len()), (6, 1));
+        assert!(notices[0].contains("best-0000000007") && notices[0].contains("checksum"), "{notices:?}");
     }
 }

@@ -16,7 +16,7 @@ const SEE_HELP: &str = "--help lists every setting (key, default, unit) and exam
     about = "Data, SFT, DARE-TIES merging, two-stage DPO, evaluation, red-teaming, model card and chat for healthcare language models",
     after_help = "Example:\n  aloe run recipes/quickstart.toml\n\nModels made here are for research. They are not for clinical practice, \
                   diagnosis or any healthcare advice.\n\nExit codes: 0 done, 1 failed, 2 wrong usage or input, 3 stopped on non-finite \
-                  training values, 4 storage, 130 interrupted, 143 terminated"
+                  training values or a spike of them, 4 storage, 130 interrupted, 143 terminated"
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]

@@ -1,6 +1,6 @@
 //! From any error to an exit code and the lines a user sees.
 //!
-//! 0 done, 1 failed, 2 wrong usage or input, 3 stopped on non-finite training values, 4 storage, 130 interrupted,
+//! 0 done, 1 failed, 2 wrong usage or input, 3 stopped on non-finite training values or a spike of them, 4 storage, 130 interrupted,
 //! 143 terminated.
 
 use std::fmt;
@@ -88,7 +88,8 @@ fn code_of_engine(error: &aloe_engine::Error, signal: usize) -> Option<u8> {
 fn code_of_stage(cause: &(dyn std::error::Error + 'static), signal: usize) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<aloe_train::Error>() {
         return match error {
-            aloe_train::Error::NonFinite { .. } => Some(3),
+            aloe_train::Error::NonFinite { .. } | aloe_train::Error::Spike { .. } => Some(3),
+            aloe_train::Error::Sample(inner) => code_of_engine(inner, signal),
             aloe_train::Error::Record(inner) => code_of_record(inner, signal),
             aloe_train::Error::Model(inner) => code_of_model(inner, signal),
             _ => Some(2),

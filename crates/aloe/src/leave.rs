@@ -24,8 +24,11 @@ fn is_interruption(error: &anyhow::Error) -> bool {
 }
 
 /// Where the same command goes on, in words; `None` when it would start over.
-fn resume_point(kind: &str, partial: &Path) -> Option<String> {
+pub(crate) fn resume_point(kind: &str, partial: &Path) -> Option<String> {
     match kind {
+        "sft" | "dpo" if partial.join(".finished.json").exists() => {
+            Some("writes the record of the finished training".into())
+        }
         "sft" | "dpo" => {
             let step = newest_step(&partial.join("state"))?;
             Some(format!("goes on after step {step}"))
@@ -65,16 +68,19 @@ fn may_hold_work(kind: &str, partial: &Path) -> bool {
     matches!(kind, "sft" | "dpo" | "eval" | "redteam") && has_content(partial)
 }
 
-/// Whether a file beside the two marks holds a byte, or cannot be told not to.
+/// Whether a file beside the marks and what a person watches holds a byte, or cannot be told not to.
 fn has_content(folder: &Path) -> bool {
     let Ok(entries) = std::fs::read_dir(folder) else { return true };
     entries.into_iter().any(|entry| {
         let Ok(entry) = entry else { return true };
         let path = entry.path();
+        if aloe_record::digest::bears_time(&entry.file_name().to_string_lossy()) {
+            return false;
+        }
         if path.is_dir() {
             return has_content(&path);
         }
-        let is_mark = [".fingerprint", ".session"].iter().any(|name| path.ends_with(name));
+        let is_mark = [".fingerprint", ".decides.json", ".session"].iter().any(|name| path.ends_with(name));
         !is_mark && entry.metadata().map_or(true, |metadata| metadata.len() > 0)
     })
 }

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Output name to digest: everything in a stage's folder but its record and hidden working files.
+/// Output name to digest: everything in a stage's folder but its record, other files that bear times, and hidden working files.
 pub(crate) fn digests(folder: &Path) -> anyhow::Result<Map<String, Value>> {
     let mut names: Vec<String> = std::fs::read_dir(folder)
         .with_context(|| format!("cannot list {}", folder.display()))?
         .filter_map(|entry| entry.ok().map(|entry| entry.file_name().to_string_lossy().into_owned()))
-        .filter(|name| name != "record.json" && !name.starts_with('.'))
+        .filter(|name| !digest::bears_time(name) && !name.starts_with('.'))
         .collect();
     names.sort();
     let mut digests = Map::new();

@@ -1,7 +1,8 @@
 //! One stage: is it already done, where does it write, what does its record say. Every kind goes through [`execute`].
 //!
 //! A finished stage whose fingerprint and outputs are unchanged is not run again; an interrupted one resumes from its
-//! partial folder when its fingerprint is the same, and starts over otherwise.
+//! partial folder when its fingerprint is the same, and starts over otherwise; a training stage with checkpoints refuses to, since
+//! hours of work may stand there.
 
 use crate::failure::Failure;
 use crate::weights::DtypeName;
@@ -74,7 +75,8 @@ pub(crate) fn execute(
 ) -> anyhow::Result<Done> {
     let inputs = input_digests(job)?;
     let device = context.device();
-    let fingerprint = fingerprint(context, job, &inputs, device.isa().name())?;
+    let decides = decides(context, job, &inputs, device.isa().name());
+    let fingerprint = digest_of_json(&decides)?;
     refuse_foreign(job)?;
     let _made = MadeFolders::above(job.out)?;
     let _lock = Lock::take(job.out)?;
@@ -89,7 +91,7 @@ pub(crate) fn execute(
     if job.out.exists() {
         tell(&format!("{}: settings, inputs or outputs changed; it is made anew and then replaced", job.out.display()));
     }
-    let folder = open_partial(job.out, &fingerprint)?;
+    let folder = open_partial(job.kind, job.out, &resumable(job.kind, decides))?;
     let earlier_s = open_session(folder.path())?;
     aloe_tensor::give_back_freed_memory();
     reset_peak_memory();
@@ -273,7 +275,11 @@ fn tell(text: &str) {
     aloe_record::tell(&format!("note: {text}"));
 }
 
-fn open_partial(out: &Path, fingerprint: &str) -> anyhow::Result<OutputDir> {
+/// Name of the file that holds what the fingerprint is of, so that a difference can be named.
+const DECIDES: &str = ".decides.json";
+
+fn open_partial(kind: &str, out: &Path, decides: &Value) -> anyhow::Result<OutputDir> {
+    let fingerprint = digest_of_json(decides)?;
     let folder = OutputDir::resume(out)?;
     let mark = folder.path().join(MARK);
     match std::fs::read_to_string(&mark) {
@@ -281,14 +287,54 @@ fn open_partial(out: &Path, fingerprint: &str) -> anyhow::Result<OutputDir> {
             tell(&format!("{}: going on from an interrupted run", out.display()));
             return Ok(folder);
         }
-        Ok(_) => tell(&format!("{}: an interrupted run had other settings or inputs; starting over", out.display())),
+        Ok(_) => {
+            refuse_to_lose(kind, folder.path(), decides)?;
+            tell(&format!("{}: an interrupted run had other settings or inputs; starting over", out.display()));
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         // Starting over would remove checkpoints that may be whole.
         Err(error) => return Err(aloe_record::Error::io("read", &mark)(error).into()),
     }
     let folder = OutputDir::fresh(out)?;
+    atomic::write_json(&folder.path().join(DECIDES), decides)?;
     atomic::write(&mark, fingerprint.as_bytes())?;
     Ok(folder)
+}
+
+/// Refuses to start over where a training has checkpoints: what it was started with is named beside what is asked for now.
+fn refuse_to_lose(kind: &str, partial: &Path, decides: &Value) -> anyhow::Result<()> {
+    let is_training = matches!(kind, "sft" | "dpo");
+    let Some(goes_on) = leave::resume_point(kind, partial).filter(|_| is_training) else { return Ok(()) };
+    let earlier: Value = atomic::read_json(&partial.join(DECIDES)).unwrap_or_default();
+    let found = differences("", &earlier, decides);
+    let found = if found.is_empty() { "other settings or inputs".to_owned() } else { found.join("; ") };
+    Err(Failure::usage(format!(
+        "{} holds an unfinished run that was started otherwise: {found}. Nothing was changed. Restore that and the same command {goes_on}; or \
+         remove that folder to start over",
+        partial.display()
+    ))
+    .into())
+}
+
+/// What differs between two JSON values, as `key was .., is now ..`. Digests of inputs are only said to differ.
+fn differences(key: &str, earlier: &Value, now: &Value) -> Vec<String> {
+    if earlier == now {
+        return Vec::new();
+    }
+    if let (Value::Object(left), Value::Object(right)) = (earlier, now) {
+        let only_right = right.keys().filter(|name| !left.contains_key(*name));
+        let names = left.keys().chain(only_right);
+        return names
+            .flat_map(|name| {
+                let key = if matches!(key, "" | "config") { name.clone() } else { format!("{key} {name}") };
+                differences(&key, left.get(name).unwrap_or(&Value::Null), right.get(name).unwrap_or(&Value::Null))
+            })
+            .collect();
+    }
+    match key.strip_prefix("inputs ") {
+        Some(name) => vec![format!("the input `{name}` has other content")],
+        None => vec![format!("{key} was {earlier}, is now {now}")],
+    }
 }
 
 /// The record of a finished stage with this fingerprint whose outputs are what it says; `None` means: run it.
@@ -307,7 +353,9 @@ fn finished(out: &Path, fingerprint: &str) -> anyhow::Result<Option<Record>> {
 /// `tests/it/revisions.rs` notice a change that was forgotten here.
 fn results_since(kind: &str) -> &'static str {
     match kind {
-        "pull" | "sft" | "dpo" | "card" => "0.1.0",
+        "pull" | "dpo" | "card" => "0.1.0",
+        // Losses by data source.
+        "sft" => "0.1.0+1",
         // Ledgers without folders and an account that adds up; reports of merges by group.
         "data" | "merge" => "0.1.0+1",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's.
@@ -316,18 +364,31 @@ fn results_since(kind: &str) -> &'static str {
     }
 }
 
-fn fingerprint(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &str) -> anyhow::Result<String> {
+/// Everything that decides a stage's result.
+fn decides(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &str) -> Value {
     // Training stages hold their dtype in their settings; the others but these two do not compute with a model.
     let computes = matches!(job.kind, "eval" | "redteam");
     let dtype = computes.then(|| match context.dtype {
         None if job.inputs.get("model").is_some_and(|paths| paths.iter().any(|path| path.is_file())) => "Gguf".into(),
         dtype => format!("{:?}", dtype.unwrap_or_default()),
     });
-    let decides = json!({
+    json!({
         "kind": job.kind, "config": job.used, "inputs": inputs, "seed": context.seed, "dtype": dtype, "isa": isa,
         "version": results_since(job.kind),
-    });
-    Ok(digest::bytes(serde_json::to_string(&decides)?.as_bytes()))
+    })
+}
+
+fn digest_of_json(value: &Value) -> anyhow::Result<String> {
+    Ok(digest::bytes(serde_json::to_string(value)?.as_bytes()))
+}
+
+/// What an interrupted run must have been started with to be gone on with. How often a training saves changes no result, and how it
+/// meets faults may change until it has met one, which the training itself checks.
+fn resumable(kind: &str, mut decides: Value) -> Value {
+    if let (true, Some(config)) = (matches!(kind, "sft" | "dpo"), decides["config"].as_object_mut()) {
+        config.retain(|key, _| !["checkpoint_every", "keep_last", "on_spike", "on_nonfinite"].contains(&key.as_str()));
+    }
+    decides
 }
 
 fn input_digests(job: &Job<'_>) -> anyhow::Result<Map<String, Value>> {
@@ -522,7 +583,7 @@ mod tests {
     fn a_new_program_version_alone_redoes_nothing() {
         let (inputs, used) = (Inputs::new(), json!({}));
         let job = Job {
-            kind: "sft",
+            kind: "dpo",
             name: "d",
             written: used.clone(),
             used,
@@ -531,8 +592,9 @@ mod tests {
             out: Path::new("x"),
         };
         // The digest that version 0.1.0 wrote for this stage, worked out with sha256sum from the JSON text below.
-        let text = r#"{"kind":"sft","config":{},"inputs":{},"seed":1,"dtype":null,"isa":"x","version":"0.1.0"}"#;
-        assert_eq!(fingerprint(&context(), &job, &Map::new(), "x").unwrap(), digest::bytes(text.as_bytes()));
+        let text = r#"{"kind":"dpo","config":{},"inputs":{},"seed":1,"dtype":null,"isa":"x","version":"0.1.0"}"#;
+        let found = digest_of_json(&decides(&context(), &job, &Map::new(), "x")).unwrap();
+        assert_eq!(found, digest::bytes(text.as_bytes()));
     }
 
     /// 5 s of earlier sessions and one that started 7 s before its last file: 12 s.
@@ -550,9 +612,33 @@ mod tests {
     fn a_partial_folder_of_other_settings_is_not_resumed() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("stage");
-        let first = open_partial(&out, "one").unwrap();
+        let first = open_partial("data", &out, &json!("one")).unwrap();
         std::fs::write(first.path().join("half"), "x").unwrap();
-        assert!(open_partial(&out, "one").unwrap().path().join("half").exists());
-        assert!(!open_partial(&out, "two").unwrap().path().join("half").exists());
+        assert!(open_partial("data", &out, &json!("one")).unwrap().path().join("half").exists());
+        assert!(!open_partial("data", &out, &json!("two")).unwrap().path().join("half").exists());
+    }
+
+    #[test]
+    fn a_training_with_checkpoints_is_never_started_over_by_other_settings_and_says_which_differ() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("stage");
+        let of = |lr: f64, save: u64, data: &str| {
+            let config = json!({"lr": lr, "max_len": 64, "checkpoint_every": save});
+            resumable("sft", json!({"kind": "sft", "config": config, "inputs": {"data": data}, "seed": 1}))
+        };
+        open_partial("sft", &out, &of(0.1, 5, "a")).unwrap();
+        // Without a checkpoint nothing is lost by starting over.
+        open_partial("sft", &out, &of(0.2, 5, "a")).unwrap();
+        let checkpoint = out.with_file_name(".stage.partial").join("state/step-0000000040");
+        std::fs::create_dir_all(&checkpoint).unwrap();
+        let error = open_partial("sft", &out, &of(0.1, 5, "b")).err().unwrap();
+        let text = error.to_string();
+        assert_eq!(crate::failure::exit_code(&error, 0), 2);
+        for part in ["lr was 0.2, is now 0.1", "the input `data` has other content", "goes on after step 40"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        assert!(!text.contains("max_len") && checkpoint.exists(), "{text}");
+        open_partial("sft", &out, &of(0.2, 9, "a")).unwrap();
+        assert!(checkpoint.exists());
     }
 }

@@ -23,7 +23,8 @@ fn documents(n: usize) -> Vec<Document> {
         let (first, step) = (rng.below(48), 1 + at % 3);
         let mut token = |at: usize| if rng.below(5) == 0 { rng.below(48) } else { (first + at * step) % 48 };
         let ids = [60 + step as u32].into_iter().chain((0..14).map(|at| token(at) as u32)).collect();
-        Document { source: format!("rows.jsonl:{}", at + 1), ids, loss_mask: (0..15).map(|at| at >= 2).collect() }
+        let source = format!("rows.jsonl:{}", at + 1);
+        Document { source, data_source: None, ids, loss_mask: (0..15).map(|at| at >= 2).collect() }
     };
     (0..n).map(document).collect()
 }
@@ -51,6 +52,8 @@ struct Faulty<'a> {
 }
 
 impl Objective for Faulty<'_> {
+    const JUDGED: &'static str = SftData::JUDGED;
+
     fn accumulate(&mut self, learner: &mut Learner, step: u64, context: &Context) -> Result<StepLoss> {
         let found = self.inner.accumulate(learner, step, context)?;
         if step + 1 == self.step {
@@ -74,7 +77,7 @@ struct Ended {
 fn run_faulty(config: &SftConfig, step: u64, fault: &dyn Fn(&mut Learner), out: &Path) -> Ended {
     let context = context(1);
     let params = tiny("qwen2");
-    let (inner, _) = SftData::from_documents(config, documents(60), Vec::new(), params.config.vocab_size).unwrap();
+    let (inner, _) = SftData::from_documents(config, documents(60), Vec::new(), &params.config).unwrap();
     let schedule = inner.schedule(config);
     let learner = Learner::new(params, config.dtype.tensor(), &context.device);
     let mut run = Run::open(learner, config.loop_settings(), "test".into(), out, &context).unwrap();
@@ -98,15 +101,15 @@ fn newest(out: &Path) -> (u64, bool) {
 #[test]
 fn a_gradient_ten_thousand_times_too_large_is_skipped_and_leaves_no_trace_in_the_weights() {
     let dir = tempfile::tempdir().unwrap();
-    let whole = run_faulty(&config(39), 0, &|_| {}, &dir.path().join("whole"));
+    let whole = run_faulty(&config(79), 0, &|_| {}, &dir.path().join("whole"));
     assert!(whole.skipped.is_empty() && whole.result.is_ok());
-    let faulty = run_faulty(&config(40), 40, &|learner| learner.scale_grads(1e4), &dir.path().join("faulty"));
+    let faulty = run_faulty(&config(80), 80, &|learner| learner.scale_grads(1e4), &dir.path().join("faulty"));
     assert!(faulty.result.is_ok());
-    assert_eq!(faulty.skipped, [40]);
+    assert_eq!(faulty.skipped, [80]);
     assert!(faulty.bits == whole.bits, "the skipped step changed a weight");
-    // By default a spike is counted and the clipped update made.
-    let kept = SftConfig { on_spike: OnSpike::Keep, ..config(40) };
-    let kept = run_faulty(&kept, 40, &|learner| learner.scale_grads(1e4), &dir.path().join("kept"));
+    // Where the recipe says so, a spike is counted and the clipped update made.
+    let kept = SftConfig { on_spike: OnSpike::Keep, ..config(80) };
+    let kept = run_faulty(&kept, 80, &|learner| learner.scale_grads(1e4), &dir.path().join("kept"));
     assert!(kept.skipped.is_empty() && kept.bits != whole.bits);
 }
 

@@ -23,7 +23,7 @@ fn documents() -> Vec<Document> {
         let n = 4 + (at * 7) % 19;
         let source = format!("rows.jsonl:{}", at + 1);
         let loss_mask = (0..n).map(|token| token >= n / 3).collect();
-        Document { ids: ids(&source, n), source, loss_mask }
+        Document { ids: ids(&source, n), source, data_source: Some(["a", "b"][at % 2].into()), loss_mask }
     };
     (0..30).map(document).collect()
 }
@@ -88,6 +88,10 @@ fn in_f32_another_split_into_micro_batches_changes_no_bit_of_weights_or_metrics(
             let split = fresh_sft(model, &SftConfig { micro_batch_size, ..sft_config(TrainDtype::F32) }, 2);
             split.assert_same_bits(&whole, &format!("{model}, {micro_batch_size} rows at a time"));
         }
+        let noisy =
+            |micro_batch_size| SftConfig { micro_batch_size, neftune_alpha: 5.0, ..sft_config(TrainDtype::F32) };
+        fresh_sft(model, &noisy(3), 2)
+            .assert_same_bits(&fresh_sft(model, &noisy(4), 1), &format!("{model} with noise"));
     }
 }
 
@@ -112,11 +116,21 @@ fn one_thread_and_two_give_the_same_bits_in_f32_and_bf16() {
 
 #[test]
 fn a_run_stopped_at_random_moments_ends_with_the_bits_of_an_uninterrupted_one() {
-    for dtype in [TrainDtype::F32, TrainDtype::Bf16] {
-        let whole = fresh_sft("qwen2", &sft_config(dtype), 2);
+    let plain = sft_config(TrainDtype::F32);
+    let noisy = SftConfig {
+        neftune_alpha: 5.0,
+        held_out_share: 0.3,
+        eval_every: 1,
+        keep_best: true,
+        patience: 3,
+        lr: 2e-2,
+        ..plain.clone()
+    };
+    for (config, model) in [(plain, "qwen2"), (sft_config(TrainDtype::Bf16), "qwen2"), (noisy, "llama")] {
+        let whole = fresh_sft(model, &config, 2);
         let out = tempfile::tempdir().unwrap();
-        let stopped = until_done(5, |context| sft(tiny("qwen2"), &sft_config(dtype), out.path(), context));
-        stopped.assert_same_bits(&whole, &format!("{dtype:?}"));
+        let stopped = until_done(5, |context| sft(tiny(model), &config, out.path(), context));
+        stopped.assert_same_bits(&whole, &format!("{config:?}"));
     }
 }
 
@@ -239,7 +253,8 @@ fn with_skipping_on_three_non_finite_steps_in_a_row_still_stop_the_run() {
 fn counting(at: usize) -> Document {
     let (first, step) = ((at * 5) % 48, 1 + at % 3);
     let ids = [60 + step as u32].into_iter().chain((0..14).map(|token| ((first + token * step) % 48) as u32)).collect();
-    Document { source: format!("count:{at}"), ids, loss_mask: (0..15).map(|token| token >= 2).collect() }
+    let loss_mask = (0..15).map(|token| token >= 2).collect();
+    Document { source: format!("count:{at}"), data_source: None, ids, loss_mask }
 }
 
 #[test]

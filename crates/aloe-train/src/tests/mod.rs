@@ -1,6 +1,7 @@
 //! Runs of tiny decoders on encoded rows: parity with PyTorch and TRL, learning, and the laws of determinism.
 
 mod faults;
+mod held_out;
 mod laws;
 mod parity;
 mod spine;
@@ -28,11 +29,15 @@ pub(crate) struct Outcome {
     pub(crate) metrics: String,
     pub(crate) notices: Vec<String>,
     pub(crate) resumed_from: u64,
+    pub(crate) n_steps: u64,
+    pub(crate) exported_step: u64,
 }
 
 impl Outcome {
     fn of(run: Run<'_>) -> Self {
         Self {
+            n_steps: run.cursor.step,
+            exported_step: run.exported_step(),
             params: run.learner.params().clone(),
             metrics: String::from_utf8(run.metrics.text().to_vec()).unwrap(),
             notices: run.notices,
@@ -62,7 +67,7 @@ impl Outcome {
 }
 
 pub(crate) fn context(threads: usize) -> Context {
-    Context { device: Device::cpu(threads), progress: Progress::silent(), cancel: Cancel::default() }
+    Context { device: Device::cpu(threads), progress: Progress::silent(), cancel: Cancel::default(), peak_flops: None }
 }
 
 pub(crate) fn tiny(name: &str) -> Params {
@@ -77,7 +82,7 @@ pub(crate) fn run_sft(
     out: &Path,
     context: &Context,
 ) -> Result<Outcome> {
-    let (mut data, _) = SftData::from_documents(config, documents.to_vec(), Vec::new(), params.config.vocab_size)?;
+    let (mut data, _) = SftData::from_documents(config, documents.to_vec(), Vec::new(), &params.config)?;
     let learner = Learner::new(params, config.dtype.tensor(), &context.device);
     let mut run = Run::open(learner, config.loop_settings(), "test".into(), out, context)?;
     let schedule = data.schedule(config);

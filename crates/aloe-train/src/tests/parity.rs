@@ -27,6 +27,7 @@ fn ids(value: &Value) -> Vec<u32> {
 fn documents(golden: &Value) -> Vec<Document> {
     let document = |(at, row): (usize, &Value)| Document {
         source: format!("golden:{at}"),
+        data_source: None,
         ids: ids(&row["ids"]),
         loss_mask: ids(&row["mask"]).iter().map(|&trained| trained == 1).collect(),
     };

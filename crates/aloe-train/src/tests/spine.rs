@@ -2,8 +2,9 @@
 
 use super::context;
 use crate::dpo::{DpoConfig, DpoInputs, DpoRow, ReferenceAt, dpo};
+use crate::guard::OnSpike;
 use crate::settings::{Context, TrainDtype};
-use crate::sft::{SftConfig, SftInputs, SftRow, sft};
+use crate::sft::{LongRows, SftConfig, SftInputs, SftReport, SftRow, sft};
 use crate::{Error, Result};
 use aloe_model::testing::{Tiny, tiny_random};
 use aloe_model::{CheckpointWriter, ModelSource};
@@ -44,6 +45,7 @@ fn words(first: usize, n: usize) -> String {
 fn sft_rows(n: usize) -> Vec<SftRow> {
     let row = |at: usize| SftRow {
         source: format!("rows.jsonl:{}", at + 1),
+        data_source: Some(["even", "odd"][at % 2].into()),
         conversation: Conversation {
             messages: vec![Message::user(words(at, 3 + at % 4)), Message::assistant(words(at + 1, 2 + at % 5))],
         },
@@ -72,9 +74,19 @@ fn sft_config() -> SftConfig {
         dtype: TrainDtype::F32,
         chat_template: Some("chatml".into()),
         held_out_share: 0.2,
+        eval_every: 4,
+        keep_best: true,
+        sample_every: 3,
+        sample_prompts: vec!["w1 w2 w3".into(), "w9".into()],
+        sample_tokens: 6,
         checkpoint_every: 2,
         ..SftConfig::default()
     }
+}
+
+/// Without held-out rows and what depends on them.
+fn plain_sft_config() -> SftConfig {
+    SftConfig { held_out_share: 0.0, keep_best: false, sample_every: 0, sample_prompts: Vec::new(), ..sft_config() }
 }
 
 fn dpo_config() -> DpoConfig {
@@ -108,6 +120,7 @@ fn sft_then_dpo_write_loadable_folders_and_report_what_they_did() {
     assert!(report.loss_last_tenth < report.loss_first_tenth);
     assert!(report.n_targets > 0 && report.n_targets < report.n_tokens);
     assert!(report.export.update_norm > 0.0 && report.export.master_changed_share > 0.9);
+    check_sources_and_samples(&report, &at("sft"));
     let (master, model) = (read(&at("sft/master")), read(&at("sft/model")));
     assert_eq!(
         master.load("model.norm.weight", Dtype::Bf16).unwrap().to_bf16_bits(),
@@ -123,6 +136,66 @@ fn sft_then_dpo_write_loadable_folders_and_report_what_they_did() {
     assert!((aligned.held_out_loss_before.unwrap() - std::f64::consts::LN_2).abs() < 1e-12);
     assert_eq!(aligned.n_steps, 6);
     assert!(aligned.notices.is_empty(), "{:?}", aligned.notices);
+}
+
+fn check_sources_and_samples(report: &SftReport, out: &Path) {
+    let sums = report.by_source.values().fold((0, 0, 0), |sums, of| {
+        assert!(of.held_out_nll_after.unwrap() < of.held_out_nll_before.unwrap(), "{of:?}");
+        assert!(of.loss_last_tenth < of.loss_first_tenth, "{of:?}");
+        (sums.0 + of.n_rows, sums.1 + of.n_held_out, sums.2 + of.n_targets)
+    });
+    assert_eq!(report.by_source.keys().collect::<Vec<_>>(), ["even", "odd"]);
+    assert_eq!(sums, (32, 8, report.n_targets));
+    let samples = std::fs::read_to_string(out.join("samples.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = samples.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let steps: Vec<u64> = lines.iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    let mut expected: Vec<u64> = (0..=report.n_steps).filter(|step| step % 3 == 0).collect();
+    if expected.last() != Some(&report.n_steps) {
+        expected.push(report.n_steps);
+    }
+    assert_eq!(steps, expected.iter().flat_map(|&step| [step, step]).collect::<Vec<_>>());
+    assert!(lines.iter().all(|line| line["n_tokens"].as_u64().unwrap() <= 6), "{samples}");
+    assert_eq!(lines[1]["prompt"], "w9");
+}
+
+/// A row of three exchanges of 4 + 6 words, and one whose single answer is longer than a packed row.
+#[test]
+fn long_rows_are_split_so_that_every_answer_token_is_trained_on_once() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(&dir.path().join("base"));
+    let mut rows = sft_rows(6);
+    let exchange = |at: usize| [Message::user(words(at, 4)), Message::assistant(words(at + 1, 6))];
+    rows[2].conversation.messages = [vec![Message::system(words(3, 2))], (0..3).flat_map(exchange).collect()].concat();
+    rows[4].conversation.messages = vec![Message::user(words(5, 3)), Message::assistant(words(6, 40))];
+    let run = |name: &str, max_len: usize, long_rows: LongRows| {
+        let inputs = SftInputs { start: dir.path().join("base"), rows: rows.clone(), held_out: Vec::new() };
+        let config = SftConfig { max_len, long_rows, epochs: Some(1), ..plain_sft_config() };
+        sft(&config, inputs, &dir.path().join(name), &context(1)).unwrap()
+    };
+    let whole = run("whole", 64, LongRows::Drop);
+    let split = run("split", 32, LongRows::Split);
+    assert_eq!((whole.n_rows, whole.n_too_long, whole.n_split), (6, 0, 0));
+    // ChatML takes 3 tokens a message here: two exchanges of 7 + 9 behind the system message's 5 exceed 32, so each stands alone
+    // behind it. The long answer makes 6 + 43 tokens: 0..32, then 16..48 and 32..49.
+    assert_eq!((split.n_split, split.n_split_inside, split.n_too_long), (2, 1, 0));
+    assert_eq!(split.n_pieces, 3 + 3, "{:?}", split.notices);
+    assert_eq!(split.n_rows, 4 + split.n_pieces);
+    assert_eq!(split.n_targets, whole.n_targets);
+    assert!(split.notices[0].starts_with("2 rows longer than max_len were cut into 6 pieces"), "{:?}", split.notices);
+    let dropped = run("dropped", 32, LongRows::Drop);
+    assert_eq!((dropped.n_rows, dropped.n_too_long, dropped.n_split), (4, 2, 0));
+}
+
+#[test]
+fn rows_and_sample_prompts_beyond_the_models_context_are_refused_by_name() {
+    let mut rows = sft_rows(5);
+    rows[3].conversation.messages[0].content = words(0, 70);
+    let text = refused(&SftConfig { max_len: 128, ..plain_sft_config() }, rows);
+    assert!(text.starts_with("rows.jsonl:4: has ") && text.contains("context of 64; set max_len = 64"), "{text}");
+    let long =
+        SftConfig { sample_prompts: vec![words(0, 40)], sample_tokens: 30, sample_every: 2, ..plain_sft_config() };
+    let text = refused(&long, sft_rows(5));
+    assert!(text.starts_with("sample_prompts: ") && text.contains("context of 64"), "{text}");
 }
 
 fn read(dir: &Path) -> ModelSource {
@@ -248,11 +321,11 @@ fn an_unfinished_run_of_other_settings_is_refused_and_left_alone() {
     let stopped = context(2);
     stopped.cancel.request(2);
     let inputs = || SftInputs { start: base.clone(), rows: sft_rows(40), held_out: Vec::new() };
-    let config = SftConfig { held_out_share: 0.0, ..sft_config() };
+    let config = plain_sft_config();
     assert!(matches!(sft(&config, inputs(), &out, &stopped), Err(Error::Record(_))));
     let other = SftConfig { lr: 2e-3, ..config.clone() };
     assert!(matches!(sft(&other, inputs(), &out, &context(2)), Err(Error::OtherRun { .. })));
-    let split = SftConfig { micro_batch_size: 4, checkpoint_every: 7, ..config };
+    let split = SftConfig { micro_batch_size: 4, checkpoint_every: 7, on_spike: OnSpike::Skip, ..config };
     sft(&split, inputs(), &out, &context(2)).unwrap();
 }
 
@@ -266,7 +339,7 @@ fn refused(config: &SftConfig, rows: Vec<SftRow>) -> String {
 #[test]
 fn unusable_rows_and_settings_are_refused_with_the_reason() {
     assert_eq!(refused(&sft_config(), Vec::new()), "training rows: there are none");
-    let too_long = refused(&SftConfig { max_len: 4, ..sft_config() }, sft_rows(5));
+    let too_long = refused(&SftConfig { max_len: 4, ..plain_sft_config() }, sft_rows(5));
     assert!(too_long.contains("none is left to train on (5 too long for max_len = 4"), "{too_long}");
     let mut rows = sft_rows(3);
     rows[1].conversation.messages.pop();
@@ -285,7 +358,7 @@ fn dropped_rows_are_counted_and_named() {
     let mut rows = sft_rows(10);
     rows[3].conversation.messages[0].content = words(0, 40);
     let inputs = SftInputs { start: dir.path().join("base"), rows, held_out: Vec::new() };
-    let config = SftConfig { held_out_share: 0.0, epochs: Some(1), ..sft_config() };
+    let config = SftConfig { epochs: Some(1), ..plain_sft_config() };
     let report = sft(&config, inputs, &dir.path().join("out"), &context(1)).unwrap();
     assert_eq!((report.n_rows, report.n_too_long), (9, 1));
     assert_eq!(report.dropped, ["rows.jsonl:4"]);

@@ -82,7 +82,7 @@ fn sft(one: &Evidence) -> String {
     let (used, report) = (&one.record.config_used, &one.record.results["sft"]);
     format!(
         "#### {}: supervised fine-tuning\n\n{}\n\nRows {}, trained tokens {} of {}, steps {}; loss {} -> {} (first and last tenth); held-out \
-         negative log-likelihood a token {} -> {} over {} tokens.{}{}\n\n",
+         negative log-likelihood a token {} -> {} over {} tokens.{}{}{}\n\n",
         one.stage,
         hyperparameters(used),
         shown(&report["n_rows"]),
@@ -94,9 +94,27 @@ fn sft(one: &Evidence) -> String {
         number(&report["held_out_nll_before"]),
         number(&report["held_out_nll_after"]),
         shown(&report["n_held_out_targets"]),
+        by_source(report),
         notices(report),
         export(report)
     )
+}
+
+/// Each data source's part, where the record tells them apart.
+fn by_source(report: &Value) -> String {
+    let line = |(source, of): (&String, &Value)| {
+        format!(
+            "{source} (rows {}, trained tokens {}): loss {} -> {}, held-out {} -> {}",
+            shown(&of["n_rows"]),
+            shown(&of["n_targets"]),
+            number(&of["loss_first_tenth"]),
+            number(&of["loss_last_tenth"]),
+            number(&of["held_out_nll_before"]),
+            number(&of["held_out_nll_after"])
+        )
+    };
+    let lines: Vec<String> = report["by_source"].as_object().into_iter().flatten().map(line).collect();
+    if lines.is_empty() { String::new() } else { format!(" By data source: {}.", lines.join("; ")) }
 }
 
 fn dpo(one: &Evidence) -> String {

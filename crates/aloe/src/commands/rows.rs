@@ -16,6 +16,7 @@ pub(crate) struct Rows<T> {
 #[derive(Deserialize)]
 struct ConversationRow {
     id: Option<String>,
+    source: Option<String>,
     messages: Vec<Message>,
 }
 
@@ -31,6 +32,7 @@ struct PairRow {
 pub(crate) fn conversations(data: &Path) -> anyhow::Result<Rows<SftRow>> {
     read(data, |row: ConversationRow, at| SftRow {
         source: row.id.unwrap_or(at),
+        data_source: row.source,
         conversation: Conversation { messages: row.messages },
     })
 }
@@ -114,7 +116,7 @@ mod tests {
         assert_eq!(default_system(&own).as_deref(), Some(expected));
         assert_eq!(default_system(&own.with_template("chatml").unwrap()), None);
         let message = |role| Message::new(role, "x");
-        let row = |messages| SftRow { source: "x".into(), conversation: Conversation { messages } };
+        let row = |messages| SftRow { source: "x".into(), data_source: None, conversation: Conversation { messages } };
         let rows = [
             row(vec![message(Role::User), message(Role::Assistant)]),
             row(vec![message(Role::System), message(Role::User), message(Role::Assistant)]),

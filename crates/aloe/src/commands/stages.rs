@@ -18,6 +18,7 @@ use aloe_merge::{MergeConfig, MergeOptions};
 use aloe_record::{Progress, Record};
 use aloe_report::{Metrics, training_page};
 use aloe_task::red_team::{RedTeamSplit, questions};
+use aloe_tensor::Dtype;
 use aloe_train::{DpoInputs, SftInputs};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -118,7 +119,7 @@ fn sft(
     let start = single(inputs, "model", "sft")?.to_path_buf();
     let system_notice = rows::template_system(&rows.train, &start, config.chat_template.as_deref());
     let inputs = SftInputs { start, rows: rows.train, held_out: rows.held_out };
-    let mut report = aloe_train::sft(config, inputs, folder, &train_context(context, "sft", "tokens"))?;
+    let mut report = aloe_train::sft(config, inputs, folder, &train_context(context, "sft", "tokens", config.dtype))?;
     report.notices.extend(system_notice);
     tell(&report.notices);
     let held_out = match (report.held_out_nll_before, report.held_out_nll_after) {
@@ -145,7 +146,7 @@ fn dpo(
     let rows = rows::pairs(single(inputs, "data", "dpo")?)?;
     let start = single(inputs, "model", "dpo")?.to_path_buf();
     let inputs = DpoInputs { start, rows: rows.train, held_out: rows.held_out };
-    let report = aloe_train::dpo(config, inputs, folder, &train_context(context, "dpo", "pairs"))?;
+    let report = aloe_train::dpo(config, inputs, folder, &train_context(context, "dpo", "pairs", config.dtype))?;
     tell(&report.notices);
     let held_out = report
         .held_out_reward_accuracy_after
@@ -173,9 +174,21 @@ fn tell(notices: &[String]) {
     }
 }
 
-fn train_context(context: &Context, title: &str, unit: &'static str) -> aloe_train::Context {
+/// The limit is measured at the start of the stage: machines are shared, and their speed changes.
+fn train_context(
+    context: &Context,
+    title: &str,
+    unit: &'static str,
+    dtype: aloe_train::TrainDtype,
+) -> aloe_train::Context {
+    let device = context.device();
+    let dtype = match dtype {
+        aloe_train::TrainDtype::F32 => Dtype::F32,
+        aloe_train::TrainDtype::Bf16 => Dtype::Bf16,
+    };
     aloe_train::Context {
-        device: context.device(),
+        peak_flops: Some(aloe_engine::peak_flops(&device, dtype)),
+        device,
         progress: Progress::new(title, 0, unit),
         cancel: context.cancel.clone(),
     }

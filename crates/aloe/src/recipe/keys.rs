@@ -15,6 +15,7 @@ const LOOP: &[Key] = &[
     ("lr", "peak learning rate, above 0"),
     ("max_steps", "the most optimizer steps"),
     ("warmup_steps", "optimizer steps of the linear rise from 0"),
+    ("warmup_ratio", "the same as a share of all steps (0 to below 1), rounded up; 0 takes warmup_steps"),
     ("schedule", "learning rate after the warm-up: cosine, linear or constant"),
     ("lr_floor", "where the schedule ends, as a share of lr (0 to 1)"),
     ("betas", "AdamW's two decay rates"),
@@ -29,17 +30,30 @@ const LOOP: &[Key] = &[
     ("chat_template", "llama3, chatml, alpaca or a .jinja file in place of the model's own"),
     ("shuffle", "another order in each epoch; false keeps the file's order"),
     ("eval_every", "steps between held-out evaluations; 0 is start and end only"),
+    ("patience", "held-out evaluations in a row without a better one that end the training; 0 never does"),
+    ("keep_best", "write the weights of the best held-out evaluation, not the last ones"),
+    ("sample_every", "steps between answers to sample_prompts, also at start and end, into samples.jsonl; 0 is none"),
+    ("sample_prompts", "user messages that the model in training answers, greedily"),
+    ("sample_tokens", "the most tokens of such an answer"),
     ("checkpoint_every", "steps between checkpoints; 0 is only when interrupted"),
     ("keep_last", "checkpoints kept"),
     ("on_nonfinite", "stop, or skip the step (three in a row stop)"),
-    ("on_spike", "loss or gradient norm 6 sigma above the last steps: keep the step and count it, or skip it"),
+    (
+        "on_spike",
+        "loss or gradient norm 6 sigma above the last 128 steps (after 64): stop before the step, skip it, or keep it and count",
+    ),
 ];
 
 const SFT: &[Key] = &[
     ("epochs", "passes over the rows; epochs or max_steps is required, the smaller decides"),
-    ("max_len", "tokens of a packed row; longer rows are dropped and counted, never cut"),
+    ("max_len", "tokens of a packed row"),
+    (
+        "long_rows",
+        "rows longer than max_len: drop (counted), or split at turns, and in windows where one exchange is too long",
+    ),
     ("batch_size", "packed rows of max_len tokens per optimizer step"),
     ("micro_batch_size", "packed rows per forward pass: a matter of memory"),
+    ("neftune_alpha", "NEFTune's noise on the embeddings while training (the paper: 5 to 15); 0 is none"),
     ("held_out_share", "share of the rows (0 to 1) held out when the data stage held out none"),
 ];
 
@@ -183,7 +197,8 @@ pub(crate) fn sft() -> String {
     format!(
         "{HEADING}\n{}{}\nExamples:\n  aloe sft --recipe recipes/quickstart.toml --stage sft-medical\n  aloe sft --model models/smollm2 \
          --data runs/x/data-medical --out runs/x/sft --set lr=2e-5 --set epochs=2\n\nWrites model/ (bf16), master/ (f32), \
-         metrics.jsonl, report.html and record.json into --out.",
+         metrics.jsonl (a line a step), timing.jsonl, tensorboard/ (event files), samples.jsonl where asked for, report.html and \
+         record.json into --out.",
         list(SFT, &defaults),
         list(LOOP, &defaults)
     )
@@ -194,8 +209,8 @@ pub(crate) fn dpo() -> String {
     let defaults = json_of(&aloe_train::DpoConfig::default());
     format!(
         "{HEADING}\n{}{}\nExample:\n  aloe dpo --model runs/x/merge --data runs/x/pairs-1 --out runs/x/dpo-1 --set lr=2e-7 --set beta=0.1\n\n\
-         Writes model/ (bf16), master/ (f32), metrics.jsonl, report.html and record.json into --out. The reference is the start \
-         model.",
+         Writes model/ (bf16), master/ (f32), metrics.jsonl (a line a step), timing.jsonl, tensorboard/ (event files), samples.jsonl \
+         where asked for, report.html and record.json into --out. The reference is the start model.",
         list(DPO, &defaults),
         list(LOOP, &defaults)
     )
@@ -385,6 +400,7 @@ mod tests {
     #[test]
     fn help_names_every_choice_of_a_key() {
         check_choices::<aloe_train::SftConfig>("{}", LOOP);
+        check_choices::<aloe_train::SftConfig>("{}", SFT);
         check_choices::<aloe_train::DpoConfig>("{}", DPO);
         check_choices::<aloe_data::DataConfig>(r#"{"sources": []}"#, DATA);
         check_choices::<aloe_data::SourceConfig>(r#"{"name": "", "path": "", "licence": ""}"#, SOURCE);

@@ -12,6 +12,7 @@ mod revisions;
 mod road;
 mod tidy;
 mod toy;
+mod training;
 mod user;
 mod weights;
 

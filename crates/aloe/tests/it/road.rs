@@ -17,7 +17,7 @@ pub(crate) fn recipe(dir: &Path, stories: &Path) -> PathBuf {
     path
 }
 
-/// Digest of every file that must be reproducible: all but records and the card, which hold times.
+/// Digest of every file that must be reproducible: all but the card and what bears times.
 pub(crate) fn digests(out: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![out.to_path_buf()];
@@ -25,9 +25,12 @@ pub(crate) fn digests(out: &Path) -> BTreeMap<String, String> {
         for entry in std::fs::read_dir(folder).unwrap().flatten() {
             let path = entry.path();
             let name = path.strip_prefix(out).unwrap().to_string_lossy().into_owned();
+            if aloe_record::digest::bears_time(&entry.file_name().to_string_lossy()) {
+                continue;
+            }
             if path.is_dir() {
                 folders.push(path);
-            } else if !name.ends_with("record.json") && !name.starts_with("card/") {
+            } else if !name.starts_with("card/") {
                 found.insert(name, aloe_record::digest::file(&path).unwrap());
             }
         }

@@ -1,0 +1,206 @@
+//! Training as a user drives it: what a stage writes to be watched, what it refuses and why, and what it never loses.
+
+use crate::road::digests;
+use crate::{aloe, run, stories};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+/// A folder with rows, and the model they are trained on.
+struct Bench {
+    dir: tempfile::TempDir,
+    model: PathBuf,
+}
+
+fn row(question: &str, answer: &str) -> String {
+    let messages = serde_json::json!([{"role": "user", "content": question}, {"role": "assistant", "content": answer}]);
+    format!("{}\n", serde_json::json!({ "messages": messages }))
+}
+
+impl Bench {
+    fn new(rows: &str) -> Option<Self> {
+        let bench = Self { dir: tempfile::tempdir().unwrap(), model: stories()? };
+        std::fs::write(bench.at("rows.jsonl"), rows).unwrap();
+        Some(bench)
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn args(&self, out: &str, settings: &[&str]) -> Vec<String> {
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let mut args =
+            vec!["sft".into(), "--model".into(), text(&self.model), "--data".into(), text(&self.at("rows.jsonl"))];
+        args.extend(["--out".into(), text(&self.at(out)), "--dtype".into(), "f32".into(), "--json".into()]);
+        let common = ["chat_template=alpaca", "max_len=64", "batch_size=1", "max_steps=6"];
+        let is_given =
+            |setting: &&&str| !settings.iter().any(|other| other.split('=').next() == setting.split('=').next());
+        for setting in common.iter().filter(is_given).chain(settings) {
+            args.extend(["--set".to_owned(), (*setting).to_owned()]);
+        }
+        args
+    }
+
+    /// Standard output, standard error and exit code.
+    fn sft(&self, out: &str, settings: &[&str]) -> (String, String, i32) {
+        let args = self.args(out, settings);
+        run(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn some_rows() -> String {
+    (0..12).map(|at| row(&format!("What is {at}?"), &format!("It is one more than {}.", at + 1))).collect()
+}
+
+#[test]
+fn a_training_is_told_by_the_step_and_all_but_its_clock_times_is_written_again_byte_for_byte() {
+    let Some(bench) = Bench::new(&some_rows()) else { return };
+    let settings = ["sample_every=3", "sample_prompts=[\"What is 3?\"]", "sample_tokens=5", "neftune_alpha=5.0"];
+    for out in ["one/sft", "two/sft"] {
+        let (_, stderr, code) = bench.sft(out, &settings);
+        assert_eq!(code, 0, "{stderr}");
+    }
+    assert_eq!(digests(&bench.at("one")), digests(&bench.at("two")));
+    let out = bench.at("one/sft");
+    let (metrics, timing) = (lines(&out.join("metrics.jsonl")), lines(&out.join("timing.jsonl")));
+    let steps: Vec<&Value> = metrics.iter().filter(|line| line.get("lr").is_some()).collect();
+    assert_eq!((steps.len(), timing.len()), (6, 6));
+    for (at, (step, time)) in steps.iter().zip(&timing).enumerate() {
+        assert!(step["step"] == at + 1 && time["step"] == at + 1);
+        assert!(step["loss"].as_f64().unwrap() > 0.0 && step["grad_norm"].as_f64().unwrap() > 0.0);
+        let tokens_per_s = step["tokens"].as_f64().unwrap() / time["step_s"].as_f64().unwrap();
+        assert!((tokens_per_s - time["tokens_per_s"].as_f64().unwrap()).abs() < 1e-6 * tokens_per_s);
+        let share = time["share_of_limit"].as_f64().unwrap();
+        assert!(share > 0.0 && share < 1.5, "{share}");
+    }
+    assert_eq!(std::fs::read_dir(out.join("tensorboard")).unwrap().count(), 1);
+    let samples = lines(&out.join("samples.jsonl"));
+    assert_eq!(samples.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 3, 6]);
+}
+
+/// A child that trains until it has noted three steps, then is interrupted.
+fn interrupted(bench: &Bench, settings: &[&str]) {
+    let child = aloe().args(bench.args("sft", settings)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let started = std::time::Instant::now();
+    let path = bench.at(".sft.partial/metrics.jsonl");
+    while std::fs::read_to_string(&path).unwrap_or_default().lines().count() < 3 {
+        assert!(started.elapsed().as_secs() < 60, "{} does not grow", path.display());
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn an_unfinished_training_is_never_lost_to_other_settings_or_other_data_and_goes_on_with_its_own() {
+    let Some(bench) = Bench::new(&some_rows()) else { return };
+    let own = ["max_steps=400", "checkpoint_every=0", "lr=1e-4"];
+    interrupted(&bench, &own);
+    let state = || digests(&bench.at(".sft.partial/state"));
+    let before = state();
+    let check = |settings: &[&str], said: &str| {
+        let (_, stderr, code) = bench.sft("sft", settings);
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains(said) && stderr.contains("goes on after step"), "{stderr}");
+        assert_eq!(state(), before, "{said}: the checkpoint was touched");
+    };
+    check(&["max_steps=400", "checkpoint_every=0", "lr=2e-4"], "lr was 0.0001, is now 0.0002");
+    check(
+        &["max_steps=400", "checkpoint_every=0", "lr=1e-4", "neftune_alpha=5.0"],
+        "neftune_alpha was 0.0, is now 5.0",
+    );
+    let rows = some_rows();
+    std::fs::write(bench.at("rows.jsonl"), rows.replace("It is", "Is it")).unwrap();
+    check(&own, "the input `data` has other content");
+    std::fs::write(bench.at("rows.jsonl"), rows).unwrap();
+    // How often it saves may change.
+    let (stdout, stderr, code) = bench.sft("sft", &["max_steps=400", "checkpoint_every=50", "lr=1e-4"]);
+    assert_eq!(code, 0, "{stderr}");
+    let results: Value = serde_json::from_str(&stdout).unwrap();
+    assert!(results["sft"]["resumed_from_step"].as_u64().unwrap() > 0);
+    let timing = lines(&bench.at("sft/timing.jsonl"));
+    assert_eq!(
+        timing.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(),
+        (1..=400).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn rows_and_settings_that_cannot_be_trained_on_are_refused_early_with_the_reason_and_leave_nothing() {
+    let Some(bench) = Bench::new("") else { return };
+    let no_end = bench.at("no-end.jinja");
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    std::fs::write(&no_end, template).unwrap();
+    let no_end = format!("chat_template={}", no_end.display());
+    let good = row("Who?", "Lily.");
+    let masked = "{\"messages\": [{\"role\": \"user\", \"content\": \"Who?\"}]}\n";
+    let long = |n: usize| row(&"a little girl ".repeat(n), "Lily.");
+    let cases: [(&str, String, &[&str], &[&str]); 9] = [
+        ("no answer", good.clone() + masked, &[], &["rows.jsonl:2: ", "0 of"]),
+        ("all masked", masked.repeat(3), &[], &["rows.jsonl:1: ", "0 of"]),
+        ("no end of turn", good.clone(), &[&no_end], &["no-end.jinja", "end-of-turn"]),
+        ("prompts fill the row", long(60), &[], &["none is left to train on (1 too long for max_len = 64"]),
+        (
+            "a prompt fills the context",
+            good.clone() + &long(300),
+            &["max_len=4096"],
+            &["rows.jsonl:2: has ", "context of 512"],
+        ),
+        (
+            "a sample prompt fills the context",
+            good.clone(),
+            &["sample_every=1", "sample_tokens=510", "sample_prompts=[\"x\"]"],
+            &["sample_prompts: \"x\"", "context of 512"],
+        ),
+        ("patience without evaluations", good.clone(), &["patience=2"], &["patience = 2: needs eval_every"]),
+        (
+            "patience without held-out rows",
+            good.clone(),
+            &["patience=2", "eval_every=1"],
+            &["held-out rows: ", "held_out_share"],
+        ),
+        ("two warm-ups", good, &["warmup_steps=2", "warmup_ratio=0.1"], &["warmup_ratio and warmup_steps"]),
+    ];
+    for (case, rows, settings, said) in cases {
+        std::fs::write(bench.at("rows.jsonl"), rows).unwrap();
+        let (_, stderr, code) = bench.sft("runs/sft", settings);
+        assert_eq!(code, 2, "{case}: {stderr}");
+        assert!(stderr.starts_with("error: ") && said.iter().all(|part| stderr.contains(part)), "{case}: {stderr}");
+        assert!(!bench.at("runs").exists(), "{case}: something was left");
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_stop_with_exit_code_3_and_the_rows_and_save_no_weights() {
+    let Some(bench) = Bench::new(&some_rows()) else { return };
+    let (_, stderr, code) = bench.sft("sft", &["lr=1e30", "max_steps=20", "checkpoint_every=1"]);
+    assert_eq!(code, 3, "{stderr}");
+    assert!(stderr.contains("is not finite") && stderr.contains("step "), "{stderr}");
+    assert!(!bench.at("sft").exists());
+}
+
+/// 80 rows of one kind, each a packed row of its own, and a last, shorter one of noise.
+#[test]
+fn a_spike_stops_with_its_rows_and_the_state_before_it_and_the_same_command_goes_on_without_it() {
+    let tale = "Once upon a time, there was a little girl named Lily. She loved to play";
+    let mut rows: String = (0..80).map(|_| row("Tell me a tale.", tale)).collect();
+    rows.push_str(&row("Tell me a tale.", "Q#9 zX! kK@ 77"));
+    let Some(bench) = Bench::new(&rows) else { return };
+    let settings = |policy: &'static str| {
+        ["max_len=110", "max_steps=81", "shuffle=false", "schedule=constant", "checkpoint_every=0", "lr=1e-3", policy]
+    };
+    let (_, stderr, code) = bench.sft("sft", &settings("on_spike=stop"));
+    assert_eq!(code, 3, "{stderr}");
+    assert!(stderr.contains("step 81: the loss is") && stderr.contains("rows.jsonl:81"), "{stderr}");
+    let (stdout, stderr, code) = bench.sft("sft", &settings("on_spike=skip"));
+    assert_eq!(code, 0, "{stderr}");
+    let results: Value = serde_json::from_str(&stdout).unwrap();
+    let found = ["resumed_from_step", "n_steps", "n_spikes"].map(|key| results["sft"][key].as_u64().unwrap());
+    assert_eq!(found, [80, 81, 1]);
+}
