@@ -170,7 +170,7 @@ impl Shared {
         self.clients.iter().map(|client| client.base()).collect::<Vec<_>>().join(",")
     }
 
-    fn is_alone(&self) -> bool {
+    pub(super) fn is_alone(&self) -> bool {
         self.clients.len() == 1
     }
 

@@ -271,6 +271,17 @@ fn a_living_server_whose_connections_are_all_taken_is_not_taken_for_dead() {
     assert_eq!(mocks[0].n_asked() + mocks[1].n_asked(), 400, "no request was taken away from a living server");
 }
 
+/// The second falls silent with its 257th request, when it is due for the canary: that is given up with the server, after 4.5 s.
+#[test]
+fn a_server_that_falls_silent_at_the_canary_does_not_hold_up_the_others() {
+    let ms = Duration::from_millis(1);
+    let silent = Mock::start(ms, |at, _| if at < 256 { Act::Answer } else { Act::Hang });
+    let mocks = [Mock::start(ms, |_, _| Act::Answer), silent];
+    let Some(engine) = open(&mocks, Duration::from_secs(600)) else { return };
+    let elapsed_s = check(&engine.unwrap(), 2000);
+    assert!(elapsed_s < 12.0, "{elapsed_s} s");
+}
+
 /// One request hangs at a server that otherwise lives: only its own time-out tells.
 #[test]
 fn a_request_that_hangs_at_a_living_server_is_moved_after_its_time_out() {

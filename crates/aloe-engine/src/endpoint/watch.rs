@@ -25,7 +25,7 @@ const A_WHILE: Duration = Duration::from_secs(60);
 /// How often an interrupt is looked for.
 const POLL: Duration = Duration::from_millis(100);
 
-/// How long a server that comes back may take for one question.
+/// How long a server that comes back may take for one question, and how long one that fails is asked again.
 const CANARY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The canary and the first answers to it.
@@ -248,7 +248,7 @@ enum Said {
 impl Shared {
     /// Puts the questions from the `from`-th on to server `at`, each several times where it is busy or breaks off.
     fn ask_canary(self: &Arc<Self>, at: usize, canary: &Canary, from: usize, cancel: &Cancel) -> Result<Said> {
-        let mut answers = Vec::new();
+        let (mut answers, started) = (Vec::new(), Instant::now());
         'questions: for question in &canary.questions[from..] {
             let mut last = String::new();
             for turn in 1..=TRIES {
@@ -277,7 +277,7 @@ impl Shared {
                     }
                 }
                 drop(seat);
-                if !self.wait_for(at, cancel)? {
+                if started.elapsed() > CANARY_TIMEOUT || !self.wait_for(at, cancel)? {
                     break;
                 }
             }
@@ -286,12 +286,16 @@ impl Shared {
         Ok(Said::All(answers))
     }
 
-    /// Sleeps until server `at` may be asked again; not when that is far.
+    /// Sleeps until server `at` may be asked again; not when that is far, nor when it is out beside others: `check` then looks after it.
     fn wait_for(&self, at: usize, cancel: &Cancel) -> Result<bool> {
         loop {
-            let wait = self.lock()[at].not_before.saturating_duration_since(Instant::now());
-            if wait.is_zero() || wait > LONGEST_PAUSE {
-                return Ok(wait.is_zero());
+            let (is_out, not_before) = {
+                let state = &self.lock()[at];
+                (state.is_out && !self.is_alone(), state.not_before)
+            };
+            let wait = not_before.saturating_duration_since(Instant::now());
+            if is_out || wait.is_zero() || wait > LONGEST_PAUSE {
+                return Ok(!is_out && wait.is_zero());
             }
             cancel.check()?;
             std::thread::sleep(wait.min(Duration::from_millis(20)));
