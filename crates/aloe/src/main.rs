@@ -9,6 +9,7 @@ mod commands;
 mod failure;
 mod leave;
 mod outputs;
+mod parity;
 mod recipe;
 mod sources;
 mod stage;

@@ -3,6 +3,7 @@
 mod bench;
 pub(crate) mod chat;
 mod generate;
+mod parity;
 pub(crate) mod plan;
 mod requests;
 mod rows;
@@ -30,6 +31,7 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&args, cancel),
         Command::Chat(args) => chat::run(&args, cancel),
         Command::ShowMask(args) => show_mask::run(&args),
+        Command::Parity(args) => parity::run(&args, cancel),
         Command::Run(args) => run::run(&args, cancel),
         Command::Plan(args) => plan::run(&args),
         Command::Pull(args) => single::pull(&args, cancel),

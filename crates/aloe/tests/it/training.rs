@@ -1,7 +1,7 @@
 //! Training as a user drives it: what a stage writes to be watched, what it refuses and why, and what it never loses.
 
 use crate::road::digests;
-use crate::{aloe, run, stories};
+use crate::{aloe, root, run, stories};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -81,6 +81,12 @@ fn a_training_is_told_by_the_step_and_all_but_its_clock_times_is_written_again_b
     assert_eq!(std::fs::read_dir(out.join("tensorboard")).unwrap().count(), 1);
     let samples = lines(&out.join("samples.jsonl"));
     assert_eq!(samples.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 3, 6]);
+    // The stage's folder is one checkpoint to all its readers, and merging and evaluating it goes through the same ids.
+    let (stdout, stderr, code) = run(&["parity", out.to_str().unwrap(), "--json"]);
+    let found: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    let made = found["checks"].as_array().unwrap().iter().filter(|check| check["agrees"] == true).count();
+    assert_eq!((made, &found["n_disagreements"]), (12, &Value::from(0)), "{stdout}");
 }
 
 /// A child that trains until it has noted three steps, then is interrupted.
@@ -203,4 +209,41 @@ fn a_spike_stops_with_its_rows_and_the_state_before_it_and_the_same_command_goes
     let results: Value = serde_json::from_str(&stdout).unwrap();
     let found = ["resumed_from_step", "n_steps", "n_spikes"].map(|key| results["sft"][key].as_u64().unwrap());
     assert_eq!(found, [80, 81, 1]);
+}
+
+#[test]
+fn parity_holds_a_checkpoint_against_transformers_and_fails_where_an_id_or_a_number_differs() {
+    let Some(stories) = stories() else { return };
+    let golden = root().join("crates/aloe/tests/golden/parity_stories260k.json");
+    let text = std::fs::read_to_string(&golden).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let check = |text: &str| {
+        let path = dir.path().join("fixture.json");
+        std::fs::write(&path, text).unwrap();
+        let args = ["parity", stories.to_str().unwrap(), "--fixture", path.to_str().unwrap(), "--json"];
+        let (stdout, stderr, code) = run(&args);
+        let wrong: Vec<String> = serde_json::from_str::<Value>(&stdout).map_or(Vec::new(), |found| {
+            let checks = found["checks"].as_array().unwrap().iter().filter(|check| check["agrees"] == false);
+            checks.map(|check| format!("{} {}", check["what"], check["dtype"])).collect()
+        });
+        (wrong, stderr, code)
+    };
+    let (wrong, stderr, code) = check(&text);
+    assert_eq!((wrong.len(), code), (0, 0), "{wrong:?}{stderr}");
+    let mut fixture: Value = serde_json::from_str(&text).unwrap();
+    let last = fixture["cases"][0]["ids"].as_array().unwrap().len() - 1;
+    fixture["cases"][0]["ids"][last] = 7.into();
+    let (wrong, _, code) = check(&fixture.to_string());
+    assert!(code == 1 && wrong.len() == 1 && wrong[0].contains("ids: transformers"), "{wrong:?}");
+    let mut fixture: Value = serde_json::from_str(&text).unwrap();
+    let logit = fixture["cases"][1]["rows"][4]["logits"][2].as_f64().unwrap();
+    fixture["cases"][1]["rows"][4]["logits"][2] = (logit + 0.01).into();
+    let (wrong, stderr, code) = check(&fixture.to_string());
+    assert!(
+        code == 1 && wrong.len() == 1 && wrong[0].contains("transformers") && wrong[0].contains("f32"),
+        "{wrong:?}"
+    );
+    assert!(stderr.contains("1 of"), "{stderr}");
+    let (_, stderr, code) = check("{\"format\": \"x\"}");
+    assert!(code == 2 && stderr.contains("oracles/parity_fixture.py"), "{stderr}");
 }
