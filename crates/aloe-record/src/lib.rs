@@ -15,7 +15,7 @@ pub mod shared_log;
 
 pub use error::{Error, is_storage};
 pub use progress::{Cancel, Progress, tell};
-pub use record::Record;
+pub use record::{Record, peak_rss_bytes};
 pub use rng::CounterRng;
 
 /// The result of everything in this crate.

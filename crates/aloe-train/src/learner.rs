@@ -36,6 +36,12 @@ impl Forward {
     pub(crate) fn logps(&self) -> &[f32] {
         &self.found.logps
     }
+
+    /// Bytes held for the backward pass.
+    #[cfg(test)]
+    pub(crate) fn nbytes(&self) -> usize {
+        self.activations.nbytes()
+    }
 }
 
 /// A model with everything AdamW needs.
@@ -195,6 +201,16 @@ impl Learner {
         let value = &mut self.params.tensors_mut()[tensor].as_f32_mut()[at];
         *value = f32::from_bits(value.to_bits() ^ (1 << bit));
         self.decoder.refresh(&self.params);
+    }
+
+    /// Bytes held between steps.
+    #[cfg(test)]
+    pub(crate) fn nbytes(&self) -> usize {
+        let of = |tensors: &[Tensor]| tensors.iter().map(Tensor::nbytes).sum::<usize>();
+        let groups = [self.params.tensors(), &self.moments1, &self.moments2, self.grads.tensors()];
+        groups.into_iter().map(of).sum::<usize>()
+            + self.tied_head_grad.as_ref().map_or(0, Tensor::nbytes)
+            + self.decoder.weights.nbytes()
     }
 
     /// What a checkpoint holds, for [`crate::state::save`].

@@ -33,7 +33,10 @@ pub(crate) enum Command {
     )]
     Run(RunArgs),
     /// Check a recipe and print its stages, tokens, memory and time without running it
-    #[command(after_help = "Example:\n  aloe plan recipes/llama3-aloe-8b.toml")]
+    #[command(
+        after_help = "Examples:\n  aloe plan recipes/llama3-aloe-8b.toml\n  aloe plan recipes/quickstart.toml --measure\n\nSteps and tokens of a \
+                            training stage are exact where its rows are written and the model's tokenizer is at hand."
+    )]
     Plan(PlanArgs),
     /// Fetch a model and write it as a Hugging Face folder
     #[command(
@@ -177,6 +180,12 @@ pub(crate) struct PlanArgs {
     /// Folder for the stages' folders; default runs/NAME
     #[arg(long)]
     pub(crate) out: Option<PathBuf>,
+    /// Run one step of each training stage whose model is at hand, and take memory and time from it. Writes nothing
+    #[arg(long)]
+    pub(crate) measure: bool,
+    /// Threads of --measure; 0 takes the recipe's, or all cores
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
     /// Print the plan as JSON on standard output
     #[arg(long)]
     pub(crate) json: bool,

@@ -422,7 +422,7 @@ fn digest_of(path: &Path) -> anyhow::Result<String> {
 }
 
 /// Starts the peak-memory count of this process anew, where the kernel lets us.
-fn reset_peak_memory() {
+pub(crate) fn reset_peak_memory() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 

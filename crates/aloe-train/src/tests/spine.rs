@@ -3,6 +3,7 @@
 use super::context;
 use crate::dpo::{DpoConfig, DpoInputs, DpoRow, ReferenceAt, dpo};
 use crate::guard::OnSpike;
+use crate::measure::sft_size;
 use crate::settings::{Context, TrainDtype};
 use crate::sft::{LongRows, SftConfig, SftInputs, SftReport, SftRow, sft};
 use crate::{Error, Result};
@@ -10,7 +11,7 @@ use aloe_model::testing::{Tiny, tiny_random};
 use aloe_model::{CheckpointWriter, ModelSource};
 use aloe_record::{CounterRng, digest};
 use aloe_tensor::Dtype;
-use aloe_text::{Conversation, Message, Pair};
+use aloe_text::{Conversation, Message, Pair, TextModel};
 use serde_json::json;
 use std::path::Path;
 
@@ -121,6 +122,9 @@ fn sft_then_dpo_write_loadable_folders_and_report_what_they_did() {
     assert!(report.n_targets > 0 && report.n_targets < report.n_tokens);
     assert!(report.export.update_norm > 0.0 && report.export.master_changed_share > 0.9);
     check_sources_and_samples(&report, &at("sft"));
+    let text = TextModel::open(&at("sft/model")).unwrap();
+    let size = sft_size(&sft_config(), sft_rows(40), false, &text).unwrap();
+    assert_eq!((size.n_rows, size.n_tokens, size.n_steps), (32, report.n_tokens, report.n_steps));
     let (master, model) = (read(&at("sft/master")), read(&at("sft/model")));
     assert_eq!(
         master.load("model.norm.weight", Dtype::Bf16).unwrap().to_bf16_bits(),

@@ -6,7 +6,7 @@ mod generate;
 mod parity;
 pub(crate) mod plan;
 mod requests;
-mod rows;
+pub(crate) mod rows;
 pub(crate) mod run;
 mod score;
 mod show_mask;

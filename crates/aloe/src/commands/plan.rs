@@ -2,9 +2,10 @@
 
 use crate::cli::PlanArgs;
 use crate::commands::run::{enter_root, is_address, output_folder};
-use crate::commands::stages;
+use crate::commands::{stages, threads_of};
 use crate::recipe::checked::{Input, Recipe};
-use crate::recipe::plan;
+use crate::recipe::{plan, plan_table};
+use aloe_tensor::Device;
 use std::io::Write as _;
 
 /// Prints the plan.
@@ -12,7 +13,9 @@ pub(crate) fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let recipe = Recipe::read(&args.recipe)?;
     let out = output_folder(&recipe, args.out.as_deref())?;
     enter_root(&recipe)?;
-    let plan = plan::plan(&recipe, &out);
+    let threads = threads_of(if args.threads == 0 { recipe.threads } else { args.threads });
+    let device = args.measure.then(|| Device::cpu(threads));
+    let plan = plan::plan(&recipe, &out, device.as_ref())?;
     let missing = missing_files(&recipe);
     let mut output = std::io::stdout();
     if args.json {
@@ -30,7 +33,7 @@ pub(crate) fn run(args: &PlanArgs) -> anyhow::Result<()> {
         recipe.stages.len(),
         out.display()
     )?;
-    writeln!(output, "{}", plan::table(&plan))?;
+    writeln!(output, "{}", plan_table::table(&plan))?;
     if !missing.is_empty() {
         writeln!(output, "Not at hand (aloe run would refuse to start):\n  {}", missing.join("\n  "))?;
     }

@@ -5,29 +5,33 @@
 //! below, which LOG.md's table of the quickstart was turned into.
 
 use super::checked::{Input, Recipe, Stage};
+use super::measured_steps::MeasuredSteps;
 use super::sizes::{self, Meter, Size};
 use super::stage_config::StageConfig;
 use crate::weights::{DtypeName, Quantize};
 use aloe_model::ModelSource;
 use aloe_record::Record;
+use aloe_tensor::Device;
+use aloe_text::TextModel;
+use aloe_train::TrainDtype;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// Sustained arithmetic of training on the reference machine (2 cores, bf16, evaluations and export included), in FLOP/s.
-const SFT_FLOPS: f64 = 5.0e11;
+pub(super) const SFT_FLOPS: f64 = 5.0e11;
 /// The same of preference training, whose pairs are short.
-const DPO_FLOPS: f64 = 3.5e11;
+pub(super) const DPO_FLOPS: f64 = 3.5e11;
 /// The same of reading prompts.
-const READ_FLOPS: f64 = 6.5e11;
+pub(super) const READ_FLOPS: f64 = 6.5e11;
 /// The same of generating, several answers at a time: bound by memory, not by arithmetic.
-const GENERATE_FLOPS: f64 = 3.5e11;
+pub(super) const GENERATE_FLOPS: f64 = 3.5e11;
 /// 40 % of an H100's dense bf16 peak (989 TFLOP/s), times four: one node of the reference system.
-const NODE_FLOPS: f64 = 4.0 * 0.4 * 9.89e14;
+pub(super) const NODE_FLOPS: f64 = 4.0 * 0.4 * 9.89e14;
 /// Generating reaches a tenth of the peak with many answers at a time.
-const NODE_GENERATE_FLOPS: f64 = 4.0 * 0.1 * 9.89e14;
+pub(super) const NODE_GENERATE_FLOPS: f64 = 4.0 * 0.1 * 9.89e14;
 /// Opening a model and writing results on the reference machine, in seconds.
-const STARTUP_S: f64 = 1.5;
-const GIB: f64 = (1u64 << 30) as f64;
+pub(super) const STARTUP_S: f64 = 1.5;
+pub(super) const GIB: f64 = (1u64 << 30) as f64;
 
 /// One row of the plan.
 #[derive(Debug, Default, Serialize)]
@@ -36,12 +40,16 @@ pub(crate) struct Row {
     pub(crate) kind: &'static str,
     /// Rows, pairs, questions or prompts.
     pub(crate) rows: Option<u64>,
+    /// Optimizer steps.
+    pub(crate) steps: Option<u64>,
     /// Tokens trained on over all epochs, or read.
     pub(crate) tokens: Option<u64>,
     /// The most tokens generated.
     pub(crate) generated: Option<u64>,
     /// Peak memory of the stage alone, in bytes.
     pub(crate) memory_bytes: Option<u64>,
+    /// Whether memory and time come from a step that was run for this plan.
+    pub(crate) is_measured: bool,
     /// Seconds on the local machine; see [`SFT_FLOPS`].
     pub(crate) local_s: Option<f64>,
     /// Seconds on one 4xH100 node.
@@ -63,31 +71,60 @@ pub(crate) struct Plan {
 
 /// What is known of a stage while the plan is made.
 #[derive(Clone, Default)]
-struct Known {
+pub(super) struct Known {
     n_parameters: Option<u64>,
-    rows: Option<u64>,
-    tokens: Option<u64>,
+    pub(super) rows: Option<u64>,
+    pub(super) steps: Option<u64>,
+    /// Tokens of a training stage's epoch.
+    pub(super) epoch_tokens: Option<u64>,
+    pub(super) tokens: Option<u64>,
     generated: Option<u64>,
     record: Option<Record>,
+    /// A checkpoint of this stage's model, or of the one it starts from, that is at hand.
+    pub(super) checkpoint: Option<PathBuf>,
 }
 
-/// The plan of every stage; `out` is where finished stages are looked for.
-pub(crate) fn plan(recipe: &Recipe, out: &Path) -> Plan {
+/// The plan of every stage; `out` is where finished stages are looked for. With a device, a step of each kind of training is run on it.
+pub(crate) fn plan(recipe: &Recipe, out: &Path, measure_on: Option<&Device>) -> anyhow::Result<Plan> {
     let tokenizer = tokenizer_at_hand(recipe, out);
     let text = tokenizer.as_deref().and_then(|path| crate::commands::open_text(path).ok());
-    let meter = Meter(text.filter(|text| text.template.is_some()));
+    let meter = Meter(text.clone().filter(|text| text.template.is_some()));
     let mut known: Vec<Known> = Vec::new();
     for stage in &recipe.stages {
         let record = Record::read(&out.join(&stage.name)).ok();
-        let size = measured(stage, &known, out, record.as_ref(), &meter);
-        known.push(Known { record, ..size });
+        let size = measured(recipe, stage, &known, out, record.as_ref(), (&meter, text.as_ref()));
+        let checkpoint = checkpoint(stage, &known, &out.join(&stage.name), record.is_some());
+        known.push(Known { record, checkpoint, ..size });
     }
     let speeds = Speeds::of(recipe, &known);
-    let rows: Vec<Row> =
+    let mut rows: Vec<Row> =
         recipe.stages.iter().zip(&known).map(|(stage, known)| row(recipe, stage, known, &speeds)).collect();
+    if let Some(device) = measure_on {
+        let mut steps = MeasuredSteps::new(device);
+        for ((stage, known), row) in recipe.stages.iter().zip(&known).zip(&mut rows) {
+            steps.measure(stage, known, row)?;
+        }
+    }
     let peak_bytes = peak(&rows);
     let tokenizer = tokenizer.filter(|_| meter.0.is_some());
-    Plan { rows, tokenizer, measured_speed: !speeds.0.is_empty(), peak_bytes }
+    Ok(Plan { rows, tokenizer, measured_speed: !speeds.0.is_empty(), peak_bytes })
+}
+
+/// The folder or file of a stage's model where it is there, else that of the model it starts from: the same shape.
+fn checkpoint(stage: &Stage, known: &[Known], folder: &Path, is_done: bool) -> Option<PathBuf> {
+    let own = match &stage.config {
+        StageConfig::Pull(config) => {
+            [folder.to_path_buf(), PathBuf::from(&config.source)].into_iter().find(|path| path.exists())
+        }
+        StageConfig::Sft(_) | StageConfig::Dpo(_) | StageConfig::Merge(_) if is_done => {
+            Some(crate::stage::model_of(folder))
+        }
+        _ => None,
+    };
+    own.or_else(|| match input(stage, "model").or_else(|| input(stage, "base"))? {
+        Input::Stage(at) => known.get(*at)?.checkpoint.clone(),
+        Input::Path(path) => path.exists().then(|| crate::stage::model_of(path)),
+    })
 }
 
 /// The first model of the recipe that is at hand: fetched by an earlier run, or a path.
@@ -107,16 +144,29 @@ fn input<'a>(stage: &'a Stage, key: &str) -> Option<&'a Input> {
 }
 
 /// Rows and tokens of a stage: counted where the files are at hand, else what the recipe expects.
-fn measured(stage: &Stage, known: &[Known], out: &Path, record: Option<&Record>, meter: &Meter) -> Known {
+fn measured(
+    recipe: &Recipe,
+    stage: &Stage,
+    known: &[Known],
+    out: &Path,
+    record: Option<&Record>,
+    (meter, text): (&Meter, Option<&TextModel>),
+) -> Known {
     let finished = record.filter(|record| record.config_written == stage.written);
+    let written = match input(stage, "data") {
+        Some(Input::Path(path)) => Some(path.clone()),
+        Some(Input::Stage(at)) => {
+            let made = known.get(*at).and_then(|known| known.record.as_ref());
+            let is_done = made.is_some_and(|record| record.config_written == recipe.stages[*at].written);
+            is_done.then(|| out.join(&recipe.stages[*at].name))
+        }
+        None => None,
+    };
     let counted: Option<Size> = match &stage.config {
         StageConfig::Data(config) => finished
             .and_then(|_| sizes::written_data(&out.join(&stage.name), meter))
             .or_else(|| sizes::data(config, meter)),
-        StageConfig::Sft(_) | StageConfig::Dpo(_) => match input(stage, "data") {
-            Some(Input::Path(path)) => sizes::written_data(path, meter),
-            _ => None,
-        },
+        StageConfig::Sft(_) | StageConfig::Dpo(_) => written.as_ref().and_then(|path| sizes::written_data(path, meter)),
         StageConfig::Eval(config) => config.checked().ok().and_then(|config| sizes::eval(&config, meter)),
         StageConfig::Redteam(config) => sizes::redteam(config, meter),
         StageConfig::Pull(_) | StageConfig::Merge(_) | StageConfig::Card(_) => None,
@@ -129,20 +179,50 @@ fn measured(stage: &Stage, known: &[Known], out: &Path, record: Option<&Record>,
     let rows = counted.map(|size| size.rows).or(from_data.and_then(|data| data.rows)).or(stage.expect.rows);
     let tokens = counted.map(|size| size.tokens).or(from_data.and_then(|data| data.tokens)).or(stage.expect.tokens);
     let generated = counted.map(|size| size.generated).or_else(|| rows.and_then(|rows| generated(stage, rows)));
-    let (tokens, generated) = match &stage.config {
-        StageConfig::Sft(config) => (tokens.map(|tokens| trained(config, tokens)), None),
-        StageConfig::Dpo(config) => (tokens.zip(rows).map(|(tokens, rows)| aligned(config, tokens, rows)), None),
-        StageConfig::Eval(_) | StageConfig::Redteam(_) => (tokens, generated),
-        _ => (tokens, None),
-    };
-    Known { n_parameters, rows, tokens, generated, record: None }
+    let known = Known { n_parameters, rows, tokens, ..Known::default() };
+    match &stage.config {
+        StageConfig::Sft(config) => match written.and_then(|path| sizes::packed(config, &path, text)) {
+            Some(size) => Known {
+                rows: Some(size.n_rows),
+                steps: Some(size.n_steps),
+                epoch_tokens: Some(size.n_tokens),
+                tokens: Some(size.n_trained),
+                ..known
+            },
+            None => {
+                let (steps, trained) = tokens.map(|tokens| trained(config, tokens)).unzip();
+                Known { steps, epoch_tokens: tokens, tokens: trained, ..known }
+            }
+        },
+        StageConfig::Dpo(config) => {
+            let steps = rows.map(|rows| preference_steps(config, rows));
+            let tokens_of = |(tokens, rows)| aligned(config, tokens, rows);
+            Known { steps, epoch_tokens: tokens, tokens: tokens.zip(rows).map(tokens_of), ..known }
+        }
+        StageConfig::Eval(_) | StageConfig::Redteam(_) => Known { generated, ..known },
+        _ => known,
+    }
 }
 
-/// Tokens of a supervised stage: all epochs, or as many packed rows as `max_steps` allows.
-fn trained(config: &aloe_train::SftConfig, tokens: u64) -> u64 {
-    let by_epochs = config.epochs.map(|epochs| epochs * tokens);
-    let by_steps = config.max_steps.map(|steps| steps * (config.batch_size * config.max_len) as u64);
-    [by_epochs, by_steps].into_iter().flatten().min().unwrap_or(tokens)
+/// Share of a packed row that first-fit-decreasing fills where rows are much shorter than it.
+const FILL: f64 = 0.98;
+
+/// Steps and tokens of a supervised stage of `tokens` an epoch: all epochs, or as many steps as `max_steps` allows.
+fn trained(config: &aloe_train::SftConfig, tokens: u64) -> (u64, u64) {
+    let packed_rows = (tokens as f64 / (FILL * config.max_len as f64)).ceil() as u64;
+    let per_epoch = packed_rows.div_ceil(config.batch_size.max(1) as u64).max(1);
+    let by_epochs = config.epochs.map(|epochs| epochs * per_epoch);
+    let steps = [by_epochs, config.max_steps].into_iter().flatten().min().unwrap_or(per_epoch);
+    (steps, tokens * steps / per_epoch)
+}
+
+/// Optimizer steps of a preference stage over `rows` pairs.
+fn preference_steps(config: &aloe_train::DpoConfig, rows: u64) -> u64 {
+    let chunks = config.chunks.max(1) as u64;
+    let bound = |chunk: u64| rows * chunk / chunks;
+    let of_chunk = |chunk: u64| (bound(chunk + 1) - bound(chunk)).div_ceil(config.batch_size.max(1) as u64);
+    let steps = config.epochs * (0..chunks).map(of_chunk).sum::<u64>();
+    config.max_steps.map_or(steps, |most| most.min(steps))
 }
 
 /// Tokens of a preference stage: prompt and both answers of each pair, or of the pairs that `max_steps` allows.
@@ -239,13 +319,20 @@ impl Speeds {
 /// Peak memory of a stage on its own, in bytes; LOG.md has the measurements behind it.
 fn memory(recipe: &Recipe, stage: &Stage, known: &Known) -> Option<u64> {
     let parameters = known.n_parameters? as f64;
-    // Values kept for the backward pass: 3.5 P^(2/3) bytes a token fits 135M to 8B decoders.
-    let kept = |n_tokens: f64| 3.5 * parameters.powf(2.0 / 3.0) * n_tokens + 0.5 * GIB;
+    let training = |dtype: TrainDtype, n_tokens: f64| {
+        let checkpoint = known.checkpoint.as_deref().and_then(|path| ModelSource::open(path).ok());
+        match checkpoint {
+            Some(source) => aloe_train::peak_bytes(source.config(), dtype, n_tokens as u64) as f64,
+            // Without the config: 3.5 P^(2/3) bytes kept a token fit 135M to 8B decoders.
+            None => 18.0 * parameters + 3.5 * parameters.powf(2.0 / 3.0) * n_tokens + 0.5 * GIB,
+        }
+    };
     let bytes = match &stage.config {
-        StageConfig::Sft(config) => 18.0 * parameters + kept((config.max_len * config.micro_batch_size) as f64),
+        StageConfig::Sft(config) => training(config.dtype, (config.max_len * config.micro_batch_size) as f64),
         StageConfig::Dpo(config) => {
-            let mean = known.tokens? as f64 / (config.epochs * known.rows?.max(1)) as f64;
-            18.0 * parameters + kept((2.0 * mean).min(2.0 * config.max_len as f64) * config.micro_batch_size as f64)
+            // The largest micro-batch decides; twice the mean stands for it.
+            let mean = known.epoch_tokens? as f64 / known.rows?.max(1) as f64;
+            training(config.dtype, (2.0 * mean).min(2.0 * config.max_len as f64) * config.micro_batch_size as f64)
         }
         // A few tiles a thread, whatever the size of the models.
         StageConfig::Merge(_) => 0.0625 * GIB,
@@ -285,112 +372,13 @@ fn row(recipe: &Recipe, stage: &Stage, known: &Known, speeds: &Speeds) -> Row {
         stage: stage.name.clone(),
         kind: stage.config.kind(),
         rows: known.rows,
+        steps: known.steps,
         tokens: known.tokens,
         generated: known.generated,
         memory_bytes: memory(recipe, stage, known),
         local_s: reference_s(stage, known).map(|seconds| seconds * speeds.factor(stage, known)),
         node_s,
+        is_measured: false,
         has_output: known.record.is_some(),
-    }
-}
-
-/// The plan as a table with its assumptions.
-pub(crate) fn table(plan: &Plan) -> String {
-    let mut text = line(["stage", "kind", "rows", "tokens", "generated", "memory", "2 CPU cores", "4xH100 node"], "");
-    for row in &plan.rows {
-        let computes = matches!(row.kind, "sft" | "dpo" | "eval" | "redteam");
-        let count = |number: Option<u64>, expected: bool| match number {
-            Some(number) => number.to_string(),
-            None if expected => "unknown".to_owned(),
-            None => "-".to_owned(),
-        };
-        let cells = [
-            row.stage.as_str(),
-            row.kind,
-            &count(row.rows, computes || row.kind == "data"),
-            &count(row.tokens, computes || row.kind == "data"),
-            &row.generated.filter(|&number| number > 0).map_or_else(|| "-".to_owned(), |number| format!("<= {number}")),
-            &row.memory_bytes.map_or_else(|| "-".to_owned(), gib),
-            &row.local_s.map_or_else(|| "-".to_owned(), duration),
-            &row.node_s.map_or_else(|| "-".to_owned(), duration),
-        ];
-        text.push_str(&line(cells, if row.has_output { "  has output" } else { "" }));
-    }
-    text.push_str(&total(plan));
-    text.push_str(&footnote(plan));
-    text
-}
-
-fn line(cells: [&str; 8], note: &str) -> String {
-    let [stage, kind, rest @ ..] = cells;
-    let rest: Vec<String> =
-        rest.iter().zip([9, 11, 12, 9, 12, 12]).map(|(cell, width)| format!("{cell:>width$}")).collect();
-    format!("{stage:<20} {kind:<8} {}{note}\n", rest.join(" "))
-}
-
-/// Sums over the stages that compute; `+` where a size is unknown.
-fn total(plan: &Plan) -> String {
-    let computing: Vec<&Row> =
-        plan.rows.iter().filter(|row| matches!(row.kind, "sft" | "dpo" | "eval" | "redteam")).collect();
-    let more = if computing.iter().any(|row| row.tokens.is_none()) { "+" } else { "" };
-    let tokens: u64 = computing.iter().filter_map(|row| row.tokens).sum();
-    let made: u64 = computing.iter().filter_map(|row| row.generated).sum();
-    let local: f64 = computing.iter().filter_map(|row| row.local_s).sum();
-    let node: f64 = computing.iter().filter_map(|row| row.node_s).sum();
-    let cells = [
-        "total",
-        "",
-        "",
-        &format!("{tokens}{more}"),
-        &format!("<= {made}{more}"),
-        &plan.peak_bytes.map_or_else(|| "-".to_owned(), gib),
-        &format!("{}{more}", duration(local)),
-        &format!("{}{more}", duration(node)),
-    ];
-    line(cells, "")
-}
-
-fn footnote(plan: &Plan) -> String {
-    let speed = if plan.measured_speed {
-        "as fast as the finished stages of each kind in the output folder were (the others as the reference machine)"
-            .to_owned()
-    } else {
-        format!(
-            "as the reference machine (2 cores, bf16): {:.0} GFLOP/s in SFT, {:.0} in DPO, {:.0} in reading, {:.0} in generating",
-            SFT_FLOPS / 1e9,
-            DPO_FLOPS / 1e9,
-            READ_FLOPS / 1e9,
-            GENERATE_FLOPS / 1e9
-        )
-    };
-    let tokens = match &plan.tokenizer {
-        Some(path) => format!("counted on a sample with the tokenizer of {}", path.display()),
-        None => format!("{} characters of text a token", sizes::CHARS_PER_TOKEN),
-    };
-    format!(
-        "\nAll of this is an estimate, not a measurement. rows: before cleaning, duplicates and overlaps, after caps and hold-out; of a \
-         finished data stage as it wrote them.\ntokens: {tokens}, where the files are at hand; else the recipe's `expect`. All epochs of \
-         training; prompts, examples and options of an evaluation. generated: at most, every\nanswer at its full length.\ntime: {speed};\n6 FLOP \
-         a parameter and token for SFT, 8 for DPO (with its reference), 2 otherwise. A 4xH100 node: {:.0} TFLOP/s (40 % of peak), {:.0} in \
-         generating.\nmemory: 18 bytes a parameter and the activations of a micro-batch for training; for evaluation 2 a parameter (f32: 4, q8: 1.1, \
-         q4: 0.6, a .gguf its file); merging\ntakes a few tiles, whatever the size of the models. The total line has the largest stage.\n",
-        NODE_FLOPS / 1e12,
-        NODE_GENERATE_FLOPS / 1e12
-    )
-}
-
-fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / GIB)
-}
-
-/// Seconds in the unit a person would use.
-pub(crate) fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s > 0.0 && s < 1.0 => "< 1 s".to_owned(),
-        s if s < 90.0 => format!("{s:.0} s"),
-        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
-        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
-        s if s < 365.0 * 86_400.0 => format!("{:.0} days", s / 86_400.0),
-        s => format!("{:.0} years", s / (365.0 * 86_400.0)),
     }
 }

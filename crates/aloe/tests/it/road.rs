@@ -57,6 +57,7 @@ fn a_run_killed_at_any_moment_and_resumed_equals_an_uninterrupted_one_byte_for_b
     for name in ["dpo/model/model.safetensors", "after/samples.jsonl", "after/results.json", "attacks/samples.jsonl"] {
         assert!(expected.contains_key(name), "{name} was not written; there are {:?}", expected.keys());
     }
+    check_plan(&recipe, &whole);
     let killed = dir.path().join("killed");
     let mut rng = aloe_record::CounterRng::new(11, "kill", 0);
     for _ in 0..5 {
@@ -78,6 +79,32 @@ fn a_run_killed_at_any_moment_and_resumed_equals_an_uninterrupted_one_byte_for_b
         assert_eq!(stage["was_done"], true, "{} ran again", stage["stage"]);
     }
     check_card(&killed);
+}
+
+/// With the rows written and the tokenizer at hand, a plan's steps and tokens of supervised stages are those that were run; a measured
+/// plan runs a step of each training stage.
+fn check_plan(recipe: &Path, out: &Path) {
+    let args =
+        ["plan", recipe.to_str().unwrap(), "--out", out.to_str().unwrap(), "--json", "--measure", "--threads", "1"];
+    let (stdout, stderr, code) = run(&args);
+    assert_eq!(code, 0, "{stderr}");
+    let plan: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    for row in plan["stages"].as_array().unwrap() {
+        let is_training = matches!(row["kind"].as_str(), Some("sft" | "dpo"));
+        assert_eq!(row["is_measured"].as_bool(), Some(is_training), "{row}");
+        if !is_training {
+            continue;
+        }
+        assert!(row["local_s"].as_f64().unwrap() > 1.5 && row["memory_bytes"].as_u64().unwrap() > 1 << 20, "{row}");
+        let stage = row["stage"].as_str().unwrap();
+        let record = std::fs::read_to_string(out.join(stage).join("record.json")).unwrap();
+        let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+        let report = &record["results"][row["kind"].as_str().unwrap()];
+        if row["kind"] == "sft" {
+            assert_eq!((&row["rows"], &row["tokens"]), (&report["n_rows"], &report["n_tokens"]), "{stage}");
+            assert_eq!(row["steps"], report["n_steps"], "{stage}");
+        }
+    }
 }
 
 /// The card quotes the records: the accuracy that the evaluation wrote stands in it, and the fixed parts are there.
