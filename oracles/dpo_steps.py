@@ -1,8 +1,10 @@
-"""Losses, rewards and margins of 10 DPO steps by TRL's DPOTrainer, for crates/aloe-train.
+"""Losses, rewards and margins of DPO steps by TRL's DPOTrainer, for crates/aloe-train: 50 steps of every loss, with and without the NLL
+term, on both tiny decoders; 10 on SmolLM2 (50 on real pairs: dpo_parity.py).
 
 Pinned: torch 2.15, transformers 5.23, trl 1.16. No seed: weights and pairs come from a formula, the order is that of the file.
 The pairs enter as ids (TRL's own tokenisation is switched off), dropout is off, all in f32. TRL 1.16 applies label smoothing
-to the robust loss only, so the smoothed sigmoid is not among the cases.
+to the robust loss only, so the smoothed sigmoid is not among the cases. The NLL term is TRL's loss type "sft", a mean over the chosen
+tokens of a batch, with its weight in loss_weights.
 
   python oracles/dpo_steps.py                      writes crates/aloe-train/tests/golden/dpo_steps.json
   python oracles/dpo_steps.py GGUF PAIRS.jsonl     writes crates/aloe-train/tests/golden/dpo_steps_smollm2.json
@@ -23,12 +25,12 @@ from trl import DPOConfig, DPOTrainer
 import tiny_decoders
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "crates/aloe-train/tests/golden"
-N_STEPS = 10
-KEPT = ["rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"]
+N_STEPS = {"tiny": 50, "smollm2": 10}
+KEPT = ["rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected"]
 
 
 class Recorder(DPOTrainer):
-    steps: list
+    steps: dict
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
         return dataset
@@ -36,22 +38,24 @@ class Recorder(DPOTrainer):
     def _compute_loss(self, model, inputs, return_outputs):
         out = super()._compute_loss(model, inputs, return_outputs)
         loss = (out[0] if return_outputs else out).item()
-        self.steps.append({"loss": loss, **{name: self._metrics["train"][name][-1] for name in KEPT}})
+        for name, value in {"loss": loss, **{name: self._metrics["train"][name][-1] for name in KEPT}}.items():
+            self.steps.setdefault(name, []).append(float(f"{value:.8g}"))
         return out
 
 
-def run(model, reference, pairs, config, loss_type, label_smoothing):
+def run(model, reference, pairs, config, loss_type, label_smoothing, nll_weight=0.0):
+    losses = {"loss_type": [loss_type, "sft"], "loss_weights": [1.0, nll_weight]} if nll_weight else {"loss_type": [loss_type]}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0}, unk_token="<pad>")), pad_token="<pad>", eos_token="<pad>")
     with tempfile.TemporaryDirectory() as out:
         arguments = DPOConfig(
-            output_dir=out, max_steps=N_STEPS, per_device_train_batch_size=config["batch_size"], gradient_accumulation_steps=1,
+            output_dir=out, max_steps=config["max_steps"], per_device_train_batch_size=config["batch_size"], gradient_accumulation_steps=1,
             learning_rate=config["lr"], lr_scheduler_type="cosine", warmup_steps=config["warmup_steps"], adam_beta1=config["betas"][0],
             adam_beta2=config["betas"][1], adam_epsilon=config["eps"], weight_decay=config["weight_decay"], max_grad_norm=config["clip"],
-            beta=config["beta"], loss_type=[loss_type], label_smoothing=label_smoothing, max_length=None, bf16=False, use_cpu=True,
+            beta=config["beta"], label_smoothing=label_smoothing, **losses, max_length=None, bf16=False, use_cpu=True,
             train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
             gradient_checkpointing=False,
         )
-        Recorder.steps = []
+        Recorder.steps = {}
         trainer = Recorder(model=model, ref_model=reference, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
         trainer.train()
         return Recorder.steps
@@ -62,12 +66,14 @@ def tiny():
     for p in range(24):
         lens = {"prompt_ids": 3 + 5 * p % 13, "chosen_ids": 2 + 7 * p % 11, "rejected_ids": 1 + 3 * p % 14}
         pairs.append({name: tiny_decoders.tokens(f"dpo {name} {p}", n) for name, n in lens.items()})
-    config = dict(lr=1e-3, batch_size=4, warmup_steps=2, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1, clip=1.0, beta=0.1, max_steps=N_STEPS)
+    config = dict(lr=1e-3, batch_size=4, warmup_steps=2, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1, clip=1.0, beta=0.1, max_steps=N_STEPS["tiny"])
     cases = []
     for name, make in [("llama", tiny_decoders.llama), ("qwen2", tiny_decoders.qwen2)]:
-        for loss_type, smoothing in [("sigmoid", 0.0), ("robust", 0.1), ("hinge", 0.0), ("ipo", 0.0), ("sigmoid_norm", 0.0)]:
-            steps = run(make(), make(), pairs, config, loss_type, smoothing)
-            cases.append({"model": name, "loss": loss_type, "label_smoothing": smoothing, "steps": steps})
+        for loss_type in ["sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "apo_zero"]:
+            for nll_weight in [0.0, 0.3]:
+                smoothing = 0.1 if loss_type == "robust" else 0.0
+                steps = run(make(), make(), pairs, config, loss_type, smoothing, nll_weight)
+                cases.append({"model": name, "loss": loss_type, "label_smoothing": smoothing, "nll_weight": nll_weight, "steps": steps})
     (GOLDEN / "dpo_steps.json").write_text(json.dumps({"config": config, "pairs": pairs, "cases": cases}))
 
 
@@ -93,11 +99,11 @@ def smollm2(gguf, path):
         ids = {"prompt_ids": encode(prompt), **{f"{side}_ids": encode(row[side][-1]["content"] + "<|im_end|>") for side in ("chosen", "rejected")}}
         if sum(map(len, ids.values())) <= 200:
             pairs.append(ids)
-        if len(pairs) == 2 * N_STEPS:
+        if len(pairs) == 2 * N_STEPS["smollm2"]:
             break
-    config = dict(lr=1e-6, batch_size=2, warmup_steps=2, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.0, clip=1.0, beta=0.1, max_steps=N_STEPS)
+    config = dict(lr=1e-6, batch_size=2, warmup_steps=2, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.0, clip=1.0, beta=0.1, max_steps=N_STEPS["smollm2"])
     steps = run(load(), load(), pairs, config, "sigmoid", 0.0)
-    cases = [{"model": "smollm2", "loss": "sigmoid", "label_smoothing": 0.0, "steps": steps}]
+    cases = [{"model": "smollm2", "loss": "sigmoid", "label_smoothing": 0.0, "nll_weight": 0.0, "steps": steps}]
     (GOLDEN / "dpo_steps_smollm2.json").write_text(json.dumps({"config": config, "pairs": pairs, "cases": cases}))
 
 

@@ -339,6 +339,16 @@ impl TextModel {
         self.turn.as_ref().and_then(|turn| turn.end)
     }
 
+    /// Refuses a template known to write no end-of-turn token after an answer, before any row is rendered: a model trained with it could
+    /// never learn to stop. A template that the probe cannot render is judged by its rows.
+    pub fn check_end_of_turn(&self) -> Result<()> {
+        match (&self.template, &self.turn) {
+            (None, _) => self.template().map(|_| ()),
+            (Some(_), Some(Turn { end: None, .. })) => Err(Error::NoEndOfTurn { origin: self.origin(), message: 1 }),
+            (Some(_), _) => Ok(()),
+        }
+    }
+
     /// What an output folder needs so that transformers loads the same tokenizer and template.
     pub fn files(&self) -> Vec<TextFile> {
         let mut config = self.tokenizer.config().clone();

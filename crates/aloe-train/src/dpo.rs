@@ -1,13 +1,16 @@
 //! Direct preference optimisation: preference pairs in, a checkpoint folder out. The spine is [`dpo`].
 //!
 //! The reference is the model the stage starts from (or, if so configured, the model each chunk starts from); its
-//! log-probabilities are computed once and kept across restarts. The prompt of a pair is computed once for both answers. No
-//! dropout. Pairs longer than `max_len` and pairs with equal answers are dropped, counted and named; nothing is truncated.
-//! A second alignment stage is this stage again, started from the first one's output, which then is its reference.
+//! log-probabilities are computed once and kept across restarts, with `reference_cache` across runs. The prompt of a pair is computed
+//! once for both answers. No dropout. Pairs longer than `max_len` and pairs with equal answers are dropped, counted and named;
+//! nothing is truncated unless `truncate` says so. A second alignment stage is this stage again, started from the first one's
+//! output, which then is its reference.
 
 use crate::dpo_data::DpoData;
-use crate::export::{ExportReport, export};
+use crate::dpo_report::DpoReport;
+use crate::export::export;
 use crate::learner::Learner;
+use crate::pairs::Truncate;
 use crate::preference::{Preference, PreferenceLoss};
 use crate::run::Run;
 use crate::sampler::Sampler;
@@ -50,12 +53,22 @@ loop_fields! { declare_config! {
         pub beta: f64 = 0.1,
         /// Assumed share of flipped labels.
         pub label_smoothing: f64 = 0.0,
+        /// Weight of the mean negative log-probability of a chosen token, which is added to the loss: with it the chosen answers do
+        /// not become less likely while the margin grows. 0 is none. As TRL's `loss_type = [LOSS, "sft"], loss_weights = [1, W]`; the
+        /// mean is over the chosen tokens of the whole optimizer step.
+        pub nll_weight: f64 = 0.0,
         /// Longest prompt plus answer, in tokens.
         pub max_len: usize = 2048,
+        /// What becomes of longer pairs.
+        pub truncate: Truncate = Truncate::Off,
         /// Pairs per optimizer step.
         pub batch_size: usize = 8,
         /// Pairs per forward pass: a matter of memory; in f32 it changes no bit of the result.
         pub micro_batch_size: usize = 1,
+        /// Folder of reference log-probabilities that other runs find again. Results do not depend on it, so it is no part of what
+        /// decides them.
+        #[serde(skip_serializing)]
+        pub reference_cache: Option<PathBuf> = None,
     }
     defaults { lr: 2e-7, betas: [0.9, 0.95] }
 } }
@@ -78,6 +91,7 @@ impl DpoConfig {
         need((0.0..0.5).contains(&self.label_smoothing), "label_smoothing must be in 0..0.5");
         let takes_smoothing = matches!(self.loss, PreferenceLoss::Sigmoid | PreferenceLoss::Robust);
         need(takes_smoothing || self.label_smoothing == 0.0, "label_smoothing applies to sigmoid and robust only");
+        need(self.nll_weight >= 0.0 && self.nll_weight.is_finite(), "nll_weight must be 0 (none) or more");
         need(self.max_len >= 2, "max_len must be 2 or more");
         need(self.batch_size >= 1, "batch_size must be 1 or more");
         need(self.micro_batch_size >= 1, "micro_batch_size must be 1 or more");
@@ -98,6 +112,8 @@ impl DpoConfig {
 pub struct DpoRow {
     /// `file:line`.
     pub source: String,
+    /// The data source the row belongs to; results are also told by it.
+    pub set: String,
     /// The pair.
     pub pair: Pair,
 }
@@ -113,68 +129,6 @@ pub struct DpoInputs {
     pub held_out: Vec<DpoRow>,
 }
 
-/// What a preference stage found: the content of its record's results. Rewards are those of the loss's reference.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct DpoReport {
-    /// Pairs trained on.
-    pub n_pairs: usize,
-    /// Pairs held out.
-    pub n_held_out: usize,
-    /// Pairs dropped because prompt and answer are longer than `max_len` (training and held-out).
-    pub n_too_long: usize,
-    /// Pairs dropped because both answers are the same tokens.
-    pub n_equal: usize,
-    /// Sources of dropped pairs, the first 100.
-    pub dropped: Vec<String>,
-    /// Tokens of prompts (once) and answers of the training pairs.
-    pub n_tokens: u64,
-    /// Tokens of the answers.
-    pub n_targets: u64,
-    /// Optimizer steps.
-    pub n_steps: u64,
-    /// Optimizer steps of each chunk.
-    pub steps_per_chunk: Vec<u64>,
-    /// Mean loss over the first tenth of the steps.
-    pub loss_first_tenth: f64,
-    /// Mean loss over the last tenth of the steps.
-    pub loss_last_tenth: f64,
-    /// Share of training pairs with the higher reward on the chosen answer, over the last tenth of the steps.
-    pub accuracy_last_tenth: f64,
-    /// Mean reward margin over the last tenth of the steps.
-    pub margin_last_tenth: f64,
-    /// Share of held-out pairs whose chosen answer has the higher log-probability, before training.
-    pub held_out_logp_accuracy_before: Option<f64>,
-    /// The same after training.
-    pub held_out_logp_accuracy_after: Option<f64>,
-    /// Share of held-out pairs with the higher reward on the chosen answer, after training (before it, all rewards are 0).
-    pub held_out_reward_accuracy_after: Option<f64>,
-    /// Mean held-out reward margin after training.
-    pub held_out_margin_after: Option<f64>,
-    /// Mean held-out loss before training.
-    pub held_out_loss_before: Option<f64>,
-    /// Mean held-out loss after training.
-    pub held_out_loss_after: Option<f64>,
-    /// The step whose weights are written: the last one, or with `keep_best` that of the best evaluation. What is said to hold after
-    /// training holds for these.
-    pub exported_step: u64,
-    /// Whether `patience` ended the training before its last step.
-    pub stopped_early: bool,
-    /// Steps skipped as non-finite.
-    pub n_non_finite: u64,
-    /// Steps judged as spikes.
-    pub n_spikes: u64,
-    /// The update and what the bf16 export keeps of it.
-    pub export: ExportReport,
-    /// SHA-256 of the start weights.
-    pub start_digest: String,
-    /// The step this process resumed from.
-    pub resumed_from_step: u64,
-    /// Pairs per second of this process's steps, reference and evaluations included.
-    pub pairs_per_s: f64,
-    /// What the user must be told.
-    pub notices: Vec<String>,
-}
-
 /// Aligns and writes `out/model`, `out/master` and `out/metrics.jsonl`; `out` is the partial folder of the stage, in which
 /// an interrupted run is resumed. The caller writes the record and commits the folder.
 pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context) -> Result<DpoReport> {
@@ -182,10 +136,11 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
     let start = start_weights(&inputs.start);
     let source = ModelSource::open(&start)?;
     let text = open_text(&start, config.chat_template.as_deref())?;
+    // Pairs before weights: what is wrong with them is told before 16 GB are read.
+    let (mut data, mut report) = DpoData::prepare(config, inputs, &text, source.config())?;
     let start_digest = source.digest()?;
     let settings = config.loop_settings();
     let sampler = Sampler::open(&settings, &text, source.config().max_position_embeddings)?;
-    let (mut data, mut report) = DpoData::prepare(config, inputs, &text, source.config().vocab_size)?;
     let fingerprint = data.fingerprint(&start_digest, &text, context);
     if let Some(report) = finished::read(out, &fingerprint)? {
         return Ok(report);
@@ -202,7 +157,9 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
         0 => Ok(run.learner.decoder().clone()),
         _ => Ok(Decoder::open(&source, config.dtype.tensor(), &context.device)?),
     };
-    data.stage_references(out, &start_decoder, &format!("{start_digest} {}", text.digest()), context)?;
+    let identity = format!("{start_digest} {} {}", source.config().to_json(), text.digest());
+    data.stage_references(out, &start_decoder, &identity, context)?;
+    data.starts_at(run.cursor.step);
     run.evaluate_start(&mut data)?;
     for chunk in 0..config.chunks {
         let (first, schedule) = data.enter_chunk(chunk);
@@ -222,31 +179,4 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
     finished::write(out, &fingerprint, &report)?;
     context.progress.finish();
     Ok(report)
-}
-
-impl DpoReport {
-    /// What the metrics and the guard know at the end.
-    fn fill(&mut self, run: &Run<'_>, data: &DpoData) {
-        let numbers = |field: &str| run.metrics.numbers(field);
-        let first = |field: &str| numbers(field).first().copied();
-        let last = |field: &str| run.held_out_after(field);
-        self.n_steps = run.cursor.step;
-        self.steps_per_chunk = data.steps_per_chunk();
-        (self.loss_first_tenth, self.loss_last_tenth) = finished::tenths(&numbers("loss"));
-        self.accuracy_last_tenth = finished::tenths(&numbers("rewards/accuracies")).1;
-        self.margin_last_tenth = finished::tenths(&numbers("rewards/margins")).1;
-        self.held_out_logp_accuracy_before = first("held_out_logp_accuracy");
-        self.held_out_logp_accuracy_after = last("held_out_logp_accuracy");
-        self.held_out_reward_accuracy_after = last("held_out_reward_accuracy");
-        self.held_out_margin_after = last("held_out_margin");
-        self.held_out_loss_before = first("held_out_loss");
-        self.held_out_loss_after = last("held_out_loss");
-        self.exported_step = run.exported_step();
-        self.stopped_early = run.cursor.held_out.has_stopped;
-        self.notices.extend(finished::held_out_notice(run, None));
-        self.n_non_finite = run.cursor.guard.n_non_finite;
-        self.n_spikes = run.cursor.guard.n_spikes;
-        self.resumed_from_step = run.resumed_from;
-        self.notices.extend(run.notices.iter().chain(&data.notices).cloned());
-    }
 }

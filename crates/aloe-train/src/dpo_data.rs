@@ -1,20 +1,23 @@
 //! The pairs of a preference stage as the step loop sees them: encoded, ordered, cut into chunks, with their reference.
 
-use crate::dpo::{DpoConfig, DpoInputs, DpoReport, ReferenceAt};
+use crate::dpo::{DpoConfig, DpoInputs, ReferenceAt};
+use crate::dpo_report::DpoReport;
 use crate::guard::{OnNonFinite, OnSpike};
 use crate::learner::Learner;
-use crate::pairs::{Example, encode, ids_of, keep_usable, logps_of, packed, refuse_non_finite, set_apart, summed};
-use crate::preference::{PairLogps, PairOutcome};
-use crate::reference::{Fingerprint, ReferenceStore};
+use crate::pairs::{Example, Limits, encode, keep_usable, packed, refuse_beyond_context, set_apart, summed};
+use crate::preference::PairLogps;
+use crate::reference::{ReferencePass, References, logps_in_batches};
 use crate::run::{Objective, Run, StepLoss};
 use crate::schedule::Schedule;
 use crate::settings::{Context, TrainDtype};
+use crate::tally::Tally;
 use crate::{Error, Result, finished};
-use aloe_model::Decoder;
+use aloe_model::{Config, Decoder};
 use aloe_record::CounterRng;
 use aloe_record::digest::Hasher;
 use aloe_text::TextModel;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -27,6 +30,9 @@ pub(crate) struct DpoData {
     reference: Vec<PairLogps>,
     held_out_reference: Vec<PairLogps>,
     chunk: usize,
+    /// Whether the weights are still those of the stage's start, under which the held-out pairs have their reference.
+    is_at_start: bool,
+    pub(crate) n_references_reused: usize,
     pub(crate) notices: Vec<String>,
 }
 
@@ -36,11 +42,16 @@ impl DpoData {
         config: &DpoConfig,
         inputs: DpoInputs,
         text: &TextModel,
-        vocab_size: usize,
+        model: &Config,
     ) -> Result<(Self, DpoReport)> {
-        let pairs = encode(&inputs.rows, text, vocab_size)?;
-        let held_out = encode(&inputs.held_out, text, vocab_size)?;
-        Self::from_pairs(config, pairs, held_out)
+        text.check_end_of_turn()?;
+        let limits = Limits { max_len: config.max_len, truncate: config.truncate, vocab_size: model.vocab_size };
+        let pairs = encode(&inputs.rows, text, &limits)?;
+        let held_out = encode(&inputs.held_out, text, &limits)?;
+        let (data, report) = Self::from_pairs(config, pairs, held_out)?;
+        let all = data.pairs.iter().chain(&data.held_out);
+        refuse_beyond_context(all, model.max_position_embeddings, config.max_len)?;
+        Ok((data, report))
     }
 
     /// Checks and orders encoded pairs.
@@ -57,11 +68,13 @@ impl DpoData {
         keep_usable(&mut held_out, config.max_len, &mut report);
         if pairs.len() < config.chunks {
             let reason = format!(
-                "{} left to train on for {} chunks ({} too long for max_len = {}, {} with equal answers)",
+                "{} left to train on for {} chunks ({} too long for max_len = {}, {} of them by the prompt alone; {} with equal \
+                 answers)",
                 pairs.len(),
                 config.chunks,
                 report.n_too_long,
                 config.max_len,
+                report.n_prompt_too_long,
                 report.n_equal
             );
             return Err(Error::Data { what: "preference pairs".into(), reason });
@@ -72,9 +85,7 @@ impl DpoData {
         }
         report.n_pairs = pairs.len();
         report.n_held_out = held_out.len();
-        let n_kept = report.n_pairs + report.n_held_out;
-        let why = "with two equal answers";
-        report.notices.extend(finished::dropped_notice("pairs", n_kept, report.n_too_long, report.n_equal, why));
+        report.notices.extend(length_notices(config, &report));
         report.n_tokens = pairs.iter().map(|pair| pair.n_tokens() as u64).sum();
         report.n_targets = pairs.iter().map(|pair| pair.n_targets() as u64).sum();
         let reference = vec![PairLogps::default(); pairs.len()];
@@ -85,8 +96,11 @@ impl DpoData {
             reference,
             held_out_reference: Vec::new(),
             chunk: 0,
+            is_at_start: false,
+            n_references_reused: 0,
             notices: Vec::new(),
         };
+        report.notices.extend(data.chunks_notice());
         Ok((data, report))
     }
 
@@ -164,6 +178,42 @@ impl DpoData {
         order[self.range(self.chunk)].to_vec()
     }
 
+    /// What a run in chunks does at the start of each, because the field's tools differ in it.
+    fn chunks_notice(&self) -> Option<String> {
+        let n = self.config.chunks;
+        let sizes: Vec<usize> = (0..n).map(|chunk| self.range(chunk).len()).collect();
+        let reference = match self.config.reference {
+            ReferenceAt::StageStart => "the reference is the stage's start model throughout",
+            ReferenceAt::ChunkStart => "the reference is the model each chunk starts from",
+        };
+        let (smallest, largest) = (sizes.iter().min()?, sizes.iter().max()?);
+        let size = if smallest == largest { smallest.to_string() } else { format!("{smallest} or {largest}") };
+        (n > 1).then(|| {
+            format!(
+                "{n} chunks of {size} pairs, one epoch each, one after the other: AdamW's moments and the learning-rate \
+                 schedule (warm-up included) start anew with each, the weights go on; {reference}"
+            )
+        })
+    }
+
+    /// Tells whether the weights that come are those of the stage's start: a run that resumes at a later step has others.
+    pub(crate) fn starts_at(&mut self, step: u64) {
+        self.is_at_start = step == 0;
+    }
+
+    /// Sources of pairs, each with its numbers of training and of held-out pairs.
+    pub(crate) fn sets(&self) -> BTreeMap<&str, (usize, usize)> {
+        let mut sets = BTreeMap::<&str, (usize, usize)>::new();
+        self.pairs.iter().for_each(|pair| sets.entry(&pair.set).or_default().0 += 1);
+        self.held_out.iter().for_each(|pair| sets.entry(&pair.set).or_default().1 += 1);
+        sets
+    }
+
+    /// Whether figures are also told by source: with one source they are those of all pairs.
+    pub(crate) fn is_by_set(&self) -> bool {
+        self.sets().len() > 1
+    }
+
     /// The stage's reference: of the held-out pairs always, of the training pairs unless each chunk has its own. `identity`
     /// names the start weights and the tokenizer; `start` opens those weights if something is still to be computed.
     pub(crate) fn stage_references(
@@ -174,35 +224,47 @@ impl DpoData {
         context: &Context,
     ) -> Result<()> {
         let compute = format!("{:?} {}", self.config.dtype, finished::compute(context));
-        let reference_of = |pairs: &[Example], name: &str| {
+        let run = |pairs: &[Example], name: &str| {
             let pairs: Vec<&Example> = pairs.iter().collect();
-            let fingerprint = Fingerprint::of(identity, &compute, &ids_of(&pairs));
-            self.reference_of(&pairs, &out.join("state").join(name), fingerprint, start, context)
+            let store = out.join("state").join(name);
+            let cache = self.config.reference_cache.as_deref();
+            ReferencePass { identity, compute: &compute, store: &store, cache, decoder: start }.run(&pairs, context)
         };
-        let (held_out, held_out_notice) = reference_of(&self.held_out, "reference-held-out.log")?;
-        let mut notices: Vec<String> = held_out_notice.into_iter().collect();
-        if self.config.reference == ReferenceAt::StageStart {
-            let (found, notice) = reference_of(&self.pairs, "reference.log")?;
-            notices.extend(notice);
-            self.reference = found;
+        let held_out = run(&self.held_out, "reference-held-out.log")?;
+        let training = match self.config.reference {
+            ReferenceAt::StageStart => Some(run(&self.pairs, "reference.log")?),
+            ReferenceAt::ChunkStart => None,
+        };
+        self.held_out_reference = self.take_over(held_out);
+        if let Some(training) = training {
+            self.reference = self.take_over(training);
         }
-        self.held_out_reference = held_out;
-        self.notices.extend(notices);
+        if self.n_references_reused > 0 {
+            let n = self.n_references_reused;
+            self.notices.push(format!("reference log-probabilities of {n} pairs taken from reference_cache"));
+        }
         Ok(())
     }
 
-    /// The reference of the present chunk, when each chunk has its own: the model at the chunk's first step.
+    fn take_over(&mut self, found: References) -> Vec<PairLogps> {
+        self.n_references_reused += found.n_reused;
+        self.notices.extend(found.notice);
+        found.logps
+    }
+
+    /// The reference of the present chunk, when each chunk has its own: the model at the chunk's first step. No other run has
+    /// that model, so nothing of it is kept beyond this one.
     pub(crate) fn chunk_reference(&mut self, out: &Path, run: &Run<'_>, first: u64, context: &Context) -> Result<()> {
         if self.config.reference == ReferenceAt::StageStart {
             return Ok(());
         }
         let order = self.order(0);
         let pairs: Vec<&Example> = order.iter().map(|&at| &self.pairs[at]).collect();
-        let path = out.join(format!("state/reference-chunk-{}.log", self.chunk));
+        let store = out.join(format!("state/reference-chunk-{}.log", self.chunk));
         let start = || match run.cursor.step == first {
             true => Ok(run.learner.decoder().clone()),
             false => Err(Error::State {
-                path: path.clone(),
+                path: store.clone(),
                 reason: format!(
                     "the reference of chunk {} is incomplete and its start weights are gone; remove the state folder \
                      to start over",
@@ -211,39 +273,48 @@ impl DpoData {
             }),
         };
         let identity = format!("{} chunk {}", run.cursor.fingerprint, self.chunk);
-        let fingerprint = Fingerprint::of(&identity, "", &ids_of(&pairs));
-        let (found, notice) = self.reference_of(&pairs, &path, fingerprint, &start, context)?;
+        let pass = ReferencePass { identity: &identity, compute: "", store: &store, cache: None, decoder: &start };
+        let found = pass.run(&pairs, context)?;
+        let found = self.take_over(found);
         for (at, logps) in order.into_iter().zip(found) {
             self.reference[at] = logps;
         }
-        self.notices.extend(notice);
         Ok(())
     }
+}
 
-    /// Reads the stored log-probabilities and computes those still missing.
-    fn reference_of(
-        &self,
-        pairs: &[&Example],
-        path: &Path,
-        fingerprint: Fingerprint,
-        decoder: &dyn Fn() -> Result<Decoder>,
-        context: &Context,
-    ) -> Result<(Vec<PairLogps>, Option<String>)> {
-        let (mut store, notice) = ReferenceStore::open(path, fingerprint, pairs.len())?;
-        let n_stored = store.n_stored();
-        context.progress.resume(n_stored as u64);
-        if n_stored < pairs.len() {
-            let decoder = decoder()?;
-            for micro in pairs[n_stored..].chunks(self.config.micro_batch_size) {
-                context.cancel.check()?;
-                let found = logps_of(&decoder, micro)?;
-                refuse_non_finite(micro, &found, "reference log-probability")?;
-                store.append(&found)?;
-                context.progress.advance(micro.len() as u64);
-            }
-        }
-        Ok((store.finish()?, notice))
+/// The first three places in brackets, for pairs that somebody should look at.
+fn first_named(places: &[String], n: usize) -> String {
+    let named = places[..places.len().min(3)].join(", ");
+    match n {
+        0 => String::new(),
+        1..=3 => format!(" ({named})"),
+        _ => format!(" ({named} and {} more)", n - 3),
     }
+}
+
+/// What became of the pairs that are too long or say nothing, so that nobody takes the rest for the whole.
+fn length_notices(config: &DpoConfig, report: &DpoReport) -> Vec<String> {
+    let n_dropped = report.n_too_long + report.n_equal;
+    let n_all = report.n_pairs + report.n_held_out + n_dropped;
+    let mut notices = Vec::new();
+    if n_dropped > 0 {
+        notices.push(format!(
+            "{n_dropped} of {n_all} pairs dropped: {} longer than max_len ({} of them by the prompt alone), {} with two equal \
+             answers{}",
+            report.n_too_long,
+            report.n_prompt_too_long,
+            report.n_equal,
+            first_named(&report.equal, report.n_equal)
+        ));
+    }
+    if report.n_shortened > 0 {
+        notices.push(format!(
+            "{} of {n_all} pairs shortened to max_len = {}: {} oldest turns taken out of their prompts",
+            report.n_shortened, config.max_len, report.n_turns_removed
+        ));
+    }
+    notices
 }
 
 impl Objective for DpoData {
@@ -255,7 +326,10 @@ impl Objective for DpoData {
         let first = (step % per_epoch) as usize * self.config.batch_size;
         let batch = &order[first..order.len().min(first + self.config.batch_size)];
         let preference = self.config.preference();
-        let mut sums = Sums::default();
+        let n_chosen_tokens: usize = batch.iter().map(|&at| self.pairs[at].ids.chosen_ids.len()).sum();
+        let nll_slope = -self.config.nll_weight / n_chosen_tokens as f64;
+        self.is_at_start = false;
+        let mut tally = Tally::new(self.config.nll_weight);
         let mut found = StepLoss::default();
         for micro in batch.chunks(self.config.micro_batch_size) {
             context.cancel.check()?;
@@ -270,90 +344,43 @@ impl Objective for DpoData {
             for ((pair, &policy), &at) in pairs.iter().zip(&policies).zip(micro) {
                 let (n_chosen, n_rejected) = (pair.ids.chosen_ids.len(), pair.ids.rejected_ids.len());
                 let outcome = preference.outcome(policy, self.reference[at], n_chosen, n_rejected);
-                sums.add(&policy, &outcome);
-                let scaled = |grad: f64| (grad / batch.len() as f64) as f32;
-                dlogps.extend(std::iter::repeat_n(scaled(outcome.grad_chosen), n_chosen));
-                dlogps.extend(std::iter::repeat_n(scaled(outcome.grad_rejected), n_rejected));
+                tally.add(pair, &policy, &outcome);
+                let scaled = |grad: f64| grad / batch.len() as f64;
+                let by_chosen = scaled(outcome.grad_chosen) + nll_slope;
+                dlogps.extend(std::iter::repeat_n(by_chosen as f32, n_chosen));
+                dlogps.extend(std::iter::repeat_n(scaled(outcome.grad_rejected) as f32, n_rejected));
                 if !outcome.loss.is_finite() {
                     found.suspects.push(pair.source.clone());
                 }
             }
             learner.backward(forward, &dlogps);
         }
-        found.loss = sums.mean(sums.loss);
-        found.fields = sums.fields();
+        found.loss = tally.loss();
+        found.fields = tally.step_fields(self.is_by_set());
+        if self.config.chunks > 1 {
+            found.fields.insert("chunk".into(), json!(self.chunk));
+        }
         found.rows = batch.iter().map(|&at| self.pairs[at].source.clone()).collect();
         found.n_units = batch.len() as u64;
         Ok(found)
     }
 
     fn evaluate(&mut self, learner: &Learner, context: &Context) -> Result<Map<String, Value>> {
-        let mut fields = Map::new();
         if self.held_out.is_empty() {
-            return Ok(fields);
+            return Ok(Map::new());
         }
         let preference = self.config.preference();
         let pairs: Vec<&Example> = self.held_out.iter().collect();
-        let mut sums = Sums::default();
-        let mut references = self.held_out_reference.iter();
-        for micro in pairs.chunks(self.config.micro_batch_size) {
-            context.cancel.check()?;
-            let policies = logps_of(learner.decoder(), micro)?;
-            for ((pair, policy), reference) in micro.iter().zip(&policies).zip(&mut references) {
-                let (n_chosen, n_rejected) = (pair.ids.chosen_ids.len(), pair.ids.rejected_ids.len());
-                sums.add(policy, &preference.outcome(*policy, *reference, n_chosen, n_rejected));
-            }
+        let policies = if self.is_at_start {
+            self.held_out_reference.clone()
+        } else {
+            logps_in_batches(learner.decoder(), &pairs, context)?
+        };
+        let mut tally = Tally::new(self.config.nll_weight);
+        for ((pair, policy), reference) in pairs.iter().zip(&policies).zip(&self.held_out_reference) {
+            let (n_chosen, n_rejected) = (pair.ids.chosen_ids.len(), pair.ids.rejected_ids.len());
+            tally.add(pair, policy, &preference.outcome(*policy, *reference, n_chosen, n_rejected));
         }
-        fields.insert("held_out_loss".into(), json!(sums.mean(sums.loss)));
-        fields.insert("held_out_logp_accuracy".into(), json!(sums.mean(sums.n_logp_right as f64)));
-        fields.insert("held_out_reward_accuracy".into(), json!(sums.mean(sums.n_reward_right as f64)));
-        fields.insert("held_out_margin".into(), json!(sums.mean(sums.reward_chosen - sums.reward_rejected)));
-        fields.insert("held_out_pairs".into(), json!(sums.n));
-        Ok(fields)
-    }
-}
-
-/// Sums over pairs, under TRL's names for the metrics.
-#[derive(Default)]
-struct Sums {
-    n: usize,
-    loss: f64,
-    reward_chosen: f64,
-    reward_rejected: f64,
-    n_reward_right: usize,
-    n_logp_right: usize,
-    logps_chosen: f64,
-    logps_rejected: f64,
-}
-
-impl Sums {
-    fn add(&mut self, policy: &PairLogps, outcome: &PairOutcome) {
-        self.n += 1;
-        self.loss += outcome.loss;
-        self.reward_chosen += outcome.reward_chosen;
-        self.reward_rejected += outcome.reward_rejected;
-        self.n_reward_right += usize::from(outcome.reward_chosen > outcome.reward_rejected);
-        self.n_logp_right += usize::from(policy.chosen > policy.rejected);
-        self.logps_chosen += policy.chosen;
-        self.logps_rejected += policy.rejected;
-    }
-
-    fn mean(&self, sum: f64) -> f64 {
-        sum / self.n as f64
-    }
-
-    fn fields(&self) -> Map<String, Value> {
-        let mut fields = Map::new();
-        for (name, sum) in [
-            ("rewards/chosen", self.reward_chosen),
-            ("rewards/rejected", self.reward_rejected),
-            ("rewards/margins", self.reward_chosen - self.reward_rejected),
-            ("rewards/accuracies", self.n_reward_right as f64),
-            ("logps/chosen", self.logps_chosen),
-            ("logps/rejected", self.logps_rejected),
-        ] {
-            fields.insert(name.into(), json!(self.mean(sum)));
-        }
-        fields
+        Ok(tally.held_out_fields(self.is_by_set()))
     }
 }

@@ -4,10 +4,11 @@
 //! Sees encoded text and calls the decoder; knows no data file and no benchmark. Reading order, a row to a checkpoint:
 //! `sft` (spine), `sft_rows` (rows to documents), `sft_data` (documents to batches to a loss), `pack`, `neftune`, `run` (the step
 //! loop), `learner` (forward, backward, update), `schedule`, `guard`, `sampler`, `sight` (what a person watches), `state`,
-//! `export`. DPO swaps in `dpo`, `dpo_data`, `pairs`, `preference` and `reference`.
+//! `export`. DPO swaps in `dpo`, `dpo_data`, `pairs`, `reference`, `reference_cache`, `preference`, `tally` and `dpo_report`.
 
 mod dpo;
 mod dpo_data;
+mod dpo_report;
 mod error;
 mod export;
 mod finished;
@@ -21,6 +22,7 @@ mod pack;
 mod pairs;
 mod preference;
 mod reference;
+mod reference_cache;
 mod run;
 mod sampler;
 mod schedule;
@@ -30,16 +32,19 @@ mod sft_data;
 mod sft_rows;
 mod sight;
 mod state;
+mod tally;
 mod tensorboard;
 #[cfg(test)]
 mod tests;
 
-pub use dpo::{DpoConfig, DpoInputs, DpoReport, DpoRow, ReferenceAt, dpo};
+pub use dpo::{DpoConfig, DpoInputs, DpoRow, ReferenceAt, dpo};
+pub use dpo_report::{DpoReport, SourceHeldOut, SourceReport};
 pub use error::Error;
 pub use export::ExportReport;
 pub use guard::{OnNonFinite, OnSpike};
 pub use measure::{SftSize, StepCost, measure_step, sft_size};
 pub use memory::peak_bytes;
+pub use pairs::Truncate;
 pub use preference::PreferenceLoss;
 pub use schedule::Decay;
 pub use settings::{Context, TrainDtype, start_weights};

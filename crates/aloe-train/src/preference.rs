@@ -2,7 +2,8 @@
 //!
 //! Rafailov et al. 2023 (arXiv 2305.18290): h = (log pi(chosen) - log ref(chosen)) - (log pi(rejected) - log ref(rejected)),
 //! each a sum over the answer's tokens, its end-of-turn token included. Must agree with `DPOTrainer` of TRL 1.16 and, for
-//! `sigmoid` with label smoothing, with OpenRLHF. Everything is f64: h is a small difference of large sums.
+//! `sigmoid` with label smoothing, with OpenRLHF. Everything is f64: h is a small difference of large sums. The term that
+//! `nll_weight` adds (TRL's loss type `sft`) is a mean over all chosen tokens of a step; it stands in `dpo_data`.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,9 @@ pub enum PreferenceLoss {
     Ipo,
     /// -log s(beta h'), with the means of `ipo`.
     SigmoidNorm,
+    /// 1 - s(beta r_chosen) + s(beta r_rejected), with r each answer's own log-ratio: equation 7 of D'Oosterlinck et al. 2024
+    /// (arXiv 2408.06266), meant for chosen answers that are better than the model's own.
+    ApoZero,
 }
 
 /// Summed log-probabilities of the two answers under one model.
@@ -73,21 +77,23 @@ impl Preference {
             PreferenceLoss::Ipo | PreferenceLoss::SigmoidNorm => (1.0 / n_chosen as f64, 1.0 / n_rejected as f64),
             _ => (1.0, 1.0),
         };
-        let (loss, slope) = self.of_margin(ratio_chosen * scale_chosen - ratio_rejected * scale_rejected);
+        let (loss, slope_chosen, slope_rejected) =
+            self.of_ratios(ratio_chosen * scale_chosen, ratio_rejected * scale_rejected);
         PairOutcome {
             loss,
             reward_chosen: self.beta * ratio_chosen,
             reward_rejected: self.beta * ratio_rejected,
-            grad_chosen: slope * scale_chosen,
-            grad_rejected: -slope * scale_rejected,
+            grad_chosen: slope_chosen * scale_chosen,
+            grad_rejected: slope_rejected * scale_rejected,
         }
     }
 
-    /// Loss and its derivative at the margin `h`.
-    fn of_margin(&self, h: f64) -> (f64, f64) {
+    /// Loss and its derivatives by the two answers' log-ratios.
+    fn of_ratios(&self, chosen: f64, rejected: f64) -> (f64, f64, f64) {
         let (beta, smoothing) = (self.beta, self.label_smoothing);
+        let h = chosen - rejected;
         let x = beta * h;
-        match self.loss {
+        let (loss, slope) = match self.loss {
             PreferenceLoss::Sigmoid => (
                 -(1.0 - smoothing) * log_sigmoid(x) - smoothing * log_sigmoid(-x),
                 beta * (smoothing * sigmoid(x) - (1.0 - smoothing) * sigmoid(-x)),
@@ -106,7 +112,13 @@ impl Preference {
                 (gap * gap, 2.0 * gap)
             }
             PreferenceLoss::SigmoidNorm => (-log_sigmoid(x), -beta * sigmoid(-x)),
-        }
+            PreferenceLoss::ApoZero => {
+                let (good, bad) = (beta * chosen, beta * rejected);
+                let bend = |x: f64| beta * sigmoid(x) * sigmoid(-x);
+                return (sigmoid(-good) + sigmoid(bad), -bend(good), bend(bad));
+            }
+        };
+        (loss, slope, -slope)
     }
 }
 
@@ -123,12 +135,13 @@ fn log_sigmoid(x: f64) -> f64 {
 mod tests {
     use super::*;
 
-    const ALL: [PreferenceLoss; 5] = [
+    const ALL: [PreferenceLoss; 6] = [
         PreferenceLoss::Sigmoid,
         PreferenceLoss::Robust,
         PreferenceLoss::Hinge,
         PreferenceLoss::Ipo,
         PreferenceLoss::SigmoidNorm,
+        PreferenceLoss::ApoZero,
     ];
 
     fn preference(loss: PreferenceLoss, label_smoothing: f64) -> Preference {
@@ -165,6 +178,17 @@ mod tests {
         close(ipo.loss, 16.0);
         close(ipo.grad_chosen, -2.0);
         close(ipo.grad_rejected, 8.0 / 6.0);
+    }
+
+    #[test]
+    fn the_apo_zero_loss_of_one_pair_is_as_worked_by_hand() {
+        // Log-ratios 2 and -3: 1 - s(0.2) + s(-0.3) with s(0.2) = 1 / (1 + e^-0.2) = 0.549833997312478 and
+        // s(-0.3) = 0.425557483188341; slopes -0.1 * s(0.2) * s(-0.2) and 0.1 * s(-0.3) * s(0.3).
+        let found = preference(PreferenceLoss::ApoZero, 0.0).outcome(POLICY, REFERENCE, 7, 9);
+        close(found.loss, 0.875_723_485_875_863);
+        close(found.grad_chosen, -0.1 * 0.549_833_997_312_478 * 0.450_166_002_687_522);
+        close(found.grad_rejected, 0.1 * 0.425_557_483_188_341 * 0.574_442_516_811_659);
+        close(found.reward_chosen - found.reward_rejected, 0.5);
     }
 
     #[test]

@@ -33,11 +33,13 @@ fn pairs() -> Vec<Example> {
         let part = |name: &str, n: usize| ids(&format!("{name} {at}"), n);
         Example {
             source: format!("pairs.jsonl:{}", at + 1),
+            set: format!("set {}", at % 2),
             ids: EncodedPair {
                 prompt_ids: part("prompt", 3 + at % 7),
                 chosen_ids: part("chosen", 2 + at % 5),
                 rejected_ids: part("rejected", 1 + at % 6),
             },
+            n_turns_removed: 0,
         }
     };
     (0..20).map(pair).collect()
@@ -281,7 +283,7 @@ fn dpo_learns_to_rank_pairs_that_differ_by_a_rule() {
             chosen_ids: vec![last, 2],
             rejected_ids: vec![(last + 7) % 40, 2],
         };
-        Example { source: format!("rule:{at}"), ids }
+        Example { source: format!("rule:{at}"), set: "rule".into(), ids, n_turns_removed: 0 }
     };
     let pairs: Vec<Example> = (0..40).map(pair).collect();
     let config = DpoConfig { lr: 1e-3, epochs: 8, batch_size: 8, dtype: TrainDtype::F32, ..DpoConfig::default() };

@@ -3,6 +3,7 @@
 mod faults;
 mod held_out;
 mod laws;
+mod pairs;
 mod parity;
 mod spine;
 

@@ -16,7 +16,7 @@ use serde_json::json;
 use std::path::Path;
 
 /// A tiny decoder's folder with a tokenizer of one id per word: `w0` to `w57` and ChatML's markers and roles.
-fn write_model(dir: &Path) {
+pub(super) fn write_model(dir: &Path) {
     let fixed = ["<unk>", "<|im_start|>", "<|im_end|>", "user", "assistant", "system"];
     let words = (0..58).map(|word| format!("w{word}"));
     let vocab: serde_json::Map<_, _> =
@@ -39,7 +39,7 @@ fn write_model(dir: &Path) {
     writer.finish(&[file("tokenizer.json", &tokenizer), file("tokenizer_config.json", &config)]).unwrap();
 }
 
-fn words(first: usize, n: usize) -> String {
+pub(super) fn words(first: usize, n: usize) -> String {
     (0..n).map(|at| format!("w{}", (first * 7 + at * 3) % 58)).collect::<Vec<_>>().join(" ")
 }
 
@@ -54,9 +54,10 @@ fn sft_rows(n: usize) -> Vec<SftRow> {
     (0..n).map(row).collect()
 }
 
-fn dpo_rows(n: usize) -> Vec<DpoRow> {
+pub(super) fn dpo_rows(n: usize) -> Vec<DpoRow> {
     let row = |at: usize| DpoRow {
         source: format!("pairs.jsonl:{}", at + 1),
+        set: if at.is_multiple_of(3) { "a".into() } else { "b".into() },
         pair: Pair {
             prompt: vec![Message::user(words(at, 3 + at % 4))],
             chosen: vec![Message::assistant(words(at + 1, 2 + at % 3))],
@@ -90,7 +91,7 @@ fn plain_sft_config() -> SftConfig {
     SftConfig { held_out_share: 0.0, keep_best: false, sample_every: 0, sample_prompts: Vec::new(), ..sft_config() }
 }
 
-fn dpo_config() -> DpoConfig {
+pub(super) fn dpo_config() -> DpoConfig {
     DpoConfig {
         lr: 1e-3,
         chunks: 2,
@@ -139,7 +140,8 @@ fn sft_then_dpo_write_loadable_folders_and_report_what_they_did() {
     assert_eq!((aligned.n_pairs, aligned.n_held_out, aligned.steps_per_chunk.clone()), (24, 6, vec![3, 3]));
     assert!((aligned.held_out_loss_before.unwrap() - std::f64::consts::LN_2).abs() < 1e-12);
     assert_eq!(aligned.n_steps, 6);
-    assert!(aligned.notices.is_empty(), "{:?}", aligned.notices);
+    assert_eq!(aligned.notices.len(), 1, "{:?}", aligned.notices);
+    assert!(aligned.notices[0].contains("moments and the learning-rate schedule"), "{:?}", aligned.notices);
 }
 
 fn check_sources_and_samples(report: &SftReport, out: &Path) {
@@ -375,4 +377,5 @@ fn dropped_rows_are_counted_and_named() {
     let config = DpoConfig { held_out_share: 0.0, ..dpo_config() };
     let report = dpo(&config, inputs, &dir.path().join("dpo"), &context(1)).unwrap();
     assert_eq!((report.n_pairs, report.n_equal, report.dropped), (9, 1, vec!["pairs.jsonl:6".to_owned()]));
+    assert!(report.notices[0].contains("1 with two equal answers (pairs.jsonl:6)"), "{:?}", report.notices);
 }

@@ -121,7 +121,7 @@ fn dpo(one: &Evidence) -> String {
     let (used, report) = (&one.record.config_used, &one.record.results["dpo"]);
     format!(
         "#### {}: direct preference optimisation\n\n{}\n\nPairs {}, steps {}; loss {} -> {}; held-out pairs {}: share whose chosen answer is more \
-         probable {} -> {}, share with the higher reward on the chosen answer {} after training.{}{}\n\n",
+         probable {} -> {}, share with the higher reward on the chosen answer {} after training, reward margin {}.{}{}\n\n{}",
         one.stage,
         hyperparameters(used),
         shown(&report["n_pairs"]),
@@ -132,9 +132,63 @@ fn dpo(one: &Evidence) -> String {
         number(&report["held_out_logp_accuracy_before"]),
         number(&report["held_out_logp_accuracy_after"]),
         number(&report["held_out_reward_accuracy_after"]),
+        margin(
+            &report["held_out_margin_after"],
+            &report["held_out_margin_se_after"],
+            &report["held_out_margin_interval_after"]
+        ),
         notices(report),
-        export(report)
+        export(report),
+        by_source(report)
     )
+}
+
+/// A mean with its standard error and interval.
+fn margin(mean: &Value, standard_error: &Value, interval: &Value) -> String {
+    match interval.as_array().map(Vec::as_slice) {
+        Some([low, high]) => format!(
+            "{} (standard error {}, 95 % interval {} to {})",
+            number(mean),
+            number(standard_error),
+            number(low),
+            number(high)
+        ),
+        _ => number(mean),
+    }
+}
+
+/// The preference figures of each source, where there is more than one.
+fn by_source(report: &Value) -> String {
+    let sources = report["by_source"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if sources.len() < 2 {
+        return String::new();
+    }
+    let mut text = String::from(
+        "| source | pairs | margin in training | held out | more probable before | after | higher reward after | reward margin after |\n\
+         |---|---|---|---|---|---|---|---|\n",
+    );
+    for source in sources {
+        let held_out = &source["held_out"];
+        let cells = if held_out.is_null() {
+            "- | - | - | -".to_owned()
+        } else {
+            format!(
+                "{} | {} | {} | {}",
+                number(&held_out["logp_accuracy_before"]),
+                number(&held_out["logp_accuracy_after"]),
+                number(&held_out["reward_accuracy_after"]),
+                margin(&held_out["margin_after"], &held_out["margin_se_after"], &held_out["margin_interval_after"])
+            )
+        };
+        text.push_str(&format!(
+            "| {} | {} | {} | {} | {cells} |\n",
+            shown(&source["source"]),
+            shown(&source["n_pairs"]),
+            number(&source["margin_last_tenth"]),
+            shown(&source["n_held_out"])
+        ));
+    }
+    text + "\n"
 }
 
 fn merge(one: &Evidence) -> String {
@@ -213,5 +267,25 @@ pub(super) fn number(value: &Value) -> String {
         Some(found) if value.is_f64() && found != 0.0 && found.abs() < 1e-3 => format!("{found:.3e}"),
         Some(found) if value.is_f64() => format!("{found:.4}"),
         _ => shown(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_margin_is_printed_with_its_error_and_interval_and_by_source_where_there_are_several() {
+        let held_out = json!({"logp_accuracy_before": 0.5, "logp_accuracy_after": 0.625, "reward_accuracy_after": 0.75,
+            "margin_after": 0.25, "margin_se_after": 0.125, "margin_interval_after": [-0.01, 0.51]});
+        let source = |name: &str, held_out: &Value| json!({"source": name, "n_pairs": 40, "n_held_out": 8, "margin_last_tenth": 0.5, "held_out": held_out});
+        let text = by_source(&json!({"by_source": [source("hh", &held_out), source("own", &Value::Null)]}));
+        assert!(text.contains(
+            "| hh | 40 | 0.5000 | 8 | 0.5000 | 0.6250 | 0.7500 | 0.2500 (standard error 0.1250, 95 % interval -0.0100 to 0.5100) |"
+        ));
+        assert!(text.contains("| own | 40 | 0.5000 | 8 | - | - | - | - |"), "{text}");
+        assert_eq!(by_source(&json!({"by_source": [source("hh", &held_out)]})), "");
+        assert_eq!(margin(&Value::Null, &Value::Null, &Value::Null), "not recorded");
     }
 }

@@ -23,6 +23,7 @@ struct ConversationRow {
 #[derive(Deserialize)]
 struct PairRow {
     id: Option<String>,
+    source: Option<String>,
     prompt: Vec<Message>,
     chosen: Vec<Message>,
     rejected: Vec<Message>,
@@ -39,8 +40,11 @@ pub(crate) fn conversations(data: &Path) -> anyhow::Result<Rows<SftRow>> {
 
 /// Preference pairs of a data folder.
 pub(crate) fn pairs(data: &Path) -> anyhow::Result<Rows<DpoRow>> {
+    let file = data.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     read(data, |row: PairRow, at| DpoRow {
-        source: row.id.unwrap_or(at),
+        // Both: the line to open, and the row of the source that the data stage made it from.
+        source: row.id.map_or(at.clone(), |id| format!("{at} ({id})")),
+        set: row.source.unwrap_or_else(|| file.clone()),
         pair: Pair { prompt: row.prompt, chosen: row.chosen, rejected: row.rejected },
     })
 }

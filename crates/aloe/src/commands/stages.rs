@@ -148,9 +148,11 @@ fn dpo(
     let inputs = DpoInputs { start, rows: rows.train, held_out: rows.held_out };
     let report = aloe_train::dpo(config, inputs, folder, &train_context(context, "dpo", "pairs", config.dtype))?;
     tell(&report.notices);
-    let held_out = report
-        .held_out_reward_accuracy_after
-        .map_or_else(String::new, |after| format!(", held-out reward accuracy {after:.2}"));
+    let accuracy = report.held_out_reward_accuracy_after.map(|after| format!(", held-out reward accuracy {after:.2}"));
+    let margin = report.held_out_margin_after.zip(report.held_out_margin_interval_after).map(|(mean, [low, high])| {
+        format!(", margin {mean:.3} (95 % interval {low:.3} to {high:.3}, {} pairs)", report.n_held_out)
+    });
+    let held_out: String = [accuracy, margin].into_iter().flatten().collect();
     let summary = format!(
         "{} pairs, {} steps, loss {:.3} -> {:.3}{held_out}",
         report.n_pairs, report.n_steps, report.loss_first_tenth, report.loss_last_tenth

@@ -59,15 +59,21 @@ const SFT: &[Key] = &[
 
 const DPO: &[Key] = &[
     ("epochs", "passes over the pairs"),
-    ("max_len", "tokens of prompt plus one answer; longer pairs are dropped and counted, never cut"),
+    ("max_len", "tokens of prompt plus one answer; longer pairs are dropped and counted"),
+    (
+        "truncate",
+        "off, or prompt: take whole oldest turns out of a prompt until the pair fits; the system message and the last turn stay",
+    ),
     ("batch_size", "pairs per optimizer step"),
     ("micro_batch_size", "pairs per forward pass: a matter of memory"),
     ("held_out_share", "share of the pairs (0 to 1) held out when the data stage held out none"),
     ("chunks", "train on the shuffled pairs in this many parts, one after the other; needs epochs = 1"),
     ("reference", "with chunks, the reference is the model at stage_start or at chunk_start"),
-    ("loss", "sigmoid (DPO), robust, hinge, ipo or sigmoid_norm"),
+    ("loss", "sigmoid (DPO), robust, hinge, ipo, sigmoid_norm (by answer length) or apo_zero"),
     ("beta", "strength of the tie to the reference"),
     ("label_smoothing", "assumed share of flipped labels, 0 to 0.5"),
+    ("nll_weight", "weight of the chosen answers' negative log-probability per token, added to the loss; 0 is none"),
+    ("reference_cache", "folder of reference log-probabilities that other runs find again; default none"),
 ];
 
 const DATA: &[Key] = &[
@@ -150,7 +156,10 @@ const EVAL: &[Key] = &[
     ("tokenizer", "endpoint: folder or .gguf whose tokenizer and template render the prompts"),
     ("server_template", "endpoint: the server renders chat messages (recorded as such)"),
     ("quantize", "q8 or q4: round the weights of a folder to blocks on load; not with dtype f32"),
-    ("answer_cache", "folder of answers kept on disk: a model is not asked again what it was asked before"),
+    (
+        "answer_cache",
+        "folder of answers kept on disk: a model is not asked again what it was asked before; default none",
+    ),
     ("seed", "seed of draws, orders and sampling; default the recipe's or --seed"),
 ];
 
@@ -171,7 +180,10 @@ const REDTEAM: &[Key] = &[
     ("tokenizer", "endpoint: folder or .gguf whose tokenizer and template render the prompts"),
     ("server_template", "endpoint: the server renders chat messages (recorded as such)"),
     ("quantize", "q8 or q4: round the weights of a folder to blocks on load; not with dtype f32"),
-    ("answer_cache", "folder of answers kept on disk: a model is not asked again what it was asked before"),
+    (
+        "answer_cache",
+        "folder of answers kept on disk: a model is not asked again what it was asked before; default none",
+    ),
     ("system", "system prompt before every prompt"),
     ("seed", "seed of the sample; default the recipe's or --seed"),
 ];

@@ -16,7 +16,7 @@ const PINNED: [(&str, &str, &str); 9] = [
     ("sft-a", "5cd67312240c52cb", "f4cc4da49dce83dc"),
     ("sft-b", "1dbae3c15d80e0e4", "8df32f15970e66a8"),
     ("merge", "0dd0183b6ae4f8a0", "d269d05d6b7eb99d"),
-    ("dpo", "9b47c5252453f62c", "e300b8d27ef29339"),
+    ("dpo", "1941dbd499d97fee", "59d9912f856bec31"),
     ("after", "749e613d6c583849", "8caf6eb7afbd8531"),
     ("attacks", "49a463cbdf820580", "dc902a956bc9f8cd"),
 ];
