@@ -65,7 +65,7 @@ pub struct DpoReport {
     /// The same after training.
     pub held_out_nll_after: Option<f64>,
     /// The same figures by source of the pairs.
-    pub by_source: Vec<SourceReport>,
+    pub by_source: Vec<PairSourceReport>,
     /// Pairs whose reference log-probabilities another run had left in `reference_cache`.
     pub n_references_reused: usize,
     /// The step whose weights are written: the last one, or with `keep_best` that of the best evaluation. What is said to hold after
@@ -91,7 +91,7 @@ pub struct DpoReport {
 
 /// One source's share of a [`DpoReport`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct SourceReport {
+pub struct PairSourceReport {
     /// The source's name.
     pub source: String,
     /// Its pairs trained on.
@@ -103,12 +103,12 @@ pub struct SourceReport {
     /// Mean reward margin over the last tenth of those steps.
     pub margin_last_tenth: f64,
     /// The held-out figures; none where no pair of it is held out.
-    pub held_out: Option<SourceHeldOut>,
+    pub held_out: Option<PairSourceHeldOut>,
 }
 
 /// Held-out figures of one source; log-probabilities are sums over an answer, means over pairs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct SourceHeldOut {
+pub struct PairSourceHeldOut {
     /// Share whose chosen answer has the higher log-probability, before training.
     pub logp_accuracy_before: f64,
     /// The same after training.
@@ -171,7 +171,7 @@ impl DpoReport {
     }
 }
 
-fn source_report(run: &Run<'_>, set: &str, (n_pairs, n_held_out): (usize, usize), data: &DpoData) -> SourceReport {
+fn source_report(run: &Run<'_>, set: &str, (n_pairs, n_held_out): (usize, usize), data: &DpoData) -> PairSourceReport {
     // With one source the lines have no names of sources: its figures are those of all pairs.
     let suffix = if data.is_by_set() { format!("/{set}") } else { String::new() };
     let numbers = |field: &str| run.metrics.numbers(&format!("{field}{suffix}"));
@@ -180,7 +180,7 @@ fn source_report(run: &Run<'_>, set: &str, (n_pairs, n_held_out): (usize, usize)
     let last = |field: &str| after(field).unwrap_or_default();
     let margin_se_after = after("held_out_margin_se");
     let margin_after = last("held_out_margin");
-    let held_out = SourceHeldOut {
+    let held_out = PairSourceHeldOut {
         logp_accuracy_before: first("held_out_logp_accuracy"),
         logp_accuracy_after: last("held_out_logp_accuracy"),
         reward_accuracy_after: last("held_out_reward_accuracy"),
@@ -194,7 +194,7 @@ fn source_report(run: &Run<'_>, set: &str, (n_pairs, n_held_out): (usize, usize)
         logps_rejected_before: first("held_out_logps_rejected"),
         logps_rejected_after: last("held_out_logps_rejected"),
     };
-    SourceReport {
+    PairSourceReport {
         source: set.to_owned(),
         n_pairs,
         n_held_out,

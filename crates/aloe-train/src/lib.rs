@@ -38,7 +38,7 @@ mod tensorboard;
 mod tests;
 
 pub use dpo::{DpoConfig, DpoInputs, DpoRow, ReferenceAt, dpo};
-pub use dpo_report::{DpoReport, SourceHeldOut, SourceReport};
+pub use dpo_report::{DpoReport, PairSourceHeldOut, PairSourceReport};
 pub use error::Error;
 pub use export::ExportReport;
 pub use guard::{OnNonFinite, OnSpike};

@@ -180,7 +180,7 @@ fn figures_by_source_add_up_to_those_of_all_pairs() {
     let names: Vec<&str> = report.by_source.iter().map(|source| source.source.as_str()).collect();
     assert_eq!(names, ["a", "b"]);
     assert_eq!(report.by_source.iter().map(|source| source.n_pairs).sum::<usize>(), report.n_pairs);
-    let held_out = |of: fn(&crate::SourceHeldOut) -> f64| {
+    let held_out = |of: fn(&crate::PairSourceHeldOut) -> f64| {
         let sum: f64 = report.by_source.iter().map(|s| s.n_held_out as f64 * of(s.held_out.as_ref().unwrap())).sum();
         sum / report.n_held_out as f64
     };

@@ -139,7 +139,7 @@ fn dpo(one: &Evidence) -> String {
         ),
         notices(report),
         export(report),
-        by_source(report)
+        by_pair_source(report)
     )
 }
 
@@ -158,7 +158,7 @@ fn margin(mean: &Value, standard_error: &Value, interval: &Value) -> String {
 }
 
 /// The preference figures of each source, where there is more than one.
-fn by_source(report: &Value) -> String {
+fn by_pair_source(report: &Value) -> String {
     let sources = report["by_source"].as_array().map(Vec::as_slice).unwrap_or_default();
     if sources.len() < 2 {
         return String::new();
@@ -280,12 +280,12 @@ mod tests {
         let held_out = json!({"logp_accuracy_before": 0.5, "logp_accuracy_after": 0.625, "reward_accuracy_after": 0.75,
             "margin_after": 0.25, "margin_se_after": 0.125, "margin_interval_after": [-0.01, 0.51]});
         let source = |name: &str, held_out: &Value| json!({"source": name, "n_pairs": 40, "n_held_out": 8, "margin_last_tenth": 0.5, "held_out": held_out});
-        let text = by_source(&json!({"by_source": [source("hh", &held_out), source("own", &Value::Null)]}));
+        let text = by_pair_source(&json!({"by_source": [source("hh", &held_out), source("own", &Value::Null)]}));
         assert!(text.contains(
             "| hh | 40 | 0.5000 | 8 | 0.5000 | 0.6250 | 0.7500 | 0.2500 (standard error 0.1250, 95 % interval -0.0100 to 0.5100) |"
         ));
         assert!(text.contains("| own | 40 | 0.5000 | 8 | - | - | - | - |"), "{text}");
-        assert_eq!(by_source(&json!({"by_source": [source("hh", &held_out)]})), "");
+        assert_eq!(by_pair_source(&json!({"by_source": [source("hh", &held_out)]})), "");
         assert_eq!(margin(&Value::Null, &Value::Null, &Value::Null), "not recorded");
     }
 }
