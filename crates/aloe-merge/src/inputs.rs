@@ -2,12 +2,11 @@
 //!
 //! Refuses GGUF files, pickles, and models that cannot be merged with the leading one.
 
-use crate::lora::Adapter;
 use crate::plan::MergeOptions;
 use crate::source::{Opened, Source, Stored};
 use crate::{Error, Result};
 use aloe_model::checkpoint::TensorFiles;
-use aloe_model::{Checkpoint, Config, FileDtype, Role, TensorSpec};
+use aloe_model::{Checkpoint, Config, FileDtype, LoraAdapter, ModelSource, Role, TensorSpec};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +20,7 @@ pub struct PlannedModel {
     /// Its configuration and tensors.
     pub(crate) checkpoint: Checkpoint,
     /// The LoRA adapter on top.
-    pub(crate) adapter: Option<Adapter>,
+    pub(crate) adapter: Option<LoraAdapter>,
     /// Where each tensor's bytes are.
     files: TensorFiles,
     opened: HashMap<PathBuf, Arc<Opened>>,
@@ -46,13 +45,27 @@ impl PlannedModel {
         }
         let adapter = match adapter {
             Some(adapter) => {
-                let adapter = Adapter::open(name, &folder_of(&adapter, options)?)?;
+                let adapter = LoraAdapter::open(&folder_of(&adapter, options)?)?;
                 adapter.check(checkpoint.specs())?;
                 Some(adapter)
             }
             None => None,
         };
         Ok(Self { name: name.to_owned(), dir, checkpoint, adapter, files, opened })
+    }
+
+    /// A note when the adapter says that it was trained on other weights than it is added to here.
+    pub(crate) fn base_note(&self) -> Result<Option<String>> {
+        let Some(expected) = self.adapter.as_ref().and_then(LoraAdapter::base_digest) else { return Ok(None) };
+        let found = ModelSource::open(&self.dir)?.digest()?;
+        Ok((found != expected).then(|| {
+            format!(
+                "{}: the adapter was trained on weights with sha256 {expected}, those of {} have {found}: the result is exact only \
+                 if they are the same model in another precision",
+                self.name,
+                self.dir.display()
+            )
+        }))
     }
 
     fn spec(&self, name: &str) -> Result<&TensorSpec> {
@@ -70,7 +83,7 @@ impl PlannedModel {
         let file = &self.opened[self.files.file_of(name)?.path()];
         let stored = Stored::in_file(file, name, self.checkpoint.file_dtype(name).unwrap_or(FileDtype::F32))?;
         Ok(match adapter.map(|adapter| adapter.delta(spec)).transpose()?.flatten() {
-            Some(delta) => Source::Adapted(stored, delta),
+            Some(delta) => Source::Adapted(stored, Arc::new(delta)),
             None => Source::Stored(stored),
         })
     }

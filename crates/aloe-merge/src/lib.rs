@@ -1,7 +1,7 @@
 //! Merges checkpoints as mergekit does, from mergekit's own YAML, in mergekit's order of operations and dtype, in bounded memory, with masks
 //! that depend on the seed, the tensor and the model alone.
 //!
-//! Reading order: `yaml` (text -> trees), `config` (trees -> checked configuration), `inputs` (names -> opened models, `lora` adapters),
+//! Reading order: `yaml` (text -> trees), `config` (trees -> checked configuration), `inputs` (names -> opened models and LoRA adapters),
 //! `vocabulary` (whose tokens, which rows), `plan` (tensors and their parameters; `check` prints it), `merge` (the spine), `source`,
 //! `group` and `tile` (how a tensor is read in pieces), `method` (one file per method), `sparsify` and `fibres` (what methods share),
 //! `tokenizer`, `card` and `report` (files beside the weights).
@@ -15,7 +15,6 @@ mod fibres;
 mod group;
 mod half;
 mod inputs;
-mod lora;
 mod merge;
 mod method;
 mod plan;

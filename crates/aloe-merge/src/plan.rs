@@ -95,6 +95,7 @@ pub fn plan(config: &MergeConfig, options: &MergeOptions) -> Result<MergePlan> {
     let mut notes = config.notes.clone();
     for model in &models {
         check_architecture(&out_config, &models[leader].name, model, &mut notes)?;
+        notes.extend(model.base_note()?);
     }
     let listed: Vec<(&str, &Path, &Config)> =
         models.iter().map(|model| (model.name.as_str(), model.dir.as_path(), &model.checkpoint.config)).collect();
@@ -269,7 +270,7 @@ fn place(role: Role, ranges: &[Vec<(usize, usize)>]) -> Place {
     match role {
         Role::Embed => Place { slice: 0, offset: 0, t: 0.0 },
         Role::FinalNorm | Role::Head => Place { slice: ranges.len() - 1, offset: 0, t: 0.0 },
-        Role::Layer(index, _) => {
+        Role::Layer(index, _) | Role::LoraA(index, _) | Role::LoraB(index, _) => {
             let mut offset = index;
             for (slice, sources) in ranges.iter().enumerate() {
                 let n = sources[0].1 - sources[0].0;

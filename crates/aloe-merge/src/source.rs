@@ -4,12 +4,11 @@
 //! adapter added, or one whose rows follow another vocabulary. First step of the arithmetic; never holds a tensor.
 
 use crate::config::MergeDtype;
-use crate::lora::LoraDelta;
 use crate::tile::{Rounding, round_to, with_rounding};
 use crate::vocabulary::{Row, RowMap};
 use crate::{Error, Result};
-use aloe_model::FileDtype;
 use aloe_model::float::{bf16_to_f32, f16_to_f32};
+use aloe_model::{FileDtype, LoraDelta};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -23,7 +22,7 @@ const PIECE: usize = 1 << 15;
 pub enum Source {
     /// As its file holds it.
     Stored(Stored),
-    /// A stored tensor `W` plus an adapter: `W + scale * B A`, rounded to the type of `W`, as PEFT merges it.
+    /// A stored tensor `W` plus an adapter: `W + scale * B A`, rounded to the type of `W`, as PEFT's `merge_and_unload` leaves it.
     Adapted(Stored, Arc<LoraDelta>),
     /// Rows in the order of another vocabulary.
     Rows(Arc<Rows>),
@@ -205,7 +204,7 @@ impl Source {
             }
             Self::Adapted(stored, delta) => {
                 stored.read_exact(start, out)?;
-                delta.add(start, out)?;
+                delta.add(start, out);
                 match stored.dtype {
                     FileDtype::BF16 => round_all::<crate::tile::InBf16>(out),
                     FileDtype::F16 => round_all::<crate::tile::InF16>(out),

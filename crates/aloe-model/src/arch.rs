@@ -63,6 +63,10 @@ pub enum Role {
     FinalNorm,
     /// Output head `[V, D]`; absent when it is the embedding.
     Head,
+    /// LoRA's A `[rank, K]` beside a matrix of layer `i`.
+    LoraA(usize, Part),
+    /// LoRA's B `[O, rank]` beside a matrix of layer `i`.
+    LoraB(usize, Part),
 }
 
 /// One tensor of a checkpoint.

@@ -8,42 +8,59 @@ use crate::decoder::Decoder;
 use crate::forward::{Activations, LayerActivations};
 use crate::params::Grads;
 use crate::weights::LayerWeights;
-use aloe_tensor::{AttentionInputs, Linear, Tensor, ops};
+use aloe_tensor::{AttentionInputs, Dtype, Linear, Tensor, ops};
 
-/// Where the layer being walked stands, and where its gradients go.
+/// Where the layer being walked stands, and where its gradients go. Weights that are not trained have none.
 struct LayerGrads<'a> {
     index: usize,
     grads: &'a mut Grads,
+    /// Takes the gradients of norms that are not trained `[D]`.
+    unused: Tensor,
 }
 
 impl LayerGrads<'_> {
-    fn part(&mut self, part: Part) -> &mut Tensor {
-        self.grads.role_mut(Role::Layer(self.index, part))
+    fn norm(&mut self, part: Part) -> &mut Tensor {
+        self.grads.role_mut(Role::Layer(self.index, part)).unwrap_or(&mut self.unused)
     }
 
-    fn with_bias(&mut self, part: Part, bias: Part) -> (&mut Tensor, Option<&mut Tensor>) {
-        self.grads.pair_mut(Role::Layer(self.index, part), Role::Layer(self.index, bias))
+    /// Adds the gradients of a matrix, its bias and its low-rank update, as far as they are trained.
+    fn add(&mut self, decoder: &Decoder, dy: &Tensor, x: &Tensor, linear: &Linear, (part, bias): (Part, Option<Part>)) {
+        let (dev, at) = (&decoder.device, |part| Role::Layer(self.index, part));
+        let own = match bias {
+            Some(bias) => self.grads.pair_mut(at(part), at(bias)),
+            None => self.grads.role_mut(at(part)).map(|dw| (dw, None)),
+        };
+        if let Some((dw, db)) = own {
+            ops::linear_grad_weight(dev, dy, x, decoder.dtype, dw, db);
+        }
+        let factors = self.grads.pair_mut(Role::LoraA(self.index, part), Role::LoraB(self.index, part));
+        if let Some((da, Some(db))) = factors {
+            ops::lora_grad(dev, dy, x, linear, da, db);
+        }
     }
 }
 
 impl Decoder {
-    /// Adds the gradient of every weight to `grads`, given that of `activations.hidden`, `[N, D]`. The head's part comes from
-    /// `token_logps_backward`. Layers' activations are freed as they are used.
+    /// Adds the gradient of every weight that has one in `grads`, given that of `activations.hidden`, `[N, D]`. The head's part
+    /// comes from `token_logps_backward`. Layers' activations are freed as they are used.
     pub fn backward(&self, mut activations: Activations, dhidden: &Tensor, grads: &mut Grads) {
         let dev = &self.device;
         let Activations { batch, last, last_rstd, .. } = &activations;
-        let dnorm = grads.role_mut(Role::FinalNorm);
+        let mut unused = Tensor::zeros(self.weights.norm.shape(), Dtype::F32);
+        let dnorm = grads.role_mut(Role::FinalNorm).unwrap_or(&mut unused);
         let mut dx = ops::rms_norm_backward(dev, dhidden, last, &self.weights.norm, last_rstd, dnorm);
         let batch = batch.clone();
+        let mut layer = LayerGrads { index: 0, grads, unused };
         while let Some(kept) = activations.layers.pop() {
-            let index = activations.layers.len();
-            let weights = &self.weights.layers[index];
-            let mut layer = LayerGrads { index, grads };
+            layer.index = activations.layers.len();
+            let weights = &self.weights.layers[layer.index];
             dx = self.feed_forward_backward(weights, &kept, dx, &mut layer);
             let (dq, dk, dv) = self.attention_backward(weights, &kept, &dx, &batch, &mut layer);
             dx = self.projections_backward(weights, &kept, [&dq, &dk, &dv], dx, &mut layer);
         }
-        ops::embedding_grad(dev, &dx, &batch.ids, grads.role_mut(Role::Embed));
+        if let Some(dembed) = layer.grads.role_mut(Role::Embed) {
+            ops::embedding_grad(dev, &dx, &batch.ids, dembed);
+        }
     }
 
     /// From the gradient of the layer's output to that of `mid`.
@@ -56,17 +73,17 @@ impl Decoder {
     ) -> Tensor {
         let dev = &self.device;
         let product = ops::swiglu(dev, &kept.gate, &kept.up);
-        ops::linear_grad_weight(dev, &dx, &product, self.dtype, layer.part(Part::Down), None);
+        layer.add(self, &dx, &product, &weights.down, (Part::Down, None));
         drop(product);
         let dproduct = ops::linear_grad_input(dev, &dx, &weights.down);
         let (dgate, dup) = ops::swiglu_backward(dev, &dproduct, &kept.gate, &kept.up);
         drop(dproduct);
         let (normed, rstd) = ops::rms_norm(dev, &kept.mid, &weights.post_norm, self.config.rms_norm_eps);
-        ops::linear_grad_weight(dev, &dgate, &normed, self.dtype, layer.part(Part::Gate), None);
-        ops::linear_grad_weight(dev, &dup, &normed, self.dtype, layer.part(Part::Up), None);
+        layer.add(self, &dgate, &normed, &weights.gate, (Part::Gate, None));
+        layer.add(self, &dup, &normed, &weights.up, (Part::Up, None));
         let mut dnormed = ops::linear_grad_input(dev, &dgate, &weights.gate);
         ops::add_in_place(dev, &mut dnormed, &ops::linear_grad_input(dev, &dup, &weights.up));
-        let dnorm = layer.part(Part::PostNorm);
+        let dnorm = layer.norm(Part::PostNorm);
         let through = ops::rms_norm_backward(dev, &dnormed, &kept.mid, &weights.post_norm, &rstd, dnorm);
         ops::add_in_place(dev, &mut dx, &through);
         dx
@@ -83,7 +100,7 @@ impl Decoder {
     ) -> (Tensor, Tensor, Tensor) {
         let dev = &self.device;
         let o = self.flat(kept.o.clone());
-        ops::linear_grad_weight(dev, dmid, &o, self.dtype, layer.part(Part::Output), None);
+        layer.add(self, dmid, &o, &weights.o, (Part::Output, None));
         let dout = self.heads(ops::linear_grad_input(dev, dmid, &weights.o), self.config.num_attention_heads);
         let inputs = AttentionInputs { q: &kept.q, k: &kept.k, v: &kept.v, o: &kept.o, lse: &kept.lse };
         let (mut dq, mut dk, dv) = ops::attention_backward(dev, &dout, &inputs, &batch.plan, self.attention_scale());
@@ -111,8 +128,7 @@ impl Decoder {
         ];
         let mut dnormed: Option<Tensor> = None;
         for ((linear, part, bias), dy) in parts.into_iter().zip(dqkv) {
-            let (dw, db) = layer.with_bias(part, bias);
-            ops::linear_grad_weight(dev, dy, &normed, self.dtype, dw, db);
+            layer.add(self, dy, &normed, linear, (part, Some(bias)));
             let through = ops::linear_grad_input(dev, dy, linear);
             match &mut dnormed {
                 None => dnormed = Some(through),
@@ -120,7 +136,7 @@ impl Decoder {
             }
         }
         let dnormed = dnormed.expect("there are three projections");
-        let dnorm = layer.part(Part::InputNorm);
+        let dnorm = layer.norm(Part::InputNorm);
         let through = ops::rms_norm_backward(dev, &dnormed, &kept.input, &weights.input_norm, &rstd, dnorm);
         ops::add_in_place(dev, &mut dx, &through);
         dx

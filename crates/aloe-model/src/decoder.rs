@@ -82,7 +82,8 @@ impl Decoder {
         TokenLogps { rows, targets, logps, argmax, lse }
     }
 
-    /// Gradient of the hidden states `[N, D]` from the gradients of `logps` `[R]`; adds the head's gradient to `grads`.
+    /// Gradient of the hidden states `[N, D]` from the gradients of `logps` `[R]`; adds the head's gradient to `grads` where it
+    /// is trained.
     pub fn token_logps_backward(
         &self,
         hidden: &Tensor,
@@ -95,7 +96,7 @@ impl Decoder {
         let mut dpicked = Tensor::zeros(picked.shape(), Dtype::F32);
         let inputs = CrossEntropyInputs { targets: &found.targets, lse: &found.lse, dlogps };
         let role = if self.config.tie_word_embeddings { Role::Embed } else { Role::Head };
-        let dhead = Some(grads.role_mut(role));
+        let dhead = grads.role_mut(role);
         ops::cross_entropy_backward(&self.device, &picked, &self.weights.head, &inputs, &mut dpicked, dhead);
         let mut dhidden = Tensor::zeros(hidden.shape(), Dtype::F32);
         let (d, out) = (hidden.shape()[1], dhidden.as_f32_mut());

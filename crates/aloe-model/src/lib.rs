@@ -15,6 +15,7 @@ pub mod float;
 pub mod forward;
 pub mod gguf;
 pub mod kv;
+pub mod lora;
 #[cfg(test)]
 mod own_process;
 pub mod params;
@@ -38,6 +39,7 @@ pub use error::Error;
 pub use forward::Activations;
 pub use gguf::{Gguf, GgufModel};
 pub use kv::{KvCache, KvMeter};
+pub use lora::{LoraAdapter, LoraDelta, LoraShape};
 pub use params::{Grads, Params};
 pub use safetensors::{FileDtype, SafeTensorsFile};
 pub use source::ModelSource;

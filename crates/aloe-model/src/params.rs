@@ -9,7 +9,7 @@ use crate::source::ModelSource;
 use aloe_tensor::{Device, Dtype, Tensor, ops};
 use std::sync::Arc;
 
-/// f32 master weights, one tensor per row of the table.
+/// f32 master weights, one tensor per row of the table: the whole model's, or with LoRA those that are trained.
 #[derive(Clone, Debug)]
 pub struct Params {
     /// The model they belong to.
@@ -29,13 +29,22 @@ impl Params {
 
     /// Masters made by `make`, which must give f32 tensors of the spec's shape.
     pub fn from_fn(config: &Config, mut make: impl FnMut(&TensorSpec) -> Tensor) -> Self {
-        let specs: Arc<[TensorSpec]> = arch::tensors(config).into();
-        let tensors = specs.iter().map(&mut make).collect::<Vec<_>>();
+        Self::of_table(config, arch::tensors(config), |spec| Ok(make(spec))).expect("making cannot fail")
+    }
+
+    /// Masters of another table than the model's own: those that LoRA trains.
+    pub(crate) fn of_table(
+        config: &Config,
+        table: Vec<TensorSpec>,
+        make: impl FnMut(&TensorSpec) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let specs: Arc<[TensorSpec]> = table.into();
+        let tensors = specs.iter().map(make).collect::<Result<Vec<_>>>()?;
         for (spec, tensor) in specs.iter().zip(&tensors) {
             assert_eq!(spec.shape, tensor.shape(), "{}", spec.hf_name);
             assert_eq!(tensor.dtype(), Dtype::F32, "{}", spec.hf_name);
         }
-        Self { config: config.clone(), specs, tensors }
+        Ok(Self { config: config.clone(), specs, tensors })
     }
 
     /// The table's rows.
@@ -79,6 +88,12 @@ impl Grads {
         Self { specs, tensors }
     }
 
+    /// All zero, one for each of the masters.
+    pub fn of(params: &Params) -> Self {
+        let tensors = params.specs.iter().map(|spec| Tensor::zeros(&spec.shape, Dtype::F32)).collect();
+        Self { specs: params.specs.clone(), tensors }
+    }
+
     /// Sets all to zero, keeping the memory.
     pub fn zero(&mut self) {
         for tensor in &mut self.tensors {
@@ -111,21 +126,21 @@ impl Grads {
         self.tensors.iter().map(|tensor| ops::sum_of_squares(device, tensor)).sum()
     }
 
-    pub(crate) fn role_mut(&mut self, role: Role) -> &mut Tensor {
-        let i = position(&self.specs, role).expect("every role of the architecture is in its table");
-        &mut self.tensors[i]
+    /// The gradient of that role; none when it is not trained.
+    pub(crate) fn role_mut(&mut self, role: Role) -> Option<&mut Tensor> {
+        position(&self.specs, role).map(|i| &mut self.tensors[i])
     }
 
-    /// A matrix's gradient and its bias's, if the model has one.
-    pub(crate) fn pair_mut(&mut self, role: Role, bias: Role) -> (&mut Tensor, Option<&mut Tensor>) {
-        let i = position(&self.specs, role).expect("every role of the architecture is in its table");
-        match position(&self.specs, bias) {
+    /// The gradients of two roles of which the first is trained: a matrix and its bias, LoRA's two factors.
+    pub(crate) fn pair_mut(&mut self, first: Role, second: Role) -> Option<(&mut Tensor, Option<&mut Tensor>)> {
+        let i = position(&self.specs, first)?;
+        Some(match position(&self.specs, second) {
             None => (&mut self.tensors[i], None),
             Some(j) => {
-                let [a, b] = self.tensors.get_disjoint_mut([i, j]).expect("a matrix and its bias are two tensors");
+                let [a, b] = self.tensors.get_disjoint_mut([i, j]).expect("two roles are two tensors");
                 (a, Some(b))
             }
-        }
+        })
     }
 }
 

@@ -73,7 +73,17 @@ impl SafeTensorsWriter {
 
     /// [`Self::create`] for any type of weights: F32, F16 or BF16. F16 is written through [`Self::slot`] alone.
     pub fn create_stored(path: &Path, tensors: &[(String, Vec<usize>)], dtype: FileDtype) -> Result<Self> {
-        let (header, slots, total) = layout(path, tensors, dtype)?;
+        Self::create_described(path, tensors, dtype, &[])
+    }
+
+    /// The same with further entries of the header's metadata.
+    pub(crate) fn create_described(
+        path: &Path,
+        tensors: &[(String, Vec<usize>)],
+        dtype: FileDtype,
+        metadata: &[(&str, &str)],
+    ) -> Result<Self> {
+        let (header, slots, total) = layout(path, tensors, dtype, metadata)?;
         let mut file = File::create(path).map_err(Error::io("create", path))?;
         file.write_all(&header).map_err(Error::io("write", path))?;
         // Reserving the length first turns most full disks into an error before hours of work.
@@ -211,13 +221,16 @@ fn layout(
     path: &Path,
     tensors: &[(String, Vec<usize>)],
     dtype: FileDtype,
+    metadata: &[(&str, &str)],
 ) -> Result<(Vec<u8>, HashMap<String, Slot>, u64)> {
     if !matches!(dtype, FileDtype::F32 | FileDtype::F16 | FileDtype::BF16) {
         return Err(Error::file(path, format!("weights are not written as {}", dtype.name())));
     }
     let dtype_name = dtype.name();
     let mut header = serde_json::Map::new();
-    header.insert("__metadata__".into(), serde_json::json!({"format": "pt"}));
+    let mut described = serde_json::json!({"format": "pt"});
+    metadata.iter().for_each(|(key, value)| described[*key] = serde_json::json!(value));
+    header.insert("__metadata__".into(), described);
     let mut slots = HashMap::with_capacity(tensors.len());
     let mut at = 0u64;
     for (name, shape) in tensors {

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::arch::{self, Part, Role, TensorSpec};
 use crate::config::Config;
 use crate::params::Params;
-use aloe_tensor::{Device, Dtype, Linear, Tensor};
+use aloe_tensor::{Device, Dtype, Linear, Lora, Tensor};
 
 /// One layer's weights.
 #[derive(Clone, Debug)]
@@ -29,6 +29,36 @@ pub struct LayerWeights {
     pub input_norm: Tensor,
     /// RMSNorm before the feed-forward part `[D]` f32.
     pub post_norm: Tensor,
+}
+
+impl LayerWeights {
+    /// The matrix of a part; none for norms and biases.
+    pub fn matrix(&self, part: Part) -> Option<&Linear> {
+        Some(match part {
+            Part::Query => &self.q,
+            Part::Key => &self.k,
+            Part::Value => &self.v,
+            Part::Output => &self.o,
+            Part::Gate => &self.gate,
+            Part::Up => &self.up,
+            Part::Down => &self.down,
+            _ => return None,
+        })
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn matrix_mut(&mut self, part: Part) -> Option<&mut Linear> {
+        Some(match part {
+            Part::Query => &mut self.q,
+            Part::Key => &mut self.k,
+            Part::Value => &mut self.v,
+            Part::Output => &mut self.o,
+            Part::Gate => &mut self.gate,
+            Part::Up => &mut self.up,
+            Part::Down => &mut self.down,
+            _ => return None,
+        })
+    }
 }
 
 /// A decoder's weights.
@@ -62,7 +92,24 @@ impl Weights {
                 (Role::Embed, None) | (Role::Head, _) => self.head.update_from_f32(device, master.as_f32()),
                 (Role::FinalNorm, _) => self.norm = master.clone(),
                 (Role::Layer(i, part), _) => refresh_part(&mut self.layers[i], device, part, master),
+                (Role::LoraA(i, part), _) => self.update_of(i, part).update_a(device, master.as_f32()),
+                (Role::LoraB(i, part), _) => self.update_of(i, part).update_b(device, master.as_f32()),
             }
+        }
+    }
+
+    fn update_of(&mut self, layer: usize, part: Part) -> &mut Lora {
+        let linear = self.layers[layer].matrix_mut(part).expect("updates stand beside matrices");
+        linear.lora_mut().expect("the update was put there with its masters")
+    }
+
+    /// The matrix of a role as the kernels hold it; none for norms and biases.
+    pub fn matrix(&self, role: Role) -> Option<&Linear> {
+        match role {
+            Role::Embed => self.embed.as_ref().or(Some(&self.head)),
+            Role::Head => Some(&self.head),
+            Role::Layer(i, part) => self.layers.get(i)?.matrix(part),
+            Role::FinalNorm | Role::LoraA(..) | Role::LoraB(..) => None,
         }
     }
 

@@ -20,6 +20,7 @@ mod error;
 mod gemm;
 mod heap;
 mod linear;
+mod lora;
 mod mmap;
 pub mod ops;
 mod pack;
@@ -35,6 +36,7 @@ pub use device::{Device, Isa};
 pub use error::Error;
 pub use heap::{give_back_freed_memory, keep_freed_memory};
 pub use linear::Linear;
+pub use lora::{DropoutAt, Lora, LoraDropout};
 pub use mmap::Mmap;
 pub use ops::attention::{
     AttentionBlock, AttentionInputs, AttentionPlan, CachedSequence, KvPage, KvSegment, PageWrite, PagedSequence,

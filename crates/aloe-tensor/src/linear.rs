@@ -1,8 +1,9 @@
 //! A weight matrix as the kernels want it: packed once, multiplied often.
 //!
 //! The packed form serves `linear` and the row lookup of a tied embedding; the form for `linear_grad_input` is packed at its
-//! first use and kept. There is no third copy: `weight` unpacks.
+//! first use and kept, but of a weight in blocks only part by part and not kept. There is no third copy: `weight` unpacks.
 
+use crate::lora::Lora;
 use crate::pack::{Panels, Source};
 use crate::pool::SharedMut;
 use crate::quant::{BlockFormat, BlockPanels};
@@ -24,7 +25,7 @@ pub(crate) enum OperandKind {
     Blocks,
 }
 
-/// The weight `[O, K]` and bias of `y = x W^T + b`.
+/// The weight `[O, K]` and bias of `y = x W^T + b`, with a low-rank update where one is trained.
 #[derive(Clone, Debug)]
 pub struct Linear {
     out_features: usize,
@@ -32,6 +33,7 @@ pub struct Linear {
     packed: Packed,             // lanes O, units or blocks over K
     backward: OnceLock<Panels>, // lanes K, units over O
     bias: Option<Tensor>,       // [O] f32
+    lora: Option<Box<Lora>>,
 }
 
 impl Linear {
@@ -60,7 +62,7 @@ impl Linear {
             assert_eq!(bias.shape(), [out_features], "bias against weight [{out_features}, {in_features}]");
         }
         let bias = bias.map(|b| b.cast(Dtype::F32));
-        Self { out_features, in_features, packed, backward: OnceLock::new(), bias }
+        Self { out_features, in_features, packed, backward: OnceLock::new(), bias, lora: None }
     }
 
     /// From stored blocks, one slice of bytes per row of the weight `[rows.len(), in_features]`: used as they are, laid out anew.
@@ -102,12 +104,31 @@ impl Linear {
         self.in_features
     }
 
-    /// Type of the operands of the product; f32 for a weight in blocks, whose gradients are computed from its f32 values.
+    /// Type of the operands of the product; bf16 for a weight in blocks, through which gradients flow in bf16.
     pub fn dtype(&self) -> Dtype {
         match &self.packed {
             Packed::Dense(panels) => panels.dtype,
-            Packed::Blocks(_) => Dtype::F32,
+            Packed::Blocks(_) => Dtype::Bf16,
         }
+    }
+
+    /// The low-rank update, if there is one.
+    pub fn lora(&self) -> Option<&Lora> {
+        self.lora.as_deref()
+    }
+
+    /// The low-rank update, to be changed.
+    pub fn lora_mut(&mut self) -> Option<&mut Lora> {
+        self.lora.as_deref_mut()
+    }
+
+    /// Puts a low-rank update beside the weight, or takes it away.
+    pub fn set_lora(&mut self, lora: Option<Lora>) {
+        if let Some(lora) = &lora {
+            let shape = [lora.b().out_features(), lora.a().in_features()];
+            assert_eq!(shape, [self.out_features, self.in_features], "an update of another shape than the weight");
+        }
+        self.lora = lora.map(Box::new);
     }
 
     /// The block format, when the weight is stored in one.
@@ -118,13 +139,13 @@ impl Linear {
         }
     }
 
-    /// Bytes of the packed weight and the bias; the copy for gradients not counted.
+    /// Bytes of the packed weight, the bias and the update; the copy for gradients not counted.
     pub fn nbytes(&self) -> usize {
         let packed = match &self.packed {
             Packed::Dense(panels) => panels.nbytes(),
             Packed::Blocks(panels) => panels.nbytes(),
         };
-        packed + self.bias.as_ref().map_or(0, Tensor::nbytes)
+        packed + self.bias.as_ref().map_or(0, Tensor::nbytes) + self.lora().map_or(0, Lora::nbytes)
     }
 
     /// The bias `[O]`, f32.
@@ -197,12 +218,42 @@ impl Linear {
         }
     }
 
+    /// The dense weight packed for gradients of the input: lanes K, units over O. Blocks have [`Self::backward_part`] alone.
     pub(crate) fn backward(&self, device: &Device) -> &Panels {
+        assert!(self.block_format().is_none(), "a weight in blocks is widened part by part");
         self.backward.get_or_init(|| {
             let mut panels = Panels::new(self.dtype(), self.in_features, self.out_features);
             panels.fill_from_columns(device, source(&self.weight()), self.out_features);
             panels
         })
+    }
+
+    /// Rows `part` of the weight packed for gradients of the input; `part` starts at an even row.
+    pub(crate) fn backward_part(&self, device: &Device, part: std::ops::Range<usize>) -> BackwardPart<'_> {
+        match &self.packed {
+            Packed::Dense(_) => {
+                BackwardPart::Kept(self.backward(device), crate::gemm::units_of(self.dtype(), part.start))
+            }
+            Packed::Blocks(panels) => BackwardPart::Widened(panels.widened(device, part)),
+        }
+    }
+}
+
+/// Rows of a weight as `linear_grad_input` multiplies them.
+pub(crate) enum BackwardPart<'a> {
+    /// All rows, kept; the part begins at this unit.
+    Kept(&'a Panels, usize),
+    /// The part alone, widened from blocks and dropped after use.
+    Widened(Panels),
+}
+
+impl BackwardPart<'_> {
+    /// The panels, and the unit in them at which the part begins.
+    pub(crate) fn panels(&self) -> (&Panels, usize) {
+        match self {
+            Self::Kept(panels, unit) => (panels, *unit),
+            Self::Widened(panels) => (panels, 0),
+        }
     }
 }
 

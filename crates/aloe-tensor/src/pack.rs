@@ -155,6 +155,29 @@ impl Panels {
             }
         });
     }
+
+    /// bf16 panels of a `[r, lanes]` matrix that is read 32 elements at a time: `read` gives those of (panel, row).
+    pub(crate) fn fill_blocks(
+        &mut self,
+        device: &Device,
+        r: usize,
+        read: &(dyn Fn(usize, usize, &mut [f32; PANEL]) + Sync),
+    ) {
+        assert_eq!((self.dtype, self.units), (Dtype::Bf16, units_of(Dtype::Bf16, r)), "packing blocks");
+        let (lanes, isa) = (self.lanes, device.isa());
+        let (out, size) = self.panels_mut();
+        device.for_each(lanes.div_ceil(PANEL), &|panel| {
+            // SAFETY: each index has its own panel.
+            let lines = unsafe { out.slice(panel * size, size) };
+            let mut rows = vec![[0.0f32; PANEL]; r];
+            rows.iter_mut().enumerate().for_each(|(row, values)| read(panel, row, values));
+            let width = PANEL.min(lanes - panel * PANEL);
+            let x = rows.as_ptr().cast();
+            let pairs = PairRows { x, stride: PANEL, rows: r, width, out_stride: PANEL };
+            // SAFETY: `width` columns of all r rows, and all units of the panel.
+            unsafe { isa.run(pairs.onto(lines.as_mut_ptr().cast())) }
+        });
+    }
 }
 
 /// Unit `u` of columns `first..first + width` of a matrix with `r` rows of `stride` elements.
@@ -215,6 +238,14 @@ pub(crate) struct Rows<'a> {
     pub(crate) by_unit: bool,
     pub(crate) units: usize,
     _owner: std::marker::PhantomData<&'a [u32]>,
+}
+
+impl Rows<'_> {
+    /// The same rows with units `first..first + n` alone.
+    pub(crate) fn units(&self, first: usize, n: usize) -> Self {
+        assert!(first + n <= self.units && !self.by_unit, "units {first}..{} of {}", first + n, self.units);
+        Self { a: self.a.wrapping_add(first), units: n, ..*self }
+    }
 }
 
 thread_local! {

@@ -8,15 +8,14 @@
 
 use crate::dpo_data::DpoData;
 use crate::dpo_report::DpoReport;
-use crate::export::export;
-use crate::learner::Learner;
+use crate::lora::{LoraConfig, Start, hand_over, open_learner, refuse_untrained, start_decoder};
 use crate::pairs::Truncate;
 use crate::preference::{Preference, PreferenceLoss};
 use crate::run::Run;
 use crate::sampler::Sampler;
 use crate::settings::{Context, declare_config, loop_fields, open_text, refuse, start_weights};
 use crate::{Result, finished};
-use aloe_model::{Decoder, ModelSource};
+use aloe_model::ModelSource;
 use aloe_text::Pair;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -69,6 +68,10 @@ loop_fields! { declare_config! {
         /// decides them.
         #[serde(skip_serializing)]
         pub reference_cache: Option<PathBuf> = None,
+        /// Train low-rank updates beside frozen weights; without it all weights are trained. The reference is the model without
+        /// them.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub lora: Option<LoraConfig> = None,
     }
     defaults { lr: 2e-7, betas: [0.9, 0.95] }
 } }
@@ -99,6 +102,12 @@ impl DpoConfig {
             self.chunks == 1 || !self.loop_settings().needs_held_out(),
             "patience and keep_best cannot be combined with chunks",
         );
+        let drops = self.lora.as_ref().is_some_and(|lora| lora.dropout != 0.0);
+        need(
+            !drops,
+            "lora.dropout must be 0: dropout would change the policy's log-probabilities and not the reference's",
+        );
+        mistakes.extend(self.lora.iter().flat_map(|lora| lora.mistakes(self.dtype)));
         mistakes
     }
 
@@ -129,11 +138,12 @@ pub struct DpoInputs {
     pub held_out: Vec<DpoRow>,
 }
 
-/// Aligns and writes `out/model`, `out/master` and `out/metrics.jsonl`; `out` is the partial folder of the stage, in which
+/// Aligns and writes `out/model`, `out/master`, with LoRA `out/adapter`, and `out/metrics.jsonl`; `out` is the partial folder of the stage, in which
 /// an interrupted run is resumed. The caller writes the record and commits the folder.
 pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context) -> Result<DpoReport> {
     refuse(config.mistakes())?;
-    let start = start_weights(&inputs.start);
+    let named = inputs.start.clone();
+    let start = start_weights(&named);
     let source = ModelSource::open(&start)?;
     let text = open_text(&start, config.chat_template.as_deref())?;
     // Pairs before weights: what is wrong with them is told before 16 GB are read.
@@ -145,7 +155,9 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
     if let Some(report) = finished::read(out, &fingerprint)? {
         return Ok(report);
     }
-    let learner = Learner::load(&source, config.dtype.tensor(), &context.device)?;
+    refuse_untrained(config.lora.as_ref(), &source, &text, &data.control_ids(&text))?;
+    let (lora, dtype, device) = (config.lora.as_ref(), config.dtype, &context.device);
+    let learner = open_learner(&source, lora, config.seed, dtype, device)?;
     let started = Instant::now();
     let mut run = Run::open(learner, settings, fingerprint.clone(), out, context)?;
     run.sampler = sampler;
@@ -153,12 +165,12 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
     let pairs_before = data.pairs_done(run.cursor.step);
     context.progress.resume(pairs_before);
     // A resumed run's weights are no longer the start's: they are read again if the store is incomplete.
-    let start_decoder = || match run.cursor.step {
+    let reference = || match run.cursor.step {
         0 => Ok(run.learner.decoder().clone()),
-        _ => Ok(Decoder::open(&source, config.dtype.tensor(), &context.device)?),
+        _ => start_decoder(&source, lora, config.seed, dtype, device),
     };
     let identity = format!("{start_digest} {} {}", source.config().to_json(), text.digest());
-    data.stage_references(out, &start_decoder, &identity, context)?;
+    data.stage_references(out, &reference, &identity, context)?;
     data.starts_at(run.cursor.step);
     run.evaluate_start(&mut data)?;
     for chunk in 0..config.chunks {
@@ -172,9 +184,11 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
     run.learner.check_finite(run.cursor.step)?;
     let pairs_done = data.pairs_done(run.cursor.step) - pairs_before;
     report.pairs_per_s = pairs_done as f64 / started.elapsed().as_secs_f64();
-    report.start_digest = start_digest;
     report.fill(&run, &data);
-    report.export = export(run.learner.params(), &source, &text, out)?;
+    let start = Start { source: &source, digest: &start_digest, text: &text, named: &named };
+    let lora = lora.map(|lora| (lora, dtype));
+    (report.export, report.lora) = hand_over(run.learner, lora, &start, &data.probe(), out)?;
+    report.start_digest = start_digest;
     report.notices.extend(finished::export_notice(&report.export));
     finished::write(out, &fingerprint, &report)?;
     context.progress.finish();

@@ -4,6 +4,7 @@ use crate::dpo::{DpoConfig, DpoInputs, ReferenceAt};
 use crate::dpo_report::DpoReport;
 use crate::guard::{OnNonFinite, OnSpike};
 use crate::learner::Learner;
+use crate::lora::{ControlIds, LoraConfig};
 use crate::pairs::{Example, Limits, encode, keep_usable, packed, refuse_beyond_context, set_apart, summed};
 use crate::preference::PairLogps;
 use crate::reference::{ReferencePass, References, logps_in_batches};
@@ -126,6 +127,25 @@ impl DpoData {
         hasher.hex()
     }
 
+    /// The chat template's tokens in the pairs.
+    pub(crate) fn control_ids(&self, text: &TextModel) -> ControlIds {
+        let mut ids = ControlIds::default();
+        for pair in &self.pairs {
+            ids.add(text, pair.ids.prompt_ids.iter().copied(), false);
+            for answer in [&pair.ids.chosen_ids, &pair.ids.rejected_ids] {
+                ids.add(text, answer.iter().copied(), false);
+                ids.add(text, answer.iter().copied(), true);
+            }
+        }
+        ids
+    }
+
+    /// A row to look at: prompt and chosen answer of the first pair held out, or of the first.
+    pub(crate) fn probe(&self) -> Vec<u32> {
+        let pair = self.held_out.first().or(self.pairs.first());
+        pair.map_or_else(Vec::new, |pair| [pair.ids.prompt_ids.as_slice(), &pair.ids.chosen_ids].concat())
+    }
+
     /// Pairs of the whole run for the progress bar: trained ones and those whose reference is computed.
     pub(crate) fn total_units(&self) -> u64 {
         let n_steps: u64 = self.steps_per_chunk().iter().sum();
@@ -223,7 +243,8 @@ impl DpoData {
         identity: &str,
         context: &Context,
     ) -> Result<()> {
-        let compute = format!("{:?} {}", self.config.dtype, finished::compute(context));
+        let base = self.config.lora.as_ref().map_or_else(String::new, LoraConfig::start_name);
+        let compute = format!("{:?} {base}{}", self.config.dtype, finished::compute(context));
         let run = |pairs: &[Example], name: &str| {
             let pairs: Vec<&Example> = pairs.iter().collect();
             let store = out.join("state").join(name);

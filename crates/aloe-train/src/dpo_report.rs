@@ -3,6 +3,7 @@
 use crate::dpo_data::DpoData;
 use crate::export::ExportReport;
 use crate::finished;
+use crate::lora::LoraReport;
 use crate::run::Run;
 use crate::tally::interval;
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,9 @@ pub struct DpoReport {
     pub n_spikes: u64,
     /// The update and what the bf16 export keeps of it.
     pub export: ExportReport,
+    /// What LoRA trained and what merging changed; none when all weights were trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraReport>,
     /// SHA-256 of the start weights.
     pub start_digest: String,
     /// The step this process resumed from.

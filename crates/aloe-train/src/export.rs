@@ -2,7 +2,7 @@
 //! of the update the bf16 rounding keeps.
 
 use crate::Result;
-use aloe_model::{CheckpointWriter, ModelSource, Params};
+use aloe_model::{CheckpointWriter, Config, TensorSpec, arch};
 use aloe_tensor::{Dtype, Tensor};
 use aloe_text::TextModel;
 use serde::{Deserialize, Serialize};
@@ -32,24 +32,26 @@ impl ExportReport {
     }
 }
 
-/// Writes `out/model` and `out/master` with the tokenizer's files, and compares with the start weights.
-pub(crate) fn export(params: &Params, start: &ModelSource, text: &TextModel, out: &Path) -> Result<ExportReport> {
+/// Writes `out/model` and `out/master` with the tokenizer's files, tensor by tensor, and compares start and end. `weight` gives both
+/// in f32 for one row of the model's table.
+pub(crate) fn write_folders(
+    config: &Config,
+    text: &TextModel,
+    out: &Path,
+    weight: &mut dyn FnMut(&TensorSpec) -> Result<(Tensor, Tensor)>,
+) -> Result<ExportReport> {
     let files: Vec<(String, Vec<u8>)> = text.files().into_iter().map(|file| (file.name, file.bytes)).collect();
-    for (name, dtype) in [("master", Dtype::F32), ("model", Dtype::Bf16)] {
-        let mut writer = CheckpointWriter::create(&out.join(name), &params.config, dtype)?;
-        for (spec, master) in params.specs().iter().zip(params.tensors()) {
-            writer.add(&spec.hf_name, master.as_f32())?;
-        }
-        writer.finish(&files)?;
-    }
-    compare(params, start)
-}
-
-fn compare(params: &Params, start: &ModelSource) -> Result<ExportReport> {
+    let mut master = CheckpointWriter::create(&out.join("master"), config, Dtype::F32)?;
+    let mut model = CheckpointWriter::create(&out.join("model"), config, Dtype::Bf16)?;
     let mut sums = Sums::default();
-    for (spec, master) in params.specs().iter().zip(params.tensors()) {
-        sums.add(&start.load(&spec.hf_name, Dtype::F32)?, master);
+    for spec in arch::tensors(config) {
+        let (start, end) = weight(&spec)?;
+        master.add(&spec.hf_name, end.as_f32())?;
+        model.add(&spec.hf_name, end.as_f32())?;
+        sums.add(&start, &end);
     }
+    master.finish(&files)?;
+    model.finish(&files)?;
     Ok(sums.report())
 }
 

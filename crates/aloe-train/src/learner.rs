@@ -7,7 +7,8 @@
 use crate::settings::LoopSettings;
 use crate::{Error, Result};
 use aloe_model::{Activations, Decoder, Grads, ModelSource, PackedBatch, ParamGroup, Params, Role, TokenLogps};
-use aloe_tensor::{AdamW, Device, Dtype, Tensor, ops};
+use aloe_tensor::{AdamW, Device, DropoutAt, Dtype, Tensor, ops};
+use std::sync::Arc;
 
 /// Which hidden rows predict which tokens.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +30,8 @@ impl Targets {
 pub(crate) struct Forward {
     activations: Activations,
     found: TokenLogps,
+    /// The batch's first row, counted over the step.
+    first_row: u64,
 }
 
 impl Forward {
@@ -44,7 +47,7 @@ impl Forward {
     }
 }
 
-/// A model with everything AdamW needs.
+/// A model with everything AdamW needs: all of its weights, or with LoRA those that are trained.
 pub(crate) struct Learner {
     params: Params,
     moments1: Vec<Tensor>,
@@ -53,6 +56,11 @@ pub(crate) struct Learner {
     /// Gradient of the head where it shares the embedding's weights `[V, D]`.
     tied_head_grad: Option<Tensor>,
     decoder: Decoder,
+    /// Tells the updates' dropout where training stands.
+    dropout: Option<Arc<DropoutAt>>,
+    step: u64,
+    /// Rows passed forward in this step.
+    n_rows: u64,
 }
 
 impl Learner {
@@ -63,14 +71,18 @@ impl Learner {
 
     /// The same for masters in memory.
     pub(crate) fn new(params: Params, dtype: Dtype, device: &Device) -> Self {
+        let decoder = Decoder::from_params(&params, dtype, device);
+        Self::over(params, decoder, None)
+    }
+
+    /// For masters of which `decoder` holds the compute copies.
+    pub(crate) fn over(params: Params, decoder: Decoder, dropout: Option<Arc<DropoutAt>>) -> Self {
         let zeros = || params.tensors().iter().map(|master| Tensor::zeros(master.shape(), Dtype::F32)).collect();
         let (moments1, moments2) = (zeros(), zeros());
-        let config = &params.config;
-        let tied_head_grad =
-            config.tie_word_embeddings.then(|| Tensor::zeros(&[config.vocab_size, config.hidden_size], Dtype::F32));
-        let grads = Grads::zeros(config);
-        let decoder = Decoder::from_params(&params, dtype, device);
-        Self { moments1, moments2, grads, tied_head_grad, decoder, params }
+        let embed = params.role(Role::Embed).filter(|_| params.config.tie_word_embeddings);
+        let tied_head_grad = embed.map(|embed| Tensor::zeros(embed.shape(), Dtype::F32));
+        let grads = Grads::of(&params);
+        Self { moments1, moments2, grads, tied_head_grad, decoder, params, dropout, step: 0, n_rows: 0 }
     }
 
     pub(crate) fn params(&self) -> &Params {
@@ -82,30 +94,47 @@ impl Learner {
     }
 
     /// Forward pass with everything kept that the backward pass needs.
-    pub(crate) fn forward(&self, batch: PackedBatch, targets: Targets) -> Result<Forward> {
-        let activations = self.decoder.forward_train(batch)?;
+    pub(crate) fn forward(&mut self, batch: PackedBatch, targets: Targets) -> Result<Forward> {
+        let first_row = self.n_rows;
+        self.n_rows += batch.len() as u64;
+        let activations = self.in_pass(first_row, |learner| learner.decoder.forward_train(batch))?;
         let found = self.decoder.token_logps(&activations.hidden, targets.rows, targets.ids);
-        Ok(Forward { activations, found })
+        Ok(Forward { activations, found, first_row })
     }
 
     /// Adds the gradients of a loss whose derivative by each target's log-probability is `dlogps` `[R]`.
     pub(crate) fn backward(&mut self, forward: Forward, dlogps: &[f32]) {
-        let Forward { activations, found } = forward;
+        let Forward { activations, found, first_row } = forward;
         self.swap_tied_head_grad();
         let dhidden = self.decoder.token_logps_backward(&activations.hidden, &found, dlogps, &mut self.grads);
         self.swap_tied_head_grad();
-        self.decoder.backward(activations, &dhidden, &mut self.grads);
+        self.in_pass(first_row, |learner| learner.decoder.backward(activations, &dhidden, &mut learner.grads));
     }
 
-    /// Floating point operations of a step's products: 6 a weight and token (2 forward, 4 backward), the head's for trained tokens
-    /// alone, and 12 a value of a head for each pair of query and key. Computing activations again is not counted.
+    /// Runs a pass with the dropout of LoRA's updates on, where there is one.
+    fn in_pass<T>(&mut self, first_row: u64, pass: impl FnOnce(&mut Self) -> T) -> T {
+        if let Some(dropout) = &self.dropout {
+            dropout.enter(self.step, first_row);
+        }
+        let found = pass(self);
+        if let Some(dropout) = &self.dropout {
+            dropout.leave();
+        }
+        found
+    }
+
+    /// Floating point operations of a step's products: 6 a weight and token (2 forward, 4 backward; 4 in all for a frozen weight, LoRA's
+    /// updates not counted), the head's for trained tokens alone, and 12 a value of a head for each pair of query and key. Computing
+    /// activations again is not counted.
     pub(crate) fn flops(&self, n_tokens: u64, n_targets: u64, n_attended: u64) -> f64 {
         let config = &self.params.config;
         let head = (config.vocab_size * config.hidden_size) as f64;
         let n_tables = if config.tie_word_embeddings { 1.0 } else { 2.0 };
         let layers = config.n_parameters() as f64 - n_tables * head;
         let attention = (config.num_hidden_layers * config.num_attention_heads * config.head_dim) as f64;
-        6.0 * (layers * n_tokens as f64 + head * n_targets as f64) + 12.0 * attention * n_attended as f64
+        let each = |role: Role| if self.params.role(role).is_some() { 6.0 } else { 4.0 };
+        let (of_layers, of_head) = (each(Role::FinalNorm), each(Role::Embed));
+        of_layers * layers * n_tokens as f64 + of_head * head * n_targets as f64 + 12.0 * attention * n_attended as f64
     }
 
     /// Exchanges the places where a tied embedding gathers the gradients of its two uses.
@@ -116,7 +145,9 @@ impl Learner {
         }
     }
 
-    pub(crate) fn zero_grads(&mut self) {
+    /// Gradients 0, for optimizer step `step`.
+    pub(crate) fn begin_step(&mut self, step: u64) {
+        (self.step, self.n_rows) = (step, 0);
         self.grads.zero();
         if let Some(apart) = &mut self.tied_head_grad {
             apart.as_f32_mut().fill(0.0);

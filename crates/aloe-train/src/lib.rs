@@ -4,7 +4,8 @@
 //! Sees encoded text and calls the decoder; knows no data file and no benchmark. Reading order, a row to a checkpoint:
 //! `sft` (spine), `sft_rows` (rows to documents), `sft_data` (documents to batches to a loss), `pack`, `neftune`, `run` (the step
 //! loop), `learner` (forward, backward, update), `schedule`, `guard`, `sampler`, `sight` (what a person watches), `state`,
-//! `export`. DPO swaps in `dpo`, `dpo_data`, `pairs`, `reference`, `reference_cache`, `preference`, `tally` and `dpo_report`.
+//! `export`, `lora` (which weights are trained, and their hand-over). DPO swaps in `dpo`, `dpo_data`, `pairs`, `reference`,
+//! `reference_cache`, `preference`, `tally` and `dpo_report`.
 
 mod dpo;
 mod dpo_data;
@@ -14,6 +15,7 @@ mod export;
 mod finished;
 mod guard;
 mod learner;
+mod lora;
 mod measure;
 mod memory;
 mod metrics;
@@ -42,8 +44,9 @@ pub use dpo_report::{DpoReport, PairSourceHeldOut, PairSourceReport};
 pub use error::Error;
 pub use export::ExportReport;
 pub use guard::{OnNonFinite, OnSpike};
+pub use lora::{LoraBase, LoraConfig, LoraReport, LoraTarget};
 pub use measure::{SftSize, StepCost, measure_step, sft_size};
-pub use memory::peak_bytes;
+pub use memory::{peak_bytes, working_bytes};
 pub use pairs::Truncate;
 pub use preference::PreferenceLoss;
 pub use schedule::Decay;

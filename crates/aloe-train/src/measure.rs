@@ -1,7 +1,8 @@
 //! What training will take, before it is run: the size of a supervised stage's data, and the time of one step on this machine.
 
 use crate::Result;
-use crate::learner::{Learner, Targets};
+use crate::learner::Targets;
+use crate::lora::{LoraConfig, open_learner};
 use crate::pack::first_fit_decreasing;
 use crate::settings::{LoopSettings, TrainDtype};
 use crate::sft::{SftConfig, SftReport, SftRow};
@@ -55,8 +56,14 @@ pub struct StepCost {
 
 /// Loads the model and trains it twice on a micro-batch of random documents of `lens` tokens, of which the last three fifths are
 /// trained on; the second time counts. Nothing is written.
-pub fn measure_step(source: &ModelSource, dtype: TrainDtype, lens: &[usize], device: &Device) -> Result<StepCost> {
-    let mut learner = Learner::load(source, dtype.tensor(), device)?;
+pub fn measure_step(
+    source: &ModelSource,
+    dtype: TrainDtype,
+    lora: Option<&LoraConfig>,
+    lens: &[usize],
+    device: &Device,
+) -> Result<StepCost> {
+    let mut learner = open_learner(source, lora, 0, dtype, device)?;
     let vocab_size = source.config().vocab_size;
     let document = |(at, &len): (usize, &usize)| {
         let mut rng = CounterRng::new(0, "measure", at as u64);
@@ -75,7 +82,7 @@ pub fn measure_step(source: &ModelSource, dtype: TrainDtype, lens: &[usize], dev
         cost.n_tokens = batch.len();
         let dlogps = vec![-1.0 / targets.rows.len() as f32; targets.rows.len()];
         let began = Instant::now();
-        learner.zero_grads();
+        learner.begin_step(n_updates);
         let forward = learner.forward(batch, targets)?;
         learner.backward(forward, &dlogps);
         cost.micro_batch_s = began.elapsed().as_secs_f64();

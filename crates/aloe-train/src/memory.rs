@@ -11,10 +11,15 @@ const BACKWARD_WIDTHS: (u64, u64) = (8, 5);
 /// Peak resident bytes of a full training stage whose micro-batch has `n_tokens` tokens: masters, both moments and gradients in f32,
 /// compute copies, the gradient of a tied head, the pages of the start weights' file, and the activations.
 pub fn peak_bytes(config: &Config, dtype: TrainDtype, n_tokens: u64) -> u64 {
+    held_bytes(config, dtype) + working_bytes(config, n_tokens)
+}
+
+/// The part of it that comes beside what is held between steps: the file's pages, the activations, and what operations leave.
+pub fn working_bytes(config: &Config, n_tokens: u64) -> u64 {
     let (d, f) = (config.hidden_size as u64, config.intermediate_size as u64);
     let file = 2 * config.n_parameters() as u64;
     let backward = 4 * (BACKWARD_WIDTHS.0 * d + BACKWARD_WIDTHS.1 * f) * n_tokens;
-    held_bytes(config, dtype) + file + activation_bytes(config) * n_tokens + backward + KEPT_BYTES
+    file + activation_bytes(config) * n_tokens + backward + KEPT_BYTES
 }
 
 /// What a learner holds between steps.
@@ -50,7 +55,7 @@ mod tests {
             for dtype in [TrainDtype::F32, TrainDtype::Bf16] {
                 let params = tiny_random(kind, 0);
                 let config = params.config.clone();
-                let learner = Learner::new(params, dtype.tensor(), &Device::cpu(1));
+                let mut learner = Learner::new(params, dtype.tensor(), &Device::cpu(1));
                 let (found, expected) = (learner.nbytes() as f64, held_bytes(&config, dtype) as f64);
                 assert!((found / expected - 1.0).abs() < 0.05, "{kind:?} {dtype:?}: {found} for {expected}");
                 let ids: Vec<u32> = (0..20).collect();

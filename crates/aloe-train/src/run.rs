@@ -208,7 +208,7 @@ impl<'a> Run<'a> {
         self.context.cancel.check()?;
         let began = Instant::now();
         let at = self.cursor.step - first;
-        self.learner.zero_grads();
+        self.learner.begin_step(self.cursor.step);
         let found = objective.accumulate(&mut self.learner, at, self.context)?;
         let grad_norm = self.learner.grad_norm();
         let lr = schedule.lr(at);

@@ -4,8 +4,8 @@
 //! whatever the micro-batches. Refuses data in which nothing or everything is trained on. Rows longer than `max_len` are dropped,
 //! or cut into pieces where that is asked for; those and rows without a trained token are counted and named; nothing is truncated.
 
-use crate::export::{ExportReport, export};
-use crate::learner::Learner;
+use crate::export::ExportReport;
+use crate::lora::{LoraConfig, LoraReport, Start, hand_over, open_learner, refuse_untrained};
 use crate::run::Run;
 use crate::sampler::Sampler;
 use crate::settings::{Context, declare_config, loop_fields, open_text, refuse, start_weights};
@@ -48,6 +48,9 @@ loop_fields! { declare_config! {
         pub micro_batch_size: usize = 1,
         /// NEFTune's alpha (arXiv 2310.05914): noise on the embeddings while training, 0 for none.
         pub neftune_alpha: f64 = 0.0,
+        /// Train low-rank updates beside frozen weights; without it all weights are trained.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub lora: Option<LoraConfig> = None,
     }
     defaults {}
 } }
@@ -67,6 +70,7 @@ impl SftConfig {
         need(self.batch_size >= 1, "batch_size must be 1 or more");
         need(self.micro_batch_size >= 1, "micro_batch_size must be 1 or more");
         need(self.neftune_alpha >= 0.0 && self.neftune_alpha.is_finite(), "neftune_alpha must be 0 (off) or more");
+        mistakes.extend(self.lora.iter().flat_map(|lora| lora.mistakes(self.dtype)));
         mistakes
     }
 }
@@ -165,6 +169,9 @@ pub struct SftReport {
     pub n_spikes: u64,
     /// The update and what the bf16 export keeps of it.
     pub export: ExportReport,
+    /// What LoRA trained and what merging changed; none when all weights were trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraReport>,
     /// SHA-256 of the start weights.
     pub start_digest: String,
     /// The step this process resumed from.
@@ -175,11 +182,12 @@ pub struct SftReport {
     pub notices: Vec<String>,
 }
 
-/// Trains and writes `out/model`, `out/master` and `out/metrics.jsonl`; `out` is the partial folder of the stage, in which
+/// Trains and writes `out/model`, `out/master`, with LoRA `out/adapter`, and `out/metrics.jsonl`; `out` is the partial folder of the stage, in which
 /// an interrupted run is resumed. The caller writes the record and commits the folder.
 pub fn sft(config: &SftConfig, inputs: SftInputs, out: &Path, context: &Context) -> Result<SftReport> {
     refuse(config.mistakes())?;
-    let start = start_weights(&inputs.start);
+    let named = inputs.start.clone();
+    let start = start_weights(&named);
     let source = ModelSource::open(&start)?;
     let text = open_text(&start, config.chat_template.as_deref())?;
     let start_digest = source.digest()?;
@@ -190,7 +198,8 @@ pub fn sft(config: &SftConfig, inputs: SftInputs, out: &Path, context: &Context)
     if let Some(report) = finished::read(out, &fingerprint)? {
         return Ok(report);
     }
-    let learner = Learner::load(&source, config.dtype.tensor(), &context.device)?;
+    refuse_untrained(config.lora.as_ref(), &source, &text, &data.control_ids(&text))?;
+    let learner = open_learner(&source, config.lora.as_ref(), config.seed, config.dtype, &context.device)?;
     let started = Instant::now();
     let mut run = Run::open(learner, settings, fingerprint.clone(), out, context)?;
     run.sampler = sampler;
@@ -203,9 +212,11 @@ pub fn sft(config: &SftConfig, inputs: SftInputs, out: &Path, context: &Context)
     run.evaluate_end(&mut data)?;
     run.learner.check_finite(run.cursor.step)?;
     report.tokens_per_s = (run.cursor.n_tokens - tokens_before) as f64 / started.elapsed().as_secs_f64();
-    report.start_digest = start_digest;
     report.fill(&run);
-    report.export = export(run.learner.params(), &source, &text, out)?;
+    let start = Start { source: &source, digest: &start_digest, text: &text, named: &named };
+    let lora = config.lora.as_ref().map(|lora| (lora, config.dtype));
+    (report.export, report.lora) = hand_over(run.learner, lora, &start, data.probe(), out)?;
+    report.start_digest = start_digest;
     report.notices.extend(finished::export_notice(&report.export));
     finished::write(out, &fingerprint, &report)?;
     context.progress.finish();

@@ -3,6 +3,7 @@
 
 use crate::guard::{OnNonFinite, OnSpike};
 use crate::learner::{Learner, Targets, target_logps};
+use crate::lora::ControlIds;
 use crate::neftune::noise;
 use crate::pack::{Document, epoch_rows, first_fit_decreasing};
 use crate::run::{Objective, StepLoss};
@@ -193,6 +194,21 @@ impl SftData {
         }
         hasher.field(&(self.documents.len() as u64).to_le_bytes());
         hasher.hex()
+    }
+
+    /// The chat template's tokens in the rows.
+    pub(crate) fn control_ids(&self, text: &TextModel) -> ControlIds {
+        let mut ids = ControlIds::default();
+        for document in &self.documents {
+            ids.add(text, document.ids.iter().copied(), false);
+            ids.add(text, document.targets().map(|(_, id)| id), true);
+        }
+        ids
+    }
+
+    /// A row to look at: the first held out, or the first.
+    pub(crate) fn probe(&self) -> &[u32] {
+        self.held_out.first().or(self.documents.first()).map_or(&[], |document| &document.ids)
     }
 
     fn held_out_nll(&self, decoder: &Decoder, context: &Context) -> Result<Nll<'_>> {

@@ -131,7 +131,6 @@ pub fn cross_entropy_backward(
     assert_eq!(dhidden.shape(), hidden.shape());
     assert!(dhead.as_ref().is_none_or(|g| g.shape() == [v, d]), "gradient of a head [{v}, {d}]");
     check_targets(inputs.targets, head);
-    let backward = head.backward(device);
     for part in chunks(r, ROWS) {
         let x = &hidden.as_f32()[part.start * d..part.end * d];
         let mut packed = dhead.is_some().then(|| Panels::new(head.dtype(), d, part.len()));
@@ -144,7 +143,8 @@ pub fn cross_entropy_backward(
             let logits = &mut logits[..part.len() * vocabulary.len()];
             chunk_logits(device, x, head, &vocabulary, logits);
             logit_gradients(device, logits, &vocabulary, inputs, &part);
-            let unit = crate::gemm::units_of(head.dtype(), vocabulary.start);
+            let weight = head.backward_part(device, vocabulary.clone());
+            let (backward, unit) = weight.panels();
             with_rows(device, logits, vocabulary.len(), head.dtype(), |a| {
                 let c = &mut partial[..part.len() * d];
                 multiply(

@@ -4,9 +4,9 @@
 //! blocks (`quant`). Each output element is one f32 chain over
 //! the summed axis in index order, whatever the number of rows or threads.
 
-use crate::gemm::{Gemm, PANEL, Tasks};
+use crate::gemm::{Gemm, PANEL, Tasks, units_of};
 use crate::linear::{OperandKind, Packed};
-use crate::ops::rows_of;
+use crate::ops::{lora, rows_of};
 use crate::pack::{Panels, Rows, Source, with_columns, with_rows};
 use crate::pool::SharedMut;
 use crate::quant::{BlockRows, Product, Task, with_block_rows};
@@ -20,6 +20,14 @@ pub fn linear(device: &Device, x: &Tensor, layer: &Linear) -> Tensor {
 
 /// Several layers over the same x `[N, K]`, each as [`linear`] gives it: x is rounded once, and all products are one parallel loop.
 pub fn linears(device: &Device, x: &Tensor, layers: &[&Linear]) -> Vec<Tensor> {
+    match layers.iter().any(|layer| layer.lora().is_some()) {
+        true => lora::adapted(device, x, layers),
+        false => products(device, x, layers),
+    }
+}
+
+/// The same without the layers' low-rank updates.
+pub(crate) fn products(device: &Device, x: &Tensor, layers: &[&Linear]) -> Vec<Tensor> {
     let (n, k) = rows_of(x);
     let mut outputs = Vec::with_capacity(layers.len());
     // Layers in a row that take the same operand go together.
@@ -120,15 +128,34 @@ fn run_works(device: &Device, works: &[Work]) {
     });
 }
 
-/// `dx = dy W`: dy `[N, O]` to `[N, K]`.
+/// `dx = dy W`: dy `[N, O]` to `[N, K]`, the layer's low-rank update included.
 pub fn linear_grad_input(device: &Device, dy: &Tensor, layer: &Linear) -> Tensor {
+    let mut dx = grad_input(device, dy, layer);
+    if let Some(lora) = layer.lora() {
+        lora::add_grad_input(device, dy, lora, &mut dx);
+    }
+    dx
+}
+
+/// Rows of a weight in blocks that are widened at a time: with K of 14,336 a part is 7 MiB.
+const WIDENED_ROWS: usize = 256;
+
+/// `dy W` without the update. A weight in blocks is widened to bf16 part by part; each sum is one chain over O all the same.
+pub(crate) fn grad_input(device: &Device, dy: &Tensor, layer: &Linear) -> Tensor {
     let (n, o) = rows_of(dy);
     let k = layer.in_features();
     assert_eq!(o, layer.out_features(), "gradient {:?} of a layer", dy.shape());
     let mut dx = vec![0.0; n * k];
-    let panels = layer.backward(device);
+    let rows_at_a_time = if layer.block_format().is_some() { WIDENED_ROWS } else { o.max(1) };
     with_rows(device, dy.as_f32(), o, layer.dtype(), |a| {
-        multiply(device, &a, panels, Lanes::all(panels), Out { c: &mut dx, stride: k, accumulate: false });
+        for start in (0..o).step_by(rows_at_a_time) {
+            let part = start..(start + rows_at_a_time).min(o);
+            let a = a.units(units_of(layer.dtype(), start), units_of(layer.dtype(), part.len()));
+            let weight = layer.backward_part(device, part);
+            let (panels, unit) = weight.panels();
+            let out = Out { c: &mut dx, stride: k, accumulate: start > 0 };
+            multiply(device, &a, panels, Lanes { unit, ..Lanes::all(panels) }, out);
+        }
     });
     Tensor::from_f32(&[n, k], dx)
 }

@@ -1,8 +1,9 @@
 //! Weights in blocks of small integers with scales: the formats of GGUF, used as they are.
 //!
 //! Reading order: `blocks` (a stored block of 32 weights to codes and scales), `panels` (the layout the kernel reads), `encode`
-//! (f32 weights to Q8_0 or Q4_0), `rows` (activations to int8), `product` (the kernel). Weights and activations meet as exact
-//! i32 sums over 32 elements; these are scaled and added in f32, block after block, one chain per output element.
+//! (f32 weights to Q8_0 or Q4_0), `rows` (activations to int8), `product` (the kernel), `widen` (blocks to bf16, for gradients).
+//! Weights and activations meet as exact i32 sums over 32 elements; these are scaled and added in f32, block after block, one chain
+//! per output element.
 
 mod blocks;
 mod encode;
@@ -11,6 +12,7 @@ mod product;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod widen;
 
 pub(crate) use encode::encode;
 pub(crate) use panels::BlockPanels;

@@ -140,6 +140,25 @@ impl BlockPanels {
         self.lines.len() * LINE
     }
 
+    /// Elements `32 block..32 (block + 1)` of row `lane` as f32, zero past k.
+    pub(crate) fn block(&self, lane: usize, block: usize, out: &mut [f32; BLOCK]) {
+        let (layout, size) = (self.format.layout(), self.panel_lines());
+        let lines = &self.lines[lane / PANEL * size..][..size];
+        if layout != (Code::Eight, Scale::Half) {
+            *out = get(lines, layout, (lane % PANEL, block)).values(layout);
+            return;
+        }
+        // The format of `--quantize q8` and of training, read by words: a word holds four elements of a lane.
+        let (lane, chunk) = (lane % PANEL, place(layout.0, layout.1, block).chunk);
+        let codes = &lines[chunk + lane / 16 * 8..][..8];
+        let scale = lines[chunk + 16].0[lane / 2] >> (lane % 2 * 16) & 0xffff;
+        let d = super::f16_to_f32(scale as u16);
+        for (out, line) in out.chunks_exact_mut(4).zip(codes) {
+            let word = line.0[lane % 16];
+            out.iter_mut().enumerate().for_each(|(i, o)| *o = d * ((word >> (8 * i) & 0xff) as i32 - 128) as f32);
+        }
+    }
+
     /// Row `lane` of the weight as f32.
     pub(crate) fn row(&self, lane: usize, out: &mut [f32]) {
         let (layout, size) = (self.format.layout(), self.panel_lines());

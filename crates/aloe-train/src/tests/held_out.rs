@@ -101,7 +101,7 @@ fn noise_enters_the_loss_as_if_it_stood_in_the_embedding_and_the_held_out_number
         let embedding = &mut params.tensors_mut()[at].as_f32_mut()[id as usize * d..][..d];
         embedding.iter_mut().zip(row).for_each(|(value, noise)| *value += noise);
     }
-    let learner = Learner::new(params, Dtype::F32, &context(1).device);
+    let mut learner = Learner::new(params, Dtype::F32, &context(1).device);
     let mut targets = Targets::default();
     document.targets().for_each(|(row, id)| targets.push(row, id));
     let forward = learner.forward(PackedBatch::from_documents(&[&document.ids]), targets).unwrap();

@@ -18,7 +18,7 @@ fn ids(name: &str, n: usize) -> Vec<u32> {
     fill(name, n).iter().map(|value| ((value + 1.0) * 32.0) as u32).collect()
 }
 
-fn documents() -> Vec<Document> {
+pub(super) fn documents() -> Vec<Document> {
     let document = |at: usize| {
         let n = 4 + (at * 7) % 19;
         let source = format!("rows.jsonl:{}", at + 1);
@@ -45,7 +45,7 @@ fn pairs() -> Vec<Example> {
     (0..20).map(pair).collect()
 }
 
-fn sft_config(dtype: TrainDtype) -> SftConfig {
+pub(super) fn sft_config(dtype: TrainDtype) -> SftConfig {
     SftConfig {
         lr: 2e-3,
         max_steps: Some(12),
@@ -147,7 +147,7 @@ fn a_dpo_run_in_chunks_stopped_at_random_moments_ends_with_the_bits_of_an_uninte
 }
 
 /// Starts a run again and again, each time with a timer that stops it a little later.
-fn until_done(seed: u64, run: impl Fn(&Context) -> crate::Result<Outcome>) -> Outcome {
+pub(super) fn until_done(seed: u64, run: impl Fn(&Context) -> crate::Result<Outcome>) -> Outcome {
     let mut rng = CounterRng::new(seed, "test", 0);
     let mut n_stops = 0;
     for attempt in 0..400u64 {

@@ -3,6 +3,7 @@
 mod faults;
 mod held_out;
 mod laws;
+mod lora;
 mod pairs;
 mod parity;
 mod spine;
@@ -83,8 +84,20 @@ pub(crate) fn run_sft(
     out: &Path,
     context: &Context,
 ) -> Result<Outcome> {
-    let (mut data, _) = SftData::from_documents(config, documents.to_vec(), Vec::new(), &params.config)?;
     let learner = Learner::new(params, config.dtype.tensor(), &context.device);
+    run_learner(learner, documents, config, out, context)
+}
+
+/// The same with the learner that is to train.
+pub(crate) fn run_learner(
+    learner: Learner,
+    documents: &[Document],
+    config: &SftConfig,
+    out: &Path,
+    context: &Context,
+) -> Result<Outcome> {
+    let model = learner.params().config.clone();
+    let (mut data, _) = SftData::from_documents(config, documents.to_vec(), Vec::new(), &model)?;
     let mut run = Run::open(learner, config.loop_settings(), "test".into(), out, context)?;
     let schedule = data.schedule(config);
     run.evaluate_start(&mut data)?;

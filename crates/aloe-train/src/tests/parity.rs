@@ -11,7 +11,7 @@ use aloe_text::EncodedPair;
 use serde_json::{Map, Value, json};
 
 /// The golden file's settings plus those that its script has no name for.
-fn settings<T: serde::de::DeserializeOwned>(golden: &Value, more: Value) -> T {
+pub(super) fn settings<T: serde::de::DeserializeOwned>(golden: &Value, more: Value) -> T {
     let mut fields: Map<String, Value> = golden["config"].as_object().unwrap().clone();
     fields.extend(more.as_object().unwrap().clone());
     fields.insert("dtype".into(), json!(TrainDtype::F32));
@@ -20,11 +20,11 @@ fn settings<T: serde::de::DeserializeOwned>(golden: &Value, more: Value) -> T {
     serde_json::from_value(Value::Object(fields)).unwrap()
 }
 
-fn ids(value: &Value) -> Vec<u32> {
+pub(super) fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
-fn documents(golden: &Value) -> Vec<Document> {
+pub(super) fn documents(golden: &Value) -> Vec<Document> {
     let document = |(at, row): (usize, &Value)| Document {
         source: format!("golden:{at}"),
         data_source: None,
@@ -49,7 +49,7 @@ fn pairs(golden: &Value) -> Vec<Example> {
 }
 
 /// Relative to the golden value, or absolute where that is below 1.
-fn check_steps(found: &Outcome, golden: &Value, fields: &[(&str, f64)], case: &str) {
+pub(super) fn check_steps(found: &Outcome, golden: &Value, fields: &[(&str, f64)], case: &str) {
     for &(field, tolerance) in fields {
         let values = found.numbers(field);
         let steps = golden.as_array().unwrap();
@@ -102,7 +102,7 @@ fn check_dpo(golden: &Value, tolerance: f64, params: impl Fn(&str) -> Params) {
     }
 }
 
-fn golden(text: &str) -> Value {
+pub(super) fn golden(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 

@@ -43,7 +43,7 @@ pub(super) fn words(first: usize, n: usize) -> String {
     (0..n).map(|at| format!("w{}", (first * 7 + at * 3) % 58)).collect::<Vec<_>>().join(" ")
 }
 
-fn sft_rows(n: usize) -> Vec<SftRow> {
+pub(super) fn sft_rows(n: usize) -> Vec<SftRow> {
     let row = |at: usize| SftRow {
         source: format!("rows.jsonl:{}", at + 1),
         data_source: Some(["even", "odd"][at % 2].into()),
@@ -67,7 +67,7 @@ pub(super) fn dpo_rows(n: usize) -> Vec<DpoRow> {
     (0..n).map(row).collect()
 }
 
-fn sft_config() -> SftConfig {
+pub(super) fn sft_config() -> SftConfig {
     SftConfig {
         lr: 1e-3,
         epochs: Some(3),
@@ -204,7 +204,7 @@ fn rows_and_sample_prompts_beyond_the_models_context_are_refused_by_name() {
     assert!(text.starts_with("sample_prompts: ") && text.contains("context of 64"), "{text}");
 }
 
-fn read(dir: &Path) -> ModelSource {
+pub(super) fn read(dir: &Path) -> ModelSource {
     ModelSource::open(dir).unwrap()
 }
 
@@ -226,7 +226,7 @@ fn stages_stopped_again_and_again_leave_the_same_bytes_as_uninterrupted_ones() {
     check_stops(dir.path(), "dpo", &run_dpo);
 }
 
-fn check_stops(dir: &Path, name: &str, run: &dyn Fn(&Path, &Context) -> Result<()>) {
+pub(super) fn check_stops(dir: &Path, name: &str, run: &dyn Fn(&Path, &Context) -> Result<()>) {
     let whole = dir.join(format!("{name} whole"));
     run(&whole, &context(2)).unwrap();
     let stopped = dir.join(format!("{name} stopped"));

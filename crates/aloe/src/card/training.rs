@@ -235,10 +235,29 @@ fn export(report: &Value) -> String {
                 .filter(|(_, value)| value.is_number())
                 .map(|(key, value)| format!("{key} {}", number(value)))
                 .collect();
-            format!(" The bf16 export: {}.", parts.join(", "))
+            format!(" The bf16 export: {}.{}", parts.join(", "), lora(report))
         }
         _ => String::new(),
     }
+}
+
+/// What LoRA trained and what merging its updates changed.
+fn lora(report: &Value) -> String {
+    let lora = &report["lora"];
+    if lora.is_null() {
+        return String::new();
+    }
+    format!(
+        " LoRA trained {} weights beside a frozen {} model of {}; the merged bf16 model's logits differ from those of base and adapter by \
+         {} in the mean and {} at most (mean size {}, {} positions).",
+        shown(&lora["n_trained"]),
+        shown(&lora["base"]),
+        shown(&lora["n_model"]),
+        number(&lora["logit_difference_mean"]),
+        number(&lora["logit_difference_max"]),
+        number(&lora["logit_size_mean"]),
+        shown(&lora["n_positions"])
+    )
 }
 
 fn hyperparameters(used: &Value) -> String {

@@ -288,14 +288,22 @@ fn read_table(path: &Path) -> anyhow::Result<Table> {
     toml::from_str(&text).map_err(|error| Failure::usage(format!("{}: {error}", path.display())).into())
 }
 
-/// Adds each `KEY=VALUE`; a value that is no TOML is taken as a string.
+/// Adds each `KEY=VALUE`, KEY being `name` or `table.name`; a value that is no TOML is taken as a string.
 fn set_all(entry: &mut Table, settings: &[String]) -> anyhow::Result<()> {
     for setting in settings {
         let (key, value) =
             setting.split_once('=').ok_or_else(|| Failure::usage(format!("--set {setting}: write --set KEY=VALUE")))?;
         let parsed =
             toml::from_str::<Table>(&format!("value = {value}")).ok().and_then(|mut table| table.remove("value"));
-        entry.insert(key.trim().to_owned(), parsed.unwrap_or_else(|| Value::String(value.to_owned())));
+        let parsed = parsed.unwrap_or_else(|| Value::String(value.to_owned()));
+        let Some((outer, name)) = key.trim().split_once('.') else {
+            entry.insert(key.trim().to_owned(), parsed);
+            continue;
+        };
+        match entry.entry(outer).or_insert_with(|| Value::Table(Table::new())) {
+            Value::Table(table) => table.insert(name.to_owned(), parsed),
+            _ => return Err(Failure::usage(format!("--set {setting}: {outer} was set to a value, not a table")).into()),
+        };
     }
     Ok(())
 }

@@ -127,8 +127,12 @@ fn sft(
         _ => String::new(),
     };
     let summary = format!(
-        "{} rows, {} steps, loss {:.3} -> {:.3}{held_out}",
-        report.n_rows, report.n_steps, report.loss_first_tenth, report.loss_last_tenth
+        "{} rows, {} steps, loss {:.3} -> {:.3}{held_out}{}",
+        report.n_rows,
+        report.n_steps,
+        report.loss_first_tenth,
+        report.loss_last_tenth,
+        lora_summary(report.lora.as_ref())
     );
     record.result("summary", summary)?;
     write_plots(folder, "sft")?;
@@ -154,13 +158,31 @@ fn dpo(
     });
     let held_out: String = [accuracy, margin].into_iter().flatten().collect();
     let summary = format!(
-        "{} pairs, {} steps, loss {:.3} -> {:.3}{held_out}",
-        report.n_pairs, report.n_steps, report.loss_first_tenth, report.loss_last_tenth
+        "{} pairs, {} steps, loss {:.3} -> {:.3}{held_out}{}",
+        report.n_pairs,
+        report.n_steps,
+        report.loss_first_tenth,
+        report.loss_last_tenth,
+        lora_summary(report.lora.as_ref())
     );
     record.result("summary", summary)?;
     write_plots(folder, "dpo")?;
     record.result("dpo", &report)?;
     Ok(())
+}
+
+/// How much LoRA trained and what merging changed, for a stage's line.
+fn lora_summary(report: Option<&aloe_train::LoraReport>) -> String {
+    report.map_or_else(String::new, |lora| {
+        format!(
+            ", LoRA {:.2} M of {:.1} M weights on {}, merged logits {:.4} off (mean; max {:.3})",
+            lora.n_trained as f64 / 1e6,
+            lora.n_model as f64 / 1e6,
+            lora.base,
+            lora.logit_difference_mean,
+            lora.logit_difference_max
+        )
+    })
 }
 
 /// `report.html`: every logged number over the steps.

@@ -42,7 +42,27 @@ const LOOP: &[Key] = &[
         "on_spike",
         "loss or gradient norm 6 sigma above the last 128 steps (after 64): stop before the step, skip it, or keep it and count",
     ),
+    ("lora", "table, see below: train low-rank updates beside frozen weights; by default all weights are trained"),
 ];
+
+const LORA: &[Key] = &[
+    ("rank", "inner size of the updates"),
+    ("alpha", "updates are scaled by alpha / rank"),
+    (
+        "targets",
+        "matrices of each layer that get one; default all: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+    ),
+    ("dropout", "share of an update's inputs dropped while training, 0 to below 1; SFT only"),
+    ("base", "frozen weights: dense (in dtype) or q8 (8-bit blocks: a quarter of the memory of dense bf16)"),
+    (
+        "train_embeddings",
+        "train embedding and head too, whole; needed where the template's tokens have untrained rows in the start model",
+    ),
+];
+
+/// What `lora` does, under its keys.
+const LORA_NOTE: &str = "With lora, adapter/ (PEFT's format) is written too; model/ and master/ hold the merged weights. LoRA wants about ten \
+                         times the lr of full training.\nOn the command line: --set lora.rank=16, or --set 'lora={ rank = 16, base = \"q8\" }'.\n";
 
 const SFT: &[Key] = &[
     ("epochs", "passes over the rows; epochs or max_steps is required, the smaller decides"),
@@ -207,12 +227,13 @@ const HEADING: &str = "Settings: keys of --set KEY=VALUE, of --config FILE and o
 pub(crate) fn sft() -> String {
     let defaults = json_of(&aloe_train::SftConfig::default());
     format!(
-        "{HEADING}\n{}{}\nExamples:\n  aloe sft --recipe recipes/quickstart.toml --stage sft-medical\n  aloe sft --model models/smollm2 \
+        "{HEADING}\n{}{}\nlora\n{}{LORA_NOTE}\nExamples:\n  aloe sft --recipe recipes/quickstart.toml --stage sft-medical\n  aloe sft --model models/smollm2 \
          --data runs/x/data-medical --out runs/x/sft --set lr=2e-5 --set epochs=2\n\nWrites model/ (bf16), master/ (f32), \
          metrics.jsonl (a line a step), timing.jsonl, tensorboard/ (event files), samples.jsonl where asked for, report.html and \
          record.json into --out.",
         list(SFT, &defaults),
-        list(LOOP, &defaults)
+        list(LOOP, &defaults),
+        list(LORA, &json_of(&aloe_train::LoraConfig::default()))
     )
 }
 
@@ -220,11 +241,12 @@ pub(crate) fn sft() -> String {
 pub(crate) fn dpo() -> String {
     let defaults = json_of(&aloe_train::DpoConfig::default());
     format!(
-        "{HEADING}\n{}{}\nExample:\n  aloe dpo --model runs/x/merge --data runs/x/pairs-1 --out runs/x/dpo-1 --set lr=2e-7 --set beta=0.1\n\n\
+        "{HEADING}\n{}{}\nlora\n{}{LORA_NOTE}\nExample:\n  aloe dpo --model runs/x/merge --data runs/x/pairs-1 --out runs/x/dpo-1 --set lr=2e-7 --set beta=0.1\n\n\
          Writes model/ (bf16), master/ (f32), metrics.jsonl (a line a step), timing.jsonl, tensorboard/ (event files), samples.jsonl \
          where asked for, report.html and record.json into --out. The reference is the start model.",
         list(DPO, &defaults),
-        list(LOOP, &defaults)
+        list(LOOP, &defaults),
+        list(LORA, &json_of(&aloe_train::LoraConfig::default()))
     )
 }
 
@@ -384,6 +406,7 @@ mod tests {
     fn help_lists_exactly_the_keys_that_the_settings_read() {
         check::<aloe_train::SftConfig>(&[SFT, LOOP]);
         check::<aloe_train::DpoConfig>(&[DPO, LOOP]);
+        check::<aloe_train::LoraConfig>(&[LORA]);
         check::<aloe_data::DataConfig>(&[DATA]);
         check::<aloe_data::SourceConfig>(&[SOURCE]);
         check::<aloe_data::Rules>(&[RULES]);
@@ -414,6 +437,7 @@ mod tests {
         check_choices::<aloe_train::SftConfig>("{}", LOOP);
         check_choices::<aloe_train::SftConfig>("{}", SFT);
         check_choices::<aloe_train::DpoConfig>("{}", DPO);
+        check_choices::<aloe_train::LoraConfig>("{}", LORA);
         check_choices::<aloe_data::DataConfig>(r#"{"sources": []}"#, DATA);
         check_choices::<aloe_data::SourceConfig>(r#"{"name": "", "path": "", "licence": ""}"#, SOURCE);
         assert!(dialects().len() > 15 && styles().len() == aloe_task::red_team::Style::ALL.len());

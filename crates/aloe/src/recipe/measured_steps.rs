@@ -5,7 +5,7 @@ use super::plan::{Known, Row, STARTUP_S};
 use super::stage_config::StageConfig;
 use aloe_model::ModelSource;
 use aloe_tensor::Device;
-use aloe_train::{StepCost, TrainDtype, measure_step};
+use aloe_train::{LoraConfig, StepCost, TrainDtype, measure_step};
 use std::path::PathBuf;
 
 /// What decides a step's cost.
@@ -13,6 +13,7 @@ use std::path::PathBuf;
 struct Shape {
     checkpoint: PathBuf,
     dtype: TrainDtype,
+    lora: Option<LoraConfig>,
     /// Tokens of each document of a micro-batch.
     lens: Vec<usize>,
 }
@@ -46,7 +47,7 @@ impl<'a> MeasuredSteps<'a> {
         aloe_tensor::give_back_freed_memory();
         crate::stage::reset_peak_memory();
         let source = ModelSource::open(&shape.checkpoint)?;
-        let cost = measure_step(&source, shape.dtype, &shape.lens, self.device)?;
+        let cost = measure_step(&source, shape.dtype, shape.lora.as_ref(), &shape.lens, self.device)?;
         let peak_bytes = aloe_record::peak_rss_bytes();
         self.found.push((shape, cost, peak_bytes));
         Ok((cost, peak_bytes))
@@ -65,12 +66,12 @@ fn shape(stage: &Stage, known: &Known) -> Option<(Shape, f64, f64)> {
             let mut lens = vec![len; room / len];
             lens.extend(Some(room % len).filter(|rest| *rest >= 2));
             let n_micro = known.tokens? as f64 / room as f64;
-            Some((Shape { checkpoint, dtype: config.dtype, lens }, n_micro, 1.0))
+            Some((Shape { checkpoint, dtype: config.dtype, lora: config.lora.clone(), lens }, n_micro, 1.0))
         }
         StageConfig::Dpo(config) => {
             let lens = vec![mean.min(2 * config.max_len); config.micro_batch_size];
             let n_micro = known.tokens? as f64 / (mean * config.micro_batch_size) as f64;
-            Some((Shape { checkpoint, dtype: config.dtype, lens }, n_micro, 4.0 / 3.0))
+            Some((Shape { checkpoint, dtype: config.dtype, lora: config.lora.clone(), lens }, n_micro, 4.0 / 3.0))
         }
         _ => None,
     }

@@ -13,7 +13,7 @@ use aloe_model::ModelSource;
 use aloe_record::Record;
 use aloe_tensor::Device;
 use aloe_text::TextModel;
-use aloe_train::TrainDtype;
+use aloe_train::{LoraBase, LoraConfig, TrainDtype};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -267,9 +267,22 @@ fn parameters(stage: &Stage, known: &[Known], record: Option<&Record>) -> Option
 /// Arithmetic of a stage in FLOP: what it trains or reads, and what it generates.
 fn work(stage: &Stage, known: &Known) -> Option<(f64, f64)> {
     let per_token = match &stage.config {
-        StageConfig::Sft(_) => 6.0,
+        // Frozen weights have no gradient of their own: a third of the arithmetic less.
+        StageConfig::Sft(config) => {
+            if config.lora.is_some() {
+                4.0
+            } else {
+                6.0
+            }
+        }
         // Forward and backward of both answers, and the reference's forward pass.
-        StageConfig::Dpo(_) => 8.0,
+        StageConfig::Dpo(config) => {
+            if config.lora.is_some() {
+                6.0
+            } else {
+                8.0
+            }
+        }
         StageConfig::Eval(_) | StageConfig::Redteam(_) => 2.0,
         _ => return None,
     };
@@ -319,20 +332,30 @@ impl Speeds {
 /// Peak memory of a stage on its own, in bytes; LOG.md has the measurements behind it.
 fn memory(recipe: &Recipe, stage: &Stage, known: &Known) -> Option<u64> {
     let parameters = known.n_parameters? as f64;
-    let training = |dtype: TrainDtype, n_tokens: f64| {
+    let training = |dtype: TrainDtype, lora: Option<&LoraConfig>, n_tokens: f64| {
         let checkpoint = known.checkpoint.as_deref().and_then(|path| ModelSource::open(path).ok());
-        match checkpoint {
-            Some(source) => aloe_train::peak_bytes(source.config(), dtype, n_tokens as u64) as f64,
+        match (checkpoint, lora) {
+            (Some(source), None) => aloe_train::peak_bytes(source.config(), dtype, n_tokens as u64) as f64,
+            (Some(source), Some(_)) => {
+                let working = aloe_train::working_bytes(source.config(), n_tokens as u64) as f64;
+                trained_bytes(parameters, lora, dtype) + working
+            }
             // Without the config: 3.5 P^(2/3) bytes kept a token fit 135M to 8B decoders.
-            None => 18.0 * parameters + 3.5 * parameters.powf(2.0 / 3.0) * n_tokens + 0.5 * GIB,
+            (None, _) => {
+                let kept = 3.5 * parameters.powf(2.0 / 3.0) * n_tokens + 0.5 * GIB;
+                trained_bytes(parameters, lora, dtype) + kept
+            }
         }
     };
     let bytes = match &stage.config {
-        StageConfig::Sft(config) => training(config.dtype, (config.max_len * config.micro_batch_size) as f64),
+        StageConfig::Sft(config) => {
+            training(config.dtype, config.lora.as_ref(), (config.max_len * config.micro_batch_size) as f64)
+        }
         StageConfig::Dpo(config) => {
             // The largest micro-batch decides; twice the mean stands for it.
             let mean = known.epoch_tokens? as f64 / known.rows?.max(1) as f64;
-            training(config.dtype, (2.0 * mean).min(2.0 * config.max_len as f64) * config.micro_batch_size as f64)
+            let n_tokens = (2.0 * mean).min(2.0 * config.max_len as f64) * config.micro_batch_size as f64;
+            training(config.dtype, config.lora.as_ref(), n_tokens)
         }
         // A few tiles a thread, whatever the size of the models.
         StageConfig::Merge(_) => 0.0625 * GIB,
@@ -351,6 +374,22 @@ fn memory(recipe: &Recipe, stage: &Stage, known: &Known) -> Option<u64> {
         _ => return None,
     };
     Some(bytes as u64)
+}
+
+/// Bytes of a model being trained: masters, moments, gradients and compute copies of what is trained, the frozen base as it is held.
+fn trained_bytes(parameters: f64, lora: Option<&LoraConfig>, dtype: TrainDtype) -> f64 {
+    let Some(lora) = lora else { return 18.0 * parameters };
+    let base = match (lora.base, dtype) {
+        // A looked-up embedding stays bf16 beside the blocks.
+        (LoraBase::Q8, _) => 1.2,
+        // Packed once for each direction.
+        (LoraBase::Dense, TrainDtype::Bf16) => 4.0,
+        (LoraBase::Dense, TrainDtype::F32) => 8.0,
+    };
+    // All seven targets have about P^(2/3) elements a rank, embedding and head about a fifth of the model.
+    let updates = lora.rank as f64 * parameters.powf(2.0 / 3.0) * lora.targets.len() as f64 / 7.0;
+    let whole = if lora.train_embeddings { 0.2 * parameters } else { 0.0 };
+    base * parameters + 20.0 * (updates + whole)
 }
 
 /// Bytes of a `.gguf` model, which runs in its own blocks where no dtype is named.

@@ -1,22 +1,25 @@
-//! LoRA adapters as inputs (`model+adapter`): PEFT folders of `adapter_config.json` and `adapter_model.safetensors`.
+//! Adapter folders of PEFT, read: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! The tensor a method sees is `W + scale * B A`, computed in f32 and rounded to the type of `W`, as PEFT's `merge_and_unload` leaves it
-//! (LoRA: arXiv 2106.09685; `scale` is `alpha / r`, or `alpha / sqrt(r)` with `use_rslora`). Refuses pickles, other kinds of adapters, DoRA,
-//! biases, and tensors that no weight of the model takes.
+//! The weight that an adapter makes is `W + scale * B A`, where `scale` is `alpha / r`, or `alpha / sqrt(r)` with `use_rslora`. Refuses
+//! pickles, other kinds of adapters, DoRA, biases, and tensors that no weight of the model takes.
 
-use crate::{Error, Result};
-use aloe_model::{SafeTensorsFile, TensorSpec};
+use super::module;
+use crate::arch::{EMBED, HEAD};
+use crate::{Error, FileDtype, Result, SafeTensorsFile, TensorSpec};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-const PREFIX: &str = "base_model.model.";
+/// What PEFT puts before the names of a model's tensors.
+pub(super) const PREFIX: &str = "base_model.model.";
+pub(super) const CONFIG: &str = "adapter_config.json";
+pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
+/// Key of the tensor file's metadata for the digest of the base's weights.
+pub(super) const BASE_DIGEST: &str = "base_sha256";
 
 /// An opened adapter.
-pub(crate) struct Adapter {
-    name: String,
+pub struct LoraAdapter {
     /// Its folder.
-    pub(crate) dir: PathBuf,
+    pub dir: PathBuf,
     config: Value,
     file: SafeTensorsFile,
 }
@@ -33,8 +36,14 @@ pub struct LoraDelta {
 }
 
 impl LoraDelta {
-    /// Adds the update to the elements from `start` on.
-    pub(crate) fn add(&self, start: usize, out: &mut [f32]) -> Result<()> {
+    /// From A `[rank, n_cols]` and B `[n_rows, rank]`, row-major.
+    pub fn new(a: Vec<f32>, b: Vec<f32>, rank: usize, scale: f32) -> Self {
+        assert!(rank > 0 && a.len().is_multiple_of(rank) && b.len().is_multiple_of(rank), "factors of rank {rank}");
+        Self { n_cols: a.len() / rank, a, b, rank, scale }
+    }
+
+    /// Adds the update to the elements from `start` on, in f32.
+    pub fn add(&self, start: usize, out: &mut [f32]) {
         let n = self.n_cols;
         let mut line = vec![0.0f32; n];
         for row in start / n..(start + out.len()).div_ceil(n) {
@@ -46,26 +55,23 @@ impl LoraDelta {
             let part = &line[from - row * n..to - row * n];
             out[from - start..to - start].iter_mut().zip(part).for_each(|(value, sum)| *value += self.scale * sum);
         }
-        Ok(())
     }
 }
 
-impl Adapter {
+impl LoraAdapter {
     /// Opens a folder and refuses what would be merged wrongly.
-    pub(crate) fn open(name: &str, dir: &Path) -> Result<Self> {
-        let weights = dir.join("adapter_model.safetensors");
+    pub fn open(dir: &Path) -> Result<Self> {
+        let weights = dir.join(WEIGHTS);
         if !weights.is_file() {
-            let reason = match dir.join("adapter_model.bin").is_file() {
-                true => {
-                    "adapter_model.bin is a pickle, which can run code when it is read: save the adapter as safetensors"
-                }
-                false => "holds no adapter_model.safetensors",
-            };
-            return Err(Error::model(name, reason));
+            let pickle = dir.join("adapter_model.bin");
+            if pickle.is_file() {
+                let reason = "is a pickle, which can run code when it is read: save the adapter as safetensors";
+                return Err(Error::file(&pickle, reason));
+            }
+            return Err(Error::file(dir, format!("holds no {WEIGHTS}")));
         }
-        let config: Value = aloe_record::atomic::read_json(&dir.join("adapter_config.json"))?;
-        let adapter =
-            Self { name: name.to_owned(), dir: dir.to_path_buf(), config, file: SafeTensorsFile::open(&weights)? };
+        let config: Value = aloe_record::atomic::read_json(&dir.join(CONFIG))?;
+        let adapter = Self { dir: dir.to_path_buf(), config, file: SafeTensorsFile::open(&weights)? };
         adapter.check_config()?;
         Ok(adapter)
     }
@@ -93,33 +99,49 @@ impl Adapter {
     }
 
     fn refused(&self, reason: impl Into<String>) -> Error {
-        Error::model(&self.name, reason)
+        Error::file(&self.dir.join(CONFIG), reason)
+    }
+
+    fn bad(&self, name: &str, reason: impl Into<String>) -> Error {
+        Error::tensor(&self.dir.join(WEIGHTS), name, reason)
+    }
+
+    /// The digest of the weights it was trained on (see [`crate::ModelSource::digest`]), where the file says so.
+    pub fn base_digest(&self) -> Option<&str> {
+        self.file.metadata().get(BASE_DIGEST).map(String::as_str)
     }
 
     /// Checks that the model takes every tensor of the adapter, in its shape.
-    pub(crate) fn check(&self, specs: &[TensorSpec]) -> Result<()> {
+    pub fn check(&self, specs: &[TensorSpec]) -> Result<()> {
         let names = |spec: &TensorSpec| {
-            let module = spec.hf_name.strip_suffix(".weight").unwrap_or(&spec.hf_name);
-            let part = |end: &str| format!("{PREFIX}{module}.{end}.weight");
+            let part = |end: &str| format!("{PREFIX}{}.{end}.weight", module(&spec.hf_name));
             (part("lora_A"), part("lora_B"), format!("{PREFIX}{}", spec.hf_name))
         };
         let mut known = std::collections::BTreeSet::new();
         for spec in specs {
             let (a, b, whole) = names(spec);
             if self.file.info(&a).is_some() || self.file.info(&b).is_some() {
-                self.shapes(spec, &a, &b)?;
+                self.rank_of(spec, &a, &b)?;
+            }
+            if let Some(info) = self.file.info(&whole).filter(|info| info.shape != spec.shape) {
+                return Err(self.bad(&whole, format!("has shape {:?}, the model's is {:?}", info.shape, spec.shape)));
             }
             known.extend([a, b, whole]);
         }
-        match self.file.names().iter().find(|name| !known.contains(*name)) {
+        let unknown = self.file.names().iter().find(|name| !known.contains(*name) && !self.is_tied_head(name));
+        match unknown {
             None => Ok(()),
-            Some(name) => {
-                Err(Error::tensor(name, &self.name, "belongs to no weight of the model that LoRA can change"))
-            }
+            Some(name) => Err(self.bad(name, "belongs to no weight of the model that LoRA can change")),
         }
     }
 
-    fn shapes(&self, spec: &TensorSpec, a: &str, b: &str) -> Result<usize> {
+    /// The head of a model without one: PEFT stores both uses of a tied matrix.
+    fn is_tied_head(&self, name: &str) -> bool {
+        let bytes = |name: &str| self.file.bytes(name).ok();
+        name.strip_prefix(PREFIX) == Some(HEAD) && bytes(name) == bytes(&format!("{PREFIX}{EMBED}"))
+    }
+
+    fn rank_of(&self, spec: &TensorSpec, a: &str, b: &str) -> Result<usize> {
         let shape = |name: &str| self.file.info(name).map(|info| info.shape.clone()).unwrap_or_default();
         let (of_a, of_b) = (shape(a), shape(b));
         let fits = of_a.len() == 2 && of_b.len() == 2 && spec.shape == [of_b[0], of_a[1]] && of_a[0] == of_b[1];
@@ -127,26 +149,24 @@ impl Adapter {
             true => Ok(of_a[0]),
             false => {
                 let reason = format!("lora_A {of_a:?} and lora_B {of_b:?} do not make an update of {:?}", spec.shape);
-                Err(Error::tensor(&spec.hf_name, &self.name, reason))
+                Err(self.bad(&spec.hf_name, reason))
             }
         }
     }
 
     /// The update of one weight, if the adapter has one.
-    pub(crate) fn delta(&self, spec: &TensorSpec) -> Result<Option<Arc<LoraDelta>>> {
+    pub fn delta(&self, spec: &TensorSpec) -> Result<Option<LoraDelta>> {
         let Some(module) = spec.hf_name.strip_suffix(".weight") else { return Ok(None) };
         let (a, b) = (format!("{PREFIX}{module}.lora_A.weight"), format!("{PREFIX}{module}.lora_B.weight"));
         if self.file.info(&a).is_none() {
             return Ok(None);
         }
-        let rank = self.shapes(spec, &a, &b)?;
-        let (a, b) = (self.file.load_f32(&a)?, self.file.load_f32(&b)?);
-        let scale = self.scale(module, rank)?;
-        Ok(Some(Arc::new(LoraDelta { a, b, rank, n_cols: spec.shape[1], scale })))
+        let rank = self.rank_of(spec, &a, &b)?;
+        Ok(Some(LoraDelta::new(self.file.load_f32(&a)?, self.file.load_f32(&b)?, rank, self.scale(module, rank)?)))
     }
 
     /// A weight that was trained whole (`modules_to_save`), as its file and name.
-    pub(crate) fn replacement(&self, spec: &TensorSpec) -> Option<(&Path, String, aloe_model::FileDtype)> {
+    pub fn replacement(&self, spec: &TensorSpec) -> Option<(&Path, String, FileDtype)> {
         let name = format!("{PREFIX}{}", spec.hf_name);
         let info = self.file.info(&name).filter(|info| info.shape == spec.shape)?;
         Some((self.file.path(), name, info.dtype))
@@ -159,7 +179,7 @@ impl Adapter {
             .flatten()
             .find(|(key, _)| module == key.as_str() || module.ends_with(&format!(".{key}")));
         let alpha = matching.map_or(&self.config["lora_alpha"], |(_, alpha)| alpha).as_f64();
-        let alpha = alpha.ok_or_else(|| self.refused("adapter_config.json has no lora_alpha"))?;
+        let alpha = alpha.ok_or_else(|| self.refused("has no lora_alpha"))?;
         let divisor = match self.config["use_rslora"].as_bool() {
             Some(true) => (rank as f64).sqrt(),
             _ => rank as f64,
