@@ -6,9 +6,8 @@
 
 use crate::{Continuation, Error, GenerateRequest, Local, Prompt, Result, Sampling, ScoreRequest};
 use aloe_record::{Cancel, CounterRng, Progress};
-use aloe_tensor::{BlockFormat, Device, Dtype, Linear, Tensor, ops};
+use aloe_tensor::{BlockFormat, Device, Dtype, Linear, ReadProbe, Tensor, ops};
 use serde::Serialize;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Tokens of the prompt that decoding continues.
@@ -247,7 +246,7 @@ struct Probes {
     device: Device,
     x: Tensor,
     layer: Linear,
-    memory: Vec<u64>,
+    memory: ReadProbe,
 }
 
 impl Probes {
@@ -266,7 +265,7 @@ impl Probes {
             Some(_) => Linear::quantize(device, [o, k], &read, BlockFormat::Q4_0, None),
         };
         let x = Tensor::from_f32(&[n, k], vec![0.25; n * k]);
-        Self { device: device.clone(), x, layer, memory: vec![1; Self::MEMORY_BYTES / 8] }
+        Self { device: device.clone(), x, layer, memory: ReadProbe::new(device, Self::MEMORY_BYTES) }
     }
 
     fn gflops(&self) -> f64 {
@@ -276,16 +275,8 @@ impl Probes {
     }
 
     fn gb_per_s(&self) -> f64 {
-        let part = self.memory.len() / (4 * self.device.threads());
-        let sum = AtomicU64::new(0);
-        let seconds = fastest(3, || {
-            self.device.for_each(4 * self.device.threads(), &|at| {
-                let found = self.memory[at * part..(at + 1) * part].iter().fold(0u64, |a, b| a.wrapping_add(*b));
-                sum.fetch_add(found, Ordering::Relaxed);
-            });
-        });
-        assert!(sum.load(Ordering::Relaxed) > 0, "the memory holds ones");
-        (part * 8 * 4 * self.device.threads()) as f64 / seconds / 1e9
+        let seconds = fastest(3, || self.memory.read(&self.device));
+        self.memory.nbytes() as f64 / seconds / 1e9
     }
 }
 

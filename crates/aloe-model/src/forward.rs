@@ -7,7 +7,7 @@ use crate::Result;
 use crate::batch::PackedBatch;
 use crate::decoder::Decoder;
 use crate::weights::LayerWeights;
-use aloe_tensor::{Rotation, Tensor, ops};
+use aloe_tensor::{Linear, Rotation, Tensor, ops};
 
 /// What the backward pass needs of one forward pass.
 pub struct Activations {
@@ -87,11 +87,9 @@ impl Decoder {
         let (q, k, v) = self.project(weights, &input, rotation);
         let (o, lse) = ops::attention(&self.device, &q, &k, &v, &batch.plan, self.attention_scale());
         let o = self.flat(o);
-        let mut mid = ops::linear(&self.device, &o, &weights.o);
-        ops::add_in_place(&self.device, &mut mid, &input);
+        let mid = ops::linear_add(&self.device, &o, &weights.o, &input);
         let (gate, up) = self.gate_up(weights, &mid);
-        let mut next = ops::linear(&self.device, &ops::swiglu(&self.device, &gate, &up), &weights.down);
-        ops::add_in_place(&self.device, &mut next, &mid);
+        let next = ops::swiglu_linear_add(&self.device, &gate, &up, &weights.down, &mid);
         let o = self.heads(o, self.config.num_attention_heads);
         (LayerActivations { input, q, k, v, o, lse, mid, gate, up }, next)
     }
@@ -99,9 +97,10 @@ impl Decoder {
     /// Rotated q `[N, H, E]`, rotated k and v `[N, K, E]` of x `[N, D]`.
     pub(crate) fn project(&self, layer: &LayerWeights, x: &Tensor, rotation: &Rotation) -> (Tensor, Tensor, Tensor) {
         let dev = &self.device;
-        let (normed, _) = ops::rms_norm(dev, x, &layer.input_norm, self.config.rms_norm_eps);
         let (h, kv) = (self.config.num_attention_heads, self.config.num_key_value_heads);
-        let mut qkv = ops::linears(dev, &normed, &[&layer.q, &layer.k, &layer.v]).into_iter();
+        let (norm, eps) = (&layer.input_norm, self.config.rms_norm_eps);
+        let mut qkv = ops::norm_linears(dev, x, norm, eps, &[&layer.q, &layer.k, &layer.v]).into_iter();
+        self.expect(x, &[&layer.o]);
         let mut next = |n_heads| self.heads(qkv.next().expect("three layers give three outputs"), n_heads);
         let (mut q, mut k, v) = (next(h), next(kv), next(kv));
         ops::rope(dev, &mut q, rotation);
@@ -112,13 +111,20 @@ impl Decoder {
     /// The rest of a layer for inference: o `[N, H, E]` and the layer's input `[N, D]` to the next layer's input.
     pub(crate) fn after_attention(&self, layer: &LayerWeights, o: Tensor, input: Tensor) -> Tensor {
         let dev = &self.device;
-        let mut mid = ops::linear(dev, &self.flat(o), &layer.o);
-        ops::add_in_place(dev, &mut mid, &input);
+        let mid = ops::linear_add(dev, &self.flat(o), &layer.o, &input);
         drop(input);
+        self.expect(&mid, &[&layer.gate, &layer.up]);
         let (gate, up) = self.gate_up(layer, &mid);
-        let mut next = ops::linear(dev, &ops::swiglu(dev, &gate, &up), &layer.down);
-        ops::add_in_place(dev, &mut next, &mid);
-        next
+        self.expect(&mid, &[&layer.down]);
+        ops::swiglu_linear_add(dev, &gate, &up, &layer.down, &mid)
+    }
+
+    /// Says which layers come next when x `[N, ..]` has few rows, whose products wait for memory.
+    pub(crate) fn expect(&self, x: &Tensor, layers: &[&Linear]) {
+        const FEW_ROWS: usize = 8;
+        if x.shape()[0] <= FEW_ROWS {
+            ops::expect_layers(&self.device, layers);
+        }
     }
 
     /// The final norm's output `[N, D]` and `1 / rms` `[N]`.
@@ -127,8 +133,8 @@ impl Decoder {
     }
 
     fn gate_up(&self, layer: &LayerWeights, mid: &Tensor) -> (Tensor, Tensor) {
-        let (normed, _) = ops::rms_norm(&self.device, mid, &layer.post_norm, self.config.rms_norm_eps);
-        let mut both = ops::linears(&self.device, &normed, &[&layer.gate, &layer.up]);
+        let (norm, eps) = (&layer.post_norm, self.config.rms_norm_eps);
+        let mut both = ops::norm_linears(&self.device, mid, norm, eps, &[&layer.gate, &layer.up]);
         let up = both.pop().expect("two layers give two outputs");
         (both.pop().expect("two layers give two outputs"), up)
     }

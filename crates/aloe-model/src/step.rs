@@ -101,7 +101,12 @@ impl Decoder {
                 .map(|((rows, pages), len_tokens)| PagedSequence { queries: rows.clone(), pages, len_tokens })
                 .collect();
             let o = ops::attention_paged(&self.device, &q, &sequences, self.attention_scale());
+            self.expect(&x, &[&layer.o]);
             x = self.after_attention(layer, o, x);
+            match self.weights.layers.get(i + 1) {
+                Some(next) => self.expect(&x, &[&next.q, &next.k, &next.v]),
+                None => self.expect(&x, &[&self.weights.head]),
+            }
             for (own, sets) in own.into_iter().zip(&mut kept_pages) {
                 sets.iter_mut().zip(own).for_each(|(set, page)| set.push(page));
             }

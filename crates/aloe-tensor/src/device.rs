@@ -126,6 +126,13 @@ impl Device {
     }
 }
 
+impl Device {
+    /// As the pool's.
+    pub(crate) fn soon(&self, bytes: usize, start_of: impl Fn(usize) -> *const u8) {
+        self.inner.pool.soon(bytes, start_of);
+    }
+}
+
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Device({})", self.name())

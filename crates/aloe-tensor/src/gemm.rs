@@ -17,11 +17,8 @@ pub(crate) const PANEL: usize = 32;
 /// Units of a block: a panel's block of 32 KiB stays in the first-level cache while rows of A stream by.
 const BLOCK_UNITS: usize = 256;
 
-/// Rows up to which weights are fetched ahead of their use; more rows compute for longer than memory takes.
+/// Rows up to which weights are expected in memory rather than in a cache; more rows compute for longer than memory takes.
 const FEW_ROWS: usize = 48;
-
-/// How far ahead of its use a long panel is fetched, in units; panels up to twice this are fetched one ahead.
-const DISTANCE: usize = 256;
 
 /// Units after which a few rows in more than one tile take their next tile: what the first tile read is in the first-level
 /// cache still, and what comes next has time to arrive.
@@ -35,6 +32,12 @@ const STREAM_DISTANCE: usize = 96;
 struct Ahead {
     from: *const u32,
     step: usize,
+}
+
+impl Ahead {
+    fn none(g: &Gemm) -> Self {
+        Self { from: g.b, step: 0 }
+    }
 }
 
 /// One product. Pointers are in units of 32 bits.
@@ -87,17 +90,19 @@ impl Gemm {
         if self.m == 0 || self.n == 0 {
             return;
         }
-        let (tasks, isa) = (self.tasks(device.threads()), device.isa());
+        let share = even_share(&[self.n.div_ceil(PANEL)], device.threads());
+        let (tasks, isa) = (self.tasks(device.threads(), share), device.isa());
         device.for_each(tasks.n, &|task| {
             // SAFETY: a part of this product; parts of different tasks write different elements of C.
             unsafe { self.run_task(tasks, task, isa) }
         });
     }
 
-    /// How the product is shared out.
-    pub(crate) fn tasks(&self, threads: usize) -> Tasks {
+    /// How the product is shared out, with few rows `share` panels a task.
+    pub(crate) fn tasks(&self, threads: usize, share: usize) -> Tasks {
         let panels = self.n.div_ceil(PANEL);
-        let (rows, columns) = self.task_size(threads, panels);
+        let (rows, columns) =
+            if self.m <= FEW_ROWS && threads > 1 { (self.m, share) } else { self.task_size(threads, panels) };
         let row_tasks = self.m.div_ceil(rows.max(1));
         Tasks { n: row_tasks * panels.div_ceil(columns), rows, columns, row_tasks }
     }
@@ -107,12 +112,17 @@ impl Gemm {
     /// # Safety
     /// As for [`Gemm::run`]; different tasks write different elements of C.
     pub(crate) unsafe fn run_task(&self, tasks: Tasks, task: usize, isa: Isa) {
+        let (rows, lanes) = self.extent(tasks, task);
+        let part = self.part(rows, lanes.start / PANEL..lanes.end.div_ceil(PANEL));
+        part.run_here(isa);
+    }
+
+    /// Rows and lanes of C that a task writes.
+    pub(crate) fn extent(&self, tasks: Tasks, task: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
         let Tasks { rows, columns, row_tasks, .. } = tasks;
         // Tasks in a row share their panels, which stay in the shared cache.
-        let (row, panel) = (task % row_tasks * rows, task / row_tasks * columns);
-        let panels = self.n.div_ceil(PANEL);
-        let part = self.part(row..(row + rows).min(self.m), panel..(panel + columns).min(panels));
-        part.run_here(isa);
+        let (row, lane) = (task % row_tasks * rows, task / row_tasks * columns * PANEL);
+        (row..(row + rows).min(self.m), lane..(lane + columns * PANEL).min(self.n))
     }
 
     /// Rows and panels of one task: about six tasks a thread, so that a disturbed thread does not hold up the rest.
@@ -122,9 +132,6 @@ impl Gemm {
         }
         let enough = 6 * threads;
         let (mut rows, mut columns) = (240, 16);
-        if self.m <= FEW_ROWS {
-            return (self.m, even_share(panels, threads));
-        }
         while self.m.div_ceil(rows) * panels.div_ceil(columns) < enough && (rows > 48 || columns > 4) {
             if columns > 4 {
                 columns /= 2;
@@ -165,11 +172,37 @@ impl Gemm {
     }
 }
 
-/// Panels of a task over few rows: a share that gives every thread the same number of panels, where there is one.
-pub(crate) fn even_share(panels: usize, threads: usize) -> usize {
-    let most = panels.div_ceil(3 * threads).clamp(1, 64);
-    let is_even = |share: &usize| panels.is_multiple_of(share * threads);
-    (most.div_ceil(2)..=most).rev().find(is_even).unwrap_or(most)
+/// Panels of a task over few rows, for products of so many panels each in one loop: the largest share, of three tasks a thread or
+/// more, that gives every thread the same number of panels; where there is none, the one that leaves the least to the busiest.
+pub(crate) fn even_share(panels: &[usize], threads: usize) -> usize {
+    let total: usize = panels.iter().sum();
+    let most = total.div_ceil(3 * threads).clamp(1, 64);
+    let mut best = (usize::MAX, most);
+    for share in (most.div_ceil(2)..=most).rev() {
+        best = best.min((busiest(panels, threads, share), share));
+        if best.0 == total.div_ceil(threads) {
+            break;
+        }
+    }
+    best.1
+}
+
+/// Panels of the thread that has most of them when tasks of `share` panels are given out in ranges of equal length, as the pool
+/// does.
+fn busiest(panels: &[usize], threads: usize, share: usize) -> usize {
+    let n_tasks: usize = panels.iter().map(|n| n.div_ceil(share)).sum();
+    let (mut most, mut sum, mut task, mut thread) = (0, 0, 0, 0);
+    for &n in panels {
+        for at in 0..n.div_ceil(share) {
+            while task >= (thread + 1) * n_tasks / threads {
+                (sum, thread) = (0, thread + 1);
+            }
+            sum += share.min(n - at * share);
+            most = most.max(sum);
+            task += 1;
+        }
+    }
+    most
 }
 
 /// All of one task, block of units by block of units.
@@ -264,8 +297,8 @@ unsafe fn rows_of_widened<S: Simd, const BY_UNIT: bool>(g: &Gemm) {
     rows_of_panel::<S, WidenedProduct, BY_UNIT>(&block);
 }
 
-/// One block of units over all panels and rows. Few rows take several panels at a time: more chains in flight, and more
-/// streams from memory.
+/// One block of units over all panels and rows. Few rows take several panels at a time, which keeps more chains in flight; from
+/// memory they take one after the other instead, all in one tile: a single stream, which the processor fetches ahead by itself.
 #[inline(always)]
 unsafe fn panels<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
     let mut lane = 0;
@@ -273,6 +306,7 @@ unsafe fn panels<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
         let left = g.n - lane;
         let wide = match g.m {
             _ if S::TILE_ROWS < 12 || BY_UNIT => 1,
+            _ if g.from_memory && g.m <= S::TILE_ROWS => left.div_ceil(PANEL),
             1..=3 if left > 3 * PANEL => 4,
             1..=6 if left > PANEL => 2,
             _ => 1,
@@ -283,13 +317,10 @@ unsafe fn panels<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
             n: left.min(wide * PANEL),
             ..*g
         };
-        // The panels after these when they are short; else some way down these.
-        let distance = if g.units <= 2 * DISTANCE { wide * g.b_panel_stride } else { DISTANCE * PANEL };
-        let ahead = Ahead { from: part.b.wrapping_add(distance), step: if g.from_memory { PANEL } else { 0 } };
         match wide {
             _ if P::widens::<S>() && g.m > WIDEN_ROWS => rows_of_widened::<S, BY_UNIT>(&part),
-            4 => few_rows_4::<S, P>(&part, ahead),
-            2 => few_rows_2::<S, P>(&part, ahead),
+            4 if !g.from_memory => few_rows_4::<S, P>(&part),
+            2 if !g.from_memory => few_rows_2::<S, P>(&part),
             _ => rows_of_panel::<S, P, BY_UNIT>(&part),
         }
         lane += wide * PANEL;
@@ -303,7 +334,8 @@ macro_rules! tile {
 }
 
 #[inline(always)]
-unsafe fn few_rows_4<S: Simd, P: Product>(g: &Gemm, ahead: Ahead) {
+unsafe fn few_rows_4<S: Simd, P: Product>(g: &Gemm) {
+    let ahead = Ahead::none(g);
     match g.m {
         1 => tile!(S, P, false, 1, 8, *g, ahead),
         2 => tile!(S, P, false, 2, 8, *g, ahead),
@@ -312,7 +344,8 @@ unsafe fn few_rows_4<S: Simd, P: Product>(g: &Gemm, ahead: Ahead) {
 }
 
 #[inline(always)]
-unsafe fn few_rows_2<S: Simd, P: Product>(g: &Gemm, ahead: Ahead) {
+unsafe fn few_rows_2<S: Simd, P: Product>(g: &Gemm) {
+    let ahead = Ahead::none(g);
     match g.m {
         1 => tile!(S, P, false, 1, 4, *g, ahead),
         2 => tile!(S, P, false, 2, 4, *g, ahead),
@@ -328,12 +361,12 @@ unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
     let mut row = 0;
     let tiles = g.m.div_ceil(S::TILE_ROWS);
     while row < g.m {
-        // Few rows wait for memory: the first tile fetches what comes next.
-        let ahead = match tiles {
-            _ if BY_UNIT || !g.from_memory || g.m > FEW_ROWS || row > 0 => Ahead { from: g.b, step: 0 },
-            1 if g.units > 2 * DISTANCE => Ahead { from: g.b.wrapping_add(DISTANCE * PANEL), step: PANEL },
-            1 => Ahead { from: g.b.wrapping_add(g.b_panel_stride), step: PANEL },
-            _ => Ahead { from: g.b.wrapping_add(STREAM_DISTANCE * PANEL), step: PANEL },
+        // Few rows in several tiles wait for memory, but look at a part too long for the processor to see a stream: the first tile
+        // fetches what comes next.
+        let ahead = if BY_UNIT || !g.from_memory || g.m > FEW_ROWS || row > 0 || tiles == 1 {
+            Ahead::none(g)
+        } else {
+            Ahead { from: g.b.wrapping_add(STREAM_DISTANCE * PANEL), step: PANEL }
         };
         // Tiles of even height: 16 rows go as 8 and 8, which keeps more chains in flight than 12 and 4.
         let left = g.m - row;

@@ -24,7 +24,9 @@ mod lora;
 mod mmap;
 pub mod ops;
 mod pack;
+mod pages;
 mod pool;
+mod probe;
 mod quant;
 pub mod reference;
 mod simd;
@@ -44,5 +46,6 @@ pub use ops::attention::{
 pub use ops::loss::{CrossEntropy, CrossEntropyInputs};
 pub use ops::optimizer::AdamW;
 pub use ops::rope::{RopeTable, Rotation};
+pub use probe::ReadProbe;
 pub use quant::BlockFormat;
 pub use tensor::{Dtype, Tensor};

@@ -45,14 +45,14 @@ impl Linear {
     /// The same, packing on the device's threads.
     pub fn new_on(device: &Device, weight: Tensor, bias: Option<Tensor>) -> Self {
         let &[out_features, in_features] = weight.shape() else { panic!("weight {:?}", weight.shape()) };
-        let mut forward = Panels::new(weight.dtype(), out_features, in_features);
+        let mut forward = Panels::kept(weight.dtype(), out_features, in_features);
         forward.fill_from_rows(device, source(&weight), in_features);
         Self::packed_as(Packed::Dense(forward), (out_features, in_features), bias)
     }
 
     /// From a bf16 weight `[O, K]` as its file holds it, little-endian: mapped bytes go straight into the packed form.
     pub fn from_bf16_bytes(device: &Device, [o, k]: [usize; 2], bytes: &[u8], bias: Option<Tensor>) -> Self {
-        let mut forward = Panels::new(Dtype::Bf16, o, k);
+        let mut forward = Panels::kept(Dtype::Bf16, o, k);
         forward.fill_from_rows(device, Source::Bf16Bytes(bytes), k);
         Self::packed_as(Packed::Dense(forward), (o, k), bias)
     }
@@ -207,6 +207,14 @@ impl Linear {
         self.bias = Some(Tensor::from_f32(&[bias.len()], bias.to_vec()));
     }
 
+    /// Where a panel of the packed weight begins.
+    pub(crate) fn panel_start(&self, panel: usize) -> *const u8 {
+        match &self.packed {
+            Packed::Dense(panels) => panels.as_ptr().wrapping_add(panel * panels.panel_stride()).cast(),
+            Packed::Blocks(panels) => panels.panel(panel),
+        }
+    }
+
     pub(crate) fn packed(&self) -> &Packed {
         &self.packed
     }
@@ -222,7 +230,7 @@ impl Linear {
     pub(crate) fn backward(&self, device: &Device) -> &Panels {
         assert!(self.block_format().is_none(), "a weight in blocks is widened part by part");
         self.backward.get_or_init(|| {
-            let mut panels = Panels::new(self.dtype(), self.in_features, self.out_features);
+            let mut panels = Panels::kept(self.dtype(), self.in_features, self.out_features);
             panels.fill_from_columns(device, source(&self.weight()), self.out_features);
             panels
         })

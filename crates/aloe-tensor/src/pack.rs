@@ -2,6 +2,7 @@
 
 use crate::device::Device;
 use crate::gemm::{PANEL, units_of};
+use crate::pages::Lines;
 use crate::pool::SharedMut;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::tensor::{Dtype, bf16_from_f32, f32_from_bf16};
@@ -69,15 +70,23 @@ pub(crate) struct Panels {
     pub(crate) dtype: Dtype,
     pub(crate) lanes: usize,
     pub(crate) units: usize,
-    lines: Vec<Line>,
+    lines: Lines,
 }
 
 impl Panels {
-    /// Empty panels for `lanes` lanes of `elements` numbers each.
+    /// Empty panels for `lanes` lanes of `elements` numbers each, for one operation.
     pub(crate) fn new(dtype: Dtype, lanes: usize, elements: usize) -> Self {
+        Self::over(dtype, lanes, elements, Lines::passing)
+    }
+
+    /// The same for a weight.
+    pub(crate) fn kept(dtype: Dtype, lanes: usize, elements: usize) -> Self {
+        Self::over(dtype, lanes, elements, Lines::kept)
+    }
+
+    fn over(dtype: Dtype, lanes: usize, elements: usize, lines: impl FnOnce(usize) -> Lines) -> Self {
         let units = units_of(dtype, elements);
-        let lines = vec![ZERO_LINE; lanes.div_ceil(PANEL) * units * PANEL / LANES];
-        Self { dtype, lanes, units, lines }
+        Self { dtype, lanes, units, lines: lines(lanes.div_ceil(PANEL) * units * PANEL / LANES) }
     }
 
     pub(crate) fn as_ptr(&self) -> *const u32 {
@@ -121,7 +130,7 @@ impl Panels {
                     (Source::F32(data), Dtype::Bf16) => {
                         let x = data[from..from + k].as_ptr();
                         // SAFETY: k elements to read; a row's stride holds k rounded up to 32.
-                        unsafe { isa.run(RoundRow { x, k, out: row.as_mut_ptr().cast() }) }
+                        unsafe { isa.run(RoundRow { source: PlainRow(x), k, out: row.as_mut_ptr().cast() }) }
                     }
                     _ => source.units(dtype, from, k, row),
                 }
@@ -268,13 +277,56 @@ fn padded(units: usize) -> usize {
     (units.div_ceil(LANES) | 1) * LANES
 }
 
+/// One row of an operand before it is rounded: where its numbers come from, 16 at a time.
+pub(crate) trait RowSource: Copy {
+    /// What the whole row has to say before its first lanes are asked for.
+    ///
+    /// # Safety
+    /// The instruction set is available; the row has `k` numbers to read.
+    #[inline(always)]
+    unsafe fn begin<S: Simd>(self, k: usize) -> f32 {
+        let _ = k;
+        0.0
+    }
+
+    /// Elements `at..at + n`, `n <= 16`, the lanes past them zero; `begun` is what `begin` returned.
+    ///
+    /// # Safety
+    /// As for `begin`, and the elements belong to the row.
+    unsafe fn lanes<S: Simd>(self, begun: f32, at: usize, n: usize) -> S::V;
+}
+
+/// A row that lies in memory as it is.
+#[derive(Clone, Copy)]
+pub(crate) struct PlainRow(pub(crate) *const f32);
+
+impl RowSource for PlainRow {
+    #[inline(always)]
+    unsafe fn lanes<S: Simd>(self, _begun: f32, at: usize, n: usize) -> S::V {
+        S::load_up_to(self.0.wrapping_add(at), n)
+    }
+}
+
 /// Rows of x `[m, k]` as operand A; f32 is used where it lies.
 pub(crate) fn with_rows<R>(device: &Device, x: &[f32], k: usize, dtype: Dtype, body: impl FnOnce(Rows) -> R) -> R {
-    let units = units_of(dtype, k);
     if dtype == Dtype::F32 {
-        return body(Rows { a: x.as_ptr().cast(), stride: k, by_unit: false, units, _owner: std::marker::PhantomData });
+        let (units, _owner) = (units_of(dtype, k), std::marker::PhantomData);
+        return body(Rows { a: x.as_ptr().cast(), stride: k, by_unit: false, units, _owner });
     }
-    let (m, stride) = (x.len().checked_div(k).unwrap_or(0), padded(units));
+    let m = x.len().checked_div(k).unwrap_or(0);
+    with_made_rows(device, (m, k), dtype, &|row| PlainRow(x[row * k..(row + 1) * k].as_ptr()), body)
+}
+
+/// Rows `[m, k]` as operand A, each from its source.
+pub(crate) fn with_made_rows<T: RowSource, R>(
+    device: &Device,
+    (m, k): (usize, usize),
+    dtype: Dtype,
+    source: &(dyn Fn(usize) -> T + Sync),
+    body: impl FnOnce(Rows) -> R,
+) -> R {
+    let units = units_of(dtype, k);
+    let stride = padded(units);
     with_scratch(m * stride / LANES, |lines| {
         let out = SharedMut::new(lines);
         let isa = device.isa();
@@ -283,9 +335,12 @@ pub(crate) fn with_rows<R>(device: &Device, x: &[f32], k: usize, dtype: Dtype, b
             for row in task * rows_per_task..((task + 1) * rows_per_task).min(m) {
                 // SAFETY: each index has its own rows.
                 let line = unsafe { out.slice(row * stride / LANES, stride / LANES) };
-                let x = &x[row * k..(row + 1) * k];
-                // SAFETY: k elements to read; the padded row holds k rounded up to 32.
-                unsafe { isa.run(RoundRow { x: x.as_ptr(), k, out: line.as_mut_ptr().cast() }) }
+                let (source, out) = (source(row), line.as_mut_ptr());
+                // SAFETY: k elements to read, of a source that borrows them; the padded row holds k rounded up to 16 units.
+                match dtype {
+                    Dtype::Bf16 => unsafe { isa.run(RoundRow { source, k, out: out.cast() }) },
+                    Dtype::F32 => unsafe { isa.run(CopyRow { source, k, out: out.cast() }) },
+                }
             }
         });
         body(Rows { a: out.ptr().cast(), stride, by_unit: false, units, _owner: std::marker::PhantomData })
@@ -324,18 +379,44 @@ pub(crate) fn with_columns<R>(device: &Device, x: &[f32], m: usize, dtype: Dtype
 }
 
 /// Rounds a row to bf16 and fills it up with a zero to whole pairs.
-struct RoundRow {
-    x: *const f32,
+struct RoundRow<T> {
+    source: T,
     k: usize,
     out: *mut u16,
 }
 
-impl Kernel for RoundRow {
+impl<T: RowSource> Kernel for RoundRow<T> {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        round_row::<S>(self.x, self.k, self.out);
+        let begun = self.source.begin::<S>(self.k);
+        let mut i = 0;
+        while i < self.k {
+            S::store_bf16(self.out.wrapping_add(i), self.source.lanes::<S>(begun, i, (self.k - i).min(LANES)));
+            i += LANES;
+        }
+    }
+}
+
+/// Writes a row as it is.
+struct CopyRow<T> {
+    source: T,
+    k: usize,
+    out: *mut f32,
+}
+
+impl<T: RowSource> Kernel for CopyRow<T> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let begun = self.source.begin::<S>(self.k);
+        let mut i = 0;
+        while i < self.k {
+            S::store(self.out.wrapping_add(i), self.source.lanes::<S>(begun, i, (self.k - i).min(LANES)));
+            i += LANES;
+        }
     }
 }
 

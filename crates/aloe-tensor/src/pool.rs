@@ -1,17 +1,23 @@
 //! A persistent pool of threads that shares out the indices of a loop.
 //!
-//! One loop runs at a time; a loop started inside a loop runs inline on its thread. Idle workers spin for a tenth of a
-//! millisecond (decoding starts a loop every few microseconds), then sleep. Which thread takes an index is not fixed, so a
-//! body must write only what its index owns: that is what makes results independent of the number of threads.
+//! One loop runs at a time; a loop started inside a loop runs inline on its thread. Idle workers spin for a fifth of a
+//! millisecond (decoding starts a loop every few microseconds), then sleep. A thread takes indices from a range of its own, in
+//! order, so that neighbours in memory stay one stream for the processor's prefetcher; when its range is empty it takes from the
+//! others'. Which thread takes an index is therefore not fixed, and a body must write only what its index owns: that is what
+//! makes results independent of the number of threads.
+//!
+//! A loop is started by one store for each thread and an index is taken by one atomic addition, without a lock: the word added
+//! to names the loop, the range's length and its next index at once, so a thread that comes late cannot take an index of a loop
+//! that is over for one of a loop that runs.
 
-use std::cell::Cell;
+use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const SPIN: Duration = Duration::from_micros(100);
+const SPIN: Duration = Duration::from_micros(200);
 
 thread_local! {
     static IN_LOOP: Cell<bool> = const { Cell::new(false) };
@@ -24,22 +30,87 @@ struct Job {
     n: usize,
 }
 
-// SAFETY: the body is `Sync`, and `for_each` does not return before every worker that entered the job has left it, so the pointer outlives its use.
-unsafe impl Send for Job {}
+/// A loop and the next index of one thread's range, in one word: 16 bits number the loop, 24 are the range's length, 24 the index.
+#[derive(Clone, Copy)]
+struct Ticket(u64);
+
+impl Ticket {
+    const BITS: u32 = 24;
+    const MASK: u64 = (1 << Self::BITS) - 1;
+
+    /// Longest loop: indices past the end of a range, one for each thread that finds nothing left, fit too.
+    const LONGEST: usize = 1 << (Self::BITS - 1);
+
+    /// The start of the next loop's range of `n`.
+    fn next(self, n: usize) -> Self {
+        Self(self.number().wrapping_add(1) << (2 * Self::BITS) | (n as u64) << Self::BITS)
+    }
+
+    fn number(self) -> u64 {
+        self.0 >> (2 * Self::BITS)
+    }
+
+    /// The index, unless all of the range are taken.
+    fn index(self) -> Option<usize> {
+        let (n, index) = (self.0 >> Self::BITS & Self::MASK, self.0 & Self::MASK);
+        (index < n).then_some(index as usize)
+    }
+}
+
+/// One thread's range, in cache lines of its own.
+#[repr(align(128))]
+struct Share(AtomicU64);
+
+impl Share {
+    fn seen(&self, order: Ordering) -> Ticket {
+        Ticket(self.0.load(order))
+    }
+
+    fn take(&self) -> Ticket {
+        Ticket(self.0.fetch_add(1, Ordering::AcqRel))
+    }
+
+    /// Opens the next loop's range.
+    fn open(&self, n: usize) {
+        self.0.store(self.seen(Ordering::Relaxed).next(n).0, Ordering::SeqCst);
+    }
+}
+
+/// Memory that a waiting thread may fetch, because the next loop will read it there: address and length, the latter written last.
+#[repr(align(128))]
+struct Soon {
+    start: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+/// What a finishing thread writes.
+#[repr(align(128))]
+struct Finish {
+    /// Indices done.
+    done: AtomicUsize,
+}
 
 struct Shared {
-    /// Raised once per job; a worker looks at each epoch once.
-    epoch: AtomicU64,
-    job: Mutex<Option<Job>>,
-    wake: Condvar,
-    /// Workers that sleep; changes only under `job`'s lock. Waking nobody would cost a system call per loop.
+    /// The caller's share first.
+    shares: Vec<Share>,
+    soon: Vec<Soon>,
+    /// Written only while all indices are taken and done, read only by the holder of an index.
+    job: UnsafeCell<Option<Job>>,
+    finish: Finish,
+    /// Workers that sleep, or are about to: waking nobody would cost a system call per loop.
     sleeping: AtomicUsize,
-    next: AtomicUsize,
-    /// Workers inside the job; rises only while they hold `job`'s lock.
-    running: AtomicUsize,
+    bed: Mutex<()>,
+    wake: Condvar,
     stop: AtomicBool,
+    panicked: AtomicBool,
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
 }
+
+// SAFETY: `job` alone is not `Sync` by itself. It is written by the thread that holds `turn` while no index is left, and read by a
+// thread that holds an index; the body it points to is `Sync` and outlives its indices, as `for_each` waits until all are done.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; nothing else in it belongs to a thread.
+unsafe impl Send for Shared {}
 
 /// The pool; dropping it ends its threads.
 pub(crate) struct Pool {
@@ -57,13 +128,15 @@ impl Pool {
     /// `threads` includes the caller: 1 starts no thread.
     pub(crate) fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
-            epoch: AtomicU64::new(0),
-            job: Mutex::new(None),
-            wake: Condvar::new(),
+            shares: (0..threads.max(1)).map(|_| Share(AtomicU64::new(0))).collect(),
+            soon: (0..threads.max(1)).map(|_| Soon { start: 0.into(), bytes: 0.into() }).collect(),
+            job: UnsafeCell::new(None),
+            finish: Finish { done: AtomicUsize::new(0) },
             sleeping: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
-            running: AtomicUsize::new(0),
+            bed: Mutex::new(()),
+            wake: Condvar::new(),
             stop: AtomicBool::new(false),
+            panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
         let workers = (1..threads.max(1))
@@ -71,7 +144,7 @@ impl Pool {
                 let shared = shared.clone();
                 std::thread::Builder::new()
                     .name(format!("kernel-{i}"))
-                    .spawn(move || worker(&shared))
+                    .spawn(move || worker(&shared, i))
                     .expect("the system can start a kernel thread")
             })
             .collect();
@@ -82,6 +155,19 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    /// Says where each thread's part of the next loop will read from: the first `bytes` of it are fetched, by a worker while it waits
+    /// and by the caller now. Only a hint: addresses are never read from.
+    pub(crate) fn soon(&self, bytes: usize, start_of: impl Fn(usize) -> *const u8) {
+        if IN_LOOP.get() {
+            return;
+        }
+        for (thread, soon) in self.shared.soon.iter().enumerate().skip(1) {
+            soon.start.store(start_of(thread).addr(), Ordering::Relaxed);
+            soon.bytes.store(bytes, Ordering::Release);
+        }
+        fetch(start_of(0).addr(), bytes);
+    }
+
     /// Runs `body(0..n)`, each index once, and returns when all are done. A panic of the body is passed on.
     pub(crate) fn for_each(&self, n: usize, body: &(dyn Fn(usize) + Sync)) {
         if n <= 1 || self.workers.is_empty() || IN_LOOP.get() {
@@ -89,43 +175,152 @@ impl Pool {
             return;
         }
         let _turn = lock(&self.turn);
-        let shared = &*self.shared;
-        // SAFETY: only the lifetime is erased; this function waits below until no worker holds the job.
-        let erased = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(body) };
-        let job = Job { body: erased, n };
-        let sleeping = {
-            let mut slot = lock(&shared.job);
-            shared.next.store(0, Ordering::Relaxed);
-            *slot = Some(job);
-            shared.epoch.fetch_add(1, Ordering::Release);
-            shared.sleeping.load(Ordering::Relaxed)
-        };
-        if sleeping > 0 {
-            shared.wake.notify_all();
+        let mut from = 0;
+        while from < n {
+            let part = (n - from).min(Ticket::LONGEST);
+            if from == 0 {
+                self.shared.run(part, body);
+            } else {
+                self.shared.run(part, &|i| body(from + i));
+            }
+            from += part;
         }
-        take_indices(shared, job);
-        // Workers that have not come yet find the slot empty: a slow one is not waited for.
-        *lock(&shared.job) = None;
+    }
+}
+
+impl Shared {
+    /// First index of a thread's range, of n in all.
+    fn start_of(&self, thread: usize, n: usize) -> usize {
+        thread * n / self.shares.len()
+    }
+
+    /// One loop of at most [`Ticket::LONGEST`] indices; the caller holds the pool's turn.
+    fn run(&self, n: usize, body: &(dyn Fn(usize) + Sync)) {
+        // SAFETY: only the lifetime is erased; this function waits below until every index is done.
+        let erased = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(body) };
+        // SAFETY: the loop before is done and its indices are taken, so no thread holds one and none looks at the job.
+        unsafe { *self.job.get() = Some(Job { body: erased, n }) };
+        self.finish.done.store(0, Ordering::Relaxed);
+        // The workers' ranges first, as they have some way to come. Sequentially consistent, as are a worker's steps to bed: either
+        // it sees this loop or we see it sleeping.
+        for thread in (0..self.shares.len()).rev() {
+            self.shares[thread].open(self.start_of(thread + 1, n) - self.start_of(thread, n));
+        }
+        if self.sleeping.load(Ordering::SeqCst) > 0 {
+            drop(lock(&self.bed));
+            self.wake.notify_all();
+        }
+        self.take_indices(0);
         let mut spins = 0u32;
-        while shared.running.load(Ordering::Acquire) != 0 {
+        while self.finish.done.load(Ordering::Acquire) < n {
             std::hint::spin_loop();
             spins += 1;
             if spins > 2000 {
                 std::thread::yield_now();
             }
         }
-        if let Some(payload) = lock(&shared.panic).take() {
+        if self.panicked.swap(false, Ordering::Relaxed)
+            && let Some(payload) = lock(&self.panic).take()
+        {
             resume_unwind(payload);
         }
+    }
+
+    /// Takes indices of whatever loop runs, of a thread's own range and then of the others', until none is left; returns the last
+    /// ticket of its own. After a panic the rest is taken and left undone.
+    fn take_indices(&self, thread: usize) -> Ticket {
+        IN_LOOP.set(true);
+        let (mut n_done, mut last) = (0, Ticket(0));
+        for victim in (thread..self.shares.len()).chain(0..thread) {
+            let ticket = loop {
+                match catch_unwind(AssertUnwindSafe(|| self.empty_range(victim, &mut n_done))) {
+                    Ok(ticket) => break ticket,
+                    Err(payload) => {
+                        lock(&self.panic).get_or_insert(payload);
+                        self.panicked.store(true, Ordering::Relaxed);
+                    }
+                }
+            };
+            if victim == thread {
+                last = ticket;
+            }
+        }
+        IN_LOOP.set(false);
+        if n_done > 0 {
+            self.finish.done.fetch_add(n_done, Ordering::Release);
+        }
+        last
+    }
+
+    /// Runs what is left of a range; returns the ticket that said so.
+    fn empty_range(&self, thread: usize, n_done: &mut usize) -> Ticket {
+        loop {
+            let ticket = self.shares[thread].take();
+            let Some(index) = ticket.index() else { return ticket };
+            *n_done += 1;
+            if self.panicked.load(Ordering::Relaxed) {
+                continue;
+            }
+            // SAFETY: we hold an index that is not done, so the caller waits, and the job and its body stay as they are.
+            let (job, body) = unsafe {
+                let job = (*self.job.get()).expect("a loop with indices has a body");
+                (job, &*job.body)
+            };
+            body(self.start_of(thread, job.n) + index);
+        }
+    }
+
+    /// Returns when the thread's range is of another loop than number `seen`, or the pool ends.
+    fn wait_after(&self, thread: usize, seen: u64) {
+        let share = &self.shares[thread];
+        let start = Instant::now();
+        let mut spins = 0u32;
+        // The clock is looked at now and then only: a loop of a few microseconds must not wait for it.
+        while share.seen(Ordering::Acquire).number() == seen {
+            self.soon[thread].fetch_some();
+            spins += 1;
+            if spins.is_multiple_of(64) && start.elapsed() >= SPIN {
+                let mut bed = lock(&self.bed);
+                self.sleeping.fetch_add(1, Ordering::SeqCst);
+                while share.seen(Ordering::SeqCst).number() == seen && !self.stop.load(Ordering::SeqCst) {
+                    bed = self.wake.wait(bed).unwrap_or_else(PoisonError::into_inner);
+                }
+                self.sleeping.fetch_sub(1, Ordering::SeqCst);
+                return;
+            }
+        }
+    }
+}
+
+const LINE: usize = 64;
+
+fn fetch(start: usize, bytes: usize) {
+    for at in (0..bytes).step_by(LINE) {
+        crate::simd::prefetch_near(std::ptr::without_provenance(start.wrapping_add(at)));
+    }
+}
+
+impl Soon {
+    /// A few cache lines of what is wanted soon, or a short pause.
+    fn fetch_some(&self) {
+        let bytes = self.bytes.load(Ordering::Acquire);
+        if bytes == 0 {
+            return std::hint::spin_loop();
+        }
+        let start = self.start.load(Ordering::Relaxed);
+        fetch(start, 8 * LINE);
+        self.start.store(start.wrapping_add(8 * LINE), Ordering::Relaxed);
+        self.bytes.store(bytes.saturating_sub(8 * LINE), Ordering::Relaxed);
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         {
-            let _slot = lock(&self.shared.job);
-            self.shared.stop.store(true, Ordering::Release);
-            self.shared.epoch.fetch_add(1, Ordering::Release);
+            let _bed = lock(&self.shared.bed);
+            self.shared.stop.store(true, Ordering::SeqCst);
+            // A loop of no indices, for those that do not sleep yet.
+            self.shared.shares.iter().for_each(|share| share.open(0));
         }
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {
@@ -135,58 +330,16 @@ impl Drop for Pool {
     }
 }
 
-fn worker(shared: &Shared) {
+fn worker(shared: &Shared, thread: usize) {
     let mut seen = 0;
     loop {
-        let job = wait_for_job(shared, &mut seen);
+        shared.wait_after(thread, seen);
+        // What was wanted soon is wanted now, or no more.
+        shared.soon[thread].bytes.store(0, Ordering::Relaxed);
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
-        if let Some(job) = job {
-            take_indices(shared, job);
-            shared.running.fetch_sub(1, Ordering::Release);
-        }
-    }
-}
-
-fn wait_for_job(shared: &Shared, seen: &mut u64) -> Option<Job> {
-    let start = Instant::now();
-    let mut spins = 0u32;
-    // The clock is looked at now and then only: a loop of a few microseconds must not wait for it.
-    while shared.epoch.load(Ordering::Acquire) == *seen && (!spins.is_multiple_of(64) || start.elapsed() < SPIN) {
-        std::hint::spin_loop();
-        spins += 1;
-    }
-    let mut slot = lock(&shared.job);
-    while shared.epoch.load(Ordering::Acquire) == *seen {
-        shared.sleeping.fetch_add(1, Ordering::Relaxed);
-        slot = shared.wake.wait(slot).unwrap_or_else(PoisonError::into_inner);
-        shared.sleeping.fetch_sub(1, Ordering::Relaxed);
-    }
-    *seen = shared.epoch.load(Ordering::Acquire);
-    if slot.is_some() {
-        shared.running.fetch_add(1, Ordering::Relaxed);
-    }
-    *slot
-}
-
-fn take_indices(shared: &Shared, job: Job) {
-    IN_LOOP.set(true);
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: `for_each` keeps the body alive until `running` is zero, and we have not counted down yet.
-        let body = unsafe { &*job.body };
-        loop {
-            let i = shared.next.fetch_add(1, Ordering::Relaxed);
-            if i >= job.n {
-                break;
-            }
-            body(i);
-        }
-    }));
-    IN_LOOP.set(false);
-    if let Err(payload) = result {
-        shared.next.store(job.n, Ordering::Relaxed);
-        lock(&shared.panic).get_or_insert(payload);
+        seen = shared.take_indices(thread).number();
     }
 }
 
@@ -266,5 +419,26 @@ mod tests {
             sum.fetch_add(i, Ordering::Relaxed);
         });
         assert_eq!(sum.load(Ordering::Relaxed), 45);
+    }
+
+    #[test]
+    fn loops_of_every_length_follow_each_other_without_losing_an_index() {
+        for threads in [2, 3, 5] {
+            let pool = Pool::new(threads);
+            let sum = AtomicUsize::new(0);
+            // More loops than the 16 bits of a ticket number, so that numbers come again.
+            for round in 0..70_000 {
+                let n = round % 9;
+                pool.for_each(n, &|i| {
+                    sum.fetch_add(i + 1, Ordering::Relaxed);
+                });
+                assert_eq!(sum.swap(0, Ordering::Relaxed), n * (n + 1) / 2, "round {round} of {threads} threads");
+                if round % 20_000 == 0 {
+                    while pool.shared.sleeping.load(Ordering::SeqCst) < threads - 1 {
+                        std::thread::yield_now();
+                    }
+                }
+            }
+        }
     }
 }

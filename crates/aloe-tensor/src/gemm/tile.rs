@@ -95,7 +95,7 @@ impl Product for WidenedProduct {
     }
 }
 
-/// `ROWS` rows by `VECTORS` vectors of C, held in registers over the block's units.
+/// `ROWS` rows by `VECTORS` vectors of C, held in registers over the block's units; where C is wider, such a part after the other.
 pub(super) struct Tile<P, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> {
     pub(super) g: Gemm,
     pub(super) ahead: Ahead,
@@ -109,7 +109,23 @@ impl<P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> K
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let g = self.g;
+        let mut part = self.g;
+        loop {
+            self.one::<S>(&part);
+            if part.n <= VECTORS * LANES {
+                return;
+            }
+            part.n -= VECTORS * LANES;
+            part.b = part.b.wrapping_add(VECTORS / 2 * part.b_panel_stride);
+            part.c = part.c.wrapping_add(VECTORS * LANES);
+        }
+    }
+}
+
+impl<P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> Tile<P, BY_UNIT, ROWS, VECTORS> {
+    /// The first `VECTORS` vectors of g.
+    #[inline(always)]
+    unsafe fn one<S: Simd>(&self, g: &Gemm) {
         let whole = g.n >= VECTORS * LANES;
         let mut acc = [[S::splat(0.0); VECTORS]; ROWS];
         if g.accumulate {
@@ -124,7 +140,7 @@ impl<P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> K
                 i += 1;
             }
         }
-        chain::<S, P, BY_UNIT, ROWS, VECTORS>(&g, self.ahead, &mut acc);
+        chain::<S, P, BY_UNIT, ROWS, VECTORS>(g, self.ahead, &mut acc);
         let mut i = 0;
         while i < ROWS {
             let mut v = 0;

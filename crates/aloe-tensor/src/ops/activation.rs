@@ -39,11 +39,16 @@ impl Kernel for Swiglu {
         while i < self.n {
             let n = (self.n - i).min(LANES);
             let (g, u) = (S::load_up_to(self.gate.wrapping_add(i), n), S::load_up_to(self.up.wrapping_add(i), n));
-            let h = S::mul(S::mul(g, sigmoid::<S>(g)), u);
-            S::store_up_to(self.out.wrapping_add(i), h, n);
+            S::store_up_to(self.out.wrapping_add(i), gated::<S>(g, u), n);
             i += LANES;
         }
     }
+}
+
+/// `silu(gate) * up` of 16 lanes.
+#[inline(always)]
+pub(super) unsafe fn gated<S: Simd>(gate: S::V, up: S::V) -> S::V {
+    S::mul(S::mul(gate, sigmoid::<S>(gate)), up)
 }
 
 /// Gradients of [`swiglu`]: (dgate, dup).

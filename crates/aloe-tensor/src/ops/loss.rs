@@ -3,7 +3,8 @@
 //! Rows go in chunks of at most 1024 and the vocabulary in chunks of 2048, so that a chunk of logits (8 MiB) stays in the
 //! shared cache between the products. Each row's log-sum-exp takes the vocabulary chunks in order: it depends on the row alone.
 
-use crate::ops::matmul::{Lanes, Out, grad_weight_part, multiply, multiply_lanes, with_operand};
+use crate::ops::matmul::{Lanes, Out, grad_weight_part, multiply, multiply_lanes};
+use crate::ops::operand::{Input, with_operand};
 use crate::ops::rows::{LogSumExp, argmax};
 use crate::ops::rows_of;
 use crate::pack::{Panels, Source, with_rows};
@@ -89,7 +90,7 @@ fn check_targets(targets: &[u32], head: &Linear) {
 
 /// Logits of all rows of x against a part of the vocabulary, bias included.
 fn chunk_logits(device: &Device, x: &[f32], head: &Linear, vocabulary: &Range<usize>, logits: &mut [f32]) {
-    with_operand(device, x, head, |a| {
+    with_operand(device, Input::Plain(x), head, |a| {
         let out = Out { c: &mut *logits, stride: vocabulary.len(), accumulate: false };
         multiply_lanes(device, &a, head, vocabulary.clone(), out);
     });

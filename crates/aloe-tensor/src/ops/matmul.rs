@@ -4,12 +4,13 @@
 //! blocks (`quant`). Each output element is one f32 chain over
 //! the summed axis in index order, whatever the number of rows or threads.
 
-use crate::gemm::{Gemm, PANEL, Tasks, units_of};
-use crate::linear::{OperandKind, Packed};
+use crate::gemm::{Gemm, PANEL, Tasks, even_share, units_of};
+use crate::linear::Packed;
+use crate::ops::operand::{Input, Operand, with_operand};
 use crate::ops::{lora, rows_of};
 use crate::pack::{Panels, Rows, Source, with_columns, with_rows};
 use crate::pool::SharedMut;
-use crate::quant::{BlockRows, Product, Task, with_block_rows};
+use crate::quant::{Product, Task};
 use crate::{Device, Dtype, Linear, Tensor};
 
 /// `y = x W^T + b`: x `[N, K]` to `[N, O]`.
@@ -20,7 +21,7 @@ pub fn linear(device: &Device, x: &Tensor, layer: &Linear) -> Tensor {
 
 /// Several layers over the same x `[N, K]`, each as [`linear`] gives it: x is rounded once, and all products are one parallel loop.
 pub fn linears(device: &Device, x: &Tensor, layers: &[&Linear]) -> Vec<Tensor> {
-    match layers.iter().any(|layer| layer.lora().is_some()) {
+    match has_updates(layers) {
         true => lora::adapted(device, x, layers),
         false => products(device, x, layers),
     }
@@ -28,16 +29,85 @@ pub fn linears(device: &Device, x: &Tensor, layers: &[&Linear]) -> Vec<Tensor> {
 
 /// The same without the layers' low-rank updates.
 pub(crate) fn products(device: &Device, x: &Tensor, layers: &[&Linear]) -> Vec<Tensor> {
-    let (n, k) = rows_of(x);
+    products_of(device, (Input::Plain(x.as_f32()), rows_of(x).1), layers, None)
+}
+
+fn has_updates(layers: &[&Linear]) -> bool {
+    layers.iter().any(|layer| layer.lora().is_some())
+}
+
+/// [`linears`] over the RMS-normed rows of x `[N, K]`, as [`super::rms_norm`] gives them; they are never written.
+pub fn norm_linears(device: &Device, x: &Tensor, w: &Tensor, eps: f32, layers: &[&Linear]) -> Vec<Tensor> {
+    assert_eq!(w.shape(), [rows_of(x).1], "weight of a norm over {:?}", x.shape());
+    if has_updates(layers) {
+        return lora::adapted(device, &super::rms_norm(device, x, w, eps).0, layers);
+    }
+    products_of(device, (Input::Normed { x: x.as_f32(), w: w.as_f32(), eps }, rows_of(x).1), layers, None)
+}
+
+/// `x W^T + b + residual`: x `[N, K]`, residual `[N, O]`.
+pub fn linear_add(device: &Device, x: &Tensor, layer: &Linear, residual: &Tensor) -> Tensor {
+    if has_updates(&[layer]) {
+        let mut sum = linear(device, x, layer);
+        super::add_in_place(device, &mut sum, residual);
+        return sum;
+    }
+    let mut all = products_of(device, (Input::Plain(x.as_f32()), rows_of(x).1), &[layer], Some(residual));
+    all.pop().expect("one layer gives one output")
+}
+
+/// [`linear_add`] of `swiglu(gate, up)`, which is never written: gate and up `[N, K]`, residual `[N, O]`.
+pub fn swiglu_linear_add(device: &Device, gate: &Tensor, up: &Tensor, layer: &Linear, residual: &Tensor) -> Tensor {
+    assert_eq!(gate.shape(), up.shape(), "gate against up");
+    if has_updates(&[layer]) {
+        return linear_add(device, &super::swiglu(device, gate, up), layer, residual);
+    }
+    let input = Input::Gated { gate: gate.as_f32(), up: up.as_f32() };
+    let mut all = products_of(device, (input, rows_of(gate).1), &[layer], Some(residual));
+    all.pop().expect("one layer gives one output")
+}
+
+/// Says that the next product will be of these layers with few rows: each thread fetches the weights it will begin with, while other
+/// work is done, as such a product waits for memory and nothing else. A hint, without which nothing changes but the time.
+pub fn expect_layers(device: &Device, layers: &[&Linear]) {
+    /// What comes at once, and sets the processor's own fetching going.
+    const BYTES: usize = 4 << 10;
+    let panels: Vec<usize> = layers.iter().map(|layer| layer.out_features().div_ceil(PANEL)).collect();
+    let share = even_share(&panels, device.threads());
+    let n_tasks: usize = panels.iter().map(|n| n.div_ceil(share)).sum();
+    device.soon(BYTES, |thread| {
+        let mut task = thread * n_tasks / device.threads();
+        for (layer, n) in layers.iter().zip(&panels) {
+            if task < n.div_ceil(share) {
+                return layer.panel_start(task * share);
+            }
+            task -= n.div_ceil(share);
+        }
+        std::ptr::null()
+    });
+}
+
+/// The outputs `[N, O]` of layers over one input `[N, k]`; `residual` is added to each.
+fn products_of(
+    device: &Device,
+    (input, k): (Input, usize),
+    layers: &[&Linear],
+    residual: Option<&Tensor>,
+) -> Vec<Tensor> {
+    let n = input.n_rows(k);
     let mut outputs = Vec::with_capacity(layers.len());
     // Layers in a row that take the same operand go together.
     for part in layers.chunk_by(|a, b| a.operand() == b.operand()) {
-        assert!(part.iter().all(|layer| layer.in_features() == k), "input {:?} of a layer", x.shape());
+        assert!(part.iter().all(|layer| layer.in_features() == k), "an input of {k} numbers a row for another layer");
         let mut part_outputs: Vec<Vec<f32>> = part.iter().map(|layer| vec![0.0; n * layer.out_features()]).collect();
-        with_operand(device, x.as_f32(), part[0], |a| {
+        let panels: Vec<usize> = part.iter().map(|layer| layer.out_features().div_ceil(PANEL)).collect();
+        let share = even_share(&panels, device.threads());
+        with_operand(device, input, part[0], |a| {
             let works = part.iter().zip(&mut part_outputs).map(|(layer, y)| {
                 let stride = layer.out_features();
-                Work::new(device, &a, layer, 0..stride, Out { c: y, stride, accumulate: false })
+                // A bias comes before the residual, which is then added below.
+                let add = residual.filter(|_| layer.bias().is_none()).map(Tensor::as_f32);
+                Work::new((device, share), &a, layer, 0..stride, Out { c: y, stride, accumulate: false }).adding(add)
             });
             run_works(device, &works.collect::<Vec<_>>());
         });
@@ -45,61 +115,100 @@ pub(crate) fn products(device: &Device, x: &Tensor, layers: &[&Linear]) -> Vec<T
             if let Some(bias) = layer.bias() {
                 add_bias(device, &mut y, bias.as_f32());
             }
-            outputs.push(Tensor::from_f32(&[n, layer.out_features()], y));
+            let mut y = Tensor::from_f32(&[n, layer.out_features()], y);
+            if let Some(residual) = residual.filter(|_| layer.bias().is_some()) {
+                super::add_in_place(device, &mut y, residual);
+            }
+            outputs.push(y);
         }
     }
     outputs
 }
 
-/// Rows of x as a layer's product wants them.
-pub(crate) enum Operand<'a> {
-    Dense(Rows<'a>),
-    Blocks(BlockRows),
-}
-
-/// Brings x `[N, K]` into the form that `layer` takes.
-pub(crate) fn with_operand<R>(device: &Device, x: &[f32], layer: &Linear, body: impl FnOnce(Operand) -> R) -> R {
-    match layer.operand() {
-        OperandKind::Dense(dtype) => with_rows(device, x, layer.in_features(), dtype, |a| body(Operand::Dense(a))),
-        OperandKind::Blocks => with_block_rows(device, x, layer.in_features(), |a| body(Operand::Blocks(a))),
-    }
-}
-
 /// Rows `lanes` of the layer's weight against an operand made for it; starts at a multiple of 32.
 pub(crate) fn multiply_lanes(device: &Device, a: &Operand, layer: &Linear, lanes: std::ops::Range<usize>, out: Out) {
-    run_works(device, &[Work::new(device, a, layer, lanes, out)]);
+    let share = even_share(&[lanes.len().div_ceil(PANEL)], device.threads());
+    run_works(device, &[Work::new((device, share), a, layer, lanes, out)]);
 }
 
-/// One product, ready to be shared out.
-enum Work<'a> {
+/// One product, ready to be shared out, and what is added to its result (as C lies, `[N, O]`).
+struct Work<'a> {
+    kind: Kind<'a>,
+    add: Option<&'a [f32]>,
+}
+
+enum Kind<'a> {
     Dense(Gemm, Tasks),
     Blocks(Product<'a>, (usize, usize)),
 }
 
 impl<'a> Work<'a> {
-    fn new(device: &Device, a: &Operand, layer: &'a Linear, lanes: std::ops::Range<usize>, out: Out) -> Self {
-        match (a, layer.packed()) {
+    /// With few rows, `share` panels are a task.
+    fn new(
+        (device, share): (&Device, usize),
+        a: &Operand,
+        layer: &'a Linear,
+        lanes: std::ops::Range<usize>,
+        out: Out,
+    ) -> Self {
+        let kind = match (a, layer.packed()) {
             (Operand::Dense(a), Packed::Dense(panels)) => {
                 let gemm = dense(a, panels, Lanes { first: lanes.start, n: lanes.len(), unit: 0 }, out);
-                Self::Dense(gemm, gemm.tasks(device.threads()))
+                Kind::Dense(gemm, gemm.tasks(device.threads(), share))
             }
             (Operand::Blocks(a), Packed::Blocks(weight)) => {
                 assert!(lanes.start.is_multiple_of(PANEL) && lanes.end <= weight.lanes && lanes.len() <= out.stride);
                 assert!(a.blocks == weight.blocks() && out.c.len() == a.m * out.stride && !out.accumulate);
                 let (first, n) = (lanes.start, lanes.len());
                 let product = Product { a: *a, weight, first, n, c: out.c.as_mut_ptr(), c_stride: out.stride };
-                let tasks = product.tasks(device.threads());
-                Self::Blocks(product, tasks)
+                let tasks = product.tasks(device.threads(), share);
+                Kind::Blocks(product, tasks)
             }
             _ => panic!("an operand made for another type of weight"),
-        }
+        };
+        Self { kind, add: None }
+    }
+
+    /// Adds numbers to the finished result, of which it has as many.
+    fn adding(self, add: Option<&'a [f32]>) -> Self {
+        let (m, stride) = match &self.kind {
+            Kind::Dense(gemm, _) => (gemm.m, gemm.c_stride),
+            Kind::Blocks(product, _) => (product.a.m, product.c_stride),
+        };
+        assert!(add.is_none_or(|add| add.len() == m * stride), "{m} x {stride} and a residual of another size");
+        Self { add, ..self }
     }
 
     fn tasks(&self) -> usize {
-        match self {
-            Self::Dense(gemm, tasks) if gemm.m > 0 && gemm.n > 0 => tasks.n,
-            Self::Dense(..) => 0,
-            Self::Blocks(_, (n, _)) => *n,
+        match &self.kind {
+            Kind::Dense(gemm, tasks) if gemm.m > 0 && gemm.n > 0 => tasks.n,
+            Kind::Dense(..) => 0,
+            Kind::Blocks(_, (n, _)) => *n,
+        }
+    }
+
+    /// One task of the product, and the residual's part of it.
+    ///
+    /// # Safety
+    /// C is writable as the product says, and nobody else touches this task's part of it.
+    unsafe fn run(&self, task: usize, isa: crate::Isa) {
+        let (c, stride, rows, lanes) = match &self.kind {
+            Kind::Dense(gemm, tasks) => {
+                gemm.run_task(*tasks, task, isa);
+                let (rows, lanes) = gemm.extent(*tasks, task);
+                (gemm.c, gemm.c_stride, rows, lanes)
+            }
+            Kind::Blocks(product, (_, per_task)) => {
+                isa.run(Task { product: *product, task, per_task: *per_task });
+                let (rows, lanes) = product.extent(task, *per_task);
+                (product.c, product.c_stride, rows, lanes)
+            }
+        };
+        let Some(add) = self.add else { return };
+        for row in rows {
+            let from = row * stride + lanes.start;
+            let c = std::slice::from_raw_parts_mut(c.wrapping_add(from), lanes.len());
+            c.iter_mut().zip(&add[from..from + lanes.len()]).for_each(|(c, add)| *c += add);
         }
     }
 }
@@ -109,21 +218,13 @@ fn run_works(device: &Device, works: &[Work]) {
     device.for_each(works.iter().map(Work::tasks).sum(), &|task| {
         let mut task = task;
         for work in works {
-            if task >= work.tasks() {
-                task -= work.tasks();
-                continue;
+            if task < work.tasks() {
+                // SAFETY: operand and weight fit each other and C (asserted when the work was made); works have their own C, and tasks
+                // of one work write different elements of it.
+                unsafe { work.run(task, isa) };
+                return;
             }
-            // Operand and weight fit each other and C (asserted when the work was made); works have their own C.
-            match work {
-                // SAFETY: as said; tasks of one work write different elements of C.
-                Work::Dense(gemm, tasks) => unsafe { gemm.run_task(*tasks, task, isa) },
-                Work::Blocks(product, (_, per_task)) => {
-                    let part = Task { product: *product, task, per_task: *per_task };
-                    // SAFETY: as above.
-                    unsafe { isa.run(part) }
-                }
-            }
-            return;
+            task -= work.tasks();
         }
     });
 }

@@ -11,6 +11,7 @@ mod lora;
 pub mod loss;
 mod matmul;
 mod norm;
+mod operand;
 pub mod optimizer;
 pub mod rope;
 mod rows;
@@ -20,7 +21,9 @@ pub use attention::{attention, attention_backward, attention_cached, attention_p
 pub use embedding::{embedding, embedding_grad};
 pub use lora::lora_grad;
 pub use loss::{cross_entropy, cross_entropy_backward};
-pub use matmul::{linear, linear_grad_input, linear_grad_weight, linears};
+pub use matmul::{
+    expect_layers, linear, linear_add, linear_grad_input, linear_grad_weight, linears, norm_linears, swiglu_linear_add,
+};
 pub use norm::{layer_norm, rms_norm, rms_norm_backward};
 pub use optimizer::{adamw_step, sum_of_squares};
 pub use rope::{rope, rope_backward};

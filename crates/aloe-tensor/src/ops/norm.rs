@@ -44,8 +44,7 @@ impl Kernel for RmsNorm {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> f32 {
-        let squares = dot::<S>(self.x, self.x, self.d);
-        let rstd = 1.0 / (squares / self.d as f32 + self.eps).sqrt();
+        let rstd = reciprocal_rms::<S>(self.x, self.d, self.eps);
         let factor = S::splat(rstd);
         let mut i = 0;
         while i < self.d {
@@ -56,6 +55,12 @@ impl Kernel for RmsNorm {
         }
         rstd
     }
+}
+
+/// `1 / sqrt(mean(x^2) + eps)` of d numbers.
+#[inline(always)]
+pub(super) unsafe fn reciprocal_rms<S: Simd>(x: *const f32, d: usize, eps: f32) -> f32 {
+    1.0 / (dot::<S>(x, x, d) / d as f32 + eps).sqrt()
 }
 
 #[inline(always)]

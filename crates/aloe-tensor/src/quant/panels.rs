@@ -8,7 +8,8 @@ use super::blocks::{Block32, Code, Scale};
 use super::{BLOCK, BlockFormat, encode};
 use crate::Device;
 use crate::gemm::PANEL;
-use crate::pack::{Line, ZERO_LINE};
+use crate::pack::Line;
+use crate::pages::Lines;
 use crate::pool::SharedMut;
 
 /// Bytes of a line.
@@ -50,7 +51,7 @@ pub(crate) struct BlockPanels {
     pub(crate) format: BlockFormat,
     pub(crate) lanes: usize,
     pub(crate) k: usize,
-    lines: Vec<Line>,
+    lines: Lines,
 }
 
 /// Where a chunk lies in its panel, in lines.
@@ -104,9 +105,9 @@ impl BlockPanels {
         (lanes, k): (usize, usize),
         fill: &(dyn Fn(&mut [Line], usize) + Sync),
     ) -> Self {
-        let mut panels = Self { format, lanes, k, lines: Vec::new() };
-        let size = panels.panel_lines();
-        panels.lines = vec![ZERO_LINE; lanes.div_ceil(PANEL) * size];
+        let size = panel_lines(format, k.div_ceil(BLOCK));
+        let lines = Lines::kept(lanes.div_ceil(PANEL) * size);
+        let mut panels = Self { format, lanes, k, lines };
         let shared = SharedMut::new(&mut panels.lines);
         device.for_each(lanes.div_ceil(PANEL), &|panel| {
             // SAFETY: each index has its own panel.
@@ -128,8 +129,7 @@ impl BlockPanels {
 
     /// Lines of one panel.
     pub(crate) fn panel_lines(&self) -> usize {
-        let (code, scale) = self.format.layout();
-        place(code, scale, self.blocks().next_multiple_of(scale.header().0)).header
+        panel_lines(self.format, self.blocks())
     }
 
     pub(crate) fn panel(&self, panel: usize) -> *const u8 {
@@ -167,6 +167,11 @@ impl BlockPanels {
             out.copy_from_slice(&get(lines, layout, (lane % PANEL, block)).values(layout)[..out.len()]);
         }
     }
+}
+
+fn panel_lines(format: BlockFormat, blocks: usize) -> usize {
+    let (code, scale) = format.layout();
+    place(code, scale, blocks.next_multiple_of(scale.header().0)).header
 }
 
 fn byte(lines: &mut [Line], line: usize, at: usize) -> (&mut u32, u32) {

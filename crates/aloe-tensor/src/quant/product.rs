@@ -6,8 +6,9 @@ use super::BLOCK;
 use super::blocks::{Code, Scale};
 use super::panels::{BlockPanels, LINE, place};
 use super::rows::{BlockRows, BlockScale};
-use crate::gemm::{PANEL, even_share};
+use crate::gemm::PANEL;
 use crate::simd::{Kernel, LANES, Simd};
+use std::ops::Range;
 
 /// `C = A W^T` over lanes `first..first + n` of the panels.
 #[derive(Clone, Copy)]
@@ -29,25 +30,28 @@ unsafe impl Sync for Product<'_> {}
 /// Rows of one task: their bytes and scales stay in the second-level cache while panels stream by.
 const TASK_ROWS: usize = 192;
 
-/// Rows up to which weights are expected in memory rather than in a cache, and fetched ahead of their use.
+/// Rows up to which weights are expected in memory rather than in a cache, and every thread gets the same share of them.
 const FEW_ROWS: usize = 48;
 
-/// How far ahead of its use a stream is fetched, in bytes.
-const DISTANCE: usize = 8192;
-
 impl Product<'_> {
-    /// Panels and row parts of this product's tasks.
-    pub(crate) fn tasks(&self, threads: usize) -> (usize, usize) {
+    /// How many tasks this product has and of how many panels, with few rows of `share`.
+    pub(crate) fn tasks(&self, threads: usize, share: usize) -> (usize, usize) {
         let panels = self.n.div_ceil(PANEL);
         let row_parts = self.a.m.div_ceil(TASK_ROWS);
         if self.a.m <= FEW_ROWS && threads > 1 {
-            let per_task = even_share(panels, threads);
-            return (panels.div_ceil(per_task) * row_parts, per_task);
+            return (panels.div_ceil(share) * row_parts, share);
         }
         // About eight tasks a thread, so that a disturbed thread does not hold up the rest.
         let wanted = if threads == 1 { 1 } else { (8 * threads).div_ceil(row_parts.max(1)) };
         let per_task = (panels / wanted.max(1)).clamp(1, 64);
         (panels.div_ceil(per_task) * row_parts, per_task)
+    }
+
+    /// Rows and lanes of C that a task writes.
+    pub(crate) fn extent(&self, task: usize, per_task: usize) -> (Range<usize>, Range<usize>) {
+        let row_parts = self.a.m.div_ceil(TASK_ROWS);
+        let (row, lane) = (task % row_parts * TASK_ROWS, task / row_parts * per_task * PANEL);
+        (row..(row + TASK_ROWS).min(self.a.m), lane..(lane + per_task * PANEL).min(self.n))
     }
 }
 
@@ -64,90 +68,91 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let p = &self.product;
-        let row_parts = p.a.m.div_ceil(TASK_ROWS);
-        let (part, panels) = (self.task % row_parts, self.task / row_parts * self.per_task);
-        let rows = part * TASK_ROWS..((part + 1) * TASK_ROWS).min(p.a.m);
-        let end = (panels + self.per_task).min(p.n.div_ceil(PANEL));
-        let mut panel = panels;
-        while panel < end {
-            // One or two rows take several panels at a time: more chains in flight, and more streams from memory.
-            let wide = match rows.len() {
-                1 if end - panel >= 4 => 4,
-                1 | 2 if end - panel >= 2 => 2,
-                _ => 1,
-            };
-            p.panels::<S>(panel, wide, rows.clone());
-            panel += wide;
+        let (rows, lanes) = p.extent(self.task, self.per_task);
+        let panels = lanes.start / PANEL..lanes.end.div_ceil(PANEL);
+        if rows.len() <= S::BLOCK_ROWS {
+            // One tile reads all panels as one stream, which the processor fetches ahead by itself: asking for lines in advance made
+            // it slower (16 to 18 instead of 25 GB/s a thread on Zen 4).
+            return p.tile::<S>(panels, rows, Ahead::NONE);
+        }
+        for panel in panels {
+            p.panel::<S>(panel, rows.clone());
         }
     }
 }
 
 impl Product<'_> {
-    /// `wide` panels from `panel` on against `rows`, tile by tile.
+    /// One panel against more rows than a tile has, tile by tile.
     #[inline(always)]
-    unsafe fn panels<S: Simd>(&self, panel: usize, wide: usize, rows: std::ops::Range<usize>) {
+    unsafe fn panel<S: Simd>(&self, panel: usize, rows: Range<usize>) {
         let panel_bytes = self.weight.panel_lines() * LINE;
-        let weight = self.weight.panel(self.first / PANEL + panel);
-        let (tiles, mut row) = (rows.len().div_ceil(S::BLOCK_ROWS), rows.start);
+        let (mut row, mut tile) = (rows.start, 0);
         while row < rows.end {
             // Tiles of even height, as in `gemm`.
             let left = rows.end - row;
             let height = left.div_ceil(left.div_ceil(S::BLOCK_ROWS));
-            // Few rows wait for memory: the first two tiles fetch the next panel, half each; a single tile fetches the next
-            // panels when they are short, else some way down these.
-            let half = (row - rows.start) / S::BLOCK_ROWS;
-            let (ahead, fetch) = match tiles {
-                1 if panel_bytes <= 2 * DISTANCE => (weight.wrapping_add(wide * panel_bytes), Fetch::All),
-                1 => (weight.wrapping_add(DISTANCE), Fetch::All),
-                _ if self.a.m > FEW_ROWS || half > 1 => (weight, Fetch::Nothing),
-                _ => (weight.wrapping_add(panel_bytes + half * panel_bytes / 2), Fetch::Half),
+            // Few rows wait for memory, but look at a panel too long for the processor to see a stream: the first two tiles fetch
+            // the next panel, half each.
+            let ahead = if self.a.m <= FEW_ROWS && tile < 2 {
+                let next = self.weight.panel(self.first / PANEL + panel).wrapping_add(panel_bytes);
+                Ahead { from: next.wrapping_add(tile * panel_bytes / 2), fetch: true }
+            } else {
+                Ahead::NONE
             };
-            let tile = Tile {
-                weight,
-                panel_bytes,
-                ahead,
-                fetch,
-                blocks: self.a.blocks,
-                bytes: self.a.bytes.wrapping_add(row * self.a.stride),
-                stride: self.a.stride,
-                scales: self.a.scales.wrapping_add(row * self.a.blocks),
-                c: self.c.wrapping_add(row * self.c_stride + panel * PANEL),
-                c_stride: self.c_stride,
-                n: (self.n - panel * PANEL).min(wide * PANEL),
-            };
-            tile.dispatch::<S>(self.weight.format.layout(), height, wide);
-            row += height;
+            self.tile::<S>(panel..panel + 1, row..row + height, ahead);
+            (row, tile) = (row + height, tile + 1);
         }
+    }
+
+    /// At most [`Simd::BLOCK_ROWS`] rows against neighbouring panels.
+    #[inline(always)]
+    unsafe fn tile<S: Simd>(&self, panels: Range<usize>, rows: Range<usize>, ahead: Ahead) {
+        let tile = Tile {
+            weight: self.weight.panel(self.first / PANEL + panels.start),
+            panel_bytes: self.weight.panel_lines() * LINE,
+            ahead,
+            blocks: self.a.blocks,
+            bytes: self.a.bytes.wrapping_add(rows.start * self.a.stride),
+            stride: self.a.stride,
+            scales: self.a.scales.wrapping_add(rows.start * self.a.blocks),
+            c: self.c.wrapping_add(rows.start * self.c_stride + panels.start * PANEL),
+            c_stride: self.c_stride,
+            n: self.n.min(panels.end * PANEL) - panels.start * PANEL,
+        };
+        tile.dispatch::<S>(self.weight.format.layout(), rows.len());
     }
 }
 
-/// How much of the weights ahead a tile fetches for each block it computes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fetch {
-    Nothing,
-    Half,
-    All,
+/// What a tile fetches while it computes: for each of its blocks half a block of the weights from `from` on, or nothing.
+#[derive(Clone, Copy)]
+struct Ahead {
+    from: *const u8,
+    fetch: bool,
 }
 
-/// Up to six rows against one panel, or one or two against several.
+impl Ahead {
+    const NONE: Self = Self { from: std::ptr::null(), fetch: false };
+}
+
+/// Up to six rows against panels that follow each other.
 #[derive(Clone, Copy)]
 struct Tile {
     weight: *const u8,
     /// From one panel to the next.
     panel_bytes: usize,
-    ahead: *const u8,
-    fetch: Fetch,
+    ahead: Ahead,
     blocks: usize,
     bytes: *const i8,
     stride: usize,
     scales: *const BlockScale,
     c: *mut f32,
     c_stride: usize,
+    /// Lanes, 32 a panel.
     n: usize,
 }
 
-/// A tile of `ROWS` rows and `PANELS` panels in a layout; numbers, because constants of enum type are not to be had.
-struct Sized<const CODE: u8, const SCALE: u8, const ROWS: usize, const PANELS: usize>(Tile);
+/// A tile of `ROWS` rows in a layout; numbers, because constants of enum type are not to be had.
+struct Sized<const CODE: u8, const SCALE: u8, const ROWS: usize>(Tile);
 
 const FOUR: u8 = Code::Four as u8;
 const SIX: u8 = Code::Six as u8;
@@ -159,30 +164,27 @@ const SUPER_SPLIT: u8 = Scale::SuperSplit as u8;
 
 impl Tile {
     #[inline(always)]
-    unsafe fn dispatch<S: Simd>(self, layout: (Code, Scale), rows: usize, wide: usize) {
+    unsafe fn dispatch<S: Simd>(self, layout: (Code, Scale), rows: usize) {
         match layout {
-            (Code::Four, Scale::Half) => self.height::<S, FOUR, HALF>(rows, wide),
-            (Code::Four, Scale::HalfMin) => self.height::<S, FOUR, HALF_MIN>(rows, wide),
-            (Code::Four, _) => self.height::<S, FOUR, SUPER>(rows, wide),
-            (Code::Six, _) => self.height::<S, SIX, SUPER_SPLIT>(rows, wide),
-            (Code::Eight, Scale::Half) => self.height::<S, EIGHT, HALF>(rows, wide),
-            (Code::Eight, Scale::HalfMin) => self.height::<S, EIGHT, HALF_MIN>(rows, wide),
-            (Code::Eight, _) => self.height::<S, EIGHT, SUPER>(rows, wide),
+            (Code::Four, Scale::Half) => self.height::<S, FOUR, HALF>(rows),
+            (Code::Four, Scale::HalfMin) => self.height::<S, FOUR, HALF_MIN>(rows),
+            (Code::Four, _) => self.height::<S, FOUR, SUPER>(rows),
+            (Code::Six, _) => self.height::<S, SIX, SUPER_SPLIT>(rows),
+            (Code::Eight, Scale::Half) => self.height::<S, EIGHT, HALF>(rows),
+            (Code::Eight, Scale::HalfMin) => self.height::<S, EIGHT, HALF_MIN>(rows),
+            (Code::Eight, _) => self.height::<S, EIGHT, SUPER>(rows),
         }
     }
 
     #[inline(always)]
-    unsafe fn height<S: Simd, const CODE: u8, const SCALE: u8>(self, rows: usize, wide: usize) {
-        match (rows, wide, S::BLOCK_ROWS) {
-            (1, 4, _) => S::call(Sized::<CODE, SCALE, 1, 4>(self)),
-            (1, 2, _) => S::call(Sized::<CODE, SCALE, 1, 2>(self)),
-            (2, 2, _) => S::call(Sized::<CODE, SCALE, 2, 2>(self)),
-            (1, ..) => S::call(Sized::<CODE, SCALE, 1, 1>(self)),
-            (2, ..) | (.., 2) => S::call(Sized::<CODE, SCALE, 2, 1>(self)),
-            (3, ..) => S::call(Sized::<CODE, SCALE, 3, 1>(self)),
-            (4, ..) => S::call(Sized::<CODE, SCALE, 4, 1>(self)),
-            (5, ..) => S::call(Sized::<CODE, SCALE, 5, 1>(self)),
-            _ => S::call(Sized::<CODE, SCALE, 6, 1>(self)),
+    unsafe fn height<S: Simd, const CODE: u8, const SCALE: u8>(self, rows: usize) {
+        match (rows, S::BLOCK_ROWS) {
+            (1, _) => S::call(Sized::<CODE, SCALE, 1>(self)),
+            (2, _) | (.., 2) => S::call(Sized::<CODE, SCALE, 2>(self)),
+            (3, _) => S::call(Sized::<CODE, SCALE, 3>(self)),
+            (4, _) => S::call(Sized::<CODE, SCALE, 4>(self)),
+            (5, _) => S::call(Sized::<CODE, SCALE, 5>(self)),
+            _ => S::call(Sized::<CODE, SCALE, 6>(self)),
         }
     }
 }
@@ -204,44 +206,44 @@ const fn scale_of(scale: u8) -> Scale {
     }
 }
 
-impl<const CODE: u8, const SCALE: u8, const ROWS: usize, const PANELS: usize> Kernel
-    for Sized<CODE, SCALE, ROWS, PANELS>
-{
+impl<const CODE: u8, const SCALE: u8, const ROWS: usize> Kernel for Sized<CODE, SCALE, ROWS> {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let t = self.0;
-        let mut acc = [[[S::splat(0.0); 2]; ROWS]; PANELS];
-        let mut block = 0;
-        while block < t.blocks {
-            let mut p = 0;
-            while p < PANELS {
-                self.fetch::<S>(block, p * t.panel_bytes);
-                self.block::<S>(block, t.weight.wrapping_add(p * t.panel_bytes), &mut acc[p]);
-                p += 1;
+        let (mut weight, mut c, mut left) = (t.weight, t.c, t.n);
+        // Between two panels nothing but the sums changes, so that the processor runs into the next one while it ends this one.
+        while left > 0 {
+            let mut acc = [[S::splat(0.0); 2]; ROWS];
+            let mut block = 0;
+            while block < t.blocks {
+                if t.ahead.fetch {
+                    self.fetch::<S>(block);
+                }
+                self.block::<S>(block, weight, &mut acc);
+                block += 1;
             }
-            block += 1;
-        }
-        let mut p = 0;
-        while p < PANELS {
             let mut r = 0;
             while r < ROWS {
-                let mut v = 0;
-                while v < 2 {
-                    let lane = p * PANEL + v * LANES;
-                    let n = t.n.saturating_sub(lane).min(LANES);
-                    S::store_up_to(t.c.wrapping_add(r * t.c_stride + lane), acc[p][r][v], n);
-                    v += 1;
+                let row = c.wrapping_add(r * t.c_stride);
+                if left >= PANEL {
+                    S::store(row, acc[r][0]);
+                    S::store(row.wrapping_add(LANES), acc[r][1]);
+                } else {
+                    S::store_up_to(row, acc[r][0], left.min(LANES));
+                    S::store_up_to(row.wrapping_add(LANES), acc[r][1], left.saturating_sub(LANES));
                 }
                 r += 1;
             }
-            p += 1;
+            weight = weight.wrapping_add(t.panel_bytes);
+            c = c.wrapping_add(PANEL);
+            left = left.saturating_sub(PANEL);
         }
     }
 }
 
-impl<const CODE: u8, const SCALE: u8, const ROWS: usize, const PANELS: usize> Sized<CODE, SCALE, ROWS, PANELS> {
+impl<const CODE: u8, const SCALE: u8, const ROWS: usize> Sized<CODE, SCALE, ROWS> {
     const CODE_KIND: Code = code_of(CODE);
     const SCALE_KIND: Scale = scale_of(SCALE);
     /// Parts of a block with a scale of their own.
@@ -251,19 +253,12 @@ impl<const CODE: u8, const SCALE: u8, const ROWS: usize, const PANELS: usize> Si
     const CHUNK: usize = 2 * Self::CODE_KIND.half_lines() + Self::SCALE_KIND.lines();
 
     #[inline(always)]
-    unsafe fn fetch<S: Simd>(&self, block: usize, panel: usize) {
-        let t = &self.0;
-        if t.fetch == Fetch::Nothing {
-            return;
-        }
+    unsafe fn fetch<S: Simd>(&self, block: usize) {
         let half = Self::CHUNK.div_ceil(2);
-        let (mut line, lines) = (0, if t.fetch == Fetch::All { 2 } else { 1 });
-        let from = t.ahead.wrapping_add(panel + block * Self::CHUNK * LINE * lines / 2);
+        let from = self.0.ahead.from.wrapping_add(block * Self::CHUNK * LINE / 2);
+        let mut line = 0;
         while line < half {
             S::prefetch(from.wrapping_add(line * LINE));
-            if lines == 2 {
-                S::prefetch(from.wrapping_add((half + line) * LINE));
-            }
             line += 1;
         }
     }

@@ -5,7 +5,7 @@
 
 use super::BLOCK;
 use crate::Device;
-use crate::pack::with_scratch;
+use crate::pack::{RowSource, with_scratch};
 use crate::pool::SharedMut;
 use crate::simd::{Kernel, LANES, Simd, max_lanes, sum_lanes};
 
@@ -37,9 +37,14 @@ pub(crate) struct BlockRows {
     pub(crate) blocks: usize,
 }
 
-/// Rounds the rows of x `[m, k]` and hands them on; a last block that is not full ends in zeros.
-pub(crate) fn with_block_rows<R>(device: &Device, x: &[f32], k: usize, body: impl FnOnce(BlockRows) -> R) -> R {
-    let (m, blocks) = (x.len().checked_div(k).unwrap_or(0), k.div_ceil(BLOCK));
+/// Rounds rows `[m, k]`, each from its source, and hands them on; a last block that is not full ends in zeros.
+pub(crate) fn with_block_rows<T: RowSource, R>(
+    device: &Device,
+    (m, k): (usize, usize),
+    source: &(dyn Fn(usize) -> T + Sync),
+    body: impl FnOnce(BlockRows) -> R,
+) -> R {
+    let blocks = k.div_ceil(BLOCK);
     let stride = (k.div_ceil(64) | 1) * 64;
     let scale_lines = (m * blocks).div_ceil(2);
     with_scratch(scale_lines + m * stride / 64, |lines| {
@@ -51,12 +56,12 @@ pub(crate) fn with_block_rows<R>(device: &Device, x: &[f32], k: usize, body: imp
         device.for_each(m.div_ceil(rows), &|task| {
             for row in task * rows..((task + 1) * rows).min(m) {
                 let kernel = RoundBlocks {
-                    x: x[row * k..(row + 1) * k].as_ptr(),
+                    source: source(row),
                     k,
                     bytes: bytes_out.ptr().wrapping_add(row * stride),
                     scales: scales_out.ptr().wrapping_add(row * blocks),
                 };
-                // SAFETY: the row's k numbers, bytes and scales; each row belongs to one task.
+                // SAFETY: the row's k numbers, which its source borrows, its bytes and scales; each row belongs to one task.
                 unsafe { isa.run(kernel) }
             }
         });
@@ -64,24 +69,25 @@ pub(crate) fn with_block_rows<R>(device: &Device, x: &[f32], k: usize, body: imp
     })
 }
 
-struct RoundBlocks {
-    x: *const f32,
+struct RoundBlocks<T> {
+    source: T,
     k: usize,
     bytes: *mut i8,
     scales: *mut BlockScale,
 }
 
-impl Kernel for RoundBlocks {
+impl<T: RowSource> Kernel for RoundBlocks<T> {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let zero = S::splat(0.0);
+        let begun = self.source.begin::<S>(self.k);
         for block in 0..self.k.div_ceil(BLOCK) {
             let at = block * BLOCK;
-            let (from, n) = (self.x.wrapping_add(at), self.k - at);
-            let low = S::load_up_to(from, n.min(LANES));
-            let high = S::load_up_to(from.wrapping_add(LANES), n.saturating_sub(LANES).min(LANES));
+            let n = self.k - at;
+            let low = self.source.lanes::<S>(begun, at, n.min(LANES));
+            let high = self.source.lanes::<S>(begun, at + LANES, n.saturating_sub(LANES).min(LANES));
             let x = [low, high];
             let size = [S::max(S::sub(zero, x[0]), x[0]), S::max(S::sub(zero, x[1]), x[1])];
             let largest = max_lanes::<S>(S::max(size[0], size[1]));

@@ -158,6 +158,18 @@ impl Isa {
     }
 }
 
+/// Brings a cache line into the second-level cache where the processor can; any address is fine.
+#[inline(always)]
+pub(crate) fn prefetch_near(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint of the baseline instruction set, which never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// The two bf16 of a lane's bits, widened: (low, high).
 #[inline(always)]
 fn bf16_pair(bits: u32) -> (f32, f32) {

@@ -5,7 +5,8 @@
 //! Unwritten positions are zero: weights of unseen keys are zero, and zero times a finite number adds nothing.
 
 use crate::gemm::{PANEL, units_of};
-use crate::pack::{Line, ZERO_LINE};
+use crate::pack::Line;
+use crate::pages::Lines;
 use crate::pool::SharedMut;
 use crate::simd::LANES;
 use crate::tensor::bf16_from_f32;
@@ -18,7 +19,7 @@ pub struct KvPage {
     dtype: Dtype,
     heads: usize,
     e: usize,
-    lines: Vec<Line>,
+    lines: Lines,
 }
 
 impl KvPage {
@@ -28,8 +29,8 @@ impl KvPage {
     /// An empty page for `kv_heads` heads of size `head_dim`, its numbers rounded to `dtype`. Products over a bf16 page round
     /// queries and softmax weights to bf16 too; over an f32 page everything is f32.
     pub fn new(dtype: Dtype, kv_heads: usize, head_dim: usize) -> Self {
-        let mut page = Self { dtype, heads: kv_heads, e: head_dim, lines: Vec::new() };
-        page.lines = vec![ZERO_LINE; kv_heads * page.head_units() / LANES];
+        let mut page = Self { dtype, heads: kv_heads, e: head_dim, lines: Lines::passing(0) };
+        page.lines = Lines::paged(kv_heads * page.head_units() / LANES);
         page
     }
 

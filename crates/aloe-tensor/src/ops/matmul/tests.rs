@@ -1,9 +1,9 @@
 //! Products against the plain twin, and the laws of rows, threads and layouts.
 
 use super::*;
-use crate::Isa;
 use crate::reference::Matrix;
 use crate::testing::{close, devices, normal, same_bits};
+use crate::{BlockFormat, Isa};
 
 const SIZES: [(usize, usize, usize); 9] = [
     (1, 1, 1),
@@ -145,4 +145,58 @@ fn the_native_bf16_dot_product_is_two_fused_steps() {
     let run = |isa| linear(&Device::cpu_with(isa, 1), &x, &layer);
     same_bits(run(Isa::Avx512Bf16).as_f32(), run(Isa::Avx512).as_f32(), "native against widened");
     same_bits(run(Isa::Avx2).as_f32(), run(Isa::Avx512).as_f32(), "AVX2 against AVX-512");
+}
+
+/// Dense and block layers `[o, k]` with and without a bias.
+fn layers(device: &Device, o: usize, k: usize) -> Vec<(String, Linear)> {
+    let w = normal("w", &[o, k]);
+    let mut all = Vec::new();
+    for bias in [None, Some(normal("b", &[o]))] {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            all.push((format!("{dtype:?}"), Linear::new(w.cast(dtype), bias.clone())));
+        }
+        for format in [BlockFormat::Q8_0, BlockFormat::Q4_0] {
+            let read = |row: usize, out: &mut [f32]| out.copy_from_slice(&w.as_f32()[row * k..(row + 1) * k]);
+            all.push((format.name().into(), Linear::quantize(device, [o, k], &read, format, bias.clone())));
+        }
+    }
+    all
+}
+
+#[test]
+fn norms_gates_and_residuals_taken_on_the_way_have_the_bits_of_the_separate_operations() {
+    use crate::ops::{add_in_place, rms_norm, swiglu};
+    for device in devices() {
+        for (n, o, k) in [(1, 33, 576), (1, 1, 1), (3, 70, 100), (17, 97, 33), (50, 40, 64), (200, 130, 47)] {
+            let (x, up, w) = (normal("x", &[n, k]), normal("up", &[n, k]), normal("norm", &[k]));
+            let residual = normal("residual", &[n, o]);
+            let plus = |mut y: Tensor| {
+                add_in_place(&device, &mut y, &residual);
+                y
+            };
+            for (name, layer) in layers(&device, o, k) {
+                let what = format!("{device:?} {name} {n}x{o}x{k} bias {}", layer.bias().is_some());
+                let normed = rms_norm(&device, &x, &w, 1e-5).0;
+                let found = norm_linears(&device, &x, &w, 1e-5, &[&layer, &layer]);
+                same_bits(found[1].as_f32(), linear(&device, &normed, &layer).as_f32(), &what);
+                let found = linear_add(&device, &x, &layer, &residual);
+                same_bits(found.as_f32(), plus(linear(&device, &x, &layer)).as_f32(), &what);
+                let found = swiglu_linear_add(&device, &x, &up, &layer, &residual);
+                let expected = plus(linear(&device, &swiglu(&device, &x, &up), &layer));
+                same_bits(found.as_f32(), expected.as_f32(), &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn tasks_over_few_rows_give_every_thread_the_same_number_of_panels_where_they_can() {
+    // SmolLM2's query, key and value: 18, 6 and 6 panels. Shares of 5 would be tasks of 5 5 5 3 | 5 1 5 1, of 3 five threes each.
+    assert_eq!(even_share(&[18, 6, 6], 2), 3);
+    assert_eq!(even_share(&[48, 48], 2), 16);
+    assert_eq!(even_share(&[18], 2), 3);
+    assert_eq!(even_share(&[1536], 2), 64);
+    // 128 panels: from 22 down to 17 one thread has more than half; 16 gives four tasks to each.
+    assert_eq!(even_share(&[128], 2), 16);
+    assert_eq!((even_share(&[1], 2), even_share(&[7], 1), even_share(&[0], 3)), (1, 3, 1));
 }
