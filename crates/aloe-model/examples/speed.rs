@@ -1,12 +1,12 @@
-//! Tokens per second and peak memory of training, prefill and decoding: `speed MODEL [f32|bf16] [tokens] [threads]`;
-//! with 0 tokens nothing is trained.
+//! Tokens per second and peak memory of training, prefill and decoding: `speed MODEL [f32|bf16|q8|q4|gguf] [tokens] [threads]`;
+//! with 0 tokens nothing is trained, and weights in blocks never are.
 //!
 //! Beside wall time it prints processor time, which with one thread is comparable on a busy machine too.
 //! Fixed input: ids by formula. For the dated figures in LOG.md; not part of the product.
 #![expect(clippy::print_stdout, reason = "a measuring program prints")]
 
 use aloe_model::testing::fill;
-use aloe_model::{Decoder, Grads, KvCache, ModelSource, PackedBatch, Params};
+use aloe_model::{Decoder, Grads, KvCache, ModelSource, PackedBatch, Params, WeightFormat};
 use aloe_tensor::{Device, Dtype, ops};
 use std::path::Path;
 use std::time::Instant;
@@ -70,11 +70,12 @@ fn generate(decoder: &Decoder, b: usize) -> aloe_model::Result<()> {
     let mut caches: Vec<KvCache> = (0..b).map(|_| trunk.fork()).collect();
     let mut next = vec![ops::argmax_rows(&decoder.device, &logits)[0]; b];
     let (start, cpu) = (Instant::now(), cpu_s());
-    for _ in 0..32 {
+    let steps = if b == 1 { 128 } else { 32 };
+    for _ in 0..steps {
         let logits = decoder.decode_step(&next, &mut caches.iter_mut().collect::<Vec<_>>())?;
         next = ops::argmax_rows(&decoder.device, &logits);
     }
-    report(&format!("decode batch {b}"), 32 * b, start, cpu);
+    report(&format!("decode batch {b}"), steps * b, start, cpu);
     Ok(())
 }
 
@@ -85,17 +86,24 @@ fn report(what: &str, n: usize, start: Instant, cpu: f64) {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
-    let path = args.next().ok_or("usage: speed MODEL [f32|bf16] [tokens]")?;
-    let dtype = if args.next().as_deref() == Some("f32") { Dtype::F32 } else { Dtype::Bf16 };
+    let path = args.next().ok_or("usage: speed MODEL [f32|bf16|q8|q4|gguf] [tokens] [threads]")?;
+    let format = match args.next().as_deref() {
+        Some("f32") => WeightFormat::Dense(Dtype::F32),
+        None | Some("bf16") => WeightFormat::Dense(Dtype::Bf16),
+        Some("q8") => WeightFormat::Q8,
+        Some("q4") => WeightFormat::Q4,
+        Some("gguf") => WeightFormat::Stored,
+        Some(other) => return Err(format!("no weight format is called {other}").into()),
+    };
     let n = args.next().map_or(Ok(2048), |n| n.parse())?;
     let threads = args.next().map_or(Ok(0), |n| n.parse())?;
     let source = ModelSource::open(Path::new(&path))?;
-    let mut decoder = Decoder::open(&source, dtype, &Device::cpu(threads))?;
-    println!("{}, {dtype:?}; loaded, {} MB", decoder.device.name(), peak_mb());
+    let mut decoder = Decoder::open_as(&source, format, &Device::cpu(threads))?;
+    println!("{}, {}; loaded, {} MB", decoder.device.name(), format.name(), peak_mb());
     for b in [1, 16] {
         generate(&decoder, b)?;
     }
-    if n > 0 {
+    if n > 0 && matches!(format, WeightFormat::Dense(_)) {
         train(&source, &mut decoder, n)?;
     }
     Ok(())

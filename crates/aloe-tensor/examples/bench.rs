@@ -1,6 +1,6 @@
 //! Prints GFLOP/s, GB/s and the share of the machine's limit of the kernels: `cargo run --release -p aloe-tensor --example bench`.
 //!
-//! Arguments: `threads=2`, `cpu=avx2`, and parts to run (`few`, `many`, `formats`, `hot`, `attention`, `grads`; all when none is named). The machine may
+//! Arguments: `threads=2`, `cpu=avx2`, and parts to run (`one`, `few`, `many`, `formats`, `hot`, `attention`, `grads`; all when none is named). The machine may
 //! be shared: each measurement is taken in turn with a probe (a plain read of the same bytes, or the product of one hot tile), and
 //! the ratio of the medians is printed beside the rates.
 #![expect(clippy::print_stdout, reason = "a bench reports by printing")]
@@ -10,10 +10,10 @@ use aloe_tensor::ops::{
     attention, attention_backward, attention_paged, linear, linear_grad_input, linear_grad_weight, write_pages,
 };
 use aloe_tensor::{
-    AttentionInputs, AttentionPlan, BlockFormat, Device, Dtype, Isa, KvPage, Linear, PageWrite, PagedSequence, Tensor,
+    AttentionInputs, AttentionPlan, BlockFormat, Device, Dtype, Isa, KvPage, Linear, PageWrite, PagedSequence,
+    ReadProbe, Tensor,
 };
-use std::hint::black_box;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 fn filled(shape: &[usize]) -> Tensor {
@@ -73,38 +73,23 @@ fn interleaved(probe: &mut dyn FnMut(), body: &mut dyn FnMut()) -> (f64, f64) {
     (median(probes), median(bodies))
 }
 
-/// Reads every byte once, on all threads.
-fn read_all(device: &Device, data: &[u64]) {
-    const PART: usize = 1 << 15;
-    let total = AtomicU64::new(0);
-    device.for_each(data.len().div_ceil(PART), &|part| {
-        let part = &data[part * PART..data.len().min((part + 1) * PART)];
-        let mut sums = [0u64; 32];
-        for chunk in part.chunks_exact(32) {
-            sums.iter_mut().zip(chunk).for_each(|(s, x)| *s ^= x);
-        }
-        total.fetch_xor(sums.iter().fold(0, |a, b| a ^ b), Ordering::Relaxed);
-    });
-    black_box(total.into_inner());
-}
-
 /// Enough layers that the caches hold none of them when its turn comes again.
 fn layers(o: usize, k: usize, make: &dyn Fn(Tensor) -> Linear) -> Vec<Linear> {
     let first = make(filled(&[o, k]));
-    let copies = if HOT.load(Ordering::Relaxed) { 1 } else { (256_usize << 20).div_ceil(first.nbytes()).clamp(1, 400) };
+    let copies = if HOT.load(Ordering::Relaxed) { 1 } else { (160_usize << 20).div_ceil(first.nbytes()).clamp(1, 400) };
     (1..copies).map(|_| make(filled(&[o, k]))).chain([first]).collect()
 }
 
 /// One or few rows against weights in memory, beside a plain read of as many bytes.
-fn few_rows(device: &Device, name: &str, (o, k): (usize, usize), make: &dyn Fn(Tensor) -> Linear) {
+fn few_rows(device: &Device, name: &str, (o, k): (usize, usize), counts: &[usize], make: &dyn Fn(Tensor) -> Linear) {
     let layers = layers(o, k, make);
     let bytes = layers[0].nbytes();
-    let data = vec![1u64; bytes * layers.len() / 8];
-    for m in [1, 2, 4, 8, 16] {
+    let data = ReadProbe::new(device, bytes * layers.len());
+    for &m in counts {
         let x = filled(&[m, k]);
         let (mut at, mut next) = (0, 0);
         let mut read = || {
-            read_all(device, &data[at * (bytes / 8)..(at + 1) * (bytes / 8)]);
+            data.read_part(device, at * bytes, bytes);
             at = (at + 1) % layers.len();
         };
         let mut multiply = || {
@@ -236,7 +221,15 @@ fn main() {
         let sizes = |k: usize| !name.ends_with("_K") || k.is_multiple_of(256);
         if wants("few") {
             for shape in [(1536, 576), (576, 1536), (4096, 4096)].into_iter().filter(|s| sizes(s.1)) {
-                few_rows(&device, &name, shape, &*make);
+                few_rows(&device, &name, shape, &[1, 2, 4, 8, 16], &*make);
+            }
+        }
+        if wants("one") {
+            for shape in [(1536, 576), (576, 1536), (49152, 576), (4096, 4096), (14336, 4096), (4096, 14336)]
+                .into_iter()
+                .filter(|s| sizes(s.1))
+            {
+                few_rows(&device, &name, shape, &[1], &*make);
             }
         }
         if wants("many") {
