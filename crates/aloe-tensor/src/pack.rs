@@ -336,9 +336,10 @@ pub(crate) fn with_made_rows<T: RowSource, R>(
                 // SAFETY: each index has its own rows.
                 let line = unsafe { out.slice(row * stride / LANES, stride / LANES) };
                 let (source, out) = (source(row), line.as_mut_ptr());
-                // SAFETY: k elements to read, of a source that borrows them; the padded row holds k rounded up to 16 units.
                 match dtype {
+                    // SAFETY: k elements to read, of a source that borrows them; the padded row holds k rounded up to 16 units.
                     Dtype::Bf16 => unsafe { isa.run(RoundRow { source, k, out: out.cast() }) },
+                    // SAFETY: as above.
                     Dtype::F32 => unsafe { isa.run(CopyRow { source, k, out: out.cast() }) },
                 }
             }

@@ -42,7 +42,7 @@ impl ReadProbe {
     pub fn read_part(&self, device: &Device, from: usize, n: usize) {
         let size = size_of::<[u32; LANES]>();
         let lines = &self.lines[from / size..][..n / size];
-        let share = lines.len().div_ceil(2 * device.threads()).min(Self::PART).max(1);
+        let share = lines.len().div_ceil(2 * device.threads()).clamp(1, Self::PART);
         device.for_each(lines.len().div_ceil(share), &|part| {
             let mut sum = [0; LANES];
             for line in &lines[part * share..lines.len().min((part + 1) * share)] {

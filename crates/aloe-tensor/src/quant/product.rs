@@ -4,7 +4,7 @@
 
 use super::BLOCK;
 use super::blocks::{Code, Scale};
-use super::panels::{BlockPanels, LINE, place};
+use super::panels::{BlockPanels, LINE, code_line, place};
 use super::rows::{BlockRows, BlockScale};
 use crate::gemm::PANEL;
 use crate::simd::{Kernel, LANES, Simd};
@@ -334,16 +334,16 @@ impl<const CODE: u8, const SCALE: u8, const ROWS: usize> Sized<CODE, SCALE, ROWS
     /// Four codes of each of 16 lanes: elements `4 unit..4 unit + 4`.
     #[inline(always)]
     unsafe fn codes<S: Simd>(chunk: *const u8, half: usize, unit: usize) -> S::I {
-        let lines = chunk.wrapping_add(half * Self::CODE_KIND.half_lines() * LINE);
+        let line = |which| chunk.wrapping_add(code_line(half, which) * LINE);
         if CODE == EIGHT {
-            return S::load_bytes(lines.wrapping_add(unit * LINE));
+            return S::load_bytes(line(unit));
         }
-        let both = S::load_bytes(lines.wrapping_add(unit % 4 * LINE));
+        let both = S::load_bytes(line(unit % 4));
         let low = if unit < 4 { S::low_nibbles(both) } else { S::high_nibbles(both) };
         if CODE == FOUR {
             return low;
         }
-        S::join_bits(low, S::load_bytes(lines.wrapping_add((4 + unit / 4) * LINE)), unit % 4)
+        S::join_bits(low, S::load_bytes(line(4 + unit / 4)), unit % 4)
     }
 
     /// Scale and minimum, or both scales, of 16 lanes.
