@@ -33,6 +33,7 @@ mod watch_tests;
 
 pub use crate::endpoint::canary::CanaryAnswers;
 pub(crate) use crate::endpoint::embeddings::Embeddings;
+pub use crate::endpoint::listing::listed;
 
 use crate::endpoint::answer::TextOf;
 use crate::endpoint::prompt_logps::Form;
@@ -66,6 +67,8 @@ pub struct Endpoint {
     drawn: Mutex<Option<Option<Arc<Watch>>>>,
     /// The model that the first answer named.
     said: Mutex<Option<String>>,
+    /// Sampling fields that the server does not know and that are off.
+    unknown_fields: Mutex<Vec<&'static str>>,
     /// The most samples that are asked for in one request.
     n_at_once: AtomicUsize,
     /// Whether several samples came in one answer.
@@ -81,7 +84,7 @@ impl Endpoint {
         let identity = EngineIdentity {
             name: opened.model.clone(),
             weights: format!("endpoint {}", opened.listed),
-            text: text.as_ref().map_or_else(|| "server template".to_owned(), TextModel::digest),
+            text: rendered_by(text.as_ref().filter(|_| !options.server_template)),
             dtype: "unknown".to_owned(),
             path: "endpoint".to_owned(),
         };
@@ -96,6 +99,7 @@ impl Endpoint {
             scored: Mutex::new(None),
             drawn: Mutex::new(None),
             said: Mutex::new(None),
+            unknown_fields: Mutex::default(),
             n_at_once: AtomicUsize::new(usize::MAX),
             knows_n: AtomicBool::new(false),
         })
@@ -147,6 +151,11 @@ impl Endpoint {
             let answered = match (&self.text, &request.prompt) {
                 (Some(text), prompt) if !self.server_template => self.complete_ids(text, request, prompt, asking),
                 (_, Prompt::Messages(messages)) if self.server_template => self.chat(request, messages, asking),
+                _ if self.server_template => Err(Error::Request {
+                    id: request.id.clone(),
+                    reason: "a server's template renders chat messages only: give messages, or leave out --server-template"
+                        .to_owned(),
+                }),
                 _ => Err(self.unusable(
                     "prompts are sent as token ids; name the model's tokenizer folder with --tokenizer, or let the server \
                      render chat messages with --server-template",
@@ -261,11 +270,19 @@ impl Endpoint {
     }
 
     fn chat(&self, request: &GenerateRequest, messages: &[Message], asking: &Asking) -> Result<GenerateResult> {
-        let body = json!({ "messages": messages });
+        let mut body = json!({ "messages": messages });
+        if !request.sampling.stop_ids.is_empty() {
+            body["stop_token_ids"] = json!(request.sampling.stop_ids);
+        }
         let text_of: TextOf = |choice| choice["message"]["content"].as_str();
         let completions = self.samples(request, "/chat/completions", &body, text_of, None, asking)?;
         Ok(GenerateResult { id: request.id.clone(), prompt_ids: None, completions })
     }
+}
+
+/// Who turns messages into tokens: this side's tokenizer and template, or the server.
+fn rendered_by(text: Option<&TextModel>) -> String {
+    text.map_or_else(|| "server template".to_owned(), TextModel::digest)
 }
 
 fn open_text(path: &Path) -> Result<TextModel> {

@@ -31,7 +31,7 @@ pub use bench::{BenchReport, BenchRow, peak_flops};
 pub use cache::{ANSWERS_SINCE, CacheCounts, Cached};
 pub use counts::EngineCounts;
 pub use embed::{Embedder, EndpointEmbedder, LocalEmbedder};
-pub use endpoint::{CanaryAnswers, Endpoint};
+pub use endpoint::{CanaryAnswers, Endpoint, listed};
 pub use engine::{Call, Engine, EngineIdentity, EngineOptions};
 pub use error::Error;
 pub use local::Local;

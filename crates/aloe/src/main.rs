@@ -11,6 +11,7 @@ mod leave;
 mod outputs;
 mod parity;
 mod recipe;
+mod served;
 mod sources;
 mod stage;
 mod weights;

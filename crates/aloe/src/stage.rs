@@ -6,7 +6,7 @@
 
 use crate::failure::Failure;
 use crate::weights::DtypeName;
-use crate::{leave, outputs};
+use crate::{leave, outputs, served};
 use aloe_record::atomic::OutputDir;
 use aloe_record::{Cancel, Record, atomic, digest};
 use aloe_tensor::Device;
@@ -81,14 +81,17 @@ pub(crate) fn execute(
     let _made = MadeFolders::above(job.out)?;
     let _lock = Lock::take(job.out)?;
     OutputDir::recover(job.out)?;
-    if let Some(record) = finished(job.out, &fingerprint)? {
+    let servers = served::addresses(job.inputs, &job.used);
+    let finished = finished(job.out, &fingerprint)?;
+    let is_other = finished.as_ref().map_or(Ok(false), |record| served::is_other(record, &servers, &context.cancel))?;
+    if let Some(record) = finished.filter(|_| !is_other) {
         // The mark goes last: it stands in a finished folder only when a kill came between the commit and this.
         if job.out.join(MARK).exists() {
             remove_hidden(job.out)?;
         }
         return Ok(Done { record, was_done: true });
     }
-    if job.out.exists() {
+    if job.out.exists() && !is_other {
         tell(&format!("{}: settings, inputs or outputs changed; it is made anew and then replaced", job.out.display()));
     }
     let folder = open_partial(job.kind, job.out, &resumable(job.kind, decides))?;
@@ -106,6 +109,7 @@ pub(crate) fn execute(
     if let Err(error) = work(folder.path(), &mut record) {
         return Err(leave::behind(job.kind, folder.path(), error));
     }
+    served::note(&mut record, &servers, &context.cancel);
     record.outputs = outputs::digests(folder.path())?;
     record.finish(folder.path(), started, earlier_s)?;
     folder.commit()?;
@@ -583,7 +587,7 @@ mod tests {
     fn a_new_program_version_alone_redoes_nothing() {
         let (inputs, used) = (Inputs::new(), json!({}));
         let job = Job {
-            kind: "dpo",
+            kind: "card",
             name: "d",
             written: used.clone(),
             used,
@@ -592,7 +596,7 @@ mod tests {
             out: Path::new("x"),
         };
         // The digest that version 0.1.0 wrote for this stage, worked out with sha256sum from the JSON text below.
-        let text = r#"{"kind":"dpo","config":{},"inputs":{},"seed":1,"dtype":null,"isa":"x","version":"0.1.0"}"#;
+        let text = r#"{"kind":"card","config":{},"inputs":{},"seed":1,"dtype":null,"isa":"x","version":"0.1.0"}"#;
         let found = digest_of_json(&decides(&context(), &job, &Map::new(), "x")).unwrap();
         assert_eq!(found, digest::bytes(text.as_bytes()));
     }

@@ -10,6 +10,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// The longest wait before a server that failed is asked again.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// Answers after which a server that fell silent is given one request more at once.
+const ANSWERS_PER_SEAT: f64 = 100.0;
+
 /// One server's health.
 pub(super) struct State {
     pub(super) in_flight: usize,
@@ -80,6 +83,12 @@ impl State {
         self.n_since = self.n_since.saturating_sub(n_before);
     }
 
+    /// Counts an answer: a server that fell silent once gets back what it was given at once, one request more with each
+    /// [`ANSWERS_PER_SEAT`] answers.
+    pub(super) fn recover(&mut self) {
+        self.most = (self.most + 1.0 / ANSWERS_PER_SEAT).min(CONNECTIONS as f64);
+    }
+
     /// Whether it can be given a request now.
     pub(super) fn is_free(&self, now: Instant) -> bool {
         !self.is_out && self.not_before <= now && (self.in_flight as f64) < self.limit.floor()
@@ -107,6 +116,17 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// By hand: halved from 16 to 8, one more with each hundred answers, never above 16.
+    #[test]
+    fn a_silence_does_not_cost_a_server_its_requests_for_good() {
+        let mut state = State::new(Instant::now());
+        state.most = 8.0;
+        (0..250).for_each(|_| state.recover());
+        assert_eq!(state.most.floor(), 10.0);
+        (0..2000).for_each(|_| state.recover());
+        assert_eq!(state.most, CONNECTIONS as f64);
+    }
 
     /// By hand: 0.25 s, doubled with each failure in a row; two that were under way together are one.
     #[test]

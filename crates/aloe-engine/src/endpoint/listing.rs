@@ -34,8 +34,18 @@ pub(super) struct Opened {
     pub(super) out: Vec<(usize, String)>,
 }
 
+/// What the servers of `address` say of its model now; asked once, no server is waited for.
+pub fn listed(address: &str, cancel: &Cancel) -> Result<String> {
+    let options = EngineOptions { cancel: cancel.clone(), ..EngineOptions::default() };
+    Ok(open_in(address, &options, 1)?.listed)
+}
+
 /// Asks every server of `address` for its models.
 pub(super) fn open(address: &str, options: &EngineOptions) -> Result<Opened> {
+    open_in(address, options, TRIES)
+}
+
+fn open_in(address: &str, options: &EngineOptions, tries: u32) -> Result<Opened> {
     let (bases, wanted) = address.split_once('#').unwrap_or((address, ""));
     let bases: Vec<&str> = bases.split(',').map(|base| base.trim().trim_end_matches('/')).collect();
     for (at, base) in bases.iter().enumerate() {
@@ -50,7 +60,7 @@ pub(super) fn open(address: &str, options: &EngineOptions) -> Result<Opened> {
     }
     let timeout = options.request_timeout;
     let clients: Vec<_> = bases.iter().map(|base| Arc::new(Client::new(base, CONNECTIONS, timeout))).collect();
-    let (listings, out) = ask_all(&clients, timeout.min(LIST_TIMEOUT), &options.cancel)?;
+    let (listings, out) = ask_all(&clients, timeout.min(LIST_TIMEOUT), tries, &options.cancel)?;
     let mut found: Option<(&Client, String, String, Option<u64>)> = None;
     for (at, listing) in &listings {
         let client = &clients[*at];
@@ -77,7 +87,7 @@ pub(super) fn open(address: &str, options: &EngineOptions) -> Result<Opened> {
 type Listings = (Vec<(usize, Value)>, Vec<(usize, String)>);
 
 /// The lists of the servers that answer, and why the others do not. While none answers they are asked again a few times.
-fn ask_all(clients: &[Arc<Client>], timeout: Duration, cancel: &Cancel) -> Result<Listings> {
+fn ask_all(clients: &[Arc<Client>], timeout: Duration, tries: u32, cancel: &Cancel) -> Result<Listings> {
     let mut wait = FIRST_WAIT;
     for turn in 1.. {
         let (mut listings, mut out) = (Vec::new(), Vec::new());
@@ -93,12 +103,12 @@ fn ask_all(clients: &[Arc<Client>], timeout: Duration, cancel: &Cancel) -> Resul
         let is_up = !listings.is_empty();
         for (at, reason) in &out {
             let (base, seconds) = (clients[*at].base(), wait.as_secs_f64());
-            match (is_up, turn == TRIES) {
+            match (is_up, turn == tries) {
                 (true, _) => aloe_record::tell(&format!("{base}: {reason}; the other servers are asked")),
-                (false, true) => return Err(clients[*at].error(format!("{reason} (after {TRIES} tries)"))),
+                (false, true) => return Err(clients[*at].error(format!("{reason} (after {tries} tries)"))),
                 (false, false) => {
                     let next = turn + 1;
-                    aloe_record::tell(&format!("{base}: {reason}; trying again in {seconds} s ({next} of {TRIES})"));
+                    aloe_record::tell(&format!("{base}: {reason}; trying again in {seconds} s ({next} of {tries})"));
                 }
             }
         }

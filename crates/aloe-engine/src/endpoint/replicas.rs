@@ -25,8 +25,8 @@ pub(super) const CONNECTIONS: usize = 16;
 /// How often a request is tried, times the number of servers; and after how many failures in a row a server is given up.
 pub(super) const TRIES: u32 = 5;
 
-/// The longest `Retry-After` that is waited for.
-const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// The longest `Retry-After` that is waited for, and how long a request may be refused by busy servers.
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// How long a server may answer nothing while requests wait, before it is asked whether it is there.
 pub(super) const SILENCE: Duration = Duration::from_secs(2);
@@ -132,8 +132,9 @@ impl Replicas {
     pub(super) fn ask(&self, path: &str, body: &Value, asking: &Asking) -> Result<Reply> {
         let shared = &self.shared;
         let tries = TRIES * shared.clients.len() as u32;
-        let mut last = None;
-        for turn in 1..=tries {
+        let (mut last, mut turn, mut busy_since) = (None, 0, None);
+        loop {
+            turn += 1;
             let seat = shared.take(last, asking.cancel)?;
             let at = seat.at;
             match shared.exchange(&seat, path, body, asking.cancel)? {
@@ -147,17 +148,24 @@ impl Replicas {
                     return Ok(Reply::Refused(reason));
                 }
                 Outcome::Final(reason) => return Err(self.error(at, reason)),
-                Outcome::Busy { reason, retry_after } => shared.busy(&seat, &reason, retry_after, turn)?,
+                // A busy server lives: not the number of refusals counts but how long it has refused.
+                Outcome::Busy { reason, retry_after } => {
+                    shared.busy(&seat, &reason, retry_after)?;
+                    let since: &Instant = busy_since.get_or_insert(seat.started);
+                    if since.elapsed() > LONGEST_WAIT {
+                        return Err(self.error(at, format!("{reason} (for {} s)", since.elapsed().as_secs())));
+                    }
+                    turn -= 1;
+                }
                 Outcome::Broken(reason) => shared.broken(&seat, &reason, false, turn),
                 Outcome::Lost(reason) => shared.broken(&seat, &reason, true, turn),
             }
-            if turn == tries {
+            if turn >= tries {
                 let reason = shared.lock()[at].reason.clone();
                 return Err(self.error(at, format!("{reason} (after {turn} tries)")));
             }
             last = Some(at);
         }
-        Err(self.error(0, "no try was made"))
     }
 }
 
@@ -264,6 +272,12 @@ impl Shared {
             if silent && !self.is_alone() && !state.is_checked {
                 self.check(seat.at, state);
             }
+            let quiet = seat.started.elapsed().min(state.last_sign.elapsed());
+            if self.is_alone() && quiet > LONGEST_PAUSE && state.told.is_none_or(|told| told.elapsed() > LONGEST_PAUSE)
+            {
+                let text = format!("no answer for {} s; waiting", quiet.as_secs());
+                self.tell_sparsely(seat.at, state, &text);
+            }
         }
     }
 
@@ -279,12 +293,14 @@ impl Shared {
         state.failures = 0;
         state.is_out = false;
         state.last_sign = Instant::now();
+        state.recover();
         let growth = if state.is_starting { 1.0 } else { 1.0 / state.limit };
         state.limit = (state.limit + growth).min(state.most);
         self.changed.notify_one();
     }
 
-    pub(super) fn busy(&self, seat: &Seat, reason: &str, retry_after: Option<Duration>, turn: u32) -> Result<()> {
+    /// A server that is busy is left alone for the pause that doubles, or longer where it asks for longer.
+    pub(super) fn busy(&self, seat: &Seat, reason: &str, retry_after: Option<Duration>) -> Result<()> {
         let mut states = self.lock();
         let state = &mut states[seat.at];
         state.last_sign = Instant::now();
@@ -295,12 +311,17 @@ impl Shared {
         let wait = state.fail(seat.started, reason, self.is_alone());
         if let Some(asked) = retry_after {
             // A day is as good as for ever, and no sum of it overflows.
-            state.not_before = Instant::now() + asked.min(Duration::from_secs(86_400));
+            state.not_before = state.not_before.max(Instant::now() + asked.min(Duration::from_secs(86_400)));
         }
         if self.is_alone() && retry_after.is_some_and(|asked| asked > LONGEST_WAIT) {
             return self.give_up(&states, Instant::now());
         }
-        self.tell(seat.at, state, reason, retry_after.unwrap_or(wait), turn);
+        let wait = wait.max(retry_after.unwrap_or_default());
+        if self.is_alone() {
+            self.tell_sparsely(seat.at, state, &format!("{reason}; asked again in {} s", seconds(wait)));
+        } else {
+            self.tell(seat.at, state, reason, wait, 0);
+        }
         Ok(())
     }
 
@@ -318,14 +339,19 @@ impl Shared {
     /// A failure is never silent; the library has no other way to a person. Of several servers' failures one line each ten
     /// seconds is told, with their number.
     fn tell(&self, at: usize, state: &mut State, reason: &str, wait: Duration, turn: u32) {
-        let (base, seconds) = (self.clients[at].base(), (wait.as_secs_f64() * 100.0).round() / 100.0);
         if self.is_alone() {
             if turn < TRIES {
-                let next = turn + 1;
+                let (base, next) = (self.clients[at].base(), turn + 1);
+                let seconds = seconds(wait);
                 aloe_record::tell(&format!("{base}: {reason}; trying again in {seconds} s ({next} of {TRIES})"));
             }
             return;
         }
+        self.tell_sparsely(at, state, &format!("{reason}; its requests go to the other servers"));
+    }
+
+    /// One line each ten seconds, with the number of those not shown.
+    fn tell_sparsely(&self, at: usize, state: &mut State, text: &str) {
         if state.told.is_some_and(|told| told.elapsed() < Duration::from_secs(10)) {
             state.n_untold += 1;
             return;
@@ -334,7 +360,7 @@ impl Shared {
             0 => String::new(),
             n => format!(" ({n} more failures since the last line)"),
         };
-        aloe_record::tell(&format!("{base}: {reason}; its requests go to the other servers{more}"));
+        aloe_record::tell(&format!("{}: {text}{more}", self.clients[at].base()));
         state.told = Some(Instant::now());
     }
 
@@ -398,4 +424,8 @@ impl Shared {
         let (found, was) = (listing::describe(listing, &self.model), &self.listed);
         (found != *was).then(|| format!("it now serves {found:?} where {was:?} was found at the start"))
     }
+}
+
+fn seconds(wait: Duration) -> f64 {
+    (wait.as_secs_f64() * 100.0).round() / 100.0
 }

@@ -24,7 +24,12 @@ enum Manner {
     Short,
     /// 503 the first two times.
     Busy,
+    /// 400 for every field that is not OpenAI's, named one at a time.
+    Strict,
 }
+
+/// The fields that a strict server does not know.
+const FOREIGN: [&str; 4] = ["top_k", "min_p", "repetition_penalty", "repeat_penalty"];
 
 /// Serves until the test ends; returns the model's address and the number of completion requests seen.
 fn serve(manner: Manner) -> (String, Arc<AtomicUsize>) {
@@ -48,7 +53,17 @@ fn answer(mut stream: &TcpStream, manner: Manner, counter: &AtomicUsize) -> Opti
     } else {
         let asked = counter.fetch_add(1, Ordering::SeqCst);
         let busy = manner == Manner::Busy && asked < 2;
-        if busy { ("503 Service Unavailable", json!({})) } else { ("200 OK", completion(&request, manner)) }
+        let foreign = FOREIGN.iter().find(|name| manner == Manner::Strict && request.get(**name).is_some());
+        if let Some(name) = foreign {
+            (
+                "400 Bad Request",
+                json!({"error": {"message": format!("Unrecognized request argument supplied: {name}")}}),
+            )
+        } else if busy {
+            ("503 Service Unavailable", json!({}))
+        } else {
+            ("200 OK", completion(&request, manner))
+        }
     };
     let text = reply.to_string();
     let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", text.len());
@@ -153,5 +168,40 @@ fn answers_come_by_token_ids_or_by_the_servers_template_when_that_is_asked_for()
     assert_eq!(result.completions[0].text, "1 messages");
     assert_eq!(engine.identity().text, "server template");
     let error = engine.generate(&[request], &Progress::silent(), &Cancel::default()).unwrap_err().to_string();
-    assert!(error.contains("--tokenizer"), "{error}");
+    assert!(error.contains("give messages, or leave out --server-template"), "{error}");
+}
+
+/// Left out where it is off, as the server cannot turn on what it does not know; an error where it is on.
+#[test]
+fn a_sampling_field_that_a_server_does_not_know_is_left_out_only_when_it_is_off() {
+    let Some((engine, n_asked)) = open(Manner::Strict, false) else { return };
+    let request = |sampling| GenerateRequest { id: "g".into(), prompt: Prompt::Ids(vec![1, 403]), n: 1, sampling };
+    let generate = |sampling| engine.generate(&[request(sampling)], &Progress::silent(), &Cancel::default());
+    assert!(generate(Sampling::greedy(4)).is_ok());
+    let n_first = n_asked.load(Ordering::SeqCst);
+    assert!(generate(Sampling::greedy(4)).is_ok());
+    assert_eq!(n_asked.load(Ordering::SeqCst), n_first + 1, "what was refused once is not sent again");
+    for sampling in
+        [Sampling { top_k: 5, ..Sampling::greedy(4) }, Sampling { repetition_penalty: 1.1, ..Sampling::greedy(4) }]
+    {
+        let Some((engine, _)) = open(Manner::Strict, false) else { return };
+        let error = engine.generate(&[request(sampling.clone())], &Progress::silent(), &Cancel::default()).unwrap_err();
+        let name = if sampling.top_k > 0 { "top_k" } else { "repetition_penalty" };
+        assert!(error.to_string().contains(&format!("supplied: {name}")), "{error}");
+    }
+}
+
+/// The tokenizer on this side renders nothing of what the server renders.
+#[test]
+fn a_servers_template_is_recorded_as_such_beside_a_tokenizer_too() {
+    let Ok(data) = std::env::var("ALOE_DATA") else { return };
+    let (address, _) = serve(Manner::Good);
+    let tokenizer = Some(PathBuf::from(data).join("models/stories260K"));
+    let options = EngineOptions { tokenizer, server_template: true, ..EngineOptions::default() };
+    let engine = Engine::open(&address, &options).unwrap();
+    assert_eq!(engine.identity().text, "server template");
+    let text =
+        GenerateRequest { id: "g".into(), prompt: Prompt::Text("x".into()), n: 1, sampling: Sampling::greedy(4) };
+    let error = engine.generate(&[text], &Progress::silent(), &Cancel::default()).unwrap_err().to_string();
+    assert!(error.contains("give messages, or leave out --server-template"), "{error}");
 }

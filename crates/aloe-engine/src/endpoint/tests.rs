@@ -294,6 +294,26 @@ fn a_request_that_hangs_at_a_living_server_is_moved_after_its_time_out() {
     assert!(mocks[0].n_asked() + mocks[1].n_asked() > 200, "the request that hung is asked once more");
 }
 
+/// Five refusals in a row, with pauses of 0.25, 0.5, 1, 2 and 4 s: more refusals than a server that breaks off is tried, and no
+/// `Retry-After` shortens the pauses.
+#[test]
+fn a_busy_server_is_asked_again_for_as_long_as_it_lives() {
+    let n_refused = Arc::new(Mutex::new(0));
+    let busy = Mock::start(Duration::ZERO, move |at, _| {
+        let mut n_refused = n_refused.lock().unwrap();
+        if at < 3 || *n_refused == 5 {
+            return Act::Answer;
+        }
+        *n_refused += 1;
+        Act::Status("429 Too Many Requests", "retry-after: 0")
+    });
+    let Some(engine) = open(&[busy], Duration::from_secs(600)) else { return };
+    let engine = engine.unwrap();
+    // The canary after the first call may be what is refused.
+    let waited_s = check(&engine, 3) + check(&engine, 1);
+    assert!((7.5..40.0).contains(&waited_s), "{waited_s} s");
+}
+
 #[test]
 fn servers_of_different_models_are_refused_and_one_that_is_down_at_the_start_is_left_out() {
     let good = || Mock::start(Duration::ZERO, |_, _| Act::Answer);

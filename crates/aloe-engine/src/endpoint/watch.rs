@@ -6,7 +6,7 @@
 
 use super::canary::{Answer, Canary, CanaryAnswers, difference};
 use super::health::{LONGEST_PAUSE, State};
-use super::replicas::{Asking, CHECK_TIMEOUT, Replicas, Reply, SILENCE, Shared, TRIES};
+use super::replicas::{Asking, CHECK_TIMEOUT, LONGEST_WAIT, Replicas, Reply, SILENCE, Shared, TRIES};
 use crate::http::Outcome;
 use crate::{Error, Result};
 use aloe_record::Cancel;
@@ -250,8 +250,10 @@ impl Shared {
     fn ask_canary(self: &Arc<Self>, at: usize, canary: &Canary, from: usize, cancel: &Cancel) -> Result<Said> {
         let (mut answers, started) = (Vec::new(), Instant::now());
         'questions: for question in &canary.questions[from..] {
-            let mut last = String::new();
-            for turn in 1..=TRIES {
+            let (mut last, mut turn) = (String::new(), 0);
+            while turn < TRIES && started.elapsed() < LONGEST_WAIT {
+                turn += 1;
+                let mut is_busy = false;
                 let seat = self.seat(at);
                 match self.exchange(&seat, question.path, &question.body, cancel)? {
                     Outcome::Json(json) => match question.read(&json) {
@@ -264,7 +266,10 @@ impl Shared {
                     },
                     Outcome::Refused(reason) | Outcome::Final(reason) => return Ok(Said::Refused(reason)),
                     Outcome::Busy { reason, retry_after } => {
-                        self.busy(&seat, &reason, retry_after, turn)?;
+                        self.busy(&seat, &reason, retry_after)?;
+                        // It lives: not how often it refuses counts but how long.
+                        turn -= 1;
+                        is_busy = true;
                         last = reason;
                     }
                     Outcome::Broken(reason) => {
@@ -277,7 +282,8 @@ impl Shared {
                     }
                 }
                 drop(seat);
-                if started.elapsed() > CANARY_TIMEOUT || !self.wait_for(at, cancel)? {
+                let is_late = started.elapsed() > CANARY_TIMEOUT && !is_busy;
+                if is_late || !self.wait_for(at, cancel)? {
                     break;
                 }
             }

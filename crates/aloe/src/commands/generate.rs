@@ -4,10 +4,13 @@ use crate::cli::GenerateArgs;
 use crate::commands::{open_cached, or_interrupted, requests, write_answers};
 use aloe_engine::GenerateRequest;
 use aloe_record::{Cancel, Progress};
+use std::cell::RefCell;
+use std::collections::HashSet;
 
 /// Reads the requests, generates and writes the answers.
 pub(crate) fn run(args: &GenerateArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let seed = args.model.common.seed;
+    let drawn = RefCell::new(HashSet::new());
     let rows = requests::read(&args.file.requests, |row| {
         if row.continuations.is_some() {
             return Err("`continuations` belongs to `aloe score`".to_owned());
@@ -16,7 +19,15 @@ pub(crate) fn run(args: &GenerateArgs, cancel: &Cancel) -> anyhow::Result<()> {
         if n == 0 {
             return Err("`n` must be at least 1".to_owned());
         }
-        Ok(GenerateRequest { id: row.id.clone(), prompt: row.prompt()?, n, sampling: row.sampling(seed)? })
+        let sampling = row.sampling(seed)?;
+        // Draws are those of (seed, id, sample): two rows with one id would draw the same.
+        if sampling.temperature > 0.0 && !drawn.borrow_mut().insert(row.id.clone()) {
+            return Err(format!(
+                "the id {:?} is that of an earlier row, whose random draws these would repeat",
+                row.id
+            ));
+        }
+        Ok(GenerateRequest { id: row.id.clone(), prompt: row.prompt()?, n, sampling })
     })?;
     let engine = open_cached(&args.model, &args.file, cancel)?;
     let progress = Progress::new("generate", rows.iter().map(|row| row.n as u64).sum(), "answers");

@@ -55,6 +55,9 @@ pub(crate) fn open_engine(args: &ModelArgs, cancel: &Cancel) -> anyhow::Result<E
     if let Some(mistake) = weights::mistake(args.dtype, args.quantize, Some(&args.model)) {
         return Err(Failure::usage(format!("--{mistake}")).into());
     }
+    if let Some(mistake) = misplaced(args) {
+        return Err(Failure::usage(mistake).into());
+    }
     let options = EngineOptions {
         format: weights::weight_format(args.dtype, args.quantize),
         threads: threads_of(args.common.threads),
@@ -69,6 +72,22 @@ pub(crate) fn open_engine(args: &ModelArgs, cancel: &Cancel) -> anyhow::Result<E
     }
     let path = crate::stage::checked_model(Path::new(&args.model))?;
     Ok(Engine::open(&path.to_string_lossy(), &options)?)
+}
+
+/// A flag that has no meaning for the model: what it asks for would not happen.
+fn misplaced(args: &ModelArgs) -> Option<String> {
+    let (is_endpoint, whose) = match args.model.starts_with("http") {
+        true => (true, "an endpoint, whose server decides that"),
+        false => (false, "a local model, which has its own tokenizer and template"),
+    };
+    let flags = [
+        ("--dtype", args.dtype.is_some(), true),
+        ("--kv-budget", args.kv_budget.is_some(), true),
+        ("--tokenizer", args.tokenizer.is_some(), false),
+        ("--server-template", args.server_template, false),
+    ];
+    let (flag, ..) = flags.into_iter().find(|&(_, is_given, is_local)| is_given && is_local == is_endpoint)?;
+    Some(format!("{flag} does not go with {whose}; leave it out"))
 }
 
 /// [`open_engine`] with the cache of a request file's command before it, where one is named.

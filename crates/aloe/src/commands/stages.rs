@@ -413,6 +413,11 @@ fn open_engine(input: &Path, opened: Opened<'_>, context: &Context) -> anyhow::R
     if let Some(mistake) = weights::mistake(context.dtype, opened.quantize, Some(&text)) {
         return Err(Failure::usage(mistake).into());
     }
+    if !text.starts_with("http") && (opened.tokenizer.is_some() || opened.server_template) {
+        let text =
+            format!("tokenizer and server_template are for endpoints; {text} has its own tokenizer: leave them out");
+        return Err(Failure::usage(text).into());
+    }
     let options = EngineOptions {
         format: weights::weight_format(context.dtype, opened.quantize),
         threads: context.threads,

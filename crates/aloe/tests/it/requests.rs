@@ -109,3 +109,31 @@ fn a_row_beyond_the_budget_for_keys_and_values_is_named_with_what_to_raise_and_t
     let rows = [generate("small", 50, 4), generate("big", 50, 20)];
     check("generate", &model, &rows, &[None, budget], &["--kv-budget", "2"]);
 }
+
+/// What a flag asks for and a row's draws repeat would not be what the user gets.
+#[test]
+fn flags_without_a_meaning_for_the_model_and_repeated_draws_are_refused_before_any_work() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r.jsonl");
+    let row = |temperature: f64| json!({"id": "a", "prompt": "Once", "max_new_tokens": 1, "temperature": temperature});
+    let ask = |model: &str, temperature: f64, more: &[&str]| {
+        std::fs::write(&path, format!("{}\n{}\n", row(temperature), row(temperature))).unwrap();
+        let args = ["generate", model, "--requests", path.to_str().unwrap()];
+        let (_, stderr, code) = run(&[&args[..], more].concat());
+        (stderr, code)
+    };
+    let (local, served) = (stories.to_str().unwrap(), "http://127.0.0.1:9/v1#m");
+    for (model, more) in [
+        (local, &["--tokenizer", local][..]),
+        (local, &["--server-template"]),
+        (served, &["--kv-budget", "64"]),
+        (served, &["--dtype", "f32"]),
+    ] {
+        let (stderr, code) = ask(model, 0.0, more);
+        assert!(code == 2 && stderr.contains(&format!("{} does not go with", more[0])), "{more:?}: {code} {stderr}");
+    }
+    let (stderr, code) = ask(local, 1.0, &[]);
+    assert!(code == 2 && stderr.contains("r.jsonl:2: the id \"a\" is that of an earlier row"), "{stderr}");
+    assert_eq!(ask(local, 0.0, &[]).1, 0, "nothing is drawn");
+}

@@ -9,7 +9,7 @@ fn help_lists_the_settings_of_a_stage_with_an_example() {
     for (command, words) in [
         (vec!["sft"], ["epochs or max_steps is required", "packed rows of max_len tokens", "2e-5", "aloe sft --model"]),
         (vec!["dpo"], ["pairs per optimizer step", "label_smoothing", "2e-7", "aloe dpo --model"]),
-        (vec!["sft"], ["lora", "rank                  16", "train_embeddings      false", "adapter/ (PEFT's format)"]),
+        (vec!["sft"], ["lora", "rank 16", "train_embeddings false", "adapter/ (PEFT's format)"]),
         (vec!["data"], ["max_rows", "drop_listed_answers", "med_safety_bench", "licence = \"mit\""]),
         (vec!["data", "run"], ["max_rows", "drop_listed_answers", "minhash", "aloe data run --config data.toml"]),
         (vec!["eval"], ["n_samples", "pool_attempts", "mmlu_anatomy", "--strategy sc-cot"]),

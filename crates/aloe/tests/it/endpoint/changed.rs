@@ -81,3 +81,27 @@ fn a_cache_keeps_the_answers_of_two_models_behind_one_address_apart() {
     weights.store(2, Ordering::SeqCst);
     assert_eq!(generate(), (1, "old".to_owned()));
 }
+
+/// The address is the same, what its server lists is not.
+#[test]
+fn a_finished_stage_is_made_anew_when_the_server_lists_another_model() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(|_, _| text("The answer is A."));
+    let out = dir.path().join("out");
+    let tokenizer = super::stories_with_template(&stories, &dir.path().join("tokenizer"));
+    let more = ["--tasks", "starter_mcqa", "--limit", "2", "--strategy", "cot", "--shots", "0", "--tokenizer"];
+    let more = [&more[..], &[tokenizer.to_str().unwrap()]].concat();
+    let (_, stderr, code) = eval(&server.model(), &out, &more);
+    assert_eq!(code, 0, "{stderr}");
+    let n = server.n_asked();
+    let (stdout, stderr, code) = eval(&server.model(), &out, &more);
+    assert!(code == 0 && stdout.contains("was done already") && server.n_asked() == n, "{stdout} {stderr}");
+    server.lists("other weights");
+    let (stdout, stderr, code) = eval(&server.model(), &out, &more);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("now serves \"m\" \"other weights\"") && stderr.contains("made anew"), "{stderr}");
+    assert!(!stdout.contains("was done already") && server.n_asked() == 2 * n, "{stdout}");
+    let served = super::read(&out.join("record.json"))["inputs"]["served"][server.model()].clone();
+    assert_eq!(served, "\"m\" \"other weights\"");
+}

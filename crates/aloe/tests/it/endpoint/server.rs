@@ -39,12 +39,15 @@ pub(crate) const CANARY: u64 = 20_261_128;
 pub(crate) struct Server {
     address: String,
     asked: Arc<Mutex<Vec<Asked>>>,
+    root: Arc<Mutex<String>>,
 }
 
 /// What the connections of a server share.
 struct Served {
     answer: Box<Answer>,
     asked: Arc<Mutex<Vec<Asked>>>,
+    /// What its list says that the model was loaded from.
+    root: Arc<Mutex<String>>,
     /// The canary's questions and the answers that they keep; `None` where `answer` gives them too.
     canaries: Option<Mutex<Vec<(Value, Value)>>>,
 }
@@ -65,14 +68,20 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}/v1", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let served = Arc::new(Served { answer, asked: Arc::clone(&asked), canaries });
+        let root = Arc::new(Mutex::new("weights".to_owned()));
+        let served = Arc::new(Served { answer, asked: Arc::clone(&asked), root: Arc::clone(&root), canaries });
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let served = Arc::clone(&served);
                 std::thread::spawn(move || while serve(&stream, &served).is_some() {});
             }
         });
-        Self { address, asked }
+        Self { address, asked, root }
+    }
+
+    /// From now on the list says that the model was loaded from `root`.
+    pub(crate) fn lists(&self, root: &str) {
+        root.clone_into(&mut self.root.lock().unwrap());
     }
 
     /// `http://host:port/v1#m`.
@@ -139,7 +148,7 @@ fn serve(mut stream: &TcpStream, served: &Served) -> Option<()> {
     reader.read_exact(&mut body).ok()?;
     let path = first.split(' ').nth(1)?.strip_prefix("/v1")?.to_owned();
     let reply = if path == "/models" {
-        Reply::Json(json!({"data": [{"id": "m", "root": "weights"}]}))
+        Reply::Json(json!({"data": [{"id": "m", "root": *served.root.lock().unwrap()}]}))
     } else {
         served.reply(Asked { path, body: serde_json::from_slice(&body).ok()? })
     };
