@@ -19,11 +19,22 @@ pub(crate) fn folder() -> Option<PathBuf> {
 }
 
 fn engine(folder: &std::path::Path, threads: usize) -> Engine {
-    open(folder, Dtype::F32, threads, None)
+    open(folder, F32, threads, None)
 }
 
-pub(crate) fn open(folder: &std::path::Path, dtype: Dtype, threads: usize, kv_budget_bytes: Option<usize>) -> Engine {
-    let format = Some(WeightFormat::Dense(dtype));
+pub(crate) const F32: WeightFormat = WeightFormat::Dense(Dtype::F32);
+pub(crate) const BF16: WeightFormat = WeightFormat::Dense(Dtype::Bf16);
+
+/// Every form that a folder's weights can have: the laws below hold for each.
+pub(crate) const FORMATS: [WeightFormat; 4] = [F32, BF16, WeightFormat::Q8, WeightFormat::Q4];
+
+pub(crate) fn open(
+    folder: &std::path::Path,
+    format: WeightFormat,
+    threads: usize,
+    kv_budget_bytes: Option<usize>,
+) -> Engine {
+    let format = Some(format);
     let options = EngineOptions { format, threads, kv_budget_bytes, max_batch: 4, ..EngineOptions::default() };
     Engine::open(&folder.to_string_lossy(), &options).unwrap()
 }
@@ -119,40 +130,44 @@ fn a_sample_does_not_depend_on_batch_mates_order_threads_or_how_many_samples_are
     let run = |engine: &Engine, requests: &[GenerateRequest]| {
         engine.generate(requests, &Progress::silent(), &Cancel::default()).unwrap()
     };
-    let one = engine(&folder, 1);
-    let together = run(&one, &requests(3));
-    let mut reversed = requests(3);
-    reversed.reverse();
-    let mut backwards = run(&engine(&folder, 2), &reversed);
-    backwards.reverse();
-    assert_eq!(together, backwards);
-    for (request, result) in requests(1).iter().zip(&together) {
-        let alone = run(&one, std::slice::from_ref(request)).remove(0);
-        assert_eq!(alone.completions[0], result.completions[0]);
-        assert_ne!(result.completions[0].ids, result.completions[1].ids, "two samples of one prompt are alike");
+    for format in FORMATS {
+        let one = open(&folder, format, 1, None);
+        let together = run(&one, &requests(3));
+        let mut reversed = requests(3);
+        reversed.reverse();
+        let mut backwards = run(&open(&folder, format, 2, None), &reversed);
+        backwards.reverse();
+        assert_eq!(together, backwards, "{format:?}");
+        for (request, result) in requests(1).iter().zip(&together) {
+            let alone = run(&one, std::slice::from_ref(request)).remove(0);
+            assert_eq!(alone.completions[0], result.completions[0], "{format:?}");
+            assert_ne!(result.completions[0].ids, result.completions[1].ids, "two samples of one prompt are alike");
+        }
     }
 }
 
 #[test]
 fn scores_do_not_depend_on_batch_mates_and_equal_those_of_generation() {
     let Some(folder) = folder() else { return };
-    let engine = engine(&folder, 2);
-    let generated = engine.generate(&requests(2), &Progress::silent(), &Cancel::default()).unwrap();
-    let asked: Vec<ScoreRequest> = generated
-        .iter()
-        .map(|result| ScoreRequest {
-            id: result.id.clone(),
-            prompt: Prompt::Ids(result.prompt_ids.clone().unwrap()),
-            continuations: result.completions.iter().map(|c| Continuation::Ids(c.ids.clone().unwrap())).collect(),
-        })
-        .collect();
-    let together = engine.score(&asked, &Progress::silent(), &Cancel::default()).unwrap();
-    for ((request, scored), generated) in asked.iter().zip(&together).zip(&generated) {
-        let alone = engine.score(std::slice::from_ref(request), &Progress::silent(), &Cancel::default()).unwrap();
-        assert_eq!(alone[0], *scored);
-        for (scored, completion) in scored.continuations.iter().zip(&generated.completions) {
-            let logps: Vec<f32> = scored.logps.iter().map(|&logp| logp as f32).collect();
-            assert_eq!(Some(logps), completion.logps, "decoding with a cache differs from the packed forward");
+    for format in FORMATS {
+        let engine = open(&folder, format, 2, None);
+        let generated = engine.generate(&requests(2), &Progress::silent(), &Cancel::default()).unwrap();
+        let asked: Vec<ScoreRequest> = generated
+            .iter()
+            .map(|result| ScoreRequest {
+                id: result.id.clone(),
+                prompt: Prompt::Ids(result.prompt_ids.clone().unwrap()),
+                continuations: result.completions.iter().map(|c| Continuation::Ids(c.ids.clone().unwrap())).collect(),
+            })
+            .collect();
+        let together = engine.score(&asked, &Progress::silent(), &Cancel::default()).unwrap();
+        for ((request, scored), generated) in asked.iter().zip(&together).zip(&generated) {
+            let alone = engine.score(std::slice::from_ref(request), &Progress::silent(), &Cancel::default()).unwrap();
+            assert_eq!(alone[0], *scored, "{format:?}");
+            for (scored, completion) in scored.continuations.iter().zip(&generated.completions) {
+                let logps: Vec<f32> = scored.logps.iter().map(|&logp| logp as f32).collect();
+                assert_eq!(Some(logps), completion.logps, "{format:?}: decoding differs from the packed forward");
+            }
         }
     }
 }
@@ -199,8 +214,8 @@ fn sampled(n: usize) -> Vec<GenerateRequest> {
 #[test]
 fn a_small_memory_budget_changes_no_answer_and_is_kept() {
     let Some(folder) = folder() else { return };
-    for dtype in [Dtype::F32, Dtype::Bf16] {
-        let wide = open(&folder, dtype, 2, None);
+    for format in FORMATS {
+        let wide = open(&folder, format, 2, None);
         let expected = wide.generate(&sampled(3), &Progress::silent(), &Cancel::default()).unwrap();
         let whole = wide.counts().unwrap();
         assert_eq!(whole.n_evictions, 0);
@@ -208,7 +223,7 @@ fn a_small_memory_budget_changes_no_answer_and_is_kept() {
         let mut n_evictions = 0;
         for pages in [5, 8, 11] {
             let budget = pages * page_bytes(&wide);
-            let narrow = open(&folder, dtype, 1, Some(budget as usize));
+            let narrow = open(&folder, format, 1, Some(budget as usize));
             assert_eq!(narrow.generate(&sampled(3), &Progress::silent(), &Cancel::default()).unwrap(), expected);
             let counts = narrow.counts().unwrap();
             assert!(counts.peak_kv_bytes <= budget, "{counts:?} of {budget}");
@@ -226,11 +241,11 @@ fn a_small_memory_budget_changes_no_score_and_is_kept() {
     let options: Vec<Continuation> = (1..6).map(|n| Continuation::Ids((40..40 + n).collect())).collect();
     let request = |prompt| ScoreRequest { id: "s".into(), prompt, continuations: options.clone() };
     let requests: Vec<ScoreRequest> = shared_prompts().into_iter().map(request).collect();
-    let wide = open(&folder, Dtype::Bf16, 2, None);
+    let wide = open(&folder, BF16, 2, None);
     let expected = wide.score(&requests, &Progress::silent(), &Cancel::default()).unwrap();
     let page_bytes = page_bytes(&wide);
     for pages in [2, 3, 4] {
-        let narrow = open(&folder, Dtype::Bf16, 2, Some((pages * page_bytes) as usize));
+        let narrow = open(&folder, BF16, 2, Some((pages * page_bytes) as usize));
         assert_eq!(narrow.score(&requests, &Progress::silent(), &Cancel::default()).unwrap(), expected);
         let counts = narrow.counts().unwrap();
         assert!(counts.peak_kv_bytes <= pages * page_bytes, "{counts:?} of {pages} pages");
@@ -280,8 +295,8 @@ fn scores_are_the_same_alone_together_in_any_order_and_on_any_number_of_threads(
             continuations: if at == 2 { Vec::new() } else { options[..=at.min(3)].to_vec() },
         })
         .collect();
-    for dtype in [Dtype::F32, Dtype::Bf16] {
-        let (one, two) = (open(&folder, dtype, 1, None), open(&folder, dtype, 2, None));
+    for format in FORMATS {
+        let (one, two) = (open(&folder, format, 1, None), open(&folder, format, 2, None));
         let score = |engine: &Engine, requests: &[ScoreRequest]| {
             engine.score(requests, &Progress::silent(), &Cancel::default()).unwrap()
         };
@@ -330,8 +345,8 @@ fn a_request_that_cannot_be_answered_gets_its_error_and_the_others_go_on() {
 #[test]
 fn a_generation_that_exceeds_the_memory_budget_alone_is_refused_and_the_others_go_on() {
     let Some(folder) = folder() else { return };
-    let wide = open(&folder, Dtype::F32, 2, None);
-    let narrow = open(&folder, Dtype::F32, 2, Some(2 * page_bytes(&wide) as usize));
+    let wide = open(&folder, F32, 2, None);
+    let narrow = open(&folder, F32, 2, Some(2 * page_bytes(&wide) as usize));
     let request = |id: &str, n_new| GenerateRequest {
         id: id.into(),
         prompt: Prompt::Ids(vec![1, 9]),
@@ -350,10 +365,10 @@ fn a_generation_that_exceeds_the_memory_budget_alone_is_refused_and_the_others_g
     assert!(narrow.generate(&asked[..2], &Progress::silent(), &Cancel::default()).is_err());
 }
 
-/// On real weights in bf16: two chats with a system prompt in common, together on two threads against alone on one; then the
+/// On real weights, in bf16 and in the blocks of their file: two chats with a system prompt in common, together on two threads against alone on one; then the
 /// drawn ids scored, which must give the log-probabilities of the drawing.
 #[test]
-fn smollm2_answers_and_scores_are_the_same_alone_and_together_in_bf16() {
+fn smollm2_answers_and_scores_are_the_same_alone_and_together_in_bf16_and_in_blocks() {
     let Ok(models) = std::env::var("ALOE_MODELS") else {
         assert!(std::env::var("ALOE_REQUIRE").is_err(), "ALOE_MODELS is not set");
         eprintln!("not run: ALOE_MODELS is not set");
@@ -378,26 +393,28 @@ fn smollm2_answers_and_scores_are_the_same_alone_and_together_in_bf16() {
         })
         .collect();
     let silent = Progress::silent();
-    let two = open(&model, Dtype::Bf16, 2, None);
-    let together = two.generate(&requests, &silent, &Cancel::default()).unwrap();
-    let one = open(&model, Dtype::Bf16, 1, None);
-    for (request, expected) in requests.iter().zip(&together) {
-        let alone = one.generate(std::slice::from_ref(request), &silent, &Cancel::default()).unwrap();
-        assert_eq!(alone[0], *expected);
-    }
-    let asked = |result: &crate::GenerateResult| ScoreRequest {
-        id: result.id.clone(),
-        prompt: Prompt::Ids(result.prompt_ids.clone().unwrap()),
-        continuations: result.completions.iter().map(|c| Continuation::Ids(c.ids.clone().unwrap())).collect(),
-    };
-    let asked: Vec<ScoreRequest> = together.iter().map(asked).collect();
-    let scored = one.score(&asked, &silent, &Cancel::default()).unwrap();
-    for (scored, generated) in scored.iter().zip(&together) {
-        for (scored, completion) in scored.continuations.iter().zip(&generated.completions) {
-            let logps: Vec<f32> = scored.logps.iter().map(|&logp| logp as f32).collect();
-            assert_eq!(Some(logps), completion.logps);
+    for format in [BF16, WeightFormat::Stored] {
+        let two = open(&model, format, 2, None);
+        let together = two.generate(&requests, &silent, &Cancel::default()).unwrap();
+        let one = open(&model, format, 1, None);
+        for (request, expected) in requests.iter().zip(&together) {
+            let alone = one.generate(std::slice::from_ref(request), &silent, &Cancel::default()).unwrap();
+            assert_eq!(alone[0], *expected);
         }
+        let asked = |result: &crate::GenerateResult| ScoreRequest {
+            id: result.id.clone(),
+            prompt: Prompt::Ids(result.prompt_ids.clone().unwrap()),
+            continuations: result.completions.iter().map(|c| Continuation::Ids(c.ids.clone().unwrap())).collect(),
+        };
+        let asked: Vec<ScoreRequest> = together.iter().map(asked).collect();
+        let scored = one.score(&asked, &silent, &Cancel::default()).unwrap();
+        for (scored, generated) in scored.iter().zip(&together) {
+            for (scored, completion) in scored.continuations.iter().zip(&generated.completions) {
+                let logps: Vec<f32> = scored.logps.iter().map(|&logp| logp as f32).collect();
+                assert_eq!(Some(logps), completion.logps);
+            }
+        }
+        let counts = two.counts().unwrap();
+        assert!(counts.n_computed_tokens < counts.n_requested_tokens * 2 / 3, "{counts:?}");
     }
-    let counts = two.counts().unwrap();
-    assert!(counts.n_computed_tokens < counts.n_requested_tokens * 2 / 3, "{counts:?}");
 }
