@@ -43,6 +43,8 @@ pub(crate) struct Schedule<'a> {
     evicted: VecDeque<Sequence>,
     answers: Vec<Vec<Option<Completion>>>,
     page_bytes: usize,
+    /// The model's own ids that end an answer.
+    stop_ids: Vec<u32>,
 }
 
 impl Local {
@@ -110,7 +112,7 @@ impl Local {
     }
 
     /// The prompt's ids, with everything checked that could stop the request later.
-    fn checked_prompt(&self, request: &GenerateRequest) -> Result<Vec<u32>> {
+    pub(crate) fn checked_prompt(&self, request: &GenerateRequest) -> Result<Vec<u32>> {
         check_sampling(request)?;
         let prompt = self.prompt_ids(&request.id, &request.prompt)?;
         let limit = self.context_len();
@@ -152,10 +154,16 @@ impl<'a> Schedule<'a> {
             evicted: VecDeque::new(),
             answers: requests.iter().map(|request| vec![None; request.n]).collect(),
             page_bytes: KvCache::bytes_of(&local.decoder, 1),
+            stop_ids: local.text.stop_ids(),
         }
     }
 
-    fn finish(mut self, progress: &Progress, cancel: &Cancel) -> Result<Vec<GenerateResult>> {
+    /// As [`Schedule::new`], but no id of the model's own ends an answer.
+    pub(crate) fn unstopped(local: &'a Local, requests: &'a [GenerateRequest], prompts: Vec<Vec<u32>>) -> Self {
+        Self { stop_ids: Vec::new(), ..Self::new(local, requests, prompts) }
+    }
+
+    pub(crate) fn finish(mut self, progress: &Progress, cancel: &Cancel) -> Result<Vec<GenerateResult>> {
         while self.is_unfinished() {
             cancel.check()?;
             self.step()?;
@@ -253,7 +261,7 @@ impl<'a> Schedule<'a> {
                 request: root.request,
                 sample: root.n_started,
                 prompt,
-                stops: StopRules::new(&request.sampling, &self.local.text.stop_ids()),
+                stops: StopRules::new(&request.sampling, &self.stop_ids),
                 room: self.local.room(request, prompt.len()),
             };
             let stream = self.local.text.tokenizer.decode_stream(true);

@@ -120,12 +120,18 @@ impl Weights {
 
     /// Bytes of the weights as the kernels hold them.
     pub fn nbytes(&self) -> usize {
-        let layer = |l: &LayerWeights| {
-            [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].into_iter().map(Linear::nbytes).sum::<usize>()
-        };
-        self.embed.as_ref().map_or(0, Linear::nbytes)
-            + self.head.nbytes()
-            + self.layers.iter().map(layer).sum::<usize>()
+        let layers = self.layer_matrices().map(Linear::nbytes).sum::<usize>();
+        self.embed.as_ref().map_or(0, Linear::nbytes) + self.head.nbytes() + layers
+    }
+
+    /// Bytes that every pass reads: all but a table that is only looked up, of which a pass reads its tokens' rows.
+    pub fn streamed_nbytes(&self) -> usize {
+        self.nbytes() - self.embed.as_ref().map_or(0, Linear::nbytes)
+    }
+
+    /// The matrices that every token goes through, layer by layer; the head, which only some rows meet, is not among them.
+    pub fn layer_matrices(&self) -> impl Iterator<Item = &Linear> {
+        self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down])
     }
 
     /// Puts the weights together: `vector` loads norms and biases as f32, `linear` makes a layer of a matrix and its bias.
@@ -182,5 +188,22 @@ fn refresh_part(layer: &mut LayerWeights, device: &Device, part: Part, master: &
         Part::Down => layer.down.update_from_f32(device, values),
         Part::InputNorm => layer.input_norm = master.clone(),
         Part::PostNorm => layer.post_norm = master.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Tiny, tiny_random};
+
+    /// By hand, D 64, F 96, 4 query and 2 key/value heads of 16, V 64, 2 layers: a layer has 64 x 16 x 12 + 3 x 64 x 96 = 30,720
+    /// elements, head and embedding 4,096 each. All widths are whole panels of 32, so nothing is padded.
+    #[test]
+    fn a_pass_reads_a_table_that_is_looked_up_row_by_row_not_whole() {
+        let llama = Weights::from_params(&tiny_random(Tiny::Llama, 0), Dtype::F32);
+        assert_eq!(llama.streamed_nbytes(), 4 * (2 * 30_720 + 4096));
+        assert_eq!(llama.nbytes(), llama.streamed_nbytes() + 4 * 4096);
+        let tied = Weights::from_params(&tiny_random(Tiny::Qwen2, 0), Dtype::F32);
+        assert_eq!(tied.streamed_nbytes(), tied.nbytes(), "a tied table is the head, which is read whole");
     }
 }

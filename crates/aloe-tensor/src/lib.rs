@@ -2,7 +2,8 @@
 //!
 //! It knows no model: shapes come from the caller, and a wrong shape is the caller's bug (an assertion that prints both).
 //! Reading order: `tensor` (what is stored), `device` and `pool` (who computes), `linear` (weights as the kernels want them),
-//! `ops` (one file per operation), `simd` and `gemm` (how it is fast), `reference` (plain twins that judge the fast ones).
+//! `ops` (one file per operation), `simd` and `gemm` (how it is fast), `reference` (plain twins that judge the fast ones), `peak`
+//! (what the machine could do).
 //!
 //! Promises, tested in `ops`: a result does not depend on the number of threads; each output of a matrix product is one f32
 //! chain over K in fixed order, whatever the number of rows; a query's attention does not depend on its batch mates.
@@ -25,6 +26,7 @@ mod mmap;
 pub mod ops;
 mod pack;
 mod pages;
+mod peak;
 mod pool;
 mod probe;
 mod quant;
@@ -46,6 +48,7 @@ pub use ops::attention::{
 pub use ops::loss::{CrossEntropy, CrossEntropyInputs};
 pub use ops::optimizer::AdamW;
 pub use ops::rope::{RopeTable, Rotation};
+pub use peak::{ProductKind, run_products};
 pub use probe::ReadProbe;
 pub use quant::BlockFormat;
 pub use tensor::{Dtype, Tensor};

@@ -76,9 +76,10 @@ pub(crate) enum Command {
     /// Measure how fast a model works here, beside what the machine could do at most
     #[command(
         after_help = "Example:\n  aloe bench models/smollm2 --runs 5\n\nPrefill, decoding of one stream and of 16 samples of one prompt, scoring; \
-                            each run is timed beside a probe of matrix products and of memory. The time of decoding is that of the drawn tokens \
-                            alone. --out writes the report as JSON with its date: into a file, or into a folder such as benches/results/ under a \
-                            name of date, model and type of weights."
+                            each run is timed beside probes of what the machine can do: products of registers and reading of memory. Each stream \
+                            draws 128 tokens, whose time alone is that of decoding. --out writes the report as JSON with its date: into a file, or \
+                            into a folder such as benches/results/ under a name of date, model and type of weights.",
+        mut_arg("seed", |arg| arg.help("Seed of the prompts and of what is drawn"))
     )]
     Bench(BenchArgs),
     /// Talk to a model
@@ -263,7 +264,7 @@ pub(crate) struct BenchArgs {
     /// Runs of each work; medians are reported
     #[arg(long, default_value_t = 5)]
     pub(crate) runs: usize,
-    /// File, or existing folder, to write the report to as JSON; default none
+    /// File to write the report to as JSON, or folder, there or with a / at its end; default none
     #[arg(long)]
     pub(crate) out: Option<PathBuf>,
 }

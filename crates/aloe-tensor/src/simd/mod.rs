@@ -139,6 +139,15 @@ pub(crate) trait Simd: Vectors {
 }
 
 impl Isa {
+    /// Whether pairs of bf16 are multiplied by one instruction.
+    pub(crate) fn pairs_bf16(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => avx512::Avx512Bf16::PAIRS_BF16,
+            _ => false,
+        }
+    }
+
     /// Runs `kernel` with this instruction set.
     ///
     /// # Safety

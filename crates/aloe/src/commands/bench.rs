@@ -7,9 +7,10 @@ use aloe_engine::{BenchReport, Engine};
 use aloe_record::{Cancel, Progress, atomic};
 use serde::Serialize;
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Measures, prints a table or JSON, and writes the report where `--out` says.
+/// Measures, prints a table or JSON, and writes the report where `--out` says; a place that cannot be written is found before.
 pub(crate) fn run(args: &BenchArgs, cancel: &Cancel) -> anyhow::Result<()> {
     if args.runs == 0 {
         return Err(Failure::usage("--runs must be at least 1".to_owned()).into());
@@ -20,18 +21,38 @@ pub(crate) fn run(args: &BenchArgs, cancel: &Cancel) -> anyhow::Result<()> {
         )
         .into());
     };
+    args.out.as_deref().map(make_place).transpose()?;
     let progress = Progress::new("bench", 0, "runs");
-    let report = or_interrupted(local.bench(args.runs, &progress, cancel))?;
+    let report = or_interrupted(local.bench(args.runs, args.model.common.seed, &progress, cancel))?;
     progress.finish();
     let date = date_of(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()));
     let dated = Dated { date: &date, report: &report };
-    if let Some(path) = &args.out {
-        let name = format!("{date}-{}-{}.json", report.model.trim_end_matches(".gguf"), report.dtype);
-        let path = if path.is_dir() { path.join(name) } else { path.clone() };
-        atomic::write(&path, format!("{}\n", serde_json::to_string_pretty(&dated)?).as_bytes())?;
-    }
     let text = if args.model.common.json { serde_json::to_string(&dated)? + "\n" } else { table(&report) };
-    Ok(std::io::stdout().write_all(text.as_bytes())?)
+    // First of all what was measured is shown: it took minutes, and the file may fail.
+    std::io::stdout().write_all(text.as_bytes())?;
+    let Some(path) = &args.out else { return Ok(()) };
+    let path = file_in(path, &format!("{date}-{}-{}.json", report.model.trim_end_matches(".gguf"), report.dtype));
+    Ok(atomic::write(&path, format!("{}\n", serde_json::to_string_pretty(&dated)?).as_bytes())?)
+}
+
+/// Whether a path names a folder: one that is there, or any with a `/` at its end.
+fn is_folder(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(b"/") || path.is_dir()
+}
+
+fn file_in(path: &Path, name: &str) -> PathBuf {
+    if is_folder(path) { path.join(name) } else { path.to_path_buf() }
+}
+
+/// Makes the folder that the report goes to.
+fn make_place(out: &Path) -> anyhow::Result<()> {
+    let folder = if is_folder(out) { out } else { out.parent().unwrap_or(Path::new("")) };
+    if folder.as_os_str().is_empty() {
+        return Ok(());
+    }
+    let cannot =
+        |error| Failure::usage(format!("--out {}: cannot create {}: {error}", out.display(), folder.display()));
+    Ok(std::fs::create_dir_all(folder).map_err(cannot)?)
 }
 
 /// A report and the day it was made on.
@@ -57,9 +78,9 @@ fn date_of(unix_s: u64) -> String {
 fn table(report: &BenchReport) -> String {
     let BenchReport { model, dtype, device, n_runs, .. } = report;
     let mut text = format!(
-        "{model}, {dtype}, {device}; medians of {n_runs} runs, each beside a probe of products and of memory\n\
+        "{model}, {dtype}, {device}; medians of {n_runs} runs, each beside probes of products and of memory\n\
          {:<34}{:>12}{:>12}{:>8}{:>12}{:>9}\n",
-        "work", "tokens/s", "limit", "share", "GFLOP/s", "GB/s"
+        "work", "tokens/s", "limit", "share", "Gop/s", "GB/s"
     );
     for row in &report.rows {
         text += &format!(
@@ -68,11 +89,11 @@ fn table(report: &BenchReport) -> String {
             row.tokens_per_s,
             row.limit_tokens_per_s,
             100.0 * row.share_of_limit,
-            row.gflops,
+            row.gops,
             row.gb_per_s
         );
     }
-    text += "GFLOP/s and GB/s are the probes' figures. The limit of scoring counts each shared token once; its tokens/s count \
+    text += "Gop/s and GB/s are the probes': products of registers of the kinds the work takes, and reading. The limit of scoring counts each shared token once; its tokens/s count \
              every option's whole text.\n";
     text
 }
@@ -107,11 +128,11 @@ mod tests {
             n_computed_tokens: 512,
             limit_tokens_per_s: 2048.0,
             share_of_limit: 0.5,
-            gflops: 900.0,
+            gops: 900.0,
             gb_per_s: 45.0,
         };
         let (model, dtype, device) = ("m".to_owned(), "bf16".to_owned(), "portable, 1 thread".to_owned());
-        let text = table(&BenchReport { model, dtype, device, n_runs: 5, rows: vec![row] });
+        let text = table(&BenchReport { model, dtype, device, n_runs: 5, seed: 0, rows: vec![row] });
         assert!(text.contains("prefill, 512 tokens") && text.contains("1024.0      2048.0     50%"), "{text}");
     }
 }

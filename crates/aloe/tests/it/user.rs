@@ -81,6 +81,20 @@ fn aloe_cpu_runs_the_kernels_of_a_lesser_processor_and_says_so() {
     let (stdout, _, _) = on("portable", &["bench", stories.to_str().unwrap(), "--runs", "1", "--json"]);
     let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert!(report["device"].as_str().unwrap().starts_with("portable"), "{stdout}");
+    let results = dir.path().join("benches/results/");
+    let kept = ["bench", stories.to_str().unwrap(), "--runs", "1", "--seed", "3", "--out"];
+    let (stdout, stderr, code) = run(&[&kept[..], &[results.to_str().unwrap()]].concat());
+    assert!(code == 0 && stdout.contains("decode, one stream after 128"), "{stdout}{stderr}");
+    let file = std::fs::read_dir(&results).unwrap().next().unwrap().unwrap().path();
+    assert!(file.to_str().unwrap().ends_with("-stories260K-bf16.json"), "{file:?}");
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!((&report["seed"], &report["rows"][0]["n_tokens"]), (&3.into(), &128.into()));
+    let no_folder = file.join("x/");
+    let (stdout, stderr, code) = run(&[&kept[..], &[no_folder.to_str().unwrap()]].concat());
+    assert!(
+        code == 2 && stdout.is_empty() && stderr.contains("cannot create"),
+        "before anything is measured: {stdout}{stderr}"
+    );
     let (_, stderr, code) = on("avx9", &score);
     assert_eq!(code, 2);
     assert!(stderr.contains("ALOE_CPU=avx9") && stderr.contains("portable"), "{stderr}");
