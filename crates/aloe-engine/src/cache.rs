@@ -6,7 +6,7 @@
 //! itself and its answers to the canary: these stand in the log, and answers belong to the first that lie as close as those of the
 //! same weights. Refuses to keep errors.
 
-use crate::engine::check_sampling;
+use crate::engine::{Take, check_sampling, in_order};
 use crate::{
     Call, CanaryAnswers, Engine, EngineIdentity, Error, GenerateRequest, GenerateResult, Prompt, Result, ScoreRequest,
     ScoreResult, encode,
@@ -25,7 +25,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// fingerprints of the stages that ask a model. A change of a kernel's arithmetic sets it.
 pub const ANSWERS_SINCE: &str = "0.1.0+3";
 
-/// Requests that the model is asked at once: what a kill loses. Answers do not depend on it.
+/// Requests that are looked up at once: so many answers from disk are held.
 const CHUNK: usize = 256;
 
 /// The log's name in the cache's folder.
@@ -177,19 +177,29 @@ impl Cached {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<ScoreResult>> {
-        let ask =
-            |missed: &[ScoreRequest]| Ok(self.engine.score(missed, progress, cancel)?.into_iter().map(Ok).collect());
-        self.answer((Call::Score, cancel), requests, |_| 1, progress, ask)?.into_iter().collect()
+        in_order(requests.len(), |take| {
+            self.answer(
+                (Call::Score, cancel),
+                requests,
+                |_| 1,
+                progress,
+                take,
+                |missed, take| hand_over(self.engine.score(missed, progress, cancel)?, take),
+            )
+        })
     }
 
-    pub(crate) fn score_each(
+    pub(crate) fn score_into(
         &self,
         requests: &[ScoreRequest],
         progress: &Progress,
         cancel: &Cancel,
-    ) -> Result<Vec<Result<ScoreResult>>> {
-        let ask = |missed: &[ScoreRequest]| self.engine.score_each(missed, progress, cancel);
-        self.answer((Call::Score, cancel), requests, |_| 1, progress, ask)
+        take: &mut Take<ScoreResult>,
+    ) -> Result<()> {
+        let ask = |missed: &[ScoreRequest], take: &mut Take<ScoreResult>| {
+            self.engine.score_into(missed, progress, cancel, take)
+        };
+        self.answer((Call::Score, cancel), requests, |_| 1, progress, take, ask)
     }
 
     pub(crate) fn generate(
@@ -198,118 +208,72 @@ impl Cached {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<GenerateResult>> {
-        let ask = |missed: &[GenerateRequest]| {
-            Ok(self.engine.generate(missed, progress, cancel)?.into_iter().map(Ok).collect())
+        in_order(requests.len(), |take| {
+            self.answer(
+                (Call::Generate, cancel),
+                requests,
+                |request| request.n,
+                progress,
+                take,
+                |missed, take| hand_over(self.engine.generate(missed, progress, cancel)?, take),
+            )
+        })
+    }
+
+    pub(crate) fn generate_into(
+        &self,
+        requests: &[GenerateRequest],
+        progress: &Progress,
+        cancel: &Cancel,
+        take: &mut Take<GenerateResult>,
+    ) -> Result<()> {
+        let ask = |missed: &[GenerateRequest], take: &mut Take<GenerateResult>| {
+            self.engine.generate_into(missed, progress, cancel, take)
         };
-        self.answer((Call::Generate, cancel), requests, |request: &GenerateRequest| request.n, progress, ask)?
-            .into_iter()
-            .collect()
+        self.answer((Call::Generate, cancel), requests, |request| request.n, progress, take, ask)
     }
 
-    pub(crate) fn generate_each(
-        &self,
-        requests: &[GenerateRequest],
-        progress: &Progress,
-        cancel: &Cancel,
-    ) -> Result<Vec<Result<GenerateResult>>> {
-        let ask = |missed: &[GenerateRequest]| self.engine.generate_each(missed, progress, cancel);
-        self.answer((Call::Generate, cancel), requests, |request: &GenerateRequest| request.n, progress, ask)
-    }
-
-    pub(crate) fn score_until_fault(
-        &self,
-        requests: &[ScoreRequest],
-        progress: &Progress,
-        cancel: &Cancel,
-    ) -> Result<Vec<Result<ScoreResult>>> {
-        self.answer(
-            (Call::Score, cancel),
-            requests,
-            |_| 1,
-            progress,
-            |missed| {
-                let (answered, fault) = self.engine.score_until_fault(missed, progress, cancel);
-                Ok(answered.into_iter().map(Ok).chain(fault.map(Err)).collect())
-            },
-        )
-    }
-
-    pub(crate) fn generate_until_fault(
-        &self,
-        requests: &[GenerateRequest],
-        progress: &Progress,
-        cancel: &Cancel,
-    ) -> Result<Vec<Result<GenerateResult>>> {
-        self.answer(
-            (Call::Generate, cancel),
-            requests,
-            |request: &GenerateRequest| request.n,
-            progress,
-            |missed| {
-                let (answered, fault) = self.engine.generate_until_fault(missed, progress, cancel);
-                Ok(answered.into_iter().map(Ok).chain(fault.map(Err)).collect())
-            },
-        )
-    }
-
-    /// [`Cached::answer_chunk`] for a chunk at a time. After a chunk that a fault cut short nothing more is asked.
+    /// Hands over what is found, asks the model for the others in one call, and keeps each of its answers as it comes.
     fn answer<A: Answer>(
         &self,
         (call, cancel): (Call, &Cancel),
         requests: &[A::Request],
         n_steps: impl Fn(&A::Request) -> usize,
         progress: &Progress,
-        ask: impl Fn(&[A::Request]) -> Result<Vec<Result<A>>>,
-    ) -> Result<Vec<Result<A>>> {
+        take: &mut Take<A>,
+        ask: impl FnOnce(&[A::Request], &mut Take<A>) -> Result<()>,
+    ) -> Result<()> {
         let model = model_key(&self.engine, self.weights_seen(call, cancel)?);
-        let mut results = Vec::with_capacity(requests.len());
-        for chunk in requests.chunks(CHUNK) {
-            let answered = self.answer_chunk(&model, chunk, &n_steps, progress, &ask)?;
-            let is_cut = answered.len() < chunk.len();
-            results.extend(answered);
-            if is_cut {
-                break;
+        let (mut places, mut missed, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+        for (chunk, requests) in requests.chunks(CHUNK).enumerate() {
+            let found_keys: Vec<Option<String>> =
+                requests.iter().map(|one| A::key(&model, &self.engine, one)).collect();
+            let found = self.lock().look_up::<A>(&found_keys, requests)?;
+            for (at, ((found, key), request)) in found.into_iter().zip(found_keys).zip(requests).enumerate() {
+                let at = chunk * CHUNK + at;
+                let Some(found) = found else {
+                    places.push(at);
+                    missed.push(request.clone());
+                    keys.push(key);
+                    continue;
+                };
+                progress.advance(n_steps(request) as u64);
+                if take(at, Ok(found)).is_break() {
+                    return Ok(());
+                }
             }
         }
-        Ok(results)
-    }
-
-    /// Looks every request up, asks the model for the others in one call and keeps its answers.
-    fn answer_chunk<A: Answer>(
-        &self,
-        model: &Value,
-        requests: &[A::Request],
-        n_steps: &impl Fn(&A::Request) -> usize,
-        progress: &Progress,
-        ask: &impl Fn(&[A::Request]) -> Result<Vec<Result<A>>>,
-    ) -> Result<Vec<Result<A>>> {
-        let keys: Vec<Option<String>> = requests.iter().map(|one| A::key(model, &self.engine, one)).collect();
-        let mut found = self.lock().look_up::<A>(&keys, requests)?;
-        let hits = requests.iter().zip(&found).filter(|(_, found)| found.is_some());
-        progress.advance(hits.map(|(request, _)| n_steps(request) as u64).sum());
-        let missed = requests.iter().zip(&found).filter(|(_, found)| found.is_none());
-        let missed: Vec<A::Request> = missed.map(|(request, _)| request.clone()).collect();
         if missed.is_empty() {
-            return Ok(found.into_iter().flatten().map(Ok).collect());
+            return Ok(());
         }
-        let mut answered = ask(&missed)?.into_iter();
-        let mut results = Vec::with_capacity(requests.len());
-        let mut lines = Vec::new();
-        for (found, key) in found.iter_mut().zip(keys) {
-            let result = match found.take() {
-                Some(found) => Ok(found),
-                None => {
-                    let Some(result) = answered.next() else { break };
-                    if let (Ok(answer), Some(key)) = (&result, key) {
-                        lines.extend(serde_json::to_string(&Entry { key, answer }).ok());
-                    }
-                    result
-                }
-            };
-            results.push(result);
-        }
-        self.lock().keep(&lines);
-        Ok(results)
+        ask(&missed, &mut |at, answer| {
+            if let (Ok(answer), Some(key)) = (&answer, keys[at].take())
+                && let Ok(line) = serde_json::to_string(&Entry { key, answer })
+            {
+                self.lock().keep(&[line]);
+            }
+            take(places[at], answer)
+        })
     }
 
     /// What an endpoint's answers belong to: the digest of the first answers to the canary in the log that lie as close to its own as
@@ -330,6 +294,12 @@ impl Cached {
     fn lock(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn hand_over<A>(answers: Vec<A>, take: &mut Take<A>) -> Result<()> {
+    let mut answers = answers.into_iter().enumerate();
+    let _ = answers.try_for_each(|(at, answer)| take(at, Ok(answer)));
+    Ok(())
 }
 
 impl Store {

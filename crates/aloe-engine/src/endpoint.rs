@@ -39,7 +39,7 @@ use crate::endpoint::answer::TextOf;
 use crate::endpoint::prompt_logps::Form;
 use crate::endpoint::replicas::{Asking, Replicas, Reply};
 use crate::endpoint::watch::Watch;
-use crate::engine::EngineIdentity;
+use crate::engine::{EngineIdentity, Take};
 use crate::{
     Call, Continuation, EngineOptions, Error, GenerateRequest, GenerateResult, Prompt, Result, ScoreRequest,
     ScoreResult, Scored,
@@ -119,34 +119,35 @@ impl Endpoint {
         Ok(watch.map(|watch| watch.first_answers()))
     }
 
-    /// The scores in the order of the requests. A request that cannot be answered has its error in its place and the others go
-    /// on; after a fault of the servers no further request is sent, and what was answered is there.
-    pub(crate) fn score_each(
+    /// See [`crate::Engine::score_into`]. After a fault of the servers no further request is sent.
+    pub(crate) fn score_into(
         &self,
         requests: &[ScoreRequest],
         progress: &Progress,
         cancel: &Cancel,
-    ) -> Result<Vec<Result<ScoreResult>>> {
+        take: &mut Take<ScoreResult>,
+    ) -> Result<()> {
         let text = self.text.as_ref().ok_or_else(|| {
             self.unusable("scoring sends token ids; name the model's tokenizer folder with --tokenizer")
         })?;
         let (form, watch) = self.probe(text, cancel)?;
-        self.replicas.for_each(requests, Some(&watch), cancel, |request, asking| {
+        self.replicas.for_each(requests, Some(&watch), cancel, take, |request, asking| {
             let scored = self.score_one(text, form, request, asking);
             progress.advance(1);
             scored
         })
     }
 
-    /// The answers in the order of the requests; errors as those of `score_each`.
-    pub(crate) fn generate_each(
+    /// See [`crate::Engine::generate_into`].
+    pub(crate) fn generate_into(
         &self,
         requests: &[GenerateRequest],
         progress: &Progress,
         cancel: &Cancel,
-    ) -> Result<Vec<Result<GenerateResult>>> {
+        take: &mut Take<GenerateResult>,
+    ) -> Result<()> {
         let watch = self.watch_drawn(cancel)?;
-        self.replicas.for_each(requests, watch.as_deref(), cancel, |request, asking| {
+        self.replicas.for_each(requests, watch.as_deref(), cancel, take, |request, asking| {
             crate::engine::check_sampling(request)?;
             let answered = match (&self.text, &request.prompt) {
                 (Some(text), prompt) if !self.server_template => self.complete_ids(text, request, prompt, asking),

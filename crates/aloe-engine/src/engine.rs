@@ -7,6 +7,7 @@ use crate::{
 use aloe_model::WeightFormat;
 use aloe_record::{Cancel, Progress};
 use serde::{Deserialize, Serialize};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -71,6 +72,10 @@ pub enum Call {
     Generate,
 }
 
+/// Takes an answer as it comes: the request's place in the call, and the answer or, where the request itself cannot be answered, its
+/// error. A `Break` ends the call; it is no error.
+pub type Take<'a, R> = dyn FnMut(usize, Result<R>) -> ControlFlow<()> + 'a;
+
 /// A model that answers.
 pub enum Engine {
     /// Weights in this process.
@@ -120,7 +125,7 @@ impl Engine {
     pub fn score(&self, requests: &[ScoreRequest], progress: &Progress, cancel: &Cancel) -> Result<Vec<ScoreResult>> {
         match self {
             Self::Local(local) => local.score(requests, progress, cancel),
-            Self::Endpoint(endpoint) => endpoint.score_each(requests, progress, cancel)?.into_iter().collect(),
+            Self::Endpoint(_) => self.score_each(requests, progress, cancel)?.into_iter().collect(),
             Self::Cached(cached) => cached.score(requests, progress, cancel),
         }
     }
@@ -134,11 +139,7 @@ impl Engine {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<Result<ScoreResult>>> {
-        match self {
-            Self::Local(local) => local.score_each(requests, progress, cancel),
-            Self::Endpoint(endpoint) => endpoint.score_each(requests, progress, cancel),
-            Self::Cached(cached) => cached.score_each(requests, progress, cancel),
-        }
+        each(requests.len(), |take| self.score_into(requests, progress, cancel, take))
     }
 
     /// `n` answers to each request, in the order of the requests. A request that cannot be answered fails the call before
@@ -152,7 +153,7 @@ impl Engine {
         requests.iter().try_for_each(check_sampling)?;
         match self {
             Self::Local(local) => local.generate(requests, progress, cancel),
-            Self::Endpoint(endpoint) => endpoint.generate_each(requests, progress, cancel)?.into_iter().collect(),
+            Self::Endpoint(_) => self.generate_each(requests, progress, cancel)?.into_iter().collect(),
             Self::Cached(cached) => cached.generate(requests, progress, cancel),
         }
     }
@@ -164,40 +165,38 @@ impl Engine {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<Result<GenerateResult>>> {
-        match self {
-            Self::Local(local) => local.generate_each(requests, progress, cancel),
-            Self::Endpoint(endpoint) => endpoint.generate_each(requests, progress, cancel),
-            Self::Cached(cached) => cached.generate_each(requests, progress, cancel),
-        }
+        each(requests.len(), |take| self.generate_into(requests, progress, cancel, take))
     }
 
-    /// As [`Engine::score`], but what the servers of an endpoint answered before a fault is kept: the answers up to the first
-    /// request without one, and its error.
-    pub fn score_until_fault(
+    /// Hands each answer to `take` as it comes, in any order. A request that cannot be answered hands its error over and the others go
+    /// on. A fault of model or servers, or an interrupt, is the call's error, after everything that was answered.
+    pub fn score_into(
         &self,
         requests: &[ScoreRequest],
         progress: &Progress,
         cancel: &Cancel,
-    ) -> (Vec<ScoreResult>, Option<Error>) {
-        until_fault(match self {
-            Self::Local(local) => local.score(requests, progress, cancel).map(all_answered),
-            Self::Endpoint(endpoint) => endpoint.score_each(requests, progress, cancel),
-            Self::Cached(cached) => cached.score_until_fault(requests, progress, cancel),
-        })
+        take: &mut Take<ScoreResult>,
+    ) -> Result<()> {
+        match self {
+            Self::Local(local) => local.score_into(requests, progress, cancel, take),
+            Self::Endpoint(endpoint) => endpoint.score_into(requests, progress, cancel, take),
+            Self::Cached(cached) => cached.score_into(requests, progress, cancel, take),
+        }
     }
 
-    /// As [`Engine::generate`], with what was answered kept as by [`Engine::score_until_fault`].
-    pub fn generate_until_fault(
+    /// As [`Engine::score_into`] for [`Engine::generate`].
+    pub fn generate_into(
         &self,
         requests: &[GenerateRequest],
         progress: &Progress,
         cancel: &Cancel,
-    ) -> (Vec<GenerateResult>, Option<Error>) {
-        until_fault(match self {
-            Self::Local(_) => self.generate(requests, progress, cancel).map(all_answered),
-            Self::Endpoint(endpoint) => endpoint.generate_each(requests, progress, cancel),
-            Self::Cached(cached) => cached.generate_until_fault(requests, progress, cancel),
-        })
+        take: &mut Take<GenerateResult>,
+    ) -> Result<()> {
+        match self {
+            Self::Local(local) => local.generate_into(requests, progress, cancel, take),
+            Self::Endpoint(endpoint) => endpoint.generate_into(requests, progress, cancel, take),
+            Self::Cached(cached) => cached.generate_into(requests, progress, cancel, take),
+        }
     }
 
     /// What a local model computed since it was opened; `None` for an endpoint.
@@ -219,8 +218,8 @@ impl Engine {
         check_sampling(request)?;
         match self {
             Self::Local(local) => local.generate_streaming(request, cancel, on_text),
-            Self::Endpoint(endpoint) => {
-                let mut results = endpoint.generate_each(std::slice::from_ref(request), &Progress::silent(), cancel)?;
+            Self::Endpoint(_) => {
+                let mut results = self.generate_each(std::slice::from_ref(request), &Progress::silent(), cancel)?;
                 let completion = results.pop().transpose()?.and_then(|result| result.completions.into_iter().next());
                 let completion = completion.ok_or_else(|| Error::Request {
                     id: request.id.clone(),
@@ -289,20 +288,33 @@ impl Engine {
     }
 }
 
-fn all_answered<R>(results: Vec<R>) -> Vec<Result<R>> {
-    results.into_iter().map(Ok).collect()
+/// The answers of a call in the order of its `n` requests. A fault of servers stands in the first place without an answer, and the
+/// others were not asked.
+fn each<R>(n: usize, call: impl FnOnce(&mut Take<R>) -> Result<()>) -> Result<Vec<Result<R>>> {
+    let mut found: Vec<Option<Result<R>>> = (0..n).map(|_| None).collect();
+    let called = call(&mut |at, answer| {
+        found[at] = Some(answer);
+        ControlFlow::Continue(())
+    });
+    let mut fault = match called {
+        Ok(()) => None,
+        Err(Error::Endpoint { url, reason }) => Some((url, reason)),
+        Err(error) => return Err(error),
+    };
+    let answer = |found: Option<Result<R>>| {
+        found.unwrap_or_else(|| {
+            let (url, reason) = fault.clone().unwrap_or_default();
+            let not_asked = "not asked after an earlier request failed".to_owned();
+            fault = fault.take().map(|(url, _)| (url, not_asked));
+            Err(Error::Endpoint { url, reason })
+        })
+    };
+    Ok(found.into_iter().map(answer).collect())
 }
 
-/// The results before the first error, and that error.
-fn until_fault<R>(results: Result<Vec<Result<R>>>) -> (Vec<R>, Option<Error>) {
-    let mut answered = Vec::new();
-    for result in results.unwrap_or_else(|error| vec![Err(error)]) {
-        match result {
-            Ok(result) => answered.push(result),
-            Err(error) => return (answered, Some(error)),
-        }
-    }
-    (answered, None)
+/// The answers of a call that has all of them, in the order of its `n` requests.
+pub(crate) fn in_order<R>(n: usize, call: impl FnOnce(&mut Take<R>) -> Result<()>) -> Result<Vec<R>> {
+    each(n, call)?.into_iter().collect()
 }
 
 pub(crate) fn check_sampling(request: &GenerateRequest) -> Result<()> {

@@ -6,7 +6,7 @@
 //! later are dropped, and the youngest sequences give up theirs and run their ids again afterwards. Which sequences share a
 //! pass, and what was evicted, changes no bit of any of them.
 
-use crate::engine::check_sampling;
+use crate::engine::{Take, check_sampling, in_order};
 use crate::local::PACK_TOKENS;
 use crate::sample::draw_tokens;
 use crate::sequence::{Sequence, SequencePlan, StopRules};
@@ -42,6 +42,8 @@ pub(crate) struct Schedule<'a> {
     active: Vec<Sequence>,
     evicted: VecDeque<Sequence>,
     answers: Vec<Vec<Option<Completion>>>,
+    /// Requests whose samples are all there, and that were not handed over yet.
+    finished: Vec<usize>,
     page_bytes: usize,
     /// The model's own ids that end an answer.
     stop_ids: Vec<u32>,
@@ -59,28 +61,27 @@ impl Local {
         Schedule::new(self, requests, prompts).finish(progress, cancel)
     }
 
-    /// See [`crate::Engine::generate_each`].
-    pub(crate) fn generate_each(
+    /// See [`crate::Engine::generate_into`].
+    pub(crate) fn generate_into(
         &self,
         requests: &[GenerateRequest],
         progress: &Progress,
         cancel: &Cancel,
-    ) -> Result<Vec<Result<GenerateResult>>> {
-        let (mut good, mut prompts) = (Vec::new(), Vec::new());
-        let mut refused = Vec::with_capacity(requests.len());
-        for request in requests {
-            refused.push(match self.checked_prompt(request) {
+        take: &mut Take<GenerateResult>,
+    ) -> Result<()> {
+        let (mut places, mut good, mut prompts) = (Vec::new(), Vec::new(), Vec::new());
+        for (at, request) in requests.iter().enumerate() {
+            match self.checked_prompt(request) {
                 Ok(prompt) => {
+                    places.push(at);
                     good.push(request.clone());
                     prompts.push(prompt);
-                    None
                 }
-                Err(error) => Some(error),
-            });
+                Err(error) if take(at, Err(error)).is_break() => return Ok(()),
+                Err(_) => {}
+            }
         }
-        let mut answered = Schedule::new(self, &good, prompts).finish(progress, cancel)?.into_iter();
-        let result = |refused: Option<_>| refused.map_or_else(|| answered.next().map(Ok), |error| Some(Err(error)));
-        Ok(refused.into_iter().filter_map(result).collect())
+        Schedule::new(self, &good, prompts).finish_into(progress, cancel, &mut |at, result| take(places[at], result))
     }
 
     /// See [`crate::Engine::generate_streaming`].
@@ -104,7 +105,7 @@ impl Local {
             }
             schedule.retire();
         }
-        let completion = schedule.into_results().into_iter().flat_map(|result| result.completions).next();
+        let completion = schedule.result(0).completions.into_iter().next();
         let completion = completion
             .ok_or_else(|| Error::Request { id: request.id.clone(), reason: "no sample was asked for".to_owned() })?;
         on_text(completion.text.get(n_shown..).unwrap_or_default());
@@ -153,6 +154,7 @@ impl<'a> Schedule<'a> {
             active: Vec::new(),
             evicted: VecDeque::new(),
             answers: requests.iter().map(|request| vec![None; request.n]).collect(),
+            finished: (0..requests.len()).filter(|&at| requests[at].n == 0).collect(),
             page_bytes: KvCache::bytes_of(&local.decoder, 1),
             stop_ids: local.text.stop_ids(),
         }
@@ -163,13 +165,25 @@ impl<'a> Schedule<'a> {
         Self { stop_ids: Vec::new(), ..Self::new(local, requests, prompts) }
     }
 
-    pub(crate) fn finish(mut self, progress: &Progress, cancel: &Cancel) -> Result<Vec<GenerateResult>> {
-        while self.is_unfinished() {
+    pub(crate) fn finish(self, progress: &Progress, cancel: &Cancel) -> Result<Vec<GenerateResult>> {
+        in_order(self.requests.len(), |take| self.finish_into(progress, cancel, take))
+    }
+
+    /// Hands each result over when its last sample is done.
+    fn finish_into(mut self, progress: &Progress, cancel: &Cancel, take: &mut Take<GenerateResult>) -> Result<()> {
+        loop {
+            for at in std::mem::take(&mut self.finished) {
+                if take(at, Ok(self.result(at))).is_break() {
+                    return Ok(());
+                }
+            }
+            if !self.is_unfinished() {
+                return Ok(());
+            }
             cancel.check()?;
             self.step()?;
             progress.advance(self.retire());
         }
-        Ok(self.into_results())
     }
 
     fn is_unfinished(&self) -> bool {
@@ -370,22 +384,20 @@ impl<'a> Schedule<'a> {
                 counts.n_requested_tokens += (prompt_len + n_drawn - 1) as u64;
             });
             self.answers[at][sample] = Some(completion);
+            if self.answers[at].iter().all(Option::is_some) {
+                self.finished.push(at);
+            }
         }
         n_done
     }
 
-    fn into_results(self) -> Vec<GenerateResult> {
-        let Self { requests, prompts, answers, .. } = self;
-        requests
-            .iter()
-            .zip(prompts)
-            .zip(answers)
-            .map(|((request, prompt_ids), answers)| GenerateResult {
-                id: request.id.clone(),
-                prompt_ids: Some(prompt_ids),
-                completions: answers.into_iter().flatten().collect(),
-            })
-            .collect()
+    /// The result of a finished request, taken out.
+    fn result(&mut self, at: usize) -> GenerateResult {
+        GenerateResult {
+            id: self.requests[at].id.clone(),
+            prompt_ids: Some(std::mem::take(&mut self.prompts[at])),
+            completions: std::mem::take(&mut self.answers[at]).into_iter().flatten().collect(),
+        }
     }
 }
 

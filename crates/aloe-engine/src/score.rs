@@ -1,6 +1,7 @@
 //! Scoring given continuations with a local model: all requests of a call become one prefix tree, every distinct token
 //! position is computed once, and only rows that predict a scored token meet the vocabulary, once each.
 
+use crate::engine::{Take, in_order};
 use crate::local::PACK_TOKENS;
 use crate::sample::argmax;
 use crate::tree::{ROOT, Tree};
@@ -47,6 +48,11 @@ struct Scoring<'a> {
     walk: Walk,
     targets: Vec<Vec<Target>>,
     scores: Vec<Score>,
+    /// Each score's request, and each request's scores that are still to come.
+    owners: Vec<usize>,
+    n_missing: Vec<usize>,
+    /// Requests whose scores are all there, and that were not handed over yet.
+    finished: Vec<usize>,
 }
 
 impl Local {
@@ -58,22 +64,29 @@ impl Local {
         cancel: &Cancel,
     ) -> Result<Vec<ScoreResult>> {
         let plans = self.score_plans(requests).into_iter().collect::<Result<Vec<_>>>()?;
-        self.score_planned(plans, progress, cancel)
+        in_order(requests.len(), |take| self.score_planned(plans, progress, cancel, take))
     }
 
-    /// See [`crate::Engine::score_each`].
-    pub(crate) fn score_each(
+    /// See [`crate::Engine::score_into`].
+    pub(crate) fn score_into(
         &self,
         requests: &[ScoreRequest],
         progress: &Progress,
         cancel: &Cancel,
-    ) -> Result<Vec<Result<ScoreResult>>> {
-        let mut plans = Vec::new();
-        let refused: Vec<Option<_>> =
-            self.score_plans(requests).into_iter().map(|plan| plan.map(|plan| plans.push(plan)).err()).collect();
-        let mut answered = self.score_planned(plans, progress, cancel)?.into_iter();
-        let result = |refused: Option<_>| refused.map_or_else(|| answered.next().map(Ok), |error| Some(Err(error)));
-        Ok(refused.into_iter().filter_map(result).collect())
+        take: &mut Take<ScoreResult>,
+    ) -> Result<()> {
+        let (mut places, mut plans) = (Vec::new(), Vec::new());
+        for (at, plan) in self.score_plans(requests).into_iter().enumerate() {
+            match plan {
+                Ok(plan) => {
+                    places.push(at);
+                    plans.push(plan);
+                }
+                Err(error) if take(at, Err(error)).is_break() => return Ok(()),
+                Err(_) => {}
+            }
+        }
+        self.score_planned(plans, progress, cancel, &mut |at, result| take(places[at], result))
     }
 
     /// The ids of all requests; tokenising long prompts is worth all threads.
@@ -94,7 +107,14 @@ impl Local {
         Ok(Plan { id: request.id.clone(), prompt_ids, continuations, scores_prompt, prompt_end, ends, slots })
     }
 
-    fn score_planned(&self, mut plans: Vec<Plan>, progress: &Progress, cancel: &Cancel) -> Result<Vec<ScoreResult>> {
+    /// Hands each result over when its last token is scored.
+    fn score_planned(
+        &self,
+        mut plans: Vec<Plan>,
+        progress: &Progress,
+        cancel: &Cancel,
+        take: &mut Take<ScoreResult>,
+    ) -> Result<()> {
         let mut tree = Tree::new();
         let mut n_slots = 0;
         for plan in &mut plans {
@@ -117,19 +137,26 @@ impl Local {
             targets.sort_by_key(|target| target.offset);
         }
         self.count(|counts| counts.n_requested_tokens += plans.iter().map(Plan::n_requested).sum::<u64>());
-        let mut scoring = Scoring { local: self, walk, targets, scores: vec![(f64::NAN, false); n_slots] };
-        let mut n_reported = 0;
-        while !scoring.walk.is_done() {
+        let n_missing: Vec<usize> = plans.iter().map(Plan::n_scores).collect();
+        let owners = n_missing.iter().enumerate().flat_map(|(at, &n)| std::iter::repeat_n(at, n)).collect();
+        let finished = (0..plans.len()).filter(|&at| n_missing[at] == 0).collect();
+        let scores = vec![(f64::NAN, false); n_slots];
+        let mut scoring = Scoring { local: self, walk, targets, scores, owners, n_missing, finished };
+        let mut plans: Vec<Option<Plan>> = plans.into_iter().map(Some).collect();
+        loop {
+            for at in std::mem::take(&mut scoring.finished) {
+                progress.advance(1);
+                let plan = plans[at].take().expect("a request is finished once");
+                if take(at, Ok(plan.collect(&scoring.scores))).is_break() {
+                    return Ok(());
+                }
+            }
+            if scoring.walk.is_done() {
+                return Ok(());
+            }
             cancel.check()?;
             scoring.step()?;
-            // Requests are visited nearly in order: those whose last token is scored are done.
-            let done = |plan: &Plan| scoring.scores[plan.slots.clone()].iter().all(|score| !score.0.is_nan());
-            let n_done = plans[n_reported..].iter().take_while(|plan| done(plan)).count();
-            progress.advance(n_done as u64);
-            n_reported += n_done;
         }
-        progress.advance((plans.len() - n_reported) as u64);
-        Ok(plans.into_iter().map(|plan| plan.collect(&scoring.scores)).collect())
     }
 }
 
@@ -243,6 +270,11 @@ impl Scoring<'_> {
                     return Err(Error::NonFinite);
                 }
                 self.scores[target.slot] = (logp, best[row].get() == Some(&target.id));
+                let owner = self.owners[target.slot];
+                self.n_missing[owner] -= 1;
+                if self.n_missing[owner] == 0 {
+                    self.finished.push(owner);
+                }
             }
         }
         Ok(())

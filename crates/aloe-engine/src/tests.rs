@@ -4,6 +4,7 @@ use crate::{Continuation, Engine, EngineOptions, GenerateRequest, Prompt, Sampli
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::Dtype;
 use serde_json::Value;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 /// The folder of the model, or `None` (said aloud) where the data is not at hand.
@@ -417,4 +418,51 @@ fn smollm2_answers_and_scores_are_the_same_alone_and_together_in_bf16_and_in_blo
         let counts = two.counts().unwrap();
         assert!(counts.n_computed_tokens < counts.n_requested_tokens * 2 / 3, "{counts:?}");
     }
+}
+
+/// The first answer is there long before the last: a caller that keeps answers as they come loses none of them.
+#[test]
+fn each_answer_is_handed_over_when_it_is_done_and_a_break_ends_the_call() {
+    let Some(folder) = folder() else { return };
+    let (progress, cancel) = (Progress::silent(), Cancel::default());
+    let mut asked = sampled(2);
+    asked[3].sampling.max_new_tokens = 2;
+    let engine = self::engine(&folder, 2);
+    let expected = self::engine(&folder, 1).generate(&asked, &progress, &cancel).unwrap();
+    let (mut found, mut n_drawn) = (Vec::new(), Vec::new());
+    engine
+        .generate_into(&asked, &progress, &cancel, &mut |at, answer| {
+            n_drawn.push(engine.counts().unwrap().n_drawn_tokens);
+            found.push((at, answer.unwrap()));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert!(found[0].0 == 3 && n_drawn[0] < 100, "{n_drawn:?}");
+    found.sort_by_key(|(at, _)| *at);
+    assert_eq!(found.into_iter().map(|(_, answer)| answer).collect::<Vec<_>>(), expected);
+    let mut n_handed = 0;
+    engine
+        .generate_into(&asked, &progress, &cancel, &mut |_, _| {
+            n_handed += 1;
+            ControlFlow::Break(())
+        })
+        .unwrap();
+    assert_eq!(n_handed, 1);
+    let scored = |at: usize| ScoreRequest {
+        id: at.to_string(),
+        prompt: Prompt::Ids((0..400).map(|i| ((i * 7 + at * 31) % 509 + 3) as u32).collect()),
+        continuations: vec![Continuation::Ids(vec![9, 10])],
+    };
+    let asked: Vec<ScoreRequest> = (0..12).map(scored).collect();
+    let n_before = engine.counts().unwrap().n_computed_tokens;
+    let mut n_computed = Vec::new();
+    engine
+        .score_into(&asked, &progress, &cancel, &mut |_, answer| {
+            assert!(answer.is_ok());
+            n_computed.push(engine.counts().unwrap().n_computed_tokens - n_before);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!((n_computed.len(), n_computed[11]), (12, 12 * 401));
+    assert!(n_computed[0] <= 2048, "the first passes alone: {n_computed:?}");
 }

@@ -1,6 +1,7 @@
-//! The log that lets an interrupted evaluation go on: answered questions and Medprompt's solved examples, in order.
+//! The log that lets an interrupted evaluation go on: answered questions and Medprompt's solved examples, as they came.
 //!
-//! The first entry is the run's fingerprint; a log of another run is refused, never mixed in.
+//! Answers come in any order; each says which question it belongs to. A question that was refused is not kept: it costs nothing to
+//! ask again. The first entry is the run's fingerprint; a log of another run is refused, never mixed in.
 
 use crate::{Error, Result, Sample};
 use aloe_engine::CanaryAnswers;
@@ -8,6 +9,10 @@ use aloe_record::log::Log;
 use aloe_task::{Question, Task};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long answers may stay unforced to the disk: a kill loses none of them, a loss of power at most these.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// Refuses to go on with the answers at `path` when the endpoint answers known questions otherwise than it did for them.
 pub(crate) fn check_same(then: &CanaryAnswers, now: &CanaryAnswers, path: &Path) -> Result<()> {
@@ -22,6 +27,8 @@ pub(crate) fn check_same(then: &CanaryAnswers, now: &CanaryAnswers, path: &Path)
 pub(crate) struct Solved {
     /// The task under evaluation.
     pub(crate) task: String,
+    /// The pool question's place in the pool.
+    pub(crate) index: usize,
     /// The pool question's id.
     pub(crate) id: String,
     /// Right answers: the order shown and the text.
@@ -45,6 +52,7 @@ pub(crate) struct AnswerLog {
     canary: Option<CanaryAnswers>,
     samples: Vec<Sample>,
     solved: Vec<Solved>,
+    synced: Instant,
 }
 
 impl AnswerLog {
@@ -56,8 +64,8 @@ impl AnswerLog {
             Some(Entry::Run(found)) if found == fingerprint => {}
             Some(_) => return Err(Error::OtherRun { path: path.display().to_string() }),
         }
-        let (path, samples, solved) = (path.to_path_buf(), Vec::new(), Vec::new());
-        let mut found = Self { log, path, canary: None, samples, solved };
+        let (path, samples, solved, synced) = (path.to_path_buf(), Vec::new(), Vec::new(), Instant::now());
+        let mut found = Self { log, path, canary: None, samples, solved, synced };
         for entry in entries {
             match entry {
                 Entry::Run(_) => return Err(Error::OtherRun { path: found.path.display().to_string() }),
@@ -85,32 +93,51 @@ impl AnswerLog {
         Ok(())
     }
 
-    /// The answers to `task` so far: a prefix of its questions, because they are asked in order.
-    pub(crate) fn samples_of(&self, task: Task, questions: &[Question]) -> Result<Vec<Sample>> {
+    /// The answers to `task` so far, by the places of its questions.
+    pub(crate) fn samples_of(&self, task: Task, questions: &[Question]) -> Result<Vec<Option<Sample>>> {
         let name = task.name();
-        let samples: Vec<Sample> = self.samples.iter().filter(|sample| sample.task == name).cloned().collect();
-        let fits = samples.len() <= questions.len()
-            && samples.iter().zip(questions).all(|(sample, question)| sample.id == question.id);
-        if fits { Ok(samples) } else { Err(Error::OtherRun { path: self.path.display().to_string() }) }
+        let of_task = self.samples.iter().filter(|sample| sample.task == name);
+        self.placed(questions, of_task.map(|sample| (sample.index, sample.id.as_str(), sample)))
     }
 
-    /// The solved pool questions of `task` so far.
-    pub(crate) fn solved_of(&self, task: Task) -> Vec<Solved> {
+    /// The solved pool questions of `task` so far, by their places in the pool.
+    pub(crate) fn solved_of(&self, task: Task, pool: &[Question]) -> Result<Vec<Option<Solved>>> {
         let name = task.name();
-        self.solved.iter().filter(|solved| solved.task == name).cloned().collect()
+        let of_task = self.solved.iter().filter(|solved| solved.task == name);
+        self.placed(pool, of_task.map(|solved| (solved.index, solved.id.as_str(), solved)))
     }
 
-    pub(crate) fn append_all(&mut self, samples: &[Sample]) -> Result<()> {
-        for sample in samples {
-            self.log.append(&Entry::Answered(Box::new(sample.clone())))?;
+    fn placed<'a, T: Clone + 'a>(
+        &self,
+        questions: &[Question],
+        entries: impl Iterator<Item = (usize, &'a str, &'a T)>,
+    ) -> Result<Vec<Option<T>>> {
+        let mut found: Vec<Option<T>> = questions.iter().map(|_| None).collect();
+        for (index, id, entry) in entries {
+            if questions.get(index).is_none_or(|question| question.id != id) {
+                return Err(Error::OtherRun { path: self.path.display().to_string() });
+            }
+            found[index] = Some(entry.clone());
         }
-        Ok(self.log.sync()?)
+        Ok(found)
     }
 
-    pub(crate) fn append_solved(&mut self, solved: &[Solved]) -> Result<()> {
-        for entry in solved {
-            self.log.append(&Entry::Solved(entry.clone()))?;
+    pub(crate) fn append(&mut self, sample: &Sample) -> Result<()> {
+        self.log.append(&Entry::Answered(Box::new(sample.clone())))?;
+        self.sync(false)
+    }
+
+    pub(crate) fn append_solved(&mut self, solved: &Solved) -> Result<()> {
+        self.log.append(&Entry::Solved(solved.clone()))?;
+        self.sync(false)
+    }
+
+    /// Forces what was appended to the disk, now or when it is time again.
+    pub(crate) fn sync(&mut self, now: bool) -> Result<()> {
+        if now || self.synced.elapsed() >= SYNC_EVERY {
+            self.log.sync()?;
+            self.synced = Instant::now();
         }
-        Ok(self.log.sync()?)
+        Ok(())
     }
 }

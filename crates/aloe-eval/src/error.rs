@@ -32,6 +32,16 @@ pub enum Error {
         /// How far the answers to known questions lie apart.
         difference: String,
     },
+    /// Not one question of a task was taken.
+    #[error("{task}: all {n} questions were refused, so there is nothing to report; the first: {reason}")]
+    AllRefused {
+        /// The task.
+        task: String,
+        /// Its questions.
+        n: usize,
+        /// Why the first was refused.
+        reason: String,
+    },
     /// Two runs that cannot be paired.
     #[error("cannot compare: {0}")]
     Unpaired(String),

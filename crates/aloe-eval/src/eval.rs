@@ -3,8 +3,8 @@
 
 use crate::answers::AnswerLog;
 use crate::report::{self, EvalResults, TaskResult};
-use crate::strategy::{self, TaskRun};
-use crate::{EvalConfig, Result, Sample};
+use crate::strategy::{self, Plan, TaskRun};
+use crate::{Error, EvalConfig, Result, Sample};
 use aloe_engine::{Embedder, Engine, Reranker};
 use aloe_record::{Cancel, Progress, atomic};
 use aloe_task::{Question, Task};
@@ -43,17 +43,7 @@ pub fn eval(
         progress.message(&task.name());
         let run = TaskRun { engine, config, encoders, task: *task, questions, progress, cancel };
         let plan = strategy::prepare(&run, &mut log)?;
-        let mut samples: Vec<Sample> = log.samples_of(*task, questions)?;
-        progress.resume(samples.len() as u64);
-        while samples.len() < questions.len() {
-            cancel.check()?;
-            let next = samples.len()..questions.len().min(samples.len() + plan.chunk_len(engine));
-            let (answered, fault) = plan.answer(&run, next)?;
-            log.append_all(&answered)?;
-            progress.advance(answered.len() as u64);
-            samples.extend(answered);
-            fault.map_or(Ok(()), Err)?;
-        }
+        let samples = answer_all(&run, &plan, &mut log)?;
         let mut result = TaskResult::of(*task, &samples, *n_whole, config, plan.notes());
         result.noise_floor = plan.noise_floor(&run, &samples)?;
         results.push(result);
@@ -64,6 +54,37 @@ pub fn eval(
     atomic::write_json(&out.join("results.json"), &results)?;
     progress.finish();
     Ok(results)
+}
+
+/// The answers to all questions of a task, in their order: those in the log, and the others as they come. A question that the model
+/// or its server refuses counts as wrong; where all are refused, that is an error.
+fn answer_all(run: &TaskRun, plan: &Plan, log: &mut AnswerLog) -> Result<Vec<Sample>> {
+    let mut samples = log.samples_of(run.task, run.questions)?;
+    let missing: Vec<usize> = (0..samples.len()).filter(|&at| samples[at].is_none()).collect();
+    run.progress.resume((samples.len() - missing.len()) as u64);
+    for window in missing.chunks(plan.window_len(run.engine)) {
+        run.cancel.check()?;
+        let answered = plan.answer(run, window, &mut |sample| {
+            if sample.refused.is_none() {
+                log.append(&sample)?;
+            }
+            run.progress.advance(1);
+            let place = sample.index;
+            samples[place] = Some(sample);
+            Ok(())
+        });
+        log.sync(true)?;
+        answered?;
+    }
+    let samples: Vec<Sample> = samples.into_iter().flatten().collect();
+    match samples.iter().map(|sample| sample.refused.as_ref()).collect::<Option<Vec<_>>>() {
+        Some(reasons) => Err(Error::AllRefused {
+            task: run.task.name(),
+            n: reasons.len(),
+            reason: reasons.first().map_or_else(String::new, |reason| (*reason).clone()),
+        }),
+        None => Ok(samples),
+    }
 }
 
 /// Each task with its questions up to the limit, and how many its file holds.

@@ -3,6 +3,7 @@
 //! Only here the words attack success rate are used, and never without the judge's error beside them.
 
 use crate::stats::{Interval, wilson};
+use crate::strategy::handed;
 use crate::{Error, Result};
 use aloe_engine::{Engine, GenerateRequest, Prompt, Sampling};
 use aloe_record::{Cancel, Progress, digest};
@@ -91,8 +92,15 @@ impl Judge<'_> {
         digest::bytes(json!([self.engine.identity(), self.prompt, labels]).to_string().as_bytes())
     }
 
-    /// Judges responses, in order.
-    pub fn judge(&self, responses: &[Judging], cancel: &Cancel) -> Result<Vec<GuardVerdict>> {
+    /// Judges responses and hands each verdict, with its response's place, to `take` as it comes. A response that the judge does not
+    /// take is an error once the others are judged.
+    pub fn judge(
+        &self,
+        responses: &[&Judging],
+        cancel: &Cancel,
+        take: &mut dyn FnMut(usize, GuardVerdict) -> Result<()>,
+    ) -> Result<()> {
+        cancel.check()?;
         let requests: Vec<GenerateRequest> = responses
             .iter()
             .map(|one| GenerateRequest {
@@ -102,9 +110,19 @@ impl Judge<'_> {
                 sampling: Sampling::greedy(20),
             })
             .collect();
-        let results = self.engine.generate(&requests, &Progress::silent(), cancel)?;
-        let verdict = |text: Option<&str>| llama_guard::parse(text.unwrap_or_default());
-        Ok(results.iter().map(|one| verdict(one.completions.first().map(|c| c.text.as_str()))).collect())
+        let mut refused = None;
+        let ask = |take: &mut _| self.engine.generate_into(&requests, &Progress::silent(), cancel, take);
+        handed(ask, |at, answer| match answer {
+            Ok(result) => {
+                let text = result.completions.first().map(|completion| completion.text.as_str());
+                take(at, llama_guard::parse(text.unwrap_or_default()))
+            }
+            Err(error) => {
+                refused.get_or_insert(error);
+                Ok(())
+            }
+        })?;
+        Ok(refused.map_or(Ok(()), Err)?)
     }
 
     fn messages(&self, one: &Judging) -> Vec<Message> {

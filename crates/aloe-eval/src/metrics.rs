@@ -39,6 +39,9 @@ pub struct Counts {
     pub acc_norm: Option<Estimate>,
     /// Questions without any readable answer.
     pub n_unparsed: usize,
+    /// Questions that the model or its server refused: no answer, and wrong.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub n_refused: usize,
     /// Samples without a readable answer (generation only).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub n_unparsed_samples: Option<usize>,
@@ -68,7 +71,8 @@ impl Counts {
         let n = samples.len();
         let estimate = |n_right| Estimate::share(n_right, n);
         let generated = samples.iter().any(|sample| !sample.votes.is_empty());
-        let scored = samples.iter().all(|sample| sample.correct_norm.is_some());
+        let taken = || samples.iter().filter(|sample| sample.refused.is_none());
+        let scored = taken().all(|sample| sample.correct_norm.is_some());
         let votes = || samples.iter().flat_map(|sample| &sample.votes);
         let (chosen_positions, key_positions) = positions(samples);
         let mut keys = vec![0; width(samples)];
@@ -77,7 +81,8 @@ impl Counts {
             n,
             acc: estimate(samples.iter().filter(|sample| sample.correct).count()),
             acc_norm: scored.then(|| estimate(samples.iter().filter(|s| s.correct_norm == Some(true)).count())),
-            n_unparsed: samples.iter().filter(|sample| sample.predicted.is_none()).count(),
+            n_unparsed: taken().filter(|sample| sample.predicted.is_none()).count(),
+            n_refused: n - taken().count(),
             n_unparsed_samples: generated.then(|| votes().filter(|vote| vote.answer.is_none()).count()),
             n_samples: generated.then(|| votes().count()),
             n_ties: generated.then(|| samples.iter().filter(|sample| sample.tie).count()),
@@ -88,6 +93,19 @@ impl Counts {
             key_positions,
         }
     }
+}
+
+impl Counts {
+    /// How many questions were refused, in words; `None` where all were taken.
+    pub(crate) fn refused_words(&self) -> Option<String> {
+        let questions = if self.n_refused == 1 { "question was" } else { "questions were" };
+        (self.n_refused > 0)
+            .then(|| format!("{} {questions} refused by the model or its server and counted wrong", self.n_refused))
+    }
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 fn width(samples: &[Sample]) -> usize {
@@ -108,7 +126,7 @@ fn positions(samples: &[Sample]) -> (Vec<usize>, Vec<usize>) {
                 keys[position] += 1;
             }
         };
-        if sample.votes.is_empty() {
+        if sample.votes.is_empty() && sample.refused.is_none() {
             count(&natural, sample.predicted);
         }
         sample.votes.iter().for_each(|vote| count(&vote.order, vote.answer));
@@ -228,6 +246,7 @@ mod tests {
             choices: vec![],
             votes,
             tie: false,
+            refused: None,
         }
     }
 

@@ -7,9 +7,11 @@ use crate::judge::{self, Judge, Judging};
 use crate::redteam_log::RedTeamLog;
 use crate::redteam_report::{Judgement, RedTeamResults, RedTeamSample};
 use crate::redteam_sample::{PlannedPrompt, stratified};
+use crate::strategy::{WINDOW_REQUESTS, handed};
 use crate::{Error, Result, report};
 use aloe_engine::{Call, Engine, GenerateRequest, GenerateResult, Prompt, Sampling};
 use aloe_record::{Cancel, Progress, atomic, digest};
+use aloe_task::red_team::llama_guard::GuardVerdict;
 use aloe_task::red_team::questions::HarmlessPrompt;
 use aloe_task::red_team::{RedTeamQuestion, RefusalRule, Rendering, Style, TurnTokens};
 use aloe_text::{Message, Role};
@@ -112,7 +114,8 @@ is an injection, which takes two";
     asked(engine, questions, &planned, harmless, config)
 }
 
-/// Asks what the log does not hold yet, a chunk at a time.
+/// Asks what the log does not hold yet. Prompts that are refused are an error once all others are answered: a rate over what is left
+/// would be another sample's.
 fn answer_all(
     engine: &Engine,
     asked: &[Asked],
@@ -121,19 +124,46 @@ fn answer_all(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<()> {
-    while log.samples.len() < asked.len() {
+    let missing: Vec<usize> = (0..asked.len()).filter(|at| !log.samples.contains_key(at)).collect();
+    let mut refused = Refused::default();
+    for window in missing.chunks(WINDOW_REQUESTS * engine.n_servers()) {
         cancel.check()?;
-        let chunk = &asked[log.samples.len()..asked.len().min(log.samples.len() + 32)];
-        let requests: Vec<GenerateRequest> = chunk.iter().map(|one| one.request.clone()).collect();
-        let (results, fault) = engine.generate_until_fault(&requests, &Progress::silent(), cancel);
-        progress.advance(results.len() as u64);
-        let answered = chunk.iter().zip(results).map(|(one, result)| answered(one, result, rule));
-        log.answered(answered.collect::<Result<_>>()?)?;
-        if let Some(fault) = fault {
-            return Err(fault.into());
-        }
+        let requests: Vec<GenerateRequest> = window.iter().map(|&at| asked[at].request.clone()).collect();
+        let ask = |take: &mut _| engine.generate_into(&requests, &Progress::silent(), cancel, take);
+        let answered = handed(ask, |at, result| {
+            progress.advance(1);
+            match result {
+                Ok(result) => log.answered(window[at], answered(&asked[window[at]], result, rule)?),
+                Err(error) => refused.add(error),
+            }
+        });
+        log.sync()?;
+        answered?;
     }
-    Ok(())
+    refused.check(asked.len(), "prompts")
+}
+
+/// What was refused.
+#[derive(Default)]
+struct Refused {
+    n: usize,
+    first: Option<aloe_engine::Error>,
+}
+
+impl Refused {
+    fn add(&mut self, error: aloe_engine::Error) -> Result<()> {
+        self.n += 1;
+        self.first.get_or_insert(error);
+        Ok(())
+    }
+
+    fn check(self, n_asked: usize, what: &str) -> Result<()> {
+        let Some(first) = self.first else { return Ok(()) };
+        let n = self.n;
+        Err(Error::Config(format!(
+            "{n} of {n_asked} {what} were refused by the model or its server, the answers to the others are kept; the first: {first}"
+        )))
+    }
 }
 
 /// One prompt with the part of its record that is known before the answer.
@@ -211,36 +241,46 @@ fn answered(one: &Asked, result: GenerateResult, rule: RefusalRule) -> Result<Re
 /// The judge's error on its labelled responses.
 fn measure(judge: &Judge, log: &mut RedTeamLog, progress: &Progress, cancel: &Cancel) -> Result<judge::JudgeError> {
     let labelled = judge.labelled();
-    while log.labels.len() < labelled.len() {
-        cancel.check()?;
-        let chunk = &labelled[log.labels.len()..labelled.len().min(log.labels.len() + 32)];
-        log.labelled(judge.judge(chunk, cancel)?)?;
-        progress.advance(chunk.len() as u64);
+    let missing: Vec<usize> = (0..labelled.len()).filter(|at| !log.labels.contains_key(at)).collect();
+    for window in missing.chunks(WINDOW_REQUESTS * judge.engine.n_servers()) {
+        let responses: Vec<&Judging> = window.iter().map(|&at| &labelled[at]).collect();
+        let judged = judge.judge(&responses, cancel, &mut |at, verdict| {
+            progress.advance(1);
+            log.labelled(window[at], verdict)
+        });
+        log.sync()?;
+        judged?;
     }
-    Ok(judge::error_of(judge.labels, &log.labels))
+    let verdicts: Vec<GuardVerdict> = log.labels.values().cloned().collect();
+    Ok(judge::error_of(judge.labels, &verdicts))
 }
 
 /// Judges the responses to harmful prompts that have no verdict yet.
 fn judge_all(judge: &Judge, log: &mut RedTeamLog, progress: &Progress, cancel: &Cancel) -> Result<()> {
-    let harmful: Vec<RedTeamSample> = log.samples.iter().filter(|sample| sample.style.is_some()).cloned().collect();
-    while log.verdicts.len() < harmful.len() {
-        cancel.check()?;
-        let chunk = &harmful[log.verdicts.len()..harmful.len().min(log.verdicts.len() + 32)];
-        let judgings: Vec<Judging> = chunk
-            .iter()
-            .map(|sample| Judging { id: sample.id.clone(), question: &sample.question, response: &sample.response })
-            .collect();
-        log.judged(judge.judge(&judgings, cancel)?)?;
-        progress.advance(chunk.len() as u64);
+    let harmful: Vec<RedTeamSample> = log.samples.values().filter(|sample| sample.style.is_some()).cloned().collect();
+    let judging = |sample| {
+        let RedTeamSample { id, question, response, .. } = sample;
+        Judging { id: id.clone(), question, response }
+    };
+    let judgings: Vec<Judging> = harmful.iter().map(judging).collect();
+    let missing: Vec<usize> = (0..harmful.len()).filter(|at| !log.verdicts.contains_key(at)).collect();
+    for window in missing.chunks(WINDOW_REQUESTS * judge.engine.n_servers()) {
+        let responses: Vec<&Judging> = window.iter().map(|&at| &judgings[at]).collect();
+        let judged = judge.judge(&responses, cancel, &mut |at, verdict| {
+            progress.advance(1);
+            log.judged(window[at], verdict)
+        });
+        log.sync()?;
+        judged?;
     }
     Ok(())
 }
 
 /// The responses with their verdicts, where there are any.
 fn judged_samples(log: &RedTeamLog) -> Vec<RedTeamSample> {
-    let mut samples = log.samples.clone();
+    let mut samples: Vec<RedTeamSample> = log.samples.values().cloned().collect();
     let harmful = samples.iter_mut().filter(|sample| sample.style.is_some());
-    for (sample, verdict) in harmful.zip(&log.verdicts) {
+    for (sample, verdict) in harmful.zip(log.verdicts.values()) {
         sample.judge = Some(verdict.clone());
     }
     samples

@@ -1,5 +1,5 @@
-//! The log that lets an interrupted red-team run go on: responses, and the judge's verdicts on labels and responses. What a
-//! model has said once is not asked again, even when the judge fails after it.
+//! The log that lets an interrupted red-team run go on: responses, and the judge's verdicts on labels and responses, as they came. What
+//! a model has said once is not asked again, even when the judge fails after it.
 //!
 //! The first entry is the run's fingerprint; a log of another run is refused. Verdicts carry the judge's key, and those of
 //! another judge are passed over.
@@ -11,6 +11,7 @@ use aloe_engine::CanaryAnswers;
 use aloe_record::log::Log;
 use aloe_task::red_team::llama_guard::GuardVerdict;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 #[derive(Serialize, Deserialize)]
@@ -19,19 +20,24 @@ enum Entry {
     Run(String),
     /// What an endpoint answered to known questions before the responses.
     Canary(CanaryAnswers),
-    Answered(Box<RedTeamSample>),
     /// The same of the judge, before its verdicts.
     JudgeCanary {
         judge: String,
         answers: CanaryAnswers,
     },
-    Labels {
+    /// A response, and its place among the prompts.
+    Answered(usize, Box<RedTeamSample>),
+    /// A verdict on a labelled response, and its place among them.
+    Label {
         judge: String,
-        verdicts: Vec<GuardVerdict>,
+        at: usize,
+        verdict: GuardVerdict,
     },
+    /// A verdict on a response to a harmful prompt, and its place among these.
     Judged {
         judge: String,
-        verdicts: Vec<GuardVerdict>,
+        at: usize,
+        verdict: GuardVerdict,
     },
 }
 
@@ -42,19 +48,19 @@ pub(crate) struct RedTeamLog {
     judge: String,
     canary: Option<CanaryAnswers>,
     judge_canary: Option<CanaryAnswers>,
-    /// Responses, in the order asked.
-    pub(crate) samples: Vec<RedTeamSample>,
-    /// Verdicts on the labelled responses, in their order.
-    pub(crate) labels: Vec<GuardVerdict>,
-    /// Verdicts on the responses to harmful prompts, in their order.
-    pub(crate) verdicts: Vec<GuardVerdict>,
+    /// Responses by their places.
+    pub(crate) samples: BTreeMap<usize, RedTeamSample>,
+    /// Verdicts on the labelled responses.
+    pub(crate) labels: BTreeMap<usize, GuardVerdict>,
+    /// Verdicts on the responses to harmful prompts.
+    pub(crate) verdicts: BTreeMap<usize, GuardVerdict>,
 }
 
 impl RedTeamLog {
     /// Opens the log of the run with this fingerprint; `judge` is its judge's key, empty without one.
     pub(crate) fn open(path: &Path, fingerprint: &str, judge: &str) -> Result<Self> {
         let (log, entries) = Log::open::<Entry>(path)?;
-        let (samples, labels, verdicts) = (Vec::new(), Vec::new(), Vec::new());
+        let (samples, labels, verdicts) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let (path, judge_key) = (path.to_path_buf(), judge.to_owned());
         let mut found =
             Self { log, path, judge: judge_key, canary: None, judge_canary: None, samples, labels, verdicts };
@@ -64,10 +70,14 @@ impl RedTeamLog {
                 Entry::Run(written) if written == fingerprint && !known => known = true,
                 Entry::Canary(canary) if known => found.canary = Some(canary),
                 Entry::JudgeCanary { judge: by, answers } if known && by == judge => found.judge_canary = Some(answers),
-                Entry::Answered(sample) if known => found.samples.push(*sample),
-                Entry::Labels { judge: by, verdicts } if known && by == judge => found.labels.extend(verdicts),
-                Entry::Judged { judge: by, verdicts } if known && by == judge => found.verdicts.extend(verdicts),
-                Entry::JudgeCanary { .. } | Entry::Labels { .. } | Entry::Judged { .. } if known => {}
+                Entry::Answered(at, sample) if known => drop(found.samples.insert(at, *sample)),
+                Entry::Label { judge: by, at, verdict } if known && by == judge => {
+                    found.labels.insert(at, verdict);
+                }
+                Entry::Judged { judge: by, at, verdict } if known && by == judge => {
+                    found.verdicts.insert(at, verdict);
+                }
+                Entry::JudgeCanary { .. } | Entry::Label { .. } | Entry::Judged { .. } if known => {}
                 _ => return Err(Error::OtherRun { path: found.path.display().to_string() }),
             }
         }
@@ -104,26 +114,29 @@ impl RedTeamLog {
         Ok(())
     }
 
-    /// Adds responses.
-    pub(crate) fn answered(&mut self, samples: Vec<RedTeamSample>) -> Result<()> {
-        for sample in samples {
-            self.log.append(&Entry::Answered(Box::new(sample.clone())))?;
-            self.samples.push(sample);
-        }
-        Ok(self.log.sync()?)
+    /// Adds a response.
+    pub(crate) fn answered(&mut self, at: usize, sample: RedTeamSample) -> Result<()> {
+        self.log.append(&Entry::Answered(at, Box::new(sample.clone())))?;
+        self.samples.insert(at, sample);
+        Ok(())
     }
 
-    /// Adds verdicts on labelled responses.
-    pub(crate) fn labelled(&mut self, verdicts: Vec<GuardVerdict>) -> Result<()> {
-        self.log.append(&Entry::Labels { judge: self.judge.clone(), verdicts: verdicts.clone() })?;
-        self.labels.extend(verdicts);
-        Ok(self.log.sync()?)
+    /// Adds a verdict on a labelled response.
+    pub(crate) fn labelled(&mut self, at: usize, verdict: GuardVerdict) -> Result<()> {
+        self.log.append(&Entry::Label { judge: self.judge.clone(), at, verdict: verdict.clone() })?;
+        self.labels.insert(at, verdict);
+        Ok(())
     }
 
-    /// Adds verdicts on responses.
-    pub(crate) fn judged(&mut self, verdicts: Vec<GuardVerdict>) -> Result<()> {
-        self.log.append(&Entry::Judged { judge: self.judge.clone(), verdicts: verdicts.clone() })?;
-        self.verdicts.extend(verdicts);
+    /// Adds a verdict on a response.
+    pub(crate) fn judged(&mut self, at: usize, verdict: GuardVerdict) -> Result<()> {
+        self.log.append(&Entry::Judged { judge: self.judge.clone(), at, verdict: verdict.clone() })?;
+        self.verdicts.insert(at, verdict);
+        Ok(())
+    }
+
+    /// Forces what was added to the disk.
+    pub(crate) fn sync(&self) -> Result<()> {
         Ok(self.log.sync()?)
     }
 }

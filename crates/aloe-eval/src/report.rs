@@ -80,7 +80,8 @@ impl TaskResult {
         let acc = self.counts.acc;
         let interval = acc.interval.map_or_else(String::new, |one| format!(" (95 %: {})", one.percent(1)));
         let warning = self.warning.as_ref().map_or("", |_| ", nearly all answers one option");
-        format!("{} {:.1} % +- {:.1}{interval}{warning}", self.task, 100.0 * acc.value, 100.0 * acc.stderr)
+        let refused = self.counts.refused_words().map_or_else(String::new, |words| format!(", {words}"));
+        format!("{} {:.1} % +- {:.1}{interval}{warning}{refused}", self.task, 100.0 * acc.value, 100.0 * acc.stderr)
     }
 
     fn task(&self) -> Option<Task> {
@@ -150,6 +151,9 @@ impl EvalResults {
             text += &line(&result.task, counts.n, counts.acc, &counts.n_unparsed.to_string(), &result.comparability);
             if let Some(warning) = &result.warning {
                 text += &format!("{:<36} {warning}\n", "");
+            }
+            if let Some(refused) = result.counts.refused_words() {
+                text += &format!("{:<36} {refused}\n", "");
             }
             if let Some(noise) = &result.noise_floor {
                 text += &format!("{:<36} {}\n", "", noise.words());

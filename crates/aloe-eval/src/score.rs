@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use aloe_engine::FinishReason;
+use aloe_task::Question;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -41,6 +42,32 @@ pub struct Sample {
     /// For generation: whether two options shared the most votes.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub tie: bool,
+    /// Why the model or its server did not take the question; it then counts as wrong.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub refused: Option<String>,
+}
+
+impl Sample {
+    /// The record of a question that got no answer because it was refused.
+    pub(crate) fn refused(task: String, index: usize, question: &Question, reason: String) -> Self {
+        Self {
+            task,
+            id: question.id.clone(),
+            index,
+            subject: question.subject.clone(),
+            n_choices: question.choices.len(),
+            key: question.key,
+            predicted: None,
+            correct: false,
+            correct_norm: None,
+            prompt_sha256: String::new(),
+            prompt_ids: Vec::new(),
+            choices: Vec::new(),
+            votes: Vec::new(),
+            tie: false,
+            refused: Some(reason),
+        }
+    }
 }
 
 /// One option's score.

@@ -49,7 +49,7 @@ pub(crate) fn resume_point(kind: &str, partial: &Path) -> Option<String> {
             match (answered, solved) {
                 (0, 0) => None,
                 (0, solved) => Some(format!("goes on after worked example {solved} of the pool")),
-                _ => Some(format!("goes on from {noun} {}", answered + 1)),
+                _ => Some(format!("goes on from {answered} answered {noun}s")),
             }
         }
         _ => None,
@@ -99,8 +99,8 @@ mod tests {
         assert_eq!(say("sft"), "interrupted; the same command goes on after step 12");
         let log = "01234567 {\"run\":\"x\"}\n01234567 {\"answered\":{}}\n01234567 {\"answered\":{}}\n";
         std::fs::write(dir.path().join(".answers.log"), log).unwrap();
-        assert_eq!(say("eval"), "interrupted; the same command goes on from question 3");
-        assert_eq!(say("redteam"), "interrupted; the same command goes on from prompt 3");
+        assert_eq!(say("eval"), "interrupted; the same command goes on from 2 answered questions");
+        assert_eq!(say("redteam"), "interrupted; the same command goes on from 2 answered prompts");
         assert_eq!(say("merge"), "interrupted; the same command starts this stage over");
         assert!(!dir.path().exists(), "a merge's partial folder is of no use");
     }
@@ -129,7 +129,7 @@ mod tests {
             assert_eq!(std::fs::read(partial.join(".answers.log")).unwrap().len(), cut, "cut at {cut}");
             let place = match whole(cut) {
                 0 | 1 => "starts this stage over".to_owned(),
-                n_lines => format!("goes on from question {n_lines}"),
+                n_lines => format!("goes on from {} answered questions", n_lines - 1),
             };
             assert_eq!(said, format!("interrupted; the same command {place}"), "cut at {cut}");
         }

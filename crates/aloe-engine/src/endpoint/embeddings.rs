@@ -6,6 +6,7 @@ use super::listing;
 use super::replicas::{Asking, Replicas, Reply};
 use super::vectors;
 use super::watch::Watch;
+use crate::engine::in_order;
 use crate::{EngineOptions, Error, Result};
 use aloe_record::{Cancel, Progress};
 use serde_json::json;
@@ -51,13 +52,15 @@ impl Embeddings {
             return Err(refused(at, "", "a text without tokens has no embedding"));
         }
         let starts: Vec<usize> = (0..texts.len()).step_by(BATCH).collect();
-        let batches = self.replicas.for_each(&starts, Some(&self.watch), cancel, |&start, asking| {
-            let batch = &texts[start..texts.len().min(start + BATCH)];
-            let vectors = self.batch(start, batch, asking);
-            progress.advance(batch.len() as u64);
-            vectors
+        let batches = in_order(starts.len(), |take| {
+            self.replicas.for_each(&starts, Some(&self.watch), cancel, take, |&start, asking| {
+                let batch = &texts[start..texts.len().min(start + BATCH)];
+                let vectors = self.batch(start, batch, asking);
+                progress.advance(batch.len() as u64);
+                vectors
+            })
         })?;
-        Ok(batches.into_iter().collect::<Result<Vec<_>>>()?.concat())
+        Ok(batches.concat())
     }
 
     /// The vectors of the texts from number `start` on. Of a batch that is refused each text is sent alone, to name the one.

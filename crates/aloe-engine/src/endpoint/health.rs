@@ -76,6 +76,11 @@ impl State {
         self.lie.is_some() && self.proven.is_none_or(|proven| answered > proven)
     }
 
+    /// Whether an answer that came at `answered` is vouched for: a good canary came after it.
+    pub(super) fn vouches(&self, answered: Instant) -> bool {
+        self.proven.is_some_and(|proven| answered <= proven)
+    }
+
     /// It answered a canary sent at `sent`, after `n_before` answers, as at the start.
     pub(super) fn prove(&mut self, sent: Instant, n_before: u32) {
         self.proven = Some(sent);

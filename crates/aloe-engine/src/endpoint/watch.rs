@@ -1,5 +1,5 @@
 //! When servers are asked the canary: each at the start, one that comes back before it is asked anything else, one that broke off a
-//! connection, and each after its answers of a call, or [`EVERY`] of them. So an answer is handed over when its server gave the canary's answer before and after
+//! connection, and each after its answers of a call, or [`EVERY`] of them, or [`HELD`]. So an answer is handed over when its server gave the canary's answer before and after
 //! it, or died after it. Answers of a server that answers otherwise, since its last good canary, are refused, and the run ends.
 //!
 //! A call of one request (a chat) is followed by the canary only when the last one is [`A_WHILE`] ago.
@@ -7,10 +7,12 @@
 use super::canary::{Answer, Canary, CanaryAnswers, difference};
 use super::health::{LONGEST_PAUSE, State};
 use super::replicas::{Asking, CHECK_TIMEOUT, LONGEST_WAIT, Replicas, Reply, SILENCE, Shared, TRIES};
+use crate::engine::Take;
 use crate::http::Outcome;
 use crate::{Error, Result};
 use aloe_record::Cancel;
 use serde_json::Value;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +20,9 @@ use std::time::{Duration, Instant};
 
 /// Answers of one server after which it is asked the canary in the midst of a call.
 const EVERY: u32 = 256;
+
+/// How long answers are held, in the midst of a call, before their server is asked the canary: what a kill loses.
+const HELD: Duration = Duration::from_secs(10);
 
 /// How long calls of one request go on without a canary.
 const A_WHILE: Duration = Duration::from_secs(60);
@@ -140,20 +145,25 @@ impl Replicas {
         Ok(answers)
     }
 
-    /// Runs `work` for every request over the connections; results in the order of the requests. After a fault of the servers
-    /// or an interrupt no further request is begun. Answers that no good canary vouches for become the error.
+    /// Runs `work` for every request over the connections, and hands each result over once good canaries vouch for its answers. After
+    /// a fault of the servers, an interrupt or a `Break` no further request is begun. Answers that no good canary vouches for become the
+    /// call's error, as does a fault.
     pub(super) fn for_each<Q: Sync, R: Send>(
         &self,
         requests: &[Q],
         watch: Option<&Watch>,
         cancel: &Cancel,
+        take: &mut Take<R>,
         work: impl Fn(&Q, &Asking) -> Result<R> + Sync,
-    ) -> Result<Vec<Result<R>>> {
-        let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-        results.lock().unwrap_or_else(PoisonError::into_inner).resize_with(requests.len(), || None);
+    ) -> Result<()> {
+        let (next, work) = (AtomicUsize::new(0), &work);
+        let mut held = Vec::new();
+        let mut fault = None;
         std::thread::scope(|scope| {
+            let (send, receive) = mpsc::channel();
             for _ in 0..self.connections().min(requests.len()) {
-                scope.spawn(|| {
+                let (send, next) = (send.clone(), &next);
+                scope.spawn(move || {
                     loop {
                         let at = next.fetch_add(1, Ordering::SeqCst);
                         let Some(request) = requests.get(at) else { break };
@@ -163,12 +173,21 @@ impl Replicas {
                         if result.as_ref().is_err_and(ends_the_run) {
                             next.store(requests.len(), Ordering::SeqCst);
                         }
+                        let is_due =
+                            |state: &State, last: Duration| state.n_since >= EVERY || state.is_suspect || last >= HELD;
                         for &(server, _) in &answered {
-                            self.prove(server, watch, |state, _| state.n_since >= EVERY || state.is_suspect, cancel);
+                            self.prove(server, watch, is_due, cancel);
                         }
-                        results.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some((result, answered));
+                        let _ = send.send(Asked { at, result, answered });
                     }
                 });
+            }
+            drop(send);
+            for asked in receive {
+                held.push(asked);
+                if self.hand_over(&mut held, watch.is_none(), &mut fault, take).is_break() {
+                    next.store(requests.len(), Ordering::SeqCst);
+                }
             }
         });
         cancel.check()?;
@@ -180,10 +199,29 @@ impl Replicas {
             }
         });
         cancel.check()?;
-        let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let not_asked = || Err(self.error(0, "not asked after an earlier request failed"));
-        let vouched = |(result, answered): (Result<R>, Vec<(usize, Instant)>)| self.vouch(&answered).and(result);
-        Ok(results.into_iter().map(|result| result.map_or_else(not_asked, vouched)).collect())
+        let _ = self.hand_over(&mut held, true, &mut fault, take);
+        fault.map_or(Ok(()), Err)
+    }
+
+    /// Hands over what good canaries vouch for; with `all` everything that is not disowned. The first fault goes to `fault`.
+    fn hand_over<R>(
+        &self,
+        held: &mut Vec<Asked<R>>,
+        all: bool,
+        fault: &mut Option<Error>,
+        take: &mut Take<R>,
+    ) -> ControlFlow<()> {
+        let is_vouched = |asked: &Asked<R>| {
+            let states = self.shared.lock();
+            asked.answered.iter().all(|&(server, when)| states[server].vouches(when))
+        };
+        for asked in held.extract_if(.., |asked| all || is_vouched(asked)) {
+            match self.vouch(&asked.answered).and(asked.result) {
+                Err(error) if ends_the_run(&error) => drop(fault.get_or_insert(error)),
+                result => take(asked.at, result)?,
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     /// The error of a server that lies, where one of the answers is its and not vouched for.
@@ -231,6 +269,13 @@ impl Replicas {
             None => state.prove(sent, n_before),
         }
     }
+}
+
+/// What came of a request: its place in the call, the result, and which servers answered parts of it and when.
+struct Asked<R> {
+    at: usize,
+    result: Result<R>,
+    answered: Vec<(usize, Instant)>,
 }
 
 /// What a server said to a canary.

@@ -1,16 +1,15 @@
 //! Generated answers: prompts with examples and option orders, sampling, reading, majority vote. Shared by cot, sc-cot and
 //! medprompt, which differ in the examples and orders they choose.
 
-use super::{Answered, TaskRun, item};
+use super::{TaskRun, handed, item};
 use crate::vote::majority;
 use crate::{Error, Result, Sample, Vote};
-use aloe_engine::{Completion, GenerateRequest, Prompt};
+use aloe_engine::{Completion, GenerateRequest, GenerateResult, Prompt};
 use aloe_record::{CounterRng, Progress, digest};
 use aloe_task::extract::extract;
 use aloe_task::wording::{cot_messages, fixed_shots};
 use aloe_task::{Answer, ChoiceOrder, CotShot, Question};
 use serde_json::{Map, Value};
-use std::ops::Range;
 
 /// Where a question's examples come from.
 pub(crate) enum Shots {
@@ -75,38 +74,70 @@ pub(crate) fn ask(
 /// One question's votes in sample order, and the ids of the prompt where all samples share it.
 pub(crate) type Votes = (Vec<Vote>, Vec<u32>);
 
-/// Asks the engine and reads the answers of each asked question, up to the first that lacks one, and the fault.
-pub(crate) fn collect(run: &TaskRun, asked: &[Asked]) -> Result<(Vec<Votes>, Option<Error>)> {
+/// The votes on a question, or why it was refused.
+pub(crate) type Voted = std::result::Result<Votes, String>;
+
+/// What has come of one question's requests.
+struct Pending {
+    results: Vec<Option<GenerateResult>>,
+    n_missing: usize,
+    refused: Option<String>,
+}
+
+/// Asks the engine, reads the answers of each asked question and hands them over, with the question's place in `asked`, once they are
+/// all there.
+pub(crate) fn collect(run: &TaskRun, asked: &[Asked], take: &mut dyn FnMut(usize, Voted) -> Result<()>) -> Result<()> {
     let requests: Vec<GenerateRequest> = asked.iter().flat_map(|one| one.requests.iter().cloned()).collect();
-    let (results, fault) = run.engine.generate_until_fault(&requests, &Progress::silent(), run.cancel);
-    let mut results = results.into_iter();
-    let mut all = Vec::with_capacity(asked.len());
-    for one in asked {
-        if fault.is_some() && results.len() < one.requests.len() {
-            break;
+    let place = |(at, one): (usize, &Asked)| (0..one.requests.len()).map(|part| (at, part)).collect::<Vec<_>>();
+    let places: Vec<(usize, usize)> = asked.iter().enumerate().flat_map(place).collect();
+    let pending = |one: &Asked| {
+        let n_missing = one.requests.len();
+        Pending { results: (0..n_missing).map(|_| None).collect(), n_missing, refused: None }
+    };
+    let mut pending: Vec<Pending> = asked.iter().map(pending).collect();
+    let ask = |take: &mut _| run.engine.generate_into(&requests, &Progress::silent(), run.cancel, take);
+    handed(ask, |request, answered| {
+        let (at, part) = places[request];
+        let one = &mut pending[at];
+        one.n_missing -= 1;
+        match answered {
+            Ok(result) => one.results[part] = Some(result),
+            Err(refused) => one.refused = one.refused.take().or_else(|| Some(refused.to_string())),
         }
-        let mut votes = Vec::new();
-        let mut shared_ids = Vec::new();
-        for result in results.by_ref().take(one.requests.len()) {
-            let ids = result.prompt_ids.unwrap_or_default();
-            let own_ids = if one.requests.len() == 1 {
-                shared_ids = ids;
-                Vec::new()
-            } else {
-                ids
-            };
-            for completion in result.completions {
-                let order = &one.orders[votes.len().min(one.orders.len() - 1)];
-                votes.push(vote(run, completion, order, &one.shot_ids, own_ids.clone()));
+        if one.n_missing > 0 {
+            return Ok(());
+        }
+        match one.refused.take() {
+            Some(reason) => take(at, Err(reason)),
+            None => {
+                let results = std::mem::take(&mut one.results).into_iter().flatten().collect();
+                take(at, Ok(read(run, &asked[at], results)?))
             }
         }
-        if votes.len() != one.orders.len() {
-            let reason = format!("{} answers asked for, {} returned", one.orders.len(), votes.len());
-            return Err(Error::Answer { id: one.requests[0].id.clone(), reason });
+    })
+}
+
+/// The votes of one question's answers.
+fn read(run: &TaskRun, asked: &Asked, results: Vec<GenerateResult>) -> Result<Votes> {
+    let (mut votes, mut shared_ids) = (Vec::new(), Vec::new());
+    for result in results {
+        let ids = result.prompt_ids.unwrap_or_default();
+        let own_ids = if asked.requests.len() == 1 {
+            shared_ids = ids;
+            Vec::new()
+        } else {
+            ids
+        };
+        for completion in result.completions {
+            let order = &asked.orders[votes.len().min(asked.orders.len() - 1)];
+            votes.push(vote(run, completion, order, &asked.shot_ids, own_ids.clone()));
         }
-        all.push((votes, shared_ids));
     }
-    Ok((all, fault.map(Error::from)))
+    if votes.len() != asked.orders.len() {
+        let reason = format!("{} answers asked for, {} returned", asked.orders.len(), votes.len());
+        return Err(Error::Answer { id: asked.requests[0].id.clone(), reason });
+    }
+    Ok((votes, shared_ids))
 }
 
 fn vote(run: &TaskRun, completion: Completion, order: &ChoiceOrder, shots: &[String], prompt_ids: Vec<u32>) -> Vote {
@@ -129,11 +160,25 @@ fn vote(run: &TaskRun, completion: Completion, order: &ChoiceOrder, shots: &[Str
 }
 
 impl Plan {
-    pub(crate) fn answer(&self, run: &TaskRun, range: Range<usize>) -> Result<Answered> {
-        let asked: Vec<Asked> = range.clone().map(|index| self.ask(run, index)).collect::<Result<_>>()?;
-        let (collected, fault) = collect(run, &asked)?;
-        let parts = range.zip(asked).zip(collected);
-        Ok((parts.map(|((index, asked), (votes, ids))| sample(run, index, asked, votes, ids)).collect(), fault))
+    /// Requests that a question takes: with shuffled options each sample has a prompt of its own.
+    pub(crate) fn n_requests(&self) -> usize {
+        if self.shuffle { self.n_samples } else { 1 }
+    }
+
+    pub(crate) fn answer(
+        &self,
+        run: &TaskRun,
+        indices: &[usize],
+        take: &mut dyn FnMut(Sample) -> Result<()>,
+    ) -> Result<()> {
+        let asked: Vec<Asked> = indices.iter().map(|&index| self.ask(run, index)).collect::<Result<_>>()?;
+        collect(run, &asked, &mut |at, voted| {
+            let index = indices[at];
+            take(match voted {
+                Ok((votes, ids)) => sample(run, index, &asked[at], votes, ids),
+                Err(reason) => Sample::refused(run.task.name(), index, &run.questions[index], reason),
+            })
+        })
     }
 
     fn ask(&self, run: &TaskRun, index: usize) -> Result<Asked> {
@@ -147,7 +192,7 @@ impl Plan {
     }
 }
 
-fn sample(run: &TaskRun, index: usize, asked: Asked, votes: Vec<Vote>, prompt_ids: Vec<u32>) -> Sample {
+fn sample(run: &TaskRun, index: usize, asked: &Asked, votes: Vec<Vote>, prompt_ids: Vec<u32>) -> Sample {
     let question = &run.questions[index];
     let outcome = majority(&votes.iter().map(|vote| vote.answer).collect::<Vec<_>>());
     Sample {
@@ -160,10 +205,11 @@ fn sample(run: &TaskRun, index: usize, asked: Asked, votes: Vec<Vote>, prompt_id
         predicted: outcome.answer,
         correct: outcome.answer == Some(question.key),
         correct_norm: None,
-        prompt_sha256: asked.prompt_sha256,
+        prompt_sha256: asked.prompt_sha256.clone(),
         prompt_ids,
         choices: Vec::new(),
         votes,
         tie: outcome.tie,
+        refused: None,
     }
 }

@@ -1,12 +1,11 @@
 //! The option with the highest summed log-probability after the prompt; the first wins a tie, as in numpy's argmax.
 
-use super::{Answered, TaskRun, first_best, item};
+use super::{TaskRun, first_best, handed, item};
 use crate::{Error, Result, Sample, ScoredChoice};
 use aloe_engine::{Continuation, Prompt, ScoreRequest, ScoreResult};
 use aloe_record::{CounterRng, Progress, digest};
 use aloe_task::wording::{choice_prompt, lm_eval};
 use aloe_task::{ChoicePrompt, Protocol, Question};
-use std::ops::Range;
 
 /// One prompt per question.
 pub(crate) struct Plan {
@@ -42,11 +41,21 @@ fn own_shots(run: &TaskRun, pool: &[Question], question: &Question) -> Result<Ve
 }
 
 impl Plan {
-    pub(crate) fn answer(&self, run: &TaskRun, range: Range<usize>) -> Result<Answered> {
-        let requests: Vec<ScoreRequest> = range.clone().map(|index| self.request(run, index)).collect();
-        let (results, fault) = run.engine.score_until_fault(&requests, &Progress::silent(), run.cancel);
-        let samples = range.zip(results).map(|(index, result)| self.sample(run, index, result));
-        Ok((samples.collect::<Result<_>>()?, fault.map(Error::from)))
+    pub(crate) fn answer(
+        &self,
+        run: &TaskRun,
+        indices: &[usize],
+        take: &mut dyn FnMut(Sample) -> Result<()>,
+    ) -> Result<()> {
+        let requests: Vec<ScoreRequest> = indices.iter().map(|&index| self.request(run, index)).collect();
+        let ask = |take: &mut _| run.engine.score_into(&requests, &Progress::silent(), run.cancel, take);
+        handed(ask, |at, scored| {
+            let index = indices[at];
+            take(match scored {
+                Ok(result) => self.sample(run, index, result)?,
+                Err(refused) => Sample::refused(run.task.name(), index, &run.questions[index], refused.to_string()),
+            })
+        })
     }
 
     /// Scores questions again, wherever they stand.
@@ -93,6 +102,7 @@ impl Plan {
             choices,
             votes: Vec::new(),
             tie: false,
+            refused: None,
         })
     }
 }

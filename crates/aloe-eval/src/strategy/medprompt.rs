@@ -4,8 +4,8 @@
 //! Unlike prompt_engine, a pool question that is the test question itself is excluded and counted. Where fewer than `shots`
 //! pool questions are solved, fixed worked examples stand before the found ones, and are counted.
 
-use super::generate::{Plan, Shots, ask, collect};
-use super::{TaskRun, item};
+use super::generate::{Plan, Shots, Voted, ask, collect};
+use super::{TaskRun, WINDOW_REQUESTS, item};
 use crate::answers::{AnswerLog, Solved};
 use crate::neighbors::{self, Search};
 use crate::{Error, Result};
@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 /// Solves the pool, then finds each question's neighbours among the solved ones.
 pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog) -> Result<Plan> {
     let (source, pool) = load_pool(run)?;
-    let solved = solve(run, &pool, log)?;
+    let (solved, n_refused) = solve(run, &pool, log)?;
     let examples: Vec<(&Question, &Solved)> =
         pool.iter().zip(&solved).filter(|(_, solved)| !solved.right.is_empty()).collect();
     let search = search(run, &examples)?;
@@ -33,7 +33,10 @@ pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog) -> Result<Plan> {
         "pool_answers": n_tried, "pool_answers_right": n_right, "neighbour_search": search_name,
         "excluded_as_the_question_itself": counts.excluded, "filled_with_fixed_examples": counts.filled,
     });
-    let notes = if let Value::Object(map) = notes { map } else { Map::new() };
+    let mut notes = if let Value::Object(map) = notes { map } else { Map::new() };
+    if n_refused > 0 {
+        notes.insert("pool_refused".into(), n_refused.into());
+    }
     Ok(Plan { shots, n_samples: run.config.n_samples, shuffle: run.config.shuffle, notes })
 }
 
@@ -72,48 +75,52 @@ fn load_pool(run: &TaskRun) -> Result<(String, Vec<Question>)> {
     Ok((format!("{}/{}", task.name(), split.name()), pool))
 }
 
-/// Attempts at every pool question with the fixed worked examples and shuffled options; right ones are kept.
-fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<Vec<Solved>> {
-    let mut solved = log.solved_of(run.task);
-    let fits = solved.len() <= pool.len() && solved.iter().zip(pool).all(|(one, question)| one.id == question.id);
-    if !fits {
-        return Err(Error::OtherRun { path: "the answer log".into() });
-    }
+/// Attempts at every pool question with the fixed worked examples and shuffled options; right ones are kept. And how many questions
+/// the model or its server refused.
+fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<(Vec<Solved>, usize)> {
+    let mut solved = log.solved_of(run.task, pool)?;
     let n = run.config.medprompt.pool_attempts;
+    let missing: Vec<usize> = (0..pool.len()).filter(|&at| solved[at].is_none()).collect();
+    let (mut n_solved, mut n_refused) = (pool.len() - missing.len(), 0);
     run.progress.grow(pool.len() as u64);
-    run.progress.resume(solved.len() as u64);
-    let chunk_len = (64 / n).max(1);
-    while solved.len() < pool.len() {
+    run.progress.resume(n_solved as u64);
+    for window in missing.chunks((WINDOW_REQUESTS * run.engine.n_servers() / n).max(1)) {
         run.cancel.check()?;
-        run.progress.message(&format!("{}: worked examples {} of {}", run.task.name(), solved.len(), pool.len()));
-        let chunk = &pool[solved.len()..pool.len().min(solved.len() + chunk_len)];
-        let asked = chunk.iter().map(|question| {
-            let k = run.config.shots.min(3);
+        let asked = window.iter().map(|&index| {
+            let (question, k) = (&pool[index], run.config.shots.min(3));
             let shots = fixed_shots(run.config.protocol, question, k)?;
             ask(run, question, &shots, n, true, &format!("pool/{}/{}", run.task.name(), question.id))
         });
         let asked = asked.collect::<Result<Vec<_>>>()?;
-        let (collected, fault) = collect(run, &asked)?;
-        let new: Vec<Solved> = chunk
-            .iter()
-            .zip(collected)
-            .map(|(question, (votes, _))| Solved {
-                task: run.task.name(),
-                id: question.id.clone(),
-                right: votes
-                    .into_iter()
-                    .filter(|vote| vote.answer == Some(question.key))
-                    .map(|vote| (vote.order, vote.text))
-                    .collect(),
-            })
-            .collect();
-        log.append_solved(&new)?;
-        run.progress.advance(new.len() as u64);
-        solved.extend(new);
-        fault.map_or(Ok(()), Err)?;
+        let collected = collect(run, &asked, &mut |at, voted| {
+            run.progress.message(&format!("{}: worked examples {n_solved} of {}", run.task.name(), pool.len()));
+            let one = solved_by(run, window[at], &pool[window[at]], &voted);
+            match voted {
+                Ok(_) => log.append_solved(&one)?,
+                Err(_) => n_refused += 1,
+            }
+            run.progress.advance(1);
+            n_solved += 1;
+            solved[window[at]] = Some(one);
+            Ok(())
+        });
+        log.sync(true)?;
+        collected?;
     }
     run.progress.message(&run.task.name());
-    Ok(solved)
+    Ok((solved.into_iter().flatten().collect(), n_refused))
+}
+
+/// The attempts at a pool question that reached its key; a question that was refused has none.
+fn solved_by(run: &TaskRun, index: usize, question: &Question, voted: &Voted) -> Solved {
+    let votes = voted.as_ref().map_or(&[][..], |(votes, _)| votes);
+    let right = votes.iter().filter(|vote| vote.answer == Some(question.key));
+    Solved {
+        task: run.task.name(),
+        index,
+        id: question.id.clone(),
+        right: right.map(|vote| (vote.order.clone(), vote.text.clone())).collect(),
+    }
 }
 
 fn search(run: &TaskRun, examples: &[(&Question, &Solved)]) -> Result<Search> {

@@ -1,4 +1,5 @@
-//! How an answer is got: each strategy prepares once per task, then answers questions in order, a chunk at a time.
+//! How an answer is got: each strategy prepares once per task, then hands many questions to the engine and gives each answer on as
+//! it comes.
 //!
 //! `loglikelihood` scores options; `cot`, `sc_cot` and `medprompt` choose examples and orders and share `generate`.
 
@@ -11,11 +12,11 @@ mod sc_cot;
 use crate::answers::AnswerLog;
 use crate::noise::{self, NoiseFloor};
 use crate::{Encoders, Error, EvalConfig, Result, Sample, Strategy};
-use aloe_engine::Engine;
+use aloe_engine::{Engine, Take};
 use aloe_record::{Cancel, Progress, digest};
 use aloe_task::{Question, Task};
 use serde_json::{Map, Value};
-use std::ops::Range;
+use std::ops::ControlFlow;
 
 /// One task under evaluation.
 pub(crate) struct TaskRun<'a> {
@@ -28,8 +29,9 @@ pub(crate) struct TaskRun<'a> {
     pub(crate) cancel: &'a Cancel,
 }
 
-/// Answers in the order of the questions, and the fault that kept the engine from answering the rest.
-pub(crate) type Answered = (Vec<Sample>, Option<Error>);
+/// Requests that a server or a local model is handed at once. So many that those at the end, which leave connections and places in the
+/// batch empty, are few; what it bounds is the prompts held.
+pub(crate) const WINDOW_REQUESTS: usize = 512;
 
 /// What a strategy knows after preparing.
 pub(crate) enum Plan {
@@ -50,20 +52,25 @@ pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog) -> Result<Plan> {
 }
 
 impl Plan {
-    /// How many questions to hand to the engine at once: answers do not depend on it, only how much an interrupt repeats.
-    pub(crate) fn chunk_len(&self, engine: &Engine) -> usize {
-        let n_answers = 64 * engine.n_servers();
-        match self {
-            Self::Loglikelihood(_) => n_answers,
-            Self::Generate(plan) => (n_answers / plan.n_samples).max(1),
-        }
+    /// How many questions to hand to the engine at once: answers do not depend on it.
+    pub(crate) fn window_len(&self, engine: &Engine) -> usize {
+        let n_requests = match self {
+            Self::Loglikelihood(_) => 1,
+            Self::Generate(plan) => plan.n_requests(),
+        };
+        (WINDOW_REQUESTS * engine.n_servers() / n_requests).max(1)
     }
 
-    /// The answers to `questions[range]`: all, or those before the first question without one, and the fault.
-    pub(crate) fn answer(&self, run: &TaskRun, range: Range<usize>) -> Result<Answered> {
+    /// Answers the questions at `indices` and hands each answer to `take` as it comes, a refused question as such.
+    pub(crate) fn answer(
+        &self,
+        run: &TaskRun,
+        indices: &[usize],
+        take: &mut dyn FnMut(Sample) -> Result<()>,
+    ) -> Result<()> {
         match self {
-            Self::Loglikelihood(plan) => plan.answer(run, range),
-            Self::Generate(plan) => plan.answer(run, range),
+            Self::Loglikelihood(plan) => plan.answer(run, indices, take),
+            Self::Generate(plan) => plan.answer(run, indices, take),
         }
     }
 
@@ -73,7 +80,8 @@ impl Plan {
         // A cache would give the first scoring back.
         let engine = run.engine.without_cache();
         let (Self::Loglikelihood(plan), Engine::Endpoint(_)) = (self, engine) else { return Ok(None) };
-        let indices = noise::twice(samples.len());
+        let taken: Vec<usize> = (0..samples.len()).filter(|&at| samples[at].refused.is_none()).collect();
+        let indices: Vec<usize> = noise::twice(taken.len()).into_iter().map(|at| taken[at]).collect();
         let again = plan.score(&TaskRun { engine, ..*run }, &indices)?;
         let first: Vec<&Sample> = indices.iter().map(|&index| &samples[index]).collect();
         Ok(Some(NoiseFloor::of(&first, &again)))
@@ -86,6 +94,23 @@ impl Plan {
             Self::Generate(plan) => plan.notes.clone(),
         }
     }
+}
+
+/// A call of an engine whose answers go to `take`; an error of `take` ends the call, and is then its error.
+pub(crate) fn handed<R>(
+    call: impl FnOnce(&mut Take<R>) -> aloe_engine::Result<()>,
+    mut take: impl FnMut(usize, aloe_engine::Result<R>) -> Result<()>,
+) -> Result<()> {
+    let mut failed = None;
+    let called = call(&mut |at, answer| match take(at, answer) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => {
+            failed = Some(error);
+            ControlFlow::Break(())
+        }
+    });
+    failed.map_or(Ok(()), Err)?;
+    Ok(called?)
 }
 
 /// The index of the largest value; the first of equal ones.

@@ -4,6 +4,7 @@
 mod cached;
 mod changed;
 mod embedder;
+mod handing;
 mod interrupt;
 mod judge;
 mod lies;
