@@ -8,8 +8,8 @@
 
 use crate::engine::{Take, check_sampling, in_order};
 use crate::{
-    Call, CanaryAnswers, Engine, EngineIdentity, Error, GenerateRequest, GenerateResult, Prompt, Result, ScoreRequest,
-    ScoreResult, encode,
+    Call, CanaryAnswers, Completion, Engine, EngineIdentity, Error, GenerateRequest, GenerateResult, Prompt, Result,
+    ScoreRequest, ScoreResult, encode,
 };
 use aloe_record::shared_log::{Place, SharedLog};
 use aloe_record::{Cancel, Progress, digest};
@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -53,6 +54,8 @@ pub struct Cached {
 struct Store {
     log: SharedLog,
     places: HashMap<String, Place>,
+    /// Further lines under a key, in their order: looked at where the first is no answer to the request.
+    later: HashMap<String, Vec<Place>>,
     counts: CacheCounts,
     /// Whether the last answers could not be kept; told once.
     is_full: bool,
@@ -104,56 +107,81 @@ impl Key<'_> {
     }
 }
 
+/// What is looked up: the key, and what an answer under it must hold.
+struct Wanted {
+    key: String,
+    /// The prompt's ids; `None` where the server renders it.
+    prompt_ids: Option<Vec<u32>>,
+    /// What is scored, the prompt's own tokens where no continuation was asked for.
+    continuations: Vec<Vec<u32>>,
+}
+
 /// The answer to a request, if it is one to this request.
 trait Answer: Serialize + DeserializeOwned {
     type Request: Clone;
-    /// Whether the answer has the shape that was asked for, and the ids.
-    fn fits(&self, request: &Self::Request) -> bool;
+    /// Whether the answer has the ids and the shape that were asked for.
+    fn fits(&self, request: &Self::Request, wanted: &Wanted) -> bool;
     /// The answer under the request's name.
     fn named(self, request: &Self::Request) -> Self;
-    fn key(model: &Value, engine: &Engine, request: &Self::Request) -> Option<String>;
+    /// What to look up; `None` where a request has no ids or messages to stand for it.
+    fn wanted(model: &Value, engine: &Engine, request: &Self::Request) -> Option<Wanted>;
 }
 
 impl Answer for ScoreResult {
     type Request = ScoreRequest;
 
-    fn fits(&self, request: &ScoreRequest) -> bool {
+    fn fits(&self, _: &ScoreRequest, wanted: &Wanted) -> bool {
+        let ids = self.continuations.iter().map(|scored| &scored.ids);
         let whole = self.continuations.iter().all(|scored| scored.ids.len() == scored.logps.len());
-        whole && self.continuations.len() == request.continuations.len().max(1)
+        whole && Some(&self.prompt_ids) == wanted.prompt_ids.as_ref() && ids.eq(&wanted.continuations)
     }
 
     fn named(self, request: &ScoreRequest) -> Self {
         Self { id: request.id.clone(), ..self }
     }
 
-    fn key(model: &Value, engine: &Engine, request: &ScoreRequest) -> Option<String> {
-        let (ids, continuations) = encode::score_ids(engine.text()?, request).ok()?;
-        let (prompt, continuations) = (json!({ "ids": ids }), Some(continuations));
-        Key { since: ANSWERS_SINCE, model, call: "score", prompt, continuations, draws: None }.digest()
+    fn wanted(model: &Value, engine: &Engine, request: &ScoreRequest) -> Option<Wanted> {
+        let (ids, mut continuations) = encode::score_ids(engine.text()?, request).ok()?;
+        let (prompt, scored) = (json!({ "ids": ids }), Some(continuations.clone()));
+        let key = Key { since: ANSWERS_SINCE, model, call: "score", prompt, continuations: scored, draws: None };
+        if continuations.is_empty() {
+            continuations.push(ids.get(1..)?.to_vec());
+        }
+        Some(Wanted { key: key.digest()?, prompt_ids: Some(ids), continuations })
     }
 }
 
 impl Answer for GenerateResult {
     type Request = GenerateRequest;
 
-    fn fits(&self, request: &GenerateRequest) -> bool {
+    fn fits(&self, request: &GenerateRequest, wanted: &Wanted) -> bool {
+        let whole = |one: &Completion| match (&one.ids, &one.logps) {
+            (Some(ids), Some(logps)) => ids.len() == logps.len() && ids.len() <= request.sampling.max_new_tokens,
+            (ids, _) => ids.as_ref().is_none_or(|ids| ids.len() <= request.sampling.max_new_tokens),
+        };
         self.completions.len() == request.n
+            && self.prompt_ids == wanted.prompt_ids
+            && self.completions.iter().all(whole)
     }
 
     fn named(self, request: &GenerateRequest) -> Self {
         Self { id: request.id.clone(), ..self }
     }
 
-    fn key(model: &Value, engine: &Engine, request: &GenerateRequest) -> Option<String> {
+    fn wanted(model: &Value, engine: &Engine, request: &GenerateRequest) -> Option<Wanted> {
         check_sampling(request).ok()?;
-        let prompt = match (engine, &request.prompt) {
+        let (prompt, prompt_ids) = match (engine, &request.prompt) {
             (Engine::Endpoint(endpoint), Prompt::Messages(messages)) if endpoint.renders() => {
-                json!({ "messages": messages })
+                (json!({ "messages": messages }), None)
             }
-            _ => json!({ "ids": encode::prompt_ids(engine.text()?, &request.prompt).ok()? }),
+            _ => {
+                let ids = encode::prompt_ids(engine.text()?, &request.prompt).ok()?;
+                (json!({ "ids": ids }), Some(ids))
+            }
         };
         let draws = Some(json!({"id": request.id, "n": request.n, "sampling": request.sampling}));
-        Key { since: ANSWERS_SINCE, model, call: "generate", prompt, continuations: None, draws }.digest()
+        let key = Key { since: ANSWERS_SINCE, model, call: "generate", prompt, continuations: None, draws };
+        Some(Wanted { key: key.digest()?, prompt_ids, continuations: Vec::new() })
     }
 }
 
@@ -161,7 +189,13 @@ impl Cached {
     /// Puts the cache in the folder `folder` before `engine`.
     pub fn open(engine: Engine, folder: &Path) -> Result<Self> {
         let log = SharedLog::open(&folder.join(FILE))?;
-        let mut store = Store { log, places: HashMap::new(), counts: CacheCounts::default(), is_full: false };
+        let mut store = Store {
+            log,
+            places: HashMap::new(),
+            later: HashMap::new(),
+            counts: CacheCounts::default(),
+            is_full: false,
+        };
         store.read_new()?;
         Ok(Self { engine, store: Mutex::new(store), weights_seen: Mutex::default() })
     }
@@ -246,15 +280,14 @@ impl Cached {
         let model = model_key(&self.engine, self.weights_seen(call, cancel)?);
         let (mut places, mut missed, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for (chunk, requests) in requests.chunks(CHUNK).enumerate() {
-            let found_keys: Vec<Option<String>> =
-                requests.iter().map(|one| A::key(&model, &self.engine, one)).collect();
-            let found = self.lock().look_up::<A>(&found_keys, requests)?;
-            for (at, ((found, key), request)) in found.into_iter().zip(found_keys).zip(requests).enumerate() {
+            let wanted: Vec<Option<Wanted>> = requests.iter().map(|one| A::wanted(&model, &self.engine, one)).collect();
+            let found = self.lock().look_up::<A>(&wanted, requests)?;
+            for (at, ((found, wanted), request)) in found.into_iter().zip(wanted).zip(requests).enumerate() {
                 let at = chunk * CHUNK + at;
                 let Some(found) = found else {
                     places.push(at);
                     missed.push(request.clone());
-                    keys.push(key);
+                    keys.push(wanted.map(|wanted| wanted.key));
                     continue;
                 };
                 progress.advance(n_steps(request) as u64);
@@ -332,48 +365,49 @@ impl Store {
     /// What stands under a key, if it can be read.
     fn find<A: DeserializeOwned>(&mut self, key: &str) -> Result<Option<A>> {
         self.read_new()?;
-        let place = self.places.get(key).copied();
-        let json = place.map(|place| self.log.read(place)).transpose()?.flatten();
-        let entry =
-            json.and_then(|json| serde_json::from_slice::<Entry<A>>(&json).ok()).filter(|entry| entry.key == key);
-        if entry.is_none() {
-            self.places.remove(key);
-        }
-        Ok(entry.map(|entry| entry.answer))
+        self.first(key, |_| true)
     }
 
-    /// Takes in what was added to the log, by this process or another. The first answer under a key stays.
+    /// Takes in what was added to the log, by this process or another.
     fn read_new(&mut self) -> Result<()> {
         #[derive(Deserialize)]
         struct KeyOnly {
             key: String,
         }
-        let places = &mut self.places;
+        let (places, later) = (&mut self.places, &mut self.later);
         Ok(self.log.read_new(|place, json| {
             if let Ok(entry) = serde_json::from_slice::<KeyOnly>(json) {
-                places.entry(entry.key).or_insert(place);
+                match places.entry(entry.key) {
+                    Slot::Vacant(slot) => drop(slot.insert(place)),
+                    Slot::Occupied(slot) => later.entry(slot.key().clone()).or_default().push(place),
+                }
             }
         })?)
     }
 
-    fn look_up<A: Answer>(&mut self, keys: &[Option<String>], requests: &[A::Request]) -> Result<Vec<Option<A>>> {
+    fn look_up<A: Answer>(&mut self, wanted: &[Option<Wanted>], requests: &[A::Request]) -> Result<Vec<Option<A>>> {
         self.read_new()?;
-        let mut found = Vec::with_capacity(keys.len());
-        for (key, request) in keys.iter().zip(requests) {
-            let place = key.as_ref().and_then(|key| self.places.get(key)).copied();
-            let json = place.map(|place| self.log.read(place)).transpose()?.flatten();
-            let entry = json.and_then(|json| serde_json::from_slice::<Entry<A>>(&json).ok());
-            let entry = entry.filter(|entry| Some(&entry.key) == key.as_ref() && entry.answer.fits(request));
-            if entry.is_none()
-                && let Some(key) = key
-            {
-                // What stands there is no use; the answer to come takes its place.
-                self.places.remove(key);
-            }
+        let mut found = Vec::with_capacity(wanted.len());
+        for (wanted, request) in wanted.iter().zip(requests) {
+            let fit = |wanted: &Wanted| self.first(&wanted.key, |answer: &A| answer.fits(request, wanted));
+            let answer = wanted.as_ref().map(fit).transpose()?.flatten();
             self.counts.n_asked += 1;
-            self.counts.n_hits += u64::from(entry.is_some());
-            found.push(entry.map(|entry| entry.answer.named(request)));
+            self.counts.n_hits += u64::from(answer.is_some());
+            found.push(answer.map(|answer| answer.named(request)));
         }
         Ok(found)
+    }
+
+    /// The first answer under the key that is one to the request: a later one never takes its place.
+    fn first<A: DeserializeOwned>(&self, key: &str, fits: impl Fn(&A) -> bool) -> Result<Option<A>> {
+        let later = self.later.get(key).into_iter().flatten();
+        for place in self.places.get(key).into_iter().chain(later) {
+            let json = self.log.read(*place)?;
+            let entry = json.and_then(|json| serde_json::from_slice::<Entry<A>>(&json).ok());
+            if let Some(entry) = entry.filter(|entry| entry.key == key && fits(&entry.answer)) {
+                return Ok(Some(entry.answer));
+            }
+        }
+        Ok(None)
     }
 }

@@ -287,3 +287,35 @@ fn twenty_samples_of_self_consistency_stay_twenty_and_results_do_not_know_of_the
         assert!(votes.len() == 20 && texts.len() > 10, "{} votes, {} texts", votes.len(), texts.len());
     }
 }
+
+/// A line under the key of an answer that is no answer to the request: other ids, or one score too few. It costs an answer once, not at
+/// every run, and the first that fits stays whatever stands after it.
+#[test]
+fn a_line_that_does_not_fit_its_key_is_passed_over_and_the_answer_behind_it_found() {
+    let Some(stories) = stories() else { return };
+    let asker = Asker::new();
+    let (scored, drawn) = ([score_row("a", "Once upon a time")], [generate_row("g")]);
+    let check = |command: &str, rows: &[Value], spoil: &dyn Fn(&mut Value)| {
+        let _ = std::fs::remove_file(asker.log());
+        let (expected, found) = asker.ask(command, &stories, rows, &[]);
+        assert_eq!(found, counts(1, 0));
+        let line = std::fs::read_to_string(asker.log()).unwrap();
+        let mut entry: Value = serde_json::from_str(line.trim_end().split_once(' ').unwrap().1).unwrap();
+        spoil(&mut entry["answer"]);
+        let json = entry.to_string();
+        let spoilt = format!("{:08x} {json}\n", aloe_record::log::crc32(json.as_bytes()));
+        assert_ne!(spoilt, line);
+        std::fs::write(asker.log(), &spoilt).unwrap();
+        assert_eq!(asker.ask(command, &stories, rows, &[]), (expected.clone(), counts(1, 0)), "{command}: {json}");
+        assert_eq!(asker.ask(command, &stories, rows, &[]), (expected.clone(), counts(1, 1)), "{command}: {json}");
+        std::fs::write(asker.log(), format!("{line}{spoilt}")).unwrap();
+        assert_eq!(asker.ask(command, &stories, rows, &[]), (expected, counts(1, 1)));
+    };
+    check("score", &scored, &|answer| answer["prompt_ids"][1] = 7.into());
+    check("score", &scored, &|answer| answer["continuations"][1]["ids"][0] = 7.into());
+    check("score", &scored, &|answer| drop(answer["continuations"].as_array_mut().unwrap().pop()));
+    check("score", &scored, &|answer| drop(answer["continuations"][0]["logps"].as_array_mut().unwrap().pop()));
+    check("generate", &drawn, &|answer| answer["prompt_ids"][1] = 7.into());
+    check("generate", &drawn, &|answer| drop(answer["completions"].as_array_mut().unwrap().pop()));
+    check("generate", &drawn, &|answer| drop(answer["completions"][0]["logps"].as_array_mut().unwrap().pop()));
+}
