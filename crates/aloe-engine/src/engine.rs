@@ -2,7 +2,7 @@
 
 use crate::{
     CacheCounts, Cached, CanaryAnswers, Completion, Endpoint, EngineCounts, Error, GenerateRequest, GenerateResult,
-    Local, Result, ScoreRequest, ScoreResult,
+    Local, MAX_SAMPLES, Result, ScoreRequest, ScoreResult,
 };
 use aloe_model::WeightFormat;
 use aloe_record::{Cancel, Progress};
@@ -318,7 +318,8 @@ pub(crate) fn in_order<R>(n: usize, call: impl FnOnce(&mut Take<R>) -> Result<()
 }
 
 pub(crate) fn check_sampling(request: &GenerateRequest) -> Result<()> {
-    match request.sampling.mistakes().into_iter().next() {
+    let too_many = (request.n > MAX_SAMPLES).then(|| format!("n must be at most {MAX_SAMPLES}, found {}", request.n));
+    match request.sampling.mistakes().into_iter().chain(too_many).next() {
         Some(reason) => Err(Error::Request { id: request.id.clone(), reason }),
         None => Ok(()),
     }

@@ -143,6 +143,9 @@ impl Sampling {
     }
 }
 
+/// The most answers to one request; a number beyond it is a slip, and memory for it would be taken before any is drawn.
+pub const MAX_SAMPLES: usize = 65_536;
+
 /// Asks for `n` answers to a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateRequest {
@@ -150,7 +153,7 @@ pub struct GenerateRequest {
     pub id: String,
     /// What comes before.
     pub prompt: Prompt,
-    /// How many answers.
+    /// How many answers, [`MAX_SAMPLES`] at most.
     pub n: usize,
     /// How they are drawn.
     pub sampling: Sampling,

@@ -356,11 +356,13 @@ fn a_generation_that_exceeds_the_memory_budget_alone_is_refused_and_the_others_g
     };
     let mut hot = request("hot", 5);
     hot.sampling.temperature = f32::NAN;
-    let asked = [request("big", 200), request("small", 20), hot];
+    let many = GenerateRequest { n: 10_000_000_000_000, ..request("many", 5) };
+    let asked = [request("big", 200), request("small", 20), hot, many];
     let found = narrow.generate_each(&asked, &Progress::silent(), &Cancel::default()).unwrap();
     let error = found[0].as_ref().unwrap_err().to_string();
     assert!(error.contains("big") && error.contains("budget"), "{error}");
     assert!(found[2].as_ref().unwrap_err().to_string().contains("temperature"));
+    assert!(found[3].as_ref().unwrap_err().to_string().contains("n must be at most 65536"));
     let expected = wide.generate(&asked[1..2], &Progress::silent(), &Cancel::default()).unwrap().remove(0);
     assert_eq!(found[1].as_ref().unwrap(), &expected);
     assert!(narrow.generate(&asked[..2], &Progress::silent(), &Cancel::default()).is_err());

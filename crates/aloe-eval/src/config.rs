@@ -1,7 +1,7 @@
 //! What to evaluate and how. Checked whole before anything runs.
 
 use crate::{Error, Result};
-use aloe_engine::{Call, Sampling};
+use aloe_engine::{Call, MAX_SAMPLES, Sampling};
 use aloe_task::{Protocol, Split, Task};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -135,6 +135,7 @@ impl EvalConfig {
         refuse(self.tasks.is_empty(), "no task is named");
         refuse(self.limit == Some(0), "limit must be at least 1");
         refuse(self.n_samples == 0, "n_samples must be at least 1");
+        refuse(self.n_samples > MAX_SAMPLES, &format!("n_samples must be at most {MAX_SAMPLES}"));
         refuse(single && self.n_samples > 1, "loglikelihood and cot take one answer per question; use sc-cot for more");
         refuse(single && self.shuffle, "only sc-cot and medprompt shuffle options");
         let alike = self.n_samples > 1 && self.sampling.temperature == 0.0 && !self.shuffle;

@@ -8,6 +8,17 @@ use std::path::PathBuf;
 /// What `-h` says where `--help` lists every setting.
 const SEE_HELP: &str = "--help lists every setting (key, default, unit) and examples.";
 
+/// The most threads: more is a slip, and no machine could start them.
+pub(crate) const MAX_THREADS: usize = 1024;
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads) if threads <= MAX_THREADS => Ok(threads),
+        Ok(_) => Err(format!("at most {MAX_THREADS}")),
+        Err(_) => Err("a number of threads is expected".to_owned()),
+    }
+}
+
 /// One program for a healthcare language model's whole life.
 #[derive(Parser)]
 #[command(
@@ -146,7 +157,7 @@ pub(crate) struct Common {
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
     /// Threads; 0 takes all cores. Results do not depend on it
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = threads)]
     pub(crate) threads: usize,
     /// Print results as JSON on standard output
     #[arg(long)]
@@ -164,7 +175,7 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) stage: Option<String>,
     /// Threads; 0 takes the recipe's, or all cores
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = threads)]
     pub(crate) threads: usize,
     /// Seed instead of the recipe's
     #[arg(long)]
@@ -314,7 +325,7 @@ pub(crate) struct EntryArgs {
     #[arg(long)]
     pub(crate) seed: Option<u64>,
     /// Threads; 0 takes the recipe's, or all cores. Results do not depend on it
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = threads)]
     pub(crate) threads: usize,
     /// Print results as JSON on standard output
     #[arg(long)]

@@ -2,7 +2,7 @@
 
 use crate::cli::GenerateArgs;
 use crate::commands::{open_cached, or_interrupted, requests, write_answers};
-use aloe_engine::GenerateRequest;
+use aloe_engine::{GenerateRequest, MAX_SAMPLES};
 use aloe_record::{Cancel, Progress};
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -16,8 +16,8 @@ pub(crate) fn run(args: &GenerateArgs, cancel: &Cancel) -> anyhow::Result<()> {
             return Err("`continuations` belongs to `aloe score`".to_owned());
         }
         let n = row.n.unwrap_or(1);
-        if n == 0 {
-            return Err("`n` must be at least 1".to_owned());
+        if !(1..=MAX_SAMPLES).contains(&n) {
+            return Err(format!("`n` must be at least 1 and at most {MAX_SAMPLES}, found {n}"));
         }
         let sampling = row.sampling(seed)?;
         // Draws are those of (seed, id, sample): two rows with one id would draw the same.

@@ -5,6 +5,7 @@
 
 use super::raw::{Mistake, Raw, RawStage, decode, line_of};
 use super::stage_config::StageConfig;
+use crate::cli::MAX_THREADS;
 use crate::failure::Failure;
 use crate::weights::{self, DtypeName};
 use serde::{Deserialize, Serialize};
@@ -159,6 +160,10 @@ fn shown(path: &Path, mistakes: &[Mistake]) -> String {
 fn check(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Recipe> {
     let raw = Raw::read(text, mistakes)?;
     let head: Option<Head> = decode(text, "recipe", raw.head, mistakes);
+    if let Some(head) = head.as_ref().filter(|head| head.threads > MAX_THREADS) {
+        let text = format!("recipe: `threads` must be at most {MAX_THREADS}, found {}", head.threads);
+        mistakes.push(Mistake { line: 1, text });
+    }
     let (mut stages, mut lines): (Vec<Stage>, Vec<usize>) = (Vec::new(), Vec::new());
     let mut all_names: Vec<String> = Vec::new();
     let mut complete = head.is_some();

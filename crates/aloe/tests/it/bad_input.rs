@@ -347,3 +347,25 @@ fn a_row_broken_at_its_end_is_named_by_its_own_line() {
     assert_eq!(code, 2, "{stderr}");
     assert!(stderr.contains("mine.jsonl:3") && !stderr.contains(":3:0") && !stderr.contains("jsonl:4"), "{stderr}");
 }
+
+/// Numbers for which memory or threads would be taken before anything is checked.
+#[test]
+fn more_samples_or_threads_than_can_be_meant_are_refused_before_anything_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let (requests, recipe) = (dir.path().join("r.jsonl"), dir.path().join("r.toml"));
+    std::fs::write(&requests, "{\"id\": \"a\", \"prompt\": \"x\", \"n\": 10000000000000}\n").unwrap();
+    let (_, stderr, code) = run(&["generate", "nowhere", "--requests", requests.to_str().unwrap()]);
+    assert!(code == 2 && stderr.contains("r.jsonl:1: `n` must be at least 1 and at most 65536"), "{code}: {stderr}");
+    for command in ["score", "generate"] {
+        let args = [command, "nowhere", "--requests", requests.to_str().unwrap(), "--threads", "70000"];
+        let (_, stderr, code) = run(&args);
+        assert!(code == 2 && stderr.contains("70000") && stderr.contains("at most 1024"), "{code}: {stderr}");
+    }
+    let text = "name = \"x\"\nthreads = 70000\n[[stage]]\nkind = \"pull\"\nname = \"p\"\nsource = \"x.gguf\"\n";
+    std::fs::write(&recipe, text).unwrap();
+    let (_, stderr, code) = run(&["plan", recipe.to_str().unwrap()]);
+    assert!(code == 2 && stderr.contains("`threads` must be at most 1024"), "{code}: {stderr}");
+    let args = ["eval", "nowhere", "--tasks", "starter_mcqa", "--data", "x", "--out", "y", "--strategy", "sc-cot"];
+    let (_, stderr, code) = run(&[&args[..], &["--set", "n_samples=70000"]].concat());
+    assert!(code == 2 && stderr.contains("n_samples must be at most 65536"), "{code}: {stderr}");
+}
