@@ -9,6 +9,9 @@ use crate::pack::{RowSource, with_scratch};
 use crate::pool::SharedMut;
 use crate::simd::{Kernel, LANES, Simd, max_lanes, sum_lanes};
 
+/// Up to this the inverse of a step overflows.
+const SMALLEST: f32 = 127.0 / f32::MAX;
+
 /// What the product needs of a block besides its bytes.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
@@ -93,6 +96,8 @@ impl<T: RowSource> Kernel for RoundBlocks<T> {
             let largest = max_lanes::<S>(S::max(size[0], size[1]));
             // Zero for finite numbers, NaN otherwise.
             let tainted = sum_lanes::<S>(S::fma(x[0], zero, S::mul(x[1], zero)));
+            // Numbers so small that 127 / largest would be infinite are zeros.
+            let largest = if largest <= SMALLEST { 0.0 } else { largest };
             let inverse = S::splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
             let rounded = [S::round(S::mul(x[0], inverse)), S::round(S::mul(x[1], inverse))];
             S::store_i8(self.bytes.wrapping_add(at), rounded[0]);

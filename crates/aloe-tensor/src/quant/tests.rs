@@ -194,6 +194,28 @@ fn a_number_that_is_not_finite_is_seen_in_its_row_and_nowhere_else() {
     }
 }
 
+/// SwiGLU gives such blocks where its gate is strongly negative: -90 e^-90 is -7e-38. Beside the sum of a row of ordinary numbers they are
+/// nothing, and alone they are zero.
+#[test]
+fn a_block_of_numbers_too_small_for_a_step_is_zero_and_not_infinite() {
+    for device in devices() {
+        for g in &golden().0 {
+            let (layer, _) = layer(&device, g, 40, 256);
+            let mut x = normal("x", &[2, 256]);
+            let (tiny, ordinary) = x.as_f32_mut().split_at_mut(256);
+            for (at, value) in [1e-38, -7e-38, 1e-40, 3.7e-37].into_iter().cycle().enumerate().take(256) {
+                tiny[at] = value;
+            }
+            ordinary[32..64].fill(1e-38);
+            let mut zeroed = x.clone();
+            zeroed.as_f32_mut()[..256].fill(0.0);
+            zeroed.as_f32_mut()[256 + 32..256 + 64].fill(0.0);
+            let (found, expected) = (linear(&device, &x, &layer), linear(&device, &zeroed, &layer));
+            same_bits(found.as_f32(), expected.as_f32(), &format!("{device:?} {}", g.format.name()));
+        }
+    }
+}
+
 fn quantized(device: &Device, weight: &Tensor, format: BlockFormat) -> Linear {
     let (values, k) = (weight.to_f32_vec(), weight.shape()[1]);
     let read = |row: usize, out: &mut [f32]| out.copy_from_slice(&values[row * k..(row + 1) * k]);
