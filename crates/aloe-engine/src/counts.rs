@@ -1,4 +1,4 @@
-//! What an engine computed, so that tests and benches can see what sharing saved.
+//! What an engine computed and held, for records, and so that tests and benches can see what sharing saved.
 
 use serde::Serialize;
 
@@ -13,6 +13,10 @@ pub struct EngineCounts {
     pub n_drawn_tokens: u64,
     /// Times a running sequence lost its keys and values to the memory budget.
     pub n_evictions: u64,
-    /// The most bytes of keys and values held at one time.
+    /// Tokens of the largest pass: the activations of so many are held at one time.
+    pub largest_pass_tokens: u64,
+    /// The most bytes that keys and values may take.
+    pub kv_budget_bytes: u64,
+    /// The most bytes of keys and values held at one time, those of a pass under way included.
     pub peak_kv_bytes: u64,
 }

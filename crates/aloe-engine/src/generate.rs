@@ -7,7 +7,6 @@
 //! pass, and what was evicted, changes no bit of any of them.
 
 use crate::engine::{Take, check_sampling, in_order};
-use crate::local::PACK_TOKENS;
 use crate::sample::draw_tokens;
 use crate::sequence::{Sequence, SequencePlan, StopRules};
 use crate::tree::{ROOT, Tree};
@@ -148,7 +147,7 @@ impl<'a> Schedule<'a> {
             local,
             requests,
             prompts,
-            walk: local.walk(tree, PREFILL_TOKENS, &ends, &needed),
+            walk: local.walk(tree, PREFILL_TOKENS.min(local.pack_tokens), &ends, &needed),
             ending,
             roots: VecDeque::new(),
             active: Vec::new(),
@@ -196,7 +195,7 @@ impl<'a> Schedule<'a> {
         self.resume();
         self.start()?;
         self.make_room();
-        let selection = self.select();
+        let selection = self.select()?;
         if selection.is_empty() && self.active.iter().all(Sequence::is_done) {
             return Ok(());
         }
@@ -293,32 +292,32 @@ impl<'a> Schedule<'a> {
     }
 
     /// The prompts' next nodes, when a sequence could start from them and their keys and values fit.
-    fn select(&mut self) -> Selection {
+    fn select(&mut self) -> Result<Selection> {
         let waiting: usize = self.roots.iter().map(|root| self.requests[root.request].n - root.n_started).sum();
         let n_running = self.active.len() + self.evicted.len() + waiting;
         if !self.evicted.is_empty() || n_running >= self.local.max_batch {
-            return Selection::default();
+            return Ok(Selection::default());
         }
         let ending = &self.ending;
-        let headroom = n_running * self.page_bytes;
-        let max_pages = self.free_bytes().saturating_sub(headroom) / self.page_bytes;
-        let mut selection = self.walk.select(PREFILL_TOKENS, max_pages, |node| ending.contains_key(&node));
+        let (headroom, max_tokens) = (n_running * self.page_bytes, PREFILL_TOKENS.min(self.local.pack_tokens));
+        let max_pages = self.local.layer_pages(self.free_bytes().saturating_sub(headroom));
+        let mut selection = self.walk.select(max_tokens, max_pages, |node| ending.contains_key(&node));
         if selection.is_empty() && n_running == 0 {
             // What earlier calls left makes room before the budget is exceeded.
             self.local.free_prefixes(true);
-            let max_pages = self.free_bytes() / self.page_bytes;
-            selection = self.walk.select(PREFILL_TOKENS, max_pages, |node| ending.contains_key(&node));
+            let max_pages = self.local.layer_pages(self.free_bytes());
+            selection = self.walk.select(max_tokens, max_pages, |node| ending.contains_key(&node));
         }
         if selection.is_empty() && n_running == 0 {
-            return self.walk.select_alone(|node| ending.contains_key(&node));
+            return self.local.select_alone(&mut self.walk, |node| ending.contains_key(&node));
         }
-        selection
+        Ok(selection)
     }
 
     fn run(&mut self, selection: &Selection) -> Result<Pass> {
         let pieces = self.walk.pieces(selection);
         let (mut texts, mut caches) = (Vec::new(), Vec::new());
-        let mut n_left = PACK_TOKENS;
+        let mut n_left = self.local.pack_tokens;
         for sequence in self.active.iter_mut().filter(|s| !s.is_done()) {
             let pending = sequence.pending();
             let n = pending.len().min(n_left.max(1));
@@ -327,9 +326,7 @@ impl<'a> Schedule<'a> {
             caches.push(&mut sequence.cache);
         }
         let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-        let pass = self.local.decoder.run(&pieces, &texts, &mut caches)?;
-        self.local.count(|counts| counts.n_computed_tokens += pass.hidden.shape()[0] as u64);
-        Ok(pass)
+        self.local.pass(&pieces, &texts, &mut caches)
     }
 
     /// Draws the next token of every sequence whose ids have all been run.

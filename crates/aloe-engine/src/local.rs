@@ -3,8 +3,9 @@
 use crate::engine::EngineIdentity;
 use crate::memory::default_kv_budget_bytes;
 use crate::prefixes::{Prefixes, SharedPrefixes};
+use crate::walk::{LayerPages, Selection, Walk};
 use crate::{EngineCounts, EngineOptions, Error, Prompt, Result, ScoreRequest, encode};
-use aloe_model::{Decoder, KvCache, KvMeter, ModelSource, WeightFormat};
+use aloe_model::{Decoder, KvCache, KvMeter, ModelSource, Pass, TreePiece, WeightFormat};
 use aloe_tensor::{Device, Dtype};
 use aloe_text::TextModel;
 use std::path::Path;
@@ -17,13 +18,16 @@ pub struct Local {
     pub(crate) identity: EngineIdentity,
     pub(crate) kv_budget_bytes: usize,
     pub(crate) max_batch: usize,
+    /// [`PACK_TOKENS`], but in tests.
+    pub(crate) pack_tokens: usize,
     pub(crate) kv_meter: Arc<KvMeter>,
     pub(crate) prefixes: SharedPrefixes,
     counts: Mutex<EngineCounts>,
 }
 
-/// The most tokens that go through the decoder in one packed batch. It bounds memory; results do not depend on it.
-pub(crate) const PACK_TOKENS: usize = 2048;
+/// The most tokens that go through the decoder in one packed batch, whatever the length of a text: it bounds the memory of activations.
+/// Results do not depend on it.
+const PACK_TOKENS: usize = 2048;
 
 impl Local {
     /// Opens a Hugging Face folder or a `.gguf` file.
@@ -52,6 +56,7 @@ impl Local {
             identity,
             kv_budget_bytes,
             max_batch: options.max_batch.max(1),
+            pack_tokens: PACK_TOKENS,
             kv_meter: Arc::new(KvMeter::default()),
             prefixes: Arc::new(Mutex::new(Prefixes::new(kv_budget_bytes))),
             counts: Mutex::new(EngineCounts::default()),
@@ -156,6 +161,33 @@ impl Local {
         Ok(())
     }
 
+    /// The pages of one layer that fit into so many bytes.
+    pub(crate) fn layer_pages(&self, free_bytes: usize) -> LayerPages {
+        let n_layers = self.decoder.config.num_hidden_layers;
+        LayerPages { n: free_bytes / (KvCache::bytes_of(&self.decoder, 1) / n_layers), n_layers }
+    }
+
+    /// One pass through the decoder, counted.
+    pub(crate) fn pass(
+        &self,
+        pieces: &[TreePiece<'_>],
+        tokens: &[&[u32]],
+        caches: &mut [&mut KvCache],
+    ) -> Result<Pass> {
+        let pass = self.decoder.run(pieces, tokens, caches)?;
+        let n_tokens = pass.hidden.shape()[0] as u64;
+        self.count(|counts| {
+            counts.n_computed_tokens += n_tokens;
+            counts.largest_pass_tokens = counts.largest_pass_tokens.max(n_tokens);
+        });
+        Ok(pass)
+    }
+
+    /// [`Walk::select_alone`] with what comes before the last tokens run.
+    pub(crate) fn select_alone(&self, walk: &mut Walk, held: impl Fn(usize) -> bool) -> Result<Selection> {
+        walk.select_alone(self.pack_tokens, held, |ids, cache| self.pass(&[], &[ids], &mut [cache]).map(drop))
+    }
+
     pub(crate) fn count(&self, change: impl FnOnce(&mut EngineCounts)) {
         change(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -163,7 +195,8 @@ impl Local {
     /// What was computed since the model was opened.
     pub fn counts(&self) -> EngineCounts {
         let counts = *self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        EngineCounts { peak_kv_bytes: self.kv_meter.peak_bytes() as u64, ..counts }
+        let (kv_budget_bytes, peak_kv_bytes) = (self.kv_budget_bytes as u64, self.kv_meter.peak_bytes() as u64);
+        EngineCounts { kv_budget_bytes, peak_kv_bytes, ..counts }
     }
 
     /// The model's context in tokens.

@@ -2,12 +2,10 @@
 //! position is computed once, and only rows that predict a scored token meet the vocabulary, once each.
 
 use crate::engine::{Take, in_order};
-use crate::local::PACK_TOKENS;
 use crate::sample::argmax;
 use crate::tree::{ROOT, Tree};
 use crate::walk::{Selection, Walk};
 use crate::{Error, Local, Result, ScoreRequest, ScoreResult, Scored};
-use aloe_model::KvCache;
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::{Tensor, ops};
 use std::collections::HashMap;
@@ -128,7 +126,7 @@ impl Local {
         for (node, position) in plans.iter().flat_map(|plan| plan.needed(&tree)) {
             needed.entry(node).and_modify(|first: &mut usize| *first = position.min(*first)).or_insert(position);
         }
-        let walk = self.walk(tree, PACK_TOKENS, &ends, &needed);
+        let walk = self.walk(tree, self.pack_tokens, &ends, &needed);
         let mut targets: Vec<Vec<Target>> = (0..walk.tree.n_nodes()).map(|_| Vec::new()).collect();
         for plan in &plans {
             plan.aim(&walk.tree, &mut targets);
@@ -226,15 +224,13 @@ impl Scoring<'_> {
     fn step(&mut self) -> Result<()> {
         let local = self.local;
         local.free_prefixes(false);
-        let page_bytes = KvCache::bytes_of(&local.decoder, 1);
-        let free_bytes = local.kv_budget_bytes.saturating_sub(local.kv_meter.bytes());
-        let mut selection = self.walk.select(PACK_TOKENS, free_bytes / page_bytes, |_| false);
+        let max_pages = local.layer_pages(local.kv_budget_bytes.saturating_sub(local.kv_meter.bytes()));
+        let mut selection = self.walk.select(local.pack_tokens, max_pages, |_| false);
         if selection.is_empty() {
             local.free_prefixes(true);
-            selection = self.walk.select_alone(|_| false);
+            selection = local.select_alone(&mut self.walk, |_| false)?;
         }
-        let pass = self.local.decoder.run(&self.walk.pieces(&selection), &[], &mut [])?;
-        self.local.count(|counts| counts.n_computed_tokens += pass.hidden.shape()[0] as u64);
+        let pass = local.pass(&self.walk.pieces(&selection), &[], &mut [])?;
         self.walk.store(&selection, pass.kept, |_| false);
         self.score_rows(&selection, &pass.hidden, &pass.rows)
     }

@@ -468,3 +468,58 @@ fn each_answer_is_handed_over_when_it_is_done_and_a_break_ends_the_call() {
     assert_eq!((n_computed.len(), n_computed[11]), (12, 12 * 401));
     assert!(n_computed[0] <= 2048, "the first passes alone: {n_computed:?}");
 }
+
+/// Two-token options after one prompt: 500 leaves of a token each, whose pages are held for one layer of five at a time, 100 pages beside
+/// those of the prompt. All of it counts.
+#[test]
+fn the_pages_of_leaves_are_within_the_memory_budget() {
+    let Some(folder) = folder() else { return };
+    let options = (0..500).map(|at| Continuation::Ids(vec![3 + at, 5])).collect();
+    let asked = [ScoreRequest { id: "s".into(), prompt: Prompt::Ids(vec![1; 70]), continuations: options }];
+    let wide = open(&folder, BF16, 2, None);
+    let expected = wide.score(&asked, &Progress::silent(), &Cancel::default()).unwrap();
+    let page_bytes = page_bytes(&wide);
+    let peak = wide.counts().unwrap().peak_kv_bytes;
+    assert!(peak >= 100 * page_bytes, "{peak}: the leaves are not counted");
+    for pages in [2, 5, 20] {
+        let narrow = open(&folder, BF16, 2, Some((pages * page_bytes) as usize));
+        assert_eq!(narrow.score(&asked, &Progress::silent(), &Cancel::default()).unwrap(), expected);
+        let counts = narrow.counts().unwrap();
+        assert!(counts.peak_kv_bytes <= pages * page_bytes, "{counts:?} of {pages} pages");
+        assert_eq!(counts.kv_budget_bytes, pages * page_bytes);
+    }
+}
+
+/// A text that must be run alone is run in pieces too: 450 tokens in a budget of its own 8 pages, 128 tokens a pass.
+#[test]
+fn a_long_text_that_is_run_alone_goes_through_the_decoder_in_pieces() {
+    let Some(folder) = folder() else { return };
+    let prompt = |at: u32| Prompt::Ids((0..450).map(|i| (i * 7 + at * 31) % 509 + 3).collect());
+    let score = |at: u32| ScoreRequest {
+        id: at.to_string(),
+        prompt: prompt(at),
+        continuations: vec![Continuation::Ids(vec![9, 10]), Continuation::Ids(vec![9, 11, 12])],
+    };
+    let generate = |at: u32| GenerateRequest {
+        id: at.to_string(),
+        prompt: prompt(at),
+        n: 2,
+        sampling: Sampling { temperature: 0.8, ..Sampling::greedy(8) },
+    };
+    let (scores, answers) = ([score(0), score(1)], [generate(0), generate(1)]);
+    for format in [F32, BF16] {
+        let wide = open(&folder, format, 2, None);
+        let budget = 8 * page_bytes(&wide);
+        let Engine::Local(mut narrow) = open(&folder, format, 1, Some(budget as usize)) else { panic!("a folder") };
+        narrow.pack_tokens = 128;
+        let (progress, cancel) = (Progress::silent(), Cancel::default());
+        let expected = wide.score(&scores, &progress, &cancel).unwrap();
+        assert_eq!(narrow.score(&scores, &progress, &cancel).unwrap(), expected);
+        assert!(wide.counts().unwrap().largest_pass_tokens > 450, "the whole text at once");
+        let expected = wide.generate(&answers, &progress, &cancel).unwrap();
+        assert_eq!(narrow.generate(&answers, &progress, &cancel).unwrap(), expected);
+        let counts = narrow.counts();
+        // The last piece begins on a page, so it may be up to 63 tokens longer.
+        assert!(counts.largest_pass_tokens < 128 + 64 && counts.peak_kv_bytes <= budget, "{counts:?}");
+    }
+}

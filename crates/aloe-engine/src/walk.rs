@@ -3,6 +3,7 @@
 //! Nodes go in depth-first order, so what is kept is the path to the next node. Kept caches may be dropped at any time: a node
 //! whose beginning is gone gets it computed again, with the same bits.
 
+use crate::Result;
 use crate::prefixes::{SharedPrefixes, lock};
 use crate::tree::{Node, ROOT, Tree};
 use aloe_model::{After, KvCache, KvMeter, TreePiece};
@@ -23,14 +24,21 @@ pub(crate) struct Walk {
     prefixes: Option<SharedPrefixes>,
 }
 
+/// A number of pages of one layer, and how many of them a page of all layers is.
+#[derive(Clone, Copy)]
+pub(crate) struct LayerPages {
+    pub(crate) n: usize,
+    pub(crate) n_layers: usize,
+}
+
 /// The nodes of one pass, parents first.
 #[derive(Debug, Default)]
 pub(crate) struct Selection {
     pub(crate) nodes: Vec<usize>,
     /// Whether the node's cache is needed after the pass.
     keep: Vec<bool>,
-    /// The whole text up to the only node, when it is run in one piece.
-    whole: Option<Vec<u32>>,
+    /// When only one node is run: the last tokens of the text up to it, which hold all of its own, and what comes before them.
+    whole: Option<(Vec<u32>, KvCache)>,
 }
 
 impl Selection {
@@ -72,17 +80,22 @@ impl Walk {
         self.next == self.order.len()
     }
 
-    /// The next nodes, as many as fit: `max_tokens` to be run and `max_pages` to be held. `held` nodes are kept beyond their
+    /// The next nodes, as many as fit: `max_tokens` to be run, and pages of one layer to be held. `held` nodes are kept beyond their
     /// branches.
-    pub(crate) fn select(&mut self, max_tokens: usize, max_pages: usize, held: impl Fn(usize) -> bool) -> Selection {
+    pub(crate) fn select(
+        &mut self,
+        max_tokens: usize,
+        max_pages: LayerPages,
+        held: impl Fn(usize) -> bool,
+    ) -> Selection {
         let held = |node| held(node) || self.offers.contains(&node);
         let mut nodes = Vec::new();
         let (mut n_tokens, mut n_pages) = (0, 0);
         while let Some(&node) = self.order.get(self.next) {
             let missing = self.missing(node, &nodes);
             n_tokens += missing.iter().map(|&node| self.tree.node(node).ids.len()).sum::<usize>();
-            n_pages += missing.iter().map(|&node| self.n_pages(node, &held)).sum::<usize>();
-            if n_tokens > max_tokens || n_pages > max_pages {
+            n_pages += missing.iter().map(|&node| self.n_pages(node, max_pages.n_layers, &held)).sum::<usize>();
+            if n_tokens > max_tokens || n_pages > max_pages.n {
                 break;
             }
             nodes.extend(missing);
@@ -98,14 +111,26 @@ impl Walk {
         Selection { nodes, keep, whole: None }
     }
 
-    /// The next node, whatever its size, in one piece with all before it, so that nothing but its own pages is held.
-    pub(crate) fn select_alone(&mut self, held: impl Fn(usize) -> bool) -> Selection {
-        let Some(&node) = self.order.get(self.next) else { return Selection::default() };
+    /// The next node, whatever its size, with all before it, so that nothing but its own pages is held. `run` is given what of the text
+    /// comes before its last `max_tokens`, in pieces of no more, to be added to a cache.
+    pub(crate) fn select_alone(
+        &mut self,
+        max_tokens: usize,
+        held: impl Fn(usize) -> bool,
+        mut run: impl FnMut(&[u32], &mut KvCache) -> Result<()>,
+    ) -> Result<Selection> {
+        let Some(&node) = self.order.get(self.next) else { return Ok(Selection::default()) };
         self.next += 1;
         self.kept.clear();
-        let ids = self.ids(node);
+        let mut ids = self.ids(node);
+        // Whole pages come before, so that none is copied.
+        let n_before = ids.len().saturating_sub(max_tokens).next_multiple_of(KvCache::PAGE);
+        let n_before = n_before.min(self.tree.node(node).start) / KvCache::PAGE * KvCache::PAGE;
+        let last = ids.split_off(n_before);
+        let mut before = self.empty.fork();
+        ids.chunks(max_tokens).try_for_each(|piece| run(piece, &mut before))?;
         let keep = self.subtree_end[node] > self.next || held(node);
-        Selection { nodes: vec![node], keep: vec![keep], whole: Some(ids) }
+        Ok(Selection { nodes: vec![node], keep: vec![keep], whole: Some((last, before)) })
     }
 
     /// The text that ends with the node.
@@ -113,18 +138,17 @@ impl Walk {
         self.tree.path(ROOT, node).iter().flat_map(|&node| &self.tree.node(node).ids).copied().collect()
     }
 
-    /// The most pages a node adds to what is held: none when nothing follows it.
-    fn n_pages(&self, node: usize, held: &impl Fn(usize) -> bool) -> usize {
-        if self.tree.children(node).is_empty() && !held(node) {
-            return 0;
-        }
-        self.tree.end(node).div_ceil(KvCache::PAGE) - self.tree.node(node).start / KvCache::PAGE
+    /// The most pages a node adds to what is held, of all layers; when nothing follows it, of one layer at a time.
+    fn n_pages(&self, node: usize, n_layers: usize, held: &impl Fn(usize) -> bool) -> usize {
+        let is_last = self.tree.children(node).is_empty() && !held(node);
+        let n_pages = self.tree.end(node).div_ceil(KvCache::PAGE) - self.tree.node(node).start / KvCache::PAGE;
+        if is_last { n_pages } else { n_pages * n_layers }
     }
 
     /// The pieces of a pass over the selection.
     pub(crate) fn pieces<'a>(&'a self, selection: &'a Selection) -> Vec<TreePiece<'a>> {
-        if let Some(ids) = &selection.whole {
-            return vec![TreePiece { ids, after: After::Cache(&self.empty), keep: selection.keep[0] }];
+        if let Some((ids, before)) = &selection.whole {
+            return vec![TreePiece { ids, after: After::Cache(before), keep: selection.keep[0] }];
         }
         let places: HashMap<usize, usize> = selection.nodes.iter().enumerate().map(|(at, &node)| (node, at)).collect();
         let piece = |(&node, &keep): (&usize, &bool)| {

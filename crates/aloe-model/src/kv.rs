@@ -10,7 +10,7 @@ use aloe_tensor::KvPage;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes held by all caches made with it, now and at most. A page shared by several caches counts once.
+/// Bytes held by all caches made with it and by the passes that fill them, now and at most. A page shared by several caches counts once.
 #[derive(Debug, Default)]
 pub struct KvMeter {
     bytes: AtomicUsize,
@@ -28,9 +28,27 @@ impl KvMeter {
         self.peak_bytes.load(Ordering::Relaxed)
     }
 
+    /// Counts pages that no cache holds while they live.
+    pub(crate) fn hold(self: &Arc<Self>, bytes: usize) -> Held {
+        self.add(bytes);
+        Held { bytes, meter: Arc::clone(self) }
+    }
+
     fn add(&self, bytes: usize) {
         let now = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.peak_bytes.fetch_max(now, Ordering::Relaxed);
+    }
+}
+
+/// Bytes counted until it is dropped.
+pub(crate) struct Held {
+    bytes: usize,
+    meter: Arc<KvMeter>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.meter.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

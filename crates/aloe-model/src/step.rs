@@ -6,7 +6,7 @@
 
 use crate::batch::check_ids;
 use crate::decoder::Decoder;
-use crate::kv::{KvCache, PageSet, new_page};
+use crate::kv::{Held, KvCache, PageSet, new_page};
 use crate::{Error, Result};
 use aloe_tensor::{KvPage, PageWrite, PagedSequence, Tensor, ops};
 use std::ops::Range;
@@ -63,6 +63,10 @@ impl Placed<'_> {
     fn end(&self) -> usize {
         self.start + self.piece.ids.len()
     }
+
+    fn n_own_pages(&self) -> usize {
+        self.end().div_ceil(KvCache::PAGE) - self.first_page()
+    }
 }
 
 /// Everything a pass knows before the first layer.
@@ -81,6 +85,7 @@ impl Decoder {
         for (cache, rows) in caches.iter_mut().zip(cache_rows) {
             cache.reserve(self, rows.len());
         }
+        let held = layout.hold(self);
         let mut kept_pages: Vec<Vec<Vec<KvPage>>> = layout.pieces.iter().map(Layout::empty_sets).collect();
         let mut x = self.weights.embedding(&self.device, &layout.ids);
         let rotation = self.rope.rotation(&self.device, &layout.positions);
@@ -114,6 +119,8 @@ impl Decoder {
         for (cache, rows) in caches.iter_mut().zip(cache_rows) {
             cache.grown(rows.len());
         }
+        // From here on the caches count what is kept.
+        drop(held);
         let kept = join(&layout.pieces, kept_pages);
         Ok(Pass { hidden: self.final_norm(&x).0, rows: layout.rows, kept })
     }
@@ -194,9 +201,20 @@ fn page_write<'a>(page: &'a mut KvPage, first: usize, start: usize, rows: &Range
 }
 
 impl<'a> Layout<'a> {
+    /// Counts the pages of the pass, on the meters of the caches its pieces stand after: of a piece that is kept all layers', of another
+    /// one layer's, which the next one's take the place of.
+    fn hold(&self, decoder: &Decoder) -> Vec<Held> {
+        let page = new_page(decoder).nbytes();
+        let bytes = |placed: &Placed<'_>| {
+            let n_layers = if placed.piece.keep { decoder.config.num_hidden_layers } else { 1 };
+            placed.n_own_pages() * n_layers * page
+        };
+        self.pieces.iter().map(|placed| placed.base.meter().hold(bytes(placed))).collect()
+    }
+
     /// A place for the pages of each layer, for pieces that are kept.
     fn empty_sets(placed: &Placed<'_>) -> Vec<Vec<KvPage>> {
-        let n_pages = placed.end().div_ceil(KvCache::PAGE) - placed.first_page();
+        let n_pages = placed.n_own_pages();
         if placed.piece.keep { vec![Vec::new(); n_pages] } else { Vec::new() }
     }
 
@@ -213,8 +231,7 @@ impl<'a> Layout<'a> {
                 if !placed.start.is_multiple_of(KvCache::PAGE) {
                     pages.push(self.page_before(&own, at, layer).clone());
                 }
-                let n_pages = placed.end().div_ceil(KvCache::PAGE) - placed.first_page();
-                pages.resize_with(n_pages, || new_page(decoder));
+                pages.resize_with(placed.n_own_pages(), || new_page(decoder));
                 own[at] = pages;
             }
             let mut writes = Vec::new();

@@ -66,7 +66,8 @@ pub(crate) enum Command {
                             in the request's order with ids (tokens), logps (natural logarithm, one per token), sum (of logps) and is_greedy \
                             (whether each token was the most probable one). A request that cannot be answered gets id and error instead, the \
                             others go on, and the exit code is not 0. With --out and --json, standard output gets one object with out, n_rows, \
-                            n_errors and seed, with --answer-cache also answer_cache: n_asked, n_hits and n_damaged.",
+                            n_errors and seed, of a local model also memory: kv_budget_bytes (of keys and values), peak_kv_bytes and \
+                            n_evictions; with --answer-cache also answer_cache: n_asked, n_hits and n_damaged.",
         mut_arg("seed", |arg| arg.help("Recorded in the output of --json and nothing else: scoring draws nothing"))
     )]
     Score(ScoreArgs),
@@ -79,8 +80,9 @@ pub(crate) enum Command {
                             (natural logarithm under the model before temperature and truncation, one per token), text, finish_reason (stop, length: \
                             max_new_tokens, context: the model's is full, or other) and prompt_len_tokens (0 where not told). An endpoint tells no ids \
                             and no logps: null. A request that cannot be answered gets id and error instead, the others go on, and the exit code \
-                            is not 0. With --out and --json, standard output gets one object with out, n_rows, n_errors and seed, with \
-                            --answer-cache also answer_cache: n_asked, n_hits and n_damaged.",
+                            is not 0. With --out and --json, standard output gets one object with out, n_rows, n_errors and seed, of a local \
+                            model also memory: kv_budget_bytes (of keys and values), peak_kv_bytes and n_evictions; with --answer-cache also \
+                            answer_cache: n_asked, n_hits and n_damaged.",
         mut_arg("seed", |arg| arg.help("Seed of the rows that name none"))
     )]
     Generate(GenerateArgs),
@@ -399,6 +401,9 @@ pub(crate) struct AskedArgs {
     /// Let an endpoint render chat messages by its own template (recorded as such)
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) server_template: bool,
+    /// The most memory for keys and values, in MiB; default a quarter of what is free. Results do not depend on it
+    #[arg(long, value_name = "MIB", conflicts_with = "recipe")]
+    pub(crate) kv_budget: Option<usize>,
     /// Folder of answers kept on disk: a model is not asked again what it was asked before
     #[arg(long, value_name = "DIR", conflicts_with = "recipe")]
     pub(crate) answer_cache: Option<PathBuf>,

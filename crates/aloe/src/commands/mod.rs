@@ -150,6 +150,7 @@ pub(crate) fn write_answers<T>(
         text.push('\n');
     }
     let n_errors = errors.len();
+    tell_evictions(engine);
     if let (Some(counts), Some(folder)) = (engine.cache_counts(), &file.answer_cache) {
         tell_cache(&counts, folder);
     }
@@ -161,6 +162,9 @@ pub(crate) fn write_answers<T>(
                 let mut said = json!({"out": path, "n_rows": n_rows, "n_errors": n_errors, "seed": common.seed});
                 if let Some(counts) = engine.cache_counts() {
                     said["answer_cache"] = serde_json::to_value(counts)?;
+                }
+                if let Some(memory) = memory_of(engine) {
+                    said["memory"] = memory;
                 }
                 writeln!(std::io::stdout(), "{said}")?;
             }
@@ -174,6 +178,27 @@ pub(crate) fn write_answers<T>(
     }
     let text = format!("{n_errors} of {n_rows} requests could not be answered\n{}", errors.join("\n"));
     Err(anyhow::Error::from(cause).context(text))
+}
+
+/// What keys and values may take and took, in bytes, and how often running sequences lost theirs; `None` for an endpoint.
+pub(crate) fn memory_of(engine: &Engine) -> Option<Value> {
+    let counts = engine.counts()?;
+    Some(json!({
+        "kv_budget_bytes": counts.kv_budget_bytes, "peak_kv_bytes": counts.peak_kv_bytes, "n_evictions": counts.n_evictions,
+    }))
+}
+
+/// Says on standard error when the memory budget cost time.
+pub(crate) fn tell_evictions(engine: &Engine) {
+    if let Some(counts) = engine.counts().filter(|counts| counts.n_evictions > 0) {
+        let text = format!(
+            "running answers gave up their keys and values {} times and ran their tokens again, to stay within {:.0} MiB; a larger \
+             --kv-budget is faster, the answers are the same",
+            counts.n_evictions,
+            counts.kv_budget_bytes as f64 / 1_048_576.0
+        );
+        aloe_record::tell(&format!("note: {text}"));
+    }
 }
 
 /// Says on standard error what an answer cache saved, and what of it was damaged.

@@ -161,6 +161,9 @@ fn ask(kind: &str, mut entry: Table, args: &AskedArgs, cancel: &Cancel) -> anyho
     if let Some(folder) = &args.answer_cache {
         entry.insert("answer_cache".into(), path_value(folder)?);
     }
+    if let Some(mebibytes) = args.kv_budget {
+        entry.insert("kv_budget".into(), Value::Integer(i64::try_from(mebibytes)?));
+    }
     if let Some(quantize) = args.quantize {
         entry.insert("quantize".into(), Value::String(quantize.name().into()));
     }

@@ -1,7 +1,7 @@
 //! From checked settings to a stage's spine: one function per kind that opens what the spine needs, calls it and fills
 //! the record. `aloe run` and the subcommands both come through here.
 
-use crate::commands::{rows, tell_cache};
+use crate::commands::{memory_of, rows, tell_cache, tell_evictions};
 use crate::failure::Failure;
 use crate::recipe::eval_stage::EvalStage;
 use crate::recipe::redteam_stage::RedteamStage;
@@ -300,6 +300,7 @@ fn eval(
         server_template: stage.server_template,
         quantize: stage.quantize,
         answer_cache: &stage.answer_cache,
+        kv_budget: stage.kv_budget,
     };
     let engine = open_engine(single(inputs, "model", "eval")?, opened, context)?;
     let encoder = match inputs.get("embedder") {
@@ -325,6 +326,7 @@ fn eval(
     record.result("table", table)?;
     record.result("eval", &results)?;
     note_cache(&engine, &stage.answer_cache, record)?;
+    note_memory(&engine, record)?;
     record.result("summary", parts.join("; "))?;
     Ok(())
 }
@@ -356,6 +358,7 @@ fn redteam(
         server_template: stage.server_template,
         quantize: stage.quantize,
         answer_cache: &stage.answer_cache,
+        kv_budget: stage.kv_budget,
     };
     let engine = open_engine(single(inputs, "model", "redteam")?, opened, context)?;
     let earlier = inputs.get("compare").map(|_| single(inputs, "compare", "redteam")).transpose()?;
@@ -377,6 +380,7 @@ fn redteam(
     record.result("table", table)?;
     record.result("redteam", &results)?;
     note_cache(&engine, &stage.answer_cache, record)?;
+    note_memory(&engine, record)?;
     record.result("summary", summary)?;
     Ok(())
 }
@@ -405,6 +409,7 @@ struct Opened<'a> {
     server_template: bool,
     quantize: Option<Quantize>,
     answer_cache: &'a Option<PathBuf>,
+    kv_budget: Option<usize>,
 }
 
 /// The model of an input: a stage's folder, a folder, a file, or an endpoint.
@@ -418,8 +423,13 @@ fn open_engine(input: &Path, opened: Opened<'_>, context: &Context) -> anyhow::R
             format!("tokenizer and server_template are for endpoints; {text} has its own tokenizer: leave them out");
         return Err(Failure::usage(text).into());
     }
+    if let (true, Some(_)) = (text.starts_with("http"), opened.kv_budget) {
+        let mistake = format!("kv_budget: keys and values of the endpoint {text} are its server's; leave it out");
+        return Err(Failure::usage(mistake).into());
+    }
     let options = EngineOptions {
         format: weights::weight_format(context.dtype, opened.quantize),
+        kv_budget_bytes: opened.kv_budget.map(|mebibytes| mebibytes << 20),
         threads: context.threads,
         tokenizer: opened.tokenizer.as_deref().map(model_of),
         server_template: opened.server_template,
@@ -438,6 +448,12 @@ fn open_engine(input: &Path, opened: Opened<'_>, context: &Context) -> anyhow::R
         Some(folder) => engine.with_answer_cache(folder)?,
         None => engine,
     })
+}
+
+/// What keys and values were allowed and took, into the record; the user is told when the budget cost time.
+fn note_memory(engine: &Engine, record: &mut Record) -> anyhow::Result<()> {
+    tell_evictions(engine);
+    memory_of(engine).map_or(Ok(()), |memory| Ok(record.result("memory", memory)?))
 }
 
 /// What the answer cache was asked and knew, into the record and to the user.

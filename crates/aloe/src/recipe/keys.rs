@@ -176,6 +176,7 @@ const EVAL: &[Key] = &[
     ("tokenizer", "endpoint: folder or .gguf whose tokenizer and template render the prompts"),
     ("server_template", "endpoint: the server renders chat messages (recorded as such)"),
     ("quantize", "q8 or q4: round the weights of a folder to blocks on load; not with dtype f32"),
+    ("kv_budget", "the most memory for keys and values, in MiB; default a quarter of what is free"),
     (
         "answer_cache",
         "folder of answers kept on disk: a model is not asked again what it was asked before; default none",
@@ -200,6 +201,7 @@ const REDTEAM: &[Key] = &[
     ("tokenizer", "endpoint: folder or .gguf whose tokenizer and template render the prompts"),
     ("server_template", "endpoint: the server renders chat messages (recorded as such)"),
     ("quantize", "q8 or q4: round the weights of a folder to blocks on load; not with dtype f32"),
+    ("kv_budget", "the most memory for keys and values, in MiB; default a quarter of what is free"),
     (
         "answer_cache",
         "folder of answers kept on disk: a model is not asked again what it was asked before; default none",

@@ -45,6 +45,9 @@ pub(crate) struct RedteamStage {
     /// Blocks that a folder's weights are rounded to on load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) quantize: Option<Quantize>,
+    /// The most memory for keys and values, in MiB; a quarter of what is free by default. Results do not depend on it.
+    #[serde(skip_serializing)]
+    pub(crate) kv_budget: Option<usize>,
     /// Folder of answers kept on disk. A local model's results do not depend on it, so it is no part of what decides them.
     #[serde(skip_serializing)]
     pub(crate) answer_cache: Option<PathBuf>,

@@ -134,3 +134,36 @@ fn a_quantisation_that_cannot_be_had_is_refused_before_the_model_is_opened() {
         assert!(stderr.contains(words) && stderr.contains("r.toml:3:"), "{stderr}");
     }
 }
+
+/// 1 MiB holds 25 pages of stories260K in bf16.
+#[test]
+fn the_memory_budget_of_keys_and_values_is_a_flag_and_a_key_is_stated_and_changes_no_result() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (starter, out) = (root().join("starter").canonicalize().unwrap(), dir.path().join("eval"));
+    let eval = |more: &[&str]| {
+        let mut args = vec!["eval", stories.to_str().unwrap(), "--data", starter.to_str().unwrap()];
+        args.extend(["--tasks", "starter_mcqa", "--limit", "4", "--out", out.to_str().unwrap(), "--json"]);
+        args.extend(more);
+        let (stdout, stderr, code) = run(&args);
+        assert_eq!(code, 0, "{stderr}");
+        let samples = std::fs::read(out.join("samples.jsonl")).unwrap();
+        let said: Value = serde_json::from_str(&stdout).unwrap();
+        (samples, said["memory"]["kv_budget_bytes"].as_u64(), said["memory"]["peak_kv_bytes"].as_u64())
+    };
+    let (plain, Some(free), _) = eval(&[]) else { panic!("no budget is stated") };
+    assert!(free > 64 << 20, "a quarter of what is free: {free}");
+    assert_eq!(eval(&["--kv-budget", "1"]).1, Some(free), "the same stage: done already");
+    std::fs::remove_dir_all(&out).unwrap();
+    let (narrow, budget, peak) = eval(&["--kv-budget", "1"]);
+    assert_eq!((narrow == plain, budget), (true, Some(1 << 20)));
+    assert!(peak.unwrap() > 0 && peak.unwrap() <= 1 << 20, "{peak:?}");
+    std::fs::remove_dir_all(&out).unwrap();
+    assert_eq!(eval(&["--set", "kv_budget=2"]).1, Some(2 << 20));
+    let (requests, answers) = (dir.path().join("r.jsonl"), dir.path().join("a.jsonl"));
+    std::fs::write(&requests, "{\"id\": \"1\", \"prompt\": \"Once\", \"continuations\": [\" upon\"]}\n").unwrap();
+    let mut args = vec!["score", stories.to_str().unwrap(), "--requests", requests.to_str().unwrap(), "--json"];
+    args.extend(["--out", answers.to_str().unwrap(), "--kv-budget", "3"]);
+    let said: Value = serde_json::from_str(&run(&args).0).unwrap();
+    assert_eq!(said["memory"]["kv_budget_bytes"].as_u64(), Some(3 << 20));
+}
