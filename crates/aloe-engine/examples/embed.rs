@@ -11,8 +11,8 @@ fn main() -> Result<()> {
     let embedder = Embedder::open(&model, &EngineOptions::default())?;
     let vectors = embedder.embed(&texts, &Progress::silent(), &Cancel::default())?;
     let mut out = std::io::stdout().lock();
-    for vector in vectors {
-        let numbers: Vec<String> = vector.iter().map(f32::to_string).collect();
+    for one in vectors {
+        let numbers: Vec<String> = one.vector.iter().map(f32::to_string).collect();
         if writeln!(out, "[{}]", numbers.join(",")).is_err() {
             break;
         }

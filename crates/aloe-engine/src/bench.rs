@@ -110,7 +110,9 @@ impl Local {
         let (mut n_tokens, mut n_computed) = (0, 0);
         for _ in 0..n_runs.max(1) {
             cancel.check()?;
-            gops.iter_mut().zip(ProductKind::ALL).for_each(|(found, kind)| found.push(gops(&probes.device, kind)));
+            gops.iter_mut()
+                .zip(ProductKind::ALL)
+                .for_each(|(found, kind)| found.push(product_gops(&probes.device, kind)));
             gb_per_s.push(probes.gb_per_s());
             self.free_prefixes(true);
             (work.prepare)()?;
@@ -260,13 +262,13 @@ impl Local {
 pub fn peak_flops(device: &Device, dtype: Dtype) -> f64 {
     let (start, mut best) = (Instant::now(), 0.0f64);
     while start.elapsed().as_secs_f64() < 0.2 {
-        best = best.max(gops(device, dense_kind(dtype)));
+        best = best.max(product_gops(device, dense_kind(dtype)));
     }
     best * 1e9
 }
 
 /// 10^9 operations a second of products of a kind, in registers.
-fn gops(device: &Device, kind: ProductKind) -> f64 {
+fn product_gops(device: &Device, kind: ProductKind) -> f64 {
     let mut n_ops = 0.0;
     let seconds = fastest(10, || n_ops = run_products(device, kind, Probes::ROUNDS));
     n_ops / seconds / 1e9
@@ -376,7 +378,7 @@ mod tests {
             let layer = Linear::new(weight.cast(dtype), None);
             let share = || {
                 let seconds = fastest(20, || drop(aloe_tensor::ops::linear(&device, &x, &layer)));
-                2.0 * (240 * 512 * 512) as f64 / seconds / 1e9 / gops(&device, kind_of(&layer))
+                2.0 * (240 * 512 * 512) as f64 / seconds / 1e9 / product_gops(&device, kind_of(&layer))
             };
             // The better of three: both are the fastest of several runs, but the machine is shared.
             let shares = [share(), share(), share()];

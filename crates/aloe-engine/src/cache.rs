@@ -211,7 +211,7 @@ impl Cached {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<ScoreResult>> {
-        in_order(requests.len(), |take| {
+        in_order::<ScoreResult>(requests.len(), |take| {
             self.answer(
                 (Call::Score, cancel),
                 requests,
@@ -230,10 +230,14 @@ impl Cached {
         cancel: &Cancel,
         take: &mut Take<ScoreResult>,
     ) -> Result<()> {
-        let ask = |missed: &[ScoreRequest], take: &mut Take<ScoreResult>| {
-            self.engine.score_into(missed, progress, cancel, take)
-        };
-        self.answer((Call::Score, cancel), requests, |_| 1, progress, take, ask)
+        self.answer(
+            (Call::Score, cancel),
+            requests,
+            |_| 1,
+            progress,
+            take,
+            |missed, take| self.engine.score_into(missed, progress, cancel, take),
+        )
     }
 
     pub(crate) fn generate(
@@ -242,11 +246,11 @@ impl Cached {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<GenerateResult>> {
-        in_order(requests.len(), |take| {
+        in_order::<GenerateResult>(requests.len(), |take| {
             self.answer(
                 (Call::Generate, cancel),
                 requests,
-                |request| request.n,
+                |request: &GenerateRequest| request.n,
                 progress,
                 take,
                 |missed, take| hand_over(self.engine.generate(missed, progress, cancel)?, take),
@@ -261,10 +265,14 @@ impl Cached {
         cancel: &Cancel,
         take: &mut Take<GenerateResult>,
     ) -> Result<()> {
-        let ask = |missed: &[GenerateRequest], take: &mut Take<GenerateResult>| {
-            self.engine.generate_into(missed, progress, cancel, take)
-        };
-        self.answer((Call::Generate, cancel), requests, |request| request.n, progress, take, ask)
+        self.answer(
+            (Call::Generate, cancel),
+            requests,
+            |request: &GenerateRequest| request.n,
+            progress,
+            take,
+            |missed, take| self.engine.generate_into(missed, progress, cancel, take),
+        )
     }
 
     /// Hands over what is found, asks the model for the others in one call, and keeps each of its answers as it comes.
@@ -378,7 +386,9 @@ impl Store {
         Ok(self.log.read_new(|place, json| {
             if let Ok(entry) = serde_json::from_slice::<KeyOnly>(json) {
                 match places.entry(entry.key) {
-                    Slot::Vacant(slot) => drop(slot.insert(place)),
+                    Slot::Vacant(slot) => {
+                        slot.insert(place);
+                    }
                     Slot::Occupied(slot) => later.entry(slot.key().clone()).or_default().push(place),
                 }
             }

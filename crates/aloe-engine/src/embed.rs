@@ -10,6 +10,17 @@ use aloe_tensor::{Device, Dtype};
 use aloe_text::Tokenizer;
 use std::path::Path;
 
+/// One text's embedding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedding {
+    /// Of unit length.
+    pub vector: Vec<f32>,
+    /// Tokens read, the frame included; `None` where a server does not tell.
+    pub n_tokens: Option<usize>,
+    /// Tokens at the end of the text that were not read.
+    pub n_cut_tokens: usize,
+}
+
 /// What turns texts into vectors.
 pub enum Embedder {
     /// Weights in this process.
@@ -51,13 +62,20 @@ impl Embedder {
         }
     }
 
-    /// One unit vector per text. A local encoder cuts texts at its length, as sentence-transformers does; what a server refuses
-    /// as too long is an error.
-    pub fn embed(&self, texts: &[String], progress: &Progress, cancel: &Cancel) -> Result<Vec<Vec<f32>>> {
-        match self {
-            Self::Local(local) => local.embed(texts, progress, cancel),
-            Self::Endpoint(endpoint) => endpoint.0.embed(texts, progress, cancel),
-        }
+    /// One unit vector per text. A text beyond a local encoder's length loses its end, as in sentence-transformers, and that is told;
+    /// what a server refuses as too long is an error.
+    pub fn embed(&self, texts: &[String], progress: &Progress, cancel: &Cancel) -> Result<Vec<Embedding>> {
+        self.embed_each(texts, progress, cancel)?.into_iter().collect()
+    }
+
+    /// As [`Embedder::embed`], but a text that has no embedding by a local encoder gets its error in its place and the others go on.
+    pub fn embed_each(&self, texts: &[String], progress: &Progress, cancel: &Cancel) -> Result<Vec<Result<Embedding>>> {
+        let endpoint = match self {
+            Self::Local(local) => return local.embed_each(texts, progress, cancel),
+            Self::Endpoint(endpoint) => endpoint,
+        };
+        let vectors = endpoint.0.embed(texts, progress, cancel)?;
+        Ok(vectors.into_iter().map(|vector| Ok(Embedding { vector, n_tokens: None, n_cut_tokens: 0 })).collect())
     }
 }
 
@@ -85,16 +103,21 @@ impl LocalEmbedder {
         Ok(Self { model, tokenizer, max_len_tokens, name: name_of(folder) })
     }
 
-    fn embed(&self, texts: &[String], progress: &Progress, cancel: &Cancel) -> Result<Vec<Vec<f32>>> {
-        let mut vectors = Vec::with_capacity(texts.len());
+    fn embed_each(&self, texts: &[String], progress: &Progress, cancel: &Cancel) -> Result<Vec<Result<Embedding>>> {
+        let mut found = Vec::with_capacity(texts.len());
         for chunk in texts.chunks(16) {
             cancel.check()?;
-            let ids: Vec<Vec<u32>> = chunk.iter().map(|text| self.framed(text)).collect::<Result<_>>()?;
-            let inputs: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-            vectors.extend(self.embed_ids(&inputs)?);
+            let framed: Vec<Result<(Vec<u32>, usize)>> = chunk.iter().map(|text| self.framed(text)).collect();
+            let inputs: Vec<&[u32]> = framed.iter().flatten().map(|(ids, _)| ids.as_slice()).collect();
+            let mut vectors = if inputs.is_empty() { Vec::new() } else { self.embed_ids(&inputs)? }.into_iter();
+            found.extend(framed.into_iter().map(|framed| {
+                let (ids, n_cut_tokens) = framed?;
+                let vector = vectors.next().expect("a vector for each list of ids");
+                Ok(Embedding { vector, n_tokens: Some(ids.len()), n_cut_tokens })
+            }));
             progress.advance(chunk.len() as u64);
         }
-        Ok(vectors)
+        Ok(found)
     }
 
     /// One unit vector per list of ids.
@@ -109,19 +132,21 @@ impl LocalEmbedder {
         Ok(batch.pieces.iter().map(|rows| unit(&last(rows.end - 1))).collect())
     }
 
-    /// The ids with the tokenizer's frame (`[CLS]` ... `[SEP]`); a text that is too long loses its end, not its frame.
-    fn framed(&self, text: &str) -> Result<Vec<u32>> {
+    /// The ids with the tokenizer's frame (`[CLS]` ... `[SEP]`), and how many were cut off: a text that is too long loses its end, not
+    /// its frame.
+    fn framed(&self, text: &str) -> Result<(Vec<u32>, usize)> {
         let mut ids = self.tokenizer.encode_framed(text)?;
         let n_before = self.tokenizer.with_bos(Vec::new()).len();
         let n_after = self.tokenizer.encode_framed("")?.len() - n_before;
-        if ids.len() > self.max_len_tokens {
+        let n_cut = ids.len().saturating_sub(self.max_len_tokens);
+        if n_cut > 0 {
             ids.drain(self.max_len_tokens - n_after..ids.len() - n_after);
         }
         if ids.is_empty() {
             let reason = "a text without tokens has no embedding".to_owned();
             return Err(Error::Request { id: String::new(), reason });
         }
-        Ok(ids)
+        Ok((ids, n_cut))
     }
 }
 

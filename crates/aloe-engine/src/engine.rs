@@ -288,28 +288,21 @@ impl Engine {
     }
 }
 
-/// The answers of a call in the order of its `n` requests. A fault of servers stands in the first place without an answer, and the
-/// others were not asked.
+/// The answers of a call in the order of its `n` requests. A fault of servers stands in the place of every request that it left without
+/// an answer, whether it was asked or not.
 fn each<R>(n: usize, call: impl FnOnce(&mut Take<R>) -> Result<()>) -> Result<Vec<Result<R>>> {
     let mut found: Vec<Option<Result<R>>> = (0..n).map(|_| None).collect();
     let called = call(&mut |at, answer| {
         found[at] = Some(answer);
         ControlFlow::Continue(())
     });
-    let mut fault = match called {
-        Ok(()) => None,
-        Err(Error::Endpoint { url, reason }) => Some((url, reason)),
+    let (url, reason) = match called {
+        Ok(()) => Default::default(),
+        Err(Error::Endpoint { url, reason }) => (url, reason),
         Err(error) => return Err(error),
     };
-    let answer = |found: Option<Result<R>>| {
-        found.unwrap_or_else(|| {
-            let (url, reason) = fault.clone().unwrap_or_default();
-            let not_asked = "not asked after an earlier request failed".to_owned();
-            fault = fault.take().map(|(url, _)| (url, not_asked));
-            Err(Error::Endpoint { url, reason })
-        })
-    };
-    Ok(found.into_iter().map(answer).collect())
+    let fault = || Err(Error::Endpoint { url: url.clone(), reason: reason.clone() });
+    Ok(found.into_iter().map(|answer| answer.unwrap_or_else(fault)).collect())
 }
 
 /// The answers of a call that has all of them, in the order of its `n` requests.

@@ -76,8 +76,11 @@ impl Local {
                     good.push(request.clone());
                     prompts.push(prompt);
                 }
-                Err(error) if take(at, Err(error)).is_break() => return Ok(()),
-                Err(_) => {}
+                Err(error) => {
+                    if take(at, Err(error)).is_break() {
+                        return Ok(());
+                    }
+                }
             }
         }
         Schedule::new(self, &good, prompts).finish_into(progress, cancel, &mut |at, result| take(places[at], result))

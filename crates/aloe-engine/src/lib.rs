@@ -30,7 +30,7 @@ pub use aloe_model::WeightFormat;
 pub use bench::{BenchReport, BenchRow, peak_flops};
 pub use cache::{ANSWERS_SINCE, CacheCounts, Cached};
 pub use counts::EngineCounts;
-pub use embed::{Embedder, EndpointEmbedder, LocalEmbedder};
+pub use embed::{Embedder, Embedding, EndpointEmbedder, LocalEmbedder};
 pub use endpoint::{CanaryAnswers, Endpoint, listed};
 pub use engine::{Call, Engine, EngineIdentity, EngineOptions, Take};
 pub use error::Error;
@@ -39,7 +39,7 @@ pub use request::{
     Completion, Continuation, FinishReason, GenerateRequest, GenerateResult, MAX_SAMPLES, Prompt, Sampling,
     ScoreRequest, ScoreResult, Scored,
 };
-pub use rerank::Reranker;
+pub use rerank::{RankScore, Reranker};
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -80,6 +80,7 @@ impl Local {
             identity,
             kv_budget_bytes,
             max_batch: EngineOptions::default().max_batch,
+            pack_tokens: PACK_TOKENS,
             kv_meter: Arc::new(KvMeter::default()),
             prefixes: Arc::new(Mutex::new(Prefixes::new(kv_budget_bytes))),
             counts: Mutex::new(EngineCounts::default()),

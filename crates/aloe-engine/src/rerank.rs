@@ -9,6 +9,22 @@ use aloe_tensor::Device;
 use aloe_text::Tokenizer;
 use std::path::Path;
 
+/// One text's score against a query.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RankScore {
+    /// The logit; higher answers the query better.
+    pub score: f32,
+    /// Tokens at the ends of query and text that were not read.
+    pub n_cut_tokens: usize,
+}
+
+/// Query and text as the model reads them.
+struct Pair {
+    ids: Vec<u32>,
+    types: Vec<u32>,
+    n_cut: usize,
+}
+
 /// A cross-encoder with its tokenizer.
 pub struct Reranker {
     model: BertReranker,
@@ -31,33 +47,36 @@ impl Reranker {
     }
 
     /// One logit per text; higher answers the query better. A pair that is too long loses tokens from the longer side first, as
-    /// in transformers (`longest_first`).
-    pub fn rerank(&self, query: &str, texts: &[String], cancel: &Cancel) -> Result<Vec<f32>> {
+    /// in transformers (`longest_first`), and that is told.
+    pub fn rerank(&self, query: &str, texts: &[String], cancel: &Cancel) -> Result<Vec<RankScore>> {
         let mut scores = Vec::with_capacity(texts.len());
         for chunk in texts.chunks(16) {
             cancel.check()?;
             let pairs: Vec<_> = chunk.iter().map(|text| self.pair(query, text)).collect::<Result<_>>()?;
-            let ids: Vec<&[u32]> = pairs.iter().map(|(ids, _)| ids.as_slice()).collect();
-            let types: Vec<&[u32]> = pairs.iter().map(|(_, types)| types.as_slice()).collect();
-            scores.extend(self.model.score(&ids, &types)?);
+            let ids: Vec<&[u32]> = pairs.iter().map(|pair| pair.ids.as_slice()).collect();
+            let types: Vec<&[u32]> = pairs.iter().map(|pair| pair.types.as_slice()).collect();
+            let logits = self.model.score(&ids, &types)?;
+            let score = |(score, pair): (f32, &Pair)| RankScore { score, n_cut_tokens: pair.n_cut };
+            scores.extend(logits.into_iter().zip(&pairs).map(score));
         }
         Ok(scores)
     }
 
     /// `[CLS] query [SEP] text [SEP]` and its token types.
-    fn pair(&self, query: &str, text: &str) -> Result<(Vec<u32>, Vec<u32>)> {
+    fn pair(&self, query: &str, text: &str) -> Result<Pair> {
         let (before, frame) = (self.tokenizer.with_bos(Vec::new()), self.tokenizer.encode_framed("")?);
         let after = &frame[before.len()..];
         let (mut first, mut second) = (self.tokenizer.encode_plain(query)?, self.tokenizer.encode_plain(text)?);
         let room = self.model.max_len_tokens().saturating_sub(before.len() + 2 * after.len());
         let (n_first, n_second) = kept(first.len(), second.len(), room);
+        let n_cut = first.len() + second.len() - n_first - n_second;
         first.truncate(n_first);
         second.truncate(n_second);
         let mut ids = [before.as_slice(), &first, after].concat();
         let mut types = vec![0; ids.len()];
         ids.extend(second.iter().chain(after));
         types.resize(ids.len(), 1);
-        Ok((ids, types))
+        Ok(Pair { ids, types, n_cut })
     }
 }
 
@@ -86,16 +105,19 @@ mod tests {
         let (query, pairs) = (golden["query"].as_str().unwrap(), golden["pairs"].as_array().unwrap());
         let texts: Vec<String> = pairs.iter().map(|pair| pair["text"].as_str().unwrap().to_owned()).collect();
         for (pair, text) in pairs.iter().zip(&texts) {
-            let (ids, types) = reranker.pair(query, text).unwrap();
+            let Pair { ids, types, .. } = reranker.pair(query, text).unwrap();
             assert_eq!(
                 (serde_json::json!(ids), serde_json::json!(types)),
                 (pair["ids"].clone(), pair["types"].clone())
             );
         }
         let scores = reranker.rerank(query, &texts, &Cancel::default()).unwrap();
-        for (pair, score) in pairs.iter().zip(scores) {
-            assert!((f64::from(score) - pair["logit"].as_f64().unwrap()).abs() < 1e-4, "{pair} {score}");
+        for (pair, RankScore { score, .. }) in pairs.iter().zip(&scores) {
+            assert!((f64::from(*score) - pair["logit"].as_f64().unwrap()).abs() < 1e-4, "{pair} {score}");
         }
+        let n_cut: Vec<bool> = scores.iter().map(|score| score.n_cut_tokens > 0).collect();
+        let (last, others) = n_cut.split_last().unwrap();
+        assert!(*last && !others.contains(&true), "the last pair is cut: {n_cut:?}");
         assert_eq!(reranker.name(), "tiny_bert");
     }
 

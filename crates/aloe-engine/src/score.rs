@@ -80,8 +80,11 @@ impl Local {
                     places.push(at);
                     plans.push(plan);
                 }
-                Err(error) if take(at, Err(error)).is_break() => return Ok(()),
-                Err(_) => {}
+                Err(error) => {
+                    if take(at, Err(error)).is_break() {
+                        return Ok(());
+                    }
+                }
             }
         }
         self.score_planned(plans, progress, cancel, &mut |at, result| take(places[at], result))

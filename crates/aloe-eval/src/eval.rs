@@ -77,14 +77,12 @@ fn answer_all(run: &TaskRun, plan: &Plan, log: &mut AnswerLog) -> Result<Vec<Sam
         answered?;
     }
     let samples: Vec<Sample> = samples.into_iter().flatten().collect();
-    match samples.iter().map(|sample| sample.refused.as_ref()).collect::<Option<Vec<_>>>() {
-        Some(reasons) => Err(Error::AllRefused {
-            task: run.task.name(),
-            n: reasons.len(),
-            reason: reasons.first().map_or_else(String::new, |reason| (*reason).clone()),
-        }),
-        None => Ok(samples),
+    let n_refused = samples.iter().filter(|sample| sample.refused.is_some()).count();
+    if let (true, Some(reason)) = (n_refused == samples.len(), samples.first().and_then(|first| first.refused.clone()))
+    {
+        return Err(Error::AllRefused { task: run.task.name(), n: n_refused, reason });
     }
+    Ok(samples)
 }
 
 /// Each task with its questions up to the limit, and how many its file holds.

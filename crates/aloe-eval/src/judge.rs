@@ -111,17 +111,19 @@ impl Judge<'_> {
             })
             .collect();
         let mut refused = None;
-        let ask = |take: &mut _| self.engine.generate_into(&requests, &Progress::silent(), cancel, take);
-        handed(ask, |at, answer| match answer {
-            Ok(result) => {
-                let text = result.completions.first().map(|completion| completion.text.as_str());
-                take(at, llama_guard::parse(text.unwrap_or_default()))
-            }
-            Err(error) => {
-                refused.get_or_insert(error);
-                Ok(())
-            }
-        })?;
+        handed(
+            |take| self.engine.generate_into(&requests, &Progress::silent(), cancel, take),
+            |at, answer| match answer {
+                Ok(result) => {
+                    let text = result.completions.first().map(|completion| completion.text.as_str());
+                    take(at, llama_guard::parse(text.unwrap_or_default()))
+                }
+                Err(error) => {
+                    refused.get_or_insert(error);
+                    Ok(())
+                }
+            },
+        )?;
         Ok(refused.map_or(Ok(()), Err)?)
     }
 

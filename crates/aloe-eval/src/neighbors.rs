@@ -65,7 +65,7 @@ impl Search {
 const SEEN_PER_NEIGHBOUR: usize = 4;
 
 /// The ranked places with the first of them, four for each of `k` neighbours, in the order of `reranker`'s scores of their texts
-/// against `query`; equal scores keep the search's order.
+/// against `query`, and how many of these texts it did not read whole; equal scores keep the search's order.
 pub fn reranked(
     mut places: Vec<usize>,
     query: &str,
@@ -73,14 +73,16 @@ pub fn reranked(
     k: usize,
     reranker: &Reranker,
     cancel: &Cancel,
-) -> Result<Vec<usize>> {
+) -> Result<(Vec<usize>, usize)> {
     let n = places.len().min(SEEN_PER_NEIGHBOUR * k);
     let texts: Vec<String> = places[..n].iter().map(|&place| pool[place].stem.clone()).collect();
     let scores = reranker.rerank(query, &texts, cancel)?;
+    let n_cut = scores.iter().filter(|score| score.n_cut_tokens > 0).count();
+    let scores = scores.iter().map(|score| score.score);
     let mut first: Vec<(usize, f32)> = places[..n].iter().copied().zip(scores).collect();
     first.sort_by(|a, b| b.1.total_cmp(&a.1));
     first.into_iter().enumerate().for_each(|(at, (place, _))| places[at] = place);
-    Ok(places)
+    Ok((places, n_cut))
 }
 
 /// The first `k` of the ranked pool questions, nearest last, leaving out those that are the question itself; and how many were
@@ -241,7 +243,7 @@ mod tests {
         let pool: Vec<&Question> = pool.iter().collect();
         let query = "Which nerve supplies the diaphragm?";
         let found = reranked((0..10).collect(), query, &pool, 1, &reranker, &Cancel::default()).unwrap();
-        assert_eq!(found, [2, 3, 1, 0, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(found, (vec![2, 3, 1, 0, 4, 5, 6, 7, 8, 9], 0));
     }
 
     #[test]

@@ -129,14 +129,16 @@ fn answer_all(
     for window in missing.chunks(WINDOW_REQUESTS * engine.n_servers()) {
         cancel.check()?;
         let requests: Vec<GenerateRequest> = window.iter().map(|&at| asked[at].request.clone()).collect();
-        let ask = |take: &mut _| engine.generate_into(&requests, &Progress::silent(), cancel, take);
-        let answered = handed(ask, |at, result| {
-            progress.advance(1);
-            match result {
-                Ok(result) => log.answered(window[at], answered(&asked[window[at]], result, rule)?),
-                Err(error) => refused.add(error),
-            }
-        });
+        let answered = handed(
+            |take| engine.generate_into(&requests, &Progress::silent(), cancel, take),
+            |at, result| {
+                progress.advance(1);
+                match result {
+                    Ok(result) => log.answered(window[at], answered(&asked[window[at]], result, rule)?),
+                    Err(error) => refused.add(error),
+                }
+            },
+        );
         log.sync()?;
         answered?;
     }
@@ -258,11 +260,10 @@ fn measure(judge: &Judge, log: &mut RedTeamLog, progress: &Progress, cancel: &Ca
 /// Judges the responses to harmful prompts that have no verdict yet.
 fn judge_all(judge: &Judge, log: &mut RedTeamLog, progress: &Progress, cancel: &Cancel) -> Result<()> {
     let harmful: Vec<RedTeamSample> = log.samples.values().filter(|sample| sample.style.is_some()).cloned().collect();
-    let judging = |sample| {
-        let RedTeamSample { id, question, response, .. } = sample;
-        Judging { id: id.clone(), question, response }
-    };
-    let judgings: Vec<Judging> = harmful.iter().map(judging).collect();
+    let judgings: Vec<Judging> = harmful
+        .iter()
+        .map(|sample| Judging { id: sample.id.clone(), question: &sample.question, response: &sample.response })
+        .collect();
     let missing: Vec<usize> = (0..harmful.len()).filter(|at| !log.verdicts.contains_key(at)).collect();
     for window in missing.chunks(WINDOW_REQUESTS * judge.engine.n_servers()) {
         let responses: Vec<&Judging> = window.iter().map(|&at| &judgings[at]).collect();

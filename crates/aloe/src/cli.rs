@@ -1,5 +1,7 @@
 //! The command line: names, help and examples of every subcommand. Parses, decides nothing.
 
+pub(crate) mod encoders;
+
 use crate::recipe::keys;
 use crate::weights::{DtypeName, Quantize};
 use clap::{Args, Parser, Subcommand};
@@ -86,6 +88,12 @@ pub(crate) enum Command {
         mut_arg("seed", |arg| arg.help("Seed of the rows that name none"))
     )]
     Generate(GenerateArgs),
+    /// Sentence embeddings of texts from a file
+    #[command(after_help = encoders::EMBED_HELP)]
+    Embed(encoders::EmbedArgs),
+    /// Scores of texts against a query, by a cross-encoder
+    #[command(after_help = encoders::RERANK_HELP)]
+    Rerank(encoders::RerankArgs),
     /// Measure how fast a model works here, beside what the machine could do at most
     #[command(
         after_help = "Example:\n  aloe bench models/smollm2 --runs 5\n\nPrefill, decoding of one stream and of 16 samples of one prompt, scoring; \

@@ -44,7 +44,8 @@ fn lengths(texts: &[&str]) -> (&'static str, Value) {
 }
 
 fn embed(embedder: &Embedder, texts: &[String]) -> crate::Result<Vec<Vec<f32>>> {
-    embedder.embed(texts, &Progress::silent(), &Cancel::default())
+    let found = embedder.embed(texts, &Progress::silent(), &Cancel::default())?;
+    Ok(found.into_iter().map(|one| one.vector).collect())
 }
 
 #[test]

@@ -15,7 +15,7 @@ use serde_json::Value;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Answers of one server after which it is asked the canary in the midst of a call.
@@ -156,7 +156,7 @@ impl Replicas {
         take: &mut Take<R>,
         work: impl Fn(&Q, &Asking) -> Result<R> + Sync,
     ) -> Result<()> {
-        let (next, work) = (AtomicUsize::new(0), &work);
+        let (next, work, is_many) = (AtomicUsize::new(0), &work, requests.len() > 1);
         let mut held = Vec::new();
         let mut fault = None;
         std::thread::scope(|scope| {
@@ -173,8 +173,9 @@ impl Replicas {
                         if result.as_ref().is_err_and(ends_the_run) {
                             next.store(requests.len(), Ordering::SeqCst);
                         }
-                        let is_due =
-                            |state: &State, last: Duration| state.n_since >= EVERY || state.is_suspect || last >= HELD;
+                        let is_due = |state: &State, last: Duration| {
+                            state.n_since >= EVERY || state.is_suspect || (is_many && last >= HELD)
+                        };
                         for &(server, _) in &answered {
                             self.prove(server, watch, is_due, cancel);
                         }
@@ -191,7 +192,6 @@ impl Replicas {
             }
         });
         cancel.check()?;
-        let is_many = requests.len() > 1;
         let is_due = |state: &State, last| state.n_since > 0 && (is_many || last > A_WHILE);
         std::thread::scope(|scope| {
             for server in 0..self.len() {
@@ -217,7 +217,9 @@ impl Replicas {
         };
         for asked in held.extract_if(.., |asked| all || is_vouched(asked)) {
             match self.vouch(&asked.answered).and(asked.result) {
-                Err(error) if ends_the_run(&error) => drop(fault.get_or_insert(error)),
+                Err(error) if ends_the_run(&error) => {
+                    fault.get_or_insert(error);
+                }
                 result => take(asked.at, result)?,
             }
         }

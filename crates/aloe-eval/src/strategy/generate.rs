@@ -95,26 +95,28 @@ pub(crate) fn collect(run: &TaskRun, asked: &[Asked], take: &mut dyn FnMut(usize
         Pending { results: (0..n_missing).map(|_| None).collect(), n_missing, refused: None }
     };
     let mut pending: Vec<Pending> = asked.iter().map(pending).collect();
-    let ask = |take: &mut _| run.engine.generate_into(&requests, &Progress::silent(), run.cancel, take);
-    handed(ask, |request, answered| {
-        let (at, part) = places[request];
-        let one = &mut pending[at];
-        one.n_missing -= 1;
-        match answered {
-            Ok(result) => one.results[part] = Some(result),
-            Err(refused) => one.refused = one.refused.take().or_else(|| Some(refused.to_string())),
-        }
-        if one.n_missing > 0 {
-            return Ok(());
-        }
-        match one.refused.take() {
-            Some(reason) => take(at, Err(reason)),
-            None => {
-                let results = std::mem::take(&mut one.results).into_iter().flatten().collect();
-                take(at, Ok(read(run, &asked[at], results)?))
+    handed(
+        |take| run.engine.generate_into(&requests, &Progress::silent(), run.cancel, take),
+        |request, answered| {
+            let (at, part) = places[request];
+            let one = &mut pending[at];
+            one.n_missing -= 1;
+            match answered {
+                Ok(result) => one.results[part] = Some(result),
+                Err(refused) => one.refused = one.refused.take().or_else(|| Some(refused.to_string())),
             }
-        }
-    })
+            if one.n_missing > 0 {
+                return Ok(());
+            }
+            match one.refused.take() {
+                Some(reason) => take(at, Err(reason)),
+                None => {
+                    let results = std::mem::take(&mut one.results).into_iter().flatten().collect();
+                    take(at, Ok(read(run, &asked[at], results)?))
+                }
+            }
+        },
+    )
 }
 
 /// The votes of one question's answers.

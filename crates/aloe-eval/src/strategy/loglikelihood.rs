@@ -48,14 +48,16 @@ impl Plan {
         take: &mut dyn FnMut(Sample) -> Result<()>,
     ) -> Result<()> {
         let requests: Vec<ScoreRequest> = indices.iter().map(|&index| self.request(run, index)).collect();
-        let ask = |take: &mut _| run.engine.score_into(&requests, &Progress::silent(), run.cancel, take);
-        handed(ask, |at, scored| {
-            let index = indices[at];
-            take(match scored {
-                Ok(result) => self.sample(run, index, result)?,
-                Err(refused) => Sample::refused(run.task.name(), index, &run.questions[index], refused.to_string()),
-            })
-        })
+        handed(
+            |take| run.engine.score_into(&requests, &Progress::silent(), run.cancel, take),
+            |at, scored| {
+                let index = indices[at];
+                take(match scored {
+                    Ok(result) => self.sample(run, index, result)?,
+                    Err(refused) => Sample::refused(run.task.name(), index, &run.questions[index], refused.to_string()),
+                })
+            },
+        )
     }
 
     /// Scores questions again, wherever they stand.

@@ -20,8 +20,8 @@ pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog) -> Result<Plan> {
     let (solved, n_refused) = solve(run, &pool, log)?;
     let examples: Vec<(&Question, &Solved)> =
         pool.iter().zip(&solved).filter(|(_, solved)| !solved.right.is_empty()).collect();
-    let search = search(run, &examples)?;
     let mut counts = Counts::default();
+    let search = search(run, &examples, &mut counts)?;
     let shots = (0..run.questions.len()).map(|index| shots_of(run, index, &examples, &search, &mut counts));
     let shots = Shots::PerQuestion(shots.collect::<Result<_>>()?);
     let n_tried: usize = pool.len() * run.config.medprompt.pool_attempts;
@@ -37,6 +37,9 @@ pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog) -> Result<Plan> {
     if n_refused > 0 {
         notes.insert("pool_refused".into(), n_refused.into());
     }
+    if counts.cut > 0 {
+        notes.insert("texts_cut_by_encoders".into(), counts.cut.into());
+    }
     Ok(Plan { shots, n_samples: run.config.n_samples, shuffle: run.config.shuffle, notes })
 }
 
@@ -44,6 +47,8 @@ pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog) -> Result<Plan> {
 struct Counts {
     excluded: usize,
     filled: usize,
+    /// Texts that an encoder did not read whole, each time it was given one.
+    cut: usize,
 }
 
 /// The pool: the task's own train questions; MMLU's validation questions; MedMCQA's train questions for CareQA, which has
@@ -113,7 +118,7 @@ fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<(Vec<S
 
 /// The attempts at a pool question that reached its key; a question that was refused has none.
 fn solved_by(run: &TaskRun, index: usize, question: &Question, voted: &Voted) -> Solved {
-    let votes = voted.as_ref().map_or(&[][..], |(votes, _)| votes);
+    let votes = voted.as_ref().map_or(&[][..], |(votes, _)| votes.as_slice());
     let right = votes.iter().filter(|vote| vote.answer == Some(question.key));
     Solved {
         task: run.task.name(),
@@ -123,15 +128,18 @@ fn solved_by(run: &TaskRun, index: usize, question: &Question, voted: &Voted) ->
     }
 }
 
-fn search(run: &TaskRun, examples: &[(&Question, &Solved)]) -> Result<Search> {
+fn search(run: &TaskRun, examples: &[(&Question, &Solved)], counts: &mut Counts) -> Result<Search> {
     let pool: Vec<String> = examples.iter().map(|(question, _)| question.stem.clone()).collect();
     let Some(embedder) = run.encoders.embedder else {
         return Ok(Search::lexical(&pool));
     };
     let questions: Vec<String> = run.questions.iter().map(|question| question.stem.clone()).collect();
-    let pool = embedder.embed(&pool, &Progress::silent(), run.cancel)?;
-    let questions = embedder.embed(&questions, &Progress::silent(), run.cancel)?;
-    Ok(Search::embedded(embedder.name(), pool, questions))
+    let mut embed = |texts: &[String]| -> Result<Vec<Vec<f32>>> {
+        let found = embedder.embed(texts, &Progress::silent(), run.cancel)?;
+        counts.cut += found.iter().filter(|one| one.n_cut_tokens > 0).count();
+        Ok(found.into_iter().map(|one| one.vector).collect())
+    };
+    Ok(Search::embedded(embedder.name(), embed(&pool)?, embed(&questions)?))
 }
 
 /// The examples of question `index`: fixed ones first where too few are found, then neighbours, the nearest last.
@@ -148,7 +156,9 @@ fn shots_of(
     let pool: Vec<&Question> = examples.iter().map(|(example, _)| *example).collect();
     let mut ranked = search.ranked(index, &question.stem);
     if let Some(reranker) = run.encoders.reranker {
-        ranked = neighbors::reranked(ranked, &question.stem, &pool, k, reranker, run.cancel)?;
+        let (reranked, n_cut) = neighbors::reranked(ranked, &question.stem, &pool, k, reranker, run.cancel)?;
+        ranked = reranked;
+        counts.cut += n_cut;
     }
     let (nearest, n_excluded) = neighbors::nearest(ranked, question, &pool, k, jaccard);
     counts.excluded += n_excluded;

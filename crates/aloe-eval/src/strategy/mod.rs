@@ -11,7 +11,7 @@ mod sc_cot;
 
 use crate::answers::AnswerLog;
 use crate::noise::{self, NoiseFloor};
-use crate::{Encoders, Error, EvalConfig, Result, Sample, Strategy};
+use crate::{Encoders, EvalConfig, Result, Sample, Strategy};
 use aloe_engine::{Engine, Take};
 use aloe_record::{Cancel, Progress, digest};
 use aloe_task::{Question, Task};

@@ -1,7 +1,8 @@
 //! `aloe generate`: answers to requests from a file, one JSON line a request.
 
 use crate::cli::GenerateArgs;
-use crate::commands::{open_cached, or_interrupted, requests, write_answers};
+use crate::commands::requests::{self, Row};
+use crate::commands::{open_cached, or_interrupted, write_answers};
 use aloe_engine::{GenerateRequest, MAX_SAMPLES};
 use aloe_record::{Cancel, Progress};
 use std::cell::RefCell;
@@ -11,7 +12,7 @@ use std::collections::HashSet;
 pub(crate) fn run(args: &GenerateArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let seed = args.model.common.seed;
     let drawn = RefCell::new(HashSet::new());
-    let rows = requests::read(&args.file.requests, |row| {
+    let rows = requests::read(&args.file.requests, |row: Row| {
         if row.continuations.is_some() {
             return Err("`continuations` belongs to `aloe score`".to_owned());
         }

@@ -2,10 +2,12 @@
 
 mod bench;
 pub(crate) mod chat;
+mod embed;
 mod generate;
 mod parity;
 pub(crate) mod plan;
 mod requests;
+mod rerank;
 pub(crate) mod rows;
 pub(crate) mod run;
 mod score;
@@ -28,6 +30,8 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
     match cli.command {
         Command::Score(args) => score::run(&args, cancel),
         Command::Generate(args) => generate::run(&args, cancel),
+        Command::Embed(args) => embed::run(&args, cancel),
+        Command::Rerank(args) => rerank::run(&args, cancel),
         Command::Bench(args) => bench::run(&args, cancel),
         Command::Chat(args) => chat::run(&args, cancel),
         Command::ShowMask(args) => show_mask::run(&args),
@@ -120,8 +124,7 @@ pub(crate) fn or_interrupted<T>(result: aloe_engine::Result<T>) -> anyhow::Resul
 }
 
 /// Writes one JSON line a request, its answer or its error, to a file (atomically) or to standard output. With `--json` a file's
-/// name, its numbers of rows and of errors, the seed and what the cache knew are printed as JSON. Requests without an answer are
-/// an error once all is written; where none has one, nothing is.
+/// name, its numbers of rows and of errors, the seed, the memory and what the cache knew are printed as JSON.
 pub(crate) fn write_answers<T>(
     file: &FileArgs,
     common: &Common,
@@ -129,55 +132,90 @@ pub(crate) fn write_answers<T>(
     answers: Vec<(&str, aloe_engine::Result<T>)>,
     to_json: impl Fn(&T) -> serde_json::Result<Value>,
 ) -> anyhow::Result<()> {
-    let (mut text, mut errors, mut cause) = (String::new(), Vec::new(), None);
-    let n_rows = answers.len();
-    for (id, answer) in answers {
-        let row = match answer {
-            Ok(answer) => to_json(&answer)?,
-            Err(error) => {
-                let said = error.to_string();
-                let reason = said.strip_prefix(&format!("request {id}: ")).unwrap_or(&said);
-                errors.push(format!("request {id}: {reason}"));
-                let row = json!({"id": id, "error": reason});
-                // A fault of a server says more about the exit code than a request that is wrong.
-                if cause.is_none() || !matches!(error, aloe_engine::Error::Request { .. }) {
-                    cause = Some(error);
-                }
-                row
-            }
-        };
-        text.push_str(&serde_json::to_string(&row)?);
-        text.push('\n');
-    }
-    let n_errors = errors.len();
+    let lines = Lines::of(answers, to_json)?;
     tell_evictions(engine);
     if let (Some(counts), Some(folder)) = (engine.cache_counts(), &file.answer_cache) {
         tell_cache(&counts, folder);
     }
-    match &file.out {
-        _ if n_errors == n_rows => {}
-        Some(path) => {
-            atomic::write(path, text.as_bytes())?;
-            if common.json {
-                let mut said = json!({"out": path, "n_rows": n_rows, "n_errors": n_errors, "seed": common.seed});
-                if let Some(counts) = engine.cache_counts() {
-                    said["answer_cache"] = serde_json::to_value(counts)?;
+    let mut said = json!({"seed": common.seed});
+    if let Some(counts) = engine.cache_counts() {
+        said["answer_cache"] = serde_json::to_value(counts)?;
+    }
+    if let Some(memory) = memory_of(engine) {
+        said["memory"] = memory;
+    }
+    lines.write(file.out.as_deref(), common.json.then_some(said))
+}
+
+/// The answers to a file of requests as JSON lines.
+pub(crate) struct Lines {
+    text: String,
+    n_rows: usize,
+    errors: Vec<String>,
+    /// The error that decides the exit code.
+    cause: Option<aloe_engine::Error>,
+}
+
+impl Lines {
+    /// A line for each request: its answer, or its id and error.
+    pub(crate) fn of<T>(
+        answers: Vec<(&str, aloe_engine::Result<T>)>,
+        to_json: impl Fn(&T) -> serde_json::Result<Value>,
+    ) -> anyhow::Result<Self> {
+        let mut lines = Self { text: String::new(), n_rows: answers.len(), errors: Vec::new(), cause: None };
+        for (id, answer) in answers {
+            let row = match answer {
+                Ok(answer) => to_json(&answer)?,
+                Err(error) => {
+                    let said = error.to_string();
+                    let reason = said.strip_prefix(&format!("request {id}: ")).unwrap_or(&said);
+                    lines.errors.push(format!("request {id}: {reason}"));
+                    let row = json!({"id": id, "error": reason});
+                    // A fault of a server says more about the exit code than a request that is wrong.
+                    if lines.cause.is_none() || !matches!(error, aloe_engine::Error::Request { .. }) {
+                        lines.cause = Some(error);
+                    }
+                    row
                 }
-                if let Some(memory) = memory_of(engine) {
-                    said["memory"] = memory;
-                }
-                writeln!(std::io::stdout(), "{said}")?;
-            }
+            };
+            lines.text.push_str(&serde_json::to_string(&row)?);
+            lines.text.push('\n');
         }
-        None => std::io::stdout().write_all(text.as_bytes())?,
+        Ok(lines)
     }
-    let Some(cause) = cause else { return Ok(()) };
-    errors.truncate(20);
-    if n_errors > 20 {
-        errors.push(format!("... and {} more", n_errors - 20));
+
+    /// Writes the lines, and `said` with the file's name and numbers to standard output. Requests without an answer are an error once
+    /// all is written; where none has one, nothing is.
+    pub(crate) fn write(self, out: Option<&Path>, said: Option<Value>) -> anyhow::Result<()> {
+        let Self { text, n_rows, mut errors, cause } = self;
+        let n_errors = errors.len();
+        match out {
+            _ if n_errors == n_rows => {}
+            Some(path) => {
+                atomic::write(path, text.as_bytes())?;
+                if let Some(mut said) = said {
+                    (said["out"], said["n_rows"], said["n_errors"]) = (json!(path), json!(n_rows), json!(n_errors));
+                    writeln!(std::io::stdout(), "{said}")?;
+                }
+            }
+            None => std::io::stdout().write_all(text.as_bytes())?,
+        }
+        let Some(cause) = cause else { return Ok(()) };
+        errors.truncate(20);
+        if n_errors > 20 {
+            errors.push(format!("... and {} more", n_errors - 20));
+        }
+        let text = format!("{n_errors} of {n_rows} requests could not be answered\n{}", errors.join("\n"));
+        Err(anyhow::Error::from(cause).context(text))
     }
-    let text = format!("{n_errors} of {n_rows} requests could not be answered\n{}", errors.join("\n"));
-    Err(anyhow::Error::from(cause).context(text))
+}
+
+/// Tells that texts were not read whole.
+pub(crate) fn tell_cut(n_cut: usize, n_texts: usize) {
+    if n_cut > 0 {
+        let text = format!("{n_cut} of {n_texts} texts were longer than the model reads; their ends were cut off");
+        aloe_record::tell(&format!("note: {text}"));
+    }
 }
 
 /// What keys and values may take and took, in bytes, and how often running sequences lost theirs; `None` for an endpoint.

@@ -1,9 +1,9 @@
-//! Request files of `aloe score` and `aloe generate`: JSON lines, every row checked before any model is opened.
+//! Request files of `aloe score`, `generate`, `embed` and `rerank`: JSON lines, every row checked before any model is opened.
 
 use crate::failure::Failure;
 use aloe_engine::{Continuation, Prompt, Sampling};
 use aloe_text::Message;
-use serde::de::Error as _;
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::path::Path;
@@ -104,7 +104,10 @@ impl Row {
 }
 
 /// Reads all rows and turns each with `convert`; the mistakes of all rows are shown together, 20 at most.
-pub(crate) fn read<T>(path: &Path, convert: impl Fn(&Row) -> Result<T, String>) -> anyhow::Result<Vec<T>> {
+pub(crate) fn read<R: DeserializeOwned, T>(
+    path: &Path,
+    convert: impl Fn(R) -> Result<T, String>,
+) -> anyhow::Result<Vec<T>> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
     let mut requests = Vec::new();
@@ -113,8 +116,8 @@ pub(crate) fn read<T>(path: &Path, convert: impl Fn(&Row) -> Result<T, String>) 
         if line.trim().is_empty() {
             continue;
         }
-        let parsed = serde_json::from_str::<Row>(line).map_err(|error| json_mistake(&error));
-        match parsed.and_then(|row| convert(&row).map_err(|reason| format!(" {reason}"))) {
+        let parsed = serde_json::from_str::<R>(line).map_err(|error| json_mistake(&error));
+        match parsed.and_then(|row| convert(row).map_err(|reason| format!(" {reason}"))) {
             Ok(request) => requests.push(request),
             Err(reason) => mistakes.push(format!("{}:{}:{reason}", path.display(), at + 1)),
         }
@@ -150,7 +153,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("r4.jsonl");
         std::fs::write(&path, text).unwrap();
-        let error = read(&path, |row| {
+        let error = read(&path, |row: Row| {
             if row.continuations.is_some() { row.continuations().map(|_| ()) } else { row.sampling(0).map(|_| ()) }
         });
         error.unwrap_err().to_string().replace(&format!("{}/", dir.path().display()), "")

@@ -1,14 +1,15 @@
 //! `aloe score`: log-probabilities of given continuations, one JSON line a request.
 
 use crate::cli::ScoreArgs;
-use crate::commands::{open_cached, or_interrupted, requests, write_answers};
+use crate::commands::requests::{self, Row};
+use crate::commands::{open_cached, or_interrupted, write_answers};
 use aloe_engine::{ScoreRequest, ScoreResult};
 use aloe_record::{Cancel, Progress};
 use serde_json::json;
 
 /// Reads the requests, scores them and writes the answers.
 pub(crate) fn run(args: &ScoreArgs, cancel: &Cancel) -> anyhow::Result<()> {
-    let rows = requests::read(&args.file.requests, |row| {
+    let rows = requests::read(&args.file.requests, |row: Row| {
         Ok(ScoreRequest { id: row.id.clone(), prompt: row.prompt()?, continuations: row.continuations()? })
     })?;
     let engine = open_cached(&args.model, &args.file, cancel)?;

@@ -4,6 +4,7 @@
 
 mod answer_cache;
 mod bad_input;
+mod encoders;
 mod endpoint;
 mod faults;
 mod recipes;

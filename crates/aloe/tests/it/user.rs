@@ -19,6 +19,8 @@ fn help_lists_the_settings_of_a_stage_with_an_example() {
             ["completions, a list of n", "logps (natural", "finish_reason (stop", "Seed of the rows that"],
         ),
         (vec!["chat"], ["--prompt and --json", "logps (natural", "finish_reason (stop", "prompt_len_tokens"]),
+        (vec!["embed"], ["n_cut_tokens", "last token's state", "unit length", "aloe embed models"]),
+        (vec!["rerank"], ["n_cut_tokens", "ranked, the places", "higher answers", "aloe rerank models"]),
         (vec!["merge"], ["--recipe <RECIPE>", "--stage <STAGE>", "folder of the whole run", "dare_ties"]),
         (vec!["redteam"], ["n_harmless", "judge_labels", "injection", "aloe redteam models"]),
     ] {

@@ -262,7 +262,7 @@ fn when_the_judge_fails_the_responses_and_verdicts_are_kept_and_the_resumed_run_
     let (_, stderr, code) = redteam(&model, Some(&judge), &out, &[]);
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(model.n_asked(), 61 + 5, "the model is not asked again");
-    assert_eq!(judge.n_asked() - n_failed, 61 - 32, "of the responses the first 32 had a verdict");
+    assert_eq!(judge.n_asked() - n_failed, 61 - 40, "of the responses 40 had a verdict");
     let (_, stderr, code) = redteam(&model, Some(&judge), &whole, &[]);
     assert_eq!(code, 0, "{stderr}");
     for name in ["samples.jsonl", "results.json"] {

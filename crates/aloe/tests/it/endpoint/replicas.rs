@@ -90,8 +90,8 @@ fn the_noise_floor_of_an_endpoint_stands_beside_its_score() {
     assert!(read(&dir.path().join("local/results.json"))["tasks"][0].get("noise_floor").is_none());
 }
 
-/// The server dies for good after 61 answers, 1 of them the probe's and 4 to a question, and comes back. Requests are answered in
-/// any order over 16 connections, so up to 15 answered questions may stand behind the first without an answer.
+/// The server dies for good after 161 answers, 1 of them the probe's and 4 to a question, and comes back. Of the 16 questions under way
+/// up to 3 answers each are lost with it: 112 of 240 are kept at least.
 #[test]
 fn what_a_server_answered_before_it_died_is_kept() {
     let Some(stories) = stories() else { return };
@@ -112,7 +112,7 @@ fn what_a_server_answered_before_it_died_is_kept() {
     assert_eq!(code, 0, "{stderr}");
     let n_twice = 4 * 60;
     let n_after = server.n_asked() - n_before - n_twice;
-    assert!(n_after <= 4 * (60 - 40 + 16), "{n_after} of {} were asked again", 4 * 60);
+    assert!(n_after <= 240 - 112, "{n_after} of 240 were asked again");
     assert_eq!(lines(&out.join("samples.jsonl")).len(), 60);
 }
 
