@@ -314,9 +314,9 @@ impl Shared {
                     Outcome::Refused(reason) | Outcome::Final(reason) => return Ok(Said::Refused(reason)),
                     Outcome::Busy { reason, retry_after } => {
                         self.busy(&seat, &reason, retry_after)?;
-                        // It lives: not how often it refuses counts but how long.
-                        turn -= 1;
-                        is_busy = true;
+                        // Alone it is waited for as long as it lives; beside others it may be asked again later.
+                        is_busy = self.is_alone();
+                        turn -= u32::from(is_busy);
                         last = reason;
                     }
                     Outcome::Broken(reason) => {
