@@ -78,9 +78,15 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<(Vec<T>, usiz
 }
 
 fn check_line<T: DeserializeOwned>(line: &[u8]) -> Option<T> {
+    serde_json::from_slice(whole(line)?.1).ok()
+}
+
+/// Checksum and JSON of a line (without its line break) whose checksum is right, and written as this module writes it: a digit in
+/// upper case is a flipped bit too.
+pub(crate) fn whole(line: &[u8]) -> Option<(u32, &[u8])> {
     let (sum, json) = line.split_at_checked(9)?;
-    let sum = u32::from_str_radix(std::str::from_utf8(&sum[..8]).ok()?, 16).ok()?;
-    if sum == crc32(json) { serde_json::from_slice(json).ok() } else { None }
+    let crc = crc32(json);
+    (sum == format!("{crc:08x} ").as_bytes()).then_some((crc, json))
 }
 
 /// CRC-32 (IEEE 802.3, reflected, polynomial 0xEDB88320), bit by bit over a small table.
@@ -112,6 +118,15 @@ mod tests {
     #[test]
     fn crc32_meets_the_check_value_of_the_standard() {
         assert_eq!(crc32(b"123456789"), 0xCBF4_3926);
+    }
+
+    #[test]
+    fn a_checksum_is_read_as_it_is_written_alone() {
+        // Four of the eight digits are letters: cbf43926 by the standard's check value.
+        assert_eq!(whole(b"cbf43926 123456789"), Some((0xCBF4_3926, &b"123456789"[..])));
+        for line in ["CBF43926 123456789", "cbF43926 123456789", "+bf43926 123456789", "cbf43926\t123456789", "cbf4392"] {
+            assert_eq!(whole(line.as_bytes()), None, "{line}");
+        }
     }
 
     #[test]

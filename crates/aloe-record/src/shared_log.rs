@@ -4,7 +4,7 @@
 //! cut, so places in the file stay true. A line that fails its checksum, the torn end of a killed writer too, is passed over and
 //! counted; the next writer begins on a line of its own.
 
-use crate::log::crc32;
+use crate::log::{crc32, whole};
 use crate::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
@@ -105,13 +105,6 @@ impl SharedLog {
     pub fn n_damaged(&self) -> u64 {
         self.n_damaged
     }
-}
-
-/// Checksum and JSON of a line whose checksum is right.
-fn whole(line: &[u8]) -> Option<(u32, &[u8])> {
-    let (sum, json) = line.split_at_checked(9)?;
-    let crc = u32::from_str_radix(std::str::from_utf8(&sum[..8]).ok()?, 16).ok()?;
-    (sum[8] == b' ' && crc == crc32(json)).then_some((crc, json))
 }
 
 #[cfg(test)]
