@@ -90,7 +90,11 @@ impl Local {
         progress.set_total((works.len() * n_runs) as u64);
         let mut rows = Vec::with_capacity(works.len());
         for work in works {
-            rows.push(self.measure(&work, &probes, n_runs, progress, cancel)?);
+            let row = self.measure(&work, &probes, n_runs, progress, cancel)?;
+            // With a large model the rest takes many minutes, and may be cut short.
+            let share = 100.0 * row.share_of_limit;
+            progress.message(&format!("{}: {:.1} tokens/s, {share:.0} % of the limit", row.work, row.tokens_per_s));
+            rows.push(row);
         }
         let (model, dtype) = (self.identity.name.clone(), self.identity.dtype.clone());
         Ok(BenchReport { model, dtype, device: self.decoder.device.name(), n_runs, seed, rows })

@@ -119,6 +119,9 @@ struct Wanted {
 /// The answer to a request, if it is one to this request.
 trait Answer: Serialize + DeserializeOwned {
     type Request: Clone;
+    const CALL: Call;
+    /// How much of a call's progress the answer is.
+    fn n_steps(request: &Self::Request) -> usize;
     /// Whether the answer has the ids and the shape that were asked for.
     fn fits(&self, request: &Self::Request, wanted: &Wanted) -> bool;
     /// The answer under the request's name.
@@ -129,6 +132,11 @@ trait Answer: Serialize + DeserializeOwned {
 
 impl Answer for ScoreResult {
     type Request = ScoreRequest;
+    const CALL: Call = Call::Score;
+
+    fn n_steps(_: &ScoreRequest) -> usize {
+        1
+    }
 
     fn fits(&self, _: &ScoreRequest, wanted: &Wanted) -> bool {
         let ids = self.continuations.iter().map(|scored| &scored.ids);
@@ -153,6 +161,11 @@ impl Answer for ScoreResult {
 
 impl Answer for GenerateResult {
     type Request = GenerateRequest;
+    const CALL: Call = Call::Generate;
+
+    fn n_steps(request: &GenerateRequest) -> usize {
+        request.n
+    }
 
     fn fits(&self, request: &GenerateRequest, wanted: &Wanted) -> bool {
         let whole = |one: &Completion| match (&one.ids, &one.logps) {
@@ -211,15 +224,9 @@ impl Cached {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<ScoreResult>> {
-        in_order::<ScoreResult>(requests.len(), |take| {
-            self.answer(
-                (Call::Score, cancel),
-                requests,
-                |_| 1,
-                progress,
-                take,
-                |missed, take| hand_over(self.engine.score(missed, progress, cancel)?, take),
-            )
+        let ask = |missed: &[ScoreRequest]| self.engine.score(missed, progress, cancel);
+        in_order(requests.len(), |take| {
+            self.answer(requests, (progress, cancel), take, |missed, take| hand_over(ask(missed)?, take))
         })
     }
 
@@ -230,14 +237,8 @@ impl Cached {
         cancel: &Cancel,
         take: &mut Take<ScoreResult>,
     ) -> Result<()> {
-        self.answer(
-            (Call::Score, cancel),
-            requests,
-            |_| 1,
-            progress,
-            take,
-            |missed, take| self.engine.score_into(missed, progress, cancel, take),
-        )
+        let ask = |missed: &[_], take: &mut Take<_>| self.engine.score_into(missed, progress, cancel, take);
+        self.answer(requests, (progress, cancel), take, ask)
     }
 
     pub(crate) fn generate(
@@ -246,15 +247,9 @@ impl Cached {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<GenerateResult>> {
-        in_order::<GenerateResult>(requests.len(), |take| {
-            self.answer(
-                (Call::Generate, cancel),
-                requests,
-                |request: &GenerateRequest| request.n,
-                progress,
-                take,
-                |missed, take| hand_over(self.engine.generate(missed, progress, cancel)?, take),
-            )
+        let ask = |missed: &[GenerateRequest]| self.engine.generate(missed, progress, cancel);
+        in_order(requests.len(), |take| {
+            self.answer(requests, (progress, cancel), take, |missed, take| hand_over(ask(missed)?, take))
         })
     }
 
@@ -265,27 +260,19 @@ impl Cached {
         cancel: &Cancel,
         take: &mut Take<GenerateResult>,
     ) -> Result<()> {
-        self.answer(
-            (Call::Generate, cancel),
-            requests,
-            |request: &GenerateRequest| request.n,
-            progress,
-            take,
-            |missed, take| self.engine.generate_into(missed, progress, cancel, take),
-        )
+        let ask = |missed: &[_], take: &mut Take<_>| self.engine.generate_into(missed, progress, cancel, take);
+        self.answer(requests, (progress, cancel), take, ask)
     }
 
     /// Hands over what is found, asks the model for the others in one call, and keeps each of its answers as it comes.
     fn answer<A: Answer>(
         &self,
-        (call, cancel): (Call, &Cancel),
         requests: &[A::Request],
-        n_steps: impl Fn(&A::Request) -> usize,
-        progress: &Progress,
+        (progress, cancel): (&Progress, &Cancel),
         take: &mut Take<A>,
         ask: impl FnOnce(&[A::Request], &mut Take<A>) -> Result<()>,
     ) -> Result<()> {
-        let model = model_key(&self.engine, self.weights_seen(call, cancel)?);
+        let model = model_key(&self.engine, self.weights_seen(A::CALL, cancel)?);
         let (mut places, mut missed, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for (chunk, requests) in requests.chunks(CHUNK).enumerate() {
             let wanted: Vec<Option<Wanted>> = requests.iter().map(|one| A::wanted(&model, &self.engine, one)).collect();
@@ -298,7 +285,7 @@ impl Cached {
                     keys.push(wanted.map(|wanted| wanted.key));
                     continue;
                 };
-                progress.advance(n_steps(request) as u64);
+                progress.advance(A::n_steps(request) as u64);
                 if take(at, Ok(found)).is_break() {
                     return Ok(());
                 }

@@ -371,6 +371,87 @@ mod tests {
         assert_eq!(draw_tokens(&Device::cpu(1), &[draw])[0].0, 3);
     }
 
+    fn drawn(logits: &[f32], seen: &[u32], sampling: &Sampling, uniform: f64) -> u32 {
+        draw_tokens(&Device::cpu(1), &[Draw { logits, seen, sampling, uniform }])[0].0
+    }
+
+    /// Draws at 1000 numbers that lie evenly in [0, 1) with the weights 2, 0.5, 8, 1 and 4, which are those of ids 0 to 4 before the
+    /// sampling changes them; `expected` are the ids drawn, most probable first, each with its weight after that.
+    fn check_drawn(sampling: Sampling, seen: &[u32], expected: &[(u32, f64)]) {
+        let logits = [2f32, 0.5, 8.0, 1.0, 4.0].map(f32::ln);
+        let total: f64 = expected.iter().map(|one| one.1).sum();
+        let ends = expected.iter().scan(0.0, |sum, one| {
+            *sum += one.1 / total;
+            Some(*sum)
+        });
+        let ends: Vec<f64> = ends.collect();
+        for k in 0..1000 {
+            let uniform = (f64::from(k) + 0.5) / 1000.0;
+            // Logarithms in f32 put an end off by less than this.
+            if ends.iter().any(|end| (end - uniform).abs() < 1e-6) {
+                continue;
+            }
+            let rank = ends.iter().position(|end| uniform < *end).unwrap();
+            assert_eq!(drawn(&logits, seen, &sampling, uniform), expected[rank].0, "{uniform}: {sampling:?}");
+        }
+    }
+
+    /// By hand. Temperature 0.5 squares the weights. top_p 0.8: 8 and 4 are 77 % of 15.5, with 2 they are 90 %. min_p 0.2 and 0.3 ask for
+    /// 1.6 and 2.4. The penalty 2 halves the logarithm of 4, which becomes 2 and stands behind the 2 of the lower id, and doubles that of
+    /// 0.5, which becomes 0.25; 64, 4 and 4 are its squares, of which top_k 3 and then top_p 0.9 (64 and 4 of 72 are 94 %) keep two.
+    #[test]
+    fn the_token_drawn_at_each_of_a_thousand_numbers_is_that_of_the_distribution_worked_by_hand() {
+        let base = Sampling { temperature: 1.0, ..Sampling::default() };
+        let (all, five) =
+            ([(2, 8.0), (4, 4.0), (0, 2.0), (3, 1.0), (1, 0.5)], [(2, 64.0), (4, 16.0), (0, 4.0), (3, 1.0), (1, 0.25)]);
+        check_drawn(base.clone(), &[], &all);
+        check_drawn(Sampling { temperature: 0.5, ..base.clone() }, &[], &five);
+        check_drawn(Sampling { top_k: 2, ..base.clone() }, &[], &all[..2]);
+        check_drawn(Sampling { top_p: 0.8, ..base.clone() }, &[], &all[..3]);
+        check_drawn(Sampling { min_p: 0.2, ..base.clone() }, &[], &all[..3]);
+        check_drawn(Sampling { min_p: 0.3, ..base.clone() }, &[], &all[..2]);
+        let penalised = Sampling { repetition_penalty: 2.0, ..base };
+        check_drawn(penalised.clone(), &[4, 1, 4], &[(2, 8.0), (0, 2.0), (4, 2.0), (3, 1.0), (1, 0.25)]);
+        let many = Sampling { temperature: 0.5, top_k: 3, top_p: 0.9, ..penalised };
+        check_drawn(many.clone(), &[1, 4], &[(2, 64.0), (0, 4.0)]);
+        check_drawn(Sampling { top_p: 1.0, ..many }, &[1, 4], &[(2, 64.0), (0, 4.0), (4, 4.0)]);
+    }
+
+    /// Weights 1, r, r^2, ... of 4096 tokens in mixed order: at `u` the token of rank ln(1 - u (1 - r^4096)) / ln(r), rounded down, is
+    /// drawn. The class that narrowing goes on with holds it: a shifted choice would draw the same by the way back, which ranks all.
+    #[test]
+    fn a_geometric_distribution_is_drawn_by_its_inverse_and_narrowing_chooses_the_class_that_holds_the_token() {
+        const V: u32 = 4096;
+        let (id_of, ln_r) = (|rank: u32| (rank * 1237 + 5) % V, -0.01f64);
+        let mut logits = vec![0f32; V as usize];
+        (0..V).for_each(|rank| logits[id_of(rank) as usize] = (ln_r * f64::from(rank)) as f32);
+        let mut logps = aloe_tensor::Tensor::from_f32(&[1, V as usize], logits.clone());
+        aloe_tensor::ops::log_softmax_rows(&Device::cpu(1), &mut logps);
+        let mut n_checked = 0;
+        for k in 0..997 {
+            let uniform = (f64::from(k) + 0.5) / 997.0;
+            let place = (1.0 - uniform * (1.0 - (ln_r * f64::from(V)).exp())).ln() / ln_r;
+            // Log-probabilities in f32 move the end of a token by less than a thousandth of the token.
+            if (place - place.round()).abs() < 1e-3 {
+                continue;
+            }
+            n_checked += 1;
+            let expected = id_of(place as u32);
+            for temperature in [1.0, 2.0] {
+                // Logits twice as high at temperature 2 are the same distribution.
+                let logits: Vec<f32> = logits.iter().map(|logit| logit * temperature).collect();
+                let sampling = Sampling { temperature, ..Sampling::default() };
+                assert_eq!(drawn(&logits, &[], &sampling, uniform), expected, "{uniform}");
+            }
+            for width in [1.0, 0.1] {
+                let all = Within { before: 0.0, ceiling: f32::INFINITY, ids: Vec::new(), logps: Vec::new() };
+                let found = narrow(&Device::cpu(1), logps.as_f32(), width, uniform, all);
+                assert!(found.ids.contains(&expected), "{uniform}, {width}: not among {} tokens", found.ids.len());
+            }
+        }
+        assert!(n_checked > 980, "{n_checked}");
+    }
+
     fn plain_draw(logits: &[f32], sampling: &Sampling, uniform: f64) -> u32 {
         let mut all: Vec<(u32, f64)> =
             logits.iter().enumerate().map(|(i, &l)| (i as u32, f64::from(l).exp())).collect();

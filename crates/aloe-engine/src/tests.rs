@@ -368,6 +368,19 @@ fn a_generation_that_exceeds_the_memory_budget_alone_is_refused_and_the_others_g
     assert!(narrow.generate(&asked[..2], &Progress::silent(), &Cancel::default()).is_err());
 }
 
+/// Whether a request may be asked is decided before any of its answers is.
+#[test]
+fn sixty_five_thousand_five_hundred_and_thirty_six_answers_may_be_asked_for_and_not_one_more() {
+    let Some(folder) = folder() else { return };
+    let Engine::Local(local) = engine(&folder, 1) else { panic!("not local") };
+    let ask = |n: usize| {
+        let (prompt, sampling) = (Prompt::Ids(vec![1, 9]), Sampling::greedy(4));
+        local.checked_prompt(&GenerateRequest { id: "many".into(), prompt, n, sampling })
+    };
+    assert_eq!(ask(65_536).unwrap(), [1, 9]);
+    assert!(ask(65_537).unwrap_err().to_string().contains("n must be at most 65536, found 65537"));
+}
+
 /// On real weights, in bf16 and in the blocks of their file: two chats with a system prompt in common, together on two threads against alone on one; then the
 /// drawn ids scored, which must give the log-probabilities of the drawing.
 #[test]

@@ -43,6 +43,8 @@ enum Entry {
     Canary(CanaryAnswers),
     Solved(Solved),
     Answered(Box<Sample>),
+    /// A question's second answer, for the noise floor.
+    Again(Box<Sample>),
 }
 
 /// The open log with what it held.
@@ -51,6 +53,7 @@ pub(crate) struct AnswerLog {
     path: PathBuf,
     canary: Option<CanaryAnswers>,
     samples: Vec<Sample>,
+    again: Vec<Sample>,
     solved: Vec<Solved>,
     synced: Instant,
 }
@@ -64,14 +67,16 @@ impl AnswerLog {
             Some(Entry::Run(found)) if found == fingerprint => {}
             Some(_) => return Err(Error::OtherRun { path: path.display().to_string() }),
         }
-        let (path, samples, solved, synced) = (path.to_path_buf(), Vec::new(), Vec::new(), Instant::now());
-        let mut found = Self { log, path, canary: None, samples, solved, synced };
+        let path = path.to_path_buf();
+        let (samples, again, solved, synced) = (Vec::new(), Vec::new(), Vec::new(), Instant::now());
+        let mut found = Self { log, path, canary: None, samples, again, solved, synced };
         for entry in entries {
             match entry {
                 Entry::Run(_) => return Err(Error::OtherRun { path: found.path.display().to_string() }),
                 Entry::Canary(canary) => found.canary = Some(canary),
                 Entry::Solved(solved) => found.solved.push(solved),
                 Entry::Answered(sample) => found.samples.push(*sample),
+                Entry::Again(sample) => found.again.push(*sample),
             }
         }
         Ok(found)
@@ -95,8 +100,17 @@ impl AnswerLog {
 
     /// The answers to `task` so far, by the places of its questions.
     pub(crate) fn samples_of(&self, task: Task, questions: &[Question]) -> Result<Vec<Option<Sample>>> {
+        self.answers_of(&self.samples, task, questions)
+    }
+
+    /// The second answers to `task` so far, by the places of its questions.
+    pub(crate) fn again_of(&self, task: Task, questions: &[Question]) -> Result<Vec<Option<Sample>>> {
+        self.answers_of(&self.again, task, questions)
+    }
+
+    fn answers_of(&self, samples: &[Sample], task: Task, questions: &[Question]) -> Result<Vec<Option<Sample>>> {
         let name = task.name();
-        let of_task = self.samples.iter().filter(|sample| sample.task == name);
+        let of_task = samples.iter().filter(|sample| sample.task == name);
         self.placed(questions, of_task.map(|sample| (sample.index, sample.id.as_str(), sample)))
     }
 
@@ -124,6 +138,11 @@ impl AnswerLog {
 
     pub(crate) fn append(&mut self, sample: &Sample) -> Result<()> {
         self.log.append(&Entry::Answered(Box::new(sample.clone())))?;
+        self.sync(false)
+    }
+
+    pub(crate) fn append_again(&mut self, sample: &Sample) -> Result<()> {
+        self.log.append(&Entry::Again(Box::new(sample.clone())))?;
         self.sync(false)
     }
 

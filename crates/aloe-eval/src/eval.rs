@@ -4,7 +4,7 @@
 use crate::answers::AnswerLog;
 use crate::report::{self, EvalResults, TaskResult};
 use crate::strategy::{self, Plan, TaskRun};
-use crate::{Error, EvalConfig, Result, Sample};
+use crate::{Error, EvalConfig, Result, Sample, noise};
 use aloe_engine::{Embedder, Engine, Reranker};
 use aloe_record::{Cancel, Progress, atomic};
 use aloe_task::{Question, Task};
@@ -45,7 +45,7 @@ pub fn eval(
         let plan = strategy::prepare(&run, &mut log)?;
         let samples = answer_all(&run, &plan, &mut log)?;
         let mut result = TaskResult::of(*task, &samples, *n_whole, config, plan.notes());
-        result.noise_floor = plan.noise_floor(&run, &samples)?;
+        result.noise_floor = noise::floor(&run, &plan, &samples, &mut log)?;
         results.push(result);
         all_samples.extend(samples);
     }

@@ -1,7 +1,7 @@
 //! From questions to scores: protocols, strategies, voting, statistics, and the red-team run.
 //!
 //! Reading order: `config`, `eval` (the spine), `strategy/*` (prompts and answers), `vote`, `score` (one question's
-//! record), `noise` (what an endpoint's scores vary by), `metrics` (accuracy with its standard error, groups), `report` (files and
+//! record), `noise` (what an endpoint's answers vary by), `metrics` (accuracy with its standard error, groups), `report` (files and
 //! table); `stats` and `compare` for
 //! intervals and paired tests; `redteam` (its own spine) with `redteam_sample`, `redteam_log`, `redteam_report`, `redteam_rates`,
 //! `redteam_success` (by a judge's verdicts), `redteam_compare` and `judge`.

@@ -39,7 +39,7 @@ pub struct TaskResult {
     /// What the reader must know before the figure: that nearly every answer is the same option.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub warning: Option<String>,
-    /// For scores of an endpoint: how far a second scoring lies from the first.
+    /// Of an endpoint: how far its second answers to some questions lie from the first.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub noise_floor: Option<NoiseFloor>,
     /// What the strategy has to say: Medprompt's pool, neighbour search, exclusions.

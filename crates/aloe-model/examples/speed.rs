@@ -6,7 +6,7 @@
 #![expect(clippy::print_stdout, reason = "a measuring program prints")]
 
 use aloe_model::testing::fill;
-use aloe_model::{Decoder, Grads, KvCache, ModelSource, PackedBatch, Params, WeightFormat};
+use aloe_model::{Decoder, Grads, Keep, KvCache, ModelSource, PackedBatch, Params, WeightFormat};
 use aloe_tensor::{Device, Dtype, ops};
 use std::path::Path;
 use std::time::Instant;
@@ -37,7 +37,7 @@ fn train(source: &ModelSource, decoder: &mut Decoder, n: usize) -> aloe_model::R
         let (start, mut cpu) = (Instant::now(), vec![cpu_s()]);
         let rows: Vec<usize> = batch.pieces.iter().flat_map(|piece| piece.start..piece.end - 1).collect();
         let targets: Vec<u32> = rows.iter().map(|&row| batch.ids[row + 1]).collect();
-        let activations = decoder.forward_train(batch)?;
+        let activations = decoder.forward_train(batch, Keep::All)?;
         let held_mb = activations.nbytes() >> 20;
         cpu.push(cpu_s());
         let found = decoder.token_logps(&activations.hidden, rows, targets);

@@ -1,17 +1,26 @@
 //! The backward pass: from the gradient of the hidden states to the gradient of every weight.
 //!
 //! Layers in reverse; gradients add to what `grads` holds, in row order, so that splitting a batch into micro-batches adds the
-//! same numbers in the same order. Each step is the derivative of one line of `forward`.
+//! same numbers in the same order; an embedding's are summed by id first, which [`Decoder::backward_layers`] leaves to the caller. Each step is the derivative of one line of `forward`.
 
 use crate::arch::{Part, Role};
+use crate::batch::PackedBatch;
 use crate::decoder::Decoder;
-use crate::forward::{Activations, LayerActivations};
+use crate::forward::{Activations, Kept, LayerActivations};
 use crate::params::Grads;
 use crate::weights::LayerWeights;
-use aloe_tensor::{AttentionInputs, Dtype, Linear, Tensor, ops};
+use aloe_tensor::{AttentionInputs, Dtype, Linear, Rotation, Rounded, Tensor, ops};
+
+/// The gradient of the embedded tokens.
+pub struct EmbeddingGrad {
+    /// Token ids `[N]`.
+    pub ids: Vec<u32>,
+    /// Gradients of their embeddings `[N, D]`.
+    pub dx: Tensor,
+}
 
 /// Where the layer being walked stands, and where its gradients go. Weights that are not trained have none.
-struct LayerGrads<'a> {
+pub(crate) struct LayerGrads<'a> {
     index: usize,
     grads: &'a mut Grads,
     /// Takes the gradients of norms that are not trained `[D]`.
@@ -19,8 +28,18 @@ struct LayerGrads<'a> {
 }
 
 impl LayerGrads<'_> {
-    fn norm(&mut self, part: Part) -> &mut Tensor {
-        self.grads.role_mut(Role::Layer(self.index, part)).unwrap_or(&mut self.unused)
+    /// Gradients of several parts, and whether each is the first of its step.
+    pub(crate) fn parts<const M: usize>(&mut self, parts: [Part; M]) -> [(&mut Tensor, bool); M] {
+        self.grads.fresh_mut(parts.map(|part| Role::Layer(self.index, part)))
+    }
+
+    /// The bias's gradient, if the model has one.
+    pub(crate) fn bias(&mut self, part: Part) -> Option<&mut Tensor> {
+        self.grads.role_if_any(Role::Layer(self.index, part))
+    }
+
+    pub(crate) fn norm(&mut self, part: Part) -> &mut Tensor {
+        self.grads.role_if_any(Role::Layer(self.index, part)).unwrap_or(&mut self.unused)
     }
 
     /// Adds the gradients of a matrix, its bias and its low-rank update, as far as they are trained.
@@ -28,7 +47,7 @@ impl LayerGrads<'_> {
         let (dev, at) = (&decoder.device, |part| Role::Layer(self.index, part));
         let own = match bias {
             Some(bias) => self.grads.pair_mut(at(part), at(bias)),
-            None => self.grads.role_mut(at(part)).map(|dw| (dw, None)),
+            None => self.grads.role_if_any(at(part)).map(|dw| (dw, None)),
         };
         if let Some((dw, db)) = own {
             ops::linear_grad_weight(dev, dy, x, decoder.dtype, dw, db);
@@ -43,24 +62,54 @@ impl LayerGrads<'_> {
 impl Decoder {
     /// Adds the gradient of every weight that has one in `grads`, given that of `activations.hidden`, `[N, D]`. The head's part
     /// comes from `token_logps_backward`. Layers' activations are freed as they are used.
-    pub fn backward(&self, mut activations: Activations, dhidden: &Tensor, grads: &mut Grads) {
+    pub fn backward(&self, activations: Activations, dhidden: &Tensor, grads: &mut Grads) {
+        let EmbeddingGrad { ids, dx } = self.backward_layers(activations, dhidden, grads);
+        grads.add_embedded(&self.device, &[(&ids, &dx)]);
+    }
+
+    /// The same without the embedding's part, whose rows are returned: a tied head can gather its gradient in the same tensor first.
+    pub fn backward_layers(&self, activations: Activations, dhidden: &Tensor, grads: &mut Grads) -> EmbeddingGrad {
         let dev = &self.device;
-        let Activations { batch, last, last_rstd, .. } = &activations;
+        let Activations { batch, last, last_rstd, mut layers, .. } = activations;
         let mut unused = Tensor::zeros(self.weights.norm.shape(), Dtype::F32);
-        let dnorm = grads.role_mut(Role::FinalNorm).unwrap_or(&mut unused);
-        let mut dx = ops::rms_norm_backward(dev, dhidden, last, &self.weights.norm, last_rstd, dnorm);
-        let batch = batch.clone();
+        let dnorm = grads.role_if_any(Role::FinalNorm).unwrap_or(&mut unused);
+        let mut dx = ops::rms_norm_backward(dev, dhidden, &last, &self.weights.norm, &last_rstd, dnorm);
+        drop(last);
+        let rotation = self.rope.rotation(dev, &batch.positions);
+        let mut dx_rounded = None;
         let mut layer = LayerGrads { index: 0, grads, unused };
-        while let Some(kept) = activations.layers.pop() {
-            layer.index = activations.layers.len();
+        while let Some(kept) = layers.pop() {
+            layer.index = layers.len();
             let weights = &self.weights.layers[layer.index];
-            dx = self.feed_forward_backward(weights, &kept, dx, &mut layer);
-            let (dq, dk, dv) = self.attention_backward(weights, &kept, &dx, &batch, &mut layer);
-            dx = self.projections_backward(weights, &kept, [&dq, &dk, &dv], dx, &mut layer);
+            let kept = match kept {
+                Kept::Input(input) => self.layer_kept(weights, input, &batch, &rotation).0,
+                kept => kept,
+            };
+            match kept {
+                Kept::Rounded(kept) => {
+                    let rounded = dx_rounded.take().unwrap_or_else(|| Rounded::new(dev, &dx));
+                    let (next, rounded) =
+                        self.rounded_backward(weights, kept, (dx, rounded), (&batch, &rotation), &mut layer);
+                    (dx, dx_rounded) = (next, Some(rounded));
+                }
+                Kept::Whole(kept) => dx = self.layer_backward(weights, &kept, dx, (&batch, &rotation), &mut layer),
+                Kept::Input(_) => unreachable!("computed again above"),
+            }
         }
-        if let Some(dembed) = layer.grads.role_mut(Role::Embed) {
-            ops::embedding_grad(dev, &dx, &batch.ids, dembed);
-        }
+        EmbeddingGrad { ids: batch.ids, dx }
+    }
+
+    fn layer_backward(
+        &self,
+        weights: &LayerWeights,
+        kept: &LayerActivations,
+        dx: Tensor,
+        (batch, rotation): (&PackedBatch, &Rotation),
+        layer: &mut LayerGrads<'_>,
+    ) -> Tensor {
+        let dx = self.feed_forward_backward(weights, kept, dx, layer);
+        let (dq, dk, dv) = self.attention_backward(weights, kept, &dx, (batch, rotation), layer);
+        self.projections_backward(weights, kept, [&dq, &dk, &dv], dx, layer)
     }
 
     /// From the gradient of the layer's output to that of `mid`.
@@ -95,7 +144,7 @@ impl Decoder {
         weights: &LayerWeights,
         kept: &LayerActivations,
         dmid: &Tensor,
-        batch: &crate::PackedBatch,
+        (batch, rotation): (&PackedBatch, &Rotation),
         layer: &mut LayerGrads<'_>,
     ) -> (Tensor, Tensor, Tensor) {
         let dev = &self.device;
@@ -104,9 +153,8 @@ impl Decoder {
         let dout = self.heads(ops::linear_grad_input(dev, dmid, &weights.o), self.config.num_attention_heads);
         let inputs = AttentionInputs { q: &kept.q, k: &kept.k, v: &kept.v, o: &kept.o, lse: &kept.lse };
         let (mut dq, mut dk, dv) = ops::attention_backward(dev, &dout, &inputs, &batch.plan, self.attention_scale());
-        let rotation = self.rope.rotation(dev, &batch.positions);
-        ops::rope_backward(dev, &mut dq, &rotation);
-        ops::rope_backward(dev, &mut dk, &rotation);
+        ops::rope_backward(dev, &mut dq, rotation);
+        ops::rope_backward(dev, &mut dk, rotation);
         (self.flat(dq), self.flat(dk), self.flat(dv))
     }
 

@@ -60,12 +60,17 @@ impl Decoder {
 
     /// A decoder over compute copies of master weights.
     pub fn from_params(params: &Params, dtype: Dtype, device: &Device) -> Self {
-        Self::new(params.config.clone(), Weights::from_params(params, dtype), dtype, device)
+        Self::new(params.config.clone(), Weights::from_params(params, dtype, device), dtype, device)
     }
 
     /// Takes over changed masters. Other decoders that shared the weights keep the old ones.
     pub fn refresh(&mut self, params: &Params) {
         Arc::make_mut(&mut self.weights).refresh(&self.device, params);
+    }
+
+    /// The same for the master at `at` of the table alone.
+    pub fn refresh_at(&mut self, params: &Params, at: usize) {
+        Arc::make_mut(&mut self.weights).refresh_at(&self.device, params, at);
     }
 
     /// Logits `[R, V]` of hidden states `[R, D]`.
@@ -95,21 +100,49 @@ impl Decoder {
         let picked = hidden.gather_rows(&found.rows);
         let mut dpicked = Tensor::zeros(picked.shape(), Dtype::F32);
         let inputs = CrossEntropyInputs { targets: &found.targets, lse: &found.lse, dlogps };
-        let role = if self.config.tie_word_embeddings { Role::Embed } else { Role::Head };
-        let dhead = grads.role_mut(role);
+        let dhead = grads.fresh_if_any(self.head_role());
         ops::cross_entropy_backward(&self.device, &picked, &self.weights.head, &inputs, &mut dpicked, dhead);
-        let mut dhidden = Tensor::zeros(hidden.shape(), Dtype::F32);
-        let (d, out) = (hidden.shape()[1], dhidden.as_f32_mut());
-        for (row, from) in found.rows.iter().zip(dpicked.as_f32().chunks_exact(d)) {
-            out[row * d..(row + 1) * d].iter_mut().zip(from).for_each(|(o, g)| *o += g);
-        }
-        dhidden
+        scattered(hidden, &found.rows, &dpicked)
+    }
+
+    /// [`Self::token_logps`] and [`Self::token_logps_backward`] in one, bit for bit, for gradients `dlogps` `[R]` that do not depend on
+    /// the log-probabilities: the logits are computed once.
+    pub fn token_logps_at_once(
+        &self,
+        hidden: &Tensor,
+        (rows, targets): (Vec<usize>, Vec<u32>),
+        dlogps: &[f32],
+        grads: &mut Grads,
+    ) -> (TokenLogps, Tensor) {
+        let picked = hidden.gather_rows(&rows);
+        let mut dpicked = Tensor::zeros(picked.shape(), Dtype::F32);
+        let dhead = grads.fresh_if_any(self.head_role());
+        let found = (targets.as_slice(), dlogps);
+        let CrossEntropy { logps, lse, argmax } =
+            ops::cross_entropy_at_once(&self.device, &picked, &self.weights.head, found, &mut dpicked, dhead);
+        let dhidden = scattered(hidden, &rows, &dpicked);
+        (TokenLogps { rows, targets, logps, argmax, lse }, dhidden)
+    }
+
+    /// Whose gradient is the head's.
+    fn head_role(&self) -> Role {
+        if self.config.tie_word_embeddings { Role::Embed } else { Role::Head }
     }
 
     /// `1 / sqrt(E)`.
     pub(crate) fn attention_scale(&self) -> f32 {
         1.0 / (self.config.head_dim as f32).sqrt()
     }
+}
+
+/// Zeros of `hidden`'s shape with the rows of `dpicked` added at `rows`.
+fn scattered(hidden: &Tensor, rows: &[usize], dpicked: &Tensor) -> Tensor {
+    let mut dhidden = Tensor::zeros(hidden.shape(), Dtype::F32);
+    let (d, out) = (hidden.shape()[1], dhidden.as_f32_mut());
+    for (row, from) in rows.iter().zip(dpicked.as_f32().chunks_exact(d)) {
+        out[row * d..(row + 1) * d].iter_mut().zip(from).for_each(|(o, g)| *o += g);
+    }
+    dhidden
 }
 
 /// Inverse frequencies `[E/2]` in radians per position, in f32 as `ROPE_INIT_FUNCTIONS` of transformers computes them.

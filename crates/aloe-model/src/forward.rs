@@ -1,13 +1,15 @@
 //! The forward pass over a packed batch: for inference, and keeping what the backward pass needs.
 //!
 //! Pre-norm layers as in Llama: `x += o(attention(rope(q), rope(k), v))`, `x += down(silu(gate) * up)`, both on RMS-normed x.
-//! Nothing of size T x T or N x V is ever held.
+//! Nothing of size T x T or N x V is ever held. In bf16 the layers are those of `rounded`, which round each operand once and keep it.
 
 use crate::Result;
 use crate::batch::PackedBatch;
+use crate::config::Config;
 use crate::decoder::Decoder;
+use crate::rounded::RoundedLayer;
 use crate::weights::LayerWeights;
-use aloe_tensor::{Linear, Rotation, Tensor, ops};
+use aloe_tensor::{Dtype, Linear, Rotation, Rounded, Tensor, lap, ops};
 
 /// What the backward pass needs of one forward pass.
 pub struct Activations {
@@ -19,10 +21,30 @@ pub struct Activations {
     pub(crate) last: Tensor,
     /// `1 / rms` of `last` `[N]`.
     pub(crate) last_rstd: Tensor,
-    pub(crate) layers: Vec<LayerActivations>,
+    pub(crate) layers: Vec<Kept>,
 }
 
-/// One layer's part; the normed inputs and the SwiGLU product are computed again where they are needed.
+/// What of a layer is kept for its backward pass.
+pub(crate) enum Kept {
+    /// All in f32.
+    Whole(LayerActivations),
+    /// In bf16 what only bf16 products read.
+    Rounded(RoundedLayer),
+    /// The layer's input `[N, D]`: the rest is computed again.
+    Input(Tensor),
+}
+
+/// How much memory a training pass may take for its activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// All that the backward pass needs.
+    #[default]
+    All,
+    /// Each layer's input: a third more time, the same bits.
+    Inputs,
+}
+
+/// One layer's part in f32; the normed inputs and the SwiGLU product are computed again where they are needed.
 pub(crate) struct LayerActivations {
     pub(crate) input: Tensor, // [N, D]
     pub(crate) q: Tensor,     // [N, H, E], rotated
@@ -36,10 +58,30 @@ pub(crate) struct LayerActivations {
 }
 
 impl Activations {
+    /// Bytes that a token's activations take in a decoder of `config` that computes in `dtype`, all weights being plain.
+    pub fn bytes_per_token(config: &Config, dtype: Dtype, keep: Keep) -> usize {
+        let d = config.hidden_size;
+        let row = |width: usize| if dtype == Dtype::Bf16 { Rounded::row_bytes(width) } else { 4 * width };
+        // q and o, k and v, gate and up: what only products read.
+        let heads = row(config.num_attention_heads * config.head_dim);
+        let key_heads = row(config.num_key_value_heads * config.head_dim);
+        let operands = 2 * (heads + key_heads + row(config.intermediate_size));
+        let layer = match keep {
+            Keep::Inputs => 4 * d,
+            Keep::All => 4 * (2 * d + config.num_attention_heads) + operands,
+        };
+        config.num_hidden_layers * layer + 8 * d
+    }
+
     /// Bytes held.
     pub fn nbytes(&self) -> usize {
-        let layer = |l: &LayerActivations| {
-            [&l.input, &l.q, &l.k, &l.v, &l.o, &l.lse, &l.mid, &l.gate, &l.up].iter().map(|t| t.nbytes()).sum::<usize>()
+        let layer = |kept: &Kept| match kept {
+            Kept::Whole(l) => {
+                let all = [&l.input, &l.q, &l.k, &l.v, &l.o, &l.lse, &l.mid, &l.gate, &l.up];
+                all.iter().map(|t| t.nbytes()).sum::<usize>()
+            }
+            Kept::Rounded(layer) => layer.nbytes(),
+            Kept::Input(input) => input.nbytes(),
         };
         self.hidden.nbytes() + self.last.nbytes() + self.layers.iter().map(layer).sum::<usize>()
     }
@@ -51,7 +93,12 @@ impl Decoder {
         batch.check(self.config.vocab_size, self.config.max_position_embeddings)?;
         let mut x = self.weights.embedding(&self.device, &batch.ids);
         let rotation = self.rope.rotation(&self.device, &batch.positions);
+        let rounds_once = self.rounds_once();
         for layer in &self.weights.layers {
+            if rounds_once {
+                x = self.rounded_layer(layer, x, batch, &rotation).1;
+                continue;
+            }
             let (q, k, v) = self.project(layer, &x, &rotation);
             let (o, _) = ops::attention(&self.device, &q, &k, &v, &batch.plan, self.attention_scale());
             x = self.after_attention(layer, o, x);
@@ -60,21 +107,40 @@ impl Decoder {
     }
 
     /// The same hidden states, with what `backward` needs.
-    pub fn forward_train(&self, mut batch: PackedBatch) -> Result<Activations> {
+    pub fn forward_train(&self, mut batch: PackedBatch, keep: Keep) -> Result<Activations> {
         batch.check(self.config.vocab_size, self.config.max_position_embeddings)?;
         let mut x = self.weights.embedding(&self.device, &batch.ids);
         if let Some(noise) = batch.noise.take() {
             ops::add_in_place(&self.device, &mut x, &noise);
         }
         let rotation = self.rope.rotation(&self.device, &batch.positions);
+        lap("embedding");
         let mut layers = Vec::with_capacity(self.weights.layers.len());
         for weights in &self.weights.layers {
-            let (kept, next) = self.layer_train(weights, x, &batch, &rotation);
-            layers.push(kept);
+            let input = (keep == Keep::Inputs).then(|| x.clone());
+            let (kept, next) = self.layer_kept(weights, x, &batch, &rotation);
+            layers.push(input.map_or(kept, Kept::Input));
             x = next;
         }
         let (hidden, last_rstd) = self.final_norm(&x);
+        lap("norms");
         Ok(Activations { batch, hidden, last: x, last_rstd, layers })
+    }
+
+    /// A layer's input to what its backward pass needs and the next layer's input.
+    pub(crate) fn layer_kept(
+        &self,
+        weights: &LayerWeights,
+        input: Tensor,
+        batch: &PackedBatch,
+        rotation: &Rotation,
+    ) -> (Kept, Tensor) {
+        if self.rounds_once() {
+            let (kept, next) = self.rounded_layer(weights, input, batch, rotation);
+            return (Kept::Rounded(kept), next);
+        }
+        let (kept, next) = self.layer_train(weights, input, batch, rotation);
+        (Kept::Whole(kept), next)
     }
 
     fn layer_train(

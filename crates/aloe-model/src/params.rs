@@ -78,6 +78,8 @@ impl Params {
 pub struct Grads {
     specs: Arc<[TensorSpec]>,
     tensors: Vec<Tensor>,
+    /// Tensors whose numbers count as zero until they are next written.
+    stale: Vec<bool>,
 }
 
 impl Grads {
@@ -85,19 +87,28 @@ impl Grads {
     pub fn zeros(config: &Config) -> Self {
         let specs: Arc<[TensorSpec]> = arch::tensors(config).into();
         let tensors = specs.iter().map(|spec| Tensor::zeros(&spec.shape, Dtype::F32)).collect();
-        Self { specs, tensors }
+        let stale = vec![true; specs.len()];
+        Self { specs, tensors, stale }
     }
 
     /// All zero, one for each of the masters.
     pub fn of(params: &Params) -> Self {
         let tensors = params.specs.iter().map(|spec| Tensor::zeros(&spec.shape, Dtype::F32)).collect();
-        Self { specs: params.specs.clone(), tensors }
+        Self { specs: params.specs.clone(), tensors, stale: vec![true; params.specs.len()] }
     }
 
-    /// Sets all to zero, keeping the memory.
+    /// Sets all to zero, keeping the memory. What a backward pass writes next replaces the old numbers, so nothing is cleared here;
+    /// [`Self::settle`] clears what it did not write.
     pub fn zero(&mut self) {
-        for tensor in &mut self.tensors {
-            tensor.as_f32_mut().fill(0.0);
+        self.stale.fill(true);
+    }
+
+    /// Makes zeros of what nothing was added to since [`Self::zero`]; to be called before the gradients are read.
+    pub fn settle(&mut self) {
+        for (tensor, stale) in self.tensors.iter_mut().zip(&mut self.stale) {
+            if std::mem::take(stale) {
+                tensor.as_f32_mut().fill(0.0);
+            }
         }
     }
 
@@ -121,22 +132,55 @@ impl Grads {
         self.specs.iter().position(|spec| spec.hf_name == hf_name).map(|i| &self.tensors[i])
     }
 
+    /// Adds the gradients of embedded tokens, (ids, `[N, D]`) of one pass after the other.
+    pub fn add_embedded(&mut self, device: &Device, parts: &[(&[u32], &Tensor)]) {
+        if let Some(dembed) = self.role_if_any(Role::Embed).filter(|_| !parts.is_empty()) {
+            ops::embedding_grads(device, parts, dembed);
+        }
+    }
+
     /// The square of the norm over all gradients, in f64, the same for any number of threads.
     pub fn sum_of_squares(&self, device: &Device) -> f64 {
         self.tensors.iter().map(|tensor| ops::sum_of_squares(device, tensor)).sum()
     }
 
-    /// The gradient of that role; none when it is not trained.
-    pub(crate) fn role_mut(&mut self, role: Role) -> Option<&mut Tensor> {
-        position(&self.specs, role).map(|i| &mut self.tensors[i])
+    /// The tensor, made zero if its numbers are old.
+    fn settled(&mut self, i: usize) -> &mut Tensor {
+        if std::mem::take(&mut self.stale[i]) {
+            self.tensors[i].as_f32_mut().fill(0.0);
+        }
+        &mut self.tensors[i]
+    }
+
+    /// The tensor of a role that not every model has, or that is not trained.
+    pub(crate) fn role_if_any(&mut self, role: Role) -> Option<&mut Tensor> {
+        position(&self.specs, role).map(|i| self.settled(i))
+    }
+
+    /// A trained tensor to be added to, or, where the flag says so, to be overwritten whole.
+    pub(crate) fn fresh_if_any(&mut self, role: Role) -> Option<(&mut Tensor, bool)> {
+        let i = position(&self.specs, role)?;
+        let fresh = std::mem::take(&mut self.stale[i]);
+        Some((&mut self.tensors[i], fresh))
+    }
+
+    /// Tensors to be added to, or, where the flag says so, to be overwritten whole.
+    pub(crate) fn fresh_mut<const M: usize>(&mut self, roles: [Role; M]) -> [(&mut Tensor, bool); M] {
+        let at = roles.map(|role| position(&self.specs, role).expect("every role of the architecture is in its table"));
+        let fresh = at.map(|i| std::mem::take(&mut self.stale[i]));
+        let tensors = self.tensors.get_disjoint_mut(at).expect("roles differ");
+        let mut fresh = fresh.into_iter();
+        tensors.map(|tensor| (tensor, fresh.next().unwrap_or(false)))
     }
 
     /// The gradients of two roles of which the first is trained: a matrix and its bias, LoRA's two factors.
     pub(crate) fn pair_mut(&mut self, first: Role, second: Role) -> Option<(&mut Tensor, Option<&mut Tensor>)> {
         let i = position(&self.specs, first)?;
+        self.settled(i);
         Some(match position(&self.specs, second) {
             None => (&mut self.tensors[i], None),
             Some(j) => {
+                self.settled(j);
                 let [a, b] = self.tensors.get_disjoint_mut([i, j]).expect("two roles are two tensors");
                 (a, Some(b))
             }

@@ -76,25 +76,29 @@ pub struct Weights {
 
 impl Weights {
     /// Compute copies of master weights.
-    pub fn from_params(params: &Params, dtype: Dtype) -> Self {
+    pub fn from_params(params: &Params, dtype: Dtype, device: &Device) -> Self {
         let master = |spec: &TensorSpec| params.role(spec.role).expect("masters hold every tensor of the table");
         Self::build(&params.config, &mut |spec| Ok(master(spec).clone()), &mut |spec, bias| {
-            Ok(Linear::new(master(spec).cast(dtype), bias))
+            Ok(Linear::of_master(device, master(spec), dtype, bias))
         })
         .expect("casting cannot fail")
     }
 
     /// Overwrites the compute copies with the masters, after an optimizer step.
     pub fn refresh(&mut self, device: &Device, params: &Params) {
-        for (spec, master) in params.specs().iter().zip(params.tensors()) {
-            match (spec.role, &mut self.embed) {
-                (Role::Embed, Some(embed)) => embed.update_from_f32(device, master.as_f32()),
-                (Role::Embed, None) | (Role::Head, _) => self.head.update_from_f32(device, master.as_f32()),
-                (Role::FinalNorm, _) => self.norm = master.clone(),
-                (Role::Layer(i, part), _) => refresh_part(&mut self.layers[i], device, part, master),
-                (Role::LoraA(i, part), _) => self.update_of(i, part).update_a(device, master.as_f32()),
-                (Role::LoraB(i, part), _) => self.update_of(i, part).update_b(device, master.as_f32()),
-            }
+        (0..params.specs().len()).for_each(|at| self.refresh_at(device, params, at));
+    }
+
+    /// The same for the master at `at` of the table alone.
+    pub fn refresh_at(&mut self, device: &Device, params: &Params, at: usize) {
+        let (spec, master) = (&params.specs()[at], &params.tensors()[at]);
+        match (spec.role, &mut self.embed) {
+            (Role::Embed, Some(embed)) => embed.update_from_f32(device, master.as_f32()),
+            (Role::Embed, None) | (Role::Head, _) => self.head.update_from_f32(device, master.as_f32()),
+            (Role::FinalNorm, _) => self.norm = master.clone(),
+            (Role::Layer(i, part), _) => refresh_part(&mut self.layers[i], device, part, master),
+            (Role::LoraA(i, part), _) => self.update_of(i, part).update_a(device, master.as_f32()),
+            (Role::LoraB(i, part), _) => self.update_of(i, part).update_b(device, master.as_f32()),
         }
     }
 
@@ -200,10 +204,10 @@ mod tests {
     /// elements, head and embedding 4,096 each. All widths are whole panels of 32, so nothing is padded.
     #[test]
     fn a_pass_reads_a_table_that_is_looked_up_row_by_row_not_whole() {
-        let llama = Weights::from_params(&tiny_random(Tiny::Llama, 0), Dtype::F32);
+        let llama = Weights::from_params(&tiny_random(Tiny::Llama, 0), Dtype::F32, &Device::cpu(1));
         assert_eq!(llama.streamed_nbytes(), 4 * (2 * 30_720 + 4096));
         assert_eq!(llama.nbytes(), llama.streamed_nbytes() + 4 * 4096);
-        let tied = Weights::from_params(&tiny_random(Tiny::Qwen2, 0), Dtype::F32);
+        let tied = Weights::from_params(&tiny_random(Tiny::Qwen2, 0), Dtype::F32, &Device::cpu(1));
         assert_eq!(tied.streamed_nbytes(), tied.nbytes(), "a tied table is the head, which is read whole");
     }
 }

@@ -14,8 +14,9 @@ use tile::{Bf16Product, F32Product, Product, Tile, WidenedProduct};
 /// Lanes of a panel.
 pub(crate) const PANEL: usize = 32;
 
-/// Units of a block: a panel's block of 32 KiB stays in the first-level cache while rows of A stream by.
-const BLOCK_UNITS: usize = 256;
+/// Most units of a block, of which a product takes equal ones: a panel's block stays in the first two cache levels while rows of A
+/// stream by, and C is not taken up again for a short rest.
+const BLOCK_UNITS: usize = 320;
 
 /// Rows up to which weights are expected in memory rather than in a cache; more rows compute for longer than memory takes.
 const FEW_ROWS: usize = 48;
@@ -54,6 +55,8 @@ pub(crate) struct Gemm {
     pub(crate) a: *const u32,
     pub(crate) a_stride: usize,
     pub(crate) a_by_unit: bool,
+    /// With `a_by_unit`: rows lie in panels of 32, this far apart; 0 when all lie side by side.
+    pub(crate) a_panel_stride: usize,
     /// Unit u of lane l of panel p is at `p * b_panel_stride + u * b_unit_stride + l`.
     pub(crate) b: *const u32,
     pub(crate) b_panel_stride: usize,
@@ -62,6 +65,8 @@ pub(crate) struct Gemm {
     pub(crate) c_stride: usize,
     /// Continue from C's values; otherwise start from zero.
     pub(crate) accumulate: bool,
+    /// What is added to each finished element, laid out as C; null for nothing.
+    pub(crate) add: *const f32,
     /// B is a weight: few rows find it in memory rather than in a cache, and fetch it ahead of its use.
     pub(crate) from_memory: bool,
 }
@@ -101,8 +106,10 @@ impl Gemm {
     /// How the product is shared out, with few rows `share` panels a task.
     pub(crate) fn tasks(&self, threads: usize, share: usize) -> Tasks {
         let panels = self.n.div_ceil(PANEL);
-        let (rows, columns) =
-            if self.m <= FEW_ROWS && threads > 1 { (self.m, share) } else { self.task_size(threads, panels) };
+        let (rows, columns) = match self.m <= FEW_ROWS && self.a_panel_stride == 0 && threads > 1 {
+            true => (self.m, share),
+            false => self.task_size(threads, panels),
+        };
         let row_tasks = self.m.div_ceil(rows.max(1));
         Tasks { n: row_tasks * panels.div_ceil(columns), rows, columns, row_tasks }
     }
@@ -127,29 +134,37 @@ impl Gemm {
 
     /// Rows and panels of one task: about six tasks a thread, so that a disturbed thread does not hold up the rest.
     fn task_size(&self, threads: usize, panels: usize) -> (usize, usize) {
+        // A task begins at a tile, and at a panel of A where A lies in panels.
+        let (most, tile) = if self.a_panel_stride > 0 { (256, PANEL) } else { (240, 12) };
         if threads == 1 {
-            return (240, panels.min(16));
+            return (most, panels.min(16));
         }
         let enough = 6 * threads;
-        let (mut rows, mut columns) = (240, 16);
+        let (mut rows, mut columns) = (most, 16);
         while self.m.div_ceil(rows) * panels.div_ceil(columns) < enough && (rows > 48 || columns > 4) {
             if columns > 4 {
                 columns /= 2;
             } else {
-                rows = (rows / 2).next_multiple_of(12);
+                rows = (rows / 2).next_multiple_of(tile);
             }
         }
         (rows, columns)
     }
 
     fn part(&self, rows: std::ops::Range<usize>, panels: std::ops::Range<usize>) -> Self {
-        let a_row = if self.a_by_unit { 1 } else { self.a_stride };
+        let a_start = match (self.a_by_unit, self.a_panel_stride) {
+            (true, 0) => rows.start,
+            (true, stride) => rows.start / PANEL * stride,
+            (false, _) => rows.start * self.a_stride,
+        };
+        let c_start = rows.start * self.c_stride + panels.start * PANEL;
         Self {
             m: rows.len(),
             n: self.n.min(panels.end * PANEL) - panels.start * PANEL,
-            a: self.a.wrapping_add(rows.start * a_row),
+            a: self.a.wrapping_add(a_start),
             b: self.b.wrapping_add(panels.start * self.b_panel_stride),
-            c: self.c.wrapping_add(rows.start * self.c_stride + panels.start * PANEL),
+            c: self.c.wrapping_add(c_start),
+            add: moved(self.add, c_start),
             ..*self
         }
     }
@@ -224,11 +239,13 @@ impl Kernel for Blocks {
         let step = match g.dtype {
             _ if g.m <= S::TILE_ROWS => g.units.max(1),
             Dtype::Bf16 if Bf16Product::widens::<S>() => WIDE_UNITS,
-            _ => BLOCK_UNITS,
+            _ => g.units.div_ceil(g.units.div_ceil(BLOCK_UNITS).max(1)).max(1),
         };
         let mut unit = 0;
         loop {
+            let is_last = unit + step >= g.units;
             let block = Gemm {
+                add: if is_last { g.add } else { std::ptr::null() },
                 units: step.min(g.units - unit),
                 a: g.a.wrapping_add(if g.a_by_unit { unit * g.a_stride } else { unit }),
                 b: g.b.wrapping_add(unit * g.b_unit_stride),
@@ -242,11 +259,17 @@ impl Kernel for Blocks {
                 (Dtype::Bf16, true) => panels::<S, Bf16Product, true>(&block),
             }
             unit += step;
-            if unit >= g.units {
+            if is_last {
                 break;
             }
         }
     }
+}
+
+/// Where what is added stands, when there is anything.
+#[inline(always)]
+fn moved(add: *const f32, by: usize) -> *const f32 {
+    if add.is_null() { add } else { add.wrapping_add(by) }
 }
 
 /// Few rows, but more than one tile of them: all tiles follow each other down a panel, part by part, so that the panel comes
@@ -264,6 +287,7 @@ unsafe fn stream<S: Simd, P: Product>(g: &Gemm) {
                 c: g.c.wrapping_add(lane),
                 n: (g.n - lane).min(PANEL),
                 accumulate: g.accumulate || unit > 0,
+                add: if unit + STREAM_UNITS >= g.units { moved(g.add, lane) } else { std::ptr::null() },
                 ..*g
             };
             rows_of_panel::<S, P, false>(&part);
@@ -277,7 +301,7 @@ unsafe fn stream<S: Simd, P: Product>(g: &Gemm) {
 const WIDEN_ROWS: usize = 12;
 
 /// Units of a widened block: with 32 lanes of two f32 it fills the first-level cache as a block of pairs does.
-const WIDE_UNITS: usize = BLOCK_UNITS / 2;
+const WIDE_UNITS: usize = 128;
 
 /// All rows of one panel's block, widened first.
 #[inline(always)]
@@ -314,6 +338,7 @@ unsafe fn panels<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
         let part = Gemm {
             b: g.b.wrapping_add(lane / PANEL * g.b_panel_stride),
             c: g.c.wrapping_add(lane),
+            add: moved(g.add, lane),
             n: left.min(wide * PANEL),
             ..*g
         };
@@ -369,11 +394,18 @@ unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
             Ahead { from: g.b.wrapping_add(STREAM_DISTANCE * PANEL), step: PANEL }
         };
         // Tiles of even height: 16 rows go as 8 and 8, which keeps more chains in flight than 12 and 4.
-        let left = g.m - row;
+        let in_panels = BY_UNIT && g.a_panel_stride > 0;
+        let left = if in_panels { (g.m - row).min(PANEL - row % PANEL) } else { g.m - row };
         let rows = left.div_ceil(left.div_ceil(S::TILE_ROWS));
+        let a_start = match BY_UNIT {
+            true if in_panels => row / PANEL * g.a_panel_stride + row % PANEL,
+            true => row,
+            false => row * g.a_stride,
+        };
         let part = Gemm {
-            a: g.a.wrapping_add(if BY_UNIT { row } else { row * g.a_stride }),
+            a: g.a.wrapping_add(a_start),
             c: g.c.wrapping_add(row * g.c_stride),
+            add: moved(g.add, row * g.c_stride),
             m: rows,
             ..*g
         };
@@ -408,8 +440,13 @@ unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
 unsafe fn half_panels<S: Simd, P: Product, const BY_UNIT: bool>(part: Gemm, ahead: Ahead) {
     let mut lane = 0;
     while lane < part.n.min(PANEL) {
-        let half =
-            Gemm { b: part.b.wrapping_add(lane), c: part.c.wrapping_add(lane), n: (part.n - lane).min(LANES), ..part };
+        let half = Gemm {
+            b: part.b.wrapping_add(lane),
+            c: part.c.wrapping_add(lane),
+            add: moved(part.add, lane),
+            n: (part.n - lane).min(LANES),
+            ..part
+        };
         let ahead = if lane == 0 { ahead } else { Ahead { step: 0, ..ahead } };
         match half.m {
             3 => tile!(S, P, BY_UNIT, 3, 1, half, ahead),

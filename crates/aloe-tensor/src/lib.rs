@@ -17,9 +17,11 @@
 )]
 
 mod device;
+mod dither;
 mod error;
 mod gemm;
 mod heap;
+mod laps;
 mod linear;
 mod lora;
 mod mmap;
@@ -31,24 +33,31 @@ mod pool;
 mod probe;
 mod quant;
 pub mod reference;
+mod rounded;
 mod simd;
 mod tensor;
 #[cfg(test)]
 mod testing;
+mod transpose;
 
 pub use device::{Device, Isa};
+pub use dither::rounded_by_place;
 pub use error::Error;
-pub use heap::{give_back_freed_memory, keep_freed_memory};
+pub use heap::{Heap, give_back_freed_memory};
+pub use laps::{lap, start_laps, take_laps};
 pub use linear::Linear;
 pub use lora::{DropoutAt, Lora, LoraDropout};
 pub use mmap::Mmap;
+pub use ops::SwigluRounded;
 pub use ops::attention::{
     AttentionBlock, AttentionInputs, AttentionPlan, CachedSequence, KvPage, KvSegment, PageWrite, PagedSequence,
+    RoundedAttention,
 };
-pub use ops::loss::{CrossEntropy, CrossEntropyInputs};
+pub use ops::loss::{CrossEntropy, CrossEntropyInputs, HeadGrad};
 pub use ops::optimizer::AdamW;
 pub use ops::rope::{RopeTable, Rotation};
 pub use peak::{ProductKind, run_products};
 pub use probe::ReadProbe;
 pub use quant::BlockFormat;
+pub use rounded::Rounded;
 pub use tensor::{Dtype, Tensor};

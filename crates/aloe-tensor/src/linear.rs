@@ -1,7 +1,7 @@
 //! A weight matrix as the kernels want it: packed once, multiplied often.
 //!
-//! The packed form serves `linear` and the row lookup of a tied embedding; the form for `linear_grad_input` is packed at its
-//! first use and kept, but of a weight in blocks only part by part and not kept. There is no third copy: `weight` unpacks.
+//! The packed form serves `linear` and the row lookup of a tied embedding; the form for `linear_grad_input` is made of it for each
+//! product and dropped: a product of hundreds of rows takes far longer, and a second copy would cost the memory. `weight` unpacks.
 
 use crate::lora::Lora;
 use crate::pack::{Panels, Source};
@@ -9,7 +9,7 @@ use crate::pool::SharedMut;
 use crate::quant::{BlockFormat, BlockPanels};
 use crate::tensor::f32_from_bf16;
 use crate::{Device, Dtype, Tensor};
-use std::sync::OnceLock;
+use std::ops::Range;
 
 /// The packed weight.
 #[derive(Clone, Debug)]
@@ -30,9 +30,8 @@ pub(crate) enum OperandKind {
 pub struct Linear {
     out_features: usize,
     in_features: usize,
-    packed: Packed,             // lanes O, units or blocks over K
-    backward: OnceLock<Panels>, // lanes K, units over O
-    bias: Option<Tensor>,       // [O] f32
+    packed: Packed,       // lanes O, units or blocks over K
+    bias: Option<Tensor>, // [O] f32
     lora: Option<Box<Lora>>,
 }
 
@@ -50,6 +49,14 @@ impl Linear {
         Self::packed_as(Packed::Dense(forward), (out_features, in_features), bias)
     }
 
+    /// A copy of `dtype` to train with of an f32 master `[O, K]`; in bf16 rounded as [`Self::update_from_f32`] does.
+    pub fn of_master(device: &Device, master: &Tensor, dtype: Dtype, bias: Option<Tensor>) -> Self {
+        let &[out_features, in_features] = master.shape() else { panic!("master {:?}", master.shape()) };
+        let mut forward = Panels::new(dtype, out_features, in_features);
+        forward.fill_from_rows(device, Source::Masters(master.as_f32()), in_features);
+        Self::packed_as(Packed::Dense(forward), (out_features, in_features), bias)
+    }
+
     /// From a bf16 weight `[O, K]` as its file holds it, little-endian: mapped bytes go straight into the packed form.
     pub fn from_bf16_bytes(device: &Device, [o, k]: [usize; 2], bytes: &[u8], bias: Option<Tensor>) -> Self {
         let mut forward = Panels::kept(Dtype::Bf16, o, k);
@@ -62,7 +69,7 @@ impl Linear {
             assert_eq!(bias.shape(), [out_features], "bias against weight [{out_features}, {in_features}]");
         }
         let bias = bias.map(|b| b.cast(Dtype::F32));
-        Self { out_features, in_features, packed, backward: OnceLock::new(), bias, lora: None }
+        Self { out_features, in_features, packed, bias, lora: None }
     }
 
     /// From stored blocks, one slice of bytes per row of the weight `[rows.len(), in_features]`: used as they are, laid out anew.
@@ -139,7 +146,7 @@ impl Linear {
         }
     }
 
-    /// Bytes of the packed weight, the bias and the update; the copy for gradients not counted.
+    /// Bytes of the packed weight, the bias and the update.
     pub fn nbytes(&self) -> usize {
         let packed = match &self.packed {
             Packed::Dense(panels) => panels.nbytes(),
@@ -191,14 +198,11 @@ impl Linear {
         Tensor::from_f32(&[ids.len(), k], out)
     }
 
-    /// Replaces the weight by f32 masters `[O * K]`, rounded to this layer's type, packing included. A weight in blocks is never
-    /// trained.
+    /// Replaces the weight by f32 masters `[O * K]`, packing included. In bf16 each number is rounded up or down by a fixed threshold of its
+    /// own (`dither.rs`), so that steps below half a bf16 gap are seen. A weight in blocks is never trained.
     pub fn update_from_f32(&mut self, device: &Device, masters: &[f32]) {
         let Packed::Dense(forward) = &mut self.packed else { panic!("an update of a weight in blocks") };
-        forward.fill_from_rows(device, Source::F32(masters), self.in_features);
-        if let Some(backward) = self.backward.get_mut() {
-            backward.fill_from_columns(device, Source::F32(masters), self.out_features);
-        }
+        forward.fill_from_rows(device, Source::Masters(masters), self.in_features);
     }
 
     /// Replaces the bias `[O]`.
@@ -226,41 +230,11 @@ impl Linear {
         }
     }
 
-    /// The dense weight packed for gradients of the input: lanes K, units over O. Blocks have [`Self::backward_part`] alone.
-    pub(crate) fn backward(&self, device: &Device) -> &Panels {
-        assert!(self.block_format().is_none(), "a weight in blocks is widened part by part");
-        self.backward.get_or_init(|| {
-            let mut panels = Panels::kept(self.dtype(), self.in_features, self.out_features);
-            panels.fill_from_columns(device, source(&self.weight()), self.out_features);
-            panels
-        })
-    }
-
-    /// Rows `part` of the weight packed for gradients of the input; `part` starts at an even row.
-    pub(crate) fn backward_part(&self, device: &Device, part: std::ops::Range<usize>) -> BackwardPart<'_> {
+    /// Rows `part` of the weight packed for gradients of the input: lanes K, units over the rows. `part` starts at a multiple of 32.
+    pub(crate) fn backward(&self, device: &Device, part: Range<usize>) -> Panels {
         match &self.packed {
-            Packed::Dense(_) => {
-                BackwardPart::Kept(self.backward(device), crate::gemm::units_of(self.dtype(), part.start))
-            }
-            Packed::Blocks(panels) => BackwardPart::Widened(panels.widened(device, part)),
-        }
-    }
-}
-
-/// Rows of a weight as `linear_grad_input` multiplies them.
-pub(crate) enum BackwardPart<'a> {
-    /// All rows, kept; the part begins at this unit.
-    Kept(&'a Panels, usize),
-    /// The part alone, widened from blocks and dropped after use.
-    Widened(Panels),
-}
-
-impl BackwardPart<'_> {
-    /// The panels, and the unit in them at which the part begins.
-    pub(crate) fn panels(&self) -> (&Panels, usize) {
-        match self {
-            Self::Kept(panels, unit) => (panels, *unit),
-            Self::Widened(panels) => (panels, 0),
+            Packed::Dense(panels) => crate::transpose::transposed(device, panels, part, self.in_features),
+            Packed::Blocks(panels) => panels.widened(device, part),
         }
     }
 }

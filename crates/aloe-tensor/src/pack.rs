@@ -1,6 +1,7 @@
 //! Operands of the matrix product laid out as `gemm` reads them: panels of 32 lanes for B, padded rows for A.
 
 use crate::device::Device;
+use crate::dither::{DitherRow, dithered};
 use crate::gemm::{PANEL, units_of};
 use crate::pages::Lines;
 use crate::pool::SharedMut;
@@ -18,6 +19,8 @@ pub(crate) const ZERO_LINE: Line = Line([0; LANES]);
 #[derive(Clone, Copy)]
 pub(crate) enum Source<'a> {
     F32(&'a [f32]),
+    /// f32 masters: in bf16 by [`crate::dither`].
+    Masters(&'a [f32]),
     Bf16(&'a [u16]),
     /// bf16 as a file holds it: little-endian pairs of bytes, at any address.
     Bf16Bytes(&'a [u8]),
@@ -26,7 +29,7 @@ pub(crate) enum Source<'a> {
 impl Source<'_> {
     fn len(&self) -> usize {
         match self {
-            Source::F32(data) => data.len(),
+            Source::F32(data) | Source::Masters(data) => data.len(),
             Source::Bf16(data) => data.len(),
             Source::Bf16Bytes(data) => data.len() / 2,
         }
@@ -36,12 +39,15 @@ impl Source<'_> {
     fn units(&self, dtype: Dtype, from: usize, n: usize, out: &mut [u32]) {
         let bf16 = |i: usize| match self {
             Source::F32(data) => bf16_from_f32(data[from + i]),
+            Source::Masters(data) => bf16_from_f32(dithered(data[from + i], (from + i) as u32)),
             Source::Bf16(data) => data[from + i],
             Source::Bf16Bytes(data) => u16::from_le_bytes([data[2 * (from + i)], data[2 * (from + i) + 1]]),
         };
         match dtype {
             Dtype::F32 => match self {
-                Source::F32(data) => out.iter_mut().zip(&data[from..from + n]).for_each(|(o, v)| *o = v.to_bits()),
+                Source::F32(data) | Source::Masters(data) => {
+                    out.iter_mut().zip(&data[from..from + n]).for_each(|(o, v)| *o = v.to_bits());
+                }
                 Source::Bf16(_) | Source::Bf16Bytes(_) => {
                     out.iter_mut().take(n).enumerate().for_each(|(i, o)| *o = f32_from_bf16(bf16(i)).to_bits());
                 }
@@ -89,6 +95,22 @@ impl Panels {
         Self { dtype, lanes, units, lines: lines(lanes.div_ceil(PANEL) * units * PANEL / LANES) }
     }
 
+    /// Panels that `write` fills entirely, given their start and the units from one panel to the next.
+    ///
+    /// # Safety
+    /// `write` writes all 32 lanes of every unit of every panel.
+    pub(crate) unsafe fn written(
+        dtype: Dtype,
+        lanes: usize,
+        elements: usize,
+        write: impl FnOnce(SharedMut<u32>, usize),
+    ) -> Self {
+        let units = units_of(dtype, elements);
+        let n = lanes.div_ceil(PANEL) * units * PANEL / LANES;
+        let lines = Lines::written(n, |start| write(SharedMut::from_raw(start.cast(), n * LANES), units * PANEL));
+        Self { dtype, lanes, units, lines }
+    }
+
     pub(crate) fn as_ptr(&self) -> *const u32 {
         self.lines.as_ptr().cast()
     }
@@ -124,6 +146,7 @@ impl Panels {
             let lines = unsafe { out.slice(panel * size, size) };
             let stride = units.next_multiple_of(LANES);
             let mut rows = vec![0u32; PANEL * stride];
+            let mut row_of_copies = vec![0f32; if matches!(source, Source::Masters(_)) { k } else { 0 }];
             for (i, row) in rows.chunks_exact_mut(stride.max(1)).enumerate().take(lanes - panel * PANEL) {
                 let from = (panel * PANEL + i) * k;
                 match (source, dtype) {
@@ -131,6 +154,15 @@ impl Panels {
                         let x = data[from..from + k].as_ptr();
                         // SAFETY: k elements to read; a row's stride holds k rounded up to 32.
                         unsafe { isa.run(RoundRow { source: PlainRow(x), k, out: row.as_mut_ptr().cast() }) }
+                    }
+                    (Source::Masters(data), Dtype::Bf16) => {
+                        let copies = &mut row_of_copies[..];
+                        // SAFETY: safe code; the copies are numbers of bf16, which rounding leaves as they are (subnormal ones may become zero); a row's stride holds k
+                        // rounded up to 32.
+                        unsafe {
+                            isa.run(DitherRow { values: &data[from..from + k], first: from, out: &mut *copies });
+                            isa.run(RoundRow { source: PlainRow(copies.as_ptr()), k, out: row.as_mut_ptr().cast() });
+                        }
                     }
                     _ => source.units(dtype, from, k, row),
                 }
@@ -201,7 +233,9 @@ fn column_units(
     match (dtype, source) {
         (Dtype::F32, _) => source.units(dtype, u * stride + first, width, out),
         (Dtype::Bf16, Source::F32(_)) => unreachable!("f32 rows are paired by `PairRows`"),
-        (Dtype::Bf16, Source::Bf16Bytes(_)) => unreachable!("bytes of a file are packed by rows alone"),
+        (Dtype::Bf16, Source::Bf16Bytes(_) | Source::Masters(_)) => {
+            unreachable!("bytes of a file and masters are packed by rows alone")
+        }
         (Dtype::Bf16, Source::Bf16(data)) => {
             let low = &data[2 * u * stride + first..][..width];
             let high = (2 * u + 1 < r).then(|| &data[(2 * u + 1) * stride + first..][..width]);
@@ -250,6 +284,11 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Rows<'_> {
+    /// Rows `stride` units apart, each with `units` units.
+    pub(crate) fn new(a: *const u32, stride: usize, units: usize) -> Self {
+        Self { a, stride, by_unit: false, units, _owner: std::marker::PhantomData }
+    }
+
     /// The same rows with units `first..first + n` alone.
     pub(crate) fn units(&self, first: usize, n: usize) -> Self {
         assert!(first + n <= self.units && !self.by_unit, "units {first}..{} of {}", first + n, self.units);
@@ -273,7 +312,7 @@ pub(crate) fn with_scratch<R>(lines: usize, body: impl FnOnce(&mut [Line]) -> R)
 }
 
 /// Units of a padded row: an odd number of cache lines, so that rows do not fall on the same cache sets.
-fn padded(units: usize) -> usize {
+pub(crate) fn padded(units: usize) -> usize {
     (units.div_ceil(LANES) | 1) * LANES
 }
 
@@ -380,10 +419,10 @@ pub(crate) fn with_columns<R>(device: &Device, x: &[f32], m: usize, dtype: Dtype
 }
 
 /// Rounds a row to bf16 and fills it up with a zero to whole pairs.
-struct RoundRow<T> {
-    source: T,
-    k: usize,
-    out: *mut u16,
+pub(crate) struct RoundRow<T> {
+    pub(crate) source: T,
+    pub(crate) k: usize,
+    pub(crate) out: *mut u16,
 }
 
 impl<T: RowSource> Kernel for RoundRow<T> {

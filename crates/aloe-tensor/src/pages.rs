@@ -99,6 +99,18 @@ impl Lines {
         Self { start: lines.as_mut_ptr(), len, owner: Owner::Allocator(lines) }
     }
 
+    /// For one operation, and not zeroed: `write` writes all of them.
+    ///
+    /// # Safety
+    /// `write` writes every byte of `len` lines.
+    pub(crate) unsafe fn written(len: usize, write: impl FnOnce(*mut Line)) -> Self {
+        let mut lines = Vec::with_capacity(len);
+        write(lines.as_mut_ptr());
+        // SAFETY: within the capacity, and written as the caller promised.
+        unsafe { lines.set_len(len) };
+        Self { start: lines.as_mut_ptr(), len, owner: Owner::Allocator(lines) }
+    }
+
     /// For weights.
     pub(crate) fn kept(len: usize) -> Self {
         match in_region(len * size_of::<Line>()) {

@@ -69,6 +69,19 @@ impl Tensor {
         Self { shape: shape.to_vec(), storage: Storage::F32(Arc::new(data)) }
     }
 
+    /// A tensor of f32 whose elements `write` writes.
+    ///
+    /// # Safety
+    /// `write` writes every element.
+    pub(crate) unsafe fn written(shape: &[usize], write: impl FnOnce(*mut f32)) -> Self {
+        let n = shape.iter().product();
+        let mut data = Vec::with_capacity(n);
+        write(data.as_mut_ptr());
+        // SAFETY: within the capacity, and written as the caller promised.
+        unsafe { data.set_len(n) };
+        Self::from_f32(shape, data)
+    }
+
     /// Takes bf16 numbers over, given as their bits.
     pub fn from_bf16_bits(shape: &[usize], data: Vec<u16>) -> Self {
         assert_eq!(shape.iter().product::<usize>(), data.len(), "shape {shape:?} against {} elements", data.len());

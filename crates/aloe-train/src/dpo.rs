@@ -13,7 +13,7 @@ use crate::pairs::Truncate;
 use crate::preference::{Preference, PreferenceLoss};
 use crate::run::Run;
 use crate::sampler::Sampler;
-use crate::settings::{Context, declare_config, loop_fields, open_text, refuse, start_weights};
+use crate::settings::{Context, declare_config, keep, loop_fields, open_text, refuse, start_weights};
 use crate::{Result, finished};
 use aloe_model::ModelSource;
 use aloe_text::Pair;
@@ -157,7 +157,7 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
     }
     refuse_untrained(config.lora.as_ref(), &source, &text, &data.control_ids(&text))?;
     let (lora, dtype, device) = (config.lora.as_ref(), config.dtype, &context.device);
-    let learner = open_learner(&source, lora, config.seed, dtype, device)?;
+    let learner = open_learner(&source, lora, config.seed, dtype, device)?.keeping(keep(config.recompute));
     let started = Instant::now();
     let mut run = Run::open(learner, settings, fingerprint.clone(), out, context)?;
     run.sampler = sampler;
@@ -189,7 +189,6 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
     let lora = lora.map(|lora| (lora, dtype));
     (report.export, report.lora) = hand_over(run.learner, lora, &start, &data.probe(), out)?;
     report.start_digest = start_digest;
-    report.notices.extend(finished::export_notice(&report.export));
     finished::write(out, &fingerprint, &report)?;
     context.progress.finish();
     Ok(report)

@@ -111,9 +111,16 @@ impl DpoData {
         let micro_batch_size = if self.config.dtype == TrainDtype::F32 { 1 } else { self.config.micro_batch_size };
         // How faults are met may change too, as long as none has been (see `Run::open`).
         let (on_spike, on_nonfinite) = (OnSpike::Stop, OnNonFinite::Stop);
-        let (checkpoint_every, keep_last) = (0, 1);
-        let config =
-            DpoConfig { micro_batch_size, checkpoint_every, keep_last, on_spike, on_nonfinite, ..self.config.clone() };
+        let (checkpoint_every, keep_last, recompute) = (0, 1, false);
+        let config = DpoConfig {
+            micro_batch_size,
+            recompute,
+            checkpoint_every,
+            keep_last,
+            on_spike,
+            on_nonfinite,
+            ..self.config.clone()
+        };
         let mut hasher = Hasher::default();
         for field in ["dpo", &json!(config).to_string(), start, &text.digest(), &finished::compute(context)] {
             hasher.field(field.as_bytes());

@@ -1,9 +1,12 @@
 //! The end of a training stage: `model/` (bf16, what users load) and `master/` (f32, what the next stage reads), and how much
 //! of the update the bf16 rounding keeps.
+//!
+//! Weights are rounded as the compute copies of bf16 training are, up or down by a fixed threshold of each: to nearest, an update
+//! smaller than half a gap between bf16 numbers would be lost with every weight.
 
 use crate::Result;
 use aloe_model::{CheckpointWriter, Config, TensorSpec, arch};
-use aloe_tensor::{Dtype, Tensor};
+use aloe_tensor::{Dtype, Tensor, rounded_by_place};
 use aloe_text::TextModel;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -15,7 +18,8 @@ pub struct ExportReport {
     pub start_norm: f64,
     /// |W - W0|.
     pub update_norm: f64,
-    /// |round(W) - W0| / |W - W0|: near 1 when the rounding is small beside the update; 0 when it swallowed it.
+    /// |round(W) - W0| / |W - W0|: near 1 when the rounding is small beside the update, above it where few of
+    /// many small steps are made whole.
     pub export_norm_ratio: f64,
     /// <round(W) - round(W0), W - W0> / |W - W0|^2: the share of the update that the export makes, near 1 when it is kept.
     pub export_update_kept: f64,
@@ -23,13 +27,6 @@ pub struct ExportReport {
     pub export_changed_share: f64,
     /// Share of f32 masters that changed at all.
     pub master_changed_share: f64,
-}
-
-impl ExportReport {
-    /// Whether most of the update vanishes in the bf16 export.
-    pub fn update_vanishes(&self) -> bool {
-        self.update_norm > 0.0 && self.export_update_kept < 0.5
-    }
 }
 
 /// Writes `out/model` and `out/master` with the tokenizer's files, tensor by tensor, and compares start and end. `weight` gives both
@@ -47,7 +44,7 @@ pub(crate) fn write_folders(
     for spec in arch::tensors(config) {
         let (start, end) = weight(&spec)?;
         master.add(&spec.hf_name, end.as_f32())?;
-        model.add(&spec.hf_name, end.as_f32())?;
+        model.add(&spec.hf_name, &rounded_by_place(end.as_f32()))?;
         sums.add(&start, &end);
     }
     master.finish(&files)?;
@@ -68,16 +65,16 @@ struct Sums {
 
 impl Sums {
     fn add(&mut self, start: &Tensor, end: &Tensor) {
-        let (start_bits, end_bits) = (start.to_bf16_bits(), end.to_bf16_bits());
-        let values = start.as_f32().iter().zip(end.as_f32()).zip(start_bits.iter().zip(&end_bits));
-        for ((&w0, &w), (&bits0, &bits)) in values {
+        let (start_bf16, end_bf16) = (rounded_by_place(start.as_f32()), rounded_by_place(end.as_f32()));
+        let values = start.as_f32().iter().zip(end.as_f32()).zip(start_bf16.iter().zip(&end_bf16));
+        for ((&w0, &w), (&copy0, &copy)) in values {
             let update = f64::from(w) - f64::from(w0);
-            let (rounded0, rounded) = (widened(bits0), widened(bits));
+            let (rounded0, rounded) = (f64::from(copy0), f64::from(copy));
             self.start += f64::from(w0) * f64::from(w0);
             self.update += update * update;
             self.export += (rounded - f64::from(w0)).powi(2);
             self.product += (rounded - rounded0) * update;
-            self.n_export_changed += u64::from(bits != bits0);
+            self.n_export_changed += u64::from(copy.to_bits() != copy0.to_bits());
             self.n_master_changed += u64::from(w.to_bits() != w0.to_bits());
         }
         self.n += start.len() as u64;
@@ -97,10 +94,6 @@ impl Sums {
     }
 }
 
-fn widened(bits: u16) -> f64 {
-    f64::from(f32::from_bits(u32::from(bits) << 16))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,15 +105,16 @@ mod tests {
         sums.report()
     }
 
+    /// 4,096 weights that a bf16 number holds, or does not, each moved by an eighth of the gap of 2^-7: the sum of what is kept is that of
+    /// the update, though most weights stay where they were.
     #[test]
-    fn an_update_below_half_a_bf16_step_is_reported_as_vanished() {
-        // Between 1 and 2 a bf16 step is 2^-7; an update of 2^-10 rounds back to the start.
-        let small = 1.0 / 1024.0;
-        let found = report(&[1.0, 1.5], &[1.0 + small, 1.5 - small]);
-        assert_eq!(found.export_changed_share, 0.0);
-        assert_eq!(found.master_changed_share, 1.0);
-        assert_eq!(found.export_norm_ratio, 0.0);
-        assert!(found.update_vanishes());
+    fn an_update_below_half_a_bf16_step_is_kept_on_average() {
+        for start in [1.0, 1.0 + 1.0 / 512.0] {
+            let found = report(&[start; 4096], &[start + 1.0 / 1024.0; 4096]);
+            assert!((found.export_update_kept - 1.0).abs() < 0.02, "{found:?}");
+            assert!((found.export_changed_share - 0.125).abs() < 0.01, "{found:?}");
+            assert_eq!(found.master_changed_share, 1.0);
+        }
     }
 
     #[test]
@@ -130,13 +124,5 @@ mod tests {
         assert!((found.export_update_kept - 1.0).abs() < 1e-12);
         assert!((found.export_norm_ratio - 1.0).abs() < 1e-12);
         assert!((found.export_changed_share - 2.0 / 3.0).abs() < 1e-12);
-        assert!(!found.update_vanishes());
-    }
-
-    #[test]
-    fn half_steps_above_a_master_that_is_no_bf16_number_still_count_on_average() {
-        // The master 1 + 2^-9 rounds to 1. Adding 2^-8 passes the midpoint 1 + 2^-8 and exports a step of 2^-7: kept 2.
-        let found = report(&[1.0 + 1.0 / 512.0], &[1.0 + 3.0 / 512.0]);
-        assert!((found.export_update_kept - 2.0).abs() < 1e-9, "{found:?}");
     }
 }

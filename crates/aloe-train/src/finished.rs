@@ -1,7 +1,6 @@
 //! The end of a stage: its report kept in the partial folder, so that a kill between training and the commit costs nothing.
 
 use crate::Result;
-use crate::export::ExportReport;
 use crate::run::Run;
 use crate::settings::Context;
 use aloe_record::{Error, atomic};
@@ -40,22 +39,14 @@ fn remove_state(out: &Path) -> Result<()> {
     Ok(atomic::remove_folder(&out.join("state"))?)
 }
 
-/// The CPU path without the number of threads, on which no result depends.
+/// The version since which training and references give the same bits: part of every fingerprint, so that numbers of other kernels are
+/// never taken for today's.
+pub const RESULTS_SINCE: &str = "0.1.0+2";
+
+/// What decides bits beside weights, data and settings: the CPU path without the number of threads, and [`RESULTS_SINCE`].
 pub(crate) fn compute(context: &Context) -> String {
     let name = context.device.name();
-    name.split(',').next().unwrap_or_default().to_owned()
-}
-
-/// A warning when the bf16 export loses most of the update.
-pub(crate) fn export_notice(export: &ExportReport) -> Option<String> {
-    export.update_vanishes().then(|| {
-        format!(
-            "most of the update vanishes in the bf16 export: {:.1} % of it is kept and {:.2} % of the weights changed; \
-             the f32 masters hold all of it",
-            100.0 * export.export_update_kept,
-            100.0 * export.export_changed_share
-        )
-    })
+    format!("{} {RESULTS_SINCE}", name.split(',').next().unwrap_or_default())
 }
 
 /// What the held-out numbers said about the end of the training: an early stop, older weights written, and where `values` before and

@@ -1,13 +1,16 @@
 //! A model being trained: f32 masters, AdamW's moments, gradients, and the compute copies that forward and backward use.
 //!
 //! The only file of the crate that calls the decoder and the optimizer's kernel. A step's gradients accumulate over its
-//! micro-batches in row order, so that in f32 a split into other micro-batches changes no bit; for that a tied head gathers
-//! its gradient apart from the embedding's and is added once, before the update.
+//! micro-batches in row order, so that in f32 a split into other micro-batches changes no bit; for that the gradients of embedded tokens
+//! are kept until the step's end and added then, after all of a tied head's.
 
 use crate::settings::LoopSettings;
 use crate::{Error, Result};
-use aloe_model::{Activations, Decoder, Grads, ModelSource, PackedBatch, ParamGroup, Params, Role, TokenLogps};
-use aloe_tensor::{AdamW, Device, DropoutAt, Dtype, Tensor, ops};
+use aloe_model::{
+    Activations, Decoder, EmbeddingGrad, Grads, Keep, ModelSource, PackedBatch, ParamGroup, Params, Role, TokenLogps,
+};
+use aloe_tensor::{AdamW, Device, DropoutAt, Dtype, Tensor, lap, ops};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Which hidden rows predict which tokens.
@@ -47,14 +50,38 @@ impl Forward {
     }
 }
 
+/// Gradients of embedded tokens, summed by id in the order of a step's rows, however they are split: no more rows than ids that occur.
+#[derive(Default)]
+struct EmbeddedSums {
+    ids: Vec<u32>,
+    /// `[ids, D]`.
+    rows: Vec<f32>,
+    place: HashMap<u32, usize>,
+}
+
+impl EmbeddedSums {
+    fn add(&mut self, part: &EmbeddingGrad) {
+        let d = part.dx.shape()[1];
+        for (&id, dx) in part.ids.iter().zip(part.dx.as_f32().chunks_exact(d)) {
+            let place = *self.place.entry(id).or_insert_with(|| {
+                self.ids.push(id);
+                self.rows.resize(self.rows.len() + d, 0.0);
+                self.ids.len() - 1
+            });
+            self.rows[place * d..][..d].iter_mut().zip(dx).for_each(|(sum, dx)| *sum += dx);
+        }
+    }
+}
+
 /// A model with everything AdamW needs: all of its weights, or with LoRA those that are trained.
 pub(crate) struct Learner {
     params: Params,
     moments1: Vec<Tensor>,
     moments2: Vec<Tensor>,
     grads: Grads,
-    /// Gradient of the head where it shares the embedding's weights `[V, D]`.
-    tied_head_grad: Option<Tensor>,
+    /// Gradients of embedded tokens that are not yet in `grads`.
+    embedded: EmbeddedSums,
+    keep: Keep,
     decoder: Decoder,
     /// Tells the updates' dropout where training stands.
     dropout: Option<Arc<DropoutAt>>,
@@ -79,10 +106,14 @@ impl Learner {
     pub(crate) fn over(params: Params, decoder: Decoder, dropout: Option<Arc<DropoutAt>>) -> Self {
         let zeros = || params.tensors().iter().map(|master| Tensor::zeros(master.shape(), Dtype::F32)).collect();
         let (moments1, moments2) = (zeros(), zeros());
-        let embed = params.role(Role::Embed).filter(|_| params.config.tie_word_embeddings);
-        let tied_head_grad = embed.map(|embed| Tensor::zeros(embed.shape(), Dtype::F32));
         let grads = Grads::of(&params);
-        Self { moments1, moments2, grads, tied_head_grad, decoder, params, dropout, step: 0, n_rows: 0 }
+        let (embedded, keep) = (EmbeddedSums::default(), Keep::All);
+        Self { moments1, moments2, grads, embedded, keep, decoder, params, dropout, step: 0, n_rows: 0 }
+    }
+
+    /// The same learner with this much of its activations kept; changes no bit.
+    pub(crate) fn keeping(self, keep: Keep) -> Self {
+        Self { keep, ..self }
     }
 
     pub(crate) fn params(&self) -> &Params {
@@ -95,9 +126,8 @@ impl Learner {
 
     /// Forward pass with everything kept that the backward pass needs.
     pub(crate) fn forward(&mut self, batch: PackedBatch, targets: Targets) -> Result<Forward> {
-        let first_row = self.n_rows;
-        self.n_rows += batch.len() as u64;
-        let activations = self.in_pass(first_row, |learner| learner.decoder.forward_train(batch))?;
+        let first_row = self.enter_rows(batch.len());
+        let activations = self.in_pass(first_row, |learner| learner.decoder.forward_train(batch, learner.keep))?;
         let found = self.decoder.token_logps(&activations.hidden, targets.rows, targets.ids);
         Ok(Forward { activations, found, first_row })
     }
@@ -105,10 +135,23 @@ impl Learner {
     /// Adds the gradients of a loss whose derivative by each target's log-probability is `dlogps` `[R]`.
     pub(crate) fn backward(&mut self, forward: Forward, dlogps: &[f32]) {
         let Forward { activations, found, first_row } = forward;
-        self.swap_tied_head_grad();
         let dhidden = self.decoder.token_logps_backward(&activations.hidden, &found, dlogps, &mut self.grads);
-        self.swap_tied_head_grad();
-        self.in_pass(first_row, |learner| learner.decoder.backward(activations, &dhidden, &mut learner.grads));
+        lap("head and loss");
+        self.backward_layers(first_row, activations, &dhidden);
+    }
+
+    fn backward_layers(&mut self, first_row: u64, activations: Activations, dhidden: &Tensor) {
+        let embedded = self
+            .in_pass(first_row, |learner| learner.decoder.backward_layers(activations, dhidden, &mut learner.grads));
+        if self.params.role(Role::Embed).is_some() {
+            self.embedded.add(&embedded);
+        }
+    }
+
+    /// Counts the rows of a batch; returns how many of the step came before.
+    fn enter_rows(&mut self, n: usize) -> u64 {
+        self.n_rows += n as u64;
+        self.n_rows - n as u64
     }
 
     /// Runs a pass with the dropout of LoRA's updates on, where there is one.
@@ -137,30 +180,41 @@ impl Learner {
         of_layers * layers * n_tokens as f64 + of_head * head * n_targets as f64 + 12.0 * attention * n_attended as f64
     }
 
-    /// Exchanges the places where a tied embedding gathers the gradients of its two uses.
-    fn swap_tied_head_grad(&mut self) {
-        if let Some(apart) = &mut self.tied_head_grad {
-            let at = position(&self.params, Role::Embed);
-            std::mem::swap(apart, &mut self.grads.tensors_mut()[at]);
-        }
+    /// [`Self::forward`] and [`Self::backward`] in one, bit for bit, for `dlogps` that do not depend on the log-probabilities, which are
+    /// returned: saves a product over the vocabulary.
+    pub(crate) fn forward_backward(
+        &mut self,
+        batch: PackedBatch,
+        targets: Targets,
+        dlogps: &[f32],
+    ) -> Result<Vec<f32>> {
+        let first_row = self.enter_rows(batch.len());
+        let activations = self.in_pass(first_row, |learner| learner.decoder.forward_train(batch, learner.keep))?;
+        let (found, dhidden) =
+            self.decoder.token_logps_at_once(&activations.hidden, (targets.rows, targets.ids), dlogps, &mut self.grads);
+        lap("head and loss");
+        self.backward_layers(first_row, activations, &dhidden);
+        Ok(found.logps)
     }
 
     /// Gradients 0, for optimizer step `step`.
     pub(crate) fn begin_step(&mut self, step: u64) {
         (self.step, self.n_rows) = (step, 0);
         self.grads.zero();
-        if let Some(apart) = &mut self.tied_head_grad {
-            apart.as_f32_mut().fill(0.0);
-        }
+        self.embedded = EmbeddedSums::default();
     }
 
-    /// Joins a tied head's gradient with the embedding's, and returns the norm over all gradients. Call once per step.
+    /// Brings all gradients of the step together, and returns their norm. Call once per step.
     pub(crate) fn grad_norm(&mut self) -> f64 {
-        if let Some(apart) = &self.tied_head_grad {
-            let at = position(&self.params, Role::Embed);
-            ops::add_in_place(&self.decoder.device, &mut self.grads.tensors_mut()[at], apart);
-        }
+        self.join_embedded();
+        self.grads.settle();
         self.grads.sum_of_squares(&self.decoder.device).sqrt()
+    }
+
+    fn join_embedded(&mut self) {
+        let sums = std::mem::take(&mut self.embedded);
+        let rows = Tensor::from_f32(&[sums.ids.len(), self.params.config.hidden_size], sums.rows);
+        self.grads.add_embedded(&self.decoder.device, &[(&sums.ids, &rows)]);
     }
 
     /// One AdamW step with gradients clipped to the norm `settings.clip` as `torch.nn.utils.clip_grad_norm_` does;
@@ -186,8 +240,10 @@ impl Learner {
                 &self.grads.tensors()[at],
                 &step,
             );
+            // While the new numbers are in the caches.
+            self.decoder.refresh_at(&self.params, at);
         }
-        self.decoder.refresh(&self.params);
+        lap("update");
     }
 
     /// Both moments to 0: the start of a span with a fresh optimizer.
@@ -220,8 +276,9 @@ impl Learner {
     /// Multiplies all gradients: what a fault of a step looks like.
     #[cfg(test)]
     pub(crate) fn scale_grads(&mut self, factor: f32) {
-        let tied = self.tied_head_grad.iter_mut();
-        for value in self.grads.tensors_mut().iter_mut().chain(tied).flat_map(|tensor| tensor.as_f32_mut()) {
+        self.join_embedded();
+        self.grads.settle();
+        for value in self.grads.tensors_mut().iter_mut().flat_map(|tensor| tensor.as_f32_mut()) {
             *value *= factor;
         }
     }
@@ -239,9 +296,7 @@ impl Learner {
     pub(crate) fn nbytes(&self) -> usize {
         let of = |tensors: &[Tensor]| tensors.iter().map(Tensor::nbytes).sum::<usize>();
         let groups = [self.params.tensors(), &self.moments1, &self.moments2, self.grads.tensors()];
-        groups.into_iter().map(of).sum::<usize>()
-            + self.tied_head_grad.as_ref().map_or(0, Tensor::nbytes)
-            + self.decoder.weights.nbytes()
+        groups.into_iter().map(of).sum::<usize>() + self.decoder.weights.nbytes()
     }
 
     /// What a checkpoint holds, for [`crate::state::save`].
@@ -274,9 +329,4 @@ impl Learner {
 pub(crate) fn target_logps(decoder: &Decoder, batch: &PackedBatch, targets: Targets) -> Result<Vec<f32>> {
     let hidden = decoder.hidden(batch)?;
     Ok(decoder.token_logps(&hidden, targets.rows, targets.ids).logps)
-}
-
-fn position(params: &Params, role: Role) -> usize {
-    let found = params.specs().iter().position(|spec| spec.role == role);
-    found.expect("the table of every architecture holds its embedding")
 }

@@ -4,8 +4,8 @@
 //! Sees encoded text and calls the decoder; knows no data file and no benchmark. Reading order, a row to a checkpoint:
 //! `sft` (spine), `sft_rows` (rows to documents), `sft_data` (documents to batches to a loss), `pack`, `neftune`, `run` (the step
 //! loop), `learner` (forward, backward, update), `schedule`, `guard`, `sampler`, `sight` (what a person watches), `state`,
-//! `export`, `lora` (which weights are trained, and their hand-over). DPO swaps in `dpo`, `dpo_data`, `pairs`, `reference`,
-//! `reference_cache`, `preference`, `tally` and `dpo_report`.
+//! `export`, `lora` (which weights are trained, and their hand-over); `timing` times steps. DPO swaps in `dpo`, `dpo_data`, `pairs`,
+//! `reference`, `reference_cache`, `preference`, `tally` and `dpo_report`.
 
 mod dpo;
 mod dpo_data;
@@ -38,20 +38,23 @@ mod tally;
 mod tensorboard;
 #[cfg(test)]
 mod tests;
+mod timing;
 
 pub use dpo::{DpoConfig, DpoInputs, DpoRow, ReferenceAt, dpo};
 pub use dpo_report::{DpoReport, PairSourceHeldOut, PairSourceReport};
 pub use error::Error;
 pub use export::ExportReport;
+pub use finished::RESULTS_SINCE;
 pub use guard::{OnNonFinite, OnSpike};
 pub use lora::{LoraBase, LoraConfig, LoraReport, LoraTarget};
-pub use measure::{SftSize, StepCost, measure_step, sft_size};
+pub use measure::{SftSize, StepCost, StepShape, measure_step, sft_size};
 pub use memory::{peak_bytes, working_bytes};
 pub use pairs::Truncate;
 pub use preference::PreferenceLoss;
 pub use schedule::Decay;
 pub use settings::{Context, TrainDtype, start_weights};
 pub use sft::{LongRows, SftConfig, SftInputs, SftReport, SftRow, SourceReport, sft};
+pub use timing::{StepTimes, StepWork, time_lora_steps, time_steps};
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

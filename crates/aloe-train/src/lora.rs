@@ -127,7 +127,7 @@ pub(crate) fn start_decoder(
     device: &Device,
 ) -> Result<Decoder> {
     match lora {
-        None => Ok(Decoder::open(source, dtype.tensor(), device)?),
+        None => Ok(Decoder::from_params(&Params::load(source)?, dtype.tensor(), device)),
         Some(_) => Ok(open_learner(source, lora, seed, dtype, device)?.decoder().clone()),
     }
 }

@@ -1,17 +1,15 @@
 //! What training will take, before it is run: the size of a supervised stage's data, and the time of one step on this machine.
 
 use crate::Result;
-use crate::learner::Targets;
 use crate::lora::{LoraConfig, open_learner};
 use crate::pack::first_fit_decreasing;
-use crate::settings::{LoopSettings, TrainDtype};
+use crate::settings::{TrainDtype, keep};
 use crate::sft::{SftConfig, SftReport, SftRow};
 use crate::sft_rows::{encode, keep_usable, set_apart};
-use aloe_model::{ModelSource, PackedBatch};
-use aloe_record::CounterRng;
+use crate::timing::{OneStep, one_step, random_documents};
+use aloe_model::ModelSource;
 use aloe_tensor::Device;
 use aloe_text::TextModel;
-use std::time::Instant;
 
 /// Size of a supervised stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,53 +41,36 @@ pub fn sft_size(config: &SftConfig, mut rows: Vec<SftRow>, has_held_out: bool, t
     Ok(SftSize { n_rows: documents.len() as u64, n_tokens, n_steps, n_trained })
 }
 
+/// What decides what a step takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepShape {
+    /// Type of the compute copies.
+    pub dtype: TrainDtype,
+    /// Whether activations are computed again in the backward pass.
+    pub recompute: bool,
+    /// The updates that are trained; without them all weights are.
+    pub lora: Option<LoraConfig>,
+    /// Tokens of each document of a micro-batch.
+    pub lens: Vec<usize>,
+}
+
 /// What one step of training took here.
 #[derive(Clone, Copy, Debug)]
 pub struct StepCost {
-    /// Tokens of the micro-batch.
-    pub n_tokens: usize,
-    /// Seconds of its forward and backward passes.
+    /// Seconds of the micro-batch's forward and backward passes.
     pub micro_batch_s: f64,
     /// Seconds of the gradient's norm and the update.
     pub update_s: f64,
 }
 
-/// Loads the model and trains it twice on a micro-batch of random documents of `lens` tokens, of which the last three fifths are
-/// trained on; the second time counts. Nothing is written.
-pub fn measure_step(
-    source: &ModelSource,
-    dtype: TrainDtype,
-    lora: Option<&LoraConfig>,
-    lens: &[usize],
-    device: &Device,
-) -> Result<StepCost> {
-    let mut learner = open_learner(source, lora, 0, dtype, device)?;
-    let vocab_size = source.config().vocab_size;
-    let document = |(at, &len): (usize, &usize)| {
-        let mut rng = CounterRng::new(0, "measure", at as u64);
-        (0..len.clamp(2, source.config().max_position_embeddings)).map(|_| rng.below(vocab_size) as u32).collect()
-    };
-    let documents: Vec<Vec<u32>> = lens.iter().enumerate().map(document).collect();
-    let slices: Vec<&[u32]> = documents.iter().map(Vec::as_slice).collect();
-    let mut cost = StepCost { n_tokens: 0, micro_batch_s: 0.0, update_s: 0.0 };
-    for n_updates in 1..=2 {
-        let batch = PackedBatch::from_documents(&slices);
-        let mut targets = Targets::default();
-        for (piece, document) in batch.pieces.iter().zip(&documents) {
-            (2 * document.len() / 5..document.len() - 1)
-                .for_each(|at| targets.push(piece.start + at, document[at + 1]));
-        }
-        cost.n_tokens = batch.len();
-        let dlogps = vec![-1.0 / targets.rows.len() as f32; targets.rows.len()];
-        let began = Instant::now();
-        learner.begin_step(n_updates);
-        let forward = learner.forward(batch, targets)?;
-        learner.backward(forward, &dlogps);
-        cost.micro_batch_s = began.elapsed().as_secs_f64();
-        let began = Instant::now();
-        let grad_norm = learner.grad_norm();
-        learner.update(1e-8, grad_norm, n_updates, &LoopSettings::default());
-        cost.update_s = began.elapsed().as_secs_f64();
-    }
-    Ok(cost)
+/// Loads the model and trains it twice on a micro-batch of random documents, of which the last three fifths are trained on; the
+/// second time counts. Nothing is written.
+pub fn measure_step(source: &ModelSource, shape: &StepShape, device: &Device) -> Result<StepCost> {
+    let mut learner = open_learner(source, shape.lora.as_ref(), 0, shape.dtype, device)?.keeping(keep(shape.recompute));
+    let config = source.config();
+    let lens: Vec<usize> = shape.lens.iter().map(|&len| len.clamp(2, config.max_position_embeddings)).collect();
+    let documents = random_documents(&lens, config.vocab_size, 0);
+    one_step(&mut learner, &documents, 0.4, 1)?;
+    let OneStep { micro_batch_s, update_s, .. } = one_step(&mut learner, &documents, 0.4, 2)?;
+    Ok(StepCost { micro_batch_s, update_s })
 }

@@ -1,7 +1,7 @@
 //! The memory that training takes, from the sizes of what it holds: one formula for the plan, held against the real buffers by a test.
 
-use crate::settings::TrainDtype;
-use aloe_model::Config;
+use crate::settings::{TrainDtype, keep};
+use aloe_model::{Activations, Config};
 
 /// Buffers that operations free and the process keeps for the next one, code and tokenizer: measured, see LOG.md.
 const KEPT_BYTES: u64 = 320 << 20;
@@ -9,35 +9,25 @@ const KEPT_BYTES: u64 = 320 << 20;
 const BACKWARD_WIDTHS: (u64, u64) = (8, 5);
 
 /// Peak resident bytes of a full training stage whose micro-batch has `n_tokens` tokens: masters, both moments and gradients in f32,
-/// compute copies, the gradient of a tied head, the pages of the start weights' file, and the activations.
-pub fn peak_bytes(config: &Config, dtype: TrainDtype, n_tokens: u64) -> u64 {
-    held_bytes(config, dtype) + working_bytes(config, n_tokens)
+/// compute copies, the pages of the start weights' file, and the activations.
+pub fn peak_bytes(config: &Config, dtype: TrainDtype, recompute: bool, n_tokens: u64) -> u64 {
+    held_bytes(config, dtype) + working_bytes(config, dtype, recompute, n_tokens)
 }
 
-/// The part of it that comes beside what is held between steps: the file's pages, the activations, and what operations leave.
-pub fn working_bytes(config: &Config, n_tokens: u64) -> u64 {
+/// The part of it that comes beside what is held between steps: the file's pages, the activations, and what operations leave. Beside
+/// LoRA's updates activations are f32 whatever the weights are: `activations` is the type they have.
+pub fn working_bytes(config: &Config, activations: TrainDtype, recompute: bool, n_tokens: u64) -> u64 {
     let (d, f) = (config.hidden_size as u64, config.intermediate_size as u64);
     let file = 2 * config.n_parameters() as u64;
-    let backward = 4 * (BACKWARD_WIDTHS.0 * d + BACKWARD_WIDTHS.1 * f) * n_tokens;
-    file + activation_bytes(config) * n_tokens + backward + KEPT_BYTES
+    let kept = Activations::bytes_per_token(config, activations.tensor(), keep(recompute)) as u64;
+    let backward = 4 * (BACKWARD_WIDTHS.0 * d + BACKWARD_WIDTHS.1 * f);
+    file + (kept + backward) * n_tokens + KEPT_BYTES
 }
 
 /// What a learner holds between steps.
 fn held_bytes(config: &Config, dtype: TrainDtype) -> u64 {
-    let n_parameters = config.n_parameters() as u64;
-    let head = 4 * (config.vocab_size * config.hidden_size) as u64;
     let copy = if dtype == TrainDtype::F32 { 4 } else { 2 };
-    (4 * 4 + copy) * n_parameters + if config.tie_word_embeddings { head } else { 0 }
-}
-
-/// What a forward pass keeps for the backward pass, a token.
-fn activation_bytes(config: &Config) -> u64 {
-    let (d, f, e) = (config.hidden_size, config.intermediate_size, config.head_dim);
-    let (h, k) = (config.num_attention_heads, config.num_key_value_heads);
-    // Input, q, k, v, o, log-sum-exp, the state after attention, gate and up of a layer; at the end the state before and after the
-    // norm.
-    let layer = 2 * d + 2 * h * e + 2 * k * e + h + 2 * f;
-    4 * (config.num_hidden_layers * layer + 2 * d) as u64
+    (4 * 4 + copy) * config.n_parameters() as u64
 }
 
 #[cfg(test)]
@@ -60,7 +50,8 @@ mod tests {
                 assert!((found / expected - 1.0).abs() < 0.05, "{kind:?} {dtype:?}: {found} for {expected}");
                 let ids: Vec<u32> = (0..20).collect();
                 let forward = learner.forward(PackedBatch::from_documents(&[&ids]), Targets::default()).unwrap();
-                let (found, expected) = (forward.nbytes() as f64, 20.0 * activation_bytes(&config) as f64);
+                let per_token = Activations::bytes_per_token(&config, dtype.tensor(), keep(false));
+                let (found, expected) = (forward.nbytes() as f64, 20.0 * per_token as f64);
                 assert!((found / expected - 1.0).abs() < 0.02, "{kind:?} {dtype:?}: {found} for {expected}");
             }
         }

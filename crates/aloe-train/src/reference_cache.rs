@@ -1,7 +1,7 @@
 //! Reference log-probabilities kept in a folder of the user's, across runs: another beta, loss or learning rate over the same
 //! start model and pairs does not compute them again.
 //!
-//! One file per fingerprint of weights, config, template, dtype and CPU path, one line per pair, keyed by a digest of its ids. So a
+//! One file per fingerprint of weights, config, template, dtype, CPU path and kernels, one line per pair, keyed by a digest of its ids. So a
 //! stale number cannot be found. A line that fails its checksum is passed over; two lines that give one pair different numbers are
 //! an error, and so is a file that disagrees with the model on a pair computed again.
 

@@ -2,7 +2,7 @@
 
 use crate::schedule::Schedule;
 use crate::{Error, Result};
-use aloe_model::Gguf;
+use aloe_model::{Gguf, Keep};
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::{Device, Dtype};
 use aloe_text::TextModel;
@@ -42,6 +42,11 @@ impl TrainDtype {
     }
 }
 
+/// What of a forward pass is kept under the setting `recompute`.
+pub(crate) fn keep(recompute: bool) -> Keep {
+    if recompute { Keep::Inputs } else { Keep::All }
+}
+
 /// The settings that every training stage has, written once: hands the list to the macro `$then`.
 macro_rules! loop_fields {
     ($then:ident! { $($given:tt)* }) => {
@@ -70,6 +75,9 @@ macro_rules! loop_fields {
                 seed: u64 = 0,
                 /// Type of the compute copies.
                 dtype: $crate::settings::TrainDtype = $crate::settings::TrainDtype::Bf16,
+                /// Keep each layer's input alone for the backward pass and compute the rest again: a third more time, less memory, the
+                /// same bits.
+                recompute: bool = false,
                 /// A built-in template's name or a `.jinja` file in place of the start model's own; written to the output.
                 chat_template: Option<String> = None,
                 /// Whether epochs are shuffled; off keeps the order of the file before packing.

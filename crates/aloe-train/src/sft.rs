@@ -8,7 +8,7 @@ use crate::export::ExportReport;
 use crate::lora::{LoraConfig, LoraReport, Start, hand_over, open_learner, refuse_untrained};
 use crate::run::Run;
 use crate::sampler::Sampler;
-use crate::settings::{Context, declare_config, loop_fields, open_text, refuse, start_weights};
+use crate::settings::{Context, declare_config, keep, loop_fields, open_text, refuse, start_weights};
 use crate::sft_data::{HELD_OUT_BY_SOURCE, LOSS_BY_SOURCE, SftData};
 use crate::{Result, finished};
 use aloe_model::ModelSource;
@@ -199,7 +199,8 @@ pub fn sft(config: &SftConfig, inputs: SftInputs, out: &Path, context: &Context)
         return Ok(report);
     }
     refuse_untrained(config.lora.as_ref(), &source, &text, &data.control_ids(&text))?;
-    let learner = open_learner(&source, config.lora.as_ref(), config.seed, config.dtype, &context.device)?;
+    let learner = open_learner(&source, config.lora.as_ref(), config.seed, config.dtype, &context.device)?
+        .keeping(keep(config.recompute));
     let started = Instant::now();
     let mut run = Run::open(learner, settings, fingerprint.clone(), out, context)?;
     run.sampler = sampler;
@@ -217,7 +218,6 @@ pub fn sft(config: &SftConfig, inputs: SftInputs, out: &Path, context: &Context)
     let lora = config.lora.as_ref().map(|lora| (lora, config.dtype));
     (report.export, report.lora) = hand_over(run.learner, lora, &start, data.probe(), out)?;
     report.start_digest = start_digest;
-    report.notices.extend(finished::export_notice(&report.export));
     finished::write(out, &fingerprint, &report)?;
     context.progress.finish();
     Ok(report)

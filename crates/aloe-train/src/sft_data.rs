@@ -176,14 +176,21 @@ impl SftData {
     }
 
     pub(crate) fn fingerprint(&self, config: &SftConfig, start: &str, text: &TextModel, context: &Context) -> String {
-        // Checkpoints change no bit, nor does the split into micro-batches in f32: they may change between restarts. In bf16
+        // Checkpoints and recomputation change no bit, nor does the split into micro-batches in f32: they may change between restarts. In bf16
         // two rows enter a product together, so a split after an odd row rounds otherwise.
         let micro_batch_size = if config.dtype == TrainDtype::F32 { 1 } else { config.micro_batch_size };
         // How faults are met may change too, as long as none has been (see `Run::open`).
         let (on_spike, on_nonfinite) = (OnSpike::Stop, OnNonFinite::Stop);
-        let (checkpoint_every, keep_last) = (0, 1);
-        let config =
-            SftConfig { micro_batch_size, checkpoint_every, keep_last, on_spike, on_nonfinite, ..config.clone() };
+        let (checkpoint_every, keep_last, recompute) = (0, 1, false);
+        let config = SftConfig {
+            micro_batch_size,
+            recompute,
+            checkpoint_every,
+            keep_last,
+            on_spike,
+            on_nonfinite,
+            ..config.clone()
+        };
         let mut hasher = Hasher::default();
         for field in ["sft", &json!(config).to_string(), start, &text.digest(), &finished::compute(context)] {
             hasher.field(field.as_bytes());
@@ -282,11 +289,10 @@ impl Objective for SftData {
                 let hidden_size = learner.params().config.hidden_size;
                 batch.noise = Some(noise(&documents, &numbers, hidden_size, self.neftune_alpha, (self.seed, step)));
             }
-            let forward = learner.forward(batch, targets)?;
-            found.suspects.extend(non_finite_sources(&documents, forward.logps()));
-            nll.add(&documents, forward.logps());
-            let dlogps = vec![-1.0 / n_targets as f32; forward.logps().len()];
-            learner.backward(forward, &dlogps);
+            let dlogps = vec![-1.0 / n_targets as f32; targets.rows.len()];
+            let logps = learner.forward_backward(batch, targets, &dlogps)?;
+            found.suspects.extend(non_finite_sources(&documents, &logps));
+            nll.add(&documents, &logps);
         }
         found.fields.insert("epoch".into(), json!(epoch));
         if self.has_sources {

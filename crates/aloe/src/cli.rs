@@ -13,6 +13,15 @@ const SEE_HELP: &str = "--help lists every setting (key, default, unit) and exam
 /// The most threads: more is a slip, and no machine could start them.
 pub(crate) const MAX_THREADS: usize = 1024;
 
+/// The longest time-out of a request, in seconds: a day.
+pub(crate) const MAX_TIMEOUT_S: u64 = 86_400;
+
+/// What is wrong with a time-out that a recipe names.
+pub(crate) fn timeout_mistake(asked_s: Option<u64>) -> Option<String> {
+    let asked_s = asked_s.filter(|seconds| !(1..=MAX_TIMEOUT_S).contains(seconds))?;
+    Some(format!("request_timeout must be 1 to {MAX_TIMEOUT_S} seconds, found {asked_s}"))
+}
+
 fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(threads) if threads <= MAX_THREADS => Ok(threads),
@@ -244,6 +253,9 @@ pub(crate) struct ModelArgs {
     /// The most memory for keys and values, in MiB; default a quarter of what is free. Results do not depend on it
     #[arg(long, value_name = "MIB")]
     pub(crate) kv_budget: Option<usize>,
+    /// The longest that an endpoint's one answer is waited for, before it is asked again; default 600
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=MAX_TIMEOUT_S))]
+    pub(crate) request_timeout: Option<u64>,
     #[command(flatten)]
     pub(crate) common: Common,
 }
@@ -412,6 +424,9 @@ pub(crate) struct AskedArgs {
     /// The most memory for keys and values, in MiB; default a quarter of what is free. Results do not depend on it
     #[arg(long, value_name = "MIB", conflicts_with = "recipe")]
     pub(crate) kv_budget: Option<usize>,
+    /// The longest that an endpoint's one answer is waited for, before it is asked again; default 600
+    #[arg(long, value_name = "SECONDS", conflicts_with = "recipe", value_parser = clap::value_parser!(u64).range(1..=MAX_TIMEOUT_S))]
+    pub(crate) request_timeout: Option<u64>,
     /// Folder of answers kept on disk: a model is not asked again what it was asked before
     #[arg(long, value_name = "DIR", conflicts_with = "recipe")]
     pub(crate) answer_cache: Option<PathBuf>,

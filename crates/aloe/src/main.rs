@@ -21,8 +21,11 @@ use aloe_tensor::Isa;
 use clap::Parser as _;
 use std::process::ExitCode;
 
+/// Buffers in large pages, kept for the next operation.
+#[global_allocator]
+static HEAP: aloe_tensor::Heap = aloe_tensor::Heap;
+
 fn main() -> ExitCode {
-    aloe_tensor::keep_freed_memory();
     let cli = cli::Cli::parse();
     let cancel = Cancel::default();
     if let Err(error) = watch_signals(&cancel) {

@@ -358,8 +358,9 @@ fn finished(out: &Path, fingerprint: &str) -> anyhow::Result<Option<Record>> {
 fn results_since(kind: &str) -> &'static str {
     match kind {
         "pull" | "card" => "0.1.0",
-        // sft: losses by data source. dpo: metrics by source of the pairs and with the chosen answers' NLL; the weights are the same.
-        "sft" | "dpo" => "0.1.0+1",
+        // sft: losses by data source; dpo: metrics by source of the pairs and with the chosen answers' NLL. bf16 training rounds each
+        // operand once, attention's too.
+        "sft" | "dpo" => aloe_train::RESULTS_SINCE,
         // Ledgers without folders and an account that adds up; reports of merges by group.
         "data" | "merge" => "0.1.0+1",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's.
@@ -390,7 +391,9 @@ fn digest_of_json(value: &Value) -> anyhow::Result<String> {
 /// meets faults may change until it has met one, which the training itself checks.
 fn resumable(kind: &str, mut decides: Value) -> Value {
     if let (true, Some(config)) = (matches!(kind, "sft" | "dpo"), decides["config"].as_object_mut()) {
-        config.retain(|key, _| !["checkpoint_every", "keep_last", "on_spike", "on_nonfinite"].contains(&key.as_str()));
+        config.retain(|key, _| {
+            !["recompute", "checkpoint_every", "keep_last", "on_spike", "on_nonfinite"].contains(&key.as_str())
+        });
     }
     decides
 }

@@ -60,12 +60,6 @@ impl Plan {
         )
     }
 
-    /// Scores questions again, wherever they stand.
-    pub(crate) fn score(&self, run: &TaskRun, indices: &[usize]) -> Result<Vec<ScoreResult>> {
-        let requests: Vec<ScoreRequest> = indices.iter().map(|&index| self.request(run, index)).collect();
-        Ok(run.engine.score(&requests, &Progress::silent(), run.cancel)?)
-    }
-
     fn request(&self, run: &TaskRun, index: usize) -> ScoreRequest {
         let prompt = &self.prompts[index];
         ScoreRequest {

@@ -10,7 +10,6 @@ mod medprompt;
 mod sc_cot;
 
 use crate::answers::AnswerLog;
-use crate::noise::{self, NoiseFloor};
 use crate::{Encoders, EvalConfig, Result, Sample, Strategy};
 use aloe_engine::{Engine, Take};
 use aloe_record::{Cancel, Progress, digest};
@@ -54,11 +53,15 @@ pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog) -> Result<Plan> {
 impl Plan {
     /// How many questions to hand to the engine at once: answers do not depend on it.
     pub(crate) fn window_len(&self, engine: &Engine) -> usize {
-        let n_requests = match self {
+        (WINDOW_REQUESTS * engine.n_servers() / self.n_requests()).max(1)
+    }
+
+    /// Requests that a question takes.
+    pub(crate) fn n_requests(&self) -> usize {
+        match self {
             Self::Loglikelihood(_) => 1,
             Self::Generate(plan) => plan.n_requests(),
-        };
-        (WINDOW_REQUESTS * engine.n_servers() / n_requests).max(1)
+        }
     }
 
     /// Answers the questions at `indices` and hands each answer to `take` as it comes, a refused question as such.
@@ -72,19 +75,6 @@ impl Plan {
             Self::Loglikelihood(plan) => plan.answer(run, indices, take),
             Self::Generate(plan) => plan.answer(run, indices, take),
         }
-    }
-
-    /// How far an endpoint's second scoring of the same questions lies from the first. None where nothing is scored, and for a
-    /// local model, whose scores repeat bit for bit.
-    pub(crate) fn noise_floor(&self, run: &TaskRun, samples: &[Sample]) -> Result<Option<NoiseFloor>> {
-        // A cache would give the first scoring back.
-        let engine = run.engine.without_cache();
-        let (Self::Loglikelihood(plan), Engine::Endpoint(_)) = (self, engine) else { return Ok(None) };
-        let taken: Vec<usize> = (0..samples.len()).filter(|&at| samples[at].refused.is_none()).collect();
-        let indices: Vec<usize> = noise::twice(taken.len()).into_iter().map(|at| taken[at]).collect();
-        let again = plan.score(&TaskRun { engine, ..*run }, &indices)?;
-        let first: Vec<&Sample> = indices.iter().map(|&index| &samples[index]).collect();
-        Ok(Some(NoiseFloor::of(&first, &again)))
     }
 
     /// What the results should say about the preparation.

@@ -14,7 +14,7 @@ impl Decoder {
         let weights = Arc::make_mut(&mut self.weights);
         let mut n_modules = 0;
         for (spec, master) in masters.specs().iter().zip(masters.tensors()) {
-            let whole = || Linear::new_on(&device, master.cast(dtype), None);
+            let whole = || Linear::of_master(&device, master, dtype, None);
             match spec.role {
                 Role::LoraA(layer, part) => {
                     let b = masters.role(Role::LoraB(layer, part)).expect("both factors of an update are masters");

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::testing::{Tiny, fill, tiny_config, tiny_random};
-use crate::{CheckpointWriter, Decoder, Error, Grads, PackedBatch};
+use crate::{CheckpointWriter, Decoder, Error, Grads, Keep, PackedBatch};
 use aloe_tensor::Device;
 
 fn shape(targets: &[Part], embeddings: bool) -> LoraShape {
@@ -101,7 +101,7 @@ fn targets() -> (Vec<usize>, Vec<u32>) {
 
 fn gradients(decoder: &Decoder, masters: &Params) -> Grads {
     let mut grads = Grads::of(masters);
-    let activations = decoder.forward_train(batch()).unwrap();
+    let activations = decoder.forward_train(batch(), Keep::All).unwrap();
     let (rows, targets) = targets();
     let n = rows.len();
     let found = decoder.token_logps(&activations.hidden, rows, targets);

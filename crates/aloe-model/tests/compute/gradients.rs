@@ -2,7 +2,7 @@
 
 use crate::{documents, floats, golden, slices, targets};
 use aloe_model::testing::{Tiny, fill, tiny_config, tiny_random};
-use aloe_model::{Branches, Config, Decoder, Grads, PackedBatch, Params};
+use aloe_model::{Activations, Branches, Config, Decoder, Grads, Keep, PackedBatch, Params};
 use aloe_tensor::{Device, Dtype, Tensor};
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ pub(crate) fn loss_and_grads(
     grads: &mut Grads,
 ) -> f64 {
     let n = targets.len() as f32;
-    let activations = decoder.forward_train(batch).expect("the batch fits");
+    let activations = decoder.forward_train(batch, Keep::All).expect("the batch fits");
     let found = decoder.token_logps(&activations.hidden, rows, targets);
     let dlogps = vec![-1.0 / n; found.logps.len()];
     let dhidden = decoder.token_logps_backward(&activations.hidden, &found, &dlogps, grads);
@@ -38,6 +38,73 @@ pub(crate) fn relative_error(name: &str, gradient: &Tensor, stored: &Value) -> f
     let n = projections.len() as f64;
     let difference = (3.0 * projections.iter().enumerate().map(square).sum::<f64>() / n).sqrt();
     difference.max((norm - stored_norm).abs()) / stored_norm.max(1e-12)
+}
+
+/// Gradients of a batch with a shared prefix, two packed documents and targets at most rows, as bits.
+fn gradient_bits(kind: Tiny, dtype: Dtype, keep: Keep, threads: usize) -> Vec<Vec<u32>> {
+    let decoder = Decoder::from_params(&tiny_random(kind, 3), dtype, &Device::cpu(threads));
+    let (one, two, tail) = (crate::laws::text("one", 33), crate::laws::text("two", 30), crate::laws::text("tail", 21));
+    let batch = PackedBatch::from_branches(&[
+        Branches { prefix: &one, continuations: vec![&tail, &[5, 6]] },
+        Branches { prefix: &two, continuations: Vec::new() },
+    ]);
+    let rows: Vec<usize> = (0..batch.len() - 1).collect();
+    let targets: Vec<u32> = rows.iter().map(|&row| batch.ids[row + 1]).collect();
+    let activations = decoder.forward_train(batch, keep).expect("the batch fits");
+    let found = decoder.token_logps(&activations.hidden, rows, targets);
+    let dlogps: Vec<f32> = fill("dlogps", found.logps.len());
+    let mut grads = Grads::zeros(&decoder.config);
+    let dhidden = decoder.token_logps_backward(&activations.hidden, &found, &dlogps, &mut grads);
+    decoder.backward(activations, &dhidden, &mut grads);
+    grads.tensors().iter().map(crate::laws::bits).collect()
+}
+
+#[test]
+fn activations_computed_again_and_other_threads_change_no_bit_of_a_gradient() {
+    for kind in [Tiny::Llama, Tiny::Qwen2] {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let kept = gradient_bits(kind, dtype, Keep::All, 2);
+            for (keep, threads) in [(Keep::Inputs, 2), (Keep::All, 1)] {
+                let found = gradient_bits(kind, dtype, keep, threads);
+                assert!(found == kept, "{kind:?} {dtype:?} {keep:?}, {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_take_the_bytes_that_a_plan_counts_on() {
+    for kind in [Tiny::Llama, Tiny::Qwen2] {
+        let all = [Dtype::F32, Dtype::Bf16].into_iter().flat_map(|d| [(d, Keep::All), (d, Keep::Inputs)]);
+        for (dtype, keep) in all {
+            let decoder = Decoder::from_params(&tiny_random(kind, 3), dtype, &Device::cpu(1));
+            let batch = PackedBatch::from_documents(&[&crate::laws::text("bytes", 64)]);
+            let held = decoder.forward_train(batch, keep).expect("the batch fits").nbytes();
+            let counted = 64 * Activations::bytes_per_token(&decoder.config, dtype, keep);
+            assert_eq!(held, counted, "{kind:?} {dtype:?} {keep:?}");
+        }
+    }
+}
+
+#[test]
+fn gradients_written_over_old_ones_are_those_written_over_zeros() {
+    for kind in [Tiny::Llama, Tiny::Qwen2] {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let decoder = Decoder::from_params(&tiny_random(kind, 3), dtype, &Device::cpu(2));
+            let mut grads = Grads::zeros(&decoder.config);
+            let mut run = |name: &str| {
+                let ids = crate::laws::text(name, 33);
+                let batch = PackedBatch::from_documents(&[&ids]);
+                grads.zero();
+                loss_and_grads(&decoder, batch, (0..32).collect(), ids[1..].to_vec(), &mut grads);
+                grads.settle();
+                grads.tensors().iter().map(crate::laws::bits).collect::<Vec<_>>()
+            };
+            let first = run("first");
+            assert!(run("second") != first);
+            assert!(run("first") == first, "{kind:?} {dtype:?}");
+        }
+    }
 }
 
 fn check_against_pytorch(case: &Value, kind: Tiny) {
@@ -147,7 +214,7 @@ fn gradients_of_two_micro_batches_add_to_those_of_the_whole() {
     let decoder = Decoder::from_params(&params, Dtype::F32, &Device::cpu(2));
     let (a, b): (&[u32], &[u32]) = (&[1, 5, 9, 3, 3], &[8, 2, 60, 7]);
     let run = |batch: PackedBatch, rows: Vec<usize>, wanted: Vec<u32>, grads: &mut Grads| {
-        let activations = decoder.forward_train(batch).expect("the batch fits");
+        let activations = decoder.forward_train(batch, Keep::All).expect("the batch fits");
         let found = decoder.token_logps(&activations.hidden, rows, wanted);
         let dhidden =
             decoder.token_logps_backward(&activations.hidden, &found, &vec![-0.125; found.logps.len()], grads);

@@ -118,6 +118,7 @@ impl<P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> K
             part.n -= VECTORS * LANES;
             part.b = part.b.wrapping_add(VECTORS / 2 * part.b_panel_stride);
             part.c = part.c.wrapping_add(VECTORS * LANES);
+            part.add = super::moved(part.add, VECTORS * LANES);
         }
     }
 }
@@ -140,7 +141,23 @@ impl<P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> T
                 i += 1;
             }
         }
+        if g.units >= LONG_CHAIN {
+            fetch_c::<S, ROWS, VECTORS>(g);
+        }
         chain::<S, P, BY_UNIT, ROWS, VECTORS>(g, self.ahead, &mut acc);
+        if !g.add.is_null() {
+            let mut i = 0;
+            while i < ROWS {
+                let mut v = 0;
+                while v < VECTORS {
+                    let p = g.add.wrapping_add(i * g.c_stride + v * LANES);
+                    let add = if whole { S::load(p) } else { S::load_up_to(p, g.n.saturating_sub(v * LANES)) };
+                    acc[i][v] = S::add(acc[i][v], add);
+                    v += 1;
+                }
+                i += 1;
+            }
+        }
         let mut i = 0;
         while i < ROWS {
             let mut v = 0;
@@ -155,6 +172,28 @@ impl<P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> T
             }
             i += 1;
         }
+    }
+}
+
+/// Units of a chain that takes longer than memory: meanwhile come what is added at its end and the sums that the next rows continue.
+const LONG_CHAIN: usize = 96;
+
+#[inline(always)]
+unsafe fn fetch_c<S: Simd, const ROWS: usize, const VECTORS: usize>(g: &Gemm) {
+    let mut i = 0;
+    while i < ROWS {
+        let mut v = 0;
+        while v < VECTORS {
+            let at = i * g.c_stride + v * LANES;
+            if !g.add.is_null() {
+                S::prefetch(g.add.wrapping_add(at).cast());
+            }
+            if g.accumulate {
+                S::prefetch(g.c.wrapping_add(ROWS * g.c_stride + at).cast_const().cast());
+            }
+            v += 1;
+        }
+        i += 1;
     }
 }
 

@@ -1,9 +1,9 @@
 //! Element-wise operations: SwiGLU, GELU, addition, scaling.
 
-use crate::ops::elementwise;
+use crate::ops::{elementwise, rows_of};
 use crate::pool::SharedMut;
 use crate::simd::{Kernel, LANES, Simd, exp, sigmoid};
-use crate::{Device, Tensor};
+use crate::{Device, Rounded, Tensor};
 
 fn same_shape(a: &Tensor, b: &Tensor) {
     assert_eq!(a.shape(), b.shape(), "operands differ in shape");
@@ -98,6 +98,115 @@ impl Kernel for SwigluBackward {
             let slope = S::mul(s, S::fma(g, S::sub(one, s), one));
             S::store_up_to(self.dgate.wrapping_add(i), S::mul(S::mul(dh, u), slope), n);
             S::store_up_to(self.dup.wrapping_add(i), S::mul(dh, S::mul(g, s)), n);
+            i += LANES;
+        }
+    }
+}
+
+/// What [`swiglu_rounded`] gives: all `[N, F]`.
+#[derive(Clone, Debug)]
+pub struct SwigluRounded {
+    /// [`swiglu`], rounded.
+    pub product: Rounded,
+    /// The rounded gate.
+    pub gate: Rounded,
+    /// The rounded other input.
+    pub up: Rounded,
+}
+
+/// [`swiglu`] of `[N, F]` rounded to bf16, and its inputs rounded for the backward pass.
+pub fn swiglu_rounded(device: &Device, gate: &Tensor, up: &Tensor) -> SwigluRounded {
+    same_shape(gate, up);
+    let (n, f) = rows_of(gate);
+    let (g, u) = (gate.as_f32(), up.as_f32());
+    let [product, gate, up] = Rounded::all_written(n, f, |out| {
+        for_rows(device, n, f, &|row| {
+            let kernel = SwigluRow {
+                gate: g[row * f..(row + 1) * f].as_ptr(),
+                up: u[row * f..(row + 1) * f].as_ptr(),
+                out: out.map(|out| out.row(row)),
+                n: f,
+            };
+            // SAFETY: a row of both inputs, and this index's own rows of the results.
+            unsafe { device.isa().run(kernel) }
+        });
+    });
+    SwigluRounded { product, gate, up }
+}
+
+fn for_rows(device: &Device, n: usize, width: usize, body: &(dyn Fn(usize) + Sync)) {
+    let per_task = (8192 / width.max(1)).max(1);
+    device.for_each(n.div_ceil(per_task), &|task| (task * per_task..((task + 1) * per_task).min(n)).for_each(body));
+}
+
+struct SwigluRow {
+    gate: *const f32,
+    up: *const f32,
+    out: [*mut u16; 3],
+    n: usize,
+}
+
+impl Kernel for SwigluRow {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut i = 0;
+        while i < self.n {
+            let n = (self.n - i).min(LANES);
+            let (g, u) = (S::load_up_to(self.gate.wrapping_add(i), n), S::load_up_to(self.up.wrapping_add(i), n));
+            S::store_bf16(self.out[0].wrapping_add(i), gated::<S>(g, u));
+            S::store_bf16(self.out[1].wrapping_add(i), g);
+            S::store_bf16(self.out[2].wrapping_add(i), u);
+            i += LANES;
+        }
+    }
+}
+
+/// Gradients of [`swiglu_rounded`] at its rounded inputs, rounded to bf16, and the product of those inputs: dgate, dup, product.
+pub fn swiglu_rounded_backward(device: &Device, dh: &Tensor, gate: &Rounded, up: &Rounded) -> [Rounded; 3] {
+    let (n, f) = rows_of(dh);
+    assert!([gate, up].iter().all(|x| (x.rows(), x.width()) == (n, f)), "a gradient {:?} of another shape", dh.shape());
+    let d = dh.as_f32();
+    Rounded::all_written(n, f, |out| {
+        for_rows(device, n, f, &|row| {
+            let kernel = SwigluRowBackward {
+                dh: d[row * f..(row + 1) * f].as_ptr(),
+                gate: gate.row(row),
+                up: up.row(row),
+                out: out.map(|out| out.row(row)),
+                n: f,
+            };
+            // SAFETY: a row of the inputs, padded to whole vectors where it is bf16, and this index's own rows of the results.
+            unsafe { device.isa().run(kernel) }
+        });
+    })
+}
+
+struct SwigluRowBackward {
+    dh: *const f32,
+    gate: *const u16,
+    up: *const u16,
+    out: [*mut u16; 3],
+    n: usize,
+}
+
+impl Kernel for SwigluRowBackward {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let one = S::splat(1.0);
+        let mut i = 0;
+        while i < self.n {
+            let dh = S::load_up_to(self.dh.wrapping_add(i), (self.n - i).min(LANES));
+            let (g, u) = (S::load_bf16(self.gate.wrapping_add(i)), S::load_bf16(self.up.wrapping_add(i)));
+            let s = sigmoid::<S>(g);
+            let silu = S::mul(g, s);
+            let slope = S::mul(s, S::fma(g, S::sub(one, s), one));
+            S::store_bf16(self.out[0].wrapping_add(i), S::mul(S::mul(dh, u), slope));
+            S::store_bf16(self.out[1].wrapping_add(i), S::mul(dh, silu));
+            S::store_bf16(self.out[2].wrapping_add(i), S::mul(silu, u));
             i += LANES;
         }
     }
@@ -215,6 +324,28 @@ mod tests {
                 add_in_place(&device, &mut sum, &u);
                 let expected: Vec<f32> = g.as_f32().iter().zip(u.as_f32()).map(|(a, b)| a + b).collect();
                 same_bits(sum.as_f32(), &expected, &what);
+            }
+        }
+    }
+
+    #[test]
+    fn rounded_activations_are_the_plain_ones_within_half_a_step_of_bf16() {
+        for device in devices() {
+            for (n, f) in [(1, 1), (3, 40), (7, 65), (40, 700)] {
+                let what = format!("{device:?} {n}x{f}");
+                let matrix = |name| wide(name, n * f).reshape(&[n, f]);
+                let (g, u, dh) = (matrix("g"), matrix("u"), matrix("dh"));
+                let found = swiglu_rounded(&device, &g, &u);
+                let expected = swiglu(&device, &g, &u).cast(crate::Dtype::Bf16);
+                same_bits(found.product.to_tensor().as_f32(), &expected.to_f32_vec(), &what);
+                let (g, u) = (g.cast(crate::Dtype::Bf16).to_f32_vec(), u.cast(crate::Dtype::Bf16).to_f32_vec());
+                same_bits(found.gate.to_tensor().as_f32(), &g, &what);
+                same_bits(found.up.to_tensor().as_f32(), &u, &what);
+                let [dg, du, product] = swiglu_rounded_backward(&device, &dh, &found.gate, &found.up);
+                let expected = reference::swiglu_backward(dh.as_f32(), &g, &u);
+                close(product.to_tensor().as_f32(), &reference::swiglu(&g, &u), 4e-3, &what);
+                close(dg.to_tensor().as_f32(), &expected.0, 4e-3, &what);
+                close(du.to_tensor().as_f32(), &expected.1, 4e-3, &what);
             }
         }
     }

@@ -8,6 +8,8 @@ mod forward;
 mod keys;
 mod page;
 mod paged;
+mod rounded;
+mod rounded_backward;
 mod soften;
 
 use crate::pool::SharedMut;
@@ -16,6 +18,8 @@ use crate::{Device, Dtype, Tensor};
 use keys::Job;
 pub use page::{KvPage, PageWrite, write_pages};
 pub use paged::{PagedSequence, attention_paged};
+pub use rounded::attention_rounded;
+pub use rounded_backward::{RoundedAttention, attention_rounded_backward};
 use std::ops::Range;
 
 /// Keys of a softmax step, and of a block of the backward pass.
@@ -215,5 +219,7 @@ fn sum_heads(device: &Device, x: Tensor, heads: Heads) -> Tensor {
 
 #[cfg(test)]
 mod paged_tests;
+#[cfg(test)]
+mod rounded_tests;
 #[cfg(test)]
 mod tests;

@@ -9,24 +9,33 @@ pub fn embedding(_device: &Device, table: &Tensor, ids: &[u32]) -> Tensor {
     table.gather_rows(&rows).cast(Dtype::F32)
 }
 
-/// Adds the rows of dy `[N, D]` to rows `ids` of dtable `[V, D]`, in row order.
+/// Adds the rows of dy `[N, D]` to rows `ids` of dtable `[V, D]`: the rows of an id are summed first, in row order.
 pub fn embedding_grad(device: &Device, dy: &Tensor, ids: &[u32], dtable: &mut Tensor) {
-    let &[n, d] = dy.shape() else { panic!("gradient {:?} of an embedding", dy.shape()) };
-    let &[v, d_table] = dtable.shape() else { panic!("table {:?}", dtable.shape()) };
-    assert_eq!((n, d), (ids.len(), d_table), "dy {:?}, dtable {:?}", dy.shape(), dtable.shape());
+    embedding_grads(device, &[(ids, dy)], dtable);
+}
+
+/// The same for the rows of several passes, one after the other: however they are split, the sums are the same.
+pub fn embedding_grads(device: &Device, parts: &[(&[u32], &Tensor)], dtable: &mut Tensor) {
+    let &[v, d] = dtable.shape() else { panic!("table {:?}", dtable.shape()) };
+    let mut rows: Vec<(u32, &[f32])> = Vec::new();
+    for (ids, dy) in parts {
+        assert_eq!(dy.shape(), [ids.len(), d], "gradient of an embedding {:?}", dtable.shape());
+        rows.extend(ids.iter().copied().zip(dy.as_f32().chunks_exact(d)));
+    }
     // Rows of one id together, in row order: each id belongs to one task.
-    let mut rows: Vec<usize> = (0..n).collect();
-    rows.sort_by_key(|&row| ids[row]);
-    let runs: Vec<&[usize]> = rows.chunk_by(|&a, &b| ids[a] == ids[b]).collect();
-    let (dy, out) = (dy.as_f32(), SharedMut::new(dtable.as_f32_mut()));
+    rows.sort_by_key(|(id, _)| *id);
+    let runs: Vec<&[(u32, &[f32])]> = rows.chunk_by(|a, b| a.0 == b.0).collect();
+    let out = SharedMut::new(dtable.as_f32_mut());
     device.for_each(runs.len(), &|run| {
-        let id = ids[runs[run][0]] as usize;
+        let id = runs[run][0].0 as usize;
         assert!(id < v, "id {id} of {v} rows");
-        // SAFETY: each index has its own id, hence its own row.
-        let sum = unsafe { out.slice(id * d, d) };
-        for &row in runs[run] {
-            sum.iter_mut().zip(&dy[row * d..(row + 1) * d]).for_each(|(s, g)| *s += g);
+        let mut sum = vec![0.0f32; d];
+        for (_, row) in runs[run] {
+            sum.iter_mut().zip(*row).for_each(|(s, g)| *s += g);
         }
+        // SAFETY: each index has its own id, hence its own row.
+        let row = unsafe { out.slice(id * d, d) };
+        row.iter_mut().zip(&sum).for_each(|(r, s)| *r += s);
     });
 }
 
@@ -43,12 +52,17 @@ mod tests {
         let mut found = table.clone();
         embedding_grad(&device, &dy, &ids, &mut found);
         let mut expected = table.to_f32_vec();
-        for (row, &id) in ids.iter().enumerate() {
+        for id in 0..4 {
             for i in 0..3 {
-                expected[id as usize * 3 + i] += dy.as_f32()[row * 3 + i];
+                let rows = (0..6).filter(|&row| ids[row] == id);
+                expected[id as usize * 3 + i] += rows.fold(0.0, |sum, row| sum + dy.as_f32()[row * 3 + i]);
             }
         }
         same_bits(found.as_f32(), &expected, "dtable");
+        let mut split = table.clone();
+        let (first, rest) = (dy.slice_rows(0, 1), dy.slice_rows(1, 6));
+        embedding_grads(&device, &[(&ids[..1], &first), (&ids[1..], &rest)], &mut split);
+        same_bits(split.as_f32(), &expected, "in two passes");
         assert_eq!(embedding(&device, &table, &[3, 1]).as_f32(), table.gather_rows(&[3, 1]).as_f32());
     }
 }

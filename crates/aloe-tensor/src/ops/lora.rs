@@ -35,7 +35,7 @@ pub(crate) fn add_grad_input(device: &Device, dy: &Tensor, lora: &Lora, dx: &mut
     let k = lora.a().in_features();
     let Some(mask) = lora.mask() else {
         let out = Out { c: dx.as_f32_mut(), stride: k, accumulate: true };
-        return add_product(device, &dh, lora.a().backward(device), out);
+        return add_product(device, &dh, &lora.a().backward(device, 0..lora.a().out_features()), out);
     };
     let mut through = grad_input(device, &dh, lora.a());
     apply(device, &mask, &mut through);
@@ -77,12 +77,14 @@ fn add_outer(device: &Device, left: &Tensor, right: &Tensor, out: &mut Tensor) {
         a: left.as_f32().as_ptr().cast(),
         a_stride: m,
         a_by_unit: true,
+        a_panel_stride: 0,
         b: right.as_f32().as_ptr().cast(),
         b_panel_stride: PANEL,
         b_unit_stride: n,
         c: out.as_f32_mut().as_mut_ptr(),
         c_stride: n,
         accumulate: true,
+        add: std::ptr::null(),
         from_memory: false,
     };
     // SAFETY: units are the rows of both operands, n is whole panels, so every lane read is an element; out is ours (asserted).

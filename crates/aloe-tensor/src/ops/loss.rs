@@ -3,15 +3,16 @@
 //! Rows go in chunks of at most 1024 and the vocabulary in chunks of 2048, so that a chunk of logits (8 MiB) stays in the
 //! shared cache between the products. Each row's log-sum-exp takes the vocabulary chunks in order: it depends on the row alone.
 
-use crate::ops::matmul::{Lanes, Out, grad_weight_part, multiply, multiply_lanes};
+use crate::ops::matmul::{Out, multiply_lanes};
 use crate::ops::operand::{Input, with_operand};
 use crate::ops::rows::{LogSumExp, argmax};
 use crate::ops::rows_of;
-use crate::pack::{Panels, Source, with_rows};
 use crate::pool::SharedMut;
-use crate::simd::{Kernel, LANES, Simd, exp};
 use crate::{Device, Linear, Tensor};
 use std::ops::Range;
+
+mod backward;
+pub use backward::{HeadGrad, cross_entropy_at_once, cross_entropy_backward};
 
 const ROWS: usize = 1024;
 const VOCABULARY: usize = 2048;
@@ -47,6 +48,10 @@ struct Running {
     target: f32,
 }
 
+impl Running {
+    const START: Self = Self { max: f32::NEG_INFINITY, sum: 0.0, best: 0, target: 0.0 };
+}
+
 /// Chunks of `0..n`.
 fn chunks(n: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
     (0..n).step_by(size).map(move |from| from..(from + size).min(n))
@@ -58,23 +63,32 @@ pub fn cross_entropy(device: &Device, hidden: &Tensor, head: &Linear, targets: &
     let (r, d) = rows_of(hidden);
     assert_eq!((r, d), (targets.len(), head.in_features()), "hidden {:?}", hidden.shape());
     check_targets(targets, head);
-    let start = Running { max: f32::NEG_INFINITY, sum: 0.0, best: 0, target: 0.0 };
-    let mut rows = vec![start; r];
+    let mut rows = vec![Running::START; r];
     for part in chunks(r, ROWS) {
         let x = &hidden.as_f32()[part.start * d..part.end * d];
         let mut logits = vec![0.0; part.len() * VOCABULARY.min(head.out_features())];
         for vocabulary in chunks(head.out_features(), VOCABULARY) {
             let logits = &mut logits[..part.len() * vocabulary.len()];
             chunk_logits(device, x, head, &vocabulary, logits);
-            let running = SharedMut::new(&mut rows[part.clone()]);
-            device.for_each(part.len(), &|row| {
-                let logits = &logits[row * vocabulary.len()..(row + 1) * vocabulary.len()];
-                // SAFETY: each index has its own row.
-                let running = unsafe { running.slice(row, 1) };
-                continue_row(device, &mut running[0], logits, vocabulary.start, targets[part.start + row] as usize);
-            });
+            continue_rows(device, &mut rows[part.clone()], logits, &vocabulary, &targets[part.clone()]);
         }
     }
+    finished(&rows)
+}
+
+/// Takes a chunk of logits `[rows, vocabulary]` into each row's walk.
+fn continue_rows(device: &Device, rows: &mut [Running], logits: &[f32], vocabulary: &Range<usize>, targets: &[u32]) {
+    let n = rows.len();
+    let running = SharedMut::new(rows);
+    device.for_each(n, &|row| {
+        let logits = &logits[row * vocabulary.len()..(row + 1) * vocabulary.len()];
+        // SAFETY: each index has its own row.
+        let running = unsafe { running.slice(row, 1) };
+        continue_row(device, &mut running[0], logits, vocabulary.start, targets[row] as usize);
+    });
+}
+
+fn finished(rows: &[Running]) -> CrossEntropy {
     let lse = |row: &Running| row.max as f64 + row.sum.ln();
     CrossEntropy {
         logps: rows.iter().map(|row| (row.target as f64 - lse(row)) as f32).collect(),
@@ -117,104 +131,6 @@ fn continue_row(device: &Device, running: &mut Running, logits: &[f32], first: u
     }
 }
 
-/// Adds to `dhidden` `[R, D]` and, when given, `dhead` `[V, D]` (f32): `dlogits = dlogp (onehot - softmax)`. Logits are computed
-/// again chunk by chunk; both products round their operands to the head's type.
-pub fn cross_entropy_backward(
-    device: &Device,
-    hidden: &Tensor,
-    head: &Linear,
-    inputs: &CrossEntropyInputs,
-    dhidden: &mut Tensor,
-    mut dhead: Option<&mut Tensor>,
-) {
-    let ((r, d), v) = (rows_of(hidden), head.out_features());
-    assert!(r == inputs.targets.len() && r == inputs.lse.len() && r == inputs.dlogps.len() && d == head.in_features());
-    assert_eq!(dhidden.shape(), hidden.shape());
-    assert!(dhead.as_ref().is_none_or(|g| g.shape() == [v, d]), "gradient of a head [{v}, {d}]");
-    check_targets(inputs.targets, head);
-    for part in chunks(r, ROWS) {
-        let x = &hidden.as_f32()[part.start * d..part.end * d];
-        let mut packed = dhead.is_some().then(|| Panels::new(head.dtype(), d, part.len()));
-        if let Some(packed) = &mut packed {
-            packed.fill_from_columns(device, Source::F32(x), part.len());
-        }
-        let mut logits = vec![0.0; part.len() * VOCABULARY.min(v)];
-        let mut partial = vec![0.0; part.len() * d];
-        for vocabulary in chunks(v, VOCABULARY) {
-            let logits = &mut logits[..part.len() * vocabulary.len()];
-            chunk_logits(device, x, head, &vocabulary, logits);
-            logit_gradients(device, logits, &vocabulary, inputs, &part);
-            let weight = head.backward_part(device, vocabulary.clone());
-            let (backward, unit) = weight.panels();
-            with_rows(device, logits, vocabulary.len(), head.dtype(), |a| {
-                let c = &mut partial[..part.len() * d];
-                multiply(
-                    device,
-                    &a,
-                    backward,
-                    Lanes { unit, ..Lanes::all(backward) },
-                    Out { c, stride: d, accumulate: false },
-                );
-            });
-            // One chain over the whole vocabulary would lose what its thousands of small terms add up to: each chunk is
-            // summed on its own. Measured on SmolLM2: 6e-5 of dhidden against 1e-6.
-            let c = &mut dhidden.as_f32_mut()[part.start * d..part.end * d];
-            c.iter_mut().zip(&partial).for_each(|(sum, add)| *sum += add);
-            if let (Some(dhead), Some(packed)) = (dhead.as_deref_mut(), &packed) {
-                let dw = &mut dhead.as_f32_mut()[vocabulary.start * d..vocabulary.end * d];
-                grad_weight_part(device, logits, vocabulary.len(), packed, dw);
-            }
-        }
-    }
-}
-
-/// Logits to their gradients, in place.
-fn logit_gradients(
-    device: &Device,
-    logits: &mut [f32],
-    vocabulary: &Range<usize>,
-    inputs: &CrossEntropyInputs,
-    part: &Range<usize>,
-) {
-    let n = vocabulary.len();
-    let out = SharedMut::new(logits);
-    device.for_each(part.len(), &|row| {
-        // SAFETY: each index has its own row.
-        let logits = unsafe { out.slice(row * n, n) };
-        let (lse, dlogp) = (inputs.lse[part.start + row], inputs.dlogps[part.start + row]);
-        // SAFETY: the n logits of this row.
-        unsafe { device.isa().run(MinusSoftmax { row: logits.as_mut_ptr(), n, lse, factor: -dlogp }) };
-        if let Some(at) = (inputs.targets[part.start + row] as usize).checked_sub(vocabulary.start)
-            && at < n
-        {
-            logits[at] += dlogp;
-        }
-    });
-}
-
-/// `factor * exp(row - lse)`, in place.
-struct MinusSoftmax {
-    row: *mut f32,
-    n: usize,
-    lse: f32,
-    factor: f32,
-}
-
-impl Kernel for MinusSoftmax {
-    type Out = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let mut i = 0;
-        while i < self.n {
-            let n = (self.n - i).min(LANES);
-            let p = exp::<S>(S::sub(S::load_up_to(self.row.wrapping_add(i), n), S::splat(self.lse)));
-            S::store_up_to(self.row.wrapping_add(i), S::mul(p, S::splat(self.factor)), n);
-            i += LANES;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,7 +148,8 @@ mod tests {
     #[test]
     fn chunked_loss_and_gradients_equal_those_through_all_logits() {
         for device in devices() {
-            for (r, v, d) in [(1, 1, 1), (3, 50, 7), (70, 4500, 33), (1030, 2050, 16)] {
+            // The last vocabulary is too large for the logits of 1,024 rows to be held.
+            for (r, v, d) in [(1, 1, 1), (3, 50, 7), (70, 4500, 33), (1030, 2050, 16), (1030, 17_000, 4)] {
                 if device.isa() == Isa::Portable && r > 1000 {
                     continue;
                 }
@@ -254,12 +171,33 @@ mod tests {
                     let inputs = CrossEntropyInputs { targets: &targets, lse: &found.lse, dlogps: &dlogps };
                     let mut dhidden = Tensor::zeros(&[r, d], Dtype::F32);
                     let (mut dhead, mut expected) = (normal("dhead", &[v, d]), normal("dhead", &[v, d]));
-                    cross_entropy_backward(&device, &hidden, &head, &inputs, &mut dhidden, Some(&mut dhead));
+                    cross_entropy_backward(&device, &hidden, &head, &inputs, &mut dhidden, Some((&mut dhead, false)));
                     // The last bit of exp may push a gradient over a bf16 rounding step of 2^-9.
-                    let tolerance = if dtype == Dtype::F32 { 1e-5 } else { 4e-3 };
+                    let tolerance = match dtype {
+                        // What is compared with is one chain over the vocabulary.
+                        Dtype::F32 if v > 16_384 => 4e-5,
+                        Dtype::F32 => 1e-5,
+                        Dtype::Bf16 => 4e-3,
+                    };
                     close(dhidden.as_f32(), linear_grad_input(&device, &dlogits, &head).as_f32(), tolerance, &what);
                     linear_grad_weight(&device, &dlogits, &hidden, dtype, &mut expected, None);
                     close(dhead.as_f32(), expected.as_f32(), tolerance, &what);
+
+                    let (mut dhidden_at_once, mut dhead_at_once) =
+                        (Tensor::zeros(&[r, d], Dtype::F32), normal("dhead", &[v, d]));
+                    let out = (&mut dhidden_at_once, Some((&mut dhead_at_once, false)));
+                    let at_once = cross_entropy_at_once(&device, &hidden, &head, (&targets, &dlogps), out.0, out.1);
+                    assert_eq!(at_once, found, "{what}");
+                    same_bits(dhidden_at_once.as_f32(), dhidden.as_f32(), &what);
+                    same_bits(dhead_at_once.as_f32(), dhead.as_f32(), &what);
+                    let mut fresh = Tensor::zeros(&[v, d], Dtype::F32);
+                    cross_entropy_backward(&device, &hidden, &head, &inputs, &mut dhidden, Some((&mut fresh, false)));
+                    let inputs = CrossEntropyInputs { targets: &targets, lse: &found.lse, dlogps: &dlogps };
+                    cross_entropy_backward(&device, &hidden, &head, &inputs, &mut dhidden, Some((&mut dhead, true)));
+                    same_bits(dhead.as_f32(), fresh.as_f32(), &what);
+                    let out = (&mut Tensor::zeros(&[r, d], Dtype::F32), Some((&mut dhead, true)));
+                    cross_entropy_at_once(&device, &hidden, &head, (&targets, &dlogps), out.0, out.1);
+                    same_bits(dhead.as_f32(), fresh.as_f32(), &what);
                 }
             }
         }
@@ -288,7 +226,7 @@ mod tests {
         let inputs = CrossEntropyInputs { targets: &targets, lse: &lse, dlogps: &dlogps };
         let mut dhidden = Tensor::zeros(&[3, 6], Dtype::F32);
         let mut dhead = Tensor::zeros(&[40, 6], Dtype::F32);
-        cross_entropy_backward(&device, &hidden, &head, &inputs, &mut dhidden, Some(&mut dhead));
+        cross_entropy_backward(&device, &hidden, &head, &inputs, &mut dhidden, Some((&mut dhead, false)));
         let h = 1.0 / 64.0;
         for i in 0..18 {
             let at = |by: f32| {

@@ -247,15 +247,21 @@ pub(crate) fn grad_input(device: &Device, dy: &Tensor, layer: &Linear) -> Tensor
     let k = layer.in_features();
     assert_eq!(o, layer.out_features(), "gradient {:?} of a layer", dy.shape());
     let mut dx = vec![0.0; n * k];
-    let rows_at_a_time = if layer.block_format().is_some() { WIDENED_ROWS } else { o.max(1) };
+    let in_blocks = layer.block_format().is_some();
+    let rows_at_a_time = if in_blocks { WIDENED_ROWS } else { o.max(1) };
+    let whole = (!in_blocks).then(|| layer.backward(device, 0..o));
     with_rows(device, dy.as_f32(), o, layer.dtype(), |a| {
         for start in (0..o).step_by(rows_at_a_time) {
             let part = start..(start + rows_at_a_time).min(o);
             let a = a.units(units_of(layer.dtype(), start), units_of(layer.dtype(), part.len()));
-            let weight = layer.backward_part(device, part);
-            let (panels, unit) = weight.panels();
             let out = Out { c: &mut dx, stride: k, accumulate: start > 0 };
-            multiply(device, &a, panels, Lanes { unit, ..Lanes::all(panels) }, out);
+            match &whole {
+                Some(panels) => multiply(device, &a, panels, Lanes::all(panels), out),
+                None => {
+                    let panels = layer.backward(device, part);
+                    multiply(device, &a, &panels, Lanes::all(&panels), out);
+                }
+            }
         }
     });
     Tensor::from_f32(&[n, k], dx)
@@ -329,17 +335,19 @@ fn dense(a: &Rows, b: &Panels, lanes: Lanes, out: Out) -> Gemm {
         a: a.a,
         a_stride: a.stride,
         a_by_unit: a.by_unit,
+        a_panel_stride: 0,
         b: b.as_ptr().wrapping_add(lanes.first / PANEL * b.panel_stride() + lanes.unit * PANEL),
         b_panel_stride: b.panel_stride(),
         b_unit_stride: PANEL,
         c: out.c.as_mut_ptr(),
         c_stride: out.stride,
         accumulate: out.accumulate,
+        add: std::ptr::null(),
         from_memory: true,
     }
 }
 
-fn add_bias(device: &Device, y: &mut [f32], bias: &[f32]) {
+pub(crate) fn add_bias(device: &Device, y: &mut [f32], bias: &[f32]) {
     let o = bias.len();
     let rows = SharedMut::new(y);
     let n = y.len() / o.max(1);
@@ -350,7 +358,7 @@ fn add_bias(device: &Device, y: &mut [f32], bias: &[f32]) {
     });
 }
 
-fn add_column_sums(device: &Device, dy: &[f32], db: &mut [f32]) {
+pub(crate) fn add_column_sums(device: &Device, dy: &[f32], db: &mut [f32]) {
     const WIDTH: usize = 256;
     let o = db.len();
     let columns = SharedMut::new(db);

@@ -5,7 +5,7 @@
 use crate::ops::rows_of;
 use crate::pool::SharedMut;
 use crate::simd::{Kernel, LANES, Simd, sum_lanes};
-use crate::{Device, Tensor};
+use crate::{Device, Rounded, Tensor};
 
 /// Rows of one task.
 const ROWS: usize = 16;
@@ -98,19 +98,129 @@ pub fn rms_norm_backward(
             unsafe { device.isa().run(kernel) }
         }
     });
+    add_weight_gradient(device, dy_data, x_data, rstd, dw);
+    Tensor::from_f32(x.shape(), dx)
+}
+
+/// Adds `sum over rows of dy x rstd` to dw `[d]`, in row order.
+fn add_weight_gradient(device: &Device, dy: &[f32], x: &[f32], rstd: &[f32], dw: &mut Tensor) {
+    let d = dw.len();
     let sums = SharedMut::new(dw.as_f32_mut());
     device.for_each(d.div_ceil(COLUMNS), &|task| {
         let (from, width) = (task * COLUMNS, COLUMNS.min(d - task * COLUMNS));
         // SAFETY: each index has its own columns.
         let dw = unsafe { sums.slice(from, width) };
-        for row in 0..n {
-            let (dy, x) = (&dy_data[row * d + from..][..width], &x_data[row * d + from..][..width]);
+        for (row, &rstd) in rstd.iter().enumerate() {
+            let (dy, x) = (&dy[row * d + from..][..width], &x[row * d + from..][..width]);
             for i in 0..width {
-                dw[i] += dy[i] * (x[i] * rstd[row]);
+                dw[i] += dy[i] * (x[i] * rstd);
             }
         }
     });
-    Tensor::from_f32(x.shape(), dx)
+}
+
+/// [`rms_norm`] with y rounded to bf16.
+pub fn rms_norm_rounded(device: &Device, x: &Tensor, w: &Tensor, eps: f32) -> (Rounded, Tensor) {
+    let (n, d) = rows_of(x);
+    assert_eq!(w.shape(), [d], "weight of a norm over {:?}", x.shape());
+    let mut rstd = vec![0.0; n];
+    let out_rstd = SharedMut::new(&mut rstd);
+    let (x_data, w) = (x.as_f32(), w.as_f32());
+    let y = Rounded::written(n, d, |out| {
+        device.for_each(n.div_ceil(ROWS), &|task| {
+            for row in task * ROWS..((task + 1) * ROWS).min(n) {
+                let x = x_data[row * d..(row + 1) * d].as_ptr();
+                let kernel = RmsNormRounded { x, w: w.as_ptr(), y: out.row(row), d, eps };
+                // SAFETY: row `row` of x and y, all of w; each row belongs to one task.
+                unsafe { out_rstd.ptr().wrapping_add(row).write(device.isa().run(kernel)) }
+            }
+        });
+    });
+    (y, Tensor::from_f32(&[n], rstd))
+}
+
+struct RmsNormRounded {
+    x: *const f32,
+    w: *const f32,
+    y: *mut u16,
+    d: usize,
+    eps: f32,
+}
+
+impl Kernel for RmsNormRounded {
+    type Out = f32;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f32 {
+        let squares = dot::<S>(self.x, self.x, self.d);
+        let rstd = 1.0 / (squares / self.d as f32 + self.eps).sqrt();
+        let factor = S::splat(rstd);
+        let mut i = 0;
+        while i < self.d {
+            let n = (self.d - i).min(LANES);
+            let x = S::mul(S::load_up_to(self.x.wrapping_add(i), n), factor);
+            S::store_bf16(self.y.wrapping_add(i), S::mul(x, S::load_up_to(self.w.wrapping_add(i), n)));
+            i += LANES;
+        }
+        rstd
+    }
+}
+
+/// [`rms_norm_backward`] of a norm that stands beside a residual connection: adds the gradient through the norm to `dx`, which holds that
+/// around it, and gives the sum rounded to bf16 too.
+pub fn rms_norm_backward_onto(
+    device: &Device,
+    dy: &Tensor,
+    (x, w, rstd): (&Tensor, &Tensor, &Tensor),
+    dw: &mut Tensor,
+    dx: &mut Tensor,
+) -> Rounded {
+    let (n, d) = rows_of(x);
+    assert!(dy.shape() == x.shape() && w.shape() == [d] && rstd.shape() == [n] && dw.shape() == [d]);
+    assert_eq!(dx.shape(), x.shape());
+    let (dy_data, x_data, w, rstd) = (dy.as_f32(), x.as_f32(), w.as_f32(), rstd.as_f32());
+    let sum = SharedMut::new(dx.as_f32_mut());
+    let rounded = Rounded::written(n, d, |out| {
+        device.for_each(n.div_ceil(ROWS), &|task| {
+            let mut through = vec![0.0; d];
+            for row in task * ROWS..((task + 1) * ROWS).min(n) {
+                let (dy, x) = (dy_data[row * d..(row + 1) * d].as_ptr(), x_data[row * d..(row + 1) * d].as_ptr());
+                let gradient = InputGradient { dy, x, w: w.as_ptr(), dx: through.as_mut_ptr(), d, rstd: rstd[row] };
+                // SAFETY: row `row` of dy and x, all of w; each row belongs to one task.
+                unsafe { device.isa().run(gradient) };
+                let sum = sum.ptr().wrapping_add(row * d);
+                // SAFETY: this row of dx and of the rounded sum.
+                unsafe { device.isa().run(AddRounded { add: through.as_ptr(), sum, out: out.row(row), d }) };
+            }
+        });
+    });
+    add_weight_gradient(device, dy_data, x_data, rstd, dw);
+    rounded
+}
+
+/// `sum += add`, and the sum rounded.
+struct AddRounded {
+    add: *const f32,
+    sum: *mut f32,
+    out: *mut u16,
+    d: usize,
+}
+
+impl Kernel for AddRounded {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut i = 0;
+        while i < self.d {
+            let n = (self.d - i).min(LANES);
+            let to = self.sum.wrapping_add(i);
+            let sum = S::add(S::load_up_to(to, n), S::load_up_to(self.add.wrapping_add(i), n));
+            S::store_up_to(to, sum, n);
+            S::store_bf16(self.out.wrapping_add(i), sum);
+            i += LANES;
+        }
+    }
 }
 
 /// `dx = r (dy w - x r^2 mean(dy w x))`.
@@ -194,6 +304,18 @@ mod tests {
                 let expected = reference::rms_norm_backward(dy.as_f32(), x.as_f32(), w.as_f32(), rstd.as_f32());
                 close(dx.as_f32(), &expected.0, 1e-5, "dx");
                 close(dw.as_f32(), &expected.1, 1e-5, "dw");
+
+                let (rounded, rounded_rstd) = rms_norm_rounded(&device, &x, &w, 1e-5);
+                let whole = y.cast(Dtype::Bf16).to_f32_vec();
+                same_bits(rounded.to_tensor().as_f32(), &whole, "rounded");
+                same_bits(rounded_rstd.as_f32(), rstd.as_f32(), "rstd of the rounded");
+                let (mut sum, mut dw_again) = (normal("dx", &[n, d]), Tensor::zeros(&[d], Dtype::F32));
+                let mut around = sum.clone();
+                let found = rms_norm_backward_onto(&device, &dy, (&x, &w, &rstd), &mut dw_again, &mut sum);
+                crate::ops::add_in_place(&device, &mut around, &dx);
+                same_bits(sum.as_f32(), around.as_f32(), "dx onto what goes around");
+                same_bits(found.to_tensor().as_f32(), &sum.cast(Dtype::Bf16).to_f32_vec(), "its rounded form");
+                same_bits(dw_again.as_f32(), dw.as_f32(), "dw");
 
                 let y = layer_norm(&device, &x, &w, &b, 1e-12);
                 close(

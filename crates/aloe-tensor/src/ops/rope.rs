@@ -1,7 +1,9 @@
 //! Rotary position embedding, half-split as in Hugging Face Llama.
 
+use crate::pack::round_row;
 use crate::pool::SharedMut;
-use crate::{Device, Tensor};
+use crate::simd::{Kernel, LANES, Simd};
+use crate::{Device, Rounded, Tensor};
 
 /// Frequencies of the rotation; the caller computes them (theta, Llama-3 scaling).
 #[derive(Clone, Debug)]
@@ -25,28 +27,29 @@ impl RopeTable {
 #[derive(Clone, Debug)]
 pub struct Rotation {
     half: usize,
-    turns: Vec<(f32, f32)>, // [N, E/2], cosine and sine
+    cos: Vec<f32>, // [N, E/2]
+    sin: Vec<f32>, // [N, E/2]
 }
 
 impl RopeTable {
     /// The rotations of `positions` `[N]`.
     pub fn rotation(&self, device: &Device, positions: &[u32]) -> Rotation {
         let half = self.inv_freq.len();
-        let mut turns = vec![(0.0, 0.0); positions.len() * half];
-        let out = SharedMut::new(&mut turns);
+        let (mut cos, mut sin) = (vec![0.0; positions.len() * half], vec![0.0; positions.len() * half]);
+        let (out_cos, out_sin) = (SharedMut::new(&mut cos), SharedMut::new(&mut sin));
         device.for_each(positions.len().div_ceil(ROWS), &|task| {
             let rows = task * ROWS..((task + 1) * ROWS).min(positions.len());
             for (row, &position) in rows.clone().zip(&positions[rows]) {
                 // SAFETY: each index has its own rows.
-                let turns = unsafe { out.slice(row * half, half) };
-                for (turn, inv_freq) in turns.iter_mut().zip(&self.inv_freq) {
+                let (cos, sin) = unsafe { (out_cos.slice(row * half, half), out_sin.slice(row * half, half)) };
+                for ((cos, sin), inv_freq) in cos.iter_mut().zip(sin).zip(&self.inv_freq) {
                     // The angle is the f32 product, as in transformers; its sine and cosine are exact to f32.
-                    let (sin, cos) = ((position as f32 * inv_freq) as f64).sin_cos();
-                    *turn = (cos as f32, sin as f32);
+                    let (s, c) = ((position as f32 * inv_freq) as f64).sin_cos();
+                    (*cos, *sin) = (c as f32, s as f32);
                 }
             }
         });
-        Rotation { half, turns }
+        Rotation { half, cos, sin }
     }
 }
 
@@ -66,22 +69,92 @@ pub fn rope_backward(device: &Device, dx: &mut Tensor, rotation: &Rotation) {
 fn rotate(device: &Device, x: &mut Tensor, rotation: &Rotation, sign: f32) {
     let &[n, h, e] = x.shape() else { panic!("rope wants [N, H, E], found {:?}", x.shape()) };
     let half = rotation.half;
-    assert_eq!((n * half, e), (rotation.turns.len(), 2 * half), "positions and head size of {:?}", x.shape());
+    assert_eq!((n * half, e), (rotation.cos.len(), 2 * half), "positions and head size of {:?}", x.shape());
     let out = SharedMut::new(x.as_f32_mut());
     device.for_each(n.div_ceil(ROWS), &|task| {
         for row in task * ROWS..((task + 1) * ROWS).min(n) {
             // SAFETY: each index has its own rows.
             let heads = unsafe { out.slice(row * h * e, h * e) };
-            let turns = &rotation.turns[row * half..(row + 1) * half];
+            let turns = row * half..(row + 1) * half;
+            let (cos, sin) = (&rotation.cos[turns.clone()], &rotation.sin[turns]);
             for head in heads.chunks_exact_mut(e) {
                 let (low, high) = head.split_at_mut(half);
-                for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(turns) {
+                for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(cos.iter().zip(sin)) {
                     let sin = sin * sign;
                     (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
                 }
             }
         }
     });
+}
+
+/// [`rope`] of x `[N, heads * E]`, rounded to bf16 afterwards; with `back` [`rope_backward`].
+pub fn rope_rounded(device: &Device, x: &Tensor, rotation: &Rotation, back: bool) -> Rounded {
+    let &[n, width] = x.shape() else { panic!("rows to rotate, found {:?}", x.shape()) };
+    let half = rotation.half;
+    assert!(
+        n * half == rotation.cos.len() && width.is_multiple_of(2 * half),
+        "heads of {} in {:?}",
+        2 * half,
+        x.shape()
+    );
+    let data = x.as_f32();
+    Rounded::written(n, width, |out| {
+        device.for_each(n.div_ceil(ROWS), &|task| {
+            let mut turned = vec![0.0f32; width];
+            for row in task * ROWS..((task + 1) * ROWS).min(n) {
+                let turns = row * half;
+                let kernel = Turn {
+                    x: data[row * width..(row + 1) * width].as_ptr(),
+                    cos: rotation.cos[turns..turns + half].as_ptr(),
+                    sin: rotation.sin[turns..turns + half].as_ptr(),
+                    sign: if back { -1.0 } else { 1.0 },
+                    half,
+                    width,
+                    turned: turned.as_mut_ptr(),
+                    out: out.row(row),
+                };
+                // SAFETY: a row of x, its E/2 turns, a buffer of a row's length, and this index's own row of the result.
+                unsafe { device.isa().run(kernel) }
+            }
+        });
+    })
+}
+
+/// One row, all heads.
+struct Turn {
+    x: *const f32,
+    cos: *const f32,
+    sin: *const f32,
+    sign: f32,
+    half: usize,
+    width: usize,
+    turned: *mut f32,
+    out: *mut u16,
+}
+
+impl Kernel for Turn {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut head = 0;
+        while head < self.width {
+            let mut i = 0;
+            while i < self.half {
+                let n = (self.half - i).min(LANES);
+                let (low, high) = (head + i, head + self.half + i);
+                let (a, b) = (S::load_up_to(self.x.wrapping_add(low), n), S::load_up_to(self.x.wrapping_add(high), n));
+                let cos = S::load_up_to(self.cos.wrapping_add(i), n);
+                let sin = S::mul(S::load_up_to(self.sin.wrapping_add(i), n), S::splat(self.sign));
+                S::store_up_to(self.turned.wrapping_add(low), S::sub(S::mul(a, cos), S::mul(b, sin)), n);
+                S::store_up_to(self.turned.wrapping_add(high), S::add(S::mul(b, cos), S::mul(a, sin)), n);
+                i += LANES;
+            }
+            head += 2 * self.half;
+        }
+        round_row::<S>(self.turned, self.width, self.out);
+    }
 }
 
 #[cfg(test)]
@@ -103,8 +176,20 @@ mod tests {
                 let mut expected = x.to_f32_vec();
                 reference::rope(&mut expected, h, &positions, &table.inv_freq, 1.0);
                 close(y.as_f32(), &expected, 1e-6, "rope");
+                let flat = x.clone().reshape(&[n, h * e]);
+                let rounded = rope_rounded(&device, &flat, &rotation, false).to_tensor();
+                let expected = y.clone().cast(crate::Dtype::Bf16).to_f32_vec();
+                crate::testing::same_bits(rounded.as_f32(), &expected, "rounded");
                 rope_backward(&device, &mut y, &rotation);
                 close(y.as_f32(), x.as_f32(), 1e-6, "back");
+                let mut back = x.clone();
+                rope_backward(&device, &mut back, &rotation);
+                let rounded = rope_rounded(&device, &flat, &rotation, true).to_tensor();
+                crate::testing::same_bits(
+                    rounded.as_f32(),
+                    &back.cast(crate::Dtype::Bf16).to_f32_vec(),
+                    "rounded back",
+                );
             }
         }
     }

@@ -55,6 +55,32 @@ unsafe fn rounded(v: __m512) -> __m512i {
     _mm512_mask_blend_epi32(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v), rounded, quiet)
 }
 
+/// The same by the instruction, but that a number below the least normal one becomes zero, as which the dot product takes it anyway.
+#[inline(always)]
+unsafe fn store_native(p: *mut u16, v: __m512) {
+    let bits = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
+    _mm256_mask_storeu_epi16(p.cast(), 0xffff, bits);
+}
+
+#[inline(always)]
+unsafe fn pair_native(low: __m512, high: __m512) -> __m512 {
+    const ORDER: [i16; 32] = order(0, 16);
+    let order = std::mem::transmute::<[i16; 32], __m512i>(ORDER);
+    let rows = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+    _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, rows))
+}
+
+/// Elements `first..first + 16`, each followed by the one `apart` behind it.
+const fn order(first: i16, apart: i16) -> [i16; 32] {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        order[i] = first + i as i16 / 2 + if i % 2 == 1 { apart } else { 0 };
+        i += 1;
+    }
+    order
+}
+
 #[inline(always)]
 unsafe fn store_rounded(p: *mut u16, v: __m512) {
     _mm256_mask_storeu_epi16(p.cast(), 0xffff, _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded(v))));
@@ -65,6 +91,17 @@ unsafe fn pair(low: __m512, high: __m512) -> __m512 {
     let top = _mm512_set1_epi32(0xffff_0000u32 as i32);
     let high = _mm512_and_si512(rounded(high), top);
     _mm512_castsi512_ps(_mm512_or_si512(_mm512_srli_epi32::<16>(rounded(low)), high))
+}
+
+#[inline(always)]
+unsafe fn interleave(low: __m512, high: __m512) -> (__m512, __m512) {
+    const ORDERS: [[i16; 32]; 2] = [order(0, 32), order(16, 32)];
+    let (low, high) = (_mm512_castps_si512(low), _mm512_castps_si512(high));
+    let [first, second] = std::mem::transmute::<[[i16; 32]; 2], [__m512i; 2]>(ORDERS);
+    (
+        _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, first, high)),
+        _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, second, high)),
+    )
 }
 
 #[inline(always)]
@@ -100,7 +137,7 @@ unsafe fn transpose(r: &mut [__m512; 16]) {
 }
 
 macro_rules! avx512 {
-    ($name:ident, $enter:ident, $dot:ident, $pairs:literal) => {
+    ($name:ident, $enter:ident, $dot:ident, $store:ident, $pair:ident, $pairs:literal) => {
         impl Simd for $name {
             const TILE_ROWS: usize = 12;
             const BLOCK_ROWS: usize = 6;
@@ -172,6 +209,10 @@ macro_rules! avx512 {
                 _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
             }
             #[inline(always)]
+            unsafe fn times_power_of_two(x: __m512, a: __m512) -> __m512 {
+                _mm512_scalef_ps(x, a)
+            }
+            #[inline(always)]
             unsafe fn zero_below(x: __m512, limit: __m512, y: __m512) -> __m512 {
                 _mm512_maskz_mov_ps(!_mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, limit), y)
             }
@@ -189,11 +230,20 @@ macro_rules! avx512 {
             }
             #[inline(always)]
             unsafe fn store_bf16(p: *mut u16, v: __m512) {
-                store_rounded(p, v);
+                $store(p, v);
             }
             #[inline(always)]
             unsafe fn pair_bf16(low: __m512, high: __m512) -> __m512 {
-                pair(low, high)
+                $pair(low, high)
+            }
+            #[inline(always)]
+            unsafe fn load_bf16(p: *const u16) -> __m512 {
+                let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(0xffff, p.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+            }
+            #[inline(always)]
+            unsafe fn interleave_bf16(low: __m512, high: __m512) -> (__m512, __m512) {
+                interleave(low, high)
             }
             #[inline(always)]
             unsafe fn sum_lanes(v: __m512) -> f32 {
@@ -215,5 +265,5 @@ macro_rules! avx512 {
     };
 }
 
-avx512!(Avx512, enter, dot_widened, false);
-avx512!(Avx512Bf16, enter_bf16, dot_native, true);
+avx512!(Avx512, enter, dot_widened, store_rounded, pair, false);
+avx512!(Avx512Bf16, enter_bf16, dot_native, store_native, pair_native, true);

@@ -19,7 +19,7 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     p = S::fma(p, r, S::splat(1.666_666_5e-1));
     p = S::fma(p, r, S::splat(0.5));
     let e = S::add(S::fma(p, S::mul(r, r), r), S::splat(1.0));
-    S::zero_below(x, S::splat(-87.336_54), S::mul(e, S::power_of_two(n)))
+    S::zero_below(x, S::splat(-87.336_54), S::times_power_of_two(e, n))
 }
 
 /// `1 / (1 + e^-x)`.

@@ -72,6 +72,11 @@ pub(crate) trait Simd: Vectors {
     unsafe fn round(a: Self::V) -> Self::V;
     /// `2^a` for integers a in -126..=127.
     unsafe fn power_of_two(a: Self::V) -> Self::V;
+    /// `x * 2^a`, as [`Self::power_of_two`] has it.
+    #[inline(always)]
+    unsafe fn times_power_of_two(x: Self::V, a: Self::V) -> Self::V {
+        Self::mul(x, Self::power_of_two(a))
+    }
     /// y, but 0 in lanes where `x < limit`.
     unsafe fn zero_below(x: Self::V, limit: Self::V, y: Self::V) -> Self::V;
     /// The bf16 in the upper halves of the lanes' bits, as f32.
@@ -80,8 +85,33 @@ pub(crate) trait Simd: Vectors {
     unsafe fn lower_bf16(bits: Self::V) -> Self::V;
     /// Writes the lanes rounded to bf16.
     unsafe fn store_bf16(p: *mut u16, v: Self::V);
+    /// Sixteen bf16, widened.
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self::V {
+        let mut wide = [0u32; LANES];
+        let mut i = 0;
+        while i < LANES {
+            wide[i] = (p.wrapping_add(i).read_unaligned() as u32) << 16;
+            i += 1;
+        }
+        Self::load(wide.as_ptr().cast())
+    }
     /// Both rounded to bf16 as one unit per lane: `low` in the low half.
     unsafe fn pair_bf16(low: Self::V, high: Self::V) -> Self::V;
+
+    /// Two rows of 32 bf16 as 32 units, one per element, `low` in the low half: elements 0..16 and 16..32.
+    #[inline(always)]
+    unsafe fn interleave_bf16(low: Self::V, high: Self::V) -> (Self::V, Self::V) {
+        let (mut l, mut h, mut units) = ([0u16; 32], [0u16; 32], [0u32; 32]);
+        Self::store(l.as_mut_ptr().cast(), low);
+        Self::store(h.as_mut_ptr().cast(), high);
+        let mut i = 0;
+        while i < 32 {
+            units[i] = l[i] as u32 | (h[i] as u32) << 16;
+            i += 1;
+        }
+        (Self::load(units.as_ptr().cast()), Self::load(units.as_ptr().wrapping_add(16).cast()))
+    }
 
     /// Sum of lanes as pairs of bf16: `acc + a.hi * b.hi + a.lo * b.lo`, the operands' bits being two bf16 per lane.
     #[inline(always)]

@@ -117,6 +117,20 @@ fn one_thread_and_two_give_the_same_bits_in_f32_and_bf16() {
 }
 
 #[test]
+fn activations_computed_again_change_no_bit_of_weights_or_metrics() {
+    for dtype in [TrainDtype::F32, TrainDtype::Bf16] {
+        let kept = fresh_sft("qwen2", &sft_config(dtype), 2);
+        let again = fresh_sft("qwen2", &SftConfig { recompute: true, ..sft_config(dtype) }, 2);
+        again.assert_same_bits(&kept, &format!("{dtype:?}"));
+    }
+    let run = |recompute| {
+        let out = tempfile::tempdir().unwrap();
+        run_dpo(tiny("llama"), &pairs(), &DpoConfig { recompute, ..dpo_config() }, out.path(), &context(2)).unwrap()
+    };
+    run(true).assert_same_bits(&run(false), "dpo");
+}
+
+#[test]
 fn a_run_stopped_at_random_moments_ends_with_the_bits_of_an_uninterrupted_one() {
     let plain = sft_config(TrainDtype::F32);
     let noisy = SftConfig {

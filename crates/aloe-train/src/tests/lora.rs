@@ -5,12 +5,12 @@ use super::parity::{check_steps, golden, settings};
 use super::spine::{check_stops, dpo_config, dpo_rows, read, sft_config as sft_stage, sft_rows, write_model};
 use super::{Outcome, context, parity, run_learner, tiny};
 use crate::dpo::{DpoConfig, DpoInputs, dpo};
-use crate::learner::Learner;
+use crate::learner::{Learner, Targets};
 use crate::lora::{LoraBase, LoraConfig, with_updates};
 use crate::settings::{Context, TrainDtype};
 use crate::sft::{SftConfig, SftInputs, sft};
 use aloe_model::testing::fill;
-use aloe_model::{CheckpointWriter, Decoder, LoraAdapter, PackedBatch, Params, Role, TensorSpec};
+use aloe_model::{Activations, CheckpointWriter, Decoder, Keep, LoraAdapter, PackedBatch, Params, Role, TensorSpec};
 use aloe_tensor::{Device, Dtype, Tensor};
 use serde_json::json;
 use std::path::Path;
@@ -66,6 +66,22 @@ fn fifteen_lora_steps_equal_peft_in_every_loss_and_in_the_movement_of_every_tens
     }
 }
 
+/// Layers with updates take f32 inputs whatever the frozen weights are: what `working_bytes` is told for LoRA.
+#[test]
+fn activations_beside_updates_are_f32_in_both_types() {
+    let base = tiny("llama");
+    for dtype in [TrainDtype::F32, TrainDtype::Bf16] {
+        let mut learner = learner(&base, start(&base, &lora()), &lora(), dtype, &Device::cpu(1));
+        let ids: Vec<u32> = (0..20).collect();
+        let forward = learner.forward(PackedBatch::from_documents(&[&ids]), Targets::default()).unwrap();
+        assert_eq!(
+            forward.nbytes(),
+            20 * Activations::bytes_per_token(&base.config, Dtype::F32, Keep::All),
+            "{dtype:?}"
+        );
+    }
+}
+
 fn lora() -> LoraConfig {
     LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() }
 }
@@ -73,6 +89,7 @@ fn lora() -> LoraConfig {
 fn run(model: &str, lora: &LoraConfig, config: &SftConfig, out: &Path, context: &Context) -> crate::Result<Outcome> {
     let base = tiny(model);
     let learner = learner(&base, start(&base, lora), lora, config.dtype, &context.device);
+    let learner = learner.keeping(crate::settings::keep(config.recompute));
     run_learner(learner, &documents(), config, out, context)
 }
 
@@ -91,11 +108,13 @@ fn variants() -> [(&'static str, LoraConfig); 3] {
 }
 
 #[test]
-fn threads_and_in_f32_micro_batches_change_no_bit_of_a_lora_run_dropout_included() {
+fn threads_recomputation_and_in_f32_micro_batches_change_no_bit_of_a_lora_run_dropout_included() {
     for (model, lora) in variants() {
         for dtype in [TrainDtype::F32, TrainDtype::Bf16] {
             let (one, two) = (fresh(model, &lora, &sft_config(dtype), 1), fresh(model, &lora, &sft_config(dtype), 2));
             one.assert_same_bits(&two, &format!("{model} {dtype:?}"));
+            let recomputed = fresh(model, &lora, &SftConfig { recompute: true, ..sft_config(dtype) }, 2);
+            recomputed.assert_same_bits(&one, &format!("{model} {dtype:?}, activations computed again"));
         }
         let whole = fresh(model, &lora, &SftConfig { micro_batch_size: 4, ..sft_config(TrainDtype::F32) }, 2);
         for micro_batch_size in [1, 3] {

@@ -85,7 +85,7 @@ pub(crate) fn run_sft(
     context: &Context,
 ) -> Result<Outcome> {
     let learner = Learner::new(params, config.dtype.tensor(), &context.device);
-    run_learner(learner, documents, config, out, context)
+    run_learner(learner.keeping(crate::settings::keep(config.recompute)), documents, config, out, context)
 }
 
 /// The same with the learner that is to train.
@@ -116,7 +116,8 @@ pub(crate) fn run_dpo(
 ) -> Result<Outcome> {
     let (mut data, _) = DpoData::from_pairs(config, pairs.to_vec(), Vec::new())?;
     let start = params.clone();
-    let learner = Learner::new(params, config.dtype.tensor(), &context.device);
+    let learner =
+        Learner::new(params, config.dtype.tensor(), &context.device).keeping(crate::settings::keep(config.recompute));
     let mut run = Run::open(learner, config.loop_settings(), "test".into(), out, context)?;
     let reference = || Ok(aloe_model::Decoder::from_params(&start, config.dtype.tensor(), &context.device));
     data.stage_references(out, &reference, "start", context)?;

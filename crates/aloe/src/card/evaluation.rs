@@ -2,6 +2,7 @@
 
 use super::training::{number, shown};
 use super::{CardConfig, Evidence, of_kind};
+use aloe_eval::noise::NoiseFloor;
 use serde_json::Value;
 
 /// The sections "Evaluation" and "Red teaming".
@@ -79,6 +80,14 @@ fn results(one: &Evidence) -> String {
         if let Some(warning) = task["warning"].as_str() {
             text.push_str(&format!("**{}: {warning}.**\n\n", shown(&task["task"])));
         }
+    }
+    for task in found["tasks"].as_array().into_iter().flatten() {
+        if let Ok(floor) = serde_json::from_value::<NoiseFloor>(task["noise_floor"].clone()) {
+            text.push_str(&format!("- {}: {}.\n", shown(&task["task"]), floor.words()));
+        }
+    }
+    if text.ends_with(".\n") {
+        text.push('\n');
     }
     text
 }
@@ -262,6 +271,29 @@ mod tests {
         assert_eq!(rate_row("r", &rate), format!("| r | all | 20 | 3 | 9 | 50.00 {bounds} | 25.00 to 75.00 |\n"));
         rate["not_stated"] = json!("why");
         assert_eq!(rate_row("r", &rate), format!("| r | all | 20 | 3 | 9 | not stated: why {bounds} | - |\n"));
+    }
+
+    /// A local model's tasks have no floor, and no line.
+    #[test]
+    fn the_noise_floor_of_an_endpoint_stands_under_its_accuracies() {
+        let floor = json!({ "n_questions": 20, "n_predictions_changed": 1, "n_requests": 100, "n_requests_changed": 7,
+            "n_texts": 100, "n_texts_changed": 7 });
+        let task =
+            json!({ "task": "medqa", "n": 60, "acc": { "value": 0.5, "stderr": 0.1 }, "comparability": "comparable" });
+        let mut noisy = task.clone();
+        noisy["noise_floor"] = floor;
+        let mut evidence = Evidence { stage: "cot".into(), record: aloe_record::Record::default() };
+        let mut check = |task: &Value, expected: &str| {
+            evidence.record.results.insert("eval".into(), json!({ "tasks": [task] }));
+            let text = results(&evidence);
+            assert!(text.ends_with(&format!("| comparable |\n\n{expected}")), "{text}");
+        };
+        check(&task, "");
+        check(
+            &noisy,
+            "- medqa: noise floor: 100 requests sent twice (100 more answers): texts changed in 7 of 100 requests (7.0 %), predictions \
+             in 1 of 20 questions (5.0 %).\n\n",
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Flags and help of `aloe embed` and `aloe rerank`.
 
-use super::threads;
+use super::{MAX_TIMEOUT_S, threads};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -41,6 +41,9 @@ pub(crate) struct EmbedArgs {
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) file: EncoderFileArgs,
+    /// The longest that an endpoint's one answer is waited for, before it is asked again; default 600
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=MAX_TIMEOUT_S))]
+    pub(crate) request_timeout: Option<u64>,
     /// Threads; 0 takes all cores. Results do not depend on it
     #[arg(long, default_value_t = 0, value_parser = threads)]
     pub(crate) threads: usize,

@@ -1,7 +1,8 @@
 //! `aloe embed`: sentence embeddings of texts from a file, one JSON line a text.
 
 use crate::cli::encoders::EmbedArgs;
-use crate::commands::{Lines, or_interrupted, requests, tell_cut, threads_of};
+use crate::commands::{Lines, or_interrupted, requests, tell_cut, threads_of, timeout_of};
+use crate::failure::Failure;
 use crate::stage::model_of;
 use aloe_engine::{Embedder, EngineOptions};
 use aloe_record::{Cancel, Progress};
@@ -21,9 +22,17 @@ struct Row {
 pub(crate) fn run(args: &EmbedArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let (ids, texts): (Vec<String>, Vec<String>) =
         requests::read(&args.file.requests, |row: Row| Ok((row.id, row.text)))?.into_iter().unzip();
-    let options =
-        EngineOptions { threads: threads_of(args.threads), cancel: cancel.clone(), ..EngineOptions::default() };
     let is_endpoint = args.model.starts_with("http");
+    if args.request_timeout.is_some() && !is_endpoint {
+        let mistake = "--request-timeout does not go with a local model, which has no server; leave it out";
+        return Err(Failure::usage(mistake).into());
+    }
+    let options = EngineOptions {
+        threads: threads_of(args.threads),
+        request_timeout: timeout_of(args.request_timeout),
+        cancel: cancel.clone(),
+        ..EngineOptions::default()
+    };
     let model = if is_endpoint { args.model.as_str().into() } else { model_of(Path::new(&args.model)) };
     let embedder = Embedder::open(&model.to_string_lossy(), &options)?;
     let progress = Progress::new("embed", texts.len() as u64, "texts");

@@ -24,6 +24,7 @@ use aloe_text::TextModel;
 use serde_json::{Value, json};
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 /// Runs the command that was asked for.
 pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
@@ -68,6 +69,7 @@ pub(crate) fn open_engine(args: &ModelArgs, cancel: &Cancel) -> anyhow::Result<E
         tokenizer: args.tokenizer.clone(),
         server_template: args.server_template,
         kv_budget_bytes: args.kv_budget.map(|mebibytes| mebibytes << 20),
+        request_timeout: timeout_of(args.request_timeout),
         cancel: cancel.clone(),
         ..EngineOptions::default()
     };
@@ -78,17 +80,23 @@ pub(crate) fn open_engine(args: &ModelArgs, cancel: &Cancel) -> anyhow::Result<E
     Ok(Engine::open(&path.to_string_lossy(), &options)?)
 }
 
+/// How long an answer of an endpoint is waited for: what was asked, or the engine's default.
+pub(crate) fn timeout_of(asked_s: Option<u64>) -> Duration {
+    asked_s.map_or(EngineOptions::default().request_timeout, Duration::from_secs)
+}
+
 /// A flag that has no meaning for the model: what it asks for would not happen.
 fn misplaced(args: &ModelArgs) -> Option<String> {
     let (is_endpoint, whose) = match args.model.starts_with("http") {
         true => (true, "an endpoint, whose server decides that"),
-        false => (false, "a local model, which has its own tokenizer and template"),
+        false => (false, "a local model, which has its own tokenizer and template and no server"),
     };
     let flags = [
         ("--dtype", args.dtype.is_some(), true),
         ("--kv-budget", args.kv_budget.is_some(), true),
         ("--tokenizer", args.tokenizer.is_some(), false),
         ("--server-template", args.server_template, false),
+        ("--request-timeout", args.request_timeout.is_some(), false),
     ];
     let (flag, ..) = flags.into_iter().find(|&(_, is_given, is_local)| is_given && is_local == is_endpoint)?;
     Some(format!("{flag} does not go with {whose}; leave it out"))

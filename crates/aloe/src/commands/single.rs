@@ -164,6 +164,9 @@ fn ask(kind: &str, mut entry: Table, args: &AskedArgs, cancel: &Cancel) -> anyho
     if let Some(mebibytes) = args.kv_budget {
         entry.insert("kv_budget".into(), Value::Integer(i64::try_from(mebibytes)?));
     }
+    if let Some(seconds) = args.request_timeout {
+        entry.insert("request_timeout".into(), Value::Integer(i64::try_from(seconds)?));
+    }
     if let Some(quantize) = args.quantize {
         entry.insert("quantize".into(), Value::String(quantize.name().into()));
     }

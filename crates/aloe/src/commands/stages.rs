@@ -1,7 +1,7 @@
 //! From checked settings to a stage's spine: one function per kind that opens what the spine needs, calls it and fills
 //! the record. `aloe run` and the subcommands both come through here.
 
-use crate::commands::{memory_of, rows, tell_cache, tell_evictions};
+use crate::commands::{memory_of, rows, tell_cache, tell_evictions, timeout_of};
 use crate::failure::Failure;
 use crate::recipe::eval_stage::EvalStage;
 use crate::recipe::redteam_stage::RedteamStage;
@@ -22,6 +22,7 @@ use aloe_tensor::Dtype;
 use aloe_train::{DpoInputs, SftInputs};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Runs one stage into `out` unless it is done.
 pub(crate) fn run(
@@ -301,14 +302,21 @@ fn eval(
         quantize: stage.quantize,
         answer_cache: &stage.answer_cache,
         kv_budget: stage.kv_budget,
+        request_timeout: timeout_of(stage.request_timeout),
     };
-    let engine = open_engine(single(inputs, "model", "eval")?, opened, context)?;
+    let model = single(inputs, "model", "eval")?;
     let encoder = match inputs.get("embedder") {
         Some(_) => Some(single(inputs, "embedder", "eval")?),
         None => stage.embedder.as_deref(),
     };
-    let options =
-        EngineOptions { threads: context.threads, cancel: context.cancel.clone(), ..EngineOptions::default() };
+    check_timeout(stage.request_timeout, [Some(model), encoder])?;
+    let options = EngineOptions {
+        threads: context.threads,
+        request_timeout: opened.request_timeout,
+        cancel: context.cancel.clone(),
+        ..EngineOptions::default()
+    };
+    let engine = open_engine(model, opened, context)?;
     let embedder = encoder.map(|model| Embedder::open(&model.to_string_lossy(), &options)).transpose()?;
     let reranker = stage.reranker.as_deref().map(|path| Reranker::open(path, context.threads)).transpose()?;
     let encoders = Encoders { embedder: embedder.as_ref(), reranker: reranker.as_ref() };
@@ -350,6 +358,8 @@ fn redteam(
         Some(path) => questions::read_labels(split(path).0, split(path).1)?,
         None => Vec::new(),
     };
+    let model = single(inputs, "model", "redteam")?;
+    check_timeout(stage.request_timeout, [Some(model), stage.judge.as_deref().map(Path::new)])?;
     let judge_engine = stage.judge.as_deref().map(|address| open_judge(address, stage, context)).transpose()?;
     let judge = judge_engine.as_ref().map(|engine| Judge { engine, labels: &labels, prompt: stage.judge_prompt });
     judge.as_ref().map(Judge::check).transpose()?;
@@ -359,8 +369,9 @@ fn redteam(
         quantize: stage.quantize,
         answer_cache: &stage.answer_cache,
         kv_budget: stage.kv_budget,
+        request_timeout: timeout_of(stage.request_timeout),
     };
-    let engine = open_engine(single(inputs, "model", "redteam")?, opened, context)?;
+    let engine = open_engine(model, opened, context)?;
     let earlier = inputs.get("compare").map(|_| single(inputs, "compare", "redteam")).transpose()?;
     let before = earlier.map(RedTeamRun::read).transpose()?;
     if let Some(before) = &before {
@@ -388,8 +399,13 @@ fn redteam(
 /// The judge model: its prompt is rendered here where its tokenizer is given, by the server otherwise.
 fn open_judge(address: &str, stage: &RedteamStage, context: &Context) -> anyhow::Result<Engine> {
     let tokenizer = stage.judge_tokenizer.as_deref().map(model_of);
-    let (server_template, cancel) = (tokenizer.is_none(), context.cancel.clone());
-    let options = EngineOptions { server_template, tokenizer, cancel, ..EngineOptions::default() };
+    let options = EngineOptions {
+        server_template: tokenizer.is_none(),
+        tokenizer,
+        request_timeout: timeout_of(stage.request_timeout),
+        cancel: context.cancel.clone(),
+        ..EngineOptions::default()
+    };
     Ok(Engine::open(address, &options)?)
 }
 
@@ -410,6 +426,17 @@ struct Opened<'a> {
     quantize: Option<Quantize>,
     answer_cache: &'a Option<PathBuf>,
     kv_budget: Option<usize>,
+    request_timeout: Duration,
+}
+
+/// Refuses a time-out where no server is asked.
+fn check_timeout(asked_s: Option<u64>, models: [Option<&Path>; 2]) -> anyhow::Result<()> {
+    let is_served = models.into_iter().flatten().any(|model| model.to_string_lossy().starts_with("http"));
+    if asked_s.is_some() && !is_served {
+        let mistake = "request_timeout is for endpoints, and this stage asks none: leave it out";
+        return Err(Failure::usage(mistake).into());
+    }
+    Ok(())
 }
 
 /// The model of an input: a stage's folder, a folder, a file, or an endpoint.
@@ -433,6 +460,7 @@ fn open_engine(input: &Path, opened: Opened<'_>, context: &Context) -> anyhow::R
         threads: context.threads,
         tokenizer: opened.tokenizer.as_deref().map(model_of),
         server_template: opened.server_template,
+        request_timeout: opened.request_timeout,
         cancel: context.cancel.clone(),
         ..EngineOptions::default()
     };

@@ -7,7 +7,7 @@
 use super::paths::logp;
 use super::{BF16, Check, F32_PEER, MARGIN, Subject, ids::difference};
 use crate::failure::Failure;
-use aloe_model::{Decoder, PackedBatch};
+use aloe_model::{Decoder, Keep, PackedBatch};
 use aloe_tensor::Dtype;
 use aloe_text::Message;
 use serde::Deserialize;
@@ -104,7 +104,7 @@ impl Fixture {
     pub(super) fn logits(&self, decoder: &Decoder) -> anyhow::Result<Check> {
         let (mut pairs, mut differs) = (Vec::new(), None);
         for (at, case) in self.cases.iter().enumerate() {
-            let activations = decoder.forward_train(PackedBatch::from_documents(&[&case.ids]))?;
+            let activations = decoder.forward_train(PackedBatch::from_documents(&[&case.ids]), Keep::All)?;
             for row in &case.rows {
                 let logits = decoder.logits(&activations.hidden.gather_rows(&[row.position]));
                 let logits = logits.as_f32();

@@ -3,7 +3,7 @@
 
 use super::{BF16, Check, EXACT, F32_SUMS, MARGIN, Subject, Tolerance};
 use aloe_engine::{Completion, Continuation, Engine, GenerateRequest, Prompt, Sampling, ScoreRequest};
-use aloe_model::{Decoder, KvCache, PackedBatch};
+use aloe_model::{Decoder, Keep, KvCache, PackedBatch};
 use aloe_record::Progress;
 use aloe_tensor::Dtype;
 
@@ -18,7 +18,7 @@ pub(super) struct Reference {
 impl Reference {
     /// The training forward pass over one text.
     fn of(decoder: &Decoder, ids: &[u32]) -> anyhow::Result<Self> {
-        let activations = decoder.forward_train(PackedBatch::from_documents(&[ids]))?;
+        let activations = decoder.forward_train(PackedBatch::from_documents(&[ids]), Keep::All)?;
         let logits = decoder.logits(&activations.hidden).as_f32().to_vec();
         Ok(Self { ids: ids.to_vec(), logits, vocab_size: decoder.config.vocab_size })
     }
@@ -52,9 +52,9 @@ fn leader(logits: &[f32]) -> (usize, f64) {
     (best.0, f64::from(best.1 - second))
 }
 
-/// What ways that round alike may differ by, and what scoring may, which sums in another precision.
-fn tolerances(dtype: Dtype) -> (Tolerance, Tolerance) {
-    if dtype == Dtype::F32 { (EXACT, F32_SUMS) } else { (BF16, BF16) }
+/// What scoring may differ by, which sums in another precision.
+fn of_sums(dtype: Dtype) -> Tolerance {
+    if dtype == Dtype::F32 { F32_SUMS } else { BF16 }
 }
 
 pub(super) fn checks(subject: &Subject, decoder: &Decoder) -> anyhow::Result<Vec<Check>> {
@@ -74,7 +74,7 @@ fn packed(decoder: &Decoder, references: &[Reference]) -> anyhow::Result<Check> 
     let documents: Vec<&[u32]> = references.iter().map(|reference| reference.ids.as_slice()).collect();
     let batch = PackedBatch::from_documents(&documents);
     let pieces = batch.pieces.clone();
-    let activations = decoder.forward_train(batch)?;
+    let activations = decoder.forward_train(batch, Keep::All)?;
     let mut pairs = Vec::new();
     for (piece, reference) in pieces.iter().zip(references) {
         let rows: Vec<usize> = piece.clone().collect();
@@ -105,7 +105,7 @@ fn cached(decoder: &Decoder, references: &[Reference]) -> anyhow::Result<Check> 
         }
     }
     let what = "logits: decoding over a cache and training";
-    Ok(Check::near(what, decoder.dtype, &pairs, tolerances(decoder.dtype).0).with_argmax(differs))
+    Ok(Check::near(what, decoder.dtype, &pairs, EXACT).with_argmax(differs))
 }
 
 /// Pairs (found, reference): every logit in f32, where they are the same bits; in bf16 the log-probability of each next token.
@@ -137,7 +137,7 @@ fn scored(engine: &Engine, dtype: Dtype, references: &[Reference], subject: &Sub
         let logps = result.continuations.iter().flat_map(|scored| &scored.logps);
         pairs.extend(logps.enumerate().map(|(at, &logp)| (logp, reference.logp(at))));
     }
-    Ok(Check::near("log-probabilities: scoring and training", dtype, &pairs, tolerances(dtype).1))
+    Ok(Check::near("log-probabilities: scoring and training", dtype, &pairs, of_sums(dtype)))
 }
 
 /// Greedy answers of the engine, whose log-probabilities are held against a training pass over prompt and answer.
@@ -166,7 +166,7 @@ fn generated(engine: &Engine, decoder: &Decoder, references: &[Reference], subje
         }
     }
     let what = "log-probabilities: greedy generation and training";
-    Ok(Check::near(what, decoder.dtype, &pairs, tolerances(decoder.dtype).1).with_argmax(differs))
+    Ok(Check::near(what, decoder.dtype, &pairs, of_sums(decoder.dtype)).with_argmax(differs))
 }
 
 #[cfg(test)]

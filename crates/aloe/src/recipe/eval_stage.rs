@@ -1,6 +1,7 @@
 //! `kind = "eval"` as written: names are strings and what depends on the strategy may be left out. [`EvalStage::checked`]
 //! gives the form that the evaluator takes.
 
+use crate::cli::timeout_mistake;
 use crate::weights::Quantize;
 use aloe_eval::{EvalConfig, Strategy};
 use aloe_task::{Protocol, Split, Task};
@@ -57,6 +58,9 @@ pub(crate) struct EvalStage {
     /// The most memory for keys and values, in MiB; a quarter of what is free by default. Results do not depend on it.
     #[serde(skip_serializing)]
     pub(crate) kv_budget: Option<usize>,
+    /// The longest that one answer of an endpoint is waited for, in seconds: of the model and of the embedder. 600 by default. Results do not depend on it.
+    #[serde(skip_serializing)]
+    pub(crate) request_timeout: Option<u64>,
     /// Folder of answers kept on disk. A local model's results do not depend on it, so it is no part of what decides them.
     #[serde(skip_serializing)]
     pub(crate) answer_cache: Option<PathBuf>,
@@ -80,7 +84,7 @@ fn test() -> String {
 impl EvalStage {
     /// The evaluator's settings, or every mistake.
     pub(crate) fn checked(&self) -> Result<EvalConfig, Vec<String>> {
-        let mut mistakes = Vec::new();
+        let mut mistakes = Vec::from_iter(timeout_mistake(self.request_timeout));
         let tasks = Task::parse_all(&self.tasks).map_err(|error| mistakes.push(error.to_string())).unwrap_or_default();
         let protocol = Protocol::parse(&self.protocol);
         if protocol.is_none() {

@@ -27,6 +27,10 @@ const LOOP: &[Key] = &[
         "dtype",
         "weights and matrix inputs while training: bf16 or f32 (masters are f32); default the recipe's or --dtype",
     ),
+    (
+        "recompute",
+        "compute activations again in the backward pass instead of keeping them: less memory, a third more time, the same bits",
+    ),
     ("chat_template", "llama3, chatml, alpaca or a .jinja file in place of the model's own"),
     ("shuffle", "another order in each epoch; false keeps the file's order"),
     ("eval_every", "steps between held-out evaluations; 0 is start and end only"),
@@ -178,6 +182,10 @@ const EVAL: &[Key] = &[
     ("quantize", "q8 or q4: round the weights of a folder to blocks on load; not with dtype f32"),
     ("kv_budget", "the most memory for keys and values, in MiB; default a quarter of what is free"),
     (
+        "request_timeout",
+        "endpoint: the longest that one answer is waited for before it is asked again, in seconds; default 600",
+    ),
+    (
         "answer_cache",
         "folder of answers kept on disk: a model is not asked again what it was asked before; default none",
     ),
@@ -202,6 +210,10 @@ const REDTEAM: &[Key] = &[
     ("server_template", "endpoint: the server renders chat messages (recorded as such)"),
     ("quantize", "q8 or q4: round the weights of a folder to blocks on load; not with dtype f32"),
     ("kv_budget", "the most memory for keys and values, in MiB; default a quarter of what is free"),
+    (
+        "request_timeout",
+        "endpoint: the longest that one answer is waited for before it is asked again, in seconds; default 600",
+    ),
     (
         "answer_cache",
         "folder of answers kept on disk: a model is not asked again what it was asked before; default none",
@@ -286,7 +298,8 @@ pub(crate) fn eval() -> String {
         "Settings: keys of --set KEY=VALUE and of a recipe's stage (those that are flags have the flag's default)\n{}\nTasks: {}; groups \
          mmlu_medical, multimedqa, starter\n\nExample:\n  aloe eval models/smollm2 --tasks medqa_4options,pubmedqa --data $ALOE_DATA --protocol \
          lm-eval --limit 200 --out runs/eval\n  aloe eval models/smollm2 --tasks starter_mcqa --data starter --strategy sc-cot --set \
-         n_samples=5 --set temperature=0.7 --out runs/sc-cot\n\nWrites results.json, samples.jsonl and record.json into --out.",
+         n_samples=5 --set temperature=0.7 --out runs/sc-cot\n\nWrites results.json, samples.jsonl and record.json into --out. An endpoint is sent \
+         up to 100 requests of each task a second time, which do not count: what changes is the noise floor beside the score.",
         list(EVAL, &minimal::<EvalStage>(r#"{"tasks": [], "data": ""}"#)),
         tasks.join(", ")
     )

@@ -5,17 +5,14 @@ use super::plan::{Known, Row, STARTUP_S};
 use super::stage_config::StageConfig;
 use aloe_model::ModelSource;
 use aloe_tensor::Device;
-use aloe_train::{LoraConfig, StepCost, TrainDtype, measure_step};
+use aloe_train::{StepCost, StepShape, measure_step};
 use std::path::PathBuf;
 
 /// What decides a step's cost.
 #[derive(Clone, PartialEq)]
 struct Shape {
     checkpoint: PathBuf,
-    dtype: TrainDtype,
-    lora: Option<LoraConfig>,
-    /// Tokens of each document of a micro-batch.
-    lens: Vec<usize>,
+    step: StepShape,
 }
 
 /// The steps run so far, with their peak memory in bytes.
@@ -47,7 +44,7 @@ impl<'a> MeasuredSteps<'a> {
         aloe_tensor::give_back_freed_memory();
         crate::stage::reset_peak_memory();
         let source = ModelSource::open(&shape.checkpoint)?;
-        let cost = measure_step(&source, shape.dtype, shape.lora.as_ref(), &shape.lens, self.device)?;
+        let cost = measure_step(&source, &shape.step, self.device)?;
         let peak_bytes = aloe_record::peak_rss_bytes();
         self.found.push((shape, cost, peak_bytes));
         Ok((cost, peak_bytes))
@@ -66,12 +63,16 @@ fn shape(stage: &Stage, known: &Known) -> Option<(Shape, f64, f64)> {
             let mut lens = vec![len; room / len];
             lens.extend(Some(room % len).filter(|rest| *rest >= 2));
             let n_micro = known.tokens? as f64 / room as f64;
-            Some((Shape { checkpoint, dtype: config.dtype, lora: config.lora.clone(), lens }, n_micro, 1.0))
+            let lora = config.lora.clone();
+            let step = StepShape { dtype: config.dtype, recompute: config.recompute, lora, lens };
+            Some((Shape { checkpoint, step }, n_micro, 1.0))
         }
         StageConfig::Dpo(config) => {
             let lens = vec![mean.min(2 * config.max_len); config.micro_batch_size];
             let n_micro = known.tokens? as f64 / (mean * config.micro_batch_size) as f64;
-            Some((Shape { checkpoint, dtype: config.dtype, lora: config.lora.clone(), lens }, n_micro, 4.0 / 3.0))
+            let lora = config.lora.clone();
+            let step = StepShape { dtype: config.dtype, recompute: config.recompute, lora, lens };
+            Some((Shape { checkpoint, step }, n_micro, 4.0 / 3.0))
         }
         _ => None,
     }

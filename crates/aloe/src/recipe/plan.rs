@@ -332,12 +332,13 @@ impl Speeds {
 /// Peak memory of a stage on its own, in bytes; LOG.md has the measurements behind it.
 fn memory(recipe: &Recipe, stage: &Stage, known: &Known) -> Option<u64> {
     let parameters = known.n_parameters? as f64;
-    let training = |dtype: TrainDtype, lora: Option<&LoraConfig>, n_tokens: f64| {
+    let training = |dtype: TrainDtype, recompute: bool, lora: Option<&LoraConfig>, n_tokens: f64| {
         let checkpoint = known.checkpoint.as_deref().and_then(|path| ModelSource::open(path).ok());
         match (checkpoint, lora) {
-            (Some(source), None) => aloe_train::peak_bytes(source.config(), dtype, n_tokens as u64) as f64,
+            (Some(source), None) => aloe_train::peak_bytes(source.config(), dtype, recompute, n_tokens as u64) as f64,
             (Some(source), Some(_)) => {
-                let working = aloe_train::working_bytes(source.config(), n_tokens as u64) as f64;
+                let working =
+                    aloe_train::working_bytes(source.config(), TrainDtype::F32, recompute, n_tokens as u64) as f64;
                 trained_bytes(parameters, lora, dtype) + working
             }
             // Without the config: 3.5 P^(2/3) bytes kept a token fit 135M to 8B decoders.
@@ -349,13 +350,14 @@ fn memory(recipe: &Recipe, stage: &Stage, known: &Known) -> Option<u64> {
     };
     let bytes = match &stage.config {
         StageConfig::Sft(config) => {
-            training(config.dtype, config.lora.as_ref(), (config.max_len * config.micro_batch_size) as f64)
+            let n_tokens = (config.max_len * config.micro_batch_size) as f64;
+            training(config.dtype, config.recompute, config.lora.as_ref(), n_tokens)
         }
         StageConfig::Dpo(config) => {
             // The largest micro-batch decides; twice the mean stands for it.
             let mean = known.epoch_tokens? as f64 / known.rows?.max(1) as f64;
             let n_tokens = (2.0 * mean).min(2.0 * config.max_len as f64) * config.micro_batch_size as f64;
-            training(config.dtype, config.lora.as_ref(), n_tokens)
+            training(config.dtype, config.recompute, config.lora.as_ref(), n_tokens)
         }
         // A few tiles a thread, whatever the size of the models.
         StageConfig::Merge(_) => 0.0625 * GIB,
@@ -382,9 +384,8 @@ fn trained_bytes(parameters: f64, lora: Option<&LoraConfig>, dtype: TrainDtype) 
     let base = match (lora.base, dtype) {
         // A looked-up embedding stays bf16 beside the blocks.
         (LoraBase::Q8, _) => 1.2,
-        // Packed once for each direction.
-        (LoraBase::Dense, TrainDtype::Bf16) => 4.0,
-        (LoraBase::Dense, TrainDtype::F32) => 8.0,
+        (LoraBase::Dense, TrainDtype::Bf16) => 2.0,
+        (LoraBase::Dense, TrainDtype::F32) => 4.0,
     };
     // All seven targets have about P^(2/3) elements a rank, embedding and head about a fifth of the model.
     let updates = lora.rank as f64 * parameters.powf(2.0 / 3.0) * lora.targets.len() as f64 / 7.0;

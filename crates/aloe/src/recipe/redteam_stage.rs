@@ -1,5 +1,6 @@
 //! `kind = "redteam"` as written.
 
+use crate::cli::timeout_mistake;
 use crate::weights::Quantize;
 use aloe_eval::RedTeamConfig;
 use aloe_eval::judge::JudgePrompt;
@@ -48,6 +49,9 @@ pub(crate) struct RedteamStage {
     /// The most memory for keys and values, in MiB; a quarter of what is free by default. Results do not depend on it.
     #[serde(skip_serializing)]
     pub(crate) kv_budget: Option<usize>,
+    /// The longest that one answer of an endpoint is waited for, in seconds: of the model and of the judge. 600 by default. Results do not depend on it.
+    #[serde(skip_serializing)]
+    pub(crate) request_timeout: Option<u64>,
     /// Folder of answers kept on disk. A local model's results do not depend on it, so it is no part of what decides them.
     #[serde(skip_serializing)]
     pub(crate) answer_cache: Option<PathBuf>,
@@ -73,7 +77,7 @@ fn default_tokens() -> usize {
 impl RedteamStage {
     /// The runner's settings, or every mistake.
     pub(crate) fn checked(&self) -> Result<RedTeamConfig, Vec<String>> {
-        let mut mistakes = Vec::new();
+        let mut mistakes = Vec::from_iter(timeout_mistake(self.request_timeout));
         if self.n_prompts == 0 {
             mistakes.push("n_prompts must be at least 1".to_owned());
         }

@@ -348,24 +348,43 @@ fn a_row_broken_at_its_end_is_named_by_its_own_line() {
     assert!(stderr.contains("mine.jsonl:3") && !stderr.contains(":3:0") && !stderr.contains("jsonl:4"), "{stderr}");
 }
 
-/// Numbers for which memory or threads would be taken before anything is checked.
+/// Numbers for which memory or threads would be taken before anything is checked. What the limits allow fails at the model alone.
 #[test]
 fn more_samples_or_threads_than_can_be_meant_are_refused_before_anything_is_opened() {
     let dir = tempfile::tempdir().unwrap();
     let (requests, recipe) = (dir.path().join("r.jsonl"), dir.path().join("r.toml"));
-    std::fs::write(&requests, "{\"id\": \"a\", \"prompt\": \"x\", \"n\": 10000000000000}\n").unwrap();
-    let (_, stderr, code) = run(&["generate", "nowhere", "--requests", requests.to_str().unwrap()]);
-    assert!(code == 2 && stderr.contains("r.jsonl:1: `n` must be at least 1 and at most 65536"), "{code}: {stderr}");
-    for command in ["score", "generate"] {
-        let args = [command, "nowhere", "--requests", requests.to_str().unwrap(), "--threads", "70000"];
-        let (_, stderr, code) = run(&args);
-        assert!(code == 2 && stderr.contains("70000") && stderr.contains("at most 1024"), "{code}: {stderr}");
+    let refused = |args: &[&str], words: &str| {
+        let (_, stderr, code) = run(args);
+        assert!(code == 2 && stderr.contains(words), "{code}: {stderr}");
+    };
+    let (none, samples) = ("no such folder or file", "r.jsonl:1: `n` must be at least 1 and at most 65536");
+    for (n, words) in [(10_000_000_000_000u64, samples), (65_537, samples), (65_536, none)] {
+        std::fs::write(&requests, format!("{{\"id\": \"a\", \"prompt\": \"x\", \"n\": {n}}}\n")).unwrap();
+        refused(&["generate", "nowhere", "--requests", requests.to_str().unwrap()], words);
     }
-    let text = "name = \"x\"\nthreads = 70000\n[[stage]]\nkind = \"pull\"\nname = \"p\"\nsource = \"x.gguf\"\n";
-    std::fs::write(&recipe, text).unwrap();
-    let (_, stderr, code) = run(&["plan", recipe.to_str().unwrap()]);
-    assert!(code == 2 && stderr.contains("`threads` must be at most 1024"), "{code}: {stderr}");
+    for (command, more) in [("score", ", \"continuations\": []"), ("generate", "")] {
+        std::fs::write(&requests, format!("{{\"id\": \"a\", \"prompt\": \"x\"{more}}}\n")).unwrap();
+        for (threads, words) in [("70000", "at most 1024"), ("1025", "at most 1024"), ("1024", none)] {
+            let args = [command, "nowhere", "--requests", requests.to_str().unwrap(), "--threads", threads];
+            refused(&args, words);
+        }
+    }
+    let plan = |threads: usize| {
+        let head = format!("name = \"x\"\nthreads = {threads}\n");
+        let text = "[[stage]]\nkind = \"pull\"\nname = \"p\"\nsource = \"x.gguf\"\n";
+        std::fs::write(&recipe, head + text).unwrap();
+        run(&["plan", recipe.to_str().unwrap()]).1
+    };
+    for threads in [70_000, 1025] {
+        assert!(plan(threads).contains("`threads` must be at most 1024"), "{}", plan(threads));
+    }
+    assert!(!plan(1024).contains("`threads`"), "{}", plan(1024));
     let args = ["eval", "nowhere", "--tasks", "starter_mcqa", "--data", "x", "--out", "y", "--strategy", "sc-cot"];
-    let (_, stderr, code) = run(&[&args[..], &["--set", "n_samples=70000"]].concat());
-    assert!(code == 2 && stderr.contains("n_samples must be at most 65536"), "{code}: {stderr}");
+    for (setting, words) in [
+        ("n_samples=70000", "n_samples must be at most 65536"),
+        ("n_samples=65537", "n_samples must be at most 65536"),
+        ("n_samples=65536", "nowhere does not exist"),
+    ] {
+        refused(&[&args[..], &["--set", setting]].concat(), words);
+    }
 }

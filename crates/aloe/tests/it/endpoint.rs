@@ -8,8 +8,10 @@ mod handing;
 mod interrupt;
 mod judge;
 mod lies;
+mod noise;
 mod replicas;
 mod server;
+mod timeouts;
 
 use crate::{root, run, stories};
 use serde_json::{Value, json};
@@ -188,7 +190,7 @@ fn sampled_answers_of_an_endpoint_have_seeds_of_their_own_and_repeat() {
     }
     assert_eq!(found[0], found[1]);
     let asked = server.asked();
-    assert_eq!(asked.len(), 2 * 2, "the samples of a question come from one request");
+    assert_eq!(asked.len(), 2 * 2 * 2, "the samples of a question come from one request, which is sent twice");
     let mut seeds: Vec<u64> = asked.iter().map(|one| one.body["seed"].as_u64().unwrap()).collect();
     seeds.sort_unstable();
     seeds.dedup();
@@ -250,6 +252,8 @@ fn medprompt_leaves_the_test_question_itself_out_of_its_examples_and_counts_it()
     );
     assert!(notes["neighbour_search"].as_str().unwrap().starts_with("lexical"), "{notes}");
     assert_eq!(results["tasks"][0]["acc"]["value"], 1.0);
+    let floor = &results["tasks"][0]["noise_floor"];
+    assert_eq!((&floor["n_requests"], &floor["n_requests_changed"]), (&json!(4 * 5), &json!(0)), "{floor}");
     assert_eq!(results["model"]["text"], "server template");
     let samples = lines(&out.join("samples.jsonl"));
     let shots = |sample: &Value| sample["votes"][0]["shots"].to_string();

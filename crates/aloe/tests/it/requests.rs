@@ -127,6 +127,7 @@ fn flags_without_a_meaning_for_the_model_and_repeated_draws_are_refused_before_a
     for (model, more) in [
         (local, &["--tokenizer", local][..]),
         (local, &["--server-template"]),
+        (local, &["--request-timeout", "5"]),
         (served, &["--kv-budget", "64"]),
         (served, &["--dtype", "f32"]),
     ] {

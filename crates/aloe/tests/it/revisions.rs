@@ -13,12 +13,12 @@ const PINNED: [(&str, &str, &str); 9] = [
     ("base", "08c0bfcc28c3169e", "08c0bfcc28c3169e"),
     ("rows", "a388b44f22ea3c05", "a388b44f22ea3c05"),
     ("pairs", "b217052223ba9648", "b217052223ba9648"),
-    ("sft-a", "5cd67312240c52cb", "f4cc4da49dce83dc"),
-    ("sft-b", "1dbae3c15d80e0e4", "8df32f15970e66a8"),
-    ("merge", "0dd0183b6ae4f8a0", "d269d05d6b7eb99d"),
-    ("dpo", "1941dbd499d97fee", "59d9912f856bec31"),
-    ("after", "749e613d6c583849", "8caf6eb7afbd8531"),
-    ("attacks", "49a463cbdf820580", "dc902a956bc9f8cd"),
+    ("sft-a", "49ce40a3e5251832", "5ec177287b224e1c"),
+    ("sft-b", "351ae1202e521e1e", "b999ae3df6e31934"),
+    ("merge", "0dd0183b6ae4f8a0", "777a6fed193175fa"),
+    ("dpo", "f38c355c687cc7ca", "f8e1b8660ce356a7"),
+    ("after", "666ce625fb48f85a", "779965627e6218e3"),
+    ("attacks", "b433238e115d7f85", "d6bda2f406f34052"),
 ];
 
 /// One digest over the names and contents of a stage's files.

@@ -180,12 +180,14 @@ impl Head<'_> {
             a: self.at(self.q, query).cast(),
             a_stride: width,
             a_by_unit: false,
+            a_panel_stride: 0,
             b: b.kt.cast(),
             b_panel_stride: PANEL,
             b_unit_stride: BLOCK,
             c: b.p,
             c_stride: BLOCK,
             accumulate: false,
+            add: std::ptr::null(),
             from_memory: false,
         };
         scores.run_inside::<S>();
@@ -235,8 +237,12 @@ impl Head<'_> {
     }
 }
 
+/// `to += from`, `e` numbers.
+///
+/// # Safety
+/// Both are valid for `e` numbers; the instruction set is available.
 #[inline(always)]
-unsafe fn add_row<S: Simd>(to: *mut f32, from: *const f32, e: usize) {
+pub(super) unsafe fn add_row<S: Simd>(to: *mut f32, from: *const f32, e: usize) {
     let mut x = 0;
     while x < e {
         let n = (e - x).min(LANES);

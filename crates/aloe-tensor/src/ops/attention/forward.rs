@@ -141,12 +141,14 @@ impl Tile<'_> {
             a: b.q.cast(),
             a_stride: e,
             a_by_unit: false,
+            a_panel_stride: 0,
             b: b.kt.cast(),
             b_panel_stride: PANEL,
             b_unit_stride: BLOCK,
             c: b.scores,
             c_stride: BLOCK,
             accumulate: false,
+            add: std::ptr::null(),
             from_memory: false,
         };
         scores.run_inside::<S>();

@@ -174,25 +174,30 @@ pub(super) struct Shared<'a> {
 
 impl<'a> Shared<'a> {
     pub(super) fn new(plan: &AttentionPlan, jobs: Vec<Job<'a>>) -> Self {
-        let mut ranges: Vec<(Range<usize>, usize)> = Vec::new();
-        for (j, block) in plan.blocks.iter().enumerate() {
-            ranges.extend(block.keys.iter().filter(|r| !r.is_empty()).map(|r| (r.clone(), j)));
-        }
-        ranges.sort_by_key(|(r, _)| r.start);
-        let mut group: Vec<usize> = (0..jobs.len()).collect();
-        let (mut end, mut last) = (0, 0);
-        for (range, j) in ranges {
-            if range.start < end && group[j] != group[last] {
-                let (from, to) = (group[j].max(group[last]), group[j].min(group[last]));
-                group.iter_mut().filter(|g| **g == from).for_each(|g| *g = to);
-            }
-            if range.end > end {
-                (end, last) = (range.end, j);
-            }
-        }
-        let members = |g: usize| (0..jobs.len()).filter(|&j| group[j] == g).collect::<Vec<_>>();
-        let groups = (0..jobs.len()).map(members).filter(|m| !m.is_empty()).collect();
+        let groups = groups(plan);
         let rows = plan.blocks.iter().map(|b| b.keys.iter().cloned().flatten().collect()).collect();
         Self { jobs, rows, groups }
     }
+}
+
+/// Blocks of a plan in groups that share no key, each group in plan order.
+pub(super) fn groups(plan: &AttentionPlan) -> Vec<Vec<usize>> {
+    let mut ranges: Vec<(Range<usize>, usize)> = Vec::new();
+    for (j, block) in plan.blocks.iter().enumerate() {
+        ranges.extend(block.keys.iter().filter(|r| !r.is_empty()).map(|r| (r.clone(), j)));
+    }
+    ranges.sort_by_key(|(r, _)| r.start);
+    let mut group: Vec<usize> = (0..plan.blocks.len()).collect();
+    let (mut end, mut last) = (0, 0);
+    for (range, j) in ranges {
+        if range.start < end && group[j] != group[last] {
+            let (from, to) = (group[j].max(group[last]), group[j].min(group[last]));
+            group.iter_mut().filter(|g| **g == from).for_each(|g| *g = to);
+        }
+        if range.end > end {
+            (end, last) = (range.end, j);
+        }
+    }
+    let members = |g: usize| (0..plan.blocks.len()).filter(|&j| group[j] == g).collect::<Vec<_>>();
+    (0..plan.blocks.len()).map(members).filter(|m| !m.is_empty()).collect()
 }

@@ -279,12 +279,14 @@ impl Tile<'_> {
             a: b.q.wrapping_add(first * stride),
             a_stride: stride,
             a_by_unit: false,
+            a_panel_stride: 0,
             b: page.keys(self.kv),
             b_panel_stride: PANEL,
             b_unit_stride: BLOCK,
             c: b.scores.wrapping_add(first * BLOCK),
             c_stride: BLOCK,
             accumulate: false,
+            add: std::ptr::null(),
             from_memory: false,
         };
         scores.run_inside::<S>();

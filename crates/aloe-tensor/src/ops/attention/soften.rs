@@ -13,29 +13,51 @@ pub(super) struct RowState {
     pub(super) e: usize,
 }
 
-/// Scores of a row to weights; the running output shrinks when the maximum grows. Keys past `seen` get weight 0, which
+/// Scores of a row to weights, in place; the running output shrinks when the maximum grows. Keys past `seen` get weight 0, which
 /// leaves the chains of the product as they were.
 ///
 /// # Safety
 /// The state's pointers are valid for the lengths it names; the instruction set is available.
 #[inline(always)]
 pub(super) unsafe fn soften<S: Simd>(state: &RowState, scale: f32, seen: usize) {
+    let p = weights::<S>(state, scale, seen);
+    let mut i = 0;
+    while i < 4 {
+        S::store(state.scores.wrapping_add(i * LANES), p[i]);
+        i += 1;
+    }
+}
+
+/// The same with the weights rounded to bf16 into `out` `[64]`.
+///
+/// # Safety
+/// As [`soften`], and 64 numbers to write.
+#[inline(always)]
+pub(super) unsafe fn soften_rounded<S: Simd>(state: &RowState, scale: f32, seen: usize, out: *mut u16) {
+    let p = weights::<S>(state, scale, seen);
+    let mut i = 0;
+    while i < 4 {
+        S::store_bf16(out.wrapping_add(i * LANES), p[i]);
+        i += 1;
+    }
+}
+
+#[inline(always)]
+unsafe fn weights<S: Simd>(state: &RowState, scale: f32, seen: usize) -> [S::V; 4] {
     let row = state.scores;
     for i in seen..BLOCK {
         row.wrapping_add(i).write(f32::NEG_INFINITY);
     }
     if seen == 0 {
-        (0..BLOCK).for_each(|i| row.wrapping_add(i).write(0.0));
-        return;
+        return [S::splat(0.0); 4];
     }
     let scale = S::splat(scale);
     // Written out: a closure's body would not be compiled with the kernel's instructions.
-    let at = [row, row.wrapping_add(LANES), row.wrapping_add(2 * LANES), row.wrapping_add(3 * LANES)];
     let s = [
-        S::mul(S::load(at[0]), scale),
-        S::mul(S::load(at[1]), scale),
-        S::mul(S::load(at[2]), scale),
-        S::mul(S::load(at[3]), scale),
+        S::mul(S::load(row), scale),
+        S::mul(S::load(row.wrapping_add(LANES)), scale),
+        S::mul(S::load(row.wrapping_add(2 * LANES)), scale),
+        S::mul(S::load(row.wrapping_add(3 * LANES)), scale),
     ];
     let before = state.max.read();
     let block_max = max_lanes::<S>(S::max(S::max(s[0], s[1]), S::max(s[2], s[3])));
@@ -47,20 +69,16 @@ pub(super) unsafe fn soften<S: Simd>(state: &RowState, scale: f32, seen: usize) 
         exp::<S>(S::sub(s[2], shift)),
         exp::<S>(S::sub(s[3], shift)),
     ];
-    let mut i = 0;
-    while i < 4 {
-        S::store(at[i], p[i]);
-        i += 1;
-    }
     let added = sum_lanes::<S>(S::add(S::add(p[0], p[1]), S::add(p[2], p[3])));
     if now == before {
         state.sum.write(state.sum.read() + added);
-        return;
+        return p;
     }
     let shrink = exp::<S>(S::sub(S::splat(before), shift));
     state.sum.write(state.sum.read() * max_lanes::<S>(shrink) + added);
     state.max.write(now);
     scale_output::<S>(state, shrink);
+    p
 }
 
 #[inline(always)]

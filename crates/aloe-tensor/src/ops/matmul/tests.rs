@@ -126,7 +126,7 @@ fn packing_loses_nothing_and_an_update_equals_a_new_layer() {
             let dy = normal("dy", &[3, o]);
             linear_grad_input(&device, &dy, &layer);
             layer.update_from_f32(&device, masters.as_f32());
-            let fresh = Linear::new_on(&device, masters.cast(dtype), None);
+            let fresh = Linear::of_master(&device, &masters, dtype, None);
             same_bits(layer.weight().cast(Dtype::F32).as_f32(), &fresh.weight().to_f32_vec(), "updated");
             let (a, b) = (linear_grad_input(&device, &dy, &layer), linear_grad_input(&device, &dy, &fresh));
             same_bits(a.as_f32(), b.as_f32(), "updated, for the gradient");

@@ -61,5 +61,5 @@ fn the_noise_floor_is_measured_on_the_server_and_not_on_the_cache() {
     }
     assert_eq!(found[0].0, found[1].0);
     // Four options each: the first run scores three questions twice, the second once. The mock counts the first probe only.
-    assert_eq!(found[0].1 - found[1].1, 3 * 4 + 1);
+    assert_eq!((found[0].1, found[1].1), (2 * 3 * 4 + 1, 3 * 4));
 }

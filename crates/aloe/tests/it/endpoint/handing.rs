@@ -35,7 +35,7 @@ fn twenty_samples_of_thirty_questions_keep_all_sixteen_connections_at_work() {
     let tokenizer = ["--set", "n_samples=20", "--tokenizer", folder.to_str().unwrap()];
     let (_, stderr, code) = eval(&server.model(), &dir.path().join("out"), &[&more[..], &tokenizer].concat());
     assert_eq!(code, 0, "{stderr}");
-    assert_eq!((server.n_asked(), most.load(Ordering::SeqCst)), (30, 16));
+    assert_eq!((server.n_asked(), most.load(Ordering::SeqCst)), (2 * 30, 16), "each is sent twice");
 }
 
 /// The first request is answered last, with an answer that cannot be used: 59 others were answered by then.
@@ -65,7 +65,7 @@ fn every_answer_behind_the_first_failure_is_kept_and_none_is_asked_for_again() {
     is_up.store(true, Ordering::SeqCst);
     let (_, stderr, code) = eval(&server.model(), &out, &more);
     assert_eq!(code, 0, "{stderr}");
-    assert_eq!((n_before, server.n_asked() - n_before), (60, 1));
+    assert_eq!((n_before, server.n_asked() - n_before), (60, 1 + 60), "the one that failed, and all a second time");
     let samples = lines(&out.join("samples.jsonl"));
     let places: Vec<u64> = samples.iter().map(|sample| sample["index"].as_u64().unwrap()).collect();
     assert_eq!(places, (0..60).collect::<Vec<u64>>(), "the order of the questions");
@@ -92,7 +92,7 @@ fn a_question_that_the_server_refuses_is_counted_wrong_and_the_evaluation_ends()
         ["--tasks", "starter_mcqa", "--strategy", "cot", "--shots", "0", "--tokenizer", folder.to_str().unwrap()];
     let (server, out) = (choosy(), dir.path().join("out"));
     let (stdout, stderr, code) = eval(&server.model(), &out, &[&more[..], &["--limit", "20"]].concat());
-    assert_eq!((code, server.n_asked()), (0, 20), "{stderr}");
+    assert_eq!((code, server.n_asked()), (0, 20 + 19), "what was refused is not sent twice: {stderr}");
     assert!(stdout.contains("1 question was refused by the model or its server and counted wrong"), "{stdout}");
     let counts = read(&out.join("results.json"))["tasks"][0].clone();
     assert_eq!((&counts["n"], &counts["n_refused"], &counts["n_unparsed"]), (&json!(20), &json!(1), &json!(0)));
