@@ -9,7 +9,7 @@ tokens from the logits, `aloe bench` does; a peer's figure is that of its fastes
 
 Pinned: python 3.11, torch 2.15, transformers 5.23; llama.cpp of the llama-cpp-python 0.3.36 source package, built with GGML_NATIVE
 (or with AVX2, FMA and F16C alone). Random token ids on all sides; no seeds.
-Run: python oracles/engine_peers.py ALOE MODEL_FOLDER LLAMA_BIN_FOLDER GGUF_PREFIX [--rounds 5]
+Run: python oracles/engine_peers.py ALOE MODEL_FOLDER LLAMA_BIN_FOLDER GGUF_PREFIX [--rounds 5] [--lock FILE]
 GGUF_PREFIX-bf16.gguf, -Q8_0.gguf and -Q4_0.gguf are the same weights. Prints one line a work with the medians and the median ratio.
 """
 
@@ -21,6 +21,7 @@ import subprocess
 import time
 
 import torch
+from machine_lock import held
 from transformers import AutoModelForCausalLM
 
 FORMATS = ["bf16", "Q8_0", "Q4_0"]
@@ -91,6 +92,7 @@ def main():
     parser.add_argument("gguf")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only-cpu")
+    parser.add_argument("--lock", help="file whose lock is held during a round")
     options = parser.parse_args()
     environment = {"ALOE_CPU": options.only_cpu} if options.only_cpu else {}
     works = {"aloe": lambda: ours(options, environment), "llama": lambda: llama(options.llama, options.gguf, FORMATS)}
@@ -101,8 +103,9 @@ def main():
         names = list(works)
         names = names[number % len(names):] + names[: number % len(names)]
         found = {}
-        for name in names:
-            found |= {(name, *key): rate for key, rate in works[name]().items()}
+        with held(options.lock):
+            for name in names:
+                found |= {(name, *key): rate for key, rate in works[name]().items()}
         rounds.append(found)
         print(f"round {number + 1}", {" ".join(key): round(rate, 2) for key, rate in found.items()}, flush=True)
     peers_of = {

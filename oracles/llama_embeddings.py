@@ -7,8 +7,7 @@ server rounds activations to 8 bits (least cosine of 20 texts on Q4_1: 0.9988); 
 
 Pinned: python 3.11, xllamacpp 2026.10.11549. No seeds.
 Run: V/bin/python oracles/llama_server.py MODEL.gguf 8413 4 4096 last &  then
-     cargo build --release -p aloe-engine --example embed
-     ALOE_DATA=... python oracles/llama_embeddings.py target/release/examples/embed FOLDER 8413 [--texts 200] [--characters 100]
+     ALOE_DATA=... python oracles/llama_embeddings.py target/release/aloe FOLDER 8413 [--texts 200] [--characters 100]
 Prints the least and the mean cosine, and how often the nearest neighbour is the same.
 """
 
@@ -18,13 +17,17 @@ import math
 import os
 import pathlib
 import subprocess
+import tempfile
 
 
 def embed(binary, model, texts):
-    done = subprocess.run([binary, model], input="\n".join(texts) + "\n", capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(done.stderr)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    with tempfile.TemporaryDirectory() as folder:
+        rows, out = pathlib.Path(folder) / "texts.jsonl", pathlib.Path(folder) / "vectors.jsonl"
+        rows.write_text("".join(json.dumps({"id": str(at), "text": text}) + "\n" for at, text in enumerate(texts)))
+        done = subprocess.run([binary, "embed", model, "--requests", str(rows), "--out", str(out)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(done.stderr)
+        return [json.loads(line)["embedding"] for line in open(out)]
 
 
 def dot(a, b):

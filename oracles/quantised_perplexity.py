@@ -3,10 +3,11 @@
 
 Texts: the first 1,000 characters of 200 MedQuAD answers, drawn by seed 7; every token but the first is scored. `aloe score` gives the ids;
 llama.cpp (the library of the llama-cpp-python 0.3.36 source package, called through that package's ctypes bindings) gets the same ones,
-two threads. Bound, set before: llama.cpp's perplexity and ours on the stored blocks differ by less than 2 %.
+two threads. Bound, set before: llama.cpp's perplexity and ours on the stored blocks differ by less than 2 %; with `--q4-file`, so do
+llama.cpp's on that file (the same weights in bf16, rounded to Q4_0 by llama-quantize) and ours on what `--quantize q4` makes of the folder.
 
 Pinned: python 3.11, numpy 2; llama.cpp of llama-cpp-python 0.3.36.
-Run: ALOE_DATA=... python oracles/quantised_perplexity.py ALOE MODEL.gguf LLAMA_LIB_FOLDER BINDINGS_FOLDER [--texts 200]
+Run: ALOE_DATA=... python oracles/quantised_perplexity.py ALOE MODEL.gguf LLAMA_LIB_FOLDER BINDINGS_FOLDER [--texts 200] [--q4-file Q4_0.gguf]
 LLAMA_LIB_FOLDER holds libllama.so, BINDINGS_FOLDER the package's `llama_cpp`. Prints one line a format; ends with 1 outside the bound.
 """
 
@@ -78,6 +79,7 @@ def main():
     for name in ["aloe", "gguf", "llama_lib_folder", "bindings_folder"]:
         parser.add_argument(name)
     parser.add_argument("--texts", type=int, default=200)
+    parser.add_argument("--q4-file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -92,11 +94,12 @@ def main():
             scored = ours(args.aloe, model, rows, folder, arguments)
             found[label] = perplexity([logp for row in scored for logp in row["continuations"][0]["logps"]])
         ids = [row["prompt_ids"] for row in scored]
-        peer = perplexity(llama_logps(args.llama_lib_folder, args.bindings_folder, args.gguf, ids))
-    print(f"{sum(map(len, ids))} tokens of {len(ids)} answers; llama.cpp {peer:.4f}")
+        peers = {path: perplexity(llama_logps(args.llama_lib_folder, args.bindings_folder, path, ids)) for path in [args.gguf, args.q4_file] if path}
+    print(f"{sum(map(len, ids))} tokens of {len(ids)} answers; llama.cpp " + ", ".join(f"{peer:.4f} on {path}" for path, peer in peers.items()))
     for label, value in found.items():
-        print(f"{label}: {value:.4f}, {100 * (value / peer - 1):+.2f} % of llama.cpp")
-    sys.exit(abs(found["stored blocks"] / peer - 1) > 0.02)
+        print(f"{label}: {value:.4f}, " + ", ".join(f"{100 * (value / peer - 1):+.2f} %" for peer in peers.values()) + " of llama.cpp")
+    twins = [("stored blocks", args.gguf)] + ([("--quantize q4", args.q4_file)] if args.q4_file else [])
+    sys.exit(any(abs(found[label] / peers[path] - 1) > 0.02 for label, path in twins))
 
 
 if __name__ == "__main__":

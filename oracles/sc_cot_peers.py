@@ -8,7 +8,8 @@ llama-server gets prompt caching, flash attention, continuous batching, and one 
 prompt once and copies its cache; `--slots` tries several numbers of slots (`--inflight` questions at once) and the best counts.
 
 Pinned: python 3.11, transformers 5.23; llama.cpp of the llama-cpp-python 0.3.36 source package, built with GGML_NATIVE. Two threads.
-Run: ALOE_DATA=... python oracles/sc_cot_peers.py ALOE MODEL_FOLDER LLAMA_SERVER MODEL.gguf [--questions 50] [--rounds 3] [--slots 20,40]
+Run: ALOE_DATA=... python oracles/sc_cot_peers.py ALOE MODEL_FOLDER LLAMA_SERVER MODEL.gguf [--questions 50] [--rounds 3]
+     [--slots 20,40] [--lock FILE]
 Prints one line a round and the medians of the ratios.
 """
 
@@ -23,6 +24,7 @@ import tempfile
 import time
 import urllib.request
 
+from machine_lock import held
 from transformers import AutoTokenizer
 
 SYSTEM = "You are a medical expert. Think step by step about the question and its options, then name the letter of the right option."
@@ -96,6 +98,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slots", type=lambda text: [int(n) for n in text.split(",")], default=[20, 40])
     parser.add_argument("--aloe-args", default="")
+    parser.add_argument("--lock", help="file whose lock is held during a round")
     options = parser.parse_args()
     all_ids = list(prompts(options.model, options.questions))
     longest = max(map(len, all_ids)) + options.tokens
@@ -103,10 +106,11 @@ def main():
     server = lambda slots: Server(options.server, options.gguf, slots, slots // 20, slots * longest)
     rates = {}
     for slots in options.slots:
-        running = server(slots)
-        running.run(all_ids[:2], 16)
-        seconds, total = running.run(all_ids[:6], options.tokens)
-        running.stop()
+        with held(options.lock):
+            running = server(slots)
+            running.run(all_ids[:2], 16)
+            seconds, total = running.run(all_ids[:6], options.tokens)
+            running.stop()
         rates[slots] = total / seconds
         print(f"llama-server with {slots} slots: {rates[slots]:.0f} tokens a second on 6 questions", flush=True)
     best = max(rates, key=rates.get)
@@ -123,7 +127,8 @@ def main():
                 running.stop()
                 return found
 
-            found = {work.__name__: work() for work in ([aloe, peer] if number % 2 == 0 else [peer, aloe])}
+            with held(options.lock):
+                found = {work.__name__: work() for work in ([aloe, peer] if number % 2 == 0 else [peer, aloe])}
             rate = {name: total / seconds for name, (seconds, total) in found.items()}
             ours_rate.append(rate["aloe"])
             theirs_rate.append(rate["peer"])

@@ -8,7 +8,8 @@ Each round runs, in an order that rotates: `aloe score` (whole process, loading 
 for its options (load not counted). Answers are compared first: sums of log-probabilities and the chosen options.
 
 Pinned: python 3.11, torch 2.15, transformers 5.23, lm-eval 0.4.13. Two threads. Seeds: none are used.
-Run: ALOE_DATA=... ALOE_MODELS=... python oracles/scoring_peers.py target/release/aloe [--questions 200] [--rounds 3] [--batch 8] [--skip harness]
+Run: ALOE_DATA=... ALOE_MODELS=... python oracles/scoring_peers.py target/release/aloe [--questions 200] [--rounds 3] [--batch 8]
+     [--skip harness] [--lock FILE]
 The model is the f32 folder that lm_eval_parity.py makes. Prints one line a round and the medians of the ratios.
 """
 
@@ -29,6 +30,7 @@ import lm_eval_parity as parity
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from machine_lock import held
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TASK = "medqa_4options"
@@ -131,21 +133,24 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", default="8")
     parser.add_argument("--skip", action="append", default=[])
+    parser.add_argument("--lock", help="file whose lock is held during a round")
     options = parser.parse_args()
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
-        parity.local_task(TASK, root)
-        first_n(root)
-        rows = requests_of(harness(root, "dummy", options.questions))
-        works = {"aloe": Ours(options.binary, rows, root), "loop": Loop(rows)}
-        if "harness" not in options.skip:
-            works["harness"] = Harness(root, options.questions, int(options.batch) if options.batch.isdigit() else options.batch)
+        with held(options.lock):
+            parity.local_task(TASK, root)
+            first_n(root)
+            rows = requests_of(harness(root, "dummy", options.questions))
+            works = {"aloe": Ours(options.binary, rows, root), "loop": Loop(rows)}
+            if "harness" not in options.skip:
+                works["harness"] = Harness(root, options.questions, int(options.batch) if options.batch.isdigit() else options.batch)
         seconds = {name: [] for name in works}
         for number in range(options.rounds):
             names = list(works)
             names = names[number % len(names):] + names[: number % len(names)]
-            found = {name: works[name].run() for name in names}
+            with held(options.lock):
+                found = {name: works[name].run() for name in names}
             if number == 0:
                 for name in found.keys() - {"aloe"}:
                     compare(name, found["aloe"][1], found[name][1])
