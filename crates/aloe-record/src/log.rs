@@ -124,7 +124,8 @@ mod tests {
     fn a_checksum_is_read_as_it_is_written_alone() {
         // Four of the eight digits are letters: cbf43926 by the standard's check value.
         assert_eq!(whole(b"cbf43926 123456789"), Some((0xCBF4_3926, &b"123456789"[..])));
-        for line in ["CBF43926 123456789", "cbF43926 123456789", "+bf43926 123456789", "cbf43926\t123456789", "cbf4392"] {
+        for line in ["CBF43926 123456789", "cbF43926 123456789", "+bf43926 123456789", "cbf43926\t123456789", "cbf4392"]
+        {
             assert_eq!(whole(line.as_bytes()), None, "{line}");
         }
     }
