@@ -4,6 +4,7 @@ use crate::config::{MergeDtype, TensorParameters};
 use crate::source::Source;
 use crate::tile::{Rounding, dot, run, tiles};
 use crate::{Error, Result};
+use aloe_tensor::Isa;
 use std::ops::Range;
 
 /// The inputs that contribute to one output tensor.
@@ -66,7 +67,10 @@ impl Group {
     pub(crate) fn delta<R: Rounding>(&self, input: usize, base: &[f32], range: &Range<usize>) -> Result<Vec<f32>> {
         let mut values = self.read(input, range)?;
         if self.base.is_some() {
-            values.iter_mut().zip(base).for_each(|(value, base)| *value = R::round(*value - base));
+            Isa::wide(
+                #[inline(always)]
+                || values.iter_mut().zip(base).for_each(|(value, base)| *value = R::round(*value - base)),
+            );
         }
         Ok(values)
     }
@@ -80,8 +84,14 @@ impl Group {
     pub(crate) fn gram(&self, read: impl Fn(&Range<usize>) -> Result<Vec<Vec<f32>>> + Sync) -> Result<Vec<Vec<f64>>> {
         let parts = self.fold(|range| {
             let vectors = read(&range)?;
-            let row = |a: &Vec<f32>| vectors.iter().map(|b| dot(a, b)).collect::<Vec<f64>>();
-            Ok(vectors.iter().map(row).collect::<Vec<_>>())
+            let mut products = vec![vec![0.0f64; vectors.len()]; vectors.len()];
+            for (i, a) in vectors.iter().enumerate() {
+                for (j, b) in vectors.iter().enumerate().take(i + 1) {
+                    products[i][j] = dot(a, b);
+                    products[j][i] = products[i][j];
+                }
+            }
+            Ok(products)
         })?;
         let n = parts.first().map_or(0, Vec::len);
         let mut total = vec![vec![0.0f64; n]; n];

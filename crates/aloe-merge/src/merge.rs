@@ -12,11 +12,12 @@ use crate::plan::{MergeOptions, MergePlan, PlannedTensor, folders, plan};
 use crate::stats::TensorStats;
 use crate::tile::{run, tiles};
 use crate::{Error, Result, card, disk, tokenizer};
-use aloe_model::float::{f32_to_bf16, first_non_finite};
+use aloe_model::float::first_non_finite;
 use aloe_model::writer::TensorSlot;
 use aloe_model::{CheckpointWriter, FileDtype};
 use aloe_record::atomic::{self, OutputDir};
 use aloe_record::{Cancel, Progress};
+use aloe_tensor::Isa;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -197,20 +198,9 @@ impl Outputs {
 /// Encodes a tile in the slot's type and writes it.
 fn write_tile(slot: &TensorSlot, name: &str, start: usize, values: &[f32]) -> Result<()> {
     let mut bytes = Vec::with_capacity(values.len() * slot.dtype().size_bytes());
-    let half = |encode: fn(f32) -> u16, infinity: u16, bytes: &mut Vec<u8>| {
-        let mut overflowed = None;
-        for (index, value) in values.iter().enumerate() {
-            let bits = encode(*value);
-            if bits & infinity == infinity {
-                overflowed.get_or_insert(index);
-            }
-            bytes.extend_from_slice(&bits.to_le_bytes());
-        }
-        overflowed
-    };
     let overflowed = match slot.dtype() {
-        FileDtype::F16 => half(f32_to_f16, 0x7c00, &mut bytes),
-        FileDtype::BF16 => half(f32_to_bf16, 0x7f80, &mut bytes),
+        FileDtype::F16 => encode(values, &mut bytes, f32_to_f16, 0x7c00),
+        FileDtype::BF16 => encode(values, &mut bytes, finite_to_bf16, 0x7f80),
         _ => {
             values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
             None
@@ -222,6 +212,32 @@ fn write_tile(slot: &TensorSlot, name: &str, start: usize, values: &[f32]) -> Re
         return Err(Error::tensor(name, "merged", reason));
     }
     Ok(slot.write_at(start, &bytes)?)
+}
+
+/// Appends the halves that `half` makes of finite values; the first that became infinite.
+#[inline(always)]
+fn encode(values: &[f32], bytes: &mut Vec<u8>, half: impl Fn(f32) -> u16 + Copy, infinity: u16) -> Option<usize> {
+    bytes.resize(2 * values.len(), 0);
+    let overflows = Isa::wide(
+        #[inline(always)]
+        || {
+            let mut overflows = false;
+            for (place, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                let bits = half(*value);
+                overflows |= bits & infinity == infinity;
+                *place = bits.to_le_bytes();
+            }
+            overflows
+        },
+    );
+    overflows.then(|| values.iter().position(|value| half(*value) & infinity == infinity)).flatten()
+}
+
+/// [`aloe_model::float::f32_to_bf16`] of what is not NaN, which a merge refuses before.
+#[inline(always)]
+fn finite_to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
 /// Names the model whose weights are NaN or infinite, where the result is.

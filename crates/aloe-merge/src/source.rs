@@ -9,6 +9,7 @@ use crate::vocabulary::{Row, RowMap};
 use crate::{Error, Result};
 use aloe_model::float::{bf16_to_f32, f16_to_f32};
 use aloe_model::{FileDtype, LoraDelta};
+use aloe_tensor::Isa;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -99,24 +100,27 @@ impl Stored {
 }
 
 fn decode(dtype: FileDtype, bytes: &[u8], out: &mut [f32]) {
-    match dtype {
-        FileDtype::F32 => {
-            for (value, four) in out.iter_mut().zip(bytes.as_chunks().0) {
-                *value = f32::from_le_bytes(*four);
+    Isa::wide(
+        #[inline(always)]
+        || match dtype {
+            FileDtype::F32 => {
+                for (value, four) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = f32::from_le_bytes(*four);
+                }
             }
-        }
-        FileDtype::BF16 => {
-            for (value, two) in out.iter_mut().zip(bytes.as_chunks().0) {
-                *value = bf16_to_f32(u16::from_le_bytes(*two));
+            FileDtype::BF16 => {
+                for (value, two) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = bf16_to_f32(u16::from_le_bytes(*two));
+                }
             }
-        }
-        FileDtype::F16 => {
-            for (value, two) in out.iter_mut().zip(bytes.as_chunks().0) {
-                *value = f16_to_f32(u16::from_le_bytes(*two));
+            FileDtype::F16 => {
+                for (value, two) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = f16_to_f32(u16::from_le_bytes(*two));
+                }
             }
-        }
-        other => unreachable!("the reader lets no {other:?} weights pass"),
-    }
+            other => unreachable!("the reader lets no {other:?} weights pass"),
+        },
+    );
 }
 
 /// A tensor `[rows, n_cols]` whose rows follow a vocabulary that is not its file's.
@@ -221,7 +225,10 @@ impl Source {
 }
 
 fn round_all<R: Rounding>(values: &mut [f32]) {
-    values.iter_mut().for_each(|value| *value = R::round(*value));
+    Isa::wide(
+        #[inline(always)]
+        || values.iter_mut().for_each(|value| *value = R::round(*value)),
+    );
 }
 
 /// Whether every value of the file is one of the dtype.

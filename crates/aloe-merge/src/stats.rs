@@ -57,20 +57,25 @@ impl TileSums {
     }
 
     /// Counts where at least two of the vectors are not zero, and where these have one sign.
+    #[inline(always)]
     pub(crate) fn compare(&mut self, deltas: &[Vec<f32>]) {
         let n = deltas.first().map_or(0, Vec::len);
-        let (mut positive, mut negative) = (vec![0u16; n], vec![0u16; n]);
+        let (mut positive, mut negative) = (vec![0u32; n], vec![0u32; n]);
         for delta in deltas {
             for ((positive, negative), delta) in positive.iter_mut().zip(&mut negative).zip(delta) {
-                *positive += u16::from(*delta > 0.0);
-                *negative += u16::from(*delta < 0.0);
+                *positive += u32::from(*delta > 0.0);
+                *negative += u32::from(*delta < 0.0);
             }
         }
+        // Sums of 32 bits hold a tile's counts, and fill vectors.
+        let (mut contested, mut agreeing) = (0u32, 0u32);
         for (positive, negative) in positive.into_iter().zip(negative) {
-            let contested = positive + negative >= 2;
-            self.n_contested += u64::from(contested);
-            self.n_agreeing += u64::from(contested && (positive == 0 || negative == 0));
+            let is_contested = positive + negative >= 2;
+            contested += u32::from(is_contested);
+            agreeing += u32::from(is_contested & ((positive == 0) | (negative == 0)));
         }
+        self.n_contested += u64::from(contested);
+        self.n_agreeing += u64::from(agreeing);
     }
 
     /// Adds the figures of the next tile.

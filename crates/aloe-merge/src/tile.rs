@@ -1,16 +1,17 @@
-//! Tiles: a tensor is read, merged and written in pieces of 65,536 elements, so that threads share one tensor and memory does not grow
-//! with it. Results per tile come back in tile order, whatever the threads did: reductions have one order.
+//! Tiles: a tensor is read, merged and written in pieces of 8,192 elements, so that threads share one tensor, memory does not grow
+//! with it, and a piece of every input lies in the second-level cache together. Results per tile come back in tile order, whatever the threads did: reductions have one order.
 
 use crate::Result;
 use crate::config::MergeDtype;
 use crate::half::f32_to_f16;
 use aloe_model::float::{bf16_to_f32, f16_to_f32, f32_to_bf16};
+use aloe_tensor::Isa;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Elements per tile; a multiple of 4, so that a tile begins at a block of the mask generator.
-pub(crate) const TILE: usize = 1 << 16;
+pub(crate) const TILE: usize = 1 << 13;
 
 /// The nearest bfloat16, ties to even.
 pub(crate) fn round_bf16(value: f32) -> f32 {
@@ -83,40 +84,55 @@ const LANES: usize = 8;
 
 /// Sum of products in f64, in eight lanes: one order on every machine.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
-    let mut lanes = [0.0f64; LANES];
-    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
-    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for lane in 0..LANES {
-            lanes[lane] += f64::from(a[lane]) * f64::from(b[lane]);
-        }
-    }
-    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-    lanes.iter().sum::<f64>() + rest
+    Isa::wide(
+        #[inline(always)]
+        || {
+            let mut lanes = [0.0f64; LANES];
+            let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+            let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+            for (a, b) in a_chunks.iter().zip(b_chunks) {
+                for lane in 0..LANES {
+                    lanes[lane] += f64::from(a[lane]) * f64::from(b[lane]);
+                }
+            }
+            let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            lanes.iter().sum::<f64>() + rest
+        },
+    )
 }
 
 /// Sum in f64, in eight lanes.
 pub(crate) fn sum(values: &[f32]) -> f64 {
-    let mut lanes = [0.0f64; LANES];
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            lanes[lane] += f64::from(chunk[lane]);
-        }
-    }
-    lanes.iter().sum::<f64>() + rest.iter().map(|value| f64::from(*value)).sum::<f64>()
+    Isa::wide(
+        #[inline(always)]
+        || {
+            let mut lanes = [0.0f64; LANES];
+            let (chunks, rest) = values.as_chunks::<LANES>();
+            for chunk in chunks {
+                for lane in 0..LANES {
+                    lanes[lane] += f64::from(chunk[lane]);
+                }
+            }
+            lanes.iter().sum::<f64>() + rest.iter().map(|value| f64::from(*value)).sum::<f64>()
+        },
+    )
 }
 
 /// Sum of magnitudes in f64, in eight lanes.
 pub(crate) fn sum_of_magnitudes(values: &[f32]) -> f64 {
-    let mut lanes = [0.0f64; LANES];
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            lanes[lane] += f64::from(chunk[lane].abs());
-        }
-    }
-    lanes.iter().sum::<f64>() + rest.iter().map(|value| f64::from(value.abs())).sum::<f64>()
+    Isa::wide(
+        #[inline(always)]
+        || {
+            let mut lanes = [0.0f64; LANES];
+            let (chunks, rest) = values.as_chunks::<LANES>();
+            for chunk in chunks {
+                for lane in 0..LANES {
+                    lanes[lane] += f64::from(chunk[lane].abs());
+                }
+            }
+            lanes.iter().sum::<f64>() + rest.iter().map(|value| f64::from(value.abs())).sum::<f64>()
+        },
+    )
 }
 
 /// Runs `work` on every job, on at most `threads` threads; the results stand in the order of the jobs. The first error in job order among

@@ -33,6 +33,27 @@ impl CounterRng {
         philox([index as u32, (index >> 32) as u32, self.item as u32, (self.item >> 32) as u32], self.key)
     }
 
+    /// The blocks from `index` on, side by side: `[w][l]` is value `w` of block `index + l`. Plain loops over lanes, for the caller's
+    /// vector instructions: with a hundred lanes or more compilers keep the loops and use them.
+    #[inline(always)]
+    pub fn blocks<const LANES: usize>(&self, index: u64) -> [[u32; LANES]; 4] {
+        let (mut c0, mut c1) = ([0u32; LANES], [0u32; LANES]);
+        let (mut c2, mut c3) = ([self.item as u32; LANES], [(self.item >> 32) as u32; LANES]);
+        for lane in 0..LANES {
+            let index = index + lane as u64;
+            c0[lane] = index as u32;
+            c1[lane] = (index >> 32) as u32;
+        }
+        let mut key = self.key;
+        for _ in 0..10 {
+            for lane in 0..LANES {
+                [c0[lane], c1[lane], c2[lane], c3[lane]] = round([c0[lane], c1[lane], c2[lane], c3[lane]], key);
+            }
+            key = next_key(key);
+        }
+        [c0, c1, c2, c3]
+    }
+
     /// The next 32 random bits.
     pub fn next_u32(&mut self) -> u32 {
         let value = self.at(self.position);
@@ -81,17 +102,27 @@ impl CounterRng {
 
 fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
-        let first = u64::from(counter[0]) * 0xD251_1F53;
-        let second = u64::from(counter[2]) * 0xCD9E_8D57;
-        counter = [
-            (second >> 32) as u32 ^ counter[1] ^ key[0],
-            second as u32,
-            (first >> 32) as u32 ^ counter[3] ^ key[1],
-            first as u32,
-        ];
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+        counter = round(counter, key);
+        key = next_key(key);
     }
     counter
+}
+
+#[inline(always)]
+fn round(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    let first = u64::from(counter[0]) * 0xD251_1F53;
+    let second = u64::from(counter[2]) * 0xCD9E_8D57;
+    [
+        (second >> 32) as u32 ^ counter[1] ^ key[0],
+        second as u32,
+        (first >> 32) as u32 ^ counter[3] ^ key[1],
+        first as u32,
+    ]
+}
+
+#[inline(always)]
+fn next_key(key: [u32; 2]) -> [u32; 2] {
+    [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)]
 }
 
 #[cfg(test)]
@@ -113,6 +144,17 @@ mod tests {
         assert_eq!(in_order, by_index);
         assert_ne!(in_order[0], CounterRng::new(7, "test", 4).at(0));
         assert_ne!(in_order[0], CounterRng::new(7, "other", 3).at(0));
+    }
+
+    #[test]
+    fn blocks_side_by_side_are_the_blocks_one_by_one() {
+        let rng = CounterRng::new(7, "test", 3);
+        for index in [0, 5, u64::from(u32::MAX) - 3] {
+            let found = rng.blocks::<8>(index);
+            for lane in 0..8 {
+                assert_eq!([0, 1, 2, 3].map(|word| found[word][lane]), rng.block(index + lane as u64));
+            }
+        }
     }
 
     #[test]

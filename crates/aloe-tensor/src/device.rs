@@ -63,6 +63,21 @@ impl Isa {
         self.available() && *CHOSEN.get_or_init(|| self) == self
     }
 
+    /// Runs `work` in a function compiled for the best vectors of this machine, so that plain loops inlined into it use them. They do the
+    /// same operations in the same order (Rust contracts no multiplication and addition): the result is that of `work()`, bit for bit.
+    #[inline]
+    pub fn wide<R>(work: impl FnOnce() -> R) -> R {
+        #[cfg(target_arch = "x86_64")]
+        match Self::best() {
+            // SAFETY: `best` is available on this machine.
+            Isa::Avx512Bf16 | Isa::Avx512 => return unsafe { with_avx512(work) },
+            // SAFETY: as above.
+            Isa::Avx2 => return unsafe { with_avx2(work) },
+            Isa::Portable => {}
+        }
+        work()
+    }
+
     /// For records: `avx512-bf16`, `avx512`, `avx2`, `portable`.
     pub fn name(self) -> &'static str {
         match self {
@@ -72,6 +87,18 @@ impl Isa {
             Isa::Portable => "portable",
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
+    work()
 }
 
 struct Inner {

@@ -8,7 +8,8 @@ use crate::Result;
 use crate::config::Parameter;
 use crate::group::Group;
 use crate::stats::TileSums;
-use crate::tile::round_to;
+use crate::tile::{Rounding, with_rounding};
+use aloe_tensor::Isa;
 
 pub(super) struct Linear {
     weights: Vec<f32>,
@@ -31,15 +32,22 @@ impl Kernel for Linear {
         out.fill(0.0);
         for (source, weight) in group.sources.iter().zip(&self.weights) {
             source.read(start, group.dtype, &mut values)?;
-            // torch's addcmul is compiled to a fused multiply-add; the product is exact in f64, so this rounds once as well.
-            let weight = f64::from(*weight);
-            out.iter_mut()
-                .zip(&values)
-                .for_each(|(sum, value)| *sum = (f64::from(*sum) + weight * f64::from(*value)) as f32);
+            // torch's addcmul is compiled to a fused multiply-add.
+            Isa::wide(
+                #[inline(always)]
+                || out.iter_mut().zip(&values).for_each(|(sum, value)| *sum = weight.mul_add(*value, *sum)),
+            );
         }
-        for value in out.iter_mut() {
-            *value = round_to(group.dtype, self.total.map_or(*value, |total| *value / total));
-        }
+        with_rounding!(group.dtype, divide(out, self.total));
         Ok(None)
     }
+}
+
+fn divide<R: Rounding>(values: &mut [f32], total: Option<f32>) {
+    // Division by one changes nothing.
+    let total = total.unwrap_or(1.0);
+    Isa::wide(
+        #[inline(always)]
+        || values.iter_mut().for_each(|value| *value = R::round(*value / total)),
+    );
 }

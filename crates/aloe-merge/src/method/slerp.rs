@@ -9,7 +9,8 @@ use crate::Result;
 use crate::config::Parameter;
 use crate::group::Group;
 use crate::stats::TileSums;
-use crate::tile::round_to;
+use crate::tile::{Rounding, with_rounding};
+use aloe_tensor::Isa;
 
 const DOT_THRESHOLD: f64 = 0.9995;
 const SMALLEST_NORM: f64 = 1e-8;
@@ -42,14 +43,25 @@ fn coefficients(t: f64, cosine: f64) -> (f32, f32) {
     ((((1.0 - t) * theta).sin() / theta.sin()) as f32, ((t * theta).sin() / theta.sin()) as f32)
 }
 
+/// The point on the arc, and the other's difference to the base.
+fn arc<R: Rounding>(slerp: &Slerp, (base, other): (&[f32], &[f32]), out: &mut [f32], delta: &mut [f32]) {
+    Isa::wide(
+        #[inline(always)]
+        || {
+            for (((out, delta), a), b) in out.iter_mut().zip(delta).zip(base).zip(other) {
+                *out = R::round(slerp.of_base * a + slerp.of_other * b);
+                *delta = b - a;
+            }
+        },
+    );
+}
+
 impl Kernel for Slerp {
     fn tile(&self, group: &Group, start: usize, out: &mut [f32]) -> Result<Option<TileSums>> {
         let range = start..start + out.len();
         let (base, other) = (group.read(self.base, &range)?, group.read(self.other, &range)?);
-        for ((out, a), b) in out.iter_mut().zip(&base).zip(&other) {
-            *out = round_to(group.dtype, self.of_base * a + self.of_other * b);
-        }
-        let delta = other.iter().zip(&base).map(|(b, a)| b - a).collect();
+        let mut delta = vec![0.0f32; out.len()];
+        with_rounding!(group.dtype, arc(self, (&base, &other), out, &mut delta));
         Ok(Some(TileSums::of(&base, &[delta])))
     }
 }

@@ -12,6 +12,7 @@ use crate::group::Group;
 use crate::sparsify::{self, Keep, Scale, TaskVector};
 use crate::stats::TileSums;
 use crate::tile::{Rounding, dot, round_to, with_rounding};
+use aloe_tensor::Isa;
 use std::ops::Range;
 
 pub(super) struct TaskArithmetic {
@@ -51,10 +52,18 @@ impl TaskArithmetic {
 
 impl Kernel for TaskArithmetic {
     fn tile(&self, group: &Group, start: usize, out: &mut [f32]) -> Result<Option<TileSums>> {
-        with_rounding!(group.dtype, mix(self, group, start, out)).map(Some)
+        with_rounding!(group.dtype, wide(self, group, start, out)).map(Some)
     }
 }
 
+fn wide<R: Rounding>(method: &TaskArithmetic, group: &Group, start: usize, out: &mut [f32]) -> Result<TileSums> {
+    Isa::wide(
+        #[inline(always)]
+        || mix::<R>(method, group, start, out),
+    )
+}
+
+#[inline(always)]
 fn mix<R: Rounding>(method: &TaskArithmetic, group: &Group, start: usize, out: &mut [f32]) -> Result<TileSums> {
     let range = start..start + out.len();
     let mut sums = TileSums::new(method.models.len());
@@ -82,20 +91,24 @@ fn mix<R: Rounding>(method: &TaskArithmetic, group: &Group, start: usize, out: &
 
 /// The sum of what agrees with the elected sign, and the sum of its weights. A vote of exactly zero counts as positive, in mergekit and
 /// here (the TIES paper asks the whole tensor); a change of zero never agrees.
+#[inline(always)]
 fn elected<R: Rounding>(method: &TaskArithmetic, weighted: &[Vec<f32>]) -> (Vec<f32>, Vec<f32>) {
     let n = weighted.first().map_or(0, Vec::len);
     let mut votes = vec![0.0f32; n];
     for delta in weighted {
         votes.iter_mut().zip(delta).for_each(|(vote, delta)| *vote += delta);
     }
-    let positive: Vec<bool> = votes.iter().map(|&vote| R::round(vote) >= 0.0).collect();
+    votes.iter_mut().for_each(|vote| *vote = R::round(*vote));
     let (mut mixed, mut divisor) = (vec![0.0f32; n], vec![0.0f32; n]);
     for (model, delta) in method.models.iter().zip(weighted) {
+        let weight = model.weight.to_bits();
         let sums = mixed.iter_mut().zip(&mut divisor);
-        for ((mixed, divisor), (delta, positive)) in sums.zip(delta.iter().zip(&positive)) {
-            let agrees = *delta != 0.0 && (*delta > 0.0) == *positive;
-            *mixed += if agrees { *delta } else { 0.0 };
-            *divisor += if agrees { model.weight } else { 0.0 };
+        for ((mixed, divisor), (delta, vote)) in sums.zip(delta.iter().zip(&votes)) {
+            // Masks of bits: a branch that half the elements take would cost more than both sides.
+            let agrees = ((*delta > 0.0) & (*vote >= 0.0)) | ((*delta < 0.0) & (*vote < 0.0));
+            let mask = u32::from(agrees).wrapping_neg();
+            *mixed += f32::from_bits(delta.to_bits() & mask);
+            *divisor += f32::from_bits(weight & mask);
         }
     }
     for divisor in &mut divisor {
@@ -106,6 +119,7 @@ fn elected<R: Rounding>(method: &TaskArithmetic, weighted: &[Vec<f32>]) -> (Vec<
 }
 
 /// The sum of everything, and that of the weights.
+#[inline(always)]
 fn summed<R: Rounding>(method: &TaskArithmetic, weighted: &[Vec<f32>]) -> (Vec<f32>, Vec<f32>) {
     let n = weighted.first().map_or(0, Vec::len);
     let mut mixed = vec![0.0f32; n];
@@ -117,6 +131,7 @@ fn summed<R: Rounding>(method: &TaskArithmetic, weighted: &[Vec<f32>]) -> (Vec<f
 }
 
 /// Difference, sparsify and rescale, weight.
+#[inline(always)]
 fn weighted_delta<R: Rounding>(
     model: &Prepared,
     group: &Group,

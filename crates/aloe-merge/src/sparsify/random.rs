@@ -1,7 +1,11 @@
 //! The random masks of DARE: each element is kept with probability `density`, whatever its neighbours, threads or shards.
 
 use aloe_record::CounterRng;
+use aloe_tensor::Isa;
 use std::ops::Range;
+
+/// Blocks of the generator side by side.
+const LANES: usize = 128;
 
 /// The random mask of one tensor of one model.
 #[derive(Debug)]
@@ -24,16 +28,39 @@ impl Mask {
 
     /// Whether each element from `start` on is kept; element i looks at value i of the stream.
     pub(crate) fn fill(&self, start: usize, kept: &mut [bool]) {
-        let mut index = start;
-        let mut rest = kept;
-        while !rest.is_empty() {
-            let block = self.rng.block(index as u64 / 4);
-            let (now, later) = rest.split_at_mut(rest.len().min(4 - index % 4));
-            for (kept, value) in now.iter_mut().zip(&block[index % 4..]) {
-                *kept = u64::from(*value) < self.bound;
+        Isa::wide(
+            #[inline(always)]
+            || self.fill_in_groups(start, kept),
+        );
+    }
+
+    #[inline(always)]
+    fn fill_in_groups(&self, start: usize, kept: &mut [bool]) {
+        let (head, rest) = kept.split_at_mut(kept.len().min(start.next_multiple_of(4) - start));
+        self.fill_singly(start, head);
+        let mut block = (start + head.len()) as u64 / 4;
+        let (groups, rest) = rest.as_chunks_mut::<{ 4 * LANES }>();
+        // A bound of 2^32 keeps everything and one of 0 nothing; neither fits the comparison of 32 bits below.
+        let (last, none) = (self.bound.saturating_sub(1) as u32, self.bound == 0);
+        for group in groups {
+            let values = self.rng.blocks::<LANES>(block);
+            // The four bytes of a block in one word, so that the lanes need not be taken apart.
+            let mut words = [0u32; LANES];
+            for (lane, word) in words.iter_mut().enumerate() {
+                let byte = |at: usize| u32::from((values[at][lane] <= last) & !none) << (8 * at);
+                *word = byte(0) | byte(1) | byte(2) | byte(3);
             }
-            index += now.len();
-            rest = later;
+            for (kept, word) in group.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+                *kept = word.to_le_bytes().map(|byte| byte != 0);
+            }
+            block += LANES as u64;
+        }
+        self.fill_singly(block as usize * 4, rest);
+    }
+
+    fn fill_singly(&self, start: usize, kept: &mut [bool]) {
+        for (offset, kept) in kept.iter_mut().enumerate() {
+            *kept = u64::from(self.rng.at((start + offset) as u64)) < self.bound;
         }
     }
 }
