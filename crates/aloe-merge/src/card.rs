@@ -25,8 +25,11 @@ pub(crate) fn readme(config: &MergeConfig, report: &MergeReport) -> String {
     report.models.iter().for_each(|name| text += &format!("- `{name}`\n"));
     let fence = fence(&config.text);
     let _ = writeln!(text, "\n## Configuration\n\n{fence}yaml\n{}\n{fence}", config.text.trim_end());
-    if !report.relative_norms.is_empty() {
-        text += &figures(report);
+    for merge in std::iter::once(report).chain(&report.earlier) {
+        let of = merge.name.as_ref().filter(|_| merge != report);
+        let of = of.map_or_else(String::new, |name| format!(" of the earlier document `{name}`"));
+        let _ = write!(text, "\n## Task vectors{of}\n\n");
+        text += &crate::report::why_without(merge).map_or_else(|| figures(merge), |reason| reason + "\n");
     }
     if !report.notes.is_empty() {
         text += "\n## Notes\n\n";
@@ -37,7 +40,7 @@ pub(crate) fn readme(config: &MergeConfig, report: &MergeReport) -> String {
 
 fn figures(report: &MergeReport) -> String {
     let mut text = String::from(
-        "\n## Task vectors\n\nNorm: that of the model's change over that of the base. Kept: share of the change that was merged. Agreement: of \
+        "Norm: that of the model's change over that of the base. Kept: share of the change that was merged. Agreement: of \
          the elements that at least two models changed, the share where all changed in one direction.\n\n| Tensors |",
     );
     report.models.iter().for_each(|name| text += &format!(" norm `{name}` | kept |"));

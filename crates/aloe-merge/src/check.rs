@@ -9,6 +9,11 @@ impl MergePlan {
     /// The plan as text.
     pub fn table(&self, options: &MergeOptions) -> String {
         let mut text = String::new();
+        for earlier in &self.earlier {
+            let own = MergeOptions { write_master: false, ..options.clone() };
+            let _ = writeln!(text, "document {}", earlier.document.as_deref().unwrap_or("without a name"));
+            earlier.table(&own).lines().for_each(|line| text += &format!("  {line}\n"));
+        }
         for (index, model) in self.models.iter().enumerate() {
             let role = if self.base == Some(index) { "base " } else { "model" };
             let _ = write!(text, "{role}  {}  ({})", model.name, model.dir.display());
@@ -30,10 +35,24 @@ impl MergePlan {
         );
         let _ = writeln!(
             text,
-            "memory: {:.0} MB with {} threads, of a budget of {:.0} MB",
+            "memory: at most {:.0} MB at the peak with {} threads, of a budget of {:.0} MB",
             self.memory_bytes(self.threads) as f64 / 1e6,
             self.threads,
             options.memory as f64 / 1e6
+        );
+        let _ = writeln!(
+            text,
+            "disk: {:.1} MB of weights{}",
+            self.disk_bytes(options) as f64 / 1e6,
+            if self.earlier.is_empty() { "" } else { " at once, earlier documents included" }
+        );
+        let names: Vec<&str> = self.files.iter().map(|(name, _)| name.as_str()).collect();
+        let _ = writeln!(
+            text,
+            "beside the weights, from {}: {}; {} rows of the vocabulary",
+            self.models[self.tokenizer].name,
+            if names.is_empty() { "nothing".into() } else { names.join(", ") },
+            self.config.vocab_size
         );
         self.groups(&mut text);
         self.notes.iter().for_each(|note| text += &format!("note: {note}\n"));

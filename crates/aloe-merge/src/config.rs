@@ -36,6 +36,15 @@ impl MergeDtype {
             Self::Float32 => "float32",
         }
     }
+
+    /// The type in a file.
+    pub(crate) fn stored(self) -> aloe_model::FileDtype {
+        match self {
+            Self::Bfloat16 => aloe_model::FileDtype::BF16,
+            Self::Float16 => aloe_model::FileDtype::F16,
+            Self::Float32 => aloe_model::FileDtype::F32,
+        }
+    }
 }
 
 /// How sparsified task vectors are scaled up again.
@@ -230,6 +239,13 @@ impl MergeConfig {
             }
         }
         names
+    }
+
+    /// The line where a model or adapter is first named.
+    pub fn line_of(&self, name: &str) -> usize {
+        let models = self.earlier.iter().chain([self]).flat_map(|config| &config.models);
+        let named = models.filter(|model| split_adapter(&model.name).contains(&name));
+        named.map(|model| model.line).min().unwrap_or(1)
     }
 
     /// The inputs that are merged, without the base where the method takes differences to it.

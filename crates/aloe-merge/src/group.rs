@@ -19,10 +19,14 @@ pub struct Group {
     pub sources: Vec<Source>,
     /// Index of the base in `sources`, where the method takes differences.
     pub base: Option<usize>,
+    /// Index of the base model in `sources`, which figures are taken against where the method itself takes no differences.
+    pub reference: Option<usize>,
     /// The parameters.
     pub parameters: TensorParameters,
     /// Seed of the masks.
     pub seed: u64,
+    /// Who each source is to its random mask: [`crate::mask_key`].
+    pub mask_keys: Vec<String>,
     /// Threads; no effect on the result.
     pub threads: usize,
 }

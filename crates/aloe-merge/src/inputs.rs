@@ -1,13 +1,15 @@
-//! The models a configuration names: folders found, checkpoints and adapters opened, weight files ready to be read by position.
+//! The models a configuration names: folders found, checkpoints and adapters opened, weight files ready to be read by position. A model
+//! that an earlier document of the same file makes is known by its outline before it is merged.
 //!
 //! Refuses GGUF files, pickles, and models that cannot be merged with the leading one.
 
-use crate::plan::MergeOptions;
+use crate::beside::Beside;
+use crate::plan::{MergeOptions, MergePlan};
 use crate::source::{Opened, Source, Stored};
 use crate::{Error, Result};
 use aloe_model::checkpoint::TensorFiles;
-use aloe_model::{Checkpoint, Config, FileDtype, LoraAdapter, ModelSource, Role, TensorSpec};
-use std::collections::HashMap;
+use aloe_model::{Checkpoint, Config, FileDtype, LoraAdapter, ModelSource, Role, SafeTensorsFile, TensorSpec};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,25 +17,91 @@ use std::sync::Arc;
 pub struct PlannedModel {
     /// Its name in the configuration.
     pub name: String,
-    /// The folder that is read.
+    /// The folder that is read; the document's name where the model is not merged yet.
     pub dir: PathBuf,
-    /// Its configuration and tensors.
-    pub(crate) checkpoint: Checkpoint,
+    /// Its configuration.
+    pub(crate) config: Config,
+    /// The files beside its weights.
+    pub(crate) beside: Beside,
     /// The LoRA adapter on top.
     pub(crate) adapter: Option<LoraAdapter>,
-    /// Where each tensor's bytes are.
+    /// Bytes of the adapter's factors A and B of one tensor in f32, the largest over its tensors.
+    pub(crate) update_bytes: u64,
+    weights: Weights,
+}
+
+/// Where the bytes of a model's tensors are.
+enum Weights {
+    Files(Box<Files>),
+    Outline(Box<Outline>),
+}
+
+/// An opened checkpoint, its weight files ready to be read by position.
+struct Files {
+    checkpoint: Checkpoint,
     files: TensorFiles,
     opened: HashMap<PathBuf, Arc<Opened>>,
 }
 
+/// What an earlier document will give: enough to check everything that uses it.
+#[derive(Clone)]
+pub(crate) struct Outline {
+    config: Config,
+    dtype: FileDtype,
+    specs: Arc<Vec<TensorSpec>>,
+    files: Arc<Vec<(String, Vec<u8>)>>,
+}
+
+/// Outlines by the documents' names.
+pub(crate) type Outlines = BTreeMap<String, Outline>;
+
+impl Outline {
+    /// What `plan` will write.
+    pub(crate) fn of(plan: &MergePlan) -> Self {
+        let specs = plan.tensors.iter().map(|tensor| tensor.spec.clone()).collect();
+        Self {
+            config: plan.config.clone(),
+            dtype: plan.out_dtype.stored(),
+            specs: Arc::new(specs),
+            files: Arc::new(plan.files.clone()),
+        }
+    }
+}
+
 impl PlannedModel {
     /// Opens `model` or `model+adapter`.
-    pub(crate) fn open(name: &str, options: &MergeOptions) -> Result<Self> {
-        let (model, adapter) = match (options.folders.contains_key(name), &crate::config::split_adapter(name)[..]) {
+    pub(crate) fn open(name: &str, options: &MergeOptions, outlines: &Outlines) -> Result<Self> {
+        let is_whole = options.folders.contains_key(name) || outlines.contains_key(name);
+        let (model, adapter) = match (is_whole, &crate::config::split_adapter(name)[..]) {
             (false, [model, adapter]) => ((*model).to_owned(), Some((*adapter).to_owned())),
             _ => (name.to_owned(), None),
         };
-        let dir = folder_of(&model, options)?;
+        let mut opened = match outlines.get(&model) {
+            Some(outline) => Self::planned(name, &model, outline),
+            None => Self::in_folder(name, folder_of(&model, options)?)?,
+        };
+        if let Some(adapter) = adapter {
+            let adapter = LoraAdapter::open(&folder_of(&adapter, options)?)?;
+            adapter.check(opened.specs())?;
+            opened.update_bytes = update_bytes(&adapter)?;
+            opened.adapter = Some(adapter);
+        }
+        Ok(opened)
+    }
+
+    fn planned(name: &str, document: &str, outline: &Outline) -> Self {
+        Self {
+            name: name.to_owned(),
+            dir: document.into(),
+            config: outline.config.clone(),
+            beside: Beside::Planned(outline.files.clone()),
+            adapter: None,
+            update_bytes: 0,
+            weights: Weights::Outline(Box::new(outline.clone())),
+        }
+    }
+
+    fn in_folder(name: &str, dir: PathBuf) -> Result<Self> {
         let checkpoint = Checkpoint::open(&dir)?;
         let files = TensorFiles::open(&dir)?;
         let mut opened = HashMap::new();
@@ -43,20 +111,39 @@ impl PlannedModel {
                 opened.insert(path.to_path_buf(), Arc::new(Opened::open(path)?));
             }
         }
-        let adapter = match adapter {
-            Some(adapter) => {
-                let adapter = LoraAdapter::open(&folder_of(&adapter, options)?)?;
-                adapter.check(checkpoint.specs())?;
-                Some(adapter)
-            }
-            None => None,
-        };
-        Ok(Self { name: name.to_owned(), dir, checkpoint, adapter, files, opened })
+        let config = checkpoint.config.clone();
+        let beside = Beside::Folder(dir.clone());
+        let weights = Weights::Files(Box::new(Files { checkpoint, files, opened }));
+        Ok(Self { name: name.to_owned(), dir, config, beside, adapter: None, update_bytes: 0, weights })
+    }
+
+    /// Its tensors.
+    pub(crate) fn specs(&self) -> &[TensorSpec] {
+        match &self.weights {
+            Weights::Files(opened) => opened.checkpoint.specs(),
+            Weights::Outline(outline) => &outline.specs,
+        }
+    }
+
+    /// Type of a tensor as stored.
+    pub(crate) fn file_dtype(&self, name: &str) -> Option<FileDtype> {
+        match &self.weights {
+            Weights::Files(opened) => opened.checkpoint.file_dtype(name),
+            Weights::Outline(outline) => Some(outline.dtype),
+        }
+    }
+
+    /// Whether its weights can be read, or are yet to be merged.
+    pub(crate) fn is_merged(&self) -> bool {
+        matches!(self.weights, Weights::Files(_))
     }
 
     /// A note when the adapter says that it was trained on other weights than it is added to here.
     pub(crate) fn base_note(&self) -> Result<Option<String>> {
         let Some(expected) = self.adapter.as_ref().and_then(LoraAdapter::base_digest) else { return Ok(None) };
+        if !self.is_merged() {
+            return Ok(None);
+        }
         let found = ModelSource::open(&self.dir)?.digest()?;
         Ok((found != expected).then(|| {
             format!(
@@ -69,19 +156,23 @@ impl PlannedModel {
     }
 
     fn spec(&self, name: &str) -> Result<&TensorSpec> {
-        let found = self.checkpoint.specs().iter().find(|spec| spec.hf_name == name);
+        let found = self.specs().iter().find(|spec| spec.hf_name == name);
         found.ok_or_else(|| Error::tensor(name, &self.name, "is missing"))
     }
 
     /// A tensor as it is read.
     pub(crate) fn source(&self, name: &str) -> Result<Source> {
         let spec = self.spec(name)?;
+        let Weights::Files(weights) = &self.weights else {
+            let reason = "is made by an earlier document of this file, which is not merged yet";
+            return Err(Error::tensor(name, &self.name, reason));
+        };
         let adapter = self.adapter.as_ref();
         if let Some((path, name, dtype)) = adapter.and_then(|adapter| adapter.replacement(spec)) {
             return Ok(Source::Stored(Stored::in_file(&Arc::new(Opened::open(path)?), &name, dtype)?));
         }
-        let file = &self.opened[self.files.file_of(name)?.path()];
-        let stored = Stored::in_file(file, name, self.checkpoint.file_dtype(name).unwrap_or(FileDtype::F32))?;
+        let file = &weights.opened[weights.files.file_of(name)?.path()];
+        let stored = Stored::in_file(file, name, weights.checkpoint.file_dtype(name).unwrap_or(FileDtype::F32))?;
         Ok(match adapter.map(|adapter| adapter.delta(spec)).transpose()?.flatten() {
             Some(delta) => Source::Adapted(stored, Arc::new(delta)),
             None => Source::Stored(stored),
@@ -105,6 +196,16 @@ impl PlannedModel {
     }
 }
 
+fn update_bytes(adapter: &LoraAdapter) -> Result<u64> {
+    let file = SafeTensorsFile::open(&adapter.dir.join("adapter_model.safetensors"))?;
+    let n_elements = |name: &str| file.info(name).map_or(0, |info| info.shape.iter().product::<usize>());
+    let of_pair = |name: &String| match name.contains(".lora_A.") {
+        true => 4 * (n_elements(name) + n_elements(&name.replace(".lora_A.", ".lora_B."))) as u64,
+        false => 0,
+    };
+    Ok(file.names().iter().map(of_pair).max().unwrap_or(0))
+}
+
 /// The checkpoint folder that a name means: given by the caller, a checkpoint, or a stage folder with `model/` and `master/`.
 pub(crate) fn folder_of(name: &str, options: &MergeOptions) -> Result<PathBuf> {
     let path = options.folders.get(name).cloned().unwrap_or_else(|| PathBuf::from(name));
@@ -121,12 +222,14 @@ pub(crate) fn folder_of(name: &str, options: &MergeOptions) -> Result<PathBuf> {
     }
     let reason = match path.extension().and_then(|extension| extension.to_str()) {
         Some("gguf") => "a GGUF file cannot be merged; turn it into a folder with `aloe pull` first".to_owned(),
-        _ => format!(
-            "there is no folder {}; pull it first (`aloe pull hf:{name} --out DIR`) and write its path",
-            path.display()
-        ),
+        _ => no_folder(&path.to_string_lossy()),
     };
     Err(Error::model(name, reason))
+}
+
+/// That a model is not there, and what to do.
+pub fn no_folder(name: &str) -> String {
+    format!("there is no folder {name}; pull it first (`aloe pull hf:{name} --out DIR`) and write its path")
 }
 
 /// Refuses a model whose tensors do not have the leading model's shapes. Numbers of layers are compared by slice.
@@ -136,7 +239,7 @@ pub(crate) fn check_architecture(
     model: &PlannedModel,
     notes: &mut Vec<String>,
 ) -> Result<()> {
-    let found = &model.checkpoint.config;
+    let found = &model.config;
     let pairs = [
         ("model_type", expected.arch.model_type().to_owned(), found.arch.model_type().to_owned()),
         ("hidden_size", expected.hidden_size.to_string(), found.hidden_size.to_string()),

@@ -2,10 +2,12 @@
 //! that depend on the seed, the tensor and the model alone.
 //!
 //! Reading order: `yaml` (text -> trees), `config` (trees -> checked configuration), `inputs` (names -> opened models and LoRA adapters),
-//! `vocabulary` (whose tokens, which rows), `plan` (tensors and their parameters; `check` prints it), `merge` (the spine), `source`,
+//! `vocabulary` (whose tokens, which rows; `special_ids`), `plan` (tensors and their parameters; `memory`, `notes`, `untrained`; `check`
+//! prints it), `merge` (the spine), `source`,
 //! `group` and `tile` (how a tensor is read in pieces), `method` (one file per method), `sparsify` and `fibres` (what methods share),
 //! `tokenizer`, `card` and `report` (files beside the weights).
 
+mod beside;
 mod card;
 mod check;
 pub mod config;
@@ -15,28 +17,32 @@ mod fibres;
 mod group;
 mod half;
 mod inputs;
+mod memory;
 mod merge;
 mod method;
+mod notes;
 mod plan;
 mod report;
 mod source;
 mod sparsify;
+mod special_ids;
 mod stats;
 mod tile;
 mod tokenizer;
 mod tokenizer_file;
+mod untrained;
 mod vocabulary;
 pub mod yaml;
 
 pub use config::MergeConfig;
 pub use error::{Error, Mistake};
 pub use group::Group;
-pub use inputs::PlannedModel;
-pub use merge::{MergeReport, merge, merge_folder, merge_tensor};
+pub use inputs::{PlannedModel, no_folder};
+pub use merge::{MergeReport, merge, merge_folder, merge_tensor, tensor_digest};
 pub use method::merge_group;
 pub use plan::{DEFAULT_MEMORY, MergeOptions, MergePlan, PlannedTensor, plan};
 pub use source::Source;
-pub use sparsify::dare_mask;
+pub use sparsify::{dare_mask, mask_key};
 pub use stats::TensorStats;
 
 /// The result of everything in this crate.

@@ -8,14 +8,15 @@ use crate::config::{MergeConfig, MergeDtype, RescaleKind};
 use crate::group::Group;
 use crate::half::f32_to_f16;
 use crate::method::{self, merge_group};
-use crate::plan::{MergeOptions, MergePlan, PlannedTensor, folders, plan};
+use crate::plan::{MergeOptions, MergePlan, PlannedTensor, plan};
 use crate::stats::TensorStats;
 use crate::tile::{run, tiles};
-use crate::{Error, Result, card, disk, tokenizer};
+use crate::{Error, Result, card};
 use aloe_model::float::first_non_finite;
 use aloe_model::writer::TensorSlot;
 use aloe_model::{CheckpointWriter, FileDtype};
 use aloe_record::atomic::{self, OutputDir};
+use aloe_record::digest::Hasher;
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::Isa;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,9 @@ use std::path::Path;
 /// What a merge did: figures for the record and the card. Holds no time and no path beside the names of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MergeReport {
+    /// The name of the document, in a file of several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// mergekit's name of the method.
     pub method: String,
     /// What was computed in.
@@ -46,13 +50,17 @@ pub struct MergeReport {
     pub kept_shares: Vec<f64>,
     /// Of the elements that at least two models changed: share where all agree in direction. None if there are no such elements.
     pub sign_agreement: Option<f64>,
-    /// The figures per tensor; empty for `linear`.
+    /// The figures per tensor; empty where there is no base model to take differences to, or the method looks at none.
     pub tensors: Vec<TensorStats>,
     /// What the user should know.
     pub notes: Vec<String>,
+    /// The merges of earlier documents that this one uses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<MergeReport>,
 }
 
-/// Merges into the folder `out`: `model/`, with `master/` where asked for, `merge.json` (the report) and `report.html`.
+/// Merges into the folder `out`: `model/`, with `master/` where asked for, `merge.json` (the report) and `report.html`. All documents are
+/// planned and checked before the first is merged.
 pub fn merge(
     config: &MergeConfig,
     out: &Path,
@@ -60,62 +68,68 @@ pub fn merge(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<MergeReport> {
+    let checked = plan(config, options)?;
+    checked.check_disk(out, options)?;
+    let earlier = checked.earlier.iter().map(MergePlan::n_parameters).sum::<u64>();
+    progress.set_total(checked.n_parameters() + earlier);
+    if checked.earlier.is_empty() {
+        return document(config, &checked, Vec::new(), out, options, progress, cancel);
+    }
     let mut options = options.clone();
-    let earlier = merge_earlier(config, out, &mut options, progress, cancel)?;
-    let plan = plan(config, &options)?;
-    disk::check(out, plan.disk_bytes(&options))?;
-    let mut report = report(config, &plan, &options);
-    let mut files =
-        tokenizer::files(&folders(&plan.models), plan.tokenizer, config.chat_template.as_ref(), &mut report.notes)?;
-    if let Some(vocabulary) = &plan.vocabulary {
-        tokenizer::put_vocabulary(&mut files, &vocabulary.file)?;
+    let mut reports = Vec::new();
+    for (index, earlier) in config.earlier.iter().enumerate() {
+        let folder = out.join(EARLIER).join(index.to_string());
+        let own = MergeOptions { write_master: false, ..options.clone() };
+        reports.push(document(earlier, &plan(earlier, &own)?, Vec::new(), &folder, &own, progress, cancel)?);
+        options.folders.insert(earlier.name.clone().unwrap_or_default(), folder.join("model"));
     }
-    let mut outputs = Outputs::create(out, &plan, &options)?;
-    progress.set_total(plan.n_parameters());
-    for tensor in &plan.tensors {
-        cancel.check()?;
-        report.tensors.extend(outputs.write(config, &plan, tensor, cancel)?);
-        progress.advance(tensor.spec.n_elements() as u64);
-    }
-    summarise(&mut report);
-    let mut beside = files.clone();
-    beside.push(("mergekit_config.yml".into(), config.text.clone().into_bytes()));
-    beside.push(("README.md".into(), card::readme(config, &report).into_bytes()));
-    outputs.model.finish(&beside)?;
-    if let Some(master) = outputs.master {
-        master.finish(&files)?;
-    }
-    if earlier {
-        let folder = out.join(EARLIER);
-        std::fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
-    }
-    atomic::write_json(&out.join("merge.json"), &report)?;
-    crate::report::write(config, &report, &out.join("report.html"))?;
+    let planned = plan(config, &options)?;
+    let report = document(config, &planned, reports, out, &options, progress, cancel)?;
+    let folder = out.join(EARLIER);
+    std::fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
     Ok(report)
 }
 
 /// Where the results of earlier documents stand until the last one is merged.
 const EARLIER: &str = "earlier";
 
-/// Merges the documents before the last one; their folders take the place of their names. Whether there are any.
-fn merge_earlier(
+/// Merges one document, whose inputs are all there.
+fn document(
     config: &MergeConfig,
+    plan: &MergePlan,
+    earlier: Vec<MergeReport>,
     out: &Path,
-    options: &mut MergeOptions,
+    options: &MergeOptions,
     progress: &Progress,
     cancel: &Cancel,
-) -> Result<bool> {
-    for document in &config.earlier {
-        let name = document.name.clone().unwrap_or_default();
-        let folder = out.join(EARLIER).join(format!("{}", options.folders.len()));
-        let own = MergeOptions { write_master: false, ..options.clone() };
-        merge(document, &folder, &own, progress, cancel)?;
-        options.folders.insert(name, folder.join("model"));
+) -> Result<MergeReport> {
+    let mut report = report(config, plan, options);
+    for earlier in &earlier {
+        let name = earlier.name.as_deref().unwrap_or("an earlier document");
+        report.notes.extend(earlier.notes.iter().map(|note| format!("{name}: {note}")));
     }
-    Ok(!config.earlier.is_empty())
+    report.earlier = earlier;
+    let mut outputs = Outputs::create(out, plan, options)?;
+    for tensor in &plan.tensors {
+        cancel.check()?;
+        report.tensors.extend(outputs.write(config, plan, tensor, cancel)?);
+        progress.advance(tensor.spec.n_elements() as u64);
+    }
+    summarise(&mut report);
+    let mut beside = plan.files.clone();
+    beside.push(("mergekit_config.yml".into(), config.text.clone().into_bytes()));
+    beside.push(("README.md".into(), card::readme(config, &report).into_bytes()));
+    outputs.model.finish(&beside)?;
+    if let Some(master) = outputs.master {
+        master.finish(&plan.files)?;
+    }
+    atomic::write_json(&out.join("merge.json"), &report)?;
+    crate::report::write(config, &report, &out.join("report.html"))?;
+    Ok(report)
 }
 
-/// [`merge`] into a folder that appears when it is complete; an interrupted merge leaves a partial folder that the next one replaces.
+/// [`merge`] into a folder that appears when it is complete. A merge that is refused or fails leaves nothing; a killed one leaves a
+/// partial folder under another name that the next one replaces.
 pub fn merge_folder(
     config: &MergeConfig,
     out: &Path,
@@ -124,9 +138,16 @@ pub fn merge_folder(
     cancel: &Cancel,
 ) -> Result<MergeReport> {
     let folder = OutputDir::fresh(out)?;
-    let report = merge(config, folder.path(), options, progress, cancel)?;
-    folder.commit()?;
-    Ok(report)
+    match merge(config, folder.path(), options, progress, cancel) {
+        Ok(report) => {
+            folder.commit()?;
+            Ok(report)
+        }
+        Err(error) => {
+            atomic::remove_folder(folder.path())?;
+            Err(error)
+        }
+    }
 }
 
 /// One tensor of the result as f32 values of the merge dtype, and its figures: what `merge` writes, without writing.
@@ -143,6 +164,38 @@ pub fn merge_tensor(
     Ok((values, stats))
 }
 
+/// The digest of one tensor of the result as its file will hold it (SHA-256 of its bytes in `out_dtype`), and its figures: tile by tile
+/// within the plan's memory, without writing.
+pub fn tensor_digest(
+    config: &MergeConfig,
+    plan: &MergePlan,
+    tensor: &PlannedTensor,
+) -> Result<(String, Option<TensorStats>)> {
+    let group = plan.group(tensor)?;
+    let kernel = method::prepare(config.method, &group)?;
+    let mut hasher = Hasher::default();
+    let mut sums = Vec::new();
+    for batch in tiles(group.n_elements()).chunks(group.threads.max(1)) {
+        let parts = run(group.threads, batch.to_vec(), |range| {
+            let mut values = vec![0.0f32; range.len()];
+            let sums = kernel.tile(&group, range.start, &mut values)?;
+            if first_non_finite(&values).is_some() {
+                return Err(non_finite(&group, plan, tensor)?);
+            }
+            Ok((encode(plan.out_dtype.stored(), &tensor.spec.hf_name, range.start, &values)?, sums))
+        })?;
+        for (bytes, of_tile) in parts {
+            hasher.update(&bytes);
+            sums.push(of_tile);
+        }
+    }
+    let stats = method::collect(sums, &group);
+    if stats.as_ref().is_some_and(|stats| !stats.is_finite()) {
+        return Err(non_finite(&group, plan, tensor)?);
+    }
+    Ok((hasher.hex(), stats))
+}
+
 /// The folders being written.
 struct Outputs {
     model: CheckpointWriter,
@@ -151,7 +204,7 @@ struct Outputs {
 
 impl Outputs {
     fn create(out: &Path, plan: &MergePlan, options: &MergeOptions) -> Result<Self> {
-        let model = CheckpointWriter::create_stored(&out.join("model"), &plan.config, storage(plan.out_dtype))?;
+        let model = CheckpointWriter::create_stored(&out.join("model"), &plan.config, plan.out_dtype.stored())?;
         let master = match options.write_master {
             true => Some(CheckpointWriter::create_stored(&out.join("master"), &plan.config, FileDtype::F32)?),
             false => None,
@@ -197,26 +250,35 @@ impl Outputs {
 
 /// Encodes a tile in the slot's type and writes it.
 fn write_tile(slot: &TensorSlot, name: &str, start: usize, values: &[f32]) -> Result<()> {
-    let mut bytes = Vec::with_capacity(values.len() * slot.dtype().size_bytes());
-    let overflowed = match slot.dtype() {
-        FileDtype::F16 => encode(values, &mut bytes, f32_to_f16, 0x7c00),
-        FileDtype::BF16 => encode(values, &mut bytes, finite_to_bf16, 0x7f80),
+    Ok(slot.write_at(start, &encode(slot.dtype(), name, start, values)?)?)
+}
+
+/// A tile's bytes in a file's type; refuses what overflows there.
+fn encode(dtype: FileDtype, name: &str, start: usize, values: &[f32]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(values.len() * dtype.size_bytes());
+    let overflowed = match dtype {
+        FileDtype::F16 => encode_halves(values, &mut bytes, f32_to_f16, 0x7c00),
+        FileDtype::BF16 => encode_halves(values, &mut bytes, finite_to_bf16, 0x7f80),
         _ => {
             values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
             None
         }
     };
     if let Some(index) = overflowed {
-        let reason =
-            format!("element {} is {:e}, beyond the range of {}", start + index, values[index], slot.dtype().name());
+        let reason = format!("element {} is {:e}, beyond the range of {}", start + index, values[index], dtype.name());
         return Err(Error::tensor(name, "merged", reason));
     }
-    Ok(slot.write_at(start, &bytes)?)
+    Ok(bytes)
 }
 
 /// Appends the halves that `half` makes of finite values; the first that became infinite.
 #[inline(always)]
-fn encode(values: &[f32], bytes: &mut Vec<u8>, half: impl Fn(f32) -> u16 + Copy, infinity: u16) -> Option<usize> {
+fn encode_halves(
+    values: &[f32],
+    bytes: &mut Vec<u8>,
+    half: impl Fn(f32) -> u16 + Copy,
+    infinity: u16,
+) -> Option<usize> {
     bytes.resize(2 * values.len(), 0);
     let overflows = Isa::wide(
         #[inline(always)]
@@ -255,17 +317,10 @@ fn non_finite(group: &Group, plan: &MergePlan, tensor: &PlannedTensor) -> Result
     Ok(Error::tensor(name, "merged", "the weights are so large that the result overflows"))
 }
 
-fn storage(dtype: MergeDtype) -> FileDtype {
-    match dtype {
-        MergeDtype::Bfloat16 => FileDtype::BF16,
-        MergeDtype::Float16 => FileDtype::F16,
-        MergeDtype::Float32 => FileDtype::F32,
-    }
-}
-
 fn report(config: &MergeConfig, plan: &MergePlan, options: &MergeOptions) -> MergeReport {
     let rescale = plan.tensors.first().and_then(|tensor| tensor.parameters.rescale()).map_or("none", RescaleKind::name);
     MergeReport {
+        name: config.name.clone(),
         method: config.method.name().into(),
         dtype: plan.dtype.name().into(),
         out_dtype: plan.out_dtype.name().into(),

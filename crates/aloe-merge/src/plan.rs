@@ -6,11 +6,10 @@
 
 use crate::config::{BaseUse, MergeConfig, MergeDtype, TensorParameters};
 use crate::group::Group;
-use crate::inputs::{PlannedModel, check_architecture};
+use crate::inputs::{Outline, Outlines, PlannedModel, check_architecture};
 use crate::source::{Rows, Source};
-use crate::tile::TILE;
 use crate::vocabulary::{self, RowMap, Vocabulary};
-use crate::{Error, Mistake, Result, tokenizer};
+use crate::{Error, Mistake, Result, disk, memory, notes, special_ids, tokenizer};
 use aloe_model::{Config, Role, TensorSpec};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,8 +17,6 @@ use std::sync::Arc;
 
 /// Budget where none is given.
 pub const DEFAULT_MEMORY: u64 = 1 << 30;
-/// What the program, the tokenizers and the plan take beside tiles.
-const RESIDENT: u64 = 64 << 20;
 
 /// What the caller decides beside the configuration.
 #[derive(Clone, Debug)]
@@ -78,28 +75,60 @@ pub struct MergePlan {
     pub notes: Vec<String>,
     /// Threads that fit the memory budget.
     pub threads: usize,
-    pub(crate) vocabulary: Option<Vocabulary>,
+    /// The plans of earlier documents whose results are not there yet, in the order they are merged.
+    pub earlier: Vec<MergePlan>,
+    /// The tokenizer's files of the result, by name.
+    pub(crate) files: Vec<(String, Vec<u8>)>,
+    /// What tokenizers take while the plan is made.
+    pub(crate) tokenizer_bytes: u64,
     /// The embedding's rows and the head's, where a vocabulary was asked for.
     rows: Option<[Arc<RowMap>; 2]>,
-    slices: Vec<(Vec<usize>, Option<usize>)>,
+    pub(crate) slices: Vec<PlannedSlice>,
+    /// The name of the document, part of what keys the masks.
+    pub(crate) document: Option<String>,
     pub(crate) seed: u64,
-    method: crate::config::Method,
+    pub(crate) method: crate::config::Method,
 }
 
-/// Opens the models and resolves the configuration for every tensor.
+/// The inputs of a slice.
+pub(crate) struct PlannedSlice {
+    /// Indices of [`MergePlan::models`].
+    pub(crate) models: Vec<usize>,
+    /// Which of them differences are taken to, where the method does so.
+    pub(crate) base: Option<usize>,
+    /// Which of them is the base model, whatever the method does with it.
+    pub(crate) reference: Option<usize>,
+}
+
+/// Opens the models and resolves the configuration for every tensor, of earlier documents first: what uses their results is checked
+/// against what they will be.
 pub fn plan(config: &MergeConfig, options: &MergeOptions) -> Result<MergePlan> {
-    let models: Vec<PlannedModel> =
-        config.models.iter().map(|model| PlannedModel::open(&model.name, options)).collect::<Result<_>>()?;
+    let (mut earlier, mut outlines) = (Vec::new(), Outlines::new());
+    for document in &config.earlier {
+        let name = document.name.clone().unwrap_or_default();
+        if !options.folders.contains_key(&name) {
+            let planned = of_document(document, options, &outlines)?;
+            outlines.insert(name, Outline::of(&planned));
+            earlier.push(planned);
+        }
+    }
+    let mut planned = of_document(config, options, &outlines)?;
+    planned.earlier = earlier;
+    Ok(planned)
+}
+
+/// The plan of one document.
+fn of_document(config: &MergeConfig, options: &MergeOptions, outlines: &Outlines) -> Result<MergePlan> {
+    let models = config.models.iter().map(|model| PlannedModel::open(&model.name, options, outlines));
+    let models: Vec<PlannedModel> = models.collect::<Result<_>>()?;
     let leader = config.base.unwrap_or(0);
-    let mut out_config = models[leader].checkpoint.config.clone();
+    let mut out_config = models[leader].config.clone();
     let mut notes = config.notes.clone();
     for model in &models {
         check_architecture(&out_config, &models[leader].name, model, &mut notes)?;
         notes.extend(model.base_note()?);
     }
-    let listed: Vec<(&str, &Path, &Config)> =
-        models.iter().map(|model| (model.name.as_str(), model.dir.as_path(), &model.checkpoint.config)).collect();
-    let vocabulary = vocabulary::build(config, &listed)?;
+    let vocabulary = vocabulary::build(config, &models, &mut notes)?;
     match &vocabulary {
         Some(vocabulary) => set_vocabulary(&mut out_config, vocabulary, &models, leader, &mut notes),
         None => compare_vocabularies(&models, leader, out_config.vocab_size, &mut notes)?,
@@ -109,28 +138,41 @@ pub fn plan(config: &MergeConfig, options: &MergeOptions) -> Result<MergePlan> {
     let tensors = tensors(config, &models, &out_config, &ranges)?;
     let rows = vocabulary.as_ref().map(|vocabulary| row_maps(config, vocabulary)).transpose()?;
     let dtype = config.dtype.unwrap_or_else(|| widest(&models));
+    let tokenizer = vocabulary.as_ref().map_or(leader, |vocabulary| vocabulary.donor);
+    let mut files = tokenizer::files(&models, tokenizer, config.chat_template.as_ref(), &mut notes)?;
+    if let Some(vocabulary) = &vocabulary {
+        tokenizer::put_vocabulary(&mut files, &vocabulary.file, &mut notes)?;
+        special_ids::in_generation_config(&mut files, vocabulary, leader)?;
+    }
     let uses_base = config.method.base_use() != BaseUse::Ignored;
-    let slices = config
-        .slices
-        .iter()
-        .map(|slice| (slice.sources.iter().map(|source| source.model).collect(), slice.base.filter(|_| uses_base)));
+    let slices = config.slices.iter().map(|slice| PlannedSlice {
+        models: slice.sources.iter().map(|source| source.model).collect(),
+        base: slice.base.filter(|_| uses_base),
+        reference: slice.base,
+    });
+    let tokenizer_bytes = if vocabulary.is_some() { memory::tokenizer_bytes(&models) } else { 0 };
     let mut plan = MergePlan {
         base: config.base,
         dtype,
         out_dtype: config.out_dtype.unwrap_or(dtype),
-        tokenizer: vocabulary.as_ref().map_or(leader, |vocabulary| vocabulary.donor),
+        tokenizer,
         tensors,
         notes,
         threads: 1,
-        vocabulary,
+        earlier: Vec::new(),
+        files,
+        tokenizer_bytes,
         rows,
         slices: slices.collect(),
+        document: config.name.clone(),
         seed: options.seed,
         method: config.method,
         config: out_config,
         models,
     };
     plan.threads = plan.fit(options)?;
+    let more = notes::of_plan(config, &plan)?;
+    plan.notes.extend(more);
     Ok(plan)
 }
 
@@ -158,19 +200,19 @@ fn set_vocabulary(
         }
     }
     out.vocab_size = vocabulary.n_rows;
+    special_ids::in_config(out, vocabulary, models, leader, notes);
 }
 
 /// Without a chosen vocabulary, rows stay where they are: extra rows at the end are left out, and ids must mean the same.
 fn compare_vocabularies(models: &[PlannedModel], leader: usize, n_rows: usize, notes: &mut Vec<String>) -> Result<()> {
-    for model in models.iter().filter(|model| model.checkpoint.config.vocab_size > n_rows) {
-        let found = model.checkpoint.config.vocab_size;
+    for model in models.iter().filter(|model| model.config.vocab_size > n_rows) {
+        let found = model.config.vocab_size;
         notes.push(format!(
             "the embedding of {} has {found} rows; those after the first {n_rows} are left out",
             model.name
         ));
     }
-    let folders: Vec<(&str, &Path)> = models.iter().map(|model| (model.name.as_str(), model.dir.as_path())).collect();
-    tokenizer::compare(&folders, leader, notes)
+    tokenizer::compare(models, leader, notes)
 }
 
 fn row_maps(config: &MergeConfig, vocabulary: &Vocabulary) -> Result<[Arc<RowMap>; 2]> {
@@ -191,7 +233,7 @@ fn layer_ranges(config: &MergeConfig, models: &[PlannedModel]) -> Result<Vec<Vec
         let mut of_slice = Vec::new();
         for source in &slice.sources {
             let model = &models[source.model];
-            let n_layers = model.checkpoint.config.num_hidden_layers;
+            let n_layers = model.config.num_hidden_layers;
             let (first, end) = source.layers.unwrap_or((0, n_layers));
             if end > n_layers {
                 let text = format!("layer_range [{first}, {end}] of {}, which has {n_layers} layers", model.name);
@@ -290,8 +332,8 @@ fn widest(models: &[PlannedModel]) -> MergeDtype {
     use aloe_model::FileDtype;
     let all = |wanted: FileDtype| {
         models.iter().all(|model| {
-            let specs = model.checkpoint.specs();
-            specs.iter().all(|spec| model.checkpoint.file_dtype(&spec.hf_name) == Some(wanted))
+            let specs = model.specs();
+            specs.iter().all(|spec| model.file_dtype(&spec.hf_name) == Some(wanted))
         })
     };
     match (all(FileDtype::BF16), all(FileDtype::F16)) {
@@ -304,46 +346,58 @@ fn widest(models: &[PlannedModel]) -> MergeDtype {
 impl MergePlan {
     /// The inputs of a tensor, opened.
     pub fn group(&self, tensor: &PlannedTensor) -> Result<Group> {
-        let (models, base) = &self.slices[tensor.slice];
-        let stored = models.iter().zip(&tensor.names).map(|(model, name)| self.models[*model].source(name));
-        let sources = self.in_vocabulary(&tensor.spec, stored.collect::<Result<Vec<Source>>>()?, models)?;
+        let slice = &self.slices[tensor.slice];
+        let padded = self.sources(tensor)?.into_iter().map(|source| source.padded(self.dtype));
+        let sources = padded.collect::<Result<Vec<Source>>>()?;
         Ok(Group {
             name: tensor.spec.hf_name.clone(),
             shape: tensor.spec.shape.clone(),
             dtype: self.dtype,
             sources,
-            base: *base,
+            base: slice.base,
+            reference: slice.reference,
             parameters: tensor.parameters.clone(),
             seed: self.seed,
+            mask_keys: self.mask_keys(slice),
             threads: self.threads,
         })
     }
 
+    /// Who each input of a slice is to its masks.
+    fn mask_keys(&self, slice: &PlannedSlice) -> Vec<String> {
+        let key = |model: &usize| crate::mask_key(self.document.as_deref(), &self.models[*model].name);
+        slice.models.iter().map(key).collect()
+    }
+
+    /// The inputs of a tensor, opened; rows that pad the vocabulary are zeros.
+    pub(crate) fn sources(&self, tensor: &PlannedTensor) -> Result<Vec<Source>> {
+        let models = &self.slices[tensor.slice].models;
+        let stored = models.iter().zip(&tensor.names).map(|(model, name)| self.models[*model].source(name));
+        Ok(self.in_vocabulary(&tensor.spec, stored.collect::<Result<Vec<Source>>>()?, models))
+    }
+
     /// Rows of the embedding and the head in the order of the result's vocabulary.
-    fn in_vocabulary(&self, spec: &TensorSpec, sources: Vec<Source>, models: &[usize]) -> Result<Vec<Source>> {
+    fn in_vocabulary(&self, spec: &TensorSpec, sources: Vec<Source>, models: &[usize]) -> Vec<Source> {
         let map = match (spec.role, &self.rows) {
             (Role::Embed, Some([first, _])) => first,
             (Role::Head, Some([_, last])) => last,
-            _ => return Ok(sources),
+            _ => return sources,
         };
-        let n_rows = |model: usize| self.models[model].checkpoint.config.vocab_size;
+        let n_rows = |model: usize| self.models[model].config.vocab_size;
         if (0..sources.len()).all(|input| map.is_identity(input, n_rows(models[input]))) {
-            return Ok(sources);
+            return sources;
         }
         let n_cols = spec.shape[1];
         let moved = (0..sources.len()).map(|own| {
-            let mut rows = Rows { inputs: sources.clone(), own, n_cols, map: map.clone(), padding: vec![0.0; n_cols] };
-            if map.needs_padding() {
-                rows.padding = rows.mean(self.dtype)?;
-            }
-            Ok(Source::Rows(Arc::new(rows)))
+            let rows = Rows { inputs: sources.clone(), own, n_cols, map: map.clone(), padding: vec![0.0; n_cols] };
+            Source::Rows(Arc::new(rows))
         });
         moved.collect()
     }
 
     /// The models that contribute to a tensor, in the order of its group.
     pub(crate) fn sources_of(&self, tensor: &PlannedTensor) -> impl Iterator<Item = &PlannedModel> {
-        self.slices[tensor.slice].0.iter().map(|model| &self.models[*model])
+        self.slices[tensor.slice].models.iter().map(|model| &self.models[*model])
     }
 
     /// Elements of the result.
@@ -356,32 +410,15 @@ impl MergePlan {
         self.n_parameters() * if self.out_dtype == MergeDtype::Float32 { 4 } else { 2 }
     }
 
-    /// Bytes that a merge with so many threads holds: tiles of every input and a few more per thread, and what methods note per row.
-    pub fn memory_bytes(&self, threads: usize) -> u64 {
-        let n_inputs = self.slices.iter().map(|(models, _)| models.len()).max().unwrap_or(1) as u64;
-        let (mut n_rows, mut n_cols) = (0, 0);
-        for shape in self.tensors.iter().map(|tensor| &tensor.spec.shape) {
-            n_rows = n_rows.max(shape[0] as u64);
-            n_cols = n_cols.max(shape.last().copied().unwrap_or(0) as u64);
-        }
-        let tile = (TILE as u64).max(n_cols) * 4;
-        let per_thread = tile * (3 * n_inputs + 8) + (3 << 20) + 40 * n_cols;
-        let per_row = 8 * n_rows * (n_inputs * n_inputs + 4);
-        RESIDENT + per_row + threads as u64 * per_thread
+    /// Bytes of the weights that will stand on the disk together, those of earlier documents among them.
+    pub fn disk_bytes(&self, options: &MergeOptions) -> u64 {
+        let earlier: u64 = self.earlier.iter().map(MergePlan::model_bytes).sum();
+        earlier + self.model_bytes() + if options.write_master { 4 * self.n_parameters() } else { 0 }
     }
 
-    /// The threads that the budget allows.
-    fn fit(&self, options: &MergeOptions) -> Result<usize> {
-        let wanted = options.threads.max(1);
-        match (1..=wanted).rev().find(|threads| self.memory_bytes(*threads) <= options.memory) {
-            Some(threads) => Ok(threads),
-            None => Err(Error::Memory { budget: options.memory, needed: self.memory_bytes(1) }),
-        }
-    }
-
-    /// Bytes of the weights that will be written.
-    pub(crate) fn disk_bytes(&self, options: &MergeOptions) -> u64 {
-        self.model_bytes() + if options.write_master { 4 * self.n_parameters() } else { 0 }
+    /// Refuses a result, with those of earlier documents, that does not fit on the disk of `out`.
+    pub fn check_disk(&self, out: &Path, options: &MergeOptions) -> Result<()> {
+        disk::check(out, self.disk_bytes(options))
     }
 
     /// Stretches of layers that the result is made of.
@@ -393,9 +430,4 @@ impl MergePlan {
     pub(crate) fn method_name(&self) -> &'static str {
         self.method.name()
     }
-}
-
-/// Folders of the inputs by name, for what copies files from them.
-pub(crate) fn folders(models: &[PlannedModel]) -> Vec<(&str, &Path)> {
-    models.iter().map(|model| (model.name.as_str(), model.dir.as_path())).collect()
 }

@@ -5,10 +5,11 @@ use crate::card::{kind_of, kinds};
 use crate::config::MergeConfig;
 use crate::merge::MergeReport;
 use crate::stats::TensorStats;
-use aloe_report::{Align, LinePlot, Page, Series, Table};
+use aloe_report::{Align, Bar, BarPlot, LinePlot, Page, Series, Table};
 use std::path::Path;
 
-/// Writes the page. A `linear` merge has no task vectors; its page holds the configuration and the notes.
+/// Writes the page. Where there are no task vectors (no base model, or a method that looks at none) it says so and holds the notes and
+/// the configuration.
 pub(crate) fn write(config: &MergeConfig, report: &MergeReport, path: &Path) -> Result<()> {
     let mut page = Page::new("Merge");
     page.paragraph(&format!(
@@ -22,35 +23,81 @@ pub(crate) fn write(config: &MergeConfig, report: &MergeReport, path: &Path) -> 
         report.rescale
     ));
     page.list(report.notes.iter().map(String::as_str));
-    // Empty where slices merge different models: columns by model would mean different models by row.
-    if !report.relative_norms.is_empty() {
-        overview(&mut page, report);
-        page.heading("By layer");
-        for model in 0..report.models.len() {
-            page.line_plot(&by_layer(
-                report,
-                &format!("Norm of the change of {} over that of the base", report.models[model]),
-                "relative norm",
-                |tensors| ratio(tensors, &|t| t.norms[model].powi(2), &|t| t.base_norm.powi(2)).sqrt(),
-            ));
-        }
-        page.line_plot(&by_layer(
-            report,
-            "Share of the elements changed by at least two models where all changes have one direction",
-            "agreement",
-            |tensors| ratio(tensors, &|t| t.n_agreeing as f64, &|t| t.n_contested as f64),
-        ));
-        page.heading("Every tensor");
-        page.table(&every_tensor(report));
+    figures(&mut page, report);
+    for earlier in &report.earlier {
+        page.heading(&format!("Earlier document {}", earlier.name.as_deref().unwrap_or("without a name")));
+        page.paragraph(&format!("{} of {}.", earlier.method, earlier.models.join(", ")));
+        figures(&mut page, earlier);
     }
     page.heading("Configuration");
     page.verbatim(&config.text);
     Ok(page.write(path)?)
 }
 
-/// Sum over sum; not a number where there is nothing to divide by, which a plot leaves out.
-fn ratio(tensors: &[&TensorStats], over: &dyn Fn(&TensorStats) -> f64, under: &dyn Fn(&TensorStats) -> f64) -> f64 {
-    tensors.iter().map(|t| over(t)).sum::<f64>() / tensors.iter().map(|t| under(t)).sum::<f64>()
+/// Why a report holds no figures of task vectors; none where it does.
+pub(crate) fn why_without(report: &MergeReport) -> Option<String> {
+    if !report.relative_norms.is_empty() {
+        return None;
+    }
+    Some(match (&report.base, report.tensors.is_empty()) {
+        (_, false) => {
+            "The slices merge different models, so there are no figures by model; merge.json has those per tensor."
+                .into()
+        }
+        (None, true) => "The configuration names no base_model: there are no task vectors to show figures of.".into(),
+        (Some(_), true) => {
+            format!("{} takes no differences to a base model: there are no task vectors.", report.method)
+        }
+    })
+}
+
+/// The figures of one merge: the sums, the plots by layer and what lies outside the layers, every tensor.
+fn figures(page: &mut Page, report: &MergeReport) {
+    if let Some(reason) = why_without(report) {
+        page.paragraph(&reason);
+        return;
+    }
+    overview(page, report);
+    page.heading("By layer");
+    for (model, name) in report.models.iter().enumerate() {
+        page.line_plot(&by_layer(
+            report,
+            &format!("Norm of the change of {name} over that of the base"),
+            "relative norm",
+            |t| t.norms[model] / t.base_norm,
+        ));
+        page.line_plot(&by_layer(report, &format!("Share of the change of {name} that was kept"), "kept", |t| {
+            t.n_kept[model] as f64 / t.n_elements as f64
+        }));
+    }
+    page.line_plot(&by_layer(
+        report,
+        "Share of the elements changed by at least two models where all changes have one direction",
+        "agreement",
+        |t| t.n_agreeing as f64 / t.n_contested as f64,
+    ));
+    page.bar_plot(&outside_layers(report));
+    page.heading("Every tensor");
+    page.table(&every_tensor(report));
+}
+
+/// Embedding, head and last norm, which have no layer.
+fn outside_layers(report: &MergeReport) -> BarPlot {
+    let outside = report.tensors.iter().filter(|tensor| layer_of(&tensor.name).is_none());
+    let bars = outside.flat_map(|tensor| {
+        let of_model = |(name, norm): (&String, &f64)| Bar {
+            name: format!("{} {name}", kind_of(&tensor.name)),
+            value: norm / tensor.base_norm,
+            interval: None,
+        };
+        report.models.iter().zip(&tensor.norms).map(of_model).collect::<Vec<_>>()
+    });
+    BarPlot {
+        title: "Norm of the change over that of the base, outside the layers: embedding, head, last norm".into(),
+        x_label: "relative norm".into(),
+        bars: bars.filter(|bar| bar.value.is_finite()).collect(),
+        reference: None,
+    }
 }
 
 fn overview(page: &mut Page, report: &MergeReport) {
@@ -67,13 +114,13 @@ fn overview(page: &mut Page, report: &MergeReport) {
     }
 }
 
-/// One line per kind of tensor over the layers.
-fn by_layer(report: &MergeReport, title: &str, y_label: &str, value: impl Fn(&[&TensorStats]) -> f64) -> LinePlot {
+/// One line per kind of tensor over the layers; a value that is not finite (nothing to divide by) is left out.
+fn by_layer(report: &MergeReport, title: &str, y_label: &str, value: impl Fn(&TensorStats) -> f64) -> LinePlot {
     let layered: Vec<&TensorStats> = report.tensors.iter().filter(|tensor| layer_of(&tensor.name).is_some()).collect();
     let names: Vec<String> = kinds(&report.tensors).into_iter().filter(|kind| !kind.contains("norm")).collect();
     let series = names.into_iter().map(|kind| {
         let of_kind = layered.iter().filter(|tensor| kind_of(&tensor.name) == kind);
-        let points = of_kind.filter_map(|tensor| Some((layer_of(&tensor.name)? as f64, value(&[tensor])))).collect();
+        let points = of_kind.filter_map(|tensor| Some((layer_of(&tensor.name)? as f64, value(tensor)))).collect();
         Series { name: kind, points }
     });
     LinePlot {

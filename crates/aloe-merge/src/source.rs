@@ -192,6 +192,17 @@ fn average<R: Rounding>(rows: &Rows, donors: &[(usize, usize)], dtype: MergeDtyp
 }
 
 impl Source {
+    /// The same with the row that pads the vocabulary: the mean of the others.
+    pub(crate) fn padded(self, dtype: MergeDtype) -> Result<Self> {
+        let Self::Rows(rows) = &self else { return Ok(self) };
+        if !rows.map.needs_padding() {
+            return Ok(self);
+        }
+        let (inputs, map) = (rows.inputs.clone(), rows.map.clone());
+        let padding = rows.mean(dtype)?;
+        Ok(Self::Rows(Arc::new(Rows { inputs, own: rows.own, n_cols: rows.n_cols, map, padding })))
+    }
+
     /// A tensor held in memory, for tests and for merging without files.
     pub fn in_memory(dtype: FileDtype, bytes: Vec<u8>) -> Self {
         Self::Stored(Stored::in_memory(dtype, bytes))

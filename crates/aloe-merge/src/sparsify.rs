@@ -1,7 +1,7 @@
 //! Which elements of a task vector are kept, and how the kept ones are scaled up.
 //!
 //! Source: mergekit 0.1.5, `sparsify.py`. Differences: equal magnitudes at a threshold are kept from the lowest index on (torch's sort leaves
-//! it open), and masks come from a counter generator keyed by (seed, tensor, model), so that they do not depend on threads, order or
+//! it open), and masks come from a counter generator keyed by (seed, model, tensor), so that they do not depend on threads, order or
 //! shards. Nothing here holds a task vector: it is computed again for every pass.
 
 mod by_rank;
@@ -10,7 +10,7 @@ mod top;
 
 pub(crate) use by_rank::RankMask;
 pub(crate) use random::Mask;
-pub use random::dare_mask;
+pub use random::{dare_mask, mask_key};
 pub(crate) use top::Top;
 
 use crate::Result;
@@ -57,8 +57,8 @@ pub(crate) enum Keep {
 }
 
 impl Keep {
-    /// Decides for one task vector, in passes over it. `place` counts the models other than the base from 0.
-    pub(crate) fn decide(kind: Option<Sparsification>, vector: &TaskVector<'_>, place: usize) -> Result<Self> {
+    /// Decides for one task vector, in passes over it.
+    pub(crate) fn decide(kind: Option<Sparsification>, vector: &TaskVector<'_>) -> Result<Self> {
         let (group, input) = (vector.group, vector.input);
         let Some(kind) = kind else { return Ok(Self::All) };
         let density = group.parameters.input(input, Parameter::Density);
@@ -66,11 +66,12 @@ impl Keep {
         if density >= 1.0 || n == 0 {
             return Ok(Self::All);
         }
+        let model = &group.mask_keys[input];
         let target = (density * n as f64) as usize;
         let read = |range: &Range<usize>| vector.read(range);
         Ok(match kind {
             Sparsification::Magnitude => Self::Largest(Top::of(group, target.max(1), read)?),
-            Sparsification::Random => Self::Random(Mask::new(group.seed, &group.name, place, density)),
+            Sparsification::Random => Self::Random(Mask::new(group.seed, &group.name, model, density)),
             Sparsification::Outliers => {
                 let n_top = (group.parameters.input(input, Parameter::Gamma) * n as f64) as usize;
                 // Fewer outliers are dropped where the density could not be had otherwise.
@@ -79,7 +80,7 @@ impl Keep {
             }
             Sparsification::ByRank => {
                 let epsilon = group.parameters.input(input, Parameter::Epsilon);
-                Self::ByRank(RankMask::new(group.seed, &group.name, place, density, epsilon))
+                Self::ByRank(RankMask::new(group.seed, &group.name, model, density, epsilon))
             }
         })
     }

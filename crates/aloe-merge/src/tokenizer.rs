@@ -3,12 +3,13 @@
 //! Refuses to merge embeddings whose rows mean different words. Renamed added tokens (`<|reserved_special_token_0|>` that a
 //! fine-tune calls `<|im_start|>`) are noted, not refused: mergekit merges them too, and users do it knowingly.
 
+use crate::beside::Beside;
 use crate::config::ChatTemplateChoice;
+use crate::inputs::PlannedModel;
 use crate::tokenizer_file::{TokenizerFile, list_in_config};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 /// What is copied from the donor, as mergekit does.
 const FILES: [&str; 9] = [
@@ -23,6 +24,9 @@ const FILES: [&str; 9] = [
     "generation_config.json",
 ];
 
+/// The vocabulary in other forms, which a changed `tokenizer.json` would contradict.
+const STALE: [&str; 3] = ["vocab.json", "merges.txt", "tokenizer.model"];
+
 /// The vocabulary of a `tokenizer.json`: id to token, and which of them were added.
 struct Vocabulary {
     tokens: BTreeMap<u64, String>,
@@ -30,13 +34,14 @@ struct Vocabulary {
 }
 
 /// Compares every model's tokenizer with the donor's on the ids they share.
-pub(crate) fn compare(models: &[(&str, &Path)], donor: usize, notes: &mut Vec<String>) -> Result<()> {
-    let Some(expected) = vocabulary(models[donor].1)? else {
-        notes.push(format!("{} has no tokenizer.json: tokenizers were not compared", models[donor].0));
+pub(crate) fn compare(models: &[PlannedModel], donor: usize, notes: &mut Vec<String>) -> Result<()> {
+    let Some(expected) = vocabulary(&models[donor].beside)? else {
+        notes.push(format!("{} has no tokenizer.json: tokenizers were not compared", models[donor].name));
         return Ok(());
     };
-    for &(name, dir) in models.iter().enumerate().filter(|(index, _)| *index != donor).map(|(_, model)| model) {
-        let Some(found) = vocabulary(dir)? else {
+    for model in models.iter().enumerate().filter(|(index, _)| *index != donor).map(|(_, model)| model) {
+        let name = &model.name;
+        let Some(found) = vocabulary(&model.beside)? else {
             notes.push(format!("{name} has no tokenizer.json: its tokenizer was not compared"));
             continue;
         };
@@ -52,7 +57,7 @@ pub(crate) fn compare(models: &[(&str, &Path)], donor: usize, notes: &mut Vec<St
                 "its tokenizer gives {} ids another meaning than that of {} (id {id}: {:?}, expected {:?}); \
                  `tokenizer_source: union` (or base, or a model) moves the rows",
                 differing.len(),
-                models[donor].0,
+                models[donor].name,
                 found.tokens[id],
                 expected.tokens[id]
             );
@@ -62,7 +67,7 @@ pub(crate) fn compare(models: &[(&str, &Path)], donor: usize, notes: &mut Vec<St
             notes.push(format!(
                 "{name} names {} added tokens differently from {} (id {id}: {:?} instead of {:?}); their rows are merged all the same",
                 differing.len(),
-                models[donor].0,
+                models[donor].name,
                 found.tokens[id],
                 expected.tokens[id]
             ));
@@ -73,21 +78,17 @@ pub(crate) fn compare(models: &[(&str, &Path)], donor: usize, notes: &mut Vec<St
 
 /// The donor's files with the chosen chat template, as (name, content).
 pub(crate) fn files(
-    models: &[(&str, &Path)],
+    models: &[PlannedModel],
     donor: usize,
     choice: Option<&ChatTemplateChoice>,
     notes: &mut Vec<String>,
 ) -> Result<Vec<(String, Vec<u8>)>> {
-    let dir = models[donor].1;
     let mut files = Vec::new();
     for name in FILES {
-        let path = dir.join(name);
-        if path.is_file() {
-            files.push((name.to_owned(), std::fs::read(&path).map_err(Error::io("read", &path))?));
-        }
+        files.extend(models[donor].beside.read(name)?.map(|content| (name.to_owned(), content)));
     }
     if !files.iter().any(|(name, _)| name == "tokenizer.json" || name == "tokenizer.model") {
-        notes.push(format!("{} has no tokenizer: the result has none either", models[donor].0));
+        notes.push(format!("{} has no tokenizer: the result has none either", models[donor].name));
         return Ok(files);
     }
     match template(models, choice, notes)? {
@@ -98,7 +99,7 @@ pub(crate) fn files(
 }
 
 fn template(
-    models: &[(&str, &Path)],
+    models: &[PlannedModel],
     choice: Option<&ChatTemplateChoice>,
     notes: &mut Vec<String>,
 ) -> Result<Option<String>> {
@@ -121,10 +122,10 @@ fn template(
 }
 
 /// The template that most inputs carry; of equally common ones, the one that comes first.
-fn most_common(models: &[(&str, &Path)]) -> Result<Option<String>> {
+fn most_common(models: &[PlannedModel]) -> Result<Option<String>> {
     let mut counts: Vec<(String, usize)> = Vec::new();
-    for (_, dir) in models {
-        let Some(found) = template_of(dir)? else { continue };
+    for model in models {
+        let Some(found) = template_of(&model.beside)? else { continue };
         let found = found.trim().to_owned();
         match counts.iter_mut().find(|(known, _)| *known == found) {
             Some((_, count)) => *count += 1,
@@ -135,16 +136,12 @@ fn most_common(models: &[(&str, &Path)]) -> Result<Option<String>> {
     Ok(counts.into_iter().find(|(_, count)| Some(*count) == most).map(|(template, _)| template))
 }
 
-fn template_of(dir: &Path) -> Result<Option<String>> {
-    let file = dir.join("chat_template.jinja");
-    if file.is_file() {
-        return Ok(Some(std::fs::read_to_string(&file).map_err(Error::io("read", &file))?));
+/// The template of these files.
+pub(crate) fn template_of(beside: &Beside) -> Result<Option<String>> {
+    if let Some(text) = beside.read("chat_template.jinja")? {
+        return Ok(Some(String::from_utf8_lossy(&text).into_owned()));
     }
-    let config = dir.join("tokenizer_config.json");
-    if !config.is_file() {
-        return Ok(None);
-    }
-    let config: Value = aloe_record::atomic::read_json(&config)?;
+    let Some(config) = beside.read_json::<Value>("tokenizer_config.json")? else { return Ok(None) };
     Ok(match &config["chat_template"] {
         Value::String(text) => Some(text.clone()),
         Value::Array(named) => named
@@ -174,9 +171,21 @@ fn set_template(files: &mut Vec<(String, Vec<u8>)>, template: &str) -> Result<()
 }
 
 /// Puts the extended or stripped `tokenizer.json` in place, and its new tokens into `tokenizer_config.json`.
-pub(crate) fn put_vocabulary(files: &mut Vec<(String, Vec<u8>)>, vocabulary: &TokenizerFile) -> Result<()> {
+pub(crate) fn put_vocabulary(
+    files: &mut Vec<(String, Vec<u8>)>,
+    vocabulary: &TokenizerFile,
+    notes: &mut Vec<String>,
+) -> Result<()> {
     let Some(text) = vocabulary.text() else { return Ok(()) };
-    files.retain(|(name, _)| name != "tokenizer.json" && name != "added_tokens.json");
+    let stale: Vec<&str> = STALE.into_iter().filter(|stale| files.iter().any(|(name, _)| name == stale)).collect();
+    if !stale.is_empty() {
+        notes.push(format!(
+            "{} are left out: they hold the vocabulary before tokens were added or removed; tokenizer.json holds the result's",
+            stale.join(", ")
+        ));
+    }
+    files
+        .retain(|(name, _)| name != "tokenizer.json" && name != "added_tokens.json" && !stale.contains(&name.as_str()));
     files.insert(0, ("tokenizer.json".to_owned(), text));
     for (name, content) in files.iter_mut().filter(|(name, _)| name == "tokenizer_config.json") {
         let mut config = parse(name, content)?;
@@ -188,13 +197,13 @@ pub(crate) fn put_vocabulary(files: &mut Vec<(String, Vec<u8>)>, vocabulary: &To
 }
 
 /// A base model often has no template while the models merged over it do: the result could not be chatted with.
-fn hint_at_template(models: &[(&str, &Path)], donor: usize, notes: &mut Vec<String>) -> Result<()> {
-    if template_of(models[donor].1)?.is_some() {
+fn hint_at_template(models: &[PlannedModel], donor: usize, notes: &mut Vec<String>) -> Result<()> {
+    if template_of(&models[donor].beside)?.is_some() {
         return Ok(());
     }
-    for (name, dir) in models {
-        if template_of(dir)?.is_some() {
-            let donor = models[donor].0;
+    for PlannedModel { name, beside, .. } in models {
+        if template_of(beside)?.is_some() {
+            let donor = &models[donor].name;
             notes.push(format!(
                 "the tokenizer of {donor} has no chat template, that of {name} has one: `tokenizer_source: {name}` would keep it"
             ));
@@ -218,12 +227,8 @@ struct Model {
     vocab: Value,
 }
 
-fn vocabulary(dir: &Path) -> Result<Option<Vocabulary>> {
-    let path = dir.join("tokenizer.json");
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let parsed: TokenizerJson = aloe_record::atomic::read_json(&path)?;
+fn vocabulary(beside: &Beside) -> Result<Option<Vocabulary>> {
+    let Some(parsed) = beside.read_json::<TokenizerJson>("tokenizer.json")? else { return Ok(None) };
     let mut tokens = BTreeMap::new();
     match parsed.model.vocab {
         Value::Object(map) => {

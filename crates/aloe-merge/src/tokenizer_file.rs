@@ -1,9 +1,9 @@
 //! A `tokenizer.json` as a vocabulary that can be stripped and extended, keeping everything else of the file as it is.
 
 use crate::Result;
+use crate::beside::Beside;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
 
 /// An opened tokenizer.
 #[derive(Clone)]
@@ -14,30 +14,24 @@ pub(crate) struct TokenizerFile {
     is_changed: bool,
     /// Id of every token, and whether it is an added one.
     known: HashMap<String, (u32, bool)>,
-    n_plain: u32,
-    last_added: Option<u32>,
+    /// The highest id and one.
+    n_ids: u32,
 }
 
 impl TokenizerFile {
     /// Opens the file of a model's folder; none where there is none.
-    pub(crate) fn open(dir: &Path) -> Result<Option<Self>> {
-        let path = dir.join("tokenizer.json");
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let json: Value = aloe_record::atomic::read_json(&path)?;
-        let mut file =
-            Self { json, appended: Vec::new(), is_changed: false, known: HashMap::new(), n_plain: 0, last_added: None };
+    pub(crate) fn open(beside: &Beside) -> Result<Option<Self>> {
+        let Some(json) = beside.read_json::<Value>("tokenizer.json")? else { return Ok(None) };
+        let mut file = Self { json, appended: Vec::new(), is_changed: false, known: HashMap::new(), n_ids: 0 };
         file.index();
         Ok(Some(file))
     }
 
     fn index(&mut self) {
-        self.n_plain = self.plain().len() as u32;
-        self.last_added = self.added().iter().map(|(id, ..)| *id).max();
         let plain = self.plain().into_iter().map(|(id, token)| (token, (id, false)));
         let added = self.added().into_iter().map(|(id, token, _)| (token, (id, true)));
         self.known = plain.chain(added).collect();
+        self.n_ids = self.known.values().map(|(id, _)| id + 1).max().unwrap_or(0);
     }
 
     /// The changed file's text; none where it is as it was.
@@ -112,7 +106,11 @@ impl TokenizerFile {
     }
 
     /// Appends what other tokenizers (each with its number of rows) have beyond this one. The error says why that cannot be done.
-    pub(crate) fn unite(&mut self, others: &[(&Self, usize)]) -> std::result::Result<(), String> {
+    pub(crate) fn unite(
+        &mut self,
+        others: &[(&Self, usize)],
+        notes: &mut Vec<String>,
+    ) -> std::result::Result<(), String> {
         let own_kind = self.json["model"]["type"].as_str().unwrap_or("?").to_owned();
         for (other, _) in others {
             let kind = other.json["model"]["type"].as_str().unwrap_or("?");
@@ -129,11 +127,11 @@ impl TokenizerFile {
             .chain(self.added().into_iter().map(|(_, token, _)| token))
             .collect();
         for (other, bound) in others {
-            for (id, token) in other.plain() {
-                if (id as usize) < *bound && !added_anywhere.contains(&token) {
-                    self.append_plain(&token);
-                }
-            }
+            let plain = other.plain().into_iter().filter(|(id, token)| {
+                (*id as usize) < *bound && !added_anywhere.contains(token) && !self.known.contains_key(token)
+            });
+            let new: Vec<String> = plain.map(|(_, token)| token).collect();
+            self.append_plain(&new, other, &own_kind, notes);
         }
         for (other, bound) in others {
             for (id, _, entry) in other.added() {
@@ -145,8 +143,72 @@ impl TokenizerFile {
         Ok(())
     }
 
+    /// Appends plain tokens of another tokenizer to the vocabulary, for BPE with the merges that make them, so that they stay what they are:
+    /// pieces of words. mergekit gives them the same ids but makes added tokens of them, which match inside any word, and of which a
+    /// byte-level `Ġx` never matches ` x`. A Unigram vocabulary is a list by id with no place after the added tokens: there it is done
+    /// as in mergekit, with a note.
+    fn append_plain(&mut self, tokens: &[String], other: &Self, kind: &str, notes: &mut Vec<String>) {
+        let Some(first) = tokens.first() else { return };
+        if !self.json["model"]["vocab"].is_object() {
+            notes.push(format!(
+                "{} plain tokens ({first:?}, ...) become added tokens of the {kind} tokenizer: they match inside words too",
+                tokens.len()
+            ));
+            tokens.iter().for_each(|token| self.append_added(token));
+            return;
+        }
+        for token in tokens {
+            let id = self.next_id();
+            self.json["model"]["vocab"][token] = json!(id);
+            self.known.insert(token.clone(), (id, false));
+        }
+        self.is_changed = true;
+        let made = if kind == "BPE" { self.append_merges(tokens, other) } else { 0 };
+        if kind == "BPE" && made < tokens.len() {
+            notes.push(format!(
+                "{} of {} plain tokens of the union ({first:?}, ...) are made by no merge of tokens that it has: they keep their rows, and                  no text is encoded to them",
+                tokens.len() - made,
+                tokens.len()
+            ));
+        }
+    }
+
+    /// Appends the other's merges that make one of these tokens, in their order and after all own ones: text that needs none of them is
+    /// encoded as before. How many of the tokens are made by one.
+    fn append_merges(&mut self, tokens: &[String], other: &Self) -> usize {
+        let wanted: BTreeSet<&str> = tokens.iter().map(String::as_str).collect();
+        let pair = |merge: &Value| match merge {
+            Value::String(text) => text.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())),
+            Value::Array(parts) => Some((parts.first()?.as_str()?.to_owned(), parts.get(1)?.as_str()?.to_owned())),
+            _ => None,
+        };
+        let theirs = other.json["model"]["merges"].as_array().into_iter().flatten().filter_map(pair);
+        let new: Vec<(String, String)> = theirs
+            .filter(|(a, b)| {
+                wanted.contains(format!("{a}{b}").as_str()) && self.known.contains_key(a) && self.known.contains_key(b)
+            })
+            .collect();
+        let made: BTreeSet<String> = new.iter().map(|(a, b)| format!("{a}{b}")).collect();
+        if let Some(merges) = self.json["model"]["merges"].as_array_mut() {
+            let as_text = merges.first().is_some_and(Value::is_string);
+            merges
+                .extend(new.into_iter().map(|(a, b)| if as_text { json!(format!("{a} {b}")) } else { json!([a, b]) }));
+        }
+        made.len()
+    }
+
+    /// Appends a token that the configuration names, as an added one.
+    pub(crate) fn append_named(&mut self, token: &str, notes: &mut Vec<String>) {
+        if !self.known.contains_key(token) && token.starts_with(['Ġ', '▁']) {
+            notes.push(format!(
+                "{token:?} of `tokens` becomes an added token: it matches these characters themselves, not a word after a space"
+            ));
+        }
+        self.append_added(token);
+    }
+
     /// Appends a token as `tokenizer.add_tokens(token)` does, unless it is there.
-    pub(crate) fn append_plain(&mut self, token: &str) {
+    fn append_added(&mut self, token: &str) {
         if !self.known.contains_key(token) {
             self.append(json!({
                 "id": 0, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": true, "special": false,
@@ -157,9 +219,9 @@ impl TokenizerFile {
     /// Appends an added token unless it is one already; a plain token becomes an added one in its place.
     fn append(&mut self, mut entry: Value) {
         let Some(content) = entry["content"].as_str().map(str::to_owned) else { return };
-        let id = match self.known.get(&content) {
+        let id = match self.known.get(&content).copied() {
             Some((_, true)) => return,
-            Some((id, false)) => *id,
+            Some((id, false)) => id,
             None => self.next_id(),
         };
         entry["id"] = json!(id);
@@ -168,15 +230,14 @@ impl TokenizerFile {
             None => self.json["added_tokens"] = json!([entry.clone()]),
         }
         self.known.insert(content, (id, true));
-        self.last_added = Some(self.last_added.map_or(id, |last| last.max(id)));
         self.appended.push(entry);
         self.is_changed = true;
     }
 
-    /// The id the `tokenizers` library gives a new token: after the last added one, or after the vocabulary.
-    fn next_id(&self) -> u32 {
-        let last = self.last_added.filter(|last| *last >= self.n_plain || self.n_plain == 0);
-        last.map_or(self.n_plain, |last| last + 1)
+    /// The id of a new token: after all others, which is what the `tokenizers` library gives it where no id is left out.
+    fn next_id(&mut self) -> u32 {
+        self.n_ids += 1;
+        self.n_ids - 1
     }
 }
 

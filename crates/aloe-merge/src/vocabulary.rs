@@ -7,11 +7,10 @@
 //! base keep whatever spare row stands there.
 
 use crate::config::{MergeConfig, TokenRow, TokenizerChoice, TokenizerSource};
+use crate::inputs::PlannedModel;
 use crate::tokenizer_file::TokenizerFile;
 use crate::{Error, Mistake, Result};
-use aloe_model::Config;
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 /// Where a row of one input comes from.
@@ -97,29 +96,45 @@ pub(crate) struct Vocabulary {
     ids: Vec<BTreeMap<String, u32>>,
     /// Rows of the result.
     pub(crate) n_rows: usize,
+    /// Token by id in the leading model, those of ids past its embedding too.
+    leading: BTreeMap<u32, String>,
 }
 
 /// Builds the vocabulary that a configuration asks for; none where it names none.
-pub(crate) fn build(config: &MergeConfig, models: &[(&str, &Path, &Config)]) -> Result<Option<Vocabulary>> {
+pub(crate) fn build(
+    config: &MergeConfig,
+    models: &[PlannedModel],
+    notes: &mut Vec<String>,
+) -> Result<Option<Vocabulary>> {
     let Some(choice) = &config.tokenizer else { return Ok(None) };
+    check_rows(config, choice, models)?;
     let leader = config.base.unwrap_or(0);
     let donor = match choice.source {
         TokenizerSource::Model(index) => index,
         TokenizerSource::Base | TokenizerSource::Union => leader,
     };
-    let open = |index: usize| -> Result<Option<TokenizerFile>> { TokenizerFile::open(models[index].1) };
-    let missing = |index: usize| Error::model(models[index].0, "has no tokenizer.json: its tokenizer cannot be used");
+    let open = |index: usize| -> Result<Option<TokenizerFile>> { TokenizerFile::open(&models[index].beside) };
+    let missing =
+        |index: usize| Error::model(&models[index].name, "has no tokenizer.json: its tokenizer cannot be used");
     let mut leading = open(leader)?.ok_or_else(|| missing(leader))?;
-    leading.strip(models[leader].2.vocab_size);
+    let of_leader = leading.tokens();
+    leading.strip(models[leader].config.vocab_size);
     let mut files = Vec::new();
-    for index in 0..models.len() {
+    for (index, model) in models.iter().enumerate() {
+        let file = if index == leader { None } else { open(index)? };
         // A model without a tokenizer is taken to have the leader's, as in mergekit.
-        files.push(if index == leader { None } else { open(index)? });
+        if index != leader && file.is_none() {
+            notes.push(format!(
+                "{} has no tokenizer.json: its rows are taken to be in the order of the tokenizer of {}",
+                model.name, models[leader].name
+            ));
+        }
+        files.push(file);
     }
     let ids: Vec<BTreeMap<String, u32>> = files
         .iter()
         .zip(models)
-        .map(|(file, (_, _, config))| file.as_ref().unwrap_or(&leading).ids_below(config.vocab_size))
+        .map(|(file, model)| file.as_ref().unwrap_or(&leading).ids_below(model.config.vocab_size))
         .collect();
     let mut file = match choice.source {
         TokenizerSource::Model(index) if index != leader => files[index].take().ok_or_else(|| missing(index))?,
@@ -129,17 +144,36 @@ pub(crate) fn build(config: &MergeConfig, models: &[(&str, &Path, &Config)]) -> 
         let others: Vec<(&TokenizerFile, usize)> = files
             .iter()
             .zip(models)
-            .filter_map(|(file, (_, _, config))| file.as_ref().map(|file| (file, config.vocab_size)))
+            .filter_map(|(file, model)| file.as_ref().map(|file| (file, model.config.vocab_size)))
             .collect();
-        file.unite(&others).map_err(|reason| Error::model(models[leader].0, reason))?;
+        file.unite(&others, notes).map_err(|reason| Error::model(&models[leader].name, reason))?;
     }
     for token in choice.tokens.keys() {
-        file.append_plain(token);
+        file.append_named(token, notes);
     }
     let tokens = file.tokens();
     let n_tokens = tokens.keys().next_back().map_or(0, |last| *last as usize + 1);
     let multiple = choice.pad_to_multiple_of.unwrap_or(1);
-    Ok(Some(Vocabulary { donor, file, tokens, ids, n_rows: n_tokens.next_multiple_of(multiple) }))
+    let n_rows = n_tokens.next_multiple_of(multiple);
+    Ok(Some(Vocabulary { donor, file, tokens, ids, n_rows, leading: of_leader }))
+}
+
+/// Refuses rows by number (`token_id`) that a model's embedding does not have: what would be read there is another tensor.
+fn check_rows(config: &MergeConfig, choice: &TokenizerChoice, models: &[PlannedModel]) -> Result<()> {
+    let mut mistakes = Vec::new();
+    for (token, rule) in &choice.tokens {
+        if let Some(TokenRow::Id(model, row)) = rule.source
+            && row >= models[model].config.vocab_size
+        {
+            let (name, n_rows) = (&models[model].name, models[model].config.vocab_size);
+            let text = format!("token_id {row} as the source of {token:?}: the embedding of {name} has {n_rows} rows");
+            mistakes.push(Mistake { line: rule.line, text });
+        }
+    }
+    match mistakes.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Config { path: config.path.clone(), mistakes }),
+    }
 }
 
 impl Vocabulary {
@@ -215,6 +249,12 @@ impl Vocabulary {
             TokenRow::Token(model, wanted) => Ok(Donor::Of(input(*model)?, id(*model, wanted)?)),
             TokenRow::Id(model, row) => Ok(Donor::Of(input(*model)?, *row)),
         }
+    }
+
+    /// The id in the result of the token that the leading model has under `id`.
+    pub(crate) fn moved(&self, id: u32) -> Option<u32> {
+        let wanted = self.leading.get(&id)?;
+        self.tokens.iter().find(|(_, token)| *token == wanted).map(|(id, _)| *id)
     }
 
     /// Tokens that the models lack, by model: those whose rows no such model trained.

@@ -387,10 +387,11 @@ pub(crate) struct MergeArgs {
     /// Folder to write
     #[arg(required_unless_present_any = ["check", "tensor", "recipe"], conflicts_with = "recipe")]
     pub(crate) out: Option<PathBuf>,
-    /// Resolve everything and print the plan: parameters per group of tensors, sizes, memory. Writes nothing
-    #[arg(long, conflicts_with_all = ["out", "recipe"])]
+    /// Resolve everything and print the plan of every document: parameters per group of tensors, sizes, memory, files; with a folder
+    /// to write, whether the result fits on its disk. Writes nothing
+    #[arg(long, conflicts_with = "recipe")]
     pub(crate) check: bool,
-    /// Merge this tensor alone, in memory, and print its digest and figures. Writes nothing
+    /// Merge this tensor alone and print its figures and the SHA-256 of its bytes as the result's file will hold them. Writes nothing
     #[arg(long, value_name = "NAME", conflicts_with_all = ["out", "check", "recipe"])]
     pub(crate) tensor: Option<String>,
     /// Memory budget in MiB; fewer threads run where they would need more. Results do not depend on it

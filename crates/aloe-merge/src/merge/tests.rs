@@ -1,6 +1,9 @@
 //! Whole merges of small checkpoints: against mergekit's outputs (`oracles/mergekit_parity.py`), by law, and with bad input.
 
+mod checks;
+mod encoding;
 mod golden;
+mod laws;
 
 use super::*;
 use aloe_model::{Checkpoint, Config};
@@ -243,8 +246,8 @@ fn the_report_counts_what_was_kept_and_matches_the_masks() {
     let report = run(&dare(""), &out, &options).unwrap();
     assert_eq!((report.models.len(), report.tensors.len(), report.n_parameters), (2, 21, 22_688));
     let tensor = report.tensors.iter().find(|tensor| tensor.name == "model.layers.1.mlp.up_proj.weight").unwrap();
-    for (model, density) in [(0, 0.5), (1, 0.25)] {
-        let mask = crate::dare_mask(7, &tensor.name, model, density, 0..2048);
+    for (model, name, density) in [(0, "a", 0.5), (1, "b", 0.25)] {
+        let mask = crate::dare_mask(7, &tensor.name, &crate::mask_key(None, name), density, 0..2048);
         assert_eq!(tensor.n_kept[model], mask.iter().filter(|&&kept| kept).count() as u64);
         let sigma = (density * (1.0 - density) / 22_688.0f64).sqrt();
         assert!((report.kept_shares[model] - density).abs() < 5.0 * sigma, "{:?}", report.kept_shares);
@@ -337,8 +340,7 @@ fn refused(text: &str, options: &MergeOptions, dir: &Path, expected: &str) {
     let error = run(text, &out, options).unwrap_err().to_string();
     assert!(error.contains(expected), "{error:?} lacks {expected:?}");
     assert!(!out.exists());
-    let partial = atomic::sibling(&out);
-    assert!(!partial.join("model").exists(), "{expected}: refused only after work had begun");
+    assert!(!atomic::sibling(&out).exists(), "{expected}: a partial folder is left");
 }
 
 #[test]
@@ -468,6 +470,10 @@ fn the_card_carries_the_configuration_and_its_figures() {
     assert!(readme.contains("| mlp.up_proj | 0.0"), "{readme}");
     assert_eq!(std::fs::read_to_string(out.join("model/mergekit_config.yml")).unwrap(), text);
     let page = std::fs::read_to_string(out.join("report.html")).unwrap();
-    assert_eq!(page.matches("<svg").count(), 3, "a plot per model and one of the agreement");
+    assert_eq!(
+        page.matches("<svg").count(),
+        6,
+        "per model its norms and kept shares, the agreement, and what lies outside the layers"
+    );
     assert_eq!(page.matches("<tr><td>model.layers.").count(), 18, "a row per tensor");
 }

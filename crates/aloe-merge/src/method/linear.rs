@@ -1,7 +1,8 @@
 //! The weighted mean over all models: `sum(w_i x_i) / sum(w_i)`, undivided with `normalize: false`.
 //!
 //! Source: arXiv 2203.05482; mergekit 0.1.5, `merge_methods/linear.py`: the inputs are read in the merge dtype, multiplied and added in f32
-//! in the order of the configuration, divided by the sum of the weights, and rounded once.
+//! in the order of the configuration, divided by the sum of the weights, and rounded once. Where the configuration names a base model, the
+//! figures are those of all models against it; no number of the result depends on that.
 
 use super::Kernel;
 use crate::Result;
@@ -28,7 +29,10 @@ impl Linear {
 
 impl Kernel for Linear {
     fn tile(&self, group: &Group, start: usize, out: &mut [f32]) -> Result<Option<TileSums>> {
+        let range = start..start + out.len();
         let mut values = vec![0.0f32; out.len()];
+        let base = group.reference.map(|base| group.read(base, &range)).transpose()?;
+        let mut deltas = Vec::new();
         out.fill(0.0);
         for (source, weight) in group.sources.iter().zip(&self.weights) {
             source.read(start, group.dtype, &mut values)?;
@@ -37,9 +41,11 @@ impl Kernel for Linear {
                 #[inline(always)]
                 || out.iter_mut().zip(&values).for_each(|(sum, value)| *sum = weight.mul_add(*value, *sum)),
             );
+            let delta = |base: &Vec<f32>| values.iter().zip(base).map(|(value, base)| value - base).collect();
+            deltas.extend(base.as_ref().map(delta));
         }
         with_rounding!(group.dtype, divide(out, self.total));
-        Ok(None)
+        Ok(base.map(|base| TileSums::of(&base, &deltas)))
     }
 }
 

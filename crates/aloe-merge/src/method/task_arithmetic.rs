@@ -33,9 +33,9 @@ struct Prepared {
 impl TaskArithmetic {
     pub(super) fn prepare(method: Method, group: &Group) -> Result<Self> {
         let mut models = Vec::new();
-        for (place, input) in group.others().into_iter().enumerate() {
+        for input in group.others() {
             let vector = TaskVector { group, input };
-            let keep = Keep::decide(method.sparsification(), &vector, place)?;
+            let keep = Keep::decide(method.sparsification(), &vector)?;
             let scale = sparsify::scale(&vector, &keep, group.parameters.rescale())?;
             let weight = round_to(group.dtype, group.parameters.input(input, Parameter::Weight) as f32);
             models.push(Prepared { input, keep, scale, weight });

@@ -28,11 +28,13 @@ pub(super) fn group_of(method: Method, tensors: &[&[f32]], shape: Vec<usize>, nu
         dtype: MergeDtype::Float32,
         sources: tensors.iter().map(|values| Source::in_memory(FileDtype::F32, bytes(values))).collect(),
         base,
+        reference: base,
         parameters: TensorParameters {
             shared: specs.iter().filter(|spec| spec.scope == Scope::Shared).map(value).collect(),
             inputs: inputs.collect(),
         },
         seed: 3,
+        mask_keys: (0..tensors.len()).map(|input| format!("m{input}")).collect(),
         threads: 1,
     }
 }

@@ -18,8 +18,8 @@ pub(crate) struct RankMask {
 }
 
 impl RankMask {
-    /// The mask of `tensor` for the `model`-th model other than the base, from 0.
-    pub(crate) fn new(seed: u64, tensor: &str, model: usize, density: f64, epsilon: f64) -> Self {
+    /// The mask of `tensor` for the model of this [`super::mask_key`].
+    pub(crate) fn new(seed: u64, tensor: &str, model: &str, density: f64, epsilon: f64) -> Self {
         let rng = CounterRng::new(seed, &format!("della-mask/{tensor}/{model}"), 0);
         Self { rng, density, epsilon }
     }
@@ -73,7 +73,7 @@ mod tests {
     /// Magnitudes 3, 1, 2, 1 have ranks 3, 1, 2, 0 (of the equal ones the lower index ranks higher): 0.5 - 0.3 + rank * 0.2.
     #[test]
     fn probabilities_follow_the_ranks() {
-        let mask = RankMask::new(0, "t", 0, 0.5, 0.3);
+        let mask = RankMask::new(0, "t", "m", 0.5, 0.3);
         let found = mask.of_row(&[-3.0, 1.0, 2.0, -1.0]);
         let expected = [0.8, 0.4, 0.6, 0.2];
         assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{found:?}");

@@ -21,8 +21,8 @@ pub(crate) fn bound(probability: f64) -> u64 {
 }
 
 impl Mask {
-    /// The mask of `tensor` for the `model`-th model other than the base, from 0.
-    pub(crate) fn new(seed: u64, tensor: &str, model: usize, density: f64) -> Self {
+    /// The mask of `tensor` for the model of this [`mask_key`].
+    pub(crate) fn new(seed: u64, tensor: &str, model: &str, density: f64) -> Self {
         Self { rng: CounterRng::new(seed, &format!("dare-mask/{tensor}/{model}"), 0), bound: bound(density) }
     }
 
@@ -65,9 +65,17 @@ impl Mask {
     }
 }
 
-/// The DARE mask that merging with `seed` uses for elements `range` of `tensor`, for the `model`-th model other than the base (from 0
-/// in the order of the slice): anyone can check one tensor without merging.
-pub fn dare_mask(seed: u64, tensor: &str, model: usize, density: f64, range: Range<usize>) -> Vec<bool> {
+/// Who a model is to its masks: its name as the configuration writes it (no two inputs of a slice have one name), and the name of the
+/// document in a file of several. Not its place: models may change places, and two merges share a mask only for a model of one name. Not
+/// its folder: the masks are the same on every machine. The length stands before the document, so that no two keys are equal.
+pub fn mask_key(document: Option<&str>, model: &str) -> String {
+    let document = document.unwrap_or("");
+    format!("{}:{document}/{model}", document.len())
+}
+
+/// The DARE mask that merging with `seed` uses for elements `range` of `tensor`, for the model of this [`mask_key`]: anyone can check one
+/// tensor without merging.
+pub fn dare_mask(seed: u64, tensor: &str, model: &str, density: f64, range: Range<usize>) -> Vec<bool> {
     let mut kept = vec![true; range.len()];
     if density < 1.0 {
         Mask::new(seed, tensor, model, density).fill(range.start, &mut kept);

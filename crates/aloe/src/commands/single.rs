@@ -11,6 +11,7 @@ use crate::stage::{Context, Done};
 use crate::weights::{self, DtypeName};
 use aloe_record::Cancel;
 use anyhow::Context as _;
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -64,44 +65,74 @@ pub(crate) fn merge(args: &MergeArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let yaml = std::fs::read_to_string(path)
         .map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
     let config = aloe_merge::MergeConfig::parse(&yaml, path)?;
-    let Some(out) = &args.out else { return merge_dry(&config, args) };
+    let folders = cached_models(&config)?;
+    let Some(out) = args.out.as_ref().filter(|_| !args.check) else { return merge_dry(&config, folders, args) };
     let mut entry = Table::new();
     entry.insert("yaml".into(), Value::String(yaml));
     entry.insert("master".into(), Value::Boolean(false));
     if args.memory << 20 != aloe_merge::DEFAULT_MEMORY {
         entry.insert("memory".into(), Value::Integer(i64::try_from(args.memory)?));
     }
-    let request = Request { kind: "merge", entry, from: Table::new(), out, common: &common(&args.entry), dtype: None };
+    let from = folders
+        .into_iter()
+        .map(|(name, folder)| Ok((name, path_value(&folder)?)))
+        .collect::<anyhow::Result<Table>>()?;
+    let request = Request { kind: "merge", entry, from, out, common: &common(&args.entry), dtype: None };
     let done = run(request, cancel)?;
     report(&done, out, args.entry.json)
 }
 
+/// Snapshots in the Hugging Face cache of the models that are named as on the hub and are no paths. What is found nowhere is refused with
+/// its line and what to do.
+fn cached_models(config: &aloe_merge::MergeConfig) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    let (mut folders, mut mistakes) = (BTreeMap::new(), Vec::new());
+    for name in config.outside_models().into_iter().filter(|name| !Path::new(name).exists()) {
+        match crate::sources::cached(&name) {
+            Some(folder) => {
+                folders.insert(name, folder);
+            }
+            None => mistakes.push(aloe_merge::Mistake {
+                line: config.line_of(&name),
+                text: format!("{}; the Hugging Face cache holds no snapshot of it", aloe_merge::no_folder(&name)),
+            }),
+        }
+    }
+    match mistakes.is_empty() {
+        true => Ok(folders),
+        false => Err(aloe_merge::Error::Config { path: config.path.clone(), mistakes }.into()),
+    }
+}
+
 /// `aloe merge --check` and `--tensor NAME`: the plan, or one tensor with its figures, on standard output.
-fn merge_dry(config: &aloe_merge::MergeConfig, args: &MergeArgs) -> anyhow::Result<()> {
+fn merge_dry(
+    config: &aloe_merge::MergeConfig,
+    folders: BTreeMap<String, PathBuf>,
+    args: &MergeArgs,
+) -> anyhow::Result<()> {
     let options = aloe_merge::MergeOptions {
         seed: args.entry.seed.unwrap_or(0),
         threads: threads_of(args.entry.threads),
         memory: args.memory << 20,
+        folders,
         ..aloe_merge::MergeOptions::default()
     };
-    if !config.earlier.is_empty() {
-        return Err(Failure::usage(
-            "--check and --tensor take a file of one document: a later one needs merged models",
-        )
-        .into());
-    }
     let plan = aloe_merge::plan(config, &options)?;
     let mut out = std::io::stdout();
-    let Some(name) = &args.tensor else { return Ok(write!(out, "{}", plan.table(&options))?) };
+    let Some(name) = &args.tensor else {
+        write!(out, "{}", plan.table(&options))?;
+        if let Some(out) = &args.out {
+            plan.check_disk(&plain(out)?, &options)?;
+        }
+        return Ok(());
+    };
     let tensor = plan.tensors.iter().find(|tensor| &tensor.spec.hf_name == name);
     let tensor = tensor.ok_or_else(|| Failure::usage(format!("--tensor {name}: the result has no such tensor")))?;
-    let (values, stats) = aloe_merge::merge_tensor(config, &plan, tensor)?;
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let (sha256, stats) = aloe_merge::tensor_digest(config, &plan, tensor)?;
     let found = serde_json::json!({
         "tensor": name,
         "shape": tensor.spec.shape,
-        "dtype": plan.dtype.name(),
-        "sha256_of_float32_values": aloe_record::digest::bytes(&bytes),
+        "dtype": plan.out_dtype.name(),
+        "sha256": sha256,
         "task_vectors": stats,
     });
     Ok(writeln!(out, "{}", serde_json::to_string_pretty(&found)?)?)

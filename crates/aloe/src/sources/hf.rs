@@ -141,6 +141,16 @@ fn from_cache(folder: &Path, name: &str, revision: &str) -> anyhow::Result<(Path
     Ok((snapshot, format!("hf:{name}@{commit}")))
 }
 
+/// The snapshot of `ORG/NAME` at its main revision that the cache holds, where it is a model or an adapter; asks no network.
+pub(super) fn cached(name: &str, hub: &Hub) -> Option<PathBuf> {
+    if !name.contains('/') || check_name(name, name, "main").is_err() {
+        return None;
+    }
+    let folder = hub.cache.join(format!("models--{}", name.replace('/', "--")));
+    let (snapshot, _) = from_cache(&folder, name, "main").ok()?;
+    ["config.json", "adapter_config.json"].iter().any(|file| snapshot.join(file).is_file()).then_some(snapshot)
+}
+
 /// The commit of a revision and its files.
 fn list(hub: &Hub, name: &str, revision: &str) -> anyhow::Result<(String, Vec<Listed>)> {
     let url = format!("{}/api/models/{name}/revision/{}?blobs=true", hub.endpoint, revision.replace('/', "%2F"));

@@ -55,6 +55,11 @@ pub(crate) fn pull(source: &str, out: &Path, cancel: &Cancel) -> anyhow::Result<
     Ok(Pulled { sha256, n_parameters, origin, gguf_types, quantised_from })
 }
 
+/// The folder of `ORG/NAME` in the local Hugging Face cache, for files that name models as mergekit does. Downloads nothing.
+pub(crate) fn cached(name: &str) -> Option<PathBuf> {
+    hf::cached(name, &hf::Hub::from_env().ok()?)
+}
+
 /// Element types that a GGUF file holds as they are.
 const UNQUANTISED: [&str; 3] = ["F32", "F16", "BF16"];
 

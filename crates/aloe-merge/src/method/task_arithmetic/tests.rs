@@ -112,12 +112,12 @@ fn l1_rescale_restores_the_sum_of_magnitudes() {
 fn dare_divides_what_the_mask_keeps_by_the_density() {
     let mut dare = parameters(Method::DareTies, &[1.0], &[0.25]);
     dare.rescale = Some(RescaleKind::Density);
-    let mask = crate::dare_mask(3, "t", 0, 0.25, 0..1000);
+    let mask = crate::dare_mask(3, "t", "m1", 0.25, 0..1000);
     let expected: Vec<f32> = mask.iter().map(|&kept| if kept { 13.0 } else { 1.0 }).collect();
     assert_eq!(merged(&dare, &[1.0; 1000], &[&[4.0; 1000]]).0, expected);
     dare.dtype = MergeDtype::Bfloat16;
     dare.densities = &[0.3];
-    let mask = crate::dare_mask(3, "t", 0, 0.3, 0..1000);
+    let mask = crate::dare_mask(3, "t", "m1", 0.3, 0..1000);
     let kept = round_bf16(1.0 + round_bf16(3.0 / 0.3f32));
     let expected: Vec<f32> = mask.iter().map(|&kept_here| if kept_here { kept } else { 1.0 }).collect();
     assert_eq!(merged(&dare, &[1.0; 1000], &[&[4.0; 1000]]).0, expected);
@@ -195,11 +195,11 @@ fn dare_is_unbiased_within_five_sigma() {
 fn masks_of_two_models_and_of_two_tensors_are_independent_within_five_sigma() {
     let n = 1_000_000;
     let (p, q) = (0.5, 0.3);
-    let a = crate::dare_mask(3, "t", 0, p, 0..n);
+    let a = crate::dare_mask(3, "t", "m1", p, 0..n);
     for other in [
-        crate::dare_mask(3, "t", 1, q, 0..n),
-        crate::dare_mask(3, "u", 0, q, 0..n),
-        crate::dare_mask(4, "t", 0, q, 0..n),
+        crate::dare_mask(3, "t", "m2", q, 0..n),
+        crate::dare_mask(3, "u", "m1", q, 0..n),
+        crate::dare_mask(4, "t", "m1", q, 0..n),
     ] {
         let both = a.iter().zip(&other).filter(|(a, b)| **a && **b).count() as f64 / n as f64;
         assert!((both - p * q).abs() < 5.0 * (p * q * (1.0 - p * q) / n as f64).sqrt(), "{both}");
@@ -208,11 +208,11 @@ fn masks_of_two_models_and_of_two_tensors_are_independent_within_five_sigma() {
 
 #[test]
 fn a_mask_can_be_computed_for_any_range_alone() {
-    let whole = crate::dare_mask(3, "t", 2, 0.4, 0..300);
+    let whole = crate::dare_mask(3, "t", "m3", 0.4, 0..300);
     for range in [0..1, 1..2, 3..9, 7..300, 128..131] {
-        assert_eq!(crate::dare_mask(3, "t", 2, 0.4, range.clone()), whole[range]);
+        assert_eq!(crate::dare_mask(3, "t", "m3", 0.4, range.clone()), whole[range]);
     }
-    assert!(crate::dare_mask(3, "t", 2, 1.0, 0..100).iter().all(|&kept| kept));
+    assert!(crate::dare_mask(3, "t", "m3", 1.0, 0..100).iter().all(|&kept| kept));
 }
 
 /// 1 + 2^-9 lies between the bfloat16 values 1 and 1 + 2^-7 and rounds to 1: the change is lost when it is read, as in torch.

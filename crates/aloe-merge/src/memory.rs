@@ -1,0 +1,52 @@
+//! What a merge holds at once, and how many threads a budget allows. Counted from shapes, before anything is read.
+
+use crate::config::Method;
+use crate::plan::{MergeOptions, MergePlan};
+use crate::tile::TILE;
+use crate::{Error, Result};
+
+/// What the program, the tokenizers and the plan take beside tiles.
+const RESIDENT: u64 = 64 << 20;
+/// Bytes that a parsed tokenizer takes per byte of its file: names, ids and merges as trees, and the tokens by name and by id.
+const TREE: u64 = 8;
+
+impl MergePlan {
+    /// Bytes that a merge with so many threads holds: tiles of every input and a few more per thread, what methods note per row, the
+    /// tokenizers of all models where their vocabularies are compared, and the factors of LoRA adapters.
+    pub fn memory_bytes(&self, threads: usize) -> u64 {
+        let n_inputs = self.slices.iter().map(|slice| slice.models.len()).max().unwrap_or(1) as u64;
+        let (mut n_rows, mut n_cols) = (0, 0);
+        for shape in self.tensors.iter().map(|tensor| &tensor.spec.shape) {
+            n_rows = n_rows.max(shape[0] as u64);
+            n_cols = n_cols.max(shape.last().copied().unwrap_or(0) as u64);
+        }
+        let tile = (TILE as u64).max(n_cols) * 4;
+        // Offsets of all models, and the squares and products of all pairs.
+        let products = if self.method == Method::ModelStock { n_inputs * (n_inputs + 1) / 2 } else { 0 };
+        let per_thread = tile * (3 * n_inputs + 8 + products) + (3 << 20) + 40 * n_cols;
+        let per_row = 8 * n_rows * (n_inputs * n_inputs + 4);
+        RESIDENT + per_row + self.tokenizer_bytes + self.adapter_bytes() + threads as u64 * per_thread
+    }
+
+    /// The factors of one tensor's updates of all inputs.
+    fn adapter_bytes(&self) -> u64 {
+        let of_tensor = |tensor: &crate::PlannedTensor| {
+            self.slices[tensor.slice].models.iter().map(|model| self.models[*model].update_bytes).sum::<u64>()
+        };
+        self.tensors.iter().map(of_tensor).max().unwrap_or(0)
+    }
+
+    /// The threads that the budget allows.
+    pub(crate) fn fit(&self, options: &MergeOptions) -> Result<usize> {
+        let wanted = options.threads.max(1);
+        match (1..=wanted).rev().find(|threads| self.memory_bytes(*threads) <= options.memory) {
+            Some(threads) => Ok(threads),
+            None => Err(Error::Memory { budget: options.memory, needed: self.memory_bytes(1) }),
+        }
+    }
+}
+
+/// What the tokenizers of the models take while a vocabulary is made of them: all are open at once.
+pub(crate) fn tokenizer_bytes(models: &[crate::PlannedModel]) -> u64 {
+    TREE * models.iter().map(|model| model.beside.size_bytes("tokenizer.json")).sum::<u64>()
+}

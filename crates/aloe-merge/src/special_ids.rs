@@ -1,0 +1,103 @@
+//! The ids of the tokens that begin, end and pad a text, in the result's `config.json` and `generation_config.json`: they follow their
+//! tokens into a chosen vocabulary. Without one, ids stay what they are.
+
+use crate::Result;
+use crate::inputs::PlannedModel;
+use crate::vocabulary::Vocabulary;
+use aloe_model::Config;
+use serde_json::{Value, json};
+
+/// Keys of both files.
+const KEYS: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
+
+/// Sets the ids of the leading model's configuration to those of the same tokens in the vocabulary. A token that it does not have is
+/// replaced by that of the model whose tokenizer the result gets, or left out; a note says so.
+pub(crate) fn in_config(
+    out: &mut Config,
+    vocabulary: &Vocabulary,
+    models: &[PlannedModel],
+    leader: usize,
+    notes: &mut Vec<String>,
+) {
+    let donor = &models[vocabulary.donor];
+    let before = out.to_json();
+    let of_donor = donor.config.to_json();
+    let mut after = [Value::Null, Value::Null, Value::Null];
+    for (key, after) in KEYS.into_iter().zip(&mut after) {
+        let asked = ids(&before[key]);
+        let found: Vec<u32> = asked.iter().filter_map(|id| vocabulary.moved(*id)).collect();
+        let found = match found.is_empty() && !asked.is_empty() && vocabulary.donor != leader {
+            true => ids(&of_donor[key]).into_iter().filter(|id| (*id as usize) < vocabulary.n_rows).collect(),
+            false => found,
+        };
+        if found != asked {
+            notes.push(format!(
+                "{key} of config.json is {} in the result's vocabulary, and {} in that of {}",
+                value(&found),
+                value(&asked),
+                models[leader].name
+            ));
+        }
+        *after = value(&found);
+    }
+    out.bos_token_id = ids(&after[0]).first().copied();
+    out.eos_token_ids = ids(&after[1]);
+    for (key, after) in KEYS.into_iter().zip(after) {
+        if out.raw.get(key).is_some_and(|value| !ids(value).is_empty()) {
+            out.raw.insert(key.to_owned(), after);
+        }
+    }
+}
+
+/// The same in `generation_config.json`, which comes from the model whose tokenizer the result gets.
+pub(crate) fn in_generation_config(
+    files: &mut [(String, Vec<u8>)],
+    vocabulary: &Vocabulary,
+    leader: usize,
+) -> Result<()> {
+    let Some((_, content)) = files.iter_mut().find(|(name, _)| name == "generation_config.json") else {
+        return Ok(());
+    };
+    let json_error = |error: serde_json::Error| aloe_record::Error::Json {
+        path: "generation_config.json".into(),
+        reason: error.to_string(),
+    };
+    let mut config: Value = serde_json::from_slice(content).map_err(json_error)?;
+    let before = config.clone();
+    for key in KEYS {
+        let asked = ids(&config[key]);
+        if asked.is_empty() {
+            continue;
+        }
+        let kept = |id: &u32| match vocabulary.donor == leader {
+            true => vocabulary.moved(*id),
+            false => Some(*id).filter(|id| (*id as usize) < vocabulary.n_rows),
+        };
+        let found: Vec<u32> = asked.iter().filter_map(kept).collect();
+        if found != asked {
+            config[key] = value(&found);
+        }
+    }
+    if config != before {
+        *content = serde_json::to_vec_pretty(&config).map_err(json_error)?;
+        content.push(b'\n');
+    }
+    Ok(())
+}
+
+/// One id, a list of them, or none.
+fn ids(value: &Value) -> Vec<u32> {
+    let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Value::Array(list) => list.iter().filter_map(one).collect(),
+        single => one(single).into_iter().collect(),
+    }
+}
+
+fn value(ids: &[u32]) -> Value {
+    match ids {
+        [] => Value::Null,
+        [only] => json!(only),
+        many => json!(many),
+    }
+}

@@ -1,0 +1,233 @@
+//! `aloe merge` as a user drives it: the plan, one tensor, budgets that hold, models of the hub's cache, and kills in the middle.
+
+use crate::{aloe, run};
+use aloe_model::{CheckpointWriter, Config, SafeTensorsFile};
+use aloe_tensor::Dtype;
+use serde_json::{Value, json};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+/// Writes a Llama of one layer in bfloat16 with numbers of no meaning, other ones per `salt`.
+fn write_model(dir: &Path, salt: u32, vocab_size: usize, hidden_size: usize) {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab_size, "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": 2,
+        "rope_theta": 10000.0
+    });
+    let config = Config::from_json(&config).unwrap();
+    let mut writer = CheckpointWriter::create(dir, &config, Dtype::Bf16).unwrap();
+    for spec in aloe_model::arch::tensors(&config) {
+        let value = |index: u32| {
+            let base = index.wrapping_mul(0x9E37_79B9) >> 8;
+            let change = if salt == 0 { 0 } else { index.wrapping_mul(0x85EB_CA6B ^ salt) >> 14 };
+            (f64::from(base) + f64::from(change)) as f32 * 2.0f32.powi(-24) - 0.5
+        };
+        writer.add(&spec.hf_name, &(0..spec.n_elements() as u32).map(value).collect::<Vec<f32>>()).unwrap();
+    }
+    writer.finish(&[]).unwrap();
+}
+
+/// A folder with the models `base`, `a` and `b`, and a file that merges them by DARE-TIES.
+fn dare(vocab_size: usize, hidden_size: usize) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    for (salt, name) in ["base", "a", "b"].into_iter().enumerate() {
+        write_model(&dir.path().join(name), salt as u32, vocab_size, hidden_size);
+    }
+    let config = dir.path().join("merge.yml");
+    std::fs::write(&config, document(dir.path(), &["a", "b"])).unwrap();
+    (dir, config)
+}
+
+fn document(dir: &Path, models: &[&str]) -> String {
+    let path = |name: &str| if name == "half" { name.to_owned() } else { dir.join(name).display().to_string() };
+    let models: String = models
+        .iter()
+        .map(|name| format!("- {{model: {}, parameters: {{weight: 0.5, density: 0.5}}}}\n", path(name)))
+        .collect();
+    format!("merge_method: dare_ties\nbase_model: {}\nmodels:\n{models}dtype: bfloat16\n", path("base"))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// The files of a merge but the record, whose seconds differ.
+fn files(out: &Path) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = std::fs::read_dir(out)
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.file_name() != "record.json" && entry.path().is_file())
+        .map(|entry| {
+            (entry.file_name().to_string_lossy().into_owned(), aloe_record::digest::file(&entry.path()).unwrap())
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// Waits for the end while looking at the highest memory that the process has used, in bytes.
+fn peak(mut child: Child) -> u64 {
+    let status = PathBuf::from(format!("/proc/{}/status", child.id()));
+    let mut peak = 0;
+    while child.try_wait().unwrap().is_none() {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        peak = peak.max(1024 * kilobytes.unwrap_or(0));
+        std::thread::yield_now();
+    }
+    assert!(child.wait().unwrap().success());
+    peak
+}
+
+#[test]
+fn a_merge_stays_below_its_memory_budget_and_any_budget_gives_the_same_bytes() {
+    let (dir, config) = dare(128_256, 512);
+    let mut first = None;
+    for (budget, threads) in [(1024, "2"), (90, "2")] {
+        let out = dir.path().join(format!("out-{budget}"));
+        let arguments = ["--memory", &budget.to_string(), "--threads", threads].map(str::to_owned);
+        let mut command = aloe();
+        command.args(["merge", text(&config), text(&out)]).args(&arguments).stderr(Stdio::null()).stdout(Stdio::null());
+        let peak = peak(command.spawn().unwrap());
+        println!("budget {budget} MiB: peak {:.1} MiB", peak as f64 / f64::from(1 << 20));
+        assert!(peak > 0 && peak < budget << 20, "{peak} bytes with a budget of {budget} MiB");
+        let found = files(&out);
+        assert_eq!(&found, first.get_or_insert_with(|| found.clone()), "budget {budget} MiB");
+    }
+    let (stdout, stderr, code) = run(&["merge", text(&config), "--check", "--memory", "90", "--threads", "2"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("with 1 threads, of a budget of 94 MB"), "{stdout}");
+
+    // One tensor of the embedding's size under the same budget.
+    let mut command = aloe();
+    command.args(["merge", text(&config), "--tensor", "model.embed_tokens.weight", "--memory", "90"]);
+    let peak = peak(command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+    assert!(peak < 90 << 20, "--tensor took {peak} bytes");
+}
+
+#[test]
+fn check_prints_the_plan_of_every_document_and_tensor_the_digest_of_the_written_bytes() {
+    let (dir, config) = dare(300, 32);
+    let out = dir.path().join("out");
+    let (stdout, stderr, code) = run(&["merge", text(&config), text(&out), "--check"]);
+    assert_eq!(code, 0, "{stderr}");
+    for part in ["dare_ties: ", "at the peak", "disk: ", "weight 0.5, density 0.5", "rescale_kind is not given"] {
+        assert!(stdout.contains(part), "{stdout} lacks {part}");
+    }
+    assert!(!out.exists());
+    let (_, stderr, code) = run(&["merge", text(&config), text(&out)]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("rescale_kind is not given"), "{stderr}");
+    let written = SafeTensorsFile::open(&out.join("model.safetensors")).unwrap();
+    for name in ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"] {
+        let (stdout, stderr, code) = run(&["merge", text(&config), "--tensor", name]);
+        assert_eq!(code, 0, "{stderr}");
+        let found: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(found["sha256"], aloe_record::digest::bytes(written.bytes(name).unwrap()), "{name}");
+        assert_eq!(found["dtype"], "bfloat16");
+    }
+
+    let two = format!("name: half\n{}---\n{}", document(dir.path(), &["a"]), document(dir.path(), &["half", "b"]));
+    std::fs::write(&config, &two).unwrap();
+    let (stdout, stderr, code) = run(&["merge", text(&config), "--check"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("document half") && stdout.contains("earlier documents included"), "{stdout}");
+    std::fs::write(&config, two.replace("\n- {model: half", "\n- {model: nobody/nothing}\n- {model: half")).unwrap();
+    let (_, stderr, code) = run(&["merge", text(&config), "--check"]);
+    assert_eq!(code, 2, "{stderr}");
+}
+
+#[test]
+fn a_model_of_the_hub_is_taken_from_the_local_cache_or_named_with_its_line() {
+    let (dir, config) = dare(300, 32);
+    let home = dir.path().join("home");
+    let folder = home.join("hub/models--org--tuned");
+    std::fs::create_dir_all(folder.join("snapshots")).unwrap();
+    std::fs::create_dir_all(folder.join("refs")).unwrap();
+    let yaml =
+        std::fs::read_to_string(&config).unwrap().replace(&dir.path().join("a").display().to_string(), "org/tuned");
+    let hub = dir.path().join("hub.yml");
+    std::fs::write(&hub, &yaml).unwrap();
+    let out = dir.path().join("out");
+    let run = |arguments: &[&str]| {
+        let output = aloe().env("HF_HOME", &home).env_remove("HF_HUB_CACHE").args(arguments).output().unwrap();
+        (String::from_utf8(output.stderr).unwrap(), output.status.code().unwrap())
+    };
+    for arguments in [vec!["merge", text(&hub), text(&out)], vec!["merge", text(&hub), "--check"]] {
+        let (stderr, code) = run(&arguments);
+        assert_eq!(code, 2, "{stderr}");
+        assert!(
+            stderr.contains("line 4: there is no folder org/tuned; pull it first (`aloe pull hf:org/tuned"),
+            "{stderr}"
+        );
+    }
+    assert!(!out.exists() && !aloe_record::atomic::sibling(&out).exists());
+    std::fs::write(folder.join("refs/main"), "0123abcd").unwrap();
+    std::fs::rename(dir.path().join("a"), folder.join("snapshots/0123abcd")).unwrap();
+    let (stderr, code) = run(&["merge", text(&hub), text(&out)]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(std::fs::read_to_string(out.join("README.md")).unwrap().contains("- org/tuned"));
+}
+
+/// Bytes of weights that stand under a folder, as far as they were written.
+fn written(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.path() {
+            path if path.is_dir() => written(&path),
+            path if path.to_string_lossy().contains(".safetensors") => {
+                path.metadata().map_or(0, |file| file.blocks() * 512)
+            }
+            _ => 0,
+        })
+        .sum()
+}
+
+/// Kills a merge when so many bytes stand in its partial folder; whether it was still running.
+fn kill_at(config: &Path, out: &Path, bytes: u64) -> bool {
+    let partial = aloe_record::atomic::sibling(out);
+    let mut command = aloe();
+    command.args(["merge", text(config), text(out), "--threads", "1"]).stderr(Stdio::null()).stdout(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    while !(partial.exists() && written(&partial) >= bytes) && child.try_wait().unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    let was_running = child.try_wait().unwrap().is_none();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    was_running
+}
+
+#[test]
+fn a_killed_merge_leaves_nothing_that_looks_finished_and_the_same_command_gives_the_same_bytes() {
+    let (dir, one) = dare(40_000, 256);
+    let two = dir.path().join("two.yml");
+    let half = document(dir.path(), &["a"]);
+    std::fs::write(&two, format!("name: half\n{half}---\n{}", document(dir.path(), &["half", "b"]))).unwrap();
+    let size = 2 * 41_000 * 256;
+    for (config, total) in [(&one, size), (&two, 2 * size)] {
+        let whole = dir.path().join("whole");
+        let (_, stderr, code) = run(&["merge", text(config), text(&whole)]);
+        assert_eq!(code, 0, "{stderr}");
+        let expected = files(&whole);
+        let mut n_killed = 0;
+        for share in [0.0, 0.2, 0.5, 0.8] {
+            let out = dir.path().join("out");
+            let was_running = kill_at(config, &out, (share * f64::from(total)) as u64);
+            if was_running {
+                n_killed += 1;
+                assert!(!out.exists(), "{share}: {out:?} stands although the merge was killed");
+                assert!(!aloe_record::atomic::sibling(&out).join("record.json").exists(), "{share}");
+            }
+            let (_, stderr, code) = run(&["merge", text(config), text(&out)]);
+            assert_eq!(code, 0, "{share}: {stderr}");
+            assert_eq!(files(&out), expected, "{share}");
+            std::fs::remove_dir_all(&out).unwrap();
+        }
+        assert!(n_killed >= 3, "only {n_killed} of 4 kills met a running merge");
+        std::fs::remove_dir_all(&whole).unwrap();
+    }
+}
