@@ -361,8 +361,10 @@ fn results_since(kind: &str) -> &'static str {
         // sft: losses by data source; dpo: metrics by source of the pairs and with the chosen answers' NLL. bf16 training rounds each
         // operand once, attention's too.
         "sft" | "dpo" => aloe_train::RESULTS_SINCE,
-        // Ledgers without folders and an account that adds up; reports of merges by group.
-        "data" | "merge" => "0.1.0+1",
+        // Table B5 exactly, MedMCQA's keys by content, evaluation rows counted by file.
+        "data" => "0.1.0+2",
+        // Reports of merges by group.
+        "merge" => "0.1.0+1",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's.
         "eval" | "redteam" => aloe_engine::ANSWERS_SINCE,
         _ => env!("CARGO_PKG_VERSION"),
