@@ -2,7 +2,7 @@
 //! into memory.
 
 use crate::data::id;
-use crate::dialect::{self, Dialect, help_steer};
+use crate::dialect::{self, Dialect, answer_keys, help_steer};
 use crate::source::{self, DataFile};
 use crate::{Problems, Result, SourceConfig};
 use aloe_record::Cancel;
@@ -13,13 +13,16 @@ pub(crate) fn known_dialect(config: &SourceConfig) -> Option<Dialect> {
     if config.columns.is_empty() { config.dialect } else { Some(Dialect::Mapped) }
 }
 
-/// The layout of a file's rows, found from the first.
+/// The layout of a file's rows, found from the first; of MedMCQA's from all.
 pub(crate) fn dialect_of(known: &mut Option<Dialect>, row: &Row, file: &DataFile) -> Result<Dialect> {
     if let Some(known) = *known {
         return Ok(known);
     }
-    let name = file.path.file_name().unwrap_or_default().to_string_lossy();
-    Ok(*known.insert(Dialect::detect(row, &name)?))
+    let found = match Dialect::detect(row)? {
+        Dialect::Medmcqa => answer_keys::medmcqa(&file.path)?,
+        found => found,
+    };
+    Ok(*known.insert(found))
 }
 
 /// Counts a file's broken rows and keeps none.
@@ -40,7 +43,7 @@ pub(crate) fn file(config: &SourceConfig, file: &DataFile, cancel: &Cancel, prob
         };
         let dialect = dialect_of(&mut dialect, &row, file)?;
         if dialect == Dialect::HelpSteer {
-            help_steer::group(std::slice::from_ref(&row)).broken.into_iter().for_each(|error| problems.add(error));
+            help_steer::group(std::slice::from_ref(&row)).broken.into_iter().for_each(|(_, error)| problems.add(error));
         } else if let Err(error) = dialect::item(dialect, &row, index - 1, id(config, file, &row.at), config) {
             problems.add(error);
         }

@@ -1,6 +1,6 @@
 //! The settings of a data stage, as written in a recipe, and their check. All mistakes are reported together.
 
-use crate::{Dialect, Error, Result};
+use crate::{Dialect, Error, Result, Use, licence};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -60,6 +60,9 @@ pub struct DataConfig {
     /// The result is for commercial use: sources whose licence forbids that stop the run.
     #[serde(default)]
     pub commercial: bool,
+    /// What the result is for: sources whose licence forbids one of these, or is not known, stop the run.
+    #[serde(default, rename = "use")]
+    pub stated_use: Vec<Use>,
     /// A model folder whose tokenizer and template count the tokens of the training rows.
     #[serde(default)]
     pub tokenizer: Option<PathBuf>,
@@ -114,6 +117,26 @@ fn one() -> f64 {
     1.0
 }
 
+impl SourceConfig {
+    /// The settings of rows that are only compared with.
+    pub(crate) fn plain() -> SourceConfig {
+        SourceConfig {
+            name: String::new(),
+            path: PathBuf::new(),
+            licence: String::new(),
+            dialect: None,
+            columns: BTreeMap::new(),
+            max_rows: None,
+            weight: 1.0,
+            task: None,
+            subject: None,
+            system: None,
+            attack_styles: false,
+            rejected_openings: false,
+        }
+    }
+}
+
 /// The named rules, each on or off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -131,6 +154,15 @@ pub struct Rules {
     pub contentless_mcqa: bool,
     /// Drop rows with an empty question or answer.
     pub drop_empty: bool,
+    /// Take a user's last turn off a dialogue that nobody answered.
+    pub unanswered_end: bool,
+    /// Drop pairs whose two sides are the same.
+    pub equal_sides: bool,
+    /// Drop red-team rows in an attack style that is kept for evaluation.
+    pub held_out_style: bool,
+    /// Capitals and punctuation: texts in capitals alone to sentence case, curly quotes straight, repeated `!`, `?` and commas once,
+    /// no space before a stop. Off: it also touches texts that mean it so.
+    pub standardise: bool,
 }
 
 impl Default for Rules {
@@ -142,6 +174,10 @@ impl Default for Rules {
             drop_listed_answers: true,
             contentless_mcqa: true,
             drop_empty: true,
+            unanswered_end: true,
+            equal_sides: true,
+            held_out_style: true,
+            standardise: false,
         }
     }
 }
@@ -179,6 +215,24 @@ impl DataConfig {
         }
     }
 
+    /// Every file and folder whose content decides the result: sources, evaluation questions with the list of PubMedQA's test
+    /// instances that stands beside them, and the tokenizer.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = self.sources.iter().map(|source| source.path.clone()).collect();
+        for path in &self.decontaminate {
+            files.push(path.clone());
+            files.extend(crate::decontaminate::test_list(path).filter(|list| list.exists()));
+        }
+        files.extend(self.tokenizer.clone());
+        files
+    }
+
+    fn uses(&self) -> Vec<Use> {
+        let mut uses = self.stated_use.clone();
+        uses.extend(self.commercial.then_some(Use::Commercial));
+        uses
+    }
+
     /// Checks everything that can be known without reading a file.
     pub fn check(&self) -> Result<()> {
         let mut mistakes = Vec::new();
@@ -207,12 +261,12 @@ impl DataConfig {
         if name.is_empty() || name.contains(['/', ':', '#']) {
             mistake("`name` must not be empty nor hold `/`, `:` or `#`".into());
         }
-        let licence = source.licence.trim().to_lowercase();
-        if licence.is_empty() || licence == "unknown" {
+        let stated = source.licence.trim().to_lowercase();
+        if stated.is_empty() || stated == "unknown" {
             mistake("the licence is unknown; state it, for nobody may train on what nobody may use".into());
         }
-        if self.commercial && forbids_commerce(&licence) {
-            mistake(format!("licence `{}` forbids commercial use, which the recipe states", source.licence));
+        if let Some(reason) = licence::forbids(&stated, &self.uses()) {
+            mistake(format!("licence `{}` {reason}; the recipe states the use", source.licence));
         }
         if !(source.weight > 0.0 && source.weight <= 100.0) {
             mistake(format!("`weight` is {}; it must be above 0 and at most 100", source.weight));
@@ -233,12 +287,6 @@ impl DataConfig {
             mistake("`attack_styles` and `rejected_openings` are for `output = \"pairs\"`".into());
         }
     }
-}
-
-fn forbids_commerce(licence: &str) -> bool {
-    ["-nc", " nc", "noncommercial", "non-commercial", "research only", "academic"]
-        .iter()
-        .any(|mark| licence.contains(mark))
 }
 
 #[cfg(test)]
@@ -263,6 +311,18 @@ mod tests {
         for part in ["two sources are named `a`", "licence is unknown", "forbids commercial use", "`hold_out` is 1.5"] {
             assert!(text.contains(part), "{part}: {text}");
         }
+    }
+
+    #[test]
+    fn the_tokenizer_and_the_list_of_test_instances_are_among_the_files_that_decide() {
+        let dir = tempfile::tempdir().unwrap();
+        let (questions, list) = (dir.path().join("ori_pqal.json"), dir.path().join("test_ground_truth.json"));
+        let value =
+            serde_json::json!({"sources": [source("a", "MIT")], "decontaminate": [questions], "tokenizer": "tok"});
+        let files = || config(value.clone()).files();
+        assert_eq!(files(), [PathBuf::from("x.jsonl"), questions.clone(), "tok".into()]);
+        std::fs::write(&list, "{}").unwrap();
+        assert_eq!(files(), [PathBuf::from("x.jsonl"), questions.clone(), list.clone(), "tok".into()]);
     }
 
     #[test]

@@ -35,6 +35,7 @@ struct Entry {
 /// Everything a run gathers on its way.
 struct Run<'a> {
     config: &'a DataConfig,
+    n_threads: usize,
     cancel: &'a Cancel,
     report: DataReport,
     items: Vec<Item>,
@@ -43,10 +44,16 @@ struct Run<'a> {
     quarantined: Vec<RowError>,
 }
 
-/// Runs the stage into the folder `out`.
-pub fn run(config: &DataConfig, out: &Path, progress: &Progress, cancel: &Cancel) -> Result<DataReport> {
+/// Runs the stage into the folder `out` on at most `n_threads` threads; their number changes no byte.
+pub fn run(
+    config: &DataConfig,
+    out: &Path,
+    n_threads: usize,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<DataReport> {
     config.check()?;
-    let mut run = Run::new(config, cancel);
+    let mut run = Run::new(config, n_threads, cancel);
     run.check_sources(progress)?;
     run.read_sources(progress)?;
     let index = run.read_held_apart()?;
@@ -54,9 +61,9 @@ pub fn run(config: &DataConfig, out: &Path, progress: &Progress, cancel: &Cancel
     run.check_kinds()?;
     run.apply_rules()?;
     progress.set_total(2 * run.items.len() as u64);
-    let duplicates = dedup::find(&run.items, &config.dedup, progress, cancel)?;
+    let duplicates = dedup::find(&run.items, &config.dedup, n_threads, progress, cancel)?;
     run.drop_rows(duplicates.iter().map(|found| (found.dropped_index, found.rule.to_owned())).collect());
-    let overlaps = decontaminate::find(&run.items, &index, progress, cancel)?;
+    let overlaps = decontaminate::find(&run.items, &index, n_threads, progress, cancel)?;
     run.report.n_overlaps = overlaps.len();
     run.drop_rows(overlaps.iter().map(|(row, found)| (*row, format!("overlap_{}", found.evidence.test))).collect());
     run.add_variants();
@@ -67,7 +74,7 @@ pub fn run(config: &DataConfig, out: &Path, progress: &Progress, cancel: &Cancel
 }
 
 impl<'a> Run<'a> {
-    fn new(config: &'a DataConfig, cancel: &'a Cancel) -> Run<'a> {
+    fn new(config: &'a DataConfig, n_threads: usize, cancel: &'a Cancel) -> Run<'a> {
         let sources = config.sources.iter().map(|source| SourceReport {
             name: source.name.clone(),
             licence: source.licence.clone(),
@@ -84,7 +91,7 @@ impl<'a> Run<'a> {
             ..DataReport::default()
         };
         let (items, ledger, quarantined) = (Vec::new(), Vec::new(), Vec::new());
-        Run { config, cancel, report, items, ledger, problems: Problems::default(), quarantined }
+        Run { config, n_threads, cancel, report, items, ledger, problems: Problems::default(), quarantined }
     }
 
     fn broken(&mut self, source: usize, error: RowError) {
@@ -121,6 +128,7 @@ impl<'a> Run<'a> {
                 self.report.sources[source].files.insert(file.label.clone(), digest::file(&file.path)?);
                 self.read_file(source, &file)?;
             }
+            self.report.sources[source].skipped_files = source::skipped(&self.config.sources[source].path)?;
         }
         Ok(())
     }
@@ -170,8 +178,8 @@ impl<'a> Run<'a> {
     fn take_rated(&mut self, source: usize, file: &DataFile, rows: &[Row]) -> Result<()> {
         let config = &self.config.sources[source];
         let grouped = help_steer::group(rows);
-        for error in grouped.broken {
-            self.broken(source, error);
+        for (row, error) in grouped.broken {
+            self.broken(source, with_raw(error, &rows[row]));
         }
         for (row, body) in grouped.pairs {
             let row = &rows[row];
@@ -189,16 +197,26 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Broken evaluation questions count as broken rows do: without a quarantine they stop the run, with one they are named there, in
+    /// the report and in a notice, for nothing was compared with them.
     fn read_held_apart(&mut self) -> Result<Index> {
         for path in &self.config.decontaminate {
             for file in source::files(path)? {
-                self.report.held_apart_files.insert(file.label.clone(), digest::file(&file.path)?);
+                let name = decontaminate::last_two(&file.path.display().to_string());
+                self.report.held_apart_files.insert(name, digest::file(&file.path)?);
             }
         }
-        let mut problems = std::mem::take(&mut self.problems);
-        let index = Index::read(&self.config.decontaminate, &mut decontaminate::count_into(&mut problems))?;
-        self.problems = problems;
+        let (problems, report, quarantined) = (&mut self.problems, &mut self.report, &mut self.quarantined);
+        let index = Index::read(&self.config.decontaminate, &mut |error| {
+            problems.add(error.clone());
+            report.n_held_apart_broken += 1;
+            if self.config.quarantine {
+                quarantined.push(error);
+            }
+            Ok(())
+        })?;
         self.report.n_held_apart_questions = index.len();
+        self.report.held_apart_rows = index.n_by_file.clone();
         Ok(index)
     }
 
@@ -228,7 +246,7 @@ impl<'a> Run<'a> {
     fn apply_rules(&mut self) -> Result<()> {
         let mut items = std::mem::take(&mut self.items);
         let config = self.config;
-        let outcomes = parallel::map_mut(&mut items, |item| outcome(item, config));
+        let outcomes = parallel::map_mut(self.n_threads, &mut items, |item| outcome(item, config));
         self.cancel.check()?;
         let mut kept = Vec::with_capacity(items.len());
         for (item, outcome) in items.into_iter().zip(outcomes) {
@@ -331,7 +349,7 @@ impl<'a> Run<'a> {
         });
         let text = opened.map_err(failed(folder.display().to_string()))?;
         let items = &self.items;
-        let counted = parallel::map(&mixture.train, |&row| {
+        let counted = parallel::map(self.n_threads, &mixture.train, |&row| {
             let item = &items[row];
             n_tokens(&text, item).map(|counts| (item.source, counts)).map_err(failed(item.at.clone()))
         });
@@ -400,7 +418,7 @@ pub(crate) fn id(config: &SourceConfig, file: &DataFile, at: &str) -> String {
 }
 
 /// The broken row with its text, so that a quarantine loses nothing.
-fn with_raw(error: RowError, row: &Row) -> RowError {
+pub(crate) fn with_raw(error: RowError, row: &Row) -> RowError {
     let raw = error.raw.clone().or_else(|| serde_json::to_string(&row.columns).ok());
     RowError { raw, ..error }
 }
@@ -409,7 +427,7 @@ fn with_raw(error: RowError, row: &Row) -> RowError {
 fn outcome(item: &mut Item, config: &DataConfig) -> Outcome {
     if item.stage.is_some_and(|stage| config.stage.is_some_and(|wanted| wanted != stage)) {
         Outcome::Dropped("other_stage")
-    } else if red_team::is_held_out(item) {
+    } else if config.rules.held_out_style && red_team::is_held_out(item) {
         Outcome::Dropped("held_out_style")
     } else {
         rules::apply(item, &config.rules)

@@ -12,13 +12,14 @@
 //! Telling words are those outside exam phrasing and normal findings. Runs that stand in more than two evaluation questions of
 //! different wording are no evidence. Rewording that keeps neither words nor options is not found here.
 
-use crate::dialect::{self, Dialect};
+use crate::data::with_raw;
+use crate::dialect::Dialect;
+use crate::held;
 use crate::minhash::windows;
 use crate::simplify::plain;
 use crate::source::{self, DataFile};
-use crate::{Item, Problems, Result, RowError, parallel, simplify};
+use crate::{Item, Result, RowError, parallel, simplify};
 use aloe_record::{Cancel, Progress};
-use aloe_task::rows::Row;
 use aloe_text::Role;
 use regex::Regex;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -79,7 +80,7 @@ pub struct Overlap {
 }
 
 /// The last two parts of a path: enough to find the file, and the same wherever the data lies.
-fn last_two(path: &str) -> String {
+pub(crate) fn last_two(path: &str) -> String {
     let mut parts: Vec<&str> = path.rsplit('/').take(2).collect();
     parts.reverse();
     parts.join("/")
@@ -105,6 +106,8 @@ pub(crate) struct Index {
     /// Number of words to stems of that length.
     short: BTreeMap<usize, HashMap<u64, Vec<u32>>>,
     by_options: HashMap<u64, Vec<u32>>,
+    /// File to questions taken from it.
+    pub(crate) n_by_file: BTreeMap<String, usize>,
 }
 
 fn hash(text: &str) -> u64 {
@@ -147,53 +150,33 @@ impl Index {
     }
 
     fn read_file(&mut self, file: &DataFile, broken: &mut dyn FnMut(RowError) -> Result<()>) -> Result<()> {
-        let name = file_name(&file.path);
         let tested = tested_pmids(&file.path)?;
-        let mut dialect = None;
-        let mut n_rows = 0;
+        let (mut n_rows, mut n_taken) = (0, 0);
         source::read(&file.path, &mut |row| {
             n_rows += 1;
             let row = match row {
                 Ok(row) => row,
                 Err(error) => return broken(error),
             };
-            let dialect = match dialect {
-                Some(known) => known,
-                None => *dialect.insert(Dialect::detect(&row, &name)?),
-            };
             let pmid = row.columns.get("_key").and_then(|key| key.as_str());
-            if let (Dialect::Pubmedqa, Some(tested), Some(pmid)) = (dialect, &tested, pmid)
-                && !tested.contains(pmid)
-            {
+            let is_other = tested.as_ref().zip(pmid).is_some_and(|(tested, pmid)| !tested.contains(pmid));
+            // Train questions of a red-team file are there to be trained on.
+            let is_train = row.columns.get("split").and_then(|split| split.as_str()) == Some("train");
+            if is_other || (is_train && !Dialect::detect(&row).is_ok_and(Dialect::is_mcqa)) {
                 return Ok(());
             }
-            match self.add_row(dialect, &row, n_rows) {
-                Ok(()) => Ok(()),
-                Err(error) => broken(error),
+            match held::texts(&row, n_rows) {
+                Ok(texts) => {
+                    n_taken += 1;
+                    for text in texts {
+                        self.add(&row.at, &text.stem, text.context.as_deref(), &text.options);
+                    }
+                    Ok(())
+                }
+                Err(error) => broken(with_raw(error, &row)),
             }
         })?;
-        Ok(())
-    }
-
-    fn add_row(&mut self, dialect: Dialect, row: &Row, index: usize) -> Result<(), RowError> {
-        if dialect.is_mcqa() {
-            let question = dialect::question(dialect, row, index)?;
-            let options = if question.is_yes_no_maybe() { &[][..] } else { &question.choices[..] };
-            self.add(&row.at, &question.stem, question.context.as_deref(), options);
-            return Ok(());
-        }
-        let column = ["question", "prompt", "goal", "harmful_medical_request"].into_iter().find(|name| row.has(name));
-        let text = column.and_then(|name| row.columns[name].as_str());
-        let Some(text) = text else {
-            return Err(RowError::new(
-                &row.at,
-                "no question to decontaminate against (looked for question, prompt, goal)",
-            ));
-        };
-        // Train questions of a red-team file are there to be trained on.
-        if row.columns.get("split").and_then(|split| split.as_str()) != Some("train") {
-            self.add(&row.at, text, None, &[]);
-        }
+        *self.n_by_file.entry(last_two(&file.path.display().to_string())).or_default() += n_taken;
         Ok(())
     }
 
@@ -343,12 +326,14 @@ impl Index {
     }
 }
 
-/// PubMedQA keeps train and test instances in one file; the test ones are those of `test_ground_truth.json` beside it.
+/// Where the list of test instances of `path` would stand: PubMedQA keeps train and test instances in one file, and the test ones are
+/// those of `test_ground_truth.json` beside it.
+pub(crate) fn test_list(path: &Path) -> Option<PathBuf> {
+    (file_name(path) == "ori_pqal.json").then(|| path.with_file_name(source::TEST_LIST))
+}
+
 fn tested_pmids(path: &Path) -> Result<Option<HashSet<String>>> {
-    let list = path.with_file_name("test_ground_truth.json");
-    if file_name(path) != "ori_pqal.json" || !list.exists() {
-        return Ok(None);
-    }
+    let Some(list) = test_list(path).filter(|list| list.exists()) else { return Ok(None) };
     let by_pmid: HashMap<String, String> = aloe_record::atomic::read_json(&list)?;
     Ok(Some(by_pmid.into_keys().collect()))
 }
@@ -365,26 +350,19 @@ fn file_name(path: &Path) -> String {
 pub(crate) fn find(
     items: &[Item],
     index: &Index,
+    n_threads: usize,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<Vec<(usize, Overlap)>> {
     let mut found = Vec::new();
     for (block, rows) in items.chunks(N_BLOCK).enumerate() {
         cancel.check()?;
-        let overlaps = parallel::map(rows, |item| index.overlap(item));
+        let overlaps = parallel::map(n_threads, rows, |item| index.overlap(item));
         let hits = overlaps.into_iter().enumerate().filter_map(|(at, hit)| Some((block * N_BLOCK + at, hit?)));
         found.extend(hits);
         progress.advance(rows.len() as u64);
     }
     Ok(found)
-}
-
-/// Adds broken evaluation rows to `problems`.
-pub(crate) fn count_into(problems: &mut Problems) -> impl FnMut(RowError) -> Result<()> + '_ {
-    |error| {
-        problems.add(error);
-        Ok(())
-    }
 }
 
 #[cfg(test)]

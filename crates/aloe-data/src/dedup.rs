@@ -30,16 +30,18 @@ pub(crate) struct Duplicate {
 pub(crate) fn find(
     items: &[Item],
     dedup: &Dedup,
+    n_threads: usize,
     progress: &Progress,
     cancel: &Cancel,
 ) -> crate::Result<Vec<Duplicate>> {
-    let texts: Vec<String> = parallel::map(items, |item| simplify(&item.dedup_text()));
+    let texts: Vec<String> = parallel::map(n_threads, items, |item| simplify(&item.dedup_text()));
     let mut exact_of: Vec<Option<usize>> = vec![None; items.len()];
     if dedup.exact {
         let mut first: HashMap<u128, usize> = HashMap::new();
         // Simplified text has lost its numbers, and 2 + 2 is no copy of 3 + 3.
-        for (index, text) in
-            parallel::map(items, |item| xxh3_128(plain(&item.dedup_text()).as_bytes())).into_iter().enumerate()
+        for (index, text) in parallel::map(n_threads, items, |item| xxh3_128(plain(&item.dedup_text()).as_bytes()))
+            .into_iter()
+            .enumerate()
         {
             match first.entry(text) {
                 std::collections::hash_map::Entry::Occupied(entry) => exact_of[index] = Some(*entry.get()),
@@ -54,7 +56,7 @@ pub(crate) fn find(
         for (banding, dialogue) in [(Banding::SINGLE_TURN, false), (Banding::DIALOGUE, true)] {
             let rows = (0..items.len()).filter(|&row| exact_of[row].is_none() && items[row].is_dialogue() == dialogue);
             let rows: Vec<usize> = rows.collect();
-            join_buckets(&mut clusters, &MinHash::new(banding), &texts, &rows, progress, cancel)?;
+            join_buckets(&mut clusters, &MinHash::new(banding), &texts, &rows, n_threads, progress, cancel)?;
         }
     }
     let mut found = Vec::new();
@@ -84,13 +86,14 @@ fn join_buckets(
     hash: &MinHash,
     texts: &[String],
     rows: &[usize],
+    n_threads: usize,
     progress: &Progress,
     cancel: &Cancel,
 ) -> crate::Result<()> {
     let mut buckets: HashMap<(u8, u128), usize> = HashMap::new();
     for block in rows.chunks(N_BLOCK) {
         cancel.check()?;
-        for (&row, signature) in block.iter().zip(bucket_hashes(hash, texts, block)) {
+        for (&row, signature) in block.iter().zip(bucket_hashes(hash, texts, block, n_threads)) {
             for (bucket, hashes) in signature.into_iter().enumerate() {
                 let first = *buckets.entry((bucket as u8, hashes)).or_insert(row);
                 clusters.join(first, row);
@@ -101,16 +104,16 @@ fn join_buckets(
     Ok(())
 }
 
-/// Each row's buckets, one 128-bit hash a bucket, computed by all cores. 128 bits stand for the bucket's hashes: a false match
-/// needs 2^64 rows. Rows are independent, so the result does not depend on the number of cores.
-fn bucket_hashes(hash: &MinHash, texts: &[String], rows: &[usize]) -> Vec<Vec<u128>> {
+/// Each row's buckets, one 128-bit hash a bucket, computed by all threads. 128 bits stand for the bucket's hashes: a false match
+/// needs 2^64 rows. Rows are independent, so the result does not depend on their number.
+fn bucket_hashes(hash: &MinHash, texts: &[String], rows: &[usize], n_threads: usize) -> Vec<Vec<u128>> {
     let n_hashes = hash.banding().n_hashes;
     let one = |row: &usize| -> Vec<u128> {
         let signature = hash.signature(&texts[*row]);
         let bytes = |hashes: &[u64]| hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect::<Vec<u8>>();
         signature.chunks(n_hashes).map(|hashes| xxh3_128(&bytes(hashes))).collect()
     };
-    parallel::map(rows, one)
+    parallel::map(n_threads, rows, one)
 }
 
 /// Clusters whose root is their smallest index, so that the first row stays.
@@ -164,7 +167,7 @@ mod tests {
 
     fn check(rows: &[&[&str]]) -> Vec<(usize, String, &'static str)> {
         let items: Vec<Item> = rows.iter().enumerate().map(|(index, turns)| item(index, turns)).collect();
-        let found = find(&items, &Dedup::default(), &Progress::silent(), &Cancel::default()).unwrap();
+        let found = find(&items, &Dedup::default(), 2, &Progress::silent(), &Cancel::default()).unwrap();
         found.into_iter().map(|duplicate| (duplicate.dropped_index, duplicate.kept, duplicate.rule)).collect()
     }
 

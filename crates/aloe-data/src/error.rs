@@ -97,6 +97,18 @@ pub enum Error {
         /// The columns found.
         columns: String,
     },
+    /// The keys of a MedMCQA file do not tell whether they count from 0 or from 1.
+    #[error(
+        "{}: column `cop` holds {found} of 0 and 4, so that it cannot be told whether the answer keys count from 0 or from 1; set \
+         `dialect = \"medmcqa\"` (from 0, as on the Hub) or `dialect = \"medmcqa_one_based\"` (from 1, as in the original files)",
+        path.display()
+    )]
+    AnswerKeys {
+        /// The file.
+        path: PathBuf,
+        /// `both` or `neither`.
+        found: &'static str,
+    },
     /// A source holds rows of the other kind.
     #[error("source `{name}`: {at} is a {found} row, but the output is {wanted}")]
     Kind {

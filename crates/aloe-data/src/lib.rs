@@ -1,7 +1,7 @@
 //! From raw files to a training mixture one can answer for: rows, rules, duplicates, overlaps, order, and an account of all.
 //!
 //! Knows no weights and no tokenizer. Reading order: `config`, `data` (the spine), `check`, `source` (files to rows with file:line),
-//! `dialect/*` (rows to conversations and pairs), `rules`, `simplify`, `minhash`, `dedup`, `decontaminate`, `red_team`
+//! `dialect/*` (rows to conversations and pairs), `rules`, `simplify`, `minhash`, `dedup`, `held`, `decontaminate`, `red_team`
 //! (stage-2 variants), `mixture` (hold-out, shares, order), `manifest`, `notices`, `page`.
 //!
 //! Refuses: broken rows (all counted, at most twenty shown) unless a quarantine is asked for, layouts it is not sure of, unknown
@@ -15,7 +15,9 @@ mod dedup;
 mod dialect;
 mod elements;
 mod error;
+mod held;
 mod item;
+mod licence;
 mod manifest;
 mod minhash;
 mod mixture;
@@ -34,6 +36,7 @@ pub use decontaminate::{Evidence, Overlap};
 pub use dialect::{Dialect, SPEAKERS};
 pub use error::{Error, Problems, RowError};
 pub use item::{Body, Item};
+pub use licence::Use;
 pub use manifest::{Account, DataReport, SourceReport};
 pub use minhash::{Banding, MinHash};
 pub use simplify::simplify;

@@ -13,6 +13,8 @@ pub struct SourceReport {
     pub licence: String,
     /// File to SHA-256.
     pub files: BTreeMap<String, String>,
+    /// Files of its folder that no reader is for.
+    pub skipped_files: Vec<String>,
     /// The layouts found, a row count each.
     pub dialects: BTreeMap<String, usize>,
     /// Rows in the files, broken ones included.
@@ -197,6 +199,10 @@ pub struct DataReport {
     pub n_held_apart_questions: usize,
     /// File of evaluation questions to SHA-256.
     pub held_apart_files: BTreeMap<String, String>,
+    /// File of evaluation questions to the rows taken from it.
+    pub held_apart_rows: BTreeMap<String, usize>,
+    /// Evaluation rows that could not be read, in `quarantine.jsonl`: no row was compared with them.
+    pub n_held_apart_broken: usize,
     /// Rows that overlapped one.
     pub n_overlaps: usize,
     /// Rows in `train.jsonl`.

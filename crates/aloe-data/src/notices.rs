@@ -12,7 +12,21 @@ const MUCH_NEAR: f64 = 0.3;
 pub(crate) fn find(config: &DataConfig, report: &DataReport) -> Vec<String> {
     let mut found: Vec<String> = report.sources.iter().filter_map(|one| near(&one.name, &one.account)).collect();
     found.extend(hold_out(config.hold_out, &report.account));
+    found.extend(report.sources.iter().filter(|one| !one.skipped_files.is_empty()).map(|one| {
+        let names = one.skipped_files.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+        format!("source `{}`: {} files of its folder are not read: {names}", one.name, one.skipped_files.len())
+    }));
+    found.extend(unread(report.n_held_apart_broken));
     found
+}
+
+fn unread(n_broken: usize) -> Option<String> {
+    (n_broken > 0).then(|| {
+        format!(
+            "{n_broken} evaluation rows are broken and no training row was compared with them: what they ask may stand in train.jsonl. \
+             quarantine.jsonl names each"
+        )
+    })
 }
 
 fn near(name: &str, account: &Account) -> Option<String> {

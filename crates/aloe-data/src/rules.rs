@@ -1,7 +1,8 @@
 //! Cleaning and dropping, each rule named and counted (Aloe-Beta, appendix B.1: cleaning, Tables B5 to B7).
 //!
-//! Answers of a conversation are judged by the last one; questions by the first user message.
+//! Answers of a conversation are judged by the last one, of a pair by both sides; questions by the first user message.
 
+use crate::simplify::plain;
 use crate::{Body, Item, Rules, simplify};
 use aloe_text::{Message, Role};
 use regex::Regex;
@@ -17,14 +18,12 @@ pub(crate) enum Outcome {
     Dropped(&'static str),
 }
 
-/// Table B5: questions that ask nothing. Compared after simplification, so that one entry covers its spellings.
+/// Table B5: questions that ask nothing. A question is dropped only when it is one of these from end to end, case, accents and
+/// punctuation aside.
 const LISTED_QUESTIONS: [&str; 18] = [
     "no input",
     "noinput",
     "abstract",
-    "declaration de liens d interets",
-    "copyright c 0",
-    "copyright © 0",
     "editorial",
     "n a",
     "na",
@@ -34,19 +33,23 @@ const LISTED_QUESTIONS: [&str; 18] = [
     "no abstract",
     "no disponible",
     "not available",
+    "supplemental digital content is available in the text",
+    "the authors have requested that this preprint be removed from research square",
+    "this article is protected by copyright all rights reserved",
     "unknown",
     "figure see text",
     "image see text",
 ];
 
-/// Table B5's long entries, of which the table gives the beginning or the middle.
-const LISTED_QUESTION_PARTS: [&str; 5] = [
-    "an amendment to this paper has been published",
-    "supplemental digital content is available in the text",
-    "the authors have requested that this preprint be removed from research square",
-    "withdrawn due to erroneous posting",
-    "this article is protected by copyright all rights reserved",
-];
+/// Entries that the table breaks off with dots: the question begins with them.
+const LISTED_QUESTION_STARTS: [&str; 2] =
+    ["an amendment to this paper has been published", "declaration de liens d interets"];
+
+/// The entry that the table begins with dots: the question ends with it.
+const LISTED_QUESTION_END: &str = "withdrawn due to erroneous posting";
+
+/// The entry whose year counts; simplified text has lost its numbers.
+const LISTED_COPYRIGHT: &str = "copyright 2020";
 
 /// Table B6: answers that answer nothing.
 const LISTED_ANSWERS: [&str; 17] = [
@@ -104,6 +107,7 @@ static SPACES: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?P<kept>[^\s])[ \t\
 static BREAKS: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?:[ \t]*\r?\n){3,}"));
 static TRAILING: LazyLock<Regex> = LazyLock::new(|| pattern(r"[ \t]+(\r?\n|$)"));
 static SPACE_BEFORE_STOP: LazyLock<Regex> = LazyLock::new(|| pattern(r" +([.,;:!?])(\s|$)"));
+static REPEATED: LazyLock<Regex> = LazyLock::new(|| pattern(r"!{2,}|\?{2,}|,{2,}"));
 static EMPTY_BRACKETS: LazyLock<Regex> = LazyLock::new(|| pattern(r" ?(?:\(\s*\)|\[\s*\]|<\s*>)"));
 static ANSWER_LINE: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"(?s)^(?P<why>.*?)\s*(?P<line>Answer: \[?[A-Za-z]+\]?)\s*$"));
@@ -113,7 +117,7 @@ static BARE_KEY: LazyLock<Regex> = LazyLock::new(|| {
     )
 });
 
-/// Applies the rules that are on, in this order: clean, literal breaks, trailing questions, contentless, drops.
+/// Applies the rules that are on, in this order: clean, literal breaks, capitals and punctuation, trailing questions, contentless, drops.
 pub(crate) fn apply(item: &mut Item, rules: &Rules) -> Outcome {
     let mut changed = Vec::new();
     if rules.clean && each_message(item, clean) {
@@ -122,7 +126,10 @@ pub(crate) fn apply(item: &mut Item, rules: &Rules) -> Outcome {
     if rules.literal_breaks && each_message(item, literal_breaks) {
         changed.push("literal_breaks");
     }
-    if cut_unanswered(item) {
+    if rules.standardise && each_message(item, standardise) {
+        changed.push("standardise");
+    }
+    if rules.unanswered_end && cut_unanswered(item) {
         changed.push("unanswered_end");
     }
     if rules.contentless_mcqa && contentless(item) {
@@ -184,6 +191,36 @@ fn literal_breaks(text: &str) -> String {
     }
 }
 
+/// Capitals and punctuation; code and formulas, which hold such marks rightly, are left alone.
+fn standardise(text: &str) -> String {
+    if text.contains("```") || text.contains("==") {
+        return text.to_owned();
+    }
+    let straight: String = text
+        .chars()
+        .map(|c| match c {
+            '\u{2018}' | '\u{2019}' => '\'',
+            '\u{201c}' | '\u{201d}' => '"',
+            other => other,
+        })
+        .collect();
+    let once = REPEATED.replace_all(&straight, |found: &regex::Captures<'_>| found[0][..1].to_owned());
+    let closed = SPACE_BEFORE_STOP.replace_all(&once, "$1$2");
+    let n_letters = closed.chars().filter(|c| c.is_alphabetic()).count();
+    let is_shouted = n_letters >= 20 && !closed.chars().any(char::is_lowercase);
+    if is_shouted { sentence_case(&closed) } else { closed.into_owned() }
+}
+
+fn sentence_case(text: &str) -> String {
+    let mut starts = true;
+    let one = |c: char| -> String {
+        let cased = if starts { c.to_uppercase().collect() } else { c.to_lowercase().collect() };
+        starts = matches!(c, '.' | '!' | '?' | '\n') || (starts && !c.is_alphanumeric());
+        cased
+    };
+    text.chars().map(one).collect()
+}
+
 /// A dialogue that ends with a question keeps what was answered.
 fn cut_unanswered(item: &mut Item) -> bool {
     let Body::Conversation(conversation) = &mut item.body else { return false };
@@ -231,7 +268,8 @@ fn dropped_by(item: &Item, rules: &Rules) -> Option<&'static str> {
     if rules.drop_empty && blank(&answers) {
         return Some("empty_answer");
     }
-    if let Body::Pair(pair) = &item.body
+    if rules.equal_sides
+        && let Body::Pair(pair) = &item.body
         && pair.chosen == pair.rejected
     {
         return Some("equal_sides");
@@ -239,7 +277,12 @@ fn dropped_by(item: &Item, rules: &Rules) -> Option<&'static str> {
     if rules.drop_listed_questions && questions.first().is_some_and(|message| is_listed_question(&message.content)) {
         return Some("listed_question");
     }
-    if rules.drop_listed_answers && answers.last().is_some_and(|message| is_listed_answer(&message.content)) {
+    // Of a pair both sides: a listed answer teaches nothing on either.
+    let judged = match &item.body {
+        Body::Conversation(_) => answers.last().copied().into_iter().collect::<Vec<_>>(),
+        Body::Pair(pair) => [pair.chosen.last(), pair.rejected.last()].into_iter().flatten().collect(),
+    };
+    if rules.drop_listed_answers && judged.iter().any(|message| is_listed_answer(&message.content)) {
         return Some("listed_answer");
     }
     None
@@ -252,8 +295,11 @@ fn sides(item: &Item) -> (Vec<&Message>, Vec<&Message>) {
 }
 
 fn is_listed_question(text: &str) -> bool {
-    let text = simplify(text);
-    LISTED_QUESTIONS.contains(&text.as_str()) || LISTED_QUESTION_PARTS.iter().any(|part| text.contains(part))
+    let simple = simplify(text);
+    LISTED_QUESTIONS.contains(&simple.as_str())
+        || LISTED_QUESTION_STARTS.iter().any(|start| simple.starts_with(start))
+        || simple.ends_with(LISTED_QUESTION_END)
+        || (text.contains('©') && plain(text) == LISTED_COPYRIGHT)
 }
 
 fn is_listed_answer(text: &str) -> bool {
@@ -324,6 +370,37 @@ mod tests {
         assert_eq!(check("What is known?", "None of the drugs helps.", "qa").0, Outcome::Kept(vec![]));
     }
 
+    /// Aloe-Beta's Table B5 as the fact file gives it (1.3): an entry between dots is a part, every other one the whole question.
+    #[test]
+    fn a_question_on_table_b5_is_dropped_and_one_that_only_holds_an_entry_stays() {
+        let listed = [
+            "copyright © 2020",
+            "Supplemental digital content is available in the text.",
+            "The authors have requested that this preprint be removed from research square.",
+            "This preprint was withdrawn due to erroneous posting.",
+            "This article is protected by copyright. all rights reserved.",
+            "An amendment to this paper has been published and can be accessed via a link at the top of the paper.",
+            "Déclaration de liens d'intérêts: les auteurs déclarent ne pas avoir de liens.",
+            "[image: see text]",
+            "N/a.",
+        ];
+        for question in listed {
+            assert_eq!(check(question, "A real answer.", "qa").0, Outcome::Dropped("listed_question"), "{question}");
+        }
+        let kept = [
+            "Supplemental digital content is available in the text. Does it show that aspirin helps?",
+            "Why was the paper withdrawn due to erroneous posting and then published again?",
+            "This article is protected by copyright. All rights reserved. Which dose was given?",
+            "Does it matter that an amendment to this paper has been published?",
+            "copyright © 2019",
+            "Copyright 2020",
+            "Unknown primary tumour: what is the next step?",
+        ];
+        for question in kept {
+            assert_eq!(check(question, "A real answer.", "qa").0, Outcome::Kept(vec![]), "{question}");
+        }
+    }
+
     #[test]
     fn explanations_without_content_are_reduced_to_the_answer_line() {
         for why in ["Explanation: All of the above", "Ans. C", "Answer is c i.e.", "(c)", "NaN", "Ans is 'a'"] {
@@ -336,6 +413,82 @@ mod tests {
             "All of the above nerves are motor.",
         ] {
             assert_eq!(check("Q?", &format!("{why}\nAnswer: [C]"), "mcqa").0, Outcome::Kept(vec![]), "{why}");
+        }
+    }
+
+    fn conversation(turns: &[&str]) -> Item {
+        let speak =
+            |(i, text): (usize, &&str)| if i % 2 == 0 { Message::user(*text) } else { Message::assistant(*text) };
+        let messages = turns.iter().enumerate().map(speak).collect();
+        Item { body: Body::Conversation(Conversation { messages }), ..item("", "", "dialogue") }
+    }
+
+    fn pair(chosen: &str, rejected: &str) -> Item {
+        let (chosen, rejected) = (vec![Message::assistant(chosen)], vec![Message::assistant(rejected)]);
+        Item {
+            body: Body::Pair(aloe_text::Pair { prompt: vec![Message::user("Q?")], chosen, rejected }),
+            ..item("", "", "preference")
+        }
+    }
+
+    fn last(item: &Item) -> String {
+        item.messages().last().unwrap().content.clone()
+    }
+
+    #[test]
+    fn literal_breaks_become_breaks_only_when_asked_for_and_only_in_texts_of_one_line() {
+        let on = Rules { literal_breaks: true, ..Rules::default() };
+        for (rules, before, after, changed) in [
+            (on, r"one\ntwo\tthree", "one\ntwo\tthree", vec!["literal_breaks"]),
+            (on, "print(\"a\\n\")\nend", "print(\"a\\n\")\nend", vec![]),
+            (Rules::default(), r"one\ntwo", r"one\ntwo", vec![]),
+        ] {
+            let mut row = item("Q?", before, "qa");
+            assert_eq!(apply(&mut row, &rules), Outcome::Kept(changed));
+            assert_eq!(last(&row), after);
+        }
+    }
+
+    #[test]
+    fn a_last_turn_that_nobody_answered_is_cut_off_unless_the_rule_is_off() {
+        let mut row = conversation(&["Q1", "A1", "Q2"]);
+        assert_eq!(apply(&mut row, &Rules::default()), Outcome::Kept(vec!["unanswered_end"]));
+        assert_eq!(last(&row), "A1");
+        let mut row = conversation(&["Q1", "A1", "Q2"]);
+        assert_eq!(apply(&mut row, &Rules { unanswered_end: false, ..Rules::default() }), Outcome::Kept(vec![]));
+        assert_eq!(last(&row), "Q2");
+    }
+
+    #[test]
+    fn a_pair_is_dropped_for_equal_sides_and_for_a_listed_answer_on_either_side_each_by_its_switch() {
+        let off = Rules { equal_sides: false, drop_listed_answers: false, ..Rules::default() };
+        for (mut row, rule) in [
+            (pair("Same.", "Same."), "equal_sides"),
+            (pair("Erratum", "A real answer."), "listed_answer"),
+            (pair("A real answer.", "Erratum"), "listed_answer"),
+        ] {
+            assert_eq!(apply(&mut row.clone(), &off), Outcome::Kept(vec![]));
+            assert_eq!(apply(&mut row, &Rules::default()), Outcome::Dropped(rule));
+        }
+        assert_eq!(apply(&mut pair("Good.", "Bad."), &Rules::default()), Outcome::Kept(vec![]));
+    }
+
+    #[test]
+    fn capitals_and_punctuation_are_standardised_when_asked_for() {
+        let on = Rules { standardise: true, ..Rules::default() };
+        for (before, after) in [
+            ("WHAT IS THE BEST TREATMENT? GIVE TWO DRUGS.", "What is the best treatment? Give two drugs."),
+            ("Really??? Yes!!", "Really? Yes!"),
+            ("the patient\u{2019}s \u{201c}pain\u{201d} , now gone .", "the patient's \"pain\", now gone."),
+            ("HIV and AIDS", "HIV and AIDS"),
+            ("CT, MRI", "CT, MRI"),
+            ("if (a == b) f(x ,y)", "if (a == b) f(x ,y)"),
+        ] {
+            let mut row = item("Q?", before, "qa");
+            apply(&mut row, &on);
+            assert_eq!(last(&row), after);
+            let mut row = item("Q?", before, "qa");
+            assert_eq!(apply(&mut row, &Rules::default()), Outcome::Kept(vec![]), "off by default");
         }
     }
 }

@@ -1,22 +1,24 @@
-//! Files to rows with file and line: JSON lines, JSON arrays and objects of rows, CSV, Parquet, each but the last also gzipped.
+//! Files to rows with file and line: JSON lines, JSON arrays and objects of rows, CSV, TSV, lines of text, Parquet, each but the last
+//! also gzipped.
 //!
 //! The format is found by content. A broken row is handed on as a [`RowError`] and reading goes on, except where the file's own
 //! brackets are broken. Rows over 16 MiB and bytes that are not UTF-8 are broken rows; a file without rows is an error.
+
+mod parquet;
+mod separated;
 
 use crate::elements::{Elements, MAX_ROW_BYTES, Stop};
 use crate::{Error, Result, RowError, strict};
 use aloe_task::rows::Row;
 use serde_json::{Map, Value};
-use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 /// What is read of a line: one byte more than a row may have.
 const MAX_LINE_BYTES: u64 = MAX_ROW_BYTES as u64 + 1;
 
-const TOO_LONG: &str = "the row is longer than 16 MiB";
+const TOO_LONG: &str = "the row is longer than 16 MiB; it stays in its file alone";
 
 /// A data file: where it is and what it is called in ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,16 +46,49 @@ pub(crate) fn files(path: &Path) -> Result<Vec<DataFile>> {
     Ok(found.into_iter().map(|file| DataFile { label: label(&file), path: file }).collect())
 }
 
-fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+/// Endings of files that hold rows.
+const ENDINGS: [&str; 6] = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"];
+
+/// The files of a folder that are not read although they may hold rows; documents and lists that belong to a set are none.
+pub(crate) fn skipped(path: &Path) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    if path.is_dir() {
+        walk(path, &mut all)?;
+        all.sort();
+        let read: Vec<PathBuf> = files(path)?.into_iter().map(|file| file.path).collect();
+        all.retain(|file| !read.contains(file) && !is_document(file));
+    }
+    Ok(all.iter().map(|file| file.strip_prefix(path).unwrap_or(file).to_string_lossy().into_owned()).collect())
+}
+
+fn is_document(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let starts = ["licen", "readme", "notice", "sha256sums", "citation", "changelog", "."];
+    name.ends_with(".md") || name == TEST_LIST || starts.iter().any(|start| name.starts_with(start))
+}
+
+/// PubMedQA's list of test instances, which is no file of rows.
+pub(crate) const TEST_LIST: &str = "test_ground_truth.json";
+
+fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
         let path = entry.map_err(Error::io("list", folder))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        let stem = name.strip_suffix(".gz").unwrap_or(&name);
-        if path.is_dir() {
-            collect(&path, found)?;
-        } else if [".jsonl", ".json", ".csv", ".parquet"].iter().any(|end| stem.ends_with(end)) {
-            found.push(path);
-        }
+        if path.is_dir() { walk(&path, found)? } else { found.push(path) }
+    }
+    Ok(())
+}
+
+/// The files with rows below `folder`; text files, a row a line, only where there are no others.
+fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    let mut all = Vec::new();
+    walk(folder, &mut all)?;
+    all.retain(|path| !is_document(path));
+    let of = |endings: &[&str]| -> Vec<PathBuf> {
+        all.iter().filter(|path| endings.iter().any(|end| is_named(path, end))).cloned().collect()
+    };
+    *found = of(&ENDINGS);
+    if found.is_empty() {
+        *found = of(&[".txt"]);
     }
     Ok(())
 }
@@ -77,7 +112,7 @@ fn dispatch(path: &Path, each: Each<'_>) -> Result<()> {
     let mut file = File::open(path).map_err(Error::io("read", path))?;
     let n_magic = file.read(&mut magic).map_err(Error::io("read", path))?;
     if &magic[..n_magic] == b"PAR1" {
-        return read_parquet(path, each);
+        return parquet::read(path, each);
     }
     let file = File::open(path).map_err(Error::io("read", path))?;
     let mut source: Box<dyn BufRead> = if magic[..2] == [0x1f, 0x8b] {
@@ -97,17 +132,68 @@ fn dispatch(path: &Path, each: Each<'_>) -> Result<()> {
     }
     let start = first.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&first).trim_ascii_start();
     let kind = start.first().copied();
+    let is_dict = kind == Some(b'{') && is_object_of_rows(start, first.len() as u64 == MAX_LINE_BYTES);
+    // One whole line is an object of rows only when nothing follows it.
+    let mut after = Vec::new();
+    if is_dict && first.last() == Some(&b'\n') {
+        while after.trim_ascii().is_empty() {
+            let n_bytes =
+                source.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut after).map_err(Error::io("read", path))?;
+            if n_bytes == 0 {
+                break;
+            }
+        }
+    }
     let whole_line = serde_json::from_slice::<serde::de::IgnoredAny>(start.trim_ascii_end());
     // An object of rows breaks its first line after a bracket or comma; a cut-off JSON line seldom does.
     let continues = whole_line.is_err_and(|error| error.is_eof())
         && matches!(start.trim_ascii_end().last(), Some(b'{' | b'[' | b','));
-    let source: Box<dyn BufRead> = Box::new(Cursor::new(first).chain(source));
+    let is_dict = is_dict && after.trim_ascii().is_empty();
+    let source: Box<dyn BufRead> = Box::new(Cursor::new(first).chain(Cursor::new(after)).chain(source));
     match kind {
         Some(b'[') => read_elements(source, path, each),
-        Some(b'{') if continues => read_elements(source, path, each),
+        Some(b'{') if continues || is_dict => read_elements(source, path, each),
         Some(b'{') => read_lines(source, path, each),
-        _ if is_named(path, ".csv") => read_csv(source, path, each),
+        _ if is_named(path, ".csv") || is_named(path, ".tsv") => separated::read(source, path, each),
+        _ if is_named(path, ".txt") => read_texts(source, path, each),
         _ => read_lines(source, path, each),
+    }
+}
+
+/// Columns that rows are known to have; an object with one of them as a key is a row, not an object of rows.
+const ROW_KEYS: [&str; 16] = [
+    "prompt",
+    "chosen",
+    "rejected",
+    "messages",
+    "conversations",
+    "conversation",
+    "question",
+    "options",
+    "answer",
+    "response",
+    "instruction",
+    "input",
+    "output",
+    "context",
+    "text",
+    "meta",
+];
+
+/// Whether a line is an object whose values are all objects under keys that no row has: `json.dump` writes a dictionary of rows on one
+/// line. Of a line cut off at the longest row only the first key is looked at.
+fn is_object_of_rows(line: &[u8], is_cut: bool) -> bool {
+    let is_key = |key: &str| !ROW_KEYS.contains(&key);
+    if is_cut {
+        let text = String::from_utf8_lossy(&line[1..line.len().min(4096)]).into_owned();
+        let mut parts = text.trim_start().splitn(3, '"').skip(1);
+        let (key, rest) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        return is_key(key)
+            && rest.trim_start().strip_prefix(':').is_some_and(|value| value.trim_start().starts_with('{'));
+    }
+    match serde_json::from_slice::<Map<String, Value>>(line.trim_ascii_end()) {
+        Ok(columns) => !columns.is_empty() && columns.iter().all(|(key, value)| is_key(key) && value.is_object()),
+        Err(_) => false,
     }
 }
 
@@ -139,6 +225,36 @@ fn read_lines(mut source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Resu
         }
         if !text.trim_ascii().is_empty() {
             each(parse(text, path, number, 1, at))?;
+        }
+    }
+    Ok(())
+}
+
+/// One text a line, in the column `text`.
+fn read_texts(mut source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Result<()> {
+    let mut line = Vec::new();
+    for number in 1usize.. {
+        line.clear();
+        let n_bytes =
+            source.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(Error::io("read", path))?;
+        if n_bytes == 0 {
+            return Ok(());
+        }
+        let at = format!("{}:{number}", path.display());
+        if n_bytes > MAX_ROW_BYTES && line.last() != Some(&b'\n') {
+            source.skip_until(b'\n').map_err(Error::io("read", path))?;
+            each(Err(RowError::new(at, TOO_LONG)))?;
+            continue;
+        }
+        let bytes = line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&line).trim_ascii();
+        match std::str::from_utf8(bytes) {
+            Ok("") => {}
+            Ok(text) => each(Ok(Row { columns: Map::from_iter([("text".to_owned(), text.into())]), at }))?,
+            Err(error) => {
+                let at = format!("{at}:{}", error.valid_up_to() + 1);
+                let raw = Some(String::from_utf8_lossy(bytes).into_owned());
+                each(Err(RowError { raw, ..RowError::new(at, "not UTF-8") }))?;
+            }
         }
     }
     Ok(())
@@ -208,104 +324,6 @@ fn read_elements(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Resul
         }
     }
     Ok(())
-}
-
-fn read_csv(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Result<()> {
-    let since_row = Rc::new(Cell::new(0));
-    let metered = Metered { source, since_row: since_row.clone() };
-    let mut reader = csv::ReaderBuilder::new().flexible(true).has_headers(false).from_reader(metered);
-    let mut names: Option<Vec<String>> = None;
-    let mut record = csv::ByteRecord::new();
-    loop {
-        let line = reader.position().line();
-        since_row.set(0);
-        match reader.read_byte_record(&mut record) {
-            Ok(false) => return Ok(()),
-            Ok(true) => {}
-            Err(error) => return csv_stops(error, path, line, each),
-        }
-        let line = record.position().map_or(line, csv::Position::line);
-        let at = format!("{}:{line}", path.display());
-        let cells = cells(&record, names.as_deref(), &at);
-        match (&names, cells) {
-            (_, Err(error)) => each(Err(error))?,
-            (None, Ok(cells))
-                if is_named(path, "_test.csv") || is_named(path, "_dev.csv") || is_named(path, "_val.csv") =>
-            {
-                // MMLU's files have no header.
-                names = Some(["input", "A", "B", "C", "D", "target"].map(String::from).to_vec());
-                each(csv_row(names.as_deref().unwrap_or_default(), cells, at))?;
-            }
-            (None, Ok(cells)) => names = Some(cells),
-            (Some(names), Ok(cells)) => each(csv_row(names, cells, at))?,
-        }
-    }
-}
-
-/// A reader over which a row of CSV that never ends, such as one with an unclosed quote, does not fill the memory.
-struct Metered {
-    source: Box<dyn BufRead>,
-    /// Bytes read since the last row.
-    since_row: Rc<Cell<usize>>,
-}
-
-impl Read for Metered {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        if self.since_row.get() > MAX_ROW_BYTES {
-            return Err(std::io::Error::other(TOO_LONG));
-        }
-        let n_bytes = self.source.read(buffer)?;
-        self.since_row.set(self.since_row.get() + n_bytes);
-        Ok(n_bytes)
-    }
-}
-
-/// Rows cannot be told apart after a row that is too long, so reading ends there; other failures are the system's.
-fn csv_stops(error: csv::Error, path: &Path, line: u64, each: Each<'_>) -> Result<()> {
-    match error.into_kind() {
-        csv::ErrorKind::Io(error) if error.to_string() == TOO_LONG => {
-            let reason = format!("{TOO_LONG} (is a quote left open?); the rest of the file is not read");
-            each(Err(RowError::new(format!("{}:{line}", path.display()), reason)))
-        }
-        csv::ErrorKind::Io(error) => Err(Error::io("read", path)(error)),
-        other => each(Err(RowError::new(format!("{}:{line}", path.display()), format!("not CSV: {other:?}")))),
-    }
-}
-
-fn cells(record: &csv::ByteRecord, names: Option<&[String]>, at: &str) -> Result<Vec<String>, RowError> {
-    let mut cells = Vec::with_capacity(record.len());
-    for (index, cell) in record.iter().enumerate() {
-        let text = std::str::from_utf8(cell).map_err(|_| {
-            let name = names.and_then(|names| names.get(index)).map_or_else(|| format!("{}", index + 1), String::clone);
-            RowError::new(at, format!("column `{name}` is not UTF-8"))
-        })?;
-        cells.push(text.trim_start_matches('\u{feff}').to_owned());
-    }
-    Ok(cells)
-}
-
-fn csv_row(names: &[String], cells: Vec<String>, at: String) -> Result<Row, RowError> {
-    if names.len() != cells.len() {
-        return Err(RowError::new(at, format!("expected {} columns, found {}", names.len(), cells.len())));
-    }
-    let pairs = names.iter().cloned().zip(cells).filter(|(name, _)| !name.is_empty());
-    Ok(Row { columns: pairs.map(|(name, cell)| (name, Value::String(cell))).collect::<Map<_, _>>(), at })
-}
-
-fn read_parquet(path: &Path, each: Each<'_>) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    match aloe_task::rows::read(folder, &name) {
-        Ok(rows) => {
-            for row in rows {
-                let at = row.at.replacen(&name, &path.display().to_string(), 1);
-                each(Ok(Row { at, ..row }))?;
-            }
-            Ok(())
-        }
-        Err(aloe_task::Error::Empty { .. }) => Ok(()),
-        Err(error) => each(Err(RowError::new(path.display().to_string(), error.to_string()))),
-    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,9 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+/// Under this name stand, in hexadecimal, the bytes of a Parquet column that are not UTF-8.
+const NOT_UTF8: &str = "_not_utf8";
+
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
 /// One row and where it stands.
@@ -68,7 +71,7 @@ impl Row {
     pub fn unexpected(&self, column: &str, expected: &str, found: Option<&Value>) -> Error {
         let found = match found {
             None => {
-                let names: Vec<&str> = self.columns.keys().map(String::as_str).take(12).collect();
+                let names: Vec<String> = self.columns.keys().map(|name| shown_name(name)).take(12).collect();
                 format!("no such column (the row has {})", names.join(", "))
             }
             Some(value) => shown(value),
@@ -82,9 +85,34 @@ impl Row {
     }
 }
 
-fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() <= 60 { text } else { text.chars().take(57).chain("...".chars()).collect() }
+/// What a value is, without saying it: rows are private, and errors stand in logs.
+pub fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(_) => "true or false".into(),
+        Value::Number(_) => "a number".into(),
+        Value::String(text) => format!("text of {} characters", text.chars().count()),
+        Value::Array(list) => format!("a list of {}", list.len()),
+        Value::Object(columns) if columns.contains_key(NOT_UTF8) => "bytes that are not UTF-8".into(),
+        Value::Object(columns) => format!("an object of {} columns", columns.len()),
+    }
+}
+
+/// A column's name, unless it looks like a row's text, as in a CSV file without its header: names have no spaces, at most 40
+/// characters, and fewer than four digits in a row.
+pub fn shown_name(name: &str) -> String {
+    let is_plain = name.chars().all(|c| c.is_alphanumeric() || "_-./".contains(c)) && name.chars().count() <= 40;
+    let n_digits = name.split(|c: char| !c.is_numeric()).map(str::len).max().unwrap_or(0);
+    if is_plain && n_digits < 4 { name.to_owned() } else { format!("(a name of {} characters)", name.chars().count()) }
+}
+
+/// An answer key as written when it is one letter or digit, else its length.
+pub fn shown_key(key: &str) -> String {
+    let key = key.trim();
+    match key.chars().count() {
+        1 if key.is_ascii() => key.to_owned(),
+        n => format!("(text of {n} characters)"),
+    }
 }
 
 /// Reads all rows of `dir/relative`; the format follows from the name. CSV needs a header here, see [`read_csv_plain`].
@@ -232,7 +260,8 @@ fn csv_error(error: &csv::Error, relative: &str) -> Error {
 
 fn read_parquet(path: &Path, relative: &str) -> Result<Vec<Row>> {
     use parquet::file::reader::{FileReader, SerializedFileReader};
-    let broken = |at: String| move |error: parquet::errors::ParquetError| Error::Row { at, reason: error.to_string() };
+    let broken =
+        |at: String| move |error: parquet::errors::ParquetError| Error::Row { at, reason: parquet_reason(&error) };
     let file = File::open(path).map_err(io(relative))?;
     let reader = SerializedFileReader::new(file).map_err(broken(relative.into()))?;
     let mut rows = Vec::new();
@@ -244,7 +273,20 @@ fn read_parquet(path: &Path, relative: &str) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn parquet_row(row: &parquet::record::Row) -> Map<String, Value> {
+/// A number that may be an answer key, or the word for another one: a record number is private too.
+pub fn shown_number(number: i64) -> String {
+    if (-9..=99).contains(&number) { number.to_string() } else { "(a number beyond 99)".into() }
+}
+
+/// The library's reason, without the bytes that it quotes of a text that is not UTF-8.
+pub fn parquet_reason(error: &parquet::errors::ParquetError) -> String {
+    let text = error.to_string();
+    let head = text.find("Bytes: ").map_or(text.as_str(), |at| &text[..at]);
+    head.chars().take(200).collect::<String>().trim_end().to_owned()
+}
+
+/// A row of a Parquet file as columns.
+pub fn parquet_row(row: &parquet::record::Row) -> Map<String, Value> {
     row.get_column_iter().map(|(name, field)| (name.clone(), parquet_field(field))).collect()
 }
 
@@ -263,7 +305,14 @@ fn parquet_field(field: &parquet::record::Field) -> Value {
         Field::Float(value) => Value::from(*value),
         Field::Double(value) => Value::from(*value),
         Field::Str(value) => Value::from(value.as_str()),
-        Field::Bytes(value) => value.as_utf8().map_or(Value::Null, Value::from),
+        Field::Bytes(value) => match value.as_utf8() {
+            Ok(text) => Value::from(text),
+            // Not null, which would pass for an absent answer; a reader that wants this column names it.
+            Err(_) => {
+                let hex: String = value.data().iter().map(|byte| format!("{byte:02x}")).collect();
+                Value::Object(Map::from_iter([(NOT_UTF8.to_owned(), Value::String(hex))]))
+            }
+        },
         Field::Group(row) => Value::Object(parquet_row(row)),
         Field::ListInternal(list) => list.elements().iter().map(parquet_field).collect(),
         Field::Null => Value::Null,

@@ -361,8 +361,8 @@ fn results_since(kind: &str) -> &'static str {
         // sft: losses by data source; dpo: metrics by source of the pairs and with the chosen answers' NLL. bf16 training rounds each
         // operand once, attention's too.
         "sft" | "dpo" => aloe_train::RESULTS_SINCE,
-        // Ledgers without folders and an account that adds up.
-        "data" => "0.1.0+1",
+        // Table B5 exactly, MedMCQA's keys by content, evaluation rows counted by file.
+        "data" => "0.1.0+2",
         // 0.1.0+2: masks by the model's name, not its place.
         "merge" => "0.1.0+2",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's.

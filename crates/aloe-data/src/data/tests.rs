@@ -30,7 +30,7 @@ fn source(name: &str, path: &Path) -> serde_json::Value {
 
 fn check(config: &DataConfig) -> (Result<DataReport>, tempfile::TempDir) {
     let out = tempfile::tempdir().unwrap();
-    (run(config, out.path(), &Progress::silent(), &Cancel::default()), out)
+    (run(config, out.path(), 2, &Progress::silent(), &Cancel::default()), out)
 }
 
 fn read_lines(path: &Path) -> Vec<serde_json::Value> {
@@ -118,6 +118,23 @@ fn the_same_settings_give_the_same_bytes_and_another_seed_another_order() {
     second.seed = 8;
     assert_eq!(bytes(&first), bytes(&first));
     assert_ne!(bytes(&first), bytes(&second));
+}
+
+#[test]
+fn one_two_and_three_threads_write_the_same_bytes() {
+    let mut config = starter_sft();
+    config.hold_out = 0.2;
+    let bytes = |n_threads: usize| {
+        let out = tempfile::tempdir().unwrap();
+        run(&config, out.path(), n_threads, &Progress::silent(), &Cancel::default()).unwrap();
+        let mut files: Vec<_> = std::fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        assert!(files.len() >= 6);
+        files.into_iter().map(|file| std::fs::read(file).unwrap()).collect::<Vec<_>>()
+    };
+    let one = bytes(1);
+    assert_eq!(one, bytes(2));
+    assert_eq!(one, bytes(3));
 }
 
 #[test]
@@ -251,7 +268,7 @@ fn broken_rows_stop_the_run_with_twenty_shown_and_all_counted_or_go_to_quarantin
     let error = check(&config).0.unwrap_err().to_string();
     assert!(error.starts_with("31 broken rows"), "{error}");
     assert!(
-        error.contains("rows.jsonl:2: column `output`: expected text, found 5") && error.contains("and 11 more"),
+        error.contains("rows.jsonl:2: column `output`: expected text, found a number") && error.contains("and 11 more"),
         "{error}"
     );
     assert_eq!(error.lines().count(), 22);
@@ -300,6 +317,11 @@ fn rated_answers_become_pairs_and_every_row_is_accounted_for() {
     );
     assert_eq!(line["id"], "h/helpsteer.jsonl:1");
     assert_eq!(read_lines(&out.path().join("ledger.jsonl")).len(), 4);
+    // A rating that is none is quarantined with its text.
+    std::fs::write(&path, [rows[0].clone(), rows[1].clone(), row("P", "beyond", 9)].join("\n")).unwrap();
+    let (report, out) = check(&config(json!({"sources": [source("h", &path)], "output": "pairs", "quarantine": true})));
+    assert_eq!(report.unwrap().n_train, 1);
+    assert!(read_lines(&out.path().join("quarantine.jsonl"))[0]["raw"].as_str().unwrap().contains("beyond"));
 }
 
 #[test]
@@ -352,6 +374,19 @@ fn published_files_give_the_row_counts_of_their_readmes() {
         ("general_instruct/seed_tasks.jsonl", 175),
         ("headqa/train_en.jsonl", 2657),
         ("careqa/CareQA_en.json", 3935),
+        ("medqa/dev_4_options.jsonl", 1272),
+        ("medqa/phrases_no_exclude_test.jsonl", 891),
+        ("medqa/train_part_4_options.jsonl", 777),
+        ("pubmedqa/pqal_fold0/train_set.json", 450),
+        ("pubmedqa/pqal_fold0/dev_set.json", 50),
+        ("headqa/validation_en.jsonl", 1366),
+        ("headqa/test_en.jsonl", 2742),
+        ("headqa/test_es.jsonl", 2742),
+        ("general_instruct/user_oriented_instructions.jsonl", 252),
+        ("med_safety_bench/datasets/test", 900),
+        ("mmlu_medical/data/dev", 30),
+        ("mmlu_medical/data/val", 119),
+        ("mmlu_medical/data/test", 735),
         ("mmlu_medical/data/test/anatomy_test.csv", 95),
         ("med_safety_bench/datasets/train", 900),
     ];
@@ -376,4 +411,189 @@ fn published_preference_files_become_pairs() {
     assert_eq!(read, [300, 300, 2312]);
     // Of hh-rlhf's test rows, 5 differ before the last answer and 4 have two answers in a row (counted with a separate script).
     assert_eq!(report.sources.iter().map(|source| source.n_broken).collect::<Vec<_>>(), [0, 0, 9]);
+}
+
+const CANARY: &str = "CANARY Erika Mustermann 4711";
+
+/// Rows of every layout that are broken in one way each and bear the canary in each text, key and number.
+fn canary_files(dir: &Path) {
+    let lines = [
+        json!({"instruction": "Q", "output": [CANARY]}),
+        json!({"instruction": "Q", "output": 4_711_471_147_114_711_u64}),
+        json!({"instruction": "Q", CANARY: "x"}),
+        json!({"instruction": {"a": CANARY}, "output": "x"}),
+    ];
+    let write = |name: &str, text: String| std::fs::write(dir.join(name), text).unwrap();
+    let good = json!({"instruction": "Good", "output": CANARY});
+    let twice = format!(
+        "{{\"instruction\": \"Q\", \"{CANARY}\": 1, \"{CANARY}\": 2}}\n{{\"{CANARY}\": tru}}\n[\"{CANARY}\"]\n"
+    );
+    write("alpaca.jsonl", lines.iter().fold(format!("{good}\n{twice}"), |text, row| format!("{text}{row}\n")));
+    let speaker = json!({"messages": [{"role": CANARY, "content": CANARY}]});
+    let fine = json!({"messages": [{"role": "user", "content": "Q2"}, {"role": "assistant", "content": CANARY}]});
+    write("messages.jsonl", format!("{fine}\n{speaker}\n"));
+    write("mmlu.csv", format!("input,A,B,C,D,target\nQ?,w,x,y,z,{CANARY}\n{CANARY},w,x,y,z,A,too many\n"));
+    let options = json!({"A": "w", "B": "x", "C": "y", "D": "z"});
+    let key = json!({"question": CANARY, "options": options, "answer_idx": CANARY});
+    let odd = json!({"question": CANARY, "options": {CANARY: "w"}, "answer_idx": "A"});
+    write("medqa.jsonl", format!("{key}\n{odd}\n"));
+    let decision = json!({"QUESTION": CANARY, "CONTEXTS": [CANARY], "final_decision": CANARY, "LONG_ANSWER": null});
+    write("pubmedqa.jsonl", format!("{decision}\n"));
+    let rated = json!({"prompt": CANARY, "response": CANARY, "helpfulness": 471_147_114_711_u64, "correctness": 1, "coherence": 1});
+    write("rated.jsonl", format!("{rated}\n"));
+    let pair = json!({"prompt": [{"role": "user", "content": CANARY}], "chosen": CANARY, "rejected": [{"role": CANARY, "content": CANARY}]});
+    write("pair.jsonl", format!("{pair}\n"));
+}
+
+#[test]
+fn no_row_text_key_or_number_reaches_the_errors_the_report_or_the_manifest() {
+    let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    canary_files(dir.path());
+    let names =
+        ["alpaca.jsonl", "messages.jsonl", "mmlu.csv", "medqa.jsonl", "pubmedqa.jsonl", "rated.jsonl", "pair.jsonl"];
+    let sources: Vec<_> = names.iter().map(|name| source(&name.replace('.', "_"), &dir.path().join(name))).collect();
+    let mut config = config(json!({"sources": sources, "decontaminate": [dir.path().join("medqa.jsonl")]}));
+    let clean = |text: &str, what: &str| {
+        for part in ["CANARY", "Erika", "Mustermann", "4711"] {
+            assert!(!text.contains(part), "{what}: {text}");
+        }
+    };
+    let refused = check(&config).0.unwrap_err().to_string();
+    assert!(refused.contains("15 broken rows"), "{refused}");
+    clean(&refused, "refusal");
+    config.quarantine = true;
+    let report = run(&config, out.path(), 2, &Progress::silent(), &Cancel::default()).unwrap();
+    assert_eq!(report.n_train, 2);
+    clean(&serde_json::to_string(&report).unwrap(), "report of the record");
+    clean(&std::fs::read_to_string(out.path().join("manifest.json")).unwrap(), "manifest");
+    assert!(
+        std::fs::read_to_string(out.path().join("quarantine.jsonl")).unwrap().contains("CANARY"),
+        "nothing is lost"
+    );
+    // A CSV file without its header: its first row is no list of columns.
+    let path = dir.path().join("headless.csv");
+    std::fs::write(&path, format!("{CANARY},4711\nx,y\n")).unwrap();
+    clean(
+        &check(&super::tests::config(json!({"sources": [source("h", &path)]}))).0.unwrap_err().to_string(),
+        "unknown layout",
+    );
+}
+
+/// The key of one question, counted from 1 and from 0, must give one and the same answer whatever the file is called.
+#[test]
+fn a_medmcqa_file_counts_its_keys_as_its_content_says_whatever_its_name() {
+    use std::io::Write as _;
+    let dir = tempfile::tempdir().unwrap();
+    let text = |keys: &[i64]| -> Vec<u8> {
+        let row = |(i, key): (usize, &i64)| {
+            json!({"id": format!("{i}"), "question": format!("Question {i}?"), "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": key,
+                "exp": null, "subject_name": "s"})
+        };
+        keys.iter().enumerate().map(|keyed| format!("{}\n", row(keyed))).collect::<String>().into_bytes()
+    };
+    let answers = |name: &str, bytes: &[u8], dialect: Option<&str>| -> Result<Vec<String>> {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let mut source = source("m", &path);
+        if let Some(dialect) = dialect {
+            source["dialect"] = dialect.into();
+        }
+        let (report, out) = check(&config(json!({"sources": [source], "dedup": {"exact": false, "minhash": false}})));
+        report?;
+        let mut lines = read_lines(&out.path().join("train.jsonl"));
+        lines.sort_by_key(|line| line["id"].to_string());
+        Ok(lines.iter().map(|line| line["messages"][1]["content"].as_str().unwrap().to_owned()).collect())
+    };
+    let expected = ["Answer: [B]", "Answer: [D]", "Answer: [A]"];
+    let (from_0, from_1) = (text(&[1, 3, 0]), text(&[2, 4, 1]));
+    for name in ["dev.json", "train.json", "test.json", "rows.jsonl", "x.json"] {
+        assert_eq!(answers(name, &from_0, None).unwrap(), expected, "{name}");
+        assert_eq!(answers(name, &from_1, None).unwrap(), expected, "{name}");
+    }
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(&from_1).unwrap();
+    assert_eq!(answers("dev.json.gz", &packed.finish().unwrap(), None).unwrap(), expected);
+    for (keys, word) in [(&[1, 2, 3][..], "neither"), (&[0, 4][..], "both")] {
+        let error = answers("dev.json", &text(keys), None).unwrap_err().to_string();
+        assert!(error.contains(word) && error.contains("medmcqa_one_based"), "{error}");
+    }
+    assert_eq!(answers("few.json", &text(&[1, 2]), Some("medmcqa")).unwrap(), ["Answer: [B]", "Answer: [C]"]);
+    assert_eq!(answers("few.json", &text(&[1, 2]), Some("medmcqa_one_based")).unwrap(), ["Answer: [A]", "Answer: [B]"]);
+}
+
+#[test]
+fn a_broken_evaluation_question_stops_the_run_or_is_counted_quarantined_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (rows, held) = (dir.path().join("rows.jsonl"), dir.path().join("held.jsonl"));
+    std::fs::write(&rows, "{\"instruction\": \"Q\", \"output\": \"A\"}\n").unwrap();
+    std::fs::write(&held, "{\"goal\": \"g\"}\n{\"goal\": 5}\n{\"goal\": \n").unwrap();
+    let mut config = config(json!({"sources": [source("s", &rows)], "decontaminate": [held]}));
+    assert!(check(&config).0.unwrap_err().to_string().starts_with("2 broken rows"));
+    config.quarantine = true;
+    let (report, out) = check(&config);
+    let report = report.unwrap();
+    assert_eq!((report.n_held_apart_questions, report.n_held_apart_broken, report.broken.total), (1, 2, 2));
+    assert!(
+        report.notices.iter().any(|notice| notice.starts_with("2 evaluation rows are broken")),
+        "{:?}",
+        report.notices
+    );
+    let quarantined = read_lines(&out.path().join("quarantine.jsonl"));
+    assert_eq!(quarantined.len(), 2);
+    assert!(quarantined.iter().all(|line| line["raw"].as_str().unwrap().contains("goal")));
+}
+
+/// Every file of ../shared/data with rows that are only compared with, and the rows that its README states.
+#[test]
+fn published_evaluation_files_give_the_row_counts_of_their_readmes() {
+    let Some(data) = real_data("row counts of the published evaluation files") else { return };
+    let mut counts: Vec<(String, usize)> = [
+        ("careqa/CareQA_en.json", 3935),
+        ("crows_pairs/crows_pairs_anonymized.csv", 1508),
+        ("dpo_pairs/dpo_en_demo.json", 300),
+        ("dpo_pairs/dpo_mix_7k_schema.jsonl", 300),
+        ("ethics/commonsense/cm_test_short.csv", 2109),
+        ("ethics/deontology/deontology_test.csv", 3596),
+        ("ethics/justice/justice_test.csv", 2704),
+        ("ethics/utilitarianism/util_test.csv", 4808),
+        ("ethics/virtue/virtue_test.csv", 4975),
+        ("general_instruct/user_oriented_instructions.jsonl", 252),
+        ("headqa/test_en.jsonl", 2742),
+        ("headqa/test_es.jsonl", 2742),
+        ("headqa/validation_en.jsonl", 1366),
+        ("medmcqa/dev.json", 2923),
+        ("medqa/US_test.jsonl", 891),
+        ("medqa/dev_4_options.jsonl", 1272),
+        ("medqa/phrases_no_exclude_test.jsonl", 891),
+        ("openmedqa/openmedqa_test.json", 891),
+        ("pubmedqa/ori_pqal.json", 350),
+        ("pubmedqa/pqal_fold0/dev_set.json", 50),
+        ("pubmedqa/pqal_fold0/train_set.json", 450),
+        ("red_team/advbench/harmful_behaviors.csv", 520),
+        ("red_team/chen_et_al/harmful_prompts_filtered.csv", 1072),
+        ("red_team/chen_et_al/jailbreak_styles_sample.jsonl", 100),
+        ("red_team/do_not_answer/discrimination_exclusion_toxicity_hateful_offensive.jsonl", 176),
+        ("red_team/do_not_answer/human_chatbox.jsonl", 117),
+        ("red_team/do_not_answer/information_hazard.jsonl", 248),
+        ("red_team/do_not_answer/malicious_uses.jsonl", 243),
+        ("red_team/do_not_answer/misinformation_harms.jsonl", 155),
+        ("red_team/harmbench/harmbench_behaviors_text_standard.csv", 200),
+        ("red_team/real_toxicity_prompts/rtp_identity_attack.txt", 100),
+        ("red_team/real_toxicity_prompts/rtp_insult.txt", 100),
+        ("red_team/real_toxicity_prompts/rtp_threat.txt", 100),
+        ("red_team/xstest/xstest_prompts.csv", 450),
+    ]
+    .map(|(path, n)| (path.to_owned(), n))
+    .to_vec();
+    let bbq = ["Age", "Disability_status", "Nationality", "Physical_appearance", "Religion", "Sexual_orientation"];
+    counts.extend(bbq.map(|name| (format!("bbq/data/{name}.jsonl"), 300)));
+    for (path, n_rows) in counts {
+        let mut broken = Vec::new();
+        let index = Index::read(&[data.join(&path)], &mut |error| {
+            broken.push(error.to_string());
+            Ok(())
+        });
+        let found: usize = index.unwrap().n_by_file.values().sum();
+        assert_eq!((found, broken), (n_rows, vec![]), "{path}");
+    }
 }

@@ -1,7 +1,9 @@
 //! Leaks planted by hand in five ways, and neighbours on the same topic that must stay.
 
 use super::*;
+use crate::dialect::{self, Dialect};
 use crate::{Body, SourceConfig};
+use aloe_task::rows::Row;
 use aloe_text::{Conversation, Message};
 use serde_json::json;
 
@@ -109,7 +111,7 @@ fn planted_leaks_of_published_questions_are_found_among_other_questions_of_the_s
         let mut dialect = None;
         source::read(&data.join(path), &mut |row| {
             let row = row.unwrap();
-            let dialect = *dialect.get_or_insert_with(|| Dialect::detect(&row, "x").unwrap());
+            let dialect = *dialect.get_or_insert_with(|| Dialect::detect(&row).unwrap());
             if questions.len() < n {
                 questions.push(dialect::question(dialect, &row, questions.len()).unwrap());
             }

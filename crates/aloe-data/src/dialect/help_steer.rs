@@ -16,8 +16,8 @@ pub(crate) struct Grouped {
     pub(crate) merged: Vec<usize>,
     /// Rows of prompts without a gap.
     pub(crate) no_gap: Vec<usize>,
-    /// Broken rows.
-    pub(crate) broken: Vec<RowError>,
+    /// Broken rows and their index.
+    pub(crate) broken: Vec<(usize, RowError)>,
 }
 
 struct Answer {
@@ -32,7 +32,7 @@ fn rated(rows: &[Row], index: usize) -> Result<(String, Answer), RowError> {
         let value = row.integer(column).map_err(|error| RowError::from_task(&row.at, &error))?;
         let fits = (0..=4).contains(&value);
         fits.then_some(value)
-            .ok_or_else(|| RowError::new(&row.at, format!("column `{column}`: {value} is not in 0..=4")))
+            .ok_or_else(|| RowError::new(&row.at, format!("column `{column}`: expected 0 to 4, found another number")))
     };
     let response = text(row, "response")?;
     let rank =
@@ -54,7 +54,7 @@ pub(crate) fn group(rows: &[Row]) -> Grouped {
                 });
                 prompts[at].1.push(answer);
             }
-            Err(error) => grouped.broken.push(error),
+            Err(error) => grouped.broken.push((index, error)),
         }
     }
     for (prompt, answers) in prompts {
@@ -77,7 +77,7 @@ fn add_pair(rows: &[Row], prompt: String, answers: &[Answer], grouped: &mut Grou
             grouped.pairs.push((best.row, body));
             grouped.merged.extend(answers.iter().map(|answer| answer.row).filter(|row| *row != best.row));
         }
-        Err(error) => grouped.broken.push(error),
+        Err(error) => grouped.broken.extend(answers.iter().map(|answer| (answer.row, error.clone()))),
     }
 }
 
@@ -110,6 +110,9 @@ mod tests {
             (2, "best", "worst, and long")
         );
         assert_eq!((grouped.merged, grouped.no_gap), (vec![0, 3], vec![1, 4]));
-        assert_eq!(grouped.broken[0].to_string(), "h.jsonl:6: column `helpfulness`: 9 is not in 0..=4");
+        assert_eq!(
+            grouped.broken[0].1.to_string(),
+            "h.jsonl:6: column `helpfulness`: expected 0 to 4, found another number"
+        );
     }
 }

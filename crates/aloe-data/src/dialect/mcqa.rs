@@ -31,7 +31,10 @@ fn mmlu(row: &Row, index: usize) -> Result<Question, RowError> {
     let target = super::text(row, "target")?;
     let key = ["A", "B", "C", "D"].iter().position(|letter| *letter == target.trim());
     let Some(key) = key else {
-        return Err(RowError::new(&row.at, format!("answer key {target} is none of A, B, C, D")));
+        return Err(RowError::new(
+            &row.at,
+            format!("answer key {} is none of A, B, C, D", aloe_task::rows::shown_key(&target)),
+        ));
     };
     let choices = ["A", "B", "C", "D"].iter().map(|name| super::text(row, name)).collect::<Result<_, _>>()?;
     let question = Question {

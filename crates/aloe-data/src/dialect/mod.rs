@@ -1,6 +1,7 @@
 //! Rows to conversations and pairs. The layout of a file is found from the columns of its first row; being unsure is an error that
 //! names what was found, never a guess.
 
+pub(crate) mod answer_keys;
 pub(crate) mod help_steer;
 mod instruct;
 mod mcqa;
@@ -8,7 +9,7 @@ mod preference;
 
 use crate::{Body, Error, Item, Result, RowError, SourceConfig};
 use aloe_task::Question;
-use aloe_task::rows::Row;
+use aloe_task::rows::{Row, shown_name};
 use aloe_text::{Conversation, Message, Pair, Role};
 use serde_json::Value;
 
@@ -61,11 +62,11 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    /// The layout of rows like `row`, or an error that lists the columns.
-    pub fn detect(row: &Row, file_name: &str) -> Result<Dialect> {
+    /// The layout of rows like `row`, or an error that lists the columns. MedMCQA's rows are taken for the Hub's, whose key counts
+    /// from 0: only the whole file can tell, see [`answer_keys`].
+    pub fn detect(row: &Row) -> Result<Dialect> {
         let has = |names: &[&str]| names.iter().all(|name| row.columns.contains_key(*name));
         let is_list = |name: &str| row.columns.get(name).is_some_and(Value::is_array);
-        let one_based = ["dev.json", "train.json", "test.json"].contains(&file_name);
         let found = if has(&["conversations", "chosen", "rejected"]) {
             Self::SharegptRanking
         } else if has(&["prompt", "chosen", "rejected"]) && !is_list("chosen") {
@@ -82,7 +83,7 @@ impl Dialect {
         } else if has(&["messages"]) {
             Self::Messages
         } else if has(&["question", "opa", "opb", "opc", "opd", "cop"]) {
-            if one_based { Self::MedmcqaOneBased } else { Self::Medmcqa }
+            Self::Medmcqa
         } else if has(&["question", "op1", "op2", "op3", "op4", "cop"]) {
             Self::Careqa
         } else if has(&["question", "options", "answer_idx"]) {
@@ -108,7 +109,7 @@ impl Dialect {
         } else if instruct::pair_of_columns(row).is_some() {
             Self::QuestionResponse
         } else {
-            let columns: Vec<&str> = row.columns.keys().map(String::as_str).take(20).collect();
+            let columns: Vec<String> = row.columns.keys().map(|name| shown_name(name)).take(20).collect();
             return Err(Error::UnknownDialect { at: row.at.clone(), columns: columns.join(", ") });
         };
         Ok(found)
@@ -242,6 +243,24 @@ fn optional(row: &Row, column: &str) -> Result<Option<String>, RowError> {
 pub const SPEAKERS: &str =
     "system; user, human, prompter (all user); assistant, gpt, chatgpt, bing, bard, model (all assistant)";
 
+/// Names that are refused and may stand in an error; any other may be a person's.
+const SHOWN_SPEAKERS: [&str; 14] = [
+    "tool",
+    "function",
+    "observation",
+    "developer",
+    "doctor",
+    "patient",
+    "physician",
+    "nurse",
+    "client",
+    "therapist",
+    "narrator",
+    "bot",
+    "ai",
+    "critic",
+];
+
 /// The role behind a speaker's name; see [`SPEAKERS`].
 fn role(row: &Row, name: &str) -> Result<Role, RowError> {
     match name.trim().to_lowercase().as_str() {
@@ -249,7 +268,12 @@ fn role(row: &Row, name: &str) -> Result<Role, RowError> {
         "human" | "user" | "prompter" => Ok(Role::User),
         "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => Ok(Role::Assistant),
         other => {
-            let reason = format!("speaker `{other}` is neither system, user nor assistant; known names: {SPEAKERS}");
+            let other = if SHOWN_SPEAKERS.contains(&other) {
+                format!("`{other}`")
+            } else {
+                format!("(a name of {} characters)", other.chars().count())
+            };
+            let reason = format!("speaker {other} is neither system, user nor assistant; known names: {SPEAKERS}");
             Err(RowError::new(&row.at, reason))
         }
     }

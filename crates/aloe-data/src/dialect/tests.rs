@@ -14,7 +14,7 @@ fn row(value: Value) -> Row {
 /// The dialect found and the messages as `role: content` lines; sides of a pair after `+` and `-`.
 fn check(value: Value) -> (Dialect, String) {
     let row = row(value);
-    let dialect = Dialect::detect(&row, "f.jsonl").unwrap();
+    let dialect = Dialect::detect(&row).unwrap();
     let item = item(dialect, &row, 0, "s/f.jsonl:3".into(), &config()).unwrap();
     let lines = |messages: &[Message], mark: &str| -> Vec<String> {
         messages.iter().map(|message| format!("{mark}{}: {}", message.role.as_str(), message.content)).collect()
@@ -28,7 +28,7 @@ fn check(value: Value) -> (Dialect, String) {
 
 fn refused(value: Value) -> String {
     let row = row(value);
-    let dialect = Dialect::detect(&row, "f.jsonl").unwrap();
+    let dialect = Dialect::detect(&row).unwrap();
     item(dialect, &row, 0, String::new(), &config()).unwrap_err().to_string()
 }
 
@@ -131,10 +131,10 @@ fn rows_that_do_not_fit_their_layout_are_refused_with_place_and_reason() {
 
 #[test]
 fn an_unknown_layout_is_named_with_its_columns_and_the_way_to_map_them() {
-    let error = Dialect::detect(&row(json!({"frage": "Q", "antwort": "A"})), "f.jsonl").unwrap_err().to_string();
+    let error = Dialect::detect(&row(json!({"frage": "Q", "antwort": "A"}))).unwrap_err().to_string();
     assert!(error.contains("frage, antwort") && error.contains("columns ="), "{error}");
     let ambiguous = row(json!({"question": "Q", "answer": "A", "response": "B"}));
-    assert!(Dialect::detect(&ambiguous, "f.jsonl").is_err(), "two readings are no reading");
+    assert!(Dialect::detect(&ambiguous).is_err(), "two readings are no reading");
     let mut config = config();
     config.columns = [("prompt", "frage"), ("response", "antwort")].map(|(a, b)| (a.to_owned(), b.to_owned())).into();
     let found = item(Dialect::Mapped, &row(json!({"frage": "Q", "antwort": "A"})), 0, String::new(), &config).unwrap();

@@ -70,6 +70,7 @@ fn csv_keeps_quoted_breaks_and_counts_lines_of_the_file() {
     assert_eq!(rows[0].text("q").unwrap(), "one, \"two\"\nthree");
     assert!(!rows[0].has(""), "the unnamed index column is left out");
     assert_eq!(broken[0].to_string(), "a.csv:4: expected 3 columns, found 2");
+    assert_eq!(broken[0].raw.as_deref(), Some("1,short"), "a quarantine loses nothing");
 }
 
 #[test]
@@ -90,4 +91,112 @@ fn a_file_without_rows_is_refused() {
         let result = read(&path, &mut |_| Ok(()));
         assert!(matches!(result, Err(Error::EmptyFile { .. })), "{name}: {result:?}");
     }
+}
+
+#[test]
+fn a_file_without_a_header_is_known_by_its_first_line_and_not_by_its_name() {
+    let mmlu = b"\"What, then?\",w,x,y,z,C\nNext?,w,x,y,z,A\n";
+    for name in ["anatomy_test.csv", "anatomy.csv"] {
+        let (rows, _) = check(name, mmlu);
+        assert_eq!((rows.len(), rows[0].text("target").unwrap()), (2, "C".to_owned()), "{name}");
+    }
+    let (rows, _) = check("own_test.csv", b"question,A,B,C,D,answer\nQ?,w,x,y,z,C\n");
+    assert_eq!((rows.len(), rows[0].text("answer").unwrap()), (1, "C".to_owned()));
+    let (rows, _) =
+        check("util_test.csv", b"I built a sandcastle with my small nephew.,I built one.\nI slept.,I woke.\n");
+    assert_eq!((rows.len(), rows[1].text("column_2").unwrap()), (2, "I woke.".to_owned()));
+}
+
+#[test]
+fn tab_separated_rows_newline_delimited_rows_and_lines_of_text_are_read() {
+    let (rows, _) = check("a.tsv", b"q\ta\none, two\tx\n");
+    assert_eq!(rows[0].text("q").unwrap(), "one, two");
+    assert_eq!(check("a.ndjson", b"{\"a\":\"1\"}\n{\"a\":\"2\"}\n").0.len(), 2);
+    let (rows, broken) = check("a.txt", b"first line\n\nthird\n\xff\n");
+    assert_eq!((places(&rows), rows[1].text("text").unwrap()), (vec!["a.txt:1", "a.txt:3"], "third".to_owned()));
+    assert_eq!(broken[0].to_string(), "a.txt:4:1: not UTF-8");
+}
+
+#[test]
+fn an_object_of_rows_on_one_line_is_told_from_a_row() {
+    for end in ["", "\n", "\n\n "] {
+        let (rows, broken) =
+            check("a.json", format!("{{\"k1\": {{\"a\": \"x\"}}, \"k2\": {{\"a\": \"y\"}}}}{end}").as_bytes());
+        assert!(broken.is_empty());
+        assert_eq!(rows.iter().map(|row| row.text("_key").unwrap()).collect::<Vec<_>>(), ["k1", "k2"], "{end:?}");
+    }
+    let pair = br#"{"prompt": {"content": "q"}, "chosen": {"content": "g"}, "rejected": {"content": "b"}}"#;
+    assert_eq!(check("a.jsonl", pair).0.len(), 1, "a row of objects");
+    let lines = b"{\"x\": {\"a\": 1}}\n{\"x\": {\"a\": 2}}\n";
+    assert!(check("a.jsonl", lines).0.iter().all(|row| row.has("x")), "lines are rows");
+}
+
+#[test]
+fn files_of_a_folder_that_are_not_read_are_named_and_documents_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a.ndjson", "b.tsv", "LICENSE.txt", "README.md", "notes.txt", "c.xlsx", "test_ground_truth.json"] {
+        std::fs::write(dir.path().join(name), "x").unwrap();
+    }
+    let labels: Vec<String> = files(dir.path()).unwrap().into_iter().map(|file| file.label).collect();
+    assert_eq!(
+        (labels, skipped(dir.path()).unwrap()),
+        (vec!["a.ndjson".into(), "b.tsv".into()], vec!["c.xlsx".to_owned(), "notes.txt".to_owned()])
+    );
+    let texts = tempfile::tempdir().unwrap();
+    std::fs::write(texts.path().join("a.txt"), "x").unwrap();
+    assert_eq!(files(texts.path()).unwrap().len(), 1, "text files where there are no others");
+}
+
+/// A Parquet file of two row groups; byte strings that are not UTF-8 in a column of text, and in one of bytes.
+#[test]
+fn a_parquet_row_that_is_not_utf8_is_named_by_its_number_and_the_next_row_group_is_read() {
+    use ::parquet::data_type::{ByteArray, ByteArrayType};
+    use ::parquet::file::{properties::WriterProperties, writer::SerializedFileWriter};
+    let write = |path: &Path, kind: &str, groups: &[&[&[u8]]]| {
+        let schema = format!("message rows {{ REQUIRED BYTE_ARRAY a{kind}; }}");
+        let schema = std::sync::Arc::new(::parquet::schema::parser::parse_message_type(&schema).unwrap());
+        let file = File::create(path).unwrap();
+        let mut writer =
+            SerializedFileWriter::new(file, schema, std::sync::Arc::new(WriterProperties::builder().build())).unwrap();
+        for group in groups {
+            let mut rows = writer.next_row_group().unwrap();
+            let mut column = rows.next_column().unwrap().unwrap();
+            let values: Vec<ByteArray> = group.iter().map(|value| ByteArray::from(value.to_vec())).collect();
+            column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+            column.close().unwrap();
+            rows.close().unwrap();
+        }
+        writer.close().unwrap();
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.parquet");
+    let read_all = || {
+        let (mut rows, mut broken) = (Vec::new(), Vec::new());
+        read(&path, &mut |row| {
+            match row {
+                Ok(row) => rows.push(row),
+                Err(error) => broken.push(error.to_string().replace(&format!("{}/", dir.path().display()), "")),
+            }
+            Ok(())
+        })
+        .unwrap();
+        (rows, broken)
+    };
+    write(&path, " (UTF8)", &[&[b"one", b"two \xff", b"three"], &[b"four"]]);
+    let (rows, broken) = read_all();
+    assert_eq!(rows.iter().map(|row| row.text("a").unwrap()).collect::<Vec<_>>(), ["one", "four"]);
+    assert!(rows[1].at.ends_with("a.parquet#4"));
+    assert!(
+        broken[0].starts_with("a.parquet#2: not Parquet") && !broken[0].contains("116"),
+        "no bytes of the row: {broken:?}"
+    );
+    assert_eq!(broken[1], "a.parquet#3: not read: row 2 before it in its row group is broken");
+    write(&path, "", &[&[b"one", b"two \xff"]]);
+    let (rows, broken) = read_all();
+    assert!(broken.is_empty());
+    let error = rows[1].text("a").unwrap_err().to_string();
+    assert!(
+        error.ends_with("column `a`: expected text, found bytes that are not UTF-8"),
+        "not null in silence: {error}"
+    );
 }

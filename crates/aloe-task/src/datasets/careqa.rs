@@ -36,7 +36,7 @@ pub fn question(row: &Row) -> Result<Question> {
     let cop = row.integer("cop")?;
     let key = usize::try_from(cop - 1).ok().filter(|key| *key < 4).ok_or_else(|| Error::Key {
         at: row.at.clone(),
-        key: format!("{cop} (the first option is 1)"),
+        key: format!("{} (the first option is 1)", rows::shown_number(cop)),
         n_choices: 4,
     })?;
     let id = row.text("unique_id")?;

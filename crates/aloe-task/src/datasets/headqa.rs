@@ -29,7 +29,7 @@ pub fn question(row: &Row) -> Result<Question> {
     let right = row.integer("ra")?;
     let key = answers.iter().position(|(aid, _)| *aid == right).ok_or_else(|| Error::Key {
         at: row.at.clone(),
-        key: right.to_string(),
+        key: rows::shown_number(right),
         n_choices: answers.len(),
     })?;
     Question {

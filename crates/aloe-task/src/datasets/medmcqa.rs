@@ -47,8 +47,24 @@ fn train_part(questions: Vec<Question>, keep: impl Fn(usize) -> bool) -> Vec<Que
 fn load_file(data_dir: &Path, split: Split, names: &[&str]) -> Result<Vec<Question>> {
     let candidates: Vec<String> = names.iter().map(|name| format!("medmcqa/{name}")).collect();
     let file = Task::Medmcqa.find(data_dir, split, &candidates)?;
-    let first_key = i64::from(file.ends_with("dev.json") || file.ends_with("train.json"));
-    read(data_dir, &file, first_key)
+    let rows = rows::read(data_dir, &file)?;
+    let first_key = first_key(&rows, &file)?;
+    rows.iter().map(|row| question(row, first_key)).collect()
+}
+
+/// The number of option A, as the keys of the whole file tell: 0 is found only in the Hub's columns, 4 only in the original files. A
+/// file with neither, which must be a small cut, is taken for what its published name says.
+fn first_key(rows: &[Row], file: &str) -> Result<i64> {
+    let has = |key: i64| rows.iter().any(|row| row.integer("cop").is_ok_and(|cop| cop == key));
+    match (has(0) || has(-1), has(4)) {
+        (true, true) => {
+            let reason = "column `cop` holds both 0 and 4, so that its first option is neither 0 nor 1";
+            Err(Error::Row { at: file.into(), reason: reason.into() })
+        }
+        (true, false) => Ok(0),
+        (false, true) => Ok(1),
+        (false, false) => Ok(i64::from(file.ends_with("dev.json") || file.ends_with("train.json"))),
+    }
 }
 
 fn read(data_dir: &Path, file: &str, first_key: i64) -> Result<Vec<Question>> {
@@ -64,7 +80,7 @@ pub fn question(row: &Row, first_key: i64) -> Result<Question> {
     }
     let key = usize::try_from(cop - first_key).ok().filter(|key| *key < 4).ok_or_else(|| Error::Key {
         at: row.at.clone(),
-        key: format!("{cop} (the first option is {first_key})"),
+        key: format!("{} (the first option is {first_key})", rows::shown_number(cop)),
         n_choices: 4,
     })?;
     Question {
@@ -78,4 +94,24 @@ pub fn question(row: &Row, first_key: i64) -> Result<Question> {
         source: row.at.clone(),
     }
     .checked()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keys_of_a_file_and_not_its_name_tell_where_they_count_from() {
+        let first = |keys: &[i64], file: &str| {
+            let row = |key: &i64| Row {
+                columns: serde_json::Map::from_iter([("cop".to_owned(), (*key).into())]),
+                at: String::new(),
+            };
+            first_key(&keys.iter().map(row).collect::<Vec<_>>(), file).map_err(|error| error.to_string())
+        };
+        assert_eq!(first(&[1, 4], "medmcqa/other.jsonl"), Ok(1));
+        assert_eq!(first(&[1, 0], "medmcqa/dev.json"), Ok(0));
+        assert_eq!((first(&[2], "dev.json"), first(&[2], "validation.jsonl")), (Ok(1), Ok(0)));
+        assert!(first(&[0, 4], "dev.json").unwrap_err().contains("both 0 and 4"));
+    }
 }

@@ -60,7 +60,7 @@ fn hf_row(row: &Row) -> Result<(String, Vec<String>, usize)> {
     let label = row.integer("label")?;
     let key = usize::try_from(label).map_err(|_| Error::Key {
         at: row.at.clone(),
-        key: label.to_string(),
+        key: rows::shown_number(label),
         n_choices: choices.len(),
     })?;
     Ok((row.text("sent1")?, choices, key))
@@ -71,7 +71,7 @@ fn lettered_row(row: &Row) -> Result<(String, Vec<String>, usize)> {
     let answer = row.text("answer_idx")?;
     let key = options.iter().position(|(letter, _)| *letter == answer).ok_or_else(|| Error::Key {
         at: row.at.clone(),
-        key: answer.clone(),
+        key: rows::shown_key(&answer),
         n_choices: options.len(),
     })?;
     if let Some(text) = row.optional_text("answer")?

@@ -28,7 +28,7 @@ fn question(subject: Subject, split: Split, index: usize, cells: Vec<String>, at
     let choices = cells.split_off(1);
     let key = ["A", "B", "C", "D"].iter().position(|known| *known == letter.trim()).ok_or_else(|| Error::Key {
         at: at.clone(),
-        key: letter.clone(),
+        key: rows::shown_key(&letter),
         n_choices: choices.len(),
     })?;
     Question {

@@ -50,12 +50,7 @@ pub(crate) fn run(
 /// Files and folders beside the inputs that the settings name.
 pub(crate) fn extra_files(config: &StageConfig) -> Vec<PathBuf> {
     match config {
-        StageConfig::Data(config) => config
-            .sources
-            .iter()
-            .map(|source| source.path.clone())
-            .chain(config.decontaminate.iter().cloned())
-            .collect(),
+        StageConfig::Data(config) => config.files(),
         StageConfig::Eval(config) => config.files(),
         StageConfig::Redteam(config) => config.files(),
         StageConfig::Pull(config) if config.source.contains(':') => Vec::new(),
@@ -97,7 +92,7 @@ fn move_up(from: &Path, to: &Path) -> anyhow::Result<()> {
 
 fn data(config: &aloe_data::DataConfig, folder: &Path, record: &mut Record, context: &Context) -> anyhow::Result<()> {
     let progress = Progress::new("data", 0, "rows");
-    let report = aloe_data::run(config, folder, &progress, &context.cancel)?;
+    let report = aloe_data::run(config, folder, context.threads, &progress, &context.cancel)?;
     progress.finish();
     tell(&report.notices);
     record.result("summary", data_summary(&report))?;

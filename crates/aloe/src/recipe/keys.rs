@@ -113,7 +113,11 @@ const DATA: &[Key] = &[
     ("seed", "seed of caps, weights, hold-out and order; default the recipe's or --seed"),
     ("stage", "pairs only: keep the rows of this stage number"),
     ("quarantine", "write broken rows to quarantine.jsonl and go on; false stops at them"),
-    ("commercial", "refuse sources whose licence forbids commercial use"),
+    ("commercial", "the same as use = [\"commercial\"]"),
+    (
+        "use",
+        "list of what the result is for: commercial, derivatives (sharing them), other_terms (than the sources'), beyond_research; sources whose licence forbids one, or is not known, stop the run",
+    ),
     ("tokenizer", "model folder whose tokenizer counts the rows' tokens"),
     ("template", "llama3, chatml or alpaca, for counting with a tokenizer that has no template"),
     ("turn_tokens", "turn tokens that attack_styles forge: llama3 or chatml"),
@@ -121,7 +125,7 @@ const DATA: &[Key] = &[
 
 const SOURCE: &[Key] = &[
     ("name", "unique; begins every row's id"),
-    ("path", "file, or folder of .jsonl, .json, .csv (also .gz) and .parquet files"),
+    ("path", "file, or folder of .jsonl, .ndjson, .json, .csv, .tsv (also .gz) and .parquet files, or of .txt alone"),
     ("licence", "as the publisher states it; \"unknown\" is refused"),
     (
         "dialect",
@@ -147,6 +151,13 @@ const RULES: &[Key] = &[
     ("drop_listed_answers", "drop answers on the list of Table B6"),
     ("contentless_mcqa", "reduce contentless explanations to the answer line (Table B7)"),
     ("drop_empty", "drop rows with an empty question or answer"),
+    ("unanswered_end", "take a user's last turn off a dialogue that nobody answered"),
+    ("equal_sides", "drop pairs whose two sides are the same"),
+    ("held_out_style", "drop red-team rows in an attack style that is kept for evaluation"),
+    (
+        "standardise",
+        "texts in capitals alone to sentence case, curly quotes straight, repeated ! ? and commas once, no space before a stop",
+    ),
 ];
 
 const DEDUP: &[Key] = &[
