@@ -4,7 +4,7 @@
 //! Reading order: `yaml` (text -> trees), `config` (trees -> checked configuration), `inputs` (names -> opened models and LoRA adapters),
 //! `vocabulary` (whose tokens, which rows), `plan` (tensors and their parameters; `check` prints it), `merge` (the spine), `source`,
 //! `group` and `tile` (how a tensor is read in pieces), `method` (one file per method), `sparsify` and `fibres` (what methods share),
-//! `tokenizer`, `card` and `report` (files beside the weights).
+//! `tokenizer`, `card` and `report` (files beside the weights). `search` (its own loop) proposes YAMLs and keeps what they score.
 
 mod card;
 mod check;
@@ -19,6 +19,7 @@ mod merge;
 mod method;
 mod plan;
 mod report;
+pub mod search;
 mod source;
 mod sparsify;
 mod stats;
