@@ -102,7 +102,7 @@ fn terms(name: &str) -> Option<Terms> {
         Terms::default()
     } else if SHARE_ALIKE.contains(&base) {
         Terms { share_alike: true, ..Terms::default() }
-    } else if ["research-only", "academic-only", "academic"].contains(&base) {
+    } else if ["research", "research-use", "academic", "academic-use"].contains(&base) {
         Terms { research_only: true, ..Terms::default() }
     } else {
         creative_commons(base)?

@@ -38,6 +38,21 @@ pub fn mcnemar_exact(n_first: usize, n_second: usize) -> f64 {
     (2.0 * tail).min(1.0)
 }
 
+/// Holm's step-down adjustment (1979): the adjusted p of the i-th smallest of m is the largest of (m - j) p_j up to it, at most 1. What
+/// is below a level then holds together with all others below it at that level, whatever depends on what. As statsmodels'
+/// `multipletests(.., method="holm")`.
+pub fn holm(p_values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..p_values.len()).collect();
+    order.sort_by(|&a, &b| p_values[a].total_cmp(&p_values[b]));
+    let mut adjusted = vec![0.0; p_values.len()];
+    let mut largest = 0.0f64;
+    for (rank, &index) in order.iter().enumerate() {
+        largest = largest.max((p_values.len() - rank) as f64 * p_values[index]).min(1.0);
+        adjusted[index] = largest;
+    }
+    adjusted
+}
+
 fn ln_choose(n: usize, k: usize) -> f64 {
     (1..=k).map(|i| ((n - k + i) as f64).ln() - (i as f64).ln()).sum()
 }
@@ -165,6 +180,17 @@ mod tests {
         close(mcnemar_exact(0, 7), 0.015625);
         close(mcnemar_exact(1200, 1100), 3.896685268382023e-02);
         assert_eq!(mcnemar_exact(0, 0), 1.0);
+    }
+
+    /// By hand: sorted 0.01 * 4, 0.02 * 3, 0.03 * 2 = 0.06 (not above the 0.06 before), 0.5 * 1; and 0.4 * 3 is cut to 1.
+    #[test]
+    fn holms_adjustment_steps_down_from_the_smallest() {
+        let adjusted = holm(&[0.02, 0.5, 0.01, 0.03]);
+        for (found, expected) in adjusted.into_iter().zip([0.06, 0.5, 0.04, 0.06]) {
+            close(found, expected);
+        }
+        assert_eq!(holm(&[0.4, 0.4, 0.9]), [1.0, 1.0, 1.0]);
+        assert_eq!(holm(&[]), [0.0; 0]);
     }
 
     /// By hand: 3 right of 5 is p = 0.6; sqrt(0.6 * 0.4 / 4) = sqrt(0.06).

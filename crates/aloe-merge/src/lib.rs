@@ -5,7 +5,7 @@
 //! `vocabulary` (whose tokens, which rows; `special_ids`), `plan` (tensors and their parameters; `memory`, `notes`, `untrained`; `check`
 //! prints it), `merge` (the spine), `source`,
 //! `group` and `tile` (how a tensor is read in pieces), `method` (one file per method), `sparsify` and `fibres` (what methods share),
-//! `tokenizer`, `card` and `report` (files beside the weights).
+//! `tokenizer`, `card` and `report` (files beside the weights). `search` (its own loop) proposes YAMLs and keeps what they score.
 
 mod beside;
 mod card;
@@ -23,6 +23,7 @@ mod method;
 mod notes;
 mod plan;
 mod report;
+pub mod search;
 mod source;
 mod sparsify;
 mod special_ids;

@@ -2,7 +2,8 @@
 //! questions, styles and judges.
 //!
 //! Knows no weights: text in, text out. Reading order: `question`, `task`, `datasets/*`, `wording/*`, `order`, `extract`,
-//! then `red_team/*`. `rows` reads the file formats, `python_random` replays lm-evaluation-harness's few-shot draws.
+//! then `red_team/*`. `rows` reads the file formats, `python_random` replays lm-evaluation-harness's few-shot draws,
+//! `reported` knows the sets on which nothing may be chosen.
 
 pub mod datasets;
 mod error;
@@ -11,6 +12,7 @@ pub mod order;
 pub mod python_random;
 mod question;
 pub mod red_team;
+pub mod reported;
 pub mod rows;
 mod task;
 pub mod wording;

@@ -2,7 +2,7 @@
 
 pub(crate) mod encoders;
 
-use crate::recipe::keys;
+use crate::recipe::{keys, search_keys};
 use crate::weights::{DtypeName, Quantize};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -139,6 +139,9 @@ pub(crate) enum Command {
                             della, della_linear. Writes a Hugging Face folder with README.md and mergekit_config.yml."
     )]
     Merge(MergeArgs),
+    /// Search for the merge that scores best: density, weight and other numbers over a grid or by CMA-ES
+    #[command(after_help = SEE_HELP, after_long_help = search_keys::merge_search())]
+    MergeSearch(MergeSearchArgs),
     /// Evaluate a model on benchmarks
     #[command(after_help = SEE_HELP, after_long_help = keys::eval())]
     Eval(EvalArgs),
@@ -397,6 +400,28 @@ pub(crate) struct MergeArgs {
     /// Memory budget in MiB; fewer threads run where they would need more. Results do not depend on it
     #[arg(long, value_name = "MIB", default_value_t = aloe_merge::DEFAULT_MEMORY >> 20, conflicts_with = "recipe")]
     pub(crate) memory: u64,
+    /// With --recipe, folder of the whole run
+    #[arg(long = "out", value_name = "DIR", requires = "recipe")]
+    pub(crate) run_folder: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) entry: EntryArgs,
+}
+
+/// A merge search by a settings file, or by its recipe entry.
+#[derive(Args)]
+pub(crate) struct MergeSearchArgs {
+    /// Settings, a TOML file
+    #[arg(required_unless_present = "recipe", conflicts_with = "recipe")]
+    pub(crate) config: Option<PathBuf>,
+    /// Folder to write
+    #[arg(required_unless_present = "recipe", conflicts_with = "recipe")]
+    pub(crate) out: Option<PathBuf>,
+    /// One setting, KEY=VALUE with a TOML value; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "recipe")]
+    pub(crate) set: Vec<String>,
+    /// Type of the weights when a merge is asked; with --recipe the recipe's, bf16 otherwise
+    #[arg(long, value_enum, conflicts_with = "recipe")]
+    pub(crate) dtype: Option<DtypeName>,
     /// With --recipe, folder of the whole run
     #[arg(long = "out", value_name = "DIR", requires = "recipe")]
     pub(crate) run_folder: Option<PathBuf>,

@@ -5,6 +5,9 @@
 use aloe_record::Error;
 use std::path::Path;
 
+/// The log of a merge search's scored points.
+pub(crate) const POINTS: &str = ".points.log";
+
 /// Removes a partial folder without work worth keeping; an interruption is told where the same command goes on.
 pub(crate) fn behind(kind: &str, partial: &Path, error: anyhow::Error) -> anyhow::Error {
     let goes_on = resume_point(kind, partial);
@@ -33,6 +36,14 @@ pub(crate) fn resume_point(kind: &str, partial: &Path) -> Option<String> {
             let step = newest_step(&partial.join("state"))?;
             Some(format!("goes on after step {step}"))
         }
+        "merge-search" => match std::fs::read(partial.join(POINTS)) {
+            Ok(log) => {
+                let n_points = log.iter().filter(|&&byte| byte == b'\n').count();
+                (n_points > 0).then(|| format!("goes on from {n_points} scored models"))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(_) => Some("goes on from its log of scored models".to_owned()),
+        },
         "eval" | "redteam" => {
             let log = match std::fs::read(partial.join(".answers.log")) {
                 Ok(log) => log,
@@ -65,7 +76,7 @@ fn newest_step(state: &Path) -> Option<u64> {
 /// Files that a reader or the next try can use: answers, checkpoints, metrics of a run that stopped, reference
 /// log-probabilities. Stages that start over anyway have none.
 fn may_hold_work(kind: &str, partial: &Path) -> bool {
-    matches!(kind, "sft" | "dpo" | "eval" | "redteam") && has_content(partial)
+    matches!(kind, "sft" | "dpo" | "merge-search" | "eval" | "redteam") && has_content(partial)
 }
 
 /// Whether a file beside the marks and what a person watches holds a byte, or cannot be told not to.

@@ -12,6 +12,7 @@ use aloe_record::{Cancel, Record, atomic, digest};
 use aloe_tensor::Device;
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -355,8 +356,10 @@ fn finished(out: &Path, fingerprint: &str) -> anyhow::Result<Option<Record>> {
 /// alters a result's bytes (a kernel's arithmetic, a prompt's wording, a cleaning rule) sets it to the version being made (and `+1`,
 /// `+2` within one), and finished stages are made anew; a new version alone redoes nothing. The pinned digests of
 /// `tests/it/revisions.rs` notice a change that was forgotten here.
-fn results_since(kind: &str) -> &'static str {
-    match kind {
+pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
+    let since = match kind {
+        // What a merge and an evaluation give, and how a search asks for them.
+        "merge-search" => return format!("0.1.0+1, {}, {}", results_since("merge"), results_since("eval")).into(),
         "pull" | "card" => "0.1.0",
         // sft: losses by data source; dpo: metrics by source of the pairs and with the chosen answers' NLL. bf16 training rounds each
         // operand once, attention's too.
@@ -368,13 +371,14 @@ fn results_since(kind: &str) -> &'static str {
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's.
         "eval" | "redteam" => aloe_engine::ANSWERS_SINCE,
         _ => env!("CARGO_PKG_VERSION"),
-    }
+    };
+    since.into()
 }
 
 /// Everything that decides a stage's result.
 fn decides(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &str) -> Value {
-    // Training stages hold their dtype in their settings; the others but these two do not compute with a model.
-    let computes = matches!(job.kind, "eval" | "redteam");
+    // Training stages hold their dtype in their settings; the others but these do not compute with a model.
+    let computes = matches!(job.kind, "eval" | "redteam" | "merge-search");
     let dtype = computes.then(|| match context.dtype {
         None if job.inputs.get("model").is_some_and(|paths| paths.iter().any(|path| path.is_file())) => "Gguf".into(),
         dtype => format!("{:?}", dtype.unwrap_or_default()),

@@ -13,7 +13,7 @@ pub(super) fn section(evidence: &[Evidence]) -> String {
     for one in evidence {
         match one.record.kind.as_str() {
             "sft" => text.push_str(&sft(one)),
-            "merge" => text.push_str(&merge(one)),
+            "merge" | "merge-search" => text.push_str(&merge(one)),
             "dpo" => text.push_str(&dpo(one)),
             _ => {}
         }
@@ -199,9 +199,14 @@ fn merge(one: &Evidence) -> String {
     };
     let note =
         one.record.results.get("note").and_then(Value::as_str).map_or_else(String::new, |note| format!(" {note}"));
+    // A search records the YAML of its best point, and what may be said of it.
+    let yaml = one.record.results.get("yaml").and_then(Value::as_str).or(one.record.config_used["yaml"].as_str());
+    let words = one.record.results.get("search").and_then(|search| search["verdict"].as_array());
+    let words: Vec<&str> = words.into_iter().flatten().filter_map(Value::as_str).collect();
+    let search = if words.is_empty() { String::new() } else { format!(" Chosen by a search. {}", words.join(" ")) };
     format!(
         "#### {}: merging\n\nMethod {}, base {}, models {}; rescale {}; computed in {}. Norm of each task vector over the base's: {}; share kept: {}; \
-         agreement in sign: {}.{note}\n\n```yaml\n{}\n```\n\n",
+         agreement in sign: {}.{note}{search}\n\n```yaml\n{}\n```\n\n",
         one.stage,
         shown(&report["method"]),
         shown(&report["base"]),
@@ -215,7 +220,7 @@ fn merge(one: &Evidence) -> String {
         list(&report["relative_norms"]),
         list(&report["kept_shares"]),
         number(&report["sign_agreement"]),
-        one.record.config_used["yaml"].as_str().unwrap_or_default().trim_end()
+        yaml.unwrap_or_default().trim_end()
     )
 }
 

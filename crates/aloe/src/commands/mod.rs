@@ -4,6 +4,7 @@ mod bench;
 pub(crate) mod chat;
 mod embed;
 mod generate;
+mod merge_search;
 mod parity;
 pub(crate) mod plan;
 mod requests;
@@ -44,6 +45,7 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
         Command::Sft(args) => single::stage("sft", &args, cancel),
         Command::Dpo(args) => single::stage("dpo", &args, cancel),
         Command::Merge(args) => single::merge(&args, cancel),
+        Command::MergeSearch(args) => single::merge_search(&args, cancel),
         Command::Eval(args) => single::eval(&args, cancel),
         Command::Redteam(args) => single::redteam(&args, cancel),
         Command::Card(args) => single::stage("card", &args, cancel),

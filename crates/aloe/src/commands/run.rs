@@ -112,12 +112,12 @@ fn summary(record: &Record) -> &str {
 }
 
 fn print_table(rows: &[(&Stage, Done)], out: &Path) -> anyhow::Result<()> {
-    let mut text = format!("\n{:<18} {:<8} {:>8} {:>9}  result\n", "stage", "kind", "seconds", "peak MiB");
+    let mut text = format!("\n{:<18} {:<12} {:>8} {:>9}  result\n", "stage", "kind", "seconds", "peak MiB");
     for (stage, done) in rows {
         let time = if done.was_done { "done".to_owned() } else { format!("{:.1}", done.record.elapsed_s) };
         let peak_mib = done.record.peak_rss_bytes >> 20;
         let line = format!(
-            "{:<18} {:<8} {:>8} {:>9}  {}\n",
+            "{:<18} {:<12} {:>8} {:>9}  {}\n",
             stage.name,
             stage.config.kind(),
             time,

@@ -1,7 +1,9 @@
 //! One stage from the command line: by its entry in a recipe, or by flags that are turned into the same entry, so that both
 //! are checked and run by the same code.
 
-use crate::cli::{AskedArgs, Common, EntryArgs, EvalArgs, MergeArgs, PullArgs, RedteamArgs, StageArgs};
+use crate::cli::{
+    AskedArgs, Common, EntryArgs, EvalArgs, MergeArgs, MergeSearchArgs, PullArgs, RedteamArgs, StageArgs,
+};
 use crate::commands::run::{enter_root, output_folder, run_stage};
 use crate::commands::threads_of;
 use crate::failure::Failure;
@@ -136,6 +138,31 @@ fn merge_dry(
         "task_vectors": stats,
     });
     Ok(writeln!(out, "{}", serde_json::to_string_pretty(&found)?)?)
+}
+
+/// `aloe merge-search SETTINGS OUT`: `config` names the YAML, whose models are paths, as for mergekit.
+pub(crate) fn merge_search(args: &MergeSearchArgs, cancel: &Cancel) -> anyhow::Result<()> {
+    if args.entry.recipe.is_some() {
+        return from_recipe("merge-search", &args.entry, args.run_folder.as_deref(), cancel);
+    }
+    let path = args.config.as_deref().ok_or_else(|| Failure::usage("the settings file is missing"))?;
+    let out = args.out.as_deref().ok_or_else(|| Failure::usage("OUT is missing"))?;
+    let mut entry = read_table(path)?;
+    set_all(&mut entry, &args.set)?;
+    match (entry.remove("config"), entry.contains_key("yaml")) {
+        (Some(Value::String(name)), false) => {
+            let yaml = std::fs::read_to_string(&name)
+                .map_err(|error| Failure::usage(format!("{}: config: cannot read {name}: {error}", path.display())))?;
+            entry.insert("yaml".into(), Value::String(yaml));
+        }
+        (None, true) => {}
+        _ => return Err(Failure::usage(format!("{}: write config = \"merge.yml\"", path.display())).into()),
+    }
+    entry.entry("master").or_insert(Value::Boolean(false));
+    let common = common(&args.entry);
+    let request = Request { kind: "merge-search", entry, from: Table::new(), out, common: &common, dtype: args.dtype };
+    let done = run(request, cancel)?;
+    report(&done, out, args.entry.json)
 }
 
 /// `aloe eval MODEL`.

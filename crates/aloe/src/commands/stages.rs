@@ -1,7 +1,7 @@
 //! From checked settings to a stage's spine: one function per kind that opens what the spine needs, calls it and fills
 //! the record. `aloe run` and the subcommands both come through here.
 
-use crate::commands::{memory_of, rows, tell_cache, tell_evictions, timeout_of};
+use crate::commands::{memory_of, merge_search, rows, tell_cache, tell_evictions, timeout_of};
 use crate::failure::Failure;
 use crate::recipe::eval_stage::EvalStage;
 use crate::recipe::redteam_stage::RedteamStage;
@@ -41,6 +41,7 @@ pub(crate) fn run(
         StageConfig::Sft(config) => sft(config, inputs, folder, record, context),
         StageConfig::Dpo(config) => dpo(config, inputs, folder, record, context),
         StageConfig::Merge(config) => merge(config, inputs, folder, record, context),
+        StageConfig::MergeSearch(config) => merge_search::run(config, inputs, folder, record, context),
         StageConfig::Eval(config) => eval(config, inputs, folder, record, context),
         StageConfig::Redteam(config) => redteam(config, inputs, folder, record, context),
         StageConfig::Card(config) => crate::card::write(config, inputs, folder, record),
@@ -56,6 +57,7 @@ pub(crate) fn extra_files(config: &StageConfig) -> Vec<PathBuf> {
         StageConfig::Pull(config) if config.source.contains(':') => Vec::new(),
         StageConfig::Pull(config) => vec![PathBuf::from(&config.source)],
         StageConfig::Merge(config) => config.outside_models(),
+        StageConfig::MergeSearch(config) => config.files(),
         StageConfig::Sft(_) | StageConfig::Dpo(_) | StageConfig::Card(_) => Vec::new(),
     }
 }
@@ -81,7 +83,7 @@ fn pull(config: &PullConfig, folder: &Path, record: &mut Record, context: &Conte
 }
 
 /// Moves the files of `from` into `to` and removes `from`: the stage's folder is the Hugging Face folder itself.
-fn move_up(from: &Path, to: &Path) -> anyhow::Result<()> {
+pub(super) fn move_up(from: &Path, to: &Path) -> anyhow::Result<()> {
     for entry in std::fs::read_dir(from).map_err(aloe_record::Error::io("list", from))? {
         let path = entry.map_err(aloe_record::Error::io("list", from))?.path();
         let target = to.join(path.file_name().unwrap_or_default());
@@ -188,7 +190,7 @@ fn write_plots(folder: &Path, title: &str) -> anyhow::Result<()> {
 }
 
 /// What a stage found that the user must be told: dropped rows, damaged checkpoints, an export that loses the update.
-fn tell(notices: &[String]) {
+pub(super) fn tell(notices: &[String]) {
     for notice in notices {
         aloe_record::tell(&format!("note: {notice}"));
     }
@@ -251,7 +253,7 @@ fn merge(
 
 /// The merge's report without the figures per tensor, which stay in `merge.json`.
 #[derive(serde::Serialize)]
-struct MergeSummary<'a> {
+pub(super) struct MergeSummary<'a> {
     method: &'a str,
     dtype: &'a str,
     rescale: &'a str,
@@ -415,13 +417,13 @@ fn name_of(path: &Path) -> String {
 }
 
 /// What a stage's settings say about opening its model: how an endpoint's prompts are rendered, and a folder's weights rounded.
-struct Opened<'a> {
-    tokenizer: &'a Option<PathBuf>,
-    server_template: bool,
-    quantize: Option<Quantize>,
-    answer_cache: &'a Option<PathBuf>,
-    kv_budget: Option<usize>,
-    request_timeout: Duration,
+pub(super) struct Opened<'a> {
+    pub(super) tokenizer: &'a Option<PathBuf>,
+    pub(super) server_template: bool,
+    pub(super) quantize: Option<Quantize>,
+    pub(super) answer_cache: &'a Option<PathBuf>,
+    pub(super) kv_budget: Option<usize>,
+    pub(super) request_timeout: Duration,
 }
 
 /// Refuses a time-out where no server is asked.
@@ -435,7 +437,7 @@ fn check_timeout(asked_s: Option<u64>, models: [Option<&Path>; 2]) -> anyhow::Re
 }
 
 /// The model of an input: a stage's folder, a folder, a file, or an endpoint.
-fn open_engine(input: &Path, opened: Opened<'_>, context: &Context) -> anyhow::Result<Engine> {
+pub(super) fn open_engine(input: &Path, opened: Opened<'_>, context: &Context) -> anyhow::Result<Engine> {
     let text = input.to_string_lossy();
     if let Some(mistake) = weights::mistake(context.dtype, opened.quantize, Some(&text)) {
         return Err(Failure::usage(mistake).into());

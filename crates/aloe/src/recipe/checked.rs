@@ -242,6 +242,9 @@ fn check_stage(
         if let StageConfig::Merge(merge) = &mut config {
             merge.inputs = from.iter().map(|(key, _)| key.clone()).collect();
         }
+        if let StageConfig::MergeSearch(search) = &mut config {
+            search.inputs = from.iter().map(|(key, _)| key.clone()).collect();
+        }
         config
     });
     if let Some(config) = &config {
@@ -292,12 +295,14 @@ fn decode_kind<'i>(
         "sft" => decode(text, context, table, mistakes).map(StageConfig::Sft),
         "dpo" => decode(text, context, table, mistakes).map(StageConfig::Dpo),
         "merge" => decode(text, context, table, mistakes).map(StageConfig::Merge),
+        "merge-search" => decode(text, context, table, mistakes).map(StageConfig::MergeSearch),
         "eval" => decode(text, context, table, mistakes).map(StageConfig::Eval),
         "redteam" => decode(text, context, table, mistakes).map(StageConfig::Redteam),
         "card" => decode(text, context, table, mistakes).map(StageConfig::Card),
         other => {
             let text = format!(
-                "{context}: no kind of stage is called {other:?}; kinds are pull, data, sft, dpo, merge, eval, redteam, card"
+                "{context}: no kind of stage is called {other:?}; kinds are pull, data, sft, dpo, merge, merge-search, eval, redteam, \
+                 card"
             );
             mistakes.push(Mistake { line, text });
             None

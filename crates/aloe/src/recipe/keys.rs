@@ -8,7 +8,7 @@ use super::redteam_stage::RedteamStage;
 use serde_json::Value;
 
 /// A key and what it means, with its unit.
-type Key = (&'static str, &'static str);
+pub(super) type Key = (&'static str, &'static str);
 
 /// Keys that an optimizer loop has, whatever it trains on.
 const LOOP: &[Key] = &[
@@ -339,7 +339,7 @@ pub(crate) fn card() -> String {
 }
 
 /// One line a key: name, default, meaning.
-fn list(keys: &[Key], defaults: &Value) -> String {
+pub(super) fn list(keys: &[Key], defaults: &Value) -> String {
     keys.iter().map(|(name, about)| format!("  {name:<22}{:<14}{about}\n", shown(name, about, defaults))).collect()
 }
 
@@ -371,7 +371,7 @@ fn json_of<T: serde::Serialize>(settings: &T) -> Value {
 }
 
 /// The settings that `required` alone gives, without the required keys themselves.
-fn minimal<T: serde::Serialize + serde::de::DeserializeOwned>(required: &str) -> Value {
+pub(super) fn minimal<T: serde::Serialize + serde::de::DeserializeOwned>(required: &str) -> Value {
     let mut given = serde_json::from_str::<T>(required).map_or(Value::Null, |settings| json_of(&settings));
     let names: Value = serde_json::from_str(required).unwrap_or_default();
     for (name, _) in names.as_object().into_iter().flatten() {
@@ -410,6 +410,8 @@ fn quoted(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::search_keys::{SEARCH, SEARCH_STAGE};
+    use super::super::search_stage::MergeSearchStage;
     use super::*;
     use serde::de::DeserializeOwned;
     use std::collections::BTreeSet;
@@ -440,6 +442,8 @@ mod tests {
         check::<EvalStage>(&[EVAL]);
         check::<RedteamStage>(&[REDTEAM]);
         check::<crate::card::CardConfig>(&[CARD]);
+        check::<MergeSearchStage>(&[SEARCH_STAGE]);
+        check::<aloe_merge::search::SearchSettings>(&[SEARCH]);
     }
 
     /// Every choice that the reader accepts for a key stands in the key's sentence.

@@ -1,7 +1,7 @@
 //! Recipes: one TOML file with a list of stages that form a graph.
 //!
-//! `raw` reads what was written, `checked` turns it into typed stages (`stage_config`, `eval_stage`, `redteam_stage`) and finds
-//! every mistake, `plan` (with `sizes` and `measured_steps`) estimates and `plan_table` prints it, `keys` is the help on settings.
+//! `raw` reads what was written, `checked` turns it into typed stages (`stage_config`, `eval_stage`, `redteam_stage`, `search_stage`) and finds
+//! every mistake, `plan` (with `sizes` and `measured_steps`) estimates and `plan_table` prints it, `keys` (with `search_keys`) is the help on settings.
 
 pub(crate) mod checked;
 pub(crate) mod eval_stage;
@@ -11,5 +11,7 @@ pub(crate) mod plan;
 pub(crate) mod plan_table;
 pub(crate) mod raw;
 pub(crate) mod redteam_stage;
+pub(crate) mod search_keys;
+pub(crate) mod search_stage;
 pub(crate) mod sizes;
 pub(crate) mod stage_config;

@@ -116,7 +116,7 @@ fn checkpoint(stage: &Stage, known: &[Known], folder: &Path, is_done: bool) -> O
         StageConfig::Pull(config) => {
             [folder.to_path_buf(), PathBuf::from(&config.source)].into_iter().find(|path| path.exists())
         }
-        StageConfig::Sft(_) | StageConfig::Dpo(_) | StageConfig::Merge(_) if is_done => {
+        StageConfig::Sft(_) | StageConfig::Dpo(_) | StageConfig::Merge(_) | StageConfig::MergeSearch(_) if is_done => {
             Some(crate::stage::model_of(folder))
         }
         _ => None,
@@ -169,6 +169,10 @@ fn measured(
         StageConfig::Sft(_) | StageConfig::Dpo(_) => written.as_ref().and_then(|path| sizes::written_data(path, meter)),
         StageConfig::Eval(config) => config.checked().ok().and_then(|config| sizes::eval(&config, meter)),
         StageConfig::Redteam(config) => sizes::redteam(config, meter),
+        StageConfig::MergeSearch(config) => {
+            let size = config.eval.checked().ok().and_then(|config| sizes::eval(&config, meter));
+            size.zip(config.n_asked()).map(|(size, n_asked)| size.times(n_asked as u64))
+        }
         StageConfig::Pull(_) | StageConfig::Merge(_) | StageConfig::Card(_) => None,
     };
     let from_data = match (&stage.config, input(stage, "data")) {
@@ -199,7 +203,7 @@ fn measured(
             let tokens_of = |(tokens, rows)| aligned(config, tokens, rows);
             Known { steps, epoch_tokens: tokens, tokens: tokens.zip(rows).map(tokens_of), ..known }
         }
-        StageConfig::Eval(_) | StageConfig::Redteam(_) => Known { generated, ..known },
+        StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::MergeSearch(_) => Known { generated, ..known },
         _ => known,
     }
 }
@@ -256,10 +260,12 @@ fn parameters(stage: &Stage, known: &[Known], record: Option<&Record>) -> Option
         (StageConfig::Pull(config), _) => of_path(Path::new(&config.source)),
         (_, Some(Input::Stage(at))) => known.get(*at)?.n_parameters,
         (_, Some(Input::Path(path))) => of_path(path),
-        (StageConfig::Merge(_), None) => stage.from.iter().find_map(|(_, inputs)| match inputs.first()? {
-            Input::Stage(at) => known.get(*at)?.n_parameters,
-            Input::Path(path) => of_path(path),
-        }),
+        (StageConfig::Merge(_) | StageConfig::MergeSearch(_), None) => {
+            stage.from.iter().find_map(|(_, inputs)| match inputs.first()? {
+                Input::Stage(at) => known.get(*at)?.n_parameters,
+                Input::Path(path) => of_path(path),
+            })
+        }
         _ => None,
     })
 }
@@ -283,7 +289,7 @@ fn work(stage: &Stage, known: &Known) -> Option<(f64, f64)> {
                 8.0
             }
         }
-        StageConfig::Eval(_) | StageConfig::Redteam(_) => 2.0,
+        StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::MergeSearch(_) => 2.0,
         _ => return None,
     };
     let parameters = known.n_parameters? as f64;
@@ -361,7 +367,7 @@ fn memory(recipe: &Recipe, stage: &Stage, known: &Known) -> Option<u64> {
         }
         // A few tiles a thread, whatever the size of the models.
         StageConfig::Merge(_) => 0.0625 * GIB,
-        StageConfig::Eval(_) | StageConfig::Redteam(_) => {
+        StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::MergeSearch(_) => {
             let weights = match (stage.config.quantize(), recipe.dtype) {
                 // A block of 32 weights and its 16-bit scale; heads and small models take a little more.
                 (Some(Quantize::Q8), _) => 34.0 / 32.0 * parameters,

@@ -8,7 +8,7 @@ pub(crate) fn table(plan: &Plan) -> String {
     let mut text =
         line(["stage", "kind", "rows", "steps", "tokens", "generated", "memory", "2 CPU cores", "4xH100 node"], "");
     for row in &plan.rows {
-        let computes = matches!(row.kind, "sft" | "dpo" | "eval" | "redteam");
+        let computes = matches!(row.kind, "sft" | "dpo" | "merge-search" | "eval" | "redteam");
         let count = |number: Option<u64>, expected: bool| match number {
             Some(number) => number.to_string(),
             None if expected => "unknown".to_owned(),
@@ -41,13 +41,16 @@ fn line(cells: [&str; 9], note: &str) -> String {
     let [stage, kind, rest @ ..] = cells;
     let rest: Vec<String> =
         rest.iter().zip([9, 7, 11, 12, 9, 12, 12]).map(|(cell, width)| format!("{cell:>width$}")).collect();
-    format!("{stage:<20} {kind:<8} {}{note}\n", rest.join(" "))
+    format!("{stage:<20} {kind:<12} {}{note}\n", rest.join(" "))
 }
 
 /// Sums over the stages that compute; `+` where a size is unknown.
 fn total(plan: &Plan) -> String {
-    let computing: Vec<&Row> =
-        plan.rows.iter().filter(|row| matches!(row.kind, "sft" | "dpo" | "eval" | "redteam")).collect();
+    let computing: Vec<&Row> = plan
+        .rows
+        .iter()
+        .filter(|row| matches!(row.kind, "sft" | "dpo" | "merge-search" | "eval" | "redteam"))
+        .collect();
     let more = if computing.iter().any(|row| row.tokens.is_none()) { "+" } else { "" };
     let tokens: u64 = computing.iter().filter_map(|row| row.tokens).sum();
     let made: u64 = computing.iter().filter_map(|row| row.generated).sum();

@@ -35,6 +35,13 @@ pub(crate) struct Size {
     pub(crate) generated: u64,
 }
 
+impl Size {
+    /// The same work on so many models.
+    pub(super) fn times(self, n: u64) -> Self {
+        Self { rows: self.rows * n, tokens: self.tokens * n, generated: self.generated * n }
+    }
+}
+
 /// Counts tokens: with the base model's tokenizer where it is at hand, by characters otherwise.
 pub(crate) struct Meter(pub(crate) Option<TextModel>);
 

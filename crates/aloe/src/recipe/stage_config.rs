@@ -18,6 +18,8 @@ pub(crate) enum StageConfig {
     Dpo(aloe_train::DpoConfig),
     /// Merge.
     Merge(MergeStage),
+    /// Search for the best merge.
+    MergeSearch(super::search_stage::MergeSearchStage),
     /// Evaluate.
     Eval(super::eval_stage::EvalStage),
     /// Red-team.
@@ -77,6 +79,7 @@ impl StageConfig {
             Self::Sft(_) => "sft",
             Self::Dpo(_) => "dpo",
             Self::Merge(_) => "merge",
+            Self::MergeSearch(_) => "merge-search",
             Self::Eval(_) => "eval",
             Self::Redteam(_) => "redteam",
             Self::Card(_) => "card",
@@ -91,6 +94,7 @@ impl StageConfig {
             Self::Sft(config) => serde_json::to_value(config),
             Self::Dpo(config) => serde_json::to_value(config),
             Self::Merge(config) => serde_json::to_value(config),
+            Self::MergeSearch(config) => serde_json::to_value(config),
             Self::Eval(config) => serde_json::to_value(config),
             Self::Redteam(config) => serde_json::to_value(config),
             Self::Card(config) => serde_json::to_value(config),
@@ -112,6 +116,11 @@ impl StageConfig {
             }
             Self::Eval(config) if !own("seed") => config.seed = seed,
             Self::Redteam(config) if !own("seed") => config.seed = seed,
+            Self::MergeSearch(config) => {
+                let own = |table: &str| written.get(table).is_some_and(|table| table.get("seed").is_some());
+                config.search.seed = if own("search") { config.search.seed } else { seed };
+                config.eval.seed = if own("eval") { config.eval.seed } else { seed };
+            }
             _ => {}
         }
     }
@@ -121,6 +130,7 @@ impl StageConfig {
         match self {
             Self::Eval(config) => config.quantize,
             Self::Redteam(config) => config.quantize,
+            Self::MergeSearch(config) => config.eval.quantize,
             _ => None,
         }
     }
@@ -128,7 +138,7 @@ impl StageConfig {
     /// Inputs a stage of this kind must have.
     pub(super) fn required_inputs(&self) -> &'static [&'static str] {
         match self {
-            Self::Pull(_) | Self::Data(_) | Self::Merge(_) => &[],
+            Self::Pull(_) | Self::Data(_) | Self::Merge(_) | Self::MergeSearch(_) => &[],
             Self::Sft(_) | Self::Dpo(_) => &["model", "data"],
             Self::Eval(_) | Self::Redteam(_) | Self::Card(_) => &["model"],
         }
@@ -137,7 +147,7 @@ impl StageConfig {
     /// Inputs a stage of this kind may have beside the required ones; `None` where any name is one.
     pub(super) fn optional_inputs(&self) -> Option<&'static [&'static str]> {
         match self {
-            Self::Merge(_) => None,
+            Self::Merge(_) | Self::MergeSearch(_) => None,
             Self::Pull(_) | Self::Data(_) | Self::Sft(_) | Self::Dpo(_) => Some(&[]),
             Self::Eval(_) => Some(&["compare", "embedder"]),
             Self::Redteam(_) => Some(&["compare"]),
@@ -159,6 +169,7 @@ impl StageConfig {
             },
             Self::Eval(config) => config.checked().err().unwrap_or_default(),
             Self::Redteam(config) => config.checked().err().unwrap_or_default(),
+            Self::MergeSearch(config) => config.checked().err().unwrap_or_default(),
         }
     }
 }

@@ -197,7 +197,7 @@ fn choices() -> Vec<Made> {
     };
     vec![
         Made::lines("medmcqa.jsonl", &medmcqa, &[
-            (br#"{"id": "1", "question": "Q", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": 4}"#, 0, "4"),
+            (br#"{"id": "1", "question": "Q", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": 7}"#, 0, "7"),
             (br#"{"id": "1", "question": "Q", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": -1}"#, 0, "key is not public"),
             (br#"{"id": "1", "question": "Q", "opa": "w", "opc": "y", "opd": "z", "cop": 1}"#, 0, "column `opb`: expected text"),
             (br#"{"id": "1", "question": "Q", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": "B"}"#, 0, "column `cop`: expected a whole number"),

@@ -1,0 +1,300 @@
+//! `aloe merge-search` on tiny real models: its table is what separate `aloe merge` and `aloe eval` say, a killed search ends as an
+//! uninterrupted one, and a search that must not run does not begin.
+
+use crate::road::digests;
+use crate::{aloe, root, run, stories};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The stories model and two copies of it with other weights: every matrix is shifted by a model's own pattern, so that merges differ.
+fn models(dir: &Path, stories: &Path) {
+    for (name, seed) in [("a", 1u64), ("b", 2)] {
+        let target = dir.join(name);
+        std::fs::create_dir_all(&target).unwrap();
+        for entry in std::fs::read_dir(stories).unwrap().flatten() {
+            let path = entry.path();
+            let to = target.join(entry.file_name());
+            if path.extension().is_some_and(|extension| extension == "safetensors") {
+                std::fs::write(to, shifted(&std::fs::read(&path).unwrap(), seed)).unwrap();
+            } else if path.is_file() {
+                std::fs::copy(&path, to).unwrap();
+            }
+        }
+    }
+    std::fs::create_dir_all(dir.join("base")).unwrap();
+    for entry in std::fs::read_dir(stories).unwrap().flatten().filter(|entry| entry.path().is_file()) {
+        std::fs::copy(entry.path(), dir.join("base").join(entry.file_name())).unwrap();
+    }
+}
+
+/// A safetensors file of float32 whose values are each changed by up to 30 % of themselves.
+fn shifted(bytes: &[u8], seed: u64) -> Vec<u8> {
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    assert!(bytes[8..header].windows(5).any(|word| word == b"\"F32\""), "stories260K is stored in float32");
+    let mut rng = aloe_record::CounterRng::new(seed, "shift", 0);
+    let mut out = bytes[..header].to_vec();
+    for value in bytes[header..].chunks_exact(4) {
+        let value = f32::from_le_bytes(value.try_into().unwrap()) * (0.7 + 0.6 * rng.uniform());
+        out.extend_from_slice(&value.to_le_bytes());
+    }
+    out
+}
+
+const YAML: &str = "merge_method: dare_ties\nbase_model: @/base\nmodels:\n  - model: @/a\n    parameters: {density: 0.5, weight: 0.5}\n  \
+                    - model: @/b\n    parameters: {density: 0.5, weight: 0.5}\ndtype: float32\n";
+
+fn yaml(dir: &Path) -> String {
+    YAML.replace('@', dir.to_str().unwrap())
+}
+
+/// Writes merge.yml and search.toml; `eval` holds further keys.
+fn search_file(dir: &Path, space: &str, search: &str, eval: &str) -> PathBuf {
+    std::fs::write(dir.join("merge.yml"), yaml(dir)).unwrap();
+    let starter = root().join("starter").canonicalize().unwrap();
+    let text = format!(
+        "config = \"{}/merge.yml\"\n[space]\n{space}\n[search]\n{search}\n[eval]\ndata = \"{}\"\n{eval}\n",
+        dir.display(),
+        starter.display()
+    );
+    let path = dir.join("search.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+const GRID: &str = "\"models.*.parameters.density\" = { from = 0.4, to = 1, steps = 2 }\nmodels.0.parameters.weight = { values = [0.2, 0.9] }";
+const STARTER_DEV: &str = "tasks = [\"starter_mcqa\"]\nsplit = \"validation\"";
+
+fn search(file: &Path, out: &Path, more: &[&str]) -> (String, String, i32) {
+    let fixed = ["merge-search", file.to_str().unwrap(), out.to_str().unwrap(), "--dtype", "f32", "--seed", "5"];
+    run(&[&fixed, more].concat())
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_grids_table_and_best_merge_are_those_of_separate_merges_and_evaluations() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path(), &stories);
+    let file = search_file(dir.path(), GRID, "method = \"grid\"", STARTER_DEV);
+    let out = dir.path().join("search");
+    let (stdout, stderr, code) = search(&file, &out, &[]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("unmerged") && stdout.contains("McNemar"), "{stdout}");
+    let found = json(&out.join("search.json"));
+    let starter = root().join("starter");
+    let evaluate = |model: &Path, name: &str| {
+        let out = dir.path().join(format!("eval-{name}"));
+        let args =
+            ["eval", model.to_str().unwrap(), "--tasks", "starter_mcqa", "--data", starter.to_str().unwrap(), "--set"];
+        let rest = ["split=validation", "--dtype", "f32", "--seed", "5", "--out", out.to_str().unwrap()];
+        let (_, stderr, code) = run(&[&args[..], &rest].concat());
+        assert_eq!(code, 0, "{stderr}");
+        json(&out.join("results.json"))
+    };
+    let points = found["points"].as_array().unwrap();
+    let grid = [(0.4, 0.2), (0.4, 0.9), (1.0, 0.2), (1.0, 0.9)];
+    assert_eq!(points.len(), grid.len());
+    let mut best_accuracy = 0.0;
+    for (at, (density, weight)) in grid.into_iter().enumerate() {
+        let text = yaml(dir.path());
+        let text = text.replace("density: 0.5", &format!("density: {density}")).replacen(
+            "weight: 0.5",
+            &format!("weight: {weight}"),
+            1,
+        );
+        let (config, merged) = (dir.path().join(format!("{at}.yml")), dir.path().join(format!("merged-{at}")));
+        std::fs::write(&config, text).unwrap();
+        let (_, stderr, code) = run(&["merge", config.to_str().unwrap(), merged.to_str().unwrap(), "--seed", "5"]);
+        assert_eq!(code, 0, "{stderr}");
+        let results = evaluate(&merged, &at.to_string());
+        assert_eq!(points[at]["values"]["models.*.parameters.density"], density);
+        assert_eq!(points[at]["values"]["models.0.parameters.weight"], weight);
+        assert_eq!(points[at]["acc"], results["tasks"][0]["acc"], "point {at}");
+        assert_eq!(points[at]["weights_sha256"], results["model"]["weights"], "point {at}");
+        let accuracy = results["tasks"][0]["acc"]["value"].as_f64().unwrap();
+        if accuracy > best_accuracy {
+            best_accuracy = accuracy;
+            assert!(found["best"].as_u64().unwrap() >= at as u64 + 1);
+        }
+        if found["best"] == at + 1 {
+            for name in ["model.safetensors", "config.json", "tokenizer.json", "mergekit_config.yml"] {
+                let bytes = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
+                assert!(bytes(&merged) == bytes(&out), "{name} of the best merge is another");
+            }
+        }
+    }
+    assert_eq!(points[found["best"].as_u64().unwrap() as usize - 1]["acc"]["value"], best_accuracy);
+    for (at, name) in ["a", "b", "base"].into_iter().enumerate() {
+        let results = evaluate(&dir.path().join(name), name);
+        assert!(
+            found["inputs"][at]["name"].as_str().unwrap().ends_with(&format!("/{name}")),
+            "{}",
+            found["inputs"][at]
+        );
+        assert_eq!(found["inputs"][at]["acc"], results["tasks"][0]["acc"], "{name}");
+    }
+    let html = std::fs::read_to_string(out.join("search.html")).unwrap();
+    assert!(html.contains("<svg") && html.contains("density: "), "{html}");
+    assert!(!out.join(".scratch").exists() && !out.join(".points.log").exists());
+    let (stdout, _, code) = search(&file, &out, &[]);
+    assert!(code == 0 && stdout.contains("was done already"), "{stdout}");
+}
+
+/// Both methods; the log must hold what was scored before the kills, so the last session scores fewer models than there are.
+#[test]
+fn a_search_killed_at_any_moment_and_resumed_equals_an_uninterrupted_one_byte_for_byte() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path(), &stories);
+    let range = "\"models.*.parameters.density\" = { from = 0.3, to = 1 }\n\"models.*.parameters.weight\" = { from = 0.1, to = 1 }";
+    let cases = [("grid", GRID, "method = \"grid\""), ("cmaes", range, "method = \"cmaes\"\nevaluations = 13")];
+    for (name, space, method) in cases {
+        let file = search_file(dir.path(), space, method, STARTER_DEV);
+        let whole = dir.path().join(format!("whole-{name}"));
+        let started = std::time::Instant::now();
+        let (_, stderr, code) = search(&file, &whole, &[]);
+        let whole_s = started.elapsed().as_secs_f64();
+        assert_eq!(code, 0, "{stderr}");
+        let killed = dir.path().join(format!("killed-{name}"));
+        let mut rng = aloe_record::CounterRng::new(7, name, 0);
+        for _ in 0..3 {
+            let args =
+                ["merge-search", file.to_str().unwrap(), killed.to_str().unwrap(), "--dtype", "f32", "--seed", "5"];
+            let quiet = std::process::Stdio::null;
+            let mut child = aloe().args(args).stdout(quiet()).stderr(quiet()).spawn().unwrap();
+            std::thread::sleep(Duration::from_secs_f64(whole_s * (0.1 + 0.4 * rng.uniform_f64())));
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let (_, stderr, code) = search(&file, &killed, &[]);
+        assert_eq!(code, 0, "{stderr}");
+        let expected = digests(&whole);
+        assert!(expected.contains_key("search.json") && expected.contains_key("model.safetensors"));
+        assert_eq!(digests(&killed), expected, "{name}");
+        let found = json(&whole.join("search.json"));
+        if name == "cmaes" {
+            assert_eq!(found["n_asked"], 12, "two generations of 6 are the most within 13: {}", found["ended"]);
+        }
+    }
+}
+
+/// With a folder of points that outlives the search, a wider search scores what is new alone.
+#[test]
+fn a_wider_search_with_the_same_point_cache_scores_what_is_new_alone() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path(), &stories);
+    let cache = dir.path().join("cache");
+    let n_lines = || std::fs::read_to_string(cache.join("points.log")).unwrap().lines().count();
+    let setting = format!("point_cache={}", cache.display());
+    let knob = |values: &str| format!("models.0.parameters.weight = {{ values = [{values}] }}");
+    let file = search_file(dir.path(), &knob("0.2, 0.9"), "method = \"grid\"", STARTER_DEV);
+    let (_, stderr, code) = search(&file, &dir.path().join("narrow"), &["--set", &setting]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(n_lines(), 5, "three inputs and two points");
+    let file = search_file(dir.path(), &knob("0.2, 0.5, 0.9"), "method = \"grid\"", STARTER_DEV);
+    let (_, stderr, code) = search(&file, &dir.path().join("wide"), &["--set", &setting]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(n_lines(), 6, "one more point");
+    let (_, stderr, code) = search(&file, &dir.path().join("alone"), &[]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(digests(&dir.path().join("wide")), digests(&dir.path().join("alone")), "the cache changes no byte");
+}
+
+#[test]
+fn a_search_on_a_reported_set_is_refused_before_the_first_merge_by_name_and_by_content() {
+    let Some(stories) = stories() else { return };
+    let data = PathBuf::from(std::env::var("ALOE_DATA").unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path(), &stories);
+    let out = dir.path().join("search");
+    let refused = |eval: &str, words: &[&str]| {
+        let file = search_file(dir.path(), GRID, "method = \"grid\"", eval);
+        let text = std::fs::read_to_string(&file).unwrap();
+        let starter = root().join("starter").canonicalize().unwrap();
+        let own = if eval.contains("#elsewhere") { dir.path().join("data") } else { data.clone() };
+        std::fs::write(&file, text.replace(starter.to_str().unwrap(), own.to_str().unwrap())).unwrap();
+        let (_, stderr, code) = search(&file, &out, &[]);
+        assert_eq!(code, 2, "{stderr}");
+        words.iter().for_each(|word| assert!(stderr.contains(word), "{word:?} is not in {stderr}"));
+        assert!(!out.exists() && !out.with_file_name(".search.partial").exists(), "something was written");
+    };
+    let named = "tasks = [\"medqa_4options\", \"medmcqa\", \"pubmedqa\", \"mmlu_anatomy\", \"careqa_en\"]";
+    let sets =
+        ["MedQA's test set", "MedMCQA's published validation set", "PubMedQA's test set", "MMLU's test set", "CareQA"];
+    refused(named, &sets);
+    refused("tasks = [\"medqa_4options\"]\nsplit = \"test\"", &["MedQA's test set", "split = \"validation\""]);
+    // The test file under the name of the development file, without the test file beside it.
+    std::fs::create_dir_all(dir.path().join("data/medqa")).unwrap();
+    std::fs::copy(data.join("medqa/phrases_no_exclude_test.jsonl"), dir.path().join("data/medqa/dev_4_options.jsonl"))
+        .unwrap();
+    let renamed = "tasks = [\"medqa_4options\"]\nsplit = \"validation\" #elsewhere";
+    refused(renamed, &["reported set under another name", "medqa_4options, validation split"]);
+}
+
+#[test]
+fn a_bad_search_file_is_one_clear_error_before_any_work() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path(), &stories);
+    let out = dir.path().join("search");
+    let cases = [
+        (
+            "parameters.lambda = { from = 0.5, to = 1, steps = 2 }",
+            "method = \"grid\"",
+            "the YAML has no parameters.lambda",
+        ),
+        ("models.0.parameters.weight = { from = 1, to = 0.5, steps = 2 }", "method = \"grid\"", "empty range"),
+        ("models.0.model = { values = [1] }", "method = \"grid\"", "is no parameter"),
+        ("models.0.parameters.weight = { from = 0, to = 1, steps = 500 }", "method = \"grid\"", "allows 100"),
+        (
+            "models.0.parameters.weight = { from = 0, to = 1, steps = 2 }",
+            "method = \"random\"",
+            "unknown variant `random`",
+        ),
+        ("models.0.parameters.weight = { from = 0, to = 1, steps = 2 }", "methd = \"grid\"", "unknown field `methd`"),
+    ];
+    for (space, method, words) in cases {
+        let file = search_file(dir.path(), space, method, STARTER_DEV);
+        let (_, stderr, code) = search(&file, &out, &[]);
+        assert!(code == 2 && stderr.contains(words), "{words:?} is not in {stderr}");
+        assert!(!out.exists(), "something was written");
+    }
+}
+
+/// The stage's folder is a model to a later stage, and its dtype is the recipe's.
+#[test]
+fn a_recipe_searches_and_a_later_stage_starts_from_the_best() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path(), &stories);
+    let starter = root().join("starter").canonicalize().unwrap();
+    let text = format!(
+        "name = \"r\"\nseed = 5\ndtype = \"f32\"\n[[stage]]\nkind = \"merge-search\"\nname = \"search\"\nfrom = {{ base = \"{0}/base\", a = \"{0}/a\", b = \
+         \"{0}/b\" }}\nyaml = \"\"\"\n{1}\"\"\"\nspace = {{ \"models.*.parameters.density\" = {{ values = [0.5, 1] }} }}\nsearch = {{ method = \"grid\" \
+         }}\neval = {{ data = \"{2}\", tasks = [\"starter_mcqa\"], split = \"validation\" }}\n[[stage]]\nkind = \"eval\"\nname = \"after\"\nfrom = {{ model = \
+         \"search\" }}\ndata = \"{2}\"\ntasks = [\"starter_mcqa\"]\nsplit = \"validation\"\n",
+        dir.path().display(),
+        YAML.replace("@/", ""),
+        starter.display()
+    );
+    let recipe = dir.path().join("r.toml");
+    std::fs::write(&recipe, text).unwrap();
+    let out = dir.path().join("out");
+    let (stdout, stderr, code) = run(&["run", recipe.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(out.join("search/master/model.safetensors").exists() && out.join("search/model/config.json").exists());
+    let (found, after) = (json(&out.join("search/search.json")), json(&out.join("after/results.json")));
+    let best = &found["points"][found["best"].as_u64().unwrap() as usize - 1];
+    assert_eq!(best["acc"], after["tasks"][0]["acc"]);
+    assert_eq!(best["weights_sha256"], after["model"]["weights"]);
+    assert!(stdout.contains("merge-search"), "{stdout}");
+    let (stdout, stderr, code) = run(&["plan", recipe.to_str().unwrap(), "--out", out.to_str().unwrap(), "--json"]);
+    assert_eq!(code, 0, "{stderr}");
+    let plan: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(plan["stages"][0]["rows"], 60, "12 questions to two points and three inputs");
+}
