@@ -82,6 +82,14 @@ CONFIGURATIONS = {
     "lora": "models: [{model: base+adapter, parameters: {weight: 1}}, {model: a, parameters: {weight: 1}}]\nmerge_method: linear\ndtype: float32\n",
 }
 
+LETTERS = list("abcdefghijklmnopqrstuvwxyz")
+# Name, plain tokens, added tokens, rows of the embedding.
+TOKENIZERS = [
+    ("tok_base", LETTERS, ["<|end|>"], 32),
+    ("tok_a", LETTERS, ["<|end|>", "<|im_start|>", "<|im_end|>"], 29),
+    ("tok_b", LETTERS[::-1] + ["ab"], [], 27),
+]
+
 
 def config(vocab_size):
     return parity.CONFIG | {"num_hidden_layers": LAYERS, "vocab_size": vocab_size}
@@ -154,12 +162,7 @@ def main(out):
         root, results = pathlib.Path(scratch), pathlib.Path(results)
         for name in ("base", "a", "b", "far"):
             write_model(root, name)
-        letters = list("abcdefghijklmnopqrstuvwxyz")
-        for name, plain, added, rows in (
-            ("tok_base", letters, ["<|end|>"], 32),
-            ("tok_a", letters, ["<|end|>", "<|im_start|>", "<|im_end|>"], 29),
-            ("tok_b", letters[::-1] + ["ab"], [], 27),
-        ):
+        for name, plain, added, rows in TOKENIZERS:
             write_model(root, name, rows)
             write_tokenizer(root / name, plain, added)
             (out / f"{name}.json").write_text((root / name / "tokenizer.json").read_text())
