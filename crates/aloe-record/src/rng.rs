@@ -150,9 +150,10 @@ mod tests {
     fn blocks_side_by_side_are_the_blocks_one_by_one() {
         let rng = CounterRng::new(7, "test", 3);
         for index in [0, 5, u64::from(u32::MAX) - 3] {
-            let found = rng.blocks::<8>(index);
-            for lane in 0..8 {
-                assert_eq!([0, 1, 2, 3].map(|word| found[word][lane]), rng.block(index + lane as u64));
+            for (word, lanes) in rng.blocks::<8>(index).iter().enumerate() {
+                for (lane, value) in lanes.iter().enumerate() {
+                    assert_eq!(*value, rng.block(index + lane as u64)[word]);
+                }
             }
         }
     }

@@ -63,7 +63,7 @@ pub enum Dialect {
 
 impl Dialect {
     /// The layout of rows like `row`, or an error that lists the columns. MedMCQA's rows are taken for the Hub's, whose key counts
-    /// from 0: only the whole file can tell, see [`answer_keys`].
+    /// from 0: only the whole file can tell, see `answer_keys`.
     pub fn detect(row: &Row) -> Result<Dialect> {
         let has = |names: &[&str]| names.iter().all(|name| row.columns.contains_key(*name));
         let is_list = |name: &str| row.columns.get(name).is_some_and(Value::is_array);

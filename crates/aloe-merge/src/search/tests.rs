@@ -17,7 +17,8 @@ fn table(value: Value) -> Map<String, Value> {
 }
 
 fn refused(yaml: &str, space: Value, settings: &SearchSettings) -> String {
-    Space::new(yaml, &table(space), settings).err().expect("the space is taken").join("\n")
+    let Err(mistakes) = Space::new(yaml, &table(space), settings) else { panic!("the space is taken") };
+    mistakes.join("\n")
 }
 
 /// A fresh log per search; what was scored is counted.

@@ -295,7 +295,9 @@ fn decode_kind<'i>(
         "sft" => decode(text, context, table, mistakes).map(StageConfig::Sft),
         "dpo" => decode(text, context, table, mistakes).map(StageConfig::Dpo),
         "merge" => decode(text, context, table, mistakes).map(StageConfig::Merge),
-        "merge-search" => decode(text, context, table, mistakes).map(StageConfig::MergeSearch),
+        "merge-search" => {
+            decode(text, context, table, mistakes).map(|search| StageConfig::MergeSearch(Box::new(search)))
+        }
         "eval" => decode(text, context, table, mistakes).map(StageConfig::Eval),
         "redteam" => decode(text, context, table, mistakes).map(StageConfig::Redteam),
         "card" => decode(text, context, table, mistakes).map(StageConfig::Card),

@@ -19,7 +19,7 @@ pub(crate) enum StageConfig {
     /// Merge.
     Merge(MergeStage),
     /// Search for the best merge.
-    MergeSearch(super::search_stage::MergeSearchStage),
+    MergeSearch(Box<super::search_stage::MergeSearchStage>),
     /// Evaluate.
     Eval(super::eval_stage::EvalStage),
     /// Red-team.
