@@ -99,7 +99,7 @@ fn qwen_half_billion_best_tokens_and_greedy_ids_equal_the_numpy_forward() {
 
 #[test]
 fn qwen_one_and_a_half_billion_best_tokens_and_greedy_ids_equal_the_numpy_forward() {
-    if std::env::var("ALOE_SLOW").as_deref() != Ok("1") {
+    if std::env::var("ALOE_SLOW").is_err() {
         eprintln!("not run: wants ALOE_SLOW=1 and 7 GB");
         return;
     }
