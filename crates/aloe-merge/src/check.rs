@@ -1,8 +1,9 @@
-//! `aloe merge --check`: the plan as text, without writing: models, sizes, memory, and the tensors grouped by equal parameters.
+//! `aloe merge --check`: the plan as text or JSON, without writing: models, sizes, memory, and the tensors grouped by equal parameters.
 
 use crate::card::kind_of;
-use crate::config::MergeDtype;
+use crate::config::{MergeDtype, Parameter, ParameterValue};
 use crate::plan::{MergeOptions, MergePlan, PlannedTensor};
+use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 
 impl MergePlan {
@@ -59,8 +60,52 @@ impl MergePlan {
         text
     }
 
-    /// Tensors of equal parameters and sources, each group with the kinds of tensors in it.
-    fn groups(&self, text: &mut String) {
+    /// The plan for scripts: everything resolved, per group of tensors with equal parameters and models; what applies to a tensor, and which
+    /// tensor of which model it is made of, can be read off without knowing the rules of precedence.
+    pub fn json(&self, options: &MergeOptions) -> Value {
+        let models = self.models.iter().map(|model| {
+            let adapter = model.adapter.as_ref().map(|adapter| adapter.dir.display().to_string());
+            json!({"name": model.name, "folder": model.dir.display().to_string(), "adapter": adapter})
+        });
+        json!({
+            "document": self.document,
+            "earlier": self.earlier.iter().map(|earlier| earlier.json(options)).collect::<Vec<_>>(),
+            "method": self.method_name(),
+            "dtype": self.dtype.name(),
+            "out_dtype": self.out_dtype.name(),
+            "models": models.collect::<Vec<_>>(),
+            "tokenizer": self.models[self.tokenizer].name,
+            "vocab_size": self.config.vocab_size,
+            "n_parameters": self.n_parameters(),
+            "weights_bytes": self.model_bytes(),
+            "disk_bytes": self.disk_bytes(options),
+            "memory_bytes": self.memory_bytes(self.threads),
+            "threads": self.threads,
+            "seed": self.seed,
+            "groups": self.grouped().iter().map(|group| self.group_json(group)).collect::<Vec<_>>(),
+            "notes": self.notes,
+        })
+    }
+
+    fn group_json(&self, group: &[&PlannedTensor]) -> Value {
+        let slice = &self.slices[group[0].slice];
+        let input = |(at, model): (usize, &usize)| {
+            json!({
+                "model": self.models[*model].name,
+                "tensors": group.iter().map(|tensor| &tensor.names[at]).collect::<Vec<_>>(),
+                "parameters": parameters_json(&group[0].parameters.inputs[at]),
+            })
+        };
+        json!({
+            "tensors": group.iter().map(|tensor| &tensor.spec.hf_name).collect::<Vec<_>>(),
+            "parameters": parameters_json(&group[0].parameters.shared),
+            "base_model": slice.reference.map(|base| &self.models[slice.models[base]].name),
+            "inputs": slice.models.iter().enumerate().map(input).collect::<Vec<_>>(),
+        })
+    }
+
+    /// Tensors of equal parameters and sources.
+    fn grouped(&self) -> Vec<Vec<&PlannedTensor>> {
         let mut groups: Vec<Vec<&PlannedTensor>> = Vec::new();
         for tensor in &self.tensors {
             let fits = |group: &&mut Vec<&PlannedTensor>| {
@@ -71,7 +116,12 @@ impl MergePlan {
                 None => groups.push(vec![tensor]),
             }
         }
-        for group in groups {
+        groups
+    }
+
+    /// Tensors of equal parameters and sources, each group with the kinds of tensors in it.
+    fn groups(&self, text: &mut String) {
+        for group in self.grouped() {
             let n: usize = group.iter().map(|tensor| tensor.spec.n_elements()).sum();
             let bytes = n * if self.out_dtype == MergeDtype::Float32 { 4 } else { 2 };
             let mut kinds: Vec<String> = Vec::new();
@@ -92,4 +142,13 @@ impl MergePlan {
             );
         }
     }
+}
+
+fn parameters_json(values: &[(Parameter, ParameterValue)]) -> Map<String, Value> {
+    let value = |value: &ParameterValue| match value {
+        ParameterValue::Number(number) => json!(number),
+        ParameterValue::Flag(flag) => json!(flag),
+        ParameterValue::Kind(kind) => json!(kind.name()),
+    };
+    values.iter().map(|(parameter, found)| (parameter.name().to_owned(), value(found))).collect()
 }

@@ -13,7 +13,6 @@ use crate::stats::TensorStats;
 use crate::tile::{run, tiles};
 use crate::{Error, Result, card};
 use aloe_model::float::first_non_finite;
-use aloe_model::writer::TensorSlot;
 use aloe_model::{CheckpointWriter, FileDtype};
 use aloe_record::atomic::{self, OutputDir};
 use aloe_record::digest::Hasher;
@@ -182,7 +181,9 @@ pub fn tensor_digest(
             if first_non_finite(&values).is_some() {
                 return Err(non_finite(&group, plan, tensor)?);
             }
-            Ok((encode(plan.out_dtype.stored(), &tensor.spec.hf_name, range.start, &values)?, sums))
+            let mut bytes = Vec::new();
+            encode(plan.out_dtype.stored(), &tensor.spec.hf_name, range.start, &values, &mut bytes)?;
+            Ok((bytes, sums))
         })?;
         for (bytes, of_tile) in parts {
             hasher.update(&bytes);
@@ -195,6 +196,9 @@ pub fn tensor_digest(
     }
     Ok((hasher.hex(), stats))
 }
+
+/// Tiles written at once: a file takes one writer at a time, and more of them in small pieces wait for each other.
+const WRITTEN_TOGETHER: usize = 16;
 
 /// The folders being written.
 struct Outputs {
@@ -227,19 +231,28 @@ impl Outputs {
         }
         let group = plan.group(tensor)?;
         let kernel = method::prepare(config.method, &group)?;
-        let parts = run(group.threads, tiles(group.n_elements()), |range| {
+        let tiles = tiles(group.n_elements());
+        let n_together = (tiles.len() / (8 * group.threads.max(1))).clamp(1, WRITTEN_TOGETHER);
+        let parts = run(group.threads, tiles.chunks(n_together).collect(), |tiles| {
             cancel.check()?;
-            let mut values = vec![0.0f32; range.len()];
-            let sums = kernel.tile(&group, range.start, &mut values)?;
-            if first_non_finite(&values).is_some() {
-                return Err(non_finite(&group, plan, tensor)?);
+            let mut written = vec![Vec::new(); slots.len()];
+            let mut sums = Vec::with_capacity(tiles.len());
+            for range in tiles {
+                let mut values = vec![0.0f32; range.len()];
+                sums.push(kernel.tile(&group, range.start, &mut values)?);
+                if first_non_finite(&values).is_some() {
+                    return Err(non_finite(&group, plan, tensor)?);
+                }
+                for (slot, bytes) in slots.iter().zip(&mut written) {
+                    encode(slot.dtype(), name, range.start, &values, bytes)?;
+                }
             }
-            for slot in &slots {
-                write_tile(slot, name, range.start, &values)?;
+            for (slot, bytes) in slots.iter().zip(&written) {
+                slot.write_at(tiles[0].start, bytes)?;
             }
             Ok(sums)
         })?;
-        let stats = method::collect(parts, &group);
+        let stats = method::collect(parts.into_iter().flatten().collect(), &group);
         // A mask may have dropped the element that is not finite.
         if stats.as_ref().is_some_and(|stats| !stats.is_finite()) {
             return Err(non_finite(&group, plan, tensor)?);
@@ -248,17 +261,11 @@ impl Outputs {
     }
 }
 
-/// Encodes a tile in the slot's type and writes it.
-fn write_tile(slot: &TensorSlot, name: &str, start: usize, values: &[f32]) -> Result<()> {
-    Ok(slot.write_at(start, &encode(slot.dtype(), name, start, values)?)?)
-}
-
-/// A tile's bytes in a file's type; refuses what overflows there.
-fn encode(dtype: FileDtype, name: &str, start: usize, values: &[f32]) -> Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(values.len() * dtype.size_bytes());
+/// Appends a tile's bytes in a file's type; refuses what overflows there.
+fn encode(dtype: FileDtype, name: &str, start: usize, values: &[f32], bytes: &mut Vec<u8>) -> Result<()> {
     let overflowed = match dtype {
-        FileDtype::F16 => encode_halves(values, &mut bytes, f32_to_f16, 0x7c00),
-        FileDtype::BF16 => encode_halves(values, &mut bytes, finite_to_bf16, 0x7f80),
+        FileDtype::F16 => encode_halves(values, bytes, f32_to_f16, 0x7c00),
+        FileDtype::BF16 => encode_halves(values, bytes, finite_to_bf16, 0x7f80),
         _ => {
             values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
             None
@@ -268,7 +275,7 @@ fn encode(dtype: FileDtype, name: &str, start: usize, values: &[f32]) -> Result<
         let reason = format!("element {} is {:e}, beyond the range of {}", start + index, values[index], dtype.name());
         return Err(Error::tensor(name, "merged", reason));
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// Appends the halves that `half` makes of finite values; the first that became infinite.
@@ -279,12 +286,13 @@ fn encode_halves(
     half: impl Fn(f32) -> u16 + Copy,
     infinity: u16,
 ) -> Option<usize> {
-    bytes.resize(2 * values.len(), 0);
+    let start = bytes.len();
+    bytes.resize(start + 2 * values.len(), 0);
     let overflows = Isa::wide(
         #[inline(always)]
         || {
             let mut overflows = false;
-            for (place, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+            for (place, value) in bytes[start..].as_chunks_mut::<2>().0.iter_mut().zip(values) {
                 let bits = half(*value);
                 overflows |= bits & infinity == infinity;
                 *place = bits.to_le_bytes();

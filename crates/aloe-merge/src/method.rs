@@ -3,7 +3,10 @@
 //! A method first looks at the whole tensor where it must (norms, angles, thresholds: passes over the inputs in tiles, reduced in tile
 //! order), then merges any tile alone. So the result depends on no thread and no piece, and nothing is held but tiles.
 
+mod breadcrumbs;
 mod combination;
+mod dare;
+mod della;
 mod karcher;
 mod linear;
 mod model_stock;
@@ -16,6 +19,7 @@ mod slerp;
 mod task_arithmetic;
 #[cfg(test)]
 mod tests;
+mod ties;
 
 use crate::Result;
 use crate::config::Method;
@@ -41,7 +45,11 @@ pub(crate) fn prepare(method: Method, group: &Group) -> Result<Box<dyn Kernel>> 
         Method::Nearswap => Box::new(nearswap::Nearswap),
         Method::ModelStock => with_rounding!(group.dtype, boxed_model_stock(group))?,
         Method::Sce => with_rounding!(group.dtype, boxed_sce(group))?,
-        _ => Box::new(task_arithmetic::TaskArithmetic::prepare(method, group)?),
+        Method::TaskArithmetic => Box::new(task_arithmetic::prepare(group)?),
+        Method::Ties => Box::new(ties::prepare(group)?),
+        Method::DareTies | Method::DareLinear => Box::new(dare::prepare(group, method.elects())?),
+        Method::BreadcrumbsTies | Method::Breadcrumbs => Box::new(breadcrumbs::prepare(group, method.elects())?),
+        Method::Della | Method::DellaLinear => Box::new(della::prepare(group, method.elects())?),
     })
 }
 

@@ -4,12 +4,13 @@
 //! adapter added, or one whose rows follow another vocabulary. First step of the arithmetic; never holds a tensor.
 
 use crate::config::MergeDtype;
-use crate::tile::{Rounding, round_to, with_rounding};
+use crate::tile::{Rounding, round_read, round_to, with_rounding};
 use crate::vocabulary::{Row, RowMap};
 use crate::{Error, Result};
 use aloe_model::float::{bf16_to_f32, f16_to_f32};
 use aloe_model::{FileDtype, LoraDelta};
 use aloe_tensor::Isa;
+use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,11 @@ use std::sync::Arc;
 
 /// Bytes read at once.
 const PIECE: usize = 1 << 15;
+
+thread_local! {
+    /// What was read last, of [`PIECE`] bytes: kept, so that it is not zeroed for every read.
+    static PIECES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// An input tensor; cheap to clone.
 #[derive(Clone)]
@@ -84,8 +90,8 @@ impl Stored {
         let size = self.dtype.size_bytes();
         match &self.place {
             Place::Memory(bytes) => decode(self.dtype, &bytes[start * size..(start + out.len()) * size], out),
-            Place::File { file, offset } => {
-                let mut buffer = [0u8; PIECE];
+            Place::File { file, offset } => PIECES.with_borrow_mut(|buffer| {
+                buffer.resize(PIECE, 0);
                 let mut at = offset + (start * size) as u64;
                 for piece in out.chunks_mut(PIECE / size) {
                     let bytes = &mut buffer[..piece.len() * size];
@@ -93,7 +99,8 @@ impl Stored {
                     decode(self.dtype, bytes, piece);
                     at += bytes.len() as u64;
                 }
-            }
+                Ok::<(), Error>(())
+            })?,
         }
         Ok(())
     }
@@ -238,7 +245,7 @@ impl Source {
 fn round_all<R: Rounding>(values: &mut [f32]) {
     Isa::wide(
         #[inline(always)]
-        || values.iter_mut().for_each(|value| *value = R::round(*value)),
+        || values.iter_mut().for_each(|value| *value = round_read::<R>(*value)),
     );
 }
 

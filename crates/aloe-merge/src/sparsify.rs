@@ -14,7 +14,7 @@ pub use random::{dare_mask, mask_key};
 pub(crate) use top::Top;
 
 use crate::Result;
-use crate::config::{Parameter, RescaleKind, Sparsification};
+use crate::config::{Parameter, RescaleKind};
 use crate::group::Group;
 use crate::tile::{Rounding, round_to, sum_of_magnitudes, with_rounding};
 use std::ops::Range;
@@ -57,34 +57,6 @@ pub(crate) enum Keep {
 }
 
 impl Keep {
-    /// Decides for one task vector, in passes over it.
-    pub(crate) fn decide(kind: Option<Sparsification>, vector: &TaskVector<'_>) -> Result<Self> {
-        let (group, input) = (vector.group, vector.input);
-        let Some(kind) = kind else { return Ok(Self::All) };
-        let density = group.parameters.input(input, Parameter::Density);
-        let n = group.n_elements();
-        if density >= 1.0 || n == 0 {
-            return Ok(Self::All);
-        }
-        let model = &group.mask_keys[input];
-        let target = (density * n as f64) as usize;
-        let read = |range: &Range<usize>| vector.read(range);
-        Ok(match kind {
-            Sparsification::Magnitude => Self::Largest(Top::of(group, target.max(1), read)?),
-            Sparsification::Random => Self::Random(Mask::new(group.seed, &group.name, model, density)),
-            Sparsification::Outliers => {
-                let n_top = (group.parameters.input(input, Parameter::Gamma) * n as f64) as usize;
-                // Fewer outliers are dropped where the density could not be had otherwise.
-                let n_top = n_top.min(n - target);
-                Self::Between(Top::of(group, n_top + target, read)?, Top::of(group, n_top, read)?)
-            }
-            Sparsification::ByRank => {
-                let epsilon = group.parameters.input(input, Parameter::Epsilon);
-                Self::ByRank(RankMask::new(group.seed, &group.name, model, density, epsilon))
-            }
-        })
-    }
-
     /// Whether each element of the tile from `start` on is kept; `start` is that of a tile.
     pub(crate) fn fill(&self, vector: &TaskVector<'_>, start: usize, delta: &[f32], kept: &mut [bool]) -> Result<()> {
         match self {

@@ -1,7 +1,11 @@
 //! What merging one tensor shows about its task vectors: norms, shares kept, agreement in direction.
 
 use crate::tile::dot;
+use aloe_tensor::Isa;
 use serde::{Deserialize, Serialize};
+
+/// Elements compared at a time.
+const BLOCK: usize = 256;
 
 /// The figures of one tensor.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -52,30 +56,36 @@ impl TileSums {
             sums.squares[index] = dot(delta, delta);
             sums.n_kept[index] = delta.len() as u64;
         }
-        sums.compare(deltas);
+        let n = base.len();
+        Isa::wide(
+            #[inline(always)]
+            || sums.compare(deltas.iter().map(Vec::as_slice), n),
+        );
         sums
     }
 
-    /// Counts where at least two of the vectors are not zero, and where these have one sign.
+    /// Counts where at least two of the vectors of `n` elements are not zero, and where these have one sign.
     #[inline(always)]
-    pub(crate) fn compare(&mut self, deltas: &[Vec<f32>]) {
-        let n = deltas.first().map_or(0, Vec::len);
-        let (mut positive, mut negative) = (vec![0u32; n], vec![0u32; n]);
-        for delta in deltas {
-            for ((positive, negative), delta) in positive.iter_mut().zip(&mut negative).zip(delta) {
-                *positive += u32::from(*delta > 0.0);
-                *negative += u32::from(*delta < 0.0);
+    pub(crate) fn compare<'a>(&mut self, deltas: impl Iterator<Item = &'a [f32]> + Clone, n: usize) {
+        for start in (0..n).step_by(BLOCK) {
+            let block = start..(start + BLOCK).min(n);
+            let (mut positive, mut negative) = ([0u32; BLOCK], [0u32; BLOCK]);
+            for delta in deltas.clone() {
+                for ((positive, negative), delta) in positive.iter_mut().zip(&mut negative).zip(&delta[block.clone()]) {
+                    *positive += u32::from(*delta > 0.0);
+                    *negative += u32::from(*delta < 0.0);
+                }
             }
+            // Sums of 32 bits hold a block's counts, and fill vectors. Past the block's end all are zero.
+            let (mut contested, mut agreeing) = (0u32, 0u32);
+            for (positive, negative) in positive.into_iter().zip(negative) {
+                let is_contested = positive + negative >= 2;
+                contested += u32::from(is_contested);
+                agreeing += u32::from(is_contested & ((positive == 0) | (negative == 0)));
+            }
+            self.n_contested += u64::from(contested);
+            self.n_agreeing += u64::from(agreeing);
         }
-        // Sums of 32 bits hold a tile's counts, and fill vectors.
-        let (mut contested, mut agreeing) = (0u32, 0u32);
-        for (positive, negative) in positive.into_iter().zip(negative) {
-            let is_contested = positive + negative >= 2;
-            contested += u32::from(is_contested);
-            agreeing += u32::from(is_contested & ((positive == 0) | (negative == 0)));
-        }
-        self.n_contested += u64::from(contested);
-        self.n_agreeing += u64::from(agreeing);
     }
 
     /// Adds the figures of the next tile.

@@ -12,12 +12,11 @@ use crate::plan::{MergePlan, PlannedTensor};
 use crate::source::Source;
 use crate::tokenizer::template_of;
 use aloe_model::Role;
+use aloe_model::lora::NEAR_ZERO;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// As in `aloe_model::lora::untrained_rows`.
-const NEAR_ZERO: f64 = 1e-2;
 /// Rows whose norms give the median.
 const N_SAMPLED: usize = 512;
 

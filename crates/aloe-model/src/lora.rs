@@ -9,7 +9,7 @@ mod untrained;
 mod write;
 
 pub use read::{LoraAdapter, LoraDelta};
-pub use untrained::{Untrained, untrained_rows};
+pub use untrained::{NEAR_ZERO, Untrained, untrained_rows};
 pub use write::write_adapter;
 
 use crate::arch::{self, Part, Role, TensorSpec};

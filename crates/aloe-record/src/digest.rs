@@ -40,7 +40,8 @@ pub fn bytes(bytes: &[u8]) -> String {
 pub fn file(path: &Path) -> Result<String> {
     let mut source = File::open(path).map_err(Error::io("open", path))?;
     let mut hasher = Hasher::default();
-    let mut block = vec![0u8; 1 << 20];
+    // Half of a second-level cache: what was read is hashed from there.
+    let mut block = vec![0u8; 1 << 18];
     loop {
         let n_bytes = source.read(&mut block).map_err(Error::io("read", path))?;
         if n_bytes == 0 {
@@ -59,11 +60,16 @@ pub fn bears_time(name: &str) -> bool {
 /// Digest of a folder: every file's relative path and content digest, in sorted order. What bears times, and names that begin with a
 /// dot are left out.
 pub fn folder(path: &Path) -> Result<String> {
+    folder_by(path, &file)
+}
+
+/// [`folder`] with the digests of its files as `of_file` gives them, which may remember them.
+pub fn folder_by(path: &Path, of_file: &(dyn Fn(&Path) -> Result<String> + Sync)) -> Result<String> {
     let mut paths = Vec::new();
     collect(path, &mut paths)?;
     paths.sort();
     let mut hasher = Hasher::default();
-    for (found, digest) in paths.iter().zip(files(&paths)?) {
+    for (found, digest) in paths.iter().zip(files(&paths, of_file)?) {
         let name = found.strip_prefix(path).unwrap_or(found).to_string_lossy().into_owned();
         hasher.field(name.as_bytes());
         hasher.field(digest.as_bytes());
@@ -73,7 +79,7 @@ pub fn folder(path: &Path) -> Result<String> {
 
 /// The digests of several files, in their order, one file a processor at a time: hashing, not reading, is what takes long once weights
 /// lie in memory.
-fn files(paths: &[PathBuf]) -> Result<Vec<String>> {
+fn files(paths: &[PathBuf], of_file: &(dyn Fn(&Path) -> Result<String> + Sync)) -> Result<Vec<String>> {
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(paths.len());
     let next = AtomicUsize::new(0);
     let worker = || {
@@ -81,7 +87,7 @@ fn files(paths: &[PathBuf]) -> Result<Vec<String>> {
         while let Some((at, path)) =
             Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, paths.get(at)?)))
         {
-            done.push((at, file(path)));
+            done.push((at, of_file(path)));
         }
         done
     };

@@ -391,7 +391,7 @@ pub(crate) struct MergeArgs {
     #[arg(required_unless_present_any = ["check", "tensor", "recipe"], conflicts_with = "recipe")]
     pub(crate) out: Option<PathBuf>,
     /// Resolve everything and print the plan of every document: parameters per group of tensors, sizes, memory, files; with a folder
-    /// to write, whether the result fits on its disk. Writes nothing
+    /// to write, whether the result fits on its disk. With --json for scripts, every tensor named with what applies to it. Writes nothing
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) check: bool,
     /// Merge this tensor alone and print its figures and the SHA-256 of its bytes as the result's file will hold them. Writes nothing

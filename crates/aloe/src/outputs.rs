@@ -2,14 +2,13 @@
 //! bytes only while they are there. A file or folder is hashed once per process as long as nothing in it changes.
 
 use crate::failure::Failure;
+use crate::known::{Stamp, TICK};
 use aloe_record::{Record, digest};
 use anyhow::Context as _;
 use serde_json::{Map, Value};
 use std::collections::{BTreeSet, HashMap};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Output name to digest: everything in a stage's folder but its record, other files that bear times, and hidden working files.
 pub(crate) fn digests(folder: &Path) -> anyhow::Result<Map<String, Value>> {
@@ -63,25 +62,15 @@ fn name_changed(path: &Path, folder: &Path) -> PathBuf {
     let recorded = time(&folder.join("record.json"));
     let mut files = Vec::new();
     let _ = stamps(path, &mut files);
-    let mut later = files.into_iter().map(|stamp| stamp.path).filter(|file| file.is_file() && time(file) > recorded);
+    let mut later = files.into_iter().map(|(path, _)| path).filter(|file| file.is_file() && time(file) > recorded);
     match (later.next(), later.next()) {
         (Some(only), None) => only,
         _ => path.to_path_buf(),
     }
 }
 
-/// What changes when a file's content does.
-#[derive(Clone, PartialEq)]
-struct Stamp {
-    path: PathBuf,
-    inode: (u64, u64),
-    n_bytes: u64,
-    written_ns: (i64, i64),
-    changed_ns: (i64, i64),
-}
-
 /// Stamps and digest by device and inode, which a rename of the stage's folder keeps.
-type Known = HashMap<(u64, u64), (Vec<Stamp>, String)>;
+type Known = HashMap<(u64, u64), (Vec<(PathBuf, Stamp)>, String)>;
 
 /// What this process has hashed.
 fn known() -> MutexGuard<'static, Known> {
@@ -89,22 +78,19 @@ fn known() -> MutexGuard<'static, Known> {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The kernel's clock for files ticks every 1 to 10 ms: a write within the tick of an earlier one leaves the same times.
-const TICK: Duration = Duration::from_millis(20);
-
 /// [`digest::file`] or [`digest::folder`], not repeated while names, sizes and times stay.
 fn digest_once(path: &Path) -> anyhow::Result<String> {
     let mut now = Vec::new();
     stamps(path, &mut now).with_context(|| format!("cannot read {}", path.display()))?;
-    if now.iter().any(is_fresh) {
+    if now.iter().any(|(_, stamp)| stamp.is_fresh()) {
         std::thread::sleep(TICK);
         now.clear();
         stamps(path, &mut now).with_context(|| format!("cannot read {}", path.display()))?;
     }
-    let key = now.first().map(|stamp| stamp.inode).unwrap_or_default();
+    let key = now.first().map(|(_, stamp)| stamp.inode()).unwrap_or_default();
     // Paths below the entry: the folder above may be renamed between two looks.
-    for stamp in &mut now {
-        stamp.path = stamp.path.strip_prefix(path).unwrap_or(&stamp.path).to_path_buf();
+    for (inner, _) in &mut now {
+        *inner = inner.strip_prefix(path).unwrap_or(inner).to_path_buf();
     }
     if let Some((_, digest)) = known().get(&key).filter(|(then, _)| *then == now) {
         return Ok(digest.clone());
@@ -114,24 +100,10 @@ fn digest_once(path: &Path) -> anyhow::Result<String> {
     Ok(found)
 }
 
-/// Whether something was changed so lately that a further change could leave the same times.
-fn is_fresh(stamp: &Stamp) -> bool {
-    let (seconds, nanoseconds) = stamp.changed_ns;
-    let at = Duration::new(seconds.unsigned_abs(), u32::try_from(nanoseconds).unwrap_or_default());
-    SystemTime::now().duration_since(UNIX_EPOCH).is_ok_and(|now| now < at + TICK)
-}
-
 /// The stamps of a file, or of a folder and all in it, the entry itself first, the others by name.
-fn stamps(path: &Path, found: &mut Vec<Stamp>) -> std::io::Result<()> {
-    let metadata = path.metadata()?;
-    found.push(Stamp {
-        path: path.to_path_buf(),
-        inode: (metadata.dev(), metadata.ino()),
-        n_bytes: metadata.len(),
-        written_ns: (metadata.mtime(), metadata.mtime_nsec()),
-        changed_ns: (metadata.ctime(), metadata.ctime_nsec()),
-    });
-    if metadata.is_dir() {
+fn stamps(path: &Path, found: &mut Vec<(PathBuf, Stamp)>) -> std::io::Result<()> {
+    found.push((path.to_path_buf(), Stamp::of(path)?));
+    if path.is_dir() {
         let mut inner: Vec<PathBuf> = std::fs::read_dir(path)?.flatten().map(|entry| entry.path()).collect();
         inner.sort();
         inner.iter().try_for_each(|path| stamps(path, found))?;

@@ -6,7 +6,7 @@
 
 use crate::failure::Failure;
 use crate::weights::DtypeName;
-use crate::{leave, outputs, served};
+use crate::{known, leave, outputs, served};
 use aloe_record::atomic::OutputDir;
 use aloe_record::{Cancel, Record, atomic, digest};
 use aloe_tensor::Device;
@@ -416,7 +416,7 @@ fn input_digests(job: &Job<'_>) -> anyhow::Result<Map<String, Value>> {
     Ok(digests)
 }
 
-/// Digest of a stage folder from its record, which its outputs are held against; of anything else from its bytes.
+/// Digest of a stage folder from its record, which its outputs are held against; of anything else from its bytes, large files once.
 fn digest_of(path: &Path) -> anyhow::Result<String> {
     if path.to_string_lossy().starts_with("http") {
         return Ok(path.to_string_lossy().into_owned());
@@ -425,13 +425,10 @@ fn digest_of(path: &Path) -> anyhow::Result<String> {
         outputs::check(path, &record)?;
         return Ok(digest::bytes(serde_json::to_string(&record.outputs)?.as_bytes()));
     }
-    if path.is_dir() {
-        return Ok(digest::folder(path)?);
-    }
     if !path.exists() {
         return Err(Failure::usage(format!("{} does not exist", path.display())).into());
     }
-    Ok(digest::file(path)?)
+    Ok(known::digest(path, known::store().as_deref())?)
 }
 
 /// Starts the peak-memory count of this process anew, where the kernel lets us.

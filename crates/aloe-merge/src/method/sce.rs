@@ -107,7 +107,7 @@ impl<R: Rounding> Kernel for Sce<R> {
         let (_, whole) = deltas::<R>(group, &range)?;
         let mut sums = TileSums::of(&base, &whole);
         (sums.n_contested, sums.n_agreeing) = (0, 0);
-        sums.compare(&selected);
+        sums.compare(selected.iter().map(Vec::as_slice), base.len());
         for (kept, delta) in sums.n_kept.iter_mut().zip(&selected) {
             *kept = delta.iter().filter(|value| **value != 0.0).count() as u64;
         }

@@ -1,13 +1,13 @@
-//! Task arithmetic and its kin on one tensor: differences to the base, sparsified and rescaled, weighted, summed; with an election, only
-//! what agrees with the elected sign. `task_arithmetic` (arXiv 2212.04089), `ties` (2306.01708), `dare_*` (2311.03099), `breadcrumbs*`
-//! (2312.06795), `della*` (2406.11617) differ in what they keep (`sparsify`) and whether they elect.
+//! `task_arithmetic`: `base + lambda sum(w_i (x_i - base))`, over `sum(w_i)` with `normalize`. And the frame of its kin, `ties`, `dare`,
+//! `breadcrumbs` and `della`: differences to the base, of which a part is kept ([`Keep`]) and rescaled, weighted, summed; with an election,
+//! only what agrees with the elected sign. Parameters: `weight` per model; `normalize` (off), `lambda` (1), `int8_mask` (no effect).
 //!
-//! Source: mergekit 0.1.5, `generalized_task_arithmetic.py`, whose order of operations and rounding this follows: every call of `round` is
-//! one torch operation in the merge dtype; sums over models run in f32 and are rounded once.
+//! Source: arXiv 2212.04089; mergekit 0.1.5, `generalized_task_arithmetic.py`, whose order of operations and rounding this follows: every
+//! call of `round` is one torch operation in the merge dtype; sums over models run in f32 and are rounded once.
 
 use super::Kernel;
 use crate::Result;
-use crate::config::{Method, Parameter};
+use crate::config::Parameter;
 use crate::group::Group;
 use crate::sparsify::{self, Keep, Scale, TaskVector};
 use crate::stats::TileSums;
@@ -30,19 +30,31 @@ struct Prepared {
     weight: f32,
 }
 
+/// Everything is kept and summed.
+pub(super) fn prepare(group: &Group) -> Result<TaskArithmetic> {
+    TaskArithmetic::with(group, false, |_, _| Ok(Keep::All))
+}
+
 impl TaskArithmetic {
-    pub(super) fn prepare(method: Method, group: &Group) -> Result<Self> {
+    /// The frame with what `keep` decides for a task vector that is not kept whole, and with or without an election.
+    pub(super) fn with(
+        group: &Group,
+        elects: bool,
+        keep: impl Fn(&TaskVector<'_>, f64) -> Result<Keep>,
+    ) -> Result<Self> {
         let mut models = Vec::new();
         for input in group.others() {
             let vector = TaskVector { group, input };
-            let keep = Keep::decide(method.sparsification(), &vector)?;
+            let density = group.parameters.input(input, Parameter::Density);
+            let whole = density >= 1.0 || group.n_elements() == 0;
+            let keep = if whole { Keep::All } else { keep(&vector, density)? };
             let scale = sparsify::scale(&vector, &keep, group.parameters.rescale())?;
             let weight = round_to(group.dtype, group.parameters.input(input, Parameter::Weight) as f32);
             models.push(Prepared { input, keep, scale, weight });
         }
         let parameters = &group.parameters;
         Ok(Self {
-            elects: method.elects(),
+            elects,
             normalize: parameters.flag(Parameter::Normalize),
             lambda: parameters.number(Parameter::Lambda),
             models,
@@ -63,47 +75,70 @@ fn wide<R: Rounding>(method: &TaskArithmetic, group: &Group, start: usize, out: 
     )
 }
 
+/// Elements that are mixed at a time: a few vectors of them lie in the first-level cache together.
+const BLOCK: usize = 256;
+
 #[inline(always)]
 fn mix<R: Rounding>(method: &TaskArithmetic, group: &Group, start: usize, out: &mut [f32]) -> Result<TileSums> {
     let range = start..start + out.len();
     let mut sums = TileSums::new(method.models.len());
     let base = group.read_base(&range)?;
     sums.base_squares = dot(&base, &base);
-    let mut weighted: Vec<Vec<f32>> = Vec::with_capacity(method.models.len());
+    let mut changes = Vec::with_capacity(method.models.len());
     for (place, model) in method.models.iter().enumerate() {
-        weighted.push(weighted_delta::<R>(model, group, &range, &base, &mut sums, place)?);
+        let change = Change::read::<R>(model, group, &range, &base)?;
+        sums.squares[place] = change.squares;
+        sums.n_kept[place] = count(&change.kept);
+        changes.push(change);
     }
-    sums.compare(&weighted);
-    let (mixed, divisor) = if method.elects { elected::<R>(method, &weighted) } else { summed::<R>(method, &weighted) };
-    let lambda = method.lambda as f32;
-    for (((out, base), mixed), divisor) in out.iter_mut().zip(&base).zip(mixed).zip(divisor) {
-        let mut change = R::round(mixed);
-        if method.normalize {
-            change = R::round(change / divisor);
+    for at in (0..out.len()).step_by(BLOCK) {
+        let block = at..(at + BLOCK).min(out.len());
+        let (mut mixed, mut divisor) = ([0.0f32; BLOCK], [0.0f32; BLOCK]);
+        for change in &mut changes {
+            change.weigh::<R>(&block);
         }
-        if method.lambda != 1.0 {
-            change = R::round(change * lambda);
+        sums.compare(changes.iter().map(|change| &change.delta[block.clone()]), block.len());
+        match method.elects {
+            true => elected::<R>(&changes, &block, &mut mixed, &mut divisor),
+            false => summed::<R>(method, &changes, &block, &mut mixed, &mut divisor),
         }
-        *out = R::round(base + change);
+        add_change::<R>(method, &base[block.clone()], &mut mixed, &divisor, &mut out[block]);
     }
     Ok(sums)
+}
+
+/// The base and the mixed change, normalised and scaled.
+#[inline(always)]
+fn add_change<R: Rounding>(method: &TaskArithmetic, base: &[f32], mixed: &mut [f32], divisor: &[f32], out: &mut [f32]) {
+    mixed.iter_mut().for_each(|mixed| *mixed = R::round(*mixed));
+    if method.normalize {
+        mixed.iter_mut().zip(divisor).for_each(|(mixed, divisor)| *mixed = R::round(*mixed / divisor));
+    }
+    if method.lambda != 1.0 {
+        let lambda = method.lambda as f32;
+        mixed.iter_mut().for_each(|mixed| *mixed = R::round(*mixed * lambda));
+    }
+    out.iter_mut().zip(base).zip(mixed).for_each(|((out, base), mixed)| *out = R::round(base + *mixed));
 }
 
 /// The sum of what agrees with the elected sign, and the sum of its weights. A vote of exactly zero counts as positive, in mergekit and
 /// here (the TIES paper asks the whole tensor); a change of zero never agrees.
 #[inline(always)]
-fn elected<R: Rounding>(method: &TaskArithmetic, weighted: &[Vec<f32>]) -> (Vec<f32>, Vec<f32>) {
-    let n = weighted.first().map_or(0, Vec::len);
-    let mut votes = vec![0.0f32; n];
-    for delta in weighted {
-        votes.iter_mut().zip(delta).for_each(|(vote, delta)| *vote += delta);
+fn elected<R: Rounding>(
+    changes: &[Change<'_>],
+    block: &Range<usize>,
+    mixed: &mut [f32; BLOCK],
+    divisor: &mut [f32; BLOCK],
+) {
+    let mut votes = [0.0f32; BLOCK];
+    for change in changes {
+        votes.iter_mut().zip(&change.delta[block.clone()]).for_each(|(vote, delta)| *vote += delta);
     }
     votes.iter_mut().for_each(|vote| *vote = R::round(*vote));
-    let (mut mixed, mut divisor) = (vec![0.0f32; n], vec![0.0f32; n]);
-    for (model, delta) in method.models.iter().zip(weighted) {
-        let weight = model.weight.to_bits();
-        let sums = mixed.iter_mut().zip(&mut divisor);
-        for ((mixed, divisor), (delta, vote)) in sums.zip(delta.iter().zip(&votes)) {
+    for change in changes {
+        let weight = change.model.weight.to_bits();
+        let sums = mixed.iter_mut().zip(divisor.iter_mut());
+        for ((mixed, divisor), (delta, vote)) in sums.zip(change.delta[block.clone()].iter().zip(&votes)) {
             // Masks of bits: a branch that half the elements take would cost more than both sides.
             let agrees = ((*delta > 0.0) & (*vote >= 0.0)) | ((*delta < 0.0) & (*vote < 0.0));
             let mask = u32::from(agrees).wrapping_neg();
@@ -111,54 +146,84 @@ fn elected<R: Rounding>(method: &TaskArithmetic, weighted: &[Vec<f32>]) -> (Vec<
             *divisor += f32::from_bits(weight & mask);
         }
     }
-    for divisor in &mut divisor {
+    for divisor in divisor {
         let sum = R::round(*divisor);
         *divisor = if sum == 0.0 { 1.0 } else { sum };
     }
-    (mixed, divisor)
 }
 
 /// The sum of everything, and that of the weights.
 #[inline(always)]
-fn summed<R: Rounding>(method: &TaskArithmetic, weighted: &[Vec<f32>]) -> (Vec<f32>, Vec<f32>) {
-    let n = weighted.first().map_or(0, Vec::len);
-    let mut mixed = vec![0.0f32; n];
-    for delta in weighted {
-        mixed.iter_mut().zip(delta).for_each(|(sum, delta)| *sum += delta);
+fn summed<R: Rounding>(
+    method: &TaskArithmetic,
+    changes: &[Change<'_>],
+    block: &Range<usize>,
+    mixed: &mut [f32; BLOCK],
+    divisor: &mut [f32; BLOCK],
+) {
+    for change in changes {
+        mixed.iter_mut().zip(&change.delta[block.clone()]).for_each(|(sum, delta)| *sum += delta);
     }
     let total = R::round(method.models.iter().map(|model| model.weight).sum::<f32>());
-    (mixed, vec![if total.abs() < 1e-8 { 1.0 } else { total }; n])
+    divisor.fill(if total.abs() < 1e-8 { 1.0 } else { total });
 }
 
-/// Difference, sparsify and rescale, weight.
-#[inline(always)]
-fn weighted_delta<R: Rounding>(
-    model: &Prepared,
-    group: &Group,
-    range: &Range<usize>,
-    base: &[f32],
-    sums: &mut TileSums,
-    place: usize,
-) -> Result<Vec<f32>> {
-    let vector = TaskVector { group, input: model.input };
-    let mut delta = group.delta::<R>(model.input, base, range)?;
-    sums.squares[place] = dot(&delta, &delta);
-    let mut kept = vec![true; base.len()];
-    model.keep.fill(&vector, range.start, &delta, &mut kept)?;
-    sums.n_kept[place] = kept.iter().map(|&kept| u64::from(kept)).sum();
-    delta.iter_mut().zip(&kept).for_each(|(delta, kept)| *delta = if *kept { *delta } else { 0.0 });
-    match (model.scale, &model.keep) {
-        (Scale::Divide(density), _) => delta.iter_mut().for_each(|delta| *delta = R::round(*delta / density)),
-        (Scale::Multiply(ratio), _) => delta.iter_mut().for_each(|delta| *delta = R::round(*delta * ratio)),
-        (Scale::DivideByProbability, Keep::ByRank(mask)) => {
-            let probabilities = mask.probabilities(&vector, range.start, range.len())?;
-            delta.iter_mut().zip(probabilities).for_each(|(delta, p)| *delta = R::round(*delta / p as f32));
-        }
-        (Scale::None | Scale::DivideByProbability, _) => {}
+/// A tile of one model's task vector.
+struct Change<'a> {
+    model: &'a Prepared,
+    /// The difference to the base; where [`Self::weigh`] was, what is kept of it, rescaled and weighted.
+    delta: Vec<f32>,
+    kept: Vec<bool>,
+    /// Of each element, where the method draws by them.
+    probabilities: Option<Vec<f64>>,
+    /// The sum of the squares before anything is dropped.
+    squares: f64,
+}
+
+impl<'a> Change<'a> {
+    #[inline(always)]
+    fn read<R: Rounding>(model: &'a Prepared, group: &Group, range: &Range<usize>, base: &[f32]) -> Result<Self> {
+        let vector = TaskVector { group, input: model.input };
+        let delta = group.delta::<R>(model.input, base, range)?;
+        let squares = dot(&delta, &delta);
+        let mut kept = vec![true; base.len()];
+        model.keep.fill(&vector, range.start, &delta, &mut kept)?;
+        let probabilities = match (model.scale, &model.keep) {
+            (Scale::DivideByProbability, Keep::ByRank(mask)) => {
+                Some(mask.probabilities(&vector, range.start, range.len())?)
+            }
+            _ => None,
+        };
+        Ok(Self { model, delta, kept, probabilities, squares })
     }
-    delta.iter_mut().for_each(|delta| *delta = R::round(*delta * model.weight));
-    Ok(delta)
+
+    /// Drops, rescales and weights a block, in place.
+    #[inline(always)]
+    fn weigh<R: Rounding>(&mut self, block: &Range<usize>) {
+        let delta = &mut self.delta[block.clone()];
+        for (delta, kept) in delta.iter_mut().zip(&self.kept[block.clone()]) {
+            *delta = if *kept { *delta } else { 0.0 };
+        }
+        match (self.model.scale, &self.probabilities) {
+            (Scale::Divide(density), _) => delta.iter_mut().for_each(|delta| *delta = R::round(*delta / density)),
+            (Scale::Multiply(ratio), _) => delta.iter_mut().for_each(|delta| *delta = R::round(*delta * ratio)),
+            (Scale::DivideByProbability, Some(probabilities)) => {
+                let probabilities = &probabilities[block.clone()];
+                delta.iter_mut().zip(probabilities).for_each(|(delta, p)| *delta = R::round(*delta / *p as f32));
+            }
+            (Scale::None | Scale::DivideByProbability, _) => {}
+        }
+        let weight = self.model.weight;
+        delta.iter_mut().for_each(|delta| *delta = R::round(*delta * weight));
+    }
+}
+
+/// How many are true.
+#[inline(always)]
+fn count(kept: &[bool]) -> u64 {
+    // Sums of bytes, which 128 of them cannot overflow, fill vectors.
+    kept.chunks(128).map(|part| u64::from(part.iter().map(|&kept| u8::from(kept)).sum::<u8>())).sum()
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

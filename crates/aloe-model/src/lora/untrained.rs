@@ -8,7 +8,7 @@ use crate::{ModelSource, Result};
 use std::collections::{BTreeSet, HashMap};
 
 /// A row whose norm is below this share of the median row's is untrained. Rows that training has touched lie above a tenth.
-const NEAR_ZERO: f64 = 1e-2;
+pub const NEAR_ZERO: f64 = 1e-2;
 
 /// An untrained row.
 #[derive(Clone, Debug, PartialEq)]

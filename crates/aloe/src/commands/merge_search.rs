@@ -243,7 +243,7 @@ impl Asker<'_> {
             memory: self.stage.memory.map_or(aloe_merge::DEFAULT_MEMORY, |mebibytes| mebibytes << 20),
             write_master: master,
             read_master: true,
-            folders: folders.collect(),
+            folders: folders.chain(self.stage.outside_models()).collect(),
         };
         Ok(aloe_merge::merge(&config, folder, &options, &Progress::silent(), &self.context.cancel)?)
     }

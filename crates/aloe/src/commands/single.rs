@@ -121,7 +121,10 @@ fn merge_dry(
     let plan = aloe_merge::plan(config, &options)?;
     let mut out = std::io::stdout();
     let Some(name) = &args.tensor else {
-        write!(out, "{}", plan.table(&options))?;
+        match args.entry.json {
+            true => writeln!(out, "{}", serde_json::to_string_pretty(&plan.json(&options))?)?,
+            false => write!(out, "{}", plan.table(&options))?,
+        }
         if let Some(out) = &args.out {
             plan.check_disk(&plain(out)?, &options)?;
         }

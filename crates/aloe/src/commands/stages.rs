@@ -56,7 +56,7 @@ pub(crate) fn extra_files(config: &StageConfig) -> Vec<PathBuf> {
         StageConfig::Redteam(config) => config.files(),
         StageConfig::Pull(config) if config.source.contains(':') => Vec::new(),
         StageConfig::Pull(config) => vec![PathBuf::from(&config.source)],
-        StageConfig::Merge(config) => config.outside_models(),
+        StageConfig::Merge(config) => config.outside_models().into_iter().map(|(_, folder)| folder).collect(),
         StageConfig::MergeSearch(config) => config.files(),
         StageConfig::Sft(_) | StageConfig::Dpo(_) | StageConfig::Card(_) => Vec::new(),
     }
@@ -224,8 +224,8 @@ fn merge(
     context: &Context,
 ) -> anyhow::Result<()> {
     let parsed = MergeConfig::parse(&config.yaml, Path::new("recipe's merge"))?;
-    let folders =
-        inputs.iter().filter_map(|(name, paths)| paths.first().map(|path| (name.clone(), path.clone()))).collect();
+    let named = inputs.iter().filter_map(|(name, paths)| paths.first().map(|path| (name.clone(), path.clone())));
+    let folders = named.chain(config.outside_models()).collect();
     let options = MergeOptions {
         seed: context.seed,
         threads: context.threads,

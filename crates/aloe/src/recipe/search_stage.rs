@@ -77,16 +77,14 @@ impl MergeSearchStage {
         self.eval.embedder.as_ref().is_some_and(|path| path.to_string_lossy().starts_with("http"))
     }
 
-    /// Folders that the YAML names itself, and not by a key of `from`.
-    pub(crate) fn outside_models(&self) -> Vec<PathBuf> {
-        let Ok(config) = MergeConfig::parse(&self.yaml, Path::new("yaml")) else { return Vec::new() };
-        let names = config.outside_models().into_iter();
-        names.filter(|name| !self.inputs.contains(name)).map(PathBuf::from).collect()
+    /// Models that the YAML names itself, and not by a key of `from`, with their folders.
+    pub(crate) fn outside_models(&self) -> Vec<(String, PathBuf)> {
+        super::stage_config::outside_models(&self.yaml, &self.inputs)
     }
 
     /// Files and folders beside the inputs that are read.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
-        self.outside_models().into_iter().chain(self.eval.files()).collect()
+        self.outside_models().into_iter().map(|(_, folder)| folder).chain(self.eval.files()).collect()
     }
 
     /// How many models are asked, at most: points and unmerged inputs.

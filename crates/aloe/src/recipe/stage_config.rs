@@ -62,12 +62,17 @@ fn yes() -> bool {
 }
 
 impl MergeStage {
-    /// Folders that the YAML names itself, and not by a key of `from`.
-    pub(crate) fn outside_models(&self) -> Vec<PathBuf> {
-        let Ok(config) = aloe_merge::MergeConfig::parse(&self.yaml, Path::new("yaml")) else { return Vec::new() };
-        let names = config.outside_models().into_iter();
-        names.filter(|name| !self.inputs.contains(name)).map(PathBuf::from).collect()
+    /// Models that the YAML names itself, and not by a key of `from`, with their folders.
+    pub(crate) fn outside_models(&self) -> Vec<(String, PathBuf)> {
+        outside_models(&self.yaml, &self.inputs)
     }
+}
+
+/// Models that a merge's YAML names itself, as paths or as on the hub, with their folders.
+pub(super) fn outside_models(yaml: &str, inputs: &[String]) -> Vec<(String, PathBuf)> {
+    let Ok(config) = aloe_merge::MergeConfig::parse(yaml, Path::new("yaml")) else { return Vec::new() };
+    let names = config.outside_models().into_iter().filter(|name| !inputs.contains(name));
+    names.map(|name| (name.clone(), crate::sources::merge_input(&name))).collect()
 }
 
 impl StageConfig {

@@ -60,6 +60,12 @@ pub(crate) fn cached(name: &str) -> Option<PathBuf> {
     hf::cached(name, &hf::Hub::from_env().ok()?)
 }
 
+/// The folder of a model that a merge names: the path where there is one, else what [`cached`] finds, else the name as it is.
+pub(crate) fn merge_input(name: &str) -> PathBuf {
+    let path = PathBuf::from(name);
+    if path.exists() { path } else { cached(name).unwrap_or(path) }
+}
+
 /// Element types that a GGUF file holds as they are.
 const UNQUANTISED: [&str; 3] = ["F32", "F16", "BF16"];
 
@@ -88,7 +94,7 @@ fn in_words(types: &[(&'static str, f64)]) -> String {
 }
 
 /// `$ALOE_HOME`, or `~/.cache/aloe`.
-fn cache_root() -> anyhow::Result<PathBuf> {
+pub(crate) fn cache_root() -> anyhow::Result<PathBuf> {
     if let Some(home) = std::env::var_os("ALOE_HOME").filter(|home| !home.is_empty()) {
         return Ok(PathBuf::from(home));
     }

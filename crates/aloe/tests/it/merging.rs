@@ -1,4 +1,4 @@
-//! `aloe merge` as a user drives it: the plan, one tensor, budgets that hold, models of the hub's cache, and kills in the middle.
+//! `aloe merge` as a user drives it: the plan as text and as JSON, one tensor, budgets that hold, models of the hub's cache, and kills in the middle.
 
 use crate::{aloe, run};
 use aloe_model::{CheckpointWriter, Config, SafeTensorsFile};
@@ -170,6 +170,66 @@ fn a_model_of_the_hub_is_taken_from_the_local_cache_or_named_with_its_line() {
     let (stderr, code) = run(&["merge", text(&hub), text(&out)]);
     assert_eq!(code, 0, "{stderr}");
     assert!(std::fs::read_to_string(out.join("README.md")).unwrap().contains("- org/tuned"));
+
+    // The same name in a recipe; relative paths of a recipe's YAML start at the current folder.
+    let recipe = dir.path().join("recipe.toml");
+    let stage = format!(
+        "name = \"x\"\n[[stage]]\nkind = \"merge\"\nname = \"merge\"\nmaster = false\nyaml = \"\"\"\n{yaml}\"\"\"\n"
+    );
+    std::fs::write(&recipe, &stage).unwrap();
+    let (stderr, code) = run(&["run", text(&recipe), "--out", text(&dir.path().join("run"))]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(weights(&dir.path().join("run/merge")), weights(&out));
+    std::fs::write(&recipe, stage.replace("org/tuned", "org/other")).unwrap();
+    let (stderr, code) = run(&["run", text(&recipe), "--out", text(&dir.path().join("other"))]);
+    assert!(code == 2 && stderr.contains("org/other"), "{stderr}");
+}
+
+fn weights(folder: &Path) -> String {
+    aloe_record::digest::file(&folder.join("model.safetensors")).unwrap()
+}
+
+/// Three levels of parameters: the model's own filter, then the file's; what no level has is the method's default. By hand.
+#[test]
+fn the_plan_as_json_tells_what_applies_to_every_tensor() {
+    let (dir, config) = dare(300, 32);
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let yaml = format!(
+        "merge_method: ties\nbase_model: {}\nparameters: {{weight: 0.25, lambda: 0.5}}\nmodels:\n- model: {}\n  parameters:\n    \
+         density: [{{filter: mlp, value: 0.75}}, {{value: 0.5}}]\n- model: {}\n  parameters: {{weight: 2}}\ndtype: float32\nout_dtype: bfloat16\n",
+        path("base"),
+        path("a"),
+        path("b")
+    );
+    std::fs::write(&config, yaml).unwrap();
+    let (stdout, stderr, code) = run(&["merge", text(&config), "--check", "--json", "--seed", "7"]);
+    assert_eq!(code, 0, "{stderr}");
+    let plan: Value = serde_json::from_str(&stdout).unwrap();
+    let expected = json!(["ties", "float32", "bfloat16", 7, path("base")]);
+    assert_eq!(json!([plan["method"], plan["dtype"], plan["out_dtype"], plan["seed"], plan["tokenizer"]]), expected);
+    let groups = plan["groups"].as_array().unwrap();
+    assert_eq!(groups.len(), 2, "{groups:#?}");
+    let mut n_tensors = 0;
+    for group in groups {
+        let names = group["tensors"].as_array().unwrap();
+        n_tensors += names.len();
+        let is_mlp = names[0].as_str().unwrap().contains("mlp");
+        assert!(names.iter().all(|name| name.as_str().unwrap().contains("mlp") == is_mlp), "{names:?}");
+        assert_eq!(group["base_model"], path("base").as_str());
+        let shared = &group["parameters"];
+        assert_eq!(json!([shared["lambda"], shared["normalize"], shared["rescale"]]), json!([0.5, true, false]));
+        let inputs = group["inputs"].as_array().unwrap();
+        assert_eq!(
+            inputs.iter().map(|input| &input["model"]).collect::<Vec<_>>(),
+            [&path("a"), &path("b"), &path("base")]
+        );
+        assert!(inputs.iter().all(|input| input["tensors"] == group["tensors"]));
+        let density = if is_mlp { 0.75 } else { 0.5 };
+        assert_eq!(inputs[0]["parameters"], json!({"weight": 0.25, "density": density}));
+        assert_eq!(inputs[1]["parameters"], json!({"weight": 2.0, "density": 1.0}));
+        assert_eq!(inputs[2]["parameters"], json!({}), "the base, which the file names last");
+    }
+    assert_eq!(n_tensors, 11, "an embedding, nine tensors of the layer, a norm");
 }
 
 /// Bytes of weights that stand under a folder, as far as they were written.

@@ -1,0 +1,160 @@
+//! Digests of large files that were hashed before, kept between processes in `known-files.log` of the cache folder: a merge of three
+//! 16-GB models, or an evaluation of one, begins at once the second time.
+//!
+//! A file is known by device, inode, size and the times of its last write and last change; the kernel sets the latter, and no program
+//! can set it back. For inputs alone that no record vouches for, whose digest is a name and not a check: what a stage wrote is hashed
+//! again whenever it is used, so that bytes which a disk lost are noticed.
+
+use aloe_record::digest;
+use aloe_record::shared_log::SharedLog;
+use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Smaller files are hashed in less than a tenth of a second.
+const SMALLEST_BYTES: u64 = 64 << 20;
+
+/// The kernel's clock for files ticks every 1 to 10 ms: a write within the tick of an earlier one leaves the same times.
+pub(crate) const TICK: Duration = Duration::from_millis(20);
+
+/// What changes when a file's content does.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Stamp {
+    device: u64,
+    inode: u64,
+    n_bytes: u64,
+    written_ns: (i64, i64),
+    changed_ns: (i64, i64),
+}
+
+impl Stamp {
+    /// That of a file or folder now.
+    pub(crate) fn of(path: &Path) -> std::io::Result<Self> {
+        let metadata = path.metadata()?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            n_bytes: metadata.len(),
+            written_ns: (metadata.mtime(), metadata.mtime_nsec()),
+            changed_ns: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+
+    /// Who the file is, whatever it holds: a rename keeps it.
+    pub(crate) fn inode(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    /// Whether the file was changed so lately that a further change could leave the same times.
+    pub(crate) fn is_fresh(&self) -> bool {
+        let (seconds, nanoseconds) = self.changed_ns;
+        let at = Duration::new(seconds.unsigned_abs(), u32::try_from(nanoseconds).unwrap_or_default());
+        SystemTime::now().duration_since(UNIX_EPOCH).is_ok_and(|now| now < at + TICK)
+    }
+}
+
+/// A line of the log.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    #[serde(flatten)]
+    stamp: Stamp,
+    sha256: String,
+}
+
+/// [`digest::file`] or [`digest::folder`] of an input, large files not read again while they are known. `store` is the log; without
+/// one, or where it cannot be used, everything is read.
+pub(crate) fn digest(path: &Path, store: Option<&Path>) -> aloe_record::Result<String> {
+    let known = store.and_then(|store| SharedLog::open(store).ok()).map(|mut log| {
+        let mut entries = Vec::new();
+        let _ = log.read_new(|_, json| entries.extend(serde_json::from_slice::<Entry>(json)));
+        entries
+    });
+    let of_file = |path: &Path| one(path, store, known.as_deref().unwrap_or_default());
+    match path.is_dir() {
+        true => digest::folder_by(path, &of_file),
+        false => of_file(path),
+    }
+}
+
+fn one(path: &Path, store: Option<&Path>, known: &[Entry]) -> aloe_record::Result<String> {
+    let Some((store, mut before)) = store.zip(Stamp::of(path).ok()).filter(|(_, now)| now.n_bytes >= SMALLEST_BYTES)
+    else {
+        return digest::file(path);
+    };
+    if let Some(entry) = known.iter().rev().find(|entry| entry.stamp == before) {
+        return Ok(entry.sha256.clone());
+    }
+    if before.is_fresh() {
+        std::thread::sleep(TICK);
+        before = Stamp::of(path).unwrap_or(before);
+    }
+    let sha256 = digest::file(path)?;
+    if Stamp::of(path).is_ok_and(|after| after == before) {
+        let entry = Entry { stamp: before, sha256: sha256.clone() };
+        // A log that cannot be written costs time, not truth.
+        let line = serde_json::to_string(&entry).map_err(|error| error.to_string());
+        let _ = line.map(|line| SharedLog::open(store).and_then(|mut log| log.append(&[line])));
+    }
+    Ok(sha256)
+}
+
+/// Where the log is: in the cache folder.
+pub(crate) fn store() -> Option<PathBuf> {
+    crate::sources::cache_root().ok().map(|root| root.join("known-files.log"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{File, FileTimes};
+    use std::io::{Seek as _, Write as _};
+
+    /// A sparse file that begins with `text`.
+    fn large(path: &Path, text: &str) -> File {
+        let mut file = File::create(path).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file.set_len(SMALLEST_BYTES).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_known_file_is_not_read_again_and_a_changed_one_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, store) = (dir.path().join("model"), dir.path().join("known.log"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("config.json"), "{}").unwrap();
+        let path = folder.join("model.safetensors");
+        let mut file = large(&path, "one");
+        let first = digest(&folder, Some(&store)).unwrap();
+        assert_eq!(first, digest::folder(&folder).unwrap());
+
+        // Told another digest of that very stamp, it believes it: so it did not read.
+        let forged = Entry { stamp: Stamp::of(&path).unwrap(), sha256: "f".repeat(64) };
+        SharedLog::open(&store).unwrap().append(&[serde_json::to_string(&forged).unwrap()]).unwrap();
+        assert_eq!(digest(&path, Some(&store)).unwrap(), "f".repeat(64));
+
+        // Other bytes of the same length, the time of writing set back: the time of change tells.
+        let written = path.metadata().unwrap().modified().unwrap();
+        file.rewind().unwrap();
+        file.write_all(b"two").unwrap();
+        file.set_times(FileTimes::new().set_modified(written)).unwrap();
+        let second = digest(&folder, Some(&store)).unwrap();
+        assert_eq!(second, digest::folder(&folder).unwrap());
+        assert_ne!(second, first);
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_used_costs_no_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weights");
+        large(&path, "one");
+        let expected = digest::file(&path).unwrap();
+        for store in [None, Some(dir.path().join("weights/below-a-file.log")), Some(dir.path().to_path_buf())] {
+            assert_eq!(digest(&path, store.as_deref()).unwrap(), expected, "{store:?}");
+        }
+        let torn = dir.path().join("torn.log");
+        std::fs::write(&torn, "00000000 {\"device\": 1").unwrap();
+        assert_eq!(digest(&path, Some(&torn)).unwrap(), expected);
+    }
+}
