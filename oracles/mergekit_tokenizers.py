@@ -23,7 +23,7 @@ from mergekit.options import MergeOptions
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
-ALOE = pathlib.Path(__file__).resolve().parent.parent / "target/release/aloe"
+ALOE = pathlib.Path(os.environ.get("ALOE", pathlib.Path(__file__).resolve().parent.parent / "target/release/aloe"))
 ADDED = {"base": [], "chat": ["<|begin_user|>", "<|begin_doctor|>", "<|done|>"], "spare": ["<|cite|>", "<|done|>"]}
 LINEAR = "merge_method: linear\nparameters: {weight: 1}\nbase_model: base\n"
 RULES = {
