@@ -13,8 +13,9 @@ what is not there yet with both programs; `compare` prints, over all tensors:
   ties    elements that differ and of which some model's |change| equals that tensor's k-th magnitude: torch leaves open which of them it keeps
   kept    elements kept by each model: ours, mergekit's
   ours, theirs  rms distance to mergekit's formula in float64, in roundings, over the tensors with `more` (0.29 is the least in bf16)
+Below a row with `ties`: the same of the tensors that have such, with mergekit run again so that equal magnitudes are taken from the lowest index on.
 Below a row with `more`: the tensor that is farthest apart, its largest distance in roundings, and what is left of it when mergekit runs again
-with one of torch's operations computed in float64 and rounded once: so the operation that loses the digits is named.
+with one of torch's operations computed in float64 and rounded once, so that the operation that loses the digits is named.
 """
 
 import contextlib
@@ -237,8 +238,20 @@ def formula(task, inputs, dtype):
 
 
 @contextlib.contextmanager
+def replaced(functions):
+    """Within, functions of torch are others: (place, name) to what takes the function's place, made from it."""
+    kept = {(place, name): getattr(place, name) for place, name in functions}
+    try:
+        for (place, name), function in kept.items():
+            setattr(place, name, functions[place, name](function))
+        yield
+    finally:
+        for (place, name), function in kept.items():
+            setattr(place, name, function)
+
+
 def in_float64(operations):
-    """Within, these operations of torch compute in float64 and round their result to the dtype of their first operand."""
+    """These operations of torch compute in float64 and round their result to the dtype of their first operand."""
     import torch
 
     def wide(function):
@@ -251,19 +264,27 @@ def in_float64(operations):
         return call
 
     places = {"vector_norm": [torch.linalg], "__rtruediv__": [torch.Tensor]}
-    kept = [(place, name) for name in operations for place in places.get(name, [torch, torch.Tensor])]
-    kept = [(place, name, getattr(place, name)) for place, name in kept]
-    try:
-        for place, name, function in kept:
-            setattr(place, name, wide(function))
-        yield
-    finally:
-        for place, name, function in kept:
-            setattr(place, name, function)
+    return replaced({(place, name): wide for name in operations for place in places.get(name, [torch, torch.Tensor])})
+
+
+def lowest_index_first():
+    """Sorts and selections take equal values from the lowest index on, which torch leaves open."""
+    import torch
+
+    def order(values, descending):
+        down = sort(values, descending=True, stable=True)
+        return down if descending else type(down)((down.values.flip(0), down.indices.flip(0)))
+
+    sort = torch.sort
+    topk = lambda values, k, largest: torch.return_types.topk([part[:k] for part in order(values, True)])
+    functions = {"sort": order, "argsort": lambda values, descending: order(values, descending).indices, "topk": topk}
+    return replaced({(torch, name): (lambda _, function=function: function) for name, function in functions.items()})
 
 
 def causes(task, inputs, dtype, ours, measure):
     """How far ours is from mergekit with one operation after the other in float64, those of any effect, and with all of them."""
+    import torch
+
     before = measure(ours, formula(task, inputs, dtype))
     found = []
     for operations in [[name] for name in OPERATIONS] + [OPERATIONS]:
@@ -271,7 +292,8 @@ def causes(task, inputs, dtype, ours, measure):
             after = measure(ours, formula(task, inputs, dtype))
         if after < 0.8 * before or len(operations) > 1:
             found.append(f"{operations[0] if len(operations) == 1 else 'all'} {after:.2g}")
-    return f"{before:.2g}, in float64: " + ", ".join(found)
+    in_float32 = measure(ours, formula(task, inputs, torch.float32).to(dtype))
+    return f"{before:.2g}; in float64 " + ", ".join(found) + (f"; every step in float32 {in_float32:.2g}" if dtype == torch.bfloat16 else "")
 
 
 def one_rounding(dtype, result, *others):
@@ -340,15 +362,22 @@ def compare_run(run, is_full):
     inputs = {str(folder): tensors_of(folder) for folder in names.values()}
     theirs, ours = tensors_of(place / "mergekit"), tensors_of(place / "ours")
     assert theirs.keys() == ours.keys(), theirs.keys() ^ ours.keys()
-    row = Row(dtype)
+    row, ordered = Row(dtype), Row(dtype)
     for name in theirs:
         assert ours[name]().dtype == theirs[name]().dtype == kind
         base, *models = (inputs[str(names[model])][name]().to(kind) for model in ("base", "medical", "general"))
         is_tie = at_threshold(method, settings, [model - base for model in models])
         exact = functools.cache(lambda name=name: formula(tasks[name], inputs, torch.float64))
+        n_ties = row.ties
         row.add(name, ours[name]().double(), theirs[name]().double(), base, is_tie, exact)
+        if row.ties > n_ties:
+            with lowest_index_first():
+                again = formula(tasks[name], inputs, kind).double()
+            ordered.add(name, ours[name]().double(), again, base, torch.zeros_like(is_tie), exact)
     print(row.line(run), kept_counts(place), flush=True)
-    if row.worst:
+    if row.ties:
+        print(ordered.line("    lowest index first"), flush=True)
+    if row.worst and not row.ties:
         base = inputs[str(names["base"])][row.worst]().to(kind)
 
         def distance(ours, theirs):
