@@ -258,7 +258,8 @@ def in_float64(operations):
         def call(*operands, **rest):
             if not operands[0].is_floating_point():
                 return function(*operands, **rest)
-            as_double = [operand.double() if isinstance(operand, torch.Tensor) else operand for operand in operands]
+            # A plain number counts as torch takes it, in float32.
+            as_double = [operand if isinstance(operand, int) else torch.as_tensor(operand).double() for operand in operands]
             return function(*as_double, **rest).to(operands[0].dtype)
 
         return call
@@ -292,8 +293,8 @@ def causes(task, inputs, dtype, ours, measure):
             after = measure(ours, formula(task, inputs, dtype))
         if after < 0.8 * before or len(operations) > 1:
             found.append(f"{operations[0] if len(operations) == 1 else 'all'} {after:.2g}")
-    in_float32 = measure(ours, formula(task, inputs, torch.float32).to(dtype))
-    return f"{before:.2g}; in float64 " + ", ".join(found) + (f"; every step in float32 {in_float32:.2g}" if dtype == torch.bfloat16 else "")
+    in_float64_all = measure(ours, formula(task, inputs, torch.float64).to(dtype))
+    return f"{before:.2g}; in float64 " + ", ".join(found) + (f"; every step in float64 {in_float64_all:.2g}" if dtype == torch.bfloat16 else "")
 
 
 def one_rounding(dtype, result, *others):
