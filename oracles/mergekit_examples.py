@@ -12,6 +12,7 @@ Expected on standard output of `aloe merge FILE --check --json`:
                          "tokens": {token: {"source": null, a model, {"kind": "zero"} or {"kind": "model_token", "model", "token" or "token_id"}, "force": bool}}},
    "groups": [{"tensors": [name, ...], "parameters": {name: value}, "base_model": model or null,
                "inputs": [{"model": name, "tensors": [source per tensor, ...], "parameters": {name: value}}, ...]}, ...]}
+Inputs stand in the order of the slice, the base among them (last, where `models` does not list it), with the parameters that its scope gives it.
 Compared per output tensor: inputs in their order, source tensors, parameters at 1e-9 relative, base model (where the method uses one), dtypes,
 tokenizer. Not compared: `int8_mask` (what mergekit's masks are stored in, without effect on the result) and `rescale_kind` (ours alone).
 """
