@@ -9,9 +9,10 @@ one tiny Llama folder with as many layers as the document asks for, and a tokeni
 Expected on standard output of `aloe merge FILE --check --json`:
   {"method": name, "dtype": name or null, "out_dtype": name or null,
    "tokenizer": null or {"source": "base", "union" or a model, "pad_to_multiple_of": n or null,
-                         "tokens": {token: {"source": null, a model, {"kind": "zero"} or {"kind": "model_token", "model", "token" or "token_id"}, "force": bool}}},
+                         "tokens": {token: {"source": a row, "force": bool}}},
    "groups": [{"tensors": [name, ...], "parameters": {name: value}, "base_model": model or null,
                "inputs": [{"model": name, "tensors": [source per tensor, ...], "parameters": {name: value}}, ...]}, ...]}
+A row is null, a model, {"kind": "zero"} or {"kind": "model_token", "model": a model, and "token": text or "token_id": n}.
 Inputs stand in the order of the slice, the base among them (last, where `models` does not list it), with the parameters that its scope gives it.
 Compared per output tensor: inputs in their order, source tensors, parameters at 1e-9 relative, base model (where the method uses one), dtypes,
 tokenizer. Not compared: `int8_mask` (what mergekit's masks are stored in, without effect on the result) and `rescale_kind` (ours alone).
@@ -161,7 +162,9 @@ def by_tensor(plan):
     for group in plan["groups"]:
         for at, name in enumerate(group["tensors"]):
             assert name not in found, f"{name} twice"
-            inputs = [{"model": source["model"], "tensor": source["tensors"][at], "parameters": known(source["parameters"])} for source in group["inputs"]]
+            inputs = [
+                {"model": source["model"], "tensor": source["tensors"][at], "parameters": known(source["parameters"])} for source in group["inputs"]
+            ]
             found[name] = {"base_model": group["base_model"], "parameters": known(group["parameters"]), "inputs": inputs}
     return found
 
@@ -200,9 +203,9 @@ def differences(ours, theirs, place=""):
     if is_number(ours) and is_number(theirs):
         return [] if math.isclose(ours, theirs, rel_tol=1e-9) else [f"{place}: ours {ours}, mergekit {theirs}"]
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        found = [f"{place}: ours alone has {key}" for key in ours.keys() - theirs.keys()]
-        found += [f"{place}: mergekit alone has {key}" for key in theirs.keys() - ours.keys()]
-        return found + [line for key in ours.keys() & theirs.keys() for line in differences(ours[key], theirs[key], f"{place} {key}")]
+        found = [f"{place}: ours alone has {key}" for key in sorted(ours.keys() - theirs.keys())]
+        found += [f"{place}: mergekit alone has {key}" for key in sorted(theirs.keys() - ours.keys())]
+        return found + [line for key in ours if key in theirs for line in differences(ours[key], theirs[key], f"{place} {key}")]
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
         return [line for at, pair in enumerate(zip(ours, theirs)) for line in differences(*pair, f"{place}[{at}]")]
     return [] if ours == theirs else [f"{place}: ours {ours}, mergekit {theirs}"]
@@ -217,11 +220,11 @@ def compare(settings, document):
     ours, message = check(document)
     if ours is None:
         return ("no JSON of ours" if "accepted" in message[0] else "REFUSED BY OURS"), message
-    found = differences({key: ours[key] for key in ("method", "dtype", "out_dtype")}, {key: theirs[key] for key in ("method", "dtype", "out_dtype")})
+    found = [line for key in ("method", "dtype", "out_dtype") for line in differences(ours[key], theirs[key], key)]
     found += differences(tokenizer_of(ours), tokenizer_of(theirs), "tokenizer")
     found += differences(by_tensor(ours), by_tensor(theirs))
     n_tensors, n_numbers = len(by_tensor(theirs)), sum(len(i["parameters"]) for t in by_tensor(theirs).values() for i in [t, *t["inputs"]])
-    return ("DIFFERENT" if found else f"equal, {n_tensors} tensors, {n_numbers} parameters"), found[:8]
+    return (f"DIFFERENT, {len(found)} places" if found else f"equal, {n_tensors} tensors, {n_numbers} parameters"), found[:8]
 
 
 def check(document):
