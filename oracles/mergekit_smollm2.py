@@ -259,7 +259,8 @@ def in_float64(operations):
             if not operands[0].is_floating_point():
                 return function(*operands, **rest)
             # A plain number counts as torch takes it, in float32.
-            as_double = [operand if isinstance(operand, int) else torch.as_tensor(operand).double() for operand in operands]
+            is_number = [isinstance(operand, (float, torch.Tensor)) for operand in operands]
+            as_double = [torch.as_tensor(x).double() if is_wide else x for x, is_wide in zip(operands, is_number)]
             return function(*as_double, **rest).to(operands[0].dtype)
 
         return call
