@@ -2,6 +2,7 @@
 
 Made with mergekit 0.1.5, torch 2.15 (CPU), transformers 5.23, numpy 2.4, Python 3.11, PYTHONHASHSEED=0, HF_HUB_OFFLINE=1.
 Run: python oracles/mergekit_smollm2.py make MODEL.gguf | run [--full] [METHOD.DTYPE ...] | compare [--full] [METHOD.DTYPE ...]
+ALOE names another binary than target/release/aloe.
 Folders are kept under MERGEKIT_PARITY (default ~/.cache/aloe/mergekit-parity), none of them in the repository: the three models (f32 `master`,
 bf16 `model`), the same cut to six layers and the first 8192 rows of the embedding (`cut/`), and a folder of results per run. `run` merges
 what is not there yet with both programs; `compare` prints, over all tensors:
@@ -13,7 +14,8 @@ what is not there yet with both programs; `compare` prints, over all tensors:
   ties    elements that differ and of which some model's |change| equals that tensor's k-th magnitude: torch leaves open which of them it keeps
   kept    elements kept by each model: ours, mergekit's
   ours, theirs  rms distance to mergekit's formula in float64, in roundings, over the tensors with `more` (0.29 is the least in bf16)
-Below a row with `ties`: the same of the tensors that have such, with mergekit run again so that equal magnitudes are taken from the lowest index on.
+Below a row with `ties`: the tensors that have such, with mergekit run again so that equal magnitudes are taken from the lowest index on. float64
+knows no equal magnitudes and selects others, so the columns of truth say nothing there.
 Below a row with `more`: the tensor that is farthest apart, its largest distance in roundings, and what is left of it when mergekit runs again
 with one of torch's operations computed in float64 and rounded once, so that the operation that loses the digits is named.
 """
@@ -379,13 +381,15 @@ def compare_run(run, is_full):
     print(row.line(run), kept_counts(place), flush=True)
     if row.ties:
         print(ordered.line("    lowest index first"), flush=True)
-    if row.worst and not row.ties:
-        base = inputs[str(names["base"])][row.worst]().to(kind)
+    judged, order = (ordered, lowest_index_first) if row.ties else (row, contextlib.nullcontext)
+    if judged.worst:
+        base = inputs[str(names["base"])][judged.worst]().to(kind)
 
         def distance(ours, theirs):
             return ((ours.double() - theirs.double()).abs() / one_rounding(dtype, theirs, ours, base)).max().item()
 
-        print(f"    {row.worst}: {causes(tasks[row.worst], inputs, kind, ours[row.worst](), distance)}", flush=True)
+        with order():
+            print(f"    {judged.worst}: {causes(tasks[judged.worst], inputs, kind, ours[judged.worst](), distance)}", flush=True)
 
 
 def compare(runs, is_full):
