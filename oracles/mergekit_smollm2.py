@@ -2,18 +2,26 @@
 
 Made with mergekit 0.1.5, torch 2.15 (CPU), transformers 5.23, numpy 2.4, Python 3.11, PYTHONHASHSEED=0, HF_HUB_OFFLINE=1.
 Run: python oracles/mergekit_smollm2.py make MODEL.gguf | run [--full] [METHOD.DTYPE ...] | compare [--full] [METHOD.DTYPE ...]
+ALOE names another binary than target/release/aloe.
 Folders are kept under MERGEKIT_PARITY (default ~/.cache/aloe/mergekit-parity), none of them in the repository: the three models (f32 `master`,
 bf16 `model`), the same cut to six layers and the first 8192 rows of the embedding (`cut/`), and a folder of results per run. `run` merges
 what is not there yet with both programs; `compare` prints, over all tensors:
-  value   largest |ours - mergekit| / |mergekit|, of elements above a thousandth of their tensor's rms
-  rms     largest |ours - mergekit| / max(|mergekit|, rms of the tensor), of all elements
-  one, more  bf16: elements that differ by one rounding and by more. A rounding is one step of bfloat16 at the largest of |result|, |base|
+  value   largest |ours - mergekit| / max(|mergekit|, a thousandth of the tensor's rms)
+  rms     largest |ours - mergekit| / max(|mergekit|, rms of the tensor)
+  one, more  elements that differ by at most one rounding and by more. A rounding is one step of bfloat16 at the largest of |result|, |base|; in
+          f32 it is 1e-6 of what `value` divides by, so of the element itself
+  farther  of `more`, those where ours is farther than mergekit's from mergekit's own formula run in float64 (by over half a rounding)
   ties    elements that differ and of which some model's |change| equals that tensor's k-th magnitude: torch leaves open which of them it keeps
   kept    elements kept by each model: ours, mergekit's
-  truth   distance to the same formula in float64, ours and mergekit's: in bf16 the rms over all elements in roundings (0.29 is the least that
-          rounding allows), in f32 the largest of the column `rms`, over the tensors where that exceeds 1e-6
+  ours, theirs  rms distance to mergekit's formula in float64, in roundings, over the tensors with `more` (0.29 is the least in bf16)
+Below a row with `ties`: the tensors that have such, with mergekit run again so that equal magnitudes are taken from the lowest index on. float64
+knows no equal magnitudes and selects others, so the columns of truth say nothing there.
+Below a row with `more`: the tensor that is farthest apart, its largest distance in roundings, and what is left of it when mergekit runs again
+with one of torch's operations computed in float64 and rounded once, so that the operation that loses the digits is named.
 """
 
+import contextlib
+import functools
 import importlib.metadata
 import json
 import os
@@ -24,7 +32,7 @@ import sys
 
 ROOT = pathlib.Path(os.environ.get("MERGEKIT_PARITY", pathlib.Path.home() / ".cache/aloe/mergekit-parity"))
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-ALOE = REPOSITORY / "target/release/aloe"
+ALOE = pathlib.Path(os.environ.get("ALOE", REPOSITORY / "target/release/aloe"))
 LAYERS, ROWS = 6, 8192
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 TWO = "models:\n- model: medical\n  parameters: {weight: 0.4}\n- model: general\n  parameters: {weight: 0.8}\n"
@@ -57,6 +65,7 @@ METHODS = {
     "della": TWO + OVER + "merge_method: della\n",
     "della_linear": TWO + OVER + "merge_method: della_linear\n",
 }
+OPERATIONS = ["vector_norm", "sum", "mean", "var", "dot", "acos", "arccos", "sin", "__rtruediv__"]
 FULL = ["linear.f32", "ties.f32", "ties.bf16", "dare_ties.bf16"]
 
 
@@ -179,10 +188,6 @@ def merge_both(runs, is_full):
             print(f"{run}: ours {time.time() - started:.0f} s", flush=True)
 
 
-def density_of(model, settings):
-    return next(entry for entry in settings["models"] if entry["model"].endswith(model))["parameters"].get("density", 1.0)
-
-
 def kth(values, k):
     """The k-th largest magnitude; nothing above the first."""
     import torch
@@ -202,135 +207,199 @@ def at_threshold(method, settings, deltas):
         return variance == kth(variance, int(torch.count_nonzero(variance) * 0.6))
     if not method.startswith(("ties", "breadcrumbs")):
         return found
-    for model, delta in zip(("medical", "general"), deltas):
-        target = int(density_of(model, settings) * n)
+    for entry, delta in zip(settings["models"], deltas):
+        target = int(entry["parameters"].get("density", 1.0) * n)
         n_top = min(int(0.05 * n), n - target) if method.startswith("breadcrumbs") else 0
         for k in [n_top, n_top + target] if n_top else [max(1, target)]:
             found |= delta.abs().float() == kth(delta, k)
     return found
 
 
-def truth(method, base, models):
-    """The formula in float64 on the stored inputs, for the methods whose rounding differs."""
+def planned(settings):
+    """mergekit's own task per output tensor, with the parameters it resolved: run on other numbers, it is the same formula."""
+    from mergekit.architecture import get_architecture_info
+    from mergekit.config import MergeConfiguration
+    from mergekit.io.tasks import LoaderCache
+    from mergekit.merge import _model_out_config
+    from mergekit.options import MergeOptions
+    from mergekit.plan import MergePlanner
+
+    config, options = MergeConfiguration.model_validate(settings), MergeOptions(lazy_unpickle=True)
+    architecture = get_architecture_info(config, options)
+    LoaderCache().setup(options=options)
+    planner = MergePlanner(config, architecture, options, _model_out_config(config, architecture))
+    return {save.tensor_name: save.tensor_task for save in planner.plan_to_disk("") if hasattr(save, "tensor_name")}
+
+
+def formula(task, inputs, dtype):
+    """What mergekit computes of one tensor from the inputs, read in `dtype`."""
+    tensors = {}
+    for model, weight in task.gather_tensors.weight_info.items():
+        tensors[model] = inputs[model.model.path][weight.name]().to(dtype)
+    return task.execute(tensors=tensors)
+
+
+@contextlib.contextmanager
+def replaced(functions):
+    """Within, functions of torch are others: (place, name) to what takes the function's place, made from it."""
+    kept = {(place, name): getattr(place, name) for place, name in functions}
+    try:
+        for (place, name), function in kept.items():
+            setattr(place, name, functions[place, name](function))
+        yield
+    finally:
+        for (place, name), function in kept.items():
+            setattr(place, name, function)
+
+
+def in_float64(operations):
+    """These operations of torch compute in float64 and round their result to the dtype of their first operand."""
     import torch
 
-    b, xs = base.double(), [model.double() for model in models]
-    if method == "karcher":
-        xs = [b, *xs]
-        norms = [x.norm() for x in xs]
-        units = [x / norm for x, norm in zip(xs, norms)]
-        mean = sum(units) / len(units)
-        mean /= mean.norm()
-        for _ in range(10):
-            tangent = torch.zeros_like(mean)
-            for unit in units:
-                cosine = (mean * unit).sum().clamp(-1, 1)
-                theta = torch.arccos(cosine)
-                if theta >= 1e-5:
-                    tangent += theta / theta.sin() * (unit - cosine * mean) / len(units)
-            step = tangent.norm()
-            if step < 1e-5:
-                break
-            mean = step.cos() * mean + step.sin() * tangent / step
-            mean /= mean.norm()
-        return sum(norms) / len(norms) * mean
-    is_free = method.endswith("_free")
-    origin = torch.zeros_like(b) if is_free else b
-    xs = [x - origin for x in xs]
-    if method.startswith("multislerp"):
-        weights = [0.4 / 1.2, 0.8 / 1.2]
-        norms = [x.norm() for x in xs]
-        units = [x / norm for x, norm in zip(xs, norms)]
-        mean = sum(w * u for w, u in zip(weights, units))
-        mean /= mean.norm()
-        tangent = sum(w * (u - (u * mean).sum() * mean) for w, u in zip(weights, units))
-        step = tangent.norm()
-        return origin + sum(w * n for w, n in zip(weights, norms)) * (mean * step.cos() + tangent * (step.sin() / step))
-    if method.startswith("nuslerp"):
-        if method.endswith("_rows"):
-            dims = -1
-        elif method.endswith("_columns"):
-            dims = 0
-        else:
-            dims = None
-        norm = lambda x: x.norm() if dims is None else x.norm(dim=dims, keepdim=True)
-        unit = [x / norm(x).clamp(min=1e-7) for x in xs]
-        product = unit[0] * unit[1]
-        cosine = (product.sum() if dims is None else product.sum(dim=dims, keepdim=True)).clamp(-1, 1)
-        theta, part = torch.arccos(cosine), 0.8 / 1.2
-        arc = (((1 - part) * theta).sin() * xs[0] + (part * theta).sin() * xs[1]) / theta.sin()
-        return origin + torch.where(1 - cosine**2 <= 1e-16, (1 - part) * xs[0] + part * xs[1], arc)
-    if method.startswith("model_stock"):
-        rows = (lambda x: x.sum(dim=-1, keepdim=True)) if method.endswith("_rows") else (lambda x: x.sum())
-        scale = (rows(xs[0] ** 2) * rows(xs[1] ** 2)).sqrt().clamp(min=1e-6)
-        cosine = (rows(xs[0] * xs[1]) / scale).clamp(-1, 1)
-        place = 2 * cosine / (1 + cosine)
-        return b + place * (xs[0] + xs[1]) / 2
-    if method == "sce_all":
-        weights = [(x**2).mean() for x in xs]
-        total = sum(weights)
-        weights = [w / total if total > 1e-6 else total * 0 + 0.5 for w in weights]
-        vote = sum(xs) >= 0
-        agree = [(x != 0) & ((x > 0) == vote) for x in xs]
-        divisor = sum(w * a for w, a in zip(weights, agree)).clamp(min=1e-6)
-        return b + sum(w * x * a for w, x, a in zip(weights, xs, agree)) / divisor
-    return None
+    def wide(function):
+        def call(*operands, **rest):
+            if not operands[0].is_floating_point():
+                return function(*operands, **rest)
+            # A plain number counts as torch takes it, in float32.
+            is_number = [isinstance(operand, (float, torch.Tensor)) for operand in operands]
+            as_double = [torch.as_tensor(x).double() if is_wide else x for x, is_wide in zip(operands, is_number)]
+            return function(*as_double, **rest).to(operands[0].dtype)
+
+        return call
+
+    places = {"vector_norm": [torch.linalg], "__rtruediv__": [torch.Tensor]}
+    return replaced({(place, name): wide for name in operations for place in places.get(name, [torch, torch.Tensor])})
+
+
+def lowest_index_first():
+    """Sorts and selections take equal values from the lowest index on, which torch leaves open."""
+    import torch
+
+    def order(values, descending):
+        down = sort(values, descending=True, stable=True)
+        return down if descending else type(down)((down.values.flip(0), down.indices.flip(0)))
+
+    sort = torch.sort
+    topk = lambda values, k, largest: torch.return_types.topk([part[:k] for part in order(values, True)])
+    functions = {"sort": order, "argsort": lambda values, descending: order(values, descending).indices, "topk": topk}
+    return replaced({(torch, name): (lambda _, function=function: function) for name, function in functions.items()})
+
+
+def causes(task, inputs, dtype, ours, measure):
+    """How far ours is from mergekit with one operation after the other in float64, those of any effect, and with all of them."""
+    import torch
+
+    before = measure(ours, formula(task, inputs, dtype))
+    found = []
+    for operations in [[name] for name in OPERATIONS] + [OPERATIONS]:
+        with in_float64(operations):
+            after = measure(ours, formula(task, inputs, dtype))
+        if after < 0.8 * before or len(operations) > 1:
+            found.append(f"{operations[0] if len(operations) == 1 else 'all'} {after:.2g}")
+    in_float64_all = measure(ours, formula(task, inputs, torch.float64).to(dtype))
+    return f"{before:.2g}; in float64 " + ", ".join(found) + (f"; every step in float64 {in_float64_all:.2g}" if dtype == torch.bfloat16 else "")
+
+
+def one_rounding(dtype, result, *others):
+    """How far apart two values may be per element: a step of bfloat16 at the largest of all that are given; in f32 1e-6 of the result."""
+    import torch
+
+    size = result.double().square().mean().sqrt()
+    if dtype == "f32":
+        return 1e-6 * result.double().abs().maximum(size / 1000)
+    largest = functools.reduce(torch.maximum, [value.double().abs() for value in (result, *others)]).clamp(min=1e-30)
+    return 2.0 ** (largest.log2().floor() - 7)
+
+
+class Row:
+    """What is counted over the tensors of one run."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        self.n = self.differ = self.one = self.more = self.farther = self.ties = 0
+        self.value = self.rms = self.most = 0.0
+        self.squares, self.n_judged = [0.0, 0.0], 0
+        self.worst = None
+
+    def add(self, name, ours, theirs, base, is_tie, exact):
+        """One tensor, in float64; `exact` gives its float64 values where they are asked for."""
+        apart = (ours - theirs).abs()
+        size = theirs.square().mean().sqrt()
+        self.n += ours.numel()
+        self.differ += int((apart > 0).sum())
+        self.ties += int((is_tie & (apart > 0)).sum())
+        apart[is_tie] = 0
+        self.value = max(self.value, (apart / theirs.abs().maximum(size / 1000)).max().item())
+        self.rms = max(self.rms, (apart / theirs.abs().maximum(size)).max().item())
+        rounding = one_rounding(self.dtype, theirs, ours, base)
+        steps = apart / rounding
+        n_more = int((steps > 1).sum())
+        self.more += n_more
+        self.one += int(((steps > 0) & (steps <= 1)).sum()) if self.dtype == "bf16" else 0
+        if n_more and steps.max().item() > self.most:
+            self.most, self.worst = steps.max().item(), name
+        if not n_more:
+            return
+        rounding = rounding.maximum(one_rounding(self.dtype, exact()))
+        errors = [(result - exact()).abs() for result in (ours, theirs)]
+        self.farther += int(((steps > 1) & (errors[0] > errors[1] + rounding / 2)).sum())
+        for index, error in enumerate(errors):
+            error = (error / rounding)[~is_tie]
+            self.squares[index] += error.square().sum().item()
+        self.n_judged += int((~is_tie).sum())
+
+    def line(self, run):
+        truth = [f"{(square / self.n_judged) ** 0.5:.3f}" for square in self.squares] if self.n_judged else ["", ""]
+        numbers = f"{self.n:>10} {self.value:8.1e} {self.rms:8.1e} {self.differ:>9} {self.one:>9} {self.more:>8} {self.farther:>8}"
+        return f"{run:22} {numbers} {self.ties:>7} {truth[0]:>7} {truth[1]:>7}"
+
+
+def compare_run(run, is_full):
+    import torch
+
+    method, dtype = run.split(".")
+    kind = getattr(torch, DTYPES[dtype])
+    place = ROOT / ("full" if is_full else "results") / run
+    settings = settings_of(run, is_full)
+    tasks = planned(settings)
+    names = folders(is_full, dtype)
+    inputs = {str(folder): tensors_of(folder) for folder in names.values()}
+    theirs, ours = tensors_of(place / "mergekit"), tensors_of(place / "ours")
+    assert theirs.keys() == ours.keys(), theirs.keys() ^ ours.keys()
+    row, ordered = Row(dtype), Row(dtype)
+    for name in theirs:
+        assert ours[name]().dtype == theirs[name]().dtype == kind
+        base, *models = (inputs[str(names[model])][name]().to(kind) for model in ("base", "medical", "general"))
+        is_tie = at_threshold(method, settings, [model - base for model in models])
+        exact = functools.cache(lambda name=name: formula(tasks[name], inputs, torch.float64))
+        n_ties = row.ties
+        row.add(name, ours[name]().double(), theirs[name]().double(), base, is_tie, exact)
+        if row.ties > n_ties:
+            with lowest_index_first():
+                again = formula(tasks[name], inputs, kind).double()
+            ordered.add(name, ours[name]().double(), again, base, torch.zeros_like(is_tie), exact)
+    print(row.line(run), kept_counts(place), flush=True)
+    if row.ties:
+        print(ordered.line("    lowest index first"), flush=True)
+    judged, order = (ordered, lowest_index_first) if row.ties else (row, contextlib.nullcontext)
+    if judged.worst:
+        base = inputs[str(names["base"])][judged.worst]().to(kind)
+
+        def distance(ours, theirs):
+            return ((ours.double() - theirs.double()).abs() / one_rounding(dtype, theirs, ours, base)).max().item()
+
+        with order():
+            print(f"    {judged.worst}: {causes(tasks[judged.worst], inputs, kind, ours[judged.worst](), distance)}", flush=True)
 
 
 def compare(runs, is_full):
     import torch
 
     torch.set_num_threads(1)
-    print(f"{'run':24} {'elements':>10} {'value':>8} {'rms':>8} {'differ':>9} {'one':>9} {'more':>7} {'ties':>7}  kept, truth")
+    columns = f"{'elements':>10} {'value':>8} {'rms':>8} {'differ':>9} {'one':>9} {'more':>8} {'farther':>8} {'ties':>7} {'ours':>7} {'theirs':>7}"
+    print(f"{'run':22} {columns}  kept")
     for run in runs:
-        method, dtype = run.split(".")
-        place = ROOT / ("full" if is_full else "results") / run
-        settings = settings_of(run, is_full)
-        inputs = {name: tensors_of(folder) for name, folder in folders(is_full, dtype).items()}
-        theirs, ours = tensors_of(place / "mergekit"), tensors_of(place / "ours")
-        assert theirs.keys() == ours.keys(), theirs.keys() ^ ours.keys()
-        counts = {"n": 0, "differ": 0, "one": 0, "more": 0, "ties": 0}
-        value = rms = 0.0
-        far, exceeding = [0.0, 0.0, 0], [0.0, 0.0]
-        worst = ""
-        for name in theirs:
-            a, b = ours[name]().double(), theirs[name]().double()
-            assert ours[name]().dtype == theirs[name]().dtype == getattr(torch, DTYPES[dtype])
-            counts["n"] += a.numel()
-            apart = (a - b).abs()
-            size = b.square().mean().sqrt()
-            counts["differ"] += int((apart > 0).sum())
-            base, *models = (inputs[model][name]().to(getattr(torch, DTYPES[dtype])) for model in ("base", "medical", "general"))
-            ties = at_threshold(method, settings, [model - base for model in models]) & (apart > 0)
-            counts["ties"] += int(ties.sum())
-            apart[ties] = 0
-            large = b.abs() >= size / 1000
-            unit = torch.maximum(b.abs(), size)
-            here = (apart / unit).max().item()
-            if dtype == "f32" and here > 1e-6 and (exact := truth(method, base, models)) is not None:
-                for index, result in enumerate((a, b)):
-                    exceeding[index] = max(exceeding[index], ((result - exact).abs() / unit).max().item())
-            if here > rms:
-                rms, worst = here, name
-            if large.any():
-                value = max(value, (apart[large] / b.abs()[large]).max().item())
-            largest = torch.maximum(torch.maximum(a.abs(), b.abs()), base.double().abs()).clamp(min=1e-30)
-            step = 2.0 ** (largest.log2().floor() - 7)
-            if dtype == "bf16":
-                steps = apart / step
-                counts["one"] += int(((steps > 0) & (steps <= 1)).sum())
-                counts["more"] += int((steps > 1).sum())
-                if (exact := truth(method, base, models)) is not None:
-                    for index, result in enumerate((a, b)):
-                        far[index] += ((result - exact) / step).square().sum().item()
-                    far[2] += a.numel()
-        note = kept_counts(place) + (f" truth {(far[0] / far[2]) ** 0.5:.3f} {(far[1] / far[2]) ** 0.5:.3f}" if far[2] else "")
-        note += f" truth {exceeding[0]:.1e} {exceeding[1]:.1e}" if exceeding[1] else ""
-        print(
-            f"{run:24} {counts['n']:>10} {value:8.1e} {rms:8.1e} {counts['differ']:>9} {counts['one']:>9} {counts['more']:>7} "
-            f"{counts['ties']:>7}  {note} {worst if rms > 1e-6 and dtype == 'f32' else ''}",
-            flush=True,
-        )
+        compare_run(run, is_full)
 
 
 def kept_counts(place):

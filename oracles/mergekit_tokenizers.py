@@ -1,10 +1,12 @@
 """mergekit's tokenizer unions against ours on real vocabularies: ids, tokens, and every row of the embedding and the head.
 
 Made with mergekit 0.1.5, torch 2.15 (CPU), transformers 5.23, Python 3.11, PYTHONHASHSEED=0, HF_HUB_OFFLINE=1.
-Run: python oracles/mergekit_tokenizers.py NAME=TOKENIZER_FOLDER ...
+Run: python oracles/mergekit_tokenizers.py NAME=TOKENIZER_FOLDER ...      (ALOE names another binary than target/release/aloe)
 Per tokenizer three Llama checkpoints of width 8: `base` with the vocabulary, `chat` with tokens added behind it, `spare` with other tokens added
 and rows that no token uses. Each is merged in f32 under every rule below by both programs; the table counts the rows that differ, those of
-tokens that some model lacks apart.
+tokens that some model lacks apart. mergekit numbers new tokens in the order of a Python set of its models, so by PYTHONHASHSEED; where ids
+differ, it merges again with that set in the order of the configuration, which is ours. Not here: `tokens` that are new with `source: base` and a
+base without spare rows, where mergekit stops with a KeyError (it adds the tokens to the very vocabulary that it takes for the base's).
 """
 
 import json
@@ -23,7 +25,7 @@ from mergekit.options import MergeOptions
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
-ALOE = pathlib.Path(__file__).resolve().parent.parent / "target/release/aloe"
+ALOE = pathlib.Path(os.environ.get("ALOE", pathlib.Path(__file__).resolve().parent.parent / "target/release/aloe"))
 ADDED = {"base": [], "chat": ["<|begin_user|>", "<|begin_doctor|>", "<|done|>"], "spare": ["<|cite|>", "<|done|>"]}
 LINEAR = "merge_method: linear\nparameters: {weight: 1}\nbase_model: base\n"
 RULES = {
@@ -32,6 +34,11 @@ RULES = {
     "union of three": LINEAR + "models: [{model: base}, {model: chat}, {model: spare}]\ntokenizer_source: union\n",
     "of one model": LINEAR + "models: [{model: base}, {model: chat}]\ntokenizer_source: chat\n",
     "base, task vectors": "merge_method: task_arithmetic\nparameters: {weight: 0.5}\nbase_model: base\nmodels: [{model: chat}, {model: spare}]\ntokenizer_source: base\n",
+    "of the spare one, padded": LINEAR + "models: [{model: base}, {model: spare}]\ntokenizer: {source: spare, pad_to_multiple_of: 128}\n",
+    "union, task vectors": "merge_method: task_arithmetic\nparameters: {weight: 0.5}\nbase_model: base\nmodels: [{model: chat}, {model: base}]\ntokenizer_source: union\n",
+    "rows by id, forced": LINEAR + "models: [{model: base}, {model: chat}]\ntokenizer:\n  source: union\n  tokens:\n"
+    "    the: {source: {kind: zero}, force: true}\n    <|done|>: {source: chat}\n    <|new|>: {source: {kind: zero}}\n"
+    "    <|begin_user|>: {source: {kind: model_token, model: base, token_id: 5}, force: true}\n",
     "rows by token": LINEAR + "models: [{model: base}, {model: chat}]\ntokenizer:\n  source: union\n  tokens:\n"
     "    <|done|>: {source: chat, force: true}\n    <|begin_user|>: {source: {kind: zero}}\n"
     "    <|begin_doctor|>: {source: {kind: model_token, model: base, token: the}}\n",
@@ -61,14 +68,31 @@ def write(folder, tokenizer_folder, name):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def merge_theirs(text, root):
+    shutil.rmtree(root / "theirs", ignore_errors=True)
+    settings = MergeConfiguration.model_validate(yaml.safe_load(text + "dtype: float32\n"))
+    run_merge(settings, str(root / "theirs"), MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False))
+
+
 def run(text, root):
-    settings = yaml.safe_load(text + "dtype: float32\n")
-    for out in ("theirs", "ours"):
-        shutil.rmtree(root / out, ignore_errors=True)
-    options = MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False)
-    run_merge(MergeConfiguration.model_validate(settings), str(root / "theirs"), options)
+    """Both merge; the verdict, with mergekit's models in listed order as well where that matters."""
+    merge_theirs(text, root)
+    shutil.rmtree(root / "ours", ignore_errors=True)
     (root / "merge.yml").write_text(text + "dtype: float32\n")
     subprocess.run([ALOE, "merge", "merge.yml", "ours", "--threads", "1"], check=True, capture_output=True)
+    verdict = compared(text, root)
+    if "ids not" not in verdict:
+        return verdict
+    of_set = MergeConfiguration.referenced_models
+    MergeConfiguration.referenced_models = lambda settings: sorted(of_set(settings), key=lambda model: text.index(f"{{model: {model}}}"))
+    try:
+        merge_theirs(text, root)
+    finally:
+        MergeConfiguration.referenced_models = of_set
+    return f"{verdict}\n{'':33} in listed order {compared(text, root)}"
+
+
+def compared(text, root):
     vocabularies = [Tokenizer.from_file(str(root / out / "tokenizer.json")).get_vocab() for out in ("theirs", "ours")]
     theirs, ours = (load_file(root / out / "model.safetensors") for out in ("theirs", "ours"))
     known = [Tokenizer.from_file(str(root / name / "tokenizer.json")).get_vocab() for name in ADDED if name in text]
