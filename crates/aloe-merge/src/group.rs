@@ -2,7 +2,7 @@
 
 use crate::config::{MergeDtype, TensorParameters};
 use crate::source::Source;
-use crate::tile::{Rounding, dot, run, tiles};
+use crate::tile::{Rounding, dot, dots, run, tiles};
 use crate::{Error, Result};
 use aloe_tensor::Isa;
 use std::ops::Range;
@@ -88,6 +88,10 @@ impl Group {
     pub(crate) fn gram(&self, read: impl Fn(&Range<usize>) -> Result<Vec<Vec<f32>>> + Sync) -> Result<Vec<Vec<f64>>> {
         let parts = self.fold(|range| {
             let vectors = read(&range)?;
+            if let [a, b] = &vectors[..] {
+                let [of_a, mixed, of_b] = dots(a, b);
+                return Ok(vec![vec![of_a, mixed], vec![mixed, of_b]]);
+            }
             let mut products = vec![vec![0.0f64; vectors.len()]; vectors.len()];
             for (i, a) in vectors.iter().enumerate() {
                 for (j, b) in vectors.iter().enumerate().take(i + 1) {

@@ -208,12 +208,15 @@ struct Outputs {
 
 impl Outputs {
     fn create(out: &Path, plan: &MergePlan, options: &MergeOptions) -> Result<Self> {
-        let model = CheckpointWriter::create_stored(&out.join("model"), &plan.config, plan.out_dtype.stored())?;
-        let master = match options.write_master {
-            true => Some(CheckpointWriter::create_stored(&out.join("master"), &plan.config, FileDtype::F32)?),
-            false => None,
+        let create = |name: &str, dtype: FileDtype| -> Result<CheckpointWriter> {
+            let mut writer = CheckpointWriter::create_stored(&out.join(name), &plan.config, dtype)?;
+            if plan.threads > 1 {
+                writer.follow()?;
+            }
+            Ok(writer)
         };
-        Ok(Self { model, master })
+        let master = options.write_master.then(|| create("master", FileDtype::F32)).transpose()?;
+        Ok(Self { model: create("model", plan.out_dtype.stored())?, master })
     }
 
     /// Merges one tensor: what the method must know of the whole, then tile after tile from the inputs to the files.
@@ -252,6 +255,8 @@ impl Outputs {
             }
             Ok(sums)
         })?;
+        self.model.written(name)?;
+        self.master.as_mut().map_or(Ok(()), |master| master.written(name))?;
         let stats = method::collect(parts.into_iter().flatten().collect(), &group);
         // A mask may have dropped the element that is not finite.
         if stats.as_ref().is_some_and(|stats| !stats.is_finite()) {

@@ -46,6 +46,8 @@ fn delta<R: Rounding>(group: &Group, input: usize, base: &[f32], range: &Range<u
 pub(crate) enum Keep {
     /// Everything: density 1.
     All,
+    /// Nothing: density 0.
+    Nothing,
     /// The largest (TIES).
     Largest(Top),
     /// The largest but for the very largest (Breadcrumbs): those in the first and not in the second.
@@ -61,6 +63,7 @@ impl Keep {
     pub(crate) fn fill(&self, vector: &TaskVector<'_>, start: usize, delta: &[f32], kept: &mut [bool]) -> Result<()> {
         match self {
             Self::All => kept.fill(true),
+            Self::Nothing => kept.fill(false),
             Self::Random(mask) => mask.fill(start, kept),
             Self::Largest(top) => top.fill(start, delta, kept),
             Self::Between(outer, inner) => {
@@ -92,7 +95,7 @@ pub(crate) enum Scale {
 pub(crate) fn scale(vector: &TaskVector<'_>, keep: &Keep, rescale: Option<RescaleKind>) -> Result<Scale> {
     let group = vector.group;
     match (keep, rescale) {
-        (Keep::All, _) | (_, None) => Ok(Scale::None),
+        (Keep::All | Keep::Nothing, _) | (_, None) => Ok(Scale::None),
         (Keep::ByRank(_), Some(RescaleKind::Density)) => Ok(Scale::DivideByProbability),
         (_, Some(RescaleKind::Density)) => {
             Ok(Scale::Divide(group.parameters.input(vector.input, Parameter::Density) as f32))

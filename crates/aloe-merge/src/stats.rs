@@ -67,6 +67,9 @@ impl TileSums {
     /// Counts where at least two of the vectors of `n` elements are not zero, and where these have one sign.
     #[inline(always)]
     pub(crate) fn compare<'a>(&mut self, deltas: impl Iterator<Item = &'a [f32]> + Clone, n: usize) {
+        if deltas.clone().nth(1).is_none() {
+            return;
+        }
         for start in (0..n).step_by(BLOCK) {
             let block = start..(start + BLOCK).min(n);
             let (mut positive, mut negative) = ([0u32; BLOCK], [0u32; BLOCK]);

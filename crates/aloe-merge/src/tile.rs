@@ -108,6 +108,29 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
     )
 }
 
+/// [`dot`] of `a` with itself, of `a` and `b`, and of `b` with itself, in one pass.
+pub(crate) fn dots(a: &[f32], b: &[f32]) -> [f64; 3] {
+    Isa::wide(
+        #[inline(always)]
+        || {
+            let mut lanes = [[0.0f64; LANES]; 3];
+            let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+            let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+            for (a, b) in a_chunks.iter().zip(b_chunks) {
+                let (a, b) = (a.map(f64::from), b.map(f64::from));
+                for lane in 0..LANES {
+                    lanes[0][lane] += a[lane] * a[lane];
+                    lanes[1][lane] += a[lane] * b[lane];
+                    lanes[2][lane] += b[lane] * b[lane];
+                }
+            }
+            let rest = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+            let rests = [rest(a_rest, a_rest), rest(a_rest, b_rest), rest(b_rest, b_rest)];
+            std::array::from_fn(|at| lanes[at].iter().sum::<f64>() + rests[at])
+        },
+    )
+}
+
 /// Sum in f64, in eight lanes.
 pub(crate) fn sum(values: &[f32]) -> f64 {
     Isa::wide(
@@ -212,6 +235,9 @@ mod tests {
         for n in [0, 1, 7, 8, 9, 100] {
             let values: Vec<f32> = (0..n).map(|i| (i as f32) - 20.0).collect();
             assert_eq!(dot(&values, &values), values.iter().map(|v| f64::from(v * v)).sum::<f64>());
+            let others: Vec<f32> = values.iter().map(|v| v * 0.37).collect();
+            let expected = [dot(&values, &values), dot(&values, &others), dot(&others, &others)];
+            assert_eq!(dots(&values, &others), expected);
             assert_eq!(sum_of_magnitudes(&values), values.iter().map(|v| f64::from(v.abs())).sum::<f64>());
         }
     }

@@ -7,6 +7,7 @@
 use crate::float::{f32_to_bf16, first_non_finite};
 use crate::safetensors::FileDtype;
 use crate::{Error, Result};
+use aloe_record::following::Following;
 use aloe_tensor::Dtype;
 use std::collections::HashMap;
 use std::fs::File;
@@ -25,6 +26,8 @@ pub struct SafeTensorsWriter {
     file: File,
     dtype: FileDtype,
     slots: HashMap<String, Slot>,
+    /// Hashes the file behind the writers, up to the end of the last tensor that was written in order.
+    following: Option<(Following, u64)>,
 }
 
 struct Slot {
@@ -88,7 +91,24 @@ impl SafeTensorsWriter {
         file.write_all(&header).map_err(Error::io("write", path))?;
         // Reserving the length first turns most full disks into an error before hours of work.
         file.set_len(total).map_err(Error::io("extend", path))?;
-        Ok(Self { path: path.to_path_buf(), file, dtype, slots })
+        Ok(Self { path: path.to_path_buf(), file, dtype, slots, following: None })
+    }
+
+    /// Hashes the file from now on while it is written, in a thread of its own: see [`Following`]. Pays where tensors come in the file's
+    /// order, each told to [`Self::written`].
+    pub fn follow(&mut self) -> Result<()> {
+        let begin = self.slots.values().map(|slot| slot.offset).min().unwrap_or(0);
+        self.following = Some((Following::start(&self.path)?, begin));
+        Ok(())
+    }
+
+    /// Tells that all pieces of a tensor are written.
+    pub fn written(&mut self, name: &str) {
+        let (Some((following, end)), Some(slot)) = (&mut self.following, self.slots.get(name)) else { return };
+        if slot.offset == *end {
+            *end += (slot.n_elements * self.dtype.size_bytes()) as u64;
+            following.written_to(*end);
+        }
     }
 
     /// The place of a tensor that is to be written in pieces.
@@ -173,7 +193,11 @@ impl SafeTensorsWriter {
                 return Err(Error::tensor(&self.path, name, format!("has {found} of {expected} bytes written")));
             }
         }
-        self.file.sync_all().map_err(Error::io("sync", &self.path))
+        self.file.sync_all().map_err(Error::io("sync", &self.path))?;
+        if let Some((following, _)) = self.following {
+            following.finish()?;
+        }
+        Ok(())
     }
 
     fn claim(&mut self, name: &str, n_elements: usize) -> Result<u64> {

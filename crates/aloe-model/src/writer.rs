@@ -89,6 +89,17 @@ impl CheckpointWriter {
         self.shard_of(name)?.slot(name)
     }
 
+    /// Hashes the files while they are written: [`SafeTensorsWriter::follow`].
+    pub fn follow(&mut self) -> Result<()> {
+        self.shards.iter_mut().try_for_each(SafeTensorsWriter::follow)
+    }
+
+    /// Tells that all pieces of a tensor are written.
+    pub fn written(&mut self, name: &str) -> Result<()> {
+        self.shard_of(name)?.written(name);
+        Ok(())
+    }
+
     /// Writes one tensor given as bfloat16 bits.
     pub fn add_bf16(&mut self, name: &str, bits: &[u16]) -> Result<()> {
         self.shard_of(name)?.add_bf16(name, bits)

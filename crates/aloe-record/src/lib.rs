@@ -2,16 +2,18 @@
 //! the counter-based generator all randomness comes from, and the two handles every spine is given, [`Progress`] and
 //! [`Cancel`].
 //!
-//! Knows no model and no text. Reading order: `atomic`, `digest`, `log`, `shared_log`, `rng`, `progress`, `record`.
+//! Knows no model and no text. Reading order: `atomic`, `digest`, `stamp`, `following`, `log`, `shared_log`, `rng`, `progress`, `record`.
 
 pub mod atomic;
 pub mod digest;
 mod error;
+pub mod following;
 pub mod log;
 pub mod progress;
 pub mod record;
 pub mod rng;
 pub mod shared_log;
+pub mod stamp;
 
 pub use error::{Error, is_storage};
 pub use progress::{Cancel, Progress, tell};

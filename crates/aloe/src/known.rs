@@ -1,58 +1,17 @@
 //! Digests of large files that were hashed before, kept between processes in `known-files.log` of the cache folder: a merge of three
 //! 16-GB models, or an evaluation of one, begins at once the second time.
 //!
-//! A file is known by device, inode, size and the times of its last write and last change; the kernel sets the latter, and no program
-//! can set it back. For inputs alone that no record vouches for, whose digest is a name and not a check: what a stage wrote is hashed
+//! A file is known by its [`Stamp`]. For inputs alone that no record vouches for, whose digest is a name and not a check: what a stage wrote is hashed
 //! again whenever it is used, so that bytes which a disk lost are noticed.
 
 use aloe_record::digest;
 use aloe_record::shared_log::SharedLog;
+use aloe_record::stamp::{Stamp, wait_for_tick};
 use serde::{Deserialize, Serialize};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Smaller files are hashed in less than a tenth of a second.
 const SMALLEST_BYTES: u64 = 64 << 20;
-
-/// The kernel's clock for files ticks every 1 to 10 ms: a write within the tick of an earlier one leaves the same times.
-pub(crate) const TICK: Duration = Duration::from_millis(20);
-
-/// What changes when a file's content does.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct Stamp {
-    device: u64,
-    inode: u64,
-    n_bytes: u64,
-    written_ns: (i64, i64),
-    changed_ns: (i64, i64),
-}
-
-impl Stamp {
-    /// That of a file or folder now.
-    pub(crate) fn of(path: &Path) -> std::io::Result<Self> {
-        let metadata = path.metadata()?;
-        Ok(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            n_bytes: metadata.len(),
-            written_ns: (metadata.mtime(), metadata.mtime_nsec()),
-            changed_ns: (metadata.ctime(), metadata.ctime_nsec()),
-        })
-    }
-
-    /// Who the file is, whatever it holds: a rename keeps it.
-    pub(crate) fn inode(&self) -> (u64, u64) {
-        (self.device, self.inode)
-    }
-
-    /// Whether the file was changed so lately that a further change could leave the same times.
-    pub(crate) fn is_fresh(&self) -> bool {
-        let (seconds, nanoseconds) = self.changed_ns;
-        let at = Duration::new(seconds.unsigned_abs(), u32::try_from(nanoseconds).unwrap_or_default());
-        SystemTime::now().duration_since(UNIX_EPOCH).is_ok_and(|now| now < at + TICK)
-    }
-}
 
 /// A line of the log.
 #[derive(Serialize, Deserialize)]
@@ -78,7 +37,7 @@ pub(crate) fn digest(path: &Path, store: Option<&Path>) -> aloe_record::Result<S
 }
 
 fn one(path: &Path, store: Option<&Path>, known: &[Entry]) -> aloe_record::Result<String> {
-    let Some((store, mut before)) = store.zip(Stamp::of(path).ok()).filter(|(_, now)| now.n_bytes >= SMALLEST_BYTES)
+    let Some((store, mut before)) = store.zip(Stamp::of(path).ok()).filter(|(_, now)| now.n_bytes() >= SMALLEST_BYTES)
     else {
         return digest::file(path);
     };
@@ -86,7 +45,7 @@ fn one(path: &Path, store: Option<&Path>, known: &[Entry]) -> aloe_record::Resul
         return Ok(entry.sha256.clone());
     }
     if before.is_fresh() {
-        std::thread::sleep(TICK);
+        wait_for_tick();
         before = Stamp::of(path).unwrap_or(before);
     }
     let sha256 = digest::file(path)?;

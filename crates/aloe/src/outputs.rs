@@ -2,8 +2,8 @@
 //! bytes only while they are there. A file or folder is hashed once per process as long as nothing in it changes.
 
 use crate::failure::Failure;
-use crate::known::{Stamp, TICK};
-use aloe_record::{Record, digest};
+use aloe_record::stamp::{Stamp, wait_for_tick};
+use aloe_record::{Record, digest, following};
 use anyhow::Context as _;
 use serde_json::{Map, Value};
 use std::collections::{BTreeSet, HashMap};
@@ -83,7 +83,7 @@ fn digest_once(path: &Path) -> anyhow::Result<String> {
     let mut now = Vec::new();
     stamps(path, &mut now).with_context(|| format!("cannot read {}", path.display()))?;
     if now.iter().any(|(_, stamp)| stamp.is_fresh()) {
-        std::thread::sleep(TICK);
+        wait_for_tick();
         now.clear();
         stamps(path, &mut now).with_context(|| format!("cannot read {}", path.display()))?;
     }
@@ -95,7 +95,10 @@ fn digest_once(path: &Path) -> anyhow::Result<String> {
     if let Some((_, digest)) = known().get(&key).filter(|(then, _)| *then == now) {
         return Ok(digest.clone());
     }
-    let found = if path.is_dir() { digest::folder(path)? } else { digest::file(path)? };
+    let found = match path.is_dir() {
+        true => digest::folder_by(path, &following::digest_of)?,
+        false => following::digest_of(path)?,
+    };
     known().insert(key, (now, found.clone()));
     Ok(found)
 }

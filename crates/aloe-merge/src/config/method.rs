@@ -201,7 +201,7 @@ pub enum Sparsification {
 pub enum Parameter {
     /// Factor of a model.
     Weight,
-    /// Share of a task vector that is kept, in (0, 1].
+    /// Share of a task vector that is kept, in [0, 1].
     Density,
     /// Factor of the merged task vector.
     Lambda,
@@ -267,7 +267,7 @@ const NAMES: [(Parameter, &str, Range); 19] = [
 pub enum Range {
     /// Any finite number.
     Finite,
-    /// Above 0 and at most 1.
+    /// From 0 to 1.
     Share,
     /// At least 0 and below 1.
     Part,

@@ -118,7 +118,7 @@ fn all_mistakes_are_listed_at_once_with_their_lines() {
     let lines: Vec<usize> = found.iter().map(|(line, _)| *line).collect();
     assert_eq!(lines, [3, 4, 6, 7, 8, 9, 10, 11], "{found:#?}");
     for (index, expected) in [
-        "density must be a number above 0 and at most 1, found the integer 2",
+        "density must be a number from 0 to 1, found the integer 2",
         "found the integer 7; quote it",
         "unknown key weight of a model",
         "merge_method arcee_fusion of mergekit is not supported",
@@ -137,12 +137,11 @@ fn all_mistakes_are_listed_at_once_with_their_lines() {
 #[test]
 fn values_outside_their_range_are_refused() {
     for (parameters, expected) in [
-        ("density: 0", "above 0"),
-        ("density: 2", "at most 1"),
-        ("density: -0.1", "above 0"),
-        ("density: .nan", "above 0"),
-        ("density: [0.5, 1.5]", "at most 1"),
-        ("density: [{filter: mlp, value: 0}]", "above 0"),
+        ("density: 2", "from 0 to 1"),
+        ("density: -0.1", "from 0 to 1"),
+        ("density: .nan", "from 0 to 1"),
+        ("density: [0.5, 1.5]", "from 0 to 1"),
+        ("density: [{filter: mlp, value: -1}]", "from 0 to 1"),
         ("density: []", "empty list"),
         ("density: 2024-04-18", "the date"),
         ("weight: .inf", "finite"),

@@ -348,8 +348,8 @@ fn bad_inputs_are_refused_before_any_work() {
     let (dir, mut options) = models();
     let dir = dir.path();
     let good = dare("");
-    refused(&good.replace("density: 0.5", "density: 0"), &options, dir, "above 0 and at most 1");
-    refused(&good.replace("density: 0.5", "density: 2"), &options, dir, "above 0 and at most 1");
+    refused(&good.replace("density: 0.5", "density: -1"), &options, dir, "from 0 to 1");
+    refused(&good.replace("density: 0.5", "density: 2"), &options, dir, "from 0 to 1");
     refused(&good.replace("dare_ties", "ram"), &options, dir, "merge_method ram of mergekit is not supported");
     let small = MergeOptions { memory: 1 << 20, ..options.clone() };
     refused(&good, &small, dir, "a memory budget of 1 MB is too small");

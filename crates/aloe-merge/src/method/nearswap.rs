@@ -28,7 +28,8 @@ impl Kernel for Nearswap {
 fn step<R: Rounding>(t: f32, base: &[f32], other: &[f32], out: &mut [f32]) {
     for ((out, a), b) in out.iter_mut().zip(base).zip(other) {
         let distance = R::round(a - b).abs().max(R::round(SMALLEST));
-        let weight = R::round(t / distance).clamp(0.0, 1.0);
+        // torch divides a number by a tensor as the tensor's reciprocal times the number.
+        let weight = R::round(R::round(1.0 / distance) * t).clamp(0.0, 1.0);
         *out = R::round(R::round(weight * b) + R::round(R::round(1.0 - weight) * a));
     }
 }
@@ -44,5 +45,14 @@ mod tests {
         let mut out = [0.0; 4];
         step::<InF32>(0.5, &[1.0, 1.0, -2.0, 7.0], &[3.0, 1.25, -6.0, 7.0], &mut out);
         assert_eq!(out, [1.5, 1.25, -2.5, 7.0]);
+    }
+
+    /// The nearest f32 to 1/41 times 41 is 1 - 2^-24, where 41/41 is 1: torch (CPU, 2.15) gives 0.99999994 for `41.0 / tensor([41.0])`.
+    #[test]
+    fn the_weight_is_a_reciprocal_times_t_as_in_torch() {
+        let mut out = [0.0];
+        step::<InF32>(41.0, &[0.0], &[41.0], &mut out);
+        assert_eq!(out, [0.999_999_94f32 * 41.0]);
+        assert_ne!(out, [41.0]);
     }
 }

@@ -46,8 +46,11 @@ impl TaskArithmetic {
         for input in group.others() {
             let vector = TaskVector { group, input };
             let density = group.parameters.input(input, Parameter::Density);
-            let whole = density >= 1.0 || group.n_elements() == 0;
-            let keep = if whole { Keep::All } else { keep(&vector, density)? };
+            let keep = match density {
+                _ if group.n_elements() == 0 || density >= 1.0 => Keep::All,
+                _ if density <= 0.0 => Keep::Nothing,
+                _ => keep(&vector, density)?,
+            };
             let scale = sparsify::scale(&vector, &keep, group.parameters.rescale())?;
             let weight = round_to(group.dtype, group.parameters.input(input, Parameter::Weight) as f32);
             models.push(Prepared { input, keep, scale, weight });

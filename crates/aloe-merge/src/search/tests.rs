@@ -86,7 +86,7 @@ fn every_way_a_space_can_be_wrong_is_one_clear_mistake() {
         (one("parameters.lambda", json!({"values": [1], "from": 0})), "stands alone"),
         (one("parameters.lambda", json!({"values": ["x"]})), "expected f64"),
         (one("parameters.lambda", json!({"form": 1})), "unknown field `form`"),
-        (one("models.0.parameters.density", json!({"values": [0.5, 1.5]})), "above 0 and at most 1"),
+        (one("models.0.parameters.density", json!({"values": [0.5, 1.5]})), "from 0 to 1"),
         (
             json!({"a": {"paths": ["parameters.lambda"], "values": [1]}, "parameters.lambda": {"values": [2]}}),
             "set twice",

@@ -3,12 +3,11 @@
 
 use super::eval_stage::EvalStage;
 use aloe_eval::EvalConfig;
-use aloe_merge::MergeConfig;
 use aloe_merge::search::{SearchSettings, Space};
 use aloe_task::reported;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The keys of a merge search.
 #[derive(Clone, Debug, Serialize, Deserialize)]

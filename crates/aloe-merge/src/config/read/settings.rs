@@ -102,7 +102,7 @@ impl Reader {
         };
         let expected = match parameter.range() {
             Range::Finite => "a finite number",
-            Range::Share => "a number above 0 and at most 1",
+            Range::Share => "a number from 0 to 1",
             Range::Part => "a number from 0 on and below 1",
             Range::Positive => "a number above 0",
             Range::Count => "a whole number from 0 on",
@@ -128,7 +128,7 @@ fn scalar_value(scalar: &Scalar, parameter: Parameter) -> Option<ParameterValue>
         |is_right: fn(f64) -> bool| number().filter(|&v| v.is_finite() && is_right(v)).map(ParameterValue::Number);
     match parameter.range() {
         Range::Finite => checked(|_| true),
-        Range::Share => checked(|v| v > 0.0 && v <= 1.0),
+        Range::Share => checked(|v| (0.0..=1.0).contains(&v)),
         Range::Part => checked(|v| (0.0..1.0).contains(&v)),
         Range::Positive => checked(|v| v > 0.0),
         Range::Count => checked(|v| v >= 0.0 && v.fract() == 0.0),

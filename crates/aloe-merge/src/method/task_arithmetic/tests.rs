@@ -3,7 +3,7 @@
 use crate::config::{MergeDtype, Method, Parameter, ParameterValue, RescaleKind};
 use crate::method::tests::{bytes, group_of};
 use crate::stats::TensorStats;
-use crate::tile::{TILE, round_bf16};
+use crate::tile::TILE;
 use crate::{Source, merge_group};
 use aloe_model::FileDtype;
 use aloe_record::CounterRng;
@@ -162,4 +162,17 @@ fn task_arithmetic_is_the_weighted_sum_of_changes() {
     let mut normalized = parameters(Method::TaskArithmetic, &[0.5, 1.5], &[1.0, 1.0]);
     normalized.normalize = true;
     assert_eq!(merged(&normalized, &[0.0], &[&[4.0], &[8.0]]).0, [7.0]);
+}
+
+/// At density 0 nothing of a model is kept and nothing is rescaled; the other model's change stays: 10 + 0.5 * 4.
+#[test]
+fn a_density_of_zero_leaves_a_model_out_whatever_the_method() {
+    for method in [Method::Ties, Method::DareTies, Method::DareLinear, Method::Breadcrumbs, Method::Della] {
+        for rescale in [None, Some(RescaleKind::Density), Some(RescaleKind::L1)] {
+            let mut case = parameters(method, &[0.5, 0.5], &[1.0, 0.0]);
+            (case.normalize, case.rescale) = (false, rescale);
+            let (out, stats) = merged(&case, &[10.0; 4], &[&[14.0; 4], &[9.0; 4]]);
+            assert_eq!((out, stats.n_kept), (vec![12.0; 4], vec![4, 0]), "{} {rescale:?}", method.name());
+        }
+    }
 }
