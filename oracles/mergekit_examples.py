@@ -7,15 +7,15 @@ documents count once, parts about tokenizers are put into a linear merge. Nothin
 one tiny Llama folder with as many layers as the document asks for, and a tokenizer with the tokens that it names.
 
 Expected on standard output of `aloe merge FILE --check --json`:
-  {"method": name, "dtype": name or null, "out_dtype": name or null,
+  {"method": name, "dtype": name, "out_dtype": name,
    "tokenizer": null or {"source": "base", "union" or a model, "pad_to_multiple_of": n or null,
                          "tokens": {token: {"source": a row, "force": bool}}},
    "groups": [{"tensors": [name, ...], "parameters": {name: value}, "base_model": model or null,
                "inputs": [{"model": name, "tensors": [source per tensor, ...], "parameters": {name: value}}, ...]}, ...]}
 A row is null, a model, {"kind": "zero"} or {"kind": "model_token", "model": a model, and "token": text or "token_id": n}.
 Inputs stand in the order of the slice, the base among them (last, where `models` does not list it), with the parameters that its scope gives it.
-Compared per output tensor: inputs in their order, source tensors, parameters at 1e-9 relative, base model (where the method uses one), dtypes,
-tokenizer. Not compared: `int8_mask` (what mergekit's masks are stored in, without effect on the result) and `rescale_kind` (ours alone).
+Compared per output tensor: inputs in their order, source tensors, parameters at 1e-9 relative, base model (where the method uses one), dtypes
+where the file names them, tokenizer. Not compared: `int8_mask` (what mergekit's masks are stored in, without effect on the result) and `rescale_kind` (ours alone).
 """
 
 import json
@@ -220,7 +220,9 @@ def compare(settings, document):
     ours, message = check(document)
     if ours is None:
         return ("no JSON of ours" if "accepted" in message[0] else "REFUSED BY OURS"), message
-    found = [line for key in ("method", "dtype", "out_dtype") for line in differences(ours[key], theirs[key], key)]
+    # Where the file names no dtype ours is the one that it comes to.
+    keys = ["method", *(key for key in ("dtype", "out_dtype") if theirs[key] is not None)]
+    found = [line for key in keys for line in differences(ours[key], theirs[key], key)]
     found += differences(tokenizer_of(ours), tokenizer_of(theirs), "tokenizer")
     found += differences(by_tensor(ours), by_tensor(theirs))
     n_tensors, n_numbers = len(by_tensor(theirs)), sum(len(i["parameters"]) for t in by_tensor(theirs).values() for i in [t, *t["inputs"]])

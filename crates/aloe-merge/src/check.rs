@@ -1,7 +1,7 @@
 //! `aloe merge --check`: the plan as text or JSON, without writing: models, sizes, memory, and the tensors grouped by equal parameters.
 
 use crate::card::kind_of;
-use crate::config::{MergeDtype, Parameter, ParameterValue};
+use crate::config::{MergeConfig, MergeDtype, Parameter, ParameterValue, TokenRow, TokenizerChoice, TokenizerSource};
 use crate::plan::{MergeOptions, MergePlan, PlannedTensor};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -61,20 +61,25 @@ impl MergePlan {
     }
 
     /// The plan for scripts: everything resolved, per group of tensors with equal parameters and models; what applies to a tensor, and which
-    /// tensor of which model it is made of, can be read off without knowing the rules of precedence.
-    pub fn json(&self, options: &MergeOptions) -> Value {
+    /// tensor of which model it is made of, can be read off without knowing the rules of precedence. `config` is what was planned.
+    pub fn json(&self, config: &MergeConfig, options: &MergeOptions) -> Value {
+        let earlier = self.earlier.iter().filter_map(|plan| {
+            let document = config.earlier.iter().find(|document| document.name == plan.document)?;
+            Some(plan.json(document, options))
+        });
         let models = self.models.iter().map(|model| {
             let adapter = model.adapter.as_ref().map(|adapter| adapter.dir.display().to_string());
             json!({"name": model.name, "folder": model.dir.display().to_string(), "adapter": adapter})
         });
         json!({
             "document": self.document,
-            "earlier": self.earlier.iter().map(|earlier| earlier.json(options)).collect::<Vec<_>>(),
+            "earlier": earlier.collect::<Vec<_>>(),
             "method": self.method_name(),
             "dtype": self.dtype.name(),
             "out_dtype": self.out_dtype.name(),
             "models": models.collect::<Vec<_>>(),
-            "tokenizer": self.models[self.tokenizer].name,
+            "tokenizer": config.tokenizer.as_ref().map(|choice| tokenizer_json(choice, config)),
+            "tokenizer_files": self.models[self.tokenizer].name,
             "vocab_size": self.config.vocab_size,
             "n_parameters": self.n_parameters(),
             "weights_bytes": self.model_bytes(),
@@ -99,7 +104,7 @@ impl MergePlan {
         json!({
             "tensors": group.iter().map(|tensor| &tensor.spec.hf_name).collect::<Vec<_>>(),
             "parameters": parameters_json(&group[0].parameters.shared),
-            "base_model": slice.reference.map(|base| &self.models[slice.models[base]].name),
+            "base_model": slice.base.map(|base| &self.models[slice.models[base]].name),
             "inputs": slice.models.iter().enumerate().map(input).collect::<Vec<_>>(),
         })
     }
@@ -151,4 +156,29 @@ fn parameters_json(values: &[(Parameter, ParameterValue)]) -> Map<String, Value>
         ParameterValue::Kind(kind) => json!(kind.name()),
     };
     values.iter().map(|(parameter, found)| (parameter.name().to_owned(), value(found))).collect()
+}
+
+/// Whose vocabulary, and where the rows of single tokens come from.
+fn tokenizer_json(choice: &TokenizerChoice, config: &MergeConfig) -> Value {
+    let name = |model: usize| config.models[model].name.as_str();
+    let source = match choice.source {
+        TokenizerSource::Base => "base",
+        TokenizerSource::Union => "union",
+        TokenizerSource::Model(model) => name(model),
+    };
+    let row = |row: &TokenRow| match row {
+        TokenRow::Zero => json!({"kind": "zero"}),
+        TokenRow::Same(model) => json!(name(*model)),
+        TokenRow::Token(model, token) => json!({"kind": "model_token", "model": name(*model), "token": token}),
+        TokenRow::Id(model, id) => json!({"kind": "model_token", "model": name(*model), "token_id": id}),
+    };
+    let rules = choice.tokens.iter().map(|(token, rule)| {
+        let value = json!({"source": rule.source.as_ref().map(row), "force": rule.force});
+        (token.clone(), value)
+    });
+    json!({
+        "source": source,
+        "pad_to_multiple_of": choice.pad_to_multiple_of,
+        "tokens": rules.collect::<Map<String, Value>>(),
+    })
 }

@@ -122,7 +122,7 @@ fn merge_dry(
     let mut out = std::io::stdout();
     let Some(name) = &args.tensor else {
         match args.entry.json {
-            true => writeln!(out, "{}", serde_json::to_string_pretty(&plan.json(&options))?)?,
+            true => writeln!(out, "{}", serde_json::to_string_pretty(&plan.json(config, &options))?)?,
             false => write!(out, "{}", plan.table(&options))?,
         }
         if let Some(out) = &args.out {

@@ -206,7 +206,11 @@ fn the_plan_as_json_tells_what_applies_to_every_tensor() {
     assert_eq!(code, 0, "{stderr}");
     let plan: Value = serde_json::from_str(&stdout).unwrap();
     let expected = json!(["ties", "float32", "bfloat16", 7, path("base")]);
-    assert_eq!(json!([plan["method"], plan["dtype"], plan["out_dtype"], plan["seed"], plan["tokenizer"]]), expected);
+    assert_eq!(
+        json!([plan["method"], plan["dtype"], plan["out_dtype"], plan["seed"], plan["tokenizer_files"]]),
+        expected
+    );
+    assert_eq!(plan["tokenizer"], Value::Null);
     let groups = plan["groups"].as_array().unwrap();
     assert_eq!(groups.len(), 2, "{groups:#?}");
     let mut n_tensors = 0;
