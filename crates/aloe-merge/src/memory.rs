@@ -1,6 +1,7 @@
 //! What a merge holds at once, and how many threads a budget allows. Counted from shapes, before anything is read.
 
 use crate::config::Method;
+use crate::merge::{QUEUED, WRITTEN_TOGETHER};
 use crate::plan::{MergeOptions, MergePlan};
 use crate::tile::TILE;
 use crate::{Error, Result};
@@ -11,7 +12,7 @@ const RESIDENT: u64 = 64 << 20;
 const TREE: u64 = 8;
 
 impl MergePlan {
-    /// Bytes that a merge with so many threads holds: tiles of every input and a few more per thread, what methods note per row, the
+    /// Bytes that a merge with so many threads holds: tiles of every input and a few more per thread, pieces to be written, what methods note per row, the
     /// tokenizers of all models where their vocabularies are compared, and the factors of LoRA adapters.
     pub fn memory_bytes(&self, threads: usize) -> u64 {
         let n_inputs = self.slices.iter().map(|slice| slice.models.len()).max().unwrap_or(1) as u64;
@@ -25,7 +26,9 @@ impl MergePlan {
         let products = if self.method == Method::ModelStock { n_inputs * (n_inputs + 1) / 2 } else { 0 };
         let per_thread = tile * (3 * n_inputs + 8 + products) + (3 << 20) + 40 * n_cols;
         let per_row = 8 * n_rows * (n_inputs * n_inputs + 4);
-        RESIDENT + per_row + self.tokenizer_bytes + self.adapter_bytes() + threads as u64 * per_thread
+        // Pieces that wait for the writer, in the types of model/ and master/.
+        let queued = if threads > 1 { (QUEUED * WRITTEN_TOGETHER * TILE * 6) as u64 } else { 0 };
+        RESIDENT + queued + per_row + self.tokenizer_bytes + self.adapter_bytes() + threads as u64 * per_thread
     }
 
     /// The factors of one tensor's updates of all inputs.

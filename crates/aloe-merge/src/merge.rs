@@ -9,17 +9,20 @@ use crate::group::Group;
 use crate::half::f32_to_f16;
 use crate::method::{self, merge_group};
 use crate::plan::{MergeOptions, MergePlan, PlannedTensor, plan};
-use crate::stats::TensorStats;
+use crate::stats::{TensorStats, TileSums};
 use crate::tile::{run, tiles};
 use crate::{Error, Result, card};
 use aloe_model::float::first_non_finite;
+use aloe_model::writer::TensorSlot;
 use aloe_model::{CheckpointWriter, FileDtype};
 use aloe_record::atomic::{self, OutputDir};
 use aloe_record::digest::Hasher;
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::Isa;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 
 /// What a merge did: figures for the record and the card. Holds no time and no path beside the names of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -197,8 +200,10 @@ pub fn tensor_digest(
     Ok((hasher.hex(), stats))
 }
 
-/// Tiles written at once: a file takes one writer at a time, and more of them in small pieces wait for each other.
-const WRITTEN_TOGETHER: usize = 16;
+/// Tiles written at once.
+pub(crate) const WRITTEN_TOGETHER: usize = 16;
+/// Pieces that wait to be written.
+pub(crate) const QUEUED: usize = 4;
 
 /// The folders being written.
 struct Outputs {
@@ -236,9 +241,9 @@ impl Outputs {
         let kernel = method::prepare(config.method, &group)?;
         let tiles = tiles(group.n_elements());
         let n_together = (tiles.len() / (8 * group.threads.max(1))).clamp(1, WRITTEN_TOGETHER);
-        let parts = run(group.threads, tiles.chunks(n_together).collect(), |tiles| {
+        let merged = |tiles: &[Range<usize>]| {
             cancel.check()?;
-            let mut written = vec![Vec::new(); slots.len()];
+            let mut pieces = vec![Vec::new(); slots.len()];
             let mut sums = Vec::with_capacity(tiles.len());
             for range in tiles {
                 let mut values = vec![0.0f32; range.len()];
@@ -246,24 +251,59 @@ impl Outputs {
                 if first_non_finite(&values).is_some() {
                     return Err(non_finite(&group, plan, tensor)?);
                 }
-                for (slot, bytes) in slots.iter().zip(&mut written) {
+                for (slot, bytes) in slots.iter().zip(&mut pieces) {
                     encode(slot.dtype(), name, range.start, &values, bytes)?;
                 }
             }
-            for (slot, bytes) in slots.iter().zip(&written) {
-                slot.write_at(tiles[0].start, bytes)?;
-            }
-            Ok(sums)
-        })?;
+            Ok((tiles[0].start, pieces, sums))
+        };
+        let parts = write_all(&slots, group.threads, tiles.chunks(n_together).collect(), merged)?;
         self.model.written(name)?;
         self.master.as_mut().map_or(Ok(()), |master| master.written(name))?;
-        let stats = method::collect(parts.into_iter().flatten().collect(), &group);
+        let stats = method::collect(parts, &group);
         // A mask may have dropped the element that is not finite.
         if stats.as_ref().is_some_and(|stats| !stats.is_finite()) {
             return Err(non_finite(&group, plan, tensor)?);
         }
         Ok(stats)
     }
+}
+
+/// Bytes of some tiles of a tensor, one piece per slot, from the element where they begin; and the figures of these tiles.
+type Merged = (usize, Vec<Vec<u8>>, Vec<Option<TileSums>>);
+
+/// Merges the jobs on `threads` threads and writes what they give, in a thread of its own where there are several: a file takes one writer
+/// at a time, and the kernel lets a second one spin.
+fn write_all<'a>(
+    slots: &[TensorSlot],
+    threads: usize,
+    jobs: Vec<&'a [Range<usize>]>,
+    merged: impl Fn(&'a [Range<usize>]) -> Result<Merged> + Sync,
+) -> Result<Vec<Option<TileSums>>> {
+    let write = |start: usize, pieces: &[Vec<u8>]| -> Result<()> {
+        Ok(slots.iter().zip(pieces).try_for_each(|(slot, bytes)| slot.write_at(start, bytes))?)
+    };
+    if threads <= 1 || jobs.len() <= 1 {
+        let parts = run(threads, jobs, |tiles| {
+            let (start, pieces, sums) = merged(tiles)?;
+            write(start, &pieces)?;
+            Ok(sums)
+        })?;
+        return Ok(parts.into_iter().flatten().collect());
+    }
+    std::thread::scope(|scope| {
+        let (queue, received) = sync_channel::<(usize, Vec<Vec<u8>>)>(QUEUED);
+        let writer = scope.spawn(move || received.into_iter().try_for_each(|(start, pieces)| write(start, &pieces)));
+        let parts = run(threads, jobs, |tiles| {
+            let (start, pieces, sums) = merged(tiles)?;
+            // Nobody receives where the writer failed; its error is the one to tell.
+            queue.send((start, pieces)).map_err(|_| aloe_record::Error::Cancelled)?;
+            Ok(sums)
+        });
+        drop(queue);
+        writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok(parts?.into_iter().flatten().collect())
+    })
 }
 
 /// Appends a tile's bytes in a file's type; refuses what overflows there.
