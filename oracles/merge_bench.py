@@ -228,6 +228,7 @@ def limit(cache, aloe, out, mb, method, cold):
     group = (version_1 if version_1.is_dir() else pathlib.Path("/sys/fs/cgroup")) / "aloe-merge-bench"
     group.mkdir(exist_ok=True)
     (group / ("memory.limit_in_bytes" if version_1.is_dir() else "memory.max")).write_text(str(mb << 20))
+    (group / ("memory.swappiness" if version_1.is_dir() else "memory.swap.max")).write_text("0")
     if cold:
         drop_caches()
     start = time.monotonic()

@@ -26,8 +26,8 @@ impl MergePlan {
         let products = if self.method == Method::ModelStock { n_inputs * (n_inputs + 1) / 2 } else { 0 };
         let per_thread = tile * (3 * n_inputs + 8 + products) + (3 << 20) + 40 * n_cols;
         let per_row = 8 * n_rows * (n_inputs * n_inputs + 4);
-        // Pieces that wait for the writer, in the types of model/ and master/.
-        let queued = if threads > 1 { (QUEUED * WRITTEN_TOGETHER * TILE * 6) as u64 } else { 0 };
+        // Pieces that wait for the writer and the one it writes, of model/ and master/.
+        let queued = if threads > 1 { ((QUEUED + 1) * WRITTEN_TOGETHER * TILE * 8) as u64 } else { 0 };
         RESIDENT + queued + per_row + self.tokenizer_bytes + self.adapter_bytes() + threads as u64 * per_thread
     }
 

@@ -81,7 +81,7 @@ pub fn merge(
     let mut reports = Vec::new();
     for (index, earlier) in config.earlier.iter().enumerate() {
         let folder = out.join(EARLIER).join(index.to_string());
-        let own = MergeOptions { write_master: false, ..options.clone() };
+        let own = MergeOptions { write_master: false, hashed: false, ..options.clone() };
         reports.push(document(earlier, &plan(earlier, &own)?, Vec::new(), &folder, &own, progress, cancel)?);
         options.folders.insert(earlier.name.clone().unwrap_or_default(), folder.join("model"));
     }
@@ -215,7 +215,7 @@ impl Outputs {
     fn create(out: &Path, plan: &MergePlan, options: &MergeOptions) -> Result<Self> {
         let create = |name: &str, dtype: FileDtype| -> Result<CheckpointWriter> {
             let mut writer = CheckpointWriter::create_stored(&out.join(name), &plan.config, dtype)?;
-            if plan.threads > 1 {
+            if options.hashed && plan.threads > 1 {
                 writer.follow()?;
             }
             Ok(writer)

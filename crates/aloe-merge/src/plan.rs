@@ -31,6 +31,8 @@ pub struct MergeOptions {
     pub write_master: bool,
     /// Read the `master/` of inputs that are stage folders, where there is one, instead of `model/`.
     pub read_master: bool,
+    /// Hash the result while it is written, for [`aloe_record::following::digest_of`]: pays where its digest is asked for afterwards.
+    pub hashed: bool,
     /// Folders of models by their name in the configuration; other names are paths.
     pub folders: BTreeMap<String, PathBuf>,
 }
@@ -38,7 +40,15 @@ pub struct MergeOptions {
 impl Default for MergeOptions {
     fn default() -> Self {
         let folders = BTreeMap::new();
-        Self { seed: 0, threads: 1, memory: DEFAULT_MEMORY, write_master: false, read_master: true, folders }
+        Self {
+            seed: 0,
+            threads: 1,
+            memory: DEFAULT_MEMORY,
+            write_master: false,
+            read_master: true,
+            hashed: false,
+            folders,
+        }
     }
 }
 

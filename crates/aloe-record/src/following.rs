@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// Bytes read at once.
@@ -19,8 +20,9 @@ const PIECE: usize = 1 << 18;
 /// A file that is hashed while it is written.
 pub struct Following {
     path: PathBuf,
-    ends: Sender<u64>,
-    thread: JoinHandle<Result<String>>,
+    /// None once [`Self::finish`] has taken them.
+    running: Option<(Sender<u64>, JoinHandle<Result<String>>)>,
+    abandoned: Arc<AtomicBool>,
 }
 
 impl Following {
@@ -28,23 +30,29 @@ impl Following {
     pub fn start(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         let (ends, received) = channel();
-        let own = path.to_path_buf();
-        let thread = std::thread::Builder::new().name("digest".into()).spawn(move || follow(file, &own, &received));
-        Ok(Self { path: path.to_path_buf(), ends, thread: thread.map_err(Error::io("start a thread for", path))? })
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let (own, is_abandoned) = (path.to_path_buf(), abandoned.clone());
+        let thread = std::thread::Builder::new().name("digest".into());
+        let thread = thread.spawn(move || follow(file, &own, &received, &is_abandoned));
+        let thread = thread.map_err(Error::io("start a thread for", path))?;
+        Ok(Self { path: path.to_path_buf(), running: Some((ends, thread)), abandoned })
     }
 
     /// Tells that all bytes before `end` are written for good; `end` never falls.
     pub fn written_to(&self, end: u64) {
-        // A thread that ended has an error to tell, in `finish`.
-        let _ = self.ends.send(end);
+        if let Some((ends, _)) = &self.running {
+            // A thread that ended has an error to tell, in `finish`.
+            let _ = ends.send(end);
+        }
     }
 
     /// The digest of the whole file, which nobody writes any more; [`digest_of`] knows it from now on.
-    pub fn finish(self) -> Result<String> {
+    pub fn finish(mut self) -> Result<String> {
         let stamp = Stamp::settled(&self.path).map_err(Error::io("read", &self.path))?;
         self.written_to(stamp.n_bytes());
-        drop(self.ends);
-        let sha256 = self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let Some((ends, thread)) = self.running.take() else { return digest::file(&self.path) };
+        drop(ends);
+        let sha256 = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         if Stamp::of(&self.path).is_ok_and(|now| now == stamp) {
             known().insert(stamp.renamed(), sha256.clone());
         }
@@ -52,12 +60,19 @@ impl Following {
     }
 }
 
-fn follow(mut file: File, path: &Path, ends: &Receiver<u64>) -> Result<String> {
+impl Drop for Following {
+    /// A file that is given up is not read any further.
+    fn drop(&mut self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+}
+
+fn follow(mut file: File, path: &Path, ends: &Receiver<u64>, abandoned: &AtomicBool) -> Result<String> {
     let mut hasher = Hasher::default();
     let mut piece = vec![0u8; PIECE];
     let mut at = 0u64;
     while let Ok(end) = ends.recv() {
-        while at < end {
+        while at < end && !abandoned.load(Ordering::Relaxed) {
             let n = usize::try_from(end - at).map_or(PIECE, |left| left.min(PIECE));
             file.read_exact(&mut piece[..n]).map_err(Error::io("read", path))?;
             hasher.update(&piece[..n]);

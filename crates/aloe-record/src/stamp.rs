@@ -61,9 +61,14 @@ impl Stamp {
 
     /// Whether the file was changed so lately that a further change could leave the same times.
     pub fn is_fresh(&self) -> bool {
+        self.changed_within(TICK)
+    }
+
+    /// Whether the last change is less than `time` ago.
+    pub fn changed_within(&self, time: Duration) -> bool {
         let (seconds, nanoseconds) = self.changed_ns;
         let at = Duration::new(seconds.unsigned_abs(), u32::try_from(nanoseconds).unwrap_or_default());
-        SystemTime::now().duration_since(UNIX_EPOCH).is_ok_and(|now| now < at + TICK)
+        SystemTime::now().duration_since(UNIX_EPOCH).is_ok_and(|now| now < at + time)
     }
 }
 

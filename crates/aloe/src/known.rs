@@ -6,12 +6,17 @@
 
 use aloe_record::digest;
 use aloe_record::shared_log::SharedLog;
-use aloe_record::stamp::{Stamp, wait_for_tick};
+use aloe_record::stamp::Stamp;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Smaller files are hashed in less than a tenth of a second.
 const SMALLEST_BYTES: u64 = 64 << 20;
+
+/// A file that was changed more lately is hashed and not kept: some file systems tell times to two seconds, and a change within one would not
+/// show.
+const SETTLED: Duration = Duration::from_secs(3);
 
 /// A line of the log.
 #[derive(Serialize, Deserialize)]
@@ -24,29 +29,27 @@ struct Entry {
 /// [`digest::file`] or [`digest::folder`] of an input, large files not read again while they are known. `store` is the log; without
 /// one, or where it cannot be used, everything is read.
 pub(crate) fn digest(path: &Path, store: Option<&Path>) -> aloe_record::Result<String> {
+    digest_settled(path, store, SETTLED)
+}
+
+fn digest_settled(path: &Path, store: Option<&Path>, settled: Duration) -> aloe_record::Result<String> {
     let known = store.and_then(|store| SharedLog::open(store).ok()).map(|mut log| {
         let mut entries = Vec::new();
         let _ = log.read_new(|_, json| entries.extend(serde_json::from_slice::<Entry>(json)));
         entries
     });
-    let of_file = |path: &Path| one(path, store, known.as_deref().unwrap_or_default());
+    let of_file = |path: &Path| one(path, store, known.as_deref().unwrap_or_default(), settled);
     match path.is_dir() {
         true => digest::folder_by(path, &of_file),
         false => of_file(path),
     }
 }
 
-fn one(path: &Path, store: Option<&Path>, known: &[Entry]) -> aloe_record::Result<String> {
-    let Some((store, mut before)) = store.zip(Stamp::of(path).ok()).filter(|(_, now)| now.n_bytes() >= SMALLEST_BYTES)
-    else {
-        return digest::file(path);
-    };
+fn one(path: &Path, store: Option<&Path>, known: &[Entry], settled: Duration) -> aloe_record::Result<String> {
+    let now = Stamp::of(path).ok().filter(|now| now.n_bytes() >= SMALLEST_BYTES && !now.changed_within(settled));
+    let Some((store, before)) = store.zip(now) else { return digest::file(path) };
     if let Some(entry) = known.iter().rev().find(|entry| entry.stamp == before) {
         return Ok(entry.sha256.clone());
-    }
-    if before.is_fresh() {
-        wait_for_tick();
-        before = Stamp::of(path).unwrap_or(before);
     }
     let sha256 = digest::file(path)?;
     if Stamp::of(path).is_ok_and(|after| after == before) {
@@ -69,11 +72,14 @@ mod tests {
     use std::fs::{File, FileTimes};
     use std::io::{Seek as _, Write as _};
 
-    /// A sparse file that begins with `text`.
+    const TICK: Duration = Duration::from_millis(20);
+
+    /// A sparse file that begins with `text`, changed longer ago than a tick.
     fn large(path: &Path, text: &str) -> File {
         let mut file = File::create(path).unwrap();
         file.write_all(text.as_bytes()).unwrap();
         file.set_len(SMALLEST_BYTES).unwrap();
+        std::thread::sleep(2 * TICK);
         file
     }
 
@@ -85,22 +91,32 @@ mod tests {
         std::fs::write(folder.join("config.json"), "{}").unwrap();
         let path = folder.join("model.safetensors");
         let mut file = large(&path, "one");
-        let first = digest(&folder, Some(&store)).unwrap();
+        let first = digest_settled(&folder, Some(&store), TICK).unwrap();
         assert_eq!(first, digest::folder(&folder).unwrap());
 
         // Told another digest of that very stamp, it believes it: so it did not read.
         let forged = Entry { stamp: Stamp::of(&path).unwrap(), sha256: "f".repeat(64) };
         SharedLog::open(&store).unwrap().append(&[serde_json::to_string(&forged).unwrap()]).unwrap();
-        assert_eq!(digest(&path, Some(&store)).unwrap(), "f".repeat(64));
+        assert_eq!(digest_settled(&path, Some(&store), TICK).unwrap(), "f".repeat(64));
 
         // Other bytes of the same length, the time of writing set back: the time of change tells.
         let written = path.metadata().unwrap().modified().unwrap();
         file.rewind().unwrap();
         file.write_all(b"two").unwrap();
         file.set_times(FileTimes::new().set_modified(written)).unwrap();
-        let second = digest(&folder, Some(&store)).unwrap();
+        std::thread::sleep(2 * TICK);
+        let second = digest_settled(&folder, Some(&store), TICK).unwrap();
         assert_eq!(second, digest::folder(&folder).unwrap());
         assert_ne!(second, first);
+    }
+
+    #[test]
+    fn a_file_of_just_now_is_hashed_and_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, store) = (dir.path().join("weights"), dir.path().join("known.log"));
+        large(&path, "one");
+        assert_eq!(digest(&path, Some(&store)).unwrap(), digest::file(&path).unwrap());
+        assert_eq!(store.metadata().map_or(0, |metadata| metadata.len()), 0, "it may change within the second");
     }
 
     #[test]
@@ -110,10 +126,10 @@ mod tests {
         large(&path, "one");
         let expected = digest::file(&path).unwrap();
         for store in [None, Some(dir.path().join("weights/below-a-file.log")), Some(dir.path().to_path_buf())] {
-            assert_eq!(digest(&path, store.as_deref()).unwrap(), expected, "{store:?}");
+            assert_eq!(digest_settled(&path, store.as_deref(), TICK).unwrap(), expected, "{store:?}");
         }
         let torn = dir.path().join("torn.log");
         std::fs::write(&torn, "00000000 {\"device\": 1").unwrap();
-        assert_eq!(digest(&path, Some(&torn)).unwrap(), expected);
+        assert_eq!(digest_settled(&path, Some(&torn), TICK).unwrap(), expected);
     }
 }

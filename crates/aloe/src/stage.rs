@@ -366,8 +366,8 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         "sft" | "dpo" => aloe_train::RESULTS_SINCE,
         // Table B5 exactly, MedMCQA's keys by content, evaluation rows counted by file.
         "data" => "0.1.0+2",
-        // 0.1.0+2: masks by the model's name, not its place.
-        "merge" => "0.1.0+2",
+        // 0.1.0+2: masks by the model's name, not its place; +3: nearswap's weight is a reciprocal times t.
+        "merge" => "0.1.0+3",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's.
         "eval" | "redteam" => aloe_engine::ANSWERS_SINCE,
         _ => env!("CARGO_PKG_VERSION"),
@@ -416,7 +416,8 @@ fn input_digests(job: &Job<'_>) -> anyhow::Result<Map<String, Value>> {
     Ok(digests)
 }
 
-/// Digest of a stage folder from its record, which its outputs are held against; of anything else from its bytes, large files once.
+/// Digest of a stage folder from its record, which its outputs are held against; of anything else from its bytes, large
+/// files that no stage wrote once.
 fn digest_of(path: &Path) -> anyhow::Result<String> {
     if path.to_string_lossy().starts_with("http") {
         return Ok(path.to_string_lossy().into_owned());
@@ -428,7 +429,11 @@ fn digest_of(path: &Path) -> anyhow::Result<String> {
     if !path.exists() {
         return Err(Failure::usage(format!("{} does not exist", path.display())).into());
     }
-    Ok(known::digest(path, known::store().as_deref())?)
+    // What lies in a stage's folder was written by it, and is read every time.
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let is_output = whole.ancestors().skip(1).take(2).any(|above| above.join("record.json").is_file());
+    let store = known::store().filter(|_| !is_output);
+    Ok(known::digest(path, store.as_deref())?)
 }
 
 /// Starts the peak-memory count of this process anew, where the kernel lets us.

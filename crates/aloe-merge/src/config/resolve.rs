@@ -125,7 +125,7 @@ impl MergeConfig {
                 for input in merged() {
                     let density = parameters.input(input, Parameter::Density);
                     let epsilon = parameters.input(input, Parameter::Epsilon);
-                    if density < 1.0 && (density + epsilon >= 1.0 || density - epsilon <= 0.0) {
+                    if density > 0.0 && density < 1.0 && (density + epsilon >= 1.0 || density - epsilon <= 0.0) {
                         return wrong(format!(
                             "density {density} with epsilon {epsilon} for {name}: density - epsilon and density + epsilon must lie \
                              between 0 and 1"

@@ -242,6 +242,7 @@ impl Asker<'_> {
             threads: self.context.threads,
             memory: self.stage.memory.map_or(aloe_merge::DEFAULT_MEMORY, |mebibytes| mebibytes << 20),
             write_master: master,
+            hashed: false,
             read_master: true,
             folders: folders.chain(self.stage.outside_models()).collect(),
         };

@@ -4,6 +4,7 @@ use crate::cli::RunArgs;
 use crate::commands::{stages, threads_of};
 use crate::failure::Failure;
 use crate::recipe::checked::{Input, Recipe, Stage};
+use crate::recipe::stage_config::StageConfig;
 use crate::stage::{Context, Done, Inputs};
 use aloe_record::{Cancel, Record};
 use anyhow::Context as _;
@@ -92,7 +93,11 @@ fn check_inputs(recipe: &Recipe) -> anyhow::Result<()> {
         });
         for path in outside.chain(stages::extra_files(&stage.config)) {
             if !path.exists() && !is_address(&path) {
-                missing.push(format!("  stage {:?}: {} does not exist", stage.name, path.display()));
+                let what = match &stage.config {
+                    StageConfig::Merge(_) => aloe_merge::no_folder(&path.to_string_lossy()),
+                    _ => format!("{} does not exist", path.display()),
+                };
+                missing.push(format!("  stage {:?}: {what}", stage.name));
             }
         }
     }

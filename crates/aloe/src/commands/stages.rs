@@ -231,6 +231,7 @@ fn merge(
         threads: context.threads,
         memory: config.memory.map_or(aloe_merge::DEFAULT_MEMORY, |mebibytes| mebibytes << 20),
         write_master: config.master,
+        hashed: true,
         read_master: true,
         folders,
     };

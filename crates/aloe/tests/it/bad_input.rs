@@ -271,7 +271,7 @@ fn a_missing_shard_is_named() {
 }
 
 #[test]
-fn a_recipe_whose_merge_has_density_0_or_2_is_refused_before_any_stage() {
+fn a_recipe_whose_merge_has_density_below_0_or_above_1_is_refused_before_any_stage() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("recipe.toml");
     for density in ["-0.5", "2"] {

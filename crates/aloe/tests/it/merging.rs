@@ -171,7 +171,7 @@ fn a_model_of_the_hub_is_taken_from_the_local_cache_or_named_with_its_line() {
     assert_eq!(code, 0, "{stderr}");
     assert!(std::fs::read_to_string(out.join("README.md")).unwrap().contains("- org/tuned"));
 
-    // The same name in a recipe; relative paths of a recipe's YAML start at the current folder.
+    // The same name in a recipe.
     let recipe = dir.path().join("recipe.toml");
     let stage = format!(
         "name = \"x\"\n[[stage]]\nkind = \"merge\"\nname = \"merge\"\nmaster = false\nyaml = \"\"\"\n{yaml}\"\"\"\n"
@@ -182,7 +182,7 @@ fn a_model_of_the_hub_is_taken_from_the_local_cache_or_named_with_its_line() {
     assert_eq!(weights(&dir.path().join("run/merge")), weights(&out));
     std::fs::write(&recipe, stage.replace("org/tuned", "org/other")).unwrap();
     let (stderr, code) = run(&["run", text(&recipe), "--out", text(&dir.path().join("other"))]);
-    assert!(code == 2 && stderr.contains("org/other"), "{stderr}");
+    assert!(code == 2 && stderr.contains("pull it first (`aloe pull hf:org/other"), "{stderr}");
 }
 
 fn weights(folder: &Path) -> String {

@@ -195,3 +195,43 @@ fn over_a_hundred_million_elements_dare_keeps_and_scales_as_in_theory_within_fou
     let found = squares / total - mean * mean;
     assert!((found - variance).abs() < 4.0 * sigma + 1e-6 * variance, "variance {found}, expected {variance}");
 }
+
+/// What a configuration with one model at density 0 gives is what it gives without that model, by whatever sample or trim; SCE that selects
+/// nothing gives the base.
+#[test]
+fn a_density_of_zero_leaves_a_model_out_of_a_merge() {
+    let (dir, options) = models();
+    let merged = |text: &str| {
+        let out = dir.path().join("merged");
+        run(text, &out, &options).unwrap_or_else(|error| panic!("{text}: {error}"));
+        load(&out.join("model"))
+    };
+    let file = |method: &str, first: &str| {
+        format!(
+            "merge_method: {method}\nbase_model: base\nparameters: {{normalize: false}}\nmodels:\n{first}- model: b\n  parameters: \
+             {{weight: 0.5, density: 1}}\ndtype: float32\n"
+        )
+    };
+    let dropped = "- model: a\n  parameters: {weight: 0.4, density: 0}\n";
+    for method in ["ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear"] {
+        assert!(merged(&file(method, dropped)) == merged(&file(method, "")), "{method}");
+    }
+    let sce = "merge_method: sce\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {select_topk: 0}\ndtype: float32\n";
+    assert!(merged(sce) == load(&options.folders["base"]));
+}
+
+/// More pieces than the queue holds, for a place that is too small: the writer's error is told, not that the workers were stopped.
+#[test]
+fn a_write_that_fails_behind_the_queue_is_the_error_that_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config::from_json(&config_json(64, true)).unwrap();
+    let mut writer = CheckpointWriter::create_in(&dir.path().join("model"), &config, Dtype::Bf16).unwrap();
+    let slots = [writer.slot("model.norm.weight").unwrap()];
+    let ranges: Vec<std::ops::Range<usize>> = (0..64).map(|at| 8 * at..8 * at + 8).collect();
+    for threads in [1, 2] {
+        let jobs = ranges.chunks(1).collect();
+        let merged = |tiles: &[std::ops::Range<usize>]| Ok((tiles[0].start, vec![vec![0u8; 16]], vec![None]));
+        let error = write_all(&slots, threads, jobs, merged).err().map(|error| error.to_string());
+        assert!(error.as_ref().is_some_and(|error| error.contains("do not fit")), "{error:?}");
+    }
+}
