@@ -7,8 +7,9 @@ use std::process::Command;
 
 /// Refuses to start where `needed` bytes will not fit under `out`.
 pub(crate) fn check(out: &Path, needed: u64) -> Result<()> {
-    match free_bytes(&existing(out)) {
-        Some(free) if free < needed => Err(Error::Disk { path: out.to_path_buf(), needed, free }),
+    let path = existing(out);
+    match free_bytes(&path) {
+        Some(free) if free < needed => Err(Error::Disk { path, needed, free }),
         _ => Ok(()),
     }
 }

@@ -41,9 +41,9 @@ pub enum Error {
         reason: String,
     },
     /// The result does not fit on the disk.
-    #[error("{}: the result needs {:.1} GB and {:.1} GB are free", path.display(), *needed as f64 / 1e9, *free as f64 / 1e9)]
+    #[error("the result needs {:.1} MB and the disk of {} has {:.1} MB free", *needed as f64 / 1e6, path.display(), *free as f64 / 1e6)]
     Disk {
-        /// Where it was to go.
+        /// The folder it was to go into, or the nearest above that exists.
         path: PathBuf,
         /// Bytes of the result.
         needed: u64,
