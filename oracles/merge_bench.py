@@ -132,10 +132,8 @@ def settings(cache, method):
     return f"models: [{models}]\nbase_model: {base}\nmerge_method: {method}\ndtype: bfloat16\n"
 
 
-def timed(command, env=None):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
+def peak_kib(process):
+    """Waits for the end; the highest VmHWM seen."""
     peak = 0
     while process.poll() is None:
         try:
@@ -144,6 +142,14 @@ def timed(command, env=None):
         except OSError:
             pass
         time.sleep(0.02)
+    return peak
+
+
+def timed(command, env=None):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
+    peak = peak_kib(process)
     seconds = time.monotonic() - start
     if process.returncode:
         sys.exit(f"{command} failed:\n{process.stderr.read().decode()}")
@@ -234,14 +240,7 @@ def limit(cache, aloe, out, mb, method, cold):
     start = time.monotonic()
     command = [str(aloe), "merge", str(yaml), str(out / "ours"), "--memory", str(mb // 2)]
     process = subprocess.Popen(command, preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
-    peak = 0
-    while process.poll() is None:
-        try:
-            status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
-            peak = max([peak] + [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")])
-        except OSError:
-            pass
-        time.sleep(0.02)
+    peak = peak_kib(process)
     seconds = time.monotonic() - start
     used = (group / ("memory.max_usage_in_bytes" if version_1.is_dir() else "memory.peak")).read_text().strip()
     models = [model for model in ("base", "a", "b") if (cache / model).is_dir()]
