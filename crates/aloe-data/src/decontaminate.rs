@@ -20,6 +20,7 @@ use crate::simplify::plain;
 use crate::source::{self, DataFile};
 use crate::{Item, Result, RowError, parallel, simplify};
 use aloe_record::{Cancel, Progress};
+use aloe_task::Question;
 use aloe_text::Role;
 use regex::Regex;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -220,8 +221,32 @@ impl Index {
         self.runs_8.retain(|_, ids| is_common(ids));
     }
 
+    /// The questions of an evaluation, whose numbers are their places.
+    pub(crate) fn of(questions: &[Question]) -> Index {
+        let mut index = Index::default();
+        for question in questions {
+            index.add(&question.source, &question.stem, question.context.as_deref(), &question.choices);
+        }
+        index.forget_common_runs();
+        index
+    }
+
     /// The first overlap of `item`, if any.
     pub(crate) fn overlap(&self, item: &Item) -> Option<Overlap> {
+        let (at, evidence) = self.hit(item)?;
+        let held = &self.held[at];
+        let asked = item.messages().into_iter().find(|message| message.role == Role::User);
+        Some(Overlap {
+            row: item.id.clone(),
+            question_at: held.at.clone(),
+            question: held.stem.clone(),
+            row_text: asked.map(|message| message.content.clone()).unwrap_or_default(),
+            evidence,
+        })
+    }
+
+    /// The number of the first question that `item` holds, and why it was taken for it.
+    pub(crate) fn hit(&self, item: &Item) -> Option<(usize, Evidence)> {
         let messages = item.messages();
         let asked: Vec<&str> = messages
             .iter()
@@ -237,15 +262,7 @@ impl Index {
         let hit = hit.or_else(|| asked.iter().find_map(|text| self.whole_question(text)));
         let hit = hit.or_else(|| texts.iter().find_map(|text| self.stem_and_options(text)));
         let hit = hit.or_else(|| texts.iter().find_map(|text| self.shared_runs(&simplify(text))));
-        let (id, evidence) = hit?;
-        let held = &self.held[id as usize];
-        Some(Overlap {
-            row: item.id.clone(),
-            question_at: held.at.clone(),
-            question: held.stem.clone(),
-            row_text: asked.first().map(|text| (*text).to_owned()).unwrap_or_default(),
-            evidence,
-        })
+        hit.map(|(id, evidence)| (id as usize, evidence))
     }
 
     fn same_options(&self, options: &[String], asked: &[&str], item: &Item) -> Option<(u32, Evidence)> {

@@ -109,6 +109,12 @@ pub enum Error {
         /// `both` or `neither`.
         found: &'static str,
     },
+    /// A line of a file that should be a data stage's.
+    #[error("{at}: neither `messages` nor `prompt`, `chosen` and `rejected`, so it is no training row of a data stage")]
+    TrainingRow {
+        /// `file:line`.
+        at: String,
+    },
     /// A source holds rows of the other kind.
     #[error("source `{name}`: {at} is a {found} row, but the output is {wanted}")]
     Kind {

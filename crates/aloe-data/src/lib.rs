@@ -13,6 +13,7 @@ mod data;
 mod decontaminate;
 mod dedup;
 mod dialect;
+mod dirty;
 mod elements;
 mod error;
 mod held;
@@ -34,6 +35,7 @@ pub use config::{DataConfig, Dedup, OutputKind, Rules, SourceConfig, TurnTokenNa
 pub use data::run;
 pub use decontaminate::{Evidence, Overlap};
 pub use dialect::{Dialect, SPEAKERS};
+pub use dirty::{Trained, trained_on};
 pub use error::{Error, Problems, RowError};
 pub use item::{Body, Item};
 pub use licence::Use;

@@ -35,14 +35,14 @@ pub use crate::endpoint::canary::CanaryAnswers;
 pub(crate) use crate::endpoint::embeddings::Embeddings;
 pub use crate::endpoint::listing::listed;
 
+use crate::encode;
 use crate::endpoint::answer::TextOf;
 use crate::endpoint::prompt_logps::Form;
 use crate::endpoint::replicas::{Asking, Replicas, Reply};
 use crate::endpoint::watch::Watch;
 use crate::engine::{EngineIdentity, Take};
 use crate::{
-    Call, Continuation, EngineOptions, Error, GenerateRequest, GenerateResult, Prompt, Result, ScoreRequest,
-    ScoreResult, Scored,
+    Call, EngineOptions, Error, GenerateRequest, GenerateResult, Prompt, Result, ScoreRequest, ScoreResult, Scored,
 };
 use aloe_record::{Cancel, Progress};
 use aloe_text::{Message, TextModel};
@@ -89,7 +89,7 @@ impl Endpoint {
             path: "endpoint".to_owned(),
         };
         Ok(Self {
-            replicas: Replicas::new(opened.clients, &opened.model, &opened.listed, &opened.out),
+            replicas: Replicas::new(opened.clients, &opened.model, &opened.listed, options.connections, &opened.out),
             model: opened.model,
             listed: opened.listed,
             context_len: opened.context_len,
@@ -218,7 +218,7 @@ impl Endpoint {
     }
 
     fn score_one(&self, text: &TextModel, form: Form, request: &ScoreRequest, asking: &Asking) -> Result<ScoreResult> {
-        let mut prompt_ids = ids_of(text, &request.prompt)?;
+        let (prompt_ids, ids_of_all) = encode::score_ids(text, request)?;
         let mut continuations = Vec::new();
         let refuse = |reason: &str| Error::Request { id: request.id.clone(), reason: reason.to_owned() };
         if prompt_ids.is_empty() {
@@ -228,21 +228,7 @@ impl Endpoint {
             let scored = self.prompt_logps(text, form, &prompt_ids, &request.id, asking)?;
             continuations.push(to_scored(prompt_ids[1..].to_vec(), &scored));
         }
-        for continuation in &request.continuations {
-            let ids = match (&request.prompt, continuation) {
-                (_, Continuation::Ids(ids)) => ids.clone(),
-                (Prompt::Text(before), Continuation::Text(after)) => {
-                    let (joint_prompt, ids) = text.encode_joint(before, after)?;
-                    if !continuations.is_empty() && joint_prompt != prompt_ids {
-                        return Err(refuse(
-                            "a continuation changes how the prompt before it is tokenised; score it alone",
-                        ));
-                    }
-                    prompt_ids = joint_prompt;
-                    ids
-                }
-                (_, Continuation::Text(after)) => text.tokenizer.encode_continuation(after)?,
-            };
+        for ids in ids_of_all {
             if ids.is_empty() {
                 return Err(refuse("a continuation has no tokens"));
             }
@@ -261,7 +247,7 @@ impl Endpoint {
         prompt: &Prompt,
         asking: &Asking,
     ) -> Result<GenerateResult> {
-        let prompt_ids = ids_of(text, prompt)?;
+        let prompt_ids = encode::prompt_ids(text, prompt)?;
         let mut stop_ids = text.stop_ids();
         stop_ids.extend(&request.sampling.stop_ids);
         let body = json!({"prompt": prompt_ids, "stop_token_ids": stop_ids, "return_token_ids": true});
@@ -292,15 +278,6 @@ fn open_text(path: &Path) -> Result<TextModel> {
         Some(metadata) => Ok(TextModel::from_gguf(metadata)?),
         None => Ok(TextModel::open(path)?),
     }
-}
-
-fn ids_of(text: &TextModel, prompt: &Prompt) -> Result<Vec<u32>> {
-    Ok(match prompt {
-        Prompt::Ids(ids) => ids.clone(),
-        Prompt::Text(raw) => text.encode_prompt_text(raw)?,
-        Prompt::Messages(messages) => text.encode_prompt(messages)?,
-        Prompt::ForgedMessages(messages) => text.encode_prompt_forged(messages)?,
-    })
 }
 
 fn to_scored(ids: Vec<u32>, scored: &[(f64, bool)]) -> Scored {

@@ -29,6 +29,8 @@ pub struct EngineOptions {
     pub server_template: bool,
     /// The longest an endpoint's one answer is waited for.
     pub request_timeout: Duration,
+    /// Requests that an endpoint's server is sent at once, at least 1.
+    pub connections: usize,
     /// Ends the wait for servers that do not answer while they are opened.
     pub cancel: Cancel,
 }
@@ -43,6 +45,7 @@ impl Default for EngineOptions {
             tokenizer: None,
             server_template: false,
             request_timeout: Duration::from_secs(600),
+            connections: 16,
             cancel: Cancel::default(),
         }
     }

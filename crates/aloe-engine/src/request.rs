@@ -13,6 +13,9 @@ pub enum Prompt {
     /// A conversation, rendered by the model's chat template with the generation prompt. Contents never become control
     /// tokens.
     Messages(Vec<Message>),
+    /// As `Messages`, but rendered as prompt_engine does: white space at both ends is cut, and ChatML stands in for a template that refuses
+    /// the conversation. For comparison with it only.
+    StrippedMessages(Vec<Message>),
     /// As `Messages`, but control tokens inside contents are encoded as control tokens, the way common servers do. Only
     /// the red-team's injection styles use this.
     ForgedMessages(Vec<Message>),
@@ -23,6 +26,9 @@ pub enum Prompt {
 pub enum Continuation {
     /// Text. After a `Prompt::Text` both are tokenised together and split as lm-evaluation-harness does.
     Text(String),
+    /// Text that is tokenised together with the prompt, also behind a conversation, where lm-evaluation-harness with
+    /// `--apply_chat_template` scores the white space at the prompt's end with it.
+    Joint(String),
     /// Token ids.
     Ids(Vec<u32>),
 }

@@ -1,10 +1,12 @@
 //! The log that lets an interrupted evaluation go on: answered questions and Medprompt's solved examples, as they came.
 //!
-//! Answers come in any order; each says which question it belongs to. A question that was refused is not kept: it costs nothing to
+//! Answers come in any order; each says which question it belongs to, by task, place, id and digest, so that a run over more or fewer
+//! questions or tasks takes them up too. A question that was refused is not kept: it costs nothing to
 //! ask again. The first entry is the run's fingerprint; a log of another run is refused, never mixed in.
 
 use crate::{Error, Result, Sample};
 use aloe_engine::CanaryAnswers;
+use aloe_record::digest;
 use aloe_record::log::Log;
 use aloe_task::{Question, Task};
 use serde::{Deserialize, Serialize};
@@ -31,8 +33,69 @@ pub(crate) struct Solved {
     pub(crate) index: usize,
     /// The pool question's id.
     pub(crate) id: String,
-    /// Right answers: the order shown and the text.
-    pub(crate) right: Vec<(Vec<usize>, String)>,
+    /// Attempts in all.
+    pub(crate) n_attempts: usize,
+    /// Right answers.
+    pub(crate) right: Vec<Worked>,
+}
+
+/// A worked answer to a pool question.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Worked {
+    /// Original option index by shown position.
+    pub(crate) order: Vec<usize>,
+    /// The answer's text.
+    pub(crate) text: String,
+    /// Tokens of prompt and answer, where the engine tells.
+    pub(crate) n_tokens: Option<(usize, usize)>,
+    /// Who wrote it and what it had seen.
+    pub(crate) made: Made,
+}
+
+/// How a worked answer came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Made {
+    /// By a model that did not know the answer, kept because it reached it.
+    SelfGenerated,
+    /// By a model that was told the answer.
+    GoldConditioned,
+    /// A file does not say.
+    NotStated,
+}
+
+impl Made {
+    /// In words, for results.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::SelfGenerated => "self-generated",
+            Self::GoldConditioned => "gold-conditioned",
+            Self::NotStated => "not-stated",
+        }
+    }
+}
+
+/// The specialty that a classifier put a question into.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Specialty {
+    task: String,
+    index: usize,
+    pub(crate) field: String,
+}
+
+/// What is kept with the question it belongs to.
+#[derive(Clone, Serialize, Deserialize)]
+struct Kept<T> {
+    /// Digest of the question's content.
+    question: String,
+    #[serde(flatten)]
+    what: T,
+}
+
+/// Of everything in a question but where it stood.
+fn content_digest(question: &Question) -> String {
+    let text = serde_json::to_string(&Question { source: String::new(), ..question.clone() }).unwrap_or_default();
+    digest::bytes(text.as_bytes())[..16].to_owned()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -41,10 +104,24 @@ enum Entry {
     Run(String),
     /// What an endpoint answered to known questions before what follows.
     Canary(CanaryAnswers),
-    Solved(Solved),
-    Answered(Box<Sample>),
+    Solved(Kept<Solved>),
+    Specialty(Kept<Specialty>),
+    Answered(Box<Kept<Sample>>),
     /// A question's second answer, for the noise floor.
-    Again(Box<Sample>),
+    Again(Box<Kept<Sample>>),
+}
+
+fn kept<T: Clone>(question: &Question, what: &T) -> Kept<T> {
+    Kept { question: content_digest(question), what: what.clone() }
+}
+
+/// The answers of a run that another process may be writing, as they came.
+pub(crate) fn read(path: &Path) -> Result<Vec<Sample>> {
+    let answered = |entry| match entry {
+        Entry::Answered(kept) => Some(kept.what),
+        _ => None,
+    };
+    Ok(aloe_record::log::read::<Entry>(path)?.into_iter().filter_map(answered).collect())
 }
 
 /// The open log with what it held.
@@ -52,9 +129,10 @@ pub(crate) struct AnswerLog {
     log: Log,
     path: PathBuf,
     canary: Option<CanaryAnswers>,
-    samples: Vec<Sample>,
-    again: Vec<Sample>,
-    solved: Vec<Solved>,
+    samples: Vec<Kept<Sample>>,
+    again: Vec<Kept<Sample>>,
+    solved: Vec<Kept<Solved>>,
+    specialties: Vec<Kept<Specialty>>,
     synced: Instant,
 }
 
@@ -68,15 +146,16 @@ impl AnswerLog {
             Some(_) => return Err(Error::OtherRun { path: path.display().to_string() }),
         }
         let path = path.to_path_buf();
-        let (samples, again, solved, synced) = (Vec::new(), Vec::new(), Vec::new(), Instant::now());
-        let mut found = Self { log, path, canary: None, samples, again, solved, synced };
+        let (samples, again, solved, specialties) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut found = Self { log, path, canary: None, samples, again, solved, specialties, synced: Instant::now() };
         for entry in entries {
             match entry {
                 Entry::Run(_) => return Err(Error::OtherRun { path: found.path.display().to_string() }),
                 Entry::Canary(canary) => found.canary = Some(canary),
                 Entry::Solved(solved) => found.solved.push(solved),
-                Entry::Answered(sample) => found.samples.push(*sample),
-                Entry::Again(sample) => found.again.push(*sample),
+                Entry::Specialty(specialty) => found.specialties.push(specialty),
+                Entry::Answered(kept) => found.samples.push(*kept),
+                Entry::Again(kept) => found.again.push(*kept),
             }
         }
         Ok(found)
@@ -108,46 +187,68 @@ impl AnswerLog {
         self.answers_of(&self.again, task, questions)
     }
 
-    fn answers_of(&self, samples: &[Sample], task: Task, questions: &[Question]) -> Result<Vec<Option<Sample>>> {
+    fn answers_of(&self, kept: &[Kept<Sample>], task: Task, questions: &[Question]) -> Result<Vec<Option<Sample>>> {
         let name = task.name();
-        let of_task = samples.iter().filter(|sample| sample.task == name);
-        self.placed(questions, of_task.map(|sample| (sample.index, sample.id.as_str(), sample)))
+        let of_task = kept.iter().filter(|kept| kept.what.task == name);
+        self.placed(questions, of_task.map(|kept| (kept.what.index, kept)))
     }
 
     /// The solved pool questions of `task` so far, by their places in the pool.
     pub(crate) fn solved_of(&self, task: Task, pool: &[Question]) -> Result<Vec<Option<Solved>>> {
         let name = task.name();
-        let of_task = self.solved.iter().filter(|solved| solved.task == name);
-        self.placed(pool, of_task.map(|solved| (solved.index, solved.id.as_str(), solved)))
+        let of_task = self.solved.iter().filter(|kept| kept.what.task == name);
+        self.placed(pool, of_task.map(|kept| (kept.what.index, kept)))
     }
 
+    /// The specialties told so far, by the places of the questions of `task`.
+    pub(crate) fn specialties_of(&self, task: Task, questions: &[Question]) -> Result<Vec<Option<Specialty>>> {
+        let name = task.name();
+        let of_task = self.specialties.iter().filter(|kept| kept.what.task == name);
+        self.placed(questions, of_task.map(|kept| (kept.what.index, kept)))
+    }
+
+    /// Those beyond the last of `questions` are of a run over more.
     fn placed<'a, T: Clone + 'a>(
         &self,
         questions: &[Question],
-        entries: impl Iterator<Item = (usize, &'a str, &'a T)>,
+        entries: impl Iterator<Item = (usize, &'a Kept<T>)>,
     ) -> Result<Vec<Option<T>>> {
+        let digests: Vec<String> = questions.iter().map(content_digest).collect();
         let mut found: Vec<Option<T>> = questions.iter().map(|_| None).collect();
-        for (index, id, entry) in entries {
-            if questions.get(index).is_none_or(|question| question.id != id) {
-                return Err(Error::OtherRun { path: self.path.display().to_string() });
+        for (index, kept) in entries {
+            match digests.get(index) {
+                None => {}
+                Some(digest) if *digest == kept.question => found[index] = Some(kept.what.clone()),
+                Some(_) => return Err(Error::OtherRun { path: self.path.display().to_string() }),
             }
-            found[index] = Some(entry.clone());
         }
         Ok(found)
     }
 
-    pub(crate) fn append(&mut self, sample: &Sample) -> Result<()> {
-        self.log.append(&Entry::Answered(Box::new(sample.clone())))?;
+    pub(crate) fn append(&mut self, question: &Question, sample: &Sample) -> Result<()> {
+        self.log.append(&Entry::Answered(Box::new(kept(question, sample))))?;
         self.sync(false)
     }
 
-    pub(crate) fn append_again(&mut self, sample: &Sample) -> Result<()> {
-        self.log.append(&Entry::Again(Box::new(sample.clone())))?;
+    pub(crate) fn append_again(&mut self, question: &Question, sample: &Sample) -> Result<()> {
+        self.log.append(&Entry::Again(Box::new(kept(question, sample))))?;
         self.sync(false)
     }
 
-    pub(crate) fn append_solved(&mut self, solved: &Solved) -> Result<()> {
-        self.log.append(&Entry::Solved(solved.clone()))?;
+    pub(crate) fn append_solved(&mut self, question: &Question, solved: &Solved) -> Result<()> {
+        self.log.append(&Entry::Solved(kept(question, solved)))?;
+        self.sync(false)
+    }
+
+    pub(crate) fn append_specialty(
+        &mut self,
+        question: &Question,
+        task: &str,
+        index: usize,
+        field: &str,
+    ) -> Result<()> {
+        let told = Specialty { task: task.to_owned(), index, field: field.to_owned() };
+        self.log.append(&Entry::Specialty(kept(question, &told)))?;
         self.sync(false)
     }
 

@@ -1,12 +1,12 @@
 //! Two runs over the same questions: paired tests, and the words for what may be said.
 
-use crate::stats::{Interval, cluster_bootstrap, mcnemar_exact};
+use crate::stats::{Interval, cluster_bootstrap, holm, mcnemar_exact, smallest_difference};
 use crate::{Encoders, Error, EvalConfig, EvalResults, Result, Sample, read_samples, report};
 use aloe_engine::EngineIdentity;
 use aloe_task::Task;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 /// Draws of the paired bootstrap.
@@ -35,6 +35,12 @@ pub struct Comparison {
     pub n_only_second: usize,
     /// Two-sided exact McNemar test.
     pub p_value: f64,
+    /// The p-value by Holm's adjustment for all tests made together; none for a single one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub p_holm: Option<f64>,
+    /// The smallest difference that these questions would show in 80 % of such comparisons, at this many discordant questions.
+    #[serde(default)]
+    pub smallest: f64,
     /// What may be said.
     pub verdict: Verdict,
 }
@@ -92,13 +98,18 @@ pub fn check_comparable(earlier: &Path, config: &EvalConfig) -> Result<Vec<Strin
         return Err(Error::Unpaired(text));
     }
     check_questions(&read_samples(&earlier.join("samples.jsonl"))?, config)?;
-    Ok(settings_differences(&results.settings, &report::settings(config, Encoders::default())))
+    // Which encoders this run will have is not known here; `compare_runs` names them.
+    let (mut there, mut here) = (results.settings, report::settings(config, Encoders::default()));
+    for key in ["embedder", "reranker"] {
+        there.remove(key);
+        here.remove(key);
+    }
+    Ok(settings_differences(&there, &here))
 }
 
-/// What differs between the settings of two runs, in words. The folders of embedder and reranker are no difference.
+/// What differs between the settings of two runs, in words.
 fn settings_differences(first: &Map<String, Value>, second: &Map<String, Value>) -> Vec<String> {
-    let keys: BTreeSet<&String> =
-        first.keys().chain(second.keys()).filter(|key| *key != "embedder" && *key != "reranker").collect();
+    let keys: BTreeSet<&String> = first.keys().chain(second.keys()).collect();
     let word = |value: Option<&Value>| value.map_or_else(|| "none".to_owned(), plain);
     let changed = keys.into_iter().filter(|key| first.get(*key) != second.get(*key));
     changed.map(|key| format!("{key} {} and {}", word(first.get(key)), word(second.get(key)))).collect()
@@ -130,6 +141,27 @@ pub struct Comparisons {
     differences: Vec<String>,
 }
 
+/// Compares several evaluations with the one in `base`, question by question, in the order given. Where more than one test is made, each
+/// has its p-value adjusted by Holm for all of them, and its verdict speaks by that.
+pub fn compare_many(base: &Path, others: &[&Path], seed: u64) -> Result<Vec<Comparisons>> {
+    let mut all = others.iter().map(|other| compare_runs(base, other, seed)).collect::<Result<Vec<_>>>()?;
+    // The row over all tasks repeats its tasks' questions; it is one more way to be lucky and counts as a test.
+    let p_values: Vec<f64> = all.iter().flat_map(|one| &one.rows).map(|row| row.p_value).collect();
+    if p_values.len() < 2 {
+        return Ok(all);
+    }
+    let rows = all.iter_mut().flat_map(|one| &mut one.rows);
+    for (row, p_holm) in rows.zip(holm(&p_values)) {
+        row.p_holm = Some(p_holm);
+        row.verdict = Verdict::of(row.interval, p_holm);
+    }
+    let n_tests = p_values.len();
+    let words =
+        format!("{n_tests} tests were made; verdicts hold for all of them together at the {ALPHA} level (Holm)");
+    all.iter_mut().for_each(|one| one.tests = Some(words.clone()));
+    Ok(all)
+}
+
 /// Compares the evaluations in two output folders, `later` minus `earlier`.
 pub fn compare_runs(earlier: &Path, later: &Path, seed: u64) -> Result<Comparisons> {
     let results = |folder: &Path| aloe_record::atomic::read_json::<EvalResults>(&folder.join("results.json"));
@@ -139,8 +171,22 @@ pub fn compare_runs(earlier: &Path, later: &Path, seed: u64) -> Result<Compariso
     let rows = compare(&before, &after, seed)?;
     let mut differences = settings_differences(&first.settings, &second.settings);
     differences.extend(arithmetic_differences(&first.model, &second.model));
+    for (a, b) in first.tasks.iter().flat_map(|a| second.tasks.iter().map(move |b| (a, b))) {
+        if a.task == b.task && a.version != b.version {
+            differences.push(format!(
+                "version of {} {} and {}",
+                a.task,
+                plain_version(&a.version),
+                plain_version(&b.version)
+            ));
+        }
+    }
     let note = format!("accuracy, question by question ({}){}", after.len(), differ(&differences));
     Ok(Comparisons { note, tests: chance(rows.len()), rows, differences })
+}
+
+fn plain_version(version: &str) -> &str {
+    if version.is_empty() { "none" } else { version }
 }
 
 /// In brackets, when there is anything to say.
@@ -165,14 +211,25 @@ pub fn chance(n_tests: usize) -> Option<String> {
 impl Comparisons {
     /// The table for the terminal.
     pub fn table(&self) -> String {
-        let head = format!("{:<36} {:>6} {:>8} {:>8} {:>9}  what may be said", "task", "n", "before", "after", "p");
-        let mut text = format!("{}\n{head}\n", self.note);
+        let adjusted = self.rows.iter().any(|row| row.p_holm.is_some());
+        let holm = if adjusted { format!(" {:>9}", "p (Holm)") } else { String::new() };
+        let columns =
+            format!("{:<36} {:>6} {:>8} {:>8} {:>16} {:>9}", "task", "n", "before", "after", "95 % interval", "p");
+        let mut text = format!("{}\n{columns}{holm} {:>9}  what may be said\n", self.note, "smallest");
         for row in &self.rows {
             let (first, second) = (100.0 * row.first, 100.0 * row.second);
-            let words = row.verdict.words();
-            text +=
-                &format!("{:<36} {:>6} {first:>8.2} {second:>8.2} {:>9.4}  {words}\n", row.task, row.n, row.p_value);
+            let holm = row.p_holm.map_or_else(String::new, |p| format!(" {p:>9.4}"));
+            text += &format!(
+                "{:<36} {:>6} {first:>8.2} {second:>8.2} {:>16} {:>9.4}{holm} {:>9.2}  {}\n",
+                row.task,
+                row.n,
+                row.interval.percent(2),
+                row.p_value,
+                100.0 * row.smallest,
+                row.verdict.words()
+            );
         }
+        text += "smallest: the difference in points that these questions would show in 80 % of such comparisons\n";
         self.tests.iter().for_each(|tests| text += &format!("{tests}\n"));
         text
     }
@@ -244,14 +301,21 @@ pub fn compare(first: &[Sample], second: &[Sample], seed: u64) -> Result<Vec<Com
             tasks.push(&sample.task);
         }
     }
+    // A question that two tasks ask (MedQA with four options and with five) counts in the first of them only.
+    let mut first_task: HashMap<&str, &str> = HashMap::new();
+    for (sample, _) in pairs.iter().filter(|(sample, _)| !sample.stem_sha256.is_empty()) {
+        first_task.entry(&sample.stem_sha256).or_insert(&sample.task);
+    }
     let of = |name: &str, keep: &dyn Fn(&Sample) -> bool| {
-        let right: Vec<(bool, bool)> =
-            pairs.iter().filter(|(a, _)| keep(a)).map(|(a, b)| (a.correct, b.correct)).collect();
-        comparison(name, &right, seed)
+        let right: Vec<(bool, bool, &str)> =
+            pairs.iter().filter(|(a, _)| keep(a)).map(|(a, b)| (a.correct, b.correct, a.cluster.as_str())).collect();
+        clustered_comparison(name, &right, seed)
     };
     let mut found: Vec<Comparison> = tasks.iter().map(|&task| of(task, &|sample| sample.task == task)).collect();
     if tasks.len() > 1 {
-        found.push(of("all tasks", &|_| true));
+        let counts =
+            |sample: &Sample| first_task.get(sample.stem_sha256.as_str()).is_none_or(|task| *task == sample.task);
+        found.push(of("all tasks", &counts));
     }
     Ok(found)
 }
@@ -261,8 +325,12 @@ fn pair<'a>(first: &'a [Sample], second: &'a [Sample]) -> Result<Vec<(&'a Sample
         let reason = format!("the runs hold {} and {} questions", first.len(), second.len());
         return Err(Error::Unpaired(reason));
     }
-    let by_id: std::collections::HashMap<(&str, &str), &Sample> =
-        second.iter().map(|sample| ((sample.task.as_str(), sample.id.as_str()), sample)).collect();
+    let mut by_id: HashMap<(&str, &str), &Sample> = HashMap::new();
+    for sample in second {
+        if by_id.insert((sample.task.as_str(), sample.id.as_str()), sample).is_some() {
+            return Err(Error::Unpaired(format!("{}/{} is twice in the second run", sample.task, sample.id)));
+        }
+    }
     first
         .iter()
         .map(|a| match by_id.get(&(a.task.as_str(), a.id.as_str())) {
@@ -275,16 +343,21 @@ fn pair<'a>(first: &'a [Sample], second: &'a [Sample]) -> Result<Vec<(&'a Sample
 
 /// Compares paired outcomes (right in the first run, right in the second).
 pub fn comparison(name: &str, right: &[(bool, bool)], seed: u64) -> Comparison {
+    let alone: Vec<(bool, bool, &str)> = right.iter().map(|&(a, b)| (a, b, "")).collect();
+    clustered_comparison(name, &alone, seed)
+}
+
+/// [`comparison`] of questions that may share an abstract: the interval draws abstracts, not questions. McNemar's test takes questions as
+/// independent; a verdict needs both.
+fn clustered_comparison(name: &str, right: &[(bool, bool, &str)], seed: u64) -> Comparison {
     let n = right.len();
     let share = |count: usize| count as f64 / n as f64;
-    let n_only_first = right.iter().filter(|(a, b)| *a && !*b).count();
-    let n_only_second = right.iter().filter(|(a, b)| !*a && *b).count();
-    let differences: Vec<(f64, f64)> =
-        right.iter().map(|&(a, b)| (f64::from(i8::from(b) - i8::from(a)), 1.0)).collect();
-    let interval = cluster_bootstrap(&differences, N_DRAWS, seed, "paired-bootstrap");
+    let n_only_first = right.iter().filter(|(a, b, _)| *a && !*b).count();
+    let n_only_second = right.iter().filter(|(a, b, _)| !*a && *b).count();
+    let interval = cluster_bootstrap(&difference_clusters(right), N_DRAWS, seed, "paired-bootstrap");
     let p_value = mcnemar_exact(n_only_first, n_only_second);
-    let first = share(right.iter().filter(|(a, _)| *a).count());
-    let second = share(right.iter().filter(|(_, b)| *b).count());
+    let first = share(right.iter().filter(|(a, ..)| *a).count());
+    let second = share(right.iter().filter(|(_, b, _)| *b).count());
     let difference = (n_only_second as f64 - n_only_first as f64) / n as f64;
     let verdict = Verdict::of(interval, p_value);
     Comparison {
@@ -297,8 +370,26 @@ pub fn comparison(name: &str, right: &[(bool, bool)], seed: u64) -> Comparison {
         n_only_first,
         n_only_second,
         p_value,
+        p_holm: None,
+        smallest: smallest_difference(n, n_only_first + n_only_second),
         verdict,
     }
+}
+
+/// (Sum of differences, questions) of each question or, where several share a cluster, of each cluster; in the order of first sight.
+fn difference_clusters(right: &[(bool, bool, &str)]) -> Vec<(f64, f64)> {
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    let mut clusters: Vec<(f64, f64)> = Vec::new();
+    for &(a, b, cluster) in right {
+        let next = clusters.len();
+        let place = if cluster.is_empty() { next } else { *places.entry(cluster).or_insert(next) };
+        if place == next {
+            clusters.push((0.0, 0.0));
+        }
+        clusters[place].0 += f64::from(i8::from(b) - i8::from(a));
+        clusters[place].1 += 1.0;
+    }
+    clusters
 }
 
 #[cfg(test)]
@@ -373,16 +464,34 @@ mod tests {
         };
         let before = folder("before", "f32", "avx512-bf16", 0, false);
         let found = compare_runs(&before, &folder("after", "bf16", "avx2", 1, true), 1).unwrap();
-        let differ = "(the runs differ in shots 0 and 1; dtype f32 and bf16; CPU path avx512-bf16 and avx2)";
+        let differ = "(the runs differ in embedder before and after; shots 0 and 1; dtype f32 and bf16; CPU path avx512-bf16 and avx2)";
         assert_eq!(found.note, format!("accuracy, question by question (20) {differ}"));
         let tests = "3 tests were made at the 0.05 level, without a correction: up to 0.15 of them would find a difference by \
                      chance alone";
         assert_eq!(found.tests.as_deref(), Some(tests), "two tasks and all together");
         assert_eq!(found.summary(), format!("higher {differ}; {tests}"));
         assert!(found.table().starts_with(&found.note) && found.table().ends_with(&format!("{tests}\n")));
-        let alike = compare_runs(&before, &folder("again", "f32", "avx512-bf16", 0, false), 1).unwrap();
+        let alike = compare_runs(&before, &before, 1).unwrap();
         assert_eq!(alike.note, "accuracy, question by question (20)");
         assert_eq!(chance(1), None, "a single test needs no such line");
+    }
+
+    /// Ten questions that two tasks ask, right in the second run only: ten differ, not twenty.
+    #[test]
+    fn a_question_that_two_tasks_ask_counts_once_over_all_tasks() {
+        let run = |is_right: bool| -> Vec<Sample> {
+            let one = |i: usize| {
+                serde_json::from_value(serde_json::json!({
+                    "task": if i < 10 { "four" } else { "five" }, "id": i.to_string(), "index": i, "subject": "", "n_choices": 4,
+                    "key": 0, "predicted": 0, "correct": is_right, "prompt_sha256": "", "stem_sha256": (i % 10).to_string(),
+                }))
+                .unwrap()
+            };
+            (0..20).map(one).collect()
+        };
+        let rows = compare(&run(false), &run(true), 1).unwrap();
+        let counts: Vec<(&str, usize)> = rows.iter().map(|row| (row.task.as_str(), row.n_only_second)).collect();
+        assert_eq!(counts, [("four", 10), ("five", 10), ("all tasks", 10)]);
     }
 
     #[test]

@@ -45,6 +45,30 @@ impl Strategy {
     }
 }
 
+/// How a question's examples are chosen from the solved pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Neighbours {
+    /// The nearest, most similar last.
+    Nearest,
+    /// Drawn for each question: what the search is worth is the difference to this.
+    Random,
+    /// The pool's first, the same for every question.
+    Static,
+}
+
+impl Neighbours {
+    /// From its name.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "nearest" => Some(Self::Nearest),
+            "random" => Some(Self::Random),
+            "static" => Some(Self::Static),
+            _ => None,
+        }
+    }
+}
+
 /// Medprompt's own settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,11 +79,45 @@ pub struct MedpromptConfig {
     pub pool_attempts: usize,
     /// Word-set overlap (Jaccard, question and options) from which a pool question counts as the test question itself.
     pub same_question_jaccard: f64,
+    /// Whether a pool question that is the test question itself may be its example, as in prompt_engine.
+    pub include_same: bool,
+    /// How examples are chosen.
+    pub neighbours: Neighbours,
+    /// With a reranker: how many pool questions it sees for each example that is wanted.
+    pub rerank_factor: usize,
 }
 
 impl Default for MedpromptConfig {
     fn default() -> Self {
-        Self { pool_limit: None, pool_attempts: 5, same_question_jaccard: 0.8 }
+        Self {
+            pool_limit: None,
+            pool_attempts: 5,
+            same_question_jaccard: 0.8,
+            include_same: false,
+            neighbours: Neighbours::Nearest,
+            rerank_factor: 4,
+        }
+    }
+}
+
+/// What is done with a sample that names no option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Retry {
+    /// Nothing: it is counted.
+    None,
+    /// prompt_engine's rule: up to ten passes (three over example pools), pass r with the temperature raised by 0.05 r, to 1 at most, and
+    /// 100 r tokens more. The score is then one of the best of several tries; for comparison with prompt_engine only.
+    PromptEngine,
+}
+
+impl Retry {
+    /// From its name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [("none", Self::None), ("prompt-engine", Self::PromptEngine)]
+            .into_iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, r)| r)
     }
 }
 
@@ -88,6 +146,21 @@ pub struct EvalConfig {
     pub shuffle: bool,
     /// How tokens are drawn; its seed is replaced by `seed`.
     pub sampling: Sampling,
+    /// Whether prompts are conversations in the model's chat template; else plain text.
+    pub chat_template: bool,
+    /// System prompt in place of the protocol's own; for log-likelihoods beside it, as in lm-evaluation-harness.
+    pub system: Option<String>,
+    /// What is done with samples that name no option.
+    pub retry: Retry,
+    /// Medprompt: worked examples from this file (prompt_engine's `generations.json`, or the `examples.json` of an earlier run) in place
+    /// of those that the model would write itself.
+    pub examples: Option<PathBuf>,
+    /// Training rows (`train.jsonl` of data stages) that the model has seen: questions that they hold are scored apart.
+    pub trained_on: Vec<PathBuf>,
+    /// Whether the model has seen more than that: rows that were not found.
+    pub is_training_partly_known: bool,
+    /// Accuracies that tasks or averages must have, in percent: name, lowest, highest.
+    pub expect: Vec<(String, f64, f64)>,
     /// Medprompt's own settings.
     pub medprompt: MedpromptConfig,
 }
@@ -119,7 +192,17 @@ impl EvalConfig {
             n_samples: if votes { 5 } else { 1 },
             shuffle: strategy == Strategy::Medprompt,
             sampling: Sampling { max_new_tokens: 500, temperature, ..Sampling::default() },
-            medprompt: MedpromptConfig::default(),
+            chat_template: strategy != Strategy::Loglikelihood,
+            system: None,
+            retry: Retry::None,
+            examples: None,
+            trained_on: Vec::new(),
+            is_training_partly_known: false,
+            expect: Vec::new(),
+            medprompt: MedpromptConfig {
+                rerank_factor: if protocol == Protocol::PromptEngine { 3 } else { 4 },
+                ..MedpromptConfig::default()
+            },
         }
     }
 
@@ -142,7 +225,26 @@ impl EvalConfig {
         refuse(alike, "greedy samples in one order are all alike: set a temperature or shuffle");
         refuse(self.strategy == Strategy::Medprompt && self.shots == 0, "medprompt needs shots of at least 1");
         refuse(self.medprompt.pool_attempts == 0, "medprompt's pool_attempts must be at least 1");
+        let overlap = self.medprompt.same_question_jaccard;
+        refuse(!(overlap > 0.0 && overlap <= 1.0), "medprompt's same_question_jaccard must be above 0 and at most 1");
+        refuse(self.medprompt.rerank_factor == 0, "medprompt's rerank_factor must be at least 1");
+        let is_medprompt = self.strategy == Strategy::Medprompt;
+        refuse(self.examples.is_some() && !is_medprompt, "only medprompt takes an example file");
+        let several = self.examples.is_some() && self.tasks.len() > 1;
+        refuse(several, "an example file serves one task: its worked answers are for questions of one kind");
+        let few_orders = self.tasks.iter().any(|task| matches!(task, Task::Pubmedqa | Task::StarterPubmedqa));
+        let repeats = self.shuffle && self.sampling.temperature == 0.0 && self.n_samples > 6 && few_orders;
+        refuse(repeats, "three options have six orders, so more than 6 greedy samples repeat some: set a temperature");
+        for (name, low, high) in &self.expect {
+            let is_range = low <= high && *low >= 0.0 && *high <= 100.0;
+            refuse(!is_range, &format!("expect_accuracy {name}: [{low}, {high}] is not [lowest, highest] in percent"));
+            let is_known = crate::expect::is_given(name, &self.tasks);
+            refuse(!is_known, &format!("expect_accuracy {name}: no task or average of these tasks has that name"));
+        }
         let scored = self.strategy == Strategy::Loglikelihood;
+        refuse(scored && self.retry != Retry::None, "loglikelihood has no answers to retry");
+        let plain_system = scored && !self.chat_template && self.system.is_some() && self.protocol == Protocol::Aloe;
+        refuse(plain_system, "a system prompt needs chat_template = true here");
         refuse(
             scored && self.protocol == Protocol::PromptEngine,
             "protocol prompt-engine has no loglikelihood scoring",

@@ -9,6 +9,9 @@ pub enum Error {
     /// The model.
     #[error(transparent)]
     Engine(#[from] aloe_engine::Error),
+    /// Training rows that cannot be compared.
+    #[error(transparent)]
+    Data(#[from] aloe_data::Error),
     /// Storage, or an interrupt.
     #[error(transparent)]
     Record(#[from] aloe_record::Error),

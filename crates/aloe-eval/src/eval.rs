@@ -4,23 +4,25 @@
 use crate::answers::AnswerLog;
 use crate::report::{self, EvalResults, TaskResult};
 use crate::strategy::{self, Plan, TaskRun};
-use crate::{Error, EvalConfig, Result, Sample, noise};
+use crate::{Error, EvalConfig, Result, Sample, asked, noise, specialty};
 use aloe_engine::{Embedder, Engine, Reranker};
 use aloe_record::{Cancel, Progress, atomic};
 use aloe_task::{Question, Task};
 use std::path::Path;
 
-/// What Medprompt's neighbours are found by.
+/// The models beside the one under evaluation: what Medprompt's neighbours are found by, and who tells specialties.
 #[derive(Clone, Copy, Default)]
 pub struct Encoders<'a> {
     /// Ranks the pool by cosine; without one it is ranked by words.
     pub embedder: Option<&'a Embedder>,
     /// Puts the first of the ranking in another order.
     pub reranker: Option<&'a Reranker>,
+    /// Tells each question's specialty, under any strategy.
+    pub classifier: Option<&'a Engine>,
 }
 
-/// Evaluates and writes `results.json` and `samples.jsonl` into `out`. Both depend on model, data and settings alone, byte
-/// for byte. An interrupted run is taken up where it stopped: answers stand in the hidden `.answers.log`, which the
+/// Evaluates and writes `results.json`, `samples.jsonl` and `questions.jsonl` into `out`. All depend on model, data and settings alone,
+/// byte for byte. An interrupted run is taken up where it stopped: answers stand in the hidden `.answers.log`, which the
 /// caller removes once the folder is complete.
 /// `encoders` serve Medprompt's neighbour search; without an embedder a lexical search is used, and named in the results.
 pub fn eval(
@@ -33,17 +35,20 @@ pub fn eval(
 ) -> Result<EvalResults> {
     config.check()?;
     let tasks = load(config)?;
-    let fingerprint = report::fingerprint(engine.identity(), config, encoders, &tasks);
+    let fingerprint = report::fingerprint(engine.identity(), config, encoders)?;
     let mut log = AnswerLog::open(&out.join(".answers.log"), &fingerprint)?;
     log.hold(engine.canary(config.strategy.call(), cancel)?)?;
+    asked::write(out, &tasks)?;
     progress.set_total(tasks.iter().map(|(_, questions, _)| questions.len() as u64).sum());
     let mut results = Vec::new();
     let mut all_samples = Vec::new();
     for (task, questions, n_whole) in &tasks {
         progress.message(&task.name());
         let run = TaskRun { engine, config, encoders, task: *task, questions, progress, cancel };
-        let plan = strategy::prepare(&run, &mut log)?;
-        let samples = answer_all(&run, &plan, &mut log)?;
+        let plan = strategy::prepare(&run, &mut log, out)?;
+        let mut samples = answer_all(&run, &plan, &mut log)?;
+        mark_trained(&run, &mut samples)?;
+        mark_specialties(&run, &mut samples, &mut log)?;
         let mut result = TaskResult::of(*task, &samples, *n_whole, config, plan.notes());
         result.noise_floor = noise::floor(&run, &plan, &samples, &mut log)?;
         results.push(result);
@@ -66,7 +71,7 @@ fn answer_all(run: &TaskRun, plan: &Plan, log: &mut AnswerLog) -> Result<Vec<Sam
         run.cancel.check()?;
         let answered = plan.answer(run, window, &mut |sample| {
             if sample.refused.is_none() {
-                log.append(&sample)?;
+                log.append(&run.questions[sample.index], &sample)?;
             }
             run.progress.advance(1);
             let place = sample.index;
@@ -83,6 +88,38 @@ fn answer_all(run: &TaskRun, plan: &Plan, log: &mut AnswerLog) -> Result<Vec<Sam
         return Err(Error::AllRefused { task: run.task.name(), n: n_refused, reason });
     }
     Ok(samples)
+}
+
+/// Marks the questions that a training row holds.
+fn mark_trained(run: &TaskRun, samples: &mut [Sample]) -> Result<()> {
+    let files = &run.config.trained_on;
+    if files.is_empty() {
+        return Ok(());
+    }
+    run.progress.message(&format!("{}: compared with the training rows", run.task.name()));
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let found = aloe_data::trained_on(run.questions, files, n_threads, &Progress::silent(), run.cancel)?;
+    for (sample, found) in samples.iter_mut().zip(found) {
+        sample.trained = found.map(|row| format!("{} ({}: {})", row.row_at, row.evidence.test, row.evidence.score));
+    }
+    Ok(())
+}
+
+/// Puts each question into its specialty; those told before an interruption stand in the log.
+fn mark_specialties(run: &TaskRun, samples: &mut [Sample], log: &mut AnswerLog) -> Result<()> {
+    let Some(classifier) = run.encoders.classifier else { return Ok(()) };
+    run.progress.message(&format!("{}: specialties", run.task.name()));
+    for (sample, told) in samples.iter_mut().zip(log.specialties_of(run.task, run.questions)?) {
+        sample.specialty = told.map(|one| one.field).unwrap_or_default();
+    }
+    let before = samples.to_vec();
+    let (task, seed) = (run.task.name(), run.config.seed);
+    let told = specialty::classify(classifier, &task, run.questions, &before, seed, run.cancel, |at, field| {
+        samples[at].specialty = field.to_owned();
+        log.append_specialty(&run.questions[at], &task, at, field)
+    });
+    log.sync(true)?;
+    told
 }
 
 /// Each task with its questions up to the limit, and how many its file holds.

@@ -1,20 +1,28 @@
 //! From questions to scores: protocols, strategies, voting, statistics, and the red-team run.
 //!
-//! Reading order: `config`, `eval` (the spine), `strategy/*` (prompts and answers), `vote`, `score` (one question's
-//! record), `noise` (what an endpoint's answers vary by), `metrics` (accuracy with its standard error, groups), `report` (files and
+//! Reading order: `config`, `eval` (the spine), `asked` (the questions' file), `strategy/*` (prompts and answers), `vote`, `score` (one question's
+//! record), `noise` (what an endpoint's answers vary by), `metrics` (accuracy with its standard error, groups), `calibration`, `parts` (by subject, length, pool), `expect`, `report` (files and
 //! table); `stats` and `compare` for
 //! intervals and paired tests; `redteam` (its own spine) with `redteam_sample`, `redteam_log`, `redteam_report`, `redteam_rates`,
-//! `redteam_success` (by a judge's verdicts), `redteam_compare` and `judge`.
+//! `redteam_success` (by a judge's verdicts), `redteam_compare` and `judge`; `open` (its own spine) for answers in free
+//! text; `export`, `export_tree` and `rescore` for finished runs; `view/*` for the page that shows a run.
 
 mod answers;
+mod asked;
+pub mod calibration;
 pub mod compare;
 mod config;
 mod error;
 mod eval;
+pub mod expect;
+pub mod export;
+pub mod export_tree;
 pub mod judge;
 pub mod metrics;
 pub mod neighbors;
 pub mod noise;
+pub mod open;
+pub mod parts;
 pub mod redteam;
 pub mod redteam_compare;
 mod redteam_log;
@@ -23,12 +31,17 @@ pub mod redteam_report;
 pub mod redteam_sample;
 pub mod redteam_success;
 pub mod report;
+pub mod rescore;
+pub mod same;
 mod score;
+pub mod specialty;
 pub mod stats;
 mod strategy;
+pub mod view;
 pub mod vote;
 
-pub use config::{EvalConfig, MedpromptConfig, Strategy};
+pub use asked::{AskedQuestion, read_asked};
+pub use config::{EvalConfig, MedpromptConfig, Neighbours, Retry, Strategy};
 pub use error::Error;
 pub use eval::{Encoders, eval};
 pub use redteam::{RedTeamConfig, redteam};

@@ -4,6 +4,7 @@ use crate::Sample;
 use crate::stats::{self, Interval};
 use aloe_task::Task;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A rate with its standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +25,53 @@ impl Estimate {
         let value = n_right as f64 / n as f64;
         let interval = Some(stats::wilson(value, n as f64));
         Self { value, stderr: stats::proportion_stderr(n_right, n), interval }
+    }
+
+    /// The accuracy of `samples`. Questions that share an abstract are one cluster: the standard error is then cluster-robust and
+    /// the interval has Student's t at clusters - 1 degrees of freedom; where each stands alone this is [`Self::share`].
+    pub fn of(samples: &[&Sample]) -> Self {
+        Self::of_those(samples, |sample| sample.correct)
+    }
+
+    fn of_those(samples: &[&Sample], is_right: impl Fn(&Sample) -> bool) -> Self {
+        Self::clustered(samples, |sample| (f64::from(u8::from(is_right(sample))), 1.0))
+            .unwrap_or_else(|| Self::share(samples.iter().filter(|sample| is_right(sample)).count(), samples.len()))
+    }
+
+    /// The share of right ones among single answers, all samples of a question being one cluster.
+    fn single(samples: &[Sample]) -> Self {
+        let right = |sample: &Sample| sample.votes.iter().filter(|vote| vote.answer == Some(sample.key)).count();
+        let asked: Vec<(f64, f64)> = samples
+            .iter()
+            .filter(|sample| !sample.votes.is_empty())
+            .map(|sample| (right(sample) as f64, sample.votes.len() as f64))
+            .collect();
+        Self::over(&asked)
+    }
+
+    /// `None` where no two samples share a cluster. `count` gives what is right and of how many.
+    fn clustered(samples: &[&Sample], count: impl Fn(&Sample) -> (f64, f64)) -> Option<Self> {
+        let mut clusters: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+        let mut alone = Vec::new();
+        for sample in samples {
+            let (right, n) = count(sample);
+            if sample.cluster.is_empty() {
+                alone.push((right, n));
+            } else {
+                let sum = clusters.entry(&sample.cluster).or_default();
+                *sum = (sum.0 + right, sum.1 + n);
+            }
+        }
+        let n_clusters = clusters.len() + alone.len();
+        alone.extend(clusters.into_values());
+        (n_clusters < samples.len()).then(|| Self::over(&alone))
+    }
+
+    fn over(clusters: &[(f64, f64)]) -> Self {
+        let (value, stderr) = stats::clustered_mean(clusters);
+        // One cluster has no spread; as for a single question its standard error is 0 and the interval says what is not known.
+        let stderr = if stderr.is_finite() { stderr } else { 0.0 };
+        Self { value, stderr, interval: Some(stats::clustered_rate_interval(clusters)) }
     }
 }
 
@@ -48,6 +96,9 @@ pub struct Counts {
     /// Samples in all (generation only).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub n_samples: Option<usize>,
+    /// Share of single answers that are right, before any vote, the answers to one question being a cluster (several samples only).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub acc_single: Option<Estimate>,
     /// Votes that were tied and went to the first seen (generation only).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub n_ties: Option<usize>,
@@ -69,7 +120,7 @@ impl Counts {
     /// Counts `samples`, which must not be empty.
     pub fn of(samples: &[Sample]) -> Self {
         let n = samples.len();
-        let estimate = |n_right| Estimate::share(n_right, n);
+        let all: Vec<&Sample> = samples.iter().collect();
         let generated = samples.iter().any(|sample| !sample.votes.is_empty());
         let taken = || samples.iter().filter(|sample| sample.refused.is_none());
         let scored = taken().all(|sample| sample.correct_norm.is_some());
@@ -79,12 +130,13 @@ impl Counts {
         samples.iter().for_each(|sample| keys[sample.key] += 1);
         Self {
             n,
-            acc: estimate(samples.iter().filter(|sample| sample.correct).count()),
-            acc_norm: scored.then(|| estimate(samples.iter().filter(|s| s.correct_norm == Some(true)).count())),
+            acc: Estimate::of(&all),
+            acc_norm: scored.then(|| Estimate::of_those(&all, |sample| sample.correct_norm == Some(true))),
             n_unparsed: taken().filter(|sample| sample.predicted.is_none()).count(),
             n_refused: n - taken().count(),
             n_unparsed_samples: generated.then(|| votes().filter(|vote| vote.answer.is_none()).count()),
             n_samples: generated.then(|| votes().count()),
+            acc_single: samples.iter().any(|sample| sample.votes.len() > 1).then(|| Estimate::single(samples)),
             n_ties: generated.then(|| samples.iter().filter(|sample| sample.tie).count()),
             n_reasoning_removed: generated.then(|| votes().filter(|vote| vote.reasoning_removed).count()),
             chance: samples.iter().map(|sample| 1.0 / sample.n_choices as f64).sum::<f64>() / n as f64,
@@ -96,6 +148,21 @@ impl Counts {
 }
 
 impl Counts {
+    /// What the single answers were, in words; `None` without generated answers.
+    pub(crate) fn sample_words(&self) -> Option<String> {
+        let (n, n_unparsed) = (self.n_samples?, self.n_unparsed_samples?);
+        let mut words = format!("{n_unparsed} of {n} answers unparsed");
+        if let Some(single) = self.acc_single {
+            words += &format!("; single answers {:.2} % +- {:.2}", 100.0 * single.value, 100.0 * single.stderr);
+        }
+        for (n, what) in [(self.n_ties, "tied votes"), (self.n_reasoning_removed, "answers with reasoning cut out")] {
+            if let Some(n) = n.filter(|n| *n > 0) {
+                words += &format!("; {n} {what}");
+            }
+        }
+        Some(words)
+    }
+
     /// How many questions were refused, in words; `None` where all were taken.
     pub(crate) fn refused_words(&self) -> Option<String> {
         let questions = if self.n_refused == 1 { "question was" } else { "questions were" };
@@ -226,6 +293,7 @@ mod tests {
             logp: None,
             finish_reason: FinishReason::Stop,
             answer,
+            n_retries: 0,
             reasoning_removed: false,
         }
     }
@@ -236,6 +304,10 @@ mod tests {
             id: "1".into(),
             index: 0,
             subject: String::new(),
+            specialty: String::new(),
+            cluster: String::new(),
+            stem_sha256: String::new(),
+            n_chars: 0,
             n_choices: 4,
             key,
             predicted,
@@ -246,6 +318,8 @@ mod tests {
             choices: vec![],
             votes,
             tie: false,
+            n_same_in_pool: None,
+            trained: None,
             refused: None,
         }
     }
@@ -257,6 +331,38 @@ mod tests {
         let counts = Counts::of(&samples);
         assert_eq!((counts.acc.value, counts.n_unparsed, counts.n_unparsed_samples), (0.5, 1, Some(1)));
         assert_eq!(counts.acc_norm, None);
+    }
+
+    /// By hand: two abstracts of two questions each, one all right, one all wrong: mean 0.5, standard error 0.5 (stats.rs), where
+    /// independent questions would have sqrt(0.25 / 3) = 0.289. An abstract of its own changes nothing.
+    #[test]
+    fn questions_about_one_abstract_count_as_one() {
+        let mut samples: Vec<Sample> = (0..4).map(|i| sample(0, Some(usize::from(i >= 2)), vec![])).collect();
+        assert!((Counts::of(&samples).acc.stderr - (0.25f64 / 3.0).sqrt()).abs() < 1e-12);
+        for (sample, cluster) in samples.iter_mut().zip(["a", "b", "c", "d"]) {
+            sample.cluster = cluster.into();
+        }
+        assert!((Counts::of(&samples).acc.stderr - (0.25f64 / 3.0).sqrt()).abs() < 1e-12);
+        for (sample, cluster) in samples.iter_mut().zip(["a", "a", "b", "b"]) {
+            sample.cluster = cluster.into();
+        }
+        let acc = Counts::of(&samples).acc;
+        assert!((acc.value, acc.stderr) == (0.5, 0.5), "{acc:?}");
+        assert_eq!(acc.interval.map(|one| (one.low, one.high)), Some((0.0, 1.0)));
+    }
+
+    /// By hand: 2 of 2 and 0 of 2 single answers are right, unread ones among the wrong: 0.5 +- 0.5, whatever the votes elect.
+    #[test]
+    fn single_answers_are_told_beside_the_vote_and_clustered_by_question() {
+        let natural = [0, 1, 2, 3];
+        let samples = [
+            sample(0, Some(0), vec![vote(&natural, Some(0)), vote(&natural, Some(0))]),
+            sample(0, Some(1), vec![vote(&natural, Some(1)), vote(&natural, None)]),
+        ];
+        let single = Counts::of(&samples).acc_single.unwrap();
+        assert_eq!((single.value, single.stderr), (0.5, 0.5));
+        let one = [sample(0, Some(0), vec![vote(&natural, Some(0))])];
+        assert_eq!(Counts::of(&one).acc_single, None);
     }
 
     /// By hand: order [2, 0, 1, 3] shows the key 0 second; the answer 2 was shown first.

@@ -1,13 +1,13 @@
-//! Which pool questions are nearest to a question, and which are the question itself.
+//! Which pool questions are nearest to a question; which are the question itself is told by `same`.
 //!
 //! With a sentence encoder: cosine of unit vectors of the question texts (no options, no context), as prompt_engine does.
 //! Without one: BM25 (Robertson and Zaragoza 2009; k1 1.2, b 0.75) over lower-cased words, named "lexical" in results.
 //! Ranking is exact; equal scores keep the pool's order. A cross-encoder may put the first of them in another order.
 
 use crate::Result;
+use crate::same::words;
 use aloe_engine::Reranker;
 use aloe_record::Cancel;
-use aloe_task::Question;
 use std::collections::{BTreeMap, BTreeSet};
 
 const K1: f64 = 1.2;
@@ -61,21 +61,18 @@ impl Search {
     }
 }
 
-/// How many of the ranked pool questions a reranker sees, per neighbour that is wanted.
-const SEEN_PER_NEIGHBOUR: usize = 4;
-
-/// The ranked places with the first of them, four for each of `k` neighbours, in the order of `reranker`'s scores of their texts
-/// against `query`, and how many of these texts it did not read whole; equal scores keep the search's order.
+/// The ranked places with the first of them, `n_seen`, in the order of `reranker`'s scores of their texts against `query`, and how many of
+/// these texts it did not read whole; equal scores keep the search's order.
 pub fn reranked(
     mut places: Vec<usize>,
     query: &str,
-    pool: &[&Question],
-    k: usize,
+    text_of: impl Fn(usize) -> String,
+    n_seen: usize,
     reranker: &Reranker,
     cancel: &Cancel,
 ) -> Result<(Vec<usize>, usize)> {
-    let n = places.len().min(SEEN_PER_NEIGHBOUR * k);
-    let texts: Vec<String> = places[..n].iter().map(|&place| pool[place].stem.clone()).collect();
+    let n = places.len().min(n_seen);
+    let texts: Vec<String> = places[..n].iter().map(|&place| text_of(place)).collect();
     let scores = reranker.rerank(query, &texts, cancel)?;
     let n_cut = scores.iter().filter(|score| score.n_cut_tokens > 0).count();
     let scores = scores.iter().map(|score| score.score);
@@ -85,23 +82,11 @@ pub fn reranked(
     Ok((places, n_cut))
 }
 
-/// The first `k` of the ranked pool questions, nearest last, leaving out those that are the question itself; and how many were
-/// left out.
-pub fn nearest(ranked: Vec<usize>, test: &Question, pool: &[&Question], k: usize, jaccard: f64) -> (Vec<usize>, usize) {
-    let mut places = Vec::new();
-    let mut n_excluded = 0;
-    for place in ranked {
-        if places.len() == k {
-            break;
-        }
-        if same_question(pool[place], test, jaccard) {
-            n_excluded += 1;
-        } else {
-            places.push(place);
-        }
-    }
+/// The first `k` of the ranked places, nearest last, leaving out `excluded`.
+pub fn nearest(ranked: Vec<usize>, excluded: &[usize], k: usize) -> Vec<usize> {
+    let mut places: Vec<usize> = ranked.into_iter().filter(|place| !excluded.contains(place)).take(k).collect();
     places.reverse();
-    (places, n_excluded)
+    places
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
@@ -152,56 +137,9 @@ impl Bm25 {
     }
 }
 
-/// Lower-cased runs of letters and digits.
-fn words(text: &str) -> impl Iterator<Item = String> + '_ {
-    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_lowercase)
-}
-
-/// Whether `pool` is the test question itself: the same question text but for case and punctuation, or a word-set overlap of
-/// question and options (whatever their order) of at least `jaccard`.
-pub fn same_question(pool: &Question, test: &Question, jaccard: f64) -> bool {
-    words(&pool.stem).eq(words(&test.stem)) || word_overlap(pool, test) >= jaccard
-}
-
-fn word_set(question: &Question) -> BTreeSet<String> {
-    words(&question.stem).chain(question.choices.iter().flat_map(|choice| words(choice))).collect()
-}
-
-fn word_overlap(a: &Question, b: &Question) -> f64 {
-    let (a, b) = (word_set(a), word_set(b));
-    let shared = a.intersection(&b).count();
-    shared as f64 / (a.len() + b.len() - shared).max(1) as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn question(stem: &str, choices: [&str; 4]) -> Question {
-        Question {
-            id: String::new(),
-            stem: stem.into(),
-            context: None,
-            choices: choices.map(String::from).to_vec(),
-            key: 0,
-            subject: String::new(),
-            explanation: None,
-            source: String::new(),
-        }
-    }
-
-    #[test]
-    fn a_test_question_in_the_pool_is_recognised_when_reworded_or_reordered() {
-        let test = question("Which nerve supplies the diaphragm?", ["Phrenic", "Vagus", "Ulnar", "Median"]);
-        let check = |stem: &str, choices, expected| {
-            assert_eq!(same_question(&question(stem, choices), &test, 0.8), expected, "{stem}");
-        };
-        check("which nerve supplies the DIAPHRAGM", ["Vagus", "Median", "Ulnar", "Phrenic"], true);
-        check("Which nerve supplies the diaphragm?", ["x", "y", "z", "w"], true);
-        // 9 words of 9 + 1: 0.9.
-        check("Which one nerve supplies the diaphragm?", ["Vagus", "Median", "Ulnar", "Phrenic"], true);
-        check("Which nerve supplies the deltoid?", ["Axillary", "Vagus", "Ulnar", "Median"], false);
-    }
 
     /// By hand: pool of three one-word texts; the query shares one rare word with the second only.
     #[test]
@@ -215,34 +153,22 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_comes_last_and_the_question_itself_is_left_out_and_counted() {
-        let nerve = ["Phrenic", "Vagus", "Ulnar", "Median"];
-        let test = question("Which nerve supplies the diaphragm?", nerve);
-        let pool = [
-            question("Which organ makes insulin?", ["Liver", "Pancreas", "Spleen", "Lung"]),
-            question("Which nerve supplies the diaphragm", ["Median", "Ulnar", "Vagus", "Phrenic"]),
-            question("Which nerve supplies the deltoid muscle?", ["Axillary", "Radial", "Ulnar", "Median"]),
-        ];
-        let texts: Vec<String> = pool.iter().map(|q| q.stem.clone()).collect();
-        let pool: Vec<&Question> = pool.iter().collect();
-        let ranked = || Search::lexical(&texts).ranked(0, &test.stem);
-        assert_eq!(nearest(ranked(), &test, &pool, 2, 0.8), (vec![0, 2], 1));
-        assert_eq!(nearest(ranked(), &test, &pool, 1, 0.8), (vec![2], 1));
+    fn the_nearest_comes_last_and_what_is_excluded_is_left_out() {
+        assert_eq!(nearest(vec![1, 2, 0], &[1], 2), [0, 2]);
+        assert_eq!(nearest(vec![1, 2, 0], &[1], 1), [2]);
+        assert_eq!(nearest(vec![1, 2, 0], &[], 2), [2, 1]);
     }
 
     /// The golden logits of the tiny cross-encoder (`oracles/tiny_encoders.py`): 0.53, 0.60, 1.20. Of ten places, the first four
-    /// are seen for one neighbour, so the last six keep their order.
+    /// are seen, so the last six keep their order.
     #[test]
     fn a_reranker_orders_the_first_places_by_its_scores_and_leaves_the_others() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../aloe-model/tests/golden/tiny_bert");
         let reranker = Reranker::open(&folder, 1).unwrap();
-        let no_choice = ["", "", "", ""];
-        let texts = ["The phrenic nerve supplies the diaphragm.", "Metformin lowers blood glucose.", "Fever."];
-        let mut pool: Vec<Question> = texts.iter().map(|text| question(text, no_choice)).collect();
-        pool.extend((0..7).map(|_| question("Fever.", no_choice)));
-        let pool: Vec<&Question> = pool.iter().collect();
+        let texts = ["The phrenic nerve supplies the diaphragm.", "Metformin lowers blood glucose."];
+        let text_of = |place: usize| texts.get(place).copied().unwrap_or("Fever.").to_owned();
         let query = "Which nerve supplies the diaphragm?";
-        let found = reranked((0..10).collect(), query, &pool, 1, &reranker, &Cancel::default()).unwrap();
+        let found = reranked((0..10).collect(), query, text_of, 4, &reranker, &Cancel::default()).unwrap();
         assert_eq!(found, (vec![2, 3, 1, 0, 4, 5, 6, 7, 8, 9], 0));
     }
 

@@ -66,7 +66,7 @@ pub(crate) fn floor(run: &TaskRun, plan: &Plan, samples: &[Sample], log: &mut An
     run.progress.message(&format!("{}: {} questions a second time", run.task.name(), first.len()));
     let answered = plan.answer(&TaskRun { engine, ..*run }, &missing, &mut |sample| {
         if sample.refused.is_none() {
-            log.append_again(&sample)?;
+            log.append_again(&run.questions[sample.index], &sample)?;
         }
         run.progress.advance(1);
         let place = sample.index;

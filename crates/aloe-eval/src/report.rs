@@ -1,11 +1,15 @@
 //! `results.json`, `samples.jsonl` and the table. Neither file holds a time, a host or a path.
 
+use crate::calibration::Calibration;
+use crate::expect::{self, Expected};
 use crate::metrics::{Counts, Group, groups};
 use crate::noise::NoiseFloor;
+use crate::parts::{self, Part};
+use crate::strategy::examples;
 use crate::{Encoders, EvalConfig, Result, Sample};
 use aloe_engine::{Embedder, EngineIdentity};
 use aloe_record::{atomic, digest};
-use aloe_task::{Question, Split, Task};
+use aloe_task::{Protocol, Split, Task};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::io::Write as _;
@@ -22,6 +26,9 @@ pub struct EvalResults {
     pub tasks: Vec<TaskResult>,
     /// Averages whose tasks are all there.
     pub groups: Vec<GroupResult>,
+    /// Accuracies that were to come out, where any were stated.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub expected: Vec<Expected>,
 }
 
 /// One task's result.
@@ -29,16 +36,40 @@ pub struct EvalResults {
 pub struct TaskResult {
     /// The task's name.
     pub task: String,
+    /// The version of the task's reader, or of the user's description.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub version: String,
     /// The split.
     pub split: Split,
     /// Whether the figure may be set beside published ones, in words.
     pub comparability: String,
+    /// Questions in the split's file, of which the first were asked.
+    #[serde(default)]
+    pub n_whole: usize,
     /// The counts.
     #[serde(flatten)]
     pub counts: Counts,
     /// What the reader must know before the figure: that nearly every answer is the same option.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub warning: Option<String>,
+    /// Whether it is as sure as it is right.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub calibration: Option<Calibration>,
+    /// By subject, where the set names several.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub by_subject: Vec<Part>,
+    /// By the specialty that a classifier put each question into.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub by_specialty: Vec<Part>,
+    /// By quarters of the question's length.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub by_length: Vec<Part>,
+    /// Medprompt: apart for the questions that the example pool holds too.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub by_pool: Vec<Part>,
+    /// Apart for the questions that the model's training rows hold; empty where those are not known.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub by_training: Vec<Part>,
     /// Of an endpoint: how far its second answers to some questions lie from the first.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub noise_floor: Option<NoiseFloor>,
@@ -66,9 +97,21 @@ impl TaskResult {
         let counts = Counts::of(samples);
         Self {
             task: task.name(),
+            version: task.version().to_owned(),
             split: config.split,
-            comparability: comparability(task, samples.len(), n_whole, config.split),
+            comparability: comparability(task, counts.n_refused, samples.len(), n_whole, config),
+            n_whole,
             warning: one_option(&counts),
+            calibration: Calibration::of(samples),
+            by_subject: parts::by_subject(samples),
+            by_specialty: parts::by_specialty(samples),
+            by_length: parts::by_length(samples),
+            by_pool: parts::by_pool(samples),
+            by_training: if config.trained_on.is_empty() {
+                Vec::new()
+            } else {
+                parts::by_training(samples, !config.is_training_partly_known)
+            },
             counts,
             noise_floor: None,
             notes,
@@ -84,6 +127,14 @@ impl TaskResult {
         format!("{} {:.1} % +- {:.1}{interval}{warning}{refused}", self.task, 100.0 * acc.value, 100.0 * acc.stderr)
     }
 
+    /// Which questions of the published set have no answer; `None` where all have.
+    pub(crate) fn partial(&self) -> Option<String> {
+        let published = self.task().and_then(Task::published_test_len).unwrap_or(self.n_whole);
+        let (n, n_refused) = (self.counts.n, self.counts.n_refused);
+        let asked = (n != published).then(|| format!("{n} of {published} questions of {}", self.task));
+        asked.or_else(|| (n_refused > 0).then(|| format!("{n_refused} questions of {} were refused", self.task)))
+    }
+
     fn task(&self) -> Option<Task> {
         Task::all().into_iter().find(|task| task.name() == self.task)
     }
@@ -93,7 +144,7 @@ impl TaskResult {
 const SAME_OPTION: f64 = 0.9;
 
 /// Says that nearly all answers are one option, from 20 answers on.
-fn one_option(counts: &Counts) -> Option<String> {
+pub(crate) fn one_option(counts: &Counts) -> Option<String> {
     let n: usize = counts.chosen_positions.iter().sum();
     let (position, &most) = counts.chosen_positions.iter().enumerate().max_by_key(|(_, chosen)| **chosen)?;
     let (letter, share) = (char::from(b'A' + position as u8), most as f64 / n.max(1) as f64);
@@ -108,36 +159,61 @@ fn one_option(counts: &Counts) -> Option<String> {
     })
 }
 
-fn comparability(task: Task, n: usize, n_whole: usize, split: Split) -> String {
+/// Published figures were made by lm-evaluation-harness's scoring of options, or by prompt_engine with worked examples that are not ours
+/// to ship; whatever else is asked otherwise gives a figure of another kind.
+fn comparability(task: Task, n_refused: usize, n: usize, n_whole: usize, config: &EvalConfig) -> String {
     if task.is_starter() {
         let part = if n < n_whole { format!("the first {n} of {n_whole} ") } else { String::new() };
         return format!(
             "not comparable: {part}starter questions, not clinically reviewed; the score checks the program"
         );
     }
-    if split != Split::Test {
-        return format!("not comparable: the {} split, for choosing only", split.name());
+    if config.split != Split::Test {
+        return format!("not comparable: the {} split, for choosing only", config.split.name());
     }
     if n < n_whole {
         return format!("not comparable: the first {n} of {n_whole} questions");
     }
-    match task.published_test_len() {
-        Some(published) if n != published => {
-            format!("not comparable: {n} of the published set's {published} questions")
-        }
-        _ => COMPARABLE.into(),
+    if let Some(published) = task.published_test_len().filter(|published| *published != n) {
+        return format!("not comparable: {n} of the published set's {published} questions");
     }
+    if let Task::Own(_) = task {
+        return "not comparable: a set of your own".into();
+    }
+    if n_refused > 0 {
+        return format!("not comparable: {n_refused} questions were refused");
+    }
+    if config.protocol != Protocol::LmEval {
+        let (protocol, strategy) = (config.protocol.name(), config.strategy.name());
+        return format!("not comparable with published figures: {strategy} in the wording of {protocol}");
+    }
+    if config.system.is_some() || config.chat_template {
+        let what = if config.system.is_some() { "a system prompt of your own" } else { "the model's chat template" };
+        return format!("not comparable with published figures, which are without it: {what}");
+    }
+    if task.shots_from_test() && config.shots > 0 {
+        return "not comparable: its examples are test questions, as in lm-evaluation-harness".into();
+    }
+    COMPARABLE.into()
 }
 
 impl EvalResults {
     /// Adds the averages.
     pub fn new(model: &EngineIdentity, config: &EvalConfig, encoders: Encoders, tasks: Vec<TaskResult>) -> Self {
-        let known: Vec<(Task, &Counts)> = tasks.iter().filter_map(|r| Some((r.task()?, &r.counts))).collect();
-        let groups = groups(&known)
-            .into_iter()
-            .map(|group| GroupResult { comparability: group_comparability(&group, &tasks), group })
-            .collect();
-        Self { model: model.clone(), settings: settings(config, encoders), tasks, groups }
+        let settings = settings(config, encoders);
+        let mut results = Self { model: model.clone(), settings, tasks, groups: Vec::new(), expected: Vec::new() };
+        results.regroup(&config.expect);
+        results
+    }
+
+    /// Averages and expectations of the tasks as they are now.
+    pub(crate) fn regroup(&mut self, expect: &[(String, f64, f64)]) {
+        let known: Vec<(Task, &Counts)> = self.tasks.iter().filter_map(|r| Some((r.task()?, &r.counts))).collect();
+        let groups = groups(&known);
+        let comparability: Vec<String> = groups.iter().map(|group| group_comparability(group, &self.tasks)).collect();
+        let paired = groups.into_iter().zip(comparability);
+        self.groups = paired.map(|(group, comparability)| GroupResult { group, comparability }).collect();
+        self.expected = expect::check(expect, &self.tasks, self.groups.iter().map(|one| &one.group));
     }
 
     /// The table for the terminal.
@@ -152,6 +228,17 @@ impl EvalResults {
             if let Some(warning) = &result.warning {
                 text += &format!("{:<36} {warning}\n", "");
             }
+            for part in result.by_training.iter().chain(&result.by_pool) {
+                let (value, stderr) = (100.0 * part.acc.value, 100.0 * part.acc.stderr);
+                text += &format!("{:<36} {:>6} {value:>8.2} {stderr:>8.2}  {}\n", "", part.n, part.part);
+            }
+            if let Some(calibration) = &result.calibration {
+                let (ece, brier) = (100.0 * calibration.ece, calibration.brier);
+                text += &format!("{:<36} calibration: ECE {ece:.2} points, Brier {brier:.3}\n", "");
+            }
+            if let Some(words) = counts.sample_words() {
+                text += &format!("{:<36} {words}\n", "");
+            }
             if let Some(refused) = result.counts.refused_words() {
                 text += &format!("{:<36} {refused}\n", "");
             }
@@ -162,6 +249,7 @@ impl EvalResults {
         for result in &self.groups {
             text += &line(&result.group.name, result.group.n, result.group.acc, "", &result.comparability);
         }
+        self.expected.iter().for_each(|one| text += &format!("{}\n", one.words()));
         text
     }
 }
@@ -185,11 +273,19 @@ fn group_comparability(group: &Group, tasks: &[TaskResult]) -> String {
 pub(crate) fn settings(config: &EvalConfig, encoders: Encoders) -> Map<String, Value> {
     let mut settings = Map::new();
     settings.insert("protocol".into(), json!(config.protocol));
+    settings.insert("protocol_version".into(), json!(config.protocol.version()));
     settings.insert("strategy".into(), json!(config.strategy));
     settings.insert("shots".into(), json!(config.shots));
     settings.insert("limit".into(), json!(config.limit));
     settings.insert("seed".into(), json!(config.seed));
+    settings.insert("chat_template".into(), json!(config.chat_template));
+    if let Some(system) = &config.system {
+        settings.insert("system".into(), json!(system));
+    }
     if config.strategy != crate::Strategy::Loglikelihood {
+        if config.retry != crate::Retry::None {
+            settings.insert("retry".into(), json!(config.retry));
+        }
         settings.insert("n_samples".into(), json!(config.n_samples));
         settings.insert("shuffle".into(), json!(config.shuffle));
         settings.insert(
@@ -200,8 +296,14 @@ pub(crate) fn settings(config: &EvalConfig, encoders: Encoders) -> Map<String, V
             "stop": config.sampling.stop, "stop_ids": config.sampling.stop_ids }),
         );
     }
+    if let Some(classifier) = encoders.classifier {
+        let identity = classifier.identity();
+        settings.insert("specialties_by".into(), json!({"name": identity.name, "weights": identity.weights}));
+    }
     if config.strategy == crate::Strategy::Medprompt {
         settings.insert("medprompt".into(), json!(config.medprompt));
+        let examples = config.examples.as_deref().map(|path| examples::file_digest(path).unwrap_or_default());
+        settings.insert("examples".into(), json!(examples.unwrap_or_else(|| "self-generated".to_owned())));
         settings.insert("embedder".into(), json!(encoders.embedder.map(Embedder::name)));
         if let Some(reranker) = encoders.reranker {
             settings.insert("reranker".into(), json!(reranker.name()));
@@ -210,22 +312,19 @@ pub(crate) fn settings(config: &EvalConfig, encoders: Encoders) -> Map<String, V
     settings
 }
 
-/// Digest of everything that decides the answers: model, settings and the questions themselves.
-pub(crate) fn fingerprint(
-    model: &EngineIdentity,
-    config: &EvalConfig,
-    encoders: Encoders,
-    tasks: &[(Task, Vec<Question>, usize)],
-) -> String {
+/// Digest of everything that decides the answers but the questions, which the log holds by their digests: model and settings.
+pub(crate) fn fingerprint(model: &EngineIdentity, config: &EvalConfig, encoders: Encoders) -> Result<String> {
+    let mut settings = settings(config, encoders);
+    // More questions change no answer.
+    settings.remove("limit");
     let mut hasher = digest::Hasher::default();
     hasher.field(json!(model).to_string().as_bytes());
-    hasher.field(json!(settings(config, encoders)).to_string().as_bytes());
+    hasher.field(json!(settings).to_string().as_bytes());
     hasher.field(config.split.name().as_bytes());
-    for (task, questions, _) in tasks {
-        hasher.field(task.name().as_bytes());
-        hasher.field(json!(questions).to_string().as_bytes());
+    if let Some(path) = &config.examples {
+        hasher.field(examples::file_digest(path)?.as_bytes());
     }
-    hasher.hex()
+    Ok(hasher.hex())
 }
 
 /// One JSON line a sample.

@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use aloe_engine::FinishReason;
+use aloe_record::digest;
 use aloe_task::Question;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -17,6 +18,18 @@ pub struct Sample {
     pub index: usize,
     /// Subject or category; empty where the set names none.
     pub subject: String,
+    /// The specialty that a classifier put the question into; empty without one.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub specialty: String,
+    /// Which questions share an abstract: its digest; empty where the question has none.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub cluster: String,
+    /// Digest of the question's text, by which two tasks that ask the same are known. Empty in runs of earlier versions.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub stem_sha256: String,
+    /// Characters of the question: abstract, stem and options.
+    #[serde(default)]
+    pub n_chars: usize,
     /// Number of options.
     pub n_choices: usize,
     /// The right option.
@@ -42,19 +55,31 @@ pub struct Sample {
     /// For generation: whether two options shared the most votes.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub tie: bool,
+    /// For Medprompt: how many questions of the pool are this question itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub n_same_in_pool: Option<usize>,
+    /// Which training row holds the question; none where no row does or none was compared.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trained: Option<String>,
     /// Why the model or its server did not take the question; it then counts as wrong.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub refused: Option<String>,
 }
 
 impl Sample {
-    /// The record of a question that got no answer because it was refused.
-    pub(crate) fn refused(task: String, index: usize, question: &Question, reason: String) -> Self {
+    /// What is known of a question before it is answered.
+    pub(crate) fn unanswered(task: String, index: usize, question: &Question) -> Self {
+        let context = question.context.as_deref().unwrap_or_default();
+        let texts = question.choices.iter().map(String::as_str).chain([context, question.stem.as_str()]);
         Self {
             task,
             id: question.id.clone(),
             index,
             subject: question.subject.clone(),
+            specialty: String::new(),
+            cluster: if context.is_empty() { String::new() } else { short_digest(context) },
+            stem_sha256: short_digest(&question.stem),
+            n_chars: texts.map(|text| text.chars().count()).sum(),
             n_choices: question.choices.len(),
             key: question.key,
             predicted: None,
@@ -65,8 +90,15 @@ impl Sample {
             choices: Vec::new(),
             votes: Vec::new(),
             tie: false,
-            refused: Some(reason),
+            n_same_in_pool: None,
+            trained: None,
+            refused: None,
         }
+    }
+
+    /// The record of a question that got no answer because it was refused.
+    pub(crate) fn refused(task: String, index: usize, question: &Question, reason: String) -> Self {
+        Self { refused: Some(reason), ..Self::unanswered(task, index, question) }
     }
 }
 
@@ -103,9 +135,21 @@ pub struct Vote {
     pub finish_reason: FinishReason,
     /// The option read from it, by its index in the question; none when unparsed.
     pub answer: Option<usize>,
+    /// How often it was asked again before it named an option (prompt_engine's retry rule only).
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub n_retries: usize,
     /// Whether a reasoning block was cut out before reading.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub reasoning_removed: bool,
+}
+
+/// The first sixteen digits.
+fn short_digest(text: &str) -> String {
+    digest::bytes(text.as_bytes())[..16].to_owned()
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// Reads a `samples.jsonl`.

@@ -3,6 +3,8 @@
 //! Written rule: the option with the most votes; of several, the one that was voted for first (prompt_engine's rule);
 //! unparsed samples do not vote; no vote at all is no answer, which counts as wrong.
 
+use crate::Vote;
+
 /// The outcome of a vote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -26,9 +28,30 @@ pub fn majority(votes: &[Option<usize>]) -> Outcome {
     Outcome { answer: winners.first().copied(), tie: winners.len() > 1 }
 }
 
+/// The outcome of a question's samples. Those that were asked again stand behind those that answered earlier, as in prompt_engine's files:
+/// of tied options the one that was read first wins.
+pub(crate) fn elected(votes: &[Vote]) -> Outcome {
+    let mut by_pass: Vec<&Vote> = votes.iter().collect();
+    by_pass.sort_by_key(|vote| vote.n_retries);
+    majority(&by_pass.into_iter().map(|vote| vote.answer).collect::<Vec<_>>())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn vote(answer: usize, n_retries: usize) -> Vote {
+        serde_json::from_value(serde_json::json!({
+            "order": [], "shots": [], "text": "", "finish_reason": "stop", "answer": answer, "n_retries": n_retries,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_sample_that_was_asked_again_votes_after_those_that_answered_at_once() {
+        assert_eq!(elected(&[vote(2, 1), vote(1, 0)]), Outcome { answer: Some(1), tie: true });
+        assert_eq!(elected(&[vote(2, 0), vote(1, 0)]), Outcome { answer: Some(2), tie: true });
+    }
 
     fn check(votes: &[Option<usize>], answer: Option<usize>, tie: bool) {
         assert_eq!(majority(votes), Outcome { answer, tie }, "{votes:?}");

@@ -5,7 +5,7 @@
 
 use aloe_engine::{Continuation, Engine, EngineOptions, Prompt, ScoreRequest};
 use aloe_record::{Cancel, Progress, digest};
-use aloe_task::wording::{choice_prompt, lm_eval};
+use aloe_task::wording::{ChatForm, choice_prompt, lm_eval};
 use aloe_task::{ChoicePrompt, Protocol, Question, Split, Task};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -40,11 +40,14 @@ fn golden(name: &str) -> Value {
 fn prompts(data: &Path, name: &str, shots: usize, n: usize) -> Vec<ChoicePrompt> {
     let task = Task::parse(name).unwrap()[0];
     let questions = task.load(data, Split::Test).unwrap();
-    let pool = if shots == 0 { Vec::new() } else { task.load_shot_pool(data).unwrap() };
-    let chosen = lm_eval::shot_indices(task, pool.len(), n, shots).unwrap();
+    let pool = if shots == 0 { Vec::new() } else { task.load_shot_pool(data, Split::Test, Protocol::LmEval).unwrap() };
+    let chosen = match shots {
+        0 => vec![Vec::new(); n],
+        _ => lm_eval::shot_indices(task, pool.len(), n, shots).unwrap(),
+    };
     let word = |(question, indices): (&Question, &Vec<usize>)| {
         let shots: Vec<&Question> = indices.iter().map(|&index| &pool[index]).collect();
-        choice_prompt(task, Protocol::LmEval, question, &shots).unwrap()
+        choice_prompt(task, Protocol::LmEval, question, &shots, ChatForm::default()).unwrap()
     };
     questions.iter().zip(&chosen).map(word).collect()
 }
@@ -55,12 +58,12 @@ fn check_prompts(data: &Path, file: &str, name: &str, shots: usize) {
     let prompts = prompts(data, name, shots, rows.len());
     assert_eq!(prompts.len(), rows.len(), "{name}");
     for (index, (prompt, row)) in prompts.iter().zip(rows).enumerate() {
-        let found = digest::bytes(prompt.text.as_bytes());
+        let found = digest::bytes(prompt.shown.to_digest().as_bytes());
         assert_eq!(
             found[..16],
             *row["prompt"].as_str().unwrap(),
             "{name} {shots}-shot question {index}:\n{}",
-            prompt.text
+            prompt.shown.to_digest()
         );
         let continuations: Vec<&str> =
             golden["continuations"].as_array().unwrap().iter().map(|c| c.as_str().unwrap()).collect();
@@ -105,7 +108,7 @@ fn every_options_log_probability_equals_the_harness_within_5e_3() {
             .enumerate()
             .map(|(index, prompt)| ScoreRequest {
                 id: index.to_string(),
-                prompt: Prompt::Text(prompt.text.clone()),
+                prompt: Prompt::Text(prompt.shown.to_digest()),
                 continuations: prompt.continuations.iter().cloned().map(Continuation::Text).collect(),
             })
             .collect();

@@ -33,18 +33,23 @@ fn config(strategy: Strategy, limit: usize) -> EvalConfig {
     config
 }
 
-fn files(out: &Path) -> [Vec<u8>; 2] {
-    ["results.json", "samples.jsonl"].map(|name| std::fs::read(out.join(name)).unwrap())
+/// A red-team run has no questions of its own to keep.
+fn files(out: &Path) -> [Vec<u8>; 3] {
+    let read = |name| std::fs::read(out.join(name));
+    [read("results.json").unwrap(), read("samples.jsonl").unwrap(), read("questions.jsonl").unwrap_or_default()]
 }
 
-fn run(engine: &Engine, config: &EvalConfig) -> [Vec<u8>; 2] {
+fn run(engine: &Engine, config: &EvalConfig) -> [Vec<u8>; 3] {
     let dir = tempfile::tempdir().unwrap();
     eval(engine, config, Encoders::default(), dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
-    let visible = |entry: &std::fs::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
+    let visible = |entry: &std::fs::DirEntry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        !name.starts_with('.') && !name.starts_with("examples")
+    };
     assert_eq!(
         std::fs::read_dir(dir.path()).unwrap().flatten().filter(visible).count(),
-        2,
-        "two files and hidden logs"
+        3,
+        "three files, hidden logs and Medprompt's examples"
     );
     files(dir.path())
 }
@@ -74,6 +79,23 @@ fn an_interrupted_evaluation_goes_on_and_writes_the_same_bytes() {
     assert!(matches!(refused, Err(Error::OtherRun { .. })), "answers of another seed were mixed in");
     eval(&engine, &config, Encoders::default(), dir.path(), &Progress::silent(), &Cancel::default()).unwrap();
     assert_eq!(files(dir.path()), run(&engine, &config));
+}
+
+/// The starter set's files are the oracle: their stems and options, in order, with PubMedQA's abstract.
+#[test]
+fn the_questions_of_a_run_stand_beside_its_samples_line_by_line() {
+    let Some(engine) = engine(0) else { return };
+    let [_, samples, questions] = run(&engine, &config(Strategy::Loglikelihood, 2));
+    let rows = |bytes: &[u8]| -> Vec<serde_json::Value> {
+        String::from_utf8_lossy(bytes).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let (samples, questions) = (rows(&samples), rows(&questions));
+    let named = |row: &serde_json::Value| ["task", "id", "key", "subject"].map(|key| row[key].clone());
+    assert_eq!(questions.iter().map(named).collect::<Vec<_>>(), samples.iter().map(named).collect::<Vec<_>>());
+    let file = std::fs::read_to_string(starter().join("mcqa/starter_mcqa_test.jsonl")).unwrap();
+    assert!(file.contains(questions[0]["stem"].as_str().unwrap()), "{}", questions[0]);
+    assert_eq!((questions.len(), questions[0]["choices"].as_array().unwrap().len()), (4, 4));
+    assert!(questions[0].get("context").is_none() && questions[2]["context"].is_string(), "{}", questions[2]);
 }
 
 #[test]
@@ -129,7 +151,7 @@ fn medprompt_names_its_pool_its_search_and_what_it_excluded_or_filled() {
 
     let encoder = PathBuf::from(std::env::var_os("ALOE_MODELS").unwrap()).join("all-minilm-l6-v2");
     let embedder = Embedder::open(encoder.to_str().unwrap(), &EngineOptions::default()).unwrap();
-    let encoders = Encoders { embedder: Some(&embedder), reranker: None };
+    let encoders = Encoders { embedder: Some(&embedder), reranker: None, classifier: None };
     let dir = tempfile::tempdir().unwrap();
     config.limit = Some(1);
     let results = eval(&engine, &config, encoders, dir.path(), &Progress::silent(), &Cancel::default()).unwrap();

@@ -1,9 +1,11 @@
 //! A page: headings, paragraphs, tables, plots and quoted text in the order they were added.
 
 use crate::html::escape;
-use crate::plot::{BarPlot, LinePlot};
-use crate::svg;
+use crate::plot::{BarPlot, GroupedBarPlot, LinePlot, ReliabilityPlot};
 use crate::table::Table;
+use crate::view::SampleBrowser;
+use crate::{svg, svg_eval};
+use std::io::Write as _;
 use std::path::Path;
 
 /// Colours follow the reader's setting, and a print gets black on white.
@@ -14,8 +16,8 @@ const STYLE: &str = "\
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:62rem;margin:2rem auto;padding:0 1rem}\
 h1{font-size:1.6rem}h2{font-size:1.25rem;margin-top:2rem}h3{font-size:1.05rem}\
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.92rem}th,td{padding:.25rem .7rem;border-bottom:1px solid var(--faint);text-align:left}\
-.n{text-align:right;font-variant-numeric:tabular-nums}pre{overflow-x:auto;border:1px solid var(--faint);padding:.7rem;font-size:.85rem}\
-figure{margin:1rem 0}figcaption{font-size:.92rem;color:var(--soft)}svg{width:100%;height:auto;max-width:45rem}\
+.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}pre{overflow-x:auto;border:1px solid var(--faint);padding:.7rem;font-size:.85rem}\
+.side{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(22rem,100%),1fr));gap:0 1.5rem}a{color:inherit}figure{margin:1rem 0}figcaption{font-size:.92rem;color:var(--soft)}svg{width:100%;height:auto;max-width:45rem}\
 svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .m{text-anchor:middle}svg .e{text-anchor:end}\
 svg .g{stroke:var(--faint);stroke-width:1}svg .i{stroke:var(--ink);stroke-width:1.4;fill:none}svg .r{stroke:var(--ink);stroke-dasharray:4 3}";
 
@@ -75,16 +77,43 @@ impl Page {
         self.figure(&svg::bars(plot), &plot.title);
     }
 
+    /// Bars in groups; the title becomes the caption.
+    pub fn grouped_bar_plot(&mut self, plot: &GroupedBarPlot) {
+        self.figure(&svg_eval::grouped_bars(plot), &plot.title);
+    }
+
+    /// Shares against what was promised; the title becomes the caption.
+    pub fn reliability_plot(&mut self, plot: &ReliabilityPlot) {
+        self.figure(&svg_eval::reliability(plot), &plot.title);
+    }
+
+    /// What `fill` adds stands side by side where the screen is wide enough.
+    pub fn side_by_side(&mut self, fill: impl FnOnce(&mut Self)) {
+        self.body += "<div class=\"side\">\n";
+        fill(self);
+        self.body += "</div>\n";
+    }
+
+    /// A link to the list of samples at the page's end.
+    pub fn link_to_samples(&mut self, text: &str) {
+        self.body += &format!("<p><a href=\"#samples\">{}</a></p>\n", escape(text));
+    }
+
     fn figure(&mut self, svg: &str, caption: &str) {
         self.body += &format!("<figure>\n{svg}<figcaption>{}</figcaption>\n</figure>\n", escape(caption));
     }
 
     /// The whole page.
     pub fn html(&self) -> String {
+        format!("{}</body>\n</html>\n", self.open(""))
+    }
+
+    /// The page up to the end of its body, with `more` in its head.
+    fn open(&self, more: &str) -> String {
         let title = escape(&self.title);
         format!(
             "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
-             <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n{}</body>\n</html>\n",
+             {more}<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n{}",
             self.body
         )
     }
@@ -92,6 +121,18 @@ impl Page {
     /// Writes the page, atomically.
     pub fn write(&self, path: &Path) -> aloe_record::Result<()> {
         aloe_record::atomic::write(path, self.html().as_bytes())
+    }
+
+    /// Writes the page with a list of samples at its end, atomically. Such a page has a script, and forbids itself the network.
+    pub fn write_with_samples(&self, path: &Path, samples: &mut SampleBrowser) -> aloe_record::Result<()> {
+        aloe_record::atomic::write_with(path, |out| {
+            let write = |out: &mut std::io::BufWriter<std::fs::File>, samples: &mut SampleBrowser| {
+                out.write_all(self.open(&SampleBrowser::head(STYLE)).as_bytes())?;
+                samples.write(out)?;
+                out.write_all(b"</body>\n</html>\n")
+            };
+            write(out, samples).map_err(aloe_record::Error::io("write", path))
+        })
     }
 }
 

@@ -8,10 +8,11 @@ use std::fmt::Write as _;
 
 const WIDTH: f64 = 720.0;
 const LEFT: f64 = 78.0;
-const RIGHT: f64 = 16.0;
-const TOP: f64 = 14.0;
+pub(crate) const RIGHT: f64 = 16.0;
+pub(crate) const TOP: f64 = 14.0;
 const PLOT_HEIGHT: f64 = 260.0;
-const COLOURS: [&str; 8] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#b8a900"];
+pub(crate) const COLOURS: [&str; 8] =
+    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#b8a900"];
 const DASHES: [&str; 8] = ["", "7 3", "2 3", "9 3 2 3", "", "7 3", "2 3", "9 3 2 3"];
 
 /// The lines of `plot`.
@@ -23,7 +24,7 @@ pub(crate) fn lines(plot: &LinePlot) -> String {
     let height = TOP + PLOT_HEIGHT + 46.0 + 20.0 * n_rows as f64;
     let at_x = |place: f64| LEFT + place * (WIDTH - LEFT - RIGHT);
     let at_y = |place: f64| TOP + (1.0 - place) * PLOT_HEIGHT;
-    let mut svg = open(&plot.title, height);
+    let mut svg = open(&plot.title, WIDTH, height);
     svg += &grid_y(&y, &at_y);
     svg += &grid_x(&x, &at_x, TOP + PLOT_HEIGHT);
     svg += &axis_titles(&plot.x_label, &plot.y_label);
@@ -49,7 +50,7 @@ pub(crate) fn bars(plot: &BarPlot) -> String {
     let x = Axis::covering(values, Scaling::Linear, 6);
     let at_x = |place: f64| LABELS + place * (WIDTH - LABELS - RIGHT);
     let bottom = TOP + ROW * plot.bars.len() as f64;
-    let mut svg = open(&plot.title, bottom + 62.0);
+    let mut svg = open(&plot.title, WIDTH, bottom + 62.0);
     svg += &grid_x(&x, &at_x, bottom);
     let _ = writeln!(
         svg,
@@ -92,10 +93,11 @@ pub(crate) fn bars(plot: &BarPlot) -> String {
     svg + "</svg>\n"
 }
 
-fn open(title: &str, height: f64) -> String {
+/// The start of a drawing with its name for screen readers.
+pub(crate) fn open(title: &str, width: f64, height: f64) -> String {
     let title = escape(title);
     format!(
-        "<svg viewBox=\"0 0 {WIDTH:.0} {height:.0}\" role=\"img\" xmlns=\"http://www.w3.org/2000/svg\" aria-label=\"{title}\">\n<title>{title}</title>\n"
+        "<svg viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" xmlns=\"http://www.w3.org/2000/svg\" aria-label=\"{title}\">\n<title>{title}</title>\n"
     )
 }
 
@@ -111,7 +113,8 @@ fn grid_y(axis: &Axis, at_y: &dyn Fn(f64) -> f64) -> String {
     svg
 }
 
-fn grid_x(axis: &Axis, at_x: &dyn Fn(f64) -> f64, bottom: f64) -> String {
+/// The lines and numbers of a lower axis.
+pub(crate) fn grid_x(axis: &Axis, at_x: &dyn Fn(f64) -> f64, bottom: f64) -> String {
     let mut svg = String::new();
     for &tick in &axis.ticks {
         let Some(place) = axis.place(tick) else { continue };
@@ -161,7 +164,8 @@ fn legend(index: usize, name: &str, style: &str, top: f64) -> String {
     )
 }
 
-fn shortened(text: &str, n_chars: usize) -> String {
+/// `text` cut to `n_chars`, the last of them an ellipsis.
+pub(crate) fn shortened(text: &str, n_chars: usize) -> String {
     if text.chars().count() <= n_chars {
         text.to_owned()
     } else {

@@ -86,13 +86,31 @@ pub enum Error {
         reason: String,
     },
     /// More few-shot examples than there are questions to take them from.
-    #[error("{n_shots} examples asked for, but the pool of task `{task}` holds {n_pool}")]
+    #[error("{n_shots} examples asked for, but the pool of task `{task}` holds {n_pool} ({file})")]
     Pool {
+        /// Where the pool's first question stands, or what the pool is.
+        file: String,
         /// The task's name.
         task: String,
         /// Examples wanted.
         n_shots: usize,
         /// Examples there.
         n_pool: usize,
+    },
+    /// Two questions of one split with the same id: answers could not be told apart.
+    #[error("{second}: the id of this question is also that of {first}")]
+    DuplicateId {
+        /// Where the first stands.
+        first: String,
+        /// Where the second stands.
+        second: String,
+    },
+    /// A task file that cannot be used.
+    #[error("{path}: {reason}")]
+    TaskFile {
+        /// The TOML file.
+        path: String,
+        /// Every mistake in it.
+        reason: String,
     },
 }

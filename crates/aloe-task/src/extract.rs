@@ -1,12 +1,20 @@
 //! From a completion to an answer: a shown position, or [`Answer::Unparsed`]. Nothing is guessed and nothing retried here.
 //!
-//! Two rules. [`AnswerRule::Aloe`] reads by position in the text: after the last `Answer:`, the last bracketed letter, else
-//! a lone letter right behind it (the form of the published `*-cot` sets); without any `Answer:`, the last bracketed letter
-//! of the text. [`AnswerRule::PromptEngine`] is prompt_engine's `parse_response`: the text after the last
-//! `"\nAnswer: "`, only bracketed letters, and of several the one that comes latest in the shuffled order string.
+//! Two rules. [`AnswerRule::Aloe`] reads by position in the text, after reasoning blocks are cut out and before the first question that
+//! the model made up itself:
+//! 1. an option's whole text right behind the last `Answer:`, the longest of several;
+//! 2. else a lone letter right behind it (the form of the published `*-cot` sets): `B`, `B.`, `(B)`, `**B**`, `B (phrenic nerve)`, `B. The
+//!    nerve`; not the first letter of a word or of a species (`C. difficile`), and not a number of things (`B cells`);
+//! 3. else the first bracketed letter behind it;
+//! 4. without any marker, the last bracketed letter of a text that the model ended itself. One that was cut off at its most tokens
+//!    has not answered.
+//!
+//! [`AnswerRule::PromptEngine`] is prompt_engine's `parse_response` of the stripped completion: the text after the last `"\nAnswer: "`, reasoning and all; only
+//! bracketed letters; of several the one that comes latest in the shuffled order string.
 
 use crate::order::ChoiceOrder;
 use crate::question::letter;
+use crate::wording::lm_eval::python_strip;
 
 /// What a completion says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -37,12 +45,27 @@ pub struct Extracted {
     pub reasoning_removed: bool,
 }
 
-/// Reads the answer of `text` to a question whose options were shown in `order`.
-pub fn extract(text: &str, order: &ChoiceOrder, rule: AnswerRule) -> Extracted {
-    let (visible, reasoning_removed) = without_reasoning(text);
-    let answer = match rule {
-        AnswerRule::Aloe => by_position(&visible, order),
-        AnswerRule::PromptEngine => by_order(&visible, order),
+/// A completion and what was shown before it.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading<'a> {
+    /// The completion.
+    pub text: &'a str,
+    /// The options in the question's own order.
+    pub choices: &'a [String],
+    /// In which order they were shown.
+    pub order: &'a ChoiceOrder,
+    /// Whether the model did not end the text itself.
+    pub is_cut: bool,
+}
+
+/// Reads the answer.
+pub fn extract(reading: Reading<'_>, rule: AnswerRule) -> Extracted {
+    let (answer, reasoning_removed) = match rule {
+        AnswerRule::Aloe => {
+            let (visible, removed) = without_reasoning(reading.text);
+            (by_position(&visible, reading), removed)
+        }
+        AnswerRule::PromptEngine => (by_order(python_strip(reading.text), reading.order), false),
     };
     Extracted { answer: answer.map_or(Answer::Unparsed, Answer::Choice), reasoning_removed }
 }
@@ -68,35 +91,87 @@ pub fn without_reasoning(text: &str) -> (String, bool) {
     (visible, removed)
 }
 
-fn by_position(text: &str, order: &ChoiceOrder) -> Option<usize> {
-    let marker = "answer:";
+const MARKER: &str = "answer:";
+
+fn by_position(text: &str, reading: Reading<'_>) -> Option<usize> {
+    let n_choices = reading.order.len();
     // ASCII lower-casing keeps every byte position.
-    let tail = text.to_ascii_lowercase().rfind(marker).map(|at| &text[at + marker.len()..]);
-    let shown = match tail {
-        Some(tail) => last_bracketed(tail, order.len()).or_else(|| leading_letter(tail, order.len())),
-        None => last_bracketed(text, order.len()),
+    let lower = text.to_ascii_lowercase();
+    let tails: Vec<usize> = lower.match_indices(MARKER).map(|(at, _)| at + MARKER.len()).collect();
+    let Some(&first) = tails.first() else {
+        // Without a marker the last bracketed letter, of a text that the model ended itself.
+        let last = bracketed(text, n_choices).last().filter(|_| !reading.is_cut);
+        return last.map(|(_, shown)| reading.order.original(shown));
     };
-    shown.map(|position| order.original(position))
+    let end_of = |from: usize| tails.iter().find(|&&next| next > from).map_or(text.len(), |next| next - MARKER.len());
+    // A question after an answer is the model's own; one before it is not.
+    let answered = tails.iter().copied().find(|&from| behind(&text[from..end_of(from)], reading).is_some());
+    let end = answered.map_or(text.len(), |from| from + made_up_question(&lower[from..]));
+    let last = tails.iter().copied().rfind(|&from| from <= end).unwrap_or(first);
+    behind(&text[last..end.max(last)], reading).map(|shown| reading.order.original(shown))
 }
 
-fn last_bracketed(text: &str, n_choices: usize) -> Option<usize> {
-    (0..n_choices)
-        .filter_map(|shown| text.rfind(&format!("[{}]", letter(shown))).map(|at| (at, shown)))
-        .max()
-        .map(|(_, shown)| shown)
+/// The shown option that the text behind a marker names: what stands right behind it, else the first bracketed letter.
+fn behind(tail: &str, reading: Reading<'_>) -> Option<usize> {
+    let n_choices = reading.order.len();
+    let at_once = whole_option(tail, &reading.order.apply(reading.choices)).or_else(|| lone_letter(tail, n_choices));
+    at_once.or_else(|| bracketed(tail, n_choices).next().map(|(_, shown)| shown))
 }
 
-/// `B`, `B.`, `(B)`, `**B**` right behind the marker, not the first letter of a word.
-fn leading_letter(tail: &str, n_choices: usize) -> Option<usize> {
-    let tail = tail.trim_start_matches([' ', '\n', '\t', '(', '*']);
+/// Where the model, done with its answer, goes on with a question of its own: the start of that line.
+fn made_up_question(lower: &str) -> usize {
+    ["\nquestion:", "\nabstract:", "\noptions:"].iter().filter_map(|mark| lower.find(mark)).min().unwrap_or(lower.len())
+}
+
+/// Bracketed letters of shown options, by their place.
+fn bracketed(text: &str, n_choices: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut found: Vec<(usize, usize)> = (0..n_choices)
+        .flat_map(|shown| {
+            text.match_indices(&format!("[{}]", letter(shown))).map(|(at, _)| (at, shown)).collect::<Vec<_>>()
+        })
+        .collect();
+    found.sort_unstable();
+    found.into_iter()
+}
+
+/// Behind the marker: spaces, brackets and emphasis are passed over.
+fn behind_marker(tail: &str) -> &str {
+    tail.trim_start_matches([' ', '\n', '\r', '\t', '(', '*', '_', '"'])
+}
+
+/// An option whose whole text stands right behind the marker and ends there: at a line's or sentence's end, or before no letter.
+fn whole_option(tail: &str, texts: &[&str]) -> Option<usize> {
+    let tail = behind_marker(tail).to_lowercase();
+    let stands = |text: &str| {
+        let text = text.trim().trim_end_matches('.').to_lowercase();
+        let rest = tail.strip_prefix(&text)?;
+        let ends = rest.chars().next().is_none_or(|c| !c.is_alphanumeric() && c != '-');
+        (text.chars().count() > 1 && ends).then_some(text.len())
+    };
+    let found = texts.iter().enumerate().filter_map(|(shown, text)| Some((stands(text)?, shown)));
+    // Of equal ones the first, as everywhere.
+    found.max_by_key(|&(len, shown)| (len, std::cmp::Reverse(shown))).map(|(_, shown)| shown)
+}
+
+/// `B`, `B.`, `(B)`, `**B**`, `B (text)`, `B. Text` right behind the marker.
+fn lone_letter(tail: &str, n_choices: usize) -> Option<usize> {
+    let tail = behind_marker(tail);
     let first = tail.chars().next()?;
-    let next = tail.chars().nth(1);
     let shown = (0..n_choices).find(|&shown| letter(shown) == first)?;
-    if next.is_none_or(|c| !c.is_alphanumeric() && c != '\'' && !(c == ' ' && first == 'A')) {
-        Some(shown)
-    } else {
-        None
-    }
+    let rest = tail[first.len_utf8()..].trim_start_matches(['*', '_', '"']);
+    let after_space = rest.trim_start_matches([' ', '\t']);
+    let is_lone = match rest.chars().next() {
+        None | Some('\n' | '\r' | ')' | ']' | ':' | ',' | ';') => true,
+        // `C. difficile` names a species, `C. The nerve ..` begins a sentence.
+        Some('.') => !rest[1..].trim_start_matches([' ', '\t']).starts_with(char::is_lowercase),
+        Some(' ' | '\t') => {
+            let next = after_space.chars().next();
+            matches!(next, None | Some('\n' | '\r' | '(' | '[' | '*' | '='))
+                || ["- ", "\u{2013} ", "\u{2014} "].iter().any(|dash| after_space.starts_with(dash))
+        }
+        Some(_) => false,
+    };
+    is_lone.then_some(shown)
 }
 
 /// prompt_engine iterates the letters of the order string and keeps the last one found in brackets; the found letter is
@@ -115,24 +190,95 @@ mod tests {
         ChoiceOrder::from_indices(indices.to_vec()).unwrap()
     }
 
+    fn choices() -> Vec<String> {
+        ["Phrenic nerve", "Vagus nerve", "C. difficile", "Ulnar nerve", "Phrenic nerve palsy"]
+            .map(String::from)
+            .to_vec()
+    }
+
+    fn read(text: &str, indices: &[usize], rule: AnswerRule, is_cut: bool) -> Extracted {
+        let (choices, order) = (choices(), order(indices));
+        extract(Reading { text, choices: &choices[..indices.len()], order: &order, is_cut }, rule)
+    }
+
     fn check(text: &str, indices: &[usize], rule: AnswerRule, expected: Option<usize>) {
-        let answer = extract(text, &order(indices), rule).answer;
+        let answer = read(text, indices, rule, false).answer;
         assert_eq!(answer, expected.map_or(Answer::Unparsed, Answer::Choice), "{text:?} {rule:?}");
     }
 
+    fn aloe(text: &str, expected: Option<usize>) {
+        check(text, &[0, 1, 2, 3], AnswerRule::Aloe, expected);
+    }
+
     #[test]
-    fn the_last_bracketed_letter_after_the_last_answer_marker_wins() {
-        let rule = AnswerRule::Aloe;
-        check("It is [A].\nAnswer: [B]", &[0, 1, 2, 3], rule, Some(1));
-        check("Answer: [A]. No, wait.\nAnswer: [C] not [B]", &[0, 1, 2, 3], rule, Some(1));
-        check("Answer: D", &[0, 1, 2, 3], rule, Some(3));
-        check("**Answer:** no", &[0, 1, 2, 3], rule, None);
-        check("answer: (B) because", &[0, 1, 2, 3], rule, Some(1));
-        check("Answer: A man came", &[0, 1, 2, 3], rule, None);
-        check("Answer: Because", &[0, 1, 2, 3], rule, None);
-        check("so [B] then [D]", &[0, 1, 2, 3], rule, Some(3));
-        check("so B", &[0, 1, 2, 3], rule, None);
-        check("Answer: [E]", &[0, 1, 2, 3], rule, None);
+    fn the_first_bracketed_letter_after_the_last_answer_marker_wins() {
+        aloe("It is [A].\nAnswer: [B]", Some(1));
+        aloe("Answer: [A]. No, wait.\nAnswer: [C] not [B]", Some(2));
+        aloe("so [B] then [D]", Some(3));
+        aloe("so B", None);
+        aloe("Answer: C. Option [A] is wrong because of its course.", Some(2));
+        aloe("Answer: Vagus nerve. [A] and [C] do not reach it.", Some(1));
+        aloe("Answer: it must be [D], as [A] is too long.", Some(3));
+        aloe("Answer: [E]", None);
+        aloe("**Answer:** no", None);
+    }
+
+    /// Every letter by one rule: an answer that is `A` must not be lost where `B` is read.
+    #[test]
+    fn a_lone_letter_behind_the_marker_is_read_alike_for_every_option() {
+        for (index, letter) in ["A", "B", "C", "D"].into_iter().enumerate() {
+            for form in [
+                "Answer: X",
+                "Answer: X ",
+                "Answer: X\n",
+                "answer: (X) because",
+                "Answer: **X**",
+                "Answer:\nX",
+                "Answer: X.",
+                "Answer: X. The nerve is cut.",
+                "Answer: X (the nerve)",
+                "Answer: X, as said",
+                "Answer: X: the nerve",
+                "Answer: X \u{2013} the nerve",
+                "Answer: X\r\n",
+            ] {
+                aloe(&form.replace('X', letter), Some(index));
+            }
+            for form in [
+                "Answer: X cells",
+                "Answer: X-dimer",
+                "Answer: X. coli",
+                "Answer: Xeno",
+                "Answer: X man came",
+                "Answer: X's",
+            ] {
+                aloe(&form.replace('X', letter), None);
+            }
+        }
+    }
+
+    #[test]
+    fn an_options_whole_text_behind_the_marker_is_read_before_a_letter() {
+        aloe("Answer: C. difficile", Some(2));
+        aloe("Answer: vagus nerve.", Some(1));
+        aloe("Answer: vagus nerves", None);
+        check("Answer: C. difficile", &[2, 0, 1, 3], AnswerRule::Aloe, Some(2));
+        check("Answer: Phrenic nerve palsy", &[0, 1, 2, 3, 4], AnswerRule::Aloe, Some(4));
+        check("Answer: Phrenic nerve", &[0, 1, 2, 3, 4], AnswerRule::Aloe, Some(0));
+    }
+
+    #[test]
+    fn a_question_that_the_model_makes_up_after_its_answer_is_not_read() {
+        aloe("So.\nAnswer: [B]\n\nQuestion: Which bone?\nOptions:\nA. x\nAnswer: [D]", Some(1));
+        aloe("Question: restated\nAnswer: [B]", Some(1));
+        aloe("To find the best answer: go through them.\nOptions:\nA. x\nB. y\nAnswer: [C]", Some(2));
+    }
+
+    #[test]
+    fn a_text_that_was_cut_off_before_its_answer_has_none() {
+        let read = |text| read(text, &[0, 1, 2, 3], AnswerRule::Aloe, true).answer;
+        assert_eq!(read("Not [A], rather [B], which is"), Answer::Unparsed);
+        assert_eq!(read("Answer: [B] because"), Answer::Choice(1));
     }
 
     #[test]
@@ -153,12 +299,13 @@ mod tests {
 
     #[test]
     fn reasoning_is_cut_before_reading_and_an_unclosed_block_holds_no_answer() {
-        let natural = order(&[0, 1, 2, 3]);
-        let closed = extract("<think>Answer: [A]</think>Answer: [B]", &natural, AnswerRule::Aloe);
-        assert_eq!(closed, Extracted { answer: Answer::Choice(1), reasoning_removed: true });
-        let open = extract("<think>so it is [A]. Answer: [A]", &natural, AnswerRule::Aloe);
-        assert_eq!(open, Extracted { answer: Answer::Unparsed, reasoning_removed: true });
-        let tail = extract("perhaps [A]</think>Answer: [C]", &natural, AnswerRule::Aloe);
-        assert_eq!(tail, Extracted { answer: Answer::Choice(2), reasoning_removed: true });
+        let found = |text, rule| read(text, &[0, 1, 2, 3], rule, false);
+        let removed = |answer| Extracted { answer, reasoning_removed: true };
+        let ours = AnswerRule::Aloe;
+        assert_eq!(found("<think>Answer: [A]</think>Answer: [B]", ours), removed(Answer::Choice(1)));
+        assert_eq!(found("<think>so it is [A]. Answer: [A]", ours), removed(Answer::Unparsed));
+        assert_eq!(found("perhaps [A]</think>Answer: [C]", ours), removed(Answer::Choice(2)));
+        let theirs = found("<think>so it is [A].", AnswerRule::PromptEngine);
+        assert_eq!(theirs, Extracted { answer: Answer::Choice(0), reasoning_removed: false });
     }
 }

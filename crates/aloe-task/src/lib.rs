@@ -2,12 +2,13 @@
 //! questions, styles and judges.
 //!
 //! Knows no weights: text in, text out. Reading order: `question`, `task`, `datasets/*`, `wording/*`, `order`, `extract`,
-//! then `red_team/*`. `rows` reads the file formats, `python_random` replays lm-evaluation-harness's few-shot draws,
+//! then `open` (questions answered in free text) and `red_team/*`. `rows` reads the file formats, `python_random` replays lm-evaluation-harness's few-shot draws,
 //! `reported` knows the sets on which nothing may be chosen.
 
 pub mod datasets;
 mod error;
 pub mod extract;
+pub mod open;
 pub mod order;
 pub mod python_random;
 mod question;
@@ -20,7 +21,7 @@ pub mod wording;
 pub use error::Error;
 pub use extract::{Answer, AnswerRule, Extracted};
 pub use order::{ChoiceOrder, Exhausted};
-pub use question::{Question, Split};
+pub use question::{MAX_CHOICES, Question, Split, letter};
 pub use task::{Subject, Task};
 pub use wording::{ChoicePrompt, CotShot, Protocol};
 

@@ -33,6 +33,12 @@ impl Question {
         if self.choices.len() < 2 {
             return Err(refuse("the question has fewer than two options"));
         }
+        if self.choices.len() > MAX_CHOICES {
+            return Err(refuse("the question has more than 26 options"));
+        }
+        if let Some(empty) = self.choices.iter().position(|choice| choice.trim().is_empty()) {
+            return Err(refuse(&format!("option {} is empty", letter(empty))));
+        }
         if self.key >= self.choices.len() {
             return Err(Error::Key {
                 at: self.source.clone(),
@@ -74,6 +80,9 @@ impl Split {
         }
     }
 }
+
+/// As many as there are letters.
+pub const MAX_CHOICES: usize = 26;
 
 /// The letter of option `index`: 0 is `A`.
 pub fn letter(index: usize) -> char {

@@ -196,21 +196,28 @@ fn reason(error: &serde_json::Error) -> String {
 
 fn parse_json(text: &str, relative: &str) -> Result<Vec<Row>> {
     let text = text.trim_start_matches('\u{feff}');
-    let first = text.lines().find(|line| !line.trim().is_empty());
-    let Some(first) = first else {
+    if text.trim().is_empty() {
         return Ok(Vec::new());
-    };
-    if matches!(serde_json::from_str::<Value>(first), Ok(Value::Object(_))) {
-        let rows = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        return rows.map(|(index, line)| parse_line(line, relative, index + 1)).collect();
     }
-    let value: Value = serde_json::from_str(text).map_err(|error| Error::Row {
-        at: format!("{relative}:{}:{}", error.line(), error.column()),
-        reason: format!("not JSON: {}", reason(&error)),
-    })?;
+    let value: Value = match serde_json::from_str(text) {
+        Ok(value) => value,
+        Err(_) if starts_with_a_row(text) => {
+            let rows = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+            return rows.map(|(index, line)| parse_line(line, relative, index + 1)).collect();
+        }
+        Err(error) => {
+            return Err(Error::Row {
+                at: format!("{relative}:{}:{}", error.line(), error.column()),
+                reason: format!("not JSON: {}", reason(&error)),
+            });
+        }
+    };
     match value {
         Value::Array(items) => {
             items.into_iter().enumerate().map(|(i, item)| object(item, format!("{relative}#{}", i + 1))).collect()
+        }
+        Value::Object(columns) if !columns.values().all(Value::is_object) => {
+            Ok(vec![Row { columns, at: format!("{relative}:1") }])
         }
         Value::Object(items) => items
             .into_iter()
@@ -222,6 +229,12 @@ fn parse_json(text: &str, relative: &str) -> Result<Vec<Row>> {
             .collect(),
         other => Err(Error::Row { at: relative.into(), reason: format!("expected rows, found {}", shown(&other)) }),
     }
+}
+
+/// Whether the first line that is not empty is a whole object, so that the file is lines of rows.
+fn starts_with_a_row(text: &str) -> bool {
+    let first = text.lines().find(|line| !line.trim().is_empty());
+    first.is_some_and(|line| matches!(serde_json::from_str::<Value>(line), Ok(Value::Object(_))))
 }
 
 fn read_csv(source: Box<dyn BufRead>, relative: &str) -> Result<Vec<Row>> {
@@ -361,6 +374,10 @@ mod tests {
         assert_eq!(lines[1].at, "a.json:2");
         assert_eq!(named[1].at, "a.json#2");
         assert_eq!(named[1].text("_key").unwrap(), "2");
+        let one_line = check("a.json", "{\"1\": {\"q\": \"x\"}, \"2\": {\"q\": \"y\"}}").unwrap();
+        assert_eq!((one_line.len(), one_line[1].at.as_str()), (2, "a.json#2"));
+        let one_row = check("a.json", "{\"q\": \"x\", \"n\": {\"a\": 1}}\n").unwrap();
+        assert_eq!((one_row.len(), one_row[0].text("q").unwrap().as_str()), (1, "x"));
     }
 
     #[test]

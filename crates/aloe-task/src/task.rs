@@ -2,9 +2,11 @@
 //!
 //! Names are lm-evaluation-harness's where it has the task. A split that would mix reported and chosen data is refused.
 
-use crate::datasets::{careqa, headqa, medmcqa, medqa, mmlu, pubmedqa};
-use crate::{Error, Question, Result, Split};
-use std::path::Path;
+use crate::datasets::own::OwnTask;
+use crate::datasets::{careqa, headqa, medmcqa, medqa, mmlu, prompt_engine, pubmedqa};
+use crate::{Error, Protocol, Question, Result, Split};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 /// MMLU's six medical subjects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,20 +64,27 @@ pub enum Task {
     Mmlu(Subject),
     /// CareQA, English, closed.
     CareqaEn,
+    /// CareQA, Spanish, closed.
+    CareqaEs,
     /// HEAD-QA, English.
     HeadqaEn,
+    /// HEAD-QA, Spanish.
+    HeadqaEs,
     /// The starter set's four-option questions.
     StarterMcqa,
     /// The starter set's yes/no/maybe questions.
     StarterPubmedqa,
+    /// A user's own, described by a TOML file.
+    Own(&'static OwnTask),
 }
 
 impl Task {
-    /// Every task.
+    /// Every task of this program.
     pub fn all() -> Vec<Self> {
         let mut tasks = vec![Self::Medqa4, Self::Medqa5, Self::Medmcqa, Self::Pubmedqa];
         tasks.extend(Subject::ALL.map(Self::Mmlu));
-        tasks.extend([Self::CareqaEn, Self::HeadqaEn, Self::StarterMcqa, Self::StarterPubmedqa]);
+        tasks.extend([Self::CareqaEn, Self::CareqaEs, Self::HeadqaEn, Self::HeadqaEs]);
+        tasks.extend([Self::StarterMcqa, Self::StarterPubmedqa]);
         tasks
     }
 
@@ -88,15 +97,39 @@ impl Task {
             Self::Pubmedqa => "pubmedqa".into(),
             Self::Mmlu(subject) => format!("mmlu_{}", subject.name()),
             Self::CareqaEn => "careqa_en".into(),
+            Self::CareqaEs => "careqa_es".into(),
             Self::HeadqaEn => "headqa_en".into(),
+            Self::HeadqaEs => "headqa_es".into(),
             Self::StarterMcqa => "starter_mcqa".into(),
             Self::StarterPubmedqa => "starter_pubmedqa".into(),
+            Self::Own(own) => own.name.clone(),
         }
     }
 
-    /// One name, or a group: `mmlu_medical` (six subjects), `multimedqa` (lm-eval's group of nine), `starter` (two).
+    /// The version of its reader, or of the user's own description: figures of different versions are not to be set side by side.
+    pub fn version(self) -> &'static str {
+        match self {
+            Self::Own(own) => &own.version,
+            _ => "1",
+        }
+    }
+
+    /// The files that a user's own task names, its description among them.
+    pub fn own_files(self) -> Vec<PathBuf> {
+        match self {
+            Self::Own(own) => [own.path.clone()].into_iter().chain(own.files()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// One name, or a group: `mmlu_medical` (six subjects), `multimedqa` (lm-eval's group of nine), `starter` (two); or the path of a TOML
+    /// file that describes a user's own set.
     pub fn parse(name: &str) -> Result<Vec<Self>> {
         let mmlu = || Subject::ALL.map(Self::Mmlu).to_vec();
+        if name.ends_with(".toml") {
+            let taken: Vec<String> = Self::all().into_iter().map(Self::name).collect();
+            return Ok(vec![Self::Own(OwnTask::read(Path::new(name), &taken)?)]);
+        }
         match name {
             "mmlu_medical" => Ok(mmlu()),
             "multimedqa" => Ok([vec![Self::Pubmedqa, Self::Medmcqa, Self::Medqa4], mmlu()].concat()),
@@ -104,7 +137,9 @@ impl Task {
             "careqa" => Ok(vec![Self::CareqaEn]),
             _ => Self::all().into_iter().find(|task| task.name() == name).map(|task| vec![task]).ok_or_else(|| {
                 let mut known: Vec<String> = Self::all().into_iter().map(Self::name).collect();
-                known.extend(["mmlu_medical", "multimedqa", "starter", "careqa"].map(String::from));
+                known.extend(
+                    ["mmlu_medical", "multimedqa", "starter", "careqa", "a .toml file of your own"].map(String::from),
+                );
                 Error::UnknownTask { name: name.into(), known: known.join(", ") }
             }),
         }
@@ -115,9 +150,15 @@ impl Task {
         let mut tasks = Vec::new();
         for name in names {
             for task in Self::parse(name.as_ref().trim())? {
-                if !tasks.contains(&task) {
-                    tasks.push(task);
+                if tasks.contains(&task) {
+                    continue;
                 }
+                if let Some(other) = tasks.iter().find(|known| known.name() == task.name()) {
+                    let path = task.own_files().first().map_or_else(String::new, |path| path.display().to_string());
+                    let reason = format!("another task of this run has the name {:?} too", other.name());
+                    return Err(Error::TaskFile { path, reason });
+                }
+                tasks.push(task);
             }
         }
         Ok(tasks)
@@ -137,9 +178,9 @@ impl Task {
                 Subject::MedicalGenetics => 100,
                 Subject::ProfessionalMedicine => 272,
             }),
-            Self::CareqaEn => Some(5621),
-            Self::HeadqaEn => Some(2742),
-            Self::StarterMcqa | Self::StarterPubmedqa => None,
+            Self::CareqaEn | Self::CareqaEs => Some(5621),
+            Self::HeadqaEn | Self::HeadqaEs => Some(2742),
+            Self::StarterMcqa | Self::StarterPubmedqa | Self::Own(_) => None,
         }
     }
 
@@ -148,29 +189,57 @@ impl Task {
         matches!(self, Self::StarterMcqa | Self::StarterPubmedqa)
     }
 
-    /// Loads one split from `data_dir`, in file order.
+    /// Loads one split from `data_dir`, in file order: the set's own files, or prompt_engine's where those are not there. Two questions
+    /// with the same id are an error.
     pub fn load(self, data_dir: &Path, split: Split) -> Result<Vec<Question>> {
+        let theirs = prompt_engine::file(self, split);
+        let questions = match (self.load_published(data_dir, split), theirs) {
+            (Err(Error::Missing { .. } | Error::NoSplit { .. }), Some(file)) if data_dir.join(&file).is_file() => {
+                prompt_engine::load(data_dir, &file)?
+            }
+            (Err(Error::Missing { task, split, dir, tried }), Some(file)) => {
+                return Err(Error::Missing { task, split, dir, tried: format!("{tried}, {file}") });
+            }
+            (found, _) => found?,
+        };
+        let mut seen: HashMap<&str, &Question> = HashMap::new();
+        for question in &questions {
+            if let Some(first) = seen.insert(&question.id, question) {
+                return Err(Error::DuplicateId { first: first.source.clone(), second: question.source.clone() });
+            }
+        }
+        Ok(questions)
+    }
+
+    fn load_published(self, data_dir: &Path, split: Split) -> Result<Vec<Question>> {
         match self {
             Self::Medqa4 => medqa::load(data_dir, split, medqa::Options::Four),
             Self::Medqa5 => medqa::load(data_dir, split, medqa::Options::Five),
             Self::Medmcqa => medmcqa::load(data_dir, split),
             Self::Pubmedqa => pubmedqa::load(data_dir, split),
             Self::Mmlu(subject) => mmlu::load(data_dir, split, subject),
-            Self::CareqaEn => careqa::load(data_dir, split),
-            Self::HeadqaEn => headqa::load(data_dir, split),
+            Self::CareqaEn | Self::CareqaEs => careqa::load(data_dir, split, self),
+            Self::HeadqaEn | Self::HeadqaEs => headqa::load(data_dir, split, self),
             Self::StarterMcqa => medmcqa::load_starter(data_dir, split),
             Self::StarterPubmedqa => pubmedqa::load_starter(data_dir, split),
+            Self::Own(own) => own.load(split),
         }
     }
 
-    /// The pool lm-evaluation-harness draws few-shot examples from: MMLU's dev split, else the whole train split. Where it
-    /// would fall back to the test set itself (CareQA), this is refused.
-    pub fn load_shot_pool(self, data_dir: &Path) -> Result<Vec<Question>> {
+    /// The pool of few-shot examples for questions of `split`. lm-evaluation-harness: MMLU's dev split, else the whole train split, for
+    /// CareQA, which has none, the test questions themselves. Under any other protocol never the split under evaluation.
+    pub fn load_shot_pool(self, data_dir: &Path, split: Split, protocol: Protocol) -> Result<Vec<Question>> {
         match self {
             Self::Mmlu(_) => self.load(data_dir, Split::Dev),
-            Self::Medmcqa => medmcqa::load_whole_train(data_dir),
+            Self::Medmcqa if split == Split::Test => medmcqa::load_whole_train(data_dir),
+            Self::CareqaEn | Self::CareqaEs if protocol == Protocol::LmEval => self.load(data_dir, Split::Test),
             _ => self.load(data_dir, Split::Train),
         }
+    }
+
+    /// Whether lm-evaluation-harness takes this task's examples from the questions under evaluation.
+    pub fn shots_from_test(self) -> bool {
+        matches!(self, Self::CareqaEn | Self::CareqaEs)
     }
 
     /// The refusal for a split the task has not.

@@ -16,6 +16,20 @@ pub(crate) struct Rendered {
     pub(crate) contents: Vec<Content>,
 }
 
+impl Rendered {
+    /// Cuts white space off both ends.
+    pub(crate) fn strip(&mut self) {
+        let n_lead = self.text.len() - self.text.trim_start().len();
+        self.text.drain(..n_lead);
+        self.text.truncate(self.text.trim_end().len());
+        let len = self.text.len();
+        for content in &mut self.contents {
+            let moved = |at: usize| at.saturating_sub(n_lead).min(len);
+            content.range = moved(content.range.start)..moved(content.range.end);
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Content {
     pub(crate) range: Range<usize>,

@@ -112,7 +112,7 @@ impl TextModel {
         })
     }
 
-    fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Rendered> {
+    pub(crate) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Rendered> {
         let context = Context { tokenizer: &self.tokenizer, add_generation_prompt, date: self.date };
         render(self.template()?, messages, &context)
     }
@@ -145,6 +145,25 @@ impl TextModel {
         let ids = self.tokenise_fast(&rendered)?;
         self.check_bos(&ids)?;
         Ok(ids)
+    }
+
+    /// As `encode_prompt`, but without white space at either end of the rendering, and in ChatML where the model's own template refuses the
+    /// chat: prompt_engine's prompts. The contents' white space within is kept.
+    pub fn encode_prompt_stripped(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let mut rendered = match self.render(messages, true) {
+            Err(Error::Template { .. } | Error::NoTemplate { .. }) => {
+                let chatml = self.with_chat_template(ChatTemplate::builtin("chatml", self.tokenizer.adds_bos())?);
+                chatml.render(messages, true)?
+            }
+            rendered => rendered?,
+        };
+        rendered.strip();
+        self.tokenise_fast(&rendered)
+    }
+
+    /// Whether `encode_prompt_stripped` renders `messages` in ChatML for want of a template that takes them.
+    pub fn falls_back_to_chatml(&self, messages: &[Message]) -> bool {
+        matches!(self.render(messages, true), Err(Error::Template { .. } | Error::NoTemplate { .. }))
     }
 
     /// As `encode_prompt`, but contents that spell control tokens become control tokens: what a careless server would do. For red-team
@@ -237,7 +256,7 @@ impl TextModel {
         self.template.as_ref().map_or(self.tokenizer.origin(), ChatTemplate::origin).to_owned()
     }
 
-    fn check_bos(&self, ids: &[u32]) -> Result<()> {
+    pub(crate) fn check_bos(&self, ids: &[u32]) -> Result<()> {
         match self.tokenizer.bos() {
             Some(bos) if ids.starts_with(&[bos, bos]) => Err(Error::DoubleBos {
                 bos: self.tokenizer.bos_token().unwrap_or_default().to_owned(),
@@ -264,7 +283,7 @@ impl TextModel {
     }
 
     /// The whole rendering, without byte ranges.
-    fn tokenise_fast(&self, rendered: &Rendered) -> Result<Vec<u32>> {
+    pub(crate) fn tokenise_fast(&self, rendered: &Rendered) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
         let mut at = 0;
         let place = |at: usize| if at == 0 { Place::Start } else { Place::AfterToken };

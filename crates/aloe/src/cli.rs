@@ -1,6 +1,7 @@
 //! The command line: names, help and examples of every subcommand. Parses, decides nothing.
 
 pub(crate) mod encoders;
+pub(crate) mod results;
 
 use crate::recipe::{keys, search_keys};
 use crate::weights::{DtypeName, Quantize};
@@ -20,6 +21,15 @@ pub(crate) const MAX_TIMEOUT_S: u64 = 86_400;
 pub(crate) fn timeout_mistake(asked_s: Option<u64>) -> Option<String> {
     let asked_s = asked_s.filter(|seconds| !(1..=MAX_TIMEOUT_S).contains(seconds))?;
     Some(format!("request_timeout must be 1 to {MAX_TIMEOUT_S} seconds, found {asked_s}"))
+}
+
+/// The most requests at once: more is a slip, and each takes a thread.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// What is wrong with a number of connections that a recipe names.
+pub(crate) fn connections_mistake(asked: Option<usize>) -> Option<String> {
+    let asked = asked.filter(|n| !(1..=MAX_CONNECTIONS).contains(n))?;
+    Some(format!("connections must be 1 to {MAX_CONNECTIONS}, found {asked}"))
 }
 
 fn threads(text: &str) -> Result<usize, String> {
@@ -145,9 +155,30 @@ pub(crate) enum Command {
     /// Evaluate a model on benchmarks
     #[command(after_help = SEE_HELP, after_long_help = keys::eval())]
     Eval(EvalArgs),
+    /// Judge the open answers of a finished evaluation anew, or measure its judges by a person's labels
+    #[command(after_help = SEE_HELP, after_long_help = keys::rejudge())]
+    Rejudge(RejudgeArgs),
+    /// Look at an evaluation: one HTML page with the table, plots and every sample, for any browser, without network
+    #[command(
+        after_help = "Examples:\n  aloe view runs/eval\n  aloe view runs/quickstart/after --against runs/quickstart/before --out page.html\n\n\
+                            The page's address says what is shown: page.html#task=pubmedqa&outcome=wrong&open=12. Its keys: search (with \
+                            in=texts also in questions and answers), task, outcome (right, wrong, unparsed, refused, tie), changed (right-wrong, \
+                            wrong-right, answer, same), key and answer (letters), shown (place of the answer where options are shuffled), subject, \
+                            open (number of a sample). An evaluation that still runs is shown as far as it is."
+    )]
+    View(ViewArgs),
     /// Red-team a model: questions times attack styles, answers, verdicts
     #[command(after_help = SEE_HELP, after_long_help = keys::redteam())]
     Redteam(RedteamArgs),
+    /// Score a finished evaluation again from its stored answers
+    #[command(after_help = results::RESCORE_HELP)]
+    Rescore(results::RescoreArgs),
+    /// Write a finished evaluation in the form of another tool
+    #[command(after_help = results::EXPORT_HELP)]
+    Export(results::ExportArgs),
+    /// Compare finished evaluations question by question, with paired tests
+    #[command(after_help = results::COMPARE_HELP)]
+    Compare(results::CompareArgs),
     /// Write the model card from the records of a run
     #[command(after_help = SEE_HELP, after_long_help = keys::card())]
     Card(StageArgs),
@@ -491,6 +522,48 @@ pub(crate) struct EvalArgs {
     /// Only the first N questions of each task; the result is labelled not comparable
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) limit: Option<usize>,
+    /// Open tasks: a model that judges the answers, named as MODEL; may be given more than once
+    #[arg(long, value_name = "MODEL", conflicts_with = "recipe")]
+    pub(crate) judge: Vec<String>,
+    /// Open tasks: a person's labels on some of the answers, to measure the judges by
+    #[arg(long, value_name = "FILE", conflicts_with = "recipe")]
+    pub(crate) labels: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct RejudgeArgs {
+    /// Folder of a finished evaluation with open answers, or of an earlier rejudge
+    #[arg(required_unless_present = "recipe", conflicts_with = "recipe")]
+    pub(crate) run: Option<PathBuf>,
+    /// A judge: folder, .gguf file or http(s)://host:port/v1#model; may be given more than once. Without one RUN's verdicts stand
+    #[arg(long, value_name = "MODEL", conflicts_with = "recipe")]
+    pub(crate) judge: Vec<String>,
+    /// A person's labels on some of the answers, to measure the judges by
+    #[arg(long, value_name = "FILE", conflicts_with = "recipe")]
+    pub(crate) labels: Option<PathBuf>,
+    /// Type of a judge's weights in memory; with --recipe the recipe's; default bf16
+    #[arg(long, value_enum, conflicts_with = "recipe")]
+    pub(crate) dtype: Option<DtypeName>,
+    /// One setting, KEY=VALUE with a TOML value; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "recipe")]
+    pub(crate) set: Vec<String>,
+    /// Folder to write; with --recipe the folder of the whole run
+    #[arg(long, required_unless_present = "recipe")]
+    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) entry: EntryArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct ViewArgs {
+    /// Output folder of an evaluation, finished or under way
+    pub(crate) run: PathBuf,
+    /// Another run over the same questions: paired tests, and which answers changed
+    #[arg(long, value_name = "RUN_B")]
+    pub(crate) against: Option<PathBuf>,
+    /// File to write; default RUN.html beside the folder
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 #[derive(Args)]

@@ -44,6 +44,13 @@ pub(crate) fn resume_point(kind: &str, partial: &Path) -> Option<String> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(_) => Some("goes on from its log of scored models".to_owned()),
         },
+        "rejudge" => {
+            let log = std::fs::read(partial.join(".answers.log")).ok()?;
+            let entries = log.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+            let is_verdict = |line: &&[u8]| line.get(9..).is_some_and(|json| json.starts_with(b"{\"judged\""));
+            let n_verdicts = entries.filter(is_verdict).count();
+            (n_verdicts > 0).then(|| format!("goes on from {n_verdicts} verdicts"))
+        }
         "eval" | "redteam" => {
             let log = match std::fs::read(partial.join(".answers.log")) {
                 Ok(log) => log,
@@ -76,7 +83,7 @@ fn newest_step(state: &Path) -> Option<u64> {
 /// Files that a reader or the next try can use: answers, checkpoints, metrics of a run that stopped, reference
 /// log-probabilities. Stages that start over anyway have none.
 fn may_hold_work(kind: &str, partial: &Path) -> bool {
-    matches!(kind, "sft" | "dpo" | "merge-search" | "eval" | "redteam") && has_content(partial)
+    matches!(kind, "sft" | "dpo" | "merge-search" | "eval" | "rejudge" | "redteam") && has_content(partial)
 }
 
 /// Whether a file beside the marks and what a person watches holds a byte, or cannot be told not to.
@@ -112,6 +119,9 @@ mod tests {
         std::fs::write(dir.path().join(".answers.log"), log).unwrap();
         assert_eq!(say("eval"), "interrupted; the same command goes on from 2 answered questions");
         assert_eq!(say("redteam"), "interrupted; the same command goes on from 2 answered prompts");
+        let log = "01234567 {\"run\":\"x\"}\n01234567 {\"judged\":{}}\n01234567 {\"judged\":{}}\n01234567 {\"judged\"";
+        std::fs::write(dir.path().join(".answers.log"), log).unwrap();
+        assert_eq!(say("rejudge"), "interrupted; the same command goes on from 2 verdicts");
         assert_eq!(say("merge"), "interrupted; the same command starts this stage over");
         assert!(!dir.path().exists(), "a merge's partial folder is of no use");
     }

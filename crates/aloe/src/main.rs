@@ -9,6 +9,7 @@ mod commands;
 mod failure;
 mod known;
 mod leave;
+mod lineage;
 mod outputs;
 mod parity;
 mod recipe;

@@ -306,10 +306,11 @@ fn open_partial(kind: &str, out: &Path, decides: &Value) -> anyhow::Result<Outpu
     Ok(folder)
 }
 
-/// Refuses to start over where a training has checkpoints: what it was started with is named beside what is asked for now.
+/// Refuses to start over where a training has checkpoints or a model has answered: what it was started with is named beside what is asked
+/// for now.
 fn refuse_to_lose(kind: &str, partial: &Path, decides: &Value) -> anyhow::Result<()> {
-    let is_training = matches!(kind, "sft" | "dpo");
-    let Some(goes_on) = leave::resume_point(kind, partial).filter(|_| is_training) else { return Ok(()) };
+    let is_kept = matches!(kind, "sft" | "dpo" | "eval" | "redteam");
+    let Some(goes_on) = leave::resume_point(kind, partial).filter(|_| is_kept) else { return Ok(()) };
     let earlier: Value = atomic::read_json(&partial.join(DECIDES)).unwrap_or_default();
     let found = differences("", &earlier, decides);
     let found = if found.is_empty() { "other settings or inputs".to_owned() } else { found.join("; ") };
@@ -368,8 +369,10 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         "data" => "0.1.0+2",
         // 0.1.0+2: masks by the model's name, not its place; +3: nearswap's weight is a reciprocal times t.
         "merge" => "0.1.0+3",
-        // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's.
-        "eval" | "redteam" => aloe_engine::ANSWERS_SINCE,
+        // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's. Of an evaluation also what is
+        // made of the answers; 2: answers are read by position alike for every letter, figures by subject, length and calibration.
+        "eval" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
+        "rejudge" | "redteam" => aloe_engine::ANSWERS_SINCE,
         _ => env!("CARGO_PKG_VERSION"),
     };
     since.into()
@@ -378,11 +381,18 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
 /// Everything that decides a stage's result.
 fn decides(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &str) -> Value {
     // Training stages hold their dtype in their settings; the others but these do not compute with a model.
-    let computes = matches!(job.kind, "eval" | "redteam" | "merge-search");
+    let computes = matches!(job.kind, "eval" | "rejudge" | "redteam" | "merge-search");
     let dtype = computes.then(|| match context.dtype {
         None if job.inputs.get("model").is_some_and(|paths| paths.iter().any(|path| path.is_file())) => "Gguf".into(),
         dtype => format!("{:?}", dtype.unwrap_or_default()),
     });
+    // What a server answers does not depend on the processor that asks.
+    let asks_a_server = computes
+        && job
+            .inputs
+            .get("model")
+            .is_some_and(|paths| paths.iter().any(|path| path.to_string_lossy().starts_with("http")));
+    let isa = if asks_a_server { "of the server" } else { isa };
     json!({
         "kind": job.kind, "config": job.used, "inputs": inputs, "seed": context.seed, "dtype": dtype, "isa": isa,
         "version": results_since(job.kind),
@@ -401,6 +411,15 @@ fn resumable(kind: &str, mut decides: Value) -> Value {
             !["recompute", "checkpoint_every", "keep_last", "on_spike", "on_nonfinite"].contains(&key.as_str())
         });
     }
+    // The log of answers knows each question: more questions or tasks take its answers up.
+    let is_closed = kind == "eval" && decides["config"]["strategy"] != "open";
+    if let (true, Some(config)) = (is_closed, decides["config"].as_object_mut()) {
+        config.retain(|key, _| !["tasks", "limit", "expect_accuracy"].contains(&key.as_str()));
+    }
+    // Answers do not depend on who judges them, and the log keeps verdicts by judge.
+    if let (true, Some(inputs)) = (matches!(kind, "eval" | "rejudge"), decides["inputs"].as_object_mut()) {
+        inputs.remove("judge");
+    }
     decides
 }
 
@@ -416,6 +435,12 @@ fn input_digests(job: &Job<'_>) -> anyhow::Result<Map<String, Value>> {
     Ok(digests)
 }
 
+/// Digest of a stage's folder as later stages' records name it; `None` for another folder. Its outputs are not read.
+pub(crate) fn digest_of_stage(folder: &Path) -> Option<String> {
+    let record = Record::read(folder).ok()?;
+    Some(digest::bytes(serde_json::to_string(&record.outputs).ok()?.as_bytes()))
+}
+
 /// Digest of a stage folder from its record, which its outputs are held against; of anything else from its bytes, large
 /// files that no stage wrote once.
 fn digest_of(path: &Path) -> anyhow::Result<String> {
@@ -424,7 +449,7 @@ fn digest_of(path: &Path) -> anyhow::Result<String> {
     }
     if let Ok(record) = Record::read(path) {
         outputs::check(path, &record)?;
-        return Ok(digest::bytes(serde_json::to_string(&record.outputs)?.as_bytes()));
+        return digest_of_stage(path).ok_or_else(|| Failure::usage(format!("{} has no record", path.display())).into());
     }
     if !path.exists() {
         return Err(Failure::usage(format!("{} does not exist", path.display())).into());

@@ -30,7 +30,7 @@ impl Embeddings {
     /// server without embeddings is refused here.
     pub(crate) fn open(address: &str, options: &EngineOptions) -> Result<Self> {
         let opened = listing::open(address, options)?;
-        let replicas = Replicas::new(opened.clients, &opened.model, &opened.listed, &opened.out);
+        let replicas = Replicas::new(opened.clients, &opened.model, &opened.listed, options.connections, &opened.out);
         let watch = replicas.watch(Canary::vector(&opened.model), &options.cancel)?.map_err(|reason| Error::Open {
             model: format!("{}#{}", replicas.bases(), opened.model),
             reason: format!(

@@ -1,7 +1,6 @@
 //! One server's health: how many requests it is given, when it may be asked again, and what its answers since the last good canary
 //! are worth.
 
-use super::replicas::CONNECTIONS;
 use std::time::{Duration, Instant};
 
 /// The first wait after a failure; each further failure in a row doubles it.
@@ -19,6 +18,8 @@ pub(super) struct State {
     /// Requests it is given at once, at most; grows with its answers up to `most`.
     pub(super) limit: f64,
     pub(super) most: f64,
+    /// The most that it may be sent at once.
+    connections: f64,
     /// Whether the limit still doubles: until the first 429 or 503.
     pub(super) is_starting: bool,
     /// Failures in a row.
@@ -47,11 +48,12 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant, connections: usize) -> Self {
         Self {
             in_flight: 0,
-            limit: CONNECTIONS as f64,
-            most: CONNECTIONS as f64,
+            limit: connections as f64,
+            most: connections as f64,
+            connections: connections as f64,
             is_starting: true,
             failures: 0,
             last_failure: None,
@@ -91,7 +93,7 @@ impl State {
     /// Counts an answer: a server that fell silent once gets back what it was given at once, one request more with each
     /// [`ANSWERS_PER_SEAT`] answers.
     pub(super) fn recover(&mut self) {
-        self.most = (self.most + 1.0 / ANSWERS_PER_SEAT).min(CONNECTIONS as f64);
+        self.most = (self.most + 1.0 / ANSWERS_PER_SEAT).min(self.connections);
     }
 
     /// Whether it can be given a request now.
@@ -125,26 +127,26 @@ mod tests {
     /// By hand: halved from 16 to 8, one more with each hundred answers, never above 16.
     #[test]
     fn a_silence_does_not_cost_a_server_its_requests_for_good() {
-        let mut state = State::new(Instant::now());
+        let mut state = State::new(Instant::now(), 16);
         state.most = 8.0;
         (0..250).for_each(|_| state.recover());
         assert_eq!(state.most.floor(), 10.0);
         (0..2000).for_each(|_| state.recover());
-        assert_eq!(state.most, CONNECTIONS as f64);
+        assert_eq!(state.most, 16.0);
     }
 
     /// By hand: 0.25 s, doubled with each failure in a row; two that were under way together are one.
     #[test]
     fn the_pause_doubles_with_each_failure_in_a_row_and_failures_together_count_once() {
         let start = Instant::now();
-        let mut state = State::new(start);
+        let mut state = State::new(start, 16);
         let about = |wait: Duration, ms: u128| assert!(wait.as_millis().abs_diff(ms) <= 20, "{wait:?} for {ms} ms");
         about(state.fail(start, "x", true), 250);
         about(state.fail(start, "x", true), 250);
         assert_eq!(state.failures, 1, "both began before the first failed");
         about(state.fail(Instant::now(), "x", true), 500);
         about(state.fail(Instant::now(), "x", true), 1000);
-        let mut state = State::new(start);
+        let mut state = State::new(start, 16);
         assert_eq!(state.fail(start, "x", false), Duration::ZERO, "another server can take the request at once");
         about(state.fail(Instant::now(), "x", false), 250);
         for _ in 0..20 {

@@ -2,7 +2,6 @@
 //!
 //! An address is one or more bases with commas between, then `#` and the model's name: `http://a:1/v1,http://b:2/v1#model`.
 
-use super::replicas::CONNECTIONS;
 use crate::http::{Client, Outcome};
 use crate::{EngineOptions, Error, Result};
 use aloe_record::Cancel;
@@ -59,7 +58,7 @@ fn open_in(address: &str, options: &EngineOptions, tries: u32) -> Result<Opened>
         }
     }
     let timeout = options.request_timeout;
-    let clients: Vec<_> = bases.iter().map(|base| Arc::new(Client::new(base, CONNECTIONS, timeout))).collect();
+    let clients: Vec<_> = bases.iter().map(|base| Arc::new(Client::new(base, options.connections, timeout))).collect();
     let (listings, out) = ask_all(&clients, timeout.min(LIST_TIMEOUT), tries, &options.cancel)?;
     let mut found: Option<(&Client, String, String, Option<u64>)> = None;
     for (at, listing) in &listings {

@@ -19,9 +19,6 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Requests under way at once, per server.
-pub(super) const CONNECTIONS: usize = 16;
-
 /// How often a request is tried, times the number of servers; and after how many failures in a row a server is given up.
 pub(super) const TRIES: u32 = 5;
 
@@ -65,6 +62,8 @@ pub(super) struct Replicas {
 
 /// What callers and the threads that check servers share.
 pub(super) struct Shared {
+    /// Requests under way at once, per server.
+    connections: usize,
     pub(super) clients: Vec<Arc<Client>>,
     pub(super) model: String,
     /// What every server must list.
@@ -92,16 +91,22 @@ impl Drop for Seat<'_> {
 
 impl Replicas {
     /// `clients` in the order given; those in `out` did not answer yet and are asked again later.
-    pub(super) fn new(clients: Vec<Arc<Client>>, model: &str, listed: &str, out: &[(usize, String)]) -> Self {
+    pub(super) fn new(
+        clients: Vec<Arc<Client>>,
+        model: &str,
+        listed: &str,
+        connections: usize,
+        out: &[(usize, String)],
+    ) -> Self {
         let now = Instant::now();
-        let mut states: Vec<State> = clients.iter().map(|_| State::new(now)).collect();
+        let mut states: Vec<State> = clients.iter().map(|_| State::new(now, connections)).collect();
         for (at, reason) in out {
             states[*at].is_out = true;
             states[*at].fail(now, reason, true);
         }
         let (states, changed) = (Mutex::new(states), Condvar::new());
         let (model, listed, watches) = (model.to_owned(), listed.to_owned(), Mutex::default());
-        Self { shared: Arc::new(Shared { clients, model, listed, states, changed, watches }) }
+        Self { shared: Arc::new(Shared { connections, clients, model, listed, states, changed, watches }) }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -110,7 +115,7 @@ impl Replicas {
 
     /// How many requests are sent at once, at most.
     pub(super) fn connections(&self) -> usize {
-        CONNECTIONS * self.shared.clients.len()
+        self.shared.connections * self.shared.clients.len()
     }
 
     /// An error about server `at`.

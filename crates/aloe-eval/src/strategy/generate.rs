@@ -1,14 +1,15 @@
 //! Generated answers: prompts with examples and option orders, sampling, reading, majority vote. Shared by cot, sc-cot and
-//! medprompt, which differ in the examples and orders they choose.
+//! medprompt, which differ in the examples and orders they choose; `retry` asks again what named no option, where that is wanted.
 
-use super::{TaskRun, handed, item};
-use crate::vote::majority;
-use crate::{Error, Result, Sample, Vote};
-use aloe_engine::{Completion, GenerateRequest, GenerateResult, Prompt};
+use super::{TaskRun, handed, item, retry};
+use crate::vote::elected;
+use crate::{Error, Result, Retry, Sample, Vote};
+use aloe_engine::{Completion, FinishReason, GenerateRequest, GenerateResult, Prompt};
 use aloe_record::{CounterRng, Progress, digest};
-use aloe_task::extract::extract;
-use aloe_task::wording::{cot_messages, fixed_shots};
-use aloe_task::{Answer, ChoiceOrder, CotShot, Question};
+use aloe_task::extract::{Reading, extract};
+use aloe_task::wording::{cot_messages, fixed_shots, plain_text};
+use aloe_task::{Answer, ChoiceOrder, CotShot, Protocol, Question};
+use aloe_text::{Message, Role};
 use serde_json::{Map, Value};
 
 /// Where a question's examples come from.
@@ -24,14 +25,17 @@ pub(crate) struct Plan {
     pub(crate) shots: Shots,
     pub(crate) n_samples: usize,
     pub(crate) shuffle: bool,
+    /// Medprompt: how many pool questions are each question itself, by its place.
+    pub(crate) n_same: Option<Vec<usize>>,
     pub(crate) notes: Map<String, Value>,
 }
 
 /// The requests of one question: one per sample when options are shuffled, else one for all samples.
 pub(crate) struct Asked {
-    orders: Vec<ChoiceOrder>,
+    pub(crate) orders: Vec<ChoiceOrder>,
+    pub(crate) requests: Vec<GenerateRequest>,
+    choices: Vec<String>,
     shot_ids: Vec<String>,
-    requests: Vec<GenerateRequest>,
     prompt_sha256: String,
 }
 
@@ -54,8 +58,8 @@ pub(crate) fn ask(
     let mut sampling = run.config.sampling.clone();
     sampling.seed = run.config.seed;
     let request = |order: &ChoiceOrder, id: String, n: usize| -> Result<GenerateRequest> {
-        let messages = cot_messages(protocol, question, order, shots)?;
-        Ok(GenerateRequest { id, prompt: Prompt::Messages(messages), n, sampling: sampling.clone() })
+        let messages = with_system(cot_messages(protocol, question, order, shots)?, run.config.system.as_deref());
+        Ok(GenerateRequest { id, prompt: prompt(run, messages), n, sampling: sampling.clone() })
     };
     let requests = if shuffle {
         let numbered = orders.iter().enumerate();
@@ -64,11 +68,44 @@ pub(crate) fn ask(
         vec![request(&orders[0], id.to_string(), n)?]
     };
     let prompt_sha256 = match &requests[0].prompt {
-        Prompt::Messages(messages) => digest::bytes(serde_json::to_string(messages).unwrap_or_default().as_bytes()),
+        Prompt::Messages(messages) | Prompt::StrippedMessages(messages) => {
+            digest::bytes(serde_json::to_string(messages).unwrap_or_default().as_bytes())
+        }
+        Prompt::Text(text) => digest::bytes(text.as_bytes()),
         _ => String::new(),
     };
     let shot_ids = shots.iter().map(|shot| shot.question.id.clone()).collect();
-    Ok(Asked { orders, shot_ids, requests, prompt_sha256 })
+    Ok(Asked { orders, requests, choices: question.choices.clone(), shot_ids, prompt_sha256 })
+}
+
+/// The user's system prompt in place of the protocol's.
+fn with_system(mut messages: Vec<Message>, system: Option<&str>) -> Vec<Message> {
+    if let (Some(system), Some(first)) = (system, messages.first_mut().filter(|first| first.role == Role::System)) {
+        first.content = system.to_owned();
+    }
+    messages.retain(|message| message.role != Role::System || !message.content.is_empty());
+    messages
+}
+
+/// A server that renders by its own template takes plain messages only.
+fn prompt(run: &TaskRun, messages: Vec<Message>) -> Prompt {
+    let renders = run.engine.text().is_some();
+    match run.config.protocol {
+        _ if !run.config.chat_template => Prompt::Text(plain_text(&messages)),
+        Protocol::PromptEngine if renders => Prompt::StrippedMessages(messages),
+        _ => Prompt::Messages(messages),
+    }
+}
+
+/// Whether the first question's prompt is rendered in ChatML in place of the model's template.
+pub(crate) fn falls_back(run: &TaskRun) -> Result<bool> {
+    let (Some(question), Some(text)) = (run.questions.first(), run.engine.text()) else { return Ok(false) };
+    if run.config.protocol != Protocol::PromptEngine || !run.config.chat_template {
+        return Ok(false);
+    }
+    let order = ChoiceOrder::natural(question.choices.len());
+    let messages = cot_messages(run.config.protocol, question, &order, &[])?;
+    Ok(text.falls_back_to_chatml(&with_system(messages, run.config.system.as_deref())))
 }
 
 /// One question's votes in sample order, and the ids of the prompt where all samples share it.
@@ -132,7 +169,7 @@ fn read(run: &TaskRun, asked: &Asked, results: Vec<GenerateResult>) -> Result<Vo
         };
         for completion in result.completions {
             let order = &asked.orders[votes.len().min(asked.orders.len() - 1)];
-            votes.push(vote(run, completion, order, &asked.shot_ids, own_ids.clone()));
+            votes.push(vote(run, completion, asked, order, own_ids.clone()));
         }
     }
     if votes.len() != asked.orders.len() {
@@ -142,21 +179,31 @@ fn read(run: &TaskRun, asked: &Asked, results: Vec<GenerateResult>) -> Result<Vo
     Ok((votes, shared_ids))
 }
 
-fn vote(run: &TaskRun, completion: Completion, order: &ChoiceOrder, shots: &[String], prompt_ids: Vec<u32>) -> Vote {
-    let extracted = extract(&completion.text, order, run.config.protocol.answer_rule());
+/// What a completion says.
+pub(crate) fn vote(
+    run: &TaskRun,
+    completion: Completion,
+    asked: &Asked,
+    order: &ChoiceOrder,
+    prompt_ids: Vec<u32>,
+) -> Vote {
+    let is_cut = completion.finish_reason != FinishReason::Stop;
+    let reading = Reading { text: &completion.text, choices: &asked.choices, order, is_cut };
+    let extracted = extract(reading, run.config.protocol.answer_rule());
     let answer = match extracted.answer {
         Answer::Choice(index) => Some(index),
         Answer::Unparsed => None,
     };
     Vote {
         order: order.indices().to_vec(),
-        shots: shots.to_vec(),
+        shots: asked.shot_ids.clone(),
         prompt_ids,
         logp: completion.logps.as_ref().map(|logps| logps.iter().map(|&logp| f64::from(logp)).sum()),
         ids: completion.ids,
         text: completion.text,
         finish_reason: completion.finish_reason,
         answer,
+        n_retries: 0,
         reasoning_removed: extracted.reasoning_removed,
     }
 }
@@ -174,13 +221,17 @@ impl Plan {
         take: &mut dyn FnMut(Sample) -> Result<()>,
     ) -> Result<()> {
         let asked: Vec<Asked> = indices.iter().map(|&index| self.ask(run, index)).collect::<Result<_>>()?;
-        collect(run, &asked, &mut |at, voted| {
+        let take = &mut |at: usize, voted: Voted| {
             let index = indices[at];
             take(match voted {
-                Ok((votes, ids)) => sample(run, index, &asked[at], votes, ids),
+                Ok((votes, ids)) => self.sample(run, index, &asked[at], votes, ids),
                 Err(reason) => Sample::refused(run.task.name(), index, &run.questions[index], reason),
             })
-        })
+        };
+        match run.config.retry {
+            Retry::None => collect(run, &asked, take),
+            Retry::PromptEngine => retry::collect(run, &asked, retry::TEST_PASSES, take),
+        }
     }
 
     fn ask(&self, run: &TaskRun, index: usize) -> Result<Asked> {
@@ -194,24 +245,19 @@ impl Plan {
     }
 }
 
-fn sample(run: &TaskRun, index: usize, asked: &Asked, votes: Vec<Vote>, prompt_ids: Vec<u32>) -> Sample {
-    let question = &run.questions[index];
-    let outcome = majority(&votes.iter().map(|vote| vote.answer).collect::<Vec<_>>());
-    Sample {
-        task: run.task.name(),
-        id: question.id.clone(),
-        index,
-        subject: question.subject.clone(),
-        n_choices: question.choices.len(),
-        key: question.key,
-        predicted: outcome.answer,
-        correct: outcome.answer == Some(question.key),
-        correct_norm: None,
-        prompt_sha256: asked.prompt_sha256.clone(),
-        prompt_ids,
-        choices: Vec::new(),
-        votes,
-        tie: outcome.tie,
-        refused: None,
+impl Plan {
+    fn sample(&self, run: &TaskRun, index: usize, asked: &Asked, votes: Vec<Vote>, prompt_ids: Vec<u32>) -> Sample {
+        let question = &run.questions[index];
+        let outcome = elected(&votes);
+        Sample {
+            predicted: outcome.answer,
+            correct: outcome.answer == Some(question.key),
+            prompt_sha256: asked.prompt_sha256.clone(),
+            prompt_ids,
+            votes,
+            tie: outcome.tie,
+            n_same_in_pool: self.n_same.as_ref().map(|all| all[index]),
+            ..Sample::unanswered(run.task.name(), index, question)
+        }
     }
 }

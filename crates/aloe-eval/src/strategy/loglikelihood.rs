@@ -1,10 +1,11 @@
 //! The option with the highest summed log-probability after the prompt; the first wins a tie, as in numpy's argmax.
 
 use super::{TaskRun, first_best, handed, item};
+use crate::same::SameQuestions;
 use crate::{Error, Result, Sample, ScoredChoice};
 use aloe_engine::{Continuation, Prompt, ScoreRequest, ScoreResult};
 use aloe_record::{CounterRng, Progress, digest};
-use aloe_task::wording::{choice_prompt, lm_eval};
+use aloe_task::wording::{ChatForm, Shown, choice_prompt, lm_eval};
 use aloe_task::{ChoicePrompt, Protocol, Question};
 
 /// One prompt per question.
@@ -15,25 +16,32 @@ pub(crate) struct Plan {
 /// Words every prompt; with shots, draws the examples.
 pub(crate) fn prepare(run: &TaskRun) -> Result<Plan> {
     let k = run.config.shots;
-    let pool = if k == 0 { Vec::new() } else { run.task.load_shot_pool(&run.config.data_dir)? };
+    let (dir, split, protocol) = (&run.config.data_dir, run.config.split, run.config.protocol);
+    let pool = if k == 0 { Vec::new() } else { run.task.load_shot_pool(dir, split, protocol)? };
     let chosen = match run.config.protocol {
         _ if k == 0 => vec![Vec::new(); run.questions.len()],
         Protocol::LmEval => lm_eval::shot_indices(run.task, pool.len(), run.questions.len(), k)?,
-        _ => run.questions.iter().map(|question| own_shots(run, &pool, question)).collect::<Result<_>>()?,
+        _ => {
+            let same = SameQuestions::of(&pool.iter().collect::<Vec<_>>(), run.config.medprompt.same_question_jaccard);
+            run.questions.iter().map(|question| own_shots(run, &pool, &same, question)).collect::<Result<_>>()?
+        }
     };
+    let form = ChatForm { is_chat: run.config.chat_template, system: run.config.system.as_deref() };
     let prompts = run.questions.iter().zip(&chosen).map(|(question, indices)| {
         let shots: Vec<&Question> = indices.iter().map(|&index| &pool[index]).collect();
-        Ok(choice_prompt(run.task, run.config.protocol, question, &shots)?)
+        Ok(choice_prompt(run.task, run.config.protocol, question, &shots, form)?)
     });
     Ok(Plan { prompts: prompts.collect::<Result<_>>()? })
 }
 
-/// Our rule: `k` pool questions drawn for this question alone; one with the same text is passed over.
-fn own_shots(run: &TaskRun, pool: &[Question], question: &Question) -> Result<Vec<usize>> {
-    let mut indices: Vec<usize> = (0..pool.len()).filter(|&index| pool[index].stem != question.stem).collect();
+/// Our rule: `k` pool questions drawn for this question alone; those that are the question itself are passed over.
+fn own_shots(run: &TaskRun, pool: &[Question], same: &SameQuestions, question: &Question) -> Result<Vec<usize>> {
+    let passed_over = same.places(question);
+    let mut indices: Vec<usize> = (0..pool.len()).filter(|index| !passed_over.contains(index)).collect();
     let k = run.config.shots;
     if indices.len() < k {
-        return Err(aloe_task::Error::Pool { task: run.task.name(), n_shots: k, n_pool: indices.len() }.into());
+        let (task, file) = (run.task.name(), pool.first().map_or_else(String::new, |one| one.source.clone()));
+        return Err(aloe_task::Error::Pool { task, n_shots: k, n_pool: indices.len(), file }.into());
     }
     CounterRng::new(run.config.seed, "few-shot", item(run.task, &question.id)).shuffle(&mut indices);
     indices.truncate(k);
@@ -64,8 +72,11 @@ impl Plan {
         let prompt = &self.prompts[index];
         ScoreRequest {
             id: format!("{}/{}", run.task.name(), run.questions[index].id),
-            prompt: Prompt::Text(prompt.text.clone()),
-            continuations: prompt.continuations.iter().map(|text| Continuation::Text(text.clone())).collect(),
+            prompt: match &prompt.shown {
+                Shown::Text(text) => Prompt::Text(text.clone()),
+                Shown::Messages(messages) => Prompt::Messages(messages.clone()),
+            },
+            continuations: prompt.continuations.iter().map(|text| Continuation::Joint(text.clone())).collect(),
         }
     }
 
@@ -76,29 +87,22 @@ impl Plan {
             .into_iter()
             .map(|scored| ScoredChoice { logp: scored.sum(), ids: scored.ids, logps: scored.logps })
             .collect();
-        let finite = choices.iter().all(|choice| choice.logp.is_finite());
-        if choices.len() != prompt.choices.len() || !finite {
-            let reason = format!("{} options, {} finite log-probabilities", prompt.choices.len(), choices.len());
+        let n_finite = choices.iter().filter(|choice| choice.logp.is_finite()).count();
+        if choices.len() != prompt.choices.len() || n_finite != choices.len() {
+            let (n, from) = (prompt.choices.len(), &question.source);
+            let reason = format!("{n} options, but {n_finite} finite log-probabilities (asked from {from})");
             return Err(Error::Answer { id: result.id, reason });
         }
         let predicted = first_best(choices.iter().map(|choice| choice.logp));
         let by_length = choices.iter().zip(&prompt.choices).map(|(c, text)| c.logp / text.chars().count() as f64);
         Ok(Sample {
-            task: run.task.name(),
-            id: question.id.clone(),
-            index,
-            subject: question.subject.clone(),
-            n_choices: question.choices.len(),
-            key: question.key,
             predicted: Some(predicted),
             correct: predicted == question.key,
             correct_norm: Some(first_best(by_length) == question.key),
-            prompt_sha256: digest::bytes(prompt.text.as_bytes()),
+            prompt_sha256: digest::bytes(prompt.shown.to_digest().as_bytes()),
             prompt_ids: result.prompt_ids,
             choices,
-            votes: Vec::new(),
-            tie: false,
-            refused: None,
+            ..Sample::unanswered(run.task.name(), index, question)
         })
     }
 }

@@ -1,63 +1,136 @@
 //! Medprompt (Nori et al. 2023, 2311.16452; promptbase and prompt_engine): examples near the question, with worked answers
 //! the model wrote itself and got right, most similar last; options shuffled in each sample; majority vote.
 //!
-//! Unlike prompt_engine, a pool question that is the test question itself is excluded and counted. Where fewer than `shots`
-//! pool questions are solved, fixed worked examples stand before the found ones, and are counted.
+//! Unlike prompt_engine, a pool question that is the test question itself is excluded and counted, unless inclusion is asked for. Where
+//! fewer than `shots` pool questions are solved, fixed worked examples stand before the found ones, and are counted. Examples may come from
+//! a file instead, and may be drawn or fixed instead of searched (the paper's ablations).
+//!
+//! Under `prompt-engine` it follows that program in four more things: the pool is the validation split; the pool is solved with as many
+//! fixed examples as questions get, where we take three at most; one answer to a pool question is drawn once, not for each test question;
+//! a reranker reads an example's question with its options.
 
+use super::examples;
 use super::generate::{Plan, Shots, Voted, ask, collect};
-use super::{TaskRun, WINDOW_REQUESTS, item};
-use crate::answers::{AnswerLog, Solved};
+use super::{TaskRun, WINDOW_REQUESTS, item, retry};
+use crate::answers::{AnswerLog, Made, Solved, Worked};
 use crate::neighbors::{self, Search};
-use crate::{Error, Result};
+use crate::same::SameQuestions;
+use crate::{Error, Neighbours, Result, Retry};
 use aloe_record::{CounterRng, Progress};
-use aloe_task::wording::fixed_shots;
-use aloe_task::{ChoiceOrder, CotShot, Question, Split, Task};
+use aloe_task::wording::{fixed_shots, prompt_engine};
+use aloe_task::{ChoiceOrder, CotShot, Protocol, Question, Split, Task};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
 
-/// Solves the pool, then finds each question's neighbours among the solved ones.
-pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog) -> Result<Plan> {
-    let (source, pool) = load_pool(run)?;
-    let (solved, n_refused) = solve(run, &pool, log)?;
+/// Questions with worked answers.
+struct Pool {
+    /// Where they are from.
+    source: String,
+    questions: Vec<Question>,
+    /// In the order of `questions`.
+    solved: Vec<Solved>,
+    n_refused: usize,
+}
+
+/// Solves the pool or reads it from a file, then finds each question's neighbours among the solved ones. The examples go to
+/// `examples.json`, or `examples_TASK.json` where there are several tasks.
+pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog, out: &Path) -> Result<Plan> {
+    let pool = match &run.config.examples {
+        Some(path) => from_file(run, path)?,
+        None => {
+            let (source, questions) = load_pool(run)?;
+            super::check_fixed(run, &questions, n_pool_shots(run))?;
+            let (solved, n_refused) = solve(run, &questions, log)?;
+            Pool { source, questions, solved, n_refused }
+        }
+    };
+    if run.config.examples.is_none() {
+        // Of an interrupted run over one task.
+        let _ = std::fs::remove_file(out.join("examples.json"));
+        let several = run.config.tasks.len() > 1;
+        let name = if several { format!("examples_{}.json", run.task.name()) } else { "examples.json".to_owned() };
+        examples::write(&out.join(name), &pool.questions, &pool.solved)?;
+    }
     let examples: Vec<(&Question, &Solved)> =
-        pool.iter().zip(&solved).filter(|(_, solved)| !solved.right.is_empty()).collect();
+        pool.questions.iter().zip(&pool.solved).filter(|(_, solved)| !solved.right.is_empty()).collect();
+    let questions: Vec<&Question> = examples.iter().map(|(example, _)| *example).collect();
     let mut counts = Counts::default();
-    let search = search(run, &examples, &mut counts)?;
-    let shots = (0..run.questions.len()).map(|index| shots_of(run, index, &examples, &search, &mut counts));
-    let shots = Shots::PerQuestion(shots.collect::<Result<_>>()?);
-    let n_tried: usize = pool.len() * run.config.medprompt.pool_attempts;
-    let n_right: usize = solved.iter().map(|one| one.right.len()).sum();
-    let reranker = run.encoders.reranker.map_or_else(String::new, |one| format!(", reranked by {}", one.name()));
-    let search_name = search.name() + &reranker;
-    let notes = json!({
-        "pool": source, "pool_questions": pool.len(), "pool_solved": examples.len(),
-        "pool_answers": n_tried, "pool_answers_right": n_right, "neighbour_search": search_name,
-        "excluded_as_the_question_itself": counts.excluded, "filled_with_fixed_examples": counts.filled,
-    });
-    let mut notes = if let Value::Object(map) = notes { map } else { Map::new() };
-    if n_refused > 0 {
-        notes.insert("pool_refused".into(), n_refused.into());
+    let chooser = Chooser {
+        run,
+        search: search(run, &questions, &mut counts)?,
+        same: SameQuestions::of(&questions, run.config.medprompt.same_question_jaccard),
+        examples: &examples,
+    };
+    let (mut shots, mut n_same) = (Vec::new(), Vec::new());
+    for index in 0..run.questions.len() {
+        run.cancel.check()?;
+        let same = chooser.same.places(&run.questions[index]);
+        n_same.push(same.len());
+        shots.push(chooser.shots_of(index, &same, &mut counts)?);
     }
-    if counts.cut > 0 {
-        notes.insert("texts_cut_by_encoders".into(), counts.cut.into());
-    }
-    Ok(Plan { shots, n_samples: run.config.n_samples, shuffle: run.config.shuffle, notes })
+    let notes = notes(run, &pool, &chooser, &counts);
+    let shots = Shots::PerQuestion(shots);
+    Ok(Plan { shots, n_samples: run.config.n_samples, shuffle: run.config.shuffle, n_same: Some(n_same), notes })
 }
 
 #[derive(Default)]
 struct Counts {
     excluded: usize,
+    included: usize,
     filled: usize,
     /// Texts that an encoder did not read whole, each time it was given one.
     cut: usize,
 }
 
+fn notes(run: &TaskRun, pool: &Pool, chooser: &Chooser, counts: &Counts) -> Map<String, Value> {
+    let n_tried: usize = pool.solved.iter().map(|one| one.n_attempts).sum();
+    let right = || pool.solved.iter().flat_map(|one| &one.right);
+    let mut made: BTreeMap<&str, usize> = BTreeMap::new();
+    right().for_each(|one| *made.entry(one.made.words()).or_default() += 1);
+    let reranker = run.encoders.reranker.map_or_else(String::new, |one| format!(", reranked by {}", one.name()));
+    let search = match run.config.medprompt.neighbours {
+        Neighbours::Nearest => chooser.search.as_ref().map_or_else(String::new, Search::name) + &reranker,
+        Neighbours::Random => "none: drawn at random (ablation)".to_owned(),
+        Neighbours::Static => "none: the pool's first (ablation)".to_owned(),
+    };
+    let notes = json!({
+        "pool": pool.source, "pool_questions": pool.questions.len(), "pool_solved": chooser.examples.len(),
+        "pool_answers": n_tried, "pool_answers_right": right().count(), "pool_answers_made": made,
+        "neighbour_search": search, "excluded_as_the_question_itself": counts.excluded,
+        "filled_with_fixed_examples": counts.filled,
+    });
+    let mut notes = if let Value::Object(map) = notes { map } else { Map::new() };
+    let more = [
+        ("included_although_the_question_itself", counts.included),
+        ("pool_refused", pool.n_refused),
+        ("texts_cut_by_encoders", counts.cut),
+    ];
+    more.into_iter().filter(|(_, n)| *n > 0).for_each(|(name, n)| {
+        notes.insert(name.into(), n.into());
+    });
+    notes
+}
+
+fn from_file(run: &TaskRun, path: &Path) -> Result<Pool> {
+    let (mut questions, mut solved) = (Vec::new(), Vec::new());
+    for (index, (question, n_attempts, right)) in examples::read(path)?.into_iter().enumerate() {
+        let (task, id) = (run.task.name(), question.id.clone());
+        solved.push(Solved { task, index, id, n_attempts, right });
+        questions.push(question);
+    }
+    let source = format!("a file with sha256 {}", examples::file_digest(path)?);
+    Ok(Pool { source, questions, solved, n_refused: 0 })
+}
+
 /// The pool: the task's own train questions; MMLU's validation questions; MedMCQA's train questions for CareQA, which has
-/// only a test set (so did prompt_engine). Never a reported set.
+/// only a test set (so did prompt_engine). Under `prompt-engine` the validation split. Never a reported set.
 fn load_pool(run: &TaskRun) -> Result<(String, Vec<Question>)> {
+    let own = if run.config.protocol == Protocol::PromptEngine { Split::Validation } else { Split::Train };
     let (task, split) = match run.task {
         Task::Mmlu(_) => (run.task, Split::Validation),
-        Task::CareqaEn => (Task::Medmcqa, Split::Train),
-        task => (task, Split::Train),
+        Task::CareqaEn | Task::CareqaEs => (Task::Medmcqa, own),
+        task => (task, own),
     };
     if (task, split) == (run.task, run.config.split) {
         let reason = format!(
@@ -80,58 +153,78 @@ fn load_pool(run: &TaskRun) -> Result<(String, Vec<Question>)> {
     Ok((format!("{}/{}", task.name(), split.name()), pool))
 }
 
+/// Fixed worked examples while the pool is solved: ours are three at most, which solves as well and costs less.
+fn n_pool_shots(run: &TaskRun) -> usize {
+    if run.config.protocol == Protocol::PromptEngine { run.config.shots } else { run.config.shots.min(3) }
+}
+
 /// Attempts at every pool question with the fixed worked examples and shuffled options; right ones are kept. And how many questions
 /// the model or its server refused.
 fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<(Vec<Solved>, usize)> {
     let mut solved = log.solved_of(run.task, pool)?;
     let n = run.config.medprompt.pool_attempts;
     let missing: Vec<usize> = (0..pool.len()).filter(|&at| solved[at].is_none()).collect();
-    let (mut n_solved, mut n_refused) = (pool.len() - missing.len(), 0);
+    let mut n_solved = pool.len() - missing.len();
     run.progress.grow(pool.len() as u64);
     run.progress.resume(n_solved as u64);
     for window in missing.chunks((WINDOW_REQUESTS * run.engine.n_servers() / n).max(1)) {
         run.cancel.check()?;
         let asked = window.iter().map(|&index| {
-            let (question, k) = (&pool[index], run.config.shots.min(3));
-            let shots = fixed_shots(run.config.protocol, question, k)?;
+            let question = &pool[index];
+            let shots = fixed_shots(run.config.protocol, question, n_pool_shots(run))?;
             ask(run, question, &shots, n, true, &format!("pool/{}/{}", run.task.name(), question.id))
         });
         let asked = asked.collect::<Result<Vec<_>>>()?;
-        let collected = collect(run, &asked, &mut |at, voted| {
+        let take = &mut |at: usize, voted: Voted| {
             run.progress.message(&format!("{}: worked examples {n_solved} of {}", run.task.name(), pool.len()));
+            // A refused question is kept too, as one without attempts: asked again, it would change the pool under answered questions.
             let one = solved_by(run, window[at], &pool[window[at]], &voted);
-            match voted {
-                Ok(_) => log.append_solved(&one)?,
-                Err(_) => n_refused += 1,
-            }
+            log.append_solved(&pool[window[at]], &one)?;
             run.progress.advance(1);
             n_solved += 1;
             solved[window[at]] = Some(one);
             Ok(())
-        });
+        };
+        let collected = match run.config.retry {
+            Retry::None => collect(run, &asked, take),
+            Retry::PromptEngine => retry::collect(run, &asked, retry::POOL_PASSES, take),
+        };
         log.sync(true)?;
         collected?;
     }
     run.progress.message(&run.task.name());
-    Ok((solved.into_iter().flatten().collect(), n_refused))
+    let solved: Vec<Solved> = solved.into_iter().flatten().collect();
+    let n_refused = solved.iter().filter(|one| one.n_attempts == 0).count();
+    Ok((solved, n_refused))
 }
 
 /// The attempts at a pool question that reached its key; a question that was refused has none.
 fn solved_by(run: &TaskRun, index: usize, question: &Question, voted: &Voted) -> Solved {
     let votes = voted.as_ref().map_or(&[][..], |(votes, _)| votes.as_slice());
     let right = votes.iter().filter(|vote| vote.answer == Some(question.key));
+    let worked = |vote: &crate::Vote| Worked {
+        order: vote.order.clone(),
+        text: vote.text.trim().to_owned(),
+        n_tokens: vote.ids.as_ref().map(|ids| (vote.prompt_ids.len(), ids.len())),
+        made: Made::SelfGenerated,
+    };
     Solved {
         task: run.task.name(),
         index,
         id: question.id.clone(),
-        right: right.map(|vote| (vote.order.clone(), vote.text.clone())).collect(),
+        n_attempts: votes.len(),
+        right: right.map(worked).collect(),
     }
 }
 
-fn search(run: &TaskRun, examples: &[(&Question, &Solved)], counts: &mut Counts) -> Result<Search> {
-    let pool: Vec<String> = examples.iter().map(|(question, _)| question.stem.clone()).collect();
+/// `None` where examples are not searched for.
+fn search(run: &TaskRun, pool: &[&Question], counts: &mut Counts) -> Result<Option<Search>> {
+    if run.config.medprompt.neighbours != Neighbours::Nearest {
+        return Ok(None);
+    }
+    let pool: Vec<String> = pool.iter().map(|question| question.stem.clone()).collect();
     let Some(embedder) = run.encoders.embedder else {
-        return Ok(Search::lexical(&pool));
+        return Ok(Some(Search::lexical(&pool)));
     };
     let questions: Vec<String> = run.questions.iter().map(|question| question.stem.clone()).collect();
     let mut embed = |texts: &[String]| -> Result<Vec<Vec<f32>>> {
@@ -139,43 +232,79 @@ fn search(run: &TaskRun, examples: &[(&Question, &Solved)], counts: &mut Counts)
         counts.cut += found.iter().filter(|one| one.n_cut_tokens > 0).count();
         Ok(found.into_iter().map(|one| one.vector).collect())
     };
-    Ok(Search::embedded(embedder.name(), embed(&pool)?, embed(&questions)?))
+    Ok(Some(Search::embedded(embedder.name(), embed(&pool)?, embed(&questions)?)))
 }
 
-/// The examples of question `index`: fixed ones first where too few are found, then neighbours, the nearest last.
-fn shots_of(
-    run: &TaskRun,
-    index: usize,
-    examples: &[(&Question, &Solved)],
-    search: &Search,
-    counts: &mut Counts,
-) -> Result<Vec<CotShot>> {
-    let question = &run.questions[index];
-    let k = run.config.shots;
-    let jaccard = run.config.medprompt.same_question_jaccard;
-    let pool: Vec<&Question> = examples.iter().map(|(example, _)| *example).collect();
-    let mut ranked = search.ranked(index, &question.stem);
-    if let Some(reranker) = run.encoders.reranker {
-        let (reranked, n_cut) = neighbors::reranked(ranked, &question.stem, &pool, k, reranker, run.cancel)?;
-        ranked = reranked;
-        counts.cut += n_cut;
-    }
-    let (nearest, n_excluded) = neighbors::nearest(ranked, question, &pool, k, jaccard);
-    counts.excluded += n_excluded;
-    counts.filled += k - nearest.len();
-    let mut shots = fixed_shots(run.config.protocol, question, k - nearest.len())?;
-    for place in nearest {
-        shots.push(shot(run, question, examples[place])?);
-    }
-    Ok(shots)
+/// Chooses each question's examples.
+struct Chooser<'a> {
+    run: &'a TaskRun<'a>,
+    search: Option<Search>,
+    same: SameQuestions,
+    examples: &'a [(&'a Question, &'a Solved)],
 }
 
-/// One of the right answers to a pool question, drawn for this test question.
-fn shot(run: &TaskRun, question: &Question, (example, solved): (&Question, &Solved)) -> Result<CotShot> {
-    let id = format!("{}/{}", question.id, example.id);
-    let drawn = CounterRng::new(run.config.seed, "medprompt-answer", item(run.task, &id)).below(solved.right.len());
-    let (order, text) = &solved.right[drawn];
-    let order = ChoiceOrder::from_indices(order.clone())
-        .ok_or_else(|| Error::Answer { id, reason: "the stored option order is no permutation".into() })?;
-    Ok(CotShot { question: example.clone(), order, response: text.trim().to_string() })
+impl Chooser<'_> {
+    /// The examples of question `index`: fixed ones first where too few are found, then the pool's, the nearest last. `same` are the
+    /// places of the question itself.
+    fn shots_of(&self, index: usize, same: &[usize], counts: &mut Counts) -> Result<Vec<CotShot>> {
+        let (run, settings) = (self.run, &self.run.config.medprompt);
+        let (question, k) = (&run.questions[index], run.config.shots);
+        let excluded: &[usize] = if settings.include_same { &[] } else { same };
+        let chosen = neighbors::nearest(self.ranked(index, counts)?, excluded, k);
+        counts.excluded += excluded.len();
+        counts.included += chosen.iter().filter(|place| same.contains(place)).count();
+        counts.filled += k - chosen.len();
+        let mut shots = fixed_shots(run.config.protocol, question, k - chosen.len())?;
+        for place in chosen {
+            shots.push(self.shot(question, place)?);
+        }
+        Ok(shots)
+    }
+
+    /// Places in the order in which they are wanted.
+    fn ranked(&self, index: usize, counts: &mut Counts) -> Result<Vec<usize>> {
+        let (run, settings) = (self.run, &self.run.config.medprompt);
+        let question = &run.questions[index];
+        let mut ranked = match (&self.search, settings.neighbours) {
+            (Some(search), _) => search.ranked(index, &question.stem),
+            (None, Neighbours::Random) => {
+                let mut places: Vec<usize> = (0..self.examples.len()).collect();
+                CounterRng::new(run.config.seed, "medprompt-random", item(run.task, &question.id)).shuffle(&mut places);
+                places
+            }
+            (None, _) => (0..self.examples.len()).collect(),
+        };
+        if let (Some(reranker), Some(_)) = (run.encoders.reranker, &self.search) {
+            let with_options = run.config.protocol == Protocol::PromptEngine;
+            let text_of = |place: usize| self.text_of(place, with_options);
+            let n_seen = settings.rerank_factor * run.config.shots;
+            let (reranked, n_cut) = neighbors::reranked(ranked, &question.stem, text_of, n_seen, reranker, run.cancel)?;
+            ranked = reranked;
+            counts.cut += n_cut;
+        }
+        Ok(ranked)
+    }
+
+    /// What a reranker reads of an example.
+    fn text_of(&self, place: usize, with_options: bool) -> String {
+        let (example, solved) = self.examples[place];
+        let order = solved.right.first().and_then(|one| ChoiceOrder::from_indices(one.order.clone()));
+        match order.filter(|_| with_options) {
+            Some(order) => prompt_engine::description(example, &order),
+            None => example.stem.clone(),
+        }
+    }
+
+    /// One of the right answers to a pool question, drawn for this test question; under `prompt-engine` the same for all.
+    fn shot(&self, question: &Question, place: usize) -> Result<CotShot> {
+        let (example, solved) = self.examples[place];
+        let run = self.run;
+        let drawn_for = if run.config.protocol == Protocol::PromptEngine { "" } else { question.id.as_str() };
+        let id = format!("{drawn_for}/{}", example.id);
+        let drawn = CounterRng::new(run.config.seed, "medprompt-answer", item(run.task, &id)).below(solved.right.len());
+        let worked = &solved.right[drawn];
+        let order = ChoiceOrder::from_indices(worked.order.clone())
+            .ok_or_else(|| Error::Answer { id, reason: "the stored option order is no permutation".into() })?;
+        Ok(CotShot { question: example.clone(), order, response: worked.text.clone() })
+    }
 }

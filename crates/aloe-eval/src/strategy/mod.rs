@@ -4,18 +4,22 @@
 //! `loglikelihood` scores options; `cot`, `sc_cot` and `medprompt` choose examples and orders and share `generate`.
 
 mod cot;
+pub(crate) mod examples;
 mod generate;
 mod loglikelihood;
 mod medprompt;
+mod retry;
 mod sc_cot;
 
 use crate::answers::AnswerLog;
-use crate::{Encoders, EvalConfig, Result, Sample, Strategy};
+use crate::{Encoders, Error, EvalConfig, Result, Sample, Strategy};
 use aloe_engine::{Engine, Take};
 use aloe_record::{Cancel, Progress, digest};
+use aloe_task::wording::fixed_shots;
 use aloe_task::{Question, Task};
 use serde_json::{Map, Value};
 use std::ops::ControlFlow;
+use std::path::Path;
 
 /// One task under evaluation.
 pub(crate) struct TaskRun<'a> {
@@ -40,13 +44,37 @@ pub(crate) enum Plan {
     Generate(generate::Plan),
 }
 
-/// Prepares: examples, neighbours, Medprompt's self-generated answers.
-pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog) -> Result<Plan> {
+/// Refuses, before anything is asked, a question for which there are fewer than `k` fixed worked examples.
+pub(crate) fn check_fixed(run: &TaskRun, questions: &[Question], k: usize) -> Result<()> {
+    for question in questions {
+        if let Err(error) = fixed_shots(run.config.protocol, question, k) {
+            return Err(Error::Config(format!("{}: {error}; shots = 0 asks without examples", question.source)));
+        }
+    }
+    Ok(())
+}
+
+/// Prepares: examples, neighbours, Medprompt's self-generated answers, which are written into `out`.
+pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog, out: &Path) -> Result<Plan> {
+    let mut plan = chosen(run, log, out)?;
+    if let Plan::Generate(plan) = &mut plan
+        && generate::falls_back(run)?
+    {
+        let words = "ChatML, because the model's own template does not take the conversation (prompt_engine's rule)";
+        plan.notes.insert("chat_template".into(), Value::from(words));
+    }
+    Ok(plan)
+}
+
+fn chosen(run: &TaskRun, log: &mut AnswerLog, out: &Path) -> Result<Plan> {
     Ok(match run.config.strategy {
         Strategy::Loglikelihood => Plan::Loglikelihood(loglikelihood::prepare(run)?),
-        Strategy::Cot => Plan::Generate(cot::prepare(run)),
-        Strategy::ScCot => Plan::Generate(sc_cot::prepare(run)),
-        Strategy::Medprompt => Plan::Generate(medprompt::prepare(run, log)?),
+        Strategy::Cot | Strategy::ScCot => {
+            check_fixed(run, run.questions, run.config.shots)?;
+            let is_single = run.config.strategy == Strategy::Cot;
+            Plan::Generate(if is_single { cot::prepare(run) } else { sc_cot::prepare(run) })
+        }
+        Strategy::Medprompt => Plan::Generate(medprompt::prepare(run, log, out)?),
     })
 }
 

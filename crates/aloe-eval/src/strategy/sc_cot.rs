@@ -9,5 +9,11 @@ use serde_json::{Map, Value};
 pub(crate) fn prepare(run: &TaskRun) -> Plan {
     let mut notes = Map::new();
     notes.insert("examples".into(), Value::from("fixed worked examples written for this program"));
-    Plan { shots: Shots::Fixed(run.config.shots), n_samples: run.config.n_samples, shuffle: run.config.shuffle, notes }
+    Plan {
+        shots: Shots::Fixed(run.config.shots),
+        n_samples: run.config.n_samples,
+        shuffle: run.config.shuffle,
+        n_same: None,
+        notes,
+    }
 }

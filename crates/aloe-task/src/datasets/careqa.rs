@@ -1,4 +1,4 @@
-//! CareQA, English, closed (Arias-Duart et al. 2025): a reported set only.
+//! CareQA, closed, English and Spanish (Arias-Duart et al. 2025): a reported set only.
 //!
 //! One row of the Hub's file has no question text; lm-evaluation-harness puts the exam's text in its place, and so do we.
 //! Columns `exam_id, question, op1..op4, cop (1 to 4), year, category, unique_id`.
@@ -8,13 +8,15 @@ use crate::{Error, Question, Result, Split, Task};
 use std::path::Path;
 
 /// Loads the test split; there is no other.
-pub fn load(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
+pub fn load(data_dir: &Path, split: Split, task: Task) -> Result<Vec<Question>> {
     if split != Split::Test {
         let hint = "CareQA has a test split only; take examples from MedMCQA, or run with 0 shots";
-        return Err(Task::CareqaEn.no_split(split, hint));
+        return Err(task.no_split(split, hint));
     }
-    let candidates = ["CareQA_en.json", "CareQA_en.jsonl", "CareQA_en/test.jsonl"].map(|name| format!("careqa/{name}"));
-    rows::read(data_dir, &Task::CareqaEn.find(data_dir, split, &candidates)?)?.iter().map(question).collect()
+    let name = if task == Task::CareqaEs { "CareQA_es" } else { "CareQA_en" };
+    let parts = [".json", ".jsonl", "/test.jsonl", "/test-00000-of-00001.parquet"];
+    let candidates = parts.map(|part| format!("careqa/{name}{part}"));
+    rows::read(data_dir, &task.find(data_dir, split, &candidates)?)?.iter().map(question).collect()
 }
 
 /// The row without text and the text the harness gives it; its options and key are there.

@@ -1,4 +1,4 @@
-//! HEAD-QA, English (Vilares and Gomez-Rodriguez 2019): four or five options a question.
+//! HEAD-QA, English and Spanish (Vilares and Gomez-Rodriguez 2019): four or five options a question.
 //!
 //! Columns `name, year, category, qid, qtext, ra (aid of the right answer), image, answers[{aid, atext}]`.
 
@@ -8,15 +8,17 @@ use serde_json::Value;
 use std::path::Path;
 
 /// Loads a split.
-pub fn load(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
+pub fn load(data_dir: &Path, split: Split, task: Task) -> Result<Vec<Question>> {
     let part = match split {
         Split::Test => "test",
         Split::Validation => "validation",
         Split::Train => "train",
-        Split::Dev => return Err(Task::HeadqaEn.no_split(split, "examples come from the train split")),
+        Split::Dev => return Err(task.no_split(split, "examples come from the train split")),
     };
-    let file = Task::HeadqaEn.find(data_dir, split, &[format!("headqa/{part}_en.jsonl")])?;
-    rows::read(data_dir, &file)?.iter().map(question).collect()
+    let language = if task == Task::HeadqaEs { "es" } else { "en" };
+    let candidates =
+        [format!("headqa/{part}_{language}.jsonl"), format!("headqa/{language}/{part}-00000-of-00001.parquet")];
+    rows::read(data_dir, &task.find(data_dir, split, &candidates)?)?.iter().map(question).collect()
 }
 
 /// One row.

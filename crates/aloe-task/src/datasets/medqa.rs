@@ -35,7 +35,10 @@ pub fn load(data_dir: &Path, split: Split, options: Options) -> Result<Vec<Quest
         (Options::Five, Split::Validation) => &["US_dev.jsonl", "dev_5_options.jsonl"],
         (Options::Five, Split::Train) => &["US_train.jsonl", "train_part_5_options.jsonl"],
     };
-    let candidates: Vec<String> = names.iter().map(|name| format!("medqa/{name}")).collect();
+    let mut candidates: Vec<String> = names.iter().map(|name| format!("medqa/{name}")).collect();
+    if options == Options::Four {
+        candidates.push(format!("medqa/data/{}-00000-of-00001.parquet", split.name()));
+    }
     let rows = rows::read(data_dir, &task.find(data_dir, split, &candidates)?)?;
     let prefix = format!("{}_{}", task.name(), split.name());
     rows.iter().enumerate().map(|(index, row)| question(row, n_choices, format!("{prefix}_{index}"))).collect()

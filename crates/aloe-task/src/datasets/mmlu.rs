@@ -1,7 +1,7 @@
 //! MMLU's medical subjects (Hendrycks et al. 2021).
 //!
-//! Layout: the header-less CSV files of data.tar (`question, A, B, C, D, letter`), as lukaemon/mmlu reads them. The dev
-//! split is the five fixed examples; there is no train split of a subject.
+//! Layouts: the header-less CSV files of data.tar (`question, A, B, C, D, letter`), as lukaemon/mmlu reads them, and cais/mmlu's Parquet
+//! files (`question, subject, choices, answer` from 0). The dev split is the five fixed examples; there is no train split of a subject.
 
 use crate::{Error, Question, Result, Split, Subject, Task, rows};
 use std::path::Path;
@@ -17,9 +17,36 @@ pub fn load(data_dir: &Path, split: Split, subject: Subject) -> Result<Vec<Quest
     };
     let file = format!("{part}/{}_{part}.csv", subject.name());
     let candidates = ["mmlu_medical/data", "mmlu/data", "mmlu"].map(|folder| format!("{folder}/{file}"));
-    let found = task.find(data_dir, split, &candidates)?;
+    let parquet = ["mmlu_medical", "mmlu"]
+        .map(|folder| format!("{folder}/{}/{}-00000-of-00001.parquet", subject.name(), split.name()));
+    let found = task.find(data_dir, split, &[&candidates[..], &parquet[..]].concat())?;
+    if found.ends_with(".parquet") {
+        let rows = rows::read(data_dir, &found)?;
+        return rows.iter().enumerate().map(|(index, row)| hub_question(subject, split, index, row)).collect();
+    }
     let rows = rows::read_csv_plain(data_dir, &found, 6)?;
     rows.into_iter().enumerate().map(|(index, (cells, at))| question(subject, split, index, cells, at)).collect()
+}
+
+/// A row of cais/mmlu.
+fn hub_question(subject: Subject, split: Split, index: usize, row: &rows::Row) -> Result<Question> {
+    let (choices, answer) = (row.texts("choices")?, row.integer("answer")?);
+    let key = usize::try_from(answer).ok().filter(|key| *key < choices.len()).ok_or_else(|| Error::Key {
+        at: row.at.clone(),
+        key: rows::shown_number(answer),
+        n_choices: choices.len(),
+    })?;
+    Question {
+        id: format!("mmlu_{}_{}_{index}", subject.name(), split.name()),
+        stem: row.text("question")?,
+        context: None,
+        choices,
+        key,
+        subject: subject.name().into(),
+        explanation: None,
+        source: row.at.clone(),
+    }
+    .checked()
 }
 
 fn question(subject: Subject, split: Split, index: usize, cells: Vec<String>, at: String) -> Result<Question> {

@@ -5,6 +5,8 @@ pub mod headqa;
 pub mod medmcqa;
 pub mod medqa;
 pub mod mmlu;
+pub mod own;
+pub mod prompt_engine;
 pub mod pubmedqa;
 
 #[cfg(test)]

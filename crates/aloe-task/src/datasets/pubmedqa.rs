@@ -1,7 +1,8 @@
 //! PubMedQA, expert-labelled (Jin et al. 2019), and the starter set's questions in the same layout.
 //!
 //! Layouts: the original dictionary by PMID (`QUESTION, CONTEXTS, .., final_decision, LONG_ANSWER`), the same rows as JSON
-//! lines, and qiaojin/PubMedQA's columns (`pubid, question, context{contexts}, final_decision, long_answer`).
+//! lines, qiaojin/PubMedQA's columns (`pubid, question, context{contexts}, final_decision, long_answer`), and bigbio's Parquet files,
+//! which are split already and have the original columns.
 //! A row belongs to the reported test set if and only if its PMID is in `test_ground_truth.json`.
 
 use crate::rows::{self, Row};
@@ -9,6 +10,9 @@ use crate::{Error, Question, Result, Split, Task};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::path::Path;
+
+/// bigbio/pubmed_qa's folder of the split that lm-evaluation-harness takes.
+const BIGBIO: &str = "pubmed_qa_labeled_fold0_source";
 
 /// Loads a split: test by PMID, train and validation from fold 0.
 pub fn load(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
@@ -18,10 +22,12 @@ pub fn load(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
         Split::Validation => &["pqal_fold0/dev_set.json"],
         Split::Dev => return Err(Task::Pubmedqa.no_split(split, "examples come from the train split")),
     };
-    let candidates: Vec<String> = names.iter().map(|name| format!("pubmedqa/{name}")).collect();
+    let mut candidates: Vec<String> = names.iter().map(|name| format!("pubmedqa/{name}")).collect();
+    let whole = format!("pubmedqa/{BIGBIO}/{}-00000-of-00001.parquet", split.name());
+    candidates.push(whole.clone());
     let file = Task::Pubmedqa.find(data_dir, split, &candidates)?;
     let questions = read(data_dir, &file)?;
-    if split != Split::Test {
+    if split != Split::Test || file == whole {
         return Ok(questions);
     }
     let test_ids = test_ids(data_dir)?;

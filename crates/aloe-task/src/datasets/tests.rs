@@ -125,6 +125,7 @@ fn the_real_files_load_whole_with_the_published_row_counts() {
     }
     check(Task::CareqaEn, Split::Test, 3935);
     check(Task::HeadqaEn, Split::Test, 2742);
+    check(Task::HeadqaEs, Split::Test, 2742);
     assert!(matches!(Task::CareqaEn.load(&data, Split::Train), Err(Error::NoSplit { .. })));
 }
 

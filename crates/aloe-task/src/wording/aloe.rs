@@ -3,7 +3,7 @@
 //! Rules: texts are trimmed; a context comes first as `Abstract:`; options are lettered in shown order; answers to score are
 //! the letters, for yes/no/maybe questions the words. Generated answers end in `Answer: [X]`.
 
-use super::{ChoicePrompt, CotShot, letter, message};
+use super::{ChatForm, ChoicePrompt, CotShot, Shown, letter, message};
 use crate::{ChoiceOrder, Question};
 use aloe_text::{Message, Role};
 
@@ -11,15 +11,30 @@ use aloe_text::{Message, Role};
 pub const SYSTEM: &str = "You answer medical exam questions. Think step by step, briefly. Exactly one option is right. \
 End with a last line of the form \"Answer: [X]\", where X is the letter of that option, and write nothing after it.";
 
-/// For log-likelihood scoring.
-pub fn choice_prompt(question: &Question, shots: &[&Question]) -> ChoicePrompt {
+/// For log-likelihood scoring. As a conversation, examples are turns and no space stands before an option.
+pub fn choice_prompt(question: &Question, shots: &[&Question], form: ChatForm<'_>) -> ChoicePrompt {
+    let choices = answers(question);
+    if form.is_chat {
+        let mut messages: Vec<Message> = form
+            .system
+            .iter()
+            .filter(|system| !system.is_empty())
+            .map(|system| message(Role::System, *system))
+            .collect();
+        for shot in shots {
+            messages.push(message(Role::User, scored_text(shot)));
+            messages.push(message(Role::Assistant, answers(shot)[shot.key].clone()));
+        }
+        messages.push(message(Role::User, scored_text(question)));
+        return ChoicePrompt { shown: Shown::Messages(messages), continuations: choices.clone(), choices };
+    }
     let mut text = String::new();
     for shot in shots {
         text += &format!("{} {}\n\n", scored_text(shot), answers(shot)[shot.key]);
     }
     text += &scored_text(question);
-    let choices = answers(question);
-    ChoicePrompt { text, continuations: choices.iter().map(|choice| format!(" {choice}")).collect(), choices }
+    let continuations = choices.iter().map(|choice| format!(" {choice}")).collect();
+    ChoicePrompt { shown: Shown::Text(text), continuations, choices }
 }
 
 /// For generated answers.

@@ -2,11 +2,12 @@
 //! rule for few-shot examples.
 //!
 //! The starter set has no task there: it borrows the wording of the set whose layout it has. Five-option MedQA has none and
-//! is refused; so are examples for CareQA, which the harness would take from the test set itself.
+//! is refused. Examples for CareQA are the harness's, from the test set itself, and the results say so.
 
-use super::{ChoicePrompt, Protocol, letter};
+use super::{ChatForm, ChoicePrompt, Protocol, Shown, letter, message};
 use crate::python_random::PythonRandom;
 use crate::{Error, Question, Result, Subject, Task};
+use aloe_text::Role;
 
 /// Between a prompt and its answer.
 const TARGET_DELIMITER: &str = " ";
@@ -15,32 +16,61 @@ const FEWSHOT_DELIMITER: &str = "\n\n";
 /// `DEFAULT_OTHER_SEED`: the harness's seed for few-shot draws.
 pub const FEWSHOT_SEED: u32 = 1234;
 
-/// The prompt and its options.
-pub fn choice_prompt(task: Task, question: &Question, shots: &[&Question]) -> Result<ChoicePrompt> {
-    let mut text = description(task);
+/// The prompt and its options. As a conversation (`--apply_chat_template`, with its default `--fewshot_as_multiturn`): the system message
+/// is the operator's prompt and the task's description, each example a turn of its own, and no delimiter stands before the options.
+pub fn choice_prompt(task: Task, question: &Question, shots: &[&Question], form: ChatForm<'_>) -> Result<ChoicePrompt> {
+    let head = delimited(form.system.unwrap_or_default(), &description(task), FEWSHOT_DELIMITER);
+    let choices = choices(task, question);
+    if form.is_chat {
+        let mut messages = Vec::new();
+        if !head.is_empty() {
+            messages.push(message(Role::System, head));
+        }
+        for shot in shots {
+            messages.push(message(Role::User, question_text(task, shot)?));
+            messages.push(message(Role::Assistant, self::choices(task, shot)[shot.key].clone()));
+        }
+        messages.push(message(Role::User, question_text(task, question)?));
+        return Ok(ChoicePrompt { shown: Shown::Messages(messages), continuations: choices.clone(), choices });
+    }
+    let mut text = head;
     for shot in shots {
         text += &question_text(task, shot)?;
         text += TARGET_DELIMITER;
-        text += &choices(task, shot)[shot.key];
+        text += &self::choices(task, shot)[shot.key];
         text += FEWSHOT_DELIMITER;
     }
     text += &question_text(task, question)?;
-    let choices = choices(task, question);
     let continuations = choices.iter().map(|choice| format!("{TARGET_DELIMITER}{choice}")).collect();
-    Ok(ChoicePrompt { text, continuations, choices })
+    Ok(ChoicePrompt { shown: Shown::Text(text), continuations, choices })
+}
+
+/// `maybe_delimit`: both, with the delimiter between them where neither has white space there.
+fn delimited(prefix: &str, suffix: &str, delimiter: &str) -> String {
+    let is_apart = prefix.ends_with(char::is_whitespace) || suffix.starts_with(char::is_whitespace);
+    let between = if prefix.is_empty() || suffix.is_empty() || is_apart { "" } else { delimiter };
+    format!("{prefix}{between}{suffix}")
 }
 
 /// For each of `n_questions` questions in file order, the pool indices of its `k` examples: MMLU takes the first `k` of
-/// dev; the others one `random.sample` per question from one generator, so a question's examples depend on its place.
+/// dev; the others one `random.sample` per question from one generator, so a question's examples depend on its place. Where the pool is
+/// the test set itself (CareQA), one more is drawn and the question itself taken out (`ContextSampler.sample`).
 pub fn shot_indices(task: Task, n_pool: usize, n_questions: usize, k: usize) -> Result<Vec<Vec<usize>>> {
-    if k > n_pool {
-        return Err(Error::Pool { task: task.name(), n_shots: k, n_pool });
+    let n_drawn = k + usize::from(task.shots_from_test());
+    if n_drawn > n_pool {
+        let file = "its harness pool".into();
+        return Err(Error::Pool { task: task.name(), n_shots: k, n_pool, file });
     }
     if let Task::Mmlu(_) = task {
         return Ok(vec![(0..k).collect(); n_questions]);
     }
     let mut random = PythonRandom::new(FEWSHOT_SEED);
-    Ok((0..n_questions).map(|_| random.sample(n_pool, k)).collect())
+    let draw = |index: usize| {
+        let drawn = random.sample(n_pool, n_drawn);
+        let is_other = |place: &usize| !task.shots_from_test() || *place != index;
+        drawn.into_iter().filter(is_other).take(k).collect()
+    };
+    Ok((0..n_questions).map(draw).collect())
 }
 
 fn description(task: Task) -> String {
@@ -59,7 +89,7 @@ fn question_text(task: Task, question: &Question) -> Result<String> {
     };
     Ok(match task {
         Task::Medqa4 => format!("Question: {}\n{}Answer:", question.stem, lettered()),
-        Task::Medmcqa | Task::CareqaEn | Task::StarterMcqa => {
+        Task::Medmcqa | Task::CareqaEn | Task::CareqaEs | Task::StarterMcqa => {
             format!("Question: {}\nChoices:\n{}Answer:", question.stem, lettered())
         }
         Task::Pubmedqa | Task::StarterPubmedqa => {
@@ -67,22 +97,23 @@ fn question_text(task: Task, question: &Question) -> Result<String> {
             format!("Abstract: {context}\nQuestion: {}\nAnswer:", question.stem)
         }
         Task::Mmlu(_) => format!("{}\n{}Answer:", python_strip(&question.stem), lettered()),
-        Task::HeadqaEn => format!("Question: {}\nAnswer:", question.stem),
+        Task::HeadqaEn | Task::HeadqaEs => format!("Question: {}\nAnswer:", question.stem),
         Task::Medqa5 => {
             return Err(Protocol::LmEval.refuse("has no task for five-option MedQA; use --protocol aloe"));
         }
+        Task::Own(_) => return Err(Protocol::LmEval.refuse("has no task for a set of your own; use --protocol aloe")),
     })
 }
 
 fn choices(task: Task, question: &Question) -> Vec<String> {
     match task {
-        Task::Pubmedqa | Task::StarterPubmedqa | Task::HeadqaEn => question.choices.clone(),
+        Task::Pubmedqa | Task::StarterPubmedqa | Task::HeadqaEn | Task::HeadqaEs => question.choices.clone(),
         _ => (0..question.choices.len()).map(|i| letter(i).to_string()).collect(),
     }
 }
 
 /// Python's `str.strip()`: Unicode white space and the four separators U+001C to U+001F.
-fn python_strip(text: &str) -> &str {
+pub(crate) fn python_strip(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
 }
 
@@ -113,7 +144,8 @@ mod tests {
     fn prompts_are_the_harness_strings() {
         let four = sample(&["a", "b", "c", "d"], None);
         let check = |task, question: &Question, expected: &str| {
-            assert_eq!(choice_prompt(task, question, &[]).unwrap().text, expected);
+            let prompt = choice_prompt(task, question, &[], ChatForm::default()).unwrap();
+            assert_eq!(prompt.shown, Shown::Text(expected.into()));
         };
         let options = "A. a\nB. b\nC. c\nD. d\nAnswer:";
         check(Task::Medqa4, &four, &format!("Question:  Which bone? \n{options}"));
@@ -122,9 +154,27 @@ mod tests {
         check(Task::Mmlu(Subject::CollegeBiology), &four, &format!("{head}Which bone?\n{options}"));
         let three = sample(&["yes", "no", "maybe"], Some("x\ny"));
         check(Task::Pubmedqa, &three, "Abstract: x\ny\nQuestion:  Which bone? \nAnswer:");
-        assert_eq!(choice_prompt(Task::Pubmedqa, &three, &[]).unwrap().continuations, [" yes", " no", " maybe"]);
-        let shot = choice_prompt(Task::Medqa4, &four, &[&four]).unwrap().text;
+        let plain = ChatForm::default();
+        assert_eq!(choice_prompt(Task::Pubmedqa, &three, &[], plain).unwrap().continuations, [" yes", " no", " maybe"]);
+        let shot = choice_prompt(Task::Medqa4, &four, &[&four], plain).unwrap().shown.to_digest();
         assert!(shot.starts_with(&format!("Question:  Which bone? \n{options} B\n\nQuestion:")));
+    }
+
+    /// By hand from `build_qa_turn` and `construct_requests`; the installed harness is the judge in aloe-eval's parity test.
+    #[test]
+    fn a_conversation_has_examples_as_turns_and_no_delimiter() {
+        let four = sample(&["a", "b", "c", "d"], None);
+        let form = ChatForm { is_chat: true, system: Some("Be brief.") };
+        let prompt = choice_prompt(Task::Mmlu(Subject::Anatomy), &four, &[&four], form).unwrap();
+        let Shown::Messages(messages) = prompt.shown else { panic!("no conversation") };
+        let asked = "Which bone?\nA. a\nB. b\nC. c\nD. d\nAnswer:";
+        let head = "Be brief.\n\nThe following are multiple choice questions (with answers) about anatomy.\n\n";
+        let expected = [(Role::System, head), (Role::User, asked), (Role::Assistant, "B"), (Role::User, asked)];
+        assert_eq!(messages, expected.map(|(role, text)| message(role, text)));
+        assert_eq!(prompt.continuations, ["A", "B", "C", "D"]);
+        let plain = ChatForm { is_chat: false, ..form };
+        let text = choice_prompt(Task::Medqa4, &four, &[], plain).unwrap().shown.to_digest();
+        assert!(text.starts_with("Be brief.Question:"), "as the harness joins them: {text}");
     }
 
     #[test]

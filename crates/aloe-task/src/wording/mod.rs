@@ -5,6 +5,7 @@
 
 pub mod aloe;
 pub mod lm_eval;
+pub mod open;
 pub mod prompt_engine;
 mod prompt_engine_shots;
 
@@ -32,6 +33,15 @@ impl Protocol {
             Self::Aloe => "aloe",
             Self::LmEval => "lm-eval",
             Self::PromptEngine => "prompt-engine",
+        }
+    }
+
+    /// What its strings and rules are those of. Ours goes up by one when a string or rule changes.
+    pub fn version(self) -> &'static str {
+        match self {
+            Self::Aloe => "aloe 2",
+            Self::LmEval => "lm-evaluation-harness 0.4.13",
+            Self::PromptEngine => "prompt_engine 21e68bd, worked examples of this program",
         }
     }
 
@@ -64,12 +74,40 @@ impl Protocol {
 /// A prompt to score options behind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChoicePrompt {
-    /// Raw text; the engine adds BOS as the tokenizer does.
-    pub text: String,
-    /// One per option, with the delimiter: `" A"`.
+    /// Raw text or a conversation.
+    pub shown: Shown,
+    /// One per option, with the delimiter: `" A"`; behind a conversation there is none.
     pub continuations: Vec<String>,
     /// The options without the delimiter; their character counts normalise `acc_norm`.
     pub choices: Vec<String>,
+}
+
+/// What stands before the options that are scored.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Shown {
+    /// Raw text; the engine adds BOS as the tokenizer does.
+    Text(String),
+    /// A conversation for the model's chat template.
+    Messages(Vec<Message>),
+}
+
+impl Shown {
+    /// The text, or the messages as JSON: what a digest of the prompt is of.
+    pub fn to_digest(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Messages(messages) => serde_json::to_string(messages).unwrap_or_default(),
+        }
+    }
+}
+
+/// Whether and how a log-likelihood prompt is a conversation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChatForm<'a> {
+    /// Whether it is one.
+    pub is_chat: bool,
+    /// The operator's system prompt.
+    pub system: Option<&'a str>,
 }
 
 /// An example with its worked answer.
@@ -84,10 +122,16 @@ pub struct CotShot {
 }
 
 /// The prompt for log-likelihood scoring.
-pub fn choice_prompt(task: Task, protocol: Protocol, question: &Question, shots: &[&Question]) -> Result<ChoicePrompt> {
+pub fn choice_prompt(
+    task: Task,
+    protocol: Protocol,
+    question: &Question,
+    shots: &[&Question],
+    form: ChatForm<'_>,
+) -> Result<ChoicePrompt> {
     match protocol {
-        Protocol::LmEval => lm_eval::choice_prompt(task, question, shots),
-        Protocol::Aloe => Ok(aloe::choice_prompt(question, shots)),
+        Protocol::LmEval => lm_eval::choice_prompt(task, question, shots, form),
+        Protocol::Aloe => Ok(aloe::choice_prompt(question, shots, form)),
         Protocol::PromptEngine => Err(protocol.refuse("scores generated answers only; use sc-cot or medprompt")),
     }
 }
@@ -104,6 +148,11 @@ pub fn cot_messages(
         Protocol::PromptEngine => prompt_engine::messages(question, order, shots),
         Protocol::LmEval => Err(protocol.refuse("scores log-likelihoods only; use the loglikelihood strategy")),
     }
+}
+
+/// A conversation as plain text, for a model without a chat template: contents with a blank line between them, and one behind.
+pub fn plain_text(messages: &[Message]) -> String {
+    messages.iter().map(|message| format!("{}\n\n", message.content.trim_end())).collect()
 }
 
 /// The fixed worked examples of SC-CoT: the first `k` for questions of this kind. Written by us for both protocols

@@ -1,7 +1,7 @@
-//! prompt_engine's system prompts and description text (HPAI-BSC/prompt_engine, first public commit 5fd13a6; aloe.md 2.1).
+//! prompt_engine's system prompts and description text (HPAI-BSC/prompt_engine, commits 5fd13a6 and 21e68bd, which agree; aloe.md 2.1).
 //!
-//! Its fixed worked examples are promptbase's; ours are in `prompt_engine_shots`. Its ten retries with rising temperature
-//! are not done: an unparsed sample is counted, never asked again in silence.
+//! Its fixed worked examples are promptbase's; ours are in `prompt_engine_shots`. Its ten retries with rising temperature are an option
+//! (`aloe-eval`, `Retry`): without it an unparsed sample is counted, never asked again in silence.
 
 use super::{CotShot, Protocol, letter, message};
 use crate::{ChoiceOrder, Question, Result};

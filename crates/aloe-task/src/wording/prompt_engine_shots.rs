@@ -173,14 +173,16 @@ adjustment, in a fair number of patients. No relation was found.",
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Answer, AnswerRule, extract::extract};
+    use crate::extract::{Reading, extract};
+    use crate::{Answer, AnswerRule};
 
     #[test]
     fn every_worked_example_ends_in_its_own_gold_answer_under_both_rules() {
         let all = LETTERED.iter().flat_map(|shot| [lettered(shot, 4), lettered(shot, 5)]);
         for shot in all.chain(YES_NO_MAYBE.iter().map(yes_no_maybe)) {
             for rule in [AnswerRule::Aloe, AnswerRule::PromptEngine] {
-                let answer = extract(&shot.response, &shot.order, rule).answer;
+                let (text, choices, order) = (shot.response.as_str(), &shot.question.choices[..], &shot.order);
+                let answer = extract(Reading { text, choices, order, is_cut: false }, rule).answer;
                 assert_eq!(answer, Answer::Choice(shot.question.key), "{}", shot.response);
             }
             assert!(shot.question.checked().is_ok());

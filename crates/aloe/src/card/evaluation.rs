@@ -1,7 +1,8 @@
 //! Evaluation and red-team results with their intervals, paired comparisons, and the words that may be said of them.
 
 use super::training::{number, shown};
-use super::{CardConfig, Evidence, of_kind};
+use super::{CardConfig, Evidence, of_kind, open_answers};
+use aloe_eval::EvalResults;
 use aloe_eval::noise::NoiseFloor;
 use serde_json::Value;
 
@@ -11,8 +12,11 @@ pub(super) fn section(config: &CardConfig, evidence: &[Evidence]) -> String {
         "## Evaluation\n\n### Testing Data, Factors & Metrics\n\nAccuracy with its standard error and Wilson's 95 % interval; an answer that cannot be read counts as wrong and \
          is reported. Figures marked \"not comparable\" must not be set beside published ones.\n\n### Results\n\n",
     );
-    for one in of_kind(evidence, "eval") {
+    for one in of_kind(evidence, "eval").filter(|one| open_answers::has_choices(one)) {
         text.push_str(&results(one));
+    }
+    for one in of_kind(evidence, "eval").chain(of_kind(evidence, "rejudge")) {
+        text.push_str(&open_answers::results(one).unwrap_or_default());
     }
     text.push_str(&comparisons(evidence, "eval"));
     if !config.cited.is_empty() {
@@ -52,13 +56,14 @@ fn results(one: &Evidence) -> String {
     let found = &one.record.results["eval"];
     let settings = &found["settings"];
     let mut text = format!(
-        "#### {}\n\nModel `{}`, protocol {}, strategy {}, {} shots, dtype {}.\n\n| task | n | accuracy % | standard error | 95 % interval | \
+        "#### {}\n\nModel `{}`, protocol {}, strategy {}, {} shots{}, dtype {}.\n\n| task | n | accuracy % | standard error | 95 % interval | \
          unparsed | comparability |\n|---|---|---|---|---|---|---|\n",
         one.stage,
         shown(&found["model"]["name"]),
         shown(&settings["protocol"]),
         shown(&settings["strategy"]),
         shown(&settings["shots"]),
+        drawn(settings),
         shown(&found["model"]["dtype"])
     );
     let tasks = found["tasks"].as_array().into_iter().flatten().map(|task| (&task["task"], task));
@@ -82,14 +87,76 @@ fn results(one: &Evidence) -> String {
         }
     }
     for task in found["tasks"].as_array().into_iter().flatten() {
+        for line in decisive(task) {
+            text.push_str(&format!("- {}: {line}.\n", shown(&task["task"])));
+        }
         if let Ok(floor) = serde_json::from_value::<NoiseFloor>(task["noise_floor"].clone()) {
             text.push_str(&format!("- {}: {}.\n", shown(&task["task"]), floor.words()));
         }
+    }
+    if let Some(words) = one.record.results.get("trained_on").and_then(Value::as_str) {
+        text.push_str(&format!("- Contamination: {}.\n", words));
     }
     if text.ends_with(".\n") {
         text.push('\n');
     }
     text
+}
+
+/// How the answers were drawn, where they were.
+fn drawn(settings: &Value) -> String {
+    let mut text = String::new();
+    if settings["chat_template"] == true {
+        text += ", chat template";
+    }
+    if let Some(n) = settings.get("n_samples") {
+        let temperature = shown(&settings["sampling"]["temperature"]);
+        let shuffled = if settings["shuffle"] == true { ", options shuffled" } else { "" };
+        text += &format!(", {} answers a question at temperature {temperature}{shuffled}", shown(n));
+    }
+    if let Some(retry) = settings.get("retry") {
+        text += &format!(", answers without an option asked again ({})", shown(retry));
+    }
+    text
+}
+
+/// What a reader must know of a task's figure: refusals, ties, examples, overlap with the training rows.
+fn decisive(task: &Value) -> Vec<String> {
+    let count = |value: &Value| value.as_u64().filter(|n| *n > 0);
+    let mut lines = Vec::new();
+    if let Some(n) = count(&task["n_refused"]) {
+        lines.push(format!("{n} questions were refused by the model or its server and counted wrong"));
+    }
+    if let Some(n) = count(&task["n_ties"]) {
+        lines.push(format!("{n} votes were tied and went to the option named first"));
+    }
+    if let Some(n) = count(&task["n_reasoning_removed"]) {
+        lines.push(format!("reasoning was cut out of {n} answers before they were read"));
+    }
+    let notes = &task["notes"];
+    if let Some(search) = notes.get("neighbour_search") {
+        lines.push(format!(
+            "examples from {}, {} of {} questions with a worked answer; neighbours by {}",
+            shown(&notes["pool"]),
+            shown(&notes["pool_solved"]),
+            shown(&notes["pool_questions"]),
+            shown(search)
+        ));
+    }
+    for (key, words) in [
+        ("excluded_as_the_question_itself", "examples left out that are the question itself"),
+        ("included_although_the_question_itself", "examples that are the question itself"),
+        ("filled_with_fixed_examples", "places filled with fixed worked examples"),
+    ] {
+        if let Some(n) = count(&notes[key]) {
+            lines.push(format!("{n} {words}"));
+        }
+    }
+    for part in task["by_training"].as_array().into_iter().flatten() {
+        let (value, stderr) = (percent(&part["acc"]["value"]), percent(&part["acc"]["stderr"]));
+        lines.push(format!("{} % +- {stderr} on {} questions, {}", value, shown(&part["n"]), shown(&part["part"])));
+    }
+    lines
 }
 
 /// Questions without an answer, and for generation the samples without one.
@@ -154,23 +221,16 @@ fn comparison(stage: &str, row: &Value) -> String {
     )
 }
 
-/// The model's own figures for Hub leaderboards: only comparable ones of the last model evaluated.
+/// The model's own figures for Hub leaderboards: only comparable ones of the last model evaluated, which is the one that was compared with
+/// an earlier one, where there are two.
 pub(super) fn model_index(config: &CardConfig, evidence: &[Evidence]) -> String {
-    let mut rows = String::new();
-    for one in of_kind(evidence, "eval").filter(|one| one.record.results.contains_key("comparison")) {
-        for task in one.record.results["eval"]["tasks"].as_array().into_iter().flatten() {
-            if task["comparability"].as_str() == Some("comparable") {
-                rows.push_str(&format!(
-                    "  - task:\n      type: multiple-choice\n    dataset:\n      name: {}\n      type: {}\n    metrics:\n    - type: accuracy\n      \
-                     value: {}\n      name: {}\n",
-                    super::quoted(&shown(&task["task"])),
-                    super::quoted(&shown(&task["task"])),
-                    percent(&task["acc"]["value"]),
-                    super::quoted(&format!("accuracy ({})", one.stage))
-                ));
-            }
-        }
-    }
+    let is_later = |one: &Evidence| one.record.results.contains_key("comparison");
+    let has_later = of_kind(evidence, "eval").any(is_later);
+    let last = of_kind(evidence, "eval").filter(|one| is_later(one) == has_later);
+    let rows: String = last
+        .filter_map(|one| serde_json::from_value::<EvalResults>(one.record.results.get("eval")?.clone()).ok())
+        .map(|results| results.model_index_rows())
+        .collect();
     if rows.is_empty() {
         return String::new();
     }

@@ -6,6 +6,7 @@
 
 pub(crate) mod carbon;
 mod evaluation;
+mod open_answers;
 mod risk;
 mod sections;
 mod training;

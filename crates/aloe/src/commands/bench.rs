@@ -64,7 +64,7 @@ struct Dated<'a> {
 }
 
 /// `YYYY-MM-DD` of seconds since 1970, UTC: whole 400-year cycles of 146,097 days, years that begin in March.
-fn date_of(unix_s: u64) -> String {
+pub(super) fn date_of(unix_s: u64) -> String {
     let days = unix_s / 86_400 + 719_468;
     let day_of_cycle = days % 146_097;
     let year = (day_of_cycle - day_of_cycle / 1460 + day_of_cycle / 36_524 - day_of_cycle / 146_096) / 365;

@@ -75,7 +75,7 @@ pub(super) fn run(
     let embedder = stage.eval.embedder.as_deref();
     let embedder = embedder.map(|model| Embedder::open(&model.to_string_lossy(), &encoder_options)).transpose()?;
     let reranker = stage.eval.reranker.as_deref().map(|path| Reranker::open(path, context.threads)).transpose()?;
-    let encoders = Encoders { embedder: embedder.as_ref(), reranker: reranker.as_ref() };
+    let encoders = Encoders { embedder: embedder.as_ref(), reranker: reranker.as_ref(), classifier: None };
     let scratch = Scratch::open(folder)?;
     let asker = Asker { stage, config: &config, encoders, inputs, scratch: &scratch.0, context };
     let mut log = PointLog::open(&log_path(stage, folder)?)?;
@@ -259,6 +259,7 @@ impl Asker<'_> {
             answer_cache: &eval.answer_cache,
             kv_budget: eval.kv_budget,
             request_timeout: timeout_of(None),
+            connections: None,
         };
         let out = self.scratch.join("eval");
         let _ = std::fs::remove_dir_all(&out);

@@ -2,19 +2,24 @@
 
 mod bench;
 pub(crate) mod chat;
+mod compare;
 mod embed;
+mod export;
 mod generate;
 mod merge_search;
+mod open;
 mod parity;
 pub(crate) mod plan;
 mod requests;
 mod rerank;
+mod rescore;
 pub(crate) mod rows;
 pub(crate) mod run;
 mod score;
 mod show_mask;
 mod single;
 pub(crate) mod stages;
+mod view;
 
 use crate::cli::{Cli, Command, Common, FileArgs, ModelArgs};
 use crate::failure::Failure;
@@ -47,6 +52,11 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
         Command::Merge(args) => single::merge(&args, cancel),
         Command::MergeSearch(args) => single::merge_search(&args, cancel),
         Command::Eval(args) => single::eval(&args, cancel),
+        Command::Rescore(args) => rescore::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Rejudge(args) => single::rejudge(&args, cancel),
+        Command::View(args) => view::run(&args),
         Command::Redteam(args) => single::redteam(&args, cancel),
         Command::Card(args) => single::stage("card", &args, cancel),
     }

@@ -33,10 +33,11 @@ pub(crate) fn run(args: &RunArgs, cancel: &Cancel) -> anyhow::Result<()> {
             .with_context(|| format!("stage {:?} ({})", stage.name, stage.config.kind()))?;
         rows.push((stage, done));
     }
-    if args.json {
-        return print_json(&rows, &out);
+    match args.json {
+        true => print_json(&rows, &out)?,
+        false => print_table(&rows, &out)?,
     }
-    print_table(&rows, &out)
+    rows.iter().try_for_each(|(stage, done)| stages::check_expected(&stage.name, &done.record))
 }
 
 /// Runs one stage of a recipe into `out/NAME`.

@@ -2,9 +2,10 @@
 //! are checked and run by the same code.
 
 use crate::cli::{
-    AskedArgs, Common, EntryArgs, EvalArgs, MergeArgs, MergeSearchArgs, PullArgs, RedteamArgs, StageArgs,
+    AskedArgs, Common, EntryArgs, EvalArgs, MergeArgs, MergeSearchArgs, PullArgs, RedteamArgs, RejudgeArgs, StageArgs,
 };
 use crate::commands::run::{enter_root, output_folder, run_stage};
+use crate::commands::stages::check_expected;
 use crate::commands::threads_of;
 use crate::failure::Failure;
 use crate::recipe::checked::Recipe;
@@ -174,9 +175,15 @@ pub(crate) fn eval(args: &EvalArgs, cancel: &Cancel) -> anyhow::Result<()> {
         return from_recipe("eval", &args.asked.entry, args.asked.out.as_deref(), cancel);
     }
     let mut entry = Table::new();
-    entry.insert("tasks".into(), Value::Array(args.tasks.iter().cloned().map(Value::String).collect()));
+    let tasks = args.tasks.iter().map(|task| match task.ends_with(".toml") {
+        true => absolute(Path::new(task)).map(Value::String),
+        false => Ok(Value::String(task.clone())),
+    });
+    entry.insert("tasks".into(), Value::Array(tasks.collect::<anyhow::Result<_>>()?));
     let data = match &args.data {
         Some(data) => data.clone(),
+        // Tasks of the user's own name their files themselves.
+        None if args.tasks.iter().all(|task| task.ends_with(".toml")) => folder_of(&args.tasks[0]),
         None => std::env::var_os("ALOE_DATA")
             .map(PathBuf::from)
             .ok_or_else(|| Failure::usage("--data DIR is missing and ALOE_DATA is not set"))?,
@@ -189,7 +196,48 @@ pub(crate) fn eval(args: &EvalArgs, cancel: &Cancel) -> anyhow::Result<()> {
             entry.insert(key.into(), Value::Integer(i64::try_from(number)?));
         }
     }
-    ask("eval", entry, &args.asked, cancel)
+    if let Some(labels) = &args.labels {
+        entry.insert("labels".into(), path_value(labels)?);
+    }
+    let is_open = args.tasks.iter().any(|name| aloe_task::open::OpenTask::parse(name).is_some());
+    if !is_open && !args.judge.is_empty() {
+        let text = format!("--judge is for open answers, tasks {}", crate::recipe::open_stage::open_names());
+        return Err(Failure::usage(text).into());
+    }
+    if is_open && args.asked.compare.is_some() {
+        return Err(Failure::usage("--compare: open answers of two runs are not compared here; leave it out").into());
+    }
+    ask("eval", entry, &args.asked, judges(&args.judge)?, cancel)
+}
+
+/// `aloe rejudge RUN`.
+pub(crate) fn rejudge(args: &RejudgeArgs, cancel: &Cancel) -> anyhow::Result<()> {
+    if args.entry.recipe.is_some() {
+        return from_recipe("rejudge", &args.entry, args.out.as_deref(), cancel);
+    }
+    let run_folder = args.run.as_deref().ok_or_else(|| Failure::usage("RUN is missing"))?;
+    let out = args.out.as_deref().ok_or_else(|| Failure::usage("--out DIR is missing"))?;
+    let mut entry = Table::new();
+    if let Some(labels) = &args.labels {
+        entry.insert("labels".into(), path_value(labels)?);
+    }
+    set_all(&mut entry, &args.set)?;
+    let mut from = judges(&args.judge)?;
+    from.insert("answers".into(), path_value(run_folder)?);
+    let common = common(&args.entry);
+    let request = Request { kind: "rejudge", entry, from, out, common: &common, dtype: args.dtype };
+    let done = run(request, cancel)?;
+    report(&done, out, args.entry.json)
+}
+
+/// The input `judge`, where a judge is named.
+fn judges(names: &[String]) -> anyhow::Result<Table> {
+    let mut from = Table::new();
+    let paths = names.iter().map(|name| model_name(name).map(Value::String)).collect::<anyhow::Result<Vec<_>>>()?;
+    if !paths.is_empty() {
+        from.insert("judge".into(), Value::Array(paths));
+    }
+    Ok(from)
 }
 
 /// `aloe redteam MODEL`.
@@ -203,11 +251,18 @@ pub(crate) fn redteam(args: &RedteamArgs, cancel: &Cancel) -> anyhow::Result<()>
     if let Some(harmless) = &args.harmless {
         entry.insert("harmless".into(), path_value(harmless)?);
     }
-    ask("redteam", entry, &args.asked, cancel)
+    ask("redteam", entry, &args.asked, Table::new(), cancel)
 }
 
-/// Runs a stage that asks a model; `entry` holds what is the kind's own.
-fn ask(kind: &str, mut entry: Table, args: &AskedArgs, cancel: &Cancel) -> anyhow::Result<()> {
+fn folder_of(file: &str) -> PathBuf {
+    match Path::new(file).parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Runs a stage that asks a model; `entry` and `from` hold what is the kind's own.
+fn ask(kind: &str, mut entry: Table, args: &AskedArgs, mut from: Table, cancel: &Cancel) -> anyhow::Result<()> {
     let model = args.model.as_deref().ok_or_else(|| Failure::usage("MODEL is missing"))?;
     let out = args.out.as_deref().ok_or_else(|| Failure::usage("--out DIR is missing"))?;
     if let Some(tokenizer) = &args.tokenizer {
@@ -232,7 +287,7 @@ fn ask(kind: &str, mut entry: Table, args: &AskedArgs, cancel: &Cancel) -> anyho
         entry.insert("quantize".into(), Value::String(quantize.name().into()));
     }
     set_all(&mut entry, &args.set)?;
-    let from = model_and_compare(model, args.compare.as_deref())?;
+    from.extend(model_and_compare(model, args.compare.as_deref())?);
     let request = Request { kind, entry, from, out, common: &common(&args.entry), dtype: args.dtype };
     let done = run(request, cancel)?;
     report(&done, out, args.entry.json)
@@ -304,7 +359,7 @@ fn report(done: &Done, out: &Path, as_json: bool) -> anyhow::Result<()> {
     let mut output = std::io::stdout();
     if as_json {
         writeln!(output, "{}", serde_json::to_string_pretty(&done.record.results)?)?;
-        return Ok(());
+        return check_expected(&done.record.name, &done.record);
     }
     let summary = done.record.results.get("summary").and_then(|value| value.as_str()).unwrap_or("done");
     let state = if done.was_done { " (was done already)" } else { "" };
@@ -312,17 +367,21 @@ fn report(done: &Done, out: &Path, as_json: bool) -> anyhow::Result<()> {
         writeln!(output, "{table}")?;
     }
     writeln!(output, "{summary}{state}\nfiles and record.json: {}", out.display())?;
-    Ok(())
+    check_expected(&done.record.name, &done.record)
 }
 
 fn model_and_compare(model: &str, compare: Option<&Path>) -> anyhow::Result<Table> {
     let mut from = Table::new();
-    let model = if model.starts_with("http") { model.to_owned() } else { absolute(Path::new(model))? };
-    from.insert("model".into(), Value::String(model));
+    from.insert("model".into(), Value::String(model_name(model)?));
     if let Some(compare) = compare {
         from.insert("compare".into(), path_value(compare)?);
     }
     Ok(from)
+}
+
+/// An address as it is, a path absolute.
+fn model_name(model: &str) -> anyhow::Result<String> {
+    if model.starts_with("http") { Ok(model.to_owned()) } else { absolute(Path::new(model)) }
 }
 
 /// The absolute path with `..` taken out, so that nothing is created on the way to a folder that is then refused.

@@ -1,8 +1,9 @@
 //! From checked settings to a stage's spine: one function per kind that opens what the spine needs, calls it and fills
 //! the record. `aloe run` and the subcommands both come through here.
 
-use crate::commands::{memory_of, merge_search, rows, tell_cache, tell_evictions, timeout_of};
+use crate::commands::{memory_of, merge_search, open, rows, tell_cache, tell_evictions, timeout_of};
 use crate::failure::Failure;
+use crate::lineage;
 use crate::recipe::eval_stage::EvalStage;
 use crate::recipe::redteam_stage::RedteamStage;
 use crate::recipe::stage_config::{MergeStage, PullConfig, StageConfig};
@@ -20,6 +21,7 @@ use aloe_report::{Metrics, training_page};
 use aloe_task::red_team::{RedTeamSplit, questions};
 use aloe_tensor::Dtype;
 use aloe_train::{DpoInputs, SftInputs};
+use anyhow::Context as _;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -42,7 +44,9 @@ pub(crate) fn run(
         StageConfig::Dpo(config) => dpo(config, inputs, folder, record, context),
         StageConfig::Merge(config) => merge(config, inputs, folder, record, context),
         StageConfig::MergeSearch(config) => merge_search::run(config, inputs, folder, record, context),
+        StageConfig::Eval(config) if config.is_open() => open::eval(config, inputs, folder, record, context),
         StageConfig::Eval(config) => eval(config, inputs, folder, record, context),
+        StageConfig::Rejudge(config) => open::rejudge(config, inputs, folder, record, context),
         StageConfig::Redteam(config) => redteam(config, inputs, folder, record, context),
         StageConfig::Card(config) => crate::card::write(config, inputs, folder, record),
     })
@@ -53,6 +57,7 @@ pub(crate) fn extra_files(config: &StageConfig) -> Vec<PathBuf> {
     match config {
         StageConfig::Data(config) => config.files(),
         StageConfig::Eval(config) => config.files(),
+        StageConfig::Rejudge(config) => config.labels.iter().cloned().collect(),
         StageConfig::Redteam(config) => config.files(),
         StageConfig::Pull(config) if config.source.contains(':') => Vec::new(),
         StageConfig::Pull(config) => vec![PathBuf::from(&config.source)],
@@ -284,6 +289,19 @@ impl<'a> From<&'a aloe_merge::MergeReport> for MergeSummary<'a> {
     }
 }
 
+/// Under this key stands what was expected of an evaluation and did not come out.
+const UNMET: &str = "unmet";
+
+/// What a finished stage was to show and did not; the results are kept, and the exit code is 1.
+pub(crate) fn check_expected(name: &str, record: &Record) -> anyhow::Result<()> {
+    let unmet = record.results.get(UNMET).and_then(|found| found.as_array()).cloned().unwrap_or_default();
+    if unmet.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<&str> = unmet.iter().filter_map(|line| line.as_str()).collect();
+    anyhow::bail!("{name}: what was expected did not come out\n{}", lines.join("\n"))
+}
+
 fn eval(
     stage: &EvalStage,
     inputs: &Inputs,
@@ -291,7 +309,7 @@ fn eval(
     record: &mut Record,
     context: &Context,
 ) -> anyhow::Result<()> {
-    let config = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
+    let mut config = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
     let earlier = inputs.get("compare").map(|_| single(inputs, "compare", "eval")).transpose()?;
     earlier.map(|folder| check_comparable(folder, &config)).transpose()?;
     let opened = Opened {
@@ -301,13 +319,26 @@ fn eval(
         answer_cache: &stage.answer_cache,
         kv_budget: stage.kv_budget,
         request_timeout: timeout_of(stage.request_timeout),
+        connections: stage.connections,
     };
     let model = single(inputs, "model", "eval")?;
+    let lineage = lineage::of(model);
+    config.is_training_partly_known = !lineage.missing.is_empty();
+    for rows in &lineage.rows {
+        let is_named = |path: &PathBuf| path.canonicalize().ok() == rows.canonicalize().ok();
+        if !config.trained_on.iter().any(is_named) {
+            config.trained_on.push(rows.clone());
+        }
+    }
     let encoder = match inputs.get("embedder") {
         Some(_) => Some(single(inputs, "embedder", "eval")?),
         None => stage.embedder.as_deref(),
     };
-    check_timeout(stage.request_timeout, [Some(model), encoder])?;
+    check_served(
+        stage.request_timeout,
+        stage.connections,
+        [model].into_iter().chain(encoder).chain(stage.specialties.as_deref().map(Path::new)),
+    )?;
     let options = EngineOptions {
         threads: context.threads,
         request_timeout: opened.request_timeout,
@@ -315,9 +346,20 @@ fn eval(
         ..EngineOptions::default()
     };
     let engine = open_engine(model, opened, context)?;
-    let embedder = encoder.map(|model| Embedder::open(&model.to_string_lossy(), &options)).transpose()?;
-    let reranker = stage.reranker.as_deref().map(|path| Reranker::open(path, context.threads)).transpose()?;
-    let encoders = Encoders { embedder: embedder.as_ref(), reranker: reranker.as_ref() };
+    let open_embedder = |model: &Path| {
+        let opened = Embedder::open(&model.to_string_lossy(), &options);
+        opened.with_context(|| format!("the embedder {} cannot be used", model.display()))
+    };
+    let embedder = encoder.map(open_embedder).transpose()?;
+    let open_reranker = |path: &Path| {
+        let opened = Reranker::open(path, context.threads);
+        opened.with_context(|| format!("the reranker {} cannot be used", path.display()))
+    };
+    let reranker = stage.reranker.as_deref().map(open_reranker).transpose()?;
+    let classifier =
+        stage.specialties.as_deref().map(|address| open_classifier(address, stage, context)).transpose()?;
+    let (embedder, reranker) = (embedder.as_ref(), reranker.as_ref());
+    let encoders = Encoders { embedder, reranker, classifier: classifier.as_ref() };
     let progress = Progress::new("eval", 0, "questions");
     let results = aloe_eval::eval(&engine, &config, encoders, folder, &progress, &context.cancel)?;
     let mut parts: Vec<String> = results.tasks.iter().map(TaskResult::words).collect();
@@ -331,10 +373,35 @@ fn eval(
     }
     record.result("table", table)?;
     record.result("eval", &results)?;
+    let unmet: Vec<String> = results.expected.iter().filter(|one| !one.passed).map(|one| one.words()).collect();
+    if !results.expected.is_empty() {
+        parts.push(format!(
+            "{} of {} expected accuracies came out",
+            results.expected.len() - unmet.len(),
+            results.expected.len()
+        ));
+        record.result(UNMET, unmet)?;
+    }
+    record.result("trained_on", lineage.words(config.trained_on.len()))?;
     note_cache(&engine, &stage.answer_cache, record)?;
     note_memory(&engine, record)?;
     record.result("summary", parts.join("; "))?;
     Ok(())
+}
+
+/// The model that tells specialties; an endpoint's server renders its prompt.
+fn open_classifier(address: &str, stage: &EvalStage, context: &Context) -> anyhow::Result<Engine> {
+    let opened = Opened {
+        tokenizer: &None,
+        server_template: address.starts_with("http"),
+        quantize: None,
+        answer_cache: &stage.answer_cache,
+        kv_budget: None,
+        request_timeout: timeout_of(stage.request_timeout),
+        connections: stage.connections,
+    };
+    let of_files = Context { dtype: None, ..context.clone() };
+    open_engine(Path::new(address), opened, &of_files)
 }
 
 fn redteam(
@@ -357,7 +424,7 @@ fn redteam(
         None => Vec::new(),
     };
     let model = single(inputs, "model", "redteam")?;
-    check_timeout(stage.request_timeout, [Some(model), stage.judge.as_deref().map(Path::new)])?;
+    check_served(stage.request_timeout, None, [model].into_iter().chain(stage.judge.as_deref().map(Path::new)))?;
     let judge_engine = stage.judge.as_deref().map(|address| open_judge(address, stage, context)).transpose()?;
     let judge = judge_engine.as_ref().map(|engine| Judge { engine, labels: &labels, prompt: stage.judge_prompt });
     judge.as_ref().map(Judge::check).transpose()?;
@@ -368,6 +435,7 @@ fn redteam(
         answer_cache: &stage.answer_cache,
         kv_budget: stage.kv_budget,
         request_timeout: timeout_of(stage.request_timeout),
+        connections: None,
     };
     let engine = open_engine(model, opened, context)?;
     let earlier = inputs.get("compare").map(|_| single(inputs, "compare", "redteam")).transpose()?;
@@ -425,14 +493,21 @@ pub(super) struct Opened<'a> {
     pub(super) answer_cache: &'a Option<PathBuf>,
     pub(super) kv_budget: Option<usize>,
     pub(super) request_timeout: Duration,
+    pub(super) connections: Option<usize>,
 }
 
-/// Refuses a time-out where no server is asked.
-fn check_timeout(asked_s: Option<u64>, models: [Option<&Path>; 2]) -> anyhow::Result<()> {
-    let is_served = models.into_iter().flatten().any(|model| model.to_string_lossy().starts_with("http"));
-    if asked_s.is_some() && !is_served {
-        let mistake = "request_timeout is for endpoints, and this stage asks none: leave it out";
-        return Err(Failure::usage(mistake).into());
+/// Refuses a time-out or a number of connections where no server is asked.
+pub(super) fn check_served<'a>(
+    asked_s: Option<u64>,
+    connections: Option<usize>,
+    mut models: impl Iterator<Item = &'a Path>,
+) -> anyhow::Result<()> {
+    let is_served = models.any(|model| model.to_string_lossy().starts_with("http"));
+    for (key, is_set) in [("request_timeout", asked_s.is_some()), ("connections", connections.is_some())] {
+        if is_set && !is_served {
+            let mistake = format!("{key} is for endpoints, and this stage asks none: leave it out");
+            return Err(Failure::usage(mistake).into());
+        }
     }
     Ok(())
 }
@@ -459,6 +534,7 @@ pub(super) fn open_engine(input: &Path, opened: Opened<'_>, context: &Context) -
         tokenizer: opened.tokenizer.as_deref().map(model_of),
         server_template: opened.server_template,
         request_timeout: opened.request_timeout,
+        connections: opened.connections.unwrap_or(EngineOptions::default().connections),
         cancel: context.cancel.clone(),
         ..EngineOptions::default()
     };
@@ -477,13 +553,13 @@ pub(super) fn open_engine(input: &Path, opened: Opened<'_>, context: &Context) -
 }
 
 /// What keys and values were allowed and took, into the record; the user is told when the budget cost time.
-fn note_memory(engine: &Engine, record: &mut Record) -> anyhow::Result<()> {
+pub(super) fn note_memory(engine: &Engine, record: &mut Record) -> anyhow::Result<()> {
     tell_evictions(engine);
     memory_of(engine).map_or(Ok(()), |memory| Ok(record.result("memory", memory)?))
 }
 
 /// What the answer cache was asked and knew, into the record and to the user.
-fn note_cache(engine: &Engine, folder: &Option<PathBuf>, record: &mut Record) -> anyhow::Result<()> {
+pub(super) fn note_cache(engine: &Engine, folder: &Option<PathBuf>, record: &mut Record) -> anyhow::Result<()> {
     if let (Some(counts), Some(folder)) = (engine.cache_counts(), folder) {
         tell_cache(&counts, folder);
         record.result("answer_cache", counts)?;

@@ -299,11 +299,12 @@ fn decode_kind<'i>(
             decode(text, context, table, mistakes).map(|search| StageConfig::MergeSearch(Box::new(search)))
         }
         "eval" => decode(text, context, table, mistakes).map(StageConfig::Eval),
+        "rejudge" => decode(text, context, table, mistakes).map(StageConfig::Rejudge),
         "redteam" => decode(text, context, table, mistakes).map(StageConfig::Redteam),
         "card" => decode(text, context, table, mistakes).map(StageConfig::Card),
         other => {
             let text = format!(
-                "{context}: no kind of stage is called {other:?}; kinds are pull, data, sft, dpo, merge, merge-search, eval, redteam, \
+                "{context}: no kind of stage is called {other:?}; kinds are pull, data, sft, dpo, merge, merge-search, eval, rejudge, redteam, \
                  card"
             );
             mistakes.push(Mistake { line, text });

@@ -1,11 +1,13 @@
 //! `kind = "eval"` as written: names are strings and what depends on the strategy may be left out. [`EvalStage::checked`]
 //! gives the form that the evaluator takes.
 
-use crate::cli::timeout_mistake;
+use crate::cli::{connections_mistake, timeout_mistake};
 use crate::weights::Quantize;
-use aloe_eval::{EvalConfig, Strategy};
+use aloe_eval::{EvalConfig, Neighbours, Retry, Strategy};
+use aloe_task::open::OpenTask;
 use aloe_task::{Protocol, Split, Task};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The keys of an evaluation stage.
@@ -39,6 +41,30 @@ pub(crate) struct EvalStage {
     pub(crate) top_p: Option<f32>,
     /// The most tokens of a worked answer; default 500.
     pub(crate) max_new_tokens: Option<usize>,
+    /// Texts that end an answer; the answer does not hold them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) stop: Vec<String>,
+    /// Whether prompts are conversations in the model's chat template; by default for generated answers only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) chat_template: Option<bool>,
+    /// System prompt in place of the protocol's; empty for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) system: Option<String>,
+    /// `none`, or `prompt-engine`: samples without an answer are asked again by its rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retry: Option<String>,
+    /// Medprompt: file of worked examples in place of self-generated ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) examples: Option<PathBuf>,
+    /// Medprompt: `nearest`, `random` or `static`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) neighbours: Option<String>,
+    /// Medprompt: let the test question itself be its example.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) include_same: Option<bool>,
+    /// Medprompt: pool questions that a reranker sees for each example wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rerank_factor: Option<usize>,
     /// Folder of a sentence encoder for Medprompt's neighbours, or an endpoint's address; without it they are found by words.
     pub(crate) embedder: Option<PathBuf>,
     /// Folder of a BERT-type cross-encoder that puts the nearest of them in order.
@@ -47,6 +73,15 @@ pub(crate) struct EvalStage {
     pub(crate) pool_limit: Option<usize>,
     /// Medprompt: attempts per pool question.
     pub(crate) pool_attempts: Option<usize>,
+    /// Data stages' folders, or files of their rows, that the model was trained on, beside those that its record leads to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) trained_on: Vec<PathBuf>,
+    /// A model that puts each question into one of 35 specialties: folder, `.gguf` file or endpoint, whose server renders the prompt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) specialties: Option<String>,
+    /// Accuracies that tasks or averages must have, `[lowest, highest]` in percent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) expect_accuracy: BTreeMap<String, [f64; 2]>,
     /// For an endpoint: folder or `.gguf` file whose tokenizer and template render the prompts.
     pub(crate) tokenizer: Option<PathBuf>,
     /// For an endpoint: let the server render chat messages by its own template; recorded as such.
@@ -61,9 +96,18 @@ pub(crate) struct EvalStage {
     /// The longest that one answer of an endpoint is waited for, in seconds: of the model and of the embedder. 600 by default. Results do not depend on it.
     #[serde(skip_serializing)]
     pub(crate) request_timeout: Option<u64>,
+    /// Requests that an endpoint's server is sent at once; 16 by default. Results do not depend on it.
+    #[serde(skip_serializing)]
+    pub(crate) connections: Option<usize>,
     /// Folder of answers kept on disk. A local model's results do not depend on it, so it is no part of what decides them.
     #[serde(skip_serializing)]
     pub(crate) answer_cache: Option<PathBuf>,
+    /// Open tasks: a person's labels on some of the answers, which the judges' error is measured on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) labels: Option<PathBuf>,
+    /// Open tasks: the most tokens of a judge's reply.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) judge_max_new_tokens: Option<usize>,
     /// Seed of draws, orders and sampling; default the recipe's.
     #[serde(default)]
     pub(crate) seed: u64,
@@ -84,7 +128,18 @@ fn test() -> String {
 impl EvalStage {
     /// The evaluator's settings, or every mistake.
     pub(crate) fn checked(&self) -> Result<EvalConfig, Vec<String>> {
+        if self.is_open() {
+            let open: Vec<&str> =
+                self.tasks.iter().map(|name| name.trim()).filter(|name| OpenTask::parse(name).is_some()).collect();
+            let text = format!(
+                "{} is answered in free text, without options: evaluate it in a stage of its own (two stages)",
+                open.join(", ")
+            );
+            return Err(vec![text]);
+        }
         let mut mistakes = Vec::from_iter(timeout_mistake(self.request_timeout));
+        mistakes.extend(connections_mistake(self.connections));
+        self.refuse_open_keys(&mut mistakes);
         let tasks = Task::parse_all(&self.tasks).map_err(|error| mistakes.push(error.to_string())).unwrap_or_default();
         let protocol = Protocol::parse(&self.protocol);
         if protocol.is_none() {
@@ -114,6 +169,22 @@ impl EvalStage {
         config.sampling.temperature = self.temperature.unwrap_or(config.sampling.temperature);
         config.sampling.top_p = self.top_p.unwrap_or(config.sampling.top_p);
         config.sampling.max_new_tokens = self.max_new_tokens.unwrap_or(config.sampling.max_new_tokens);
+        config.sampling.stop.clone_from(&self.stop);
+        config.chat_template = self.chat_template.unwrap_or(config.chat_template);
+        config.system.clone_from(&self.system);
+        config.examples.clone_from(&self.examples);
+        match Retry::parse(self.retry.as_deref().unwrap_or("none")) {
+            Some(retry) => config.retry = retry,
+            None => mistakes.push(format!("no retry {:?}; there are none, prompt-engine", self.retry)),
+        }
+        match Neighbours::parse(self.neighbours.as_deref().unwrap_or("nearest")) {
+            Some(neighbours) => config.medprompt.neighbours = neighbours,
+            None => mistakes.push(format!("no neighbours {:?}; there are nearest, random, static", self.neighbours)),
+        }
+        config.expect = self.expect_accuracy.iter().map(|(name, [low, high])| (name.clone(), *low, *high)).collect();
+        config.trained_on = self.trained_on.iter().map(|path| crate::lineage::rows_of(path)).collect();
+        config.medprompt.include_same = self.include_same.unwrap_or(config.medprompt.include_same);
+        config.medprompt.rerank_factor = self.rerank_factor.unwrap_or(config.medprompt.rerank_factor);
         config.medprompt.pool_limit = self.pool_limit.or(config.medprompt.pool_limit);
         config.medprompt.pool_attempts = self.pool_attempts.unwrap_or(config.medprompt.pool_attempts);
         if mistakes.is_empty()
@@ -126,7 +197,15 @@ impl EvalStage {
 
     /// The folders that are read.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
-        let folders = [&self.embedder, &self.reranker, &self.tokenizer];
-        [self.data.clone()].into_iter().chain(folders.into_iter().flatten().cloned()).collect()
+        let paths = [&self.embedder, &self.reranker, &self.tokenizer, &self.examples, &self.labels];
+        let tasks = Task::parse_all(&self.tasks).unwrap_or_default();
+        let own = tasks.into_iter().flat_map(Task::own_files);
+        [self.data.clone()]
+            .into_iter()
+            .chain(paths.into_iter().flatten().cloned())
+            .chain(own)
+            .chain(self.trained_on.clone())
+            .chain(self.specialties.iter().map(PathBuf::from).filter(|path| path.exists()))
+            .collect()
     }
 }

@@ -181,6 +181,26 @@ const EVAL: &[Key] = &[
     ("temperature", "0 is greedy; by default 0.7 for sc-cot and medprompt (0.01 with prompt-engine), else 0"),
     ("top_p", "nucleus sampling, above 0 to 1; by default 1"),
     ("max_new_tokens", "the most tokens of a worked answer; by default 500"),
+    ("stop", "list of texts that end an answer, beside the model's own end of turn"),
+    (
+        "chat_template",
+        "prompts are conversations in the model's chat template; by default true for generated answers, false for loglikelihood (true there is lm-evaluation-harness's --apply_chat_template)",
+    ),
+    ("system", "system prompt in place of the protocol's own; \"\" for none"),
+    (
+        "retry",
+        "none, or prompt-engine: samples without an answer are asked again up to nine times, hotter and longer, for comparison with that program; by default none",
+    ),
+    (
+        "examples",
+        "medprompt: file of worked examples, an examples.json of an earlier run or prompt_engine's generations.json, in place of those the model would write",
+    ),
+    ("neighbours", "medprompt: nearest, random or static (ablations); by default nearest"),
+    ("include_same", "medprompt: let the test question itself be its example, as prompt_engine does; by default false"),
+    (
+        "rerank_factor",
+        "medprompt: pool questions that the reranker sees for each example; by default 4 (3 with prompt-engine)",
+    ),
     (
         "embedder",
         "medprompt: folder of a sentence encoder for the neighbours, or http(s)://host:port/v1#model; without it they are found by words",
@@ -188,6 +208,18 @@ const EVAL: &[Key] = &[
     ("reranker", "medprompt: folder of a BERT cross-encoder with one label that puts the nearest questions in order"),
     ("pool_limit", "medprompt: the most pool questions that get a worked answer; by default all"),
     ("pool_attempts", "medprompt: attempts per pool question; by default 5"),
+    (
+        "specialties",
+        "a model that puts each question into one of 35 medical specialties, for accuracy by specialty: folder, .gguf or http(s)://host:port/v1#model, whose server renders the prompt; default none",
+    ),
+    (
+        "expect_accuracy",
+        "table of accuracies that must come out, NAME = [lowest, highest] in percent, of tasks, mmlu_medical or multimedqa; the exit code is 1 where one does not",
+    ),
+    (
+        "trained_on",
+        "list of data stages' folders or .jsonl files that the model was trained on: questions that they hold are scored apart; for a model of this program its records lead to them where they lie beside it",
+    ),
     ("tokenizer", "endpoint: folder or .gguf whose tokenizer and template render the prompts"),
     ("server_template", "endpoint: the server renders chat messages (recorded as such)"),
     ("quantize", "q8 or q4: round the weights of a folder to blocks on load; not with dtype f32"),
@@ -196,11 +228,29 @@ const EVAL: &[Key] = &[
         "request_timeout",
         "endpoint: the longest that one answer is waited for before it is asked again, in seconds; default 600",
     ),
+    ("connections", "endpoint: requests that a server is sent at once; by default 16"),
     (
         "answer_cache",
         "folder of answers kept on disk: a model is not asked again what it was asked before; default none",
     ),
+    (
+        "labels",
+        "open tasks: a person's labels on some of the answers, JSON lines with task, id, label (0 or 1) and, to be checked, answer; default none",
+    ),
+    ("judge_max_new_tokens", "open tasks: the most tokens of a judge's reply; default 1500"),
     ("seed", "seed of draws, orders and sampling; default the recipe's or --seed"),
+];
+
+const REJUDGE: &[Key] = &[
+    (
+        "labels",
+        "a person's labels on some of the answers, JSON lines with task, id, label (0 or 1) and, to be checked, answer; default none",
+    ),
+    ("judge_max_new_tokens", "the most tokens of a judge's reply"),
+    (
+        "request_timeout",
+        "endpoint: the longest that one reply is waited for before it is asked again, in seconds; default 600",
+    ),
 ];
 
 const REDTEAM: &[Key] = &[
@@ -309,10 +359,27 @@ pub(crate) fn eval() -> String {
         "Settings: keys of --set KEY=VALUE and of a recipe's stage (those that are flags have the flag's default)\n{}\nTasks: {}; groups \
          mmlu_medical, multimedqa, starter\n\nExample:\n  aloe eval models/smollm2 --tasks medqa_4options,pubmedqa --data $ALOE_DATA --protocol \
          lm-eval --limit 200 --out runs/eval\n  aloe eval models/smollm2 --tasks starter_mcqa --data starter --strategy sc-cot --set \
-         n_samples=5 --set temperature=0.7 --out runs/sc-cot\n\nWrites results.json, samples.jsonl and record.json into --out. An endpoint is sent \
+         n_samples=5 --set temperature=0.7 --out runs/sc-cot\n  aloe eval models/smollm2 --tasks openmedqa --data $ALOE_DATA --judge \
+         http://host:8000/v1#judge-a --judge models/judge-b --out runs/open\n\nOpen tasks ({}) are answered in free text, once: ROUGE and BLEU \
+         against the reference, and with --judge each judge's verdicts, their majority (a tie is wrong) and full agreement. They are not mixed with \
+         others. In a recipe the judges are an input: from = {{ model = .., judge = [..] }}. samples.jsonl holds question, reference, answer and verdicts, to be labelled by a person; `aloe rejudge` judges them \
+         anew.\n\nWrites results.json, samples.jsonl, record.json and, but for open tasks, questions.jsonl into --out; `aloe view` shows them. An endpoint is sent \
          up to 100 requests of each task a second time, which do not count: what changes is the noise floor beside the score.",
         list(EVAL, &minimal::<EvalStage>(r#"{"tasks": [], "data": ""}"#)),
-        tasks.join(", ")
+        tasks.join(", "),
+        super::open_stage::open_names()
+    )
+}
+
+/// The keys of `aloe rejudge`, with examples.
+pub(crate) fn rejudge() -> String {
+    format!(
+        "Settings: keys of --set KEY=VALUE and of a recipe's stage, whose inputs are answers and judge\n{}\nExamples:\n  aloe rejudge runs/open \
+         --judge http://host:8000/v1#judge-c --out runs/open-c\n  aloe rejudge runs/open --labels labels.jsonl --out runs/open-labelled\n\nThe \
+         answers of RUN are judged anew, and its model is asked nothing; without --judge RUN's verdicts stand. With labels, a person's \
+         verdicts on some of the answers, each judge's sensitivity and specificity are stated, and the accuracy corrected for them \
+         (Rogan-Gladen).\n\nWrites results.json, samples.jsonl and record.json into --out; RUN is not changed.",
+        list(REJUDGE, &minimal::<super::open_stage::RejudgeStage>("{}"))
     )
 }
 
@@ -440,6 +507,7 @@ mod tests {
         check::<aloe_data::Rules>(&[RULES]);
         check::<aloe_data::Dedup>(&[DEDUP]);
         check::<EvalStage>(&[EVAL]);
+        check::<super::super::open_stage::RejudgeStage>(&[REJUDGE]);
         check::<RedteamStage>(&[REDTEAM]);
         check::<crate::card::CardConfig>(&[CARD]);
         check::<MergeSearchStage>(&[SEARCH_STAGE]);

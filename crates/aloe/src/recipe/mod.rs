@@ -7,6 +7,7 @@ pub(crate) mod checked;
 pub(crate) mod eval_stage;
 pub(crate) mod keys;
 mod measured_steps;
+pub(crate) mod open_stage;
 pub(crate) mod plan;
 pub(crate) mod plan_table;
 pub(crate) mod raw;

@@ -167,13 +167,14 @@ fn measured(
             .and_then(|_| sizes::written_data(&out.join(&stage.name), meter))
             .or_else(|| sizes::data(config, meter)),
         StageConfig::Sft(_) | StageConfig::Dpo(_) => written.as_ref().and_then(|path| sizes::written_data(path, meter)),
+        StageConfig::Eval(config) if config.is_open() => config.open_size(meter),
         StageConfig::Eval(config) => config.checked().ok().and_then(|config| sizes::eval(&config, meter)),
         StageConfig::Redteam(config) => sizes::redteam(config, meter),
         StageConfig::MergeSearch(config) => {
             let size = config.eval.checked().ok().and_then(|config| sizes::eval(&config, meter));
             size.zip(config.n_asked()).map(|(size, n_asked)| size.times(n_asked as u64))
         }
-        StageConfig::Pull(_) | StageConfig::Merge(_) | StageConfig::Card(_) => None,
+        StageConfig::Pull(_) | StageConfig::Merge(_) | StageConfig::Rejudge(_) | StageConfig::Card(_) => None,
     };
     let from_data = match (&stage.config, input(stage, "data")) {
         (StageConfig::Sft(_) | StageConfig::Dpo(_), Some(Input::Stage(at))) => known.get(*at),

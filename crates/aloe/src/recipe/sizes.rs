@@ -8,7 +8,7 @@ use aloe_data::{DataConfig, SourceConfig};
 use aloe_eval::{EvalConfig, Strategy, redteam_sample};
 use aloe_task::red_team::{RedTeamSplit, Style, TurnTokens, questions};
 use aloe_task::rows::Row;
-use aloe_task::{ChoiceOrder, Question, Split, Task, wording};
+use aloe_task::{ChoiceOrder, Protocol, Question, Split, Task, wording};
 use aloe_text::{Conversation, Message, TextModel};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -46,13 +46,13 @@ impl Size {
 pub(crate) struct Meter(pub(crate) Option<TextModel>);
 
 impl Meter {
-    fn text(&self, text: &str) -> f64 {
+    pub(super) fn text(&self, text: &str) -> f64 {
         let counted = self.0.as_ref().and_then(|model| model.tokenizer.encode_plain(text).ok());
         counted.map_or_else(|| text.chars().count() as f64 / CHARS_PER_TOKEN, |ids| ids.len() as f64)
     }
 
     /// A prompt with its template.
-    fn prompt(&self, messages: &[Message]) -> f64 {
+    pub(super) fn prompt(&self, messages: &[Message]) -> f64 {
         let counted = self.0.as_ref().and_then(|model| model.encode_prompt(messages).ok());
         counted.map_or_else(
             || messages.iter().map(|message| self.text(&message.content) + TURN_TOKENS).sum(),
@@ -257,9 +257,14 @@ fn task_size(config: &EvalConfig, task: Task, questions: &[Question], meter: &Me
         let read = mean(&(0..questions.len()).collect::<Vec<_>>(), |&at| {
             let shots: Vec<&Question> =
                 (1..=config.shots).map(|further| &questions[(at + further) % questions.len()]).collect();
-            let prompt = wording::choice_prompt(task, config.protocol, &questions[at], &shots);
+            let form = wording::ChatForm { is_chat: config.chat_template, system: config.system.as_deref() };
+            let prompt = wording::choice_prompt(task, config.protocol, &questions[at], &shots, form);
             prompt.map_or(0.0, |prompt| {
-                meter.text(&prompt.text) + prompt.continuations.iter().map(|text| meter.text(text)).sum::<f64>()
+                let before = match &prompt.shown {
+                    wording::Shown::Text(text) => meter.text(text),
+                    wording::Shown::Messages(messages) => meter.prompt(messages),
+                };
+                before + prompt.continuations.iter().map(|text| meter.text(text)).sum::<f64>()
             })
         });
         return Some(Size { rows: n_questions, tokens: (n_questions as f64 * read) as u64, generated: 0 });
@@ -291,12 +296,16 @@ fn worked_prompt(config: &EvalConfig, questions: &[Question], meter: &Meter) -> 
     (plain, (one - plain).max(0.0))
 }
 
-/// Questions that Medprompt's pool holds.
+/// Questions that Medprompt's pool holds and that are to be solved.
 fn pool_len(config: &EvalConfig, task: Task) -> Option<u64> {
+    if config.examples.is_some() {
+        return Some(0);
+    }
+    let own = if config.protocol == Protocol::PromptEngine { Split::Validation } else { Split::Train };
     let (task, split) = match task {
         Task::Mmlu(_) => (task, Split::Validation),
-        Task::CareqaEn => (Task::Medmcqa, Split::Train),
-        task => (task, Split::Train),
+        Task::CareqaEn | Task::CareqaEs => (Task::Medmcqa, own),
+        task => (task, own),
     };
     let n_pool = task.load(&config.data_dir, split).ok()?.len();
     Some(n_pool.min(config.medprompt.pool_limit.unwrap_or(n_pool)) as u64)

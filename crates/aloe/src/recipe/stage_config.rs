@@ -21,7 +21,9 @@ pub(crate) enum StageConfig {
     /// Search for the best merge.
     MergeSearch(Box<super::search_stage::MergeSearchStage>),
     /// Evaluate.
-    Eval(super::eval_stage::EvalStage),
+    Eval(Box<super::eval_stage::EvalStage>),
+    /// Judge open answers anew.
+    Rejudge(super::open_stage::RejudgeStage),
     /// Red-team.
     Redteam(super::redteam_stage::RedteamStage),
     /// Write the card.
@@ -86,6 +88,7 @@ impl StageConfig {
             Self::Merge(_) => "merge",
             Self::MergeSearch(_) => "merge-search",
             Self::Eval(_) => "eval",
+            Self::Rejudge(_) => "rejudge",
             Self::Redteam(_) => "redteam",
             Self::Card(_) => "card",
         }
@@ -100,7 +103,8 @@ impl StageConfig {
             Self::Dpo(config) => serde_json::to_value(config),
             Self::Merge(config) => serde_json::to_value(config),
             Self::MergeSearch(config) => serde_json::to_value(config),
-            Self::Eval(config) => serde_json::to_value(config),
+            Self::Eval(config) => config.used(),
+            Self::Rejudge(config) => config.used(),
             Self::Redteam(config) => serde_json::to_value(config),
             Self::Card(config) => serde_json::to_value(config),
         }
@@ -146,6 +150,7 @@ impl StageConfig {
             Self::Pull(_) | Self::Data(_) | Self::Merge(_) | Self::MergeSearch(_) => &[],
             Self::Sft(_) | Self::Dpo(_) => &["model", "data"],
             Self::Eval(_) | Self::Redteam(_) | Self::Card(_) => &["model"],
+            Self::Rejudge(_) => &["answers"],
         }
     }
 
@@ -154,7 +159,9 @@ impl StageConfig {
         match self {
             Self::Merge(_) | Self::MergeSearch(_) => None,
             Self::Pull(_) | Self::Data(_) | Self::Sft(_) | Self::Dpo(_) => Some(&[]),
+            Self::Eval(config) if config.is_open() => Some(&["judge"]),
             Self::Eval(_) => Some(&["compare", "embedder"]),
+            Self::Rejudge(_) => Some(&["judge"]),
             Self::Redteam(_) => Some(&["compare"]),
             Self::Card(_) => Some(&["records"]),
         }
@@ -172,7 +179,9 @@ impl StageConfig {
                 Ok(_) => Vec::new(),
                 Err(error) => vec![error.to_string()],
             },
+            Self::Eval(config) if config.is_open() => config.checked_open().err().unwrap_or_default(),
             Self::Eval(config) => config.checked().err().unwrap_or_default(),
+            Self::Rejudge(config) => config.mistakes(),
             Self::Redteam(config) => config.checked().err().unwrap_or_default(),
             Self::MergeSearch(config) => config.checked().err().unwrap_or_default(),
         }

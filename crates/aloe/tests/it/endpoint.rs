@@ -9,8 +9,11 @@ mod interrupt;
 mod judge;
 mod lies;
 mod noise;
+mod open_answers;
 mod replicas;
+mod reproduce;
 mod server;
+mod strategies;
 mod timeouts;
 
 use crate::{root, run, stories};

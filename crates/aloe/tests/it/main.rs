@@ -18,6 +18,7 @@ mod tidy;
 mod toy;
 mod training;
 mod user;
+mod view;
 mod weights;
 
 use std::path::{Path, PathBuf};

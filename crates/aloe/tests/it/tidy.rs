@@ -129,8 +129,9 @@ fn open_work_is_an_issue_and_not_a_remark() {
 }
 
 /// Scripts that write several golden files under computed names: (beginning of the names, script).
-const FAMILIES: [(&str, &str); 5] = [
+const FAMILIES: [(&str, &str); 6] = [
     ("lm_eval_", "lm_eval_parity.py"),
+    ("prompt_engine_", "prompt_engine.py"),
     ("dare_ties_", "mergekit_parity.py"),
     ("linear_", "mergekit_parity.py"),
     ("ties_", "mergekit_parity.py"),

@@ -1,0 +1,354 @@
+//! An evaluation in the forms of other tools: lm-evaluation-harness's results JSON, the Hub's `.eval_results` YAML and `model-index`, CSV, LaTeX
+//! and Markdown tables. Nothing is computed anew; numbers are those of `results.json`.
+
+use crate::metrics::Estimate;
+use crate::report::{COMPARABLE, EvalResults, TaskResult};
+use aloe_task::{Subject, Task};
+use serde_json::{Map, Value, json};
+use std::fmt::Write as _;
+
+/// What the text is and what was left out of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exported {
+    /// The file's text.
+    pub text: String,
+    /// Tasks whose figure is not comparable with published ones, with the reason: the Hub's forms leave them out.
+    pub left_out: Vec<(String, String)>,
+}
+
+impl EvalResults {
+    fn setting(&self, key: &str) -> String {
+        match self.settings.get(key) {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        }
+    }
+
+    fn n_shots(&self) -> u64 {
+        self.settings.get("shots").and_then(Value::as_u64).unwrap_or(0)
+    }
+
+    /// How the answers were got, in words: `lm-eval, loglikelihood, 5 shots`.
+    fn setup(&self) -> String {
+        let chat = if self.setting("chat_template") == "true" { ", chat template" } else { "" };
+        let system = if self.setting("system").is_empty() { "" } else { ", own system prompt" };
+        format!("{}, {}, {} shots{chat}{system}", self.setting("protocol"), self.setting("strategy"), self.n_shots())
+    }
+
+    /// The harness's results JSON (0.4.13). The filter's name, `none` for its own scoring, says here how answers were got.
+    pub fn to_lm_eval(&self, model: &str, started_unix_s: u64) -> Exported {
+        let filter = match self.setting("strategy").as_str() {
+            "loglikelihood" => "none".to_owned(),
+            other => other.to_owned(),
+        };
+        let by_task = |of: &dyn Fn(&TaskResult) -> Value| -> Map<String, Value> {
+            self.tasks.iter().map(|task| (task.task.clone(), of(task))).collect()
+        };
+        let metric = |name: &str, estimate: Estimate, to: &mut Map<String, Value>| {
+            to.insert(format!("{name},{filter}"), json!(estimate.value));
+            to.insert(format!("{name}_stderr,{filter}"), json!(estimate.stderr));
+        };
+        let mut results = by_task(&|task| {
+            let mut found = Map::from_iter([("alias".to_owned(), json!(task.task))]);
+            metric("acc", task.counts.acc, &mut found);
+            if let Some(acc_norm) = task.counts.acc_norm {
+                metric("acc_norm", acc_norm, &mut found);
+            }
+            Value::Object(found)
+        });
+        let mut groups = Map::new();
+        let mut members = Map::new();
+        for one in &self.groups {
+            let name = one.group.name.split(' ').next().unwrap_or_default();
+            let Some(name) = ["multimedqa", "mmlu_medical"].into_iter().find(|known| *known == name) else { continue };
+            let mut found = Map::from_iter([("alias".to_owned(), json!(name))]);
+            metric("acc", one.group.acc, &mut found);
+            groups.insert(name.into(), Value::Object(found.clone()));
+            results.insert(name.into(), Value::Object(found));
+            members.insert(name.into(), json!(one.group.tasks));
+        }
+        let higher = by_task(&|task| {
+            let norm = task.counts.acc_norm.map(|_| ("acc_norm".to_owned(), json!(true)));
+            Value::Object(norm.into_iter().chain([("acc".to_owned(), json!(true))]).collect())
+        });
+        let config = |task: &TaskResult| json!({"task": task.task, "num_fewshot": self.n_shots(), "metadata": {"version": task.version}});
+        let text = json!({
+            "results": results, "groups": groups, "group_subtasks": members, "configs": by_task(&config),
+            "versions": by_task(&|task| json!(task.version)), "n-shot": by_task(&|_| json!(self.n_shots())),
+            "higher_is_better": higher,
+            "n-samples": by_task(&|task| json!({"original": task.n_whole.max(task.counts.n), "effective": task.counts.n})),
+            "config": {
+                "model": "aloe", "model_args": {"pretrained": model, "dtype": self.model.dtype}, "model_dtype": self.model.dtype,
+                "limit": self.settings.get("limit"), "random_seed": self.settings.get("seed"),
+                "protocol": self.setting("protocol_version"), "strategy": self.setting("strategy"),
+            },
+            "date": started_unix_s, "model_source": "aloe", "model_name": model,
+            "model_name_sanitized": model.replace('/', "__"), "system_instruction": self.settings.get("system"),
+            "fewshot_as_multiturn": self.setting("chat_template") == "true",
+        });
+        Exported { text: format!("{text:#}\n"), left_out: Vec::new() }
+    }
+
+    fn comparable(&self) -> (Vec<&TaskResult>, Vec<(String, String)>) {
+        let (kept, left_out): (Vec<&TaskResult>, Vec<&TaskResult>) =
+            self.tasks.iter().partition(|task| task.comparability == COMPARABLE);
+        (kept, left_out.into_iter().map(|task| (task.task.clone(), task.comparability.clone())).collect())
+    }
+
+    /// Entries for the Hub's `.eval_results/*.yaml`; values in percent.
+    pub fn to_eval_results(&self, date: &str) -> Exported {
+        let (kept, left_out) = self.comparable();
+        let mut text = String::new();
+        for task in kept {
+            let Some(hub) = hub_set(&task.task) else { continue };
+            let notes =
+                format!("accuracy in %, standard error {:.2}; {}", 100.0 * task.counts.acc.stderr, self.setup());
+            let _ = writeln!(text, "- dataset:\n    id: {}\n    task_id: {}", hub.id, task.task);
+            let _ = writeln!(
+                text,
+                "  value: {:.2}\n  date: {}\n  notes: {}",
+                100.0 * task.counts.acc.value,
+                quoted(date),
+                quoted(&notes)
+            );
+        }
+        Exported { text, left_out }
+    }
+
+    /// `model-index` for a card's front matter.
+    pub fn to_model_index(&self, model: &str) -> Exported {
+        let (rows, left_out) = (self.model_index_rows(), self.comparable().1);
+        let text =
+            if rows.is_empty() { rows } else { format!("model-index:\n- name: {}\n  results:\n{rows}", quoted(model)) };
+        Exported { text, left_out }
+    }
+
+    /// The entries under `results` of a `model-index`: comparable figures of sets that the Hub has.
+    pub fn model_index_rows(&self) -> String {
+        let mut text = String::new();
+        for task in self.comparable().0 {
+            let Some(hub) = hub_set(&task.task) else { continue };
+            let (id, config, split) = (hub.id, hub.config, hub.split);
+            let metric =
+                format!("accuracy in %, standard error {:.2} ({})", 100.0 * task.counts.acc.stderr, self.setup());
+            let _ = write!(
+                text,
+                "  - task:\n      type: question-answering\n      name: Multiple choice\n    dataset:\n      type: {id}\n      name: {}\n      \
+                 config: {config}\n      split: {split}\n    metrics:\n    - type: accuracy\n      name: {}\n      value: {:.2}\n",
+                task.task,
+                quoted(&metric),
+                100.0 * task.counts.acc.value,
+            );
+        }
+        text
+    }
+
+    /// One row a task and group; shares from 0 to 1.
+    pub fn to_csv(&self) -> Exported {
+        let mut text = String::from(
+            "name,version,split,n,acc,acc_stderr,low,high,acc_norm,acc_norm_stderr,unparsed,refused,chance,ece,brier,protocol,strategy,shots,\
+             comparability\n",
+        );
+        let setup = format!("{},{},{}", self.setting("protocol"), self.setting("strategy"), self.n_shots());
+        for task in &self.tasks {
+            let counts = &task.counts;
+            let norm = counts.acc_norm.map_or_else(|| ",".to_owned(), |one| format!("{},{}", one.value, one.stderr));
+            let sure =
+                task.calibration.as_ref().map_or_else(|| ",".to_owned(), |one| format!("{},{}", one.ece, one.brier));
+            let _ = writeln!(
+                text,
+                "{},{},{},{},{},{norm},{},{},{},{sure},{setup},{}",
+                task.task,
+                cell(&task.version),
+                task.split.name(),
+                counts.n,
+                estimate_cells(counts.acc),
+                counts.n_unparsed,
+                counts.n_refused,
+                counts.chance,
+                cell(&task.comparability),
+            );
+        }
+        for one in &self.groups {
+            let (group, acc) = (&one.group, estimate_cells(one.group.acc));
+            let _ =
+                writeln!(text, "{},,,{},{acc},,,,,,,,{setup},{}", cell(&group.name), group.n, cell(&one.comparability));
+        }
+        Exported { text, left_out: Vec::new() }
+    }
+
+    /// Task or group, questions, accuracy with standard error, interval, and whether the figure is comparable.
+    fn rows(&self) -> Vec<(String, usize, Estimate, bool)> {
+        let tasks = self
+            .tasks
+            .iter()
+            .map(|task| (task.task.clone(), task.counts.n, task.counts.acc, task.comparability == COMPARABLE));
+        let groups = self
+            .groups
+            .iter()
+            .map(|one| (one.group.name.clone(), one.group.n, one.group.acc, one.comparability == COMPARABLE));
+        tasks.chain(groups).collect()
+    }
+
+    /// A table with notes on what is not comparable.
+    pub fn to_markdown(&self) -> Exported {
+        let mut text = String::from("| Task | n | Accuracy, % | 95 % interval |\n|---|---:|---:|---:|\n");
+        for (name, n, acc, is_comparable) in self.rows() {
+            let (mark, interval) = (if is_comparable { "" } else { "\\*" }, interval(acc));
+            let _ = writeln!(
+                text,
+                "| {name}{mark} | {n} | {:.2} ± {:.2} | {interval} |",
+                100.0 * acc.value,
+                100.0 * acc.stderr
+            );
+        }
+        let _ = writeln!(text, "\n{}.{}", self.setup(), self.notes("\\*"));
+        Exported { text, left_out: Vec::new() }
+    }
+
+    /// A table for a paper (needs the booktabs package).
+    pub fn to_latex(&self) -> Exported {
+        let mut text = String::from(
+            "\\begin{tabular}{lrrr}\n\\toprule\nTask & $n$ & Accuracy, \\% & 95\\,\\% interval \\\\\n\\midrule\n",
+        );
+        for (name, n, acc, is_comparable) in self.rows() {
+            let (name, mark) = (latex(&name), if is_comparable { "" } else { "$^{*}$" });
+            let (value, stderr, interval) =
+                (100.0 * acc.value, 100.0 * acc.stderr, interval(acc).replace(" to ", "--"));
+            let _ = writeln!(text, "{name}{mark} & {n} & ${value:.2} \\pm {stderr:.2}$ & {interval} \\\\");
+        }
+        text += "\\bottomrule\n\\end{tabular}\n";
+        let _ = writeln!(text, "% {}.{}", self.setup(), self.notes("*"));
+        Exported { text, left_out: Vec::new() }
+    }
+
+    fn notes(&self, mark: &str) -> String {
+        let reasons: Vec<String> = self
+            .tasks
+            .iter()
+            .filter(|task| task.comparability != COMPARABLE)
+            .map(|task| format!("{}: {}", task.task, task.comparability))
+            .collect();
+        if reasons.is_empty() { String::new() } else { format!(" {mark} {}.", reasons.join("; ")) }
+    }
+}
+
+/// Value, standard error, and the interval where there is one.
+fn estimate_cells(acc: Estimate) -> String {
+    let interval = acc.interval.map_or_else(|| ",".to_owned(), |one| format!("{},{}", one.low, one.high));
+    format!("{},{},{interval}", acc.value, acc.stderr)
+}
+
+fn interval(acc: Estimate) -> String {
+    acc.interval.map_or_else(String::new, |one| one.percent(2))
+}
+
+/// A CSV cell: quoted where it must be.
+fn cell(text: &str) -> String {
+    if text.contains([',', '"', '\n']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+}
+
+/// A YAML text: JSON's quoting is YAML's.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+fn latex(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        match c {
+            '_' | '%' | '&' | '#' | '$' | '{' | '}' => out.extend(['\\', c]),
+            '\\' => out += "\\textbackslash{}",
+            '~' => out += "\\textasciitilde{}",
+            '^' => out += "\\textasciicircum{}",
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+/// Where the Hub has a set.
+struct HubSet {
+    id: &'static str,
+    config: String,
+    split: &'static str,
+}
+
+/// The data set that lm-evaluation-harness reads for a task; `None` for a set that is not on the Hub.
+fn hub_set(name: &str) -> Option<HubSet> {
+    let task = Task::all().into_iter().find(|task| task.name() == name)?;
+    let (id, config, split) = match task {
+        Task::Medqa4 => ("GBaker/MedQA-USMLE-4-options-hf", "default".to_owned(), "test"),
+        Task::Medqa5 => ("bigbio/med_qa", "med_qa_en_source".to_owned(), "test"),
+        Task::Medmcqa => ("openlifescienceai/medmcqa", "default".to_owned(), "validation"),
+        Task::Pubmedqa => ("bigbio/pubmed_qa", "pubmed_qa_labeled_fold0_source".to_owned(), "test"),
+        Task::Mmlu(subject) => ("cais/mmlu", Subject::name(subject).to_owned(), "test"),
+        Task::CareqaEn => ("HPAI-BSC/CareQA", "CareQA_en".to_owned(), "test"),
+        Task::CareqaEs => ("HPAI-BSC/CareQA", "CareQA_es".to_owned(), "test"),
+        Task::HeadqaEn => ("EleutherAI/headqa", "en".to_owned(), "test"),
+        Task::HeadqaEs => ("EleutherAI/headqa", "es".to_owned(), "test"),
+        Task::StarterMcqa | Task::StarterPubmedqa | Task::Own(_) => return None,
+    };
+    Some(HubSet { id, config, split })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// MedQA whole, by the harness's protocol; the starter set beside it.
+    fn results() -> EvalResults {
+        let acc = json!({"value": 0.25, "stderr": 0.0125, "interval": {"low": 0.225, "high": 0.275}});
+        let task = |name: &str, n: usize, comparability: &str| {
+            json!({
+                "task": name, "version": "1", "split": "test", "comparability": comparability, "n": n, "n_whole": n, "acc": acc,
+                "acc_norm": acc, "n_unparsed": 0, "chance": 0.25, "majority_key": 0.3, "chosen_positions": [], "key_positions": [],
+            })
+        };
+        serde_json::from_value(json!({
+            "model": {"name": "m", "weights": "", "text": "", "dtype": "f32", "path": ""},
+            "settings": {"protocol": "lm-eval", "protocol_version": "x", "strategy": "loglikelihood", "shots": 5, "limit": null, "seed": 0,
+                         "chat_template": false},
+            "tasks": [task("medqa_4options", 1273, COMPARABLE), task("starter_mcqa", 60, "not comparable: starter, \"words\"")],
+            "groups": [],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_harness_form_has_its_keys_and_exact_numbers() {
+        let json: Value = serde_json::from_str(&results().to_lm_eval("me/m", 7).text).unwrap();
+        let medqa = &json["results"]["medqa_4options"];
+        assert_eq!(
+            (&medqa["acc,none"], &medqa["acc_stderr,none"], &medqa["acc_norm,none"]),
+            (&json!(0.25), &json!(0.0125), &json!(0.25))
+        );
+        assert_eq!(json["n-samples"]["medqa_4options"], json!({"original": 1273, "effective": 1273}));
+        assert_eq!((&json["n-shot"]["medqa_4options"], &json["model_name_sanitized"]), (&json!(5), &json!("me__m")));
+    }
+
+    #[test]
+    fn the_hubs_forms_hold_comparable_figures_only_and_say_what_is_left_out() {
+        let found = results().to_eval_results("2026-11-28T00:00:00Z");
+        assert!(found.text.starts_with(
+            "- dataset:\n    id: GBaker/MedQA-USMLE-4-options-hf\n    task_id: medqa_4options\n  value: 25.00\n"
+        ));
+        assert_eq!(found.text.matches("- dataset:").count(), 1);
+        assert_eq!(found.left_out[0].0, "starter_mcqa");
+        let index = results().to_model_index("me/m").text;
+        assert!(index.contains("type: GBaker/MedQA-USMLE-4-options-hf") && !index.contains("starter"), "{index}");
+    }
+
+    #[test]
+    fn tables_quote_what_their_form_would_misread() {
+        let csv = results().to_csv().text;
+        assert!(csv.contains("starter_mcqa,1,test,60,0.25,0.0125,0.225,0.275,0.25,0.0125,0,0,0.25,,,lm-eval,loglikelihood,5,\"not comparable: starter, \"\"words\"\"\"\n"), "{csv}");
+        let n_cells = csv.lines().next().unwrap().split(',').count();
+        assert_eq!(csv.lines().nth(1).unwrap().split(',').count(), n_cells);
+        assert!(results().to_latex().text.contains("medqa\\_4options & 1273 & $25.00 \\pm 1.25$ & 22.50--27.50 \\\\"));
+        let markdown = results().to_markdown().text;
+        assert!(markdown.contains("| starter_mcqa\\* | 60 | 25.00 ± 1.25 | 22.50 to 27.50 |"), "{markdown}");
+        assert!(markdown.contains("lm-eval, loglikelihood, 5 shots. \\* starter_mcqa: not comparable"), "{markdown}");
+    }
+}

@@ -1,0 +1,117 @@
+//! The page's static part: what it says of one run, of two, and of runs that cannot be compared.
+
+use super::*;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// A run of one task whose first `n_right` of `n` answers are right.
+fn folder(dir: &Path, name: &str, n: usize, n_right: usize, seed: usize) -> PathBuf {
+    let out = dir.join(name);
+    std::fs::create_dir(&out).unwrap();
+    let acc = n_right as f64 / n as f64;
+    let task = json!({
+        "task": "t", "split": "test", "comparability": "not comparable: made up", "n": n, "acc": { "value": acc, "stderr": 0.05 },
+        "n_unparsed": 3, "chance": 0.25, "majority_key": 0.3, "chosen_positions": [n - 3, 0, 0, 0], "key_positions": [n, 0, 0, 0],
+        "warning": "98 % of the answers are option A", "notes": { "pool": "t/train", "pool_solved": 7 },
+    });
+    let results = json!({
+        "model": { "name": name, "weights": "0", "text": "1", "dtype": "f32", "path": "none" },
+        "settings": { "strategy": "loglikelihood", "seed": seed, "sampling": { "top_k": null, "temperature": 0.7 } },
+        "tasks": [task], "groups": [],
+    });
+    std::fs::write(out.join("results.json"), results.to_string()).unwrap();
+    let lines = |row: &dyn Fn(usize) -> Value| (0..n).map(|at| format!("{}\n", row(at))).collect::<String>();
+    let sample = |at: usize| {
+        let predicted = usize::from(at >= n_right);
+        let choices: Vec<Value> = (0..4)
+            .map(|one| json!({ "ids": [1], "logps": [-0.1], "logp": if one == predicted { -0.1 } else { -9.0 } }))
+            .collect();
+        json!({ "task": "t", "id": at.to_string(), "index": at, "subject": "", "n_choices": 4, "key": 0, "predicted": predicted,
+            "correct": at < n_right, "correct_norm": true, "prompt_sha256": "", "prompt_ids": [1, 2, 3], "choices": choices })
+    };
+    std::fs::write(out.join("samples.jsonl"), lines(&sample)).unwrap();
+    let question = |at: usize| json!({ "task": "t", "id": at.to_string(), "stem": "s", "choices": ["a", "b", "c", "d"], "key": 0, "subject": "" });
+    std::fs::write(out.join("questions.jsonl"), lines(&question)).unwrap();
+    out
+}
+
+fn page(dir: &Path, run: &Path, against: Option<&Path>) -> String {
+    let read = |folder: &Path| Run::read(folder, &folder.file_name().unwrap().to_string_lossy()).unwrap();
+    let (run, against) = (read(run), against.map(read));
+    let out = dir.join("page.html");
+    write(&run, against.as_ref(), &["a note".into()], &out).unwrap();
+    let html = std::fs::read_to_string(out).unwrap();
+    // What follows is packed.
+    html.split("<section id=\"samples\"").next().unwrap().to_owned()
+}
+
+fn row(cells: &[&str]) -> String {
+    let cell = |(at, cell): (usize, &&str)| match at {
+        0 => format!("<td>{cell}</td>"),
+        at if at == cells.len() - 1 => format!("<td>{cell}</td>"),
+        _ => format!("<td class=\"n\">{cell}</td>"),
+    };
+    cells.iter().enumerate().map(cell).collect()
+}
+
+/// By hand: Wilson's 95 % interval of 60 in 100 is 50.20 to 69.06 (Newcombe 1998, method 3).
+#[test]
+fn one_run_is_shown_with_its_table_interval_warnings_settings_and_plots() {
+    let dir = tempfile::tempdir().unwrap();
+    let html = page(dir.path(), &folder(dir.path(), "one", 100, 60, 3), None);
+    let cells = ["t", "100", "60.00", "5.00", "50.20 to 69.06", "3", "25.00", "not comparable: made up"];
+    assert!(html.contains(&row(&cells)), "{html}");
+    for words in [
+        "Evaluation one",
+        "<li>a note</li>",
+        "<li>t: 98 % of the answers are option A</li>",
+        "<li>t: pool t/train, pool_solved 7</li>",
+        "<td>sampling.top_k</td><td>none</td>",
+        "<td>seed</td><td>3</td>",
+        "Calibration: right answers by confidence",
+        "Position bias of one",
+        "To the 100 samples",
+    ] {
+        assert!(html.contains(words), "{words}: {html}");
+    }
+    assert!(!html.contains("Vote agreement") && !html.contains("A against B"), "{html}");
+}
+
+/// The direction is that of the command: A is the run, B what it is held against. 60 and 20 of the same 100: 40 only A has right.
+#[test]
+fn two_runs_are_compared_as_a_minus_b_over_the_questions_of_both_and_their_differences_are_marked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (folder(dir.path(), "one", 100, 60, 3), folder(dir.path(), "two", 120, 20, 4));
+    let html = page(dir.path(), &a, Some(&b));
+    assert!(html.contains("100 of A&#39;s 100 and B&#39;s 120 questions are in both runs"), "{html}");
+    assert!(html.contains("<td>t</td><td class=\"n\">100</td><td class=\"n\">60.00</td><td class=\"n\">20.00</td><td class=\"n\">+40.00</td>"), "{html}");
+    assert!(
+        html.contains("<td class=\"n\">40</td><td class=\"n\">0</td><td class=\"n\">0.0000</td><td>higher</td>"),
+        "{html}"
+    );
+    assert!(html.contains("<td>seed</td><td>differs</td><td>3</td><td>4</td>"), "{html}");
+    assert!(html.contains("<td>strategy</td><td></td><td>loglikelihood</td><td>loglikelihood</td>"), "{html}");
+    let html = page(dir.path(), &b, Some(&a));
+    assert!(html.contains("<td class=\"n\">-40.00</td>") && html.contains("<td>lower</td>"), "{html}");
+}
+
+#[test]
+fn runs_without_a_question_in_common_say_so_in_place_of_a_verdict() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (folder(dir.path(), "one", 10, 6, 3), folder(dir.path(), "two", 10, 2, 4));
+    let other = std::fs::read_to_string(b.join("samples.jsonl")).unwrap().replace("\"task\":\"t\"", "\"task\":\"u\"");
+    std::fs::write(b.join("samples.jsonl"), other).unwrap();
+    let html = page(dir.path(), &a, Some(&b));
+    assert!(html.contains("0 of A&#39;s 10 and B&#39;s 10 questions are in both runs"), "{html}");
+    assert!(html.contains("cannot compare: the runs hold 0 and 0 questions"), "{html}");
+}
+
+#[test]
+fn a_line_that_is_no_sample_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = folder(dir.path(), "one", 10, 6, 3);
+    let lines = std::fs::read_to_string(folder.join("samples.jsonl")).unwrap();
+    std::fs::write(folder.join("samples.jsonl"), &lines[..lines.len() - 9]).unwrap();
+    let error = Run::read(&folder, "one").err().unwrap().to_string();
+    assert!(error.contains("samples.jsonl: line 10: "), "{error}");
+}
