@@ -187,12 +187,32 @@ impl EvalStage {
         config.medprompt.rerank_factor = self.rerank_factor.unwrap_or(config.medprompt.rerank_factor);
         config.medprompt.pool_limit = self.pool_limit.or(config.medprompt.pool_limit);
         config.medprompt.pool_attempts = self.pool_attempts.unwrap_or(config.medprompt.pool_attempts);
+        if strategy != Strategy::Medprompt {
+            self.refuse_medprompt_keys(strategy, &mut mistakes);
+        }
         if mistakes.is_empty()
             && let Err(error) = config.check()
         {
             mistakes.push(error.to_string());
         }
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+    }
+
+    /// Settings that only Medprompt reads: under another strategy what they ask for would not happen.
+    fn refuse_medprompt_keys(&self, strategy: Strategy, mistakes: &mut Vec<String>) {
+        let keys = [
+            ("neighbours", self.neighbours.is_some()),
+            ("include_same", self.include_same.is_some()),
+            ("rerank_factor", self.rerank_factor.is_some()),
+            ("pool_limit", self.pool_limit.is_some()),
+            ("pool_attempts", self.pool_attempts.is_some()),
+            ("embedder", self.embedder.is_some()),
+            ("reranker", self.reranker.is_some()),
+            ("examples", self.examples.is_some()),
+        ];
+        for (key, _) in keys.into_iter().filter(|(_, is_set)| *is_set) {
+            mistakes.push(format!("{key} is for medprompt, and the strategy is {}: leave it out", strategy.name()));
+        }
     }
 
     /// The folders that are read.

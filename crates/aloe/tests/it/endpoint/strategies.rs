@@ -186,6 +186,21 @@ fn system_prompt_stop_texts_and_plain_prompts_reach_the_server() {
     assert_eq!(read(&dir.path().join("plain/results.json"))["settings"]["chat_template"], false);
 }
 
+#[test]
+fn settings_that_only_medprompt_reads_are_refused_under_another_strategy_before_anything_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(|_, asked| several(asked, |_| "Answer: [A]".into()));
+    let common = ["--tasks", "starter_mcqa", "--server-template", "--strategy", "cot", "--limit", "1"];
+    for setting in ["neighbours=\"random\"", "include_same=true", "rerank_factor=2", "pool_limit=5", "pool_attempts=1"]
+    {
+        let args = [&common[..], &["--set", setting]].concat();
+        let (_, stderr, code) = eval_plain(&server.model(), &dir.path().join("out"), &args);
+        let key = setting.split('=').next().unwrap();
+        assert!(code == 2 && stderr.contains(&format!("{key} is for medprompt, and the strategy is cot")), "{stderr}");
+    }
+    assert_eq!(server.n_asked(), 0);
+}
+
 /// A set of the user's own, as CSV with a TOML beside it; and what is wrong with it is told before anything is asked.
 #[test]
 fn a_set_of_the_users_own_is_asked_and_its_mistakes_are_named() {
