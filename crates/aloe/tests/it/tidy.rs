@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Crate -> crates it may name directly. `may use` is transitive, so each set is the closure.
 fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
-    let direct: [(&str, &[&str]); 12] = [
+    let direct: [(&str, &[&str]); 13] = [
         ("aloe-record", &[]),
         ("aloe-report", &["aloe-record"]),
         ("aloe-tensor", &["aloe-record"]),
@@ -18,8 +18,9 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("aloe-data", &["aloe-task", "aloe-report"]),
         ("aloe-train", &["aloe-text", "aloe-model", "aloe-engine", "aloe-report"]),
         ("aloe-merge", &["aloe-text", "aloe-model", "aloe-report"]),
+        ("aloe-handoff", &["aloe-text", "aloe-model"]),
         ("aloe-eval", &["aloe-task", "aloe-data", "aloe-report"]),
-        ("aloe", &["aloe-data", "aloe-train", "aloe-merge", "aloe-eval", "aloe-report"]),
+        ("aloe", &["aloe-data", "aloe-train", "aloe-merge", "aloe-eval", "aloe-report", "aloe-handoff"]),
     ];
     let mut closed: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (name, uses) in direct {
