@@ -24,6 +24,7 @@ mod replicas;
 mod samples;
 #[cfg(test)]
 mod scoring_tests;
+mod senders;
 #[cfg(test)]
 mod tests;
 mod vectors;
@@ -105,8 +106,9 @@ impl Endpoint {
         })
     }
 
-    pub(crate) fn n_servers(&self) -> usize {
-        self.replicas.len()
+    /// How many requests are under way at once, at most.
+    pub(crate) fn connections(&self) -> usize {
+        self.replicas.connections()
     }
 
     /// The first answers to the canary of scores or of generated answers; `None` where it is not taken.

@@ -245,12 +245,13 @@ impl Engine {
         }
     }
 
-    /// How many servers answer at once: 1 for a local model.
-    pub fn n_servers(&self) -> usize {
+    /// How many requests to hand over at once: so many that those at the end, which leave connections and places in the batch empty, are
+    /// few; what it bounds is the prompts held.
+    pub fn window_requests(&self) -> usize {
         match self {
-            Self::Local(_) => 1,
-            Self::Endpoint(endpoint) => endpoint.n_servers(),
-            Self::Cached(cached) => cached.engine.n_servers(),
+            Self::Local(_) => 512,
+            Self::Endpoint(endpoint) => (32 * endpoint.connections()).max(512),
+            Self::Cached(cached) => cached.engine.window_requests(),
         }
     }
 

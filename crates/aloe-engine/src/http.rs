@@ -1,9 +1,17 @@
 //! One JSON exchange with one server and what came of it. Nothing is repeated here: `endpoint/replicas` decides, from the
 //! kind of outcome, whether, when and where to ask again.
 
+mod names;
+
 use crate::Error;
+use names::Names;
 use serde_json::Value;
 use std::time::Duration;
+use ureq::unversioned::transport::DefaultConnector;
+
+/// Bytes of a connection's two buffers; the larger holds a reply's headers. Larger ones come from the heap's large pages, which cost more
+/// to clear than a small request does.
+const BUFFER_BYTES: usize = 32 << 10;
 
 /// The longest answer that is read.
 const LONGEST_ANSWER_BYTES: u64 = 256 << 20;
@@ -43,9 +51,12 @@ impl Client {
             .max_idle_connections(connections)
             .max_idle_connections_per_host(connections)
             .http_status_as_error(false)
+            .input_buffer_size(BUFFER_BYTES)
+            .output_buffer_size(BUFFER_BYTES)
             .build();
         let key = ["ALOE_API_KEY", "OPENAI_API_KEY"].iter().find_map(|name| std::env::var(name).ok());
-        Self { agent: config.into(), base: base.trim_end_matches('/').to_owned(), key, timeout }
+        let agent = ureq::Agent::with_parts(config, DefaultConnector::default(), Names::default());
+        Self { agent, base: base.trim_end_matches('/').to_owned(), key, timeout }
     }
 
     pub(crate) fn base(&self) -> &str {
@@ -68,11 +79,21 @@ impl Client {
 
     /// Posts `body`, waiting no longer than `timeout`.
     pub(crate) fn post_within(&self, path: &str, body: &Value, timeout: Duration) -> Outcome {
+        self.send(path, body.to_string().as_bytes(), timeout)
+    }
+
+    /// Posts `body`, a JSON text.
+    pub(crate) fn post_json(&self, path: &str, body: &[u8]) -> Outcome {
+        self.send(path, body, self.timeout)
+    }
+
+    fn send(&self, path: &str, body: &[u8], timeout: Duration) -> Outcome {
         let mut request = self.agent.post(format!("{}{path}", self.base));
         if let Some(key) = &self.key {
             request = request.header("Authorization", format!("Bearer {key}"));
         }
-        read(request.config().timeout_global(Some(timeout.min(self.timeout))).build().send_json(body))
+        request = request.header("Content-Type", "application/json");
+        read(request.config().timeout_global(Some(timeout.min(self.timeout))).build().send(body))
     }
 
     /// An error about this server.

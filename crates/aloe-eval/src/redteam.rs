@@ -7,7 +7,7 @@ use crate::judge::{self, Judge, Judging};
 use crate::redteam_log::RedTeamLog;
 use crate::redteam_report::{Judgement, RedTeamResults, RedTeamSample};
 use crate::redteam_sample::{PlannedPrompt, stratified};
-use crate::strategy::{WINDOW_REQUESTS, handed};
+use crate::strategy::handed;
 use crate::{Error, Result, report};
 use aloe_engine::{Call, Engine, GenerateRequest, GenerateResult, Prompt, Sampling};
 use aloe_record::{Cancel, Progress, atomic, digest};
@@ -126,7 +126,7 @@ fn answer_all(
 ) -> Result<()> {
     let missing: Vec<usize> = (0..asked.len()).filter(|at| !log.samples.contains_key(at)).collect();
     let mut refused = Refused::default();
-    for window in missing.chunks(WINDOW_REQUESTS * engine.n_servers()) {
+    for window in missing.chunks(engine.window_requests()) {
         cancel.check()?;
         let requests: Vec<GenerateRequest> = window.iter().map(|&at| asked[at].request.clone()).collect();
         let answered = handed(
@@ -244,7 +244,7 @@ fn answered(one: &Asked, result: GenerateResult, rule: RefusalRule) -> Result<Re
 fn measure(judge: &Judge, log: &mut RedTeamLog, progress: &Progress, cancel: &Cancel) -> Result<judge::JudgeError> {
     let labelled = judge.labelled();
     let missing: Vec<usize> = (0..labelled.len()).filter(|at| !log.labels.contains_key(at)).collect();
-    for window in missing.chunks(WINDOW_REQUESTS * judge.engine.n_servers()) {
+    for window in missing.chunks(judge.engine.window_requests()) {
         let responses: Vec<&Judging> = window.iter().map(|&at| &labelled[at]).collect();
         let judged = judge.judge(&responses, cancel, &mut |at, verdict| {
             progress.advance(1);
@@ -265,7 +265,7 @@ fn judge_all(judge: &Judge, log: &mut RedTeamLog, progress: &Progress, cancel: &
         .map(|sample| Judging { id: sample.id.clone(), question: &sample.question, response: &sample.response })
         .collect();
     let missing: Vec<usize> = (0..harmful.len()).filter(|at| !log.verdicts.contains_key(at)).collect();
-    for window in missing.chunks(WINDOW_REQUESTS * judge.engine.n_servers()) {
+    for window in missing.chunks(judge.engine.window_requests()) {
         let responses: Vec<&Judging> = window.iter().map(|&at| &judgings[at]).collect();
         let judged = judge.judge(&responses, cancel, &mut |at, verdict| {
             progress.advance(1);

@@ -9,13 +9,14 @@
 
 use super::health::{LONGEST_PAUSE, State};
 use super::listing;
+use super::senders::Senders;
 use super::watch::Watch;
 use crate::http::{Client, Outcome};
 use crate::{Error, Result};
 use aloe_record::Cancel;
 use serde_json::Value;
 use std::cell::RefCell;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,7 @@ pub(super) struct Shared {
     /// What every server must list.
     pub(super) listed: String,
     states: Mutex<Vec<State>>,
+    senders: Arc<Senders>,
     changed: Condvar,
     /// What a server that comes back must still answer.
     pub(super) watches: Mutex<Vec<Arc<Watch>>>,
@@ -106,7 +108,8 @@ impl Replicas {
         }
         let (states, changed) = (Mutex::new(states), Condvar::new());
         let (model, listed, watches) = (model.to_owned(), listed.to_owned(), Mutex::default());
-        Self { shared: Arc::new(Shared { connections, clients, model, listed, states, changed, watches }) }
+        let senders = Arc::default();
+        Self { shared: Arc::new(Shared { connections, clients, model, listed, states, senders, changed, watches }) }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -255,11 +258,7 @@ impl Shared {
         body: &Value,
         cancel: &Cancel,
     ) -> Result<Outcome> {
-        let (send, receive) = mpsc::channel();
-        let (client, path, body) = (Arc::clone(&self.clients[seat.at]), path.to_owned(), body.clone());
-        std::thread::spawn(move || {
-            let _ = send.send(client.post(&path, &body));
-        });
+        let receive = self.senders.post(&self.clients[seat.at], path, body.to_string().into_bytes());
         loop {
             match receive.recv_timeout(Duration::from_millis(100)) {
                 Ok(outcome) => return Ok(outcome),

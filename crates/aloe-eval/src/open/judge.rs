@@ -2,7 +2,7 @@
 
 use super::log::OpenLog;
 use super::sample::{JudgeReply, OpenSample};
-use crate::strategy::{WINDOW_REQUESTS, handed};
+use crate::strategy::handed;
 use crate::{Error, Result};
 use aloe_engine::{Call, Engine, EngineIdentity, GenerateRequest, Prompt, Sampling};
 use aloe_record::{Cancel, Progress, digest};
@@ -63,7 +63,7 @@ pub(crate) fn judge_all(
     progress.grow(judged.len() as u64);
     progress.resume((judged.len() - missing.len()) as u64);
     log.hold_judge(&key, engine.canary(Call::Generate, cancel)?)?;
-    for window in missing.chunks(WINDOW_REQUESTS * engine.n_servers()) {
+    for window in missing.chunks(engine.window_requests()) {
         cancel.check()?;
         let requests: Vec<GenerateRequest> = window.iter().map(|&at| request(&samples[at], judge)).collect();
         let asked = handed(

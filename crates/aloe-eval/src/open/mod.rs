@@ -12,7 +12,7 @@ pub mod panel;
 pub mod report;
 mod sample;
 
-use crate::strategy::{WINDOW_REQUESTS, handed};
+use crate::strategy::handed;
 use crate::{Error, Result, report as files, score};
 use aloe_engine::{Call, Engine, EngineIdentity, GenerateRequest, Prompt, Sampling};
 use aloe_record::{Cancel, Progress, atomic, digest};
@@ -138,7 +138,7 @@ fn answer_all(
     let mut samples: Vec<OpenSample> =
         asked.iter().map(|(task, index, question)| OpenSample::unanswered(task.name(), *index, question)).collect();
     let missing: Vec<usize> = (0..asked.len()).filter(|at| !log.samples.contains_key(at)).collect();
-    for window in missing.chunks(WINDOW_REQUESTS * engine.n_servers()) {
+    for window in missing.chunks(engine.window_requests()) {
         cancel.check()?;
         let requests: Vec<GenerateRequest> = window.iter().map(|&at| request(config, &asked[at])).collect();
         let answered = handed(

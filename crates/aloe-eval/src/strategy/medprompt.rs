@@ -11,7 +11,7 @@
 
 use super::examples;
 use super::generate::{Plan, Shots, Voted, ask, collect};
-use super::{TaskRun, WINDOW_REQUESTS, item, retry};
+use super::{TaskRun, item, retry};
 use crate::answers::{AnswerLog, Made, Solved, Worked};
 use crate::neighbors::{self, Search};
 use crate::same::SameQuestions;
@@ -167,7 +167,7 @@ fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<(Vec<S
     let mut n_solved = pool.len() - missing.len();
     run.progress.grow(pool.len() as u64);
     run.progress.resume(n_solved as u64);
-    for window in missing.chunks((WINDOW_REQUESTS * run.engine.n_servers() / n).max(1)) {
+    for window in missing.chunks((run.engine.window_requests() / n).max(1)) {
         run.cancel.check()?;
         let asked = window.iter().map(|&index| {
             let question = &pool[index];

@@ -32,10 +32,6 @@ pub(crate) struct TaskRun<'a> {
     pub(crate) cancel: &'a Cancel,
 }
 
-/// Requests that a server or a local model is handed at once. So many that those at the end, which leave connections and places in the
-/// batch empty, are few; what it bounds is the prompts held.
-pub(crate) const WINDOW_REQUESTS: usize = 512;
-
 /// What a strategy knows after preparing.
 pub(crate) enum Plan {
     /// Prompts and options.
@@ -81,7 +77,7 @@ fn chosen(run: &TaskRun, log: &mut AnswerLog, out: &Path) -> Result<Plan> {
 impl Plan {
     /// How many questions to hand to the engine at once: answers do not depend on it.
     pub(crate) fn window_len(&self, engine: &Engine) -> usize {
-        (WINDOW_REQUESTS * engine.n_servers() / self.n_requests()).max(1)
+        (engine.window_requests() / self.n_requests()).max(1)
     }
 
     /// Requests that a question takes.
