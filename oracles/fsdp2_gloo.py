@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""FSDP2 without GPUs (row S10): three AdamW steps of a tiny Llama by torch's `fully_shard` over two gloo processes against one process, the
+saved folder, and two processes that do not know of each other.
+
+accelerate does not switch FSDP on without GPUs, so that TRL's own path cannot be driven here; this is the sharding below it. Prints the largest
+difference of a parameter (bound 5e-6) and of a loss (1e-6), and writes OUT/one and OUT/two, whose model.safetensors, gathered from the
+shards, are checked by `aloe verify`. Each process sees half of each batch; the gradient is the mean over both, as torchrun's trainers have it.
+`--unconnected` starts the two without a rendezvous, as `accelerate launch` with `use_cpu: true` does: the world size in the log, 1, is what
+gives it away.
+
+Pinned: python 3.11, torch 2.15.0, transformers 5.23.0, safetensors 0.8. Seed 7.
+Run: V/bin/torchrun --nproc-per-node 1 oracles/fsdp2_gloo.py OUT/one && V/bin/torchrun --nproc-per-node 2 oracles/fsdp2_gloo.py OUT/two
+     V/bin/python oracles/fsdp2_gloo.py --compare OUT/one OUT/two
+     V/bin/python oracles/fsdp2_gloo.py --unconnected OUT/alone
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+STEPS, ROWS, LENGTH, SEED = 3, 4, 24, 7
+
+
+def train(out):
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)
+    is_group = "MASTER_ADDR" in os.environ
+    if is_group:
+        dist.init_process_group("gloo")
+    world, rank = (dist.get_world_size(), dist.get_rank()) if is_group else (1, 0)
+    torch.manual_seed(SEED)
+    config = LlamaConfig(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                         max_position_embeddings=64, tie_word_embeddings=False, attn_implementation="eager")
+    model = LlamaForCausalLM(config)
+    if is_group:
+        for layer in model.model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+    rows = torch.randint(0, 96, (STEPS, ROWS, LENGTH), generator=torch.Generator().manual_seed(SEED))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    losses = []
+    for step in range(STEPS):
+        part = rows[step].chunk(world)[rank]
+        loss = model(input_ids=part, labels=part, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        mean = loss.detach().clone()
+        if is_group:
+            dist.all_reduce(mean)
+            mean /= world
+        losses.append(mean.item())
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(model, options=options) if is_group else model.state_dict()
+    if rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        LlamaForCausalLM(config).save_pretrained(out, state_dict=weights)
+        (out / "log.json").write_text(json.dumps({"world_size": world, "losses": losses}) + "\n")
+        print(f"{out}: world size {world}, losses {losses}", flush=True)
+    if is_group:
+        dist.destroy_process_group()
+
+
+def compare(one, two):
+    from safetensors.torch import load_file
+
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, two))
+    assert first.keys() == second.keys() and len(first) == 21, len(first)
+    worst = max((first[name] - second[name]).abs().max().item() for name in first)
+    logs = [json.loads((folder / "log.json").read_text()) for folder in (one, two)]
+    loss = max(abs(a - b) for a, b in zip(*(log["losses"] for log in logs)))
+    print(f"world sizes {[log['world_size'] for log in logs]}: {len(first)} tensors, largest difference of a parameter {worst:.2e}, of a loss {loss:.2e}")
+    assert worst <= 5e-6 and loss <= 1e-6 and [log["world_size"] for log in logs] == [1, 2]
+
+
+def unconnected(out):
+    children = [subprocess.Popen([sys.executable, __file__, f"{out}-{rank}"], env={**os.environ, "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    assert all(child.wait() == 0 for child in children)
+    sizes = [json.loads(pathlib.Path(f"{out}-{rank}/log.json").read_text())["world_size"] for rank in range(2)]
+    print(f"two processes without a rendezvous report world sizes {sizes} where 2 was planned")
+    assert sizes == [1, 1]
+
+
+def main():
+    flags, folders = [a for a in sys.argv[1:] if a.startswith("--")], [pathlib.Path(a) for a in sys.argv[1:] if not a.startswith("--")]
+    if "--compare" in flags:
+        compare(*folders)
+    elif "--unconnected" in flags:
+        unconnected(folders[0])
+    else:
+        train(folders[0])
+
+
+if __name__ == "__main__":
+    main()
