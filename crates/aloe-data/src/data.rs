@@ -435,7 +435,7 @@ fn outcome(item: &mut Item, config: &DataConfig) -> Outcome {
 }
 
 /// Writes JSON lines atomically; gives their digest.
-fn lines<T: serde::Serialize>(path: &Path, rows: &[T]) -> Result<String> {
+pub(crate) fn lines<T: serde::Serialize>(path: &Path, rows: &[T]) -> Result<String> {
     let mut hasher = digest::Hasher::default();
     atomic::write_with(path, |file| -> Result<()> {
         for row in rows {

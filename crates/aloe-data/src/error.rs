@@ -157,6 +157,38 @@ pub enum Error {
         /// Counts by rule.
         by_rule: String,
     },
+    /// Benchmark questions that cannot be read.
+    #[error(transparent)]
+    Task(#[from] aloe_task::Error),
+    /// The model that writes or judges.
+    #[error(transparent)]
+    Engine(#[from] aloe_engine::Error),
+    /// The answers of another run lie in the output folder.
+    #[error("{} holds answers of other settings or another model; choose another output folder", path.display())]
+    OtherRun {
+        /// The log.
+        path: PathBuf,
+    },
+    /// The servers answer otherwise than when the answers so far were given.
+    #[error(
+        "the endpoint no longer answers as it did for the answers in {}: {difference}. Load the same weights there, or choose another output \
+         folder to start over",
+        path.display()
+    )]
+    OtherWeights {
+        /// The log.
+        path: PathBuf,
+        /// How far the answers to known questions lie apart.
+        difference: String,
+    },
+    /// Not one item was taken by the model.
+    #[error("all {n} requests were refused, so there is nothing to report; the first: {reason}")]
+    AllRefused {
+        /// How many.
+        n: usize,
+        /// Why the first was refused.
+        reason: String,
+    },
     /// Writing the output folder, or a stop asked for.
     #[error(transparent)]
     Record(#[from] aloe_record::Error),

@@ -1,6 +1,6 @@
 //! From raw files to a training mixture one can answer for: rows, rules, duplicates, overlaps, order, and an account of all.
 //!
-//! Knows no weights and no tokenizer. Reading order: `config`, `data` (the spine), `check`, `source` (files to rows with file:line),
+//! Knows no weights and no tokenizer; models are asked through `aloe-engine`, in `synthesis` (worked solutions). Reading order: `config`, `data` (the spine), `check`, `source` (files to rows with file:line),
 //! `dialect/*` (rows to conversations and pairs), `rules`, `simplify`, `minhash`, `dedup`, `held`, `decontaminate`, `red_team`
 //! (stage-2 variants), `mixture` (hold-out, shares, order), `manifest`, `notices`, `page`.
 //!
@@ -30,6 +30,7 @@ mod rules;
 mod simplify;
 mod source;
 mod strict;
+pub mod synthesis;
 
 pub use config::{DataConfig, Dedup, OutputKind, Rules, SourceConfig, TurnTokenNames};
 pub use data::run;

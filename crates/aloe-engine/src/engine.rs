@@ -292,6 +292,23 @@ impl Engine {
     }
 }
 
+/// A call of an engine whose answers go to `take`, in the caller's own error; an error of `take` ends the call, and is then its error.
+pub fn handed<R, E: From<Error>>(
+    call: impl FnOnce(&mut Take<R>) -> Result<()>,
+    mut take: impl FnMut(usize, Result<R>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut failed = None;
+    let called = call(&mut |at, answer| match take(at, answer) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => {
+            failed = Some(error);
+            ControlFlow::Break(())
+        }
+    });
+    failed.map_or(Ok(()), Err)?;
+    Ok(called?)
+}
+
 /// The answers of a call in the order of its `n` requests. A fault of servers stands in the place of every request that it left without
 /// an answer, whether it was asked or not.
 fn each<R>(n: usize, call: impl FnOnce(&mut Take<R>) -> Result<()>) -> Result<Vec<Result<R>>> {

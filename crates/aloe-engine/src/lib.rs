@@ -32,7 +32,7 @@ pub use cache::{ANSWERS_SINCE, CacheCounts, Cached};
 pub use counts::EngineCounts;
 pub use embed::{Embedder, Embedding, EndpointEmbedder, LocalEmbedder};
 pub use endpoint::{CanaryAnswers, Endpoint, listed};
-pub use engine::{Call, Engine, EngineIdentity, EngineOptions, Take};
+pub use engine::{Call, Engine, EngineIdentity, EngineOptions, Take, handed};
 pub use error::Error;
 pub use local::Local;
 pub use request::{

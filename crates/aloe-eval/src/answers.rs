@@ -8,6 +8,7 @@ use crate::{Error, Result, Sample};
 use aloe_engine::CanaryAnswers;
 use aloe_record::digest;
 use aloe_record::log::Log;
+use aloe_task::worked::Worked;
 use aloe_task::{Question, Task};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -37,42 +38,6 @@ pub(crate) struct Solved {
     pub(crate) n_attempts: usize,
     /// Right answers.
     pub(crate) right: Vec<Worked>,
-}
-
-/// A worked answer to a pool question.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Worked {
-    /// Original option index by shown position.
-    pub(crate) order: Vec<usize>,
-    /// The answer's text.
-    pub(crate) text: String,
-    /// Tokens of prompt and answer, where the engine tells.
-    pub(crate) n_tokens: Option<(usize, usize)>,
-    /// Who wrote it and what it had seen.
-    pub(crate) made: Made,
-}
-
-/// How a worked answer came about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Made {
-    /// By a model that did not know the answer, kept because it reached it.
-    SelfGenerated,
-    /// By a model that was told the answer.
-    GoldConditioned,
-    /// A file does not say.
-    NotStated,
-}
-
-impl Made {
-    /// In words, for results.
-    pub(crate) fn words(self) -> &'static str {
-        match self {
-            Self::SelfGenerated => "self-generated",
-            Self::GoldConditioned => "gold-conditioned",
-            Self::NotStated => "not-stated",
-        }
-    }
 }
 
 /// The specialty that a classifier put a question into.

@@ -5,11 +5,10 @@ use crate::expect::{self, Expected};
 use crate::metrics::{Counts, Group, groups};
 use crate::noise::NoiseFloor;
 use crate::parts::{self, Part};
-use crate::strategy::examples;
 use crate::{Encoders, EvalConfig, Result, Sample};
 use aloe_engine::{Embedder, EngineIdentity};
 use aloe_record::{atomic, digest};
-use aloe_task::{Protocol, Split, Task};
+use aloe_task::{Protocol, Split, Task, worked};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::io::Write as _;
@@ -302,7 +301,7 @@ pub(crate) fn settings(config: &EvalConfig, encoders: Encoders) -> Map<String, V
     }
     if config.strategy == crate::Strategy::Medprompt {
         settings.insert("medprompt".into(), json!(config.medprompt));
-        let examples = config.examples.as_deref().map(|path| examples::file_digest(path).unwrap_or_default());
+        let examples = config.examples.as_deref().map(|path| worked::file_digest(path).unwrap_or_default());
         settings.insert("examples".into(), json!(examples.unwrap_or_else(|| "self-generated".to_owned())));
         settings.insert("embedder".into(), json!(encoders.embedder.map(Embedder::name)));
         if let Some(reranker) = encoders.reranker {
@@ -322,7 +321,7 @@ pub(crate) fn fingerprint(model: &EngineIdentity, config: &EvalConfig, encoders:
     hasher.field(json!(settings).to_string().as_bytes());
     hasher.field(config.split.name().as_bytes());
     if let Some(path) = &config.examples {
-        hasher.field(examples::file_digest(path)?.as_bytes());
+        hasher.field(worked::file_digest(path)?.as_bytes());
     }
     Ok(hasher.hex())
 }

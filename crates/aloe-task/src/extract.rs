@@ -63,11 +63,23 @@ pub fn extract(reading: Reading<'_>, rule: AnswerRule) -> Extracted {
     let (answer, reasoning_removed) = match rule {
         AnswerRule::Aloe => {
             let (visible, removed) = without_reasoning(reading.text);
-            (by_position(&visible, reading), removed)
+            (by_position(&visible, reading).map(|(answer, _)| answer), removed)
         }
         AnswerRule::PromptEngine => (by_order(python_strip(reading.text), reading.order), false),
     };
     Extracted { answer: answer.map_or(Answer::Unparsed, Answer::Choice), reasoning_removed }
+}
+
+/// The answer by [`AnswerRule::Aloe`], and the text before it: without reasoning blocks, and without the answer's own line where that says
+/// nothing else. `None` where no answer can be read.
+pub fn reasoned(reading: Reading<'_>) -> Option<(usize, String)> {
+    let (visible, _) = without_reasoning(reading.text);
+    let (answer, begins) = by_position(&visible, reading)?;
+    let before = &visible[..begins];
+    let line = before.rfind('\n').map_or(0, |at| at + 1);
+    let is_label = before[line..].split_whitespace().count() <= 3 && !before[line..].contains(['.', ':', ';']);
+    let kept = if is_label && begins < visible.len() { &before[..line] } else { before };
+    Some((answer, kept.trim_end_matches(['*', '_', '#', ' ', '\t', '\n', '\r']).trim_start().to_owned()))
 }
 
 /// Cuts `<think>...</think>` (also `<thinking>`, `<reasoning>`) out. A block never closed is cut to the end: the model ran
@@ -93,7 +105,8 @@ pub fn without_reasoning(text: &str) -> (String, bool) {
 
 const MARKER: &str = "answer:";
 
-fn by_position(text: &str, reading: Reading<'_>) -> Option<usize> {
+/// The option and the byte at which its marker begins; the text's end without a marker.
+fn by_position(text: &str, reading: Reading<'_>) -> Option<(usize, usize)> {
     let n_choices = reading.order.len();
     // ASCII lower-casing keeps every byte position.
     let lower = text.to_ascii_lowercase();
@@ -101,14 +114,14 @@ fn by_position(text: &str, reading: Reading<'_>) -> Option<usize> {
     let Some(&first) = tails.first() else {
         // Without a marker the last bracketed letter, of a text that the model ended itself.
         let last = bracketed(text, n_choices).last().filter(|_| !reading.is_cut);
-        return last.map(|(_, shown)| reading.order.original(shown));
+        return last.map(|(_, shown)| (reading.order.original(shown), text.len()));
     };
     let end_of = |from: usize| tails.iter().find(|&&next| next > from).map_or(text.len(), |next| next - MARKER.len());
     // A question after an answer is the model's own; one before it is not.
     let answered = tails.iter().copied().find(|&from| behind(&text[from..end_of(from)], reading).is_some());
     let end = answered.map_or(text.len(), |from| from + made_up_question(&lower[from..]));
     let last = tails.iter().copied().rfind(|&from| from <= end).unwrap_or(first);
-    behind(&text[last..end.max(last)], reading).map(|shown| reading.order.original(shown))
+    behind(&text[last..end.max(last)], reading).map(|shown| (reading.order.original(shown), last - MARKER.len()))
 }
 
 /// The shown option that the text behind a marker names: what stands right behind it, else the first bracketed letter.
@@ -265,6 +278,21 @@ mod tests {
         check("Answer: C. difficile", &[2, 0, 1, 3], AnswerRule::Aloe, Some(2));
         check("Answer: Phrenic nerve palsy", &[0, 1, 2, 3, 4], AnswerRule::Aloe, Some(4));
         check("Answer: Phrenic nerve", &[0, 1, 2, 3, 4], AnswerRule::Aloe, Some(0));
+    }
+
+    #[test]
+    fn the_reasoning_is_what_stands_before_the_answers_line() {
+        let (choices, natural) = (choices(), order(&[0, 1, 2, 3]));
+        let check = |text: &str, expected: Option<(usize, &str)>| {
+            let reading = Reading { text, choices: &choices[..4], order: &natural, is_cut: false };
+            assert_eq!(reasoned(reading), expected.map(|(answer, text)| (answer, text.to_owned())), "{text:?}");
+        };
+        check("It runs deep.\n\nSo B.\n\nAnswer: B", Some((1, "It runs deep.\n\nSo B.")));
+        check("It runs deep.\n**Final Answer: [B]** It does.", Some((1, "It runs deep.")));
+        check("It runs deep, and so the right one is Answer: B", Some((1, "It runs deep, and so the right one is")));
+        check("<think>Is it A?</think>Deep.\nAnswer: B\n\nQuestion: Which bone?\nAnswer: C", Some((1, "Deep.")));
+        check("It is [B]", Some((1, "It is [B]")));
+        check("It is deep.", None);
     }
 
     #[test]

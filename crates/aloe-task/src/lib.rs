@@ -2,7 +2,7 @@
 //! questions, styles and judges.
 //!
 //! Knows no weights: text in, text out. Reading order: `question`, `task`, `datasets/*`, `wording/*`, `order`, `extract`,
-//! then `open` (questions answered in free text) and `red_team/*`. `rows` reads the file formats, `python_random` replays lm-evaluation-harness's few-shot draws,
+//! `worked` (files of worked answers), then `open` (questions answered in free text) and `red_team/*`. `rows` reads the file formats, `python_random` replays lm-evaluation-harness's few-shot draws,
 //! `reported` knows the sets on which nothing may be chosen.
 
 pub mod datasets;
@@ -17,6 +17,7 @@ pub mod reported;
 pub mod rows;
 mod task;
 pub mod wording;
+pub mod worked;
 
 pub use error::Error;
 pub use extract::{Answer, AnswerRule, Extracted};

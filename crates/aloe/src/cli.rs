@@ -3,7 +3,7 @@
 pub(crate) mod encoders;
 pub(crate) mod results;
 
-use crate::recipe::{keys, search_keys};
+use crate::recipe::{keys, search_keys, synthesis_stage};
 use crate::weights::{DtypeName, Quantize};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -170,6 +170,9 @@ pub(crate) enum Command {
     /// Red-team a model: questions times attack styles, answers, verdicts
     #[command(after_help = SEE_HELP, after_long_help = keys::redteam())]
     Redteam(RedteamArgs),
+    /// Write worked solutions to benchmarks' train questions with any model: synthetic training rows and Medprompt's examples
+    #[command(after_help = SEE_HELP, after_long_help = synthesis_stage::synthesis())]
+    Synthesis(SynthesisArgs),
     /// Score a finished evaluation again from its stored answers
     #[command(after_help = results::RESCORE_HELP)]
     Rescore(results::RescoreArgs),
@@ -576,6 +579,24 @@ pub(crate) struct RedteamArgs {
     /// Harmless prompts whose refusals are counted beside
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) harmless: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct SynthesisArgs {
+    #[command(flatten)]
+    pub(crate) asked: AskedArgs,
+    /// Names of the tasks whose train questions are solved, separated by commas
+    #[arg(long, value_delimiter = ',', required_unless_present = "recipe", conflicts_with = "recipe")]
+    pub(crate) tasks: Vec<String>,
+    /// Folder with the benchmarks' files; default $ALOE_DATA
+    #[arg(long, conflicts_with = "recipe")]
+    pub(crate) data: Option<PathBuf>,
+    /// gold (the writer is told the right answer) or self
+    #[arg(long, default_value = "gold", conflicts_with = "recipe")]
+    pub(crate) mode: String,
+    /// At most N questions of each task, drawn by the seed
+    #[arg(long, conflicts_with = "recipe")]
+    pub(crate) limit: Option<usize>,
 }
 
 #[derive(Args)]

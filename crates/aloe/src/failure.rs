@@ -106,6 +106,8 @@ fn code_of_stage(cause: &(dyn std::error::Error + 'static), signal: usize) -> Op
     if let Some(error) = cause.downcast_ref::<aloe_data::Error>() {
         return match error {
             aloe_data::Error::Record(inner) => code_of_record(inner, signal),
+            aloe_data::Error::Engine(inner) => code_of_engine(inner, signal),
+            aloe_data::Error::OtherWeights { .. } => None,
             _ => Some(2),
         };
     }

@@ -51,7 +51,7 @@ pub(crate) fn resume_point(kind: &str, partial: &Path) -> Option<String> {
             let n_verdicts = entries.filter(is_verdict).count();
             (n_verdicts > 0).then(|| format!("goes on from {n_verdicts} verdicts"))
         }
-        "eval" | "redteam" => {
+        "eval" | "redteam" | "synthesis" => {
             let log = match std::fs::read(partial.join(".answers.log")) {
                 Ok(log) => log,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
@@ -63,11 +63,15 @@ pub(crate) fn resume_point(kind: &str, partial: &Path) -> Option<String> {
             let entries: Vec<&[u8]> = lines.filter_map(|line| line.get(9..)).collect();
             let count = |what: &str| entries.iter().filter(|json| json.starts_with(what.as_bytes())).count();
             let (answered, solved) = (count("{\"answered\""), count("{\"solved\""));
-            let noun = if kind == "eval" { "question" } else { "prompt" };
+            let noun = match kind {
+                "eval" => "answered question",
+                "redteam" => "answered prompt",
+                _ => "answer",
+            };
             match (answered, solved) {
                 (0, 0) => None,
                 (0, solved) => Some(format!("goes on after worked example {solved} of the pool")),
-                _ => Some(format!("goes on from {answered} answered {noun}s")),
+                _ => Some(format!("goes on from {answered} {noun}s")),
             }
         }
         _ => None,
@@ -83,7 +87,8 @@ fn newest_step(state: &Path) -> Option<u64> {
 /// Files that a reader or the next try can use: answers, checkpoints, metrics of a run that stopped, reference
 /// log-probabilities. Stages that start over anyway have none.
 fn may_hold_work(kind: &str, partial: &Path) -> bool {
-    matches!(kind, "sft" | "dpo" | "merge-search" | "eval" | "rejudge" | "redteam") && has_content(partial)
+    matches!(kind, "sft" | "dpo" | "merge-search" | "eval" | "rejudge" | "redteam" | "synthesis")
+        && has_content(partial)
 }
 
 /// Whether a file beside the marks and what a person watches holds a byte, or cannot be told not to.

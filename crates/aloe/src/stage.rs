@@ -309,7 +309,7 @@ fn open_partial(kind: &str, out: &Path, decides: &Value) -> anyhow::Result<Outpu
 /// Refuses to start over where a training has checkpoints or a model has answered: what it was started with is named beside what is asked
 /// for now.
 fn refuse_to_lose(kind: &str, partial: &Path, decides: &Value) -> anyhow::Result<()> {
-    let is_kept = matches!(kind, "sft" | "dpo" | "eval" | "redteam");
+    let is_kept = matches!(kind, "sft" | "dpo" | "eval" | "redteam" | "synthesis");
     let Some(goes_on) = leave::resume_point(kind, partial).filter(|_| is_kept) else { return Ok(()) };
     let earlier: Value = atomic::read_json(&partial.join(DECIDES)).unwrap_or_default();
     let found = differences("", &earlier, decides);
@@ -372,7 +372,7 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's. Of an evaluation also what is
         // made of the answers; 2: answers are read by position alike for every letter, figures by subject, length and calibration.
         "eval" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
-        "rejudge" | "redteam" => aloe_engine::ANSWERS_SINCE,
+        "rejudge" | "redteam" | "synthesis" => aloe_engine::ANSWERS_SINCE,
         _ => env!("CARGO_PKG_VERSION"),
     };
     since.into()
@@ -381,7 +381,7 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
 /// Everything that decides a stage's result.
 fn decides(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &str) -> Value {
     // Training stages hold their dtype in their settings; the others but these do not compute with a model.
-    let computes = matches!(job.kind, "eval" | "rejudge" | "redteam" | "merge-search");
+    let computes = matches!(job.kind, "eval" | "rejudge" | "redteam" | "synthesis" | "merge-search");
     let dtype = computes.then(|| match context.dtype {
         None if job.inputs.get("model").is_some_and(|paths| paths.iter().any(|path| path.is_file())) => "Gguf".into(),
         dtype => format!("{:?}", dtype.unwrap_or_default()),
@@ -415,6 +415,10 @@ fn resumable(kind: &str, mut decides: Value) -> Value {
     let is_closed = kind == "eval" && decides["config"]["strategy"] != "open";
     if let (true, Some(config)) = (is_closed, decides["config"].as_object_mut()) {
         config.retain(|key, _| !["tasks", "limit", "expect_accuracy"].contains(&key.as_str()));
+    }
+    // Nor does the log of a synthesis depend on how many questions and attempts are asked for.
+    if let (true, Some(config)) = (kind == "synthesis", decides["config"].as_object_mut()) {
+        config.retain(|key, _| !["tasks", "limit", "attempts", "blind"].contains(&key.as_str()));
     }
     // Answers do not depend on who judges them, and the log keeps verdicts by judge.
     if let (true, Some(inputs)) = (matches!(kind, "eval" | "rejudge"), decides["inputs"].as_object_mut()) {

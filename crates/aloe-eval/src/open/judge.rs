@@ -66,7 +66,7 @@ pub(crate) fn judge_all(
     for window in missing.chunks(engine.window_requests()) {
         cancel.check()?;
         let requests: Vec<GenerateRequest> = window.iter().map(|&at| request(&samples[at], judge)).collect();
-        let asked = handed(
+        let asked: Result<()> = handed(
             |take| engine.generate_into(&requests, &Progress::silent(), cancel, take),
             |of, answered| {
                 progress.advance(1);

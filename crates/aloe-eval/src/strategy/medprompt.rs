@@ -9,15 +9,15 @@
 //! fixed examples as questions get, where we take three at most; one answer to a pool question is drawn once, not for each test question;
 //! a reranker reads an example's question with its options.
 
-use super::examples;
 use super::generate::{Plan, Shots, Voted, ask, collect};
 use super::{TaskRun, item, retry};
-use crate::answers::{AnswerLog, Made, Solved, Worked};
+use crate::answers::{AnswerLog, Solved};
 use crate::neighbors::{self, Search};
 use crate::same::SameQuestions;
 use crate::{Error, Neighbours, Result, Retry};
 use aloe_record::{CounterRng, Progress};
 use aloe_task::wording::{fixed_shots, prompt_engine};
+use aloe_task::worked::{self, Made, Worked};
 use aloe_task::{ChoiceOrder, CotShot, Protocol, Question, Split, Task};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -50,7 +50,12 @@ pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog, out: &Path) -> Result<
         let _ = std::fs::remove_file(out.join("examples.json"));
         let several = run.config.tasks.len() > 1;
         let name = if several { format!("examples_{}.json", run.task.name()) } else { "examples.json".to_owned() };
-        examples::write(&out.join(name), &pool.questions, &pool.solved)?;
+        let entries = pool.questions.iter().zip(&pool.solved).map(|(question, solved)| worked::Entry {
+            question,
+            n_attempts: solved.n_attempts,
+            right: &solved.right,
+        });
+        worked::write(&out.join(name), entries)?;
     }
     let examples: Vec<(&Question, &Solved)> =
         pool.questions.iter().zip(&pool.solved).filter(|(_, solved)| !solved.right.is_empty()).collect();
@@ -114,12 +119,12 @@ fn notes(run: &TaskRun, pool: &Pool, chooser: &Chooser, counts: &Counts) -> Map<
 
 fn from_file(run: &TaskRun, path: &Path) -> Result<Pool> {
     let (mut questions, mut solved) = (Vec::new(), Vec::new());
-    for (index, (question, n_attempts, right)) in examples::read(path)?.into_iter().enumerate() {
+    for (index, (question, n_attempts, right)) in worked::read(path)?.into_iter().enumerate() {
         let (task, id) = (run.task.name(), question.id.clone());
         solved.push(Solved { task, index, id, n_attempts, right });
         questions.push(question);
     }
-    let source = format!("a file with sha256 {}", examples::file_digest(path)?);
+    let source = format!("a file with sha256 {}", worked::file_digest(path)?);
     Ok(Pool { source, questions, solved, n_refused: 0 })
 }
 

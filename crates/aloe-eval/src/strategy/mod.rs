@@ -4,7 +4,6 @@
 //! `loglikelihood` scores options; `cot`, `sc_cot` and `medprompt` choose examples and orders and share `generate`.
 
 mod cot;
-pub(crate) mod examples;
 mod generate;
 mod loglikelihood;
 mod medprompt;
@@ -13,12 +12,12 @@ mod sc_cot;
 
 use crate::answers::AnswerLog;
 use crate::{Encoders, Error, EvalConfig, Result, Sample, Strategy};
-use aloe_engine::{Engine, Take};
+use aloe_engine::Engine;
+pub(crate) use aloe_engine::handed;
 use aloe_record::{Cancel, Progress, digest};
 use aloe_task::wording::fixed_shots;
 use aloe_task::{Question, Task};
 use serde_json::{Map, Value};
-use std::ops::ControlFlow;
 use std::path::Path;
 
 /// One task under evaluation.
@@ -108,23 +107,6 @@ impl Plan {
             Self::Generate(plan) => plan.notes.clone(),
         }
     }
-}
-
-/// A call of an engine whose answers go to `take`; an error of `take` ends the call, and is then its error.
-pub(crate) fn handed<R>(
-    call: impl FnOnce(&mut Take<R>) -> aloe_engine::Result<()>,
-    mut take: impl FnMut(usize, aloe_engine::Result<R>) -> Result<()>,
-) -> Result<()> {
-    let mut failed = None;
-    let called = call(&mut |at, answer| match take(at, answer) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(error) => {
-            failed = Some(error);
-            ControlFlow::Break(())
-        }
-    });
-    failed.map_or(Ok(()), Err)?;
-    Ok(called?)
 }
 
 /// The index of the largest value; the first of equal ones.

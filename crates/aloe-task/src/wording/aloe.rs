@@ -59,7 +59,8 @@ pub fn description(question: &Question, order: &ChoiceOrder) -> String {
     format!("{}{}", head(question), options.join("\n"))
 }
 
-fn head(question: &Question) -> String {
+/// The abstract, where there is one, and the question, without its options.
+pub(super) fn head(question: &Question) -> String {
     match &question.context {
         Some(context) => format!("Abstract: {}\nQuestion: {}\n", context.trim(), question.stem.trim()),
         None => format!("Question: {}\n", question.stem.trim()),

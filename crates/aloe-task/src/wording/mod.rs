@@ -8,6 +8,7 @@ pub mod lm_eval;
 pub mod open;
 pub mod prompt_engine;
 mod prompt_engine_shots;
+pub mod synthesis;
 
 use crate::{AnswerRule, ChoiceOrder, Error, Exhausted, Question, Result, Task};
 use aloe_text::Message;

@@ -19,6 +19,7 @@ mod score;
 mod show_mask;
 mod single;
 pub(crate) mod stages;
+mod synthesis;
 mod view;
 
 use crate::cli::{Cli, Command, Common, FileArgs, ModelArgs};
@@ -58,6 +59,7 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
         Command::Rejudge(args) => single::rejudge(&args, cancel),
         Command::View(args) => view::run(&args),
         Command::Redteam(args) => single::redteam(&args, cancel),
+        Command::Synthesis(args) => single::synthesis(&args, cancel),
         Command::Card(args) => single::stage("card", &args, cancel),
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::cli::{
     AskedArgs, Common, EntryArgs, EvalArgs, MergeArgs, MergeSearchArgs, PullArgs, RedteamArgs, RejudgeArgs, StageArgs,
+    SynthesisArgs,
 };
 use crate::commands::run::{enter_root, output_folder, run_stage};
 use crate::commands::stages::check_expected;
@@ -175,20 +176,8 @@ pub(crate) fn eval(args: &EvalArgs, cancel: &Cancel) -> anyhow::Result<()> {
         return from_recipe("eval", &args.asked.entry, args.asked.out.as_deref(), cancel);
     }
     let mut entry = Table::new();
-    let tasks = args.tasks.iter().map(|task| match task.ends_with(".toml") {
-        true => absolute(Path::new(task)).map(Value::String),
-        false => Ok(Value::String(task.clone())),
-    });
-    entry.insert("tasks".into(), Value::Array(tasks.collect::<anyhow::Result<_>>()?));
-    let data = match &args.data {
-        Some(data) => data.clone(),
-        // Tasks of the user's own name their files themselves.
-        None if args.tasks.iter().all(|task| task.ends_with(".toml")) => folder_of(&args.tasks[0]),
-        None => std::env::var_os("ALOE_DATA")
-            .map(PathBuf::from)
-            .ok_or_else(|| Failure::usage("--data DIR is missing and ALOE_DATA is not set"))?,
-    };
-    entry.insert("data".into(), path_value(&data)?);
+    entry.insert("tasks".into(), tasks_value(&args.tasks)?);
+    entry.insert("data".into(), path_value(&data_folder(args.data.as_deref(), &args.tasks)?)?);
     entry.insert("protocol".into(), Value::String(args.protocol.clone()));
     entry.insert("strategy".into(), Value::String(args.strategy.clone()));
     for (key, number) in [("shots", args.shots), ("limit", args.limit)] {
@@ -252,6 +241,45 @@ pub(crate) fn redteam(args: &RedteamArgs, cancel: &Cancel) -> anyhow::Result<()>
         entry.insert("harmless".into(), path_value(harmless)?);
     }
     ask("redteam", entry, &args.asked, Table::new(), cancel)
+}
+
+/// `aloe synthesis MODEL`.
+pub(crate) fn synthesis(args: &SynthesisArgs, cancel: &Cancel) -> anyhow::Result<()> {
+    if args.asked.entry.recipe.is_some() {
+        return from_recipe("synthesis", &args.asked.entry, args.asked.out.as_deref(), cancel);
+    }
+    if args.asked.compare.is_some() {
+        return Err(Failure::usage("--compare: two syntheses are not compared here; leave it out").into());
+    }
+    let mut entry = Table::new();
+    entry.insert("tasks".into(), tasks_value(&args.tasks)?);
+    entry.insert("data".into(), path_value(&data_folder(args.data.as_deref(), &args.tasks)?)?);
+    entry.insert("mode".into(), Value::String(args.mode.clone()));
+    if let Some(limit) = args.limit {
+        entry.insert("limit".into(), Value::Integer(i64::try_from(limit)?));
+    }
+    ask("synthesis", entry, &args.asked, Table::new(), cancel)
+}
+
+/// Task names; descriptions of the user's own sets by their absolute paths.
+fn tasks_value(tasks: &[String]) -> anyhow::Result<Value> {
+    let tasks = tasks.iter().map(|task| match task.ends_with(".toml") {
+        true => absolute(Path::new(task)).map(Value::String),
+        false => Ok(Value::String(task.clone())),
+    });
+    Ok(Value::Array(tasks.collect::<anyhow::Result<_>>()?))
+}
+
+/// The folder with the benchmarks' files: as given, else the environment's.
+fn data_folder(given: Option<&Path>, tasks: &[String]) -> anyhow::Result<PathBuf> {
+    match given {
+        Some(data) => Ok(data.to_owned()),
+        // Tasks of the user's own name their files themselves.
+        None if !tasks.is_empty() && tasks.iter().all(|task| task.ends_with(".toml")) => Ok(folder_of(&tasks[0])),
+        None => std::env::var_os("ALOE_DATA")
+            .map(PathBuf::from)
+            .ok_or_else(|| Failure::usage("--data DIR is missing and ALOE_DATA is not set").into()),
+    }
 }
 
 fn folder_of(file: &str) -> PathBuf {

@@ -1,7 +1,7 @@
 //! From checked settings to a stage's spine: one function per kind that opens what the spine needs, calls it and fills
 //! the record. `aloe run` and the subcommands both come through here.
 
-use crate::commands::{memory_of, merge_search, open, rows, tell_cache, tell_evictions, timeout_of};
+use crate::commands::{memory_of, merge_search, open, rows, synthesis, tell_cache, tell_evictions, timeout_of};
 use crate::failure::Failure;
 use crate::lineage;
 use crate::recipe::eval_stage::EvalStage;
@@ -48,6 +48,7 @@ pub(crate) fn run(
         StageConfig::Eval(config) => eval(config, inputs, folder, record, context),
         StageConfig::Rejudge(config) => open::rejudge(config, inputs, folder, record, context),
         StageConfig::Redteam(config) => redteam(config, inputs, folder, record, context),
+        StageConfig::Synthesis(config) => synthesis::run(config, inputs, folder, record, context),
         StageConfig::Card(config) => crate::card::write(config, inputs, folder, record),
     })
 }
@@ -59,6 +60,7 @@ pub(crate) fn extra_files(config: &StageConfig) -> Vec<PathBuf> {
         StageConfig::Eval(config) => config.files(),
         StageConfig::Rejudge(config) => config.labels.iter().cloned().collect(),
         StageConfig::Redteam(config) => config.files(),
+        StageConfig::Synthesis(config) => config.files(),
         StageConfig::Pull(config) if config.source.contains(':') => Vec::new(),
         StageConfig::Pull(config) => vec![PathBuf::from(&config.source)],
         StageConfig::Merge(config) => config.outside_models().into_iter().map(|(_, folder)| folder).collect(),

@@ -301,11 +301,12 @@ fn decode_kind<'i>(
         "eval" => decode(text, context, table, mistakes).map(StageConfig::Eval),
         "rejudge" => decode(text, context, table, mistakes).map(StageConfig::Rejudge),
         "redteam" => decode(text, context, table, mistakes).map(StageConfig::Redteam),
+        "synthesis" => decode(text, context, table, mistakes).map(|made| StageConfig::Synthesis(Box::new(made))),
         "card" => decode(text, context, table, mistakes).map(StageConfig::Card),
         other => {
             let text = format!(
-                "{context}: no kind of stage is called {other:?}; kinds are pull, data, sft, dpo, merge, merge-search, eval, rejudge, redteam, \
-                 card"
+                "{context}: no kind of stage is called {other:?}; kinds are pull, data, synthesis, sft, dpo, merge, merge-search, eval, \
+                 rejudge, redteam, card"
             );
             mistakes.push(Mistake { line, text });
             None

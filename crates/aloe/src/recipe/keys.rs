@@ -479,6 +479,7 @@ fn quoted(text: &str) -> Vec<String> {
 mod tests {
     use super::super::search_keys::{SEARCH, SEARCH_STAGE};
     use super::super::search_stage::MergeSearchStage;
+    use super::super::synthesis_stage::{SYNTHESIS, SynthesisStage};
     use super::*;
     use serde::de::DeserializeOwned;
     use std::collections::BTreeSet;
@@ -509,6 +510,7 @@ mod tests {
         check::<EvalStage>(&[EVAL]);
         check::<super::super::open_stage::RejudgeStage>(&[REJUDGE]);
         check::<RedteamStage>(&[REDTEAM]);
+        check::<SynthesisStage>(&[SYNTHESIS]);
         check::<crate::card::CardConfig>(&[CARD]);
         check::<MergeSearchStage>(&[SEARCH_STAGE]);
         check::<aloe_merge::search::SearchSettings>(&[SEARCH]);

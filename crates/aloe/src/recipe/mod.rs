@@ -1,6 +1,6 @@
 //! Recipes: one TOML file with a list of stages that form a graph.
 //!
-//! `raw` reads what was written, `checked` turns it into typed stages (`stage_config`, `eval_stage`, `redteam_stage`, `search_stage`) and finds
+//! `raw` reads what was written, `checked` turns it into typed stages (`stage_config`, `eval_stage`, `redteam_stage`, `search_stage`, `synthesis_stage`) and finds
 //! every mistake, `plan` (with `sizes` and `measured_steps`) estimates and `plan_table` prints it, `keys` (with `search_keys`) is the help on settings.
 
 pub(crate) mod checked;
@@ -16,3 +16,4 @@ pub(crate) mod search_keys;
 pub(crate) mod search_stage;
 pub(crate) mod sizes;
 pub(crate) mod stage_config;
+pub(crate) mod synthesis_stage;

@@ -170,6 +170,7 @@ fn measured(
         StageConfig::Eval(config) if config.is_open() => config.open_size(meter),
         StageConfig::Eval(config) => config.checked().ok().and_then(|config| sizes::eval(&config, meter)),
         StageConfig::Redteam(config) => sizes::redteam(config, meter),
+        StageConfig::Synthesis(config) => config.size(meter),
         StageConfig::MergeSearch(config) => {
             let size = config.eval.checked().ok().and_then(|config| sizes::eval(&config, meter));
             size.zip(config.n_asked()).map(|(size, n_asked)| size.times(n_asked as u64))
@@ -204,7 +205,9 @@ fn measured(
             let tokens_of = |(tokens, rows)| aligned(config, tokens, rows);
             Known { steps, epoch_tokens: tokens, tokens: tokens.zip(rows).map(tokens_of), ..known }
         }
-        StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::MergeSearch(_) => Known { generated, ..known },
+        StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::Synthesis(_) | StageConfig::MergeSearch(_) => {
+            Known { generated, ..known }
+        }
         _ => known,
     }
 }
@@ -241,6 +244,7 @@ fn aligned(config: &aloe_train::DpoConfig, tokens: u64, rows: u64) -> u64 {
 fn generated(stage: &Stage, rows: u64) -> Option<u64> {
     match &stage.config {
         StageConfig::Redteam(config) => Some(rows * config.max_new_tokens as u64),
+        StageConfig::Synthesis(config) => Some(rows * (config.attempts * config.max_new_tokens) as u64),
         StageConfig::Eval(config) => {
             let config = config.checked().ok()?;
             let scored = config.strategy == aloe_eval::Strategy::Loglikelihood;
@@ -290,7 +294,7 @@ fn work(stage: &Stage, known: &Known) -> Option<(f64, f64)> {
                 8.0
             }
         }
-        StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::MergeSearch(_) => 2.0,
+        StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::Synthesis(_) | StageConfig::MergeSearch(_) => 2.0,
         _ => return None,
     };
     let parameters = known.n_parameters? as f64;
@@ -368,7 +372,7 @@ fn memory(recipe: &Recipe, stage: &Stage, known: &Known) -> Option<u64> {
         }
         // A few tiles a thread, whatever the size of the models.
         StageConfig::Merge(_) => 0.0625 * GIB,
-        StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::MergeSearch(_) => {
+        StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::Synthesis(_) | StageConfig::MergeSearch(_) => {
             let weights = match (stage.config.quantize(), recipe.dtype) {
                 // A block of 32 weights and its 16-bit scale; heads and small models take a little more.
                 (Some(Quantize::Q8), _) => 34.0 / 32.0 * parameters,

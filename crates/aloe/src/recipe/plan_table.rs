@@ -8,7 +8,7 @@ pub(crate) fn table(plan: &Plan) -> String {
     let mut text =
         line(["stage", "kind", "rows", "steps", "tokens", "generated", "memory", "2 CPU cores", "4xH100 node"], "");
     for row in &plan.rows {
-        let computes = matches!(row.kind, "sft" | "dpo" | "merge-search" | "eval" | "redteam");
+        let computes = matches!(row.kind, "sft" | "dpo" | "merge-search" | "eval" | "redteam" | "synthesis");
         let count = |number: Option<u64>, expected: bool| match number {
             Some(number) => number.to_string(),
             None if expected => "unknown".to_owned(),
@@ -49,7 +49,7 @@ fn total(plan: &Plan) -> String {
     let computing: Vec<&Row> = plan
         .rows
         .iter()
-        .filter(|row| matches!(row.kind, "sft" | "dpo" | "merge-search" | "eval" | "redteam"))
+        .filter(|row| matches!(row.kind, "sft" | "dpo" | "merge-search" | "eval" | "redteam" | "synthesis"))
         .collect();
     let more = if computing.iter().any(|row| row.tokens.is_none()) { "+" } else { "" };
     let tokens: u64 = computing.iter().filter_map(|row| row.tokens).sum();

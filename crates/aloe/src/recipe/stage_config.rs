@@ -26,6 +26,8 @@ pub(crate) enum StageConfig {
     Rejudge(super::open_stage::RejudgeStage),
     /// Red-team.
     Redteam(super::redteam_stage::RedteamStage),
+    /// Write training rows by a model.
+    Synthesis(Box<super::synthesis_stage::SynthesisStage>),
     /// Write the card.
     Card(crate::card::CardConfig),
 }
@@ -90,6 +92,7 @@ impl StageConfig {
             Self::Eval(_) => "eval",
             Self::Rejudge(_) => "rejudge",
             Self::Redteam(_) => "redteam",
+            Self::Synthesis(_) => "synthesis",
             Self::Card(_) => "card",
         }
     }
@@ -106,6 +109,7 @@ impl StageConfig {
             Self::Eval(config) => config.used(),
             Self::Rejudge(config) => config.used(),
             Self::Redteam(config) => serde_json::to_value(config),
+            Self::Synthesis(config) => config.used(),
             Self::Card(config) => serde_json::to_value(config),
         }
     }
@@ -125,6 +129,7 @@ impl StageConfig {
             }
             Self::Eval(config) if !own("seed") => config.seed = seed,
             Self::Redteam(config) if !own("seed") => config.seed = seed,
+            Self::Synthesis(config) if !own("seed") => config.seed = seed,
             Self::MergeSearch(config) => {
                 let own = |table: &str| written.get(table).is_some_and(|table| table.get("seed").is_some());
                 config.search.seed = if own("search") { config.search.seed } else { seed };
@@ -139,6 +144,7 @@ impl StageConfig {
         match self {
             Self::Eval(config) => config.quantize,
             Self::Redteam(config) => config.quantize,
+            Self::Synthesis(config) => config.quantize,
             Self::MergeSearch(config) => config.eval.quantize,
             _ => None,
         }
@@ -149,7 +155,7 @@ impl StageConfig {
         match self {
             Self::Pull(_) | Self::Data(_) | Self::Merge(_) | Self::MergeSearch(_) => &[],
             Self::Sft(_) | Self::Dpo(_) => &["model", "data"],
-            Self::Eval(_) | Self::Redteam(_) | Self::Card(_) => &["model"],
+            Self::Eval(_) | Self::Redteam(_) | Self::Synthesis(_) | Self::Card(_) => &["model"],
             Self::Rejudge(_) => &["answers"],
         }
     }
@@ -158,7 +164,7 @@ impl StageConfig {
     pub(super) fn optional_inputs(&self) -> Option<&'static [&'static str]> {
         match self {
             Self::Merge(_) | Self::MergeSearch(_) => None,
-            Self::Pull(_) | Self::Data(_) | Self::Sft(_) | Self::Dpo(_) => Some(&[]),
+            Self::Pull(_) | Self::Data(_) | Self::Sft(_) | Self::Dpo(_) | Self::Synthesis(_) => Some(&[]),
             Self::Eval(config) if config.is_open() => Some(&["judge"]),
             Self::Eval(_) => Some(&["compare", "embedder"]),
             Self::Rejudge(_) => Some(&["judge"]),
@@ -183,6 +189,7 @@ impl StageConfig {
             Self::Eval(config) => config.checked().err().unwrap_or_default(),
             Self::Rejudge(config) => config.mistakes(),
             Self::Redteam(config) => config.checked().err().unwrap_or_default(),
+            Self::Synthesis(config) => config.checked().err().unwrap_or_default(),
             Self::MergeSearch(config) => config.checked().err().unwrap_or_default(),
         }
     }

@@ -14,6 +14,7 @@ mod replicas;
 mod reproduce;
 mod server;
 mod strategies;
+mod synthesis;
 mod timeouts;
 
 use crate::{root, run, stories};

@@ -3,18 +3,64 @@
 //! original_answer, result, order, retries, tokens}]}`. Ours adds to each generation `made`: `self-generated`, or `gold-conditioned` where the
 //! writer was told the answer.
 
-use crate::answers::{Made, Solved, Worked};
-use crate::{Error, Result};
+use crate::datasets::prompt_engine;
+use crate::wording::prompt_engine::description;
+use crate::{ChoiceOrder, Error, Question, Result, letter, rows};
 use aloe_record::{atomic, digest};
-use aloe_task::datasets::prompt_engine;
-use aloe_task::wording::prompt_engine::description;
-use aloe_task::{ChoiceOrder, Question, letter, rows};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
+/// A worked answer to a question.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Worked {
+    /// Original option index by shown position.
+    pub order: Vec<usize>,
+    /// The answer's text.
+    pub text: String,
+    /// Tokens of prompt and answer, where the engine tells.
+    pub n_tokens: Option<(usize, usize)>,
+    /// Who wrote it and what it had seen.
+    pub made: Made,
+}
+
+/// How a worked answer came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Made {
+    /// By a model that did not know the answer, kept because it reached it.
+    SelfGenerated,
+    /// By a model that was told the answer.
+    GoldConditioned,
+    /// A file does not say.
+    NotStated,
+}
+
+impl Made {
+    /// In words, for results.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::SelfGenerated => "self-generated",
+            Self::GoldConditioned => "gold-conditioned",
+            Self::NotStated => "not-stated",
+        }
+    }
+}
+
+/// A question of a pool with its right answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// The question.
+    pub question: &'a Question,
+    /// Attempts at it in all.
+    pub n_attempts: usize,
+    /// Those that reached its key.
+    pub right: &'a [Worked],
+}
+
 /// Pool questions with the number of attempts at each and its worked answers, in the file's order. Generations that do not end at the right answer are left out, as in
 /// prompt_engine's `load_solutions`; a file without a single right one is refused.
-pub(crate) fn read(path: &Path) -> Result<Vec<(Question, usize, Vec<Worked>)>> {
+pub fn read(path: &Path) -> Result<Vec<(Question, usize, Vec<Worked>)>> {
     let shown = path.display().to_string();
     let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
     let rows = rows::read(folder, &name.to_string_lossy())?;
@@ -24,11 +70,11 @@ pub(crate) fn read(path: &Path) -> Result<Vec<(Question, usize, Vec<Worked>)>> {
         let generations = match row.columns.get("generations") {
             None | Some(Value::Null) => Vec::new(),
             Some(Value::Array(list)) => list.clone(),
-            other => return Err(row.unexpected("generations", "a list", other).into()),
+            other => return Err(row.unexpected("generations", "a list", other)),
         };
         let mut right = Vec::new();
         for (number, generation) in generations.iter().enumerate() {
-            let refuse = |reason: &str| Error::Task(row.refuse(format!("generation {}: {reason}", number + 1)));
+            let refuse = |reason: &str| row.refuse(format!("generation {}: {reason}", number + 1));
             right.extend(worked(generation, &question).map_err(|reason| refuse(&reason))?);
         }
         // prompt_engine's files hold every answer that was read, ours the right ones and how many there were.
@@ -36,7 +82,8 @@ pub(crate) fn read(path: &Path) -> Result<Vec<(Question, usize, Vec<Worked>)>> {
         found.push((question, n_attempts, right));
     }
     if found.iter().all(|(_, _, right)| right.is_empty()) {
-        return Err(Error::Config(format!("{shown} holds no generation whose result is the correct answer")));
+        let reason = "holds no generation whose result is the correct answer".to_owned();
+        return Err(Error::Row { at: shown, reason });
     }
     Ok(found)
 }
@@ -68,23 +115,23 @@ fn worked(generation: &Value, question: &Question) -> std::result::Result<Option
 }
 
 /// Writes the pool and its right answers.
-pub(crate) fn write(path: &Path, pool: &[Question], solved: &[Solved]) -> Result<()> {
-    let mut entries = Map::new();
-    for (question, solved) in pool.iter().zip(solved).filter(|(_, solved)| !solved.right.is_empty()) {
+pub fn write<'a>(path: &Path, entries: impl Iterator<Item = Entry<'a>>) -> aloe_record::Result<()> {
+    let mut written = Map::new();
+    for Entry { question, n_attempts, right } in entries.filter(|entry| !entry.right.is_empty()) {
         let lettered = question.choices.iter().enumerate();
         let options: Map<String, Value> = lettered.map(|(i, choice)| (letter(i).to_string(), json!(choice))).collect();
-        let generations: Vec<Value> = solved.right.iter().map(|one| generation(question, one)).collect();
+        let generations: Vec<Value> = right.iter().map(|one| generation(question, one)).collect();
         let mut entry = json!({
             "question": question.stem, "correct_answer": letter(question.key).to_string(), "options": options,
         });
         if let Some(context) = &question.context {
             entry["context"] = json!(context.split('\n').collect::<Vec<_>>());
         }
-        entry["attempts"] = json!(solved.n_attempts);
+        entry["attempts"] = json!(n_attempts);
         entry["generations"] = Value::from(generations);
-        entries.insert(question.id.clone(), entry);
+        written.insert(question.id.clone(), entry);
     }
-    Ok(atomic::write_json(path, &entries)?)
+    atomic::write_json(path, &written)
 }
 
 fn generation(question: &Question, worked: &Worked) -> Value {
@@ -100,7 +147,7 @@ fn generation(question: &Question, worked: &Worked) -> Value {
 }
 
 /// What of a file decides the answers.
-pub(crate) fn file_digest(path: &Path) -> Result<String> {
+pub fn file_digest(path: &Path) -> aloe_record::Result<String> {
     let bytes = std::fs::read(path).map_err(aloe_record::Error::io("read", path))?;
     Ok(digest::bytes(&bytes))
 }
@@ -128,8 +175,8 @@ mod tests {
         let path = dir.path().join("examples.json");
         let worked = |made| Worked { order: vec![2, 1, 0], text: "It is.\nAnswer: [B]".into(), n_tokens: None, made };
         let right = vec![worked(Made::SelfGenerated), worked(Made::GoldConditioned)];
-        let solved = Solved { task: "t".into(), index: 0, id: "q1".into(), n_attempts: 5, right: right.clone() };
-        write(&path, &[question()], &[solved]).unwrap();
+        let entry = Entry { question: &question(), n_attempts: 5, right: &right };
+        write(&path, [entry].into_iter()).unwrap();
         let found = read(&path).unwrap();
         assert_eq!((found[0].0.context.as_deref(), found[0].2.as_slice()), (Some("a\nb"), right.as_slice()));
         assert_eq!(found[0].1, 5);
@@ -144,7 +191,7 @@ mod tests {
     #[test]
     fn its_own_generations_are_read_and_right_ones_only() {
         let golden: Value =
-            serde_json::from_str(include_str!("../../tests/golden/prompt_engine_generations.json")).unwrap();
+            serde_json::from_str(include_str!("../../aloe-eval/tests/golden/prompt_engine_generations.json")).unwrap();
         for (revision, content) in golden["files"].as_object().unwrap() {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("generations.json");

@@ -1,0 +1,196 @@
+//! Worked solutions to the train questions of benchmarks, written by any model: the synthetic chains of thought of the reference (aloe.md
+//! 1.4). The spine: questions -> attempts until one is right -> what a second reader makes of them -> files.
+//!
+//! Writes into `out`: `train.jsonl` (the published columns `question, response`, with what is known of each row; a data stage reads it as a
+//! source), `attempts.jsonl` (every attempt with its verdict), `examples.json` (the same solutions as Medprompt's database; one file a task
+//! where there are several), `results.json` and `report.html`. The same model, questions and settings give the same bytes.
+//!
+//! Reading order: `config`, `drive` (asks until accepted), `log`, `verdict` (what an attempt is worth), `report`, `page`. The wording is
+//! `aloe_task::wording::synthesis`.
+//!
+//! Never written: a row whose answer is not the key by the parser that evaluations use. Only train splits are read.
+
+mod config;
+mod drive;
+mod log;
+mod page;
+mod report;
+mod verdict;
+
+pub use config::SynthesisConfig;
+pub use drive::Cost;
+pub use report::{BlindCounts, SynthesisReport, SynthesisYield};
+pub use verdict::{LEAST_WORDS, RESTATED, Verdict};
+
+use crate::{Error, Result};
+use aloe_engine::{Call, Engine, FinishReason, GenerateRequest, Prompt, Sampling};
+use aloe_record::{Cancel, CounterRng, Progress, digest};
+use aloe_task::extract::{Reading, extract};
+use aloe_task::wording::synthesis::{blind_messages, messages};
+use aloe_task::{Answer, AnswerRule, ChoiceOrder, Question, Split, Task};
+use drive::{Item, Run};
+use log::{Answered, SynthesisLog};
+use std::collections::HashMap;
+use std::path::Path;
+use verdict::{Judged, judge};
+
+/// The most tokens of a second reader's reply.
+const BLIND_TOKENS: usize = 24;
+
+/// A question with its attempts and the second reader's reply.
+pub(crate) struct Case {
+    pub(crate) task: Task,
+    pub(crate) question: Question,
+    pub(crate) item: Item,
+    /// In the order of the item's attempts.
+    pub(crate) judged: Vec<Judged>,
+    pub(crate) blind: Option<Item>,
+}
+
+impl Case {
+    /// The right attempt.
+    pub(crate) fn accepted(&self) -> Option<&Judged> {
+        self.judged.last().filter(|judged| judged.verdict == Verdict::Accepted)
+    }
+
+    /// The option that the second reader picked; `None` inside where none could be read.
+    pub(crate) fn picked(&self) -> Option<Option<usize>> {
+        let answered = self.blind.as_ref()?.attempts.first()?;
+        let order = ChoiceOrder::natural(self.question.choices.len());
+        let is_cut = answered.finish_reason != FinishReason::Stop;
+        let reading = Reading { text: &answered.text, choices: &self.question.choices, order: &order, is_cut };
+        Some(match extract(reading, AnswerRule::Aloe).answer {
+            Answer::Choice(index) => Some(index),
+            Answer::Unparsed => None,
+        })
+    }
+}
+
+/// Runs the stage into the folder `out`. An interrupted run is taken up where it stopped: answers stand in the hidden `.answers.log`, which
+/// the caller removes once the folder is complete.
+pub fn run(
+    engine: &Engine,
+    config: &SynthesisConfig,
+    out: &Path,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<SynthesisReport> {
+    config.check()?;
+    let questions = load(config)?;
+    let mut log = SynthesisLog::open(&out.join(".answers.log"), &config.fingerprint(engine.identity()))?;
+    log.hold(engine.canary(Call::Generate, cancel)?)?;
+    let known = by_key(log.take());
+    progress.set_total(questions.len() as u64);
+    let run = Run { engine, progress, cancel };
+    let mut cases = attempts(run, &mut log, config, questions, &known)?;
+    stop_if_all_refused(&cases)?;
+    if config.blind {
+        progress.grow(cases.iter().filter(|case| case.accepted().is_some()).count() as u64);
+        read_blindly(run, &mut log, config, &mut cases, &known)?;
+    }
+    let report = SynthesisReport::of(engine.identity(), config, &cases, log.seconds);
+    report::write(out, config, &cases, &report)?;
+    progress.finish();
+    Ok(report)
+}
+
+/// The train questions of every task, up to the limit, in file order.
+fn load(config: &SynthesisConfig) -> Result<Vec<(Task, Question)>> {
+    let mut all = Vec::new();
+    for &task in &config.tasks {
+        let questions = task.load(&config.data_dir, Split::Train)?;
+        let mut places: Vec<usize> = (0..questions.len()).collect();
+        if let Some(limit) = config.limit.filter(|limit| *limit < questions.len()) {
+            CounterRng::new(config.seed, &format!("synthesis-questions/{}", task.name()), 0).shuffle(&mut places);
+            places.truncate(limit);
+            places.sort_unstable();
+        }
+        all.extend(places.into_iter().map(|place| (task, questions[place].clone())));
+    }
+    Ok(all)
+}
+
+/// The answers of each item in the order of their numbers.
+fn by_key(answered: Vec<Answered>) -> HashMap<String, Vec<Answered>> {
+    let mut known: HashMap<String, Vec<Answered>> = HashMap::new();
+    for one in answered {
+        known.entry(one.key.clone()).or_default().push(one);
+    }
+    known.values_mut().for_each(|all| all.sort_by_key(|one| one.number));
+    known
+}
+
+/// Task, id and a digest of all in the question but where it stood.
+fn key(task: Task, question: &Question) -> String {
+    let text = serde_json::to_string(&Question { source: String::new(), ..question.clone() }).unwrap_or_default();
+    format!("{}/{}/{}", task.name(), question.id, &digest::bytes(text.as_bytes())[..16])
+}
+
+fn attempts(
+    run: Run,
+    log: &mut SynthesisLog,
+    config: &SynthesisConfig,
+    questions: Vec<(Task, Question)>,
+    known: &HashMap<String, Vec<Answered>>,
+) -> Result<Vec<Case>> {
+    let judged = |place: usize, answered: &Answered| judge(&questions[place].1, &answered.text, answered.finish_reason);
+    let is_accepted = |place: usize, answered: &Answered| judged(place, answered).verdict == Verdict::Accepted;
+    let keys = questions.iter().map(|(task, question)| key(*task, question));
+    let mut items = drive::items(keys, known, config.attempts, &is_accepted);
+    let request = |place: usize, number: usize| {
+        let (task, question) = &questions[place];
+        GenerateRequest {
+            id: format!("synthesis/{}/{}/{number}", task.name(), question.id),
+            prompt: Prompt::Messages(messages(question, config.mode, config.shots)),
+            n: 1,
+            sampling: Sampling { seed: config.seed, ..config.sampling.clone() },
+        }
+    };
+    drive::attempt(run, log, &mut items, config.attempts, &request, &is_accepted)?;
+    let case = |(place, item): (usize, Item)| {
+        let (task, question) = questions[place].clone();
+        let judged = item.attempts.iter().map(|answered| judged(place, answered)).collect();
+        Case { task, question, item, judged, blind: None }
+    };
+    Ok(items.into_iter().enumerate().map(case).collect())
+}
+
+/// Another call sees each kept reasoning without its answer and picks an option, greedily.
+fn read_blindly(
+    run: Run,
+    log: &mut SynthesisLog,
+    config: &SynthesisConfig,
+    cases: &mut [Case],
+    known: &HashMap<String, Vec<Answered>>,
+) -> Result<()> {
+    let places: Vec<usize> = (0..cases.len()).filter(|&place| cases[place].accepted().is_some()).collect();
+    let reasoning = |at: usize| cases[places[at]].accepted().map(|judged| judged.reasoning.clone()).unwrap_or_default();
+    // The attempt that is read is part of the key: another number of attempts may keep another one.
+    let keys = places.iter().enumerate().map(|(at, &place)| {
+        format!("blind/{}/{}", cases[place].item.key, &digest::bytes(reasoning(at).as_bytes())[..16])
+    });
+    let mut items = drive::items(keys, known, 1, &|_, _| true);
+    let request = |at: usize, _: usize| {
+        let case = &cases[places[at]];
+        GenerateRequest {
+            id: format!("blind/{}/{}", case.task.name(), case.question.id),
+            prompt: Prompt::Messages(blind_messages(&case.question, &reasoning(at))),
+            n: 1,
+            sampling: Sampling { seed: config.seed, ..Sampling::greedy(BLIND_TOKENS) },
+        }
+    };
+    drive::attempt(run, log, &mut items, 1, &request, &|_, _| true)?;
+    for (place, item) in places.into_iter().zip(items) {
+        cases[place].blind = Some(item);
+    }
+    Ok(())
+}
+
+/// A server that refuses everything has made nothing to report.
+fn stop_if_all_refused(cases: &[Case]) -> Result<()> {
+    let mut refused = cases.iter().filter_map(|case| case.item.refused.clone());
+    match refused.next() {
+        Some(reason) if refused.count() + 1 == cases.len() => Err(Error::AllRefused { n: cases.len(), reason }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,210 @@
+//! What an attempt at a worked solution is worth, from its text alone: whether it ends at the right answer by the parser of the evaluations,
+//! whether it reasons at all, and what it betrays.
+//!
+//! Kept are attempts whose answer is the key, unless they merely restate the question (the two checks of the published sets, aloe.md 1.4),
+//! say nothing before the answer, or hold a second answer's line, which would tell a blind reader.
+
+use crate::minhash::windows;
+use crate::simplify;
+use aloe_engine::FinishReason;
+use aloe_task::extract::{Reading, reasoned};
+use aloe_task::wording::synthesis::shown;
+use aloe_task::{ChoiceOrder, Question, letter};
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::sync::LazyLock;
+
+/// What became of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Kept.
+    Accepted,
+    /// The answer is another option.
+    Wrong,
+    /// No answer could be read.
+    Unread,
+    /// The text before the answer is the question again: at least [`RESTATED`] of its runs of five words stand there.
+    Restated,
+    /// Fewer than [`LEAST_WORDS`] words stand before the answer.
+    Bare,
+    /// A second line `Answer:` stands in the reasoning.
+    TwoAnswers,
+}
+
+/// Share of a text's runs of five words that stand in question, options or abstract from which on it only restates them.
+pub const RESTATED: f64 = 0.7;
+
+/// Words of a reasoning.
+pub const LEAST_WORDS: usize = 15;
+
+/// A text with its verdict.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Judged {
+    pub(crate) verdict: Verdict,
+    /// The option read.
+    pub(crate) answer: Option<usize>,
+    /// What stands before the answer's line.
+    pub(crate) reasoning: String,
+}
+
+/// Reads and judges.
+pub(crate) fn judge(question: &Question, text: &str, finish_reason: FinishReason) -> Judged {
+    let order = ChoiceOrder::natural(question.choices.len());
+    let is_cut = finish_reason != FinishReason::Stop;
+    let Some((answer, reasoning)) = reasoned(Reading { text, choices: &question.choices, order: &order, is_cut })
+    else {
+        return Judged { verdict: Verdict::Unread, answer: None, reasoning: String::new() };
+    };
+    let verdict = if answer != question.key {
+        Verdict::Wrong
+    } else if SECOND.is_match(&reasoning) {
+        Verdict::TwoAnswers
+    } else if reasoning.split_whitespace().count() < LEAST_WORDS {
+        Verdict::Bare
+    } else if share_restated(question, &reasoning) >= RESTATED {
+        Verdict::Restated
+    } else {
+        Verdict::Accepted
+    };
+    Judged { verdict, answer: Some(answer), reasoning }
+}
+
+static SECOND: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?im)^[\s*_#]*answer:").expect("a fixed pattern"));
+
+/// Share of the reasoning's runs of five words that stand in the question.
+fn share_restated(question: &Question, reasoning: &str) -> f64 {
+    let (source, text) = (simplify(&shown(question)), simplify(reasoning));
+    let known: HashSet<&str> = windows(&source, 5).collect();
+    let runs: Vec<&str> = windows(&text, 5).collect();
+    runs.iter().filter(|run| known.contains(**run)).count() as f64 / runs.len().max(1) as f64
+}
+
+/// How each phrase of [`betrayal`] is named.
+const BETRAYING: [(&str, &str); 6] = [
+    (
+        "an answer or option that was given",
+        r"\b(?:given|provided|stated|supplied|indicated|listed) (?:(?:right|correct|final|gold) )?answer\b",
+    ),
+    (
+        "the answer is given",
+        r"\banswer (?:is|was|has been|as|that is|that was) (?:already )?(?:given|provided|stated|supplied|indicated|specified)\b",
+    ),
+    (
+        "a reference explanation",
+        r"\b(?:reference|given|provided|supplied|accompanying) (?:explanation|rationale|reasoning|solution)\b",
+    ),
+    (
+        "the explanation says",
+        r"\bthe (?:explanation|rationale) (?:says|states|provided|given|mentions|indicates|confirms|above)\b",
+    ),
+    ("the answer key", r"\banswer key\b|\bgold (?:answer|standard answer|label)\b"),
+    (
+        "we know the answer beforehand",
+        r"\b(?:since|as|because|given that|we (?:know|are told) that|knowing that) the (?:right|correct) (?:answer|option|choice) is\b",
+    ),
+];
+
+static BETRAYS: LazyLock<Vec<(&str, Regex)>> = LazyLock::new(|| {
+    let compiled =
+        |(name, pattern): (&'static str, &str)| (name, Regex::new(&format!("(?i){pattern}")).expect("a fixed pattern"));
+    BETRAYING.into_iter().map(compiled).collect()
+});
+
+/// The first kind of phrase that betrays an answer known beforehand.
+pub(crate) fn betrayal(reasoning: &str) -> Option<&'static str> {
+    BETRAYS.iter().find(|(_, pattern)| pattern.is_match(reasoning)).map(|(name, _)| *name)
+}
+
+/// Whether every option is discussed, by its text or by its letter as a label. Of PubMedQA there are none to discuss.
+pub(crate) fn discusses_all(question: &Question, reasoning: &str) -> bool {
+    let lower = reasoning.to_lowercase();
+    let is_named = |(at, choice): (usize, &String)| {
+        let letter = letter(at);
+        let label =
+            Regex::new(&format!(r"(?m)(?:^[\s*_(\[-]*{letter}[).:\]*]|\b[Oo]ption {letter}\b|[(\[]{letter}[)\]])"));
+        lower.contains(choice.trim().trim_end_matches('.').to_lowercase().as_str())
+            || label.is_ok_and(|label| label.is_match(reasoning))
+    };
+    question.is_yes_no_maybe() || question.choices.iter().enumerate().all(is_named)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question() -> Question {
+        Question {
+            id: "q".into(),
+            stem: "A man of 60 years has smoked for 40 of them and now coughs blood each morning. Which tumour is most likely?".into(),
+            context: None,
+            choices: ["Lipoma", "Squamous cell carcinoma", "Osteoma", "Mesothelioma"].map(String::from).to_vec(),
+            key: 1,
+            subject: String::new(),
+            explanation: None,
+            source: String::new(),
+        }
+    }
+
+    fn check(text: &str) -> (Verdict, Option<usize>) {
+        let found = judge(&question(), text, FinishReason::Stop);
+        (found.verdict, found.answer)
+    }
+
+    const GOOD: &str = "Long use of tobacco with blood in the sputum points to a tumour of the central airways.\n\nA. Lipoma: harmless \
+        fat.\nB. fits best. Osteoma is of bone, and mesothelioma follows asbestos.\n\nThe airway tumour of smokers it is.";
+
+    #[test]
+    fn an_attempt_is_kept_when_it_reasons_to_the_key_and_every_other_one_is_named_by_its_fault() {
+        let stem = question().stem;
+        for (text, expected) in [
+            (format!("{GOOD}\nAnswer: B"), (Verdict::Accepted, Some(1))),
+            (format!("{GOOD}\nAnswer: D"), (Verdict::Wrong, Some(3))),
+            (GOOD.to_owned(), (Verdict::Unread, None)),
+            ("Answer: B".to_owned(), (Verdict::Bare, Some(1))),
+            ("It is clearly the second one.\nAnswer: B".to_owned(), (Verdict::Bare, Some(1))),
+            (format!("{stem}\nA. Lipoma\nB. Squamous cell carcinoma\n\nAnswer: B"), (Verdict::Restated, Some(1))),
+            (format!("{GOOD}\nAnswer: it is clear\n{GOOD}\nAnswer: B"), (Verdict::TwoAnswers, Some(1))),
+        ] {
+            assert_eq!(check(&text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_was_cut_off_is_read_by_its_marker_alone() {
+        let found = |text: &str| judge(&question(), text, FinishReason::Length).verdict;
+        assert_eq!(found(&format!("{GOOD} So [B]")), Verdict::Unread);
+        assert_eq!(found(&format!("{GOOD}\nAnswer: B\n\nQuestion: Which bo")), Verdict::Accepted);
+    }
+
+    #[test]
+    fn phrases_that_betray_a_known_answer_are_told_from_ordinary_conclusions() {
+        for text in [
+            "As the provided answer shows, it is B.",
+            "The correct answer is given as B.",
+            "According to the reference explanation, smoking is the cause.",
+            "The explanation states that smoke irritates.",
+            "The answer key says B.",
+            "Since the correct answer is B, the others must be wrong.",
+        ] {
+            assert!(betrayal(text).is_some(), "{text}");
+        }
+        for text in [
+            "So the correct answer is B.",
+            "The explanation of the cough is a tumour.",
+            "Given the history of smoking, the answer is squamous cell carcinoma.",
+            "No single explanation fits all findings but one.",
+            GOOD,
+        ] {
+            assert_eq!(betrayal(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_option_is_discussed_by_its_text_or_its_letter() {
+        assert!(discusses_all(&question(), GOOD));
+        assert!(discusses_all(&question(), "Option A is fat. (B) fits.\nC) bone\n**D.** asbestos"));
+        assert!(!discusses_all(&question(), "A tumour of the airways, B fits, and lipoma and osteoma do not."));
+    }
+}
