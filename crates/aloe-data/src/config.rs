@@ -1,6 +1,7 @@
 //! The settings of a data stage, as written in a recipe, and their check. All mistakes are reported together.
 
-use crate::{Dialect, Error, Result, Use, licence};
+use crate::dialect::mapped;
+use crate::{Dialect, Error, Identifiers, Result, Templates, Use, licence};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -27,6 +28,29 @@ pub enum TurnTokenNames {
     Chatml,
 }
 
+/// Where broken rows go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Quarantine {
+    /// To `quarantine.jsonl` in the stage's folder; or nowhere, and the stage stops at them.
+    InFolder(bool),
+    /// To this file: broken rows hold the text of rows, which may have to lie elsewhere than the result.
+    File(PathBuf),
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        Self::InFolder(false)
+    }
+}
+
+impl Quarantine {
+    /// Whether the stage goes on past broken rows.
+    pub fn is_on(&self) -> bool {
+        *self != Self::InFolder(false)
+    }
+}
+
 /// A data stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,6 +63,9 @@ pub struct DataConfig {
     /// Cleaning and dropping.
     #[serde(default)]
     pub rules: Rules,
+    /// What is done about identifiers of persons, before all other rules. This is no de-identification.
+    #[serde(default)]
+    pub identifiers: Identifiers,
     /// Duplicates.
     #[serde(default)]
     pub dedup: Dedup,
@@ -54,9 +81,9 @@ pub struct DataConfig {
     /// Pairs only: keep rows of this stage (rows that name no stage stay).
     #[serde(default)]
     pub stage: Option<u64>,
-    /// Write broken rows to `quarantine.jsonl` and go on, instead of stopping.
+    /// Write broken rows to a file and go on, instead of stopping.
     #[serde(default)]
-    pub quarantine: bool,
+    pub quarantine: Quarantine,
     /// The result is for commercial use: sources whose licence forbids that stop the run.
     #[serde(default)]
     pub commercial: bool,
@@ -69,6 +96,12 @@ pub struct DataConfig {
     /// A built-in template (`llama3`, `chatml`, `alpaca`) for counting with a tokenizer that has none.
     #[serde(default)]
     pub template: Option<String>,
+    /// Also write the rows' ids and labels by `tokenizer`, for other trainers.
+    #[serde(default)]
+    pub rendered: bool,
+    /// Instruction templates before the questions.
+    #[serde(default)]
+    pub templates: Templates,
     /// For [`SourceConfig::attack_styles`].
     #[serde(default)]
     pub turn_tokens: TurnTokenNames,
@@ -87,7 +120,9 @@ pub struct SourceConfig {
     /// The layout; found by content when absent.
     #[serde(default)]
     pub dialect: Option<Dialect>,
-    /// Own columns by meaning: `prompt`, `response`, `rejected`, `system`. Sets the dialect.
+    /// Own columns by meaning: `prompt`, `response`, `rejected`, `system`; or of multiple-choice rows `question`, `options` (or `option_1`
+    /// to `option_10`), one of `answer_letter`, `answer_index`, `answer_number`, `answer_text`, and `explanation`, `context`, `subject`.
+    /// Sets the dialect.
     #[serde(default)]
     pub columns: BTreeMap<String, String>,
     /// At most so many rows, drawn by the seed.
@@ -202,12 +237,17 @@ impl Default for Dedup {
 impl DataConfig {
     /// Makes relative paths relative to `base`, the recipe's folder.
     pub fn resolve_paths(&mut self, base: &Path) {
+        let quarantine = match &mut self.quarantine {
+            Quarantine::File(path) => Some(path),
+            Quarantine::InFolder(_) => None,
+        };
         for path in self
             .sources
             .iter_mut()
             .map(|source| &mut source.path)
             .chain(&mut self.decontaminate)
             .chain(&mut self.tokenizer)
+            .chain(quarantine)
         {
             if path.is_relative() {
                 *path = base.join(&*path);
@@ -249,6 +289,15 @@ impl DataConfig {
             }
             self.check_source(source, &mut mistakes);
         }
+        if self.rendered && self.tokenizer.is_none() {
+            mistakes.push(
+                "`rendered` needs `tokenizer`, the model folder whose tokenizer and template make the ids".to_owned(),
+            );
+        }
+        if self.output == OutputKind::Pairs && self.templates.is_on() {
+            mistakes.push("`templates` is for `output = \"sft\"`".to_owned());
+        }
+        mistakes.extend(self.templates.mistakes(&self.sources.iter().filter_map(|one| one.task.as_deref()).collect()));
         if self.output == OutputKind::Sft && self.stage.is_some() {
             mistakes.push("`stage` is for `output = \"pairs\"`".to_owned());
         }
@@ -271,15 +320,7 @@ impl DataConfig {
         if !(source.weight > 0.0 && source.weight <= 100.0) {
             mistake(format!("`weight` is {}; it must be above 0 and at most 100", source.weight));
         }
-        for key in
-            source.columns.keys().filter(|key| !["prompt", "response", "rejected", "system"].contains(&key.as_str()))
-        {
-            mistake(format!("`columns` maps `{key}`; known are prompt, response, rejected, system"));
-        }
-        let is_mapped = |meaning: &str| source.columns.contains_key(meaning);
-        if !source.columns.is_empty() && (!is_mapped("prompt") || !is_mapped("response")) {
-            mistake("`columns` needs `prompt` and `response`".into());
-        }
+        mapped::mistakes(&source.columns).into_iter().for_each(&mut mistake);
         if !source.columns.is_empty() && source.dialect.is_some() {
             mistake("give either `dialect` or `columns`".into());
         }

@@ -2,23 +2,23 @@
 //!
 //! Writes into `out`: `train.jsonl` (`messages`, or `prompt`/`chosen`/`rejected`, with `id` and `source`), `hold_out.jsonl`,
 //! `manifest.json`, `report.html`, `ledger.jsonl` (each changed or dropped row and its rule), `duplicates.jsonl`, `overlaps.jsonl` and, when asked
-//! for, `quarantine.jsonl`. The same settings and files give the same bytes.
+//! for, `quarantine.jsonl`, `rendered.jsonl` and `rendered_hold_out.jsonl`. The same settings and files give the same bytes.
 
 use crate::check::{self, dialect_of, known_dialect};
 use crate::decontaminate::{self, Index, Overlap};
 use crate::dedup::{self, Duplicate};
 use crate::dialect::{self, Dialect, help_steer};
+use crate::identifiers::Counts;
 use crate::manifest::{DataReport, LeftOut, SourceReport};
 use crate::mixture::{self, Mixture};
 use crate::rules::{self, Outcome};
 use crate::source::{self, DataFile};
 use crate::{
-    Body, DataConfig, Error, Item, OutputKind, Problems, Result, RowError, SourceConfig, notices, page, parallel,
-    red_team,
+    Body, DataConfig, Error, Item, OutputKind, Problems, Quarantine, Result, RowError, SourceConfig, notices, page,
+    parallel, red_team,
 };
 use aloe_record::{Cancel, Progress, atomic, digest};
 use aloe_task::rows::Row;
-use aloe_text::TextModel;
 use serde_json::json;
 use std::io::Write as _;
 use std::path::Path;
@@ -30,6 +30,15 @@ struct Entry {
     id: String,
     action: &'static str,
     rule: String,
+    /// Identifiers by kind, without their text.
+    #[serde(skip_serializing_if = "Counts::is_empty")]
+    identifiers: Counts,
+}
+
+impl Entry {
+    fn new(id: String, action: &'static str, rule: impl Into<String>) -> Entry {
+        Entry { id, action, rule: rule.into(), identifiers: Counts::new() }
+    }
 }
 
 /// Everything a run gathers on its way.
@@ -59,6 +68,7 @@ pub fn run(
     let index = run.read_held_apart()?;
     run.stop_at_broken_rows()?;
     run.check_kinds()?;
+    run.take_identifiers()?;
     run.apply_rules()?;
     progress.set_total(2 * run.items.len() as u64);
     let duplicates = dedup::find(&run.items, &config.dedup, n_threads, progress, cancel)?;
@@ -68,7 +78,9 @@ pub fn run(
     run.drop_rows(overlaps.iter().map(|(row, found)| (*row, format!("overlap_{}", found.evidence.test))).collect());
     run.add_variants();
     let mixture = mixture::mix(&run.items, config);
+    run.add_templates(&mixture)?;
     run.count(&mixture)?;
+    run.render(out, &mixture)?;
     run.write(out, &mixture, &duplicates, &overlaps.into_iter().map(|(_, found)| found).collect::<Vec<_>>())?;
     Ok(run.report)
 }
@@ -97,7 +109,7 @@ impl<'a> Run<'a> {
     fn broken(&mut self, source: usize, error: RowError) {
         self.report.sources[source].n_broken += 1;
         self.problems.add(error.clone());
-        if self.config.quarantine {
+        if self.config.quarantine.is_on() {
             self.quarantined.push(error);
         }
     }
@@ -105,7 +117,7 @@ impl<'a> Run<'a> {
     /// Without a quarantine a single broken row ends the stage, so all rows are read once before any is kept: the memory of a
     /// refusal is that of a row, whatever the size of the files.
     fn check_sources(&mut self, progress: &Progress) -> Result<()> {
-        if self.config.quarantine {
+        if self.config.quarantine.is_on() {
             return Ok(());
         }
         for config in &self.config.sources {
@@ -191,7 +203,7 @@ impl<'a> Run<'a> {
                 let at = &rows[row].at;
                 self.report.sources[source].count_drop(rule);
                 let id = id(config, file, at);
-                self.ledger.push(Entry { id, action: "dropped", rule: rule.into() });
+                self.ledger.push(Entry::new(id, "dropped", rule));
             }
         }
         Ok(())
@@ -210,7 +222,7 @@ impl<'a> Run<'a> {
         let index = Index::read(&self.config.decontaminate, &mut |error| {
             problems.add(error.clone());
             report.n_held_apart_broken += 1;
-            if self.config.quarantine {
+            if self.config.quarantine.is_on() {
                 quarantined.push(error);
             }
             Ok(())
@@ -221,7 +233,7 @@ impl<'a> Run<'a> {
     }
 
     fn stop_at_broken_rows(&mut self) -> Result<()> {
-        if self.problems.total > 0 && !self.config.quarantine {
+        if self.problems.total > 0 && !self.config.quarantine.is_on() {
             return Err(Error::Rows { problems: std::mem::take(&mut self.problems) });
         }
         self.report.broken = self.problems.clone();
@@ -266,7 +278,7 @@ impl<'a> Run<'a> {
     }
 
     fn enter(&mut self, item: &Item, action: &'static str, rule: &str) {
-        self.ledger.push(Entry { id: item.id.clone(), action, rule: rule.to_owned() });
+        self.ledger.push(Entry::new(item.id.clone(), action, rule));
     }
 
     fn drop_one(&mut self, item: &Item, rule: &str) {
@@ -317,7 +329,7 @@ impl<'a> Run<'a> {
             return Err(Error::EmptyResult { n_read, n_dropped, by_rule: by_rule.join(", ") });
         }
         self.settle(mixture);
-        self.count_tokens(mixture)
+        Ok(())
     }
 
     /// Closes the account of every source and finds what the user must be told.
@@ -340,28 +352,6 @@ impl<'a> Run<'a> {
         self.report.notices = notices::find(self.config, &self.report);
     }
 
-    fn count_tokens(&mut self, mixture: &Mixture) -> Result<()> {
-        let Some(folder) = &self.config.tokenizer else { return Ok(()) };
-        let failed = |at: String| move |source| Error::Text { at, source };
-        let opened = TextModel::open(folder).and_then(|text| match &self.config.template {
-            Some(name) => text.with_template(name),
-            None => Ok(text),
-        });
-        let text = opened.map_err(failed(folder.display().to_string()))?;
-        let items = &self.items;
-        let counted = parallel::map(self.n_threads, &mixture.train, |&row| {
-            let item = &items[row];
-            n_tokens(&text, item).map(|counts| (item.source, counts)).map_err(failed(item.at.clone()))
-        });
-        for counts in counted {
-            let (source, (n_tokens, n_targets)) = counts?;
-            let report = &mut self.report.sources[source];
-            *report.n_tokens.get_or_insert(0) += n_tokens;
-            *report.n_target_tokens.get_or_insert(0) += n_targets;
-        }
-        Ok(())
-    }
-
     fn write(&mut self, out: &Path, mixture: &Mixture, duplicates: &[Duplicate], overlaps: &[Overlap]) -> Result<()> {
         let rows = |indices: &[usize]| -> Vec<serde_json::Value> {
             indices.iter().map(|&row| self.line(&self.items[row])).collect()
@@ -373,10 +363,14 @@ impl<'a> Run<'a> {
         written.push(("ledger.jsonl", lines(&out.join("ledger.jsonl"), &self.ledger)?));
         written.push(("duplicates.jsonl", lines(&out.join("duplicates.jsonl"), duplicates)?));
         written.push(("overlaps.jsonl", lines(&out.join("overlaps.jsonl"), overlaps)?));
-        if self.config.quarantine {
-            written.push(("quarantine.jsonl", lines(&out.join("quarantine.jsonl"), &self.quarantined)?));
+        match &self.config.quarantine {
+            Quarantine::InFolder(false) => {}
+            Quarantine::InFolder(true) => {
+                written.push(("quarantine.jsonl", lines(&out.join("quarantine.jsonl"), &self.quarantined)?));
+            }
+            Quarantine::File(path) => drop(lines(path, &self.quarantined)?),
         }
-        self.report.outputs = written.into_iter().map(|(name, digest)| (name.to_owned(), digest)).collect();
+        self.report.outputs.extend(written.into_iter().map(|(name, digest)| (name.to_owned(), digest)));
         let page = page::draw(&self.report, &self.items, &mixture.train, duplicates, overlaps);
         page.write(&out.join("report.html"))?;
         atomic::write_json(&out.join("manifest.json"), &self.report)?;
@@ -392,21 +386,6 @@ impl<'a> Run<'a> {
             Body::Pair(pair) => json!({
                 "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "source": source, "id": item.id,
             }),
-        }
-    }
-}
-
-/// Tokens of a row with its template, and those that the loss sees.
-fn n_tokens(text: &TextModel, item: &Item) -> aloe_text::Result<(usize, usize)> {
-    match &item.body {
-        Body::Conversation(conversation) => {
-            let encoded = text.encode_conversation(conversation)?;
-            Ok((encoded.ids.len(), encoded.n_targets()))
-        }
-        Body::Pair(pair) => {
-            let encoded = text.encode_pair(pair)?;
-            let n_targets = encoded.chosen_ids.len() + encoded.rejected_ids.len();
-            Ok((2 * encoded.prompt_ids.len() + n_targets, n_targets))
         }
     }
 }
@@ -449,6 +428,10 @@ pub(crate) fn lines<T: serde::Serialize>(path: &Path, rows: &[T]) -> Result<Stri
     })?;
     Ok(hasher.hex())
 }
+
+mod identify;
+mod render;
+mod template;
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,5 @@
-//! The rows of one JSON array, or of one JSON object whose values are the rows, cut out one at a time with their line.
+//! The rows of one JSON array, or of one JSON object whose values are the rows, cut out one at a time with their line. A list under
+//! one of [`WRAPPERS`] in such an object gives its elements, each a row.
 //!
 //! Only brackets and strings are followed here; each element is parsed by serde_json afterwards, so that one broken row is one
 //! error and the rest is still read. Of an element beyond [`MAX_ROW_BYTES`] no more than that is kept.
@@ -7,7 +8,10 @@ use std::io::{BufRead, Bytes};
 use std::iter::Peekable;
 
 /// The longest row that is read.
-pub(crate) const MAX_ROW_BYTES: usize = 16 << 20;
+pub(crate) const MAX_ROW_BYTES: usize = 1 << 20;
+
+/// Keys under which one object holds all rows in a list: Chen et al.'s red-team files, and exports that wrap their rows.
+pub(crate) const WRAPPERS: [&str; 4] = ["harmful_behaviors", "data", "rows", "examples"];
 
 /// One element's bytes.
 pub(crate) struct Element {
@@ -35,12 +39,14 @@ pub(crate) struct Elements<R: BufRead> {
     line: usize,
     column: usize,
     opened: Option<u8>,
+    /// Inside the list of a wrapper.
+    is_nested: bool,
     done: bool,
 }
 
 impl<R: BufRead> Elements<R> {
     pub(crate) fn new(source: R) -> Self {
-        Elements { source: source.bytes().peekable(), line: 1, column: 1, opened: None, done: false }
+        Elements { source: source.bytes().peekable(), line: 1, column: 1, opened: None, is_nested: false, done: false }
     }
 
     fn peek(&mut self) -> Result<Option<u8>, Stop> {
@@ -97,6 +103,11 @@ impl<R: BufRead> Elements<R> {
         let close = if open == b'[' { b']' } else { b'}' };
         match self.skip(b",")? {
             None => return self.syntax("the file ends before its closing bracket"),
+            Some(byte) if byte == close && self.is_nested => {
+                self.take()?;
+                (self.is_nested, self.opened) = (false, Some(b'{'));
+                return self.next_element();
+            }
             Some(byte) if byte == close => {
                 self.take()?;
                 return match self.skip(&[])? {
@@ -107,6 +118,11 @@ impl<R: BufRead> Elements<R> {
             Some(_) => {}
         }
         let key = if open == b'{' { Some(self.key()?) } else { None };
+        if key.as_deref().is_some_and(|key| WRAPPERS.contains(&key)) && self.peek()? == Some(b'[') {
+            self.take()?;
+            (self.is_nested, self.opened) = (true, Some(b'['));
+            return self.next_element();
+        }
         let (line, column) = (self.line, self.column);
         let bytes = self.value(close)?;
         Ok(Some(Element { bytes, line, column, key }))

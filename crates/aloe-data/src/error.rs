@@ -115,6 +115,14 @@ pub enum Error {
         /// `file:line`.
         at: String,
     },
+    /// A template's slot has nothing to hold.
+    #[error("source `{name}`: {at} names no subject for its instruction template; set `subject` for this source")]
+    NoSubject {
+        /// The source.
+        name: String,
+        /// The row.
+        at: String,
+    },
     /// A source holds rows of the other kind.
     #[error("source `{name}`: {at} is a {found} row, but the output is {wanted}")]
     Kind {
@@ -128,7 +136,7 @@ pub enum Error {
         wanted: &'static str,
     },
     /// Broken rows, without a quarantine to put them into.
-    #[error("{} broken rows; correct them or set `quarantine = true`:{problems}", problems.total)]
+    #[error("{} broken rows; correct them or set `quarantine = true` (or a file):{problems}", problems.total)]
     Rows {
         /// All counted, twenty shown.
         problems: Problems,

@@ -1,8 +1,8 @@
 //! From raw files to a training mixture one can answer for: rows, rules, duplicates, overlaps, order, and an account of all.
 //!
-//! Knows no weights and no tokenizer; models are asked through `aloe-engine`, in `synthesis` (worked solutions). Reading order: `config`, `data` (the spine), `check`, `source` (files to rows with file:line),
-//! `dialect/*` (rows to conversations and pairs), `rules`, `simplify`, `minhash`, `dedup`, `held`, `decontaminate`, `red_team`
-//! (stage-2 variants), `mixture` (hold-out, shares, order), `manifest`, `notices`, `page`.
+//! Knows no weights; models are asked through `aloe-engine`, in `synthesis` (worked solutions). Reading order: `config`, `data` (the spine), `check`, `source` (files to rows with file:line),
+//! `dialect/*` (rows to conversations and pairs), `identifiers`, `rules`, `simplify`, `minhash`, `dedup`, `held`, `decontaminate`, `red_team`
+//! (stage-2 variants), `mixture` (hold-out, shares, order), `templates`, `manifest`, `notices`, `page`.
 //!
 //! Refuses: broken rows (all counted, at most twenty shown) unless a quarantine is asked for, layouts it is not sure of, unknown
 //! licences, and an empty result.
@@ -17,6 +17,7 @@ mod dirty;
 mod elements;
 mod error;
 mod held;
+mod identifiers;
 mod item;
 mod licence;
 mod manifest;
@@ -31,18 +32,21 @@ mod simplify;
 mod source;
 mod strict;
 pub mod synthesis;
+mod templates;
 
-pub use config::{DataConfig, Dedup, OutputKind, Rules, SourceConfig, TurnTokenNames};
+pub use config::{DataConfig, Dedup, OutputKind, Quarantine, Rules, SourceConfig, TurnTokenNames};
 pub use data::run;
 pub use decontaminate::{Evidence, Overlap};
 pub use dialect::{Dialect, SPEAKERS};
 pub use dirty::{Trained, trained_on};
 pub use error::{Error, Problems, RowError};
+pub use identifiers::Identifiers;
 pub use item::{Body, Item};
 pub use licence::Use;
 pub use manifest::{Account, DataReport, SourceReport};
 pub use minhash::{Banding, MinHash};
 pub use simplify::simplify;
+pub use templates::Templates;
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -25,6 +25,12 @@ pub struct SourceReport {
     pub n_made: usize,
     /// What became of each row.
     pub account: Account,
+    /// Kind of identifier to how many were found in the rows read; empty when they were not looked for.
+    pub identifiers: BTreeMap<String, usize>,
+    /// Rows with an identifier.
+    pub n_with_identifiers: usize,
+    /// Template, as `sub-task/number`, to the rows written with it, each once; rows of other tasks have none.
+    pub templates: BTreeMap<String, usize>,
     /// Rule to rows changed.
     pub changed: BTreeMap<String, usize>,
     /// Rule to rows dropped.
@@ -211,6 +217,10 @@ pub struct DataReport {
     pub n_held_out: usize,
     /// Licence to training rows.
     pub licences: BTreeMap<String, usize>,
+    /// Sub-task to tokens of the training rows, counted as those of a source.
+    pub tokens_by_task: BTreeMap<String, usize>,
+    /// Licence to tokens of the training rows.
+    pub tokens_by_licence: BTreeMap<String, usize>,
     /// Broken rows, when a quarantine let the run go on.
     pub broken: Problems,
     /// File to SHA-256.

@@ -40,6 +40,11 @@ pub(crate) fn draw(
     });
     page.heading("Rules");
     page.table(&rules(report));
+    if report.sources.iter().any(|source| source.n_with_identifiers > 0) {
+        page.heading("Identifiers");
+        page.paragraph("Found by pattern, check digit and label; names by rule alone. This is no de-identification.");
+        page.table(&identifiers(report));
+    }
     page.heading("Lengths");
     page.bar_plot(&lengths(items, train));
     page.heading("Overlaps with evaluation questions");
@@ -127,6 +132,16 @@ fn rules(report: &DataReport) -> Table {
         }
         for (rule, (changed, dropped)) in by_rule {
             table.row(vec![source.name.clone(), rule.to_owned(), changed.to_string(), dropped.to_string()]);
+        }
+    }
+    table
+}
+
+fn identifiers(report: &DataReport) -> Table {
+    let mut table = Table::new(&[("source", Align::Left), ("kind", Align::Left), ("found", Align::Right)]);
+    for source in &report.sources {
+        for (kind, n_found) in &source.identifiers {
+            table.row(vec![source.name.clone(), kind.clone(), n_found.to_string()]);
         }
     }
     table

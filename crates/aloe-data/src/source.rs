@@ -2,12 +2,12 @@
 //! also gzipped.
 //!
 //! The format is found by content. A broken row is handed on as a [`RowError`] and reading goes on, except where the file's own
-//! brackets are broken. Rows over 16 MiB and bytes that are not UTF-8 are broken rows; a file without rows is an error.
+//! brackets are broken. Rows over 1 MiB and bytes that are not UTF-8 are broken rows; a file without rows is an error.
 
 mod parquet;
 mod separated;
 
-use crate::elements::{Elements, MAX_ROW_BYTES, Stop};
+use crate::elements::{Elements, MAX_ROW_BYTES, Stop, WRAPPERS};
 use crate::{Error, Result, RowError, strict};
 use aloe_task::rows::Row;
 use serde_json::{Map, Value};
@@ -18,7 +18,10 @@ use std::path::{Path, PathBuf};
 /// What is read of a line: one byte more than a row may have.
 const MAX_LINE_BYTES: u64 = MAX_ROW_BYTES as u64 + 1;
 
-const TOO_LONG: &str = "the row is longer than 16 MiB; it stays in its file alone";
+const TOO_LONG: &str = "the row is longer than 1 MiB; it stays in its file alone";
+
+const UTF16: &str =
+    "the file is UTF-16, not UTF-8, and none of it is read; convert it, as with `iconv -f UTF-16 -t UTF-8`";
 
 /// A data file: where it is and what it is called in ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +117,9 @@ fn dispatch(path: &Path, each: Each<'_>) -> Result<()> {
     if &magic[..n_magic] == b"PAR1" {
         return parquet::read(path, each);
     }
+    if matches!(magic[..2], [0xFF, 0xFE] | [0xFE, 0xFF]) {
+        return each(Err(RowError::new(format!("{}:1:1", path.display()), UTF16)));
+    }
     let file = File::open(path).map_err(Error::io("read", path))?;
     let mut source: Box<dyn BufRead> = if magic[..2] == [0x1f, 0x8b] {
         Box::new(BufReader::with_capacity(1 << 18, flate2::read::MultiGzDecoder::new(BufReader::new(file))))
@@ -184,7 +190,15 @@ const ROW_KEYS: [&str; 16] = [
 /// line. Of a line cut off at the longest row only the first key is looked at.
 fn is_object_of_rows(line: &[u8], is_cut: bool) -> bool {
     let is_key = |key: &str| !ROW_KEYS.contains(&key);
+    let is_wrapper = |key: &str| WRAPPERS.contains(&key);
     if is_cut {
+        let head = String::from_utf8_lossy(&line[..line.len().min(4096)]);
+        if WRAPPERS
+            .iter()
+            .any(|key| head.contains(&format!("\"{key}\": [{{")) || head.contains(&format!("\"{key}\":[{{")))
+        {
+            return true;
+        }
         let text = String::from_utf8_lossy(&line[1..line.len().min(4096)]).into_owned();
         let mut parts = text.trim_start().splitn(3, '"').skip(1);
         let (key, rest) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -192,7 +206,12 @@ fn is_object_of_rows(line: &[u8], is_cut: bool) -> bool {
             && rest.trim_start().strip_prefix(':').is_some_and(|value| value.trim_start().starts_with('{'));
     }
     match serde_json::from_slice::<Map<String, Value>>(line.trim_ascii_end()) {
-        Ok(columns) => !columns.is_empty() && columns.iter().all(|(key, value)| is_key(key) && value.is_object()),
+        Ok(columns) => {
+            let is_list = |value: &Value| value.as_array().is_some_and(|list| list.iter().all(Value::is_object));
+            let wraps = columns.iter().filter(|(key, value)| is_wrapper(key) && is_list(value)).count() == 1;
+            let are_rows = columns.iter().all(|(key, value)| is_key(key) && value.is_object());
+            !columns.is_empty() && (are_rows || (wraps && !columns.keys().any(|key| ROW_KEYS.contains(&key.as_str()))))
+        }
         Err(_) => false,
     }
 }
@@ -278,7 +297,7 @@ fn parse(bytes: &[u8], path: &Path, line: usize, column: usize, at: String) -> R
         Ok(Value::Object(columns)) => Ok(Row { columns, at }),
         Ok(other) => Err(RowError {
             raw: Some(text.into()),
-            ..RowError::new(at, format!("expected an object, found {}", kind(&other)))
+            ..RowError::new(at, format!("{NO_OBJECT}, found {}", kind(&other)))
         }),
         Err(error) => {
             let message = error.to_string();
@@ -291,6 +310,8 @@ fn parse(bytes: &[u8], path: &Path, line: usize, column: usize, at: String) -> R
     }
 }
 
+const NO_OBJECT: &str = "expected an object";
+
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -302,7 +323,10 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
+/// Texts and numbers beside a wrapper's list are columns of all its rows; where no list follows they are no rows.
 fn read_elements(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Result<()> {
+    let mut shared = Map::new();
+    let mut pending = Vec::new();
     for element in Elements::new(source) {
         match element {
             Ok(element) if element.bytes.len() > MAX_ROW_BYTES => {
@@ -311,11 +335,25 @@ fn read_elements(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Resul
             }
             Ok(element) => {
                 let at = format!("{}:{}", path.display(), element.line);
-                let mut row = parse(&element.bytes, path, element.line, element.column, at);
-                if let (Ok(row), Some(key)) = (&mut row, element.key) {
-                    row.columns.insert("_key".into(), Value::String(key));
+                let row = parse(&element.bytes, path, element.line, element.column, at);
+                match (row, element.key) {
+                    (Err(error), Some(key)) if error.reason.starts_with(NO_OBJECT) => {
+                        shared.insert(key, serde_json::from_slice(&element.bytes).unwrap_or(Value::Null));
+                        pending.push(error);
+                    }
+                    (Ok(mut row), Some(key)) => {
+                        row.columns.insert("_key".into(), Value::String(key));
+                        each(Ok(row))?;
+                    }
+                    (Ok(mut row), None) => {
+                        pending.clear();
+                        for (name, value) in &shared {
+                            row.columns.entry(name.clone()).or_insert_with(|| value.clone());
+                        }
+                        each(Ok(row))?;
+                    }
+                    (Err(error), _) => each(Err(error))?,
                 }
-                each(row)?;
             }
             Err(Stop::Io(error)) => return Err(Error::io("read", path)(error)),
             Err(Stop::Syntax(line, column, reason)) => {
@@ -323,7 +361,7 @@ fn read_elements(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Resul
             }
         }
     }
-    Ok(())
+    pending.into_iter().try_for_each(|error| each(Err(error)))
 }
 
 #[cfg(test)]

@@ -54,6 +54,7 @@ pub use preference::PreferenceLoss;
 pub use schedule::Decay;
 pub use settings::{Context, TrainDtype, start_weights};
 pub use sft::{LongRows, SftConfig, SftInputs, SftReport, SftRow, SourceReport, sft};
+pub use sft_rows::trained_rows;
 pub use timing::{StepTimes, StepWork, time_lora_steps, time_steps};
 
 /// The result of everything in this crate.

@@ -60,6 +60,12 @@ pub(crate) fn encode(rows: &[SftRow], text: &TextModel, config: &SftConfig) -> R
     Ok((documents, cut))
 }
 
+/// The ids and loss mask of each row, or of its pieces, exactly as [`crate::sft`] trains on them: what rows rendered elsewhere are held to.
+pub fn trained_rows(rows: &[SftRow], text: &TextModel, config: &SftConfig) -> Result<Vec<Encoded>> {
+    let (documents, _) = encode(rows, text, config)?;
+    Ok(documents.into_iter().map(|one| Encoded { ids: one.ids, loss_mask: one.loss_mask }).collect())
+}
+
 fn encode_messages(row: &SftRow, messages: &[Message], text: &TextModel) -> Result<Encoded> {
     let encoded = text.encode_conversation(&Conversation { messages: messages.to_vec() });
     encoded.map_err(|error| Error::Data { what: row.source.clone(), reason: error.to_string() })

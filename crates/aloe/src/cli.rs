@@ -368,7 +368,20 @@ pub(crate) struct ChatArgs {
 pub(crate) enum DataCommand {
     /// Read, clean, deduplicate, decontaminate and mix sources
     #[command(after_help = SEE_HELP, after_long_help = keys::data())]
-    Run(StageArgs),
+    Run(DataRunArgs),
+}
+
+/// `aloe data run`: a stage with two settings that are also flags.
+#[derive(Args)]
+pub(crate) struct DataRunArgs {
+    #[command(flatten)]
+    pub(crate) stage: StageArgs,
+    /// Also write the rows' ids and labels by `tokenizer`, for other trainers: the same as --set rendered=true
+    #[arg(long, conflicts_with = "recipe")]
+    pub(crate) rendered: bool,
+    /// Write broken rows to this file and go on: the same as --set quarantine='"FILE"'
+    #[arg(long, value_name = "FILE", conflicts_with = "recipe")]
+    pub(crate) quarantine: Option<PathBuf>,
 }
 
 /// A stage's entry in a recipe, and the flags that stand beside it.

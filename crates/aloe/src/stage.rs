@@ -365,8 +365,9 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         // sft: losses by data source; dpo: metrics by source of the pairs and with the chosen answers' NLL. bf16 training rounds each
         // operand once, attention's too.
         "sft" | "dpo" => aloe_train::RESULTS_SINCE,
-        // Table B5 exactly, MedMCQA's keys by content, evaluation rows counted by file.
-        "data" => "0.1.0+2",
+        // Table B5 exactly, MedMCQA's keys by content, evaluation rows counted by file; +3: identifiers, templates and tokens by task in the
+        // manifest, rows of 1 MiB at most.
+        "data" => "0.1.0+3",
         // 0.1.0+2: masks by the model's name, not its place; +3: nearswap's weight is a reciprocal times t.
         "merge" => "0.1.0+3",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's. Of an evaluation also what is

@@ -1,6 +1,8 @@
 //! The whole stage on made files, on the starter set (counts of its READMEs) and on the published files.
 
 mod planted;
+mod private;
+mod shaped;
 
 use super::*;
 use std::collections::BTreeMap;
@@ -179,7 +181,7 @@ fn caps_and_weights_give_the_stated_numbers() {
 fn the_account_adds_up_under_caps_weights_variants_and_a_quarantine_and_is_in_the_manifest() {
     let mut config = starter_sft();
     config.hold_out = 0.2;
-    config.quarantine = true;
+    config.quarantine = Quarantine::InFolder(true);
     config.sources[0].max_rows = Some(30);
     config.sources[1].weight = 2.0;
     config.sources[2].weight = 0.5;
@@ -272,7 +274,7 @@ fn broken_rows_stop_the_run_with_twenty_shown_and_all_counted_or_go_to_quarantin
         "{error}"
     );
     assert_eq!(error.lines().count(), 22);
-    config.quarantine = true;
+    config.quarantine = Quarantine::InFolder(true);
     let (report, out) = check(&config);
     let report = report.unwrap();
     assert_eq!((report.n_train, report.sources[0].n_broken), (1, 31));
@@ -461,7 +463,7 @@ fn no_row_text_key_or_number_reaches_the_errors_the_report_or_the_manifest() {
     let refused = check(&config).0.unwrap_err().to_string();
     assert!(refused.contains("15 broken rows"), "{refused}");
     clean(&refused, "refusal");
-    config.quarantine = true;
+    config.quarantine = Quarantine::InFolder(true);
     let report = run(&config, out.path(), 2, &Progress::silent(), &Cancel::default()).unwrap();
     assert_eq!(report.n_train, 2);
     clean(&serde_json::to_string(&report).unwrap(), "report of the record");
@@ -529,7 +531,7 @@ fn a_broken_evaluation_question_stops_the_run_or_is_counted_quarantined_and_told
     std::fs::write(&held, "{\"goal\": \"g\"}\n{\"goal\": 5}\n{\"goal\": \n").unwrap();
     let mut config = config(json!({"sources": [source("s", &rows)], "decontaminate": [held]}));
     assert!(check(&config).0.unwrap_err().to_string().starts_with("2 broken rows"));
-    config.quarantine = true;
+    config.quarantine = Quarantine::InFolder(true);
     let (report, out) = check(&config);
     let report = report.unwrap();
     assert_eq!((report.n_held_apart_questions, report.n_held_apart_broken, report.broken.total), (1, 2, 2));

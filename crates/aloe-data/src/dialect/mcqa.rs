@@ -15,13 +15,18 @@ pub(super) fn question(dialect: Dialect, row: &Row, index: usize) -> Result<Ques
         Dialect::Medmcqa => medmcqa::question(row, 0),
         Dialect::MedmcqaOneBased => medmcqa::question(row, 1),
         Dialect::Medqa => {
-            let n_choices = row.columns.get("options").and_then(Value::as_object).map_or(4, serde_json::Map::len);
+            let n_choices = match row.columns.get("options") {
+                Some(Value::Object(options)) => options.len(),
+                Some(Value::Array(options)) => options.len(),
+                _ => 4,
+            };
             medqa::question(row, n_choices, format!("medqa_{index}"))
         }
         Dialect::Pubmedqa => pubmedqa::question(row, index),
         Dialect::Headqa => headqa::question(row),
         Dialect::Careqa => careqa::question(row),
         Dialect::Mmlu => return mmlu(row, index),
+        Dialect::BigbioQa => return bigbio_qa(row, index),
         _ => return Err(RowError::new(&row.at, "not a multiple-choice layout")),
     };
     found.map_err(|error| RowError::from_task(&row.at, &error))
@@ -48,6 +53,27 @@ fn mmlu(row: &Row, index: usize) -> Result<Question, RowError> {
         source: row.at.clone(),
     };
     question.checked().map_err(|error| RowError::from_task(&row.at, &error))
+}
+
+/// The answer is a list with the right choice's text.
+fn bigbio_qa(row: &Row, index: usize) -> Result<Question, RowError> {
+    let failed = |error: aloe_task::Error| RowError::from_task(&row.at, &error);
+    let choices = row.texts("choices").map_err(failed)?;
+    let answer = row.texts("answer").map_err(failed)?;
+    let [answer] = answer.as_slice() else {
+        return Err(RowError::new(&row.at, format!("column `answer`: expected one answer, found {}", answer.len())));
+    };
+    let question = Question {
+        id: super::optional(row, "id")?.unwrap_or_else(|| format!("bigbio_{index}")),
+        stem: super::text(row, "question")?,
+        context: super::optional(row, "context")?,
+        key: super::mapped::place_of(row, &choices, answer)?,
+        choices,
+        subject: String::new(),
+        explanation: None,
+        source: row.at.clone(),
+    };
+    question.checked().map_err(failed)
 }
 
 /// The training form: user text as in evaluation, explanation first, the answer line last.

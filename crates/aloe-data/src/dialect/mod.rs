@@ -4,6 +4,7 @@
 pub(crate) mod answer_keys;
 pub(crate) mod help_steer;
 mod instruct;
+pub(crate) mod mapped;
 mod mcqa;
 mod preference;
 
@@ -33,8 +34,10 @@ pub enum Dialect {
     Medmcqa,
     /// The original MedMCQA files: `cop` counted from 1.
     MedmcqaOneBased,
-    /// `question, options{A..}, answer_idx`.
+    /// `question, options{A..}, answer_idx`; options also as a list of `{key, value}`; and `sent1, ending0..3, label`.
     Medqa,
+    /// bigbio's `bigbio_qa`: `question, type, choices[], context, answer[]`, the answer as its text.
+    BigbioQa,
     /// PubMedQA, original or Hub columns.
     Pubmedqa,
     /// `qtext, answers[{aid, atext}], ra`.
@@ -49,6 +52,9 @@ pub enum Dialect {
     DpoMix,
     /// `conversations, chosen{from, value}, rejected{from, value}`.
     SharegptRanking,
+    /// `question` or `instruction`, `system`, and `chosen, rejected` or `chosen_response, rejected_response` as texts: Orca and
+    /// UltraFeedback pairs.
+    QuestionPairs,
     /// Transcripts `\n\nHuman: ..\n\nAssistant: ..` with a common beginning.
     HhRlhf,
     /// HelpSteer: `prompt, response` and five ratings; the rows of a prompt become one pair.
@@ -57,6 +63,9 @@ pub enum Dialect {
     MedSafetyBench,
     /// Red-team questions `id, topic, question, split`: only to decontaminate against.
     RedTeam,
+    /// Chen et al.'s attacks, `behavior, instruction_with_behavior`, and hh-rlhf's `red-team-attempts`, `transcript, rating`: no safe
+    /// answers, only to decontaminate against.
+    RedTeamAttempts,
     /// Columns named in the recipe.
     Mapped,
 }
@@ -74,6 +83,8 @@ impl Dialect {
         } else if has(&["prompt", "chosen", "rejected"]) {
             // ultrafeedback-like sets repeat the prompt inside both lists; `dpo` accepts either.
             Self::Dpo
+        } else if preference::pair_columns(row).is_some() {
+            Self::QuestionPairs
         } else if has(&["chosen", "rejected"]) && is_list("chosen") {
             Self::DpoMix
         } else if has(&["chosen", "rejected"]) {
@@ -86,7 +97,12 @@ impl Dialect {
             Self::Medmcqa
         } else if has(&["question", "op1", "op2", "op3", "op4", "cop"]) {
             Self::Careqa
-        } else if has(&["question", "options", "answer_idx"]) {
+        } else if has(&["behavior", "instruction_with_behavior"]) || has(&["transcript", "rating", "task_description"])
+        {
+            Self::RedTeamAttempts
+        } else if has(&["question", "type", "choices", "answer"]) && is_list("choices") {
+            Self::BigbioQa
+        } else if has(&["question", "options", "answer_idx"]) || has(&["sent1", "ending0", "ending3", "label"]) {
             Self::Medqa
         } else if has(&["QUESTION", "CONTEXTS", "final_decision"]) || has(&["question", "context", "final_decision"]) {
             Self::Pubmedqa
@@ -118,7 +134,7 @@ impl Dialect {
     /// Whether rows are multiple-choice questions.
     pub fn is_mcqa(self) -> bool {
         use Dialect::*;
-        matches!(self, Medmcqa | MedmcqaOneBased | Medqa | Pubmedqa | Headqa | Careqa | Mmlu)
+        matches!(self, Medmcqa | MedmcqaOneBased | Medqa | BigbioQa | Pubmedqa | Headqa | Careqa | Mmlu)
     }
 
     /// The sub-task that the manifest names.
@@ -128,9 +144,9 @@ impl Dialect {
             Alpaca | Instances | Messages => "instruction",
             Sharegpt => "dialogue",
             QuestionResponse | Medquad | Mapped => "qa",
-            Medmcqa | MedmcqaOneBased | Medqa | Pubmedqa | Headqa | Careqa | Mmlu => "mcqa",
-            Dpo | DpoMix | SharegptRanking | HhRlhf | HelpSteer => "preference",
-            MedSafetyBench | RedTeam => "safety",
+            Medmcqa | MedmcqaOneBased | Medqa | BigbioQa | Pubmedqa | Headqa | Careqa | Mmlu => "mcqa",
+            Dpo | DpoMix | SharegptRanking | QuestionPairs | HhRlhf | HelpSteer => "preference",
+            MedSafetyBench | RedTeam | RedTeamAttempts => "safety",
         }
     }
 }
@@ -166,14 +182,21 @@ fn body(
         Dialect::Sharegpt => instruct::sharegpt(row)?,
         Dialect::Messages => instruct::messages(row)?,
         Dialect::QuestionResponse | Dialect::Medquad => instruct::question_response(row)?,
+        Dialect::Mapped if config.columns.contains_key("question") => {
+            let question = mapped::question(row, &config.columns, index)?;
+            let body = mcqa::conversation(&question);
+            asked = Some(question);
+            body
+        }
         Dialect::Mapped => instruct::mapped(row, &config.columns)?,
+        Dialect::QuestionPairs => preference::question_pairs(row)?,
         Dialect::Dpo => preference::dpo(row)?,
         Dialect::DpoMix => preference::dpo_mix(row)?,
         Dialect::SharegptRanking => preference::sharegpt_ranking(row)?,
         Dialect::HhRlhf => preference::hh_rlhf(row)?,
         Dialect::MedSafetyBench => preference::med_safety_bench(row, config.rejected_openings)?,
         Dialect::HelpSteer => return Err(RowError::new(&row.at, "rated rows become pairs only as a whole file")),
-        Dialect::RedTeam => {
+        Dialect::RedTeam | Dialect::RedTeamAttempts => {
             return Err(RowError::new(&row.at, "a red-team question without answers is not a training row"));
         }
         _ => {
@@ -203,7 +226,7 @@ pub(crate) fn finish(
         id,
         at: row.at.clone(),
         source: 0,
-        task: config.task.clone().unwrap_or_else(|| dialect.task().to_owned()),
+        task: config.task.clone().unwrap_or_else(|| if asked.is_some() { "mcqa" } else { dialect.task() }.to_owned()),
         subject: subject.or_else(|| config.subject.clone()).unwrap_or_default(),
         question: asked,
         stage: row.columns.get("stage").and_then(Value::as_u64),

@@ -57,6 +57,29 @@ pub(super) fn sharegpt_ranking(row: &Row) -> Result<Body, RowError> {
     pair(row, prompt, side(row, "chosen", Role::Assistant)?, side(row, "rejected", Role::Assistant)?)
 }
 
+/// The columns of question, better and worse answer, when they are texts side by side.
+pub(super) fn pair_columns(row: &Row) -> Option<[&'static str; 3]> {
+    let is_text = |name: &&str| row.columns.get(*name).is_some_and(Value::is_string);
+    let question = ["question", "instruction"].into_iter().find(is_text)?;
+    let sides = [["chosen", "rejected"], ["chosen_response", "rejected_response"]];
+    let [chosen, rejected] = sides.into_iter().find(|sides| sides.iter().all(is_text))?;
+    Some([question, chosen, rejected])
+}
+
+/// Question and two answers as texts.
+pub(super) fn question_pairs(row: &Row) -> Result<Body, RowError> {
+    let Some([question, chosen, rejected]) = pair_columns(row) else {
+        return Err(RowError::new(
+            &row.at,
+            "expected `question` or `instruction` with `chosen` and `rejected` as texts",
+        ));
+    };
+    let mut prompt: Vec<Message> = super::optional(row, "system")?.map(Message::system).into_iter().collect();
+    prompt.push(Message::user(text(row, question)?));
+    let side = |column: &str| Ok(vec![Message::assistant(text(row, column)?)]);
+    pair(row, prompt, side(chosen)?, side(rejected)?)
+}
+
 /// Transcripts: turns begin with `\n\nHuman:` or `\n\nAssistant:`; all but the last turn must agree.
 pub(super) fn hh_rlhf(row: &Row) -> Result<Body, RowError> {
     let (chosen, rejected) = (transcript(row, "chosen")?, transcript(row, "rejected")?);

@@ -150,3 +150,106 @@ fn a_safe_answer_becomes_a_pair_only_when_openings_are_asked_for() {
     let found = item(Dialect::MedSafetyBench, &row(value), 0, String::new(), &config).unwrap();
     assert!(matches!(found.body, Body::Pair(_)));
 }
+
+/// The published layouts of MedQA beside its own lines: the Hub's `-hf` columns, bigbio's source and its `bigbio_qa`.
+#[test]
+fn every_published_layout_of_medqa_gives_the_same_question() {
+    let options = ["Gout", "Scurvy", "Rickets", "Mumps"];
+    let own = json!({"question": "Which?", "options": {"A": "Gout", "B": "Scurvy", "C": "Rickets", "D": "Mumps"}, "answer_idx": "C", "answer": "Rickets", "meta_info": "step1"});
+    let hf = json!({"id": "1", "sent1": "Which?", "sent2": "", "ending0": "Gout", "ending1": "Scurvy", "ending2": "Rickets", "ending3": "Mumps", "label": 2});
+    let listed: Vec<Value> =
+        "ABCD".chars().zip(options).map(|(key, value)| json!({"key": key, "value": value})).collect();
+    let source =
+        json!({"meta_info": "step1", "question": "Which?", "answer_idx": "C", "answer": "Rickets", "options": listed});
+    let bigbio = json!({"id": "1", "question_id": "1", "document_id": "d", "question": "Which?", "type": "multiple_choice", "choices": options,
+        "context": "", "answer": ["Rickets"]});
+    let (_, expected) = check(own);
+    assert!(expected.ends_with("/ assistant: Answer: [C]"), "{expected}");
+    for (row, dialect) in [(hf, Dialect::Medqa), (source, Dialect::Medqa), (bigbio.clone(), Dialect::BigbioQa)] {
+        assert_eq!(check(row), (dialect, expected.clone()));
+    }
+    // Five options as a list, and an answer that is none of the choices.
+    let five: Vec<Value> = "ABCDE".chars().map(|key| json!({"key": key, "value": format!("option {key}")})).collect();
+    let row = json!({"question": "Which?", "answer_idx": "E", "options": five});
+    assert!(check(row).1.ends_with("Answer: [E]"));
+    let mut other = bigbio;
+    other["answer"] = json!(["Plague"]);
+    assert!(refused(other).ends_with("the answer's text stands among the options 0 times"));
+}
+
+#[test]
+fn pairs_of_ultrafeedback_and_orca_are_read_and_attacks_without_a_safe_answer_are_not_trained_on() {
+    let shared = json!([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "G"}]);
+    let worse = json!([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "B"}]);
+    for (row, dialect, expected) in [
+        (
+            json!({"prompt": "Q", "prompt_id": "x", "chosen": shared, "rejected": worse, "messages": shared, "score_chosen": 8.0, "score_rejected": 3.0}),
+            Dialect::Dpo,
+            "user: Q / +assistant: G / -assistant: B",
+        ),
+        (
+            json!({"source": "s", "instruction": "Q", "chosen_response": "G", "rejected_response": "B", "chosen_avg_rating": 4.5}),
+            Dialect::QuestionPairs,
+            "user: Q / +assistant: G / -assistant: B",
+        ),
+        (
+            json!({"system": "S", "question": "Q", "chosen": "G", "rejected": "B"}),
+            Dialect::QuestionPairs,
+            "system: S / user: Q / +assistant: G / -assistant: B",
+        ),
+    ] {
+        assert_eq!(check(row), (dialect, expected.to_owned()));
+    }
+    let attack =
+        json!({"behavior": "b", "source": "advbench", "jailbreak_instruction": "j", "instruction_with_behavior": "i"});
+    let attempt = json!({"min_harmlessness_score_transcript": 0.1, "num_params": "52B", "model_type": "rlhf", "transcript": "\n\nHuman: Q\n\nAssistant: A",
+        "rating": 2.0, "task_description": "t", "tags": null});
+    for row in [attack, attempt] {
+        assert!(refused(row).ends_with("a red-team question without answers is not a training row"));
+    }
+}
+
+fn mapped_as(columns: Value, row: Value) -> Result<String, String> {
+    let config: SourceConfig =
+        serde_json::from_value(json!({"name": "s", "path": "x", "licence": "MIT", "columns": columns})).unwrap();
+    let mistakes = mapped::mistakes(&config.columns);
+    if !mistakes.is_empty() {
+        return Err(mistakes.join("; "));
+    }
+    let row = Row { columns: row.as_object().unwrap().clone(), at: "f.jsonl:3".into() };
+    let item = item(Dialect::Mapped, &row, 0, String::new(), &config).map_err(|error| error.to_string())?;
+    let question = item.question.clone().unwrap();
+    Ok(format!("{} {} {} {}", item.task, item.subject, question.choices.join("|"), item.messages()[1].content))
+}
+
+#[test]
+fn own_columns_of_multiple_choice_rows_say_how_the_answer_is_written() {
+    let row = json!({"q": "Which?", "list": ["w", "x", "y"], "json": "[\"w\", \"x\", \"y\"]", "a": "w", "b": "x", "letter": "b", "zero": 1, "one": "2",
+        "said": "x", "why": "Because.", "field": "Anatomy"});
+    let expected = Ok("mcqa Anatomy w|x|y Because.\nAnswer: [B]".to_owned());
+    for (options, way, answer) in [
+        ("list", "answer_letter", "letter"),
+        ("json", "answer_index", "zero"),
+        ("list", "answer_number", "one"),
+        ("list", "answer_text", "said"),
+    ] {
+        let columns =
+            json!({"question": "q", "options": options, way: answer, "explanation": "why", "subject": "field"});
+        assert_eq!(mapped_as(columns, row.clone()), expected, "{way}");
+    }
+    let two = json!({"question": "q", "option_1": "a", "option_2": "b", "answer_index": "zero"});
+    assert_eq!(mapped_as(two, row.clone()), Ok("mcqa  w|x Answer: [B]".to_owned()));
+    for (columns, expected) in [
+        (json!({"question": "q", "options": "list"}), "needs one of answer_letter"),
+        (json!({"question": "q", "answer_text": "said"}), "needs either `options`"),
+        (json!({"question": "q", "options": "list", "answer": "letter"}), "maps `answer`"),
+        (json!({"prompt": "q"}), "needs `prompt` and `response`, or `question`"),
+        (json!({"question": "q", "options": "list", "answer_number": "zero2"}), "no such column"),
+        (json!({"question": "q", "options": "list", "answer_letter": "said2"}), "answer key"),
+    ] {
+        let mut row = row.clone();
+        row["said2"] = "the second".into();
+        let error = mapped_as(columns, row).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+}

@@ -200,3 +200,44 @@ fn a_parquet_row_that_is_not_utf8_is_named_by_its_number_and_the_next_row_group_
         "not null in silence: {error}"
     );
 }
+
+/// Chen et al.'s files: one object with the attack's name and all rows in a list, written with and without line breaks.
+#[test]
+fn a_list_of_rows_inside_one_object_is_read_with_the_columns_beside_it() {
+    let broken_lines = b"{\n \"method\": \"aim\",\n \"harmful_behaviors\": [\n  {\"behavior\": \"x\"},\n  {\"behavior\": tru},\n  {\"behavior\": \"y\", \"method\": \"own\"}\n ]\n}\n";
+    let (rows, broken) = check("a.json", broken_lines);
+    let of = |row: &Row| (row.text("behavior").unwrap(), row.text("method").unwrap());
+    assert_eq!(rows.iter().map(of).collect::<Vec<_>>(), [("x".into(), "aim".into()), ("y".into(), "own".to_owned())]);
+    assert_eq!((places(&rows), broken.len()), (vec!["a.json:4", "a.json:6"], 1));
+    assert!(broken[0].at.starts_with("a.json:5:"), "{}", broken[0]);
+    let one_line = b"{\"method\": \"aim\", \"harmful_behaviors\": [{\"behavior\": \"x\"}, {\"behavior\": \"y\"}]}";
+    assert_eq!(check("a.json", one_line).0.len(), 2);
+    let long =
+        format!("{{\"harmful_behaviors\": [{}{{\"behavior\": \"y\"}}]}}", "{\"behavior\": \"x\"}, ".repeat(80_000));
+    assert_eq!(check("a.json", long.as_bytes()).0.len(), 80_001, "longer than a row may be");
+    // One row over several lines is no file of rows, and is not passed over.
+    let (rows, broken) = check("a.json", b"{\n \"behavior\": \"x\",\n \"n\": 1\n}\n");
+    assert_eq!((rows.len(), broken.len()), (0, 2));
+}
+
+#[test]
+fn a_row_of_one_mebibyte_is_read_and_a_byte_more_is_refused() {
+    let row = |n: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(n - 8));
+    let (rows, broken) = check("a.jsonl", format!("{}\n{}\n{}\n", row(1 << 20), row((1 << 20) + 1), row(9)).as_bytes());
+    assert_eq!((places(&rows), broken.len()), (vec!["a.jsonl:1", "a.jsonl:3"], 1));
+    assert_eq!(broken[0].to_string(), "a.jsonl:2: the row is longer than 1 MiB; it stays in its file alone");
+}
+
+#[test]
+fn a_file_of_another_encoding_is_named_with_the_way_to_convert_it() {
+    let utf16: Vec<u8> =
+        [0xFF, 0xFE].into_iter().chain("{\"a\": 1}\n".encode_utf16().flat_map(u16::to_le_bytes)).collect();
+    let (rows, broken) = check("a.jsonl", &utf16);
+    assert_eq!((rows.len(), broken.len()), (0, 1));
+    assert!(
+        broken[0].to_string().starts_with("a.jsonl:1:1: the file is UTF-16, not UTF-8")
+            && broken[0].reason.contains("iconv")
+    );
+    let (_, broken) = check("b.jsonl", b"{\"a\": \"caf\xe9\"}\n");
+    assert_eq!(broken[0].to_string(), "b.jsonl:1:11: not UTF-8");
+}

@@ -2,8 +2,8 @@
 //! are checked and run by the same code.
 
 use crate::cli::{
-    AskedArgs, Common, EntryArgs, EvalArgs, MergeArgs, MergeSearchArgs, PullArgs, RedteamArgs, RejudgeArgs, StageArgs,
-    SynthesisArgs,
+    AskedArgs, Common, DataRunArgs, EntryArgs, EvalArgs, MergeArgs, MergeSearchArgs, PullArgs, RedteamArgs,
+    RejudgeArgs, StageArgs, SynthesisArgs,
 };
 use crate::commands::run::{enter_root, output_folder, run_stage};
 use crate::commands::stages::check_expected;
@@ -44,6 +44,17 @@ pub(crate) fn stage(kind: &str, args: &StageArgs, cancel: &Cancel) -> anyhow::Re
     let request = Request { kind, entry, from, out, common: &common(&args.entry), dtype: args.dtype };
     let done = run(request, cancel)?;
     report(&done, out, args.entry.json)
+}
+
+/// `aloe data run`.
+pub(crate) fn data(mut args: DataRunArgs, cancel: &Cancel) -> anyhow::Result<()> {
+    if args.rendered {
+        args.stage.set.push("rendered=true".into());
+    }
+    if let Some(path) = &args.quarantine {
+        args.stage.set.push(format!("quarantine={}", Value::String(absolute(path)?)));
+    }
+    stage("data", &args.stage, cancel)
 }
 
 /// `aloe pull`.

@@ -104,6 +104,10 @@ const DATA: &[Key] = &[
     ("sources", "list of tables with the keys below; the order decides which of two duplicates stays"),
     ("output", "sft (conversations) or pairs (preference pairs)"),
     ("rules", "table of cleaning rules, see below"),
+    (
+        "identifiers",
+        "of persons: off, report (counted), mask (replaced by their kind, as [DATE]) or drop (their rows): e-mail, phone, date, address, record number, SSN, NHS number, DNI/NIE, IBAN, payment card, names behind titles and labels. Not a de-identification",
+    ),
     ("dedup", "table, see below"),
     ("decontaminate", "files or folders of evaluation questions that no row may overlap"),
     (
@@ -112,7 +116,7 @@ const DATA: &[Key] = &[
     ),
     ("seed", "seed of caps, weights, hold-out and order; default the recipe's or --seed"),
     ("stage", "pairs only: keep the rows of this stage number"),
-    ("quarantine", "write broken rows to quarantine.jsonl and go on; false stops at them"),
+    ("quarantine", "write broken rows to quarantine.jsonl (true) or to this file and go on; false stops at them"),
     ("commercial", "the same as use = [\"commercial\"]"),
     (
         "use",
@@ -120,6 +124,14 @@ const DATA: &[Key] = &[
     ),
     ("tokenizer", "model folder whose tokenizer counts the rows' tokens"),
     ("template", "llama3, chatml or alpaca, for counting with a tokenizer that has no template"),
+    (
+        "rendered",
+        "also write rendered.jsonl: the rows' input_ids and labels (-100 where the loss does not look) by tokenizer and template, of pairs prompt_ids, chosen_ids and rejected_ids, for other trainers",
+    ),
+    (
+        "templates",
+        "true puts one of 130 built-in instruction templates before each question whose task has some, with its subject; a table of lists by task takes the place of those lists",
+    ),
     ("turn_tokens", "turn tokens that attack_styles forge: llama3 or chatml"),
 ];
 
@@ -131,7 +143,10 @@ const SOURCE: &[Key] = &[
         "dialect",
         "layout of the rows; found by their columns when absent. One of @DIALECTS@. Speakers of messages: @SPEAKERS@",
     ),
-    ("columns", "own columns in place of a dialect: { prompt = .., response = .., rejected = .., system = .. }"),
+    (
+        "columns",
+        "own columns in place of a dialect: { prompt = .., response = .., rejected = .., system = .. }, or { question = .., options = .. (a list; or option_1, option_2, ..), one of answer_letter, answer_index (from 0), answer_number (from 1), answer_text, and explanation, context, subject }",
+    ),
     (
         "max_rows",
         "at most so many training rows, drawn by the seed; rows of hold_out are drawn before, from all of the source",

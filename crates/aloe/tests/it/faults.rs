@@ -163,7 +163,7 @@ fn broken_rows_of_a_large_file_are_refused_by_line_in_the_memory_of_a_few_rows()
     for expected in [
         "3 broken rows",
         "rows.jsonl:50000:43: not JSON: expected value",
-        "rows.jsonl:77777: the row is longer than 16 MiB",
+        "rows.jsonl:77777: the row is longer than 1 MiB",
         "rows.jsonl:100000:43: not JSON: expected value",
     ] {
         assert!(stderr.contains(expected), "{expected} is not in: {stderr}");

@@ -11,6 +11,7 @@ mod merge_search;
 mod merging;
 mod pins;
 mod recipes;
+mod rendered;
 mod requests;
 mod revisions;
 mod road;

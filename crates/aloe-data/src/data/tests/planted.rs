@@ -92,7 +92,7 @@ fn messages() -> Made {
         (b"{\"messages\": 1e999}", 18, "not JSON: number out of range"),
         (b"{\"messages\": undefined}", 14, "not JSON: expected value"),
         (deep.as_bytes(), 140, "not JSON: recursion limit exceeded"),
-        (long.as_bytes(), 0, "the row is longer than 16 MiB"),
+        (long.as_bytes(), 0, "the row is longer than 1 MiB"),
         (b"{\"dialogue\": []}", 0, "column `messages`: expected a list of messages"),
         (b"{\"messages\": \"Q\"}", 0, "column `messages`: expected a list of messages"),
         (b"{\"messages\": []}", 0, "no message is the assistant's"),
@@ -338,7 +338,7 @@ fn check_files(files: &[Made], output: &str) -> usize {
         );
     }
     let n_planted = files.iter().map(|file| file.expected.len()).sum();
-    config.quarantine = false;
+    config.quarantine = crate::Quarantine::InFolder(false);
     let (refused, out) = check(&config);
     let Err(Error::Rows { problems }) = refused else { panic!("the rows were accepted") };
     assert_eq!(problems.total, n_planted);
@@ -361,7 +361,7 @@ fn a_csv_row_that_never_ends_and_a_row_of_an_array_beyond_the_limit_are_refused_
     let long = "x".repeat(17 << 20);
     let element = json!({"instruction": "I", "output": "O"});
     for (name, text, expected) in [
-        ("open.csv", format!("question,answer\nQ,A\n\"{long}{long}"), "open.csv:3: the row is longer than 16 MiB"),
+        ("open.csv", format!("question,answer\nQ,A\n\"{long}{long}"), "open.csv:3: the row is longer than 1 MiB"),
         (
             "long.json",
             format!("[\n{element},\n {{\"instruction\": \"{long}\"}},\n{element}]"),

@@ -1,0 +1,48 @@
+//! The step that looks for identifiers of persons: before the cleaning rules, which take e-mail addresses out without counting them.
+//!
+//! Manifest and ledger get counts by kind, never text.
+
+use super::{Entry, Run};
+use crate::identifiers::{self, Identifiers};
+use crate::{Result, parallel};
+
+/// The rule that the ledger and the account name.
+const RULE: &str = "identifiers";
+
+impl Run<'_> {
+    pub(super) fn take_identifiers(&mut self) -> Result<()> {
+        let mode = self.config.identifiers;
+        if mode == Identifiers::Off {
+            return Ok(());
+        }
+        let mut items = std::mem::take(&mut self.items);
+        let counted = parallel::map_mut(self.n_threads, &mut items, |item| identifiers::apply(item, mode));
+        self.cancel.check()?;
+        for (item, counts) in items.into_iter().zip(counted) {
+            if counts.is_empty() {
+                self.items.push(item);
+                continue;
+            }
+            let source = &mut self.report.sources[item.source];
+            source.n_with_identifiers += 1;
+            for (kind, n_found) in &counts {
+                *source.identifiers.entry((*kind).to_owned()).or_default() += n_found;
+            }
+            let action = match mode {
+                Identifiers::Mask => "changed",
+                Identifiers::Drop => "dropped",
+                Identifiers::Report | Identifiers::Off => "kept",
+            };
+            match mode {
+                Identifiers::Mask => source.count_change(RULE),
+                Identifiers::Drop => source.count_drop(RULE),
+                Identifiers::Report | Identifiers::Off => {}
+            }
+            self.ledger.push(Entry { identifiers: counts, ..Entry::new(item.id.clone(), action, RULE) });
+            if mode != Identifiers::Drop {
+                self.items.push(item);
+            }
+        }
+        Ok(())
+    }
+}

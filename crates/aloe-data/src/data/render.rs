@@ -1,0 +1,127 @@
+//! Tokens of the rows that are written, by the recipe's tokenizer and template: counted by source, task and licence, and, where asked
+//! for, written as ids and labels for other trainers. What is written is what `aloe sft` and `aloe dpo` train on: both call the same
+//! functions of `aloe-text`.
+
+use super::Run;
+use crate::mixture::Mixture;
+use crate::{Body, Error, Item, Result, parallel};
+use aloe_record::{atomic, digest};
+use aloe_text::TextModel;
+use serde_json::json;
+use std::io::Write as _;
+use std::path::Path;
+
+/// Rows whose ids are in memory at a time.
+const N_BLOCK: usize = 4096;
+
+/// A row's ids.
+struct Rendered {
+    /// With the template; of a pair the prompt counts twice.
+    n_tokens: usize,
+    /// That the loss sees.
+    n_targets: usize,
+    /// The line of `rendered.jsonl`, where it is asked for.
+    line: Option<Vec<u8>>,
+}
+
+impl Run<'_> {
+    /// Counts tokens, and writes `rendered.jsonl` and `rendered_hold_out.jsonl` where `rendered` is set.
+    pub(super) fn render(&mut self, out: &Path, mixture: &Mixture) -> Result<()> {
+        let Some(folder) = &self.config.tokenizer else { return Ok(()) };
+        let opened = TextModel::open(folder).and_then(|text| match &self.config.template {
+            Some(name) => text.with_template(name),
+            None => Ok(text),
+        });
+        let text = opened.map_err(|source| Error::Text { at: folder.display().to_string(), source })?;
+        self.render_rows(&text, &mixture.train, out, "rendered.jsonl", true)?;
+        if self.config.rendered && self.config.hold_out > 0.0 {
+            self.render_rows(&text, &mixture.held_out, out, "rendered_hold_out.jsonl", false)?;
+        }
+        Ok(())
+    }
+
+    fn render_rows(&mut self, text: &TextModel, rows: &[usize], out: &Path, name: &str, counts: bool) -> Result<()> {
+        if !self.config.rendered {
+            return self.each_rendered(text, rows, counts, &mut |_| Ok(()));
+        }
+        let path = out.join(name);
+        let mut hasher = digest::Hasher::default();
+        atomic::write_with(&path, |file| {
+            self.each_rendered(text, rows, counts, &mut |line| {
+                hasher.update(line);
+                Ok(file.write_all(line).map_err(aloe_record::Error::io("write", &path))?)
+            })
+        })?;
+        self.report.outputs.insert(name.to_owned(), hasher.hex());
+        Ok(())
+    }
+
+    fn each_rendered(
+        &mut self,
+        text: &TextModel,
+        rows: &[usize],
+        counts: bool,
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        for block in rows.chunks(N_BLOCK) {
+            self.cancel.check()?;
+            let (items, config) = (&self.items, self.config);
+            let rendered = parallel::map(self.n_threads, block, |&row| {
+                let source = &config.sources[items[row].source].name;
+                let made = render(text, &items[row], config.rendered.then_some(source.as_str()));
+                made.map_err(|source| Error::Text { at: items[row].at.clone(), source })
+            });
+            for (&row, rendered) in block.iter().zip(rendered) {
+                let rendered = rendered?;
+                if counts {
+                    self.count_row(row, &rendered);
+                }
+                if let Some(line) = &rendered.line {
+                    each(line)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn count_row(&mut self, row: usize, rendered: &Rendered) {
+        let item = &self.items[row];
+        let source = &mut self.report.sources[item.source];
+        *source.n_tokens.get_or_insert(0) += rendered.n_tokens;
+        *source.n_target_tokens.get_or_insert(0) += rendered.n_targets;
+        *self.report.tokens_by_task.entry(item.task.clone()).or_default() += rendered.n_tokens;
+        *self.report.tokens_by_licence.entry(source.licence.clone()).or_default() += rendered.n_tokens;
+    }
+}
+
+/// `source` is the name of the row's source, when a line is wanted.
+fn render(text: &TextModel, item: &Item, source: Option<&str>) -> aloe_text::Result<Rendered> {
+    let line = |value: serde_json::Value| {
+        let mut bytes = value.to_string().into_bytes();
+        bytes.push(b'\n');
+        bytes
+    };
+    match &item.body {
+        Body::Conversation(conversation) => {
+            let encoded = text.encode_conversation(conversation)?;
+            // -100 is what PyTorch's cross-entropy ignores.
+            let label = |(&id, &trained): (&u32, &bool)| if trained { i64::from(id) } else { -100 };
+            let line = source.map(|source| {
+                let labels: Vec<i64> = encoded.ids.iter().zip(&encoded.loss_mask).map(label).collect();
+                line(json!({"id": item.id, "source": source, "input_ids": encoded.ids, "labels": labels}))
+            });
+            Ok(Rendered { n_tokens: encoded.ids.len(), n_targets: encoded.n_targets(), line })
+        }
+        Body::Pair(pair) => {
+            let encoded = text.encode_pair(pair)?;
+            let n_targets = encoded.chosen_ids.len() + encoded.rejected_ids.len();
+            let line = source.map(|source| {
+                line(json!({
+                    "id": item.id, "source": source, "prompt_ids": encoded.prompt_ids, "chosen_ids": encoded.chosen_ids,
+                    "rejected_ids": encoded.rejected_ids,
+                }))
+            });
+            Ok(Rendered { n_tokens: 2 * encoded.prompt_ids.len() + n_targets, n_targets, line })
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The step that puts instruction templates before the questions of the rows that are written: behind deduplication and
+//! decontamination, which a sentence shared by many rows would mislead.
+
+use super::{Entry, Run};
+use crate::mixture::Mixture;
+use crate::{Error, Result, templates};
+
+impl Run<'_> {
+    /// Each row that is written gets one template, however often it stands in the mixture; rows whose task has none stay as they are.
+    pub(super) fn add_templates(&mut self, mixture: &Mixture) -> Result<()> {
+        if !self.config.templates.is_on() {
+            return Ok(());
+        }
+        let lists = self.config.templates.lists();
+        let mut written: Vec<usize> = mixture.train.iter().chain(&mixture.held_out).copied().collect();
+        written.sort_unstable();
+        written.dedup();
+        for row in written {
+            let item = &mut self.items[row];
+            let Some((task, list)) = templates::sub_task(item, &lists) else { continue };
+            if item.subject.trim().is_empty() {
+                let name = self.config.sources[item.source].name.clone();
+                return Err(Error::NoSubject { name, at: item.at.clone() });
+            }
+            let template = templates::apply(item, task, list, self.config.seed);
+            let entry = Entry::new(item.id.clone(), "changed", format!("template {template}"));
+            *self.report.sources[item.source].templates.entry(template).or_default() += 1;
+            self.ledger.push(entry);
+        }
+        Ok(())
+    }
+}
