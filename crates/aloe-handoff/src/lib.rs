@@ -4,6 +4,7 @@
 //! Reading order: [`plan`] (what a run folder holds: the seam of all other files), `engine` (configurations for TRL and axolotl, and
 //! their check), `verify` (what comes back), `cluster` and `scheduler` (where and how jobs run).
 
+pub mod engine;
 pub mod plan;
 
 pub use plan::{Resources, RunPlan, StagePlan, Trainer};
