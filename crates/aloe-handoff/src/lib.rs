@@ -7,6 +7,7 @@
 
 pub mod cluster;
 pub mod drive;
+pub mod engine;
 mod error;
 pub mod job;
 pub mod lock;
