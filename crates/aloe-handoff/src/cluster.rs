@@ -88,7 +88,6 @@ struct Asked {
     gpus_per_node: Option<u32>,
     cpus_per_node: Option<u32>,
     time_limit_s: Option<u64>,
-    shards: Option<u32>,
 }
 
 impl Asked {
@@ -99,7 +98,6 @@ impl Asked {
             gpus_per_node: self.gpus_per_node.or(other.gpus_per_node),
             cpus_per_node: self.cpus_per_node.or(other.cpus_per_node),
             time_limit_s: self.time_limit_s.or(other.time_limit_s),
-            shards: self.shards.or(other.shards),
         }
     }
 }
@@ -116,8 +114,8 @@ impl Cluster {
         read::cluster(text)
     }
 
-    /// What a stage asks for, and in how many shards: its own table, then its kind's, then `default`.
-    pub fn resources(&self, kind: &str, stage: &str) -> Result<(Resources, u32), String> {
+    /// What a stage asks for: its own table, then its kind's, then `default`.
+    pub fn resources(&self, kind: &str, stage: &str) -> Result<Resources, String> {
         let of = |tables: &BTreeMap<String, Asked>, name: &str| tables.get(name).copied().unwrap_or_default();
         let asked = of(&self.stages, stage).or(of(&self.resources, kind)).or(of(&self.resources, "default"));
         let (Some(n_nodes), Some(gpus_per_node), Some(cpus_per_node), Some(time_limit_s)) =
@@ -135,8 +133,7 @@ impl Cluster {
                 missing.join(", ")
             ));
         };
-        let resources = Resources { n_nodes, gpus_per_node, cpus_per_node, time_limit_s };
-        Ok((resources, asked.shards.unwrap_or(1)))
+        Ok(Resources { n_nodes, gpus_per_node, cpus_per_node, time_limit_s })
     }
 
     /// Names of stages that the file speaks of, so that a slip can be told from a setting.
@@ -218,7 +215,7 @@ time = 600
     #[test]
     fn a_stage_asks_for_what_its_own_table_says_then_its_kinds_then_the_default() {
         let cluster = Cluster::parse(WHOLE).unwrap();
-        let of = |kind, stage| cluster.resources(kind, stage).unwrap().0;
+        let of = |kind, stage| cluster.resources(kind, stage).unwrap();
         let resources = |n_nodes, gpus_per_node, cpus_per_node, time_limit_s| Resources {
             n_nodes,
             gpus_per_node,

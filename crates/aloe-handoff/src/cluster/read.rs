@@ -330,8 +330,7 @@ impl Reader<'_> {
                     };
                     self.mistake(at, text);
                 }
-                "shards" => asked.shards = self.count("shards", 1, value),
-                _ => self.unknown(name, &key, "nodes, gpus_per_node, cpus_per_node, time, shards"),
+                _ => self.unknown(name, &key, "nodes, gpus_per_node, cpus_per_node, time"),
             }
         }
         asked
