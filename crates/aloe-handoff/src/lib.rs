@@ -2,8 +2,22 @@
 //! Slurm or on this machine, and takes results back only after checking them. Trains nothing itself.
 //!
 //! Reading order: [`plan`] (what a run folder holds: the seam of all other files), `engine` (configurations for TRL and axolotl, and
-//! their check), `verify` (what comes back), `cluster` and `scheduler` (where and how jobs run).
+//! their check), `verify` (what comes back), `cluster` (a site), `sbatch` (scripts), `state` and `lock` (what
+//! happened), `job` (one job), `scheduler` and `drive` (where and in which order jobs run).
 
+pub mod cluster;
+pub mod drive;
+pub mod engine;
+mod error;
+pub mod job;
+pub mod lock;
 pub mod plan;
+mod resume;
+pub mod sbatch;
+pub mod scheduler;
+mod slurm_time;
+pub mod state;
 
-pub use plan::{Resources, RunPlan, StagePlan, Trainer};
+pub use cluster::Cluster;
+pub use error::{Error, Result};
+pub use plan::{Resources, RunPlan, StagePlan, Trainer, Where};

@@ -6,8 +6,10 @@
 //! `stages/NN-NAME/` (`engine.yaml`, `job.sbatch`, `check.sh`, `env.lock`, `inputs.sha256`), `out/NAME/` (results, as `aloe run`
 //! writes them), `work/NAME/` (what an engine writes before it is verified), `state/` (what happened; never part of the plan).
 
+use crate::{Error, Result};
+use aloe_record::{atomic, digest};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Who does a stage's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +21,17 @@ pub enum Trainer {
     Trl,
     /// axolotl under torchrun.
     Axolotl,
+}
+
+impl Trainer {
+    /// The name in recipes, plans and `cluster.toml`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Aloe => "aloe",
+            Self::Trl => "trl",
+            Self::Axolotl => "axolotl",
+        }
+    }
 }
 
 /// What a job asks the scheduler for.
@@ -40,6 +53,16 @@ impl Resources {
     pub fn world_size(&self) -> u32 {
         self.n_nodes * self.gpus_per_node.max(1)
     }
+}
+
+/// What runs the jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Where {
+    /// Child processes of this machine.
+    Local,
+    /// Slurm.
+    Slurm,
 }
 
 /// One job.
@@ -70,10 +93,80 @@ pub struct RunPlan {
     pub version: u32,
     /// The recipe's name.
     pub name: String,
+    /// What runs the jobs, where the command does not say otherwise.
+    #[serde(rename = "where")]
+    pub place: Where,
     /// Digest of the recipe as copied.
     pub recipe_sha256: String,
     /// In an order in which every stage follows those it needs.
     pub stages: Vec<StagePlan>,
+}
+
+impl RunPlan {
+    /// Reads the plan of a run folder and holds it against the recipe beside it.
+    pub fn read(run: &Path) -> Result<Self> {
+        let path = run.join(PLAN);
+        let wrong = |reason: String| Error::Folder { path: path.clone(), reason };
+        if !path.is_file() {
+            return Err(wrong("there is no plan; write the run folder with `aloe plan RECIPE --where ...`".into()));
+        }
+        let plan: Self = atomic::read_json(&path)?;
+        if plan.version != 1 {
+            return Err(wrong(format!("version {} is of another program; this one reads 1", plan.version)));
+        }
+        if digest::file(&run.join("recipe.toml"))? != plan.recipe_sha256 {
+            return Err(wrong("recipe.toml is not the one that was planned; plan the recipe anew".into()));
+        }
+        plan.check().map_err(wrong)?;
+        Ok(plan)
+    }
+
+    /// The stage called `name`.
+    pub fn stage(&self, name: &str) -> Result<&StagePlan> {
+        self.stages.iter().find(|stage| stage.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.stages.iter().map(|stage| stage.name.as_str()).collect();
+            let reason = format!("the plan has no such stage; it has {}", names.join(", "));
+            Error::State { stage: name.to_owned(), reason }
+        })
+    }
+
+    /// Names are unique and fit to be folders, and each stage follows those it needs.
+    fn check(&self) -> Result<(), String> {
+        let mut earlier: Vec<&str> = Vec::new();
+        for stage in &self.stages {
+            let is_plain = |text: &str| {
+                !text.is_empty()
+                    && !text.starts_with('.')
+                    && text.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
+            };
+            if !is_plain(&stage.name) || stage.n_shards == 0 || stage.resources.n_nodes == 0 {
+                return Err(format!("stage {:?} is not one that this program plans", stage.name));
+            }
+            let folder = stage.folder.to_string_lossy();
+            if !folder.strip_prefix("stages/").is_some_and(is_plain) || earlier.contains(&stage.name.as_str()) {
+                return Err(format!("stage {:?} stands twice or has no folder of its own", stage.name));
+            }
+            if let Some(missing) = stage.after.iter().find(|name| !earlier.contains(&name.as_str())) {
+                return Err(format!("stage {:?} stands before {missing:?}, which it needs", stage.name));
+            }
+            earlier.push(&stage.name);
+        }
+        Ok(())
+    }
+}
+
+/// Name of the plan in a run folder.
+pub const PLAN: &str = "run.json";
+
+/// The folder below `models/` that stands for a model of `cluster.toml`: its name with what paths do not take as `-`.
+pub fn model_folder(name: &str) -> String {
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() || "_.".contains(letter) { letter } else { '-' };
+    name.chars().map(plain).collect()
+}
+
+/// Whether `path` is a run folder.
+pub fn is_run_folder(path: &Path) -> bool {
+    path.join(PLAN).is_file()
 }
 
 #[cfg(test)]
@@ -86,5 +179,27 @@ mod tests {
             |n_nodes, gpus_per_node| Resources { n_nodes, gpus_per_node, cpus_per_node: 1, time_limit_s: 60 };
         assert_eq!(resources(2, 4).world_size(), 8);
         assert_eq!(resources(2, 0).world_size(), 2);
+    }
+
+    #[test]
+    fn a_plan_that_was_edited_into_a_loop_or_out_of_its_folder_is_refused() {
+        let stage = |name: &str, after: &[&str]| StagePlan {
+            name: name.into(),
+            kind: "merge".into(),
+            folder: format!("stages/01-{name}").into(),
+            after: after.iter().map(|name| (*name).to_owned()).collect(),
+            trainer: Trainer::Aloe,
+            resources: Resources { n_nodes: 1, gpus_per_node: 0, cpus_per_node: 1, time_limit_s: 60 },
+            n_shards: 1,
+        };
+        let check = |stages: Vec<StagePlan>| {
+            RunPlan { version: 1, name: "x".into(), place: Where::Local, recipe_sha256: String::new(), stages }.check()
+        };
+        check(vec![stage("a", &[]), stage("b", &["a"])]).unwrap();
+        assert!(check(vec![stage("a", &["b"]), stage("b", &[])]).is_err());
+        assert!(check(vec![stage("a", &[]), stage("a", &[])]).is_err());
+        assert!(check(vec![stage("../a", &[])]).is_err());
+        let outside = StagePlan { folder: "stages/../../a".into(), ..stage("a", &[]) };
+        assert!(check(vec![outside]).is_err());
     }
 }

@@ -16,7 +16,7 @@ use crate::{Error, Result, finished};
 use aloe_model::{Config, Decoder};
 use aloe_record::CounterRng;
 use aloe_record::digest::Hasher;
-use aloe_text::TextModel;
+use aloe_text::{EncodedPair, TextModel};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -203,6 +203,16 @@ impl DpoData {
             CounterRng::new(self.config.seed, "dpo-order", epoch).shuffle(&mut order);
         }
         order[self.range(self.chunk)].to_vec()
+    }
+
+    /// Where the pairs came from.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &str> {
+        self.pairs.iter().map(|pair| pair.source.as_str())
+    }
+
+    /// The present chunk's pairs in the order of an epoch.
+    pub(crate) fn ordered(&self, epoch: u64) -> Vec<&EncodedPair> {
+        self.order(epoch).into_iter().map(|at| &self.pairs[at].ids).collect()
     }
 
     /// What a run in chunks does at the start of each, because the field's tools differ in it.

@@ -5,7 +5,7 @@
 //! `sft` (spine), `sft_rows` (rows to documents), `sft_data` (documents to batches to a loss), `pack`, `neftune`, `run` (the step
 //! loop), `learner` (forward, backward, update), `schedule`, `guard`, `sampler`, `sight` (what a person watches), `state`,
 //! `export`, `lora` (which weights are trained, and their hand-over); `timing` times steps. DPO swaps in `dpo`, `dpo_data`, `pairs`,
-//! `reference`, `reference_cache`, `preference`, `tally` and `dpo_report`.
+//! `reference`, `reference_cache`, `preference`, `tally` and `dpo_report`. `rendered` hands the same batches to other trainers.
 
 mod dpo;
 mod dpo_data;
@@ -25,6 +25,7 @@ mod pairs;
 mod preference;
 mod reference;
 mod reference_cache;
+mod rendered;
 mod run;
 mod sampler;
 mod schedule;
@@ -51,6 +52,7 @@ pub use measure::{SftSize, StepCost, StepShape, measure_step, sft_size};
 pub use memory::{peak_bytes, working_bytes};
 pub use pairs::Truncate;
 pub use preference::PreferenceLoss;
+pub use rendered::{DpoBatches, PackedRow, SftBatches};
 pub use schedule::Decay;
 pub use settings::{Context, TrainDtype, start_weights};
 pub use sft::{LongRows, SftConfig, SftInputs, SftReport, SftRow, SourceReport, sft};

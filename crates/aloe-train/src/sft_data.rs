@@ -6,6 +6,7 @@ use crate::learner::{Learner, Targets, target_logps};
 use crate::lora::ControlIds;
 use crate::neftune::noise;
 use crate::pack::{Document, epoch_rows, first_fit_decreasing};
+use crate::rendered::PackedRow;
 use crate::run::{Objective, StepLoss};
 use crate::schedule::Schedule;
 use crate::settings::{Context, TrainDtype};
@@ -175,6 +176,23 @@ impl SftData {
         rows[first..rows.len().min(first + self.batch_size)].to_vec()
     }
 
+    /// The packed rows of a step, counted from 0, as ids.
+    pub(crate) fn packed_rows(&mut self, step: u64) -> Vec<PackedRow> {
+        let (epoch, in_epoch) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
+        let rows = self.batch(epoch, in_epoch);
+        rows.iter().map(|row| packed_row(row.iter().map(|&at| &self.documents[at]))).collect()
+    }
+
+    /// Where the documents came from.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &str> {
+        self.documents.iter().map(|document| document.source.as_str())
+    }
+
+    /// Each document as a row of its own.
+    pub(crate) fn single_rows(&self) -> Vec<PackedRow> {
+        self.documents.iter().map(|document| packed_row(std::iter::once(document))).collect()
+    }
+
     pub(crate) fn fingerprint(&self, config: &SftConfig, start: &str, text: &TextModel, context: &Context) -> String {
         // Checkpoints and recomputation change no bit, nor does the split into micro-batches in f32: they may change between restarts. In bf16
         // two rows enter a product together, so a split after an odd row rounds otherwise.
@@ -335,6 +353,16 @@ fn packed(documents: &[&Document]) -> (PackedBatch, Targets) {
         }
     }
     (batch, targets)
+}
+
+fn packed_row<'a>(documents: impl Iterator<Item = &'a Document>) -> PackedRow {
+    let mut row = PackedRow::default();
+    for document in documents {
+        row.ids.extend(&document.ids);
+        row.is_target.extend(document.loss_mask.iter().enumerate().map(|(at, &is_target)| at > 0 && is_target));
+        row.lens.push(document.ids.len());
+    }
+    row
 }
 
 /// Sources of the documents among whose targets one has a non-finite log-probability.

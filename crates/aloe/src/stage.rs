@@ -112,6 +112,8 @@ pub(crate) fn execute(
     }
     served::note(&mut record, &servers, &context.cancel);
     record.outputs = outputs::digests(folder.path())?;
+    // What the work took elsewhere, before it came here.
+    let earlier_s = earlier_s + record.elapsed_s;
     record.finish(folder.path(), started, earlier_s)?;
     folder.commit()?;
     remove_hidden(job.out)?;
@@ -393,7 +395,13 @@ fn decides(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &
             .inputs
             .get("model")
             .is_some_and(|paths| paths.iter().any(|path| path.to_string_lossy().starts_with("http")));
-    let isa = if asks_a_server { "of the server" } else { isa };
+    // Nor does what a foreign trainer made depend on the processor that takes it over.
+    let is_foreign = matches!(job.kind, "sft" | "dpo") && job.used.get("trainer").is_some();
+    let isa = match (asks_a_server, is_foreign) {
+        (true, _) => "of the server",
+        (_, true) => "of the trainer",
+        _ => isa,
+    };
     json!({
         "kind": job.kind, "config": job.used, "inputs": inputs, "seed": context.seed, "dtype": dtype, "isa": isa,
         "version": results_since(job.kind),

@@ -5,6 +5,7 @@
 //! device's power, hours, intensity and PUE.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// What the author states about the machine; hours come from the records.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -69,9 +70,30 @@ pub(crate) fn generic(hours: f64, power: &Power) -> Estimate {
     }
 }
 
+/// A GPU job's share: its GPU-hours at the site's stated watts, beside the hours above. `None` without GPUs or their power.
+pub(crate) fn gpu_job(job: &Value, power: &Power) -> Option<Estimate> {
+    let hours = job["gpu_hours"].as_f64().filter(|hours| *hours > 0.0)?;
+    let kw = job["gpu_watts"].as_f64()? / 1000.0;
+    let (pue, intensity) = (power.pue, power.intensity_kg_per_kwh);
+    Some(Estimate {
+        name: "GPUs of a job, at the power that the site states",
+        terms: format!("{hours:.4} GPU-h x {kw:.3} kW x {pue} x {intensity} kg/kWh"),
+        kg: hours * kw * pue * intensity,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// 8 GPUs for half an hour at 700 W, PUE 1.1, 0.158 kg/kWh: 4 h x 0.7 x 1.1 x 0.158 = 0.48664 kg.
+    #[test]
+    fn a_gpu_jobs_share_is_its_gpu_hours_at_the_sites_watts() {
+        let power = Power { device_w: 30.0, intensity_kg_per_kwh: 0.158, intensity_source: "x".into(), pue: 1.1 };
+        let job = serde_json::json!({"gpu_hours": 4.0, "gpu_watts": 700.0});
+        assert!((gpu_job(&job, &power).unwrap().kg - 0.48664).abs() < 1e-9);
+        assert!(gpu_job(&serde_json::json!({"gpu_hours": 0.0, "gpu_watts": 700.0}), &power).is_none());
+    }
 
     #[test]
     fn the_alpha_cards_published_figure_comes_out() {

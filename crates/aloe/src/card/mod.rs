@@ -160,6 +160,11 @@ fn environment(config: &CardConfig, evidence: &[Evidence]) -> String {
     for estimate in [carbon::alpha_card(hours), carbon::beta_node(1.0, hours), carbon::generic(hours, &config.power)] {
         text.push_str(&format!("| {} | {} | {:.6} |\n", estimate.name, estimate.terms, estimate.kg));
     }
+    for job in evidence.iter().filter_map(|one| one.record.results.get("job")) {
+        if let Some(estimate) = carbon::gpu_job(job, &config.power) {
+            text.push_str(&format!("| {} | {} | {:.6} |\n", estimate.name, estimate.terms, estimate.kg));
+        }
+    }
     text.push('\n');
     text
 }

@@ -12,6 +12,7 @@ pub(super) fn section(evidence: &[Evidence]) -> String {
     text.push_str("### Training Procedure\n\n");
     for one in evidence {
         match one.record.kind.as_str() {
+            "sft" | "dpo" if one.record.results.contains_key("handoff") => text.push_str(&handed_off(one)),
             "sft" => text.push_str(&sft(one)),
             "merge" | "merge-search" => text.push_str(&merge(one)),
             "dpo" => text.push_str(&dpo(one)),
@@ -96,6 +97,39 @@ fn sft(one: &Evidence) -> String {
         shown(&report["n_held_out_targets"]),
         by_source(report),
         notices(report),
+        export(report)
+    )
+}
+
+/// A stage that another program trained: what its own log and the check say.
+fn handed_off(one: &Evidence) -> String {
+    let (used, report) = (&one.record.config_used, &one.record.results["handoff"]);
+    let versions = report["versions"].as_object().into_iter().flatten();
+    let versions: Vec<String> = versions.map(|(name, version)| format!("{name} {}", shown(version))).collect();
+    let devices: Vec<String> = report["devices"].as_array().into_iter().flatten().map(shown).collect();
+    let what = if one.record.kind == "sft" { "supervised fine-tuning" } else { "direct preference optimisation" };
+    let gpus = one.record.results.get("job").map_or_else(String::new, |job| {
+        format!(
+            " Its job had {} GPUs for {} s: {} GPU-hours.",
+            shown(&job["n_gpus"]),
+            number(&job["worked_s"]),
+            number(&job["gpu_hours"])
+        )
+    });
+    format!(
+        "#### {}: {what} by {}\n\n{}\n\nSteps {}; loss {} -> {} (first and last tenth), by {} processes on {} machines ({}) in {} sessions. \
+         Versions: {}. The result was checked before it was used: steps, finite losses and gradients, every weight.{gpus}{}\n\n",
+        one.stage,
+        shown(&report["engine"]),
+        hyperparameters(used),
+        shown(&report["n_steps"]),
+        number(&report["loss_first_tenth"]),
+        number(&report["loss_last_tenth"]),
+        shown(&report["world_size"]),
+        shown(&report["n_hosts"]),
+        devices.join(", "),
+        shown(&report["n_sessions"]),
+        versions.join(", "),
         export(report)
     )
 }

@@ -6,6 +6,7 @@ mod compare;
 mod embed;
 mod export;
 mod generate;
+mod jobs;
 mod merge_search;
 mod open;
 mod parity;
@@ -45,7 +46,12 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
         Command::ShowMask(args) => show_mask::run(&args),
         Command::Parity(args) => parity::run(&args, cancel),
         Command::Run(args) => run::run(&args, cancel),
-        Command::Plan(args) => plan::run(&args),
+        Command::Plan(args) => plan::run(&args, cancel),
+        Command::Status(args) => jobs::status(&args),
+        Command::Resume(args) => jobs::resume(&args, cancel),
+        Command::Cancel(args) => jobs::cancel(&args),
+        Command::Collect(args) => jobs::collect(&args),
+        Command::Job(args) => jobs::job(&args, cancel),
         Command::Pull(args) => single::pull(&args, cancel),
         Command::Data(crate::cli::DataCommand::Run(args)) => single::data(args, cancel),
         Command::Sft(args) => single::stage("sft", &args, cancel),

@@ -3,14 +3,27 @@
 use crate::cli::PlanArgs;
 use crate::commands::run::{enter_root, is_address, output_folder};
 use crate::commands::{stages, threads_of};
+use crate::failure::Failure;
 use crate::recipe::checked::{Input, Recipe};
 use crate::recipe::{plan, plan_table};
+use aloe_handoff::Where;
+use aloe_record::Cancel;
 use aloe_tensor::Device;
+use anyhow::Context as _;
 use std::io::Write as _;
+use std::path::Path;
 
-/// Prints the plan.
-pub(crate) fn run(args: &PlanArgs) -> anyhow::Result<()> {
+/// Prints the plan, or writes a run folder.
+pub(crate) fn run(args: &PlanArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let recipe = Recipe::read(&args.recipe)?;
+    if let (Some(place), Some(cluster)) = (args.place.or(recipe.place), &args.cluster) {
+        return write_run_folder(args, place, cluster, cancel);
+    }
+    if args.place.is_some() || args.cluster.is_some() {
+        let text =
+            "a run folder is written with --where slurm|local (or `where` in the recipe) and --cluster cluster.toml";
+        return Err(Failure::usage(text).into());
+    }
     let out = output_folder(&recipe, args.out.as_deref())?;
     enter_root(&recipe)?;
     let threads = threads_of(if args.threads == 0 { recipe.threads } else { args.threads });
@@ -37,6 +50,44 @@ pub(crate) fn run(args: &PlanArgs) -> anyhow::Result<()> {
     if !missing.is_empty() {
         writeln!(output, "Not at hand (aloe run would refuse to start):\n  {}", missing.join("\n  "))?;
     }
+    Ok(())
+}
+
+fn write_run_folder(args: &PlanArgs, place: Where, cluster: &Path, cancel: &Cancel) -> anyhow::Result<()> {
+    if args.measure {
+        return Err(Failure::usage("--measure goes with a recipe on this machine; leave it or --where out").into());
+    }
+    let Some(out) = &args.out else {
+        return Err(Failure::usage("a run folder needs --out RUN").into());
+    };
+    let run = std::path::absolute(out).with_context(|| format!("cannot resolve {}", out.display()))?;
+    let planned = crate::handoff::write::write(&args.recipe, cluster, &run, place, args.threads, cancel)?;
+    stages::tell(&planned.notices);
+    let mut output = std::io::stdout();
+    if args.json {
+        let value =
+            serde_json::json!({"run": run, "made": planned.made, "plan": planned.plan, "notices": planned.notices});
+        writeln!(output, "{}", serde_json::to_string_pretty(&value)?)?;
+        return Ok(());
+    }
+    writeln!(
+        output,
+        "{:<18} {:<12} {:<8} {:>5} {:>5} {:>5} {:>10}  after",
+        "stage", "kind", "trainer", "nodes", "GPUs", "CPUs", "limit h"
+    )?;
+    for stage in &planned.plan.stages {
+        let asked = &stage.resources;
+        let hours = asked.time_limit_s as f64 / 3600.0;
+        let after = if stage.after.is_empty() { "-".to_owned() } else { stage.after.join(", ") };
+        let (trainer, nodes, gpus, cpus) =
+            (stage.trainer.name(), asked.n_nodes, asked.gpus_per_node, asked.cpus_per_node);
+        writeln!(
+            output,
+            "{:<18} {:<12} {trainer:<8} {nodes:>5} {gpus:>5} {cpus:>5} {hours:>10.2}  {after}",
+            stage.name, stage.kind
+        )?;
+    }
+    writeln!(output, "\nWritten to {0}; submit with: aloe run {0}", run.display())?;
     Ok(())
 }
 

@@ -1,11 +1,16 @@
 //! `aloe run`: every stage of a recipe that is not done, in the order of the graph, then a table of what each did.
 
 use crate::cli::RunArgs;
-use crate::commands::{stages, threads_of};
+use crate::cli::jobs::StatusArgs;
+use crate::commands::{jobs, stages, threads_of};
 use crate::failure::Failure;
+use crate::handoff::returned;
+use crate::handoff::rewrite::trainer_of;
 use crate::recipe::checked::{Input, Recipe, Stage};
 use crate::recipe::stage_config::StageConfig;
 use crate::stage::{Context, Done, Inputs};
+use aloe_handoff::plan::is_run_folder;
+use aloe_handoff::{Trainer, Where};
 use aloe_record::{Cancel, Record};
 use anyhow::Context as _;
 use serde_json::json;
@@ -14,14 +19,26 @@ use std::path::{Path, PathBuf};
 
 /// Runs the recipe, or one stage of it.
 pub(crate) fn run(args: &RunArgs, cancel: &Cancel) -> anyhow::Result<()> {
+    if is_run_folder(&args.recipe) {
+        return run_folder(args, cancel);
+    }
+    if args.place.is_some() || args.waits.wait {
+        let text = "--where and --wait go with a run folder; write one with `aloe plan RECIPE --where ... --cluster cluster.toml --out RUN`";
+        return Err(Failure::usage(text).into());
+    }
     let mut recipe = Recipe::read(&args.recipe)?;
+    if recipe.place == Some(Where::Slurm) && args.stage.is_none() {
+        let text = "the recipe says where = \"slurm\": write a run folder with `aloe plan RECIPE --cluster cluster.toml --out RUN` and run that, or \
+                    name one stage with --stage to run it here";
+        return Err(Failure::usage(text).into());
+    }
     recipe.set_seed(args.seed.unwrap_or(recipe.seed));
     let out = output_folder(&recipe, args.out.as_deref())?;
     let only = args.stage.as_deref().map(|name| recipe.position(name)).transpose()?;
     enter_root(&recipe)?;
     let threads = threads_of(if args.threads == 0 { recipe.threads } else { args.threads });
     let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, cancel: cancel.clone() };
-    check_inputs(&recipe)?;
+    check_inputs(&recipe, only)?;
     let mut rows = Vec::new();
     for (at, stage) in recipe.stages.iter().enumerate() {
         if only.is_some_and(|only| only != at) {
@@ -38,6 +55,21 @@ pub(crate) fn run(args: &RunArgs, cancel: &Cancel) -> anyhow::Result<()> {
         false => print_table(&rows, &out)?,
     }
     rows.iter().try_for_each(|(stage, done)| stages::check_expected(&stage.name, &done.record))
+}
+
+fn run_folder(args: &RunArgs, cancel: &Cancel) -> anyhow::Result<()> {
+    let flags = [
+        ("--out", args.out.is_some()),
+        ("--stage", args.stage.is_some()),
+        ("--threads", args.threads != 0),
+        ("--seed", args.seed.is_some()),
+    ];
+    if let Some((flag, _)) = flags.into_iter().find(|(_, is_given)| *is_given) {
+        let text = format!("{flag} does not go with a run folder, whose plan says it; leave it out");
+        return Err(Failure::usage(text).into());
+    }
+    let of = StatusArgs { run: args.recipe.clone(), place: args.place, json: args.json };
+    jobs::run(&of, args.waits, cancel)
 }
 
 /// Runs one stage of a recipe into `out/NAME`.
@@ -62,6 +94,11 @@ pub(crate) fn run_stage(recipe: &Recipe, stage: &Stage, out: &Path, context: &Co
         }
     }
     let target = out.join(&stage.name);
+    let default = if recipe.place == Some(Where::Slurm) { Trainer::Trl } else { Trainer::Aloe };
+    let trainer = trainer_of(recipe, stage, default);
+    if trainer != Trainer::Aloe {
+        return returned::run(stage, trainer, &inputs, &target, context);
+    }
     stages::run(&stage.config, &stage.name, stage.written.clone(), &inputs, &target, context)
 }
 
@@ -84,10 +121,11 @@ pub(crate) fn enter_root(recipe: &Recipe) -> anyhow::Result<()> {
         .map_err(|error| Failure::usage(format!("the recipe's root {}: {error}", recipe.root.display())).into())
 }
 
-/// Every file a stage will read exists before the first stage runs.
-fn check_inputs(recipe: &Recipe) -> anyhow::Result<()> {
+/// Every file that the stages asked for will read exists before the first one runs.
+fn check_inputs(recipe: &Recipe, only: Option<usize>) -> anyhow::Result<()> {
     let mut missing = Vec::new();
-    for stage in &recipe.stages {
+    let is_asked = |at: usize| only.is_none_or(|only| only == at);
+    for (_, stage) in recipe.stages.iter().enumerate().filter(|(at, _)| is_asked(*at)) {
         let outside = stage.from.iter().flat_map(|(_, inputs)| inputs).filter_map(|input| match input {
             Input::Path(path) if !is_address(path) => Some(path.clone()),
             _ => None,

@@ -8,6 +8,7 @@ use super::stage_config::StageConfig;
 use crate::cli::MAX_THREADS;
 use crate::failure::Failure;
 use crate::weights::{self, DtypeName};
+use aloe_handoff::{Trainer, Where};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,10 @@ pub(crate) struct Recipe {
     pub(crate) threads: usize,
     /// Type of weights and matrix inputs while computing, where the recipe names one.
     pub(crate) dtype: Option<DtypeName>,
+    /// Where stages run, where the recipe says it.
+    pub(crate) place: Option<Where>,
+    /// Who trains, where the recipe says it for all stages.
+    pub(crate) trainer: Option<Trainer>,
     /// Folder that relative paths start from.
     pub(crate) root: PathBuf,
     /// The stages in file order, which is an order of the graph.
@@ -38,6 +43,8 @@ pub(crate) struct Stage {
     pub(crate) from: Vec<(String, Vec<Input>)>,
     /// Typed settings.
     pub(crate) config: StageConfig,
+    /// Who trains it, where the stage says it itself.
+    pub(crate) trainer: Option<Trainer>,
     /// The entry as written.
     pub(crate) written: Value,
     /// What the author expects of data that is not at hand, for the plan.
@@ -75,6 +82,9 @@ struct Head {
     threads: usize,
     dtype: Option<DtypeName>,
     root: Option<String>,
+    #[serde(rename = "where")]
+    place: Option<Where>,
+    trainer: Option<Trainer>,
     /// A sentence on what the recipe is; for readers, and printed by the plan.
     #[serde(default, rename = "about")]
     _about: String,
@@ -198,9 +208,9 @@ fn check(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Recipe>
         let mistake = weights::mistake(head.dtype, stage.config.quantize(), model);
         mistakes.extend(mistake.map(|text| Mistake { line, text: format!("stage {:?}: {text}", stage.name) }));
     }
-    let (name, seed, threads, dtype) = (head.name, head.seed, head.threads, head.dtype);
-    let mut recipe = Recipe { name, seed, threads, dtype, root, stages };
-    recipe.set_seed(head.seed);
+    let Head { name, seed, threads, dtype, place, trainer, .. } = head;
+    let mut recipe = Recipe { name, seed, threads, dtype, place, trainer, root, stages };
+    recipe.set_seed(seed);
     Some(recipe)
 }
 
@@ -231,6 +241,7 @@ fn check_stage(
             .unwrap_or_default(),
         None => Expect::default(),
     };
+    let trainer = take_trainer(text, &mut raw, kind.as_deref(), &context, mistakes);
     let config = match kind.as_deref() {
         Some(kind) => decode_kind(text, kind, &context, raw, mistakes),
         None => {
@@ -274,10 +285,33 @@ fn check_stage(
         name: name.clone(),
         from,
         config,
+        trainer,
         written,
         expect,
     });
     (name, stage)
+}
+
+/// `trainer` of a training stage; another kind has no such key, and its own settings' reader says so.
+fn take_trainer(
+    text: &str,
+    raw: &mut RawStage<'_>,
+    kind: Option<&str>,
+    context: &str,
+    mistakes: &mut Vec<Mistake>,
+) -> Option<Trainer> {
+    if !matches!(kind, Some("sft" | "dpo")) {
+        return None;
+    }
+    let line = raw.line;
+    let name = raw.take_string(text, "trainer", mistakes)?;
+    let known = [Trainer::Aloe, Trainer::Trl, Trainer::Axolotl];
+    let found = known.into_iter().find(|trainer| trainer.name() == name);
+    if found.is_none() {
+        let text = format!("{context}: no trainer is called {name:?}; there are aloe, trl, axolotl");
+        mistakes.push(Mistake { line, text });
+    }
+    found
 }
 
 fn decode_kind<'i>(

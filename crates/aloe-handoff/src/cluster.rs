@@ -1,0 +1,270 @@
+//! `cluster.toml`: what is particular to a site. Where the program, the engines and the models lie, how jobs are billed, what a kind of
+//! stage asks for. The only file of a run folder with absolute paths; exchanged, it moves the run to another site.
+//!
+//! Read whole and checked whole: unknown keys are mistakes, and all mistakes are told together with their lines. Nothing is guessed: a
+//! stage without resources is refused.
+
+mod read;
+
+use crate::plan::{Resources, Trainer};
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A site.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Cluster {
+    /// What people call it.
+    pub name: String,
+    /// The `aloe` binary on its nodes.
+    pub aloe: PathBuf,
+    /// How jobs are submitted.
+    pub slurm: Slurm,
+    /// What a job sets up before it works.
+    pub environment: Environment,
+    /// Folder of the Python environment of each engine: `bin/python` lies in it.
+    pub engines: BTreeMap<&'static str, PathBuf>,
+    /// One of its machines.
+    pub node: Node,
+    /// Folders of models by the name or source that recipes use.
+    pub models: BTreeMap<String, PathBuf>,
+    /// What a kind of stage asks for; `default` for all kinds.
+    resources: BTreeMap<String, Asked>,
+    /// What one stage asks for instead.
+    stages: BTreeMap<String, Asked>,
+}
+
+/// Settings of submission.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slurm {
+    /// `--partition`.
+    pub partition: Option<String>,
+    /// `--account`.
+    pub account: Option<String>,
+    /// `--qos`.
+    pub qos: Option<String>,
+    /// Seconds before the time limit at which a job is told to save.
+    pub signal_before_s: u64,
+    /// Further options of sbatch, each beginning with `--`.
+    pub options: Vec<String>,
+}
+
+impl Default for Slurm {
+    fn default() -> Self {
+        Self { partition: None, account: None, qos: None, signal_before_s: 300, options: Vec::new() }
+    }
+}
+
+/// What every job sets up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// `module load` of each.
+    pub modules: Vec<String>,
+    /// Lines of shell before that.
+    pub lines: Vec<String>,
+    /// Variables.
+    pub variables: BTreeMap<String, String>,
+}
+
+/// A machine of the site. What is not stated is not checked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Node {
+    /// Processors.
+    pub cpus: Option<u32>,
+    /// GPUs.
+    pub gpus: Option<u32>,
+    /// Memory, 10^9 bytes.
+    pub memory_gb: Option<f64>,
+    /// Memory of one GPU, 10^9 bytes.
+    pub gpu_memory_gb: Option<f64>,
+    /// Power of one GPU in watts, for the carbon estimate.
+    pub gpu_watts: Option<f64>,
+}
+
+/// What is asked for, as far as one table says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Asked {
+    nodes: Option<u32>,
+    gpus_per_node: Option<u32>,
+    cpus_per_node: Option<u32>,
+    time_limit_s: Option<u64>,
+}
+
+impl Asked {
+    /// `self`, where it says nothing `other`.
+    fn or(self, other: Self) -> Self {
+        Self {
+            nodes: self.nodes.or(other.nodes),
+            gpus_per_node: self.gpus_per_node.or(other.gpus_per_node),
+            cpus_per_node: self.cpus_per_node.or(other.cpus_per_node),
+            time_limit_s: self.time_limit_s.or(other.time_limit_s),
+        }
+    }
+}
+
+impl Cluster {
+    /// Reads and checks the file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(aloe_record::Error::io("read", path))?;
+        Self::parse(&text).map_err(|mistakes| Error::Mistakes { path: path.to_path_buf(), mistakes })
+    }
+
+    /// Checks the text of the file; the mistakes in the order of their lines.
+    pub fn parse(text: &str) -> Result<Self, Vec<String>> {
+        read::cluster(text)
+    }
+
+    /// What a stage asks for: its own table, then its kind's, then `default`.
+    pub fn resources(&self, kind: &str, stage: &str) -> Result<Resources, String> {
+        let of = |tables: &BTreeMap<String, Asked>, name: &str| tables.get(name).copied().unwrap_or_default();
+        let asked = of(&self.stages, stage).or(of(&self.resources, kind)).or(of(&self.resources, "default"));
+        let (Some(n_nodes), Some(gpus_per_node), Some(cpus_per_node), Some(time_limit_s)) =
+            (asked.nodes, asked.gpus_per_node, asked.cpus_per_node, asked.time_limit_s)
+        else {
+            let keys = [
+                ("nodes", asked.nodes.is_none()),
+                ("gpus_per_node", asked.gpus_per_node.is_none()),
+                ("cpus_per_node", asked.cpus_per_node.is_none()),
+                ("time", asked.time_limit_s.is_none()),
+            ];
+            let missing: Vec<&str> = keys.iter().filter(|(_, is_missing)| *is_missing).map(|(key, _)| *key).collect();
+            return Err(format!(
+                "stage {stage:?}: cluster.toml does not say {}; write it under [resources.{kind}] or [resources.default]",
+                missing.join(", ")
+            ));
+        };
+        Ok(Resources { n_nodes, gpus_per_node, cpus_per_node, time_limit_s })
+    }
+
+    /// Names of stages that the file speaks of, so that a slip can be told from a setting.
+    pub fn named_stages(&self) -> impl Iterator<Item = &str> {
+        self.stages.keys().map(String::as_str)
+    }
+
+    /// Shell that sets up a job: lines, modules, variables, and the engine's programs first on the path.
+    pub fn prelude(&self, trainer: Trainer) -> String {
+        let mut text = String::new();
+        for line in &self.environment.lines {
+            text.push_str(line);
+            text.push('\n');
+        }
+        for module in &self.environment.modules {
+            text.push_str(&format!("module load {module} || exit 78\n"));
+        }
+        for (name, value) in &self.environment.variables {
+            text.push_str(&format!("export {name}={}\n", quoted(value)));
+        }
+        if let Some(folder) = self.engines.get(trainer.name()) {
+            text.push_str(&format!("export PATH={}:\"$PATH\"\n", quoted(&folder.join("bin").to_string_lossy())));
+        }
+        text
+    }
+
+    /// The options of sbatch that bill and place a job.
+    pub fn billing(&self) -> Vec<String> {
+        let named = [("partition", &self.slurm.partition), ("account", &self.slurm.account), ("qos", &self.slurm.qos)];
+        let named = named.into_iter().filter_map(|(name, value)| Some(format!("--{name}={}", value.as_ref()?)));
+        named.chain(self.slurm.options.iter().cloned()).collect()
+    }
+}
+
+/// `text` as one word of the shell.
+pub fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) const WHOLE: &str = r#"
+name = "acc"
+aloe = "/opt/aloe/bin/aloe"
+[slurm]
+partition = "acc"
+account = "bsc99"
+signal_before = 120
+options = ["--exclusive"]
+[environment]
+lines = ["source /etc/profile.d/modules.sh"]
+modules = ["cuda/12.8"]
+variables = { NCCL_DEBUG = "it's WARN" }
+[engines]
+trl = "/opt/trl"
+[node]
+cpus = 80
+gpus = 4
+memory_gb = 512
+gpu_watts = 700
+[models]
+"llama 3" = "/gpfs/llama3"
+[resources.default]
+nodes = 1
+gpus_per_node = 0
+cpus_per_node = 20
+time = "1:00:00"
+[resources.sft]
+nodes = 2
+gpus_per_node = 4
+cpus_per_node = 80
+time = "1-12:00:00"
+[stages.short]
+time = 600
+"#;
+
+    #[test]
+    fn a_stage_asks_for_what_its_own_table_says_then_its_kinds_then_the_default() {
+        let cluster = Cluster::parse(WHOLE).unwrap();
+        let of = |kind, stage| cluster.resources(kind, stage).unwrap();
+        let resources = |n_nodes, gpus_per_node, cpus_per_node, time_limit_s| Resources {
+            n_nodes,
+            gpus_per_node,
+            cpus_per_node,
+            time_limit_s,
+        };
+        assert_eq!(of("merge", "m"), resources(1, 0, 20, 3600));
+        // A day and 12 hours: 36 x 3600 s.
+        assert_eq!(of("sft", "long"), resources(2, 4, 80, 129_600));
+        assert_eq!(of("sft", "short"), resources(2, 4, 80, 600));
+    }
+
+    #[test]
+    fn a_stage_without_resources_is_refused_by_the_name_of_what_is_missing() {
+        let text = WHOLE.replace("[resources.default]\nnodes = 1\ngpus_per_node = 0", "[resources.default]");
+        let refused = Cluster::parse(&text).unwrap().resources("merge", "m").unwrap_err();
+        assert!(refused.contains("does not say nodes, gpus_per_node; write it under [resources.merge]"), "{refused}");
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once_with_its_line() {
+        let wrong = "name = 3\naloe = \"bin/aloe\"\n[slurm]\npartitoin = \"acc\"\nsignal_before = -1\noptions = [\"-N 3\"]\n\
+                     [node]\ngpus = 4\n[resources.sft]\ngpus_per_node = 8\ntime = \"soon\"\n[resources.sfd]\nnodes = 0\n[modles]\n";
+        let mistakes = Cluster::parse(wrong).unwrap_err();
+        let expected = [
+            "line 1: `name` must be a text",
+            "line 2: `aloe` must be an absolute path, found \"bin/aloe\"",
+            "line 4: [slurm] has no key `partitoin`; its keys are partition, account, qos, signal_before, options",
+            "line 5: `signal_before` must be a number of seconds",
+            "line 6: `options` must begin with `--`, found \"-N 3\"",
+            "line 10: [resources.sft] asks for 8 GPUs of a node with 4",
+            "line 11: `time` must be seconds or [DAYS-]HOURS:MINUTES:SECONDS",
+            "line 12: [resources.sfd] is no kind of stage; kinds are default, pull, sft, dpo, merge, merge-search, eval, rejudge, redteam, card",
+            "line 13: `nodes` must be at least 1",
+            "line 14: there is no [modles]; tables are slurm, environment, engines, node, models, resources, stages",
+        ];
+        assert_eq!(mistakes, expected);
+    }
+
+    #[test]
+    fn what_a_job_sets_up_survives_the_shell() {
+        let cluster = Cluster::parse(WHOLE).unwrap();
+        let prelude = cluster.prelude(Trainer::Trl);
+        let script = format!(
+            "module() {{ echo \"module $*\"; }}\n{}\necho \"$NCCL_DEBUG\"; echo \"${{PATH%%:*}}\"",
+            prelude.replace("source /etc/profile.d/modules.sh", ":")
+        );
+        let output = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "module load cuda/12.8\nit's WARN\n/opt/trl/bin\n");
+        assert_eq!(cluster.billing(), ["--partition=acc", "--account=bsc99", "--exclusive"]);
+    }
+}

@@ -1,0 +1,253 @@
+use super::*;
+use crate::plan::{Resources, Trainer, Where};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+/// A scheduler that does what it is told.
+#[derive(Default)]
+struct Fake {
+    holds_back: bool,
+    jobs: RefCell<BTreeMap<String, (String, Observed)>>,
+    submitted: RefCell<Vec<(String, Vec<String>)>>,
+    /// What the next submission does.
+    mishap: Cell<Mishap>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Mishap {
+    #[default]
+    None,
+    /// sbatch fails, the controller has nothing.
+    Refused,
+    /// sbatch fails, the controller has the job.
+    TakenAllTheSame,
+    /// The client is killed after the controller took the job.
+    ClientDies,
+}
+
+impl Fake {
+    fn slurm() -> Self {
+        Self { holds_back: true, ..Self::default() }
+    }
+
+    fn set(&self, job: &str, observed: Observed) {
+        self.jobs.borrow_mut().get_mut(job).unwrap().1 = observed;
+    }
+
+    fn of(&self, job: &str) -> Observed {
+        self.jobs.borrow()[job].1.clone()
+    }
+}
+
+impl Scheduler for Fake {
+    fn holds_back(&self) -> bool {
+        self.holds_back
+    }
+
+    fn preflight(&self, _: &Path, stages: &[&StagePlan]) -> Result<Vec<String>> {
+        Ok(stages.iter().filter(|stage| stage.resources.n_nodes > 9).map(|stage| stage.name.clone()).collect())
+    }
+
+    fn submit(&self, submission: &Submission<'_>) -> Result<String> {
+        let refused = Err(Error::Scheduler { command: "sbatch".into(), reason: "socket timed out".into() });
+        if self.mishap.get() == Mishap::Refused {
+            return refused;
+        }
+        let id = (self.jobs.borrow().len() + 1).to_string();
+        self.submitted.borrow_mut().push((submission.stage.name.clone(), submission.after.to_vec()));
+        self.jobs.borrow_mut().insert(id.clone(), (submission.name.to_owned(), Observed::Waiting));
+        match self.mishap.take() {
+            Mishap::TakenAllTheSame => refused,
+            Mishap::ClientDies => std::panic::panic_any("killed"),
+            _ => Ok(id),
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<Option<String>> {
+        Ok(self.jobs.borrow().iter().find(|(_, (known, _))| known == name).map(|(id, _)| id.clone()))
+    }
+
+    fn observe(&self, job: &str) -> Result<Observed> {
+        Ok(self.jobs.borrow().get(job).map_or(Observed::Unknown, |(_, observed)| observed.clone()))
+    }
+
+    fn cancel(&self, job: &str) -> Result<()> {
+        self.set(job, Observed::Cancelled("scancel".into()));
+        Ok(())
+    }
+}
+
+/// `a`, then `b`, then `c`.
+fn plan() -> RunPlan {
+    let stage = |name: &str, after: &[&str]| StagePlan {
+        name: name.into(),
+        kind: "merge".into(),
+        folder: format!("stages/{name}").into(),
+        after: after.iter().map(|name| (*name).to_owned()).collect(),
+        trainer: Trainer::Aloe,
+        resources: Resources { n_nodes: 1, gpus_per_node: 0, cpus_per_node: 1, time_limit_s: 60 },
+        n_shards: 1,
+    };
+    let stages = vec![stage("a", &[]), stage("b", &["a"]), stage("c", &["b"])];
+    RunPlan { version: 1, name: "r".into(), place: Where::Slurm, recipe_sha256: String::new(), stages }
+}
+
+fn phases(run: &Path) -> Vec<&'static str> {
+    plan().stages.iter().map(|stage| state::read(run, &stage.name).unwrap().phase.name()).collect()
+}
+
+fn say(run: &Path, stage: &str, event: Event) {
+    update(run, stage, |_| Ok(Some(event))).unwrap();
+}
+
+fn started(job: &str) -> Event {
+    Event::Started { job: job.into(), host: "n1".into() }
+}
+
+fn done(job: &str) -> Event {
+    Event::Done { job: job.into() }
+}
+
+fn strings(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[test]
+fn the_whole_chain_is_submitted_at_once_each_stage_after_those_it_needs_and_only_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    submit(dir.path(), &plan(), &fake).unwrap();
+    let expected =
+        [("a".to_owned(), vec![]), ("b".to_owned(), strings(&["1"])), ("c".to_owned(), strings(&["2"]))].to_vec();
+    assert_eq!(*fake.submitted.borrow(), expected);
+    assert!(submit(dir.path(), &plan(), &fake).unwrap().is_empty());
+    assert_eq!(fake.jobs.borrow().len(), 3);
+    assert_eq!(phases(dir.path()), ["submitted"; 3]);
+}
+
+#[test]
+fn a_failure_at_any_position_cancels_all_later_stages_and_resuming_submits_just_those_and_it() {
+    for position in 0..3 {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = Fake::slurm();
+        submit(dir.path(), &plan(), &fake).unwrap();
+        for (at, stage) in plan().stages.iter().enumerate().take(position + 1) {
+            let job = (at + 1).to_string();
+            say(dir.path(), &stage.name, started(&job));
+            match at == position {
+                false => say(dir.path(), &stage.name, done(&job)),
+                true => fake.set(&job, Observed::Failed("exit code 7".into())),
+            }
+        }
+        look(dir.path(), &plan(), &fake).unwrap();
+        let expected: Vec<&str> = (0..3)
+            .map(|at| ["done", "failed", "cancelled"][usize::from(at >= position) + usize::from(at > position)])
+            .collect();
+        assert_eq!(phases(dir.path()), expected);
+        for at in position + 1..3 {
+            assert!(matches!(fake.of(&(at + 1).to_string()), Observed::Cancelled(_)), "job {} goes on", at + 1);
+        }
+        let refused = submit(dir.path(), &plan(), &fake).unwrap_err().to_string();
+        assert!(refused.contains("exit code 7; `aloe resume RUN` tries again"), "{refused}");
+        reset(dir.path(), &plan(), &fake).unwrap();
+        assert_eq!(submit(dir.path(), &plan(), &fake).unwrap().len(), 3 - position);
+        let again = fake.submitted.borrow()[3].clone();
+        assert_eq!(again, (plan().stages[position].name.clone(), vec![]), "a done stage needs no dependency");
+        assert_eq!(state::read(dir.path(), &plan().stages[position].name).unwrap().attempts, 2);
+    }
+}
+
+#[test]
+fn a_client_killed_while_it_submits_neither_loses_the_job_nor_submits_it_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    fake.mishap.set(Mishap::ClientDies);
+    let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| submit(dir.path(), &plan(), &fake)));
+    assert!(died.is_err());
+    assert_eq!(phases(dir.path()), ["submitting", "planned", "planned"]);
+    submit(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(phases(dir.path()), ["submitted"; 3]);
+    assert_eq!(fake.submitted.borrow().iter().filter(|(name, _)| name == "a").count(), 1);
+    assert_eq!(fake.submitted.borrow()[1], ("b".to_owned(), strings(&["1"])));
+}
+
+#[test]
+fn a_submission_that_failed_is_looked_for_before_it_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    fake.mishap.set(Mishap::TakenAllTheSame);
+    submit(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(fake.jobs.borrow().len(), 3);
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    fake.mishap.set(Mishap::Refused);
+    assert!(submit(dir.path(), &plan(), &fake).is_err());
+    assert_eq!(phases(dir.path()), ["planned"; 3]);
+    fake.mishap.set(Mishap::None);
+    submit(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!((fake.jobs.borrow().len(), state::read(dir.path(), "a").unwrap().attempts), (3, 1));
+}
+
+#[test]
+fn a_job_that_vanished_failed_unless_somebody_holds_its_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    submit(dir.path(), &plan(), &fake).unwrap();
+    say(dir.path(), "a", started("1"));
+    fake.jobs.borrow_mut().remove("1");
+    let held = StageLock::take(dir.path(), "a", "job 1", std::time::Duration::ZERO, &|| true).unwrap().unwrap();
+    look(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(phases(dir.path()), ["running", "submitted", "submitted"]);
+    drop(held);
+    look(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(phases(dir.path()), ["failed", "cancelled", "cancelled"]);
+    let reason = state::read(dir.path(), "a").unwrap().reason.unwrap();
+    assert!(reason.contains("vanished"), "{reason}");
+}
+
+#[test]
+fn a_job_that_ended_well_without_done_failed_and_with_it_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    submit(dir.path(), &plan(), &fake).unwrap();
+    for job in ["1", "2"] {
+        fake.set(job, Observed::EndedWell);
+    }
+    aloe_record::atomic::write(&done_mark(dir.path(), "a"), b"{}").unwrap();
+    look(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(phases(dir.path()), ["done", "failed", "cancelled"]);
+}
+
+#[test]
+fn where_nobody_holds_jobs_back_one_goes_at_a_time_when_its_inputs_are_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::default();
+    let next = || submit(dir.path(), &plan(), &fake).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert_eq!(next(), ["a"]);
+    assert!(next().is_empty());
+    say(dir.path(), "a", done("1"));
+    assert_eq!(next(), ["b"]);
+    fake.set("2", Observed::Failed("killed".into()));
+    look(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(phases(dir.path()), ["done", "failed", "cancelled"]);
+}
+
+#[test]
+fn what_cannot_run_is_told_before_anything_is_submitted() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    let mut plan = plan();
+    plan.stages[2].resources.n_nodes = 10;
+    let refused = submit(dir.path(), &plan, &fake).unwrap_err().to_string();
+    assert!(refused.starts_with("nothing was submitted: 1 mistake"), "{refused}");
+    assert!(fake.jobs.borrow().is_empty());
+}
+
+#[test]
+fn a_run_is_cancelled_from_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    submit(dir.path(), &plan(), &fake).unwrap();
+    cancel(dir.path(), &plan(), &fake, "asked to").unwrap();
+    assert_eq!(phases(dir.path()), ["cancelled"; 3]);
+}

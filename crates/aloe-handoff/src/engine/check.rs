@@ -1,0 +1,1 @@
+//! A configuration held against the keys of the pinned version of its engine.

@@ -1,0 +1,162 @@
+"""Runs one training stage of this run folder on TRL. Started in the run folder by torchrun, once per process:
+
+    torchrun --nproc-per-node=N stages/NN-NAME/engine.py MODULE --config stages/NN-NAME/engine.yaml [--resume_from_checkpoint FOLDER]
+
+Written by `aloe`, the same bytes for every stage. It refuses other versions than the configuration was checked for, lets ids that are
+already rendered through, and leaves in the stage's output folder what the checker needs: `sessions.jsonl` (versions, and the world size as
+the processes themselves counted it), `log.jsonl` (every logged step), `trainer_state.json`, and a `MANIFEST.json` in each checkpoint once
+it is whole. A loss or gradient norm that is not finite ends the run with exit code 3. Nothing is sent anywhere.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import runpy
+import socket
+import sys
+import threading
+import time
+
+PINNED = {"trl": "1.16.0", "transformers": "5.23.0", "accelerate": "1.15.0"}
+
+for name, value in {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}.items():
+    os.environ[name] = value
+
+
+def check_versions():
+    found = {name: importlib.metadata.version(name) for name in PINNED}
+    other = [f"{name} is {found[name]}, not {version}" for name, version in PINNED.items() if found[name] != version]
+    if other:
+        sys.exit("this stage was planned for other versions: " + "; ".join(other))
+    return {**found, "torch": importlib.metadata.version("torch"), "python": sys.version.split()[0]}
+
+
+def append(path, entry):
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_manifest(folder, step):
+    """Names, sizes and digests of a checkpoint's files, beside them: what has one is whole."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "MANIFEST.json")
+    entries = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    partial = folder / ".MANIFEST.json.partial"
+    partial.write_text(json.dumps({"step": step, "files": entries}, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, folder / "MANIFEST.json")
+
+
+def processes():
+    """Every process's host and device, gathered by the processes themselves; one entry where there is no group."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    own = [socket.gethostname(), device]
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [own], True
+    found = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, own)
+    return found, torch.distributed.get_rank() == 0
+
+
+def watch(work, versions):
+    import torch
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        def __init__(self):
+            self.hashing = []
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            found, self.is_first = processes()
+            self.started = time.time()
+            if self.is_first:
+                work.mkdir(parents=True, exist_ok=True)
+                hosts = len({host for host, _ in found})
+                devices = sorted({device for _, device in found})
+                event = {"event": "begin", "unix_s": self.started, "step": state.global_step, "max_steps": state.max_steps}
+                append(work / "sessions.jsonl", {**event, "versions": versions, "world_size": len(found), "n_hosts": hosts, "devices": devices})
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            logs = {key: value for key, value in (logs or {}).items()}
+            if self.is_first:
+                append(work / "log.jsonl", {"step": state.global_step, **{key: str(value) for key, value in logs.items()}})
+            bad = [key for key in ("loss", "grad_norm") if key in logs and not math.isfinite(float(logs[key]))]
+            if bad:
+                print(f"step {state.global_step}: {' and '.join(bad)} not finite; stopped", file=sys.stderr, flush=True)
+                os._exit(3)
+
+        def on_save(self, args, state, control, **kwargs):
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.barrier()
+            folder = pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            if self.is_first and folder.is_dir():
+                thread = threading.Thread(target=self.hash, args=(folder, state.global_step))
+                thread.start()
+                self.hashing.append(thread)
+
+        def hash(self, folder, step):
+            try:
+                write_manifest(folder, step)
+            except OSError as error:  # the oldest checkpoint goes when a new one is written
+                print(f"{folder}: no manifest: {error}", file=sys.stderr, flush=True)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            for thread in self.hashing:
+                thread.join()
+            if self.is_first:
+                state.save_to_json(str(work / "trainer_state.json"))
+                append(work / "sessions.jsonl", {"event": "end", "unix_s": time.time(), "step": state.global_step, "seconds": time.time() - self.started})
+
+    return Watch
+
+
+def take_rendered_pairs():
+    """TRL prepares every preference row from text; rows that are ids already go through as they are."""
+    from trl import DPOTrainer
+
+    prepare = DPOTrainer._prepare_dataset
+
+    def prepared(self, dataset, *args, **kwargs):
+        is_rendered = {"prompt_ids", "chosen_ids", "rejected_ids"} <= set(dataset.column_names)
+        return dataset if is_rendered else prepare(self, dataset, *args, **kwargs)
+
+    DPOTrainer._prepare_dataset = prepared
+
+
+def main():
+    module, *rest = sys.argv[1:]
+    versions = check_versions()
+    import yaml
+
+    config = yaml.safe_load(pathlib.Path(rest[rest.index("--config") + 1]).read_text(encoding="utf-8"))
+    work = pathlib.Path(config["output_dir"])
+    os.environ["HF_DATASETS_CACHE"] = str(work / ".datasets")
+    import transformers.trainer
+
+    transformers.trainer.DEFAULT_CALLBACKS.append(watch(work, versions))
+    if module == "trl.scripts.dpo":
+        take_rendered_pairs()
+    sys.argv = [module, *rest]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+//! A training stage on a foreign trainer: its configuration, its start script and its rows, written into a run folder.
+//!
+//! [`render_rows`] comes first (it tells the number of steps), then [`write`]. Both are pure in what they write: the same input gives
+//! the same bytes, and every path in them is relative to the run folder, from which jobs are started. Settings that an engine does not
+//! have are refused by name, all together; none is dropped. [`check::check_config`] holds a configuration against the keys of the
+//! pinned version.
+
+pub mod check;
+mod rows;
+mod template;
+mod trl;
+mod yaml;
+
+use crate::plan::{Resources, Trainer};
+use aloe_model::Arch;
+use aloe_train::{DpoConfig, SftConfig};
+pub use rows::{Rendered, Rows, RowsInput, render_rows};
+use std::path::{Path, PathBuf};
+
+/// Versions that configurations are written for and checked against; the start script refuses others.
+pub const TRL_VERSIONS: [(&str, &str); 3] = [("trl", "1.16.0"), ("transformers", "5.23.0"), ("accelerate", "1.15.0")];
+
+/// The start script, the same for every stage: versions, world size, log, stop at non-finite values, then the engine's own program.
+const LAUNCHER: &str = include_str!("launcher.py");
+
+/// What is trained, with our settings for it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Settings {
+    /// Supervised fine-tuning.
+    Sft(SftConfig),
+    /// Direct preference optimisation.
+    Dpo(DpoConfig),
+}
+
+/// A stage to hand off.
+#[derive(Clone, Debug)]
+pub struct TrainSpec {
+    /// Who trains; not [`Trainer::Aloe`].
+    pub trainer: Trainer,
+    /// Our settings, already free of mistakes.
+    pub settings: Settings,
+    /// The family of the model, which names the layer that is sharded.
+    pub arch: Arch,
+    /// `stages/NN-NAME`, relative to the run folder like all paths here.
+    pub stage: PathBuf,
+    /// The checkpoint folder that training starts from: f32 masters where there are any.
+    pub model: PathBuf,
+    /// The folder that [`render_rows`] wrote: `data/NAME`.
+    pub rows: PathBuf,
+    /// Where the engine writes: `work/NAME`.
+    pub work: PathBuf,
+    /// Optimizer steps, as [`render_rows`] told.
+    pub n_steps: u64,
+    /// What the job has.
+    pub resources: Resources,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The command of each node, started in the run folder; the caller adds rendezvous flags behind its first word, and at the end
+    /// `--resume_from_checkpoint FOLDER` to go on.
+    pub command: Vec<String>,
+    /// Names of the files written into the stage's folder.
+    pub files: Vec<String>,
+    /// What the user must be told.
+    pub notices: Vec<String>,
+}
+
+/// Every way a hand-off can fail.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Settings that the engine cannot honour, each on its own line.
+    #[error("{}", mistakes.join("\n"))]
+    Settings {
+        /// All of them, each with its name and what can be done.
+        mistakes: Vec<String>,
+    },
+    /// The configuration that we wrote is not one that the engine takes: our mistake.
+    #[error("the configuration for {engine} is wrong: {}", mistakes.join("; "))]
+    Generated {
+        /// The engine.
+        engine: &'static str,
+        /// What is wrong.
+        mistakes: Vec<String>,
+    },
+    /// Rows that cannot be trained on.
+    #[error(transparent)]
+    Train(#[from] aloe_train::Error),
+    /// A template or tokenizer that fails.
+    #[error(transparent)]
+    Text(#[from] aloe_text::Error),
+    /// Reading or writing failed.
+    #[error(transparent)]
+    Record(#[from] aloe_record::Error),
+}
+
+/// Writes `engine.yaml` and `engine.py` into the folder of a stage on disk (`RUN/stages/NN-NAME`).
+pub fn write(spec: &TrainSpec, folder: &Path) -> Result<Written, Error> {
+    let config = config(spec)?;
+    let io = |error| aloe_record::Error::io("create", folder)(error);
+    std::fs::create_dir_all(folder).map_err(io)?;
+    aloe_record::atomic::write(&folder.join("engine.yaml"), config.as_bytes())?;
+    aloe_record::atomic::write(&folder.join("engine.py"), LAUNCHER.as_bytes())?;
+    Ok(Written {
+        command: command(spec),
+        files: vec!["engine.yaml".to_owned(), "engine.py".to_owned()],
+        notices: trl::notices(spec),
+    })
+}
+
+/// The text of `engine.yaml`, checked against the keys of the pinned version.
+pub fn config(spec: &TrainSpec) -> Result<String, Error> {
+    let mistakes = match spec.trainer {
+        Trainer::Trl => trl::refused(spec),
+        Trainer::Axolotl | Trainer::Aloe => vec!["trainer: this version hands off to trl alone".to_owned()],
+    };
+    if !mistakes.is_empty() {
+        return Err(Error::Settings { mistakes });
+    }
+    Ok(yaml::emit(&trl::config(spec)))
+}
+
+/// `torchrun --nproc-per-node=N stages/NN-NAME/engine.py MODULE --config stages/NN-NAME/engine.yaml`.
+fn command(spec: &TrainSpec) -> Vec<String> {
+    let of_stage = |name: &str| spec.stage.join(name).display().to_string();
+    vec![
+        "torchrun".to_owned(),
+        format!("--nproc-per-node={}", spec.resources.gpus_per_node.max(1)),
+        of_stage("engine.py"),
+        trl::module(&spec.settings).to_owned(),
+        "--config".to_owned(),
+        of_stage("engine.yaml"),
+    ]
+}
+
+/// Rows or pairs that each process takes at once, and how often before an update; `None` where `batch_size` cannot be shared out.
+fn shares(batch_size: usize, micro_batch_size: usize, resources: &Resources) -> Option<(usize, usize)> {
+    let at_once = micro_batch_size * resources.world_size() as usize;
+    (batch_size.is_multiple_of(at_once) && batch_size > 0).then(|| (micro_batch_size, batch_size / at_once))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+use super::*;
+use crate::plan::{Resources, StagePlan, Trainer, Where};
+use std::cell::Cell;
+
+/// A run folder of stages `a` and `b` (after `a`) whose scripts are `run` and `check`.
+pub(crate) fn run_folder(dir: &Path, run: &str, check: &str) {
+    let stage = |name: &str, after: &[&str]| StagePlan {
+        name: name.into(),
+        kind: "merge".into(),
+        folder: format!("stages/{name}").into(),
+        after: after.iter().map(|name| (*name).to_owned()).collect(),
+        trainer: Trainer::Aloe,
+        resources: Resources { n_nodes: 1, gpus_per_node: 0, cpus_per_node: 1, time_limit_s: 3600 },
+        n_shards: 1,
+    };
+    std::fs::write(dir.join("recipe.toml"), "").unwrap();
+    std::fs::write(dir.join("cluster.toml"), "name = \"x\"\naloe = \"/bin/true\"\n").unwrap();
+    let plan = RunPlan {
+        version: 1,
+        name: "r".into(),
+        place: Where::Local,
+        recipe_sha256: aloe_record::digest::bytes(b""),
+        stages: vec![stage("a", &[]), stage("b", &["a"])],
+    };
+    atomic::write_json(&dir.join("run.json"), &plan).unwrap();
+    for name in ["a", "b"] {
+        std::fs::create_dir_all(dir.join("stages").join(name)).unwrap();
+        std::fs::write(dir.join("stages").join(name).join("run.sh"), run).unwrap();
+        std::fs::write(dir.join("stages").join(name).join("check.sh"), check).unwrap();
+    }
+}
+
+fn job<'a>(run: &'a Path, id: &str, asked: &'a dyn Fn() -> Asked, requeue: &'a dyn Fn() -> Result<()>) -> Job<'a> {
+    Job {
+        run,
+        id: id.into(),
+        name: None,
+        host: "here".into(),
+        aloe: "/bin/true".into(),
+        time_limit: None,
+        grace: Duration::from_secs(5),
+        patience: Duration::ZERO,
+        asked,
+        requeue,
+    }
+}
+
+fn run_plain(dir: &Path, id: &str, stage: &str) -> Outcome {
+    run(&job(dir, id, &|| Asked::Nothing, &|| Ok(())), stage).unwrap()
+}
+
+fn phase(dir: &Path, stage: &str) -> Phase {
+    state::read(dir, stage).unwrap().phase
+}
+
+#[test]
+fn a_stage_is_done_after_its_check_and_never_done_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), "echo x >> ran; test ! -e state/a/DONE", "test ! -e state/a/DONE && echo y >> checked");
+    assert_eq!(run_plain(dir.path(), "1", "a"), Outcome::Done);
+    assert_eq!(run_plain(dir.path(), "2", "a"), Outcome::Done);
+    assert_eq!(std::fs::read_to_string(dir.path().join("ran")).unwrap(), "x\n");
+    assert_eq!(std::fs::read_to_string(dir.path().join("checked")).unwrap(), "y\n");
+    assert_eq!(phase(dir.path(), "a"), Phase::Done);
+}
+
+#[test]
+fn work_that_ends_well_and_fails_its_check_is_a_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), "true", "exit 5");
+    assert_eq!(run_plain(dir.path(), "1", "a"), Outcome::Failed("check.sh: exit code 5".into()));
+    assert!(!done_mark(dir.path(), "a").exists());
+    assert_eq!(phase(dir.path(), "a"), Phase::Failed);
+}
+
+#[test]
+fn a_stage_does_not_begin_before_those_it_needs_are_done() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), "echo x >> ran", "true");
+    assert!(matches!(run_plain(dir.path(), "1", "b"), Outcome::NotBegun(_)));
+    assert_eq!(phase(dir.path(), "b"), Phase::Planned);
+    assert!(!dir.path().join("ran").exists());
+}
+
+#[test]
+fn a_job_that_was_given_up_and_comes_back_leaves_the_stage_to_its_successor() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), "echo x >> ran", "true");
+    let say = |event: Event| state::update(dir.path(), "a", |_| Ok(Some(event))).unwrap();
+    say(Event::Submitting { name: "first".into() });
+    say(Event::Submitted { job: "1".into() });
+    say(Event::Failed { job: None, reason: "vanished".into() });
+    say(Event::Submitting { name: "second".into() });
+    // The client does not know the second job's id yet; the first one has another name.
+    let mut first = job(dir.path(), "1", &|| Asked::Nothing, &|| Ok(()));
+    first.name = Some("first".into());
+    assert!(matches!(run(&first, "a").unwrap(), Outcome::NotBegun(_)));
+    say(Event::Submitted { job: "2".into() });
+    assert_eq!(run(&first, "a").unwrap(), Outcome::NotBegun("job 2 has the stage".into()));
+    assert!(!dir.path().join("ran").exists());
+    assert_eq!(run_plain(dir.path(), "2", "a"), Outcome::Done);
+}
+
+/// Starts `sleep` behind a shell that saves on SIGTERM, and asks after the shell said that it runs.
+const SAVES: &str = "trap 'echo saved >> saved; kill $!; exit 143' TERM; sleep 60 & touch ready; wait";
+
+#[test]
+fn told_to_save_it_stops_the_work_waits_until_it_saved_and_is_requeued_and_goes_on_under_the_same_id() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), &format!("test -e saved || {{ {SAVES}; }}"), "true");
+    let ready = dir.path().join("ready");
+    let asked = || if ready.exists() { Asked::Save } else { Asked::Nothing };
+    let order = Cell::new("not called");
+    let requeue = || {
+        let saved = dir.path().join("saved").exists();
+        let written = phase(dir.path(), "a") == Phase::Submitted;
+        order.set(if saved && written { "saved, written, then requeued" } else { "too early" });
+        Ok(())
+    };
+    assert_eq!(run(&job(dir.path(), "7", &asked, &requeue), "a").unwrap(), Outcome::Requeued);
+    assert_eq!(order.get(), "saved, written, then requeued");
+    assert_eq!(run_plain(dir.path(), "7", "a"), Outcome::Done);
+    assert_eq!(state::read(dir.path(), "a").unwrap().sessions.len(), 2);
+}
+
+#[test]
+fn past_its_time_limit_the_work_is_stopped_and_then_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), "trap '' TERM; touch ready; while :; do sleep 60; done", "true");
+    let mut limited = job(dir.path(), "1", &|| Asked::Nothing, &|| Ok(()));
+    limited.time_limit = Some(Duration::from_millis(300));
+    limited.grace = Duration::from_millis(300);
+    let started = Instant::now();
+    let Outcome::Failed(reason) = run(&limited, "a").unwrap() else { panic!("it did not fail") };
+    assert!(reason.contains("the time limit"), "{reason}");
+    assert!(started.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn a_job_stopped_by_a_signal_is_cancelled_and_a_later_one_takes_it_up() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), &format!("test -e saved || {{ {SAVES}; }}"), "true");
+    let ready = dir.path().join("ready");
+    let asked = || if ready.exists() { Asked::Stop } else { Asked::Nothing };
+    let stopped = run(&job(dir.path(), "1", &asked, &|| Ok(())), "a").unwrap();
+    assert_eq!(stopped, Outcome::Cancelled("run.sh was stopped by a signal".into()));
+    assert_eq!(phase(dir.path(), "a"), Phase::Cancelled);
+    assert_eq!(run_plain(dir.path(), "2", "a"), Outcome::Done);
+}
+
+#[test]
+fn a_second_job_of_a_stage_at_work_is_turned_away() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), "echo x >> ran", "true");
+    let _held = StageLock::take(dir.path(), "a", "job 1 on n1", Duration::ZERO, &|| true).unwrap().unwrap();
+    assert_eq!(run_plain(dir.path(), "2", "a"), Outcome::NotBegun("job 1 on n1 is at work on it".into()));
+    assert!(!dir.path().join("ran").exists());
+}
+
+#[test]
+fn models_of_the_site_stand_under_their_names_and_follow_a_move() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), "readlink models/hf-a-b >> seen", "true");
+    for folder in ["/one", "/two"] {
+        let text = format!("name = \"x\"\naloe = \"/bin/true\"\n[models]\n\"hf:a/b\" = \"{folder}\"\n");
+        std::fs::write(dir.path().join("cluster.toml"), text).unwrap();
+        assert_eq!(run_plain(dir.path(), "1", "a"), Outcome::Done);
+        std::fs::remove_dir_all(dir.path().join("state")).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(dir.path().join("seen")).unwrap(), "/one\n/two\n");
+}

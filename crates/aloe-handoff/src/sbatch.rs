@@ -1,0 +1,271 @@
+//! The scripts of a stage's folder, as text: `job.sbatch` (what Slurm is given), `run.sh` (the work), `check.sh` (what must hold before the
+//! stage is done), `inputs.sha256` and `env.lock`.
+//!
+//! No script names an absolute path: `job.sbatch` finds its run folder by where it was submitted from, and the program in `cluster.toml`.
+//! The order of things (lock, state, work, check, DONE; save and requeue before the time limit) is `aloe job`'s, see [`crate::job`].
+
+use crate::cluster::{Cluster, quoted};
+use crate::plan::{RunPlan, StagePlan, Trainer};
+use crate::slurm_time;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// `job.sbatch`: asks for the stage's resources and hands over to `aloe job` in the run folder. Account and partition are those of
+/// `cluster.toml` when the run was planned, for those who submit by hand; `aloe run` gives the present ones.
+pub fn job_script(plan: &RunPlan, stage: &StagePlan, cluster: &Cluster) -> String {
+    let resources = &stage.resources;
+    let gpus = match resources.gpus_per_node {
+        0 => String::new(),
+        gpus => format!("#SBATCH --gpus-per-node={gpus}\n"),
+    };
+    let billing: String = cluster.billing().iter().map(|option| format!("#SBATCH {option}\n")).collect();
+    format!(
+        r#"#!/bin/bash
+# The job of stage {name:?} ({kind} by {trainer}) of run {run:?}. `aloe run RUN` submits it after the stages it needs; by hand, once
+# those are done: sbatch {folder}/job.sbatch
+#SBATCH --job-name={run}-{name}
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task={cpus}
+{gpus}#SBATCH --time={time}
+#SBATCH --signal=B:USR1@{signal}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+{billing}
+# Slurm runs a copy of this file, so its own place is asked of the controller: the run folder is two above it.
+if [ -z "${{ALOE_RUN:-}}" ]; then
+  place=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
+  ALOE_RUN=$(cd "$(dirname "${{place:-$0}}")/../.." && pwd) || exit 2
+fi
+cd "$ALOE_RUN" || exit 2
+ALOE=${{ALOE:-$(sed -n 's/^aloe *= *"\([^"]*\)".*/\1/p' cluster.toml | head -n 1)}}
+# The program takes this shell's place, so that the signals of --signal=B: and of the time limit reach it: on USR1 it stops the work with
+# SIGTERM, waits until it has saved, and has the job requeued.
+exec "$ALOE" job . {name}
+"#,
+        name = stage.name,
+        kind = stage.kind,
+        trainer = stage.trainer.name(),
+        run = plan.name,
+        folder = stage.folder.display(),
+        nodes = resources.n_nodes,
+        cpus = resources.cpus_per_node,
+        time = slurm_time::show(resources.time_limit_s),
+        signal = cluster.slurm.signal_before_s,
+    )
+}
+
+/// No stage may reach for the network or report what it does.
+const OFFLINE: &str = "export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 \
+                       AXOLOTL_DO_NOT_TRACK=1";
+
+/// `run.sh`: verifies the inputs and runs `command` in its place. `aloe` as its first word stands for the program, `torchrun` is run on
+/// each node with its rank.
+pub fn run_script(stage: &StagePlan, command: &[String]) -> String {
+    let folder = stage.folder.display();
+    let mut text = format!(
+        "#!/bin/bash\n# The work of stage {:?}, started by `aloe job` in the run folder, with the environment of cluster.toml.\nset -euo pipefail\n\
+         {OFFLINE}\nsha256sum --quiet --check {folder}/inputs.sha256\n",
+        stage.name
+    );
+    if stage.trainer == Trainer::Aloe {
+        let _ = writeln!(text, "exec {}", words(command));
+        return text;
+    }
+    let work = format!("work/{}", stage.name);
+    let resume = match stage.trainer {
+        Trainer::Axolotl => "--resume-from-checkpoint",
+        _ => "--resume_from_checkpoint",
+    };
+    let _ = write!(
+        text,
+        r#"# The engine's versions are those of env.lock, or nothing is run.
+python - {folder}/env.lock <<'PINS'
+import sys
+from importlib.metadata import version
+pins = [line.split("==") for line in open(sys.argv[1]).read().split("\n") if "==" in line]
+other = [f"{{name}} {{version(name)}}, pinned {{pin}}" for name, pin in pins if version(name) != pin]
+sys.exit("other versions than env.lock: " + "; ".join(other) if other else 0)
+PINS
+mkdir -p {work}
+# ALOE_RESUME: the newest checkpoint whose manifest verifies, where an earlier session left one.
+resume=()
+if [ -n "${{ALOE_RESUME:-}}" ]; then resume=({resume} "$ALOE_RESUME"); fi
+"#
+    );
+    let end = format!("\"${{resume[@]}}\" >> {work}/engine.log 2>&1");
+    match command.split_first() {
+        Some((first, rest)) if first == "torchrun" && stage.resources.n_nodes == 1 => {
+            let _ = writeln!(text, "exec torchrun --standalone {} {end}", words(rest));
+        }
+        Some((first, rest)) if first == "torchrun" => {
+            let nodes = stage.resources.n_nodes;
+            let _ = write!(
+                text,
+                r#"# The first node's address from the controller: names of nodes need not resolve.
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol show node "$head" -o | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+export MASTER_ADDR MASTER_PORT
+exec srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c '
+exec torchrun --nnodes={nodes} --node_rank="$SLURM_NODEID" --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" "$@"' \
+  torchrun {} {end}
+"#,
+                words(rest)
+            );
+        }
+        _ => {
+            let _ = writeln!(text, "exec {} {end}", words(command));
+        }
+    }
+    text
+}
+
+/// `check.sh`: each command must end well before the stage is done.
+pub fn check_script(stage: &StagePlan, commands: &[Vec<String>]) -> String {
+    let mut text = format!(
+        "#!/bin/bash\n# What must hold before stage {:?} is done: run by its job after the work, or by hand in the run folder.\nset -euo pipefail\n\
+         {OFFLINE}\nALOE=${{ALOE:-$(sed -n 's/^aloe *= *\"\\([^\"]*\\)\".*/\\1/p' cluster.toml | head -n 1)}}\n",
+        stage.name
+    );
+    for command in commands {
+        let _ = writeln!(text, "{}", words(command));
+    }
+    text
+}
+
+/// `inputs.sha256`, in the form of `sha256sum`: path in the run folder to digest.
+pub fn inputs_file(inputs: &BTreeMap<String, String>) -> String {
+    inputs.iter().map(|(path, digest)| format!("{digest}  {path}\n")).collect()
+}
+
+/// `env.lock`: one `NAME==VERSION` a line.
+pub fn env_lock(pins: &[(&str, &str)]) -> String {
+    pins.iter().map(|(name, version)| format!("{name}=={version}\n")).collect()
+}
+
+/// A command line of the shell: plain words as they are, others quoted, a first `aloe` by its variable.
+fn words(command: &[String]) -> String {
+    let word = |(at, text): (usize, &String)| {
+        let plain = |letter: char| letter.is_ascii_alphanumeric() || "_-./=:,+".contains(letter);
+        match text.as_str() {
+            "aloe" if at == 0 => "\"$ALOE\"".to_owned(),
+            text if !text.is_empty() && text.chars().all(plain) => text.to_owned(),
+            text => quoted(text),
+        }
+    };
+    command.iter().enumerate().map(word).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Resources, Where};
+    use std::path::Path;
+    use std::process::Command;
+
+    fn stage(trainer: Trainer, n_nodes: u32) -> StagePlan {
+        StagePlan {
+            name: "sft".into(),
+            kind: "sft".into(),
+            folder: "stages/01-sft".into(),
+            after: vec![],
+            trainer,
+            resources: Resources { n_nodes, gpus_per_node: 4, cpus_per_node: 80, time_limit_s: 129_600 },
+            n_shards: 1,
+        }
+    }
+
+    fn argv(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    /// Runs a script as bash does, with `programs` (name, body) first on the path.
+    fn bash(dir: &Path, script: &str, programs: &[(&str, &str)], variables: &[(&str, &str)]) -> String {
+        use std::os::unix::fs::PermissionsExt as _;
+        let bin = dir.join("bin");
+        std::fs::create_dir_all(&bin).unwrap();
+        for (name, body) in programs {
+            std::fs::write(bin.join(name), format!("#!/bin/bash\n{body}\n")).unwrap();
+            std::fs::set_permissions(bin.join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        let mut command = Command::new("bash");
+        command.args(["-c", script]).current_dir(dir).env("PATH", path).env_remove("ALOE_RUN").env_remove("ALOE");
+        let output = command.envs(variables.iter().copied()).output().unwrap();
+        assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn a_job_finds_its_run_folder_by_where_it_was_submitted_from_and_its_program_in_cluster_toml() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("my run");
+        std::fs::create_dir_all(run.join("stages/01-sft")).unwrap();
+        let program = dir.path().join("bin/aloe");
+        let cluster = format!("name = \"x\"\naloe = \"{}\" # \"here\"\n", program.display());
+        std::fs::write(run.join("cluster.toml"), cluster).unwrap();
+        let plan =
+            RunPlan { version: 1, name: "r".into(), place: Where::Slurm, recipe_sha256: String::new(), stages: vec![] };
+        let script = job_script(&plan, &stage(Trainer::Aloe, 1), &Cluster::default());
+        for option in
+            ["--time=1-12:00:00", "--signal=B:USR1@300", "--requeue", "--gpus-per-node=4", "--cpus-per-task=80"]
+        {
+            assert!(script.contains(&format!("#SBATCH {option}\n")), "{script}");
+        }
+        let scontrol = format!("echo '   Command={}/stages/01-sft/job.sbatch'", run.display());
+        let programs = [("scontrol", scontrol.as_str()), ("aloe", "echo $PWD: \"$@\"")];
+        let expected = format!("{}: job . sft\n", run.display());
+        assert_eq!(bash(dir.path(), &script, &programs, &[("SLURM_JOB_ID", "7")]), expected);
+        assert_eq!(bash(dir.path(), &script, &programs, &[("ALOE_RUN", run.to_str().unwrap())]), expected);
+    }
+
+    #[test]
+    fn several_nodes_get_their_rank_and_the_first_nodes_address_from_the_controller() {
+        let dir = tempfile::tempdir().unwrap();
+        let command = argv(&["torchrun", "--nproc_per_node", "4", "-m", "trl.scripts.sft", "--config", "engine.yaml"]);
+        let script = run_script(&stage(Trainer::Trl, 2), &command);
+        let show = "if [ $2 = hostnames ]; then echo n1; echo n2; else echo NodeName=$3 CPUTot=8 NodeAddr=10.0.0.1 NodeHostName=x; fi";
+        let programs = [
+            ("sha256sum", "exit 0"),
+            ("python", "exit 0"),
+            ("scontrol", show),
+            ("srun", "shift 4; SLURM_NODEID=1 exec \"$@\""),
+            ("torchrun", "echo torchrun \"$@\""),
+        ];
+        let resume = ("ALOE_RESUME", "work/sft/checkpoint-4");
+        let variables = [("SLURM_JOB_NODELIST", "n[1-2]"), ("SLURM_JOB_ID", "41"), resume];
+        bash(dir.path(), &script, &programs, &variables);
+        let log = std::fs::read_to_string(dir.path().join("work/sft/engine.log")).unwrap();
+        assert_eq!(
+            log,
+            "torchrun --nnodes=2 --node_rank=1 --master_addr=10.0.0.1 --master_port=20041 --nproc_per_node 4 -m trl.scripts.sft --config \
+             engine.yaml --resume_from_checkpoint work/sft/checkpoint-4\n"
+        );
+    }
+
+    #[test]
+    fn an_engine_of_other_versions_than_planned_and_inputs_of_other_bytes_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("stages/01-sft");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(dir.path().join("a.jsonl"), "abc").unwrap();
+        // The digest of "abc" that FIPS 180-2, appendix B.1 gives.
+        let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let inputs = [("a.jsonl".to_owned(), digest.to_owned())].into();
+        std::fs::write(folder.join("inputs.sha256"), inputs_file(&inputs)).unwrap();
+        std::fs::write(folder.join("env.lock"), env_lock(&[("pip", "0.0.1")])).unwrap();
+        let script = run_script(&stage(Trainer::Trl, 1), &argv(&["echo", "trained"])).replace("python -", "python3 -");
+        let run = || Command::new("bash").args(["-c", &script]).current_dir(dir.path()).output().unwrap();
+        let said = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let other = said(run().stderr);
+        assert!(other.contains("pinned 0.0.1") || other.contains("PackageNotFoundError"), "{other}");
+        std::fs::write(folder.join("env.lock"), "").unwrap();
+        assert!(run().status.success());
+        assert_eq!(std::fs::read_to_string(dir.path().join("work/sft/engine.log")).unwrap(), "trained\n");
+        std::fs::write(dir.path().join("a.jsonl"), "abd").unwrap();
+        let changed = run();
+        assert!(!changed.status.success());
+        assert!(said(changed.stdout).contains("a.jsonl: FAILED"));
+    }
+}

@@ -1,0 +1,62 @@
+//! What runs jobs: [`Local`] (child processes of this machine) and [`Slurm`]. Both run `aloe job` in the run folder; this seam is all that
+//! the driver knows of them.
+
+mod local;
+mod slurm;
+
+pub use local::{Local, job_id};
+pub use slurm::Slurm;
+
+use crate::Result;
+use crate::plan::StagePlan;
+use std::path::Path;
+
+/// A job about to be submitted.
+pub struct Submission<'a> {
+    /// The run folder, absolute.
+    pub run: &'a Path,
+    /// Its stage.
+    pub stage: &'a StagePlan,
+    /// A name of no other job.
+    pub name: &'a str,
+    /// Ids of jobs that must end well before.
+    pub after: &'a [String],
+}
+
+/// What a scheduler knows of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observed {
+    /// It waits.
+    Waiting,
+    /// It runs, or is being stopped.
+    Running,
+    /// It ended with exit code 0.
+    EndedWell,
+    /// It ended otherwise: what the scheduler says of it.
+    Failed(String),
+    /// It was cancelled: by whom or why, as far as the scheduler says.
+    Cancelled(String),
+    /// The scheduler knows no such job, or not any more.
+    Unknown,
+}
+
+/// What runs jobs.
+pub trait Scheduler {
+    /// Whether it holds a job back until those it follows ended well; otherwise the driver does.
+    fn holds_back(&self) -> bool;
+
+    /// What of `stages` it could not run, in words. An empty list is a promise as far as it can be known before.
+    fn preflight(&self, run: &Path, stages: &[&StagePlan]) -> Result<Vec<String>>;
+
+    /// Submits a job and returns its id.
+    fn submit(&self, submission: &Submission<'_>) -> Result<String>;
+
+    /// The id of the job of this name, if the scheduler ever took it.
+    fn find(&self, name: &str) -> Result<Option<String>>;
+
+    /// What became of a job. An error is no statement about it: the scheduler could not be asked.
+    fn observe(&self, job: &str) -> Result<Observed>;
+
+    /// Cancels a job; one that has ended already is no error.
+    fn cancel(&self, job: &str) -> Result<()>;
+}

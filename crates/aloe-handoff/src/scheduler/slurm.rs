@@ -1,0 +1,253 @@
+//! Slurm by its own commands: sbatch, squeue, scontrol, scancel, and sacct where there is one. Tried with 22.05.
+//!
+//! What is known of the traps: `--test-only` accepts a time limit that its partition does not have, so that is held against `scontrol show
+//! partition` here; sbatch may fail after the controller took the job, so a job is looked for by its name before it is submitted again;
+//! a finished job leaves scontrol's memory after some minutes, so sacct and the job completion file are asked next.
+
+use super::{Observed, Scheduler, Submission};
+use crate::cluster::Cluster;
+use crate::plan::StagePlan;
+use crate::{Error, Result, slurm_time, state};
+use std::path::Path;
+use std::process::Command;
+
+/// Submits to Slurm as `cluster` says.
+#[derive(Debug)]
+pub struct Slurm {
+    cluster: Cluster,
+}
+
+/// What a command said.
+struct Said {
+    ok: bool,
+    out: String,
+    err: String,
+}
+
+impl Slurm {
+    /// A scheduler for the site.
+    pub fn new(cluster: Cluster) -> Self {
+        Self { cluster }
+    }
+
+    fn script(submission_run: &Path, stage: &StagePlan) -> String {
+        submission_run.join(&stage.folder).join("job.sbatch").to_string_lossy().into_owned()
+    }
+
+    /// The limits of the partition that jobs go to: the longest time in seconds, where it has one.
+    fn partition(&self) -> Result<Option<(String, Option<u64>)>> {
+        let mut arguments = vec!["show", "partition", "-o"];
+        arguments.extend(self.cluster.slurm.partition.as_deref());
+        let said = call("scontrol", &arguments)?;
+        if !said.ok {
+            // --test-only names the partition that is not there.
+            return Ok(None);
+        }
+        let is_default = |line: &&str| self.cluster.slurm.partition.is_some() || field(line, "Default") == Some("YES");
+        let Some(line) = said.out.lines().find(is_default) else { return Ok(None) };
+        let name = field(line, "PartitionName").unwrap_or_default().to_owned();
+        Ok(Some((name, field(line, "MaxTime").and_then(slurm_time::parse))))
+    }
+
+    /// The most GPUs of one node of the partition.
+    fn gpus_of_a_node(&self) -> Result<Option<u32>> {
+        let mut arguments = vec!["--noheader", "--format=%G"];
+        let partition = self.cluster.slurm.partition.as_ref().map(|name| format!("--partition={name}"));
+        arguments.extend(partition.as_deref());
+        let said = call("sinfo", &arguments)?;
+        let counts = said.out.lines().map(|line| line.split(',').filter_map(gpus).sum());
+        Ok(counts.max().filter(|_| said.ok))
+    }
+}
+
+/// The count of `gpu:4`, `gpu:h100:4(S:0-1)`; `None` for other resources.
+fn gpus(text: &str) -> Option<u32> {
+    let rest = text.trim().strip_prefix("gpu:")?;
+    let plain = rest.split('(').next()?;
+    plain.rsplit(':').next()?.parse().ok()
+}
+
+/// The value of `KEY=VALUE` in a line of `scontrol ... -o`.
+fn field<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    line.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+}
+
+fn call(command: &str, arguments: &[&str]) -> Result<Said> {
+    let output = Command::new(command).args(arguments).env("SLURM_TIME_FORMAT", "standard").output();
+    let output = output.map_err(|error| failed(command, format!("cannot be run: {error}")))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    Ok(Said { ok: output.status.success(), out: text(&output.stdout), err: text(&output.stderr) })
+}
+
+fn failed(command: &str, reason: String) -> Error {
+    Error::Scheduler { command: command.to_owned(), reason }
+}
+
+/// A job's state in Slurm's words to ours.
+fn observed(state: &str, reason: &str, exit_code: &str) -> Observed {
+    // sacct says `CANCELLED by 0`.
+    let state = state.split_whitespace().next().unwrap_or_default().trim_end_matches('+');
+    match state {
+        "PENDING" if reason == "DependencyNeverSatisfied" => {
+            Observed::Cancelled("an earlier stage did not end well".to_owned())
+        }
+        "PENDING" | "REQUEUED" | "REQUEUE_FED" | "REQUEUE_HOLD" | "SPECIAL_EXIT" | "RESV_DEL_HOLD" => Observed::Waiting,
+        "RUNNING" | "COMPLETING" | "CONFIGURING" | "SUSPENDED" | "STOPPED" | "SIGNALING" | "STAGE_OUT" | "RESIZING" => {
+            Observed::Running
+        }
+        "COMPLETED" => Observed::EndedWell,
+        "CANCELLED" | "REVOKED" => {
+            Observed::Cancelled("cancelled in Slurm, or an earlier stage did not end well".into())
+        }
+        "TIMEOUT" => Observed::Failed("Slurm ended it at its time limit".to_owned()),
+        "FAILED" => Observed::Failed(format!("Slurm says FAILED, exit code {exit_code}")),
+        "" => Observed::Unknown,
+        other => Observed::Failed(format!("Slurm says {other}")),
+    }
+}
+
+/// What the job completion file knows: lines of `JobId=.. JobState=..`.
+fn of_completion_file(key: &str, value: &str) -> Result<Option<String>> {
+    let said = call("scontrol", &["show", "config"])?;
+    let setting = |name: &str| {
+        let line = said.out.lines().find(|line| line.split_whitespace().next() == Some(name))?;
+        line.split_once('=').map(|(_, value)| value.trim().to_owned())
+    };
+    if !setting("JobCompType").is_some_and(|kind| kind.ends_with("filetxt")) {
+        return Ok(None);
+    }
+    let Some(text) = setting("JobCompLoc").and_then(|path| std::fs::read_to_string(path).ok()) else { return Ok(None) };
+    Ok(text.lines().rfind(|line| field(line, key) == Some(value)).map(str::to_owned))
+}
+
+impl Scheduler for Slurm {
+    fn holds_back(&self) -> bool {
+        true
+    }
+
+    fn preflight(&self, run: &Path, stages: &[&StagePlan]) -> Result<Vec<String>> {
+        let mut mistakes = Vec::new();
+        let (partition, most_gpus) = (self.partition()?, self.gpus_of_a_node()?);
+        for stage in stages {
+            let asked = &stage.resources;
+            if let Some((name, Some(most_s))) = &partition
+                && asked.time_limit_s > *most_s
+            {
+                mistakes.push(format!(
+                    "stage {:?} asks for {}, partition {name} gives {} at most: it would wait for ever",
+                    stage.name,
+                    slurm_time::show(asked.time_limit_s),
+                    slurm_time::show(*most_s)
+                ));
+            }
+            if let Some(most) = most_gpus.filter(|most| asked.gpus_per_node > *most) {
+                mistakes.push(format!(
+                    "stage {:?} asks for {} GPUs a node; nodes of the partition have {most} at most",
+                    stage.name, asked.gpus_per_node
+                ));
+                continue;
+            }
+            let billing = self.cluster.billing();
+            let script = Self::script(run, stage);
+            let mut arguments = vec!["--test-only"];
+            arguments.extend(billing.iter().map(String::as_str));
+            arguments.push(&script);
+            let said = call("sbatch", &arguments)?;
+            if !said.ok {
+                let reason = said.err.replace("allocation failure: ", "");
+                mistakes.push(format!("stage {:?}: sbatch --test-only: {reason}", stage.name));
+            }
+        }
+        Ok(mistakes)
+    }
+
+    fn submit(&self, submission: &Submission<'_>) -> Result<String> {
+        let folder = state::folder(submission.run, &submission.stage.name);
+        std::fs::create_dir_all(&folder).map_err(aloe_record::Error::io("create", &folder))?;
+        let mut arguments = vec![
+            "--parsable".to_owned(),
+            format!("--job-name={}", submission.name),
+            format!("--chdir={}", submission.run.display()),
+            format!("--output={}/slurm-%j.log", folder.display()),
+            "--export=ALL".to_owned(),
+        ];
+        if !submission.after.is_empty() {
+            arguments.push(format!("--dependency=afterok:{}", submission.after.join(":")));
+            arguments.push("--kill-on-invalid-dep=yes".to_owned());
+        }
+        arguments.extend(self.cluster.billing());
+        arguments.push(Self::script(submission.run, submission.stage));
+        let output =
+            Command::new("sbatch").args(&arguments).env("ALOE_RUN", submission.run).env_remove("ALOE").output();
+        let output = output.map_err(|error| failed("sbatch", format!("cannot be run: {error}")))?;
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        // `ID` or `ID;CLUSTER`.
+        let id = said.split(';').next().unwrap_or_default().to_owned();
+        if output.status.success() && !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Ok(id);
+        }
+        let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(failed("sbatch", if reason.is_empty() { format!("said {said:?}") } else { reason }))
+    }
+
+    fn find(&self, name: &str) -> Result<Option<String>> {
+        let said = call("squeue", &["--noheader", "--states=all", "--format=%A", &format!("--name={name}")])?;
+        if !said.ok {
+            return Err(failed("squeue", said.err));
+        }
+        if let Some(id) = said.out.lines().next() {
+            return Ok(Some(id.trim().to_owned()));
+        }
+        let line = of_completion_file("Name", name)?;
+        Ok(line.and_then(|line| field(&line, "JobId").map(str::to_owned)))
+    }
+
+    fn observe(&self, job: &str) -> Result<Observed> {
+        let said = call("scontrol", &["show", "job", job, "-o"])?;
+        if said.ok {
+            let line = said.out.lines().next().unwrap_or_default();
+            let get = |key: &str| field(line, key).unwrap_or_default();
+            return Ok(observed(get("JobState"), get("Reason"), get("ExitCode")));
+        }
+        if !said.err.contains("Invalid job id") {
+            return Err(failed("scontrol", said.err));
+        }
+        let accounted = call("sacct", &["-X", "--noheader", "--parsable2", "--format=State,ExitCode", "-j", job]);
+        if let Ok(said) = accounted
+            && said.ok
+            && let Some((state, exit_code)) = said.out.lines().next().and_then(|line| line.split_once('|'))
+        {
+            return Ok(observed(state, "", exit_code));
+        }
+        let line = of_completion_file("JobId", job)?.unwrap_or_default();
+        let get = |key: &str| field(&line, key).unwrap_or_default();
+        Ok(observed(get("JobState"), "", get("ExitCode")))
+    }
+
+    fn cancel(&self, job: &str) -> Result<()> {
+        let said = call("scancel", &[job])?;
+        match said.ok || said.err.contains("Invalid job id") || said.err.contains("already completing or completed") {
+            true => Ok(()),
+            false => Err(failed("scancel", said.err)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slurms_words_are_read() {
+        // Lines as `scontrol show job -o`, `scontrol show partition -o` and the completion file of Slurm 22.05 print them.
+        let line = "JobId=7 JobName=x UserId=root(0) JobState=PENDING Reason=DependencyNeverSatisfied ExitCode=0:0";
+        assert_eq!((field(line, "JobState"), field(line, "State")), (Some("PENDING"), None));
+        assert_eq!(observed("PENDING", "Dependency", ""), Observed::Waiting);
+        assert!(matches!(observed("PENDING", "DependencyNeverSatisfied", ""), Observed::Cancelled(_)));
+        assert!(matches!(observed("CANCELLED by 0", "", ""), Observed::Cancelled(_)));
+        assert_eq!(observed("COMPLETING", "", ""), Observed::Running);
+        assert!(matches!(observed("NODE_FAIL", "", ""), Observed::Failed(_)));
+        assert_eq!(observed("", "", ""), Observed::Unknown);
+        assert_eq!((gpus("gpu:4"), gpus("gpu:h100:8(S:0-1)"), gpus("craynetwork:4")), (Some(4), Some(8), None));
+    }
+}

@@ -1,0 +1,300 @@
+//! `aloe plan RECIPE --where slurm|local --cluster cluster.toml --out RUN`: the recipe as a run folder that holds all it needs.
+//!
+//! What needs no cluster is made here and now in `out/`: models that the site does not have, and data. The rest become jobs. The plan's
+//! files are the same bytes for the same recipe and site; only `out/*/record.json` bears times. A run that has begun is not planned over.
+
+use super::rewrite::{Rewritten, made_here, rewrite, trainer_of};
+use super::scripts;
+use crate::commands::run::{enter_root, is_address, run_stage};
+use crate::commands::threads_of;
+use crate::failure::Failure;
+use crate::recipe::checked::{Input, Recipe, Stage};
+use crate::recipe::plan::plan;
+use crate::stage::Context;
+use aloe_handoff::plan::{PLAN, is_run_folder};
+use aloe_handoff::{Cluster, RunPlan, StagePlan, Trainer, Where, state};
+use aloe_record::{Cancel, atomic, digest};
+use anyhow::Context as _;
+use std::path::{Path, PathBuf};
+
+/// What was planned, for the table and for scripts.
+pub(crate) struct Planned {
+    /// The plan.
+    pub(crate) plan: RunPlan,
+    /// Stages that were made at once.
+    pub(crate) made: Vec<String>,
+    /// What the user must be told.
+    pub(crate) notices: Vec<String>,
+}
+
+/// Writes the run folder `run`, an absolute path.
+pub(crate) fn write(
+    recipe_path: &Path,
+    cluster_path: &Path,
+    run: &Path,
+    place: Where,
+    threads: usize,
+    cancel: &Cancel,
+) -> anyhow::Result<Planned> {
+    let text = std::fs::read_to_string(recipe_path)
+        .map_err(|error| Failure::usage(format!("cannot read the recipe {}: {error}", recipe_path.display())))?;
+    let cluster_path = std::path::absolute(cluster_path)?;
+    let recipe = Recipe::read(recipe_path)?;
+    let cluster = Cluster::read(&cluster_path)?;
+    let default = if place == Where::Slurm { Trainer::Trl } else { Trainer::Aloe };
+    refuse_begun(run)?;
+    check_stages(&recipe, &cluster, default)?;
+    enter_root(&recipe)?;
+    check_memory(&recipe, &cluster, default, run)?;
+    let rewritten = rewrite(&recipe, &text, &cluster, default).map_err(|mistakes| {
+        Failure::usage(format!("the recipe cannot leave this machine\n  {}", mistakes.join("\n  ")))
+    })?;
+    check_files(&recipe, &rewritten)?;
+    let made = make_here(&recipe, &cluster, run, threads, cancel)?;
+    for folder in ["stages", "data", "files"].map(|name| run.join(name)) {
+        atomic::remove_folder(&folder)?;
+    }
+    for (from, to) in &rewritten.files {
+        copy(from, &run.join(to))?;
+    }
+    atomic::write(&run.join("recipe.toml"), rewritten.text.as_bytes())?;
+    copy(&cluster_path, &run.join("cluster.toml"))?;
+    std::env::set_current_dir(run).with_context(|| format!("cannot enter {}", run.display()))?;
+    let copied = Recipe::parse(Path::new("recipe.toml"), &rewritten.text)
+        .context("the recipe as copied has mistakes that the one it was made from has not")?;
+    let plan = plan_of(&copied, &rewritten.text, &cluster, place)?;
+    let mut notices = Vec::new();
+    for (stage, planned) in copied.stages.iter().zip(&plan.stages) {
+        let written = scripts::write(&copied, stage, planned, &plan, &cluster);
+        notices.extend(written.with_context(|| format!("stage {:?}", stage.name))?);
+    }
+    // Last: a folder with a plan is whole.
+    atomic::write_json(&run.join(PLAN), &plan)?;
+    Ok(Planned { plan, made, notices })
+}
+
+/// A folder of something else, or a run that has begun, is not written over.
+fn refuse_begun(run: &Path) -> anyhow::Result<()> {
+    if is_run_folder(run) {
+        let plan = RunPlan::read(run)?;
+        for stage in &plan.stages {
+            let phase = state::read(run, &stage.name)?.phase;
+            if phase != state::Phase::Planned {
+                let text = format!(
+                    "{} holds a run that has begun (stage {:?} is {}); nothing was written. Choose another --out",
+                    run.display(),
+                    stage.name,
+                    phase.name()
+                );
+                return Err(Failure::usage(text).into());
+            }
+        }
+        return Ok(());
+    }
+    let is_ours =
+        |name: &str| matches!(name, "out" | "stages" | "data" | "files" | "recipe.toml" | "cluster.toml" | "models");
+    let entries = std::fs::read_dir(run).into_iter().flatten().flatten();
+    let foreign = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).find(|name| !is_ours(name));
+    match foreign {
+        Some(name) => {
+            let text = format!(
+                "{} holds {name:?} and is no run folder; nothing was written. Choose another --out",
+                run.display()
+            );
+            Err(Failure::usage(text).into())
+        }
+        None => Ok(()),
+    }
+}
+
+/// Resources of every job, engines that the site has, stages that `cluster.toml` names: all mistakes together.
+fn check_stages(recipe: &Recipe, cluster: &Cluster, default: Trainer) -> anyhow::Result<()> {
+    let mut mistakes = Vec::new();
+    let is_made = made_here(recipe, cluster);
+    for (stage, _) in recipe.stages.iter().zip(&is_made).filter(|(_, made)| !**made) {
+        let trainer = trainer_of(recipe, stage, default);
+        match cluster.resources(stage.config.kind(), &stage.name) {
+            Ok(asked) if trainer == Trainer::Aloe && asked.n_nodes > 1 => mistakes
+                .push(format!("stage {:?} is run by aloe, on one node; it asks for {}", stage.name, asked.n_nodes)),
+            Ok(_) => {}
+            Err(mistake) => mistakes.push(mistake),
+        }
+        if trainer != Trainer::Aloe && !cluster.engines.contains_key(trainer.name()) {
+            let name = trainer.name();
+            mistakes.push(format!(
+                "stage {:?} is trained by {name}: cluster.toml names no environment of it; write {name} = \"/path\" under [engines], or \
+                 trainer = \"aloe\" in the recipe",
+                stage.name
+            ));
+        }
+    }
+    for name in cluster.named_stages() {
+        if !recipe.stages.iter().any(|stage| stage.name == name) {
+            mistakes.push(format!("[stages.{name}] of cluster.toml is no stage of the recipe"));
+        }
+    }
+    match mistakes.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::usage(format!("nothing was planned\n  {}", mistakes.join("\n  "))).into()),
+    }
+}
+
+/// A stage whose estimated memory its machines do not have would end by being killed: of a foreign trainer the model is sharded over all
+/// GPUs. What cannot be estimated, or has no stated limit, is not checked.
+fn check_memory(recipe: &Recipe, cluster: &Cluster, default: Trainer, run: &Path) -> anyhow::Result<()> {
+    let rows = plan(recipe, &run.join("out"), None)?.rows;
+    let mut mistakes = Vec::new();
+    let is_made = made_here(recipe, cluster);
+    for ((stage, row), _) in recipe.stages.iter().zip(&rows).zip(&is_made).filter(|(_, made)| !**made) {
+        let Some(bytes) = row.memory_bytes else { continue };
+        let asked = cluster.resources(stage.config.kind(), &stage.name).map_err(Failure::usage)?;
+        let is_own = trainer_of(recipe, stage, default) == Trainer::Aloe;
+        let (limit, n_shares, what) = match (is_own, asked.gpus_per_node) {
+            (true, _) => (cluster.node.memory_gb, 1, "a node"),
+            (false, 0) => (cluster.node.memory_gb, 1, "a node"),
+            (false, _) => (cluster.node.gpu_memory_gb, asked.world_size(), "a GPU"),
+        };
+        let share_gb = bytes as f64 / f64::from(n_shares) / 1e9;
+        if let Some(limit) = limit.filter(|limit| share_gb > *limit) {
+            mistakes.push(format!(
+                "stage {:?} needs about {share_gb:.0} GB of {what} with {limit} GB; give it more nodes or GPUs",
+                stage.name
+            ));
+        }
+    }
+    match mistakes.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::usage(format!("nothing was planned\n  {}", mistakes.join("\n  "))).into()),
+    }
+}
+
+/// Everything that is copied is there and of a size that one copies.
+fn check_files(recipe: &Recipe, rewritten: &Rewritten) -> anyhow::Result<()> {
+    /// Above this a model is named in `cluster.toml`, where it lies already.
+    const MOST_BYTES: u64 = 8 << 30;
+    let mut mistakes = Vec::new();
+    let mut n_bytes = 0;
+    for (from, _) in &rewritten.files {
+        match size(from) {
+            Ok(found) => n_bytes += found,
+            Err(error) => mistakes.push(format!("{}: {error}", from.display())),
+        }
+    }
+    if n_bytes > MOST_BYTES {
+        mistakes.push(format!(
+            "{:.1} GiB would be copied into the run folder of {:?}; name models under [models] of cluster.toml by the path that the recipe has",
+            n_bytes as f64 / (1u64 << 30) as f64,
+            recipe.name
+        ));
+    }
+    match mistakes.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::usage(format!("nothing was planned\n  {}", mistakes.join("\n  "))).into()),
+    }
+}
+
+fn size(path: &Path) -> std::io::Result<u64> {
+    if !path.is_dir() {
+        return Ok(path.metadata()?.len());
+    }
+    std::fs::read_dir(path)?.map(|entry| size(&entry?.path())).sum()
+}
+
+/// Copies a file, or a folder with all in it; links are followed.
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    if from.is_dir() {
+        std::fs::create_dir_all(to).with_context(|| format!("cannot create {}", to.display()))?;
+        for entry in std::fs::read_dir(from).with_context(|| format!("cannot list {}", from.display()))? {
+            let path = entry?.path();
+            copy(&path, &to.join(path.file_name().unwrap_or_default()))?;
+        }
+        return Ok(());
+    }
+    if from == to {
+        return Ok(());
+    }
+    if let Some(parent) = to.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    }
+    std::fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+/// Runs the stages that need no cluster, as `aloe run` does: one that is done is not run again.
+fn make_here(
+    recipe: &Recipe,
+    cluster: &Cluster,
+    run: &Path,
+    threads: usize,
+    cancel: &Cancel,
+) -> anyhow::Result<Vec<String>> {
+    let threads = threads_of(if threads == 0 { recipe.threads } else { threads });
+    let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, cancel: cancel.clone() };
+    let mut made = Vec::new();
+    for (stage, _) in recipe.stages.iter().zip(made_here(recipe, cluster)).filter(|(_, made)| *made) {
+        cancel.check()?;
+        aloe_record::tell(&format!("{} ({}) is made here", stage.name, stage.config.kind()));
+        run_stage(recipe, stage, &run.join("out"), &context)
+            .with_context(|| format!("stage {:?} ({})", stage.name, stage.config.kind()))?;
+        made.push(stage.name.clone());
+    }
+    Ok(made)
+}
+
+fn plan_of(recipe: &Recipe, text: &str, cluster: &Cluster, place: Where) -> anyhow::Result<RunPlan> {
+    let of = |(at, stage): (usize, &Stage)| -> anyhow::Result<StagePlan> {
+        let resources = cluster.resources(stage.config.kind(), &stage.name).map_err(Failure::usage)?;
+        let mut after: Vec<String> = Vec::new();
+        for (_, inputs) in &stage.from {
+            for input in inputs {
+                if let Input::Stage(at) = input {
+                    after.push(recipe.stages[*at].name.clone());
+                }
+            }
+        }
+        after.sort();
+        after.dedup();
+        Ok(StagePlan {
+            name: stage.name.clone(),
+            kind: stage.config.kind().to_owned(),
+            folder: PathBuf::from(format!("stages/{:02}-{}", 10 * (at + 1), stage.name)),
+            after,
+            trainer: trainer_of(recipe, stage, Trainer::Aloe),
+            resources,
+            n_shards: 1,
+        })
+    };
+    let stages = recipe.stages.iter().enumerate().map(of).collect::<anyhow::Result<_>>()?;
+    let recipe_sha256 = digest::bytes(text.as_bytes());
+    Ok(RunPlan { version: 1, name: recipe.name.clone(), place, recipe_sha256, stages })
+}
+
+/// Files of the run folder that a stage reads and that are there before any job, each with its digest: the recipe, copies, and what was
+/// made here, without what bears times.
+pub(super) fn inputs_of(stage: &Stage) -> anyhow::Result<std::collections::BTreeMap<String, String>> {
+    let mut found = std::collections::BTreeMap::new();
+    let mut open = vec![PathBuf::from("recipe.toml")];
+    open.extend(crate::commands::stages::extra_files(&stage.config));
+    for (_, inputs) in &stage.from {
+        open.extend(inputs.iter().filter_map(|input| match input {
+            Input::Path(path) if !is_address(path) => Some(path.clone()),
+            _ => None,
+        }));
+    }
+    while let Some(path) = open.pop() {
+        let path: PathBuf = path.components().filter(|part| *part != std::path::Component::CurDir).collect();
+        // Models of the site are links that its jobs make.
+        let is_site = path.starts_with("models");
+        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        if is_site || digest::bears_time(&name) {
+            continue;
+        }
+        if path.is_dir() {
+            let entries = std::fs::read_dir(&path).with_context(|| format!("cannot list {}", path.display()))?;
+            open.extend(entries.flatten().map(|entry| entry.path()));
+        } else if path.is_file() {
+            found.insert(path.to_string_lossy().into_owned(), digest::file(&path)?);
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,9 @@
+//! Run folders as a user has them: planned, run on this machine and under a real Slurm, broken in every way that a cluster breaks things.
+//!
+//! The chain is tiny.toml of road.rs (stories260K): SFT twice, a merge, DPO, evaluations, red-teaming, the card. What it must give is
+//! what `aloe run` gives on the recipe itself.
+
+mod chain;
+mod faults;
+mod planned;
+mod rig;

@@ -1,0 +1,92 @@
+//! What `aloe plan --where` writes.
+
+use super::chain::{cluster_file, digests_of_plan, plan};
+use crate::{run, stories};
+use std::path::Path;
+
+/// Every file of the plan, read as bytes.
+fn bytes_below(folder: &Path, found: &mut Vec<(std::path::PathBuf, Vec<u8>)>) {
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        match path.is_dir() {
+            true => bytes_below(&path, found),
+            false => found.push((path.clone(), std::fs::read(&path).unwrap())),
+        }
+    }
+}
+
+#[test]
+fn the_same_recipe_gives_the_same_plan_byte_for_byte_and_no_absolute_path_outside_cluster_toml() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (dir.path().join("one"), dir.path().join("elsewhere/two"));
+    for out in [&one, &two] {
+        plan(dir.path(), &stories, out, "local", &[]);
+    }
+    assert_eq!(digests_of_plan(&one), digests_of_plan(&two));
+    let mut files = Vec::new();
+    bytes_below(&one, &mut files);
+    let here = dir.path().to_str().unwrap().as_bytes();
+    for (path, bytes) in files {
+        let is_record = path.file_name().is_some_and(|name| name == "record.json");
+        if path.ends_with("cluster.toml") || is_record {
+            continue;
+        }
+        let names = |folder: &[u8]| bytes.windows(folder.len()).any(|window| window == folder);
+        assert!(!names(here), "{} names {}", path.display(), dir.path().display());
+        assert!(!names(stories.to_str().unwrap().as_bytes()), "{} names {}", path.display(), stories.display());
+    }
+    let stages: Vec<String> = std::fs::read_dir(one.join("stages"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(stages.len(), 8, "{stages:?}");
+    for file in ["job.sbatch", "run.sh", "check.sh", "inputs.sha256", "env.lock"] {
+        assert!(one.join("stages/10-sft-a").join(file).is_file(), "{file}");
+    }
+}
+
+#[test]
+fn a_run_folder_is_refused_where_its_parts_do_not_go_together() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = crate::road::recipe(dir.path(), &stories);
+    let cluster = cluster_file(dir.path(), "[stages.sft-z]\nnodes = 2\n");
+    let out = dir.path().join("run");
+    let plan = |more: &[&str]| {
+        let mut arguments = vec!["plan", recipe.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        arguments.extend(more);
+        let (_, said, code) = run(&arguments);
+        assert_eq!(code, 2, "{said}");
+        said
+    };
+    assert!(plan(&["--where", "slurm"]).contains("--cluster cluster.toml"));
+    let said = plan(&["--where", "slurm", "--cluster", cluster.to_str().unwrap()]);
+    for part in [
+        "stage \"dpo\" is trained by trl: cluster.toml names no environment",
+        "[stages.sft-z] of cluster.toml is no stage",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    assert!(!out.exists(), "a refused plan left a folder");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(out.join("thesis.txt"), "years").unwrap();
+    let cluster = cluster_file(dir.path(), "");
+    let said = plan(&["--where", "local", "--cluster", cluster.to_str().unwrap()]);
+    assert!(said.contains("holds \"thesis.txt\" and is no run folder"), "{said}");
+    let (_, said, code) = run(&["status", dir.path().to_str().unwrap()]);
+    assert!(code == 2 && said.contains("is no run folder"), "{said}");
+}
+
+#[test]
+fn a_recipe_that_was_changed_after_it_was_planned_is_not_run() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    plan(dir.path(), &stories, &out, "local", &[]);
+    let recipe = out.join("recipe.toml");
+    let text = std::fs::read_to_string(&recipe).unwrap();
+    std::fs::write(&recipe, text.replace("seed = 3", "seed = 4")).unwrap();
+    let (_, said, code) = run(&["run", out.to_str().unwrap()]);
+    assert!(code == 2 && said.contains("recipe.toml is not the one that was planned"), "{said}");
+}
