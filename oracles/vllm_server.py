@@ -47,7 +47,7 @@ def serve(model, port):
     env = dict(os.environ, HF_HUB_OFFLINE="1", VLLM_CPU_KVCACHE_SPACE="2", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
     os.execve(sys.executable, [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "m",
                                "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--max-model-len", "4096",
-                               "--no-enable-chunked-prefill"], env)
+                               "--no-enable-chunked-prefill", "--enforce-eager"], env)
 
 
 def medqa(n):

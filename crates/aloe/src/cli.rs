@@ -270,7 +270,7 @@ pub(crate) struct PlanArgs {
     /// Write a run folder whose jobs slurm or local runs; default the recipe's `where`
     #[arg(long = "where", value_name = "WHERE", value_parser = jobs::place)]
     pub(crate) place: Option<aloe_handoff::Where>,
-    /// With --where: what is particular to the site
+    /// What is particular to a site. Alone: what the stages cost there, in GPU memory, hours, energy and carbon
     #[arg(long, value_name = "cluster.toml")]
     pub(crate) cluster: Option<PathBuf>,
     /// Run one step of each training stage whose model is at hand, and take memory and time from it. Writes nothing

@@ -1,12 +1,13 @@
-//! `aloe plan`: checks a recipe and prints what it will do and cost, without running it.
+//! `aloe plan`: checks a recipe and prints what it will do and cost, here and at a site, without running it; or writes a run folder.
 
 use crate::cli::PlanArgs;
 use crate::commands::run::{enter_root, is_address, output_folder};
 use crate::commands::{stages, threads_of};
 use crate::failure::Failure;
 use crate::recipe::checked::{Input, Recipe};
-use crate::recipe::{plan, plan_table};
+use crate::recipe::{at_site, plan, plan_table};
 use aloe_handoff::Where;
+use aloe_handoff::cluster::Cluster;
 use aloe_record::Cancel;
 use aloe_tensor::Device;
 use anyhow::Context as _;
@@ -16,25 +17,31 @@ use std::path::Path;
 /// Prints the plan, or writes a run folder.
 pub(crate) fn run(args: &PlanArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let recipe = Recipe::read(&args.recipe)?;
-    if let (Some(place), Some(cluster)) = (args.place.or(recipe.place), &args.cluster) {
-        return write_run_folder(args, place, cluster, cancel);
+    // A recipe that names its place is costed without --out and written with it.
+    let place = args.place.or(recipe.place.filter(|_| args.out.is_some()));
+    match (place, &args.cluster) {
+        (Some(place), Some(cluster)) => return write_run_folder(args, place, cluster, cancel),
+        (Some(_), None) if args.place.is_some() => {
+            return Err(
+                Failure::usage("a run folder is written with --where slurm|local and --cluster cluster.toml").into()
+            );
+        }
+        _ => {}
     }
-    if args.place.is_some() || args.cluster.is_some() {
-        let text =
-            "a run folder is written with --where slurm|local (or `where` in the recipe) and --cluster cluster.toml";
-        return Err(Failure::usage(text).into());
-    }
+    let cluster = args.cluster.as_deref().map(Cluster::read).transpose()?;
     let out = output_folder(&recipe, args.out.as_deref())?;
     enter_root(&recipe)?;
     let threads = threads_of(if args.threads == 0 { recipe.threads } else { args.threads });
     let device = args.measure.then(|| Device::cpu(threads));
     let plan = plan::plan(&recipe, &out, device.as_ref())?;
     let missing = missing_files(&recipe);
+    let at_site = cluster.as_ref().map(|cluster| at_site::stages(&plan.rows, cluster)).transpose()?;
     let mut output = std::io::stdout();
     if args.json {
         let value = serde_json::json!({
             "recipe": recipe.name, "out": out, "stages": plan.rows, "peak_bytes": plan.peak_bytes,
             "tokenizer": plan.tokenizer, "measured_speed": plan.measured_speed, "missing_files": missing,
+            "at_site": at_site,
         });
         writeln!(output, "{}", serde_json::to_string_pretty(&value)?)?;
         return Ok(());
@@ -47,6 +54,9 @@ pub(crate) fn run(args: &PlanArgs, cancel: &Cancel) -> anyhow::Result<()> {
         out.display()
     )?;
     writeln!(output, "{}", plan_table::table(&plan))?;
+    if let (Some(stages), Some(cluster)) = (&at_site, &cluster) {
+        writeln!(output, "{}", at_site::table(&cluster.name, stages))?;
+    }
     if !missing.is_empty() {
         writeln!(output, "Not at hand (aloe run would refuse to start):\n  {}", missing.join("\n  "))?;
     }

@@ -4,6 +4,7 @@
 //! knows is shown as unknown. Time follows from the speed of finished stages in the output folder, else from the constants
 //! below, which LOG.md's table of the quickstart was turned into.
 
+use super::at_site::Shape;
 use super::checked::{Input, Recipe, Stage};
 use super::measured_steps::MeasuredSteps;
 use super::sizes::{self, Meter, Size};
@@ -48,6 +49,13 @@ pub(crate) struct Row {
     pub(crate) generated: Option<u64>,
     /// Peak memory of the stage alone, in bytes.
     pub(crate) memory_bytes: Option<u64>,
+    /// Parameters of the model that is trained or asked.
+    pub(crate) n_parameters: Option<u64>,
+    /// Tokens of a training stage's longest row.
+    pub(crate) max_len: Option<u64>,
+    /// The model's sizes, where a checkpoint is at hand.
+    #[serde(skip)]
+    pub(crate) shape: Option<Shape>,
     /// Whether memory and time come from a step that was run for this plan.
     pub(crate) is_measured: bool,
     /// Seconds on the local machine; see [`SFT_FLOPS`].
@@ -429,6 +437,13 @@ fn row(recipe: &Recipe, stage: &Stage, known: &Known, speeds: &Speeds) -> Row {
         memory_bytes: memory(recipe, stage, known),
         local_s: reference_s(stage, known).map(|seconds| seconds * speeds.factor(stage, known)),
         node_s,
+        n_parameters: known.n_parameters,
+        max_len: match &stage.config {
+            StageConfig::Sft(config) => Some(config.max_len as u64),
+            StageConfig::Dpo(config) => Some(config.max_len as u64),
+            _ => None,
+        },
+        shape: known.checkpoint.as_deref().and_then(Shape::of_checkpoint),
         is_measured: false,
         has_output: known.record.is_some(),
     }
