@@ -270,6 +270,9 @@ pub(crate) struct PlanArgs {
     /// With --where: what is particular to the site
     #[arg(long, value_name = "cluster.toml")]
     pub(crate) cluster: Option<PathBuf>,
+    /// With --where: also have each engine's own parser read its configurations; its environment must be here
+    #[arg(long)]
+    pub(crate) validate: bool,
     /// Run one step of each training stage whose model is at hand, and take memory and time from it. Writes nothing
     #[arg(long)]
     pub(crate) measure: bool,

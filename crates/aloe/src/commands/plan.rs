@@ -6,7 +6,7 @@ use crate::commands::{stages, threads_of};
 use crate::failure::Failure;
 use crate::recipe::checked::{Input, Recipe};
 use crate::recipe::{plan, plan_table};
-use aloe_handoff::Where;
+use aloe_handoff::{Cluster, Where};
 use aloe_record::Cancel;
 use aloe_tensor::Device;
 use anyhow::Context as _;
@@ -19,7 +19,7 @@ pub(crate) fn run(args: &PlanArgs, cancel: &Cancel) -> anyhow::Result<()> {
     if let (Some(place), Some(cluster)) = (args.place.or(recipe.place), &args.cluster) {
         return write_run_folder(args, place, cluster, cancel);
     }
-    if args.place.is_some() || args.cluster.is_some() {
+    if args.place.is_some() || args.cluster.is_some() || args.validate {
         let text =
             "a run folder is written with --where slurm|local (or `where` in the recipe) and --cluster cluster.toml";
         return Err(Failure::usage(text).into());
@@ -61,7 +61,11 @@ fn write_run_folder(args: &PlanArgs, place: Where, cluster: &Path, cancel: &Canc
         return Err(Failure::usage("a run folder needs --out RUN").into());
     };
     let run = std::path::absolute(out).with_context(|| format!("cannot resolve {}", out.display()))?;
-    let planned = crate::handoff::write::write(&args.recipe, cluster, &run, place, args.threads, cancel)?;
+    let mut planned = crate::handoff::write::write(&args.recipe, cluster, &run, place, args.threads, cancel)?;
+    if args.validate {
+        let cluster = Cluster::read(&run.join("cluster.toml"))?;
+        planned.notices.extend(crate::handoff::validate::all(&run, &planned.plan, &cluster)?);
+    }
     stages::tell(&planned.notices);
     let mut output = std::io::stdout();
     if args.json {
