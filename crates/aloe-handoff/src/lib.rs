@@ -6,5 +6,6 @@
 
 pub mod engine;
 pub mod plan;
+pub mod verify;
 
 pub use plan::{Resources, RunPlan, StagePlan, Trainer};
