@@ -220,7 +220,7 @@ fn supervise(
         format!("{}exec bash {}", cluster.prelude(stage.trainer), crate::cluster::quoted(&path.to_string_lossy()));
     let mut command = Command::new("bash");
     command.arg("-c").arg(line).current_dir(job.run).env("ALOE", &job.aloe).stdin(lock.share()?);
-    if let Some(checkpoint) = crate::resume::newest(job.run, stage)? {
+    if let Some(checkpoint) = crate::resume::newest(job.run, stage) {
         command.env("ALOE_RESUME", checkpoint);
     }
     // A group of its own: a signal reaches all that the script started, and none of ours.

@@ -20,6 +20,7 @@ mod score;
 mod show_mask;
 mod single;
 pub(crate) mod stages;
+mod verify;
 mod view;
 
 use crate::cli::{Cli, Command, Common, FileArgs, ModelArgs};
@@ -62,6 +63,7 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
         Command::Export(args) => export::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Rejudge(args) => single::rejudge(&args, cancel),
+        Command::Verify(args) => verify::run(&args, cancel),
         Command::View(args) => view::run(&args),
         Command::Redteam(args) => single::redteam(&args, cancel),
         Command::Card(args) => single::stage("card", &args, cancel),
