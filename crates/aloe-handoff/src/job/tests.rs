@@ -1,3 +1,5 @@
+//! Jobs of run folders whose work is a line of shell: order of steps, signals, limits, and who may begin.
+
 use super::*;
 use crate::plan::{Resources, StagePlan, Trainer, Where};
 use std::cell::Cell;
