@@ -189,6 +189,23 @@ enum Ended {
     TimeLimit,
 }
 
+impl Ended {
+    /// A script that ended by itself. A scheduler that cancels a job signals all of its processes at once: the script may have
+    /// ended by it before this process has heard of it.
+    fn of(status: ExitStatus, asked: &dyn Fn() -> Asked) -> Self {
+        const SIGTERM: i32 = 15;
+        let is_terminated = status.signal() == Some(SIGTERM) || status.code() == Some(128 + SIGTERM);
+        let started = Instant::now();
+        while is_terminated && started.elapsed() < Duration::from_secs(2) {
+            match asked() {
+                Asked::Nothing => std::thread::sleep(Duration::from_millis(20)),
+                asked => return Self::Asked(asked),
+            }
+        }
+        Self::By(status)
+    }
+}
+
 /// Runs a script of the stage in the run folder with the site's environment, and passes signals on.
 fn supervise(
     job: &Job<'_>,
@@ -203,7 +220,7 @@ fn supervise(
         format!("{}exec bash {}", cluster.prelude(stage.trainer), crate::cluster::quoted(&path.to_string_lossy()));
     let mut command = Command::new("bash");
     command.arg("-c").arg(line).current_dir(job.run).env("ALOE", &job.aloe).stdin(lock.share()?);
-    if let Some(checkpoint) = crate::resume::newest(job.run, stage)? {
+    if let Some(checkpoint) = crate::resume::newest(job.run, stage) {
         command.env("ALOE_RESUME", checkpoint);
     }
     // A group of its own: a signal reaches all that the script started, and none of ours.
@@ -211,7 +228,7 @@ fn supervise(
     let mut child = child.map_err(aloe_record::Error::io("run", &path))?;
     loop {
         if let Some(status) = child.try_wait().map_err(aloe_record::Error::io("wait for", &path))? {
-            return Ok(Ended::By(status));
+            return Ok(Ended::of(status, job.asked));
         }
         let asked = (job.asked)();
         let is_over = job.time_limit.is_some_and(|limit| started.elapsed() > limit);

@@ -17,6 +17,7 @@ pub mod sbatch;
 pub mod scheduler;
 mod slurm_time;
 pub mod state;
+pub mod verify;
 
 pub use cluster::Cluster;
 pub use error::{Error, Result};

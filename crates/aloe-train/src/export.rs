@@ -5,7 +5,7 @@
 //! smaller than half a gap between bf16 numbers would be lost with every weight.
 
 use crate::Result;
-use aloe_model::{CheckpointWriter, Config, TensorSpec, arch};
+use aloe_model::{CheckpointWriter, Config, ModelSource, TensorSpec, arch};
 use aloe_tensor::{Dtype, Tensor, rounded_by_place};
 use aloe_text::TextModel;
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,16 @@ pub(crate) fn write_folders(
     master.finish(&files)?;
     model.finish(&files)?;
     Ok(sums.report())
+}
+
+/// Writes `out/model` and `out/master` of a stage that another program trained from `start` to `trained`, both checkpoint folders of the
+/// same shape; the caller has checked them. `text` is written beside the weights.
+pub fn hand_back(start: &Path, trained: &Path, text: &TextModel, out: &Path) -> Result<ExportReport> {
+    let (start, trained) = (ModelSource::open(start)?, ModelSource::open(trained)?);
+    let load = |source: &ModelSource, spec: &TensorSpec| -> Result<Tensor> {
+        Ok(Tensor::from_f32(&spec.shape, source.load_f32(&spec.hf_name)?))
+    };
+    write_folders(start.config(), text, out, &mut |spec| Ok((load(&start, spec)?, load(&trained, spec)?)))
 }
 
 #[derive(Default)]

@@ -45,13 +45,25 @@ pub(crate) enum Verdict {
 
 /// A value far above the recent ones.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Spike {
+pub struct Spike {
     /// `loss` or `gradient norm`.
-    pub(crate) what: &'static str,
+    pub what: &'static str,
     /// The value.
-    pub(crate) value: f64,
+    pub value: f64,
     /// The most that the recent steps let pass.
-    pub(crate) limit: f64,
+    pub limit: f64,
+}
+
+/// The first spike among (loss, gradient norm) of steps in order, by the rule that stops our own trainer; non-finite steps are left out.
+/// For logs of other trainers.
+pub fn first_spike(steps: impl Iterator<Item = (f64, f64)>) -> Option<(usize, Spike)> {
+    let mut guard = Guard::default();
+    for (at, (loss, grad_norm)) in steps.enumerate() {
+        if let Verdict::StopAtSpike(spike) = guard.judge(loss, grad_norm, OnNonFinite::Skip, OnSpike::Stop) {
+            return Some((at, spike));
+        }
+    }
+    None
 }
 
 /// Steps that are compared with; none is judged a spike before half of them have been seen.
@@ -171,6 +183,11 @@ mod tests {
         let Verdict::StopAtSpike(spike) = verdict else { panic!("{verdict:?}") };
         assert!(spike.what == "gradient norm" && spike.value == 1e5 && spike.limit < 1e4, "{spike:?}");
         assert_eq!(guard, before);
+        // A log of another trainer is judged alike.
+        let steady = |at: usize| (1.5 + 0.1 * (at % 3) as f64, 1.0);
+        let log = |n: usize| (0..n).map(steady).chain([(9.0, 1.0)]);
+        assert_eq!(first_spike(log(100)).map(|(at, spike)| (at, spike.what)), Some((100, "loss")));
+        assert_eq!(first_spike(log(60)), None, "too few steps to judge by");
     }
 
     /// 6 sigma over the last 128 after 64 steps: 1 and 3 in turn have mean 2 and, with n - 1, a variance of n / (n - 1).

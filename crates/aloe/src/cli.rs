@@ -1,12 +1,14 @@
 //! The command line: names, help and examples of every subcommand. Parses, decides nothing.
 
 pub(crate) mod encoders;
+pub(crate) mod handoff;
 pub(crate) mod jobs;
 pub(crate) mod results;
 
 use crate::recipe::{keys, search_keys, synthesis_stage};
 use crate::weights::{DtypeName, Quantize};
 use clap::{Args, Parser, Subcommand};
+pub(crate) use handoff::VerifyArgs;
 use std::path::PathBuf;
 
 /// What `-h` says where `--help` lists every setting.
@@ -172,6 +174,9 @@ pub(crate) enum Command {
     /// Judge the open answers of a finished evaluation anew, or measure its judges by a person's labels
     #[command(after_help = SEE_HELP, after_long_help = keys::rejudge())]
     Rejudge(RejudgeArgs),
+    /// Check what a foreign trainer left, and take it over as a stage
+    #[command(after_help = handoff::VERIFY_HELP)]
+    Verify(VerifyArgs),
     /// Look at an evaluation: one HTML page with the table, plots and every sample, for any browser, without network
     #[command(
         after_help = "Examples:\n  aloe view runs/eval\n  aloe view runs/quickstart/after --against runs/quickstart/before --out page.html\n\n\
@@ -273,6 +278,9 @@ pub(crate) struct PlanArgs {
     /// What is particular to a site. Alone: what the stages cost there, in GPU memory, hours, energy and carbon
     #[arg(long, value_name = "cluster.toml")]
     pub(crate) cluster: Option<PathBuf>,
+    /// With --where: also have each engine's own parser read its configurations; its environment must be here
+    #[arg(long)]
+    pub(crate) validate: bool,
     /// Run one step of each training stage whose model is at hand, and take memory and time from it. Writes nothing
     #[arg(long)]
     pub(crate) measure: bool,

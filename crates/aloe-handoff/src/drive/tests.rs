@@ -1,3 +1,5 @@
+//! Passes over a run folder against a scheduler that does what a test tells it: failures, deaths of the client, lost jobs.
+
 use super::*;
 use crate::plan::{Resources, Trainer, Where};
 use std::cell::{Cell, RefCell};

@@ -64,11 +64,12 @@ def write_manifest(folder, step):
 
 
 def processes():
-    """Every process's host and device, gathered by the processes themselves; one entry where there is no group."""
+    """Every process's machine and device, gathered by the processes themselves; one entry where there is no group. A machine is a host name and
+    the rank of its torchrun, since emulated nodes share a host."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    own = [socket.gethostname(), device]
+    own = [f"{socket.gethostname()} {os.environ.get('GROUP_RANK', '0')}", device]
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [own], True
     found = [None] * torch.distributed.get_world_size()

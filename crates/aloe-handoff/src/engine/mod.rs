@@ -12,8 +12,10 @@ mod trl;
 mod yaml;
 
 use crate::plan::{Resources, Trainer};
+use crate::verify::{Counts, Expectation, PlannedStage};
 use aloe_model::Arch;
-use aloe_train::{DpoConfig, SftConfig};
+use aloe_train::{DpoConfig, OnSpike, PreferenceLoss, SftConfig};
+use check::{Manifest, Program, check_config};
 pub use rows::{Rendered, Rows, RowsInput, render_rows};
 use std::path::{Path, PathBuf};
 
@@ -51,8 +53,37 @@ pub struct TrainSpec {
     pub work: PathBuf,
     /// Optimizer steps, as [`render_rows`] told.
     pub n_steps: u64,
+    /// What an epoch holds, as [`render_rows`] told.
+    pub counts: Counts,
     /// What the job has.
     pub resources: Resources,
+}
+
+impl TrainSpec {
+    /// What the checker of the stage's output is to be told. Its `start` is relative to the run folder.
+    pub fn expectation(&self) -> Expectation {
+        let (kind, config) = match &self.settings {
+            Settings::Sft(config) => ("sft", serde_json::to_value(config)),
+            Settings::Dpo(config) => ("dpo", serde_json::to_value(config)),
+        };
+        let config = config.expect("settings are plain values");
+        let folder = self.stage.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let name = folder.split_once('-').map_or(folder.clone(), |(_, name)| name.to_owned());
+        let (stops_at_spikes, loss_may_be_zero) = match &self.settings {
+            Settings::Sft(config) => (config.on_spike == OnSpike::Stop, false),
+            Settings::Dpo(config) => (config.on_spike == OnSpike::Stop, config.loss == PreferenceLoss::Hinge),
+        };
+        Expectation {
+            start: self.model.clone(),
+            n_steps: self.n_steps,
+            world_size: self.resources.world_size(),
+            n_nodes: self.resources.n_nodes,
+            versions: TRL_VERSIONS.iter().map(|&(name, version)| (name.to_owned(), version.to_owned())).collect(),
+            stops_at_spikes,
+            loss_may_be_zero,
+            stage: PlannedStage { kind: kind.to_owned(), name, config, counts: self.counts },
+        }
+    }
 }
 
 /// What was written.
@@ -84,6 +115,12 @@ pub enum Error {
         /// What is wrong.
         mistakes: Vec<String>,
     },
+    /// A returned folder that is not what it must be.
+    #[error("{}", findings.join("\n"))]
+    Unverified {
+        /// What is wrong with it.
+        findings: Vec<String>,
+    },
     /// Rows that cannot be trained on.
     #[error(transparent)]
     Train(#[from] aloe_train::Error),
@@ -95,16 +132,17 @@ pub enum Error {
     Record(#[from] aloe_record::Error),
 }
 
-/// Writes `engine.yaml` and `engine.py` into the folder of a stage on disk (`RUN/stages/NN-NAME`).
+/// Writes `engine.yaml`, `engine.py` and `expected.json` (an [`Expectation`]) into the folder of a stage on disk (`RUN/stages/NN-NAME`).
 pub fn write(spec: &TrainSpec, folder: &Path) -> Result<Written, Error> {
     let config = config(spec)?;
     let io = |error| aloe_record::Error::io("create", folder)(error);
     std::fs::create_dir_all(folder).map_err(io)?;
     aloe_record::atomic::write(&folder.join("engine.yaml"), config.as_bytes())?;
     aloe_record::atomic::write(&folder.join("engine.py"), LAUNCHER.as_bytes())?;
+    aloe_record::atomic::write_json(&folder.join("expected.json"), &spec.expectation())?;
     Ok(Written {
         command: command(spec),
-        files: vec!["engine.yaml".to_owned(), "engine.py".to_owned()],
+        files: ["engine.yaml", "engine.py", "expected.json"].map(str::to_owned).to_vec(),
         notices: trl::notices(spec),
     })
 }
@@ -118,7 +156,10 @@ pub fn config(spec: &TrainSpec) -> Result<String, Error> {
     if !mistakes.is_empty() {
         return Err(Error::Settings { mistakes });
     }
-    Ok(yaml::emit(&trl::config(spec)))
+    let text = yaml::emit(&trl::config(spec));
+    let program = if matches!(spec.settings, Settings::Sft(_)) { Program::Sft } else { Program::Dpo };
+    let mistakes = check_config(&text, &Manifest::trl(), program);
+    if mistakes.is_empty() { Ok(text) } else { Err(Error::Generated { engine: "TRL", mistakes }) }
 }
 
 /// `torchrun --nproc-per-node=N stages/NN-NAME/engine.py MODULE --config stages/NN-NAME/engine.yaml`.

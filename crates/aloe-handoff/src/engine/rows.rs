@@ -7,6 +7,7 @@
 use super::template::marked;
 use super::{Error, Settings};
 use crate::plan::Trainer;
+use crate::verify::Counts;
 use aloe_model::Config;
 use aloe_record::atomic;
 use aloe_text::{Message, TextModel};
@@ -45,12 +46,8 @@ pub struct RowsInput<'a> {
 pub struct Rendered {
     /// Optimizer steps: `n_steps` of the stage's [`super::TrainSpec`].
     pub n_steps: u64,
-    /// Rows or pairs trained on in an epoch.
-    pub n_rows: usize,
-    /// Tokens of an epoch.
-    pub n_tokens: u64,
-    /// Trained tokens of an epoch.
-    pub n_targets: u64,
+    /// Rows and tokens of an epoch: `counts` of that spec.
+    pub counts: Counts,
     /// Names of the files written.
     pub files: Vec<String>,
     /// What the user must be told.
@@ -99,9 +96,7 @@ fn sft(
     notices.extend(template(text, &chats, folder)?);
     Ok(Rendered {
         n_steps: batches.n_steps,
-        n_rows: report.n_rows,
-        n_tokens: report.n_tokens,
-        n_targets: report.n_targets,
+        counts: Counts { n_rows: report.n_rows as u64, n_tokens: report.n_tokens, n_targets: report.n_targets },
         files: files(),
         notices,
     })
@@ -136,9 +131,7 @@ fn dpo(
     notices.extend(template(text, &chats, folder)?);
     Ok(Rendered {
         n_steps: batches.n_steps,
-        n_rows: report.n_pairs,
-        n_tokens: report.n_tokens,
-        n_targets: report.n_targets,
+        counts: Counts { n_rows: report.n_pairs as u64, n_tokens: report.n_tokens, n_targets: report.n_targets },
         files: files(),
         notices,
     })

@@ -18,6 +18,7 @@ fn spec(settings: Settings) -> TrainSpec {
         rows: "data/tune".into(),
         work: "work/tune".into(),
         n_steps: 12,
+        counts: Counts::default(),
         resources: resources(1, 0),
     }
 }

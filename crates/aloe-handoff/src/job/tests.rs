@@ -1,3 +1,5 @@
+//! Jobs of run folders whose work is a line of shell: order of steps, signals, limits, and who may begin.
+
 use super::*;
 use crate::plan::{Resources, StagePlan, Trainer, Where};
 use std::cell::Cell;
@@ -146,6 +148,18 @@ fn a_job_stopped_by_a_signal_is_cancelled_and_a_later_one_takes_it_up() {
     assert_eq!(stopped, Outcome::Cancelled("run.sh was stopped by a signal".into()));
     assert_eq!(phase(dir.path(), "a"), Phase::Cancelled);
     assert_eq!(run_plain(dir.path(), "2", "a"), Outcome::Done);
+}
+
+#[test]
+fn work_that_a_schedulers_signal_reached_first_is_cancelled_and_not_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), "exit 143", "true");
+    let started = Instant::now();
+    let asked = || if started.elapsed() > Duration::from_millis(400) { Asked::Stop } else { Asked::Nothing };
+    let stopped = run(&job(dir.path(), "1", &asked, &|| Ok(())), "a").unwrap();
+    assert_eq!(stopped, Outcome::Cancelled("run.sh was stopped by a signal".into()));
+    run_folder(dir.path(), "exit 143", "true");
+    assert_eq!(run_plain(dir.path(), "2", "a"), Outcome::Failed("run.sh: exit code 143".into()));
 }
 
 #[test]

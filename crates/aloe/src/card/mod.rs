@@ -149,8 +149,14 @@ pub(crate) fn quoted(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_default()
 }
 
+/// Hours of a stage: of its devices where another program trained it elsewhere, of this machine otherwise.
+fn device_hours(record: &aloe_record::Record) -> f64 {
+    let handed_off = record.results.get("handoff").and_then(|handoff| handoff["device_hours"].as_f64());
+    handed_off.unwrap_or(record.elapsed_s / 3600.0)
+}
+
 fn environment(config: &CardConfig, evidence: &[Evidence]) -> String {
-    let hours = evidence.iter().map(|one| one.record.elapsed_s).sum::<f64>() / 3600.0;
+    let hours = evidence.iter().map(|one| device_hours(&one.record)).sum::<f64>();
     let mut text = format!(
         "## Environmental Impact\n\nHours computed, by the records of {} stages: {hours:.4}. The three formulas of the reference \
          system, each with its terms; the first two assume hardware that was not used here and are shown for comparison.\n\n\

@@ -21,6 +21,7 @@ mod show_mask;
 mod single;
 pub(crate) mod stages;
 mod synthesis;
+mod verify;
 mod view;
 
 use crate::cli::{Cli, Command, Common, FileArgs, ModelArgs};
@@ -63,6 +64,7 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
         Command::Export(args) => export::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Rejudge(args) => single::rejudge(&args, cancel),
+        Command::Verify(args) => verify::run(&args, cancel),
         Command::View(args) => view::run(&args),
         Command::Redteam(args) => single::redteam(&args, cancel),
         Command::Synthesis(args) => single::synthesis(&args, cancel),

@@ -6,8 +6,7 @@ use crate::commands::{stages, threads_of};
 use crate::failure::Failure;
 use crate::recipe::checked::{Input, Recipe};
 use crate::recipe::{at_site, plan, plan_table};
-use aloe_handoff::Where;
-use aloe_handoff::cluster::Cluster;
+use aloe_handoff::{Cluster, Where};
 use aloe_record::Cancel;
 use aloe_tensor::Device;
 use anyhow::Context as _;
@@ -21,7 +20,7 @@ pub(crate) fn run(args: &PlanArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let place = args.place.or(recipe.place.filter(|_| args.out.is_some()));
     match (place, &args.cluster) {
         (Some(place), Some(cluster)) => return write_run_folder(args, place, cluster, cancel),
-        (Some(_), None) if args.place.is_some() => {
+        _ if args.place.is_some() || args.validate => {
             return Err(
                 Failure::usage("a run folder is written with --where slurm|local and --cluster cluster.toml").into()
             );
@@ -71,7 +70,11 @@ fn write_run_folder(args: &PlanArgs, place: Where, cluster: &Path, cancel: &Canc
         return Err(Failure::usage("a run folder needs --out RUN").into());
     };
     let run = std::path::absolute(out).with_context(|| format!("cannot resolve {}", out.display()))?;
-    let planned = crate::handoff::write::write(&args.recipe, cluster, &run, place, args.threads, cancel)?;
+    let mut planned = crate::handoff::write::write(&args.recipe, cluster, &run, place, args.threads, cancel)?;
+    if args.validate {
+        let cluster = Cluster::read(&run.join("cluster.toml"))?;
+        planned.notices.extend(crate::handoff::validate::all(&run, &planned.plan, &cluster)?);
+    }
     stages::tell(&planned.notices);
     let mut output = std::io::stdout();
     if args.json {

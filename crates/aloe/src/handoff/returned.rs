@@ -1,12 +1,20 @@
 //! A training stage that a foreign trainer did, as a stage like any other: same fingerprint rule, same folder, same record.
 //!
-//! In a run folder `aloe run --stage NAME` takes over what lies in `work/NAME`, once it was checked; elsewhere only a stage that is done
-//! already is accepted. What decides its result names the trainer and its versions in place of our kernels.
+//! In a run folder `aloe run --stage NAME` takes over what lies in `work/NAME`, once it is checked; elsewhere only a stage that is done
+//! already is accepted. What decides its result names the trainer and its versions in place of our kernels. Its seconds are those of the
+//! job, and `results.handoff` tells engine, versions, devices and their hours.
 
 use crate::failure::Failure;
 use crate::recipe::checked::Stage;
+use crate::recipe::stage_config::StageConfig;
 use crate::stage::{Context, Done, Inputs, Job, execute};
-use aloe_handoff::{Trainer, engine};
+use aloe_handoff::plan::is_run_folder;
+use aloe_handoff::verify::{self, Expectation};
+use aloe_handoff::{Cluster, RunPlan, Trainer, engine, state};
+use aloe_record::{Record, atomic};
+use aloe_text::TextModel;
+use anyhow::Context as _;
+use serde_json::json;
 use std::path::Path;
 
 /// The stage's record, its results taken over where they are not there yet.
@@ -28,14 +36,68 @@ pub(crate) fn run(
         extra_files: Vec::new(),
         out,
     };
-    execute(context, &job, |_, _| {
+    execute(context, &job, |folder, record| take_over(stage, trainer, folder, record))
+}
+
+/// Checks what the trainer left in `work/NAME` of the run folder that is the current one, and writes it as our own trainer would.
+fn take_over(stage: &Stage, trainer: Trainer, folder: &Path, record: &mut Record) -> anyhow::Result<()> {
+    let run = Path::new(".");
+    if !is_run_folder(run) {
         let text = format!(
             "it is trained by {}: write a run folder with `aloe plan RECIPE --where slurm|local --cluster cluster.toml --out RUN`, or write \
              trainer = \"aloe\"",
             trainer.name()
         );
-        Err(Failure::usage(text).into())
-    })
+        return Err(Failure::usage(text).into());
+    }
+    let plan = RunPlan::read(run)?;
+    let planned = plan.stage(&stage.name)?;
+    let expected: Expectation = atomic::read_json(&planned.folder.join("expected.json"))?;
+    let work = Path::new("work").join(&stage.name);
+    let verdict = verify::check(&work, &expected);
+    if !verdict.is_good() {
+        let findings: Vec<String> = verdict.findings.iter().map(|finding| format!("  {finding}")).collect();
+        anyhow::bail!("{} is not what was planned\n{}", work.display(), findings.join("\n"));
+    }
+    let text =
+        TextModel::open(&expected.start).with_context(|| format!("the tokenizer of {}", expected.start.display()))?;
+    let template = match &stage.config {
+        StageConfig::Sft(config) => config.chat_template.as_deref(),
+        StageConfig::Dpo(config) => config.chat_template.as_deref(),
+        _ => None,
+    };
+    let text = match template {
+        Some(name) => text.with_template(name)?,
+        None => text,
+    };
+    let report = verify::import(&work, &expected, &verdict, &text, folder)?;
+    let gpus = planned.resources.n_nodes * planned.resources.gpus_per_node;
+    let worked_s = state::read(run, &stage.name)?.worked_s(state::now_unix_s()) as f64;
+    record.elapsed_s = worked_s.max(report.seconds);
+    record.device =
+        format!("{} by {}, {}", report.devices.join(" and "), versions(trainer), processes(report.world_size));
+    let summary = format!(
+        "{} steps by {}, loss {:.3} -> {:.3}, {} on {}",
+        report.n_steps,
+        report.engine,
+        report.loss_first_tenth,
+        report.loss_last_tenth,
+        processes(report.world_size),
+        report.devices.join(" and ")
+    );
+    record.result("summary", summary)?;
+    record.result("handoff", &report)?;
+    // GPUs are billed while the job has them, whether they compute or not.
+    let job = json!({
+        "n_nodes": planned.resources.n_nodes, "n_gpus": gpus, "worked_s": worked_s, "gpu_hours": f64::from(gpus) * worked_s / 3600.0,
+        "gpu_watts": Cluster::read(Path::new("cluster.toml"))?.node.gpu_watts,
+    });
+    record.result("job", job)?;
+    Ok(())
+}
+
+fn processes(n: u32) -> String {
+    if n == 1 { "1 process".to_owned() } else { format!("{n} processes") }
 }
 
 /// The trainer with its versions, for what decides a result.

@@ -92,15 +92,20 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
         rows: folder.clone(),
         work: Path::new("work").join(name),
         n_steps: rendered.n_steps,
+        counts: rendered.counts,
         resources: planned.resources,
     };
     let written = engine::write(&spec, &planned.folder)?;
+    let expected = planned.folder.join("expected.json");
     let below = |folder: &Path, files: &[String]| -> Vec<String> {
         files.iter().map(|file| folder.join(file).to_string_lossy().into_owned()).collect()
     };
     Ok(Work {
         command: written.command,
-        checks: vec![words(&["aloe", "run", "recipe.toml", "--stage", name, "--out", "out"])],
+        checks: vec![
+            words(&["aloe", "verify", &format!("work/{name}"), "--expected", &expected.to_string_lossy()]),
+            words(&["aloe", "run", "recipe.toml", "--stage", name, "--out", "out"]),
+        ],
         files: [below(&folder, &rendered.files), below(&planned.folder, &written.files)].concat(),
         pins: engine::TRL_VERSIONS.to_vec(),
         notices: [rendered.notices, written.notices].concat(),

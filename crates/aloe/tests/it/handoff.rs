@@ -4,6 +4,7 @@
 //! what `aloe run` gives on the recipe itself.
 
 mod chain;
+mod engines;
 mod faults;
 mod planned;
 mod rig;

@@ -1,0 +1,215 @@
+//! The engine's log against the plan: `sessions.jsonl` and `log.jsonl` of our start script, `trainer_state.json` of transformers.
+//!
+//! Python writes NaN as a bare word, which is no JSON; it is read here as the text "NaN", so that such a file is judged and not refused.
+
+use super::{Expectation, Facts, Findings};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+const SESSIONS: &str = "sessions.jsonl";
+const LOG: &str = "log.jsonl";
+const STATE: &str = "trainer_state.json";
+/// Findings of one kind that are listed one by one; the rest are counted.
+const LISTED: usize = 5;
+
+pub(super) fn check(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectation) {
+    sessions(findings, facts, expected);
+    let Some(state) = read(findings, STATE).and_then(|text| parsed(findings, STATE, &text)) else { return };
+    let done = state["global_step"].as_u64().unwrap_or(0);
+    facts.n_steps = done;
+    if done != expected.n_steps {
+        findings.add(STATE, "global_step", expected.n_steps, done);
+    }
+    let history = state["log_history"].as_array().cloned().unwrap_or_default();
+    let steps: Vec<&Value> = history.iter().filter(|entry| entry.get("loss").is_some()).collect();
+    numbers(findings, &steps, expected);
+    order(findings, &steps, expected);
+    falls_once(findings, &steps);
+    spikes(findings, &steps, expected);
+    agree(findings, &steps);
+    facts.losses = steps.iter().map(|entry| number(&entry["loss"])).collect();
+}
+
+/// World size, machines, versions and the end of every session.
+fn sessions(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectation) {
+    let Some(text) = read(findings, SESSIONS) else { return };
+    let entries: Vec<Value> = text.lines().filter_map(|line| parsed(findings, SESSIONS, line)).collect();
+    let begun: Vec<&Value> = entries.iter().filter(|entry| entry["event"] == "begin").collect();
+    if begun.is_empty() {
+        findings.add(SESSIONS, "begin", "at least one session", "none");
+    }
+    for (at, session) in begun.iter().enumerate() {
+        let what = |key: &str| format!("{key} of session {}", at + 1);
+        for (key, planned) in [("world_size", expected.world_size), ("n_hosts", expected.n_nodes)] {
+            if session[key].as_u64() != Some(u64::from(planned)) {
+                findings.add(SESSIONS, what(key), planned, &session[key]);
+            }
+        }
+        if session["max_steps"].as_u64() != Some(expected.n_steps) {
+            findings.add(SESSIONS, what("max_steps"), expected.n_steps, &session["max_steps"]);
+        }
+        for (package, version) in &expected.versions {
+            if session["versions"][package].as_str() != Some(version) {
+                findings.add(SESSIONS, what(package), version, &session["versions"][package]);
+            }
+        }
+    }
+    let last = entries.last();
+    if last.is_none_or(|entry| entry["event"] != "end" || entry["step"].as_u64() != Some(expected.n_steps)) {
+        let found =
+            last.map_or_else(|| "nothing".to_owned(), |entry| format!("{} at step {}", entry["event"], entry["step"]));
+        findings.add(SESSIONS, "last event", format!("end at step {}", expected.n_steps), found);
+    }
+    if let Some(session) = begun.last() {
+        let whole = |key: &str| session[key].as_u64().and_then(|value| u32::try_from(value).ok()).unwrap_or(0);
+        (facts.world_size, facts.n_hosts, facts.n_sessions) = (whole("world_size"), whole("n_hosts"), begun.len());
+        let devices = session["devices"].as_array().into_iter().flatten();
+        facts.devices = devices.filter_map(|device| device.as_str().map(str::to_owned)).collect();
+        let versions = session["versions"].as_object().into_iter().flatten();
+        facts.versions =
+            versions.filter_map(|(name, version)| Some((name.clone(), version.as_str()?.to_owned()))).collect();
+    }
+    facts.seconds = entries.iter().filter_map(|entry| entry["seconds"].as_f64()).sum();
+}
+
+/// Losses and gradient norms must be finite, and a loss of exactly 0 is a hidden NaN.
+fn numbers(findings: &mut Findings<'_>, steps: &[&Value], expected: &Expectation) {
+    for key in ["loss", "grad_norm"] {
+        let bad: Vec<&&Value> = steps.iter().filter(|entry| !number(&entry[key]).is_finite()).collect();
+        listed(findings, &bad, key, "a finite number");
+    }
+    if !expected.loss_may_be_zero {
+        let zero: Vec<&&Value> = steps.iter().filter(|entry| number(&entry["loss"]) == 0.0).collect();
+        listed(findings, &zero, "loss", "above 0 (a NaN that the engine hides is logged as 0)");
+    }
+}
+
+fn listed(findings: &mut Findings<'_>, bad: &[&&Value], key: &str, expected: &str) {
+    for entry in bad.iter().take(LISTED) {
+        findings.add(STATE, format!("{key} of step {}", entry["step"]), expected, &entry[key]);
+    }
+    if bad.len() > LISTED {
+        findings.add(STATE, key, expected, format!("{} more steps like it", bad.len() - LISTED));
+    }
+}
+
+/// Each step once, from 1 to the last.
+fn order(findings: &mut Findings<'_>, steps: &[&Value], expected: &Expectation) {
+    let found: Vec<u64> = steps.iter().map(|entry| entry["step"].as_u64().unwrap_or(0)).collect();
+    if let Some((at, step)) = found.iter().enumerate().find(|&(at, &step)| step != at as u64 + 1) {
+        findings.add(
+            STATE,
+            format!("entry {} of log_history", at + 1),
+            format!("step {}", at + 1),
+            format!("step {step}"),
+        );
+    } else if found.len() as u64 != expected.n_steps {
+        findings.add(STATE, "logged steps", expected.n_steps, found.len());
+    }
+}
+
+/// A learning rate that has fallen never rises again: a run that lost its optimizer starts its schedule afresh.
+fn falls_once(findings: &mut Findings<'_>, steps: &[&Value]) {
+    let (mut has_fallen, mut last) = (false, f64::NAN);
+    for entry in steps {
+        let rate = number(&entry["learning_rate"]);
+        if !rate.is_finite() {
+            return findings.add(
+                STATE,
+                format!("learning_rate of step {}", entry["step"]),
+                "a number",
+                &entry["learning_rate"],
+            );
+        }
+        if has_fallen && rate > last {
+            let what = format!("learning_rate of step {}", entry["step"]);
+            return findings.add(STATE, what, format!("at most {last:e}, as before"), format!("{rate:e}"));
+        }
+        has_fallen |= rate < last;
+        last = rate;
+    }
+}
+
+/// The rule of our own trainer, applied afterwards.
+fn spikes(findings: &mut Findings<'_>, steps: &[&Value], expected: &Expectation) {
+    let values = steps.iter().map(|entry| (number(&entry["loss"]), number(&entry["grad_norm"])));
+    if let Some((at, spike)) = aloe_train::first_spike(values).filter(|_| expected.stops_at_spikes) {
+        let what = format!("{} of step {}", spike.what, at + 1);
+        findings.add(STATE, what, format!("at most {:.4}, six sigma above the steps before", spike.limit), spike.value);
+    }
+}
+
+/// The start script and transformers wrote down the same losses.
+fn agree(findings: &mut Findings<'_>, steps: &[&Value]) {
+    let Some(text) = read(findings, LOG) else { return };
+    let mut logged = BTreeMap::new();
+    for line in text.lines() {
+        let Some(entry) = parsed(findings, LOG, line) else { return };
+        if let (Some(step), Some(_)) = (entry["step"].as_u64(), entry.get("loss")) {
+            // A resumed run logs the steps since its checkpoint again: the last word counts.
+            logged.insert(step, number(&entry["loss"]));
+        }
+    }
+    for entry in steps {
+        let (step, loss) = (entry["step"].as_u64().unwrap_or(0), number(&entry["loss"]));
+        match logged.get(&step) {
+            Some(&own) if own == loss || (own.is_nan() && loss.is_nan()) => {}
+            found => {
+                let found = found.map_or_else(|| "nothing".to_owned(), f64::to_string);
+                return findings.add(LOG, format!("loss of step {step}"), format!("{loss}, as in {STATE}"), found);
+            }
+        }
+    }
+}
+
+/// A number, or a text that spells one.
+fn number(value: &Value) -> f64 {
+    match value {
+        Value::String(text) => text.trim().parse().unwrap_or(f64::NAN),
+        value => value.as_f64().unwrap_or(f64::NAN),
+    }
+}
+
+fn read(findings: &mut Findings<'_>, name: &str) -> Option<String> {
+    let read = std::fs::read_to_string(findings.folder.join(name));
+    read.map_err(|error| findings.add(name, "file", "there", error)).ok()
+}
+
+fn parsed(findings: &mut Findings<'_>, name: &str, text: &str) -> Option<Value> {
+    serde_json::from_str(&quoted(text)).map_err(|error| findings.add(name, "text", "JSON", error)).ok()
+}
+
+/// Bare `NaN`, `Infinity` and `-Infinity` outside texts become texts.
+fn quoted(text: &str) -> String {
+    let (mut out, mut rest, mut in_text) = (String::with_capacity(text.len()), text, false);
+    while let Some(first) = rest.chars().next() {
+        let word = ["NaN", "Infinity", "-Infinity"].into_iter().find(|word| !in_text && rest.starts_with(word));
+        if let Some(word) = word {
+            out.push_str(&format!("\"{word}\""));
+            rest = &rest[word.len()..];
+            continue;
+        }
+        let escaped = in_text && first == '\\';
+        in_text ^= first == '"';
+        let n = first.len_utf8() + if escaped { rest[1..].chars().next().map_or(0, char::len_utf8) } else { 0 };
+        out.push_str(&rest[..n]);
+        rest = &rest[n..];
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pythons_bare_nan_is_read_as_text_and_texts_stay_as_they_are() {
+        let text = quoted(r#"{"a": NaN, "b": [-Infinity, Infinity], "c": "NaN \" NaN", "Infinity": 1}"#);
+        let value: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            value,
+            serde_json::json!({"a": "NaN", "b": ["-Infinity", "Infinity"], "c": "NaN \" NaN", "Infinity": 1})
+        );
+        assert!(number(&value["a"]).is_nan() && number(&value["b"][0]) == f64::NEG_INFINITY);
+    }
+}

@@ -1,0 +1,165 @@
+//! What comes back from a foreign trainer, checked before anybody uses it: `aloe verify FOLDER`, which `check.sh` calls.
+//!
+//! An engine that ends with exit code 0 has not shown that it trained: a NaN is logged as loss 0, a lost optimizer starts its schedule
+//! again, two processes that never met each report success. [`check`] reads the log, the weights, the tokenizer and the digests,
+//! and gives all findings, each with file, tensor or key, what was expected and what was found. It changes nothing; [`seal`] writes the
+//! digests of a folder that passed, and [`import`] makes a stage's output of it.
+
+mod import;
+mod log;
+mod manifest;
+mod text;
+mod weights;
+
+pub use import::{ImportReport, import};
+pub use manifest::{NewestCheckpoint, newest_checkpoint, seal};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// What a stage's output must be, written when the run is planned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expectation {
+    /// The checkpoint that training started from: shapes, tokenizer and template are its own, and every tensor must have left it.
+    pub start: PathBuf,
+    /// Optimizer steps.
+    pub n_steps: u64,
+    /// Processes that must have trained together.
+    pub world_size: u32,
+    /// Machines.
+    pub n_nodes: u32,
+    /// Packages and versions that the configuration was checked for.
+    pub versions: BTreeMap<String, String>,
+    /// Whether a spike of the loss fails the stage (`on_spike = "stop"`).
+    pub stops_at_spikes: bool,
+    /// Whether a loss of exactly 0 can be true: of the hinge loss alone.
+    pub loss_may_be_zero: bool,
+    /// What the record of the taken-over stage says beside what was found.
+    pub stage: PlannedStage,
+}
+
+/// The stage as it was planned.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedStage {
+    /// `sft` or `dpo`.
+    pub kind: String,
+    /// Its name in the recipe.
+    pub name: String,
+    /// Its settings with their defaults.
+    pub config: serde_json::Value,
+    /// What an epoch holds.
+    pub counts: Counts,
+}
+
+/// Rows and tokens of an epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counts {
+    /// Rows or pairs trained on.
+    pub n_rows: u64,
+    /// Their tokens.
+    pub n_tokens: u64,
+    /// Those that are predicted.
+    pub n_targets: u64,
+}
+
+/// One thing that is not as it must be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The file, relative to the folder.
+    pub file: String,
+    /// The tensor, key or step.
+    pub what: String,
+    /// What it must be.
+    pub expected: String,
+    /// What it is.
+    pub found: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: expected {}, found {}", self.file, self.what, self.expected, self.found)
+    }
+}
+
+/// What the engine's own log says of the run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Facts {
+    /// Optimizer steps done.
+    pub n_steps: u64,
+    /// Processes.
+    pub world_size: u32,
+    /// Machines.
+    pub n_hosts: u32,
+    /// Names of the devices.
+    pub devices: Vec<String>,
+    /// Versions of the engine's packages.
+    pub versions: BTreeMap<String, String>,
+    /// Times it was started: more than one after an interruption.
+    pub n_sessions: usize,
+    /// Seconds of training, over all sessions that ended by themselves.
+    pub seconds: f64,
+    /// Loss of each step, in their order.
+    #[serde(skip)]
+    pub losses: Vec<f64>,
+    /// Tensors of the model.
+    pub n_tensors: usize,
+    /// |W - W0| / |W0| over all weights.
+    pub moved: f64,
+}
+
+/// The outcome of a check.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Verdict {
+    /// Everything that is wrong; empty where the folder can be used.
+    pub findings: Vec<Finding>,
+    /// What the run was.
+    pub facts: Facts,
+}
+
+impl Verdict {
+    /// Whether the folder can be used.
+    pub fn is_good(&self) -> bool {
+        self.findings.is_empty()
+    }
+}
+
+/// Collects findings about one folder.
+struct Findings<'a> {
+    folder: &'a Path,
+    list: Vec<Finding>,
+}
+
+impl Findings<'_> {
+    fn add(&mut self, file: &str, what: impl ToString, expected: impl ToString, found: impl ToString) {
+        self.list.push(Finding {
+            file: file.to_owned(),
+            what: what.to_string(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        });
+    }
+
+    /// An error of a reader, without the folder's own path in it.
+    fn error(&mut self, file: &str, what: &str, error: &impl ToString) {
+        let folder = format!("{}/", self.folder.display());
+        self.add(file, what, "a whole file", error.to_string().replace(&folder, ""));
+    }
+}
+
+/// Checks the folder that an engine wrote (`work/NAME`).
+pub fn check(folder: &Path, expected: &Expectation) -> Verdict {
+    let mut findings = Findings { folder, list: Vec::new() };
+    let mut facts = Facts::default();
+    log::check(&mut findings, &mut facts, expected);
+    text::check(&mut findings, expected);
+    weights::check(&mut findings, &mut facts, expected);
+    manifest::check(&mut findings);
+    Verdict { findings: findings.list, facts }
+}
+
+#[cfg(test)]
+mod tests;

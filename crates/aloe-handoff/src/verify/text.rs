@@ -1,0 +1,134 @@
+//! Configuration, tokenizer and chat template of a returned folder against those that training started from.
+//!
+//! Engines write these files anew, in another order and with padding settings of their own, so meaning is compared and not bytes: of
+//! `config.json` the model's shape, of `tokenizer.json` everything that decides ids, of the template its text.
+
+use super::{Expectation, Findings};
+use aloe_model::Config;
+use serde_json::{Map, Value};
+use std::path::Path;
+
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+
+pub(super) fn check(findings: &mut Findings<'_>, expected: &Expectation) {
+    let folder = findings.folder.to_path_buf();
+    let pair = |name: &str| (json(&expected.start.join(name)), json(&folder.join(name)));
+    match pair(CONFIG) {
+        (Ok(start), Ok(found)) => config(findings, &start, &found),
+        (Err(error), _) => findings.add(CONFIG, "start", "readable", error),
+        (_, Err(error)) => findings.add(CONFIG, "file", "JSON", error),
+    }
+    match pair(TOKENIZER) {
+        (Ok(start), Ok(found)) => tokenizer(findings, &start, &found),
+        (Err(error), _) => findings.add(TOKENIZER, "start", "readable", error),
+        (_, Err(error)) => findings.add(TOKENIZER, "file", "JSON", error),
+    }
+    let (start, found) = (template(&expected.start), template(&folder));
+    if start != found {
+        let digest = |text: Option<String>| {
+            text.map_or_else(|| "none".to_owned(), |text| aloe_record::digest::bytes(text.as_bytes())[..16].to_owned())
+        };
+        findings.add("chat_template.jinja", "template (sha256)", digest(start), digest(found));
+    }
+}
+
+fn json(path: &Path) -> Result<Value, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    serde_json::from_str(&text).map_err(|error| error.to_string())
+}
+
+/// Every field that decides what a forward pass computes.
+fn config(findings: &mut Findings<'_>, start: &Value, found: &Value) {
+    let (start, found) = match (Config::from_json(start), Config::from_json(found)) {
+        (Ok(start), Ok(found)) => (start, found),
+        (Err(error), _) => return findings.add(CONFIG, "start", "a model of ours", error),
+        (_, Err(error)) => return findings.add(CONFIG, "model", "one of ours", error),
+    };
+    let shape = |config: &Config| -> Vec<(&'static str, String)> {
+        vec![
+            ("model_type", config.arch.model_type().to_owned()),
+            ("vocab_size", config.vocab_size.to_string()),
+            ("hidden_size", config.hidden_size.to_string()),
+            ("intermediate_size", config.intermediate_size.to_string()),
+            ("num_hidden_layers", config.num_hidden_layers.to_string()),
+            ("num_attention_heads", config.num_attention_heads.to_string()),
+            ("num_key_value_heads", config.num_key_value_heads.to_string()),
+            ("head_dim", config.head_dim.to_string()),
+            ("rms_norm_eps", config.rms_norm_eps.to_string()),
+            ("rope_theta", config.rope_theta.to_string()),
+            ("rope_scaling", format!("{:?}", config.rope_scaling)),
+            ("max_position_embeddings", config.max_position_embeddings.to_string()),
+            ("tie_word_embeddings", config.tie_word_embeddings.to_string()),
+            ("attention_bias", config.attention_bias.to_string()),
+        ]
+    };
+    for ((key, expected), (_, found)) in shape(&start).into_iter().zip(shape(&found)) {
+        if expected != found {
+            findings.add(CONFIG, key, expected, found);
+        }
+    }
+}
+
+/// The parts of a tokenizer file that decide ids.
+fn tokenizer(findings: &mut Findings<'_>, start: &Value, found: &Value) {
+    for part in ["model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder"] {
+        let meaning = |file: &Value| match part {
+            "post_processor" => Value::from(put_around(&file[part])),
+            _ => plain(&file[part]),
+        };
+        let (expected, found) = (meaning(start), meaning(found));
+        if expected != found {
+            let digest =
+                |value: &Value| format!("sha256 {}", &aloe_record::digest::bytes(value.to_string().as_bytes())[..16]);
+            findings.add(TOKENIZER, part, digest(&expected), digest(&found));
+        }
+    }
+}
+
+/// The special tokens that a post-processor puts around one text, which is all that it does to ids. transformers writes a template that
+/// adds nothing where there was none.
+fn put_around(processor: &Value) -> Vec<String> {
+    let pieces = processor["single"].as_array().into_iter().flatten();
+    let mut found: Vec<String> =
+        pieces.filter_map(|piece| piece["SpecialToken"]["id"].as_str().map(str::to_owned)).collect();
+    for inner in processor["processors"].as_array().into_iter().flatten() {
+        found.extend(put_around(inner));
+    }
+    for side in ["cls", "sep"] {
+        found.extend(processor[side][0].as_str().map(str::to_owned));
+    }
+    found
+}
+
+/// Keys sorted, merges as `left right`, and without what is null or false, which newer versions of the library write out.
+fn plain(value: &Value) -> Value {
+    match value {
+        Value::Object(entries) => {
+            let mut sorted: Vec<(&String, Value)> = entries.iter().map(|(key, value)| (key, plain(value))).collect();
+            sorted.retain(|(_, value)| !value.is_null() && *value != Value::Bool(false));
+            sorted.sort_by(|left, right| left.0.cmp(right.0));
+            let mut map: Map<String, Value> = sorted.into_iter().map(|(key, value)| (key.clone(), value)).collect();
+            if let Some(Value::Array(merges)) = map.get_mut("merges") {
+                merges.iter_mut().for_each(|merge| {
+                    if let Value::Array(parts) = merge {
+                        let parts: Vec<&str> = parts.iter().filter_map(Value::as_str).collect();
+                        *merge = Value::from(parts.join(" "));
+                    }
+                });
+            }
+            Value::Object(map)
+        }
+        Value::Array(items) => Value::Array(items.iter().map(plain).collect()),
+        other => other.clone(),
+    }
+}
+
+/// The template of a folder: its own file, or an entry of the tokenizer's configuration.
+fn template(folder: &Path) -> Option<String> {
+    if let Ok(text) = std::fs::read_to_string(folder.join("chat_template.jinja")) {
+        return Some(text);
+    }
+    let config = json(&folder.join("tokenizer_config.json")).ok()?;
+    config["chat_template"].as_str().map(str::to_owned)
+}

@@ -1,0 +1,116 @@
+//! Configurations against the engines themselves: those that we write are the bytes that TRL's own parser took, and mutated ones are
+//! refused by our check alone.
+
+mod engine_cases;
+
+use aloe_handoff::engine::check::{Manifest, Program, check_config};
+use aloe_handoff::engine::{self, Settings};
+
+/// `tests/golden/engine_trl.json` is written by `oracles/engine_trl.py` after TRL 1.16 took every text.
+#[test]
+fn every_configuration_is_byte_for_byte_one_that_trl_itself_took() {
+    let golden: serde_json::Value = serde_json::from_str(include_str!("golden/engine_trl.json")).unwrap();
+    for (package, version) in engine::TRL_VERSIONS {
+        assert_eq!(golden["versions"][package], version, "the golden file is of another version");
+    }
+    let cases = engine_cases::cases();
+    assert_eq!(golden["accepted"].as_object().unwrap().len(), cases.len());
+    for (name, spec) in cases {
+        assert_eq!(golden["accepted"][&name].as_str(), Some(engine::config(&spec).unwrap().as_str()), "{name}");
+    }
+}
+
+#[test]
+fn no_configuration_holds_an_absolute_path_and_the_same_stage_gives_the_same_bytes() {
+    for (name, spec) in engine_cases::cases() {
+        let text = engine::config(&spec).unwrap();
+        assert_eq!(text, engine::config(&spec.clone()).unwrap(), "{name}");
+        let absolute = |word: &str| word.trim_start_matches(['"', '[', '{']).starts_with('/');
+        assert!(!text.split_whitespace().any(absolute), "{name}: {text}");
+    }
+}
+
+/// What stands in a configuration, what a slip of the pen makes of it, and a part of what is said.
+const MUTATIONS: [(&str, &str, &str); 36] = [
+    // Keys misspelt, at the top and inside.
+    ("learning_rate:", "learnin_rate:", "unknown key learnin_rate; did you mean learning_rate?"),
+    ("gradient_accumulation_steps:", "gradient_accumulation_step:", "did you mean gradient_accumulation_steps?"),
+    ("output_dir:", "outputdir:", "unknown key outputdir"),
+    ("padding_free:", "paddingfree:", "did you mean padding_free?"),
+    ("max_steps:", "maxsteps:", "did you mean max_steps?"),
+    ("warmup_steps:", "warmup_step:", "did you mean warmup_steps?"),
+    ("weight_decay:", "weight-decay:", "unknown key weight-decay"),
+    ("save_total_limit:", "save_limit_total:", "unknown key save_limit_total"),
+    ("fsdp_config:", "fdsp_config:", "did you mean fsdp_config?"),
+    ("reshard_after_forward:", "reshard_after_foward:", "unknown key fsdp_config.reshard_after_foward; did you mean"),
+    ("state_dict_type:", "statedict_type:", "unknown key fsdp_config.statedict_type"),
+    ("activation_checkpointing:", "activation_checkpoint:", "unknown key fsdp_config.activation_checkpoint"),
+    ("skip_prepare_dataset:", "skip_prepare:", "unknown key dataset_kwargs.skip_prepare"),
+    ("data_files:", "data_file:", "unknown key datasets[0].data_file; did you mean data_files?"),
+    // Types.
+    ("learning_rate: 2.0e-5", "learning_rate: fast", "learning_rate is \"fast\", expected float"),
+    ("learning_rate: 2.0e-5", "learning_rate: 2e-5", "has a point and a sign"),
+    ("learning_rate: 2.0e-5", "learning_rate: [2.0e-5]", "learning_rate is a list"),
+    ("max_steps: 240", "max_steps: 240.5", "max_steps is"),
+    ("max_steps: 240", "max_steps: all", "max_steps is \"all\", expected int"),
+    ("bf16: true", "bf16: 1", "bf16 is"),
+    ("padding_free: true", "padding_free: \"true\"", "padding_free is \"true\", expected bool"),
+    ("seed: 0", "seed: random", "seed is \"random\""),
+    ("data_files: data/sft/rendered.jsonl", "data_files: 5", "datasets[0].data_files is"),
+    ("reshard_after_forward: true", "reshard_after_forward: FULL_SHARD", "fsdp_config.reshard_after_forward is"),
+    ("version: 2", "version: two", "fsdp_config.version is \"two\""),
+    ("{skip_prepare_dataset: true}", "true", "dataset_kwargs is"),
+    // Choices.
+    ("lr_scheduler_type: cosine", "lr_scheduler_type: cosinus", "lr_scheduler_type is \"cosinus\", expected one of"),
+    ("save_strategy: steps", "save_strategy: step", "save_strategy is \"step\", expected one of"),
+    ("dtype: float32", "dtype: fp32", "dtype is \"fp32\", expected one of auto, bfloat16"),
+    ("optim: adamw_torch", "optim: adamw", "optim is \"adamw\""),
+    ("auto_wrap_policy: TRANSFORMER_BASED_WRAP", "auto_wrap_policy: TRANSFORMER", "fsdp_config.auto_wrap_policy is"),
+    ("attn_implementation: flash_attention_2", "attn_implementation: flash", "attn_implementation is \"flash\""),
+    // Missing, and what must stay as it is.
+    ("model_name_or_path: out/base/master\n", "", "model_name_or_path is missing"),
+    ("datasets:", "# datasets:", "datasets is missing"),
+    ("logging_nan_inf_filter: false\n", "", "logging_nan_inf_filter must be false"),
+    ("report_to: \"none\"", "report_to: wandb", "report_to must be \"none\""),
+];
+
+#[test]
+fn thirty_six_mutated_configurations_are_refused_by_our_check_alone_and_say_what_is_meant() {
+    let manifest = Manifest::trl();
+    let spec = engine_cases::cases().into_iter().find(|(name, _)| name == "sft-1-node").unwrap().1;
+    let text = engine::config(&spec).unwrap();
+    assert_eq!(check_config(&text, &manifest, Program::Sft), [""; 0]);
+    for (from, to, expected) in MUTATIONS {
+        assert!(text.contains(from), "{from} is not in {text}");
+        let mistakes = check_config(&text.replacen(from, to, 1), &manifest, Program::Sft);
+        assert!(mistakes.iter().any(|mistake| mistake.contains(expected)), "{to}: {mistakes:?}");
+    }
+    let all = MUTATIONS[..14].iter().fold(text, |text, (from, to, _)| text.replacen(from, to, 1));
+    let n_unknown = check_config(&all, &manifest, Program::Sft).iter().filter(|text| text.contains("unknown")).count();
+    assert!(n_unknown >= 11, "all mistakes are told at once: {n_unknown}");
+}
+
+#[test]
+fn keys_of_the_other_program_and_losses_that_trl_lacks_are_refused() {
+    let manifest = Manifest::trl();
+    for (name, spec) in engine_cases::cases() {
+        let text = engine::config(&spec).unwrap();
+        let is_sft = matches!(spec.settings, Settings::Sft(_));
+        let other = if is_sft { Program::Dpo } else { Program::Sft };
+        let mistakes = check_config(&text, &manifest, other);
+        let key = if is_sft { "dataset_kwargs" } else { "beta" };
+        assert!(mistakes.iter().any(|mistake| mistake.contains(&format!("unknown key {key}"))), "{name}: {mistakes:?}");
+        if !is_sft {
+            let text = text.replacen("loss_type: [", "loss_type: [simpo, ", 1);
+            let mistakes = check_config(&text, &manifest, Program::Dpo);
+            assert!(mistakes.iter().any(|mistake| mistake.contains("loss_type[0] is \"simpo\"")), "{mistakes:?}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_no_mapping_or_no_yaml_is_one_mistake() {
+    for text in ["", "- a\n", "a: [1\n", "a: 1\na: 2\n"] {
+        assert!(!check_config(text, &Manifest::trl(), Program::Sft).is_empty(), "{text:?}");
+    }
+}

@@ -1,0 +1,66 @@
+//! Stages whose configurations are held against the engines: `oracles/engine_trl.py` has TRL's own parser take each, and
+//! `tests/engine.rs` pins their bytes.
+
+use aloe_handoff::engine::{Settings, TrainSpec};
+use aloe_handoff::verify::Counts;
+use aloe_handoff::{Resources, Trainer};
+use aloe_model::Arch;
+use aloe_train::{Decay, DpoConfig, OnSpike, PreferenceLoss, SftConfig, TrainDtype};
+
+fn spec(settings: Settings, n_nodes: u32, gpus_per_node: u32) -> TrainSpec {
+    let name = if matches!(settings, Settings::Sft(_)) { "sft" } else { "dpo" };
+    TrainSpec {
+        trainer: Trainer::Trl,
+        settings,
+        arch: Arch::Llama,
+        stage: format!("stages/01-{name}").into(),
+        model: "out/base/master".into(),
+        rows: format!("data/{name}").into(),
+        work: format!("work/{name}").into(),
+        n_steps: 240,
+        counts: Counts::default(),
+        resources: Resources { n_nodes, gpus_per_node, cpus_per_node: 16, time_limit_s: 3600 },
+    }
+}
+
+/// Name and stage of each case: both kinds, every loss and curve, both types, with and without GPUs, 1 to 64 processes.
+pub(crate) fn cases() -> Vec<(String, TrainSpec)> {
+    let mut found = Vec::new();
+    let mut add = |name: &str, spec: TrainSpec| found.push((name.to_owned(), spec));
+    let sft = SftConfig { epochs: Some(3), batch_size: 64, ..SftConfig::default() };
+    let of_sft = |config: SftConfig, nodes, gpus| spec(Settings::Sft(config), nodes, gpus);
+    add("sft-1-node", of_sft(sft.clone(), 1, 4));
+    add("sft-8b-4-nodes", of_sft(SftConfig { recompute: true, max_len: 8192, ..sft.clone() }, 4, 4));
+    add("sft-16-nodes", of_sft(SftConfig { recompute: true, ..sft.clone() }, 16, 4));
+    add("sft-cpu-f32", of_sft(SftConfig { dtype: TrainDtype::F32, ..sft.clone() }, 1, 0));
+    add("sft-cpu-2-nodes", of_sft(SftConfig { recompute: true, ..sft.clone() }, 2, 0));
+    add("sft-gpu-f32", of_sft(SftConfig { dtype: TrainDtype::F32, ..sft.clone() }, 1, 1));
+    add("sft-micro-batch", of_sft(SftConfig { micro_batch_size: 4, ..sft.clone() }, 2, 8));
+    add("sft-warmup-steps", of_sft(SftConfig { warmup_steps: 100, clip: 0.0, ..sft.clone() }, 1, 4));
+    add("sft-warmup-share", of_sft(SftConfig { warmup_ratio: 0.03, weight_decay: 0.1, ..sft.clone() }, 1, 4));
+    add("sft-floor", of_sft(SftConfig { lr_floor: 0.1, ..sft.clone() }, 1, 4));
+    add("sft-linear", of_sft(SftConfig { schedule: Decay::Linear, ..sft.clone() }, 1, 4));
+    add("sft-constant", of_sft(SftConfig { schedule: Decay::Constant, ..sft.clone() }, 1, 4));
+    add("sft-no-checkpoints", of_sft(SftConfig { checkpoint_every: 0, seed: 7, ..sft.clone() }, 1, 4));
+    add("sft-keep-spikes", of_sft(SftConfig { on_spike: OnSpike::Keep, keep_last: 5, ..sft.clone() }, 1, 4));
+    add("sft-qwen2", TrainSpec { arch: Arch::Qwen2, ..of_sft(sft.clone(), 1, 4) });
+    add("sft-mistral", TrainSpec { arch: Arch::Mistral, ..of_sft(SftConfig { betas: [0.9, 0.95], ..sft }, 1, 4) });
+    let dpo = DpoConfig { batch_size: 32, ..DpoConfig::default() };
+    let of_dpo = |config: DpoConfig, nodes, gpus| spec(Settings::Dpo(config), nodes, gpus);
+    add("dpo-1-node", of_dpo(dpo.clone(), 1, 4));
+    add("dpo-8-nodes", of_dpo(DpoConfig { recompute: true, lr: 5e-7, ..dpo.clone() }, 8, 4));
+    add("dpo-cpu-f32", of_dpo(DpoConfig { dtype: TrainDtype::F32, ..dpo.clone() }, 1, 0));
+    for (name, loss) in [
+        ("robust", PreferenceLoss::Robust),
+        ("hinge", PreferenceLoss::Hinge),
+        ("ipo", PreferenceLoss::Ipo),
+        ("sigmoid-norm", PreferenceLoss::SigmoidNorm),
+        ("apo-zero", PreferenceLoss::ApoZero),
+    ] {
+        let label_smoothing = if loss == PreferenceLoss::Robust { 0.1 } else { 0.0 };
+        add(&format!("dpo-{name}"), of_dpo(DpoConfig { loss, label_smoothing, beta: 0.05, ..dpo.clone() }, 1, 4));
+    }
+    let nll = DpoConfig { nll_weight: 0.2, batch_size: 4, micro_batch_size: 4, ..dpo };
+    add("dpo-nll", of_dpo(nll, 1, 1));
+    found
+}

@@ -1,0 +1,173 @@
+//! A tiny stage of each kind, whole: base model, rows, run folder, and our own trainer's run on the same rows. `oracles/engine_trl.py`
+//! has TRL train from the run folder; `tests/losses.rs` holds our losses against what it logged.
+
+#![allow(clippy::unwrap_used, reason = "test code, which an example shares")]
+#![allow(dead_code, reason = "each user takes a part of it")]
+
+use aloe_handoff::engine::{self, Rendered, Rows, RowsInput, Settings, TrainSpec};
+use aloe_handoff::{Resources, Trainer};
+use aloe_model::testing::formula_params;
+use aloe_model::{CheckpointWriter, Config};
+use aloe_record::{Cancel, CounterRng, Progress};
+use aloe_tensor::{Device, Dtype};
+use aloe_text::{Conversation, Message, Pair, TextModel};
+use aloe_train::{Context, DpoConfig, DpoInputs, DpoRow, SftConfig, SftInputs, SftRow, TrainDtype};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Which stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Sft,
+    Dpo,
+}
+
+/// A Llama of 2 layers with a tokenizer of one id per word, in f32.
+pub(crate) fn write_base(dir: &Path) -> Config {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": 64,
+        "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 128, "tie_word_embeddings": false, "bos_token_id": 1, "eos_token_id": 2,
+        "rope_theta": 10000.0, "hidden_act": "silu", "attention_bias": false, "mlp_bias": false
+    });
+    let config = Config::from_json(&config).unwrap();
+    let params = formula_params(&config, 0);
+    let mut writer = CheckpointWriter::create(dir, &config, Dtype::F32).unwrap();
+    for (spec, tensor) in params.specs().iter().zip(params.tensors()) {
+        writer.add(&spec.hf_name, tensor.as_f32()).unwrap();
+    }
+    let fixed = ["<unk>", "<|im_start|>", "<|im_end|>", "user", "assistant", "system"].map(str::to_owned);
+    let words = fixed.iter().cloned().chain((0..58).map(|word| format!("w{word}")));
+    let vocab: serde_json::Map<String, Value> = words.zip((0..64).map(|id| json!(id))).collect();
+    let added = |id: usize| {
+        json!({"id": id, "content": fixed[id], "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    let tokenizer = json!({"version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [added(0), added(1), added(2)], "normalizer": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}});
+    let chatml = include_str!("../../src/engine/templates/chatml.jinja").trim_end();
+    let settings = json!({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "unk_token": "<unk>",
+        "chat_template": chatml});
+    let file = |name: &str, value: &Value| (name.to_owned(), value.to_string().into_bytes());
+    writer.finish(&[file("tokenizer.json", &tokenizer), file("tokenizer_config.json", &settings)]).unwrap();
+    config
+}
+
+fn words(rng: &mut CounterRng, least: usize) -> String {
+    let n = least + rng.below(10);
+    (0..n).map(|_| format!("w{}", rng.below(58))).collect::<Vec<_>>().join(" ")
+}
+
+/// 60 conversations of one to three exchanges, some with a system message.
+pub(crate) fn sft_rows() -> Vec<SftRow> {
+    let row = |at: usize| {
+        let mut rng = CounterRng::new(11, "engine-rows", at as u64);
+        let mut messages = Vec::new();
+        if at.is_multiple_of(3) {
+            messages.push(Message::system(words(&mut rng, 1)));
+        }
+        for _ in 0..1 + at % 3 {
+            messages.push(Message::user(words(&mut rng, 1)));
+            messages.push(Message::assistant(words(&mut rng, 1)));
+        }
+        SftRow { source: format!("rows:{}", at + 1), data_source: None, conversation: Conversation { messages } }
+    };
+    (0..60).map(row).collect()
+}
+
+/// 20 pairs.
+pub(crate) fn dpo_rows() -> Vec<DpoRow> {
+    let row = |at: usize| {
+        let mut rng = CounterRng::new(12, "engine-pairs", at as u64);
+        let prompt = vec![Message::user(words(&mut rng, 2))];
+        let chosen = vec![Message::assistant(words(&mut rng, 2))];
+        let rejected = vec![Message::assistant(words(&mut rng, 3))];
+        DpoRow { source: format!("pairs:{}", at + 1), set: "pairs".into(), pair: Pair { prompt, chosen, rejected } }
+    };
+    (0..20).map(row).collect()
+}
+
+/// 10 steps over more than one epoch, in f32.
+pub(crate) fn settings(kind: Kind) -> Settings {
+    match kind {
+        Kind::Sft => Settings::Sft(SftConfig {
+            max_steps: Some(10),
+            max_len: 64,
+            batch_size: 4,
+            micro_batch_size: 2,
+            lr: 1e-3,
+            warmup_steps: 2,
+            weight_decay: 0.1,
+            betas: [0.9, 0.95],
+            seed: 3,
+            dtype: TrainDtype::F32,
+            checkpoint_every: 4,
+            ..SftConfig::default()
+        }),
+        Kind::Dpo => Settings::Dpo(DpoConfig {
+            epochs: 2,
+            batch_size: 4,
+            micro_batch_size: 2,
+            lr: 1e-3,
+            warmup_ratio: 0.1,
+            seed: 3,
+            dtype: TrainDtype::F32,
+            checkpoint_every: 4,
+            ..DpoConfig::default()
+        }),
+    }
+}
+
+fn name(kind: Kind) -> &'static str {
+    if kind == Kind::Sft { "sft" } else { "dpo" }
+}
+
+/// Writes base, rows, configuration and start script into `run`, for `n_nodes` machines without GPUs.
+pub(crate) fn write_run(run: &Path, kind: Kind, n_nodes: u32) -> (TrainSpec, Rendered) {
+    let base = run.join("out/base");
+    let model = write_base(&base);
+    let text = TextModel::open(&base).unwrap();
+    let rows = match kind {
+        Kind::Sft => Rows::Sft(sft_rows(), Vec::new()),
+        Kind::Dpo => Rows::Dpo(dpo_rows(), Vec::new()),
+    };
+    let settings = settings(kind);
+    let input = RowsInput { trainer: Trainer::Trl, settings: &settings, text: &text, model: &model, rows };
+    let rendered = engine::render_rows(input, &run.join("data").join(name(kind))).unwrap();
+    let spec = TrainSpec {
+        trainer: Trainer::Trl,
+        settings,
+        arch: model.arch,
+        stage: format!("stages/01-{}", name(kind)).into(),
+        model: "out/base".into(),
+        rows: format!("data/{}", name(kind)).into(),
+        work: format!("work/{}", name(kind)).into(),
+        n_steps: rendered.n_steps,
+        counts: rendered.counts,
+        resources: Resources { n_nodes, gpus_per_node: 0, cpus_per_node: 1, time_limit_s: 600 },
+    };
+    engine::write(&spec, &run.join(&spec.stage)).unwrap();
+    (spec, rendered)
+}
+
+/// Our own trainer on the same rows, into `run/ours`: its metrics line by line.
+pub(crate) fn train(run: &Path, kind: Kind) -> Vec<Value> {
+    let device = Device::cpu(2);
+    let context = Context { device, progress: Progress::silent(), cancel: Cancel::default(), peak_flops: None };
+    let (start, out) = (run.join("out/base"), run.join("ours"));
+    std::fs::create_dir_all(&out).unwrap();
+    match settings(kind) {
+        Settings::Sft(config) => {
+            let inputs = SftInputs { start, rows: sft_rows(), held_out: Vec::new() };
+            aloe_train::sft(&config, inputs, &out, &context).unwrap();
+        }
+        Settings::Dpo(config) => {
+            let inputs = DpoInputs { start, rows: dpo_rows(), held_out: Vec::new() };
+            aloe_train::dpo(&config, inputs, &out, &context).unwrap();
+        }
+    }
+    let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}

@@ -1,0 +1,111 @@
+//! Our trainer's losses against those that TRL logged from the run folder that we wrote, and what the rendered rows hold.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod engine_run;
+
+use aloe_text::TextModel;
+use engine_run::{Kind, sft_rows, train, write_run};
+use serde_json::Value;
+
+/// `tests/golden/trl_losses.json` is written by `oracles/engine_trl.py losses`: TRL 1.16 started by `engine.py` with `engine.yaml` on the
+/// rendered rows, f32, CPU. The bound is 1e-4 relative.
+#[test]
+fn the_first_ten_losses_of_trl_on_our_rows_are_those_of_our_own_trainer() {
+    let golden: Value = serde_json::from_str(include_str!("golden/trl_losses.json")).unwrap();
+    for (kind, name) in [(Kind::Sft, "sft"), (Kind::Dpo, "dpo")] {
+        let run = tempfile::tempdir().unwrap();
+        write_run(run.path(), kind, 1);
+        let ours: Vec<f64> = train(run.path(), kind).iter().filter_map(|line| line["loss"].as_f64()).collect();
+        let theirs: Vec<f64> = golden[name].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect();
+        assert_eq!((ours.len(), theirs.len()), (10, 10), "{name}");
+        for (step, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+            let error = (ours - theirs).abs() / theirs.abs();
+            assert!(error <= 1e-4, "{name}: step {}: {ours} is not {theirs} ({error:.1e})", step + 1);
+        }
+    }
+}
+
+fn lines(path: &std::path::Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn numbers(value: &Value) -> Vec<i64> {
+    value.as_array().unwrap().iter().map(|number| number.as_i64().unwrap()).collect()
+}
+
+/// 10 steps of 4 rows of at most 64 tokens; longer conversations are dropped. An epoch holds each conversation once, so the documents of its steps are those of the rows.
+#[test]
+fn rendered_rows_hold_every_document_of_an_epoch_once_with_our_mask_and_whole_steps() {
+    let run = tempfile::tempdir().unwrap();
+    let (_, rendered) = write_run(run.path(), Kind::Sft, 1);
+    let rows = lines(&run.path().join("data/sft/rendered.jsonl"));
+    assert_eq!((rendered.n_steps, rows.len()), (10, 40));
+    let text = TextModel::open(&run.path().join("out/base")).unwrap();
+    let mut expected: Vec<(Vec<i64>, Vec<i64>)> = Vec::new();
+    for row in sft_rows() {
+        let encoded = text.encode_conversation(&row.conversation).unwrap();
+        if encoded.ids.len() > 64 {
+            continue;
+        }
+        let ids: Vec<i64> = encoded.ids.iter().map(|&id| i64::from(id)).collect();
+        let labels =
+            ids.iter().zip(&encoded.loss_mask).map(|(&id, &trained)| if trained { id } else { -100 }).collect();
+        expected.push((ids, labels));
+    }
+    let n_tokens: usize = expected.iter().map(|(ids, _)| ids.len()).sum();
+    let (mut found, mut n_fillers, mut n_read) = (Vec::new(), 0, 0);
+    for row in &rows {
+        let (ids, labels) = (numbers(&row["input_ids"]), numbers(&row["labels"]));
+        assert!(ids.len() == labels.len() && ids.len() <= 64);
+        let mut at = 0;
+        for len in numbers(&row["seq_lengths"]) {
+            let range = at..at + len as usize;
+            at = range.end;
+            if labels[range.clone()].iter().all(|&label| label == -100) {
+                assert_eq!(len, 2, "only fillers have no target");
+                n_fillers += 1;
+            } else if n_read < n_tokens {
+                n_read += len as usize;
+                found.push((ids[range.clone()].to_vec(), labels[range].to_vec()));
+            }
+        }
+        assert_eq!(at, ids.len());
+    }
+    found.sort();
+    expected.sort();
+    assert!(found == expected, "{} documents, expected {}", found.len(), expected.len());
+    assert!(n_fillers > 0, "the last step of the first epoch is filled up");
+}
+
+#[test]
+fn message_rows_and_a_marked_template_stand_beside_the_ids() {
+    let run = tempfile::tempdir().unwrap();
+    let (_, rendered) = write_run(run.path(), Kind::Sft, 1);
+    let rows = lines(&run.path().join("data/sft/messages.jsonl"));
+    let text = TextModel::open(&run.path().join("out/base")).unwrap();
+    let is_used = |row: &aloe_train::SftRow| text.encode_conversation(&row.conversation).unwrap().ids.len() <= 64;
+    let used = sft_rows().into_iter().filter(is_used);
+    let expected: Vec<Value> = used.map(|row| serde_json::to_value(&row.conversation).unwrap()).collect();
+    assert!(rows == expected && (30..60).contains(&rows.len()), "{} rows, expected {}", rows.len(), expected.len());
+    let template = std::fs::read_to_string(run.path().join("data/sft/template.jinja")).unwrap();
+    assert!(
+        template.contains("{% generation %}") && rendered.notices.iter().all(|notice| !notice.contains("generation"))
+    );
+}
+
+#[test]
+fn the_same_stage_gives_the_same_bytes_in_another_folder() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for kind in [Kind::Sft, Kind::Dpo] {
+        for run in [&first, &second] {
+            write_run(run.path(), kind, 1);
+        }
+        let digest = |run: &tempfile::TempDir| {
+            let digest = |part: &str| aloe_record::digest::folder(&run.path().join(part)).unwrap();
+            (digest("data"), digest("stages"))
+        };
+        assert_eq!(digest(&first), digest(&second), "{kind:?}");
+    }
+}

@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""Holds what `aloe-handoff` writes for TRL against TRL itself. Parts, each its own process:
+
+    python oracles/engine_trl.py accept          every configuration of tests/engine_cases through TRL's own parser -> tests/golden/engine_trl.json
+    python oracles/engine_trl.py losses          SFT and DPO of ten steps, f32, CPU: TRL started by engine.py with engine.yaml from the run folder,
+                                                 our trainer on the same rows; losses, the movement of every tensor, the checker's verdict and the
+                                                 import of TRL's folder; again with two processes -> tests/golden/trl_losses.json
+    python oracles/engine_trl.py rows            2,000 conversations (several turns, system messages, all scripts, empty questions and answers) with
+                                                 SmolLM2's template, ChatML and Llama 3: TRL's own preparation of messages.jsonl with the marked
+                                                 template against our ids and labels
+
+Build first: cargo build --release -p aloe-handoff --examples. `rows` needs ALOE_MODELS and ALOE_DATA.
+Pinned: python 3.11, trl 1.16.0, transformers 5.23.0, accelerate 1.15.0, torch 2.15.0, datasets 5.2.0. Seed of the made rows: 5.
+GPU keys cannot be judged without a GPU: `accept` sets `bf16` to false in the text that the parser reads and leaves all else.
+"""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+ROOT = pathlib.Path(__file__).parent.parent
+EXAMPLES = ROOT / "target/release/examples"
+GOLDEN = ROOT / "crates/aloe-handoff/tests/golden"
+
+
+def versions():
+    import accelerate
+    import transformers
+    import trl
+
+    return {module.__name__: module.__version__ for module in (trl, transformers, accelerate)}
+
+
+def accept():
+    from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
+
+    cases = json.loads(subprocess.run([EXAMPLES / "engine_cases"], check=True, capture_output=True).stdout)
+    for name, text in cases.items():
+        config = SFTConfig if name.startswith("sft") else DPOConfig
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write(text.replace("\nbf16: true\n", "\nbf16: false\n"))
+            file.flush()
+            parser = TrlParser((ScriptArguments, config, ModelConfig, DatasetMixtureConfig))
+            script, args, model, mixture = parser.parse_args_and_config(["--config", file.name], fail_with_unknown_args=True)
+        # What was parsed is what was meant, not only something.
+        assert args.logging_nan_inf_filter is False and args.max_steps == 240 and model.dtype == "float32", name
+        assert isinstance(args.learning_rate, float) and isinstance(args.warmup_steps, (int, float)), name
+        assert mixture.datasets[0].data_files.endswith("rendered.jsonl"), name
+        if "fsdp:" in text:
+            assert args.fsdp is True and args.fsdp_plugin_args["fsdp_version"] == 2, (name, args.fsdp_plugin_args)
+            assert args.fsdp_plugin_args["transformer_cls_names_to_wrap"].endswith("DecoderLayer"), name
+        print("accepted", name)
+    golden = {"versions": versions(), "accepted": cases}
+    (GOLDEN / "engine_trl.json").write_text(json.dumps(golden, indent=1) + "\n")
+    print(len(cases), "configurations accepted by TRL's parser")
+
+
+def train(run, kind, n_processes):
+    stage = f"stages/01-{kind}"
+    torchrun = pathlib.Path(sys.executable).parent / "torchrun"
+    command = [torchrun, "--standalone", f"--nproc-per-node={n_processes}", f"{stage}/engine.py", f"trl.scripts.{kind}", "--config", f"{stage}/engine.yaml"]
+    done = subprocess.run(command, cwd=run, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{command}: exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    state = json.loads((run / f"work/{kind}/trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def losses():
+    from safetensors.torch import load_file
+
+    golden = {"versions": versions()}
+    for kind in ("sft", "dpo"):
+        for n_processes in (1, 2):
+            with tempfile.TemporaryDirectory() as folder:
+                run = pathlib.Path(folder) / "run"
+                subprocess.run([EXAMPLES / "engine_run", "write", run, kind, str(n_processes)], check=True)
+                theirs = train(run, kind, n_processes)
+                lines = [json.loads(line) for line in (run / "ours/metrics.jsonl").read_text().splitlines()]
+                ours = [line["loss"] for line in lines if "loss" in line]
+                worst = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+                start, end = load_file(run / "out/base/model.safetensors"), load_file(run / f"work/{kind}/model.safetensors")
+                mine = load_file(run / "ours/master/model.safetensors")
+                moves = {name: ((end[name] - mine[name]).norm() / (end[name] - start[name]).norm()).item() for name in start}
+                tensor, move = max(moves.items(), key=lambda item: item[1])
+                command = [EXAMPLES / "engine_run", "verify", run, f"stages/01-{kind}", f"work/{kind}", run / "out/tuned"]
+                said = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+                print(f"{kind}, {n_processes} processes: worst loss difference {worst:.1e}, worst movement difference {move:.1e} ({tensor})")
+                print("  TRL ", [round(loss, 6) for loss in theirs])
+                print("  ours", [round(loss, 6) for loss in ours])
+                print("  checker:", said["findings"] or "good", {key: said["facts"][key] for key in ("n_steps", "world_size", "n_hosts", "versions")})
+                if "import" in said:
+                    print("  import:", said["import"]["export"], "newest checkpoint", said["newest"])
+                assert worst <= 1e-4 and move <= 1e-2
+                # Two processes on this machine stand for two machines: the checker must say that there was one host, and nothing else.
+                hosts = [finding for finding in said["findings"] if "n_hosts" not in finding]
+                assert not hosts and len(said["findings"]) == n_processes - 1, said["findings"]
+                if n_processes == 1:
+                    golden[kind] = theirs
+    (GOLDEN / "trl_losses.json").write_text(json.dumps(golden) + "\n")
+
+
+def made_rows():
+    """Conversations from the published sets, in combinations that templates trip over."""
+    data = pathlib.Path(os.environ["ALOE_DATA"])
+    texts = []
+    for line in open(data / "medquad/medquad_sample.jsonl", encoding="utf-8"):
+        row = json.loads(line)
+        texts += [text for text in (row.get("question"), row.get("answer")) if text]
+    chat = json.load(open(data / "genmedgpt_5k/chatdoctor5k.json", encoding="utf-8"))
+    texts += [text for row in chat for text in (row["input"], row["output"]) if text]
+    texts = [text[:1200] for text in texts if text.strip()]
+    odd = [
+        "¿Qué dosis de paracetamol? 500 mg/8 h — máximo 4 g", "患者有发热和咳嗽三天。", "العلاج بالأنسولين", "पेट में दर्द", "β-blocker ≥ 2× ↑ K⁺ 😷🩺👩🏽‍⚕️",
+        "line one\nline two\n\n\tindented\r\nwindows", "  leading and trailing  ", "e\u0301 vs é, ﬁ, \u200b zero width", "<b>bold</b> &amp; {{ braces }} {% tag %}",
+        "1. a\n2. b\n- c", "\n", "a" * 300, "x^2 + y_1 = \\frac{1}{2}", "Q: 3.14e-5? A: 0,000 031 4", "\"quoted\" 'single' `code`", "\u00a0\u2003spaces\u3000",
+    ]
+    rng = random.Random(5)
+    pick = lambda: rng.choice(odd) if rng.random() < 0.25 else rng.choice(texts)
+    rows = []
+    for at in range(2000):
+        messages = []
+        if rng.random() < 0.4:
+            messages.append({"role": "system", "content": pick()})
+        for _ in range(rng.choice([1, 1, 2, 3, 5])):
+            messages.append({"role": "user", "content": "" if rng.random() < 0.02 else pick()})
+            messages.append({"role": "assistant", "content": "" if rng.random() < 0.01 else pick()})
+        rows.append({"messages": messages})
+    return rows
+
+
+def rows():
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+
+    from trl import SFTConfig, SFTTrainer
+
+    models = pathlib.Path(os.environ["ALOE_MODELS"])
+    made = made_rows()
+    smollm2 = models / "smollm2-135m-instruct-q4_1/model.gguf"
+    cases = [("SmolLM2's own template", smollm2, []), ("SmolLM2 with ChatML", smollm2, ["chatml"]), ("Llama 3", models / "llama3-tokenizer", ["llama3"])]
+    for name, tokenizer_from, template in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            source = folder / "rows.jsonl"
+            source.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
+            given = tokenizer_from
+            if given.is_dir():
+                given = folder / "tokenizer"
+                given.mkdir()
+                (given / "tokenizer.json").write_bytes((tokenizer_from / "tokenizer.json").read_bytes())
+                (given / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "tokenizer_class": "PreTrainedTokenizerFast"}))
+            subprocess.run([EXAMPLES / "engine_run", "rows", folder / "out", given, source, *template], check=True)
+            ours = [json.loads(line) for line in open(folder / "out/ours.jsonl")]
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "out")
+            tokenizer.chat_template = (folder / "out/data/template.jinja").read_text()
+            assert "{% generation %}" in tokenizer.chat_template, name
+            kept = [at for at, row in enumerate(ours) if "refused" not in row]
+            empty = [at for at, row in enumerate(made) if any(not m["content"].strip() for m in row["messages"] if m["role"] == "assistant")]
+            refused = sorted(set(range(len(made))) - set(kept))
+            reasons = {ours[at]["refused"] for at in refused}
+            # TRL's own preparation, without its model: the method reads the trainer's template and tokenizer alone.
+            trainer = SFTTrainer.__new__(SFTTrainer)
+            trainer._tokenizer, trainer.chat_template, trainer.completion_only_loss = tokenizer, None, False
+            args = SFTConfig(output_dir=str(folder / "x"), assistant_only_loss=True, max_length=None, bf16=False, report_to="none", use_cpu=True)
+            prepared = trainer._prepare_dataset(Dataset.from_list([made[at] for at in kept]), tokenizer, args, False, None, "train")
+            differ = [at for at, row in zip(kept, prepared, strict=True) if row["input_ids"] != ours[at]["input_ids"] or row["labels"] != ours[at]["labels"]]
+            print(f"{name}: {len(kept)} of {len(made)} rows rendered, {len(kept) - len(differ)} with TRL's ids and labels; {len(refused)} refused: {sorted(reasons)}")
+            # TRL tokenises the whole text, so an answer's first white space can join the prompt's last line break in a token that no prompt
+            # ends with; ours begins a token where the answer begins, as the model will when it is asked.
+            spaced = {at for at in kept if any(m["content"][:1].isspace() for m in made[at]["messages"] if m["role"] == "assistant")}
+            print(f"  answers that begin with white space: {len(spaced)} rows; of the other {len(kept) - len(spaced)} rows {len(set(differ) - spaced)} differ")
+            assert set(differ) <= spaced and set(refused) <= set(empty)
+            print("  of", len(empty), "rows with an answer of white space alone,", len(set(empty) & set(refused)), "are refused;", len(set(refused) - set(empty)), "others are")
+
+
+if __name__ == "__main__":
+    {"accept": accept, "losses": losses, "rows": rows}[sys.argv[1]]()
