@@ -69,9 +69,15 @@ pub struct DataConfig {
     /// Duplicates.
     #[serde(default)]
     pub dedup: Dedup,
+    /// A folder that the merge step of `aloe data dedup` wrote for this stage, in place of a search for duplicates.
+    #[serde(default)]
+    pub duplicates: Option<PathBuf>,
     /// Files of evaluation questions that no row may overlap.
     #[serde(default)]
     pub decontaminate: Vec<PathBuf>,
+    /// A file of verdicts on the overlaps of an earlier run, see `aloe data review`: rows with the verdict `keep` stay.
+    #[serde(default)]
+    pub verdicts: Option<PathBuf>,
     /// Share of rows held apart, in `[0, 1)`; all rows of one question fall on the same side.
     #[serde(default)]
     pub hold_out: f64,
@@ -247,6 +253,8 @@ impl DataConfig {
             .map(|source| &mut source.path)
             .chain(&mut self.decontaminate)
             .chain(&mut self.tokenizer)
+            .chain(&mut self.duplicates)
+            .chain(&mut self.verdicts)
             .chain(quarantine)
         {
             if path.is_relative() {
@@ -264,6 +272,8 @@ impl DataConfig {
             files.extend(crate::decontaminate::test_list(path).filter(|list| list.exists()));
         }
         files.extend(self.tokenizer.clone());
+        files.extend(self.duplicates.clone());
+        files.extend(self.verdicts.clone());
         files
     }
 

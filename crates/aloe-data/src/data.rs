@@ -51,6 +51,8 @@ struct Run<'a> {
     ledger: Vec<Entry>,
     problems: Problems,
     quarantined: Vec<RowError>,
+    /// Of a shard: rows are signed and forgotten.
+    sink: Option<shard::Sink<'a>>,
 }
 
 /// Runs the stage into the folder `out` on at most `n_threads` threads; their number changes no byte.
@@ -71,17 +73,18 @@ pub fn run(
     run.take_identifiers()?;
     run.apply_rules()?;
     progress.set_total(2 * run.items.len() as u64);
-    let duplicates = dedup::find(&run.items, &config.dedup, n_threads, progress, cancel)?;
+    let duplicates = match &config.duplicates {
+        Some(folder) => dedup::described(&run.items, &shard::read_merged(folder, &run)?, n_threads),
+        None => dedup::find(&run.items, &config.dedup, n_threads, progress, cancel)?,
+    };
     run.drop_rows(duplicates.iter().map(|found| (found.dropped_index, found.rule.to_owned())).collect());
-    let overlaps = decontaminate::find(&run.items, &index, n_threads, progress, cancel)?;
-    run.report.n_overlaps = overlaps.len();
-    run.drop_rows(overlaps.iter().map(|(row, found)| (*row, format!("overlap_{}", found.evidence.test))).collect());
+    let overlaps = run.take_overlaps_out(&index, progress)?;
     run.add_variants();
     let mixture = mixture::mix(&run.items, config);
     run.add_templates(&mixture)?;
     run.count(&mixture)?;
     run.render(out, &mixture)?;
-    run.write(out, &mixture, &duplicates, &overlaps.into_iter().map(|(_, found)| found).collect::<Vec<_>>())?;
+    run.write(out, &mixture, &duplicates, &overlaps)?;
     Ok(run.report)
 }
 
@@ -103,7 +106,7 @@ impl<'a> Run<'a> {
             ..DataReport::default()
         };
         let (items, ledger, quarantined) = (Vec::new(), Vec::new(), Vec::new());
-        Run { config, n_threads, cancel, report, items, ledger, problems: Problems::default(), quarantined }
+        Run { config, n_threads, cancel, report, items, ledger, problems: Problems::default(), quarantined, sink: None }
     }
 
     fn broken(&mut self, source: usize, error: RowError) {
@@ -170,7 +173,7 @@ impl<'a> Run<'a> {
                 let made = dialect::item(dialect, &row, index - 1, id(config, file, &row.at), config);
                 self.take(source, dialect, made.map_err(|error| with_raw(error, &row)));
             }
-            Ok(())
+            self.flush_when_full()
         })?;
         self.take_rated(source, file, &rated)
     }
@@ -260,20 +263,23 @@ impl<'a> Run<'a> {
         let config = self.config;
         let outcomes = parallel::map_mut(self.n_threads, &mut items, |item| outcome(item, config));
         self.cancel.check()?;
-        let mut kept = Vec::with_capacity(items.len());
-        for (item, outcome) in items.into_iter().zip(outcomes) {
-            match outcome {
-                Outcome::Dropped(rule) => self.drop_one(&item, rule),
-                Outcome::Kept(changed) => {
-                    for rule in changed {
-                        self.report.sources[item.source].count_change(rule);
-                        self.enter(&item, "changed", rule);
-                    }
-                    kept.push(item);
-                }
+        let mut outcomes = outcomes.into_iter();
+        // In place: a second list of rows would double their memory.
+        items.retain(|item| match outcomes.next() {
+            Some(Outcome::Dropped(rule)) => {
+                self.drop_one(item, rule);
+                false
             }
-        }
-        self.items = kept;
+            Some(Outcome::Kept(changed)) => {
+                for rule in changed {
+                    self.report.sources[item.source].count_change(rule);
+                    self.enter(item, "changed", rule);
+                }
+                true
+            }
+            None => true,
+        });
+        self.items = items;
         Ok(())
     }
 
@@ -289,14 +295,17 @@ impl<'a> Run<'a> {
     /// `found` is in row order.
     fn drop_rows(&mut self, found: Vec<(usize, String)>) {
         let mut found = found.into_iter().peekable();
-        let mut kept = Vec::with_capacity(self.items.len());
-        for (index, item) in std::mem::take(&mut self.items).into_iter().enumerate() {
-            match found.next_if(|(row, _)| *row == index) {
-                Some((_, rule)) => self.drop_one(&item, &rule),
-                None => kept.push(item),
+        let mut items = std::mem::take(&mut self.items);
+        let mut index = 0;
+        items.retain(|item| {
+            let hit = found.next_if(|(row, _)| *row == index);
+            index += 1;
+            if let Some((_, rule)) = &hit {
+                self.drop_one(item, rule);
             }
-        }
-        self.items = kept;
+            hit.is_none()
+        });
+        self.items = items;
     }
 
     fn add_variants(&mut self) {
@@ -353,12 +362,9 @@ impl<'a> Run<'a> {
     }
 
     fn write(&mut self, out: &Path, mixture: &Mixture, duplicates: &[Duplicate], overlaps: &[Overlap]) -> Result<()> {
-        let rows = |indices: &[usize]| -> Vec<serde_json::Value> {
-            indices.iter().map(|&row| self.line(&self.items[row])).collect()
-        };
-        let mut written = vec![("train.jsonl", lines(&out.join("train.jsonl"), &rows(&mixture.train))?)];
+        let mut written = vec![("train.jsonl", self.rows(&out.join("train.jsonl"), &mixture.train)?)];
         if self.config.hold_out > 0.0 {
-            written.push(("hold_out.jsonl", lines(&out.join("hold_out.jsonl"), &rows(&mixture.held_out))?));
+            written.push(("hold_out.jsonl", self.rows(&out.join("hold_out.jsonl"), &mixture.held_out)?));
         }
         written.push(("ledger.jsonl", lines(&out.join("ledger.jsonl"), &self.ledger)?));
         written.push(("duplicates.jsonl", lines(&out.join("duplicates.jsonl"), duplicates)?));
@@ -375,6 +381,10 @@ impl<'a> Run<'a> {
         page.write(&out.join("report.html"))?;
         atomic::write_json(&out.join("manifest.json"), &self.report)?;
         Ok(())
+    }
+
+    fn rows(&self, path: &Path, indices: &[usize]) -> Result<String> {
+        lines(path, indices.iter().map(|&row| self.line(&self.items[row])))
     }
 
     fn line(&self, item: &Item) -> serde_json::Value {
@@ -414,12 +424,12 @@ fn outcome(item: &mut Item, config: &DataConfig) -> Outcome {
 }
 
 /// Writes JSON lines atomically; gives their digest.
-pub(crate) fn lines<T: serde::Serialize>(path: &Path, rows: &[T]) -> Result<String> {
+pub(crate) fn lines<T: serde::Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<String> {
     let mut hasher = digest::Hasher::default();
     atomic::write_with(path, |file| -> Result<()> {
         for row in rows {
             let mut text =
-                serde_json::to_vec(row).map_err(|error| aloe_record::Error::io("write", path)(error.into()))?;
+                serde_json::to_vec(&row).map_err(|error| aloe_record::Error::io("write", path)(error.into()))?;
             text.push(b'\n');
             hasher.update(&text);
             file.write_all(&text).map_err(aloe_record::Error::io("write", path))?;
@@ -431,7 +441,9 @@ pub(crate) fn lines<T: serde::Serialize>(path: &Path, rows: &[T]) -> Result<Stri
 
 mod identify;
 mod render;
+pub(crate) mod shard;
 mod template;
+mod verdict;
 
 #[cfg(test)]
 mod tests;

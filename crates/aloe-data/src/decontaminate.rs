@@ -253,15 +253,20 @@ impl Index {
             .filter(|message| message.role == Role::User)
             .map(|message| message.content.as_str())
             .collect();
-        let options = item.question.as_ref().map_or_else(
-            || OPTION_LINE.captures_iter(&asked.join("\n")).map(|found| found[1].to_owned()).collect(),
-            |question| question.choices.clone(),
-        );
-        let texts: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
-        let hit = self.same_options(&options, &asked, item);
-        let hit = hit.or_else(|| asked.iter().find_map(|text| self.whole_question(text)));
-        let hit = hit.or_else(|| texts.iter().find_map(|text| self.stem_and_options(text)));
-        let hit = hit.or_else(|| texts.iter().find_map(|text| self.shared_runs(&simplify(text))));
+        let options = match &item.question {
+            Some(question) => question.choices.clone(),
+            // Three options take three lines; the pattern is slow and most questions have one.
+            None if asked.iter().map(|text| text.matches('\n').count() + 1).sum::<usize>() < 3 => Vec::new(),
+            None => OPTION_LINE.captures_iter(&asked.join("\n")).map(|found| found[1].to_owned()).collect(),
+        };
+        let hit = if options.is_empty() { None } else { self.same_options(&options, &asked, item) };
+        // Simplified once: it is most of the work.
+        let simple: Vec<String> = messages.iter().map(|message| simplify(&message.content)).collect();
+        let mut asked = messages.iter().zip(&simple).filter(|(message, _)| message.role == Role::User);
+        let hit = hit.or_else(|| asked.find_map(|(_, text)| self.whole_question(text)));
+        let texts = || messages.iter().zip(&simple);
+        let hit = hit.or_else(|| texts().find_map(|(message, text)| self.stem_and_options(&message.content, text)));
+        let hit = hit.or_else(|| simple.iter().find_map(|text| self.shared_runs(text)));
         hit.map(|(id, evidence)| (id as usize, evidence))
     }
 
@@ -285,20 +290,22 @@ impl Index {
     }
 
     fn whole_question(&self, text: &str) -> Option<(u32, Evidence)> {
-        let text = simplify(text);
-        let id = *self.whole.get(&hash(&text))?;
-        Some((id, Evidence { test: "ngram_8", shared: text, score: 1.0 }))
+        let id = *self.whole.get(&hash(text))?;
+        Some((id, Evidence { test: "ngram_8", shared: text.to_owned(), score: 1.0 }))
     }
 
-    fn stem_and_options(&self, text: &str) -> Option<(u32, Evidence)> {
-        let (simplified, plain_text) = (simplify(text), format!(" {} ", plain(text)));
-        let has_all = |held: &Held| held.options.iter().all(|option| plain_text.contains(&format!(" {option} ")));
+    fn stem_and_options(&self, text: &str, simplified: &str) -> Option<(u32, Evidence)> {
+        let plain_text = std::cell::OnceCell::new();
+        let has_all = |held: &Held| {
+            let plain_text = plain_text.get_or_init(|| format!(" {} ", plain(text)));
+            held.options.iter().all(|option| plain_text.contains(&format!(" {option} ")))
+        };
         // A stem of one or two words is evidence only together with options that say something.
         let is_enough = |held: &Held, n_words: usize| {
             n_words >= 3 || held.options.iter().map(|o| o.split(' ').count()).sum::<usize>() >= 6
         };
         for (&n_words, stems) in &self.short {
-            let candidates = windows(&simplified, n_words).filter_map(|run| stems.get(&hash(run)));
+            let candidates = windows(simplified, n_words).filter_map(|run| stems.get(&hash(run)));
             let found = candidates.flatten().find(|&&id| {
                 let held = &self.held[id as usize];
                 is_enough(held, n_words) && has_all(held)
@@ -372,6 +379,10 @@ pub(crate) fn find(
     cancel: &Cancel,
 ) -> Result<Vec<(usize, Overlap)>> {
     let mut found = Vec::new();
+    if index.len() == 0 {
+        progress.advance(items.len() as u64);
+        return Ok(found);
+    }
     for (block, rows) in items.chunks(N_BLOCK).enumerate() {
         cancel.check()?;
         let overlaps = parallel::map(n_threads, rows, |item| index.overlap(item));

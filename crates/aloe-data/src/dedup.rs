@@ -4,6 +4,7 @@
 //! whole test; the exact Jaccard similarity is written beside each dropped row, to be read.
 
 use crate::minhash::{Banding, MinHash, jaccard};
+use crate::page::N_SHOWN;
 use crate::simplify::plain;
 use crate::{Dedup, Item, parallel, simplify};
 use aloe_record::{Cancel, Progress};
@@ -24,6 +25,50 @@ pub(crate) struct Duplicate {
     pub(crate) rule: &'static str,
     /// Jaccard similarity of the two rows' 5-word shingles; below the threshold when the rows are linked by a third.
     pub(crate) jaccard: f64,
+    /// The two texts, of those that the page shows.
+    #[serde(skip)]
+    pub(crate) texts: (String, String),
+}
+
+/// What two rows are compared by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Signature {
+    /// Hash of the text with its numbers; simplified text has lost them, and 2 + 2 is no copy of 3 + 3. `None` where exact
+    /// duplicates are not looked for.
+    pub(crate) exact: Option<u128>,
+    /// Dialogues are compared with dialogues alone.
+    pub(crate) is_dialogue: bool,
+    /// One 128-bit hash a bucket, which stands for the bucket's hashes: a false match needs 2^64 rows. Empty below five words and
+    /// where near duplicates are not looked for.
+    pub(crate) buckets: Vec<u128>,
+}
+
+/// Makes signatures, each of one row alone: whoever makes them, on whatever thread or machine, makes the same.
+pub(crate) struct Signer {
+    dedup: Dedup,
+    single_turn: MinHash,
+    dialogue: MinHash,
+}
+
+impl Signer {
+    pub(crate) fn new(dedup: &Dedup) -> Signer {
+        let (single_turn, dialogue) = (MinHash::new(Banding::SINGLE_TURN), MinHash::new(Banding::DIALOGUE));
+        Signer { dedup: *dedup, single_turn, dialogue }
+    }
+
+    pub(crate) fn sign(&self, item: &Item) -> Signature {
+        let text = item.dedup_text();
+        let is_dialogue = item.is_dialogue();
+        let exact = self.dedup.exact.then(|| xxh3_128(plain(&text).as_bytes()));
+        if !self.dedup.minhash {
+            return Signature { exact, is_dialogue, buckets: Vec::new() };
+        }
+        let hash = if is_dialogue { &self.dialogue } else { &self.single_turn };
+        let bytes = |hashes: &[u64]| hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect::<Vec<u8>>();
+        let signature = hash.signature(&simplify(&text));
+        let buckets = signature.chunks(hash.banding().n_hashes).map(|hashes| xxh3_128(&bytes(hashes))).collect();
+        Signature { exact, is_dialogue, buckets }
+    }
 }
 
 /// Finds the rows to drop, in order.
@@ -34,86 +79,76 @@ pub(crate) fn find(
     progress: &Progress,
     cancel: &Cancel,
 ) -> crate::Result<Vec<Duplicate>> {
-    let texts: Vec<String> = parallel::map(n_threads, items, |item| simplify(&item.dedup_text()));
-    let mut exact_of: Vec<Option<usize>> = vec![None; items.len()];
-    if dedup.exact {
-        let mut first: HashMap<u128, usize> = HashMap::new();
-        // Simplified text has lost its numbers, and 2 + 2 is no copy of 3 + 3.
-        for (index, text) in parallel::map(n_threads, items, |item| xxh3_128(plain(&item.dedup_text()).as_bytes()))
-            .into_iter()
-            .enumerate()
-        {
-            match first.entry(text) {
-                std::collections::hash_map::Entry::Occupied(entry) => exact_of[index] = Some(*entry.get()),
-                std::collections::hash_map::Entry::Vacant(entry) => {
-                    entry.insert(index);
-                }
+    let signer = Signer::new(dedup);
+    let mut signatures = Vec::with_capacity(items.len());
+    for block in items.chunks(N_BLOCK) {
+        cancel.check()?;
+        signatures.extend(parallel::map(n_threads, block, |item| signer.sign(item)));
+        progress.advance(block.len() as u64);
+    }
+    let found = cluster(&signatures);
+    drop(signatures);
+    Ok(described(items, &found, n_threads))
+}
+
+/// What [`cluster`] found, with ids and the similarity of each pair. Texts are made again for the rows found alone: all of them side
+/// by side would double the memory of the stage.
+pub(crate) fn described(items: &[Item], found: &[(usize, usize, &'static str)], n_threads: usize) -> Vec<Duplicate> {
+    let mut described = parallel::map(n_threads, found, |&(dropped_index, kept, rule)| {
+        let simple = |index: usize| simplify(&items[index].dedup_text());
+        Duplicate {
+            dropped_index,
+            dropped: items[dropped_index].id.clone(),
+            kept: items[kept].id.clone(),
+            rule,
+            jaccard: (jaccard(&simple(dropped_index), &simple(kept)) * 1e4).round() / 1e4,
+            texts: Default::default(),
+        }
+    });
+    for (one, &(dropped, kept, _)) in described.iter_mut().zip(found).take(N_SHOWN) {
+        one.texts = (items[dropped].dedup_text(), items[kept].dedup_text());
+    }
+    described
+}
+
+/// Rows between two looks at the stop request.
+const N_BLOCK: usize = 1 << 13;
+
+/// The rows that others cover, in order: the row, the one of its cluster that stays, and the rule.
+pub(crate) fn cluster(signatures: &[Signature]) -> Vec<(usize, usize, &'static str)> {
+    let mut exact_of: Vec<Option<usize>> = vec![None; signatures.len()];
+    let mut first: HashMap<u128, usize> = HashMap::new();
+    for (index, exact) in signatures.iter().enumerate().filter_map(|(index, one)| Some((index, one.exact?))) {
+        match first.entry(exact) {
+            std::collections::hash_map::Entry::Occupied(entry) => exact_of[index] = Some(*entry.get()),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert(index);
             }
         }
     }
-    let mut clusters = UnionFind::new(items.len());
-    if dedup.minhash {
-        for (banding, dialogue) in [(Banding::SINGLE_TURN, false), (Banding::DIALOGUE, true)] {
-            let rows = (0..items.len()).filter(|&row| exact_of[row].is_none() && items[row].is_dialogue() == dialogue);
-            let rows: Vec<usize> = rows.collect();
-            join_buckets(&mut clusters, &MinHash::new(banding), &texts, &rows, n_threads, progress, cancel)?;
+    drop(first);
+    let mut clusters = UnionFind::new(signatures.len());
+    let n_buckets = signatures.iter().map(|one| one.buckets.len()).max().unwrap_or(0);
+    for (bucket, is_dialogue) in (0..n_buckets).flat_map(|bucket| [(bucket, false), (bucket, true)]) {
+        // Sorted, rows of one bucket stand side by side; a table of all buckets would take several times the memory.
+        let of_kind = |one: &Signature| one.buckets.get(bucket).filter(|_| one.is_dialogue == is_dialogue).copied();
+        let rows = signatures.iter().enumerate().filter(|(index, _)| exact_of[*index].is_none());
+        let mut rows: Vec<(u128, u32)> = rows.filter_map(|(index, one)| Some((of_kind(one)?, index as u32))).collect();
+        rows.sort_unstable();
+        for pair in rows.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
+            clusters.join(pair[0].1 as usize, pair[1].1 as usize);
         }
     }
     let mut found = Vec::new();
-    for index in 0..items.len() {
+    for (index, exact) in exact_of.into_iter().enumerate() {
         let near = clusters.root(index);
-        let (kept, rule) = match exact_of[index] {
-            Some(first) => (clusters.root(first), "exact_duplicate"),
-            None if near != index => (near, "near_duplicate"),
-            None => continue,
-        };
-        found.push(Duplicate {
-            dropped_index: index,
-            dropped: items[index].id.clone(),
-            kept: items[kept].id.clone(),
-            rule,
-            jaccard: (jaccard(&texts[index], &texts[kept]) * 1e4).round() / 1e4,
-        });
-    }
-    Ok(found)
-}
-
-/// Rows whose signatures are in memory at a time.
-const N_BLOCK: usize = 1 << 14;
-
-fn join_buckets(
-    clusters: &mut UnionFind,
-    hash: &MinHash,
-    texts: &[String],
-    rows: &[usize],
-    n_threads: usize,
-    progress: &Progress,
-    cancel: &Cancel,
-) -> crate::Result<()> {
-    let mut buckets: HashMap<(u8, u128), usize> = HashMap::new();
-    for block in rows.chunks(N_BLOCK) {
-        cancel.check()?;
-        for (&row, signature) in block.iter().zip(bucket_hashes(hash, texts, block, n_threads)) {
-            for (bucket, hashes) in signature.into_iter().enumerate() {
-                let first = *buckets.entry((bucket as u8, hashes)).or_insert(row);
-                clusters.join(first, row);
-            }
+        match exact {
+            Some(first) => found.push((index, clusters.root(first), "exact_duplicate")),
+            None if near != index => found.push((index, near, "near_duplicate")),
+            None => {}
         }
-        progress.advance(block.len() as u64);
     }
-    Ok(())
-}
-
-/// Each row's buckets, one 128-bit hash a bucket, computed by all threads. 128 bits stand for the bucket's hashes: a false match
-/// needs 2^64 rows. Rows are independent, so the result does not depend on their number.
-fn bucket_hashes(hash: &MinHash, texts: &[String], rows: &[usize], n_threads: usize) -> Vec<Vec<u128>> {
-    let n_hashes = hash.banding().n_hashes;
-    let one = |row: &usize| -> Vec<u128> {
-        let signature = hash.signature(&texts[*row]);
-        let bytes = |hashes: &[u64]| hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect::<Vec<u8>>();
-        signature.chunks(n_hashes).map(|hashes| xxh3_128(&bytes(hashes))).collect()
-    };
-    parallel::map(n_threads, rows, one)
+    found
 }
 
 /// Clusters whose root is their smallest index, so that the first row stays.
@@ -200,6 +235,20 @@ mod tests {
     #[test]
     fn a_dialogue_and_a_single_turn_with_the_same_words_are_not_duplicates() {
         assert!(check(&[&["Which nerve?", LONG], &["Which nerve?", LONG, "Sure?", "Yes."]]).is_empty());
+    }
+
+    /// The signatures made in shares and put together are those made at once, so that no shard changes a cluster.
+    #[test]
+    fn a_signature_is_a_matter_of_its_row_alone_and_joins_do_not_cross_kinds_of_rows() {
+        let signer = Signer::new(&Dedup::default());
+        let (one, again) =
+            (signer.sign(&item(0, &["Which nerve?", LONG])), signer.sign(&item(9, &["Which nerve?", LONG])));
+        assert_eq!((one.buckets.len(), &one), (14, &again));
+        let dialogue = signer.sign(&item(1, &["Which nerve?", LONG, "Sure?", "Yes."]));
+        assert_eq!((dialogue.buckets.len(), dialogue.is_dialogue), (11, true));
+        let alike = Signature { exact: None, is_dialogue: true, buckets: one.buckets.clone() };
+        let found = cluster(&[Signature { exact: None, ..one.clone() }, alike, Signature { exact: None, ..one }]);
+        assert_eq!(found, [(2, 0, "near_duplicate")]);
     }
 
     #[test]

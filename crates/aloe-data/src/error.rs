@@ -115,6 +115,22 @@ pub enum Error {
         /// `file:line`.
         at: String,
     },
+    /// A line of a verdicts file, or of the hits it judges.
+    #[error("{at}: {reason}")]
+    Verdicts {
+        /// `file:line`.
+        at: String,
+        /// Why.
+        reason: String,
+    },
+    /// Shards, or what was merged of them, that do not fit.
+    #[error("{}: {reason}", path.display())]
+    Shards {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A template's slot has nothing to hold.
     #[error("source `{name}`: {at} names no subject for its instruction template; set `subject` for this source")]
     NoSubject {

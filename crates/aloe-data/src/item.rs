@@ -17,7 +17,7 @@ pub struct Item {
     /// Subject; empty when none is known.
     pub subject: String,
     /// The multiple-choice question, when the layout has one.
-    pub question: Option<Question>,
+    pub question: Option<Box<Question>>,
     /// Preference stage, when the row names one.
     pub stage: Option<u64>,
     /// Rows of one group stay on one side of the hold-out: the base question of red-team variants.

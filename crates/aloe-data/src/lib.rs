@@ -27,6 +27,7 @@ mod notices;
 mod page;
 mod parallel;
 mod red_team;
+mod review;
 mod rules;
 mod simplify;
 mod source;
@@ -36,6 +37,7 @@ mod templates;
 
 pub use config::{DataConfig, Dedup, OutputKind, Quarantine, Rules, SourceConfig, TurnTokenNames};
 pub use data::run;
+pub use data::shard::{DedupReport, Shard, ShardReport, merge as merge_shards, sign as sign_shard};
 pub use decontaminate::{Evidence, Overlap};
 pub use dialect::{Dialect, SPEAKERS};
 pub use dirty::{Trained, trained_on};
@@ -45,6 +47,7 @@ pub use item::{Body, Item};
 pub use licence::Use;
 pub use manifest::{Account, DataReport, SourceReport};
 pub use minhash::{Banding, MinHash};
+pub use review::review;
 pub use simplify::simplify;
 pub use templates::Templates;
 

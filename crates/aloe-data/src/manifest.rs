@@ -211,6 +211,10 @@ pub struct DataReport {
     pub n_held_apart_broken: usize,
     /// Rows that overlapped one.
     pub n_overlaps: usize,
+    /// Of those, rows that a reader's verdict kept.
+    pub n_overlaps_kept: usize,
+    /// Verdicts on hits that this run did not have.
+    pub n_verdicts_unused: usize,
     /// Rows in `train.jsonl`.
     pub n_train: usize,
     /// Rows in `hold_out.jsonl`.

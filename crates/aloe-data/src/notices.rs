@@ -17,6 +17,12 @@ pub(crate) fn find(config: &DataConfig, report: &DataReport) -> Vec<String> {
         format!("source `{}`: {} files of its folder are not read: {names}", one.name, one.skipped_files.len())
     }));
     found.extend(unread(report.n_held_apart_broken));
+    let n_unused = report.n_verdicts_unused;
+    found.extend((n_unused > 0).then(|| {
+        format!(
+            "{n_unused} verdicts are on hits that this run did not have: their rows or questions have moved or are gone"
+        )
+    }));
     found
 }
 

@@ -8,7 +8,7 @@ use aloe_report::{Align, Bar, BarPlot, Page, Table};
 use std::collections::BTreeMap;
 
 /// How many overlaps and duplicates the page shows; the JSON lines beside it hold all.
-const N_SHOWN: usize = 30;
+pub(crate) const N_SHOWN: usize = 30;
 
 /// Draws the page. `items` and `train` are the rows left and the training order.
 pub(crate) fn draw(
@@ -20,9 +20,10 @@ pub(crate) fn draw(
 ) -> Page {
     let mut page = Page::new("Training data");
     page.paragraph(&format!("Rows ({}): {}.", report.output, report.account));
+    let n_dropped = report.n_overlaps - report.n_overlaps_kept;
     page.paragraph(&format!(
-        "Compared with {} evaluation questions: {} rows overlapped and were dropped.",
-        report.n_held_apart_questions, report.n_overlaps
+        "Compared with {} evaluation questions: {} rows overlapped, {n_dropped} of them were dropped and {} kept by a reader's verdict.",
+        report.n_held_apart_questions, report.n_overlaps, report.n_overlaps_kept
     ));
     for notice in &report.notices {
         page.paragraph(&format!("Note: {notice}."));
@@ -186,10 +187,12 @@ fn overlap_table(overlaps: &[Overlap]) -> Table {
 }
 
 fn duplicate_table(duplicates: &[Duplicate]) -> Table {
-    let names = ["dropped", "kept", "rule", "Jaccard similarity"];
+    let names = ["dropped", "its text", "kept", "its text", "rule", "Jaccard similarity"];
     let mut table = Table::new(&names.map(|name| (name, Align::Left)));
     for found in duplicates.iter().take(N_SHOWN) {
-        table.row(vec![found.dropped.clone(), found.kept.clone(), found.rule.into(), found.jaccard.to_string()]);
+        let (dropped, kept) = (cut(&found.texts.0), cut(&found.texts.1));
+        let (rule, jaccard) = (found.rule.into(), found.jaccard.to_string());
+        table.row(vec![found.dropped.clone(), dropped, found.kept.clone(), kept, rule, jaccard]);
     }
     table
 }

@@ -77,6 +77,27 @@ fn simplify_any(text: &str) -> String {
 
 /// Lower case, letters and digits only, single spaces: unlike [`simplify`] it keeps numbers and accents.
 pub(crate) fn plain(text: &str) -> String {
+    if text.is_ascii() { plain_ascii(text) } else { plain_any(text) }
+}
+
+fn plain_ascii(text: &str) -> String {
+    let mut joined = String::with_capacity(text.len());
+    let mut space = false;
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() {
+            if space && !joined.is_empty() {
+                joined.push(' ');
+            }
+            space = false;
+            joined.push(char::from(byte.to_ascii_lowercase()));
+        } else {
+            space = true;
+        }
+    }
+    joined
+}
+
+fn plain_any(text: &str) -> String {
     let spaced: String = text.to_lowercase().chars().map(|c| if c.is_alphanumeric() { c } else { ' ' }).collect();
     spaced.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -92,6 +113,7 @@ mod tests {
             (0..128u8).flat_map(|byte| ['a', char::from(byte), '1', char::from(byte), char::from(byte)]).collect();
         for text in [all.as_str(), &doubled, "", " ", "1,000,000.5 mg", "3. 4 .5 6,7,8", "x1.2y", "v1..2", "end 5."] {
             assert_eq!(simplify_ascii(text.as_bytes()), simplify_any(text), "{text:?}");
+            assert_eq!(plain_ascii(text), plain_any(text), "{text:?}");
         }
     }
 }

@@ -402,6 +402,44 @@ pub(crate) enum DataCommand {
     /// Read, clean, deduplicate, decontaminate and mix sources
     #[command(after_help = SEE_HELP, after_long_help = keys::data())]
     Run(DataRunArgs),
+    /// Write the hits of a data stage as a page with both texts side by side, and a file of verdicts for the next run
+    Review {
+        /// Folder of a finished data stage
+        data: PathBuf,
+        /// Folder for review.html and verdicts.jsonl
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Find duplicates in shards, on as many machines, and merge what they found for the next run
+    #[command(after_help = DEDUP_HELP)]
+    Dedup(DedupArgs),
+}
+
+const DEDUP_HELP: &str = "Examples:\n  aloe data dedup --config data.toml --shard 1/4 --out shards/1\n  aloe data dedup --merge shards/1 shards/2 \
+    shards/3 shards/4 --out found\n  aloe data run --config data.toml --set 'duplicates=\"found\"' --out runs/data\n\nThe merged bytes do not \
+    depend on the number of shards or threads, and are what `aloe data run` finds by itself.";
+
+/// `aloe data dedup`.
+#[derive(Args)]
+pub(crate) struct DedupArgs {
+    /// Settings of the data stage, as for `aloe data run`
+    #[arg(long, required_unless_present = "merge", conflicts_with = "merge")]
+    pub(crate) config: Option<PathBuf>,
+    /// One setting, KEY=VALUE with a TOML value; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "merge")]
+    pub(crate) set: Vec<String>,
+    /// The share of the rows to sign: i/N, from 1/N to N/N
+    #[arg(long, value_name = "I/N", default_value = "1/1", conflicts_with = "merge")]
+    pub(crate) shard: aloe_data::Shard,
+    /// Folders of all shards, to be merged
+    #[arg(long, num_args = 1.., value_name = "DIR")]
+    pub(crate) merge: Vec<PathBuf>,
+    /// Folder to write
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// Threads; 0 takes all cores. Results do not depend on it
+    #[arg(long, default_value_t = 0, value_parser = threads)]
+    pub(crate) threads: usize,
 }
 
 /// `aloe data run`: a stage with two settings that are also flags.

@@ -3,8 +3,8 @@
 //! Manifest and ledger get counts by kind, never text.
 
 use super::{Entry, Run};
-use crate::identifiers::{self, Identifiers};
-use crate::{Result, parallel};
+use crate::identifiers::{self, Counts, Identifiers};
+use crate::{Item, Result, parallel};
 
 /// The rule that the ledger and the account name.
 const RULE: &str = "identifiers";
@@ -18,31 +18,36 @@ impl Run<'_> {
         let mut items = std::mem::take(&mut self.items);
         let counted = parallel::map_mut(self.n_threads, &mut items, |item| identifiers::apply(item, mode));
         self.cancel.check()?;
-        for (item, counts) in items.into_iter().zip(counted) {
-            if counts.is_empty() {
-                self.items.push(item);
-                continue;
+        let mut counted = counted.into_iter();
+        items.retain(|item| {
+            let counts = counted.next().unwrap_or_default();
+            if !counts.is_empty() {
+                self.account_for(item, counts);
+                return mode != Identifiers::Drop;
             }
-            let source = &mut self.report.sources[item.source];
-            source.n_with_identifiers += 1;
-            for (kind, n_found) in &counts {
-                *source.identifiers.entry((*kind).to_owned()).or_default() += n_found;
-            }
-            let action = match mode {
-                Identifiers::Mask => "changed",
-                Identifiers::Drop => "dropped",
-                Identifiers::Report | Identifiers::Off => "kept",
-            };
-            match mode {
-                Identifiers::Mask => source.count_change(RULE),
-                Identifiers::Drop => source.count_drop(RULE),
-                Identifiers::Report | Identifiers::Off => {}
-            }
-            self.ledger.push(Entry { identifiers: counts, ..Entry::new(item.id.clone(), action, RULE) });
-            if mode != Identifiers::Drop {
-                self.items.push(item);
-            }
-        }
+            true
+        });
+        self.items = items;
         Ok(())
+    }
+
+    fn account_for(&mut self, item: &Item, counts: Counts) {
+        let source = &mut self.report.sources[item.source];
+        source.n_with_identifiers += 1;
+        for (kind, n_found) in &counts {
+            *source.identifiers.entry((*kind).to_owned()).or_default() += n_found;
+        }
+        let action = match self.config.identifiers {
+            Identifiers::Mask => {
+                source.count_change(RULE);
+                "changed"
+            }
+            Identifiers::Drop => {
+                source.count_drop(RULE);
+                "dropped"
+            }
+            Identifiers::Report | Identifiers::Off => "kept",
+        };
+        self.ledger.push(Entry { identifiers: counts, ..Entry::new(item.id.clone(), action, RULE) });
     }
 }

@@ -3,6 +3,7 @@
 mod planted;
 mod private;
 mod shaped;
+mod shards;
 
 use super::*;
 use std::collections::BTreeMap;

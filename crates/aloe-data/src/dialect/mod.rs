@@ -228,7 +228,7 @@ pub(crate) fn finish(
         source: 0,
         task: config.task.clone().unwrap_or_else(|| if asked.is_some() { "mcqa" } else { dialect.task() }.to_owned()),
         subject: subject.or_else(|| config.subject.clone()).unwrap_or_default(),
-        question: asked,
+        question: asked.map(Box::new),
         stage: row.columns.get("stage").and_then(Value::as_u64),
         group: optional(row, "question_id")?,
         style: optional(row, "style")?,

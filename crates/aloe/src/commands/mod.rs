@@ -3,6 +3,7 @@
 mod bench;
 pub(crate) mod chat;
 mod compare;
+mod data;
 mod embed;
 mod export;
 mod generate;
@@ -54,7 +55,7 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
         Command::Collect(args) => jobs::collect(&args),
         Command::Job(args) => jobs::job(&args, cancel),
         Command::Pull(args) => single::pull(&args, cancel),
-        Command::Data(crate::cli::DataCommand::Run(args)) => single::data(args, cancel),
+        Command::Data(command) => data::run(command, cancel),
         Command::Sft(args) => single::stage("sft", &args, cancel),
         Command::Dpo(args) => single::stage("dpo", &args, cancel),
         Command::Merge(args) => single::merge(&args, cancel),

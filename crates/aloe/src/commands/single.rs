@@ -447,14 +447,14 @@ fn path_value(path: &Path) -> anyhow::Result<Value> {
     Ok(Value::String(absolute(path)?))
 }
 
-fn read_table(path: &Path) -> anyhow::Result<Table> {
+pub(crate) fn read_table(path: &Path) -> anyhow::Result<Table> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
     toml::from_str(&text).map_err(|error| Failure::usage(format!("{}: {error}", path.display())).into())
 }
 
 /// Adds each `KEY=VALUE`, KEY being `name` or `table.name`; a value that is no TOML is taken as a string.
-fn set_all(entry: &mut Table, settings: &[String]) -> anyhow::Result<()> {
+pub(crate) fn set_all(entry: &mut Table, settings: &[String]) -> anyhow::Result<()> {
     for setting in settings {
         let (key, value) =
             setting.split_once('=').ok_or_else(|| Failure::usage(format!("--set {setting}: write --set KEY=VALUE")))?;

@@ -109,6 +109,8 @@ const DATA: &[Key] = &[
         "of persons: off, report (counted), mask (replaced by their kind, as [DATE]) or drop (their rows): e-mail, phone, date, address, record number, SSN, NHS number, DNI/NIE, IBAN, payment card, names behind titles and labels. Not a de-identification",
     ),
     ("dedup", "table, see below"),
+    ("duplicates", "folder of a merge by `aloe data dedup`, taken in place of a search for duplicates"),
+    ("verdicts", "file of `aloe data review`: rows that overlap an evaluation question stay where it says keep"),
     ("decontaminate", "files or folders of evaluation questions that no row may overlap"),
     (
         "hold_out",

@@ -1,0 +1,311 @@
+//! Deduplication in shards: each signs its share of the rows, on its own machine, and a merge step finds the duplicates of all.
+//!
+//! A row's share is its number modulo the number of shards, and a signature is a matter of its row alone, so that neither the number of
+//! shards nor of threads changes a byte of what the merge writes; `aloe data run` takes that in place of its own search. A shard reads
+//! all rows, for only so does it know their numbers, and keeps none of them.
+
+use super::Run;
+use crate::dedup::{self, Signature, Signer};
+use crate::{DataConfig, Error, Result, parallel, source};
+use aloe_record::{Cancel, Progress, atomic, digest};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+const FORMAT: &str = "aloe-signatures-1";
+/// Rows that are in memory at a time.
+const N_BLOCK: usize = 1 << 13;
+
+/// Which share of the rows: `index` of `n`, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    /// From 1.
+    pub index: usize,
+    /// Number of shards.
+    pub n: usize,
+}
+
+impl std::str::FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/').and_then(|(index, n)| Some((index.parse().ok()?, n.parse().ok()?)));
+        match parts {
+            Some((index, n)) if 1 <= index && index <= n => Ok(Self { index, n }),
+            _ => Err(format!("{text:?} is not a shard; write i/N with i from 1 to N, such as 1/4")),
+        }
+    }
+}
+
+/// `shard.json`: written last, so that a folder without it is unfinished.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShardReport {
+    format: String,
+    shard: Shard,
+    /// Rows of all shards, behind the rules.
+    pub n_rows: usize,
+    /// Rows signed here.
+    pub n_signed: usize,
+    /// Digest of what decides the rows and their signatures.
+    settings: String,
+    /// Digest of `signatures.bin`.
+    signatures: String,
+}
+
+/// `dedup.json`: what a merge found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DedupReport {
+    /// Rows compared.
+    pub n_rows: usize,
+    /// Equal but for case and punctuation.
+    pub n_exact_duplicates: usize,
+    /// By shared MinHash buckets.
+    pub n_near_duplicates: usize,
+    settings: String,
+    /// Digest of `duplicates.jsonl`.
+    duplicates: String,
+}
+
+/// A line of the merge's `duplicates.jsonl`.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    dropped: String,
+    kept: String,
+    rule: String,
+}
+
+fn broken(path: &Path, reason: impl Into<String>) -> Error {
+    Error::Shards { path: path.to_path_buf(), reason: reason.into() }
+}
+
+/// Digest of the settings and files that decide which rows there are and how they are signed.
+fn settings(config: &DataConfig) -> Result<String> {
+    let mut hasher = digest::Hasher::default();
+    for config in &config.sources {
+        let source =
+            (&config.name, &config.dialect, &config.columns, &config.system, config.rejected_openings, &config.task);
+        hasher.field(serde_json::to_string(&source).unwrap_or_default().as_bytes());
+        for file in source::files(&config.path)? {
+            hasher.field(file.label.as_bytes());
+            hasher.field(digest::file(&file.path)?.as_bytes());
+        }
+    }
+    let rest =
+        (config.output, &config.rules, config.identifiers, &config.dedup, config.stage, config.quarantine.is_on());
+    hasher.field(serde_json::to_string(&rest).unwrap_or_default().as_bytes());
+    Ok(hasher.hex())
+}
+
+/// Where a shard's signatures go while rows are read.
+pub(super) struct Sink<'a> {
+    shard: Shard,
+    signer: Signer,
+    out: &'a mut dyn Write,
+    hasher: digest::Hasher,
+    n_rows: usize,
+    n_signed: usize,
+}
+
+/// Signs one share of the rows into `out/signatures.bin` and `out/shard.json`.
+pub fn sign(
+    config: &DataConfig,
+    shard: Shard,
+    out: &Path,
+    n_threads: usize,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<ShardReport> {
+    config.check()?;
+    let path = out.join("signatures.bin");
+    std::fs::create_dir_all(out).map_err(Error::io("write", out))?;
+    let mut report = ShardReport {
+        format: FORMAT.into(),
+        shard,
+        n_rows: 0,
+        n_signed: 0,
+        settings: settings(config)?,
+        signatures: String::new(),
+    };
+    atomic::write_with(&path, |file| {
+        let mut run = Run::new(config, n_threads, cancel);
+        run.check_sources(progress)?;
+        let signer = Signer::new(&config.dedup);
+        run.sink = Some(Sink { shard, signer, out: file, hasher: digest::Hasher::default(), n_rows: 0, n_signed: 0 });
+        run.read_sources(progress)?;
+        run.stop_at_broken_rows()?;
+        run.flush()?;
+        if let Some(sink) = run.sink {
+            (report.n_rows, report.n_signed, report.signatures) = (sink.n_rows, sink.n_signed, sink.hasher.hex());
+        }
+        Ok::<(), Error>(())
+    })?;
+    atomic::write_json(&out.join("shard.json"), &report)?;
+    Ok(report)
+}
+
+impl Run<'_> {
+    /// In a shard, signs and forgets the rows read so far, once there are enough of them.
+    pub(super) fn flush_when_full(&mut self) -> Result<()> {
+        if self.sink.is_some() && self.items.len() >= N_BLOCK { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.check_kinds()?;
+        self.take_identifiers()?;
+        self.apply_rules()?;
+        self.ledger.clear();
+        let items = std::mem::take(&mut self.items);
+        let Some(sink) = &mut self.sink else { return Ok(()) };
+        let first = sink.n_rows;
+        sink.n_rows += items.len();
+        let own = |row: &usize| row % sink.shard.n == sink.shard.index - 1;
+        let own: Vec<usize> = (first..first + items.len()).filter(own).collect();
+        let signer = &sink.signer;
+        let signed = parallel::map(self.n_threads, &own, |row| {
+            let item = &items[row - first];
+            record(*row, &item.id, &signer.sign(item))
+        });
+        for bytes in signed {
+            sink.hasher.update(&bytes);
+            sink.out.write_all(&bytes).map_err(aloe_record::Error::io("write", Path::new("signatures.bin")))?;
+        }
+        sink.n_signed += own.len();
+        Ok(())
+    }
+}
+
+/// Row, id, flags, buckets; numbers are little-endian.
+fn record(row: usize, id: &str, signature: &Signature) -> Vec<u8> {
+    let mut bytes = (row as u64).to_le_bytes().to_vec();
+    bytes.extend((id.len() as u32).to_le_bytes());
+    bytes.extend(id.as_bytes());
+    let flags = u8::from(signature.exact.is_some()) | (u8::from(signature.is_dialogue) << 1);
+    bytes.extend([flags, signature.buckets.len() as u8]);
+    for hash in signature.exact.iter().chain(&signature.buckets) {
+        bytes.extend(hash.to_le_bytes());
+    }
+    bytes
+}
+
+struct Records<R> {
+    source: R,
+}
+
+impl<R: Read> Records<R> {
+    fn bytes<const N: usize>(&mut self) -> std::io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.source.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn next(&mut self) -> std::io::Result<(usize, String, Signature)> {
+        let row = u64::from_le_bytes(self.bytes()?) as usize;
+        let mut id = vec![0; u32::from_le_bytes(self.bytes()?) as usize];
+        self.source.read_exact(&mut id)?;
+        let [flags, n_buckets] = self.bytes()?;
+        let mut hash = || Ok::<u128, std::io::Error>(u128::from_le_bytes(self.bytes()?));
+        let exact = (flags & 1 == 1).then(&mut hash).transpose()?;
+        let buckets = (0..n_buckets).map(|_| hash()).collect::<std::io::Result<_>>()?;
+        let id = String::from_utf8(id).map_err(std::io::Error::other)?;
+        Ok((row, id, Signature { exact, is_dialogue: flags & 2 == 2, buckets }))
+    }
+}
+
+/// Finds the duplicates among the rows of all shards, into `out/duplicates.jsonl` and `out/dedup.json`.
+pub fn merge(folders: &[PathBuf], out: &Path) -> Result<DedupReport> {
+    let (reports, n_rows) = check_shards(folders)?;
+    let mut ids = vec![String::new(); n_rows];
+    let mut signatures = vec![Signature::default(); n_rows];
+    let mut is_there = vec![false; n_rows];
+    for (folder, report) in folders.iter().zip(&reports) {
+        let path = folder.join("signatures.bin");
+        if digest::file(&path)? != report.signatures {
+            return Err(broken(&path, "its content is not what the shard wrote; run this shard again"));
+        }
+        let file = File::open(&path).map_err(Error::io("read", &path))?;
+        let mut records = Records { source: BufReader::new(file) };
+        for _ in 0..report.n_signed {
+            let (row, id, signature) = records.next().map_err(Error::io("read", &path))?;
+            if row >= n_rows || std::mem::replace(&mut is_there[row], true) {
+                return Err(broken(&path, format!("row {row} is not this shard's")));
+            }
+            (ids[row], signatures[row]) = (id, signature);
+        }
+    }
+    if let Some(row) = is_there.iter().position(|there| !there) {
+        return Err(broken(&folders[0], format!("row {row} is in no shard")));
+    }
+    let found = dedup::cluster(&signatures);
+    let count = |rule: &str| found.iter().filter(|one| one.2 == rule).count();
+    let (n_exact_duplicates, n_near_duplicates) = (count("exact_duplicate"), count("near_duplicate"));
+    let lines = found.iter().map(|&(dropped, kept, rule)| Line {
+        dropped: ids[dropped].clone(),
+        kept: ids[kept].clone(),
+        rule: rule.to_owned(),
+    });
+    std::fs::create_dir_all(out).map_err(Error::io("write", out))?;
+    let duplicates = super::lines(&out.join("duplicates.jsonl"), lines)?;
+    let settings = reports[0].settings.clone();
+    let report = DedupReport { n_rows, n_exact_duplicates, n_near_duplicates, settings, duplicates };
+    atomic::write_json(&out.join("dedup.json"), &report)?;
+    Ok(report)
+}
+
+/// The reports of a whole set of shards of one and the same work.
+fn check_shards(folders: &[PathBuf]) -> Result<(Vec<ShardReport>, usize)> {
+    let mut reports: Vec<ShardReport> = Vec::new();
+    for folder in folders {
+        let path = folder.join("shard.json");
+        let report: ShardReport = atomic::read_json(&path)?;
+        let first = reports.first().unwrap_or(&report);
+        if report.format != FORMAT {
+            return Err(broken(&path, format!("its format is {:?}, not {FORMAT:?}", report.format)));
+        }
+        if report.settings != first.settings || report.n_rows != first.n_rows || report.shard.n != first.shard.n {
+            return Err(broken(&path, "it was made of other rows, settings or shards than the first"));
+        }
+        if reports.iter().any(|other| other.shard.index == report.shard.index) {
+            return Err(broken(&path, format!("shard {} is given twice", report.shard.index)));
+        }
+        reports.push(report);
+    }
+    let n_shards = reports.first().map_or(0, |first| first.shard.n);
+    match (1..=n_shards.max(1)).find(|index| reports.iter().all(|report| report.shard.index != *index)) {
+        Some(missing) => Err(broken(
+            folders.first().map_or(Path::new("."), PathBuf::as_path),
+            format!("of {n_shards} shards, shard {missing} is missing"),
+        )),
+        None => {
+            let n_rows = reports[0].n_rows;
+            Ok((reports, n_rows))
+        }
+    }
+}
+
+/// The duplicates that a merge found, for the rows of this run: dropped row, row that stays, rule.
+pub(super) fn read_merged(folder: &Path, run: &Run<'_>) -> Result<Vec<(usize, usize, &'static str)>> {
+    let report: DedupReport = atomic::read_json(&folder.join("dedup.json"))?;
+    let path = folder.join("duplicates.jsonl");
+    if report.settings != settings(run.config)? || report.n_rows != run.items.len() {
+        return Err(broken(
+            folder,
+            "it was made of other rows or settings than this stage's; run `aloe data dedup` again",
+        ));
+    }
+    if digest::file(&path)? != report.duplicates {
+        return Err(broken(&path, "its content is not what the merge wrote"));
+    }
+    let places: std::collections::HashMap<&str, usize> =
+        run.items.iter().enumerate().map(|(index, item)| (item.id.as_str(), index)).collect();
+    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let place =
+        |id: &str| places.get(id).copied().ok_or_else(|| broken(&path, format!("{id} is no row of this stage")));
+    text.lines()
+        .map(|line| {
+            let line: Line = serde_json::from_str(line).map_err(|error| broken(&path, error.to_string()))?;
+            let rule = if line.rule == "exact_duplicate" { "exact_duplicate" } else { "near_duplicate" };
+            Ok((place(&line.dropped)?, place(&line.kept)?, rule))
+        })
+        .collect()
+}

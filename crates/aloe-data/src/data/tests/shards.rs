@@ -1,0 +1,126 @@
+//! Shards and their merge against the search of one process, and verdicts of a reader.
+
+use super::*;
+use crate::{merge_shards, review, sign_shard};
+
+/// The starter set, with every planted duplicate, and rules that drop rows before the search.
+fn files_of(out: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(out).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(path).unwrap()))
+        .collect()
+}
+
+fn merged(config: &DataConfig, n: usize, n_threads: usize, dir: &Path) -> PathBuf {
+    let mut folders = Vec::new();
+    // Given in any order.
+    for index in (1..=n).rev() {
+        let folder = dir.join(format!("{n}-{n_threads}-{index}"));
+        let shard = format!("{index}/{n}").parse().unwrap();
+        sign_shard(config, shard, &folder, n_threads, &Progress::silent(), &Cancel::default()).unwrap();
+        folders.push(folder);
+    }
+    let out = dir.join(format!("{n}-{n_threads}-merged"));
+    merge_shards(&folders, &out).unwrap();
+    out
+}
+
+#[test]
+fn one_four_and_sixteen_shards_on_one_and_two_threads_write_the_same_bytes_and_a_run_takes_them_for_its_own_search() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = starter_sft();
+    let (report, own) = check(&config);
+    let report = report.unwrap();
+    let first = merged(&config, 1, 1, dir.path());
+    for (n, n_threads) in [(4, 1), (16, 1), (1, 2), (4, 2), (16, 2)] {
+        assert_eq!(
+            files_of(&merged(&config, n, n_threads, dir.path())),
+            files_of(&first),
+            "{n} shards, {n_threads} threads"
+        );
+    }
+    let found = read_lines(&first.join("duplicates.jsonl"));
+    let pairs = |lines: &[serde_json::Value]| -> Vec<String> {
+        lines.iter().map(|line| format!("{} {} {}", line["dropped"], line["kept"], line["rule"])).collect()
+    };
+    assert_eq!(pairs(&found), pairs(&read_lines(&own.path().join("duplicates.jsonl"))));
+    assert_eq!(found.len(), report.account.n_exact_duplicate + report.account.n_near_duplicate);
+    let with_merged = DataConfig { duplicates: Some(first), ..config };
+    let (again, taken) = check(&with_merged);
+    assert_eq!(again.unwrap().account, report.account);
+    assert_eq!(files_of(taken.path()), files_of(own.path()));
+}
+
+#[test]
+fn a_missing_shard_a_shard_twice_other_rows_and_a_damaged_file_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = dir.path().join("rows.jsonl");
+    let write = |n: usize| {
+        let lines: Vec<String> =
+            (0..n).map(|i| json!({"instruction": format!("Q {}", "x".repeat(i)), "output": "A"}).to_string()).collect();
+        std::fs::write(&rows, lines.join("\n")).unwrap();
+    };
+    write(9);
+    let config = config(json!({"sources": [source("s", &rows)]}));
+    let sign = |shard: &str, folder: &str| {
+        let folder = dir.path().join(folder);
+        sign_shard(&config, shard.parse().unwrap(), &folder, 1, &Progress::silent(), &Cancel::default()).unwrap();
+        folder
+    };
+    let (one, two) = (sign("1/2", "one"), sign("2/2", "two"));
+    let out = dir.path().join("merged");
+    let refused = |folders: &[PathBuf]| merge_shards(folders, &out).unwrap_err().to_string();
+    assert!(refused(std::slice::from_ref(&one)).ends_with("of 2 shards, shard 2 is missing"));
+    assert!(refused(&[one.clone(), one.clone()]).ends_with("shard 1 is given twice"));
+    merge_shards(&[one.clone(), two.clone()], &out).unwrap();
+    write(10);
+    let merged = DataConfig { duplicates: Some(out.clone()), ..config.clone() };
+    let error = check(&merged).0.unwrap_err().to_string();
+    assert!(error.contains("made of other rows or settings"), "{error}");
+    let other = sign("2/2", "other");
+    assert!(refused(&[one.clone(), other]).contains("was made of other rows"));
+    let mut bytes = std::fs::read(two.join("signatures.bin")).unwrap();
+    bytes[20] ^= 1;
+    std::fs::write(two.join("signatures.bin"), bytes).unwrap();
+    assert!(refused(&[one, two]).contains("not what the shard wrote"));
+    for text in ["0/2", "3/2", "1", "a/b", "1/0"] {
+        assert!(text.parse::<crate::Shard>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_verdict_keeps_a_row_in_the_next_run_and_one_that_fits_no_hit_is_told() {
+    let config = starter_sft();
+    let (report, out) = check(&config);
+    let (n_train, n_overlaps) = (report.as_ref().unwrap().n_train, report.unwrap().n_overlaps);
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(review(out.path(), dir.path()).unwrap(), n_overlaps);
+    let page = std::fs::read_to_string(dir.path().join("review.html")).unwrap();
+    let hits = read_lines(&out.path().join("overlaps.jsonl"));
+    assert!(hits.iter().all(|hit| page.contains(hit["row"].as_str().unwrap())));
+    let path = dir.path().join("verdicts.jsonl");
+    let judged = |config: &DataConfig| check(&DataConfig { verdicts: Some(path.clone()), ..config.clone() });
+    assert_eq!(judged(&config).0.unwrap().n_train, n_train, "all say drop");
+    let text = std::fs::read_to_string(&path).unwrap().replacen("\"drop\"", "\"keep\"", 1);
+    std::fs::write(&path, format!("{text}{{\"row\": \"gone\", \"question_at\": \"x:1\", \"verdict\": \"keep\"}}\n"))
+        .unwrap();
+    let (report, again) = judged(&config);
+    let report = report.unwrap();
+    assert_eq!((report.n_train, report.n_overlaps, report.n_overlaps_kept), (n_train + 1, n_overlaps, 1));
+    assert!(
+        report.account.adds_up() && report.notices.iter().any(|notice| notice.starts_with("1 verdicts are on hits"))
+    );
+    let kept = hits[0]["row"].as_str().unwrap();
+    assert!(read_lines(&again.path().join("train.jsonl")).iter().any(|row| row["id"] == kept));
+    assert!(
+        read_lines(&again.path().join("ledger.jsonl"))
+            .iter()
+            .any(|entry| entry["id"] == kept && entry["action"] == "kept")
+    );
+    // A second review keeps what was judged.
+    review(out.path(), dir.path()).unwrap();
+    assert!(std::fs::read_to_string(&path).unwrap().starts_with(text.lines().next().unwrap()));
+    std::fs::write(&path, "{\"row\": \"a\", \"verdict\": \"maybe\"}\n").unwrap();
+    let error = judged(&config).0.unwrap_err().to_string();
+    assert!(error.contains("verdicts.jsonl:1"), "{error}");
+}
