@@ -213,9 +213,8 @@ fn made(mode: Told) -> Made {
 
 /// Writes all files.
 pub(super) fn write(out: &Path, config: &SynthesisConfig, cases: &[Case], report: &SynthesisReport) -> Result<()> {
-    let rows: Vec<Value> = cases.iter().filter_map(|case| row(config, case)).collect();
-    lines(&out.join("train.jsonl"), &rows)?;
-    lines(&out.join("attempts.jsonl"), &cases.iter().flat_map(attempt_lines).collect::<Vec<_>>())?;
+    lines(&out.join("train.jsonl"), cases.iter().filter_map(|case| row(config, case)))?;
+    lines(&out.join("attempts.jsonl"), cases.iter().flat_map(attempt_lines))?;
     for task in &config.tasks {
         let name = match config.tasks.len() {
             1 => "examples.json".to_owned(),

@@ -22,7 +22,7 @@ fn right_at(stem: &str) -> Option<usize> {
 
 /// Whether its solution says that the answer was given.
 fn betrays(stem: &str) -> bool {
-    number(stem) % 7 == 0
+    number(stem).is_multiple_of(7)
 }
 
 /// What the blind reader does: 0 says nothing readable, 1 picks another option, others pick the key.
