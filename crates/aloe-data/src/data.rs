@@ -2,7 +2,7 @@
 //!
 //! Writes into `out`: `train.jsonl` (`messages`, or `prompt`/`chosen`/`rejected`, with `id` and `source`), `hold_out.jsonl`,
 //! `manifest.json`, `report.html`, `ledger.jsonl` (each changed or dropped row and its rule), `duplicates.jsonl`, `overlaps.jsonl` and, when asked
-//! for, `quarantine.jsonl`. The same settings and files give the same bytes.
+//! for, `quarantine.jsonl`, `unjudged.jsonl` (pairs without a judge's verdict) and `scores.jsonl` (of quality). The same settings and files give the same bytes.
 
 use crate::check::{self, dialect_of, known_dialect};
 use crate::decontaminate::{self, Index, Overlap};
@@ -42,11 +42,25 @@ struct Run<'a> {
     ledger: Vec<Entry>,
     problems: Problems,
     quarantined: Vec<RowError>,
+    /// Files that models' answers were written to, with their digests.
+    by_model: Vec<(&'static str, String)>,
+}
+
+/// As [`run_with`], without models.
+pub fn run(
+    config: &DataConfig,
+    out: &Path,
+    n_threads: usize,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<DataReport> {
+    run_with(config, Models::default(), out, n_threads, progress, cancel)
 }
 
 /// Runs the stage into the folder `out` on at most `n_threads` threads; their number changes no byte.
-pub fn run(
+pub fn run_with(
     config: &DataConfig,
+    models: Models,
     out: &Path,
     n_threads: usize,
     progress: &Progress,
@@ -61,15 +75,19 @@ pub fn run(
     run.check_kinds()?;
     run.apply_rules()?;
     progress.set_total(2 * run.items.len() as u64);
-    let duplicates = dedup::find(&run.items, &config.dedup, n_threads, progress, cancel)?;
+    let mut duplicates = dedup::find(&run.items, &config.dedup, n_threads, progress, cancel)?;
     run.drop_rows(duplicates.iter().map(|found| (found.dropped_index, found.rule.to_owned())).collect());
     let overlaps = decontaminate::find(&run.items, &index, n_threads, progress, cancel)?;
     run.report.n_overlaps = overlaps.len();
     run.drop_rows(overlaps.iter().map(|(row, found)| (*row, format!("overlap_{}", found.evidence.test))).collect());
+    let mut overlaps: Vec<Overlap> = overlaps.into_iter().map(|(_, found)| found).collect();
+    overlaps.extend(run.drop_by_meaning(&index, models, out, progress)?);
+    duplicates.extend(run.drop_semantic_duplicates(models, progress)?);
+    run.drop_low_quality(models, out, progress)?;
     run.add_variants();
     let mixture = mixture::mix(&run.items, config);
     run.count(&mixture)?;
-    run.write(out, &mixture, &duplicates, &overlaps.into_iter().map(|(_, found)| found).collect::<Vec<_>>())?;
+    run.write(out, &mixture, &duplicates, &overlaps)?;
     Ok(run.report)
 }
 
@@ -91,7 +109,8 @@ impl<'a> Run<'a> {
             ..DataReport::default()
         };
         let (items, ledger, quarantined) = (Vec::new(), Vec::new(), Vec::new());
-        Run { config, n_threads, cancel, report, items, ledger, problems: Problems::default(), quarantined }
+        let (problems, by_model) = (Problems::default(), Vec::new());
+        Run { config, n_threads, cancel, report, items, ledger, problems, quarantined, by_model }
     }
 
     fn broken(&mut self, source: usize, error: RowError) {
@@ -376,6 +395,7 @@ impl<'a> Run<'a> {
         if self.config.quarantine {
             written.push(("quarantine.jsonl", lines(&out.join("quarantine.jsonl"), &self.quarantined)?));
         }
+        written.append(&mut self.by_model);
         self.report.outputs = written.into_iter().map(|(name, digest)| (name.to_owned(), digest)).collect();
         let page = page::draw(&self.report, &self.items, &mixture.train, duplicates, overlaps);
         page.write(&out.join("report.html"))?;
@@ -449,6 +469,10 @@ pub(crate) fn lines<T: serde::Serialize>(path: &Path, rows: &[T]) -> Result<Stri
     })?;
     Ok(hasher.hex())
 }
+
+mod by_model;
+
+pub use by_model::Models;
 
 #[cfg(test)]
 mod tests;

@@ -1,17 +1,19 @@
 //! From raw files to a training mixture one can answer for: rows, rules, duplicates, overlaps, order, and an account of all.
 //!
-//! Knows no weights and no tokenizer; models are asked through `aloe-engine`, in `synthesis` (worked solutions). Reading order: `config`, `data` (the spine), `check`, `source` (files to rows with file:line),
+//! Knows no weights and no tokenizer; models are asked through `aloe-engine` (`asking`): `meaning` and `quality` of a data stage, and `synthesis`, a stage of its own. Reading order: `config`, `data` (the spine), `check`, `source` (files to rows with file:line),
 //! `dialect/*` (rows to conversations and pairs), `rules`, `simplify`, `minhash`, `dedup`, `held`, `decontaminate`, `red_team`
 //! (stage-2 variants), `mixture` (hold-out, shares, order), `manifest`, `notices`, `page`.
 //!
 //! Refuses: broken rows (all counted, at most twenty shown) unless a quarantine is asked for, layouts it is not sure of, unknown
 //! licences, and an empty result.
 
+mod asking;
 mod check;
 mod config;
 mod data;
 mod decontaminate;
 mod dedup;
+mod dedup_meaning;
 mod dialect;
 mod dirty;
 mod elements;
@@ -20,11 +22,13 @@ mod held;
 mod item;
 mod licence;
 mod manifest;
+mod meaning;
 mod minhash;
 mod mixture;
 mod notices;
 mod page;
 mod parallel;
+mod quality;
 mod red_team;
 mod rules;
 mod simplify;
@@ -32,8 +36,9 @@ mod source;
 mod strict;
 pub mod synthesis;
 
+pub use asking::Cost;
 pub use config::{DataConfig, Dedup, OutputKind, Rules, SourceConfig, TurnTokenNames};
-pub use data::run;
+pub use data::{Models, run, run_with};
 pub use decontaminate::{Evidence, Overlap};
 pub use dialect::{Dialect, SPEAKERS};
 pub use dirty::{Trained, trained_on};
@@ -41,7 +46,9 @@ pub use error::{Error, Problems, RowError};
 pub use item::{Body, Item};
 pub use licence::Use;
 pub use manifest::{Account, DataReport, SourceReport};
+pub use meaning::{Meaning, MeaningReport};
 pub use minhash::{Banding, MinHash};
+pub use quality::{Quality, QualityReport, Scorers};
 pub use simplify::simplify;
 
 /// The result of everything in this crate.

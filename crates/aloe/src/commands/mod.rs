@@ -3,6 +3,7 @@
 mod bench;
 pub(crate) mod chat;
 mod compare;
+mod data;
 mod embed;
 mod export;
 mod generate;
