@@ -1,7 +1,7 @@
 //! The settings of a data stage, as written in a recipe, and their check. All mistakes are reported together.
 
 use crate::dialect::mapped;
-use crate::{Dialect, Error, Identifiers, Result, Templates, Use, licence};
+use crate::{Dialect, Error, Identifiers, Meaning, Quality, Result, Templates, Use, licence};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -78,6 +78,12 @@ pub struct DataConfig {
     /// A file of verdicts on the overlaps of an earlier run, see `aloe data review`: rows with the verdict `keep` stay.
     #[serde(default)]
     pub verdicts: Option<PathBuf>,
+    /// How near in meaning to an evaluation question a row may be, by the input `embedder`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meaning: Option<Meaning>,
+    /// Rows dropped by the input `scorer`'s judgement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<Quality>,
     /// Share of rows held apart, in `[0, 1)`; all rows of one question fall on the same side.
     #[serde(default)]
     pub hold_out: f64,
@@ -224,7 +230,7 @@ impl Default for Rules {
 }
 
 /// Which duplicates go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Dedup {
     /// Rows whose text is equal but for case and punctuation.
@@ -232,11 +238,14 @@ pub struct Dedup {
     /// Rows that share a MinHash bucket: 14 x 8 (threshold 0.72) for one question and answer, 11 x 9 (0.77) for dialogues.
     /// As in Datatrove, rows of five words or more that differ only in numbers count as duplicates.
     pub minhash: bool,
+    /// Cosine from which on two rows are duplicates by the input `embedder`; not compared without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub semantic: Option<f64>,
 }
 
 impl Default for Dedup {
     fn default() -> Self {
-        Dedup { exact: true, minhash: true }
+        Dedup { exact: true, minhash: true, semantic: None }
     }
 }
 
@@ -256,6 +265,7 @@ impl DataConfig {
             .chain(&mut self.duplicates)
             .chain(&mut self.verdicts)
             .chain(quarantine)
+            .chain(self.quality.iter_mut().filter_map(|quality| quality.tokenizer.as_mut()))
         {
             if path.is_relative() {
                 *path = base.join(&*path);
@@ -274,6 +284,7 @@ impl DataConfig {
         files.extend(self.tokenizer.clone());
         files.extend(self.duplicates.clone());
         files.extend(self.verdicts.clone());
+        files.extend(self.quality.iter().filter_map(|quality| quality.tokenizer.clone()));
         files
     }
 
@@ -311,7 +322,39 @@ impl DataConfig {
         if self.output == OutputKind::Sft && self.stage.is_some() {
             mistakes.push("`stage` is for `output = \"pairs\"`".to_owned());
         }
+        if let Some(cosine) = self.dedup.semantic.filter(|cosine| !(*cosine > 0.0 && *cosine <= 1.0)) {
+            mistakes.push(format!("`dedup.semantic` is {cosine}; a cosine above 0 and at most 1 is meant"));
+        }
+        mistakes.extend(self.meaning.iter().flat_map(Meaning::mistakes));
+        mistakes.extend(self.quality.iter().flat_map(Quality::mistakes));
+        if self.output == OutputKind::Pairs && self.quality.is_some() {
+            mistakes.push("`quality` scores conversations: leave it out with `output = \"pairs\"`".to_owned());
+        }
         if mistakes.is_empty() { Ok(()) } else { Err(Error::Config { mistakes }) }
+    }
+
+    /// What is wrong between the settings and the names of the stage's inputs.
+    pub fn input_mistakes(&self, inputs: &[&str]) -> Vec<String> {
+        let has = |name: &str| inputs.contains(&name);
+        let mut mistakes = Vec::new();
+        let mut refuse = |is_wrong: bool, text: &str| is_wrong.then(|| mistakes.push(text.to_owned()));
+        refuse(self.meaning.is_some() && !has("embedder"), "`meaning` needs the input `embedder`");
+        refuse(
+            has("judge") && !has("embedder"),
+            "the input `judge` is shown what the input `embedder` finds: add that",
+        );
+        refuse(
+            has("embedder") && self.decontaminate.is_empty() && self.dedup.semantic.is_none(),
+            "the input `embedder` needs questions to compare with (`decontaminate`), or `dedup.semantic`",
+        );
+        refuse(self.dedup.semantic.is_some() && !has("embedder"), "`dedup.semantic` needs the input `embedder`");
+        refuse(
+            self.meaning.is_some() && self.decontaminate.is_empty(),
+            "`meaning` needs questions to compare with: `decontaminate`",
+        );
+        refuse(self.quality.is_some() && !has("scorer"), "`quality` needs the input `scorer`");
+        refuse(has("scorer") && self.quality.is_none(), "the input `scorer` is of no use without `quality = {}`");
+        mistakes
     }
 
     fn check_source(&self, source: &SourceConfig, mistakes: &mut Vec<String>) {

@@ -2,7 +2,8 @@
 //!
 //! Writes into `out`: `train.jsonl` (`messages`, or `prompt`/`chosen`/`rejected`, with `id` and `source`), `hold_out.jsonl`,
 //! `manifest.json`, `report.html`, `ledger.jsonl` (each changed or dropped row and its rule), `duplicates.jsonl`, `overlaps.jsonl` and, when asked
-//! for, `quarantine.jsonl`, `rendered.jsonl` and `rendered_hold_out.jsonl`. The same settings and files give the same bytes.
+//! for, `quarantine.jsonl`, `rendered.jsonl` and `rendered_hold_out.jsonl`, `unjudged.jsonl` (pairs without a judge's verdict) and
+//! `scores.jsonl` (of quality). The same settings and files give the same bytes.
 
 use crate::check::{self, dialect_of, known_dialect};
 use crate::decontaminate::{self, Index, Overlap};
@@ -53,11 +54,25 @@ struct Run<'a> {
     quarantined: Vec<RowError>,
     /// Of a shard: rows are signed and forgotten.
     sink: Option<shard::Sink<'a>>,
+    /// Files that models' answers were written to, with their digests.
+    by_model: Vec<(&'static str, String)>,
+}
+
+/// As [`run_with`], without models.
+pub fn run(
+    config: &DataConfig,
+    out: &Path,
+    n_threads: usize,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<DataReport> {
+    run_with(config, Models::default(), out, n_threads, progress, cancel)
 }
 
 /// Runs the stage into the folder `out` on at most `n_threads` threads; their number changes no byte.
-pub fn run(
+pub fn run_with(
     config: &DataConfig,
+    models: Models,
     out: &Path,
     n_threads: usize,
     progress: &Progress,
@@ -73,12 +88,15 @@ pub fn run(
     run.take_identifiers()?;
     run.apply_rules()?;
     progress.set_total(2 * run.items.len() as u64);
-    let duplicates = match &config.duplicates {
+    let mut duplicates = match &config.duplicates {
         Some(folder) => dedup::described(&run.items, &shard::read_merged(folder, &run)?, n_threads),
         None => dedup::find(&run.items, &config.dedup, n_threads, progress, cancel)?,
     };
     run.drop_rows(duplicates.iter().map(|found| (found.dropped_index, found.rule.to_owned())).collect());
-    let overlaps = run.take_overlaps_out(&index, progress)?;
+    let mut overlaps = run.take_overlaps_out(&index, progress)?;
+    overlaps.extend(run.drop_by_meaning(&index, models, out, progress)?);
+    duplicates.extend(run.drop_semantic_duplicates(models, progress)?);
+    run.drop_low_quality(models, out, progress)?;
     run.add_variants();
     let mixture = mixture::mix(&run.items, config);
     run.add_templates(&mixture)?;
@@ -106,7 +124,8 @@ impl<'a> Run<'a> {
             ..DataReport::default()
         };
         let (items, ledger, quarantined) = (Vec::new(), Vec::new(), Vec::new());
-        Run { config, n_threads, cancel, report, items, ledger, problems: Problems::default(), quarantined, sink: None }
+        let (problems, by_model, sink) = (Problems::default(), Vec::new(), None);
+        Run { config, n_threads, cancel, report, items, ledger, problems, quarantined, sink, by_model }
     }
 
     fn broken(&mut self, source: usize, error: RowError) {
@@ -376,6 +395,7 @@ impl<'a> Run<'a> {
             }
             Quarantine::File(path) => drop(lines(path, &self.quarantined)?),
         }
+        written.append(&mut self.by_model);
         self.report.outputs.extend(written.into_iter().map(|(name, digest)| (name.to_owned(), digest)));
         let page = page::draw(&self.report, &self.items, &mixture.train, duplicates, overlaps);
         page.write(&out.join("report.html"))?;
@@ -439,11 +459,14 @@ pub(crate) fn lines<T: serde::Serialize>(path: &Path, rows: impl IntoIterator<It
     Ok(hasher.hex())
 }
 
+mod by_model;
 mod identify;
 mod render;
 pub(crate) mod shard;
 mod template;
 mod verdict;
+
+pub use by_model::Models;
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@
 //!   question (4 words or more).
 //!
 //! Telling words are those outside exam phrasing and normal findings. Runs that stand in more than two evaluation questions of
-//! different wording are no evidence. Rewording that keeps neither words nor options is not found here.
+//! different wording are no evidence. Rewording that keeps neither words nor options is found by `meaning`.
 
 use crate::data::with_raw;
 use crate::dialect::Dialect;
@@ -45,7 +45,7 @@ const STOCK_WORDS: &str = "a an the of in on at to for with without by from and 
     explanation finding question linked image number";
 
 static STOCK: LazyLock<HashSet<&'static str>> = LazyLock::new(|| STOCK_WORDS.split_whitespace().collect());
-static OPTION_LINE: LazyLock<Regex> =
+pub(crate) static OPTION_LINE: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"(?m)^\s*\(?(?:[A-Ja-j]|\d{1,2})[.):]\s+(.+?)\s*$").expect("a fixed pattern"));
 
 const LONGEST_SHORT_STEM: usize = 12;
@@ -56,11 +56,11 @@ const N_BLOCK: usize = 1 << 13;
 /// Why a row was taken for an evaluation question.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Evidence {
-    /// `options`, `stem_and_options`, `ngram_13` or `ngram_8`.
+    /// `options`, `stem_and_options`, `ngram_13` or `ngram_8`; by meaning `embedding` or `judge`.
     pub test: &'static str,
     /// The words or options both share.
     pub shared: String,
-    /// Share of the question's runs found; for `options` the share of telling words; else 1.
+    /// Share of the question's runs found; for `options` the share of telling words; by meaning the cosine; else 1.
     pub score: f64,
 }
 
@@ -90,6 +90,8 @@ pub(crate) fn last_two(path: &str) -> String {
 /// An evaluation question, ready to compare.
 struct Held {
     at: String,
+    /// Stem and options as written.
+    asked: (String, Vec<String>),
     stem: String,
     telling: BTreeSet<String>,
     options: Vec<String>,
@@ -128,7 +130,7 @@ fn option_set(options: &[String]) -> Vec<String> {
 }
 
 /// The words that are not exam phrasing.
-fn telling(text: &str) -> BTreeSet<String> {
+pub(crate) fn telling(text: &str) -> BTreeSet<String> {
     text.split(' ').filter(|word| !word.is_empty() && !STOCK.contains(word)).map(String::from).collect()
 }
 
@@ -183,6 +185,7 @@ impl Index {
 
     fn add(&mut self, at: &str, stem: &str, context: Option<&str>, options: &[String]) {
         let id = self.held.len() as u32;
+        let asked = (stem.to_owned(), options.to_vec());
         let stem = simplify(stem);
         let add_runs = |map: &mut HashMap<u64, Vec<u32>>, text: &str, n: usize, least: usize| {
             let runs: BTreeSet<&str> = windows(text, n).filter(|run| n_telling(run) >= least).collect();
@@ -207,7 +210,7 @@ impl Index {
             }
             self.by_options.entry(hash(&options.join("\n"))).or_default().push(id);
         }
-        self.held.push(Held { at: last_two(at), telling: telling(&stem), stem, options, n_runs_13, n_runs_8 });
+        self.held.push(Held { at: last_two(at), asked, telling: telling(&stem), stem, options, n_runs_13, n_runs_8 });
     }
 
     /// Runs in more than two questions of different wording are phrasing. Copies of one question count once.
@@ -219,6 +222,16 @@ impl Index {
         };
         self.runs_13.retain(|_, ids| is_common(ids));
         self.runs_8.retain(|_, ids| is_common(ids));
+    }
+
+    /// Each question as written, with its options.
+    pub(crate) fn held_texts(&self) -> impl Iterator<Item = (&str, &[String])> {
+        self.held.iter().map(|held| (held.asked.0.as_str(), held.asked.1.as_slice()))
+    }
+
+    /// Where question `id` stands.
+    pub(crate) fn at(&self, id: usize) -> &str {
+        &self.held[id].at
     }
 
     /// The questions of an evaluation, whose numbers are their places.
@@ -362,7 +375,7 @@ fn tested_pmids(path: &Path) -> Result<Option<HashSet<String>>> {
     Ok(Some(by_pmid.into_keys().collect()))
 }
 
-fn rounded(value: f64) -> f64 {
+pub(crate) fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }
 

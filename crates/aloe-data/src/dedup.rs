@@ -21,7 +21,7 @@ pub(crate) struct Duplicate {
     pub(crate) dropped: String,
     /// The row of the same cluster that stays.
     pub(crate) kept: String,
-    /// `exact_duplicate` or `near_duplicate`.
+    /// `exact_duplicate`, `near_duplicate` or `semantic_duplicate`.
     pub(crate) rule: &'static str,
     /// Jaccard similarity of the two rows' 5-word shingles; below the threshold when the rows are linked by a third.
     pub(crate) jaccard: f64,
@@ -152,16 +152,16 @@ pub(crate) fn cluster(signatures: &[Signature]) -> Vec<(usize, usize, &'static s
 }
 
 /// Clusters whose root is their smallest index, so that the first row stays.
-struct UnionFind {
+pub(crate) struct UnionFind {
     parent: Vec<usize>,
 }
 
 impl UnionFind {
-    fn new(n: usize) -> UnionFind {
+    pub(crate) fn new(n: usize) -> UnionFind {
         UnionFind { parent: (0..n).collect() }
     }
 
-    fn root(&mut self, mut index: usize) -> usize {
+    pub(crate) fn root(&mut self, mut index: usize) -> usize {
         while self.parent[index] != index {
             self.parent[index] = self.parent[self.parent[index]];
             index = self.parent[index];
@@ -169,7 +169,7 @@ impl UnionFind {
         index
     }
 
-    fn join(&mut self, first: usize, second: usize) {
+    pub(crate) fn join(&mut self, first: usize, second: usize) {
         let (first, second) = (self.root(first), self.root(second));
         self.parent[first.max(second)] = first.min(second);
     }

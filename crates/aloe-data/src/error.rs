@@ -181,6 +181,12 @@ pub enum Error {
         /// Counts by rule.
         by_rule: String,
     },
+    /// Passages that cannot be read.
+    #[error("{} broken passages:{problems}", problems.total)]
+    BrokenPassages {
+        /// All counted, twenty shown.
+        problems: Problems,
+    },
     /// Benchmark questions that cannot be read.
     #[error(transparent)]
     Task(#[from] aloe_task::Error),

@@ -1,17 +1,20 @@
 //! From raw files to a training mixture one can answer for: rows, rules, duplicates, overlaps, order, and an account of all.
 //!
-//! Knows no weights; models are asked through `aloe-engine`, in `synthesis` (worked solutions). Reading order: `config`, `data` (the spine), `check`, `source` (files to rows with file:line),
+//! Knows no weights; models are asked through `aloe-engine` (`asking`): `meaning` and `quality` of a data stage, and `synthesis`, a stage of
+//! its own. Reading order: `config`, `data` (the spine), `check`, `source` (files to rows with file:line),
 //! `dialect/*` (rows to conversations and pairs), `identifiers`, `rules`, `simplify`, `minhash`, `dedup`, `held`, `decontaminate`, `red_team`
 //! (stage-2 variants), `mixture` (hold-out, shares, order), `templates`, `manifest`, `notices`, `page`.
 //!
 //! Refuses: broken rows (all counted, at most twenty shown) unless a quarantine is asked for, layouts it is not sure of, unknown
 //! licences, and an empty result.
 
+mod asking;
 mod check;
 mod config;
 mod data;
 mod decontaminate;
 mod dedup;
+mod dedup_meaning;
 mod dialect;
 mod dirty;
 mod elements;
@@ -21,11 +24,13 @@ mod identifiers;
 mod item;
 mod licence;
 mod manifest;
+mod meaning;
 mod minhash;
 mod mixture;
 mod notices;
 mod page;
 mod parallel;
+mod quality;
 mod red_team;
 mod review;
 mod rules;
@@ -35,9 +40,10 @@ mod strict;
 pub mod synthesis;
 mod templates;
 
+pub use asking::Cost;
 pub use config::{DataConfig, Dedup, OutputKind, Quarantine, Rules, SourceConfig, TurnTokenNames};
-pub use data::run;
 pub use data::shard::{DedupReport, Shard, ShardReport, merge as merge_shards, sign as sign_shard};
+pub use data::{Models, run, run_with};
 pub use decontaminate::{Evidence, Overlap};
 pub use dialect::{Dialect, SPEAKERS};
 pub use dirty::{Trained, trained_on};
@@ -46,7 +52,9 @@ pub use identifiers::Identifiers;
 pub use item::{Body, Item};
 pub use licence::Use;
 pub use manifest::{Account, DataReport, SourceReport};
+pub use meaning::{Meaning, MeaningReport};
 pub use minhash::{Banding, MinHash};
+pub use quality::{Quality, QualityReport, Scorers};
 pub use review::review;
 pub use simplify::simplify;
 pub use templates::Templates;

@@ -1,6 +1,6 @@
 //! The account of a data stage: every row read is kept, dropped by a named rule, held out, over a cap or broken, and the sum is right.
 
-use crate::{Item, Problems};
+use crate::{Item, MeaningReport, Problems, QualityReport};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -71,8 +71,8 @@ impl SourceReport {
             n_held_out: self.n_held_out,
             n_overlap: of(|rule| rule.starts_with(OVERLAP)),
             n_exact_duplicate: of(|rule| rule == EXACT),
-            n_near_duplicate: of(|rule| rule == NEAR),
-            n_rules: of(|rule| !rule.starts_with(OVERLAP) && rule != EXACT && rule != NEAR),
+            n_near_duplicate: of(|rule| rule == NEAR || rule == SEMANTIC),
+            n_rules: of(|rule| !rule.starts_with(OVERLAP) && rule != EXACT && rule != NEAR && rule != SEMANTIC),
             n_over_cap: left.n_over_cap,
             n_weighted_out: left.n_weighted_out,
             n_quarantined: self.n_broken,
@@ -98,6 +98,7 @@ impl SourceReport {
 const OVERLAP: &str = "overlap_";
 const EXACT: &str = "exact_duplicate";
 const NEAR: &str = "near_duplicate";
+const SEMANTIC: &str = crate::dedup_meaning::RULE;
 
 /// What the mixture did to a source's rows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -124,7 +125,7 @@ pub struct Account {
     pub n_overlap: usize,
     /// Dropped: equal to an earlier row but for case and punctuation.
     pub n_exact_duplicate: usize,
-    /// Dropped: share a MinHash bucket with an earlier row.
+    /// Dropped: share a MinHash bucket with an earlier row, or its meaning.
     pub n_near_duplicate: usize,
     /// Dropped by cleaning rules, by `stage`, or as a part of another row.
     pub n_rules: usize,
@@ -215,6 +216,15 @@ pub struct DataReport {
     pub n_overlaps_kept: usize,
     /// Verdicts on hits that this run did not have.
     pub n_verdicts_unused: usize,
+    /// What came of comparing by meaning, where an embedder was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meaning: Option<MeaningReport>,
+    /// Texts whose end the embedder did not read while duplicates by meaning were looked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_cut_in_dedup: Option<usize>,
+    /// What came of the quality scores, where a scorer was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quality: Option<QualityReport>,
     /// Rows in `train.jsonl`.
     pub n_train: usize,
     /// Rows in `hold_out.jsonl`.

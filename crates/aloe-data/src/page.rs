@@ -3,7 +3,7 @@
 
 use crate::decontaminate::Overlap;
 use crate::dedup::Duplicate;
-use crate::{DataReport, Item};
+use crate::{DataReport, Item, MeaningReport, QualityReport};
 use aloe_report::{Align, Bar, BarPlot, Page, Table};
 use std::collections::BTreeMap;
 
@@ -49,10 +49,47 @@ pub(crate) fn draw(
     page.heading("Lengths");
     page.bar_plot(&lengths(items, train));
     page.heading("Overlaps with evaluation questions");
+    if let Some(found) = &report.meaning {
+        page.paragraph(&meaning(found));
+    }
     page.table(&overlap_table(overlaps));
+    if let Some(found) = &report.quality {
+        page.heading("Quality scores");
+        page.paragraph(&quality(found));
+    }
     page.heading("Duplicates");
     page.table(&duplicate_table(duplicates));
     page
+}
+
+fn meaning(found: &MeaningReport) -> String {
+    let judged = match found.judge.as_str() {
+        "" => "without a judge".to_owned(),
+        judge => format!(
+            "the judge {judge} called {} pairs the same and {} different, and gave no verdict on {} (unjudged.jsonl)",
+            found.n_same, found.n_different, found.n_unjudged
+        ),
+    };
+    format!(
+        "By meaning ({}): {} user messages compared, {} texts cut by the embedder, {} rows dropped; {judged}.",
+        found.embedder, found.n_texts, found.n_cut, found.n_hits
+    )
+}
+
+fn quality(found: &QualityReport) -> String {
+    let number = |value: Option<f64>| value.map_or_else(|| "none".to_owned(), |value| format!("{value:.3}"));
+    format!(
+        "Complexity by {}, quality by {}: {} rows scored (means of a turn {} and {}), {} could not be scored and were dropped, {} with the \
+         lowest evol scores were dropped; the lowest kept is {}. scores.jsonl holds all.",
+        found.complexity_scorer,
+        found.quality_scorer,
+        found.n_scored,
+        number(found.mean_complexity),
+        number(found.mean_quality),
+        found.n_unscored,
+        found.n_low,
+        number(found.lowest_kept)
+    )
 }
 
 fn bar(name: &str, value: usize) -> Bar {

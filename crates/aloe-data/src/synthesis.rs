@@ -5,31 +5,34 @@
 //! source), `attempts.jsonl` (every attempt with its verdict), `examples.json` (the same solutions as Medprompt's database; one file a task
 //! where there are several), `results.json` and `report.html`. The same model, questions and settings give the same bytes.
 //!
-//! Reading order: `config`, `drive` (asks until accepted), `log`, `verdict` (what an attempt is worth), `report`, `page`. The wording is
-//! `aloe_task::wording::synthesis`.
+//! Reading order: `config`, `crate::asking` (asks until accepted), `verdict` (what an attempt is worth), `report`, `page`; `texts` with
+//! `genstruct` and `roleplay` for what is no solution. The wording is `aloe_task::wording::synthesis`.
 //!
 //! Never written: a row whose answer is not the key by the parser that evaluations use. Only train splits are read.
 
 mod config;
-mod drive;
-mod log;
+mod genstruct;
 mod page;
 mod report;
+mod roleplay;
+mod texts;
 mod verdict;
 
 pub use config::SynthesisConfig;
-pub use drive::Cost;
+pub use genstruct::{GENSTRUCT_STOP, genstruct, genstruct_prompt};
 pub use report::{BlindCounts, SynthesisReport, SynthesisYield};
+pub use roleplay::roleplay;
+pub use texts::{TextVerdict, TextsConfig, TextsReport};
 pub use verdict::{LEAST_WORDS, RESTATED, Verdict};
 
+use crate::asking::log::{AnswerLog, Answered};
+use crate::asking::{self, Item, Run};
 use crate::{Error, Result};
 use aloe_engine::{Call, Engine, FinishReason, GenerateRequest, Prompt, Sampling};
 use aloe_record::{Cancel, CounterRng, Progress, digest};
 use aloe_task::extract::{Reading, extract};
 use aloe_task::wording::synthesis::{blind_messages, messages};
 use aloe_task::{Answer, AnswerRule, ChoiceOrder, Question, Split, Task};
-use drive::{Item, Run};
-use log::{Answered, SynthesisLog};
 use std::collections::HashMap;
 use std::path::Path;
 use verdict::{Judged, judge};
@@ -77,13 +80,12 @@ pub fn run(
 ) -> Result<SynthesisReport> {
     config.check()?;
     let questions = load(config)?;
-    let mut log = SynthesisLog::open(&out.join(".answers.log"), &config.fingerprint(engine.identity()))?;
+    let mut log = AnswerLog::open(&out.join(".answers.log"), &config.fingerprint(engine.identity()))?;
     log.hold(engine.canary(Call::Generate, cancel)?)?;
-    let known = by_key(log.take());
+    let known = asking::by_key(log.take());
     progress.set_total(questions.len() as u64);
     let run = Run { engine, progress, cancel };
     let mut cases = attempts(run, &mut log, config, questions, &known)?;
-    stop_if_all_refused(&cases)?;
     if config.blind {
         progress.grow(cases.iter().filter(|case| case.accepted().is_some()).count() as u64);
         read_blindly(run, &mut log, config, &mut cases, &known)?;
@@ -110,16 +112,6 @@ fn load(config: &SynthesisConfig) -> Result<Vec<(Task, Question)>> {
     Ok(all)
 }
 
-/// The answers of each item in the order of their numbers.
-fn by_key(answered: Vec<Answered>) -> HashMap<String, Vec<Answered>> {
-    let mut known: HashMap<String, Vec<Answered>> = HashMap::new();
-    for one in answered {
-        known.entry(one.key.clone()).or_default().push(one);
-    }
-    known.values_mut().for_each(|all| all.sort_by_key(|one| one.number));
-    known
-}
-
 /// Task, id and a digest of all in the question but where it stood.
 fn key(task: Task, question: &Question) -> String {
     let text = serde_json::to_string(&Question { source: String::new(), ..question.clone() }).unwrap_or_default();
@@ -128,7 +120,7 @@ fn key(task: Task, question: &Question) -> String {
 
 fn attempts(
     run: Run,
-    log: &mut SynthesisLog,
+    log: &mut AnswerLog,
     config: &SynthesisConfig,
     questions: Vec<(Task, Question)>,
     known: &HashMap<String, Vec<Answered>>,
@@ -136,7 +128,7 @@ fn attempts(
     let judged = |place: usize, answered: &Answered| judge(&questions[place].1, &answered.text, answered.finish_reason);
     let is_accepted = |place: usize, answered: &Answered| judged(place, answered).verdict == Verdict::Accepted;
     let keys = questions.iter().map(|(task, question)| key(*task, question));
-    let mut items = drive::items(keys, known, config.attempts, &is_accepted);
+    let mut items = asking::items(keys, known, config.attempts, &is_accepted);
     let request = |place: usize, number: usize| {
         let (task, question) = &questions[place];
         GenerateRequest {
@@ -146,7 +138,10 @@ fn attempts(
             sampling: Sampling { seed: config.seed, ..config.sampling.clone() },
         }
     };
-    drive::attempt(run, log, &mut items, config.attempts, &request, &is_accepted)?;
+    asking::attempt(run, log, &mut items, config.attempts, &request, &is_accepted)?;
+    if let Some(reason) = asking::all_refused(&items) {
+        return Err(Error::AllRefused { n: items.len(), reason });
+    }
     let case = |(place, item): (usize, Item)| {
         let (task, question) = questions[place].clone();
         let judged = item.attempts.iter().map(|answered| judged(place, answered)).collect();
@@ -158,7 +153,7 @@ fn attempts(
 /// Another call sees each kept reasoning without its answer and picks an option, greedily.
 fn read_blindly(
     run: Run,
-    log: &mut SynthesisLog,
+    log: &mut AnswerLog,
     config: &SynthesisConfig,
     cases: &mut [Case],
     known: &HashMap<String, Vec<Answered>>,
@@ -169,7 +164,7 @@ fn read_blindly(
     let keys = places.iter().enumerate().map(|(at, &place)| {
         format!("blind/{}/{}", cases[place].item.key, &digest::bytes(reasoning(at).as_bytes())[..16])
     });
-    let mut items = drive::items(keys, known, 1, &|_, _| true);
+    let mut items = asking::items(keys, known, 1, &|_, _| true);
     let request = |at: usize, _: usize| {
         let case = &cases[places[at]];
         GenerateRequest {
@@ -179,18 +174,9 @@ fn read_blindly(
             sampling: Sampling { seed: config.seed, ..Sampling::greedy(BLIND_TOKENS) },
         }
     };
-    drive::attempt(run, log, &mut items, 1, &request, &|_, _| true)?;
+    asking::attempt(run, log, &mut items, 1, &request, &|_, _| true)?;
     for (place, item) in places.into_iter().zip(items) {
         cases[place].blind = Some(item);
     }
     Ok(())
-}
-
-/// A server that refuses everything has made nothing to report.
-fn stop_if_all_refused(cases: &[Case]) -> Result<()> {
-    let mut refused = cases.iter().filter_map(|case| case.item.refused.clone());
-    match refused.next() {
-        Some(reason) if refused.count() + 1 == cases.len() => Err(Error::AllRefused { n: cases.len(), reason }),
-        _ => Ok(()),
-    }
 }

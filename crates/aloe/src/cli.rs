@@ -670,7 +670,7 @@ pub(crate) struct SynthesisArgs {
     #[command(flatten)]
     pub(crate) asked: AskedArgs,
     /// Names of the tasks whose train questions are solved, separated by commas
-    #[arg(long, value_delimiter = ',', required_unless_present = "recipe", conflicts_with = "recipe")]
+    #[arg(long, value_delimiter = ',', conflicts_with = "recipe")]
     pub(crate) tasks: Vec<String>,
     /// Folder with the benchmarks' files; default $ALOE_DATA
     #[arg(long, conflicts_with = "recipe")]

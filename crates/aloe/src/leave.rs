@@ -51,7 +51,7 @@ pub(crate) fn resume_point(kind: &str, partial: &Path) -> Option<String> {
             let n_verdicts = entries.filter(is_verdict).count();
             (n_verdicts > 0).then(|| format!("goes on from {n_verdicts} verdicts"))
         }
-        "eval" | "redteam" | "synthesis" => {
+        "eval" | "redteam" | "synthesis" | "data" => {
             let log = match std::fs::read(partial.join(".answers.log")) {
                 Ok(log) => log,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,

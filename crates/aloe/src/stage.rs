@@ -384,13 +384,15 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
 /// Everything that decides a stage's result.
 fn decides(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &str) -> Value {
     // Training stages hold their dtype in their settings; the others but these do not compute with a model.
-    let computes = matches!(job.kind, "eval" | "rejudge" | "redteam" | "synthesis" | "merge-search");
+    let asks = job.kind == "data" && !job.inputs.is_empty();
+    let computes = asks || matches!(job.kind, "eval" | "rejudge" | "redteam" | "synthesis" | "merge-search");
     let dtype = computes.then(|| match context.dtype {
         None if job.inputs.get("model").is_some_and(|paths| paths.iter().any(|path| path.is_file())) => "Gguf".into(),
         dtype => format!("{:?}", dtype.unwrap_or_default()),
     });
     // What a server answers does not depend on the processor that asks.
     let asks_a_server = computes
+        && !asks
         && job
             .inputs
             .get("model")

@@ -1,7 +1,7 @@
 //! `report.html` of a synthesis: yield, attempts and cost as tables and plots, and some solutions beside what the second reader made of them.
 
 use super::report::{SynthesisReport, SynthesisYield, share};
-use super::{Case, SynthesisConfig};
+use super::{Case, SynthesisConfig, TextsReport};
 use aloe_report::{Align, Bar, BarPlot, Page, Table};
 use aloe_task::letter;
 use aloe_task::wording::synthesis::{Told, explanation, shown};
@@ -143,4 +143,42 @@ fn show(page: &mut Page, case: &Case) {
         page.verbatim(&format!("{}{explained}", shown(&case.question)));
         page.verbatim(case.accepted().map_or("", |judged| judged.reasoning.as_str()));
     });
+}
+
+/// The page of texts that are no solutions; `shown` are id, what it was made of, and the text.
+pub(super) fn draw_texts<'a>(report: &TextsReport, shown: impl Iterator<Item = (&'a str, &'a str, &'a str)>) -> Page {
+    let mut page = Page::new(match report.make {
+        "genstruct" => "Questions and answers from passages",
+        _ => "Role-play variants of red-team questions",
+    });
+    page.paragraph(&format!(
+        "Written by {} ({}). {}.",
+        report.model.name,
+        report.model.dtype,
+        share(report.n_accepted, report.n_items)
+    ));
+    for notice in &report.notices {
+        page.paragraph(&format!("Note: {notice}."));
+    }
+    page.heading("What became of attempts");
+    let n_attempts: usize = report.attempts.values().sum();
+    let name = |verdict| serde_json::to_value(verdict).ok().and_then(|name| name.as_str().map(String::from));
+    let rows =
+        report.attempts.iter().map(|(verdict, n)| vec![name(verdict).unwrap_or_default(), share(*n, n_attempts)]);
+    page.table(&table(&["verdict", "attempts"], rows.collect()));
+    page.heading("Cost");
+    page.paragraph("Seconds stand in record.json.");
+    let cost = &report.cost;
+    let counts = [cost.n_requests, cost.n_prompt_tokens, cost.n_tokens, cost.n_untold];
+    let row = std::iter::once(report.make.to_owned()).chain(counts.iter().map(ToString::to_string)).collect();
+    page.table(&table(&["texts", "answers", "prompt tokens", "new tokens", "tokens not told"], vec![row]));
+    page.heading("Kept texts");
+    for (id, made_of, text) in shown.take(N_SHOWN) {
+        page.subheading(id);
+        page.side_by_side(|page| {
+            page.verbatim(made_of);
+            page.verbatim(text);
+        });
+    }
+    page
 }

@@ -1,9 +1,9 @@
 //! What a synthesis came to: yield, attempts, the blind reader, betraying phrases, cost; and its files.
 
-use super::drive::Cost;
 use super::verdict::{Verdict, betrayal, discusses_all};
 use super::{Case, SynthesisConfig, page};
 use crate::Result;
+use crate::asking::Cost;
 use crate::data::lines;
 use aloe_engine::EngineIdentity;
 use aloe_record::atomic;

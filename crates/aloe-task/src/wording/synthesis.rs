@@ -281,6 +281,8 @@ mod tests {
                 assert_eq!(text, format!("{reasoning}\n{}", answer_line(&shot)));
                 assert_eq!(reasoning.split("\n\n").count(), 3, "{text}");
                 let is_lettered = !shot.is_yes_no_maybe();
+                let end = reasoning.rsplit("\n\n").next().unwrap_or_default().to_lowercase();
+                assert!(!is_lettered || end.contains(&shot.choices[shot.key].to_lowercase()), "{text}");
                 assert!(shot.choices.iter().all(|choice| !is_lettered || reasoning.contains(choice)), "{text}");
             }
         }

@@ -4,6 +4,7 @@ mod bench;
 pub(crate) mod chat;
 mod compare;
 mod data;
+mod data_stage;
 mod embed;
 mod export;
 mod generate;

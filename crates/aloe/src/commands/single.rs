@@ -263,8 +263,11 @@ pub(crate) fn synthesis(args: &SynthesisArgs, cancel: &Cancel) -> anyhow::Result
         return Err(Failure::usage("--compare: two syntheses are not compared here; leave it out").into());
     }
     let mut entry = Table::new();
-    entry.insert("tasks".into(), tasks_value(&args.tasks)?);
-    entry.insert("data".into(), path_value(&data_folder(args.data.as_deref(), &args.tasks)?)?);
+    // Passages and red-team questions are named by --set.
+    if args.data.is_some() || !args.tasks.is_empty() {
+        entry.insert("tasks".into(), tasks_value(&args.tasks)?);
+        entry.insert("data".into(), path_value(&data_folder(args.data.as_deref(), &args.tasks)?)?);
+    }
     entry.insert("mode".into(), Value::String(args.mode.clone()));
     if let Some(limit) = args.limit {
         entry.insert("limit".into(), Value::Integer(i64::try_from(limit)?));

@@ -1,7 +1,9 @@
 //! From checked settings to a stage's spine: one function per kind that opens what the spine needs, calls it and fills
 //! the record. `aloe run` and the subcommands both come through here.
 
-use crate::commands::{memory_of, merge_search, open, rows, synthesis, tell_cache, tell_evictions, timeout_of};
+use crate::commands::{
+    data_stage, memory_of, merge_search, open, rows, synthesis, tell_cache, tell_evictions, timeout_of,
+};
 use crate::failure::Failure;
 use crate::lineage;
 use crate::recipe::eval_stage::EvalStage;
@@ -39,7 +41,7 @@ pub(crate) fn run(
     let job = Job { kind: config.kind(), name, written, used: config.used()?, inputs, extra_files, out };
     execute(context, &job, |folder, record| match config {
         StageConfig::Pull(config) => pull(config, folder, record, context),
-        StageConfig::Data(config) => data(config, folder, record, context),
+        StageConfig::Data(config) => data_stage::run(config, inputs, folder, record, context),
         StageConfig::Sft(config) => sft(config, inputs, folder, record, context),
         StageConfig::Dpo(config) => dpo(config, inputs, folder, record, context),
         StageConfig::Merge(config) => merge(config, inputs, folder, record, context),
@@ -97,20 +99,6 @@ pub(super) fn move_up(from: &Path, to: &Path) -> anyhow::Result<()> {
         std::fs::rename(&path, &target).map_err(aloe_record::Error::io("rename", &path))?;
     }
     Ok(std::fs::remove_dir(from).map_err(aloe_record::Error::io("remove", from))?)
-}
-
-fn data(config: &aloe_data::DataConfig, folder: &Path, record: &mut Record, context: &Context) -> anyhow::Result<()> {
-    let progress = Progress::new("data", 0, "rows");
-    let report = aloe_data::run(config, folder, context.threads, &progress, &context.cancel)?;
-    progress.finish();
-    tell(&report.notices);
-    record.result("summary", data_summary(&report))?;
-    record.result("data", &report)?;
-    Ok(())
-}
-
-fn data_summary(report: &aloe_data::DataReport) -> String {
-    report.account.to_string()
 }
 
 fn sft(
@@ -478,7 +466,7 @@ fn open_judge(address: &str, stage: &RedteamStage, context: &Context) -> anyhow:
 }
 
 /// A path as folder and file name, the form the readers name rows by.
-fn split(path: &Path) -> (&Path, &str) {
+pub(super) fn split(path: &Path) -> (&Path, &str) {
     let dir = path.parent().unwrap_or(Path::new(""));
     (dir, path.file_name().and_then(|name| name.to_str()).unwrap_or_default())
 }

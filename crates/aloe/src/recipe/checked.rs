@@ -259,7 +259,7 @@ fn check_stage(
         config
     });
     if let Some(config) = &config {
-        for mistake in config.mistakes() {
+        for mistake in config.mistakes().into_iter().chain(config.input_mistakes(&from)) {
             mistakes.push(Mistake { line, text: format!("{context}: {mistake}") });
         }
         for required in config.required_inputs() {

@@ -113,6 +113,11 @@ const DATA: &[Key] = &[
     ("verdicts", "file of `aloe data review`: rows that overlap an evaluation question stay where it says keep"),
     ("decontaminate", "files or folders of evaluation questions that no row may overlap"),
     (
+        "meaning",
+        "table, see below: rows that ask in other words what an evaluation question asks, by the input embedder; by default as below where that is given",
+    ),
+    ("quality", "table, see below: DEITA's complexity and quality by the input scorer; default none"),
+    (
         "hold_out",
         "share of the rows, 0 to below 1, written to hold_out.jsonl; drawn before max_rows and weight, so of a capped source more is held out",
     ),
@@ -184,6 +189,32 @@ const DEDUP: &[Key] = &[
         "near duplicates: 14 x 8 bands, 11 x 9 for dialogues, as Datatrove; false keeps rows made from one template",
     ),
 ];
+
+/// Of DEDUP's table, by a model.
+const DEDUP_MEANING: &[Key] = &[(
+    "semantic",
+    "cosine (0.95, say) from which on two rows are duplicates by the input embedder, of 50,000 rows at most; default none",
+)];
+
+const MEANING: &[Key] = &[
+    ("threshold", "cosine from which on a row is dropped, above 0 to 1; a judge's word goes before it"),
+    ("neighbours", "nearest rows of each evaluation question that a judge is shown"),
+    ("judge_from", "cosine from which on it is shown them; at the threshold and above it is shown every row"),
+    ("judge_attempts", "the most replies asked for a pair, until one is True or False"),
+];
+
+const QUALITY: &[Key] = &[
+    (
+        "drop_lowest",
+        "share of the scored rows, lowest complexity x quality first, that is dropped; rows without scores go too",
+    ),
+    ("tokenizer", "scorer behind an endpoint: folder or .gguf whose tokenizer makes the prompts' tokens"),
+];
+
+/// Inputs of a data stage, under its keys.
+const DATA_INPUTS: &str = "Inputs of a recipe's stage, from = { embedder = .., judge = .., scorer = .. }: folders, .gguf files or http(s)://host:port/v1#model. \
+                           embedder finds each row's nearest evaluation question by meaning; judge (with it) is asked whether the two are the \
+                           same, True or False; scorer is one model or two, [complexity, quality].\n";
 
 const EVAL: &[Key] = &[
     ("tasks", "list of task names, see below"),
@@ -358,14 +389,16 @@ pub(crate) const DATA_EXAMPLE: &str = r#"  output = "sft"
 pub(crate) fn data() -> String {
     let (defaults, source) = data_defaults();
     format!(
-        "{}\n{}\nEach source\n{}\nrules\n{}\ndedup\n{}\nExample of data.toml:\n{DATA_EXAMPLE}\nExamples:\n  aloe data run --config data.toml \
+        "{}\n{}\nEach source\n{}\nrules\n{}\ndedup\n{}\nmeaning\n{}\nquality\n{}\n{DATA_INPUTS}\nExample of data.toml:\n{DATA_EXAMPLE}\nExamples:\n  aloe data run --config data.toml \
          --out runs/data\n  aloe data run --recipe recipes/quickstart.toml --stage data-medical\n\nWrites train.jsonl (conversations or \
-         pairs), hold_out.jsonl, manifest.json, report.html, ledger.jsonl, duplicates.jsonl, overlaps.jsonl and record.json into --out.",
+         pairs), hold_out.jsonl, manifest.json, report.html, ledger.jsonl, duplicates.jsonl, overlaps.jsonl, unjudged.jsonl (with a judge), scores.jsonl (with a scorer) and record.json into --out.",
         HEADING,
         list(DATA, &defaults),
         list(SOURCE, &source).replace("@DIALECTS@", &dialects().join(", ")).replace("@SPEAKERS@", aloe_data::SPEAKERS),
         list(RULES, &defaults["rules"]),
-        list(DEDUP, &defaults["dedup"]),
+        list(DEDUP, &defaults["dedup"]) + &list(DEDUP_MEANING, &defaults["dedup"]),
+        list(MEANING, &json_of(&aloe_data::Meaning::default())),
+        list(QUALITY, &json_of(&aloe_data::Quality::default())),
     )
 }
 
@@ -523,7 +556,9 @@ mod tests {
         check::<aloe_data::DataConfig>(&[DATA]);
         check::<aloe_data::SourceConfig>(&[SOURCE]);
         check::<aloe_data::Rules>(&[RULES]);
-        check::<aloe_data::Dedup>(&[DEDUP]);
+        check::<aloe_data::Dedup>(&[DEDUP, DEDUP_MEANING]);
+        check::<aloe_data::Meaning>(&[MEANING]);
+        check::<aloe_data::Quality>(&[QUALITY]);
         check::<EvalStage>(&[EVAL]);
         check::<super::super::open_stage::RejudgeStage>(&[REJUDGE]);
         check::<RedteamStage>(&[REDTEAM]);

@@ -1,6 +1,7 @@
 //! The typed settings of each kind of stage: what they inherit from the recipe's head, which inputs they need, and which
 //! values are out of range.
 
+use super::checked::Input;
 use crate::weights::{DtypeName, Quantize};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -164,12 +165,27 @@ impl StageConfig {
     pub(super) fn optional_inputs(&self) -> Option<&'static [&'static str]> {
         match self {
             Self::Merge(_) | Self::MergeSearch(_) => None,
-            Self::Pull(_) | Self::Data(_) | Self::Sft(_) | Self::Dpo(_) | Self::Synthesis(_) => Some(&[]),
+            Self::Pull(_) | Self::Sft(_) | Self::Dpo(_) | Self::Synthesis(_) => Some(&[]),
+            Self::Data(_) => Some(&["embedder", "judge", "scorer"]),
             Self::Eval(config) if config.is_open() => Some(&["judge"]),
             Self::Eval(_) => Some(&["compare", "embedder"]),
             Self::Rejudge(_) => Some(&["judge"]),
             Self::Redteam(_) => Some(&["compare"]),
             Self::Card(_) => Some(&["records"]),
+        }
+    }
+
+    /// What is wrong between settings and inputs, in words.
+    pub(super) fn input_mistakes(&self, from: &[(String, Vec<Input>)]) -> Vec<String> {
+        let names: Vec<&str> = from.iter().map(|(name, _)| name.as_str()).collect();
+        match self {
+            Self::Data(config) => {
+                let n_scorers = from.iter().find(|(name, _)| name == "scorer").map_or(0, |(_, inputs)| inputs.len());
+                let too_many = (n_scorers > 2)
+                    .then(|| "the input `scorer` is one model, or two: of complexity, of quality".into());
+                config.input_mistakes(&names).into_iter().chain(too_many).collect()
+            }
+            _ => Vec::new(),
         }
     }
 

@@ -4,7 +4,8 @@ use super::keys::{Key, list, minimal};
 use super::sizes::{Meter, Size};
 use crate::cli::{connections_mistake, timeout_mistake};
 use crate::weights::Quantize;
-use aloe_data::synthesis::SynthesisConfig;
+use aloe_data::synthesis::{GENSTRUCT_STOP, SynthesisConfig, TextsConfig};
+use aloe_engine::Sampling;
 use aloe_task::wording::synthesis::{SYNTHESIS_PROMPT_VERSION, Told, messages};
 use aloe_task::{Split, Task};
 use serde::{Deserialize, Serialize};
@@ -15,10 +16,18 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SynthesisStage {
-    /// Task names; a group stands for its members.
+    /// What is made.
+    #[serde(default)]
+    pub(crate) make: Make,
+    /// cot: task names; a group stands for its members.
+    #[serde(default)]
     pub(crate) tasks: Vec<String>,
-    /// Folder with the benchmarks' files.
-    pub(crate) data: PathBuf,
+    /// cot: folder with the benchmarks' files.
+    pub(crate) data: Option<PathBuf>,
+    /// genstruct: file or folder of passages.
+    pub(crate) passages: Option<PathBuf>,
+    /// roleplay: file of red-team questions.
+    pub(crate) questions: Option<PathBuf>,
     /// What the writer is told.
     #[serde(default = "gold")]
     pub(crate) mode: Told,
@@ -67,6 +76,26 @@ pub(crate) struct SynthesisStage {
     pub(crate) seed: u64,
 }
 
+/// What a synthesis stage makes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Make {
+    /// Worked solutions to train questions.
+    #[default]
+    Cot,
+    /// Questions and answers from passages.
+    Genstruct,
+    /// Role-play variants of red-team questions.
+    Roleplay,
+}
+
+/// The settings as the maker takes them.
+pub(crate) enum Checked {
+    Cot(SynthesisConfig),
+    Genstruct(PathBuf, TextsConfig),
+    Roleplay(PathBuf, TextsConfig),
+}
+
 fn gold() -> Told {
     Told::Gold
 }
@@ -101,19 +130,76 @@ fn tokens() -> usize {
 
 impl SynthesisStage {
     /// The maker's settings, or every mistake.
-    pub(crate) fn checked(&self) -> Result<SynthesisConfig, Vec<String>> {
-        let mut mistakes = Vec::from_iter(timeout_mistake(self.request_timeout));
+    pub(crate) fn checked(&self) -> Result<Checked, Vec<String>> {
+        let mut mistakes = self.misplaced();
+        let file = match self.make {
+            Make::Cot => return self.checked_cot(mistakes).map(Checked::Cot),
+            Make::Genstruct => self.passages.clone(),
+            Make::Roleplay => self.questions.clone(),
+        };
+        mistakes.extend(timeout_mistake(self.request_timeout));
         mistakes.extend(connections_mistake(self.connections));
+        let config =
+            TextsConfig { limit: self.limit, attempts: self.attempts, sampling: self.sampling(), seed: self.seed };
+        if let Err(error) = config.check() {
+            mistakes.push(error.to_string());
+        }
+        match (file, mistakes.is_empty()) {
+            (Some(file), true) if self.make == Make::Genstruct => Ok(Checked::Genstruct(file, config)),
+            (Some(file), true) => Ok(Checked::Roleplay(file, config)),
+            (None, _) => {
+                let key = if self.make == Make::Genstruct { "passages" } else { "questions" };
+                mistakes.push(format!("{key} = FILE is missing"));
+                Err(mistakes)
+            }
+            (Some(_), false) => Err(mistakes),
+        }
+    }
+
+    /// Settings of what is not made.
+    fn misplaced(&self) -> Vec<String> {
+        let of = [
+            ("tasks", Make::Cot, !self.tasks.is_empty()),
+            ("data", Make::Cot, self.data.is_some()),
+            ("passages", Make::Genstruct, self.passages.is_some()),
+            ("questions", Make::Roleplay, self.questions.is_some()),
+        ];
+        let wrong = of.into_iter().filter(|(_, make, is_set)| *is_set && *make != self.make);
+        let name = |make: Make| format!("{make:?}").to_lowercase();
+        wrong
+            .map(|(key, make, _)| {
+                format!("{key} is for make = {:?}, not {:?}: leave it out", name(make), name(self.make))
+            })
+            .collect()
+    }
+
+    fn sampling(&self) -> Sampling {
+        Sampling {
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            stop: if self.make == Make::Genstruct { vec![GENSTRUCT_STOP.to_owned()] } else { Vec::new() },
+            ..Sampling::default()
+        }
+    }
+
+    fn checked_cot(&self, mut mistakes: Vec<String>) -> Result<SynthesisConfig, Vec<String>> {
+        mistakes.extend(timeout_mistake(self.request_timeout));
+        mistakes.extend(connections_mistake(self.connections));
+        for (missing, text) in [
+            (self.tasks.is_empty(), "tasks = [NAME, ..] is missing: whose train questions are to be solved"),
+            (self.data.is_none(), "data = FOLDER is missing"),
+        ] {
+            mistakes.extend(missing.then(|| text.to_owned()));
+        }
         let tasks = Task::parse_all(&self.tasks).map_err(|error| mistakes.push(error.to_string())).unwrap_or_default();
-        let mut config = SynthesisConfig::new(tasks, self.data.clone(), self.mode);
+        let mut config = SynthesisConfig::new(tasks, self.data.clone().unwrap_or_default(), self.mode);
         config.limit = self.limit;
         config.shots = self.shots;
         config.attempts = self.attempts;
         config.blind = self.blind;
         config.seed = self.seed;
-        config.sampling.temperature = self.temperature;
-        config.sampling.top_p = self.top_p;
-        config.sampling.max_new_tokens = self.max_new_tokens;
+        config.sampling = self.sampling();
         if mistakes.is_empty()
             && let Err(error) = config.check()
         {
@@ -133,13 +219,14 @@ impl SynthesisStage {
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let tasks = Task::parse_all(&self.tasks).unwrap_or_default();
         let own = tasks.into_iter().flat_map(Task::own_files);
-        [self.data.clone()].into_iter().chain(self.tokenizer.clone()).chain(own).collect()
+        let named = [&self.data, &self.passages, &self.questions, &self.tokenizer];
+        named.into_iter().flatten().cloned().chain(own).collect()
     }
 
     /// The questions with the tokens of one attempt at each, and the most that all attempts generate; none where the questions are not at
     /// hand.
     pub(super) fn size(&self, meter: &Meter) -> Option<Size> {
-        let config = self.checked().ok()?;
+        let Ok(Checked::Cot(config)) = self.checked() else { return None };
         let (mut rows, mut tokens) = (0, 0.0);
         for task in &config.tasks {
             let mut questions = task.load(&config.data_dir, Split::Train).ok()?;
@@ -157,18 +244,24 @@ impl SynthesisStage {
 
 /// Every key, for `--help`.
 pub(super) const SYNTHESIS: &[Key] = &[
-    ("tasks", "list of task names whose train questions are solved"),
-    ("data", "folder with the benchmarks' files"),
+    (
+        "make",
+        "cot: worked solutions to train questions; genstruct: questions and answers from passages, by Genstruct's prompt; roleplay: variants of red-team questions",
+    ),
+    ("tasks", "cot: list of task names whose train questions are solved"),
+    ("data", "cot: folder with the benchmarks' files"),
+    ("passages", "genstruct: file or folder of rows with title and content (or text)"),
+    ("questions", "roleplay: file of red-team questions, as for aloe redteam"),
     (
         "mode",
-        "gold: the writer is told the right answer, and the reference explanation where the set has one; self: the question alone",
+        "cot, gold: the writer is told the right answer, and the reference explanation where the set has one; self: the question alone",
     ),
-    ("limit", "at most N questions of each task, drawn by the seed"),
-    ("shots", "worked examples in three parts before each question, 3 at most"),
-    ("attempts", "the most attempts at a question; the first that reaches the key is kept"),
+    ("limit", "at most N questions of each task (passages, red-team questions), drawn by the seed"),
+    ("shots", "cot: worked examples in three parts before each question, 3 at most"),
+    ("attempts", "the most attempts at each; the first that passes the check is kept"),
     (
         "blind",
-        "a second call is shown question and reasoning without the answer's line and picks an option; false leaves it out",
+        "cot: a second call is shown question and reasoning without the answer's line and picks an option; false leaves it out",
     ),
     ("temperature", "of attempts; 0 is greedy, and goes with attempts = 1"),
     ("top_p", "nucleus sampling, above 0 to 1"),
@@ -198,8 +291,8 @@ pub(crate) fn synthesis() -> String {
          final choice. One is kept when the parser of `aloe eval` reads the key from it; others are written anew. A set without explanations \
          (MedQA) is solved from the right answer alone, and the report says so.\n\nWrites train.jsonl (columns question, response, as the \
          published *-cot sets, and made, support, attempts, blind_reader, betrays of each row; a source of `aloe data run`), \
-         attempts.jsonl, examples.json (for `aloe eval --strategy medprompt --set examples=FILE`; one file a task where there are several), \
-         results.json, report.html and record.json into --out. An interrupted run goes on with the same command.",
-        list(SYNTHESIS, &minimal::<SynthesisStage>(r#"{"tasks": [], "data": ""}"#))
+         attempts.jsonl, examples.json (cot alone, for `aloe eval --strategy medprompt --set examples=FILE`; one file a task where there are several), \
+         results.json, report.html and record.json into --out. An interrupted run goes on with the same command.\n\nmake = \"genstruct\" reads the two turns out of what follows Genstruct's exact prompt, without a chat template; make = \"roleplay\" writes questions.jsonl instead of train.jsonl, in the layout of red-team questions, each to be reviewed by hand.",
+        list(SYNTHESIS, &minimal::<SynthesisStage>("{}"))
     )
 }

@@ -1,6 +1,7 @@
 //! Models behind an OpenAI-compatible server, driven through the binary: scores and answers equal the local engine's where
 //! the server holds the same weights, and a server that cannot score, lies, is busy or dies is told from one that can.
 
+mod by_model;
 mod cached;
 mod changed;
 mod embedder;

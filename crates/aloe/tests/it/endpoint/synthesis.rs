@@ -4,7 +4,7 @@
 use super::server::{Asked, Reply, Server, text};
 use super::{lines, read, starter};
 use crate::{aloe, run};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -259,5 +259,98 @@ fn a_killed_synthesis_goes_on_and_gives_the_same_bytes_as_one_that_was_not() {
     for name in ["train.jsonl", "attempts.jsonl", "examples.json", "results.json", "report.html"] {
         let bytes = |folder: &Path| std::fs::read_to_string(folder.join(name)).unwrap();
         assert_eq!(bytes(&whole), bytes(&out), "{name}");
+    }
+}
+
+/// Answers by the item's place in the file: two turns at once, none at all, two turns at the second attempt.
+#[test]
+fn genstruct_reads_two_turns_out_of_its_exact_prompt_and_roleplay_marks_variants_for_review() {
+    let Some(folder) = models() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let passages = dir.path().join("passages.jsonl");
+    let rows = ["Gout", "Rickets", "Scurvy"]
+        .map(|title| format!("{{\"title\": \"{title}\", \"content\": \"About {title}.\"}}\n"));
+    std::fs::write(&passages, rows.concat()).unwrap();
+    let tokenizer = format!("{folder}/smollm2-135m-instruct-q4_1/model.gguf");
+    let text_of = aloe_engine::Engine::open(&tokenizer, &aloe_engine::EngineOptions::default()).unwrap();
+    let seen = Mutex::new(HashMap::<Vec<u32>, usize>::new());
+    let prompts = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&prompts);
+    let server = Server::start(move |_, asked: &Asked| {
+        let ids = super::server::prompt_ids(asked);
+        let prompt = text_of.text().unwrap().tokenizer.decode(&ids, false).unwrap();
+        kept.lock().unwrap().push((prompt.clone(), asked.body["stop"].clone()));
+        let mut seen = seen.lock().unwrap();
+        let attempt = seen.entry(ids).or_default();
+        *attempt += 1;
+        text(match (prompt.contains("] Gout"), prompt.contains("] Scurvy"), *attempt) {
+            (true, ..) | (_, true, 2) => "What is it?\n[[[Assistant]]] An illness.",
+            _ => "What is it?",
+        })
+    });
+    let out = dir.path().join("genstruct");
+    let passages = format!("passages={}", passages.display());
+    let model = server.model();
+    let mut args = vec!["synthesis", &model, "--tokenizer", &tokenizer, "--out", out.to_str().unwrap()];
+    args.extend(["--set", "make=genstruct", "--set", &passages, "--set", "attempts=2"]);
+    let (stdout, stderr, code) = run(&args);
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    let rows = lines(&out.join("train.jsonl"));
+    let told: Vec<(&Value, &Value)> = rows.iter().map(|row| (&row["title"], &row["attempts"])).collect();
+    assert_eq!(told, [(&json!("Gout"), &json!(1)), (&json!("Scurvy"), &json!(2))]);
+    assert_eq!((&rows[0]["question"], &rows[0]["response"]), (&json!("What is it?"), &json!("An illness.")));
+    let results = read(&out.join("results.json"));
+    assert_eq!((&results["attempts"]["accepted"], &results["attempts"]["no_turns"]), (&json!(2), &json!(3)));
+    let prompts = prompts.lock().unwrap();
+    let (prompt, stop) = &prompts[0];
+    let written = "\n\nThe following is an interaction between a user and an AI assistant that is related to the above text.\n\n[[[User]]] ";
+    assert!(prompt.starts_with("[[[Title]]] ") && prompt.ends_with(written), "{prompt:?}");
+    assert!(prompts.iter().any(|(prompt, _)| prompt.contains("[[[Title]]] Gout\n[[[Content]]] About Gout.\n\n")));
+    assert_eq!(stop, &json!(["[[[User]]]"]));
+
+    let questions = Path::new(&starter()).join("redteam/questions.jsonl");
+    let base = lines(&questions);
+    let writer = Server::start(|_, asked: &Asked| {
+        let user = last_user(asked);
+        let question = user.split('"').nth(1).unwrap();
+        text(&format!("You keep the harbour of an old city. A traveller comes in and asks you: {question}"))
+    });
+    let out = dir.path().join("roleplay");
+    let questions = format!("questions={}", questions.display());
+    let model = writer.model();
+    let mut args = vec!["synthesis", &model, "--server-template", "--out", out.to_str().unwrap()];
+    args.extend(["--set", "make=roleplay", "--set", &questions, "--set", "limit=7"]);
+    let (stdout, stderr, code) = run(&args);
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    let variants = lines(&out.join("questions.jsonl"));
+    assert!(variants.len() >= 5 && stderr.contains("reviewed by hand"), "{stdout}{stderr}");
+    for variant in &variants {
+        let of = base.iter().find(|row| row["id"] == variant["base_id"]).unwrap();
+        assert_eq!(variant["split"], of["split"], "a variant stays with its question");
+        assert!(variant["question"].as_str().unwrap().starts_with("You keep the harbour"));
+        assert_eq!(variant["review"], "to be reviewed by hand");
+    }
+    for (more, words) in [
+        (vec!["--set", "make=genstruct"], "passages = FILE is missing"),
+        (vec!["--set", "make=roleplay", "--tasks", "medqa_4options", "--data", "."], "tasks is for make = \"cot\""),
+        (vec!["--tasks", "starter_mcqa", "--data", ".", "--set", "temperature=0"], "the first one again"),
+        (vec![], "tasks"),
+    ] {
+        let none = dir.path().join("none");
+        let mut args = vec!["synthesis", &model, "--server-template", "--out", none.to_str().unwrap()];
+        args.extend(more);
+        let (_, stderr, code) = run(&args);
+        assert!(code == 2 && stderr.contains(words), "{args:?}: {stderr}");
+    }
+}
+
+fn models() -> Option<String> {
+    match std::env::var("ALOE_MODELS") {
+        Ok(models) => Some(models),
+        Err(_) => {
+            assert!(std::env::var("ALOE_REQUIRE").is_err(), "ALOE_MODELS is not set");
+            eprintln!("not run: ALOE_MODELS is not set");
+            None
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! Asks a model for one text per item, again where the text is not accepted, and logs each answer as it comes. What is asked and what is
 //! accepted is the caller's. A result depends on (weights, item, attempt's number, seed) alone, not on windows, order or restart.
 
-use super::log::{Answered, SynthesisLog};
+pub(crate) mod log;
+
 use crate::Result;
 use aloe_engine::{Engine, GenerateRequest, handed};
 use aloe_record::{Cancel, Progress};
+use log::{AnswerLog, Answered};
 use serde::Serialize;
 use std::collections::HashMap;
 
@@ -50,6 +52,22 @@ impl Cost {
     }
 }
 
+/// The answers of each item in the order of their numbers.
+pub(crate) fn by_key(answered: Vec<Answered>) -> HashMap<String, Vec<Answered>> {
+    let mut known: HashMap<String, Vec<Answered>> = HashMap::new();
+    for one in answered {
+        known.entry(one.key.clone()).or_default().push(one);
+    }
+    known.values_mut().for_each(|all| all.sort_by_key(|one| one.number));
+    known
+}
+
+/// The first reason where the model refused every item.
+pub(crate) fn all_refused(items: &[Item]) -> Option<String> {
+    let reason = items.first().and_then(|item| item.refused.clone())?;
+    items.iter().all(|item| item.refused.is_some()).then_some(reason)
+}
+
 /// Items by their keys, with what the log holds of them up to `n_attempts`.
 pub(crate) fn items(
     keys: impl Iterator<Item = String>,
@@ -74,7 +92,7 @@ pub(crate) fn items(
 /// Attempts at every item until one is accepted or there were `n_attempts`.
 pub(crate) fn attempt(
     run: Run,
-    log: &mut SynthesisLog,
+    log: &mut AnswerLog,
     items: &mut [Item],
     n_attempts: usize,
     request: &dyn Fn(usize, usize) -> GenerateRequest,

@@ -1,4 +1,4 @@
-//! The log that lets an interrupted synthesis go on: every answer of the model as it came. Verdicts are not kept: they follow from the
+//! The log that lets an interrupted stage go on: every answer of the model as it came. Verdicts are not kept: they follow from the
 //! texts. The first entry is the run's fingerprint; a log of another run is refused. A question that was refused is not kept: it costs
 //! nothing to ask again.
 
@@ -52,7 +52,7 @@ enum Entry {
 }
 
 /// The open log with what it held.
-pub(crate) struct SynthesisLog {
+pub(crate) struct AnswerLog {
     log: Log,
     path: PathBuf,
     canary: Option<CanaryAnswers>,
@@ -63,7 +63,7 @@ pub(crate) struct SynthesisLog {
     counted: Instant,
 }
 
-impl SynthesisLog {
+impl AnswerLog {
     pub(crate) fn open(path: &Path, fingerprint: &str) -> Result<Self> {
         let other = || Error::OtherRun { path: path.to_owned() };
         let (mut log, entries) = Log::open::<Entry>(path)?;

@@ -1,0 +1,81 @@
+//! Duplicates by meaning: rows whose sentence embeddings lie at a cosine or nearer, joined by union-find; the first row of a cluster stays. What
+//! MinHash leaves alone, since it shares no run of words. Every pair is compared, so the rows are at most [`MAX_ROWS`].
+//!
+//! What is embedded is the text that duplicates are judged by (question and answer; dialogues with their speakers). An embedder reads the
+//! beginning of long texts only: rows that differ later than that are told apart by nothing here, so their number is counted.
+
+use crate::dedup::{Duplicate, UnionFind};
+use crate::meaning::cosine;
+use crate::minhash::jaccard;
+use crate::page::N_SHOWN;
+use crate::{Error, Item, Result, parallel, simplify};
+use aloe_engine::Embedder;
+use aloe_record::{Cancel, Progress};
+
+/// Pairs grow with the square: 50,000 rows have 1.25e9.
+pub(crate) const MAX_ROWS: usize = 50_000;
+
+/// The rule's name.
+pub(crate) const RULE: &str = "semantic_duplicate";
+
+/// Rows that another one covers, in order, and how many texts the embedder cut.
+pub(crate) fn find(
+    items: &[Item],
+    embedder: &Embedder,
+    threshold: f64,
+    n_threads: usize,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<(Vec<Duplicate>, usize)> {
+    if items.len() > MAX_ROWS {
+        let text =
+            format!("`dedup.semantic` compares all pairs of at most {MAX_ROWS} rows, and there are {}", items.len());
+        return Err(Error::Config { mistakes: vec![text] });
+    }
+    progress.message("duplicates by meaning");
+    progress.grow(items.len() as u64);
+    let texts: Vec<String> = items.iter().map(Item::dedup_text).collect();
+    let embedded = embedder.embed(&texts, progress, cancel)?;
+    let n_cut = embedded.iter().filter(|one| one.n_cut_tokens > 0).count();
+    let vectors: Vec<Vec<f32>> = embedded.into_iter().map(|one| one.vector).collect();
+    cancel.check()?;
+    let found = near(&vectors, threshold, n_threads).into_iter().enumerate().map(|(at, (dropped, kept))| Duplicate {
+        dropped_index: dropped,
+        dropped: items[dropped].id.clone(),
+        kept: items[kept].id.clone(),
+        rule: RULE,
+        jaccard: (jaccard(&simplify(&texts[dropped]), &simplify(&texts[kept])) * 1e4).round() / 1e4,
+        texts: if at < N_SHOWN { (texts[dropped].clone(), texts[kept].clone()) } else { Default::default() },
+    });
+    Ok((found.collect(), n_cut))
+}
+
+/// Each row that is not the first of its cluster, with the first.
+fn near(vectors: &[Vec<f32>], threshold: f64, n_threads: usize) -> Vec<(usize, usize)> {
+    let numbered: Vec<(usize, &Vec<f32>)> = vectors.iter().enumerate().collect();
+    let earlier = |&(row, vector): &(usize, &Vec<f32>)| -> Vec<usize> {
+        (0..row).filter(|&other| cosine(vector, &vectors[other]) >= threshold).collect()
+    };
+    let mut clusters = UnionFind::new(vectors.len());
+    for (row, others) in parallel::map(n_threads, &numbered, earlier).into_iter().enumerate() {
+        others.into_iter().for_each(|other| clusters.join(other, row));
+    }
+    (0..vectors.len()).map(|row| (row, clusters.root(row))).filter(|(row, root)| row != root).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Unit vectors at 0, 90, 20, 100 and 35 degrees; 20 degrees are a cosine of 0.94, 15 of 0.966, 35 of 0.819.
+    #[test]
+    fn near_rows_join_the_first_of_their_cluster_through_others_for_any_number_of_threads() {
+        let at = |degrees: f32| vec![degrees.to_radians().cos(), degrees.to_radians().sin()];
+        let vectors: Vec<Vec<f32>> = [0.0, 90.0, 20.0, 100.0, 35.0].map(at).to_vec();
+        for n_threads in [1, 2, 5] {
+            assert_eq!(near(&vectors, 0.93, n_threads), [(2, 0), (3, 1), (4, 0)]);
+            assert_eq!(near(&vectors, 0.95, n_threads), [(3, 1), (4, 2)]);
+            assert_eq!(near(&vectors, 0.99, n_threads), []);
+        }
+    }
+}

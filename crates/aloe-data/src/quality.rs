@@ -1,0 +1,261 @@
+//! DEITA's scores of complexity and quality by any engine (Liu et al. 2312.15685; aloe.md 1.3): each turn's user message and answer are shown
+//! to a scorer in the published prompts, the score is the mean of 1 to 6 under the scorer's probabilities of these six digits as its next
+//! token, a row's `evol` score the sum over its turns of complexity x quality. The lowest share of the rows by evol is dropped; so are rows
+//! that the scorer could not score, which DEITA's code gives 3.0 and Aloe drops.
+//!
+//! The prompts are the published ones, letter for letter: a scorer is trained on them. hkust-nlp/deita reads the scores of the first token
+//! drawn after the prompt; here the six digits are scored as continuations, which gives the same six numbers up to what they share.
+
+use crate::asking::Cost;
+use crate::{Body, Item, Result};
+use aloe_engine::{Continuation, Engine, Prompt, ScoreRequest, ScoreResult, handed};
+use aloe_record::{Cancel, Progress};
+use aloe_text::Role;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Which rows go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quality {
+    /// Share of the scored rows with the lowest evol scores that is dropped.
+    pub drop_lowest: f64,
+    /// For a scorer behind an endpoint: folder or `.gguf` file whose tokenizer makes the prompts' tokens.
+    pub tokenizer: Option<PathBuf>,
+}
+
+impl Default for Quality {
+    fn default() -> Self {
+        Self { drop_lowest: 0.1, tokenizer: None }
+    }
+}
+
+impl Quality {
+    pub(crate) fn mistakes(&self) -> Vec<String> {
+        let is_share = (0.0..1.0).contains(&self.drop_lowest);
+        let text = format!("`quality.drop_lowest` is {}; it must be at least 0 and below 1", self.drop_lowest);
+        (!is_share).then_some(text).into_iter().collect()
+    }
+}
+
+/// The two scorers; one model may be both.
+#[derive(Clone, Copy)]
+pub struct Scorers<'a> {
+    /// Of a user message.
+    pub complexity: &'a Engine,
+    /// Of an answer to it.
+    pub quality: &'a Engine,
+}
+
+/// A row's scores: a line of `scores.jsonl`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct RowScore {
+    pub(crate) id: String,
+    /// One a turn.
+    pub(crate) complexity: Vec<f64>,
+    /// One a turn.
+    pub(crate) quality: Vec<f64>,
+    /// Absent where the row could not be scored.
+    pub(crate) evol: Option<f64>,
+    /// `unscored` or `low_evol` where the row is dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dropped: Option<&'static str>,
+    /// Why it could not be scored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+}
+
+/// What came of scoring; the manifest holds it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct QualityReport {
+    /// Names of the two scorers.
+    pub complexity_scorer: String,
+    /// See above.
+    pub quality_scorer: String,
+    /// Rows with scores.
+    pub n_scored: usize,
+    /// Rows without, dropped.
+    pub n_unscored: usize,
+    /// Rows dropped for the lowest evol scores.
+    pub n_low: usize,
+    /// The lowest evol score that was kept.
+    pub lowest_kept: Option<f64>,
+    /// Means over scored rows of complexity and quality of a turn.
+    pub mean_complexity: Option<f64>,
+    /// See above.
+    pub mean_quality: Option<f64>,
+    /// Requests and prompt tokens; nothing is drawn.
+    pub cost: Cost,
+}
+
+const COMPLEXITY: [&str; 2] = [
+    "You are a helpful assistant. Please identify the complexity score of the following user query. \n##Query: ",
+    "  \n##Complexity: ",
+];
+const QUALITY: [&str; 3] = [
+    "You are a helpful assistant. Please identify the quality score of the Response corresponding to the Question. \n #Question#:\n",
+    "\n#Response#:\n",
+    " \n##Quality: ",
+];
+
+/// Turns of a row: each user message with the answer right behind it; DEITA scores an unanswered one with an empty answer.
+fn turns(item: &Item) -> Vec<(&str, &str)> {
+    let Body::Conversation(conversation) = &item.body else { return Vec::new() };
+    let messages: Vec<_> = conversation.messages.iter().filter(|message| message.role != Role::System).collect();
+    let mut turns = Vec::new();
+    for (at, message) in messages.iter().enumerate().filter(|(_, message)| message.role == Role::User) {
+        let answer = messages.get(at + 1).filter(|next| next.role == Role::Assistant);
+        turns.push((message.content.as_str(), answer.map_or("", |answer| answer.content.as_str())));
+    }
+    turns
+}
+
+/// The mean of 1 to 6 under the softmax of six log-probabilities. By hand: equal ones give 3.5; ln 1 .. ln 6 give 91 / 21.
+pub(crate) fn expected(logps: &[f64]) -> f64 {
+    let most = logps.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = logps.iter().map(|logp| (logp - most).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.iter().zip(1..).map(|(weight, score)| weight / sum * f64::from(score)).sum()
+}
+
+/// Scores every row, in row order, and marks those to drop.
+pub(crate) fn score(
+    items: &[Item],
+    scorers: Scorers,
+    config: &Quality,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<(Vec<RowScore>, QualityReport)> {
+    let turns: Vec<(usize, (&str, &str))> =
+        items.iter().enumerate().flat_map(|(row, item)| turns(item).into_iter().map(move |turn| (row, turn))).collect();
+    progress.message("scoring complexity and quality");
+    progress.grow(2 * turns.len() as u64);
+    let mut report = QualityReport {
+        complexity_scorer: scorers.complexity.identity().name.clone(),
+        quality_scorer: scorers.quality.identity().name.clone(),
+        ..QualityReport::default()
+    };
+    let prompts = |text: &dyn Fn((&str, &str)) -> String| turns.iter().map(|(_, turn)| text(*turn)).collect::<Vec<_>>();
+    let complexity = prompts(&|(asked, _)| [COMPLEXITY[0], asked, COMPLEXITY[1]].concat());
+    let quality = prompts(&|(asked, answer)| [QUALITY[0], asked, QUALITY[1], answer, QUALITY[2]].concat());
+    let complexity = scored(scorers.complexity, "complexity", complexity, &mut report.cost, progress, cancel)?;
+    let quality = scored(scorers.quality, "quality", quality, &mut report.cost, progress, cancel)?;
+    let mut rows: Vec<RowScore> =
+        items.iter().map(|item| RowScore { id: item.id.clone(), ..RowScore::default() }).collect();
+    for ((row, _), pair) in turns.iter().zip(complexity.into_iter().zip(quality)) {
+        let row = &mut rows[*row];
+        match pair {
+            (Ok(complexity), Ok(quality)) => {
+                row.complexity.push(complexity);
+                row.quality.push(quality);
+            }
+            (Err(reason), _) | (_, Err(reason)) => row.reason = Some(reason),
+        }
+    }
+    settle(&mut rows, config, &mut report);
+    Ok((rows, report))
+}
+
+/// Each prompt's score, or why there is none.
+fn scored(
+    scorer: &Engine,
+    what: &str,
+    prompts: Vec<String>,
+    cost: &mut Cost,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<Vec<std::result::Result<f64, String>>> {
+    let request = |(at, prompt): (usize, String)| ScoreRequest {
+        id: format!("{what}/{at}"),
+        prompt: Prompt::Text(prompt),
+        continuations: (1..=6).map(|score| Continuation::Text(score.to_string())).collect(),
+    };
+    let requests: Vec<ScoreRequest> = prompts.into_iter().enumerate().map(request).collect();
+    let mut found: Vec<std::result::Result<f64, String>> = requests.iter().map(|_| Err(String::new())).collect();
+    let at_once = scorer.window_requests();
+    for (window, requests) in requests.chunks(at_once).enumerate() {
+        cancel.check()?;
+        handed(
+            |take| scorer.score_into(requests, &Progress::silent(), cancel, take),
+            |at, answered: aloe_engine::Result<ScoreResult>| -> Result<()> {
+                cost.n_requests += 1;
+                progress.advance(1);
+                found[window * at_once + at] = match answered {
+                    Ok(result) => {
+                        cost.n_prompt_tokens += result.prompt_ids.len();
+                        let logps: Vec<f64> = result.continuations.iter().map(aloe_engine::Scored::sum).collect();
+                        Ok(expected(&logps))
+                    }
+                    Err(refused) => Err(refused.to_string()),
+                };
+                Ok(())
+            },
+        )?;
+    }
+    Ok(found)
+}
+
+/// Evol scores, and which rows are dropped: those without, and the lowest share of the others; of equal ones the later row.
+fn settle(rows: &mut [RowScore], config: &Quality, report: &mut QualityReport) {
+    for row in rows.iter_mut() {
+        if row.reason.is_some() || row.complexity.is_empty() {
+            row.reason.get_or_insert_with(|| "the row has no turn to score".to_owned());
+            row.dropped = Some("unscored");
+            continue;
+        }
+        row.evol =
+            Some(row.complexity.iter().zip(&row.quality).map(|(complexity, quality)| complexity * quality).sum());
+    }
+    let mut order: Vec<(usize, f64)> = rows.iter().enumerate().filter_map(|(at, row)| Some((at, row.evol?))).collect();
+    order.sort_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)));
+    let n_low = (config.drop_lowest * order.len() as f64).floor() as usize;
+    order[..n_low].iter().for_each(|(at, _)| rows[*at].dropped = Some("low_evol"));
+    let n_scored = order.len();
+    let mean = |of: fn(&RowScore) -> &Vec<f64>| {
+        let all: Vec<f64> = order.iter().flat_map(|(at, _)| of(&rows[*at]).iter().copied()).collect();
+        (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64)
+    };
+    report.mean_complexity = mean(|row| &row.complexity);
+    report.mean_quality = mean(|row| &row.quality);
+    report.lowest_kept = order.get(n_low).map(|(_, evol)| *evol);
+    (report.n_scored, report.n_unscored, report.n_low) = (n_scored, rows.len() - n_scored, n_low);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_score_is_the_mean_of_one_to_six_under_the_digits_probabilities() {
+        assert!((expected(&[-9.0; 6]) - 3.5).abs() < 1e-12);
+        let weighted: Vec<f64> = (1..=6).map(|k| f64::from(k).ln() - 700.0).collect();
+        assert!((expected(&weighted) - 91.0 / 21.0).abs() < 1e-12);
+        assert!((expected(&[-1e4, -1e4, -1e4, -1e4, 0.0, -1e4]) - 5.0).abs() < 1e-12);
+    }
+
+    fn row(complexity: &[f64], quality: &[f64]) -> RowScore {
+        RowScore { complexity: complexity.to_vec(), quality: quality.to_vec(), ..RowScore::default() }
+    }
+
+    /// By hand: evol 2x3 = 6, 1x2 + 3x4 = 14, none, 1x1 = 1, 6. A share of 0.5 of four is two rows: the 1, and of the two 6 the later.
+    #[test]
+    fn the_lowest_share_by_evol_goes_and_rows_without_scores_go_too() {
+        let mut rows = vec![
+            row(&[2.0], &[3.0]),
+            row(&[1.0, 3.0], &[2.0, 4.0]),
+            row(&[], &[]),
+            row(&[1.0], &[1.0]),
+            row(&[3.0], &[2.0]),
+        ];
+        let mut report = QualityReport::default();
+        settle(&mut rows, &Quality { drop_lowest: 0.5, tokenizer: None }, &mut report);
+        let dropped: Vec<Option<&str>> = rows.iter().map(|row| row.dropped).collect();
+        assert_eq!(dropped, [None, None, Some("unscored"), Some("low_evol"), Some("low_evol")]);
+        assert_eq!(
+            rows.iter().map(|row| row.evol).collect::<Vec<_>>(),
+            [Some(6.0), Some(14.0), None, Some(1.0), Some(6.0)]
+        );
+        assert_eq!((report.n_scored, report.n_unscored, report.n_low, report.lowest_kept), (4, 1, 2, Some(6.0)));
+        assert_eq!(report.mean_complexity, Some((2.0 + 1.0 + 3.0 + 1.0 + 3.0) / 5.0));
+    }
+}

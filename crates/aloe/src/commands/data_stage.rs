@@ -1,0 +1,68 @@
+//! `aloe data run`: opens the models that the stage's inputs name, calls the spine, fills the record.
+
+use crate::commands::stages::{Opened, open_engine, tell};
+use crate::commands::timeout_of;
+use crate::stage::{Context, Inputs, single};
+use aloe_data::{DataConfig, Models, Scorers};
+use aloe_engine::{Embedder, Engine, EngineOptions};
+use aloe_record::{Progress, Record};
+use anyhow::Context as _;
+use std::path::{Path, PathBuf};
+
+/// Runs the stage into `folder`.
+pub(super) fn run(
+    config: &DataConfig,
+    inputs: &Inputs,
+    folder: &Path,
+    record: &mut Record,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let embedder = match inputs.get("embedder") {
+        Some(_) => Some(open_embedder(single(inputs, "embedder", "data")?, context)?),
+        None => None,
+    };
+    let judge = match inputs.get("judge") {
+        Some(_) => Some(open(single(inputs, "judge", "data")?, &None, context)?),
+        None => None,
+    };
+    let tokenizer = config.quality.as_ref().and_then(|quality| quality.tokenizer.clone());
+    let scorers = inputs.get("scorer").map(Vec::as_slice).unwrap_or_default();
+    let scorers: Vec<Engine> =
+        scorers.iter().map(|scorer| open(scorer, &tokenizer, context)).collect::<anyhow::Result<_>>()?;
+    let scorers = match scorers.as_slice() {
+        [] => None,
+        [both] => Some(Scorers { complexity: both, quality: both }),
+        [complexity, quality, ..] => Some(Scorers { complexity, quality }),
+    };
+    let models = Models { embedder: embedder.as_ref(), judge: judge.as_ref(), scorers };
+    let progress = Progress::new("data", 0, "rows");
+    let report = aloe_data::run_with(config, models, folder, context.threads, &progress, &context.cancel)?;
+    progress.finish();
+    tell(&report.notices);
+    record.result("summary", report.account.to_string())?;
+    record.result("data", &report)?;
+    Ok(())
+}
+
+fn open_embedder(model: &Path, context: &Context) -> anyhow::Result<Embedder> {
+    let options =
+        EngineOptions { threads: context.threads, cancel: context.cancel.clone(), ..EngineOptions::default() };
+    let opened = Embedder::open(&model.to_string_lossy(), &options);
+    opened.with_context(|| format!("the embedder {} cannot be used", model.display()))
+}
+
+/// A judge or scorer. An endpoint is sent the tokens of `tokenizer` where that is given; otherwise its server renders the prompts.
+fn open(model: &Path, tokenizer: &Option<PathBuf>, context: &Context) -> anyhow::Result<Engine> {
+    let is_served = model.to_string_lossy().starts_with("http");
+    let none = None;
+    let opened = Opened {
+        tokenizer: if is_served { tokenizer } else { &none },
+        server_template: is_served && tokenizer.is_none(),
+        quantize: None,
+        answer_cache: &None,
+        kv_budget: None,
+        request_timeout: timeout_of(None),
+        connections: None,
+    };
+    open_engine(model, opened, context)
+}
