@@ -160,6 +160,19 @@ pub struct SourceConfig {
     pub rejected_openings: bool,
 }
 
+/// Whether `path` may be written over: absent, empty, or JSON lines of broken rows.
+fn is_quarantine(path: &Path) -> bool {
+    use std::io::BufRead as _;
+    let Ok(file) = std::fs::File::open(path) else { return !path.exists() };
+    let mut first = String::new();
+    match std::io::BufReader::new(file).read_line(&mut first) {
+        Ok(0) => true,
+        Ok(_) => serde_json::from_str::<serde_json::Value>(&first)
+            .is_ok_and(|row| row.get("reason").is_some() && row.get("at").is_some()),
+        Err(_) => false,
+    }
+}
+
 fn one() -> f64 {
     1.0
 }
@@ -294,9 +307,29 @@ impl DataConfig {
         uses
     }
 
-    /// Checks everything that can be known without reading a file.
+    /// A quarantine file is written whole: it must be no file that is read, and nothing else than an earlier quarantine.
+    fn check_quarantine(&self, mistakes: &mut Vec<String>) {
+        let Quarantine::File(path) = &self.quarantine else { return };
+        let canonical = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        let own = canonical(path);
+        if let Some(read) = self.files().into_iter().find(|read| own.starts_with(canonical(read))) {
+            mistakes.push(format!(
+                "`quarantine` {} is read by this stage ({}); name another file",
+                path.display(),
+                read.display()
+            ));
+        } else if !is_quarantine(path) {
+            mistakes.push(format!(
+                "`quarantine` {} is there and is no quarantine of this program; name another file",
+                path.display()
+            ));
+        }
+    }
+
+    /// Checks everything that can be known without reading the rows.
     pub fn check(&self) -> Result<()> {
         let mut mistakes = Vec::new();
+        self.check_quarantine(&mut mistakes);
         if self.sources.is_empty() {
             mistakes.push("`sources` is empty".to_owned());
         }

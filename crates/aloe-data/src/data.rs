@@ -241,14 +241,18 @@ impl<'a> Run<'a> {
             }
         }
         let (problems, report, quarantined) = (&mut self.problems, &mut self.report, &mut self.quarantined);
-        let index = Index::read(&self.config.decontaminate, &mut |error| {
-            problems.add(error.clone());
-            report.n_held_apart_broken += 1;
-            if self.config.quarantine.is_on() {
-                quarantined.push(error);
-            }
-            Ok(())
-        })?;
+        let index = Index::read(
+            &self.config.decontaminate,
+            self.config.identifiers == crate::Identifiers::Mask,
+            &mut |error| {
+                problems.add(error.clone());
+                report.n_held_apart_broken += 1;
+                if self.config.quarantine.is_on() {
+                    quarantined.push(error);
+                }
+                Ok(())
+            },
+        )?;
         self.report.n_held_apart_questions = index.len();
         self.report.held_apart_rows = index.n_by_file.clone();
         Ok(index)

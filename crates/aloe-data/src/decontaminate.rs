@@ -15,6 +15,7 @@
 use crate::data::with_raw;
 use crate::dialect::Dialect;
 use crate::held;
+use crate::identifiers;
 use crate::minhash::windows;
 use crate::simplify::plain;
 use crate::source::{self, DataFile};
@@ -103,6 +104,10 @@ struct Held {
 #[derive(Default)]
 pub(crate) struct Index {
     held: Vec<Held>,
+    /// Questions, each once however many forms of it are looked for.
+    n_questions: usize,
+    /// Whether the rows' identifiers are masked: then questions are looked for in their masked form too.
+    is_masked: bool,
     runs_13: HashMap<u64, Vec<u32>>,
     runs_8: HashMap<u64, Vec<u32>>,
     whole: HashMap<u64, u32>,
@@ -135,9 +140,13 @@ pub(crate) fn telling(text: &str) -> BTreeSet<String> {
 }
 
 impl Index {
-    /// Reads every file; broken rows go to `broken`.
-    pub(crate) fn read(paths: &[PathBuf], broken: &mut dyn FnMut(RowError) -> Result<()>) -> Result<Index> {
-        let mut index = Index::default();
+    /// Reads every file; broken rows go to `broken`. With `is_masked` for rows whose identifiers were masked.
+    pub(crate) fn read(
+        paths: &[PathBuf],
+        is_masked: bool,
+        broken: &mut dyn FnMut(RowError) -> Result<()>,
+    ) -> Result<Index> {
+        let mut index = Index { is_masked, ..Index::default() };
         for path in paths {
             for file in source::files(path)? {
                 index.read_file(&file, broken)?;
@@ -149,7 +158,7 @@ impl Index {
 
     /// Number of questions.
     pub(crate) fn len(&self) -> usize {
-        self.held.len()
+        self.n_questions
     }
 
     fn read_file(&mut self, file: &DataFile, broken: &mut dyn FnMut(RowError) -> Result<()>) -> Result<()> {
@@ -172,7 +181,12 @@ impl Index {
                 Ok(texts) => {
                     n_taken += 1;
                     for text in texts {
+                        self.n_questions += 1;
                         self.add(&row.at, &text.stem, text.context.as_deref(), &text.options);
+                        let masked = text.map(identifiers::masked);
+                        if self.is_masked && masked != text {
+                            self.add(&row.at, &masked.stem, masked.context.as_deref(), &masked.options);
+                        }
                     }
                     Ok(())
                 }

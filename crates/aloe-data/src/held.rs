@@ -18,6 +18,14 @@ pub(crate) struct Held {
     pub(crate) options: Vec<String>,
 }
 
+impl Held {
+    /// The same with every text changed by `change`.
+    pub(crate) fn map(&self, change: impl Fn(&str) -> String) -> Held {
+        let options = self.options.iter().map(|option| change(option)).collect();
+        Held { stem: change(&self.stem), context: self.context.as_deref().map(&change), options }
+    }
+}
+
 /// Columns of one text each, of which the first that a row has is its question: HH's `transcript`, AdvBench's `goal`, Chen et al.,
 /// HarmBench, ETHICS, and lines of a text file.
 const SINGLE: [&str; 16] = [

@@ -97,7 +97,7 @@ pub(crate) type Counts = BTreeMap<&'static str, usize>;
 pub(crate) fn find(text: &str) -> Vec<Found> {
     let mut found = Vec::new();
     let has_digit = text.bytes().any(|byte| byte.is_ascii_digit());
-    if text.contains('@') {
+    if ["@", "at)", "at]", "AT)", "AT]", "At)", "At]"].iter().any(|sign| text.contains(sign)) {
         numbers::emails(text, &mut found);
     }
     if has_digit {
@@ -113,6 +113,11 @@ pub(crate) fn find(text: &str) -> Vec<Found> {
     }
     kept.sort_by_key(|one| one.start);
     kept
+}
+
+/// `text` with its identifiers masked.
+pub(crate) fn masked(text: &str) -> String {
+    mask(text, &find(text))
 }
 
 fn mask(text: &str, found: &[Found]) -> String {

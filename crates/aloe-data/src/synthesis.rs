@@ -37,9 +37,6 @@ use std::collections::HashMap;
 use std::path::Path;
 use verdict::{Judged, judge};
 
-/// The most tokens of a second reader's reply.
-const BLIND_TOKENS: usize = 24;
-
 /// A question with its attempts and the second reader's reply.
 pub(crate) struct Case {
     pub(crate) task: Task,
@@ -171,7 +168,7 @@ fn read_blindly(
             id: format!("blind/{}/{}", case.task.name(), case.question.id),
             prompt: Prompt::Messages(blind_messages(&case.question, &reasoning(at))),
             n: 1,
-            sampling: Sampling { seed: config.seed, ..Sampling::greedy(BLIND_TOKENS) },
+            sampling: Sampling { seed: config.seed, ..Sampling::greedy(config.sampling.max_new_tokens) },
         }
     };
     asking::attempt(run, log, &mut items, 1, &request, &|_, _| true)?;

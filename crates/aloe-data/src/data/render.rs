@@ -1,6 +1,6 @@
 //! Tokens of the rows that are written, by the recipe's tokenizer and template: counted by source, task and licence, and, where asked
 //! for, written as ids and labels for other trainers. What is written is what `aloe sft` and `aloe dpo` train on: both call the same
-//! functions of `aloe-text`.
+//! functions of `aloe-text`. Rows longer than a training stage's `max_len` are written whole: dropping or splitting them is that stage's.
 
 use super::Run;
 use crate::mixture::Mixture;

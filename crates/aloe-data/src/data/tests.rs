@@ -592,7 +592,7 @@ fn published_evaluation_files_give_the_row_counts_of_their_readmes() {
     counts.extend(bbq.map(|name| (format!("bbq/data/{name}.jsonl"), 300)));
     for (path, n_rows) in counts {
         let mut broken = Vec::new();
-        let index = Index::read(&[data.join(&path)], &mut |error| {
+        let index = Index::read(&[data.join(&path)], false, &mut |error| {
             broken.push(error.to_string());
             Ok(())
         });

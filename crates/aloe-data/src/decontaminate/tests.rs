@@ -16,7 +16,7 @@ fn index(rows: &[serde_json::Value]) -> Index {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("held.jsonl");
     std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
-    Index::read(&[path], &mut |error| panic!("{error}")).unwrap()
+    Index::read(&[path], false, &mut |error| panic!("{error}")).unwrap()
 }
 
 fn held(stem: &str, options: [&str; 4]) -> serde_json::Value {
@@ -126,6 +126,7 @@ fn planted_leaks_of_published_questions_are_found_among_other_questions_of_the_s
             data.join("medmcqa/validation-00000-of-00001.parquet"),
             data.join("mmlu_medical/data/test"),
         ],
+        false,
         &mut |error| panic!("{error}"),
     )
     .unwrap();

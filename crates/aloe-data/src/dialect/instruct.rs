@@ -13,7 +13,7 @@ fn turn(row: &Row, system: Option<String>, prompt: String, response: String) -> 
     conversation(row, messages)
 }
 
-fn with_input(instruction: String, input: Option<String>) -> String {
+pub(super) fn with_input(instruction: String, input: Option<String>) -> String {
     match input.map(|input| input.trim().to_owned()).filter(|input| !input.is_empty()) {
         Some(input) if instruction.trim().is_empty() => input,
         Some(input) => format!("{}\n\n{input}", instruction.trim_end()),

@@ -100,6 +100,14 @@ pub(super) fn question(row: &Row, columns: &BTreeMap<String, String>, index: usi
     question.checked().map_err(failed)
 }
 
+/// The place that an option's name stands for: a letter from A, or a number.
+fn option_place(key: &str) -> Option<usize> {
+    match key.trim().as_bytes() {
+        [letter] if letter.is_ascii_alphabetic() => Some(usize::from(letter.to_ascii_uppercase() - b'A')),
+        _ => key.trim().parse().ok(),
+    }
+}
+
 /// A list of texts, an object of texts by letter, or a text that holds such a list as JSON, as CSV files do.
 fn listed(row: &Row, name: &str) -> Result<Vec<String>, RowError> {
     let parsed = match row.columns.get(name) {
@@ -111,8 +119,20 @@ fn listed(row: &Row, name: &str) -> Result<Vec<String>, RowError> {
     let found: Option<Vec<String>> = match &parsed {
         Value::Array(list) => texts(list.iter().collect()),
         Value::Object(by_letter) => {
-            let mut pairs: Vec<_> = by_letter.iter().collect();
-            pairs.sort_by_key(|(letter, _)| letter.as_str());
+            let mut pairs: Vec<(usize, &Value)> =
+                by_letter.iter().filter_map(|(key, value)| Some((option_place(key)?, value))).collect();
+            pairs.sort_by_key(|(place, _)| *place);
+            let first = pairs.first().map_or(0, |(place, _)| *place);
+            let is_whole =
+                pairs.len() == by_letter.len() && pairs.iter().enumerate().all(|(at, (place, _))| *place == first + at);
+            if !is_whole
+                || (first > 0 && by_letter.keys().any(|key| key.as_bytes()[0].is_ascii_alphabetic()))
+                || first > 1
+            {
+                let reason =
+                    format!("column `{name}`: options are named A, B, C .. or 0, 1, 2 .. or 1, 2, 3 .. without a gap");
+                return Err(RowError::new(&row.at, reason));
+            }
             texts(pairs.into_iter().map(|(_, value)| value).collect())
         }
         _ => None,

@@ -74,8 +74,15 @@ pub(super) fn question_pairs(row: &Row) -> Result<Body, RowError> {
             "expected `question` or `instruction` with `chosen` and `rejected` as texts",
         ));
     };
+    if row.columns.get("history").is_some_and(|earlier| earlier.as_array().is_none_or(|turns| !turns.is_empty())) {
+        return Err(RowError::new(
+            &row.at,
+            "`history` holds earlier turns, which this layout does not read; write `messages`",
+        ));
+    }
     let mut prompt: Vec<Message> = super::optional(row, "system")?.map(Message::system).into_iter().collect();
-    prompt.push(Message::user(text(row, question)?));
+    let asked = super::instruct::with_input(text(row, question)?, super::optional(row, "input")?);
+    prompt.push(Message::user(asked));
     let side = |column: &str| Ok(vec![Message::assistant(text(row, column)?)]);
     pair(row, prompt, side(chosen)?, side(rejected)?)
 }

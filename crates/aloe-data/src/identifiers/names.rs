@@ -1,5 +1,6 @@
-//! Names by rule: behind a title (`Mrs. Okafor`) or a label (`Patient name: ..`). A word of the keep list is no name, unless a title
-//! that no eponym has stands before it.
+//! Names by rule: behind a title (`Mrs. Okafor`) or a label (`Patient name: ..`). Words of the keep list alone are no name behind a title that
+//! eponyms have or a label that tests have (`Dr. Parkinson`, `Name: Glasgow`), and nothing is before a word such as `syndrome`; `Dr. Emily Brown` and
+//! `Patient name: Wilson` are names.
 
 use super::{Found, IdentifierKind};
 use regex::Regex;
@@ -34,9 +35,40 @@ static LABELLED: LazyLock<Regex> = LazyLock::new(|| {
     ))
     .expect("a fixed pattern")
 });
+/// Forms in capitals alone.
+static CAPITALS: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"\b(?:PATIENT|CLIENT|FULL|FIRST|LAST|FAMILY)(?:'S)? NAME:[ ]?(?P<name>\p{Lu}{2,}(?:['’-]\p{Lu}+)?(?:,?[ ]\p{Lu}{2,}(?:['’-]\p{Lu}+)?){0,3})")
+        .expect("a fixed pattern")
+});
+/// Labels of forms in capitals that may follow a name or stand in its place.
+const NO_CAPITALS: [&str; 14] =
+    ["DOB", "MRN", "ID", "SEX", "AGE", "DATE", "MALE", "FEMALE", "UNKNOWN", "NONE", "NOT", "NHS", "SSN", "WARD"];
+/// `Okafor, Ngozi` behind a label.
+static SECOND: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(&format!(r"^,[ ](?P<name>{WORD})(?:[\n.;,)]|$)")).expect("a fixed pattern"));
+/// What makes the words before it a thing.
+static MEDICAL: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(
+        r"(?i)^(?:['’]s?\b|[ ](?:disease|syndrome|sign|test|criteria|classification|score|scale|index|reflex|phenomenon|manoeuvre|maneuver|law|procedure|operation|stain|solution|lymphoma|sarcoma|coma|palsy|anaemia|anemia)\b)",
+    )
+    .expect("a fixed pattern")
+});
 
 /// Adds the names of `text`.
 pub(super) fn find(text: &str, found: &mut Vec<Found>) {
+    for words in CAPITALS.captures_iter(text).filter_map(|parts| parts.name("name")) {
+        let mut end = 0;
+        for word in words.as_str().split_inclusive(' ') {
+            if NO_CAPITALS.contains(&word.trim_end_matches([' ', ','])) {
+                break;
+            }
+            end += word.len();
+        }
+        let name = words.as_str()[..end].trim_end_matches([' ', ',']);
+        if !name.is_empty() {
+            found.push(Found { kind: IdentifierKind::Name, start: words.start(), end: words.start() + name.len() });
+        }
+    }
     for (pattern, is_label) in [(&*TITLED, false), (&*LABELLED, true)] {
         let mut from = 0;
         while let Some(parts) = pattern.captures_at(text, from) {
@@ -44,32 +76,48 @@ pub(super) fn find(text: &str, found: &mut Vec<Found>) {
             // In a heading `Will We Miss Cancers` is a verb.
             let is_verb = title == "Miss" && VERB_MISS.is_match(&text[..parts.get(0).map_or(0, |whole| whole.start())]);
             // Eponyms are doctors' names: `Dr. Parkinson` is a reference, `Mr. Parkinson` a patient.
-            let checks_keep = is_label || matches!(title, "Dr" | "Dra" | "Prof" | "Professor" | "Doctor");
-            let Some(words) = parts.name("name") else { break };
-            let name = name(words.as_str(), checks_keep);
+            let (Some(whole), Some(words)) = (parts.get(0), parts.name("name")) else { break };
+            let label = text[whole.start()..words.start()].to_lowercase();
+            let is_weak = is_label
+                && ["name: ", "paciente"]
+                    .iter()
+                    .any(|weak| label.trim_start_matches(['\n', '.', ';', '(', ' ']).starts_with(weak));
+            let checks_keep = is_weak || matches!(title, "Dr" | "Dra" | "Prof" | "Professor" | "Doctor");
+            let mut name = name(words.as_str(), checks_keep);
+            let ends = name.match_indices(' ').map(|(at, _)| at).chain([name.len()]);
+            let is_thing = ends.map(|at| words.start() + at).any(|at| MEDICAL.is_match(&text[at..]));
+            if (is_weak || !is_label) && is_thing {
+                name = "";
+            }
+            let second = SECOND.captures(&text[words.start() + name.len()..]).and_then(|parts| parts.name("name"));
+            let second = second
+                .filter(|second| is_label && !is_weak && !name.is_empty() && !NO_NAME_WORDS.contains(second.as_str()));
+            let name = &text[words.start()..words.start() + name.len() + second.map_or(0, |second| second.end())];
             // A label may follow at once, so the search goes on behind the name and not behind all words that looked like one.
             from = words.start() + name.len().max(1);
             while !text.is_char_boundary(from) {
                 from += 1;
             }
-            if name.len() >= 3 && !is_verb {
+            // An initial alone is no name.
+            if name.chars().nth(1).is_some_and(char::is_lowercase) && !is_verb || name.chars().count() >= 3 && !is_verb
+            {
                 found.push(Found { kind: IdentifierKind::Name, start: words.start(), end: words.start() + name.len() });
             }
         }
     }
 }
 
-/// The part of `words` that is a name: up to the first word that is none; nothing when its first two words hold one of the keep list.
+/// The part of `words` that is a name: up to the first word that is none; nothing when its first two words are of the keep list, or its only one.
 fn name(words: &str, checks_keep: bool) -> &str {
     let is_kept = |word: &str| {
         checks_keep && word.split('-').any(|part| KEEP.contains(&part.trim_end_matches('.').to_lowercase()))
     };
     let (mut end, mut start) = (0, 0);
-    for (index, word) in words.split(' ').enumerate() {
-        if index < 2 && is_kept(word) {
-            return "";
-        }
-        if NO_NAME_WORDS.contains(word) || is_kept(word) {
+    if words.split(' ').take_while(|word| !NO_NAME_WORDS.contains(word)).take(2).all(is_kept) {
+        return "";
+    }
+    for word in words.split(' ') {
+        if NO_NAME_WORDS.contains(word) {
             break;
         }
         // A link such as `de` counts only with the name behind it.

@@ -69,6 +69,11 @@ static DATES: LazyLock<[Regex; 4]> = LazyLock::new(|| {
         )),
     ]
 });
+static DATE_WORD: LazyLock<Regex> = LazyLock::new(|| {
+    pattern(
+        r"(?i)\b(?:dob|d\.o\.b|birth|born|dated?|on|since|until|from|by|before|after|admi\w*|discharg\w*|seen|visit\w*|review\w*|follow-up|signed|recorded|received|taken|collected|reported|expir\w*|due|appointment|nacid[oa]|fecha|desde|hasta|el)\b[^\n]{0,12}$",
+    )
+});
 const STREET_TYPE: &str = "(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Court|Ct|Boulevard|Blvd|Way|Place|Pl|Terrace|Close|Crescent|Square|Sq\
     |Gardens|Grove|Mews|Parkway|Pkwy|Highway|Hwy)";
 const STATE: &str = "(?:AL|AK|AZ|AR|CA|CO|CT|DE|DC|FL|GA|HI|ID|IL|IN|IA|KS|KY|LA|ME|MD|MA|MI|MN|MS|MO|MT|NE|NV|NH|NJ|NM|NY|NC|ND|OH|OK|OR|PA|RI|SC|SD\
@@ -181,7 +186,9 @@ fn dates(text: &str, found: &mut Vec<Found>) {
             let is_month = |month: u32, day: u32| (1..=12).contains(&month) && (1..=31).contains(&day);
             // Two digits of a year are clear only behind slashes: 10-20-30 and 1.5.20 count other things.
             let is_short = parts.name("year").is_some_and(|year| year.as_str().len() == 2);
-            let is_clear = !is_short || (parts.name("a").is_some() && !is_unit(&text[whole.end..]));
+            // And scores and doses are written so (Apgar 8/9/10, 5/10/20 tablets): a day past the twelfth or a word for a date tells.
+            let is_dated = || first > 12 || second > 12 || DATE_WORD.is_match(before(text, whole.start, 24));
+            let is_clear = !is_short || (parts.name("a").is_some() && !is_unit(&text[whole.end..]) && is_dated());
             let fits = is_month(first, second) || is_month(second, first);
             if fits && is_clear && is_alone(text, whole.start, whole.end) {
                 found.push(Found { kind: Kind::Date, start: whole.start, end: whole.end });
@@ -204,7 +211,7 @@ fn is_unit(after: &str) -> bool {
         after.trim_start_matches([' ', '-']).chars().take_while(|c| c.is_alphabetic() || *c == '%').collect();
     let units = [
         "mg", "mcg", "g", "ug", "µg", "ml", "mL", "mm", "cm", "mmHg", "units", "U", "IU", "%", "min", "h", "hours",
-        "days", "weeks",
+        "days", "weeks", "minutes", "tablets", "points",
     ];
     units.contains(&word.as_str())
 }

@@ -29,7 +29,7 @@ pub enum Verdict {
     Restated,
     /// Fewer than [`LEAST_WORDS`] words stand before the answer.
     Bare,
-    /// A second line `Answer:` stands in the reasoning.
+    /// `Answer:` stands in the reasoning a second time.
     TwoAnswers,
 }
 
@@ -53,13 +53,15 @@ pub(crate) struct Judged {
 pub(crate) fn judge(question: &Question, text: &str, finish_reason: FinishReason) -> Judged {
     let order = ChoiceOrder::natural(question.choices.len());
     let is_cut = finish_reason != FinishReason::Stop;
-    let Some((answer, reasoning)) = reasoned(Reading { text, choices: &question.choices, order: &order, is_cut })
-    else {
+    // Without the line `Answer:` evaluations take a last `[B]`; here nothing would part the reasoning from it.
+    let has_line = LINE.is_match(text);
+    let read = reasoned(Reading { text, choices: &question.choices, order: &order, is_cut }).filter(|_| has_line);
+    let Some((answer, reasoning)) = read else {
         return Judged { verdict: Verdict::Unread, answer: None, reasoning: String::new() };
     };
     let verdict = if answer != question.key {
         Verdict::Wrong
-    } else if SECOND.is_match(&reasoning) {
+    } else if LINE.is_match(&reasoning) {
         Verdict::TwoAnswers
     } else if reasoning.split_whitespace().count() < LEAST_WORDS {
         Verdict::Bare
@@ -71,7 +73,7 @@ pub(crate) fn judge(question: &Question, text: &str, finish_reason: FinishReason
     Judged { verdict, answer: Some(answer), reasoning }
 }
 
-static SECOND: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?im)^[\s*_#]*answer:").expect("a fixed pattern"));
+static LINE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?i)\banswer\s*:").expect("a fixed pattern"));
 
 /// Share of the reasoning's runs of five words that stand in the question.
 fn share_restated(question: &Question, reasoning: &str) -> f64 {

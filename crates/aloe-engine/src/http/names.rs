@@ -1,4 +1,4 @@
-//! A server's addresses, remembered for some seconds. ureq asks for them before each request, also where a connection is open, and by a
+//! A server's addresses, remembered for half a second. ureq asks for them before each request, also where a connection is open, and by a
 //! thread of its own each time.
 
 use std::collections::HashMap;
@@ -10,8 +10,8 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
-/// Short enough for a name that moves to another machine between two tries of a request.
-const REMEMBERED: Duration = Duration::from_secs(5);
+/// A run of requests asks once; the later tries of a request, seconds apart, ask anew, so that a name that moved is found.
+const REMEMBERED: Duration = Duration::from_millis(500);
 
 /// [`DefaultResolver`] with a memory.
 #[derive(Debug, Default)]
