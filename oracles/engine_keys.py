@@ -173,6 +173,7 @@ def axolotl():
         return [{"string": "text", "integer": "int", "number": "float", "boolean": "bool", "null": "null", "object": "map"}.get(kind, "any")]
 
     keys = {name: value(entry) for name, entry in schema["properties"].items()}
+    keys["learning_rate"] = ["float"]  # axolotl takes any text and fails on it once the model is loaded
     manifest = {
         "engine": "axolotl", "versions": {"axolotl": axolotl.__version__},
         "required": ["base_model", "datasets", "output_dir", "max_steps", "micro_batch_size", "gradient_accumulation_steps", "learning_rate"],
