@@ -139,7 +139,7 @@ lora_r: 16
 output_dir: work/sft
 ";
 
-/// axolotl 0.19 lets every one of these through (its model ignores keys that it does not know).
+/// axolotl 0.19 lets every one of these through, as `oracles/engine_axolotl.py` shows: its model ignores keys that it does not know.
 #[test]
 fn ten_misspelt_keys_that_axolotl_lets_through_are_refused_with_the_key_that_is_meant() {
     let manifest = Manifest::axolotl();
