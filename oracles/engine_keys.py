@@ -136,10 +136,20 @@ def write(name, manifest):
 
 def axolotl():
     import axolotl
+    from pydantic.json_schema import GenerateJsonSchema
+    from pydantic_core import PydanticSerializationError
+
     from axolotl.utils.schemas.config import AxolotlInputConfig
 
     assert axolotl.__version__ == "0.19.0", axolotl.__version__
-    schema = AxolotlInputConfig.model_json_schema()
+    class Schema(GenerateJsonSchema):
+        def enum_schema(self, schema):
+            try:
+                return super().enum_schema(schema)
+            except PydanticSerializationError:  # an enum of torch.dtype, which a file cannot name by value
+                return {"type": "string"}
+
+    schema = AxolotlInputConfig.model_json_schema(schema_generator=Schema)
     definitions = schema.get("$defs", {})
 
     def value(entry, depth=0):
@@ -163,6 +173,7 @@ def axolotl():
         return [{"string": "text", "integer": "int", "number": "float", "boolean": "bool", "null": "null", "object": "map"}.get(kind, "any")]
 
     keys = {name: value(entry) for name, entry in schema["properties"].items()}
+    keys["learning_rate"] = ["float"]  # axolotl takes any text and fails on it once the model is loaded
     manifest = {
         "engine": "axolotl", "versions": {"axolotl": axolotl.__version__},
         "required": ["base_model", "datasets", "output_dir", "max_steps", "micro_batch_size", "gradient_accumulation_steps", "learning_rate"],

@@ -5,6 +5,8 @@
     python oracles/engine_trl.py losses          SFT and DPO of ten steps, f32, CPU: TRL started by engine.py with engine.yaml from the run folder,
                                                  our trainer on the same rows; losses, the movement of every tensor, the checker's verdict and the
                                                  import of TRL's folder; again with two processes -> tests/golden/trl_losses.json
+    python oracles/engine_trl.py faults          a run that is resumed from an earlier checkpoint ends with the uninterrupted one's bytes and is accepted; one
+                                                 that starts from a NaN stops, is refused, and saves no model
     python oracles/engine_trl.py rows            2,000 conversations (several turns, system messages, all scripts, empty questions and answers) with
                                                  SmolLM2's template, ChatML and Llama 3: TRL's own preparation of messages.jsonl with the marked
                                                  template against our ids and labels
@@ -61,13 +63,49 @@ def accept():
     print(len(cases), "configurations accepted by TRL's parser")
 
 
-def train(run, kind, n_processes):
+def start(run, kind, n_processes, *more):
     stage = f"stages/01-{kind}"
     torchrun = pathlib.Path(sys.executable).parent / "torchrun"
     command = [torchrun, "--standalone", f"--nproc-per-node={n_processes}", f"{stage}/engine.py", f"trl.scripts.{kind}", "--config", f"{stage}/engine.yaml"]
-    done = subprocess.run(command, cwd=run, capture_output=True, text=True)
+    return subprocess.run([*command, *more], cwd=run, capture_output=True, text=True)
+
+
+def judged(run, kind):
+    command = [EXAMPLES / "engine_run", "verify", run, f"stages/01-{kind}", f"work/{kind}", run / "out/tuned"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
+def faults():
+    from safetensors.torch import load_file, save_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = pathlib.Path(folder) / "run"
+        subprocess.run([EXAMPLES / "engine_run", "write", run, "sft", "1"], check=True)
+        train(run, "sft", 1)
+        whole = (run / "work/sft/model.safetensors").read_bytes()
+        done = start(run, "sft", 1, "--resume_from_checkpoint", "work/sft/checkpoint-8")
+        assert done.returncode == 0, done.stderr[-3000:]
+        said = judged(run, "sft")
+        print("resumed from step 8:", "the same bytes" if (run / "work/sft/model.safetensors").read_bytes() == whole else "OTHER BYTES", said["findings"] or "good", "sessions", said["facts"]["n_sessions"])
+        assert (run / "work/sft/model.safetensors").read_bytes() == whole and not said["findings"] and said["facts"]["n_sessions"] == 2
+    with tempfile.TemporaryDirectory() as folder:
+        run = pathlib.Path(folder) / "run"
+        subprocess.run([EXAMPLES / "engine_run", "write", run, "sft", "1"], check=True)
+        path = run / "out/base/model.safetensors"
+        tensors = load_file(path)
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+        save_file(tensors, path, metadata={"format": "pt"})
+        done = start(run, "sft", 1)
+        said = judged(run, "sft")
+        model = (run / "work/sft/model.safetensors").exists()
+        print("a NaN in the start: exit code", done.returncode, "| model saved:", model, "|", [line for line in done.stderr.splitlines() if "not finite" in line], "|", said["findings"][:3])
+        assert done.returncode != 0 and not model and said["findings"]
+
+
+def train(run, kind, n_processes):
+    done = start(run, kind, n_processes)
     if done.returncode:
-        sys.exit(f"{command}: exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        sys.exit(f"{kind}: exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     state = json.loads((run / f"work/{kind}/trainer_state.json").read_text())
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
@@ -89,8 +127,7 @@ def losses():
                 mine = load_file(run / "ours/master/model.safetensors")
                 moves = {name: ((end[name] - mine[name]).norm() / (end[name] - start[name]).norm()).item() for name in start}
                 tensor, move = max(moves.items(), key=lambda item: item[1])
-                command = [EXAMPLES / "engine_run", "verify", run, f"stages/01-{kind}", f"work/{kind}", run / "out/tuned"]
-                said = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+                said = judged(run, kind)
                 print(f"{kind}, {n_processes} processes: worst loss difference {worst:.1e}, worst movement difference {move:.1e} ({tensor})")
                 print("  TRL ", [round(loss, 6) for loss in theirs])
                 print("  ours", [round(loss, 6) for loss in ours])
@@ -181,4 +218,4 @@ def rows():
 
 
 if __name__ == "__main__":
-    {"accept": accept, "losses": losses, "rows": rows}[sys.argv[1]]()
+    {"accept": accept, "losses": losses, "faults": faults, "rows": rows}[sys.argv[1]]()

@@ -108,6 +108,75 @@ fn keys_of_the_other_program_and_losses_that_trl_lacks_are_refused() {
     }
 }
 
+/// A configuration as sites write them for axolotl on H100s.
+const AXOLOTL: &str = "\
+base_model: out/base/master
+datasets:
+  - path: data/sft/messages.jsonl
+    ds_type: json
+    type: chat_template
+    field_messages: messages
+    roles_to_train: [assistant]
+    train_on_eos: turn
+    message_property_mappings: {role: role, content: content}
+sequence_len: 8192
+sample_packing: true
+attn_implementation: flash_attention_2
+micro_batch_size: 1
+gradient_accumulation_steps: 4
+max_steps: 240
+learning_rate: 2.0e-5
+lr_scheduler: cosine
+optimizer: adamw_torch_fused
+bf16: true
+fsdp_version: 2
+fsdp_config:
+  auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  transformer_layer_cls_to_wrap: LlamaDecoderLayer
+  reshard_after_forward: true
+  state_dict_type: FULL_STATE_DICT
+lora_r: 16
+output_dir: work/sft
+";
+
+/// axolotl 0.19 lets every one of these through, as `oracles/engine_axolotl.py` shows: its model ignores keys that it does not know.
+#[test]
+fn ten_misspelt_keys_that_axolotl_lets_through_are_refused_with_the_key_that_is_meant() {
+    let manifest = Manifest::axolotl();
+    assert_eq!(check_config(AXOLOTL, &manifest, Program::Sft), [""; 0]);
+    let typos = [
+        ("roles_to_train", "roles_to_trane", "datasets[0].roles_to_trane; did you mean roles_to_train?"),
+        ("train_on_eos", "train_on_eot_s", "datasets[0].train_on_eot_s"),
+        ("field_messages", "field_message", "datasets[0].field_message; did you mean field_messages?"),
+        ("ds_type", "dstype", "datasets[0].dstype; did you mean ds_type?"),
+        ("message_property_mappings", "message_property_mapping", "datasets[0].message_property_mapping"),
+        (
+            "reshard_after_forward",
+            "reshard_after_foward",
+            "fsdp_config.reshard_after_foward; did you mean reshard_after_forward?",
+        ),
+        ("state_dict_type", "state_dict_typ", "fsdp_config.state_dict_typ; did you mean state_dict_type?"),
+        ("auto_wrap_policy", "auto_wrap", "unknown key fsdp_config.auto_wrap"),
+        ("sample_packing", "sample_pack", "unknown key sample_pack"),
+        ("fsdp_version", "fdsp_version", "unknown key fdsp_version; did you mean fsdp_version?"),
+    ];
+    for (from, to, expected) in typos {
+        let mistakes =
+            check_config(&AXOLOTL.replacen(&format!("{from}:"), &format!("{to}:"), 1), &manifest, Program::Sft);
+        assert!(mistakes.len() == 1 && mistakes[0].contains(expected), "{to}: {mistakes:?}");
+    }
+    for (from, to, expected) in [
+        ("learning_rate: 2.0e-5", "learning_rate: fast", "learning_rate is \"fast\""),
+        ("bf16: true", "bf16: maybe", "bf16 is \"maybe\""),
+        ("[assistant]", "{assistant: 1}", "datasets[0].roles_to_train is a mapping"),
+        ("FULL_STATE_DICT", "FULL", "fsdp_config.state_dict_type is \"FULL\""),
+        ("base_model: out/base/master\n", "", "base_model is missing"),
+    ] {
+        let mistakes = check_config(&AXOLOTL.replacen(from, to, 1), &manifest, Program::Sft);
+        assert!(mistakes.iter().any(|mistake| mistake.contains(expected)), "{to}: {mistakes:?}");
+    }
+}
+
 #[test]
 fn a_file_that_is_no_mapping_or_no_yaml_is_one_mistake() {
     for text in ["", "- a\n", "a: [1\n", "a: 1\na: 2\n"] {

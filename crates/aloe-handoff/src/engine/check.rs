@@ -64,6 +64,11 @@ impl Manifest {
         Self::read(include_str!("keys/trl-1.16.json"))
     }
 
+    /// axolotl 0.19.
+    pub fn axolotl() -> Self {
+        Self::read(include_str!("keys/axolotl-0.19.json"))
+    }
+
     fn read(text: &str) -> Self {
         serde_json::from_str(text).expect("a manifest in this repository is complete")
     }
@@ -118,17 +123,10 @@ fn map(entries: &[(Node, Node)], keys: &Keys, path: &str, mistakes: &mut Vec<Str
 }
 
 fn one(value: &Node, kinds: &[Kind], path: &str, mistakes: &mut Vec<String>) {
-    if kinds.iter().any(|kind| kind.takes(value)) {
-        for kind in kinds {
-            match (kind, &value.value) {
-                (Kind::MapOf { map: keys }, Value::Mapping(entries)) => map(entries, keys, path, mistakes),
-                (Kind::ListOf { list }, Value::Sequence(items)) => {
-                    let items = items.iter().enumerate();
-                    items.for_each(|(at, item)| one(item, list, &format!("{path}[{at}]"), mistakes));
-                }
-                _ => {}
-            }
-        }
+    // Of several forms that the value has on the outside, the one with the fewest mistakes within is meant.
+    let within = kinds.iter().filter(|kind| kind.takes(value)).map(|kind| kind.within(value, path));
+    if let Some(fewest) = within.min_by_key(Vec::len) {
+        mistakes.extend(fewest);
         return;
     }
     let expected: Vec<String> = kinds.iter().map(Kind::describe).collect();
@@ -155,6 +153,20 @@ impl Kind {
             (Self::ListOf { .. }, Value::Sequence(_)) | (Self::MapOf { .. }, Value::Mapping(_)) => true,
             _ => false,
         }
+    }
+
+    /// The mistakes inside a value that has this form.
+    fn within(&self, node: &Node, path: &str) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        match (self, &node.value) {
+            (Self::MapOf { map: keys }, Value::Mapping(entries)) => map(entries, keys, path, &mut mistakes),
+            (Self::ListOf { list }, Value::Sequence(items)) => {
+                let items = items.iter().enumerate();
+                items.for_each(|(at, item)| one(item, list, &format!("{path}[{at}]"), &mut mistakes));
+            }
+            _ => {}
+        }
+        mistakes
     }
 
     fn describe(&self) -> String {

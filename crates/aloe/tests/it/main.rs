@@ -20,6 +20,7 @@ mod tidy;
 mod toy;
 mod training;
 mod user;
+mod verify;
 mod view;
 mod weights;
 
