@@ -43,13 +43,14 @@ pub fn status(run: &Path, plan: &RunPlan) -> Result<Vec<Status>> {
 /// Holds every open stage against the scheduler, and cancels what follows a stage that did not end well.
 pub fn look(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler) -> Result<()> {
     for stage in &plan.stages {
+        // First: what waited for a failed stage is cancelled, whether or not its own job is still known.
+        cancel_after_failure(run, stage, scheduler)?;
         let state = state::read(run, &stage.name)?;
         match (state.phase, &state.job, &state.job_name) {
             (Phase::Submitting, _, Some(name)) => adopt(run, stage, name, scheduler)?,
             (Phase::Submitted | Phase::Running, Some(job), _) => settle(run, stage, job, scheduler)?,
             _ => {}
         }
-        cancel_after_failure(run, stage, scheduler)?;
     }
     Ok(())
 }

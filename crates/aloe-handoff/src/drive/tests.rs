@@ -74,7 +74,9 @@ impl Scheduler for Fake {
     }
 
     fn cancel(&self, job: &str) -> Result<()> {
-        self.set(job, Observed::Cancelled("scancel".into()));
+        if let Some(known) = self.jobs.borrow_mut().get_mut(job) {
+            known.1 = Observed::Cancelled("scancel".into());
+        }
         Ok(())
     }
 }
@@ -205,6 +207,17 @@ fn a_job_that_vanished_failed_unless_somebody_holds_its_lock() {
     assert_eq!(phases(dir.path()), ["failed", "cancelled", "cancelled"]);
     let reason = state::read(dir.path(), "a").unwrap().reason.unwrap();
     assert!(reason.contains("vanished"), "{reason}");
+}
+
+#[test]
+fn where_the_scheduler_forgets_all_jobs_the_one_at_work_failed_and_those_that_waited_are_cancelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    submit(dir.path(), &plan(), &fake).unwrap();
+    say(dir.path(), "a", started("1"));
+    fake.jobs.borrow_mut().clear();
+    look(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(phases(dir.path()), ["failed", "cancelled", "cancelled"]);
 }
 
 #[test]

@@ -132,6 +132,8 @@ fn thirty_broken_runs_end_in_the_right_state_and_no_stage_runs_twice() {
     submit(&orphans);
     wait_for_begin(&orphans);
     rig.kill("n1/slurmd");
+    // What it has not written down yet it would forget: that is the sixth way.
+    rig.wait_until_saved();
     rig.kill("slurmctld");
     rig.start_again("slurmctld");
     for run in orphans.iter().chain(&saves) {

@@ -97,6 +97,19 @@ impl Rig {
         assert!(Command::new("kill").args(["-9", pid.trim()]).status().unwrap().success());
     }
 
+    /// Waits until the controller has written its jobs to its disk once more.
+    pub(super) fn wait_until_saved(&self) {
+        let now = std::time::SystemTime::now();
+        let started = Instant::now();
+        let saved = || self.dir.path().join("ctld/job_state").metadata().and_then(|file| file.modified());
+        // It saves after a change of its jobs: one more, that never runs, written after all others.
+        self.slurm("sbatch", &["--hold", "--output=/dev/null", "--wrap=true"]);
+        while !saved().is_ok_and(|at| at > now) {
+            assert!(started.elapsed() < Duration::from_secs(60), "the controller saves nothing");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// Starts a daemon again.
     pub(super) fn start_again(&self, daemon: &str) {
         let conf = self.conf.to_str().unwrap();
