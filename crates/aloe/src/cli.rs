@@ -1,5 +1,6 @@
 //! The command line: names, help and examples of every subcommand. Parses, decides nothing.
 
+mod data;
 pub(crate) mod encoders;
 pub(crate) mod handoff;
 pub(crate) mod jobs;
@@ -8,6 +9,7 @@ pub(crate) mod results;
 use crate::recipe::{keys, search_keys, synthesis_stage};
 use crate::weights::{DtypeName, Quantize};
 use clap::{Args, Parser, Subcommand};
+pub(crate) use data::{DataCommand, DataRunArgs, DedupArgs};
 pub(crate) use handoff::VerifyArgs;
 use std::path::PathBuf;
 
@@ -396,64 +398,9 @@ pub(crate) struct ChatArgs {
     pub(crate) stop: Vec<String>,
 }
 
-/// Subcommands of `aloe data`.
-#[derive(Subcommand)]
-pub(crate) enum DataCommand {
-    /// Read, clean, deduplicate, decontaminate and mix sources
-    #[command(after_help = SEE_HELP, after_long_help = keys::data())]
-    Run(DataRunArgs),
-    /// Write the hits of a data stage as a page with both texts side by side, and a file of verdicts for the next run
-    Review {
-        /// Folder of a finished data stage
-        data: PathBuf,
-        /// Folder for review.html and verdicts.jsonl
-        #[arg(long)]
-        out: PathBuf,
-    },
-    /// Find duplicates in shards, on as many machines, and merge what they found for the next run
-    #[command(after_help = DEDUP_HELP)]
-    Dedup(DedupArgs),
-}
-
 const DEDUP_HELP: &str = "Examples:\n  aloe data dedup --config data.toml --shard 1/4 --out shards/1\n  aloe data dedup --merge shards/1 shards/2 \
     shards/3 shards/4 --out found\n  aloe data run --config data.toml --set 'duplicates=\"found\"' --out runs/data\n\nThe merged bytes do not \
     depend on the number of shards or threads, and are what `aloe data run` finds by itself.";
-
-/// `aloe data dedup`.
-#[derive(Args)]
-pub(crate) struct DedupArgs {
-    /// Settings of the data stage, as for `aloe data run`
-    #[arg(long, required_unless_present = "merge", conflicts_with = "merge")]
-    pub(crate) config: Option<PathBuf>,
-    /// One setting, KEY=VALUE with a TOML value; may be given more than once
-    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "merge")]
-    pub(crate) set: Vec<String>,
-    /// The share of the rows to sign: i/N, from 1/N to N/N
-    #[arg(long, value_name = "I/N", default_value = "1/1", conflicts_with = "merge")]
-    pub(crate) shard: aloe_data::Shard,
-    /// Folders of all shards, to be merged
-    #[arg(long, num_args = 1.., value_name = "DIR")]
-    pub(crate) merge: Vec<PathBuf>,
-    /// Folder to write
-    #[arg(long)]
-    pub(crate) out: PathBuf,
-    /// Threads; 0 takes all cores. Results do not depend on it
-    #[arg(long, default_value_t = 0, value_parser = threads)]
-    pub(crate) threads: usize,
-}
-
-/// `aloe data run`: a stage with two settings that are also flags.
-#[derive(Args)]
-pub(crate) struct DataRunArgs {
-    #[command(flatten)]
-    pub(crate) stage: StageArgs,
-    /// Also write the rows' ids and labels by `tokenizer`, for other trainers: the same as --set rendered=true
-    #[arg(long, conflicts_with = "recipe")]
-    pub(crate) rendered: bool,
-    /// Write broken rows to this file and go on: the same as --set quarantine='"FILE"'
-    #[arg(long, value_name = "FILE", conflicts_with = "recipe")]
-    pub(crate) quarantine: Option<PathBuf>,
-}
 
 /// A stage's entry in a recipe, and the flags that stand beside it.
 #[derive(Args)]

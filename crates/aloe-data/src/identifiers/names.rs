@@ -99,8 +99,8 @@ pub(super) fn find(text: &str, found: &mut Vec<Found>) {
                 from += 1;
             }
             // An initial alone is no name.
-            if name.chars().nth(1).is_some_and(char::is_lowercase) && !is_verb || name.chars().count() >= 3 && !is_verb
-            {
+            let is_long = name.chars().nth(1).is_some_and(char::is_lowercase) || name.chars().count() >= 3;
+            if is_long && !is_verb {
                 found.push(Found { kind: IdentifierKind::Name, start: words.start(), end: words.start() + name.len() });
             }
         }
