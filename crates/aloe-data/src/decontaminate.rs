@@ -104,8 +104,8 @@ struct Held {
 #[derive(Default)]
 pub(crate) struct Index {
     held: Vec<Held>,
-    /// Questions, each once however many forms of it are looked for.
-    n_questions: usize,
+    /// Of them, masked forms of the question before.
+    n_masked: usize,
     /// Whether the rows' identifiers are masked: then questions are looked for in their masked form too.
     is_masked: bool,
     runs_13: HashMap<u64, Vec<u32>>,
@@ -158,7 +158,7 @@ impl Index {
 
     /// Number of questions.
     pub(crate) fn len(&self) -> usize {
-        self.n_questions
+        self.held.len() - self.n_masked
     }
 
     fn read_file(&mut self, file: &DataFile, broken: &mut dyn FnMut(RowError) -> Result<()>) -> Result<()> {
@@ -181,10 +181,10 @@ impl Index {
                 Ok(texts) => {
                     n_taken += 1;
                     for text in texts {
-                        self.n_questions += 1;
                         self.add(&row.at, &text.stem, text.context.as_deref(), &text.options);
                         let masked = text.map(identifiers::masked);
                         if self.is_masked && masked != text {
+                            self.n_masked += 1;
                             self.add(&row.at, &masked.stem, masked.context.as_deref(), &masked.options);
                         }
                     }

@@ -165,3 +165,19 @@ fn planted_leaks_of_published_questions_are_found_among_other_questions_of_the_s
     println!("recall {recall:.4}, precision {precision:.4} ({} questions)", index.len());
     assert!(recall >= 0.99 && precision >= 0.95, "missed {missed:#?}; others hit {hits:#?}");
 }
+
+/// Masks part the runs of words that a leak shares with its question: the question is looked for with the same masks.
+#[test]
+fn a_leak_whose_identifiers_were_masked_is_found_and_its_question_is_counted_once() {
+    let stem = "Mrs. Hargreaves, seen on 3 March 2019, reports that Mr. Hargreaves snores since 4 May 2018; call 555-213-4567. What now?";
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("held.jsonl");
+    std::fs::write(&path, format!("{}\n", held(stem, OPTIONS))).unwrap();
+    let leaked = item(&[&identifiers::masked(stem), "It depends."]);
+    let found = |is_masked: bool| {
+        let index = Index::read(std::slice::from_ref(&path), is_masked, &mut |error| panic!("{error}")).unwrap();
+        assert_eq!(index.len(), 1);
+        index.overlap(&leaked).is_some()
+    };
+    assert_eq!((found(false), found(true)), (false, true));
+}

@@ -264,7 +264,9 @@ data = "@DATA@"
         let text = RECIPE.replace("trainer = \"aloe\"\n", "").replace("@DATA@", "./data");
         let found = rewritten(&text).unwrap().text;
         assert!(found.contains("trainer = \"trl\""), "{found}");
-        let text = RECIPE.replace("@DATA@", "./data").replace("epochs = 1", "epochs = 1\nsample_prompts = [\"/etc\"]");
+        let text = RECIPE
+            .replace("@DATA@", "./data")
+            .replace("epochs = 1", "epochs = 1\nsample_every = 1\nsample_prompts = [\"/etc\"]");
         let refused = rewritten(&text).err().unwrap();
         assert_eq!(refused, ["stage \"sft\": `sample_prompts` = \"/etc\" leads out of the run folder"]);
     }

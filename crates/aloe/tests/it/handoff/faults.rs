@@ -85,8 +85,13 @@ fn assert_states(runs: &[PathBuf], rig: &Rig, expected: [&str; 3]) {
     }
 }
 
+/// Takes six minutes and more, most of them Slurm's own waiting, and counts on a machine that is not busy: `ALOE_SLOW=faults` asks for it.
 #[test]
 fn thirty_broken_runs_end_in_the_right_state_and_no_stage_runs_twice() {
+    if std::env::var_os("ALOE_SLOW").is_none_or(|asked| asked != "faults") {
+        eprintln!("not run: ALOE_SLOW is not faults");
+        return;
+    }
     let Some(rig) = Rig::start() else { return };
     let dir = tempfile::tempdir().unwrap();
     let five = |name: &str, seconds: [u32; 3], limit_s: u64| -> Vec<PathBuf> {
