@@ -39,7 +39,7 @@ pub struct SftBatches {
 }
 
 impl SftBatches {
-    /// Encodes, drops, sets apart and packs as [`crate::sft`] does; `model` gives vocabulary and context length.
+    /// Encodes, drops, sets apart and packs as [`crate::sft()`] does; `model` gives vocabulary and context length.
     pub fn prepare(config: &SftConfig, mut inputs: SftInputs, text: &TextModel, model: &Config) -> Result<Self> {
         refuse(config.mistakes())?;
         if inputs.held_out.is_empty() {
@@ -84,7 +84,7 @@ pub struct DpoBatches {
 }
 
 impl DpoBatches {
-    /// Encodes, drops, sets apart and orders as [`crate::dpo`] does; `model` gives vocabulary and context length.
+    /// Encodes, drops, sets apart and orders as [`crate::dpo()`] does; `model` gives vocabulary and context length.
     pub fn prepare(config: &DpoConfig, inputs: DpoInputs, text: &TextModel, model: &Config) -> Result<Self> {
         refuse(config.mistakes())?;
         let rows = inputs.rows.clone();

@@ -60,7 +60,7 @@ pub(crate) fn encode(rows: &[SftRow], text: &TextModel, config: &SftConfig) -> R
     Ok((documents, cut))
 }
 
-/// The ids and loss mask of each row, or of its pieces, exactly as [`crate::sft`] trains on them: what rows rendered elsewhere are held to.
+/// The ids and loss mask of each row, or of its pieces, exactly as [`crate::sft()`] trains on them: what rows rendered elsewhere are held to.
 pub fn trained_rows(rows: &[SftRow], text: &TextModel, config: &SftConfig) -> Result<Vec<Encoded>> {
     let (documents, _) = encode(rows, text, config)?;
     Ok(documents.into_iter().map(|one| Encoded { ids: one.ids, loss_mask: one.loss_mask }).collect())

@@ -1,6 +1,6 @@
 //! A training stage on a foreign trainer: its configuration, its start script and its rows, written into a run folder.
 //!
-//! [`render_rows`] comes first (it tells the number of steps), then [`write`]. Both are pure in what they write: the same input gives
+//! [`render_rows`] comes first (it tells the number of steps), then [`write()`]. Both are pure in what they write: the same input gives
 //! the same bytes, and every path in them is relative to the run folder, from which jobs are started. Settings that an engine does not
 //! have are refused by name, all together; none is dropped. [`check::check_config`] holds a configuration against the keys of the
 //! pinned version.

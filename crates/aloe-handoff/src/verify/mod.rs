@@ -3,7 +3,7 @@
 //! An engine that ends with exit code 0 has not shown that it trained: a NaN is logged as loss 0, a lost optimizer starts its schedule
 //! again, two processes that never met each report success. [`check`] reads the log, the weights, the tokenizer and the digests,
 //! and gives all findings, each with file, tensor or key, what was expected and what was found. It changes nothing; [`seal`] writes the
-//! digests of a folder that passed, and [`import`] makes a stage's output of it.
+//! digests of a folder that passed, and [`fn@import`] makes a stage's output of it.
 
 mod import;
 mod log;
