@@ -77,6 +77,11 @@ fn settle(run: &Path, stage: &StagePlan, job: &str, scheduler: &dyn Scheduler) -
         Observed::Cancelled(reason) => return end(run, stage, job, Event::Cancelled { reason }),
         // Whoever holds the lock works on it, whatever the scheduler has forgotten.
         Observed::Unknown if is_held(run, &stage.name)? => return Ok(()),
+        // The scheduler has forgotten a job that waited for another: nothing ran, so nothing failed.
+        Observed::Unknown if state::read(run, &stage.name)?.sessions.is_empty() && !stage.after.is_empty() => {
+            let reason = "its job vanished before it began: the scheduler does not know it".to_owned();
+            return end(run, stage, job, Event::Cancelled { reason });
+        }
         Observed::Unknown => "its job vanished: the scheduler does not know it and nobody holds its lock".to_owned(),
     };
     end(run, stage, job, Event::Failed { job: Some(job.to_owned()), reason: reason_of_end })

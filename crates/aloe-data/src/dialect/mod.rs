@@ -221,12 +221,21 @@ pub(crate) fn finish(
     if let Some(system) = &config.system {
         add_system(&mut body, system);
     }
-    let subject = asked.as_ref().map(|question| question.subject.clone()).filter(|subject| !subject.is_empty());
+    // Rows of `aloe synthesis` say themselves what they are.
+    let said = |column: &str| match row.has("made") {
+        true => Ok(optional(row, column)?.filter(|text| !text.trim().is_empty())),
+        false => Ok(None),
+    };
+    let subject = match &asked {
+        Some(question) => Some(question.subject.clone()).filter(|subject| !subject.is_empty()),
+        None => said("subject")?,
+    };
+    let task = config.task.clone().or(said("task")?);
     Ok(Item {
         id,
         at: row.at.clone(),
         source: 0,
-        task: config.task.clone().unwrap_or_else(|| if asked.is_some() { "mcqa" } else { dialect.task() }.to_owned()),
+        task: task.unwrap_or_else(|| if asked.is_some() { "mcqa" } else { dialect.task() }.to_owned()),
         subject: subject.or_else(|| config.subject.clone()).unwrap_or_default(),
         question: asked.map(Box::new),
         stage: row.columns.get("stage").and_then(Value::as_u64),

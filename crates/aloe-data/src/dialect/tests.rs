@@ -253,3 +253,29 @@ fn own_columns_of_multiple_choice_rows_say_how_the_answer_is_written() {
         assert!(error.contains(expected), "{error}");
     }
 }
+
+#[test]
+fn a_worked_solution_says_its_sub_task_and_subject_and_other_rows_with_such_columns_do_not() {
+    let made = |more: Value| {
+        let mut value =
+            json!({"question": "Q", "response": "R\nAnswer: A", "subject": "Cardiology", "task": "mcqa_cot"});
+        value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let row = row(value);
+        let item = item(Dialect::detect(&row).unwrap(), &row, 0, String::new(), &config()).unwrap();
+        (item.task, item.subject)
+    };
+    assert_eq!(made(json!({"made": "self-generated"})), ("mcqa_cot".into(), "Cardiology".into()));
+    assert_eq!(made(json!({})), ("qa".into(), String::new()));
+}
+
+#[test]
+fn a_preference_pair_keeps_its_input_and_is_refused_with_earlier_turns() {
+    let pair = |more: Value| {
+        let mut value = json!({"instruction": "Sum up the note", "input": "NOTE", "chosen": "c", "rejected": "r"});
+        value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        value
+    };
+    let (_, shown) = check(pair(json!({"history": []})));
+    assert_eq!(shown, "user: Sum up the note\n\nNOTE / +assistant: c / -assistant: r");
+    assert!(refused(pair(json!({"history": [["a", "b"]]}))).contains("`history` holds earlier turns"));
+}

@@ -248,6 +248,7 @@ fn row(config: &SynthesisConfig, case: &Case) -> Option<Value> {
     Some(json!({
         "question": shown(question), "response": format!("{}\n{}", judged.reasoning, answer_line(question)),
         "id": format!("{}/{}", case.task.name(), question.id), "subject": question.subject,
+        "task": if question.is_yes_no_maybe() { "pubmedqa_cot" } else { "mcqa_cot" },
         "made": made(config.mode).words(), "support": if is_shown { "reference explanation" } else { "none" },
         "attempts": case.judged.len(), "blind_reader": blind, "betrays": betrayal(&judged.reasoning),
     }))

@@ -220,6 +220,22 @@ fn where_the_scheduler_forgets_all_jobs_the_one_at_work_failed_and_those_that_wa
     assert_eq!(phases(dir.path()), ["failed", "cancelled", "cancelled"]);
 }
 
+/// The job at work holds its lock on a while, as an orphan: those that waited for it are not failed meanwhile.
+#[test]
+fn a_waiting_job_that_the_scheduler_forgot_is_cancelled_while_the_one_before_it_still_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    submit(dir.path(), &plan(), &fake).unwrap();
+    say(dir.path(), "a", started("1"));
+    fake.jobs.borrow_mut().clear();
+    let held = StageLock::take(dir.path(), "a", "job 1", std::time::Duration::ZERO, &|| true).unwrap().unwrap();
+    look(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(phases(dir.path()), ["running", "cancelled", "cancelled"]);
+    drop(held);
+    look(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(phases(dir.path()), ["failed", "cancelled", "cancelled"]);
+}
+
 #[test]
 fn a_job_that_ended_well_without_done_failed_and_with_it_is_done() {
     let dir = tempfile::tempdir().unwrap();
