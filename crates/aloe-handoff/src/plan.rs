@@ -81,8 +81,6 @@ pub struct StagePlan {
     pub trainer: Trainer,
     /// What it asks for.
     pub resources: Resources,
-    /// How many array tasks share the work; 1 is an ordinary job.
-    pub n_shards: u32,
 }
 
 /// `run.json`.
@@ -139,7 +137,7 @@ impl RunPlan {
                     && !text.starts_with('.')
                     && text.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
             };
-            if !is_plain(&stage.name) || stage.n_shards == 0 || stage.resources.n_nodes == 0 {
+            if !is_plain(&stage.name) || stage.resources.n_nodes == 0 {
                 return Err(format!("stage {:?} is not one that this program plans", stage.name));
             }
             let folder = stage.folder.to_string_lossy();
@@ -190,7 +188,6 @@ mod tests {
             after: after.iter().map(|name| (*name).to_owned()).collect(),
             trainer: Trainer::Aloe,
             resources: Resources { n_nodes: 1, gpus_per_node: 0, cpus_per_node: 1, time_limit_s: 60 },
-            n_shards: 1,
         };
         let check = |stages: Vec<StagePlan>| {
             RunPlan { version: 1, name: "x".into(), place: Where::Local, recipe_sha256: String::new(), stages }.check()

@@ -172,7 +172,6 @@ mod tests {
             after: vec![],
             trainer,
             resources: Resources { n_nodes, gpus_per_node: 4, cpus_per_node: 80, time_limit_s: 129_600 },
-            n_shards: 1,
         }
     }
 

@@ -90,7 +90,6 @@ fn plan() -> RunPlan {
         after: after.iter().map(|name| (*name).to_owned()).collect(),
         trainer: Trainer::Aloe,
         resources: Resources { n_nodes: 1, gpus_per_node: 0, cpus_per_node: 1, time_limit_s: 60 },
-        n_shards: 1,
     };
     let stages = vec![stage("a", &[]), stage("b", &["a"]), stage("c", &["b"])];
     RunPlan { version: 1, name: "r".into(), place: Where::Slurm, recipe_sha256: String::new(), stages }

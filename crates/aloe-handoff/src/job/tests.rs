@@ -13,7 +13,6 @@ pub(crate) fn run_folder(dir: &Path, run: &str, check: &str) {
         after: after.iter().map(|name| (*name).to_owned()).collect(),
         trainer: Trainer::Aloe,
         resources: Resources { n_nodes: 1, gpus_per_node: 0, cpus_per_node: 1, time_limit_s: 3600 },
-        n_shards: 1,
     };
     std::fs::write(dir.join("recipe.toml"), "").unwrap();
     std::fs::write(dir.join("cluster.toml"), "name = \"x\"\naloe = \"/bin/true\"\n").unwrap();

@@ -261,7 +261,6 @@ fn plan_of(recipe: &Recipe, text: &str, cluster: &Cluster, place: Where) -> anyh
             after,
             trainer: trainer_of(recipe, stage, Trainer::Aloe),
             resources,
-            n_shards: 1,
         })
     };
     let stages = recipe.stages.iter().enumerate().map(of).collect::<anyhow::Result<_>>()?;

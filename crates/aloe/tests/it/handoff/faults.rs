@@ -35,7 +35,6 @@ fn run_folder(dir: &Path, name: &str, seconds: [u32; 3], time_limit_s: u64) -> P
         after: after.iter().map(|name| (*name).to_owned()).collect(),
         trainer: Trainer::Aloe,
         resources: Resources { n_nodes: 1, gpus_per_node: 0, cpus_per_node: 1, time_limit_s },
-        n_shards: 1,
     };
     let stages = vec![stage("a", &[]), stage("b", &["a"]), stage("c", &["b"])];
     let plan =
