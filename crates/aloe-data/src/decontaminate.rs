@@ -16,7 +16,6 @@ use crate::data::with_raw;
 use crate::dialect::Dialect;
 use crate::held;
 use crate::identifiers;
-use crate::minhash::windows;
 use crate::simplify::plain;
 use crate::source::{self, DataFile};
 use crate::{Item, Result, RowError, parallel, simplify};
@@ -27,7 +26,10 @@ use regex::Regex;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use words::{Runs, Words};
 use xxhash_rust::xxh64::xxh64;
+
+mod words;
 
 /// Words of exam phrasing, of units and of normal findings.
 const STOCK_WORDS: &str = "a an the of in on at to for with without by from and or is are was be been being has have had this that \
@@ -108,11 +110,13 @@ pub(crate) struct Index {
     n_masked: usize,
     /// Whether the rows' identifiers are masked: then questions are looked for in their masked form too.
     is_masked: bool,
-    runs_13: HashMap<u64, Vec<u32>>,
-    runs_8: HashMap<u64, Vec<u32>>,
+    runs_13: Runs,
+    runs_8: Runs,
     whole: HashMap<u64, u32>,
-    /// Number of words to stems of that length.
-    short: BTreeMap<usize, HashMap<u64, Vec<u32>>>,
+    /// Whole stems of at most 12 words.
+    short: Runs,
+    /// Lengths of the short stems (bit n: n words) that begin with these two words, or with this one and have no other.
+    short_starts: HashMap<u64, u16>,
     by_options: HashMap<u64, Vec<u32>>,
     /// File to questions taken from it.
     pub(crate) n_by_file: BTreeMap<String, usize>,
@@ -152,7 +156,7 @@ impl Index {
                 index.read_file(&file, broken)?;
             }
         }
-        index.forget_common_runs();
+        index.close();
         Ok(index)
     }
 
@@ -201,41 +205,46 @@ impl Index {
         let id = self.held.len() as u32;
         let asked = (stem.to_owned(), options.to_vec());
         let stem = simplify(stem);
-        let add_runs = |map: &mut HashMap<u64, Vec<u32>>, text: &str, n: usize, least: usize| {
-            let runs: BTreeSet<&str> = windows(text, n).filter(|run| n_telling(run) >= least).collect();
-            for run in &runs {
-                map.entry(hash(run)).or_default().push(id);
+        let words = Words::of(&stem);
+        let add_runs = |runs: &mut Runs, words: &Words<'_>, n: usize, least: usize| {
+            let telling: BTreeSet<u64> =
+                words.runs(n).filter(|&(at, _)| n_telling(words.run(at, n)) >= least).map(|(_, hash)| hash).collect();
+            for &hash in &telling {
+                runs.entry(hash).push(id);
             }
-            runs.len()
+            telling.len()
         };
-        let mut n_runs_13 = add_runs(&mut self.runs_13, &stem, 13, 5);
+        let mut n_runs_13 = add_runs(&mut self.runs_13, &words, 13, 5);
         if let Some(context) = context {
-            n_runs_13 = n_runs_13.max(add_runs(&mut self.runs_13, &simplify(context), 13, 5));
+            n_runs_13 = n_runs_13.max(add_runs(&mut self.runs_13, &Words::of(&simplify(context)), 13, 5));
         }
-        let n_runs_8 = add_runs(&mut self.runs_8, &stem, 8, 3);
-        let n_words = stem.split(' ').count();
+        let n_runs_8 = add_runs(&mut self.runs_8, &words, 8, 3);
+        let n_words = words.len();
         if n_words >= 4 {
-            self.whole.insert(hash(&stem), id);
+            self.whole.insert(words.whole_hash(), id);
         }
         let options = option_set(options);
         if options.len() >= 3 {
-            if n_words <= LONGEST_SHORT_STEM {
-                self.short.entry(n_words).or_default().entry(hash(&stem)).or_default().push(id);
+            if (1..=LONGEST_SHORT_STEM).contains(&n_words) {
+                self.short.entry(words.whole_hash()).push(id);
+                *self.short_starts.entry(words.hash(0, n_words.min(2))).or_default() |= 1 << n_words;
             }
             self.by_options.entry(hash(&options.join("\n"))).or_default().push(id);
         }
         self.held.push(Held { at: last_two(at), asked, telling: telling(&stem), stem, options, n_runs_13, n_runs_8 });
     }
 
-    /// Runs in more than two questions of different wording are phrasing. Copies of one question count once.
-    fn forget_common_runs(&mut self) {
+    /// All questions are there. Runs in more than two of different wording are phrasing and are forgotten; copies of one question count
+    /// once.
+    fn close(&mut self) {
         let held = &self.held;
-        let is_common = |ids: &mut Vec<u32>| {
+        let is_rare = |ids: &mut Vec<u32>| {
             ids.dedup();
             ids.len() <= 2 || ids.iter().map(|id| held[*id as usize].stem.as_str()).collect::<HashSet<_>>().len() <= 2
         };
-        self.runs_13.retain(|_, ids| is_common(ids));
-        self.runs_8.retain(|_, ids| is_common(ids));
+        self.runs_13.close(is_rare);
+        self.runs_8.close(is_rare);
+        self.short.close(|_| true);
     }
 
     /// Each question as written, with its options.
@@ -254,7 +263,7 @@ impl Index {
         for question in questions {
             index.add(&question.source, &question.stem, question.context.as_deref(), &question.choices);
         }
-        index.forget_common_runs();
+        index.close();
         index
     }
 
@@ -289,11 +298,12 @@ impl Index {
         let hit = if options.is_empty() { None } else { self.same_options(&options, &asked, item) };
         // Simplified once: it is most of the work.
         let simple: Vec<String> = messages.iter().map(|message| simplify(&message.content)).collect();
-        let mut asked = messages.iter().zip(&simple).filter(|(message, _)| message.role == Role::User);
-        let hit = hit.or_else(|| asked.find_map(|(_, text)| self.whole_question(text)));
-        let texts = || messages.iter().zip(&simple);
-        let hit = hit.or_else(|| texts().find_map(|(message, text)| self.stem_and_options(&message.content, text)));
-        let hit = hit.or_else(|| simple.iter().find_map(|text| self.shared_runs(text)));
+        let words: Vec<Words<'_>> = simple.iter().map(|text| Words::of(text)).collect();
+        let texts = || messages.iter().zip(&words);
+        let mut asked = texts().filter(|(message, _)| message.role == Role::User);
+        let hit = hit.or_else(|| asked.find_map(|(_, words)| self.whole_question(words)));
+        let hit = hit.or_else(|| texts().find_map(|(message, words)| self.stem_and_options(&message.content, words)));
+        let hit = hit.or_else(|| words.iter().find_map(|words| self.shared_runs(words)));
         hit.map(|(id, evidence)| (id as usize, evidence))
     }
 
@@ -316,12 +326,12 @@ impl Index {
         })
     }
 
-    fn whole_question(&self, text: &str) -> Option<(u32, Evidence)> {
-        let id = *self.whole.get(&hash(text))?;
-        Some((id, Evidence { test: "ngram_8", shared: text.to_owned(), score: 1.0 }))
+    fn whole_question(&self, words: &Words<'_>) -> Option<(u32, Evidence)> {
+        let id = *self.whole.get(&words.whole_hash())?;
+        Some((id, Evidence { test: "ngram_8", shared: words.run(0, words.len()).to_owned(), score: 1.0 }))
     }
 
-    fn stem_and_options(&self, text: &str, simplified: &str) -> Option<(u32, Evidence)> {
+    fn stem_and_options(&self, text: &str, words: &Words<'_>) -> Option<(u32, Evidence)> {
         let plain_text = std::cell::OnceCell::new();
         let has_all = |held: &Held| {
             let plain_text = plain_text.get_or_init(|| format!(" {} ", plain(text)));
@@ -331,14 +341,20 @@ impl Index {
         let is_enough = |held: &Held, n_words: usize| {
             n_words >= 3 || held.options.iter().map(|o| o.split(' ').count()).sum::<usize>() >= 6
         };
-        for (&n_words, stems) in &self.short {
-            let candidates = windows(simplified, n_words).filter_map(|run| stems.get(&hash(run)));
-            let found = candidates.flatten().find(|&&id| {
-                let held = &self.held[id as usize];
-                is_enough(held, n_words) && has_all(held)
-            });
-            if let Some(&id) = found {
-                let held = &self.held[id as usize];
+        // Shorter stems first, then those that stand earlier.
+        let mut candidates = BTreeSet::new();
+        for (n, at, hash) in [1, 2].into_iter().flat_map(|n| words.runs(n).map(move |(at, hash)| (n, at, hash))) {
+            let lengths = self.short_starts.get(&hash).copied().unwrap_or(0);
+            let lengths = if n == 1 { lengths & 0b10 } else { lengths & !0b10 };
+            let fits = |n_words: &usize| lengths >> n_words & 1 == 1 && at + n_words <= words.len();
+            candidates.extend((1..=LONGEST_SHORT_STEM).filter(fits).map(|n_words| (n_words, at)));
+        }
+        for (n_words, at) in candidates {
+            let ids = self.short.get(words.hash(at, n_words)).iter();
+            let found = ids
+                .map(|&id| (id, &self.held[id as usize]))
+                .find(|(_, held)| is_enough(held, n_words) && has_all(held));
+            if let Some((id, held)) = found {
                 let shared = format!("{} | {}", held.stem, held.options.join(" | "));
                 return Some((id, Evidence { test: "stem_and_options", shared, score: 1.0 }));
             }
@@ -346,25 +362,25 @@ impl Index {
         None
     }
 
-    fn shared_runs(&self, text: &str) -> Option<(u32, Evidence)> {
-        let long = self.most_runs("ngram_13", text, &self.runs_13, 13, 0.25, |held| held.n_runs_13);
-        long.or_else(|| self.most_runs("ngram_8", text, &self.runs_8, 8, 0.7, |held| held.n_runs_8))
+    fn shared_runs(&self, words: &Words<'_>) -> Option<(u32, Evidence)> {
+        let long = self.most_runs("ngram_13", words, &self.runs_13, 13, 0.25, |held| held.n_runs_13);
+        long.or_else(|| self.most_runs("ngram_8", words, &self.runs_8, 8, 0.7, |held| held.n_runs_8))
     }
 
-    /// The first question of which at least the share `needed` of all its `n`-word runs stand in `text`.
+    /// The first question of which at least the share `needed` of all its `n`-word runs stand among `words`.
     fn most_runs(
         &self,
         test: &'static str,
-        text: &str,
-        runs: &HashMap<u64, Vec<u32>>,
+        words: &Words<'_>,
+        runs: &Runs,
         n: usize,
         needed: f64,
         n_runs: fn(&Held) -> usize,
     ) -> Option<(u32, Evidence)> {
         let mut found: BTreeMap<u32, BTreeSet<&str>> = BTreeMap::new();
-        for run in windows(text, n) {
-            for id in runs.get(&hash(run)).into_iter().flatten() {
-                found.entry(*id).or_default().insert(run);
+        for (at, hash) in words.runs(n) {
+            for id in runs.get(hash) {
+                found.entry(*id).or_default().insert(words.run(at, n));
             }
         }
         let scored = found.into_iter().map(|(id, runs)| {
