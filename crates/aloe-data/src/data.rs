@@ -203,7 +203,11 @@ impl<'a> Run<'a> {
             Ok(item) => {
                 let name = serde_json::to_value(dialect).ok().and_then(|name| name.as_str().map(String::from));
                 *self.report.sources[source].dialects.entry(name.unwrap_or_default()).or_default() += 1;
-                self.items.push(Item { source, ..item });
+                let mut item = Item { source, ..item };
+                if let Some(before) = self.items.last() {
+                    item.at.share(&before.at);
+                }
+                self.items.push(item);
             }
             Err(error) => self.broken(source, error),
         }
@@ -275,7 +279,7 @@ impl<'a> Run<'a> {
             if !fits {
                 let wanted = if self.config.output == OutputKind::Sft { "sft" } else { "pairs" };
                 let name = self.config.sources[item.source].name.clone();
-                return Err(Error::Kind { name, at: item.at.clone(), found, wanted });
+                return Err(Error::Kind { name, at: item.at.to_string(), found, wanted });
             }
         }
         Ok(())

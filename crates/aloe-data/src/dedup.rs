@@ -8,7 +8,6 @@ use crate::page::N_SHOWN;
 use crate::simplify::plain;
 use crate::{Dedup, Item, parallel, simplify};
 use aloe_record::{Cancel, Progress};
-use std::collections::HashMap;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// A row that another one covers.
@@ -116,21 +115,20 @@ const N_BLOCK: usize = 1 << 13;
 
 /// The rows that others cover, in order: the row, the one of its cluster that stays, and the rule.
 pub(crate) fn cluster(signatures: &[Signature]) -> Vec<(usize, usize, &'static str)> {
-    let mut exact_of: Vec<Option<usize>> = vec![None; signatures.len()];
-    let mut first: HashMap<u128, usize> = HashMap::new();
-    for (index, exact) in signatures.iter().enumerate().filter_map(|(index, one)| Some((index, one.exact?))) {
-        match first.entry(exact) {
-            std::collections::hash_map::Entry::Occupied(entry) => exact_of[index] = Some(*entry.get()),
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(index);
-            }
+    // Sorted, equal rows stand side by side, the first of them first; a table of all rows would take several times the memory.
+    let mut exact_of: Vec<Option<u32>> = vec![None; signatures.len()];
+    let exact = signatures.iter().enumerate().filter_map(|(index, one)| Some((one.exact?, index as u32)));
+    let mut exact: Vec<(u128, u32)> = exact.collect();
+    exact.sort_unstable();
+    for same in exact.chunk_by(|first, second| first.0 == second.0) {
+        for &(_, index) in &same[1..] {
+            exact_of[index as usize] = Some(same[0].1);
         }
     }
-    drop(first);
+    drop(exact);
     let mut clusters = UnionFind::new(signatures.len());
     let n_buckets = signatures.iter().map(|one| one.buckets.len()).max().unwrap_or(0);
     for (bucket, is_dialogue) in (0..n_buckets).flat_map(|bucket| [(bucket, false), (bucket, true)]) {
-        // Sorted, rows of one bucket stand side by side; a table of all buckets would take several times the memory.
         let of_kind = |one: &Signature| one.buckets.get(bucket).filter(|_| one.is_dialogue == is_dialogue).copied();
         let rows = signatures.iter().enumerate().filter(|(index, _)| exact_of[*index].is_none());
         let mut rows: Vec<(u128, u32)> = rows.filter_map(|(index, one)| Some((of_kind(one)?, index as u32))).collect();
@@ -143,7 +141,7 @@ pub(crate) fn cluster(signatures: &[Signature]) -> Vec<(usize, usize, &'static s
     for (index, exact) in exact_of.into_iter().enumerate() {
         let near = clusters.root(index);
         match exact {
-            Some(first) => found.push((index, clusters.root(first), "exact_duplicate")),
+            Some(first) => found.push((index, clusters.root(first as usize), "exact_duplicate")),
             None if near != index => found.push((index, near, "near_duplicate")),
             None => {}
         }
@@ -188,7 +186,7 @@ mod tests {
             .collect();
         Item {
             id: index.to_string(),
-            at: String::new(),
+            at: crate::Place::default(),
             source: 0,
             task: String::new(),
             subject: String::new(),
@@ -196,6 +194,7 @@ mod tests {
             stage: None,
             group: None,
             style: None,
+            made: None,
             body: Body::Conversation(Conversation { messages }),
         }
     }

@@ -2,7 +2,7 @@
 //! tests as decontamination (`decontaminate`), looked at from the question's side.
 
 use crate::decontaminate::{Evidence, Index};
-use crate::item::{Body, Item};
+use crate::item::{Body, Item, Place};
 use crate::{Error, Result, parallel};
 use aloe_record::{Cancel, Progress};
 use aloe_task::Question;
@@ -98,7 +98,7 @@ impl Rows {
         };
         Ok(Item {
             id: crate::decontaminate::last_two(&at),
-            at,
+            at: Place::of(&at),
             source: 0,
             task: String::new(),
             subject: String::new(),
@@ -106,6 +106,7 @@ impl Rows {
             stage: None,
             group: None,
             style: None,
+            made: None,
             body,
         })
     }

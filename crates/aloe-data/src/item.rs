@@ -2,14 +2,52 @@
 
 use aloe_task::Question;
 use aloe_text::{Conversation, Message, Pair, Role};
+use std::fmt;
+use std::sync::Arc;
+
+/// Where a row stands, written `path:line`. Rows of a file share its path: of a million rows it would be a tenth of a gigabyte.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Place {
+    path: Arc<str>,
+    line: Option<u32>,
+}
+
+impl Place {
+    /// A place that does not end in a line keeps its whole text.
+    pub(crate) fn of(at: &str) -> Self {
+        let parts = at.rsplit_once(':').and_then(|(path, line)| Some((path, line.parse().ok()?)));
+        // `007` and `+7` are not how a line is written: they would come back otherwise.
+        let parts = parts.filter(|&(path, line): &(&str, u32)| path.len() + 1 + line.to_string().len() == at.len());
+        match parts {
+            Some((path, line)) => Self { path: path.into(), line: Some(line) },
+            None => Self { path: at.into(), line: None },
+        }
+    }
+
+    /// Holds the path together with `other`, where it is the same.
+    pub(crate) fn share(&mut self, other: &Place) {
+        if self.path == other.path {
+            self.path = Arc::clone(&other.path);
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}", self.path),
+            None => f.write_str(&self.path),
+        }
+    }
+}
 
 /// One row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {
     /// `source/file:line`, unique.
     pub id: String,
-    /// `path:line`, to open.
-    pub at: String,
+    /// To open.
+    pub at: Place,
     /// Index of the source in the settings.
     pub source: usize,
     /// Sub-task, such as `mcqa` or `qa`.
@@ -24,6 +62,8 @@ pub struct Item {
     pub group: Option<String>,
     /// Attack style of a red-team row.
     pub style: Option<String>,
+    /// How a synthetic row says it came about, such as `self-generated` or `gold-conditioned`.
+    pub made: Option<String>,
     /// The text.
     pub body: Body,
 }
@@ -83,5 +123,33 @@ impl Item {
     /// Characters of all messages.
     pub fn n_chars(&self) -> usize {
         self.messages().iter().map(|message| message.content.chars().count()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Place;
+
+    #[test]
+    fn a_place_is_written_as_it_was_read_and_rows_of_a_file_hold_its_path_once() {
+        for at in [
+            "a/b.jsonl:7",
+            "c:/d.json:12",
+            "rows.parquet: row 3",
+            "x:007",
+            "x:+7",
+            "",
+            "name",
+            "f:3:9",
+            ":4",
+            "x:99999999999",
+        ] {
+            assert_eq!(Place::of(at).to_string(), at);
+        }
+        let (first, mut second, mut other) = (Place::of("f:1"), Place::of("f:2"), Place::of("g:2"));
+        second.share(&first);
+        other.share(&first);
+        assert!(std::sync::Arc::ptr_eq(&first.path, &second.path));
+        assert_eq!((second.to_string(), other.to_string()), ("f:2".into(), "g:2".into()));
     }
 }

@@ -49,7 +49,7 @@ pub use dialect::{Dialect, SPEAKERS};
 pub use dirty::{Trained, trained_on};
 pub use error::{Error, Problems, RowError};
 pub use identifiers::Identifiers;
-pub use item::{Body, Item};
+pub use item::{Body, Item, Place};
 pub use licence::Use;
 pub use manifest::{Account, DataReport, SourceReport};
 pub use meaning::{Meaning, MeaningReport};

@@ -31,6 +31,9 @@ pub struct SourceReport {
     pub n_with_identifiers: usize,
     /// Template, as `sub-task/number`, to the rows written with it, each once; rows of other tasks have none.
     pub templates: BTreeMap<String, usize>,
+    /// Task to the rows written, each once, that templates were asked for and that have none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub without_template: BTreeMap<String, usize>,
     /// Rule to rows changed.
     pub changed: BTreeMap<String, usize>,
     /// Rule to rows dropped.
@@ -43,6 +46,9 @@ pub struct SourceReport {
     pub tasks: BTreeMap<String, usize>,
     /// Subject to training rows.
     pub subjects: BTreeMap<String, usize>,
+    /// How synthetic rows say they came about to training rows.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub synthetic: BTreeMap<String, usize>,
     /// Characters of the training rows.
     pub n_chars: usize,
     /// Tokens of the training rows with their template, when the recipe names a tokenizer; of pairs the prompt counts twice.
@@ -86,6 +92,9 @@ impl SourceReport {
         *self.tasks.entry(item.task.clone()).or_default() += 1;
         if !item.subject.is_empty() {
             *self.subjects.entry(item.subject.clone()).or_default() += 1;
+        }
+        if let Some(made) = &item.made {
+            *self.synthetic.entry(made.clone()).or_default() += 1;
         }
     }
 

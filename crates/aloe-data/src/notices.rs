@@ -1,7 +1,8 @@
-//! What the numbers of a data stage say that its user may not expect: a hold-out far from the share asked for, and a source that
-//! lost much of itself as near duplicates. Sentences only; nothing is changed by them.
+//! What the numbers of a data stage say that its user may not expect: a hold-out far from the share asked for, a source that lost much
+//! of itself as near duplicates, rows that got no template. Sentences only; nothing is changed by them.
 
 use crate::{Account, DataConfig, DataReport};
+use std::collections::BTreeMap;
 
 /// Held-out shares that differ from `hold_out` by more than this factor are told.
 const HOLD_OUT_FACTOR: f64 = 2.0;
@@ -16,6 +17,7 @@ pub(crate) fn find(config: &DataConfig, report: &DataReport) -> Vec<String> {
         let names = one.skipped_files.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
         format!("source `{}`: {} files of its folder are not read: {names}", one.name, one.skipped_files.len())
     }));
+    found.extend(report.sources.iter().filter_map(|one| without_template(&one.name, &one.without_template)));
     found.extend(unread(report.n_held_apart_broken));
     let n_unused = report.n_verdicts_unused;
     found.extend((n_unused > 0).then(|| {
@@ -31,6 +33,16 @@ fn unread(n_broken: usize) -> Option<String> {
         format!(
             "{n_broken} evaluation rows are broken and no training row was compared with them: what they ask may stand in train.jsonl. \
              quarantine.jsonl names each"
+        )
+    })
+}
+
+fn without_template(name: &str, by_task: &BTreeMap<String, usize>) -> Option<String> {
+    let tasks: Vec<String> = by_task.iter().map(|(task, n)| format!("{n} of task `{task}`")).collect();
+    (!tasks.is_empty()).then(|| {
+        format!(
+            "source `{name}`: rows without a template, as no sub-task has their task's name: {}. `task` of a source names its sub-task",
+            tasks.join(", ")
         )
     })
 }
@@ -87,6 +99,13 @@ mod tests {
         assert!(text.contains("50 of 150 rows written (33.3 %)") && text.contains("before `max_rows`"), "{text}");
         let text = hold_out(0.1, &account(0, 9)).unwrap();
         assert!(text.contains("held out none of 9 rows") && text.contains("seed"), "{text}");
+    }
+
+    #[test]
+    fn rows_of_a_task_that_no_template_is_for_are_told_with_their_task() {
+        assert_eq!(without_template("s", &BTreeMap::new()), None);
+        let text = without_template("s", &BTreeMap::from([("chat".into(), 3), ("summary".into(), 1)])).unwrap();
+        assert!(text.contains("3 of task `chat`, 1 of task `summary`") && text.contains("`s`"), "{text}");
     }
 
     #[test]

@@ -39,6 +39,20 @@ pub(crate) fn draw(
         bars: report.sources.iter().map(|source| bar(&source.name, source.n_train)).collect(),
         reference: None,
     });
+    let tokens: Vec<Bar> =
+        report.sources.iter().filter_map(|source| Some(bar(&source.name, source.n_tokens?))).collect();
+    if !tokens.is_empty() {
+        page.bar_plot(&BarPlot {
+            title: "Share of each source in the training tokens".into(),
+            x_label: "tokens, template included".into(),
+            bars: tokens,
+            reference: None,
+        });
+    }
+    if report.sources.iter().any(|source| !source.synthetic.is_empty()) {
+        page.heading("Synthetic rows");
+        page.table(&synthetic(report));
+    }
     page.heading("Rules");
     page.table(&rules(report));
     if report.sources.iter().any(|source| source.n_with_identifiers > 0) {
@@ -108,6 +122,16 @@ fn sources(report: &DataReport) -> Table {
         row.extend(counts.iter().map(ToString::to_string));
         row.push(tokens);
         table.row(row);
+    }
+    table
+}
+
+fn synthetic(report: &DataReport) -> Table {
+    let mut table = Table::new(&[("source", Align::Left), ("made", Align::Left), ("training", Align::Right)]);
+    for source in &report.sources {
+        for (made, n) in &source.synthetic {
+            table.row(vec![source.name.clone(), made.clone(), n.to_string()]);
+        }
     }
     table
 }

@@ -315,7 +315,7 @@ mod tests {
     fn item(question: &str, answer: &str, task: &str) -> Item {
         Item {
             id: String::new(),
-            at: String::new(),
+            at: crate::Place::default(),
             source: 0,
             task: task.into(),
             subject: String::new(),
@@ -323,6 +323,7 @@ mod tests {
             stage: None,
             group: None,
             style: None,
+            made: None,
             body: Body::Conversation(Conversation {
                 messages: vec![Message::user(question), Message::assistant(answer)],
             }),

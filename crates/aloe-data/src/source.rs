@@ -327,6 +327,7 @@ fn kind(value: &Value) -> &'static str {
 fn read_elements(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Result<()> {
     let mut shared = Map::new();
     let mut pending = Vec::new();
+    let mut has_list = false;
     for element in Elements::new(source) {
         match element {
             Ok(element) if element.bytes.len() > MAX_ROW_BYTES => {
@@ -339,13 +340,15 @@ fn read_elements(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Resul
                 match (row, element.key) {
                     (Err(error), Some(key)) if error.reason.starts_with(NO_OBJECT) => {
                         shared.insert(key, serde_json::from_slice(&element.bytes).unwrap_or(Value::Null));
-                        pending.push(error);
+                        // Beside a list of rows, before or after it, such values describe the file.
+                        pending.extend((!has_list).then_some(error));
                     }
                     (Ok(mut row), Some(key)) => {
                         row.columns.insert("_key".into(), Value::String(key));
                         each(Ok(row))?;
                     }
                     (Ok(mut row), None) => {
+                        has_list = true;
                         pending.clear();
                         for (name, value) in &shared {
                             row.columns.entry(name.clone()).or_insert_with(|| value.clone());

@@ -69,7 +69,7 @@ impl Run<'_> {
             let rendered = parallel::map(self.n_threads, block, |&row| {
                 let source = &config.sources[items[row].source].name;
                 let made = render(text, &items[row], config.rendered.then_some(source.as_str()));
-                made.map_err(|source| Error::Text { at: items[row].at.clone(), source })
+                made.map_err(|source| Error::Text { at: items[row].at.to_string(), source })
             });
             for (&row, rendered) in block.iter().zip(rendered) {
                 let rendered = rendered?;

@@ -17,10 +17,13 @@ impl Run<'_> {
         written.dedup();
         for row in written {
             let item = &mut self.items[row];
-            let Some((task, list)) = templates::sub_task(item, &lists) else { continue };
+            let Some((task, list)) = templates::sub_task(item, &lists) else {
+                *self.report.sources[item.source].without_template.entry(item.task.clone()).or_default() += 1;
+                continue;
+            };
             if item.subject.trim().is_empty() {
                 let name = self.config.sources[item.source].name.clone();
-                return Err(Error::NoSubject { name, at: item.at.clone() });
+                return Err(Error::NoSubject { name, at: item.at.to_string() });
             }
             let template = templates::apply(item, task, list, self.config.seed);
             let entry = Entry::new(item.id.clone(), "changed", format!("template {template}"));

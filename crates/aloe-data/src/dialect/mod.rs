@@ -8,7 +8,7 @@ pub(crate) mod mapped;
 mod mcqa;
 mod preference;
 
-use crate::{Body, Error, Item, Result, RowError, SourceConfig};
+use crate::{Body, Error, Item, Place, Result, RowError, SourceConfig};
 use aloe_task::Question;
 use aloe_task::rows::{Row, shown_name};
 use aloe_text::{Conversation, Message, Pair, Role};
@@ -233,7 +233,7 @@ pub(crate) fn finish(
     let task = config.task.clone().or(said("task")?);
     Ok(Item {
         id,
-        at: row.at.clone(),
+        at: Place::of(&row.at),
         source: 0,
         task: task.unwrap_or_else(|| if asked.is_some() { "mcqa" } else { dialect.task() }.to_owned()),
         subject: subject.or_else(|| config.subject.clone()).unwrap_or_default(),
@@ -241,6 +241,7 @@ pub(crate) fn finish(
         stage: row.columns.get("stage").and_then(Value::as_u64),
         group: optional(row, "question_id")?,
         style: optional(row, "style")?,
+        made: said("made")?,
         body,
     })
 }

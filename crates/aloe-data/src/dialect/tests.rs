@@ -262,10 +262,11 @@ fn a_worked_solution_says_its_sub_task_and_subject_and_other_rows_with_such_colu
         value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let row = row(value);
         let item = item(Dialect::detect(&row).unwrap(), &row, 0, String::new(), &config()).unwrap();
-        (item.task, item.subject)
+        (item.task, item.subject, item.made)
     };
-    assert_eq!(made(json!({"made": "self-generated"})), ("mcqa_cot".into(), "Cardiology".into()));
-    assert_eq!(made(json!({})), ("qa".into(), String::new()));
+    let how = Some("self-generated".into());
+    assert_eq!(made(json!({"made": "self-generated"})), ("mcqa_cot".into(), "Cardiology".into(), how));
+    assert_eq!(made(json!({})), ("qa".into(), String::new(), None));
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn item(id: usize, turns: &[&str]) -> Item {
         messages.map(|(i, text)| if i % 2 == 0 { Message::user(*text) } else { Message::assistant(*text) }).collect();
     Item {
         id: id.to_string(),
-        at: String::new(),
+        at: crate::Place::default(),
         source: 0,
         task: String::new(),
         subject: String::new(),
@@ -25,6 +25,7 @@ fn item(id: usize, turns: &[&str]) -> Item {
         stage: None,
         group: None,
         style: None,
+        made: None,
         body: Body::Conversation(Conversation { messages }),
     }
 }

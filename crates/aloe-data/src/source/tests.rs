@@ -215,6 +215,13 @@ fn a_list_of_rows_inside_one_object_is_read_with_the_columns_beside_it() {
     let long =
         format!("{{\"harmful_behaviors\": [{}{{\"behavior\": \"y\"}}]}}", "{\"behavior\": \"x\"}, ".repeat(80_000));
     assert_eq!(check("a.json", long.as_bytes()).0.len(), 80_001, "longer than a row may be");
+    let behind = b"{\n \"rows\": [\n  {\"a\": 1},\n  {\"a\": 2}\n ],\n \"n_rows\": 2, \"source\": \"x\"\n}\n";
+    let (rows, broken) = check("a.json", behind);
+    assert_eq!(
+        (rows.len(), broken.len()),
+        (2, 0),
+        "what stands behind the list describes the file as what stands before it"
+    );
     // One row over several lines is no file of rows, and is not passed over.
     let (rows, broken) = check("a.json", b"{\n \"behavior\": \"x\",\n \"n\": 1\n}\n");
     assert_eq!((rows.len(), broken.len()), (0, 2));
