@@ -1,11 +1,13 @@
 //! Configuration, tokenizer and chat template of a returned folder against those that training started from.
 //!
 //! Engines write these files anew, in another order and with padding settings of their own, so meaning is compared and not bytes: of
-//! `config.json` the model's shape, of `tokenizer.json` everything that decides ids, of the template its text.
+//! `config.json` the model's shape, of `tokenizer.json` everything that decides ids, of the template its text. A tokenizer of a class that
+//! transformers 5 builds anew from the vocabulary is held to its vocabulary: rows are ids, and what is taken over has the start's files.
 
 use super::{Expectation, Findings};
 use aloe_model::Config;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const CONFIG: &str = "config.json";
@@ -20,9 +22,16 @@ pub(super) fn check(findings: &mut Findings<'_>, expected: &Expectation) {
         (_, Err(error)) => findings.add(CONFIG, "file", "JSON", error),
     }
     match pair(TOKENIZER) {
-        (Ok(start), Ok(found)) => tokenizer(findings, &start, &found),
+        (Ok(start), Ok(found)) => tokenizer(findings, &start, &found, class(&expected.start).as_deref()),
         (Err(error), _) => findings.add(TOKENIZER, "start", "readable", error),
         (_, Err(error)) => findings.add(TOKENIZER, "file", "JSON", error),
+    }
+    for (name, planned) in &expected.start_sha256 {
+        let found = aloe_record::digest::file(&expected.start.join(name));
+        let found = found.unwrap_or_else(|error| error.to_string());
+        if found != *planned {
+            findings.add(name, "start (sha256)", planned, found);
+        }
     }
     let (start, found) = (template(&expected.start), template(&folder));
     if start != found {
@@ -70,8 +79,37 @@ fn config(findings: &mut Findings<'_>, start: &Value, found: &Value) {
     }
 }
 
+/// Classes whose file transformers 5 reads the vocabulary and the merges of, and builds all else itself (Llama 2, Mistral 7B).
+const REBUILT: [&str; 2] = ["LlamaTokenizer", "LlamaTokenizerFast"];
+
+/// The class that a folder's tokenizer is loaded as.
+fn class(folder: &Path) -> Option<String> {
+    json(&folder.join("tokenizer_config.json")).ok()?["tokenizer_class"].as_str().map(str::to_owned)
+}
+
+/// Every text that has an id of its own, and the id: of the model's vocabulary and of the tokens added to it.
+fn vocabulary(file: &Value) -> BTreeMap<String, Option<u64>> {
+    let known = file["model"]["vocab"].as_object().into_iter().flatten().map(|(text, id)| (text.clone(), id.as_u64()));
+    let added = file["added_tokens"].as_array().into_iter().flatten();
+    known.chain(added.filter_map(|one| Some((one["content"].as_str()?.to_owned(), one["id"].as_u64())))).collect()
+}
+
 /// The parts of a tokenizer file that decide ids.
-fn tokenizer(findings: &mut Findings<'_>, start: &Value, found: &Value) {
+fn tokenizer(findings: &mut Findings<'_>, start: &Value, found: &Value, class: Option<&str>) {
+    let is_rebuilt = class.is_some_and(|class| REBUILT.contains(&class));
+    let (ours, theirs) = (vocabulary(start), vocabulary(found));
+    if is_rebuilt && ours == theirs && !ours.is_empty() {
+        let is_same = |part: &str| plain(&start[part]) == plain(&found[part]);
+        if !["model", "normalizer", "pre_tokenizer", "post_processor", "decoder"].into_iter().all(is_same) {
+            findings.notices.push(format!(
+                "{TOKENIZER}: the engine's library built another tokenizer of the same {} tokens, as it does for {}; it was trained on rendered \
+                 rows, and what is taken over has the start's tokenizer",
+                ours.len(),
+                class.unwrap_or_default()
+            ));
+        }
+        return;
+    }
     for part in ["model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder"] {
         let meaning = |file: &Value| match part {
             "post_processor" => Value::from(put_around(&file[part])),
