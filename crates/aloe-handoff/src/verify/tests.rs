@@ -455,15 +455,12 @@ fn twenty_two_good_folders_are_accepted() {
     assert_eq!(n, 22);
 }
 
-/// What transformers 5.23 makes of stories260K's file under its class `LlamaTokenizer`: other surroundings, the same ids.
+/// What transformers 5.23 makes of stories260K's file (class `LlamaTokenizer`), of SmolLM2's (`GPT2Tokenizer`) and of any of a Qwen 2 model:
+/// other surroundings, the same ids.
 #[test]
 fn a_tokenizer_that_the_library_builds_anew_is_told_and_refused_only_where_its_vocabulary_differs() {
     let dir = tempfile::tempdir().unwrap();
     let expected = start(Tiny::Llama, &dir.path().join("start"));
-    let class = |name: &str| {
-        let text = json!({"tokenizer_class": name}).to_string();
-        std::fs::write(dir.path().join("start/tokenizer_config.json"), text).unwrap();
-    };
     let mut made = Folder::good(Tiny::Llama);
     made.tokenizer["model"]["byte_fallback"] = json!(true);
     made.tokenizer["model"]["fuse_unk"] = json!(true);
@@ -474,12 +471,9 @@ fn a_tokenizer_that_the_library_builds_anew_is_told_and_refused_only_where_its_v
         made.write(&folder);
         check(&folder, &expected)
     };
-    class("PreTrainedTokenizerFast");
-    assert!(!checked(&made, "fast").is_good());
-    class("LlamaTokenizer");
     let verdict = checked(&made, "rebuilt");
     assert!(verdict.is_good() && verdict.notices.len() == 1, "{verdict:#?}");
-    assert!(verdict.notices[0].contains("same 4 tokens, as it does for LlamaTokenizer"), "{:?}", verdict.notices);
+    assert!(verdict.notices[0].contains("the same 4 ids"), "{:?}", verdict.notices);
     assert_eq!(checked(&Folder::good(Tiny::Llama), "same").notices, [""; 0]);
     for (at, swapped) in
         [json!({"a": 2, "<s>": 1, "b": 0, "ab": 3}), json!({"a": 0, "<s>": 1, "b": 2}), json!({})].iter().enumerate()
