@@ -6,7 +6,8 @@
                                                  our trainer on the same rows; losses, the movement of every tensor, the checker's verdict and the
                                                  import of TRL's folder; again with two processes -> tests/golden/trl_losses.json
     python oracles/engine_trl.py faults          a run that is resumed from an earlier checkpoint ends with the uninterrupted one's bytes and is accepted; one
-                                                 that starts from a NaN stops, is refused, and saves no model
+                                                 that starts from a NaN stops, is refused, and saves no model; one that is asked to stop saves its step, ends, and goes
+                                                 on to the same bytes, with two processes too; one whose loss spikes ends at once
     python oracles/engine_trl.py rows            2,000 conversations (several turns, system messages, all scripts, empty questions and answers) with
                                                  SmolLM2's template, ChatML and Llama 3: TRL's own preparation of messages.jsonl with the marked
                                                  template against our ids and labels
@@ -100,6 +101,41 @@ def faults():
         model = (run / "work/sft/model.safetensors").exists()
         print("a NaN in the start: exit code", done.returncode, "| model saved:", model, "|", [line for line in done.stderr.splitlines() if "not finite" in line], "|", said["findings"][:3])
         assert done.returncode != 0 and not model and said["findings"]
+    for kind, n_processes in (("sft", 1), ("dpo", 2)):
+        stopped(kind, n_processes)
+    with tempfile.TemporaryDirectory() as folder:
+        run = pathlib.Path(folder) / "run"
+        subprocess.run([EXAMPLES / "engine_run", "write", run, "sft", "1"], check=True)
+        engine = run / "stages/01-sft/engine.py"
+        # Ten steps are too few for the rule: here everything is a spike from the fifth step on.
+        engine.write_text(engine.read_text().replace("len(values) < 64", "len(values) < 4").replace("return mean + 6.0", "return mean - 9.0"))
+        done = start(run, "sft", 1)
+        said = [line for line in done.stderr.splitlines() if "six sigma" in line]
+        print("a spike:", said)
+        assert done.returncode != 0 and "step 5: " in said[0] and not (run / "work/sft/model.safetensors").exists()
+
+
+def stopped(kind, n_processes):
+    """A training that is asked to stop before its first step saves it and ends; it goes on from there to the uninterrupted one's bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [pathlib.Path(folder) / name for name in ("whole", "stopped")]
+        for run in runs:
+            subprocess.run([EXAMPLES / "engine_run", "write", run, kind, str(n_processes)], check=True)
+        train(runs[0], kind, n_processes)
+        work = runs[1] / "work" / kind
+        work.mkdir(parents=True)
+        (work / "STOP").touch()
+        done = start(runs[1], kind, n_processes)
+        events = [json.loads(line) for line in (work / "sessions.jsonl").read_text().splitlines()]
+        assert done.returncode != 0 and "saved and stopped" in done.stderr and not (work / "model.safetensors").exists(), done.stderr[-3000:]
+        assert [(event["event"], event["step"]) for event in events] == [("begin", 0), ("stop", 1)], events
+        assert json.loads((work / "checkpoint-1/MANIFEST.json").read_text())["step"] == 1
+        (work / "STOP").unlink()
+        done = start(runs[1], kind, n_processes, "--resume_from_checkpoint", f"work/{kind}/checkpoint-1")
+        assert done.returncode == 0, done.stderr[-3000:]
+        same = (work / "model.safetensors").read_bytes() == (runs[0] / "work" / kind / "model.safetensors").read_bytes()
+        print(f"{kind}, {n_processes} processes, stopped after step 1 and gone on:", "the same bytes" if same else "OTHER BYTES")
+        assert same
 
 
 def train(run, kind, n_processes):

@@ -6,12 +6,14 @@ accelerate does not switch FSDP on without GPUs, so that TRL's own path cannot b
 difference of a parameter (bound 5e-6) and of a loss (1e-6), and writes OUT/one and OUT/two, whose model.safetensors, gathered from the
 shards, are checked by `aloe verify`. Each process sees half of each batch; the gradient is the mean over both, as torchrun's trainers have it.
 `--unconnected` starts the two without a rendezvous, as `accelerate launch` with `use_cpu: true` does: the world size in the log, 1, is what
-gives it away.
+gives it away. `--reference` shards the reference of preference training by TRL's `prepare_fsdp` alone and with the start script's
+`shard_reference_by_layer` before it: the elements that one unit gathers at once, and logits against the unsharded model (1e-5).
 
 Pinned: python 3.11, torch 2.15.0, transformers 5.23.0, safetensors 0.8. Seed 7.
 Run: V/bin/torchrun --nproc-per-node 1 oracles/fsdp2_gloo.py OUT/one && V/bin/torchrun --nproc-per-node 2 oracles/fsdp2_gloo.py OUT/two
      V/bin/python oracles/fsdp2_gloo.py --compare OUT/one OUT/two
      V/bin/python oracles/fsdp2_gloo.py --unconnected OUT/alone
+     V/bin/torchrun --nproc-per-node 2 oracles/fsdp2_gloo.py --reference
 """
 
 import json
@@ -89,10 +91,58 @@ def unconnected(out):
     assert sizes == [1, 1]
 
 
+def reference():
+    import types
+
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.fsdp import FSDPModule, OffloadPolicy
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl.trainer import dpo_trainer
+
+    sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "crates/aloe-handoff/src/engine"))
+    import launcher
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    plugin = types.SimpleNamespace(fsdp_version=2, reshard_after_forward=True, cpu_offload=OffloadPolicy(), mixed_precision_policy=None, ignored_modules=None)
+    accelerator = types.SimpleNamespace(state=types.SimpleNamespace(fsdp_plugin=plugin), device=torch.device("cpu"), parallelism_config=None)
+    config = LlamaConfig(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2,
+                         max_position_embeddings=64, tie_word_embeddings=False, attn_implementation="eager")
+    rows = torch.randint(0, 96, (ROWS, LENGTH), generator=torch.Generator().manual_seed(SEED))
+
+    def model():
+        torch.manual_seed(SEED)
+        return LlamaForCausalLM(config).eval()
+
+    def unit(module):
+        return sum(param._orig_size.numel() for param in module._get_fsdp_state()._fsdp_param_group.fsdp_params)
+
+    with torch.no_grad():
+        plain = model()
+        expected, n_all = plain(rows, use_cache=False).logits, sum(param.numel() for param in plain.parameters())
+        found = {}
+        for name in ("whole", "by layer"):
+            if name == "by layer":
+                launcher.shard_reference_by_layer(["LlamaDecoderLayer"])
+            sharded = dpo_trainer.prepare_fsdp(model(), accelerator)
+            units = [unit(module) for module in sharded.modules() if isinstance(module, FSDPModule)]
+            apart = (sharded(rows, use_cache=False).logits - expected).abs().max().item()
+            found[name] = (len(units), max(units))
+            assert sum(units) == n_all and apart <= 1e-5, (name, sum(units), n_all, apart)
+            if dist.get_rank() == 0:
+                print(f"{name}: {len(units)} units, the largest of {max(units)} of {n_all} elements, logits apart {apart:.1e}", flush=True)
+    one_layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32
+    assert found == {"whole": (1, n_all), "by layer": (9, max(one_layer, 2 * 96 * 32 + 32))}, found
+    dist.destroy_process_group()
+
+
 def main():
     flags, folders = [a for a in sys.argv[1:] if a.startswith("--")], [pathlib.Path(a) for a in sys.argv[1:] if not a.startswith("--")]
     if "--compare" in flags:
         compare(*folders)
+    elif "--reference" in flags:
+        reference()
     elif "--unconnected" in flags:
         unconnected(folders[0])
     else:

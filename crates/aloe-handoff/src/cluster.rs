@@ -255,6 +255,43 @@ time = 600
         assert_eq!(mistakes, expected);
     }
 
+    /// What sed reads in job.sbatch must be what the program reads.
+    #[test]
+    fn a_program_that_the_scripts_of_jobs_would_not_find_is_a_mistake() {
+        let plain = "`aloe` must stand as a line of its own";
+        for line in
+            ["aloe = '/opt/aloe'", "\"aloe\" = \"/opt/aloe\"", "aloe\t= \"/opt/aloe\"", "aloe = \"\"\"/opt/aloe\"\"\""]
+        {
+            for more in ["", "[models]\naloe = \"/gpfs/aloe\"\n"] {
+                let mistakes = Cluster::parse(&format!("name = \"x\"\n{line}\n{more}")).unwrap_err();
+                assert!(mistakes.len() == 1 && mistakes[0].contains(plain), "{line}: {mistakes:?}");
+            }
+        }
+        for line in ["aloe = \"/opt/aloe\" # here", "aloe=\"/opt/aloe\"", "aloe   =  \"/opt/aloe\""] {
+            Cluster::parse(&format!("name = \"x\"\n{line}\n[models]\naloe = \"/gpfs/aloe\"\n")).unwrap();
+        }
+    }
+
+    #[test]
+    fn models_that_would_share_a_link_and_options_that_belong_elsewhere_are_mistakes() {
+        let text = "name = \"x\"\naloe = \"/opt/aloe\"\n[slurm]\noptions = [\"--partition=a\", \"--gpus-per-task=1\", \"--time=5\", \
+                    \"--array=1-4\", \"--nodes 2\", \"--exclusive\", \"--mem=0\", \"--constraint=x\", \"--nodelist=n1\"]\n\
+                    [models]\n\"hf:a/b\" = \"/one\"\n\"hf-a-b\" = \"/two\"\n\"hf:a/c\" = \"/three\"\n";
+        let mistakes = Cluster::parse(text).unwrap_err();
+        let expected = [
+            "--partition: write partition",
+            "--gpus-per-task: write gpus_per_node",
+            "--time: write time",
+            "--array:",
+            "--nodes:",
+        ];
+        assert_eq!(mistakes.len(), expected.len() + 1, "{mistakes:#?}");
+        for part in expected {
+            assert!(mistakes.iter().any(|one| one.contains(part)), "{part}: {mistakes:#?}");
+        }
+        assert!(mistakes.iter().any(|one| one.contains("would both be models/hf-a-b")), "{mistakes:#?}");
+    }
+
     #[test]
     fn what_a_job_sets_up_survives_the_shell() {
         let cluster = Cluster::parse(WHOLE).unwrap();

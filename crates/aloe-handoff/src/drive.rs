@@ -40,23 +40,35 @@ pub fn status(run: &Path, plan: &RunPlan) -> Result<Vec<Status>> {
     plan.stages.iter().map(of).collect()
 }
 
-/// Holds every open stage against the scheduler, and cancels what follows a stage that did not end well.
+/// Holds every open stage against the scheduler, and cancels what follows a stage that did not end well. A submission that a client has
+/// begun is left to that client while it lives.
 pub fn look(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler) -> Result<()> {
+    pass(run, plan, scheduler, None)
+}
+
+/// One look; `client` is the caller's lock, where it has it.
+fn pass(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler, client: Option<&StageLock>) -> Result<()> {
     for stage in &plan.stages {
         // First: what waited for a failed stage is cancelled, whether or not its own job is still known.
         cancel_after_failure(run, stage, scheduler)?;
         let state = state::read(run, &stage.name)?;
         match (state.phase, &state.job, &state.job_name) {
-            (Phase::Submitting, _, Some(name)) => adopt(run, stage, name, scheduler)?,
-            (Phase::Submitted | Phase::Running, Some(job), _) => settle(run, stage, job, scheduler)?,
+            (Phase::Submitting, _, Some(name)) => {
+                // Between its word and sbatch's answer the scheduler knows nothing of it yet.
+                let own = if client.is_none() { StageLock::of_client_now(run)? } else { None };
+                if let Some(client) = client.or(own.as_ref()) {
+                    adopt(run, stage, name, scheduler, client)?;
+                }
+            }
+            (Phase::Submitted | Phase::Running, Some(job), _) => settle(run, stage, job, &state, scheduler)?,
             _ => {}
         }
     }
     Ok(())
 }
 
-/// A client died, or sbatch failed, between the first word of a submission and its id.
-fn adopt(run: &Path, stage: &StagePlan, name: &str, scheduler: &dyn Scheduler) -> Result<()> {
+/// A client died, or sbatch failed, between the first word of a submission and its id: known by the lock, which no other client has.
+fn adopt(run: &Path, stage: &StagePlan, name: &str, scheduler: &dyn Scheduler, _client: &StageLock) -> Result<()> {
     let found = scheduler.find(name)?;
     update(run, &stage.name, |now| {
         let is_as_seen = now.phase == Phase::Submitting && now.job_name.as_deref() == Some(name);
@@ -68,12 +80,28 @@ fn adopt(run: &Path, stage: &StagePlan, name: &str, scheduler: &dyn Scheduler) -
     Ok(())
 }
 
+/// Whether the scheduler's job of this id is the one that was submitted, and not somebody else's who got its number.
+fn is_ours(job: &str, state: &StageState, scheduler: &dyn Scheduler) -> Result<bool> {
+    let Some(name) = &state.job_name else { return Ok(true) };
+    Ok(scheduler.name_of(job)?.is_none_or(|known| known == *name))
+}
+
 /// What the scheduler says of a job, against what the job said itself.
-fn settle(run: &Path, stage: &StagePlan, job: &str, scheduler: &dyn Scheduler) -> Result<()> {
-    let reason_of_end = match scheduler.observe(job)? {
+fn settle(run: &Path, stage: &StagePlan, job: &str, state: &StageState, scheduler: &dyn Scheduler) -> Result<()> {
+    let observed = match is_ours(job, state, scheduler)? {
+        true => scheduler.observe(job)?,
+        false => Observed::Unknown,
+    };
+    let reason_of_end = match observed {
         Observed::Waiting | Observed::Running => return Ok(()),
+        Observed::Held(reason) => return note(run, stage, job, format!("it is held: {reason}")),
         Observed::EndedWell => "its job ended well without DONE in its place".to_owned(),
-        Observed::Failed(reason) => reason,
+        // A requeued job that found its orphan at work and gave up has failed in Slurm's eyes; the work goes on.
+        Observed::Failed(_) if is_held(run, &stage.name)? => return Ok(()),
+        Observed::Failed(reason) => match &state.reason {
+            Some(noted) => format!("{reason}; {noted}"),
+            None => reason,
+        },
         Observed::Cancelled(reason) => return end(run, stage, job, Event::Cancelled { reason }),
         // Whoever holds the lock works on it, whatever the scheduler has forgotten.
         Observed::Unknown if is_held(run, &stage.name)? => return Ok(()),
@@ -85,6 +113,19 @@ fn settle(run: &Path, stage: &StagePlan, job: &str, scheduler: &dyn Scheduler) -
         Observed::Unknown => "its job vanished: the scheduler does not know it and nobody holds its lock".to_owned(),
     };
     end(run, stage, job, Event::Failed { job: Some(job.to_owned()), reason: reason_of_end })
+}
+
+/// Writes what holds a job back and tells it, once.
+fn note(run: &Path, stage: &StagePlan, job: &str, reason: String) -> Result<()> {
+    let mut is_new = false;
+    update(run, &stage.name, |now| {
+        is_new = now.phase.is_open() && now.job.as_deref() == Some(job) && now.reason.as_ref() != Some(&reason);
+        Ok(is_new.then(|| Event::Noted { job: job.to_owned(), reason: reason.clone() }))
+    })?;
+    if is_new {
+        aloe_record::tell(&format!("{}: {reason}", stage.name));
+    }
+    Ok(())
 }
 
 /// Writes how a job ended, unless it said so itself in the meantime.
@@ -114,7 +155,9 @@ fn cancel_after_failure(run: &Path, stage: &StagePlan, scheduler: &dyn Scheduler
     if !waits {
         return Ok(());
     }
-    if let (Phase::Submitted, Some(job)) = (now.phase, &now.job) {
+    if let (Phase::Submitted, Some(job)) = (now.phase, &now.job)
+        && is_ours(job, &now, scheduler)?
+    {
         scheduler.cancel(job)?;
     }
     update(run, &stage.name, |then| {
@@ -127,8 +170,8 @@ fn cancel_after_failure(run: &Path, stage: &StagePlan, scheduler: &dyn Scheduler
 /// Submits every stage that may go: all that are planned where the scheduler holds jobs back, one whose inputs are done otherwise.
 /// Returns the names and ids of what was submitted.
 pub fn submit(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler) -> Result<Vec<(String, String)>> {
-    let _client = client_lock(run)?;
-    look(run, plan, scheduler)?;
+    let client = client_lock(run)?;
+    pass(run, plan, scheduler, Some(&client))?;
     let mut wanted = Vec::new();
     for stage in &plan.stages {
         let now = state::read(run, &stage.name)?;
@@ -165,8 +208,8 @@ fn client_lock(run: &Path) -> Result<StageLock> {
 
 /// Lets stages that failed or were cancelled be tried again, after a last look at what became of them. Returns their names.
 pub fn reset(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler) -> Result<Vec<String>> {
-    let _client = client_lock(run)?;
-    look(run, plan, scheduler)?;
+    let client = client_lock(run)?;
+    pass(run, plan, scheduler, Some(&client))?;
     let mut names = Vec::new();
     for stage in &plan.stages {
         let ended = |phase: Phase| matches!(phase, Phase::Failed | Phase::Cancelled);
@@ -239,8 +282,10 @@ pub fn cancel(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler, reason: &st
     // The last first: a scheduler must not start one because the one before it was cancelled.
     for stage in plan.stages.iter().rev() {
         let state = state::read(run, &stage.name)?;
-        let Some(job) = state.job.filter(|_| state.phase.is_open()) else { continue };
-        scheduler.cancel(&job)?;
+        let Some(job) = state.job.clone().filter(|_| state.phase.is_open()) else { continue };
+        if is_ours(&job, &state, scheduler)? {
+            scheduler.cancel(&job)?;
+        }
         if state.phase == Phase::Submitted {
             end(run, stage, &job, Event::Cancelled { reason: reason.to_owned() })?;
         }

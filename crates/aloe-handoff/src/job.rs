@@ -1,12 +1,15 @@
 //! One job of a stage, on the machine where it runs: take the stage's lock, say that it started, work, check, and only then put DONE in
 //! its place. Under Slurm and on this machine alike; `aloe job` is this file.
 //!
-//! Told to save (USR1, some time before the limit) it stops the work with SIGTERM, waits until it has saved, and goes back into the queue.
+//! Told to save (USR1, some time before the limit) it stops the work, waits until it has saved, and goes back into the queue. Our own trainer
+//! saves on SIGTERM; a foreign one is asked by a file first, which its start script looks for after every step.
 //! It never begins a stage that another job has, one that is done, or one whose inputs are not.
 
 use crate::cluster::Cluster;
 use crate::lock::StageLock;
-use crate::plan::{RunPlan, StagePlan};
+use crate::plan::{RunPlan, StagePlan, Trainer};
+use crate::pulse::Pulse;
+use crate::resume::{self, Beginning};
 use crate::state::{self, Event, Phase, refused};
 use crate::{Error, Result};
 use aloe_record::atomic;
@@ -76,12 +79,16 @@ pub fn run(job: &Job<'_>, name: &str) -> Result<Outcome> {
     let goes_on = || (job.asked)() == Asked::Nothing;
     let lock = match StageLock::take(job.run, name, &holder, job.patience, &goes_on)? {
         Ok(lock) => lock,
-        Err(who) => return Ok(Outcome::NotBegun(format!("{who} is at work on it"))),
+        Err(who) => return not_begun(job, name, format!("{who} is at work on it")),
     };
-    if let Some(outcome) = begin(job, stage)? {
-        return Ok(outcome);
+    match begin(job, stage)? {
+        Some(Outcome::NotBegun(reason)) => return not_begun(job, name, reason),
+        Some(outcome) => return Ok(outcome),
+        None => {}
     }
+    let pulse = Pulse::of(job.run, name);
     let outcome = work(job, stage, &cluster, &lock)?;
+    drop(pulse);
     let event = match &outcome {
         Outcome::Done => Some(Event::Done { job: job.id.clone() }),
         Outcome::Failed(reason) => Some(Event::Failed { job: Some(job.id.clone()), reason: reason.clone() }),
@@ -92,6 +99,16 @@ pub fn run(job: &Job<'_>, name: &str) -> Result<Outcome> {
         state::update(job.run, name, |_| Ok(Some(event)))?;
     }
     Ok(outcome)
+}
+
+/// Writes down why a job did not begin: its scheduler will only know that it failed.
+fn not_begun(job: &Job<'_>, stage: &str, reason: String) -> Result<Outcome> {
+    state::update(job.run, stage, |now| {
+        let is_mine = now.job.as_ref().is_none_or(|id| *id == job.id);
+        let noted = Event::Noted { job: job.id.clone(), reason: format!("job {} did not begin: {reason}", job.id) };
+        Ok(is_mine.then_some(noted))
+    })?;
+    Ok(Outcome::NotBegun(reason))
 }
 
 /// Says that the job started, unless it must not: then why.
@@ -132,11 +149,19 @@ fn begin(job: &Job<'_>, stage: &StagePlan) -> Result<Option<Outcome>> {
 fn work(job: &Job<'_>, stage: &StagePlan, cluster: &Cluster, lock: &StageLock) -> Result<Outcome> {
     link_models(job.run, cluster)?;
     let started = Instant::now();
-    for script in ["run.sh", "check.sh"] {
-        match supervise(job, stage, cluster, lock, script, started)? {
+    // Once: the digests of a large checkpoint take minutes, and a check has no use for it.
+    let beginning = resume::newest(job.run, stage);
+    if let Some(reason) = gets_nowhere(job, stage, &beginning)? {
+        return Ok(Outcome::Failed(reason));
+    }
+    remove_stop_file(job, stage)?;
+    for script in [RUN, "check.sh"] {
+        match supervise(job, stage, cluster, lock, (script, &beginning), started)? {
             Ended::By(status) if status.success() => {}
-            Ended::By(status) => return Ok(Outcome::Failed(format!("{script}: {}", how(status)))),
-            Ended::Asked(Asked::Save) => return requeue(job, stage),
+            Ended::By(status) => {
+                return Ok(Outcome::Failed(format!("{script}: {}{}", how(status), cause(job, stage, script))));
+            }
+            Ended::Asked(Asked::Save) => return requeue(job, stage, &beginning),
             // A scheduler sends SIGTERM at the time limit too.
             Ended::Asked(_) if started.elapsed() + LATE >= Duration::from_secs(stage.resources.time_limit_s) => {
                 return Ok(Outcome::Failed(format!("{script}: the time limit of {} s", stage.resources.time_limit_s)));
@@ -169,13 +194,38 @@ const LATE: Duration = Duration::from_secs(5);
 /// How often a job goes back into the queue before it counts as one that gets nowhere.
 const MAX_SESSIONS: usize = 100;
 
-fn requeue(job: &Job<'_>, stage: &StagePlan) -> Result<Outcome> {
+/// Sessions in a row that may end at their limit where they began.
+const MAX_FRUITLESS: usize = 2;
+
+/// Why a foreign trainer's next session would be as fruitless as those before it: they saved no checkpoint newer than the one that this
+/// session goes on from too. Our own trainer saves whenever it is told to.
+fn gets_nowhere(job: &Job<'_>, stage: &StagePlan, beginning: &Beginning) -> Result<Option<String>> {
+    let Some(step) = beginning.step else { return Ok(None) };
+    let entries = state::entries(job.run, &stage.name)?;
+    let is_new = |event: &Event| matches!(event, Event::Submitting { .. } | Event::Reset);
+    let of_attempt = entries.iter().rev().take_while(|entry| !is_new(&entry.event));
+    let began = of_attempt.filter_map(|entry| match &entry.event {
+        Event::Requeued { from_step, .. } => Some(*from_step),
+        _ => None,
+    });
+    let n_fruitless = began.take_while(|from| *from == Some(step)).count();
+    Ok((n_fruitless >= MAX_FRUITLESS).then(|| {
+        format!(
+            "{n_fruitless} sessions in a row left no whole checkpoint after step {step}: one step and a checkpoint must fit into signal_before of \
+             cluster.toml, and checkpoint_every steps into the time limit"
+        )
+    }))
+}
+
+fn requeue(job: &Job<'_>, stage: &StagePlan, beginning: &Beginning) -> Result<Outcome> {
     let now = state::read(job.run, &stage.name)?;
     if now.sessions.len() >= MAX_SESSIONS {
         return Ok(Outcome::Failed(format!("{MAX_SESSIONS} sessions did not end it; give it more time or nodes")));
     }
     // Written first: the scheduler kills this process soon after the call.
-    state::update(job.run, &stage.name, |_| Ok(Some(Event::Requeued { job: job.id.clone() })))?;
+    state::update(job.run, &stage.name, |_| {
+        Ok(Some(Event::Requeued { job: job.id.clone(), from_step: beginning.step }))
+    })?;
     match (job.requeue)() {
         Ok(()) => Ok(Outcome::Requeued),
         Err(error) => Ok(Outcome::Failed(format!("it saved before its time limit and could not be requeued: {error}"))),
@@ -212,7 +262,7 @@ fn supervise(
     stage: &StagePlan,
     cluster: &Cluster,
     lock: &StageLock,
-    script: &str,
+    (script, beginning): (&str, &Beginning),
     started: Instant,
 ) -> Result<Ended> {
     let path = stage.folder.join(script);
@@ -220,7 +270,7 @@ fn supervise(
         format!("{}exec bash {}", cluster.prelude(stage.trainer), crate::cluster::quoted(&path.to_string_lossy()));
     let mut command = Command::new("bash");
     command.arg("-c").arg(line).current_dir(job.run).env("ALOE", &job.aloe).stdin(lock.share()?);
-    if let Some(checkpoint) = crate::resume::newest(job.run, stage) {
+    if let Some(checkpoint) = beginning.checkpoint.as_ref().filter(|_| script == RUN) {
         command.env("ALOE_RESUME", checkpoint);
     }
     // A group of its own: a signal reaches all that the script started, and none of ours.
@@ -236,9 +286,15 @@ fn supervise(
             std::thread::sleep(Duration::from_millis(50));
             continue;
         }
+        let early = Duration::from_secs(cluster.slurm.signal_before_s);
         let grace = match asked {
+            Asked::Save if script == RUN && stage.trainer != Trainer::Aloe => {
+                let grace = job.grace.min(early / 4);
+                wait_for_save(&mut child, job, stage, early.saturating_sub(grace + early / 20), &path)?;
+                grace
+            }
             // The signal came so early that there is time to save.
-            Asked::Save => job.grace.max(Duration::from_secs(cluster.slurm.signal_before_s)),
+            Asked::Save => job.grace.max(early),
             _ => job.grace,
         };
         let status = stop(&mut child, grace, &path)?;
@@ -249,6 +305,39 @@ fn supervise(
             asked => Ended::Asked(asked),
         });
     }
+}
+
+/// The script that does the work.
+const RUN: &str = "run.sh";
+
+/// What asks a foreign trainer's start script to save and to end; it looks for it after every step.
+fn stop_file(job: &Job<'_>, stage: &StagePlan) -> PathBuf {
+    job.run.join("work").join(&stage.name).join("STOP")
+}
+
+/// An earlier session's question is not this one's.
+fn remove_stop_file(job: &Job<'_>, stage: &StagePlan) -> Result<()> {
+    let path = stop_file(job, stage);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(aloe_record::Error::io("remove", &path)(error).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Asks for a checkpoint and waits until the work has ended, `patience` is over, or somebody wants it stopped at once.
+fn wait_for_save(child: &mut Child, job: &Job<'_>, stage: &StagePlan, patience: Duration, path: &Path) -> Result<()> {
+    atomic::write(&stop_file(job, stage), b"")?;
+    let asked = Instant::now();
+    while asked.elapsed() < patience && (job.asked)() != Asked::Stop {
+        if child.try_wait().map_err(aloe_record::Error::io("wait for", path))?.is_some() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    aloe_record::tell(&format!("{}: no checkpoint within {} s; it is stopped", stage.name, asked.elapsed().as_secs()));
+    Ok(())
 }
 
 /// SIGTERM to the child's group; SIGKILL to it when the grace is over.
@@ -279,6 +368,33 @@ fn how(status: ExitStatus) -> String {
         (None, Some(signal)) => format!("killed by signal {signal}"),
         (None, None) => "ended without a code".to_owned(),
     }
+}
+
+/// Where the cause of a script's failure stands, with its last words: the engine's log of a foreign trainer's work, the job's otherwise.
+fn cause(job: &Job<'_>, stage: &StagePlan, script: &str) -> String {
+    let state = Path::new("state").join(&stage.name);
+    let log = match script == RUN && stage.trainer != Trainer::Aloe {
+        true => Path::new("work").join(&stage.name).join("engine.log"),
+        false if job.id.starts_with("local-") => state.join("local.log"),
+        false => state.join(format!("slurm-{}.log", job.id)),
+    };
+    last_words(&job.run.join(&log)).map_or_else(String::new, |words| format!("; {} ends with: {words}", log.display()))
+}
+
+/// The last lines of a file, in one; `None` where there are none.
+fn last_words(path: &Path) -> Option<String> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    const MOST_BYTES: u64 = 4096;
+    let mut file = std::fs::File::open(path).ok()?;
+    let n_bytes = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(n_bytes.saturating_sub(MOST_BYTES))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(MOST_BYTES).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let cut = |line: &&str| line.chars().take(200).collect::<String>();
+    let last: Vec<String> = lines[lines.len().saturating_sub(3)..].iter().map(cut).collect();
+    (!last.is_empty()).then(|| last.join(" | "))
 }
 
 /// `models/NAME` leads to where `cluster.toml` of this site has the model: remade when the run was moved.

@@ -12,6 +12,7 @@ mod error;
 pub mod job;
 pub mod lock;
 pub mod plan;
+mod pulse;
 mod resume;
 pub mod sbatch;
 pub mod scheduler;

@@ -39,6 +39,13 @@ impl StageLock {
         take_file(&run.join("state").join("client.lock"), &holder, Duration::from_secs(5), &|| true)
     }
 
+    /// The same without waiting, for those who only look: `None` where somebody submits.
+    pub fn of_client_now(run: &Path) -> Result<Option<Self>> {
+        let holder = format!("process {}", std::process::id());
+        let taken = take_file(&run.join("state").join("client.lock"), &holder, Duration::ZERO, &|| true)?;
+        Ok(taken.ok())
+    }
+
     /// The lock as a child's standard input: the child and its children hold it too for as long as they live.
     pub fn share(&self) -> Result<Stdio> {
         let copy = self.file.try_clone().map_err(aloe_record::Error::io("share", Path::new("the stage's lock")))?;

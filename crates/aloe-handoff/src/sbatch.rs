@@ -73,6 +73,7 @@ pub fn run_script(stage: &StagePlan, command: &[String]) -> String {
         return text;
     }
     let work = format!("work/{}", stage.name);
+    let cpus = stage.resources.cpus_per_node;
     let resume = match stage.trainer {
         Trainer::Axolotl => "--resume-from-checkpoint",
         _ => "--resume_from_checkpoint",
@@ -88,6 +89,11 @@ other = [f"{{name}} {{version(name)}}, pinned {{pin}}" for name, pin in pins if 
 sys.exit("other versions than env.lock: " + "; ".join(other) if other else 0)
 PINS
 mkdir -p {work}
+# What an earlier session trained and sealed is not trained again: the engine would append to files whose digests are written down.
+if [ -e {work}/MANIFEST.json ]; then
+  if "$ALOE" verify {work} --expected {folder}/expected.json; then exit 0; fi
+  rm {work}/MANIFEST.json
+fi
 # ALOE_RESUME: the newest checkpoint whose manifest verifies, where an earlier session left one.
 resume=()
 if [ -n "${{ALOE_RESUME:-}}" ]; then resume=({resume} "$ALOE_RESUME"); fi
@@ -107,7 +113,8 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_ADDR=$(scontrol show node "$head" -o | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
-exec srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c '
+# A step does not inherit --cpus-per-task since Slurm 22.05: without it all ranks of a machine share one core.
+exec srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task={cpus} --kill-on-bad-exit=1 bash -c '
 exec torchrun --nnodes={nodes} --node_rank="$SLURM_NODEID" --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" "$@"' \
   torchrun {} {end}
 "#,
@@ -229,7 +236,7 @@ mod tests {
             ("sha256sum", "exit 0"),
             ("python", "exit 0"),
             ("scontrol", show),
-            ("srun", "shift 4; SLURM_NODEID=1 exec \"$@\""),
+            ("srun", "echo \"$@\" > step; while [[ $1 == --* ]]; do shift; done; SLURM_NODEID=1 exec \"$@\""),
             ("torchrun", "echo torchrun \"$@\""),
         ];
         let resume = ("ALOE_RESUME", "work/sft/checkpoint-4");
@@ -241,6 +248,31 @@ mod tests {
             "torchrun --nnodes=2 --node_rank=1 --master_addr=10.0.0.1 --master_port=20041 --nproc_per_node 4 -m trl.scripts.sft --config \
              engine.yaml --resume_from_checkpoint work/sft/checkpoint-4\n"
         );
+        let step = std::fs::read_to_string(dir.path().join("step")).unwrap();
+        assert!(step.starts_with("--nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=80 "), "{step}");
+    }
+
+    #[test]
+    fn what_was_trained_and_sealed_is_not_trained_again_and_a_seal_that_does_not_hold_goes_before_the_training() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = run_script(&stage(Trainer::Trl, 1), &argv(&["echo", "trained"]));
+        let work = dir.path().join("work/sft");
+        std::fs::create_dir_all(&work).unwrap();
+        let programs =
+            [("sha256sum", "exit 0"), ("python", "exit 0"), ("aloe", "echo \"$@\" >> verified; exit $(cat verdict)")];
+        let aloe = dir.path().join("bin/aloe");
+        let variables = [("ALOE", aloe.to_str().unwrap())];
+        for (verdict, is_trained) in [("0", false), ("1", true)] {
+            std::fs::write(work.join("MANIFEST.json"), "{}").unwrap();
+            std::fs::write(dir.path().join("verdict"), verdict).unwrap();
+            bash(dir.path(), &script, &programs, &variables);
+            assert_eq!(work.join("engine.log").exists(), is_trained, "verdict {verdict}");
+            assert_eq!(work.join("MANIFEST.json").exists(), !is_trained, "verdict {verdict}");
+        }
+        let asked = "verify work/sft --expected stages/01-sft/expected.json\n".repeat(2);
+        assert_eq!(std::fs::read_to_string(dir.path().join("verified")).unwrap(), asked);
+        bash(dir.path(), &script, &programs, &variables);
+        assert_eq!(std::fs::read_to_string(dir.path().join("verified")).unwrap(), asked, "without a seal nobody asks");
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct Submission<'a> {
 pub enum Observed {
     /// It waits.
     Waiting,
+    /// It waits for somebody to release it: why, and what to do.
+    Held(String),
     /// It runs, or is being stopped.
     Running,
     /// It ended with exit code 0.
@@ -53,6 +55,12 @@ pub trait Scheduler {
 
     /// The id of the job of this name, if the scheduler ever took it.
     fn find(&self, name: &str) -> Result<Option<String>>;
+
+    /// The name under which it knows a job, where it says one: numbers are given again by a controller that lost its memory, and mean
+    /// other jobs at another site.
+    fn name_of(&self, _job: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
 
     /// What became of a job. An error is no statement about it: the scheduler could not be asked.
     fn observe(&self, job: &str) -> Result<Observed>;

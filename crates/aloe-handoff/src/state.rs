@@ -41,6 +41,16 @@ pub enum Event {
     Requeued {
         /// Its id.
         job: String,
+        /// The step after which this session had begun, of a foreign trainer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from_step: Option<u64>,
+    },
+    /// Something that the scheduler or a job said and that changes nothing: why it is held, why it did not begin.
+    Noted {
+        /// Of which job.
+        job: String,
+        /// What was said.
+        reason: String,
     },
     /// The work is there and was checked.
     Done {
@@ -69,6 +79,9 @@ pub enum Event {
 pub struct Entry {
     /// Seconds since 1970, of the writer's clock.
     pub at_unix_s: u64,
+    /// The last beat of the job that was at work: where it died without a word, its hours end there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alive_unix_s: Option<u64>,
     /// What happened.
     pub event: Event,
 }
@@ -146,9 +159,10 @@ impl StageState {
             return;
         }
         let at = entry.at_unix_s;
+        let worked_until = entry.alive_unix_s.map_or(at, |alive| at.min(alive + BEAT_S));
         match &entry.event {
             Event::Submitting { name } => {
-                self.end_session(at);
+                self.end_session(worked_until);
                 self.attempts += 1;
                 (self.phase, self.job_name, self.job) = (Phase::Submitting, Some(name.clone()), None);
                 self.reason = None;
@@ -164,30 +178,42 @@ impl StageState {
             }
             Event::Submitted { .. } => {}
             Event::Started { job, host } => {
-                self.end_session(at);
+                self.end_session(worked_until);
                 if self.attempts == 0 {
                     self.attempts = 1;
+                }
+                if self.job.as_ref().is_some_and(|known| known != job) {
+                    // Started by hand after the one that was submitted: it has a name of its own.
+                    self.job_name = None;
                 }
                 self.phase = Phase::Running;
                 (self.job, self.host, self.reason) = (Some(job.clone()), Some(host.clone()), None);
                 self.sessions.push((at, None));
             }
-            Event::Requeued { job } => {
-                self.end_session(at);
+            // The work of one job says nothing about what another one saw.
+            Event::Noted { job, reason } => {
+                if self.job.as_ref().is_none_or(|mine| mine == job) && self.phase != Phase::Running {
+                    self.reason = Some(reason.clone());
+                }
+            }
+            Event::Requeued { job, .. } => {
+                self.end_session(worked_until);
                 (self.phase, self.job) = (Phase::Submitted, Some(job.clone()));
             }
             Event::Done { job } => {
-                self.end_session(at);
+                self.end_session(worked_until);
                 (self.phase, self.job, self.reason) = (Phase::Done, Some(job.clone()), None);
             }
             Event::Failed { reason, .. } => {
-                self.end_session(at);
+                self.end_session(worked_until);
                 (self.phase, self.reason) = (Phase::Failed, Some(reason.clone()));
             }
             Event::Reset if self.phase.is_open() => {}
-            Event::Reset => (self.phase, self.job, self.reason) = (Phase::Planned, None, None),
+            Event::Reset => {
+                (self.phase, self.job, self.job_name, self.reason) = (Phase::Planned, None, None, None);
+            }
             Event::Cancelled { reason } => {
-                self.end_session(at);
+                self.end_session(worked_until);
                 (self.phase, self.reason) = (Phase::Cancelled, Some(reason.clone()));
             }
         }
@@ -241,12 +267,23 @@ pub fn update(
     let (mut log, entries) = open(&log_of(run, stage))?;
     let mut state = StageState::of(&entries);
     if let Some(event) = decide(&state)? {
-        let entry = Entry { at_unix_s: now_unix_s(), event };
+        let is_at_work = state.sessions.last().is_some_and(|(_, end)| end.is_none());
+        let alive_unix_s = if is_at_work { last_beat(run, stage) } else { None };
+        let entry = Entry { at_unix_s: now_unix_s(), alive_unix_s, event };
         log.append(&entry)?;
         log.sync()?;
         state.apply(&entry);
     }
     Ok(state)
+}
+
+/// Seconds that a job which lives may be silent.
+const BEAT_S: u64 = 60;
+
+/// When a job of the stage was last seen alive.
+fn last_beat(run: &Path, stage: &str) -> Option<u64> {
+    let beat = crate::pulse::path_of(run, stage).metadata().ok()?.modified().ok()?;
+    beat.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
 /// Opens the log, waiting for a writer that holds it for the time of a line.
@@ -298,7 +335,7 @@ mod tests {
     use super::*;
 
     fn at(at_unix_s: u64, event: Event) -> Entry {
-        Entry { at_unix_s, event }
+        Entry { at_unix_s, alive_unix_s: None, event }
     }
 
     fn started(job: &str) -> Event {
@@ -311,7 +348,7 @@ mod tests {
             (Event::Submitting { name: "x".into() }, Phase::Submitting),
             (Event::Submitted { job: "7".into() }, Phase::Submitted),
             (started("7"), Phase::Running),
-            (Event::Requeued { job: "7".into() }, Phase::Submitted),
+            (Event::Requeued { job: "7".into(), from_step: None }, Phase::Submitted),
             (started("7"), Phase::Running),
             (Event::Done { job: "7".into() }, Phase::Done),
             (Event::Failed { job: None, reason: "late".into() }, Phase::Done),
@@ -345,6 +382,39 @@ mod tests {
         let state = StageState::of(&entries);
         assert_eq!((state.attempts, state.job, state.reason.clone()), (2, None, None));
         assert_eq!(StageState::of(&entries).worked_s(500), 60);
+    }
+
+    #[test]
+    fn a_session_that_died_without_a_word_ends_a_beat_after_it_was_last_alive_and_not_when_the_next_begins() {
+        let dir = tempfile::tempdir().unwrap();
+        update(dir.path(), "sft", |_| Ok(Some(started("1")))).unwrap();
+        let beat = std::fs::File::create(crate::pulse::path_of(dir.path(), "sft")).unwrap();
+        // Its node died after two hours; the next session begins ten hours later.
+        let begun = read(dir.path(), "sft").unwrap().sessions[0].0;
+        let mut entries = entries(dir.path(), "sft").unwrap();
+        beat.set_modified(UNIX_EPOCH + Duration::from_secs(begun + 7200)).unwrap();
+        let alive_unix_s = last_beat(dir.path(), "sft");
+        entries.push(Entry { at_unix_s: begun + 43_200, alive_unix_s, event: started("1") });
+        entries.push(Entry {
+            at_unix_s: begun + 43_300,
+            alive_unix_s: Some(begun + 43_290),
+            event: Event::Done { job: "1".into() },
+        });
+        let state = StageState::of(&entries);
+        assert_eq!(state.sessions, [(begun, Some(begun + 7260)), (begun + 43_200, Some(begun + 43_300))]);
+        assert_eq!(state.worked_s(u64::MAX), 7360);
+    }
+
+    #[test]
+    fn the_time_of_the_last_beat_is_written_with_what_ends_a_session() {
+        let dir = tempfile::tempdir().unwrap();
+        update(dir.path(), "sft", |_| Ok(Some(started("1")))).unwrap();
+        let beat = std::fs::File::create(crate::pulse::path_of(dir.path(), "sft")).unwrap();
+        beat.set_modified(UNIX_EPOCH + Duration::from_secs(1000)).unwrap();
+        let event = Event::Failed { job: None, reason: "its node died".into() };
+        update(dir.path(), "sft", |_| Ok(Some(event))).unwrap();
+        let found: Vec<Option<u64>> = entries(dir.path(), "sft").unwrap().iter().map(|one| one.alive_unix_s).collect();
+        assert_eq!(found, [None, Some(1000)]);
     }
 
     #[test]

@@ -11,6 +11,28 @@ use toml::de::{DeTable, DeValue};
 const KINDS: [&str; 10] =
     ["default", "pull", "sft", "dpo", "merge", "merge-search", "eval", "rejudge", "redteam", "card"];
 
+/// Beginnings of sbatch's options that are not the site's to say, and where they are said: they would be given to every job, over what the
+/// run folder's plan holds.
+const OURS: [(&str, &str); 17] = [
+    ("partition", "write partition under [slurm]"),
+    ("account", "write account under [slurm]"),
+    ("qos", "write qos under [slurm]"),
+    ("time", "write time under [resources]"),
+    ("nodes", "write nodes under [resources]"),
+    ("ntasks", "a job has one task a node"),
+    ("gpus", "write gpus_per_node under [resources]"),
+    ("gres", "write gpus_per_node under [resources]"),
+    ("cpus-per-task", "write cpus_per_node under [resources]"),
+    ("signal", "write signal_before under [slurm]"),
+    ("array", "a stage is one job"),
+    ("dependency", "the order of stages is the recipe's"),
+    ("job-name", "jobs are found by the names they are given"),
+    ("chdir", "jobs start in the run folder"),
+    ("output", "logs lie in state/"),
+    ("no-requeue", "a job goes back into the queue before its limit"),
+    ("wrap", "the script is job.sbatch"),
+];
+
 type Value<'i> = Spanned<DeValue<'i>>;
 
 /// Reads the whole text.
@@ -21,6 +43,7 @@ pub(super) fn cluster(text: &str) -> Result<Cluster, Vec<String>> {
         reader.mistake(error.span().map_or(0, |span| span.start), error.message().to_owned());
     }
     let cluster = reader.whole(document.into_inner());
+    reader.plain_program(&cluster.aloe);
     reader.mistakes.sort();
     reader.mistakes.dedup();
     if reader.mistakes.is_empty() {
@@ -75,6 +98,19 @@ impl Reader<'_> {
             }
         }
         cluster
+    }
+
+    /// Scripts of jobs read the line of `aloe` with sed, which knows one form of it: see [`crate::sbatch`].
+    fn plain_program(&mut self, program: &Path) {
+        let value = |line: &str| {
+            let rest = line.strip_prefix("aloe")?.trim_start_matches(' ').strip_prefix('=')?.trim_start_matches(' ');
+            Some(rest.strip_prefix('"')?.split_once('"')?.0.to_owned())
+        };
+        let found = self.text.lines().find_map(value);
+        if !program.as_os_str().is_empty() && found.as_deref() != program.to_str() {
+            let text = "`aloe` must stand as a line of its own, aloe = \"/path\", before any table: the scripts of jobs read it so";
+            self.mistake(0, text.to_owned());
+        }
     }
 
     /// A text of the head that must be there; `aloe` must be an absolute path.
@@ -201,6 +237,10 @@ impl Reader<'_> {
                         if !text.starts_with("--") || text.contains(['"', '\'']) {
                             self.mistake(at, format!("`options` must begin with `--`, found {text:?}"));
                         }
+                        let name = text.trim_start_matches('-').split(['=', ' ']).next().unwrap_or_default();
+                        if let Some((_, instead)) = OURS.iter().find(|(ours, _)| name.starts_with(ours)) {
+                            self.mistake(at, format!("`options` may not have --{name}: {instead}"));
+                        }
                         slurm.options.push(text);
                     }
                 }
@@ -272,9 +312,16 @@ impl Reader<'_> {
     }
 
     fn models(&mut self, table: DeTable<'_>) -> BTreeMap<String, PathBuf> {
-        let mut models = BTreeMap::new();
+        let mut models: BTreeMap<String, PathBuf> = BTreeMap::new();
         for (key, value) in table {
             let name = key.get_ref().to_string();
+            let folder = crate::plan::model_folder(&name);
+            if let Some(other) = models.keys().find(|other| crate::plan::model_folder(other) == folder) {
+                let text = format!(
+                    "{name:?} and {other:?} would both be models/{folder} in the run folder; rename one of them"
+                );
+                self.mistake(key.span().start, text);
+            }
             models.extend(self.path(&name, value).map(|path| (name, path)));
         }
         models

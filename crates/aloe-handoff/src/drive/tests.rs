@@ -69,6 +69,10 @@ impl Scheduler for Fake {
         Ok(self.jobs.borrow().iter().find(|(_, (known, _))| known == name).map(|(id, _)| id.clone()))
     }
 
+    fn name_of(&self, job: &str) -> Result<Option<String>> {
+        Ok(self.jobs.borrow().get(job).map(|(name, _)| name.clone()))
+    }
+
     fn observe(&self, job: &str) -> Result<Observed> {
         Ok(self.jobs.borrow().get(job).map_or(Observed::Unknown, |(_, observed)| observed.clone()))
     }
@@ -280,4 +284,76 @@ fn a_run_is_cancelled_from_its_end() {
     submit(dir.path(), &plan(), &fake).unwrap();
     cancel(dir.path(), &plan(), &fake, "asked to").unwrap();
     assert_eq!(phases(dir.path()), ["cancelled"; 3]);
+}
+
+/// `watch aloe status` beside `aloe run`: the scheduler has no job yet, and that says nothing.
+#[test]
+fn who_only_looks_leaves_a_submission_to_the_client_that_is_at_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    let client = StageLock::of_client(dir.path()).unwrap().unwrap();
+    say(dir.path(), "a", Event::Submitting { name: "x".into() });
+    look(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(phases(dir.path()), ["submitting", "planned", "planned"]);
+    drop(client);
+    look(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(phases(dir.path()), ["planned"; 3], "the client is gone, and no job came of it");
+}
+
+/// Job 1 is somebody else's after the controller lost its memory.
+#[test]
+fn a_number_that_another_job_has_by_now_is_not_ours_and_never_cancelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    submit(dir.path(), &plan(), &fake).unwrap();
+    say(dir.path(), "a", started("1"));
+    for job in ["1", "2"] {
+        fake.jobs.borrow_mut().insert(job.into(), ("a colleague's".into(), Observed::Running));
+    }
+    cancel(dir.path(), &plan(), &fake, "asked to").unwrap();
+    assert_eq!((fake.of("1"), fake.of("2")), (Observed::Running, Observed::Running));
+    assert!(matches!(fake.of("3"), Observed::Cancelled(_)));
+    look(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(phases(dir.path()), ["failed", "cancelled", "cancelled"]);
+    assert!(state::read(dir.path(), "a").unwrap().reason.unwrap().contains("vanished"));
+}
+
+#[test]
+fn a_failure_in_the_schedulers_eyes_is_none_while_an_orphan_works_on_and_tells_what_the_job_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    submit(dir.path(), &plan(), &fake).unwrap();
+    say(dir.path(), "a", started("1"));
+    say(dir.path(), "a", Event::Requeued { job: "1".into(), from_step: None });
+    say(
+        dir.path(),
+        "a",
+        Event::Noted { job: "1".into(), reason: "job 1 did not begin: job 1 on n1 is at work".into() },
+    );
+    fake.set("1", Observed::Failed("Slurm says FAILED".into()));
+    let held = StageLock::take(dir.path(), "a", "orphan", std::time::Duration::ZERO, &|| true).unwrap().unwrap();
+    look(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(phases(dir.path()), ["submitted"; 3]);
+    drop(held);
+    look(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(phases(dir.path()), ["failed", "cancelled", "cancelled"]);
+    let reason = state::read(dir.path(), "a").unwrap().reason.unwrap();
+    assert_eq!(reason, "Slurm says FAILED; job 1 did not begin: job 1 on n1 is at work");
+}
+
+#[test]
+fn a_held_job_says_why_it_waits_and_is_told_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    submit(dir.path(), &plan(), &fake).unwrap();
+    fake.set("1", Observed::Held("JobHeldUser: `scontrol release 1` lets it go on".into()));
+    for _ in 0..2 {
+        look(dir.path(), &plan(), &fake).unwrap();
+    }
+    assert_eq!(phases(dir.path()), ["submitted"; 3]);
+    let reason = state::read(dir.path(), "a").unwrap().reason.unwrap();
+    assert!(reason.contains("it is held: JobHeldUser: `scontrol release 1`"), "{reason}");
+    assert_eq!(state::entries(dir.path(), "a").unwrap().len(), 3, "submitting, submitted, held");
+    say(dir.path(), "a", started("1"));
+    assert_eq!(state::read(dir.path(), "a").unwrap().reason, None);
 }

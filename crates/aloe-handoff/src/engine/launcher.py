@@ -5,9 +5,12 @@
 Written by `aloe`, the same bytes for every stage. It refuses other versions than the configuration was checked for, lets ids that are
 already rendered through, and leaves in the stage's output folder what the checker needs: `sessions.jsonl` (versions, and the world size as
 the processes themselves counted it), `log.jsonl` (every logged step), `trainer_state.json`, and a `MANIFEST.json` in each checkpoint once
-it is whole. A loss or gradient norm that is not finite ends the run with exit code 3. Nothing is sent anywhere.
+it is whole. A loss or gradient norm that is not finite ends the run with exit code 3, a spike of either (where `expected.json` says so)
+with exit code 4. When the file `STOP` appears in the output folder it saves a checkpoint after the step at hand and ends with exit code 75.
+Nothing is sent anywhere.
 """
 
+import collections
 import hashlib
 import importlib.metadata
 import json
@@ -54,12 +57,42 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def write_manifest(folder, step):
-    """Names, sizes and digests of a checkpoint's files, beside them: what has one is whole."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "MANIFEST.json")
+class Spikes:
+    """The rule that stops our own trainer: a loss, or the logarithm of a gradient norm, six standard deviations above the mean of the last 128
+    steps, once there are 64. A curve that hardly moves is given one percent of its mean as deviation, and at least 0.02."""
+
+    def __init__(self):
+        self.losses, self.log_norms = collections.deque(maxlen=128), collections.deque(maxlen=128)
+
+    @staticmethod
+    def limit(values):
+        if len(values) < 64:
+            return math.inf
+        mean = sum(values) / len(values)
+        variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+        return mean + 6.0 * max(math.sqrt(variance), 0.01 * abs(mean), 0.02)
+
+    def judge(self, loss, norm):
+        """What is wrong with a step, or None; the step then counts among those that later ones are held against."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return None
+        log_norm = math.log(max(norm, sys.float_info.min))
+        for what, value, limit in (("loss", loss, self.limit(self.losses)), ("gradient norm", norm, self.limit(self.log_norms))):
+            if (log_norm if what == "gradient norm" else value) > limit:
+                most = math.exp(limit) if what == "gradient norm" else limit
+                return f"the {what} is {value:.4f}, above {most:.4f}, six sigma over the steps before"
+        self.losses.append(loss)
+        self.log_norms.append(log_norm)
+        return None
+
+
+def write_manifest(folder, step, inputs):
+    """Names, sizes and digests of a checkpoint's files, beside them: what has one is whole. `inputs` is what it was trained with."""
+    own = ("MANIFEST.json", ".MANIFEST.json.partial")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in own)
     entries = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
     partial = folder / ".MANIFEST.json.partial"
-    partial.write_text(json.dumps({"step": step, "files": entries}, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps({"step": step, "inputs": inputs, "files": entries}, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, folder / "MANIFEST.json")
 
 
@@ -77,16 +110,23 @@ def processes():
     return found, torch.distributed.get_rank() == 0
 
 
-def watch(work, versions):
+def watch(work, versions, stage):
     import torch
     from transformers import TrainerCallback
+
+    expected = json.loads((stage / "expected.json").read_text(encoding="utf-8"))
+    inputs = sha256(stage / "inputs.sha256") if (stage / "inputs.sha256").exists() else None
 
     class Watch(TrainerCallback):
         def __init__(self):
             self.hashing = []
+            self.spikes = Spikes()
+            self.stops = False
 
         def on_train_begin(self, args, state, control, **kwargs):
             found, self.is_first = processes()
+            for entry in state.log_history:  # of a resumed run: the steps before its checkpoint
+                self.judge(entry)
             self.started = time.time()
             if self.is_first:
                 work.mkdir(parents=True, exist_ok=True)
@@ -103,6 +143,33 @@ def watch(work, versions):
             if bad:
                 print(f"step {state.global_step}: {' and '.join(bad)} not finite; stopped", file=sys.stderr, flush=True)
                 os._exit(3)
+            spike = self.judge(logs)
+            if spike and expected["stops_at_spikes"]:
+                text = 'its update was made. Lower lr, or plan with on_spike = "keep"'
+                print(f"step {state.global_step}: {spike}; stopped, as on_spike = \"stop\" says; {text}", file=sys.stderr, flush=True)
+                os._exit(4)
+
+        def judge(self, logs):
+            if not {"loss", "grad_norm"} <= set(logs):
+                return None
+            return self.spikes.judge(float(logs["loss"]), float(logs["grad_norm"]))
+
+        def on_step_end(self, args, state, control, **kwargs):
+            # One process looks and all do the same.
+            flag = torch.tensor([int(self.is_first and (work / "STOP").exists())], device=args.device)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.broadcast(flag, 0)
+            if flag.item() and not control.should_training_stop:
+                self.stops = control.should_save = control.should_training_stop = True
+            if control.should_save:
+                # Saving rotates: the checkpoint before this one must be known as whole by then.
+                self.wait_for_digests()
+            return control
+
+        def wait_for_digests(self):
+            for thread in self.hashing:
+                thread.join()
+            self.hashing = []
 
         def on_save(self, args, state, control, **kwargs):
             if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -115,13 +182,20 @@ def watch(work, versions):
 
         def hash(self, folder, step):
             try:
-                write_manifest(folder, step)
+                write_manifest(folder, step, inputs)
             except OSError as error:  # the oldest checkpoint goes when a new one is written
                 print(f"{folder}: no manifest: {error}", file=sys.stderr, flush=True)
 
         def on_train_end(self, args, state, control, **kwargs):
-            for thread in self.hashing:
-                thread.join()
+            self.wait_for_digests()
+            if self.stops:
+                # Without a collective, which would give up while a large checkpoint's digests are made.
+                while not self.is_first and not (pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}" / "MANIFEST.json").exists():
+                    time.sleep(0.2)
+                if self.is_first:
+                    append(work / "sessions.jsonl", {"event": "stop", "unix_s": time.time(), "step": state.global_step, "seconds": time.time() - self.started})
+                print(f"step {state.global_step}: saved and stopped, as was asked", file=sys.stderr, flush=True)
+                os._exit(75)
             if self.is_first:
                 state.save_to_json(str(work / "trainer_state.json"))
                 append(work / "sessions.jsonl", {"event": "end", "unix_s": time.time(), "step": state.global_step, "seconds": time.time() - self.started})
@@ -142,6 +216,32 @@ def take_rendered_pairs():
     DPOTrainer._prepare_dataset = prepared
 
 
+def shard_reference_by_layer(layers):
+    """TRL shards the reference of preference training as one unit, which each process then gathers whole: 141 GB in bf16 for 70 billion
+    parameters. Here each decoder layer is a unit, as in the policy, and the rest is another."""
+    from trl.trainer import dpo_trainer
+
+    shard = dpo_trainer.prepare_fsdp
+
+    def by_layer(model, accelerator):
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.fsdp_version == 2 and not isinstance(model, FSDPModule):
+            mesh = getattr(accelerator, "torch_device_mesh", None)
+            settings = {
+                "reshard_after_forward": True,
+                "offload_policy": plugin.cpu_offload,
+                "mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+                "mesh": mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)] if mesh is not None else None,
+            }
+            for layer in [module for module in model.modules() if type(module).__name__ in layers]:
+                fully_shard(layer, **settings)
+        return shard(model, accelerator)
+
+    dpo_trainer.prepare_fsdp = by_layer
+
+
 def main():
     module, *rest = sys.argv[1:]
     versions = check_versions()
@@ -152,9 +252,10 @@ def main():
     os.environ["HF_DATASETS_CACHE"] = str(work / ".datasets")
     import transformers.trainer
 
-    transformers.trainer.DEFAULT_CALLBACKS.append(watch(work, versions))
+    transformers.trainer.DEFAULT_CALLBACKS.append(watch(work, versions, pathlib.Path(__file__).parent))
     if module == "trl.scripts.dpo":
         take_rendered_pairs()
+        shard_reference_by_layer((config.get("fsdp_config") or {}).get("transformer_layer_cls_to_wrap", []))
     sys.argv = [module, *rest]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -75,6 +75,7 @@ impl TrainSpec {
         };
         Expectation {
             start: self.model.clone(),
+            start_sha256: Default::default(),
             n_steps: self.n_steps,
             world_size: self.resources.world_size(),
             n_nodes: self.resources.n_nodes,

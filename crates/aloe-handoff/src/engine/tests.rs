@@ -40,6 +40,7 @@ fn every_setting_that_trl_lacks_is_refused_by_its_name_and_all_are_told_together
         ("on_spike", SftConfig { on_spike: OnSpike::Skip, ..sft() }),
         ("lr_floor", SftConfig { lr_floor: 0.1, schedule: aloe_train::Decay::Linear, ..sft() }),
         ("neftune_alpha", SftConfig { neftune_alpha: 5.0, ..sft() }),
+        ("seed", SftConfig { seed: 1 << 32, ..sft() }),
         ("batch_size", SftConfig { batch_size: 7, micro_batch_size: 2, ..sft() }),
     ];
     let dpo_cases = [
@@ -63,6 +64,59 @@ fn every_setting_that_trl_lacks_is_refused_by_its_name_and_all_are_told_together
     assert!(config(&spec(Settings::Dpo(DpoConfig { nll_weight: 0.2, batch_size: 1, ..dpo }))).is_ok());
 }
 
+/// Flash attention has no f32 (its kernels raise), and of two checkpoints the older one is whole while the newer one's digests are made.
+#[test]
+fn f32_on_gpus_takes_no_flash_attention_and_one_whole_checkpoint_is_always_kept() {
+    let of = |dtype, keep_last| {
+        let settings = Settings::Sft(SftConfig { dtype, keep_last, ..sft() });
+        config(&TrainSpec { resources: resources(1, 1), ..spec(settings) }).unwrap()
+    };
+    assert!(of(TrainDtype::F32, 1).contains("\nattn_implementation: sdpa\n"));
+    assert!(of(TrainDtype::Bf16, 1).contains("\nattn_implementation: flash_attention_2\n"));
+    for (keep_last, expected) in [(1, 2), (2, 2), (5, 5)] {
+        let text = of(TrainDtype::Bf16, keep_last);
+        assert!(text.contains(&format!("\nsave_total_limit: {expected}\n")), "{text}");
+    }
+}
+
+/// The rule in the start script's Python against the one in our trainer's guard, over series with and without spikes.
+#[test]
+fn the_start_script_stops_at_the_step_at_which_our_own_trainer_would() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("engine.py"), LAUNCHER).unwrap();
+    let mut rng = aloe_record::CounterRng::new(5, "spikes", 0);
+    let mut series: Vec<Vec<(f64, f64)>> = Vec::new();
+    for at in 0..12 {
+        let steps = (0..200).map(|_| {
+            let (loss, norm) = (1.5 + 0.1 * f64::from(rng.normal()), (0.3 * f64::from(rng.normal())).exp());
+            (loss, norm)
+        });
+        let mut steps: Vec<(f64, f64)> = steps.collect();
+        match at % 4 {
+            0 => {}
+            1 => steps[20 * at].0 = 9.0,
+            2 => steps[19 * at].1 = 900.0,
+            _ => (steps[5].0, steps[180].1, steps[190].0) = (f64::NAN, 0.0, 8.0),
+        }
+        series.push(steps);
+    }
+    let expected: Vec<Option<usize>> =
+        series.iter().map(|steps| aloe_train::first_spike(steps.iter().copied()).map(|(at, _)| at)).collect();
+    // The first three and every fourth: none, 20 and 38; a spike before 64 steps is none.
+    assert!(expected.iter().flatten().count() >= 5 && expected[0].is_none() && expected[1].is_none(), "{expected:?}");
+    let text: Vec<String> = series
+        .iter()
+        .map(|steps| steps.iter().map(|(loss, norm)| format!("{loss:?} {norm:?}")).collect::<Vec<_>>().join(","))
+        .collect();
+    std::fs::write(dir.path().join("series"), text.join("\n")).unwrap();
+    let script = "import engine\nfor line in open('series'):\n    rule = engine.Spikes()\n    steps = [tuple(map(float, step.split())) for step in line.split(',')]\n    print(next((at for at, step in enumerate(steps) if rule.judge(*step)), None))\n";
+    let output = std::process::Command::new("python3").args(["-c", script]).current_dir(dir.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said: Vec<Option<usize>> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| line.parse().ok()).collect();
+    assert_eq!(said, expected);
+}
+
 /// 2 nodes of 4 GPUs: 8 processes of 1 row, 4 times for 32; of 2 rows, twice; 12 rows cannot be shared out.
 #[test]
 fn the_global_batch_is_shared_out_over_all_processes_or_refused() {
@@ -84,7 +138,7 @@ fn a_stage_without_gpus_has_none_of_their_keys_and_no_path_is_absolute() {
     let on_gpus = TrainSpec { resources: resources(1, 8), ..spec(Settings::Sft(sft())) };
     for (spec, expected) in [(spec(Settings::Sft(sft())), false), (on_gpus, true)] {
         let text = config(&spec).unwrap();
-        for key in ["fsdp:", "fsdp_config:", "tf32:", "flash_attention_2"] {
+        for key in ["fsdp:", "fsdp_config:", "tf32:", "sdpa"] {
             assert_eq!(text.contains(key), expected, "{key}: {text}");
         }
         assert_eq!(text.contains("use_cpu: true"), !expected);

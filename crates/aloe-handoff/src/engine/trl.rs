@@ -124,7 +124,7 @@ pub(super) fn refused_by_all(spec: &TrainSpec, engine: &str) -> Vec<String> {
     );
     refuse(
         common.on_spike == OnSpike::Skip,
-        format!("on_spike = \"skip\": {engine} cannot leave a step out; use \"stop\" (judged on return) or \"keep\""),
+        format!("on_spike = \"skip\": {engine} cannot leave a step out; use \"stop\" or \"keep\""),
     );
     refuse(
         common.lr_floor > 0.0 && common.schedule == Decay::Linear,
@@ -153,6 +153,10 @@ pub(super) fn refused_by_all(spec: &TrainSpec, engine: &str) -> Vec<String> {
 /// What TRL cannot do of our settings.
 pub(super) fn refused(spec: &TrainSpec) -> Vec<String> {
     let mut mistakes = refused_by_all(spec, "TRL");
+    let seed = loop_of(&spec.settings).seed;
+    if seed > u64::from(u32::MAX) {
+        mistakes.push(format!("seed = {seed}: TRL's generators take seeds below 2^32"));
+    }
     match &spec.settings {
         Settings::Sft(config) => {
             if config.neftune_alpha > 0.0 {
@@ -186,7 +190,7 @@ pub(super) fn notices(spec: &TrainSpec) -> Vec<String> {
     let mut notices = Vec::new();
     if common.on_spike == OnSpike::Stop {
         notices.push(
-            "on_spike = \"stop\": spikes of the loss are judged by `aloe verify` on return, not while training"
+            "on_spike = \"stop\": the start script ends the training at a spike, after the update of its step was made"
                 .to_owned(),
         );
     }
@@ -200,7 +204,13 @@ pub(super) fn notices(spec: &TrainSpec) -> Vec<String> {
 
 /// The configuration, in the order in which it is read best.
 pub(super) fn config(spec: &TrainSpec) -> Vec<(&'static str, Item)> {
-    let has_gpus = spec.resources.gpus_per_node > 0;
+    // Flash attention takes half precision alone and raises at the first forward of f32.
+    let is_f32 = loop_of(&spec.settings).dtype == TrainDtype::F32;
+    let attention = match (spec.resources.gpus_per_node, is_f32) {
+        (0, _) => "eager",
+        (_, true) => "sdpa",
+        (_, false) => "flash_attention_2",
+    };
     let path = |path: &std::path::Path| Item::Text(path.display().to_string());
     let rows = Item::Map(vec![
         ("path", "json".into()),
@@ -210,7 +220,7 @@ pub(super) fn config(spec: &TrainSpec) -> Vec<(&'static str, Item)> {
     let mut entries: Vec<(&'static str, Item)> = vec![
         ("model_name_or_path", path(&spec.model)),
         ("dtype", "float32".into()),
-        ("attn_implementation", if has_gpus { "flash_attention_2" } else { "eager" }.into()),
+        ("attn_implementation", attention.into()),
         ("datasets", Item::List(vec![rows])),
     ];
     match &spec.settings {
@@ -293,7 +303,8 @@ fn common(spec: &TrainSpec) -> Vec<(&'static str, Item)> {
         entries.extend([
             ("save_strategy", "steps".into()),
             ("save_steps", common.checkpoint_every.into()),
-            ("save_total_limit", common.keep_last.into()),
+            // The newest one has no digests while they are made: the one before it must still be there.
+            ("save_total_limit", common.keep_last.max(2).into()),
         ]);
     } else {
         entries.push(("save_strategy", "no".into()));

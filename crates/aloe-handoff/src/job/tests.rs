@@ -182,3 +182,91 @@ fn models_of_the_site_stand_under_their_names_and_follow_a_move() {
     }
     assert_eq!(std::fs::read_to_string(dir.path().join("seen")).unwrap(), "/one\n/two\n");
 }
+
+/// The stages of [`run_folder`] as TRL's.
+fn to_trl(dir: &Path) {
+    let text = std::fs::read_to_string(dir.join("run.json")).unwrap();
+    std::fs::write(dir.join("run.json"), text.replace("\"aloe\"", "\"trl\"")).unwrap();
+}
+
+/// A checkpoint as the start script leaves it.
+fn checkpoint(dir: &Path, step: u64) {
+    let folder = dir.join(format!("work/a/checkpoint-{step}"));
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut files = serde_json::Map::new();
+    for name in ["model.safetensors", "optimizer.pt", "trainer_state.json"] {
+        std::fs::write(folder.join(name), name).unwrap();
+        let sha256 = aloe_record::digest::bytes(name.as_bytes());
+        files.insert(name.into(), serde_json::json!({"size": name.len(), "sha256": sha256}));
+    }
+    atomic::write_json(&folder.join("MANIFEST.json"), &serde_json::json!({"step": step, "files": files})).unwrap();
+}
+
+/// TRL does not save on SIGTERM: the trap would say so.
+#[test]
+fn a_foreign_trainer_is_asked_to_save_by_a_file_before_any_signal_and_the_next_session_does_not_find_the_question() {
+    let dir = tempfile::tempdir().unwrap();
+    let asks = "trap 'echo terminated >> saved' TERM; test -e work/a/STOP && echo stale >> saved; mkdir -p work/a; touch ready; \
+                while [ ! -e work/a/STOP ]; do sleep 0.05; done; echo saved >> saved; exit 75";
+    run_folder(dir.path(), &format!("test -e saved && exit 0; {asks}"), "test -z \"${ALOE_RESUME:-}\"");
+    to_trl(dir.path());
+    let ready = dir.path().join("ready");
+    let asked = || if ready.exists() { Asked::Save } else { Asked::Nothing };
+    assert_eq!(run(&job(dir.path(), "7", &asked, &|| Ok(())), "a").unwrap(), Outcome::Requeued);
+    assert_eq!(std::fs::read_to_string(dir.path().join("saved")).unwrap(), "saved\n");
+    checkpoint(dir.path(), 5);
+    assert_eq!(run_plain(dir.path(), "7", "a"), Outcome::Done);
+    assert!(!dir.path().join("work/a/STOP").exists());
+}
+
+#[test]
+fn two_sessions_without_a_newer_checkpoint_fail_the_third_and_one_with_it_begins_the_count_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), "mkdir -p work/a; echo \"${ALOE_RESUME:-none}\" >> begun; touch ready; sleep 60", "true");
+    to_trl(dir.path());
+    // A signal that is too late for saving: it is stopped at once.
+    let text = "name = \"x\"\naloe = \"/bin/true\"\n[slurm]\nsignal_before = 0\n";
+    std::fs::write(dir.path().join("cluster.toml"), text).unwrap();
+    let ready = dir.path().join("ready");
+    let session = || {
+        let _ = std::fs::remove_file(&ready);
+        let asked = || if ready.exists() { Asked::Save } else { Asked::Nothing };
+        run(&job(dir.path(), "7", &asked, &|| Ok(())), "a").unwrap()
+    };
+    assert_eq!(session(), Outcome::Requeued);
+    checkpoint(dir.path(), 5);
+    assert_eq!((session(), session()), (Outcome::Requeued, Outcome::Requeued));
+    let Outcome::Failed(reason) = session() else { panic!("it began a third time") };
+    assert!(reason.contains("2 sessions in a row left no whole checkpoint after step 5"), "{reason}");
+    let begun = std::fs::read_to_string(dir.path().join("begun")).unwrap();
+    assert_eq!(begun, "none\nwork/a/checkpoint-5\nwork/a/checkpoint-5\n");
+    // Who resumes it has given it more time, or so it is taken.
+    state::update(dir.path(), "a", |_| Ok(Some(Event::Reset))).unwrap();
+    assert_eq!(session(), Outcome::Requeued);
+}
+
+#[test]
+fn a_failure_names_the_engines_log_and_its_last_words_and_a_check_the_jobs_own() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), "mkdir -p work/a; seq 9 > work/a/engine.log; test -e good", "exit 3");
+    to_trl(dir.path());
+    let failed = run_plain(dir.path(), "7", "a");
+    assert_eq!(failed, Outcome::Failed("run.sh: exit code 1; work/a/engine.log ends with: 7 | 8 | 9".into()));
+    std::fs::write(dir.path().join("good"), "").unwrap();
+    std::fs::write(dir.path().join("state/a/slurm-8.log"), "work/a: 2 findings\n\n").unwrap();
+    let failed = run_plain(dir.path(), "8", "a");
+    assert_eq!(
+        failed,
+        Outcome::Failed("check.sh: exit code 3; state/a/slurm-8.log ends with: work/a: 2 findings".into())
+    );
+}
+
+#[test]
+fn why_a_job_did_not_begin_is_written_down_and_a_job_at_work_leaves_its_beat() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), "test -e state/a/alive || sleep 1; test -e state/a/alive", "true");
+    assert!(matches!(run_plain(dir.path(), "1", "b"), Outcome::NotBegun(_)));
+    let reason = state::read(dir.path(), "b").unwrap().reason.unwrap();
+    assert_eq!(reason, "job 1 did not begin: stage \"a\", which it needs, is not done");
+    assert_eq!(run_plain(dir.path(), "1", "a"), Outcome::Done);
+}

@@ -64,6 +64,10 @@ impl Scheduler for Local {
         let mut command = Command::new(&self.aloe);
         command.args(["job", ".", &submission.stage.name, "--name", submission.name]);
         command.args(["--time-limit", &submission.stage.resources.time_limit_s.to_string()]);
+        // Inside an allocation of Slurm's it is no job of Slurm's: it must neither take that id nor requeue it.
+        for name in ["SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_RESTART_COUNT", "SLURMD_NODENAME"] {
+            command.env_remove(name);
+        }
         command.current_dir(submission.run).stdin(Stdio::null()).stdout(log).stderr(copy).process_group(0);
         let child = command.spawn().map_err(aloe_record::Error::io("run", &self.aloe))?;
         // A child that has ended already stays in the table until it is reaped, with its start time.
@@ -104,5 +108,48 @@ impl Scheduler for Local {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(Error::Scheduler { command: "kill".into(), reason: error.to_string() }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Resources, Trainer};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    /// The variables are those of a job: the test's own process may not set them, so a child does that submits.
+    #[test]
+    fn a_job_of_this_machine_is_none_of_slurms_where_its_client_stands_in_an_allocation() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("aloe");
+        std::fs::write(&program, "#!/bin/sh\nenv > seen.partial; mv seen.partial seen\n").unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        if std::env::var_os("ALOE_TEST_RUN").is_none() {
+            let name = "scheduler::local::tests::a_job_of_this_machine_is_none_of_slurms_where_its_client_stands_in_an_allocation";
+            let status = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name])
+                .envs([("ALOE_TEST_RUN", dir.path().as_os_str()), ("SLURM_JOB_ID", "77".as_ref())])
+                .envs([("SLURM_JOB_NAME", "mine"), ("SLURM_RESTART_COUNT", "1"), ("SLURMD_NODENAME", "n1")])
+                .stdout(Stdio::null())
+                .status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        assert_eq!(std::env::var("SLURM_JOB_ID").unwrap(), "77");
+        let stage = StagePlan {
+            name: "a".into(),
+            kind: "merge".into(),
+            folder: "stages/a".into(),
+            after: vec![],
+            trainer: Trainer::Aloe,
+            resources: Resources { n_nodes: 1, gpus_per_node: 0, cpus_per_node: 1, time_limit_s: 60 },
+        };
+        let local = Local::new(program);
+        let job = local.submit(&Submission { run: dir.path(), stage: &stage, name: "x", after: &[] }).unwrap();
+        while local.observe(&job).unwrap() == Observed::Running {
+            std::thread::yield_now();
+        }
+        let seen = std::fs::read_to_string(dir.path().join("seen")).unwrap();
+        assert!(seen.contains("PATH=") && !seen.contains("SLURM"), "{seen}");
     }
 }

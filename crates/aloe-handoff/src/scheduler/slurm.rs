@@ -91,7 +91,12 @@ fn observed(state: &str, reason: &str, exit_code: &str) -> Observed {
         "PENDING" if reason == "DependencyNeverSatisfied" => {
             Observed::Cancelled("an earlier stage did not end well".to_owned())
         }
-        "PENDING" | "REQUEUED" | "REQUEUE_FED" | "REQUEUE_HOLD" | "SPECIAL_EXIT" | "RESV_DEL_HOLD" => Observed::Waiting,
+        // Nobody but a person releases these.
+        "PENDING" | "REQUEUE_HOLD" | "SPECIAL_EXIT" if state != "PENDING" || reason.to_lowercase().contains("held") => {
+            let why = if reason.is_empty() || reason == "None" { state } else { reason };
+            Observed::Held(why.to_owned())
+        }
+        "PENDING" | "REQUEUED" | "REQUEUE_FED" | "RESV_DEL_HOLD" => Observed::Waiting,
         "RUNNING" | "COMPLETING" | "CONFIGURING" | "SUSPENDED" | "STOPPED" | "SIGNALING" | "STAGE_OUT" | "RESIZING" => {
             Observed::Running
         }
@@ -202,12 +207,31 @@ impl Scheduler for Slurm {
         Ok(line.and_then(|line| field(&line, "JobId").map(str::to_owned)))
     }
 
+    fn name_of(&self, job: &str) -> Result<Option<String>> {
+        let said = call("scontrol", &["show", "job", job, "-o"])?;
+        if said.ok {
+            return Ok(field(&said.out, "JobName").map(str::to_owned));
+        }
+        let accounted = call("sacct", &["-X", "--noheader", "--parsable2", "--format=JobName", "-j", job]);
+        if let Ok(said) = accounted
+            && said.ok
+            && let Some(name) = said.out.lines().next()
+        {
+            return Ok(Some(name.to_owned()));
+        }
+        Ok(of_completion_file("JobId", job)?.and_then(|line| field(&line, "Name").map(str::to_owned)))
+    }
+
     fn observe(&self, job: &str) -> Result<Observed> {
         let said = call("scontrol", &["show", "job", job, "-o"])?;
         if said.ok {
             let line = said.out.lines().next().unwrap_or_default();
             let get = |key: &str| field(line, key).unwrap_or_default();
-            return Ok(observed(get("JobState"), get("Reason"), get("ExitCode")));
+            let found = observed(get("JobState"), get("Reason"), get("ExitCode"));
+            return Ok(match found {
+                Observed::Held(why) => Observed::Held(format!("{why}: `scontrol release {job}` lets it go on")),
+                found => found,
+            });
         }
         if !said.err.contains("Invalid job id") {
             return Err(failed("scontrol", said.err));
@@ -244,6 +268,11 @@ mod tests {
         assert_eq!((field(line, "JobState"), field(line, "State")), (Some("PENDING"), None));
         assert_eq!(observed("PENDING", "Dependency", ""), Observed::Waiting);
         assert!(matches!(observed("PENDING", "DependencyNeverSatisfied", ""), Observed::Cancelled(_)));
+        for reason in ["JobHeldUser", "JobHeldAdmin", "launch_failed_requeued_held"] {
+            assert_eq!(observed("PENDING", reason, ""), Observed::Held(reason.into()));
+        }
+        assert_eq!(observed("REQUEUE_HOLD", "None", ""), Observed::Held("REQUEUE_HOLD".into()));
+        assert_eq!(observed("PENDING", "Resources", ""), Observed::Waiting);
         assert!(matches!(observed("CANCELLED by 0", "", ""), Observed::Cancelled(_)));
         assert_eq!(observed("COMPLETING", "", ""), Observed::Running);
         assert!(matches!(observed("NODE_FAIL", "", ""), Observed::Failed(_)));

@@ -135,7 +135,11 @@ fn spikes(findings: &mut Findings<'_>, steps: &[&Value], expected: &Expectation)
     let values = steps.iter().map(|entry| (number(&entry["loss"]), number(&entry["grad_norm"])));
     if let Some((at, spike)) = aloe_train::first_spike(values).filter(|_| expected.stops_at_spikes) {
         let what = format!("{} of step {}", spike.what, at + 1);
-        findings.add(STATE, what, format!("at most {:.4}, six sigma above the steps before", spike.limit), spike.value);
+        let most = format!(
+            "at most {:.4}, six sigma above the steps before (planned with on_spike = \"keep\" it may)",
+            spike.limit
+        );
+        findings.add(STATE, what, most, spike.value);
     }
 }
 

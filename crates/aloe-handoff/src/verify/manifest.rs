@@ -14,6 +14,9 @@ const NAME: &str = "MANIFEST.json";
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Manifest {
     step: u64,
+    /// Digest of the stage's `inputs.sha256`, of checkpoints: what was trained on and how.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    inputs: Option<String>,
     files: BTreeMap<String, Entry>,
 }
 
@@ -34,13 +37,23 @@ pub struct NewestCheckpoint {
 
 /// The newest `checkpoint-N` of an engine's folder whose manifest holds.
 pub fn newest_checkpoint(work: &Path) -> NewestCheckpoint {
+    newest_checkpoint_of(work, None)
+}
+
+/// The same, of a training whose `inputs.sha256` has this digest: one of other rows or settings is passed over.
+pub fn newest_checkpoint_of(work: &Path, inputs: Option<&str>) -> NewestCheckpoint {
     let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("checkpoint-")?.parse::<u64>().ok();
     let entries = std::fs::read_dir(work).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut folders: Vec<(u64, PathBuf)> = entries.filter_map(|path| Some((step(&path)?, path))).collect();
     folders.sort();
     let mut newest = NewestCheckpoint::default();
     for (step, folder) in folders.into_iter().rev() {
-        match faults(&folder) {
+        let found = read(&folder).and_then(|manifest| {
+            let gaps = gaps(&manifest, step, inputs);
+            // Digests of hundreds of gigabytes are read only where all else holds.
+            if gaps.is_empty() { faults(&folder, &manifest) } else { Ok(gaps) }
+        });
+        match found {
             Ok(faults) if faults.is_empty() => {
                 newest.found = Some((folder, step));
                 break;
@@ -58,7 +71,8 @@ pub fn seal(folder: &Path, step: u64) -> Result<(), aloe_record::Error> {
     let entries = std::fs::read_dir(folder).map_err(aloe_record::Error::io("list", folder))?;
     for entry in entries.flatten().filter(|entry| entry.path().is_file()) {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name == NAME || name.starts_with('.') {
+        // STOP comes and goes with a session that was told to save.
+        if name == NAME || name == "STOP" || name.starts_with('.') {
             continue;
         }
         let size = entry.metadata().map_err(aloe_record::Error::io("read", &entry.path()))?.len();
@@ -73,7 +87,7 @@ pub(super) fn check(findings: &mut Findings<'_>) {
     if !folder.join(NAME).exists() {
         return;
     }
-    match faults(&folder) {
+    match read(&folder).and_then(|manifest| faults(&folder, &manifest)) {
         Ok(faults) => {
             faults.into_iter().for_each(|fault| findings.add(NAME, fault, "as when it was written", "changed"))
         }
@@ -81,13 +95,38 @@ pub(super) fn check(findings: &mut Findings<'_>) {
     }
 }
 
+fn read(folder: &Path) -> Result<Manifest, String> {
+    atomic::read_json(&folder.join(NAME)).map_err(|error| match folder.join(NAME).exists() {
+        true => error.to_string(),
+        false => "has no MANIFEST.json: it was not finished".to_owned(),
+    })
+}
+
+/// What a checkpoint's manifest lacks of one that a training can go on from, whatever its files hold.
+fn gaps(manifest: &Manifest, step: u64, inputs: Option<&str>) -> Vec<String> {
+    let mut gaps = Vec::new();
+    if manifest.step != step {
+        gaps.push(format!("its manifest is of step {}", manifest.step));
+    }
+    if let (Some(found), Some(expected)) = (&manifest.inputs, inputs)
+        && found != expected
+    {
+        gaps.push("it was trained with other rows or settings than inputs.sha256 of the stage says".to_owned());
+    }
+    // `model.safetensors`, its shards, `pytorch_model_fsdp..`, `adapter_model..`; `optimizer.pt`, `optimizer.bin`, `optimizer_0/..`.
+    let has =
+        |part: &str| manifest.files.keys().any(|name| name.split('/').next().is_some_and(|name| name.contains(part)));
+    for (what, part) in [("weights", "model"), ("optimizer", "optimizer"), ("trainer_state.json", "trainer_state.json")]
+    {
+        if !has(part) {
+            gaps.push(format!("its manifest names no {what}"));
+        }
+    }
+    gaps
+}
+
 /// Files that are not what the manifest says.
-fn faults(folder: &Path) -> Result<Vec<String>, String> {
-    let manifest: Manifest =
-        atomic::read_json(&folder.join(NAME)).map_err(|error| match folder.join(NAME).exists() {
-            true => error.to_string(),
-            false => "has no MANIFEST.json: it was not finished".to_owned(),
-        })?;
+fn faults(folder: &Path, manifest: &Manifest) -> Result<Vec<String>, String> {
     let mut faults = Vec::new();
     for (name, entry) in &manifest.files {
         let path = folder.join(name);

@@ -12,7 +12,7 @@ mod text;
 mod weights;
 
 pub use import::{ImportReport, import};
-pub use manifest::{NewestCheckpoint, newest_checkpoint, seal};
+pub use manifest::{NewestCheckpoint, newest_checkpoint, newest_checkpoint_of, seal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +24,9 @@ use std::path::{Path, PathBuf};
 pub struct Expectation {
     /// The checkpoint that training started from: shapes, tokenizer and template are its own, and every tensor must have left it.
     pub start: PathBuf,
+    /// Digests of files of that folder, where it is a model of the site and no stage's output: the rows were rendered with them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub start_sha256: BTreeMap<String, String>,
     /// Optimizer steps.
     pub n_steps: u64,
     /// Processes that must have trained together.
@@ -116,6 +119,8 @@ pub struct Facts {
 pub struct Verdict {
     /// Everything that is wrong; empty where the folder can be used.
     pub findings: Vec<Finding>,
+    /// What is as it may be and must be known.
+    pub notices: Vec<String>,
     /// What the run was.
     pub facts: Facts,
 }
@@ -131,6 +136,7 @@ impl Verdict {
 struct Findings<'a> {
     folder: &'a Path,
     list: Vec<Finding>,
+    notices: Vec<String>,
 }
 
 impl Findings<'_> {
@@ -152,13 +158,13 @@ impl Findings<'_> {
 
 /// Checks the folder that an engine wrote (`work/NAME`).
 pub fn check(folder: &Path, expected: &Expectation) -> Verdict {
-    let mut findings = Findings { folder, list: Vec::new() };
+    let mut findings = Findings { folder, list: Vec::new(), notices: Vec::new() };
     let mut facts = Facts::default();
     log::check(&mut findings, &mut facts, expected);
     text::check(&mut findings, expected);
     weights::check(&mut findings, &mut facts, expected);
     manifest::check(&mut findings);
-    Verdict { findings: findings.list, facts }
+    Verdict { findings: findings.list, notices: findings.notices, facts }
 }
 
 #[cfg(test)]

@@ -159,6 +159,7 @@ fn start(kind: Tiny, folder: &Path) -> Expectation {
     start.write(folder);
     Expectation {
         start: folder.to_path_buf(),
+        start_sha256: Default::default(),
         n_steps: N_STEPS,
         world_size: 8,
         n_nodes: 2,
@@ -454,6 +455,52 @@ fn twenty_two_good_folders_are_accepted() {
     assert_eq!(n, 22);
 }
 
+/// What transformers 5.23 makes of stories260K's file (class `LlamaTokenizer`), of SmolLM2's (`GPT2Tokenizer`) and of any of a Qwen 2 model:
+/// other surroundings, the same ids.
+#[test]
+fn a_tokenizer_that_the_library_builds_anew_is_told_and_refused_only_where_its_vocabulary_differs() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = start(Tiny::Llama, &dir.path().join("start"));
+    let mut made = Folder::good(Tiny::Llama);
+    made.tokenizer["model"]["byte_fallback"] = json!(true);
+    made.tokenizer["model"]["fuse_unk"] = json!(true);
+    made.tokenizer["pre_tokenizer"] = json!({"type": "Metaspace", "replacement": "\u{2581}"});
+    made.tokenizer["decoder"] = json!({"type": "Fuse"});
+    let checked = |made: &Folder, name: &str| {
+        let folder = dir.path().join(name);
+        made.write(&folder);
+        check(&folder, &expected)
+    };
+    let verdict = checked(&made, "rebuilt");
+    assert!(verdict.is_good() && verdict.notices.len() == 1, "{verdict:#?}");
+    assert!(verdict.notices[0].contains("the same 4 ids"), "{:?}", verdict.notices);
+    assert_eq!(checked(&Folder::good(Tiny::Llama), "same").notices, [""; 0]);
+    for (at, swapped) in
+        [json!({"a": 2, "<s>": 1, "b": 0, "ab": 3}), json!({"a": 0, "<s>": 1, "b": 2}), json!({})].iter().enumerate()
+    {
+        made.tokenizer["model"]["vocab"] = swapped.clone();
+        let verdict = checked(&made, &format!("swapped-{at}"));
+        assert!(verdict.findings.iter().any(|one| one.file == "tokenizer.json" && one.what == "model"), "{verdict:#?}");
+    }
+}
+
+/// A site model that is another one than when the rows were rendered, whose tokenizer came back unchanged.
+#[test]
+fn a_start_that_is_not_the_one_that_was_planned_with_is_found_by_its_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut expected = start(Tiny::Llama, &dir.path().join("start"));
+    let folder = dir.path().join("work");
+    Folder::good(Tiny::Llama).write(&folder);
+    let digest = aloe_record::digest::bytes(tokenizer().to_string().as_bytes());
+    expected.start_sha256 = [("tokenizer.json".to_owned(), digest.clone())].into();
+    assert_eq!(check(&folder, &expected).findings, []);
+    let other = tokenizer().to_string() + " ";
+    std::fs::write(dir.path().join("start/tokenizer.json"), other).unwrap();
+    let findings = check(&folder, &expected).findings;
+    assert!(findings.len() == 1 && findings[0].what == "start (sha256)", "{findings:#?}");
+    assert_eq!((findings[0].file.as_str(), findings[0].expected.as_str()), ("tokenizer.json", digest.as_str()));
+}
+
 #[test]
 fn a_sealed_folder_that_changes_in_one_bit_is_found() {
     let dir = tempfile::tempdir().unwrap();
@@ -477,7 +524,7 @@ fn training_goes_on_from_the_newest_checkpoint_that_is_whole_and_tells_why_not_f
     let checkpoint = |step: u64| {
         let folder = dir.path().join(format!("checkpoint-{step}"));
         std::fs::create_dir(&folder).unwrap();
-        for name in ["model.safetensors", "optimizer.pt", "scheduler.pt"] {
+        for name in ["model.safetensors", "optimizer.pt", "trainer_state.json"] {
             std::fs::write(folder.join(name), format!("{name} {step}")).unwrap();
         }
         folder
@@ -499,4 +546,35 @@ fn training_goes_on_from_the_newest_checkpoint_that_is_whole_and_tells_why_not_f
     assert!(
         newest.passed_over[1].contains("optimizer.pt has") && newest.passed_over[2].contains("optimizer.pt is missing")
     );
+}
+
+#[test]
+fn a_checkpoint_of_another_step_or_other_inputs_or_without_an_optimizer_is_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = |step: u64, manifest_of: u64, inputs: &str, names: &[&str]| {
+        let folder = dir.path().join(format!("checkpoint-{step}"));
+        std::fs::create_dir(&folder).unwrap();
+        let mut files = serde_json::Map::new();
+        for name in names {
+            std::fs::write(folder.join(name), name).unwrap();
+            let sha256 = aloe_record::digest::bytes(name.as_bytes());
+            files.insert((*name).to_owned(), json!({"size": name.len(), "sha256": sha256}));
+        }
+        let manifest = json!({"step": manifest_of, "inputs": inputs, "files": files});
+        std::fs::write(folder.join("MANIFEST.json"), manifest.to_string()).unwrap();
+    };
+    let whole = ["model.safetensors", "optimizer.bin", "trainer_state.json"];
+    checkpoint(10, 10, "ours", &whole);
+    checkpoint(20, 20, "ours", &[]);
+    checkpoint(30, 30, "ours", &["model.safetensors", "trainer_state.json"]);
+    checkpoint(40, 30, "ours", &whole);
+    checkpoint(50, 50, "of another recipe", &whole);
+    let newest = newest_checkpoint_of(dir.path(), Some("ours"));
+    assert_eq!(newest.found, Some((dir.path().join("checkpoint-10"), 10)));
+    let reasons = ["other rows or settings", "of step 30", "names no optimizer", "names no weights"];
+    assert_eq!(newest.passed_over.len(), reasons.len(), "{newest:?}");
+    for (found, reason) in newest.passed_over.iter().zip(reasons) {
+        assert!(found.contains(reason), "{found} does not say {reason}");
+    }
+    assert_eq!(newest_checkpoint(dir.path()).found, Some((dir.path().join("checkpoint-50"), 50)));
 }

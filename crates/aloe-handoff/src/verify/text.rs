@@ -1,11 +1,13 @@
 //! Configuration, tokenizer and chat template of a returned folder against those that training started from.
 //!
 //! Engines write these files anew, in another order and with padding settings of their own, so meaning is compared and not bytes: of
-//! `config.json` the model's shape, of `tokenizer.json` everything that decides ids, of the template its text.
+//! `config.json` the model's shape, of `tokenizer.json` what every id means, of the template its text. A tokenizer is held to its
+//! vocabulary: rows are ids, and what is taken over has the start's files.
 
 use super::{Expectation, Findings};
 use aloe_model::Config;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const CONFIG: &str = "config.json";
@@ -23,6 +25,13 @@ pub(super) fn check(findings: &mut Findings<'_>, expected: &Expectation) {
         (Ok(start), Ok(found)) => tokenizer(findings, &start, &found),
         (Err(error), _) => findings.add(TOKENIZER, "start", "readable", error),
         (_, Err(error)) => findings.add(TOKENIZER, "file", "JSON", error),
+    }
+    for (name, planned) in &expected.start_sha256 {
+        let found = aloe_record::digest::file(&expected.start.join(name));
+        let found = found.unwrap_or_else(|error| error.to_string());
+        if found != *planned {
+            findings.add(name, "start (sha256)", planned, found);
+        }
     }
     let (start, found) = (template(&expected.start), template(&folder));
     if start != found {
@@ -70,8 +79,30 @@ fn config(findings: &mut Findings<'_>, start: &Value, found: &Value) {
     }
 }
 
-/// The parts of a tokenizer file that decide ids.
+/// Every text that has an id of its own, and the id: of the model's vocabulary and of the tokens added to it. `None` where the vocabulary is
+/// no map.
+fn vocabulary(file: &Value) -> Option<BTreeMap<String, Option<u64>>> {
+    let known = file["model"]["vocab"].as_object()?.iter().map(|(text, id)| (text.clone(), id.as_u64()));
+    let added = file["added_tokens"].as_array().into_iter().flatten();
+    Some(known.chain(added.filter_map(|one| Some((one["content"].as_str()?.to_owned(), one["id"].as_u64())))).collect())
+}
+
+/// Every id must still mean what it meant. transformers 5 takes the vocabulary and the merges of many a file and builds all else itself, by the
+/// class (Llama 2, Mistral 7B, GPT-2's for SmolLM2) or by the model's family (Qwen 2): such a file is told of and passes.
 fn tokenizer(findings: &mut Findings<'_>, start: &Value, found: &Value) {
+    let (ours, theirs) = (vocabulary(start), vocabulary(found));
+    if let Some(vocabulary) = ours.filter(|ours| theirs.as_ref() == Some(ours)) {
+        let is_same = |part: &str| plain(&start[part]) == plain(&found[part]);
+        let around = put_around(&start["post_processor"]) == put_around(&found["post_processor"]);
+        if !around || !["model", "normalizer", "pre_tokenizer", "decoder"].into_iter().all(is_same) {
+            findings.notices.push(format!(
+                "{TOKENIZER}: the engine's library built another tokenizer with the same {} ids; it trained on ids, and what is taken over has the \
+                 start's tokenizer",
+                vocabulary.len()
+            ));
+        }
+        return;
+    }
     for part in ["model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder"] {
         let meaning = |file: &Value| match part {
             "post_processor" => Value::from(put_around(&file[part])),

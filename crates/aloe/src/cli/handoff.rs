@@ -10,7 +10,8 @@ pub(crate) const VERIFY_HELP: &str = "Examples, in a run folder:\n  \
     aloe verify work/sft --expected stages/01-sft/expected.json --out out/sft --model out/base --data out/data\n\n\
     The exit code is 0 where nothing is wrong and 1 otherwise; each finding is a line: file, tensor or key, what was expected, what was found. A \
     folder that passes gets MANIFEST.json with the digests of its files, and later checks hold it to them. --newest prints the newest checkpoint whose \
-    manifest holds (nothing where there is none), for --resume_from_checkpoint.";
+    manifest holds (nothing where there is none), for --resume_from_checkpoint. A note is what may be so and must be known: a tokenizer that \
+    transformers 5 built anew from the same vocabulary.";
 
 #[derive(Args)]
 pub(crate) struct VerifyArgs {

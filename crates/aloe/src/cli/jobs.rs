@@ -32,7 +32,8 @@ cluster.toml holds what is particular to a site, and the only absolute paths:
   partition = "acc"
   account = "bsc99"
   qos = "acc_bscls"
-  signal_before = 300                      # seconds before the time limit to save and go back into the queue
+  signal_before = 300                      # seconds before the time limit to save and go back into the queue: a step, a
+                                           # checkpoint and its digests must fit; two sessions without a newer one fail the stage
   options = ["--exclusive"]                # further options of sbatch
   [environment]                            # what a job sets up, in this order
   lines = ["source /etc/profile.d/modules.sh"]
@@ -69,8 +70,7 @@ pub(crate) const RESUME_HELP: &str = "Example:\n  aloe resume /gpfs/runs/aloe-8b
     that another job works on is never started twice.";
 
 /// Help of `aloe cancel`.
-pub(crate) const CANCEL_HELP: &str =
-    "Example:\n  aloe cancel /gpfs/runs/aloe-8b\n\nA running job saves first. `aloe resume` goes on.";
+pub(crate) const CANCEL_HELP: &str = "Example:\n  aloe cancel /gpfs/runs/aloe-8b\n\nA running stage of our own saves first; one of trl goes on from its last checkpoint. `aloe resume` goes on.";
 
 /// Help of `aloe collect`.
 pub(crate) const COLLECT_HELP: &str = "Example:\n  aloe collect /gpfs/runs/aloe-8b --out runs/aloe-8b\n\nChecks that every stage is done and that its outputs \

@@ -5,11 +5,12 @@
 
 use crate::cli::VerifyArgs;
 use crate::failure::Failure;
+use crate::handoff::returned;
 use crate::stage::{Context, Inputs, Job, execute};
+use aloe_handoff::Trainer;
 use aloe_handoff::verify::{self, Expectation, Verdict};
 use aloe_record::{Cancel, Record, atomic};
 use aloe_text::TextModel;
-use serde_json::json;
 use std::io::Write as _;
 use std::path::Path;
 
@@ -54,6 +55,7 @@ fn report(verdict: &Verdict, args: &VerifyArgs) -> anyhow::Result<()> {
     for finding in &verdict.findings {
         writeln!(out, "{finding}")?;
     }
+    verdict.notices.iter().for_each(|notice| aloe_record::tell(&format!("note: {notice}")));
     let facts = &verdict.facts;
     if verdict.is_good() {
         writeln!(
@@ -82,11 +84,15 @@ fn take_over(
         .into_iter()
         .filter_map(|(name, path)| Some((name.to_owned(), vec![path.clone()?])))
         .collect();
+    // As `aloe run` says it: who trained, and with which versions, decides the result.
+    let mut used = stage.config.clone();
+    let trainer = if expected.versions.contains_key("axolotl") { Trainer::Axolotl } else { Trainer::Trl };
+    used["trainer"] = returned::versions(trainer).into();
     let job = Job {
         kind: &stage.kind,
         name: &stage.name,
         written: stage.config.clone(),
-        used: stage.config.clone(),
+        used,
         inputs: &inputs,
         extra_files: Vec::new(),
         out,
@@ -112,28 +118,5 @@ fn import(
         text = text.with_template(name)?;
     }
     let report = verify::import(&args.folder, expected, verdict, &text, folder)?;
-    let versions: Vec<String> = report.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
-    let notice = format!(
-        "trained by {} ({}) on {} processes of {} machines ({}), {:.3} device-hours; held-out rows were not evaluated there",
-        report.engine,
-        versions.join(", "),
-        report.world_size,
-        report.n_hosts,
-        report.devices.join(", "),
-        report.device_hours
-    );
-    let summary = format!(
-        "{} steps by {}, loss {:.3} -> {:.3}",
-        report.n_steps, report.engine, report.loss_first_tenth, report.loss_last_tenth
-    );
-    record.result("summary", summary)?;
-    let counts = &stage.counts;
-    let figures = json!({
-        "n_rows": counts.n_rows, "n_pairs": counts.n_rows, "n_tokens": counts.n_tokens, "n_targets": counts.n_targets,
-        "n_steps": report.n_steps, "loss_first_tenth": report.loss_first_tenth, "loss_last_tenth": report.loss_last_tenth,
-        "export": report.export, "notices": [notice],
-    });
-    record.result(&stage.kind, figures)?;
-    record.result("handoff", &report)?;
-    Ok(())
+    returned::figures(stage, verdict, &report, record)
 }

@@ -9,7 +9,7 @@ use crate::recipe::checked::Stage;
 use crate::recipe::stage_config::StageConfig;
 use crate::stage::{Context, Done, Inputs, Job, execute};
 use aloe_handoff::plan::is_run_folder;
-use aloe_handoff::verify::{self, Expectation};
+use aloe_handoff::verify::{self, Expectation, ImportReport, PlannedStage, Verdict};
 use aloe_handoff::{Cluster, RunPlan, Trainer, engine, state};
 use aloe_record::{Record, atomic};
 use aloe_text::TextModel;
@@ -52,6 +52,9 @@ fn take_over(stage: &Stage, trainer: Trainer, folder: &Path, record: &mut Record
     }
     let plan = RunPlan::read(run)?;
     let planned = plan.stage(&stage.name)?;
+    // Before the check and the import, whose time is this record's own.
+    let worked_s = || anyhow::Ok(state::read(run, &stage.name)?.worked_s(state::now_unix_s()) as f64);
+    let trained_s = worked_s()?;
     let expected: Expectation = atomic::read_json(&planned.folder.join("expected.json"))?;
     let work = Path::new("work").join(&stage.name);
     let verdict = verify::check(&work, &expected);
@@ -70,24 +73,16 @@ fn take_over(stage: &Stage, trainer: Trainer, folder: &Path, record: &mut Record
         Some(name) => text.with_template(name)?,
         None => text,
     };
-    let report = verify::import(&work, &expected, &verdict, &text, folder)?;
+    let mut report = verify::import(&work, &expected, &verdict, &text, folder)?;
+    // The engine's own seconds lack the sessions that were killed.
+    report.device_hours = report.device_hours.max(f64::from(report.world_size) * trained_s / 3600.0);
     let gpus = planned.resources.n_nodes * planned.resources.gpus_per_node;
-    let worked_s = state::read(run, &stage.name)?.worked_s(state::now_unix_s()) as f64;
-    record.elapsed_s = worked_s.max(report.seconds);
+    record.elapsed_s = trained_s.max(report.seconds);
     record.device =
         format!("{} by {}, {}", report.devices.join(" and "), versions(trainer), processes(report.world_size));
-    let summary = format!(
-        "{} steps by {}, loss {:.3} -> {:.3}, {} on {}",
-        report.n_steps,
-        report.engine,
-        report.loss_first_tenth,
-        report.loss_last_tenth,
-        processes(report.world_size),
-        report.devices.join(" and ")
-    );
-    record.result("summary", summary)?;
-    record.result("handoff", &report)?;
+    figures(&expected.stage, &verdict, &report, record)?;
     // GPUs are billed while the job has them, whether they compute or not.
+    let worked_s = worked_s()?;
     let job = json!({
         "n_nodes": planned.resources.n_nodes, "n_gpus": gpus, "worked_s": worked_s, "gpu_hours": f64::from(gpus) * worked_s / 3600.0,
         "gpu_watts": Cluster::read(Path::new("cluster.toml"))?.node.gpu_watts,
@@ -96,12 +91,49 @@ fn take_over(stage: &Stage, trainer: Trainer, folder: &Path, record: &mut Record
     Ok(())
 }
 
+/// What the record of a stage says that another program trained: what our own trainer's would, as far as it is known, and how it was made.
+pub(crate) fn figures(
+    stage: &PlannedStage,
+    verdict: &Verdict,
+    report: &ImportReport,
+    record: &mut Record,
+) -> anyhow::Result<()> {
+    let devices = report.devices.join(" and ");
+    let summary = format!(
+        "{} steps by {}, loss {:.3} -> {:.3}, {} on {devices}",
+        report.n_steps,
+        report.engine,
+        report.loss_first_tenth,
+        report.loss_last_tenth,
+        processes(report.world_size)
+    );
+    record.result("summary", summary)?;
+    let versions: Vec<String> = report.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let how = format!(
+        "trained by {} ({}) by {} on {} machines ({devices}), {:.3} device-hours; held-out rows were not evaluated there",
+        report.engine,
+        versions.join(", "),
+        processes(report.world_size),
+        report.n_hosts,
+        report.device_hours
+    );
+    let notices: Vec<&String> = std::iter::once(&how).chain(&verdict.notices).collect();
+    let counts = &stage.counts;
+    let figures = json!({
+        "n_rows": counts.n_rows, "n_pairs": counts.n_rows, "n_tokens": counts.n_tokens, "n_targets": counts.n_targets,
+        "n_steps": report.n_steps, "loss_first_tenth": report.loss_first_tenth, "loss_last_tenth": report.loss_last_tenth,
+        "export": report.export, "notices": notices,
+    });
+    record.result(&stage.kind, figures)?;
+    Ok(record.result("handoff", report)?)
+}
+
 fn processes(n: u32) -> String {
     if n == 1 { "1 process".to_owned() } else { format!("{n} processes") }
 }
 
 /// The trainer with its versions, for what decides a result.
-fn versions(trainer: Trainer) -> String {
+pub(crate) fn versions(trainer: Trainer) -> String {
     let pins = engine::TRL_VERSIONS.iter().map(|(name, version)| format!("{name}=={version}"));
     format!("{}: {}", trainer.name(), pins.collect::<Vec<_>>().join(" "))
 }

@@ -6,8 +6,10 @@ use crate::failure::Failure;
 use crate::recipe::checked::{Input, Recipe, Stage};
 use crate::recipe::stage_config::StageConfig;
 use aloe_handoff::engine::{self, Rows, RowsInput, Settings, TrainSpec};
+use aloe_handoff::verify::Expectation;
 use aloe_handoff::{Cluster, RunPlan, StagePlan, Trainer, sbatch};
 use aloe_record::{atomic, digest};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Writes `stages/NN-NAME/` and what it needs; returns what the user must be told.
@@ -24,6 +26,7 @@ pub(crate) fn write(
         Trainer::Aloe => own(planned),
         Trainer::Trl | Trainer::Axolotl => foreign(recipe, stage, planned, cluster)?,
     };
+    inputs.extend(work.of_site);
     for file in work.files {
         inputs.insert(file.clone(), digest::file(Path::new(&file))?);
     }
@@ -42,6 +45,8 @@ struct Work {
     checks: Vec<Vec<String>>,
     /// Files of the run folder that were written for it.
     files: Vec<String>,
+    /// Digests of files that only its jobs see under their names in the run folder: tokenizer and configuration of a model of the site.
+    of_site: BTreeMap<String, String>,
     /// Name and version of programs it must have.
     pins: Vec<(&'static str, &'static str)>,
     notices: Vec<String>,
@@ -58,6 +63,7 @@ fn own(planned: &StagePlan) -> Work {
         command: words(&["aloe", "run", "recipe.toml", "--stage", name, "--out", "out"]),
         checks: vec![words(&["aloe", "collect", ".", "--stage", name])],
         files: Vec::new(),
+        of_site: BTreeMap::new(),
         pins: vec![("aloe", env!("CARGO_PKG_VERSION"))],
         notices: Vec::new(),
     }
@@ -80,6 +86,7 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
         other => anyhow::bail!("a stage of kind {} has no foreign trainer", other.kind()),
     };
     let trainer = planned.trainer;
+    let mut notices = not_evaluated(&settings, &rows, trainer);
     let input = RowsInput { trainer, settings: &settings, text: &start.text, model: &start.config, rows };
     let folder = Path::new("data").join(name);
     let rendered = engine::render_rows(input, &folder)?;
@@ -97,6 +104,14 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
     };
     let written = engine::write(&spec, &planned.folder)?;
     let expected = planned.folder.join("expected.json");
+    // The rows were rendered with this tokenizer: what stands under the link at another site must be the same.
+    let mut expectation: Expectation = atomic::read_json(&expected)?;
+    expectation.start_sha256 = start.digests;
+    atomic::write_json(&expected, &expectation)?;
+    let of_site = expectation.start_sha256.iter();
+    let of_site =
+        of_site.map(|(name, digest)| (expectation.start.join(name).to_string_lossy().into_owned(), digest.clone()));
+    notices.extend([rendered.notices, written.notices].concat());
     let below = |folder: &Path, files: &[String]| -> Vec<String> {
         files.iter().map(|file| folder.join(file).to_string_lossy().into_owned()).collect()
     };
@@ -107,9 +122,29 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
             words(&["aloe", "run", "recipe.toml", "--stage", name, "--out", "out"]),
         ],
         files: [below(&folder, &rendered.files), below(&planned.folder, &written.files)].concat(),
+        of_site: of_site.collect(),
         pins: engine::TRL_VERSIONS.to_vec(),
-        notices: [rendered.notices, written.notices].concat(),
+        notices,
     })
+}
+
+/// Rows are held out by the data stage, and a trainer that is given none of them evaluates none.
+fn not_evaluated(settings: &Settings, rows: &Rows, trainer: Trainer) -> Vec<String> {
+    let n = match rows {
+        Rows::Sft(_, held_out) => held_out.len(),
+        Rows::Dpo(_, held_out) => held_out.len(),
+    };
+    let eval_every = match settings {
+        Settings::Sft(config) => config.eval_every,
+        Settings::Dpo(config) => config.eval_every,
+    };
+    if n == 0 || eval_every > 0 {
+        return Vec::new();
+    }
+    vec![format!(
+        "{n} held-out rows are neither trained on nor evaluated by {}, where our own trainer evaluates them at the end",
+        trainer.name()
+    )]
 }
 
 fn single<'a>(stage: &'a Stage, name: &str) -> anyhow::Result<&'a Path> {

@@ -11,6 +11,7 @@ use aloe_merge::MergeConfig;
 use aloe_merge::config::TokenizerSource;
 use aloe_model::{Config, ModelSource};
 use aloe_text::TextModel;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Where a training starts.
@@ -21,12 +22,14 @@ pub(crate) struct Start {
     pub(crate) config: Config,
     /// The checkpoint folder in the run folder, as it will be when the stage's job begins: f32 masters where there are any.
     pub(crate) weights: PathBuf,
+    /// Digests of its tokenizer and configuration, of a model of the site: of anything else the stage's inputs have them.
+    pub(crate) digests: BTreeMap<String, String>,
 }
 
 /// The start of `stage`, a training stage of a run folder's recipe; called in the run folder.
 pub(crate) fn of(recipe: &Recipe, stage: &Stage, cluster: &Cluster) -> anyhow::Result<Start> {
     let input = model_input(stage).ok_or_else(|| Failure::usage("it has no input `model`"))?;
-    let weights = weights_of(recipe, input);
+    let weights = weights_of(recipe, input, cluster)?;
     let mut template = template_of(stage).map(str::to_owned);
     let mut input = input;
     let folder = loop {
@@ -65,14 +68,24 @@ pub(crate) fn of(recipe: &Recipe, stage: &Stage, cluster: &Cluster) -> anyhow::R
         Some(name) => text.with_template(&name)?,
         None => text,
     };
-    Ok(Start { text, config: source.config().clone(), weights })
+    let mut digests = BTreeMap::new();
+    if weights.starts_with("models") {
+        for name in ["config.json", "tokenizer.json"] {
+            digests.insert(name.to_owned(), aloe_record::digest::file(&at_hand(&weights, cluster).join(name))?);
+        }
+    }
+    Ok(Start { text, config: source.config().clone(), weights, digests })
 }
 
 /// A path of the run folder as it is here: a model of the site is a link that only jobs have.
 fn at_hand(path: &Path, cluster: &Cluster) -> PathBuf {
-    let link = |name: &str| Path::new("./models").join(model_folder(name));
-    let of_site = cluster.models.iter().find(|(name, _)| link(name) == *path);
-    of_site.map_or_else(|| path.to_path_buf(), |(_, folder)| folder.clone())
+    let link = |name: &str| Path::new("models").join(model_folder(name));
+    let path: PathBuf = path.components().filter(|part| part.as_os_str() != ".").collect();
+    let below = |(name, folder): (&String, &PathBuf)| {
+        let inside = path.strip_prefix(link(name)).ok()?;
+        Some(if inside.as_os_str().is_empty() { folder.clone() } else { folder.join(inside) })
+    };
+    cluster.models.iter().find_map(below).unwrap_or(path)
 }
 
 fn model_input(stage: &Stage) -> Option<&Input> {
@@ -105,10 +118,26 @@ fn tokenizer_input(stage: &Stage) -> Option<&Input> {
 
 /// The folder whose weights a stage will start from, relative to the run folder: the f32 masters that a training stage or a merge writes
 /// beside its export.
-fn weights_of(recipe: &Recipe, input: &Input) -> PathBuf {
-    match input {
+fn weights_of(recipe: &Recipe, input: &Input, cluster: &Cluster) -> anyhow::Result<PathBuf> {
+    Ok(match input {
         Input::Path(path) => {
-            aloe_train::start_weights(path).components().filter(|part| part.as_os_str() != ".").collect()
+            // A link to a model of the site is not there yet: what a stage's folder holds is looked for where it leads.
+            let at_hand = at_hand(path, cluster);
+            let chosen = aloe_train::start_weights(&at_hand);
+            if chosen.is_file() {
+                let text = format!(
+                    "{} is no folder of f32 or bf16 weights, which a foreign trainer starts from; pull it as a stage of its own",
+                    path.display()
+                );
+                return Err(Failure::usage(text).into());
+            }
+            let named = match chosen.strip_prefix(&at_hand) {
+                Ok(inside) => path.join(inside),
+                // The masters beside an export that the site names by itself are not reached by its link.
+                Err(_) if at_hand.is_absolute() => path.clone(),
+                Err(_) => chosen,
+            };
+            named.components().filter(|part| part.as_os_str() != ".").collect()
         }
         Input::Stage(at) => {
             let earlier = &recipe.stages[*at];
@@ -120,5 +149,47 @@ fn weights_of(recipe: &Recipe, input: &Input) -> PathBuf {
                 _ => folder,
             }
         }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RECIPE: &str = r#"
+name = "x"
+[[stage]]
+kind = "sft"
+name = "sft"
+trainer = "trl"
+from = { model = "./models/site", data = "./out/rows" }
+epochs = 1
+lr = 1e-3
+"#;
+
+    /// The link `models/site` is made by jobs: what it will lead to decides, and the name in the run folder is kept.
+    #[test]
+    fn weights_inside_a_model_of_the_site_are_named_by_its_link_and_a_gguf_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let recipe = Recipe::parse(Path::new("r.toml"), RECIPE).unwrap();
+        let weights = |folder: &str| {
+            let site = dir.path().join(folder);
+            let text = format!("name = \"s\"\naloe = \"/bin/aloe\"\n[models]\nsite = \"{}\"\n", site.display());
+            weights_of(&recipe, model_input(&recipe.stages[0]).unwrap(), &Cluster::parse(&text).unwrap())
+        };
+        for (config, folder, expected) in [
+            ("plain/config.json", "plain", "models/site"),
+            ("stage/master/config.json", "stage", "models/site/master"),
+            ("merged/model/config.json", "merged", "models/site/model"),
+            ("stage/model/config.json", "stage/model", "models/site"),
+        ] {
+            let config = dir.path().join(config);
+            std::fs::create_dir_all(config.parent().unwrap()).unwrap();
+            std::fs::write(config, "{}").unwrap();
+            assert_eq!(weights(folder).unwrap(), Path::new(expected), "{folder}");
+        }
+        std::fs::write(dir.path().join("model.gguf"), "GGUF").unwrap();
+        let refused = weights("model.gguf").unwrap_err().to_string();
+        assert!(refused.contains("models/site is no folder of f32 or bf16 weights"), "{refused}");
     }
 }

@@ -10,12 +10,16 @@ use crate::commands::threads_of;
 use crate::failure::Failure;
 use crate::recipe::checked::{Input, Recipe, Stage};
 use crate::recipe::plan::plan;
+use crate::recipe::stage_config::StageConfig;
 use crate::stage::Context;
 use aloe_handoff::plan::{PLAN, is_run_folder};
 use aloe_handoff::{Cluster, RunPlan, StagePlan, Trainer, Where, state};
 use aloe_record::{Cancel, atomic, digest};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
+
+/// Folders of a run folder that a plan writes anew.
+const WRITTEN: [&str; 3] = ["stages", "data", "files"];
 
 /// What was planned, for the table and for scripts.
 pub(crate) struct Planned {
@@ -43,15 +47,16 @@ pub(crate) fn write(
     let cluster = Cluster::read(&cluster_path)?;
     let default = if place == Where::Slurm { Trainer::Trl } else { Trainer::Aloe };
     refuse_begun(run)?;
-    check_stages(&recipe, &cluster, default)?;
+    check_stages(&recipe, &cluster, default, place)?;
     enter_root(&recipe)?;
     check_memory(&recipe, &cluster, default, run)?;
     let rewritten = rewrite(&recipe, &text, &cluster, default).map_err(|mistakes| {
         Failure::usage(format!("the recipe cannot leave this machine\n  {}", mistakes.join("\n  ")))
     })?;
     check_files(&recipe, &rewritten)?;
+    refuse_own(run, &rewritten)?;
     let made = make_here(&recipe, &cluster, run, threads, cancel)?;
-    for folder in ["stages", "data", "files"].map(|name| run.join(name)) {
+    for folder in WRITTEN.map(|name| run.join(name)) {
         atomic::remove_folder(&folder)?;
     }
     for (from, to) in &rewritten.files {
@@ -88,6 +93,18 @@ fn refuse_begun(run: &Path) -> anyhow::Result<()> {
                 );
                 return Err(Failure::usage(text).into());
             }
+            // `aloe resume` makes a stage planned again whose work still lies here: another plan would go on from it.
+            let has_worked = |entry: &state::Entry| matches!(entry.event, state::Event::Started { .. });
+            let holds =
+                |folder: &str| std::fs::read_dir(run.join(folder)).is_ok_and(|mut found| found.next().is_some());
+            if state::entries(run, &stage.name)?.iter().any(has_worked) || holds("work") {
+                let text = format!(
+                    "{} holds work of stage {:?} or another one; nothing was written. Go on with `aloe resume`, or choose another --out",
+                    run.display(),
+                    stage.name
+                );
+                return Err(Failure::usage(text).into());
+            }
         }
         return Ok(());
     }
@@ -107,8 +124,25 @@ fn refuse_begun(run: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// A recipe of the run folder itself names files in it, which would be removed before they are copied.
+fn refuse_own(run: &Path, rewritten: &Rewritten) -> anyhow::Result<()> {
+    let run = run.canonicalize().unwrap_or_else(|_| run.to_path_buf());
+    let is_own = |path: &&PathBuf| WRITTEN.iter().any(|name| path.starts_with(run.join(name)));
+    match rewritten.files.iter().map(|(from, _)| from).find(is_own) {
+        Some(path) => {
+            let text = format!(
+                "{} lies in the run folder that is to be written; nothing was written. Plan from the recipe that it was made from, or choose \
+                 another --out",
+                path.display()
+            );
+            Err(Failure::usage(text).into())
+        }
+        None => Ok(()),
+    }
+}
+
 /// Resources of every job, engines that the site has, stages that `cluster.toml` names: all mistakes together.
-fn check_stages(recipe: &Recipe, cluster: &Cluster, default: Trainer) -> anyhow::Result<()> {
+fn check_stages(recipe: &Recipe, cluster: &Cluster, default: Trainer, place: Where) -> anyhow::Result<()> {
     let mut mistakes = Vec::new();
     let is_made = made_here(recipe, cluster);
     for (stage, _) in recipe.stages.iter().zip(&is_made).filter(|(_, made)| !**made) {
@@ -118,6 +152,18 @@ fn check_stages(recipe: &Recipe, cluster: &Cluster, default: Trainer) -> anyhow:
                 .push(format!("stage {:?} is run by aloe, on one node; it asks for {}", stage.name, asked.n_nodes)),
             Ok(_) => {}
             Err(mistake) => mistakes.push(mistake),
+        }
+        let checkpoint_every = match &stage.config {
+            StageConfig::Sft(config) => config.checkpoint_every,
+            StageConfig::Dpo(config) => config.checkpoint_every,
+            _ => 1,
+        };
+        if trainer != Trainer::Aloe && place == Where::Slurm && checkpoint_every == 0 {
+            mistakes.push(format!(
+                "stage {:?}: checkpoint_every = 0 with {} under Slurm: a session that ends before the training does would be lost whole",
+                stage.name,
+                trainer.name()
+            ));
         }
         if trainer != Trainer::Aloe && !cluster.engines.contains_key(trainer.name()) {
             let name = trainer.name();

@@ -83,6 +83,9 @@ fn a_model_from_another_trainer_is_checked_taken_over_and_told_as_its_own() {
     let handoff = &record["results"]["handoff"];
     assert_eq!((record["kind"].as_str(), record["name"].as_str()), (Some("sft"), Some("tune")));
     assert_eq!((handoff["engine"].as_str(), handoff["versions"]["trl"].as_str()), (Some("trl"), Some("1.16.0")));
+    // As `aloe run` says it in a run folder, and with what an epoch held.
+    assert_eq!(record["config_used"]["trainer"], "trl: trl==1.16.0 transformers==5.23.0 accelerate==1.15.0");
+    assert_eq!(record["results"]["sft"]["n_tokens"], 5);
     // 1,800 s of 4 processes are 2 device-hours.
     assert_eq!((handoff["device_hours"].as_f64(), handoff["devices"][0].as_str()), (Some(2.0), Some("NVIDIA H100")));
     assert!((record["results"]["sft"]["loss_last_tenth"].as_f64().unwrap() - 1.4).abs() < 1e-12);
@@ -120,12 +123,16 @@ fn the_newest_whole_checkpoint_is_printed_and_a_newer_one_passed_over_aloud() {
     for step in [10, 20] {
         let folder = dir.path().join(format!("checkpoint-{step}"));
         std::fs::create_dir(&folder).unwrap();
-        std::fs::write(folder.join("optimizer.pt"), "moments").unwrap();
+        for name in ["model.safetensors", "optimizer.pt", "trainer_state.json"] {
+            std::fs::write(folder.join(name), "moments").unwrap();
+        }
     }
     let work = dir.path().display().to_string();
     assert_eq!(run(&["verify", &work, "--newest"]).0, "");
     let digest = aloe_record::digest::bytes(b"moments");
-    let manifest = json!({"step": 10, "files": {"optimizer.pt": {"size": 7, "sha256": digest}}});
+    let file = json!({"size": 7, "sha256": digest});
+    let files = json!({"model.safetensors": file, "optimizer.pt": file, "trainer_state.json": file});
+    let manifest = json!({"step": 10, "files": files});
     std::fs::write(dir.path().join("checkpoint-10/MANIFEST.json"), manifest.to_string()).unwrap();
     let (stdout, stderr, code) = run(&["verify", &work, "--newest"]);
     assert_eq!((stdout.trim_end(), code), (format!("{work}/checkpoint-10").as_str(), 0));

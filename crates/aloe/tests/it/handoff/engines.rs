@@ -26,26 +26,6 @@ fn site(dir: &Path, trl: &Path, more: &str) {
     super::chain::cluster_file(dir, &more);
 }
 
-/// stories260K as a model that transformers takes as it is: under its class `LlamaTokenizer` transformers 5 makes another tokenizer of the
-/// file when it loads it, and `aloe verify` refuses what comes back.
-fn base(dir: &Path, stories: &Path) -> PathBuf {
-    let base = dir.join("base");
-    std::fs::create_dir(&base).unwrap();
-    for entry in std::fs::read_dir(stories).unwrap().flatten() {
-        let target = base.join(entry.file_name());
-        match entry.file_name() == "tokenizer_config.json" {
-            true => {
-                let text = std::fs::read_to_string(entry.path()).unwrap();
-                std::fs::write(target, text.replace("\"LlamaTokenizer\"", "\"PreTrainedTokenizerFast\"")).unwrap();
-            }
-            false => {
-                std::fs::copy(entry.path(), target).unwrap();
-            }
-        }
-    }
-    base
-}
-
 /// The second alignment, from the first one's model.
 const DPO_2: (&str, &str) = (
     "[[stage]]\nkind = \"eval\"\nname = \"before\"",
@@ -77,7 +57,7 @@ fn under_slurm_the_whole_chain_completes_with_trl() {
         ("from = { model = \"dpo\" }", "from = { model = \"dpo-2\" }"),
         ("model = \"dpo\"\nrecords = [", "model = \"dpo-2\"\nrecords = [\"dpo-2\", "),
     ];
-    plan(dir.path(), &base(dir.path(), &stories), &run, "slurm", &swaps);
+    plan(dir.path(), &stories, &run, "slurm", &swaps);
     rig.aloe_ok(&["run", run.to_str().unwrap()]);
     rig.wait_until(&run, Duration::from_secs(1500), |phases| phases.iter().all(|phase| phase == "done"));
     let jobs = rig.completed(9);
@@ -105,7 +85,7 @@ fn under_slurm_trl_trains_on_two_nodes_as_one() {
         "lr = 1e-3\nepochs = 1\nmax_len = 256\nbatch_size = 1",
         "trainer = \"trl\"\nlr = 1e-3\nepochs = 1\nmax_len = 256\nbatch_size = 2",
     )];
-    plan(dir.path(), &base(dir.path(), &stories), &run, "slurm", &swaps);
+    plan(dir.path(), &stories, &run, "slurm", &swaps);
     rig.aloe_ok(&["run", run.to_str().unwrap()]);
     rig.wait_until(&run, Duration::from_secs(900), |phases| phases[0] == "done" || phases[0] == "failed");
     assert_eq!(states(&run, Some(&rig))[0], ("sft-a".to_owned(), "done".to_owned()));

@@ -90,3 +90,44 @@ fn a_recipe_that_was_changed_after_it_was_planned_is_not_run() {
     let (_, said, code) = run(&["run", out.to_str().unwrap()]);
     assert!(code == 2 && said.contains("recipe.toml is not the one that was planned"), "{said}");
 }
+
+#[test]
+fn a_run_folder_that_holds_work_or_is_planned_from_itself_is_not_written_over() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    plan(dir.path(), &stories, &out, "local", &[]);
+    let before = digests_of_plan(&out);
+    let path = |name: &str| out.join(name).to_str().unwrap().to_owned();
+    let again = |recipe: &str| {
+        let cluster = path("cluster.toml");
+        let arguments = ["plan", recipe, "--where", "local", "--cluster", &cluster, "--out", out.to_str().unwrap()];
+        let (_, said, code) = run(&arguments);
+        assert_eq!(code, 2, "{said}");
+        said
+    };
+    let said = again(&path("recipe.toml"));
+    assert!(said.contains("lies in the run folder that is to be written"), "{said}");
+    assert_eq!(digests_of_plan(&out), before);
+    // What `aloe resume` leaves of a stage whose submission is refused: planned, with work.
+    std::fs::create_dir_all(out.join("work/sft-a/checkpoint-5")).unwrap();
+    let said = again(dir.path().join("tiny.toml").to_str().unwrap());
+    assert!(said.contains("holds work of stage") && said.contains("aloe resume"), "{said}");
+    std::fs::remove_dir_all(out.join("work")).unwrap();
+    assert_eq!(digests_of_plan(&out), before);
+}
+
+#[test]
+fn a_foreign_trainer_without_checkpoints_is_refused_under_slurm() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = crate::road::recipe(dir.path(), &stories);
+    let text = std::fs::read_to_string(&recipe).unwrap();
+    std::fs::write(&recipe, text.replacen("checkpoint_every = 1", "checkpoint_every = 0", 1)).unwrap();
+    let cluster = cluster_file(dir.path(), "[engines]\ntrl = \"/opt/trl\"\n");
+    let out = dir.path().join("run");
+    let [recipe, cluster, out] = [&recipe, &cluster, &out].map(|path| path.to_str().unwrap());
+    let (_, said, code) = run(&["plan", recipe, "--where", "slurm", "--cluster", cluster, "--out", out]);
+    assert!(code == 2 && said.contains("stage \"sft-a\": checkpoint_every = 0 with trl under Slurm"), "{said}");
+    assert!(!said.contains("sft-b"), "{said}");
+}
