@@ -6,10 +6,11 @@
 //! asked for together where the server takes that; sample `i` has the seed of the first plus `i`, as vLLM and
 //! llama-server count them.
 //!
-//! Reading order: `listing` (which servers, which model), `probe` (what they can do), `samples`, `replicas` (one request through to
+//! Reading order: `listing` (which servers, which model), `announced` (servers of a job, found by files), `probe` (what they can do), `samples`, `replicas` (one request through to
 //! its answer), `health`, `prompt_logps`, `answer` and `vectors` (what is believed), `canary` and `watch` (whether the weights are still
 //! the same); `embeddings`.
 
+pub mod announced;
 mod answer;
 mod canary;
 mod embeddings;
@@ -104,6 +105,20 @@ impl Endpoint {
             n_at_once: AtomicUsize::new(usize::MAX),
             knows_n: AtomicBool::new(false),
         })
+    }
+
+    /// Opens the servers announced in `folder`. They are known by the digest of their weights, since where they listen, and what they
+    /// call their model, is another thing in the next job.
+    pub(crate) fn open_announced(folder: &Path, options: &EngineOptions) -> Result<Self> {
+        let job = std::env::var(announced::JOB_VARIABLE).ok().filter(|job| !job.is_empty());
+        let servers = announced::read(folder, options.model_sha256.as_deref(), job.as_deref())?;
+        let mut endpoint = Self::open(&announced::address(&servers), options)?;
+        if let Some(first) = servers.first() {
+            let name = Path::new(&first.model).file_name().map(|name| name.to_string_lossy().into_owned());
+            endpoint.identity.name = name.unwrap_or_else(|| first.model.clone());
+            endpoint.identity.weights = format!("served {}", first.model_sha256);
+        }
+        Ok(endpoint)
     }
 
     /// How many requests are under way at once, at most.

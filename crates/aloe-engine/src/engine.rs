@@ -1,5 +1,6 @@
 //! Opening a model and the three calls. Where in the walk: strategies build requests, this answers them.
 
+use crate::endpoint::announced::SERVERS;
 use crate::{
     CacheCounts, Cached, CanaryAnswers, Completion, Endpoint, EngineCounts, Error, GenerateRequest, GenerateResult,
     Local, MAX_SAMPLES, Result, ScoreRequest, ScoreResult,
@@ -31,6 +32,8 @@ pub struct EngineOptions {
     pub request_timeout: Duration,
     /// Requests that an endpoint's server is sent at once, at least 1.
     pub connections: usize,
+    /// The digest of the weights that servers found by their files must announce; `None` takes what they announce.
+    pub model_sha256: Option<String>,
     /// Ends the wait for servers that do not answer while they are opened.
     pub cancel: Cancel,
 }
@@ -46,6 +49,7 @@ impl Default for EngineOptions {
             server_template: false,
             request_timeout: Duration::from_secs(600),
             connections: 16,
+            model_sha256: None,
             cancel: Cancel::default(),
         }
     }
@@ -91,14 +95,20 @@ pub enum Engine {
 
 impl Engine {
     /// Opens a Hugging Face folder, a `.gguf` file, or `http(s)://host:port/v1#model`; several servers of one model are written
-    /// with commas between their addresses, `http://a:1/v1,http://b:2/v1#model`.
+    /// with commas between their addresses, `http://a:1/v1,http://b:2/v1#model`; servers that announced themselves by files in a folder
+    /// `servers:FOLDER`.
     pub fn open(model: &str, options: &EngineOptions) -> Result<Self> {
-        if model.starts_with("http://") || model.starts_with("https://") {
+        let announced = model.strip_prefix(SERVERS).map(Path::new);
+        if announced.is_some() || model.starts_with("http://") || model.starts_with("https://") {
             if matches!(options.format, Some(WeightFormat::Q8 | WeightFormat::Q4)) {
                 let reason = "an endpoint's weights are its server's; leave --quantize out".to_owned();
                 return Err(Error::Open { model: model.to_owned(), reason });
             }
-            return Ok(Self::Endpoint(Box::new(Endpoint::open(model, options)?)));
+            let endpoint = match announced {
+                Some(folder) => Endpoint::open_announced(folder, options)?,
+                None => Endpoint::open(model, options)?,
+            };
+            return Ok(Self::Endpoint(Box::new(endpoint)));
         }
         let path = Path::new(model);
         if !path.exists() {

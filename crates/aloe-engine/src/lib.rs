@@ -31,6 +31,7 @@ pub use bench::{BenchReport, BenchRow, peak_flops};
 pub use cache::{ANSWERS_SINCE, CacheCounts, Cached};
 pub use counts::EngineCounts;
 pub use embed::{Embedder, Embedding, EndpointEmbedder, LocalEmbedder};
+pub use endpoint::announced;
 pub use endpoint::{CanaryAnswers, Endpoint, listed};
 pub use engine::{Call, Engine, EngineIdentity, EngineOptions, Take, handed};
 pub use error::Error;

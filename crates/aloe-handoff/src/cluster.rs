@@ -7,6 +7,7 @@
 mod read;
 
 use crate::plan::{Resources, Trainer};
+use crate::serving::Serving;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,8 @@ pub struct Cluster {
     pub engines: BTreeMap<&'static str, PathBuf>,
     /// One of its machines.
     pub node: Node,
+    /// How servers of a model are started, where what asks a model asks servers.
+    pub serving: Option<Serving>,
     /// Folders of models by the name or source that recipes use.
     pub models: BTreeMap<String, PathBuf>,
     /// What a kind of stage asks for; `default` for all kinds.
@@ -88,6 +91,7 @@ struct Asked {
     gpus_per_node: Option<u32>,
     cpus_per_node: Option<u32>,
     time_limit_s: Option<u64>,
+    shards: Option<u32>,
 }
 
 impl Asked {
@@ -98,6 +102,7 @@ impl Asked {
             gpus_per_node: self.gpus_per_node.or(other.gpus_per_node),
             cpus_per_node: self.cpus_per_node.or(other.cpus_per_node),
             time_limit_s: self.time_limit_s.or(other.time_limit_s),
+            shards: self.shards.or(other.shards),
         }
     }
 }
@@ -114,10 +119,19 @@ impl Cluster {
         read::cluster(text)
     }
 
+    fn asked(&self, kind: &str, stage: &str) -> Asked {
+        let of = |tables: &BTreeMap<String, Asked>, name: &str| tables.get(name).copied().unwrap_or_default();
+        of(&self.stages, stage).or(of(&self.resources, kind)).or(of(&self.resources, "default"))
+    }
+
+    /// Into how many jobs an evaluation is divided.
+    pub fn shards(&self, kind: &str, stage: &str) -> u32 {
+        self.asked(kind, stage).shards.unwrap_or(1)
+    }
+
     /// What a stage asks for: its own table, then its kind's, then `default`.
     pub fn resources(&self, kind: &str, stage: &str) -> Result<Resources, String> {
-        let of = |tables: &BTreeMap<String, Asked>, name: &str| tables.get(name).copied().unwrap_or_default();
-        let asked = of(&self.stages, stage).or(of(&self.resources, kind)).or(of(&self.resources, "default"));
+        let asked = self.asked(kind, stage);
         let (Some(n_nodes), Some(gpus_per_node), Some(cpus_per_node), Some(time_limit_s)) =
             (asked.nodes, asked.gpus_per_node, asked.cpus_per_node, asked.time_limit_s)
         else {
@@ -226,6 +240,12 @@ time = 600
         // A day and 12 hours: 36 x 3600 s.
         assert_eq!(of("sft", "long"), resources(2, 4, 80, 129_600));
         assert_eq!(of("sft", "short"), resources(2, 4, 80, 600));
+        assert_eq!((cluster.shards("eval", "e"), cluster.shards("eval", "short")), (1, 1));
+        let text = format!("{WHOLE}shards = 7\n[resources.eval]\nshards = 3\n");
+        let cluster = Cluster::parse(&text).unwrap();
+        assert_eq!((cluster.shards("eval", "e"), cluster.shards("eval", "short")), (3, 7));
+        let misplaced = Cluster::parse(&text.replace("resources.eval", "resources.redteam")).unwrap_err();
+        assert_eq!(misplaced, ["line 36: [resources.redteam] has `shards`, which are of evaluations"]);
     }
 
     #[test]
@@ -248,9 +268,9 @@ time = 600
             "line 6: `options` must begin with `--`, found \"-N 3\"",
             "line 10: [resources.sft] asks for 8 GPUs of a node with 4",
             "line 11: `time` must be seconds or [DAYS-]HOURS:MINUTES:SECONDS",
-            "line 12: [resources.sfd] is no kind of stage; kinds are default, pull, sft, dpo, merge, merge-search, eval, rejudge, redteam, card",
+            "line 12: [resources.sfd] is no kind of stage; kinds are default, pull, sft, dpo, merge, merge-search, eval, rejudge, redteam, synthesis, card",
             "line 13: `nodes` must be at least 1",
-            "line 14: there is no [modles]; tables are slurm, environment, engines, node, models, resources, stages",
+            "line 14: there is no [modles]; tables are slurm, environment, engines, node, models, serving, resources, stages",
         ];
         assert_eq!(mistakes, expected);
     }
@@ -290,6 +310,30 @@ time = 600
             assert!(mistakes.iter().any(|one| one.contains(part)), "{part}: {mistakes:#?}");
         }
         assert!(mistakes.iter().any(|one| one.contains("would both be models/hf-a-b")), "{mistakes:#?}");
+    }
+
+    #[test]
+    fn servers_need_a_command_that_is_told_model_and_port_and_all_mistakes_are_told() {
+        let of = |table: &str| Cluster::parse(&format!("name = \"x\"\naloe = \"/a\"\n[serving]\n{table}"));
+        let found =
+            of("command = [\"vllm\", \"serve\", \"{model}\", \"--port={port}\"]\nready = \"0:20:00\"\ngpus = 2\n")
+                .unwrap();
+        let serving = found.serving.unwrap();
+        assert_eq!((serving.command.len(), serving.replicas, serving.gpus, serving.ready_s), (4, 1, 2, 1200));
+        assert_eq!(
+            of("command = [\"vllm\", \"{prot}\"]\nreplicas = 0\nready = \"soon\"\ngpu = 2\n").unwrap_err(),
+            [
+                "line 4: `command` must hold {model}",
+                "line 4: `command` must hold {port}",
+                "line 5: `replicas` must be at least 1",
+                "line 6: `ready` must be seconds or [DAYS-]HOURS:MINUTES:SECONDS",
+                "line 7: [serving] has no key `gpu`; its keys are command, replicas, gpus, ready",
+            ]
+        );
+        assert_eq!(
+            of("replicas = 2\n").unwrap_err(),
+            ["line 3: [serving] needs `command`, the server's program and arguments"]
+        );
     }
 
     #[test]

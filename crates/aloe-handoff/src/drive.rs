@@ -7,7 +7,7 @@
 use crate::job::{done_mark, is_done};
 use crate::lock::{StageLock, is_held};
 use crate::plan::{RunPlan, StagePlan};
-use crate::scheduler::{Observed, Scheduler, Submission};
+use crate::scheduler::{Array, Observed, Scheduler, Submission, array_job_id};
 use crate::state::{self, Event, Phase, StageState, refused, update};
 use crate::{Error, Result};
 use std::path::Path;
@@ -69,7 +69,7 @@ fn pass(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler, client: Option<&S
 
 /// A client died, or sbatch failed, between the first word of a submission and its id: known by the lock, which no other client has.
 fn adopt(run: &Path, stage: &StagePlan, name: &str, scheduler: &dyn Scheduler, _client: &StageLock) -> Result<()> {
-    let found = scheduler.find(name)?;
+    let found = scheduler.find(name)?.map(|id| job_of(stage, id, scheduler));
     update(run, &stage.name, |now| {
         let is_as_seen = now.phase == Phase::Submitting && now.job_name.as_deref() == Some(name);
         Ok(is_as_seen.then(|| match found {
@@ -196,7 +196,25 @@ pub fn submit(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler) -> Result<V
         return Err(Error::Preflight { mistakes });
     }
     let token = state::run_token(run)?;
-    wanted.into_iter().map(|stage| Ok((stage.name.clone(), submit_one(run, stage, &token, scheduler)?))).collect()
+    let mut submitted = Vec::new();
+    for together in wanted.chunk_by(|a, b| goes_with(a, b) && scheduler.has_arrays()) {
+        match together {
+            [stage, ..] if stage.shard().is_some() && scheduler.has_arrays() => {
+                submitted.extend(submit_array(run, together, &token, scheduler)?);
+            }
+            stages => {
+                for stage in stages {
+                    submitted.push((stage.name.clone(), submit_one(run, stage, &token, scheduler)?));
+                }
+            }
+        }
+    }
+    Ok(submitted)
+}
+
+/// Whether two are shards of one stage.
+fn goes_with(a: &StagePlan, b: &StagePlan) -> bool {
+    matches!((a.shard(), b.shard()), (Some(a), Some(b)) if a.of == b.of)
 }
 
 fn client_lock(run: &Path) -> Result<StageLock> {
@@ -236,7 +254,8 @@ fn next_alone<'p>(run: &Path, plan: &RunPlan, wanted: Vec<&'p StagePlan>) -> Res
     Ok(Vec::new())
 }
 
-fn submit_one(run: &Path, stage: &StagePlan, token: &str, scheduler: &dyn Scheduler) -> Result<String> {
+/// Ids of the jobs that a stage must wait for.
+fn jobs_before(run: &Path, stage: &StagePlan) -> Result<Vec<String>> {
     let mut after = Vec::new();
     for earlier in &stage.after {
         if is_done(run, earlier)? {
@@ -248,33 +267,97 @@ fn submit_one(run: &Path, stage: &StagePlan, token: &str, scheduler: &dyn Schedu
             None => return Err(refused(&stage.name, format!("stage {earlier}, which it needs, has no job"))),
         }
     }
-    // Counted over all submissions, those that the scheduler refused included: a name is never used twice.
-    let n_before = state::entries(run, &stage.name)?
-        .iter()
-        .filter(|entry| matches!(entry.event, Event::Submitting { .. }))
-        .count();
-    let name = format!("aloe-{token}-{}-{}", stage.name, n_before + 1);
-    update(run, &stage.name, |_| Ok(Some(Event::Submitting { name: name.clone() })))?;
+    Ok(after)
+}
+
+/// How often a stage was submitted, those times included when the scheduler refused: a name is never used twice.
+fn n_submissions(run: &Path, stage: &StagePlan) -> Result<usize> {
+    let entries = state::entries(run, &stage.name)?;
+    Ok(entries.iter().filter(|entry| matches!(entry.event, Event::Submitting { .. })).count())
+}
+
+fn submit_one(run: &Path, stage: &StagePlan, token: &str, scheduler: &dyn Scheduler) -> Result<String> {
+    let after = jobs_before(run, stage)?;
+    let name = format!("aloe-{token}-{}-{}", stage.name, n_submissions(run, stage)? + 1);
     let submission = Submission { run, stage, name: &name, after: &after };
-    let job = match scheduler.submit(&submission) {
-        Ok(job) => job,
+    let job = submit_as(run, &[stage], &name, scheduler, || scheduler.submit(&submission))?;
+    submitted(run, stage, &job)?;
+    Ok(job)
+}
+
+/// Submits shards of one stage as an array; the names and ids of its jobs.
+fn submit_array(
+    run: &Path,
+    shards: &[&StagePlan],
+    token: &str,
+    scheduler: &dyn Scheduler,
+) -> Result<Vec<(String, String)>> {
+    let (mut of, mut after, mut n_before) = ("", Vec::new(), 0);
+    for shard in shards {
+        of = shard.in_recipe();
+        after.extend(jobs_before(run, shard)?);
+        n_before = n_before.max(n_submissions(run, shard)?);
+    }
+    after.sort();
+    after.dedup();
+    // A name of no other array: one of other shards may have been submitted as often.
+    let first = shards.first().and_then(|shard| shard.shard()).map_or(0, |shard| shard.index);
+    let name = format!("aloe-{token}-{of}-from-{first}-{}", n_before + 1);
+    let array = Array { run, shards, name: &name, after: &after };
+    let id = submit_as(run, shards, &name, scheduler, || scheduler.submit_array(&array))?;
+    let mut jobs = Vec::new();
+    for shard in shards {
+        let job = job_of(shard, id.clone(), scheduler);
+        submitted(run, shard, &job)?;
+        jobs.push((shard.name.clone(), job));
+    }
+    Ok(jobs)
+}
+
+/// The id of a stage's own job, where `id` may be that of an array.
+fn job_of(stage: &StagePlan, id: String, scheduler: &dyn Scheduler) -> String {
+    match stage.shard().filter(|_| scheduler.has_arrays()) {
+        Some(shard) => array_job_id(&id, shard.index),
+        None => id,
+    }
+}
+
+/// One submission under a name that is written down first; what the scheduler called it.
+fn submit_as(
+    run: &Path,
+    stages: &[&StagePlan],
+    name: &str,
+    scheduler: &dyn Scheduler,
+    submit: impl FnOnce() -> Result<String>,
+) -> Result<String> {
+    for stage in stages {
+        update(run, &stage.name, |_| Ok(Some(Event::Submitting { name: name.to_owned() })))?;
+    }
+    match submit() {
+        Ok(job) => Ok(job),
         // The controller may have taken it all the same.
-        Err(error) => match scheduler.find(&name) {
-            Ok(Some(job)) => job,
+        Err(error) => match scheduler.find(name) {
+            Ok(Some(job)) => Ok(job),
             // Without an answer nothing is known: the next look finds out.
-            Err(_) => return Err(error),
+            Err(_) => Err(error),
             Ok(None) => {
-                let reason = error.to_string();
-                update(run, &stage.name, |_| Ok(Some(Event::NotSubmitted { reason })))?;
-                return Err(error);
+                for stage in stages {
+                    let reason = error.to_string();
+                    update(run, &stage.name, |_| Ok(Some(Event::NotSubmitted { reason })))?;
+                }
+                Err(error)
             }
         },
-    };
+    }
+}
+
+/// Writes down a job's id, unless the job has said more meanwhile.
+fn submitted(run: &Path, stage: &StagePlan, job: &str) -> Result<()> {
     update(run, &stage.name, |now| {
         let is_as_left = now.phase == Phase::Submitting;
-        Ok(is_as_left.then(|| Event::Submitted { job: job.clone() }))
+        Ok(is_as_left.then(|| Event::Submitted { job: job.to_owned() }))
     })?;
-    Ok(job)
+    Ok(())
 }
 
 /// Cancels every job of the run.

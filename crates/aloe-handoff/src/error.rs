@@ -24,6 +24,14 @@ pub enum Error {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// A server of a model did not come up, or is not what was asked for.
+    #[error("{log}: {reason}", log = log.display())]
+    Server {
+        /// Its log.
+        log: PathBuf,
+        /// What it did.
+        reason: String,
+    },
     /// A stage was asked to do what its state does not allow.
     #[error("stage {stage}: {reason}")]
     State {

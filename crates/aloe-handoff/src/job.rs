@@ -12,6 +12,7 @@ use crate::pulse::Pulse;
 use crate::resume::{self, Beginning};
 use crate::state::{self, Event, Phase, refused};
 use crate::{Error, Result};
+use aloe_engine::announced::JOB_VARIABLE;
 use aloe_record::atomic;
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -269,7 +270,13 @@ fn supervise(
     let line =
         format!("{}exec bash {}", cluster.prelude(stage.trainer), crate::cluster::quoted(&path.to_string_lossy()));
     let mut command = Command::new("bash");
-    command.arg("-c").arg(line).current_dir(job.run).env("ALOE", &job.aloe).stdin(lock.share()?);
+    command
+        .arg("-c")
+        .arg(line)
+        .current_dir(job.run)
+        .env("ALOE", &job.aloe)
+        .env(JOB_VARIABLE, &job.id)
+        .stdin(lock.share()?);
     if let Some(checkpoint) = beginning.checkpoint.as_ref().filter(|_| script == RUN) {
         command.env("ALOE_RESUME", checkpoint);
     }
@@ -362,7 +369,8 @@ fn stop(child: &mut Child, grace: Duration, path: &Path) -> Result<ExitStatus> {
     }
 }
 
-fn how(status: ExitStatus) -> String {
+/// How a process ended, in words.
+pub(crate) fn how(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => format!("killed by signal {signal}"),

@@ -1,9 +1,9 @@
 //! Hand-off: the same recipe on foreign trainers and schedulers. Writes a run folder that another site can run, drives it under
 //! Slurm or on this machine, and takes results back only after checking them. Trains nothing itself.
 //!
-//! Reading order: [`plan`] (what a run folder holds: the seam of all other files), `engine` (configurations for TRL and axolotl, and
+//! Reading order: [`plan`] (what a run folder holds: the seam of all other files), `shard` (parts of a stage), `engine` (configurations for TRL and axolotl, and
 //! their check), `verify` (what comes back), `cluster` (a site), `sbatch` (scripts), `state` and `lock` (what
-//! happened), `job` (one job), `scheduler` and `drive` (where and in which order jobs run).
+//! happened), `job` (one job), `serving` (servers beside its work), `scheduler` and `drive` (where and in which order jobs run).
 
 pub mod cluster;
 pub mod drive;
@@ -16,6 +16,8 @@ mod pulse;
 mod resume;
 pub mod sbatch;
 pub mod scheduler;
+pub mod serving;
+pub mod shard;
 mod slurm_time;
 pub mod state;
 pub mod verify;

@@ -13,6 +13,35 @@ use std::fmt::Write as _;
 /// `job.sbatch`: asks for the stage's resources and hands over to `aloe job` in the run folder. Account and partition are those of
 /// `cluster.toml` when the run was planned, for those who submit by hand; `aloe run` gives the present ones.
 pub fn job_script(plan: &RunPlan, stage: &StagePlan, cluster: &Cluster) -> String {
+    let about = format!(
+        "# The job of stage {:?} ({} by {}) of run {:?}. `aloe run RUN` submits it after the stages it needs; by hand, once\n\
+         # those are done: sbatch {}/job.sbatch",
+        stage.name,
+        stage.kind,
+        stage.trainer.name(),
+        plan.name,
+        stage.folder.display()
+    );
+    batch_script(plan, stage, cluster, &about, &stage.name, &stage.name)
+}
+
+/// `array.sbatch` of the shards of a stage, of which `shard` is one: the index of the array is the shard's.
+pub fn array_script(plan: &RunPlan, shard: &StagePlan, cluster: &Cluster) -> Option<String> {
+    let part = shard.shard()?;
+    let script = shard.array_script()?;
+    let about = format!(
+        "# The shards of stage {:?} of run {:?} as one job array. `aloe run RUN` submits those that are not done; by hand: \n\
+         # sbatch --array=1-{} {}",
+        part.of,
+        plan.name,
+        part.n,
+        script.display()
+    );
+    let job = format!("\"{}.${{SLURM_ARRAY_TASK_ID}}-of-{}\"", part.of, part.n);
+    Some(batch_script(plan, shard, cluster, &about, part.of, &job))
+}
+
+fn batch_script(plan: &RunPlan, stage: &StagePlan, cluster: &Cluster, about: &str, name: &str, job: &str) -> String {
     let resources = &stage.resources;
     let gpus = match resources.gpus_per_node {
         0 => String::new(),
@@ -21,8 +50,7 @@ pub fn job_script(plan: &RunPlan, stage: &StagePlan, cluster: &Cluster) -> Strin
     let billing: String = cluster.billing().iter().map(|option| format!("#SBATCH {option}\n")).collect();
     format!(
         r#"#!/bin/bash
-# The job of stage {name:?} ({kind} by {trainer}) of run {run:?}. `aloe run RUN` submits it after the stages it needs; by hand, once
-# those are done: sbatch {folder}/job.sbatch
+{about}
 #SBATCH --job-name={run}-{name}
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node=1
@@ -41,13 +69,9 @@ cd "$ALOE_RUN" || exit 2
 ALOE=${{ALOE:-$(sed -n 's/^aloe *= *"\([^"]*\)".*/\1/p' cluster.toml | head -n 1)}}
 # The program takes this shell's place, so that the signals of --signal=B: and of the time limit reach it: on USR1 it stops the work with
 # SIGTERM, waits until it has saved, and has the job requeued.
-exec "$ALOE" job . {name}
+exec "$ALOE" job . {job}
 "#,
-        name = stage.name,
-        kind = stage.kind,
-        trainer = stage.trainer.name(),
         run = plan.name,
-        folder = stage.folder.display(),
         nodes = resources.n_nodes,
         cpus = resources.cpus_per_node,
         time = slurm_time::show(resources.time_limit_s),
@@ -151,12 +175,12 @@ pub fn env_lock(pins: &[(&str, &str)]) -> String {
     pins.iter().map(|(name, version)| format!("{name}=={version}\n")).collect()
 }
 
-/// A command line of the shell: plain words as they are, others quoted, a first `aloe` by its variable.
+/// A command line of the shell: plain words as they are, others quoted, an `aloe` at its beginning or after `--` by its variable.
 fn words(command: &[String]) -> String {
     let word = |(at, text): (usize, &String)| {
         let plain = |letter: char| letter.is_ascii_alphanumeric() || "_-./=:,+".contains(letter);
         match text.as_str() {
-            "aloe" if at == 0 => "\"$ALOE\"".to_owned(),
+            "aloe" if at == 0 || command[at - 1] == "--" => "\"$ALOE\"".to_owned(),
             text if !text.is_empty() && text.chars().all(plain) => text.to_owned(),
             text => quoted(text),
         }

@@ -7,8 +7,8 @@ mod slurm;
 pub use local::{Local, job_id};
 pub use slurm::Slurm;
 
-use crate::Result;
 use crate::plan::StagePlan;
+use crate::{Error, Result};
 use std::path::Path;
 
 /// A job about to be submitted.
@@ -21,6 +21,23 @@ pub struct Submission<'a> {
     pub name: &'a str,
     /// Ids of jobs that must end well before.
     pub after: &'a [String],
+}
+
+/// Shards of one stage about to be submitted together.
+pub struct Array<'a> {
+    /// The run folder, absolute.
+    pub run: &'a Path,
+    /// The shards.
+    pub shards: &'a [&'a StagePlan],
+    /// A name of no other job, the same for all.
+    pub name: &'a str,
+    /// Ids of jobs that must end well before.
+    pub after: &'a [String],
+}
+
+/// The id of one job of an array: the array's, `_` and the index, as Slurm writes it.
+pub fn array_job_id(array: &str, index: u32) -> String {
+    format!("{array}_{index}")
 }
 
 /// What a scheduler knows of a job.
@@ -53,7 +70,17 @@ pub trait Scheduler {
     /// Submits a job and returns its id.
     fn submit(&self, submission: &Submission<'_>) -> Result<String>;
 
-    /// The id of the job of this name, if the scheduler ever took it.
+    /// Whether [`Scheduler::submit_array`] is understood; otherwise shards are submitted one by one.
+    fn has_arrays(&self) -> bool {
+        false
+    }
+
+    /// Submits shards as one job array and returns its id.
+    fn submit_array(&self, array: &Array<'_>) -> Result<String> {
+        Err(Error::Scheduler { command: "array".to_owned(), reason: format!("{} cannot be one", array.name) })
+    }
+
+    /// The id of the job of this name, or of the array, if the scheduler ever took it.
     fn find(&self, name: &str) -> Result<Option<String>>;
 
     /// The name under which it knows a job, where it says one: numbers are given again by a controller that lost its memory, and mean

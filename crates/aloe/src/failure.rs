@@ -17,6 +17,11 @@ impl Failure {
     pub(crate) fn usage(text: impl Into<String>) -> Self {
         Self { code: 2, text: text.into() }
     }
+
+    /// The exit code of another command that was run.
+    pub(crate) fn coded(code: u8, text: String) -> Self {
+        Self { code, text }
+    }
 }
 
 impl fmt::Display for Failure {
@@ -122,7 +127,9 @@ fn code_of_stage(cause: &(dyn std::error::Error + 'static), signal: usize) -> Op
     if let Some(error) = cause.downcast_ref::<aloe_handoff::Error>() {
         return match error {
             aloe_handoff::Error::Record(inner) => code_of_record(inner, signal),
-            aloe_handoff::Error::State { .. } | aloe_handoff::Error::Scheduler { .. } => None,
+            aloe_handoff::Error::State { .. }
+            | aloe_handoff::Error::Scheduler { .. }
+            | aloe_handoff::Error::Server { .. } => None,
             _ => Some(2),
         };
     }

@@ -83,6 +83,23 @@ impl CanaryAnswers {
     pub fn difference(&self, now: &Self) -> Option<String> {
         difference(&self.0, &now.0)
     }
+
+    /// What no working model answers: no text to any of the questions, or a log-probability that is none.
+    pub(super) fn fault(&self) -> Option<String> {
+        let texts =
+            || self.0.iter().filter_map(|answer| if let Answer::Drawn(text, _) = answer { Some(text) } else { None });
+        if texts().count() > 0 && texts().all(|text| text.trim().is_empty()) {
+            return Some("its greedy answers to all of the known prompts are empty".to_owned());
+        }
+        let logps = self.0.iter().flat_map(|answer| match answer {
+            Answer::Prompt(logps) => logps.clone(),
+            Answer::Drawn(_, logps) => logps.iter().map(|(_, logp)| *logp).collect(),
+            Answer::Vector(_) => Vec::new(),
+        });
+        // Rounding may leave one a hair above 0.
+        let wrong = logps.into_iter().find(|logp| !logp.is_finite() || *logp > 1e-3);
+        wrong.map(|logp| format!("it answers known prompts with a log-probability of {logp}"))
+    }
 }
 
 impl Canary {
@@ -240,6 +257,18 @@ mod tests {
         assert_eq!(difference(&whole, &[text("a", &[]), text("the cold!", &other), text("c", &[])]), None);
         let far = [text("a", &[]), text("the flu.", &[("the", -0.9)]), text("c", &[])];
         assert!(difference(&whole, &far).unwrap().contains("0.80 nat"));
+    }
+
+    #[test]
+    fn an_answer_without_any_text_or_with_a_log_probability_that_is_none_is_a_fault() {
+        let of = |answers: &[(&str, f64)]| {
+            let drawn = |(text, logp): &(&str, f64)| Answer::Drawn((*text).into(), vec![("a".into(), *logp)]);
+            CanaryAnswers(answers.iter().map(drawn).collect()).fault()
+        };
+        assert_eq!(of(&[("", -1.0), (" yes", 0.0)]), None);
+        assert!(of(&[("", -1.0), (" \n", -1.0)]).unwrap().contains("empty"));
+        assert!(of(&[("yes", -1.0), ("no", 0.5)]).unwrap().contains("0.5"));
+        assert!(of(&[("yes", f64::NAN)]).unwrap().contains("NaN"));
     }
 
     /// Unit vectors: (0.6, 0.8) and (0.8, 0.6) have the cosine 0.96.

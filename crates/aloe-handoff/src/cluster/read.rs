@@ -2,14 +2,18 @@
 
 use super::{Asked, Cluster, Environment, Node, Slurm};
 use crate::plan::Trainer;
+use crate::serving::Serving;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// What `[resources.KIND]` may be of.
-const KINDS: [&str; 10] =
-    ["default", "pull", "sft", "dpo", "merge", "merge-search", "eval", "rejudge", "redteam", "card"];
+const KINDS: [&str; 11] =
+    ["default", "pull", "sft", "dpo", "merge", "merge-search", "eval", "rejudge", "redteam", "synthesis", "card"];
+
+/// Seconds that a server has to load its model, where the file does not say: 140 GB at 100 MB/s.
+const READY_S: u64 = 1800;
 
 /// Beginnings of sbatch's options that are not the site's to say, and where they are said: they would be given to every job, over what the
 /// run folder's plan holds.
@@ -83,6 +87,7 @@ impl Reader<'_> {
                 "engines" => cluster.engines = self.engines(table),
                 "node" => cluster.node = self.node(table),
                 "models" => cluster.models = self.models(table),
+                "serving" => cluster.serving = self.serving(at, table),
                 other => after.push((other.to_owned(), at, table)),
             }
         }
@@ -92,7 +97,7 @@ impl Reader<'_> {
                 "resources" => cluster.resources = self.resources("resources", table, &cluster),
                 "stages" => cluster.stages = self.resources("stages", table, &cluster),
                 other => {
-                    let known = "slurm, environment, engines, node, models, resources, stages";
+                    let known = "slurm, environment, engines, node, models, serving, resources, stages";
                     self.mistake(at, format!("there is no [{other}]; tables are {known}"));
                 }
             }
@@ -311,6 +316,36 @@ impl Reader<'_> {
         node
     }
 
+    fn serving(&mut self, at: usize, table: DeTable<'_>) -> Option<Serving> {
+        let mut serving = Serving { command: Vec::new(), replicas: 1, gpus: 0, ready_s: READY_S };
+        let mut is_told = false;
+        for (key, value) in table {
+            let place = value.span().start;
+            match key.get_ref().as_ref() {
+                "command" => {
+                    is_told = true;
+                    serving.command = self.strings("command", value).into_iter().map(|(_, text)| text).collect();
+                    for mark in ["{model}", "{port}"] {
+                        if !serving.command.iter().any(|word| word.contains(mark)) {
+                            self.mistake(place, format!("`command` must hold {mark}"));
+                        }
+                    }
+                }
+                "replicas" => serving.replicas = self.count("replicas", 1, value).unwrap_or(1),
+                "gpus" => serving.gpus = self.count("gpus", 0, value).unwrap_or(0),
+                "ready" => match seconds(&value).filter(|found| *found > 0) {
+                    Some(found) => serving.ready_s = found,
+                    None => self.mistake(place, "`ready` must be seconds or [DAYS-]HOURS:MINUTES:SECONDS".to_owned()),
+                },
+                _ => self.unknown("serving", &key, "command, replicas, gpus, ready"),
+            }
+        }
+        if !is_told {
+            self.mistake(at, "[serving] needs `command`, the server's program and arguments".to_owned());
+        }
+        Some(serving)
+    }
+
     fn models(&mut self, table: DeTable<'_>) -> BTreeMap<String, PathBuf> {
         let mut models: BTreeMap<String, PathBuf> = BTreeMap::new();
         for (key, value) in table {
@@ -377,7 +412,13 @@ impl Reader<'_> {
                     };
                     self.mistake(at, text);
                 }
-                _ => self.unknown(name, &key, "nodes, gpus_per_node, cpus_per_node, time"),
+                "shards" => {
+                    if name.starts_with("resources.") && name != "resources.eval" {
+                        self.mistake(at, format!("[{name}] has `shards`, which are of evaluations"));
+                    }
+                    asked.shards = self.count("shards", 1, value);
+                }
+                _ => self.unknown(name, &key, "nodes, gpus_per_node, cpus_per_node, time, shards"),
             }
         }
         asked

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 #[derive(Default)]
 struct Fake {
     holds_back: bool,
+    has_arrays: bool,
     jobs: RefCell<BTreeMap<String, (String, Observed)>>,
     submitted: RefCell<Vec<(String, Vec<String>)>>,
     /// What the next submission does.
@@ -60,6 +61,25 @@ impl Scheduler for Fake {
         self.jobs.borrow_mut().insert(id.clone(), (submission.name.to_owned(), Observed::Waiting));
         match self.mishap.take() {
             Mishap::TakenAllTheSame => refused,
+            Mishap::ClientDies => std::panic::panic_any("killed"),
+            _ => Ok(id),
+        }
+    }
+
+    fn has_arrays(&self) -> bool {
+        self.has_arrays
+    }
+
+    fn submit_array(&self, array: &Array<'_>) -> Result<String> {
+        let id = format!("a{}", self.submitted.borrow().len());
+        let indices: Vec<u32> = array.shards.iter().map(|stage| stage.shard().unwrap().index).collect();
+        self.submitted.borrow_mut().push((format!("{indices:?}"), array.after.to_vec()));
+        // As squeue lists it: under the array's own id, then each job.
+        self.jobs.borrow_mut().insert(id.clone(), (array.name.to_owned(), Observed::Waiting));
+        for index in indices {
+            self.jobs.borrow_mut().insert(array_job_id(&id, index), (array.name.to_owned(), Observed::Waiting));
+        }
+        match self.mishap.take() {
             Mishap::ClientDies => std::panic::panic_any("killed"),
             _ => Ok(id),
         }
@@ -356,4 +376,80 @@ fn a_held_job_says_why_it_waits_and_is_told_once() {
     assert_eq!(state::entries(dir.path(), "a").unwrap().len(), 3, "submitting, submitted, held");
     say(dir.path(), "a", started("1"));
     assert_eq!(state::read(dir.path(), "a").unwrap().reason, None);
+}
+
+/// `base`, three shards of `eval`, `eval`, which gathers them, and `card`.
+fn sharded() -> RunPlan {
+    let first = plan().stages.remove(0);
+    let stage = |name: &str, kind: &str, after: &[&str]| StagePlan {
+        name: name.into(),
+        kind: kind.into(),
+        folder: format!("stages/{name}").into(),
+        after: after.iter().map(|name| (*name).to_owned()).collect(),
+        ..first.clone()
+    };
+    let shards: Vec<String> = (1..=3).map(|index| crate::shard::name_of("eval", index, 3)).collect();
+    let parts: Vec<&str> = shards.iter().map(String::as_str).collect();
+    let mut stages = vec![stage("base", "merge", &[])];
+    stages.extend(parts.iter().map(|part| stage(part, crate::shard::EVAL_SHARD, &["base"])));
+    stages.extend([stage("eval", "eval", &parts), stage("card", "card", &["eval"])]);
+    RunPlan { stages, ..plan() }
+}
+
+#[test]
+fn shards_go_as_one_array_after_what_they_need_and_only_the_failed_one_goes_again() {
+    let (dir, slurm) = (tempfile::tempdir().unwrap(), Fake { has_arrays: true, ..Fake::slurm() });
+    let plan = sharded();
+    submit(dir.path(), &plan, &slurm).unwrap();
+    let words = |name: &str, after: &[&str]| (name.to_owned(), after.iter().map(|job| (*job).to_owned()).collect());
+    let expected: Vec<(String, Vec<String>)> =
+        vec![words("base", &[]), words("[1, 2, 3]", &["1"]), words("eval", &["a1_1", "a1_2", "a1_3"])];
+    assert_eq!(slurm.submitted.borrow()[..3], expected);
+    let job = |at: usize| state::read(dir.path(), &plan.stages[at].name).unwrap().job.unwrap();
+    assert_eq!((job(1), job(3)), ("a1_1".to_owned(), "a1_3".to_owned()));
+    let done = |name: &str, id: &str| {
+        let event = Event::Started { job: id.into(), host: "n1".into() };
+        update(dir.path(), name, |_| Ok(Some(event))).unwrap();
+        update(dir.path(), name, |_| Ok(Some(Event::Done { job: id.into() }))).unwrap();
+    };
+    done("base", "1");
+    done("eval.1-of-3", "a1_1");
+    done("eval.3-of-3", "a1_3");
+    slurm.set("a1_2", Observed::Failed("exit code 9".into()));
+    look(dir.path(), &plan, &slurm).unwrap();
+    let phase = |at: usize| state::read(dir.path(), &plan.stages[at].name).unwrap().phase;
+    assert_eq!((phase(2), phase(4), phase(5)), (Phase::Failed, Phase::Cancelled, Phase::Cancelled));
+    reset(dir.path(), &plan, &slurm).unwrap();
+    submit(dir.path(), &plan, &slurm).unwrap();
+    assert_eq!(slurm.submitted.borrow()[4], words("[2]", &[]));
+    assert_eq!(slurm.submitted.borrow()[5], words("eval", &["a4_2"]));
+}
+
+#[test]
+fn a_client_that_dies_after_an_array_was_taken_finds_every_job_of_it() {
+    let (dir, slurm) = (tempfile::tempdir().unwrap(), Fake { has_arrays: true, ..Fake::slurm() });
+    let plan = RunPlan { stages: sharded().stages[1..].to_vec(), ..sharded() };
+    let plan = RunPlan {
+        stages: plan
+            .stages
+            .into_iter()
+            .map(|stage| StagePlan { after: after_without(&stage, "base"), ..stage })
+            .collect(),
+        ..sharded()
+    };
+    slurm.mishap.set(Mishap::ClientDies);
+    let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| submit(dir.path(), &plan, &slurm)));
+    assert!(died.is_err());
+    assert_eq!(state::read(dir.path(), "eval.2-of-3").unwrap().phase, Phase::Submitting);
+    submit(dir.path(), &plan, &slurm).unwrap();
+    for index in 1..=3 {
+        let found = state::read(dir.path(), &crate::shard::name_of("eval", index, 3)).unwrap();
+        assert_eq!((found.phase, found.job, found.attempts), (Phase::Submitted, Some(format!("a0_{index}")), 1));
+    }
+    let arrays = slurm.submitted.borrow().iter().filter(|(name, _)| name.starts_with('[')).count();
+    assert_eq!(arrays, 1, "{:?}", slurm.submitted.borrow());
+}
+
+fn after_without(stage: &StagePlan, name: &str) -> Vec<String> {
+    stage.after.iter().filter(|after| *after != name).cloned().collect()
 }

@@ -40,7 +40,8 @@ fn job<'a>(run: &'a Path, id: &str, asked: &'a dyn Fn() -> Asked, requeue: &'a d
         aloe: "/bin/true".into(),
         time_limit: None,
         grace: Duration::from_secs(5),
-        patience: Duration::ZERO,
+        // A child that another test is starting holds our locks too until it is another program.
+        patience: Duration::from_secs(3),
         asked,
         requeue,
     }

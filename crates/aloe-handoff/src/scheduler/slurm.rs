@@ -4,11 +4,11 @@
 //! partition` here; sbatch may fail after the controller took the job, so a job is looked for by its name before it is submitted again;
 //! a finished job leaves scontrol's memory after some minutes, so sacct and the job completion file are asked next.
 
-use super::{Observed, Scheduler, Submission};
+use super::{Array, Observed, Scheduler, Submission};
 use crate::cluster::Cluster;
 use crate::plan::StagePlan;
 use crate::{Error, Result, slurm_time, state};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Submits to Slurm as `cluster` says.
@@ -49,6 +49,33 @@ impl Slurm {
         Ok(Some((name, field(line, "MaxTime").and_then(slurm_time::parse))))
     }
 
+    /// Submits a script and returns its job's id.
+    fn sbatch(&self, run: &Path, name: &str, after: &[String], options: Vec<String>, script: String) -> Result<String> {
+        let mut arguments = vec![
+            "--parsable".to_owned(),
+            format!("--job-name={name}"),
+            format!("--chdir={}", run.display()),
+            "--export=ALL".to_owned(),
+        ];
+        arguments.extend(options);
+        if !after.is_empty() {
+            arguments.push(format!("--dependency=afterok:{}", after.join(":")));
+            arguments.push("--kill-on-invalid-dep=yes".to_owned());
+        }
+        arguments.extend(self.cluster.billing());
+        arguments.push(script);
+        let output = Command::new("sbatch").args(&arguments).env("ALOE_RUN", run).env_remove("ALOE").output();
+        let output = output.map_err(|error| failed("sbatch", format!("cannot be run: {error}")))?;
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        // `ID` or `ID;CLUSTER`.
+        let id = said.split(';').next().unwrap_or_default().to_owned();
+        if output.status.success() && !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Ok(id);
+        }
+        let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(failed("sbatch", if reason.is_empty() { format!("said {said:?}") } else { reason }))
+    }
+
     /// The most GPUs of one node of the partition.
     fn gpus_of_a_node(&self) -> Result<Option<u32>> {
         let mut arguments = vec!["--noheader", "--format=%G"];
@@ -58,6 +85,12 @@ impl Slurm {
         let counts = said.out.lines().map(|line| line.split(',').filter_map(gpus).sum());
         Ok(counts.max().filter(|_| said.ok))
     }
+}
+
+/// The least index of the shards of a stage.
+fn first_shard(stages: &[&StagePlan], of: &str) -> u32 {
+    let shards = stages.iter().filter_map(|stage| stage.shard()).filter(|shard| shard.of == of);
+    shards.map(|shard| shard.index).min().unwrap_or(1)
 }
 
 /// The count of `gpu:4`, `gpu:h100:4(S:0-1)`; `None` for other resources.
@@ -112,7 +145,7 @@ fn observed(state: &str, reason: &str, exit_code: &str) -> Observed {
 }
 
 /// What the job completion file knows: lines of `JobId=.. JobState=..`.
-fn of_completion_file(key: &str, value: &str) -> Result<Option<String>> {
+fn of_completion_file(wanted: &[(&str, &str)]) -> Result<Option<String>> {
     let said = call("scontrol", &["show", "config"])?;
     let setting = |name: &str| {
         let line = said.out.lines().find(|line| line.split_whitespace().next() == Some(name))?;
@@ -122,7 +155,8 @@ fn of_completion_file(key: &str, value: &str) -> Result<Option<String>> {
         return Ok(None);
     }
     let Some(text) = setting("JobCompLoc").and_then(|path| std::fs::read_to_string(path).ok()) else { return Ok(None) };
-    Ok(text.lines().rfind(|line| field(line, key) == Some(value)).map(str::to_owned))
+    let is_it = |line: &&str| wanted.iter().all(|(key, value)| field(line, key) == Some(*value));
+    Ok(text.lines().rfind(is_it).map(str::to_owned))
 }
 
 impl Scheduler for Slurm {
@@ -133,7 +167,10 @@ impl Scheduler for Slurm {
     fn preflight(&self, run: &Path, stages: &[&StagePlan]) -> Result<Vec<String>> {
         let mut mistakes = Vec::new();
         let (partition, most_gpus) = (self.partition()?, self.gpus_of_a_node()?);
-        for stage in stages {
+        // Shards of a stage ask for the same.
+        let is_first =
+            |stage: &&&StagePlan| stage.shard().is_none_or(|shard| shard.index == first_shard(stages, shard.of));
+        for stage in stages.iter().filter(is_first) {
             let asked = &stage.resources;
             if let Some((name, Some(most_s))) = &partition
                 && asked.time_limit_s > *most_s
@@ -169,42 +206,42 @@ impl Scheduler for Slurm {
     fn submit(&self, submission: &Submission<'_>) -> Result<String> {
         let folder = state::folder(submission.run, &submission.stage.name);
         std::fs::create_dir_all(&folder).map_err(aloe_record::Error::io("create", &folder))?;
-        let mut arguments = vec![
-            "--parsable".to_owned(),
-            format!("--job-name={}", submission.name),
-            format!("--chdir={}", submission.run.display()),
-            format!("--output={}/slurm-%j.log", folder.display()),
-            "--export=ALL".to_owned(),
-        ];
-        if !submission.after.is_empty() {
-            arguments.push(format!("--dependency=afterok:{}", submission.after.join(":")));
-            arguments.push("--kill-on-invalid-dep=yes".to_owned());
+        let output = format!("--output={}/slurm-%j.log", folder.display());
+        let script = Self::script(submission.run, submission.stage);
+        self.sbatch(submission.run, submission.name, submission.after, vec![output], script)
+    }
+
+    fn has_arrays(&self) -> bool {
+        true
+    }
+
+    fn submit_array(&self, array: &Array<'_>) -> Result<String> {
+        let no_shard = || failed("sbatch", "no shards of a stage were given".to_owned());
+        let (mut indices, mut output) = (Vec::new(), PathBuf::new());
+        for stage in array.shards {
+            let folder = state::folder(array.run, &stage.name);
+            std::fs::create_dir_all(&folder).map_err(aloe_record::Error::io("create", &folder))?;
+            let shard = stage.shard().ok_or_else(no_shard)?;
+            indices.push(shard.index.to_string());
+            output = folder.with_file_name(format!("{}.%a-of-{}", shard.of, shard.n));
         }
-        arguments.extend(self.cluster.billing());
-        arguments.push(Self::script(submission.run, submission.stage));
-        let output =
-            Command::new("sbatch").args(&arguments).env("ALOE_RUN", submission.run).env_remove("ALOE").output();
-        let output = output.map_err(|error| failed("sbatch", format!("cannot be run: {error}")))?;
-        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        // `ID` or `ID;CLUSTER`.
-        let id = said.split(';').next().unwrap_or_default().to_owned();
-        if output.status.success() && !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Ok(id);
-        }
-        let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Err(failed("sbatch", if reason.is_empty() { format!("said {said:?}") } else { reason }))
+        let script = array.shards.first().and_then(|stage| stage.array_script()).ok_or_else(no_shard)?;
+        let options =
+            vec![format!("--array={}", indices.join(",")), format!("--output={}/slurm-%A_%a.log", output.display())];
+        let script = array.run.join(script).to_string_lossy().into_owned();
+        self.sbatch(array.run, array.name, array.after, options, script)
     }
 
     fn find(&self, name: &str) -> Result<Option<String>> {
-        let said = call("squeue", &["--noheader", "--states=all", "--format=%A", &format!("--name={name}")])?;
+        let said = call("squeue", &["--noheader", "--states=all", "--format=%F", &format!("--name={name}")])?;
         if !said.ok {
             return Err(failed("squeue", said.err));
         }
         if let Some(id) = said.out.lines().next() {
             return Ok(Some(id.trim().to_owned()));
         }
-        let line = of_completion_file("Name", name)?;
-        Ok(line.and_then(|line| field(&line, "JobId").map(str::to_owned)))
+        let line = of_completion_file(&[("Name", name)])?;
+        Ok(line.and_then(|line| field(&line, "ArrayJobId").or(field(&line, "JobId")).map(str::to_owned)))
     }
 
     fn name_of(&self, job: &str) -> Result<Option<String>> {
@@ -243,7 +280,11 @@ impl Scheduler for Slurm {
         {
             return Ok(observed(state, "", exit_code));
         }
-        let line = of_completion_file("JobId", job)?.unwrap_or_default();
+        let line = match job.split_once('_') {
+            Some((array, index)) => of_completion_file(&[("ArrayJobId", array), ("ArrayTaskId", index)])?,
+            None => of_completion_file(&[("JobId", job)])?,
+        };
+        let line = line.unwrap_or_default();
         let get = |key: &str| field(&line, key).unwrap_or_default();
         Ok(observed(get("JobState"), "", get("ExitCode")))
     }

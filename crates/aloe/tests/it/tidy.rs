@@ -18,7 +18,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("aloe-data", &["aloe-task", "aloe-report"]),
         ("aloe-train", &["aloe-text", "aloe-model", "aloe-engine", "aloe-report"]),
         ("aloe-merge", &["aloe-text", "aloe-model", "aloe-report"]),
-        ("aloe-handoff", &["aloe-text", "aloe-model", "aloe-train", "aloe-merge"]),
+        ("aloe-handoff", &["aloe-text", "aloe-model", "aloe-engine", "aloe-train", "aloe-merge"]),
         ("aloe-eval", &["aloe-task", "aloe-data", "aloe-report"]),
         ("aloe", &["aloe-data", "aloe-train", "aloe-merge", "aloe-eval", "aloe-report", "aloe-handoff"]),
     ];
