@@ -48,7 +48,9 @@ pub fn look(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler) -> Result<()>
         let state = state::read(run, &stage.name)?;
         match (state.phase, &state.job, &state.job_name) {
             (Phase::Submitting, _, Some(name)) => adopt(run, stage, name, scheduler)?,
-            (Phase::Submitted | Phase::Running, Some(job), _) => settle(run, stage, job, scheduler)?,
+            (Phase::Submitted | Phase::Running, Some(job), name) => {
+                settle(run, stage, job, name.as_deref(), scheduler)?
+            }
             _ => {}
         }
     }
@@ -69,8 +71,8 @@ fn adopt(run: &Path, stage: &StagePlan, name: &str, scheduler: &dyn Scheduler) -
 }
 
 /// What the scheduler says of a job, against what the job said itself.
-fn settle(run: &Path, stage: &StagePlan, job: &str, scheduler: &dyn Scheduler) -> Result<()> {
-    let reason_of_end = match scheduler.observe(job)? {
+fn settle(run: &Path, stage: &StagePlan, job: &str, name: Option<&str>, scheduler: &dyn Scheduler) -> Result<()> {
+    let reason_of_end = match scheduler.observe(job, name)? {
         Observed::Waiting | Observed::Running => return Ok(()),
         Observed::EndedWell => "its job ended well without DONE in its place".to_owned(),
         Observed::Failed(reason) => reason,
@@ -115,13 +117,21 @@ fn cancel_after_failure(run: &Path, stage: &StagePlan, scheduler: &dyn Scheduler
         return Ok(());
     }
     if let (Phase::Submitted, Some(job)) = (now.phase, &now.job) {
-        scheduler.cancel(job)?;
+        cancel_own(job, now.job_name.as_deref(), scheduler)?;
     }
     update(run, &stage.name, |then| {
         let is_as_seen = then.phase == now.phase && then.job == now.job;
         Ok(is_as_seen.then(|| Event::Cancelled { reason: format!("stage {earlier} did not end well") }))
     })?;
     Ok(())
+}
+
+/// Cancels a job, and never another one that has its number.
+fn cancel_own(job: &str, name: Option<&str>, scheduler: &dyn Scheduler) -> Result<()> {
+    match scheduler.observe(job, name)? {
+        Observed::Unknown => Ok(()),
+        _ => scheduler.cancel(job),
+    }
 }
 
 /// Submits every stage that may go: all that are planned where the scheduler holds jobs back, one whose inputs are done otherwise.
@@ -240,7 +250,7 @@ pub fn cancel(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler, reason: &st
     for stage in plan.stages.iter().rev() {
         let state = state::read(run, &stage.name)?;
         let Some(job) = state.job.filter(|_| state.phase.is_open()) else { continue };
-        scheduler.cancel(&job)?;
+        cancel_own(&job, state.job_name.as_deref(), scheduler)?;
         if state.phase == Phase::Submitted {
             end(run, stage, &job, Event::Cancelled { reason: reason.to_owned() })?;
         }

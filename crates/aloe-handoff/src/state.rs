@@ -168,6 +168,10 @@ impl StageState {
                 if self.attempts == 0 {
                     self.attempts = 1;
                 }
+                // Started by hand: the name is that of an earlier job.
+                if self.phase != Phase::Submitting && self.job.as_ref() != Some(job) {
+                    self.job_name = None;
+                }
                 self.phase = Phase::Running;
                 (self.job, self.host, self.reason) = (Some(job.clone()), Some(host.clone()), None);
                 self.sessions.push((at, None));
@@ -335,6 +339,13 @@ mod tests {
         assert_eq!((state.phase, state.job.as_deref()), (Phase::Running, Some("9")));
         let late = [entries.as_slice(), &[at(3, Event::Submitted { job: "9".into() })]].concat();
         assert_eq!(StageState::of(&late).phase, Phase::Running);
+    }
+
+    #[test]
+    fn a_job_that_was_started_by_hand_has_not_the_name_of_the_one_submitted_before() {
+        let submitted = [at(1, Event::Submitting { name: "x".into() }), at(2, Event::Submitted { job: "7".into() })];
+        let with = |job: &str| StageState::of(&[submitted.as_slice(), &[at(3, started(job))]].concat()).job_name;
+        assert_eq!((with("7").as_deref(), with("8")), (Some("x"), None));
     }
 
     #[test]

@@ -106,6 +106,11 @@ fn observed(state: &str, reason: &str, exit_code: &str) -> Observed {
     }
 }
 
+/// The fields of a line of sacct.
+fn three(line: &str) -> Option<[&str; 3]> {
+    line.splitn(3, '|').collect::<Vec<_>>().try_into().ok()
+}
+
 /// What the job completion file knows: lines of `JobId=.. JobState=..`.
 fn of_completion_file(key: &str, value: &str) -> Result<Option<String>> {
     let said = call("scontrol", &["show", "config"])?;
@@ -202,24 +207,31 @@ impl Scheduler for Slurm {
         Ok(line.and_then(|line| field(&line, "JobId").map(str::to_owned)))
     }
 
-    fn observe(&self, job: &str) -> Result<Observed> {
+    fn observe(&self, job: &str, name: Option<&str>) -> Result<Observed> {
+        let is_other = |found: &str| name.is_some_and(|name| name != found);
         let said = call("scontrol", &["show", "job", job, "-o"])?;
-        if said.ok {
-            let line = said.out.lines().next().unwrap_or_default();
-            let get = |key: &str| field(line, key).unwrap_or_default();
-            return Ok(observed(get("JobState"), get("Reason"), get("ExitCode")));
-        }
-        if !said.err.contains("Invalid job id") {
+        if !said.ok && !said.err.contains("Invalid job id") {
             return Err(failed("scontrol", said.err));
         }
-        let accounted = call("sacct", &["-X", "--noheader", "--parsable2", "--format=State,ExitCode", "-j", job]);
+        let line = said.out.lines().next().unwrap_or_default();
+        let get = |key: &str| field(line, key).unwrap_or_default();
+        if said.ok && !is_other(get("JobName")) {
+            return Ok(observed(get("JobState"), get("Reason"), get("ExitCode")));
+        }
+        let accounted =
+            call("sacct", &["-X", "--noheader", "--parsable2", "--format=State,ExitCode,JobName", "-j", job]);
         if let Ok(said) = accounted
             && said.ok
-            && let Some((state, exit_code)) = said.out.lines().next().and_then(|line| line.split_once('|'))
+            && let Some([state, exit_code, found]) = said.out.lines().next().and_then(three)
+            && !is_other(found)
         {
             return Ok(observed(state, "", exit_code));
         }
-        let line = of_completion_file("JobId", job)?.unwrap_or_default();
+        let line = match name {
+            Some(name) => of_completion_file("Name", name)?,
+            None => of_completion_file("JobId", job)?,
+        };
+        let line = line.unwrap_or_default();
         let get = |key: &str| field(&line, key).unwrap_or_default();
         Ok(observed(get("JobState"), "", get("ExitCode")))
     }
