@@ -80,19 +80,9 @@ fn adopt(run: &Path, stage: &StagePlan, name: &str, scheduler: &dyn Scheduler, _
     Ok(())
 }
 
-/// Whether the scheduler's job of this id is the one that was submitted, and not somebody else's who got its number.
-fn is_ours(job: &str, state: &StageState, scheduler: &dyn Scheduler) -> Result<bool> {
-    let Some(name) = &state.job_name else { return Ok(true) };
-    Ok(scheduler.name_of(job)?.is_none_or(|known| known == *name))
-}
-
 /// What the scheduler says of a job, against what the job said itself.
 fn settle(run: &Path, stage: &StagePlan, job: &str, state: &StageState, scheduler: &dyn Scheduler) -> Result<()> {
-    let observed = match is_ours(job, state, scheduler)? {
-        true => scheduler.observe(job)?,
-        false => Observed::Unknown,
-    };
-    let reason_of_end = match observed {
+    let reason_of_end = match scheduler.observe(job, state.job_name.as_deref())? {
         Observed::Waiting | Observed::Running => return Ok(()),
         Observed::Held(reason) => return note(run, stage, job, format!("it is held: {reason}")),
         Observed::EndedWell => "its job ended well without DONE in its place".to_owned(),
@@ -155,16 +145,22 @@ fn cancel_after_failure(run: &Path, stage: &StagePlan, scheduler: &dyn Scheduler
     if !waits {
         return Ok(());
     }
-    if let (Phase::Submitted, Some(job)) = (now.phase, &now.job)
-        && is_ours(job, &now, scheduler)?
-    {
-        scheduler.cancel(job)?;
+    if let (Phase::Submitted, Some(job)) = (now.phase, &now.job) {
+        cancel_own(job, now.job_name.as_deref(), scheduler)?;
     }
     update(run, &stage.name, |then| {
         let is_as_seen = then.phase == now.phase && then.job == now.job;
         Ok(is_as_seen.then(|| Event::Cancelled { reason: format!("stage {earlier} did not end well") }))
     })?;
     Ok(())
+}
+
+/// Cancels a job, and never another one that has its number.
+fn cancel_own(job: &str, name: Option<&str>, scheduler: &dyn Scheduler) -> Result<()> {
+    match scheduler.observe(job, name)? {
+        Observed::Unknown => Ok(()),
+        _ => scheduler.cancel(job),
+    }
 }
 
 /// Submits every stage that may go: all that are planned where the scheduler holds jobs back, one whose inputs are done otherwise.
@@ -365,10 +361,8 @@ pub fn cancel(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler, reason: &st
     // The last first: a scheduler must not start one because the one before it was cancelled.
     for stage in plan.stages.iter().rev() {
         let state = state::read(run, &stage.name)?;
-        let Some(job) = state.job.clone().filter(|_| state.phase.is_open()) else { continue };
-        if is_ours(&job, &state, scheduler)? {
-            scheduler.cancel(&job)?;
-        }
+        let Some(job) = state.job.filter(|_| state.phase.is_open()) else { continue };
+        cancel_own(&job, state.job_name.as_deref(), scheduler)?;
         if state.phase == Phase::Submitted {
             end(run, stage, &job, Event::Cancelled { reason: reason.to_owned() })?;
         }

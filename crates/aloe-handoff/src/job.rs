@@ -257,7 +257,25 @@ impl Ended {
     }
 }
 
-/// Runs a script of the stage in the run folder with the site's environment, and passes signals on.
+/// A script of the stage in the run folder with the site's environment. All that it starts holds the stage's lock, as standard input and as
+/// descriptor 9: a shell gives its background jobs another standard input, Python gives its children no other descriptor.
+fn command(job: &Job<'_>, stage: &StagePlan, cluster: &Cluster, lock: &StageLock, script: &Path) -> Result<Command> {
+    let script = crate::cluster::quoted(&script.to_string_lossy());
+    let line = format!("exec 9<&0\n{}exec bash {script}", cluster.prelude(stage.trainer));
+    let mut command = Command::new("bash");
+    command
+        .arg("-c")
+        .arg(line)
+        .current_dir(job.run)
+        .env("ALOE", &job.aloe)
+        .env(JOB_VARIABLE, &job.id)
+        .stdin(lock.share()?);
+    // A group of its own: a signal reaches all that the script started, and none of ours.
+    command.process_group(0);
+    Ok(command)
+}
+
+/// Runs a script of the stage, and passes signals on.
 fn supervise(
     job: &Job<'_>,
     stage: &StagePlan,
@@ -267,24 +285,15 @@ fn supervise(
     started: Instant,
 ) -> Result<Ended> {
     let path = stage.folder.join(script);
-    let line =
-        format!("{}exec bash {}", cluster.prelude(stage.trainer), crate::cluster::quoted(&path.to_string_lossy()));
-    let mut command = Command::new("bash");
-    command
-        .arg("-c")
-        .arg(line)
-        .current_dir(job.run)
-        .env("ALOE", &job.aloe)
-        .env(JOB_VARIABLE, &job.id)
-        .stdin(lock.share()?);
+    let mut command = command(job, stage, cluster, lock, &path)?;
     if let Some(checkpoint) = beginning.checkpoint.as_ref().filter(|_| script == RUN) {
         command.env("ALOE_RESUME", checkpoint);
     }
-    // A group of its own: a signal reaches all that the script started, and none of ours.
-    let child = command.process_group(0).spawn();
-    let mut child = child.map_err(aloe_record::Error::io("run", &path))?;
+    let mut child = command.spawn().map_err(aloe_record::Error::io("run", &path))?;
     loop {
         if let Some(status) = child.try_wait().map_err(aloe_record::Error::io("wait for", &path))? {
+            // What it left behind in its group must not work on, nor hold the stage's lock.
+            signal_group(&child, Signal::KILL);
             return Ok(Ended::of(status, job.asked));
         }
         let asked = (job.asked)();
@@ -349,24 +358,25 @@ fn wait_for_save(child: &mut Child, job: &Job<'_>, stage: &StagePlan, patience: 
 
 /// SIGTERM to the child's group; SIGKILL to it when the grace is over.
 fn stop(child: &mut Child, grace: Duration, path: &Path) -> Result<ExitStatus> {
-    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let send = |signal: Signal| {
-        // The group may just have ended.
-        let _ = group.map(|group| kill_process_group(group, signal));
-    };
     let asked = Instant::now();
-    send(Signal::TERM);
+    signal_group(child, Signal::TERM);
     loop {
         if let Some(status) = child.try_wait().map_err(aloe_record::Error::io("wait for", path))? {
             // What the script left behind in its group goes with it.
-            send(Signal::KILL);
+            signal_group(child, Signal::KILL);
             return Ok(status);
         }
         if asked.elapsed() > grace {
-            send(Signal::KILL);
+            signal_group(child, Signal::KILL);
         }
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// The group may just have ended.
+fn signal_group(child: &Child, signal: Signal) {
+    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let _ = group.map(|group| kill_process_group(group, signal));
 }
 
 /// How a process ended, in words.

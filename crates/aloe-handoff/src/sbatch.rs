@@ -62,11 +62,11 @@ fn batch_script(plan: &RunPlan, stage: &StagePlan, cluster: &Cluster, about: &st
 {billing}
 # Slurm runs a copy of this file, so its own place is asked of the controller: the run folder is two above it.
 if [ -z "${{ALOE_RUN:-}}" ]; then
-  place=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
+  place=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | sed -n 1p)
   ALOE_RUN=$(cd "$(dirname "${{place:-$0}}")/../.." && pwd) || exit 2
 fi
 cd "$ALOE_RUN" || exit 2
-ALOE=${{ALOE:-$(sed -n 's/^aloe *= *"\([^"]*\)".*/\1/p' cluster.toml | head -n 1)}}
+ALOE=${{ALOE:-$(sed -n 's/^aloe *= *"\([^"]*\)".*/\1/p' cluster.toml | sed -n 1p)}}
 # The program takes this shell's place, so that the signals of --signal=B: and of the time limit reach it: on USR1 it stops the work with
 # SIGTERM, waits until it has saved, and has the job requeued.
 exec "$ALOE" job . {job}
@@ -132,8 +132,9 @@ if [ -n "${{ALOE_RESUME:-}}" ]; then resume=({resume} "$ALOE_RESUME"); fi
             let nodes = stage.resources.n_nodes;
             let _ = write!(
                 text,
-                r#"# The first node's address from the controller: names of nodes need not resolve.
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+                r#"# The first node's address from the controller: names of nodes need not resolve. `head` would not read to the end, and scontrol, killed by
+# that, would end this script.
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 MASTER_ADDR=$(scontrol show node "$head" -o | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
@@ -156,7 +157,7 @@ exec torchrun --nnodes={nodes} --node_rank="$SLURM_NODEID" --master_addr="$MASTE
 pub fn check_script(stage: &StagePlan, commands: &[Vec<String>]) -> String {
     let mut text = format!(
         "#!/bin/bash\n# What must hold before stage {:?} is done: run by its job after the work, or by hand in the run folder.\nset -euo pipefail\n\
-         {OFFLINE}\nALOE=${{ALOE:-$(sed -n 's/^aloe *= *\"\\([^\"]*\\)\".*/\\1/p' cluster.toml | head -n 1)}}\n",
+         {OFFLINE}\nALOE=${{ALOE:-$(sed -n 's/^aloe *= *\"\\([^\"]*\\)\".*/\\1/p' cluster.toml | sed -n 1p)}}\n",
         stage.name
     );
     for command in commands {
@@ -210,14 +211,21 @@ mod tests {
         words.iter().map(|word| (*word).to_owned()).collect()
     }
 
+    /// Writes a program by a child: while this process has it open for writing, the child that another test's thread forks holds it open
+    /// too, and running it fails with "text file busy".
+    fn write_program(path: &Path, body: &str) {
+        let text = format!("#!/bin/bash\n{body}\n");
+        let write = "printf %s \"$1\" > \"$2\" && chmod 755 \"$2\"";
+        let written = Command::new("sh").args(["-c", write, "sh", &text]).arg(path).status().unwrap();
+        assert!(written.success(), "{}", path.display());
+    }
+
     /// Runs a script as bash does, with `programs` (name, body) first on the path.
     fn bash(dir: &Path, script: &str, programs: &[(&str, &str)], variables: &[(&str, &str)]) -> String {
-        use std::os::unix::fs::PermissionsExt as _;
         let bin = dir.join("bin");
         std::fs::create_dir_all(&bin).unwrap();
         for (name, body) in programs {
-            std::fs::write(bin.join(name), format!("#!/bin/bash\n{body}\n")).unwrap();
-            std::fs::set_permissions(bin.join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+            write_program(&bin.join(name), body);
         }
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
         let mut command = Command::new("bash");
@@ -255,7 +263,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let command = argv(&["torchrun", "--nproc_per_node", "4", "-m", "trl.scripts.sft", "--config", "engine.yaml"]);
         let script = run_script(&stage(Trainer::Trl, 2), &command);
-        let show = "if [ $2 = hostnames ]; then echo n1; echo n2; else echo NodeName=$3 CPUTot=8 NodeAddr=10.0.0.1 NodeHostName=x; fi";
+        let show = "if [ $2 = hostnames ]; then echo n1; sleep 0.2; echo n2; else echo NodeName=$3 CPUTot=8 NodeAddr=10.0.0.1 NodeHostName=x; fi";
         let programs = [
             ("sha256sum", "exit 0"),
             ("python", "exit 0"),

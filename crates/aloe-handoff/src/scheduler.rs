@@ -83,14 +83,9 @@ pub trait Scheduler {
     /// The id of the job of this name, or of the array, if the scheduler ever took it.
     fn find(&self, name: &str) -> Result<Option<String>>;
 
-    /// The name under which it knows a job, where it says one: numbers are given again by a controller that lost its memory, and mean
-    /// other jobs at another site.
-    fn name_of(&self, _job: &str) -> Result<Option<String>> {
-        Ok(None)
-    }
-
-    /// What became of a job. An error is no statement about it: the scheduler could not be asked.
-    fn observe(&self, job: &str) -> Result<Observed>;
+    /// What became of a job, of this name where it was given one of its own: a scheduler that lost its memory gives the same ids again, to other
+    /// jobs. An error is no statement about it: the scheduler could not be asked.
+    fn observe(&self, job: &str, name: Option<&str>) -> Result<Observed>;
 
     /// Cancels a job; one that has ended already is no error.
     fn cancel(&self, job: &str) -> Result<()>;

@@ -182,8 +182,8 @@ impl StageState {
                 if self.attempts == 0 {
                     self.attempts = 1;
                 }
-                if self.job.as_ref().is_some_and(|known| known != job) {
-                    // Started by hand after the one that was submitted: it has a name of its own.
+                // Started by hand: the name is that of an earlier job.
+                if self.phase != Phase::Submitting && self.job.as_ref() != Some(job) {
                     self.job_name = None;
                 }
                 self.phase = Phase::Running;
@@ -372,6 +372,13 @@ mod tests {
         assert_eq!((state.phase, state.job.as_deref()), (Phase::Running, Some("9")));
         let late = [entries.as_slice(), &[at(3, Event::Submitted { job: "9".into() })]].concat();
         assert_eq!(StageState::of(&late).phase, Phase::Running);
+    }
+
+    #[test]
+    fn a_job_that_was_started_by_hand_has_not_the_name_of_the_one_submitted_before() {
+        let submitted = [at(1, Event::Submitting { name: "x".into() }), at(2, Event::Submitted { job: "7".into() })];
+        let with = |job: &str| StageState::of(&[submitted.as_slice(), &[at(3, started(job))]].concat()).job_name;
+        assert_eq!((with("7").as_deref(), with("8")), (Some("x"), None));
     }
 
     #[test]

@@ -89,12 +89,10 @@ impl Scheduler for Fake {
         Ok(self.jobs.borrow().iter().find(|(_, (known, _))| known == name).map(|(id, _)| id.clone()))
     }
 
-    fn name_of(&self, job: &str) -> Result<Option<String>> {
-        Ok(self.jobs.borrow().get(job).map(|(name, _)| name.clone()))
-    }
-
-    fn observe(&self, job: &str) -> Result<Observed> {
-        Ok(self.jobs.borrow().get(job).map_or(Observed::Unknown, |(_, observed)| observed.clone()))
+    fn observe(&self, job: &str, name: Option<&str>) -> Result<Observed> {
+        let jobs = self.jobs.borrow();
+        let own = jobs.get(job).filter(|(found, _)| name.is_none_or(|name| name == found));
+        Ok(own.map_or(Observed::Unknown, |(_, observed)| observed.clone()))
     }
 
     fn cancel(&self, job: &str) -> Result<()> {
@@ -257,6 +255,22 @@ fn a_waiting_job_that_the_scheduler_forgot_is_cancelled_while_the_one_before_it_
     drop(held);
     look(dir.path(), &plan(), &fake).unwrap();
     assert_eq!(phases(dir.path()), ["failed", "cancelled", "cancelled"]);
+}
+
+/// A controller without memory counts from 1 again: `squeue` then knows other jobs by the numbers of ours.
+#[test]
+fn another_job_with_the_number_of_a_forgotten_one_is_neither_waited_for_nor_cancelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    submit(dir.path(), &plan(), &fake).unwrap();
+    say(dir.path(), "a", started("1"));
+    for (name, observed) in fake.jobs.borrow_mut().values_mut() {
+        (*name, *observed) = ("of somebody else".to_owned(), Observed::Running);
+    }
+    look(dir.path(), &plan(), &fake).unwrap();
+    assert_eq!(phases(dir.path()), ["failed", "cancelled", "cancelled"]);
+    cancel(dir.path(), &plan(), &fake, "asked to").unwrap();
+    assert!(["1", "2", "3"].iter().all(|job| fake.of(job) == Observed::Running));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Jobs of run folders whose work is a line of shell: order of steps, signals, limits, and who may begin.
 
 use super::*;
+use crate::lock::is_held;
 use crate::plan::{Resources, StagePlan, Trainer, Where};
 use std::cell::Cell;
 
@@ -169,6 +170,53 @@ fn a_second_job_of_a_stage_at_work_is_turned_away() {
     let _held = StageLock::take(dir.path(), "a", "job 1 on n1", Duration::ZERO, &|| true).unwrap().unwrap();
     assert_eq!(run_plain(dir.path(), "2", "a"), Outcome::NotBegun("job 1 on n1 is at work on it".into()));
     assert!(!dir.path().join("ran").exists());
+}
+
+/// Waits a moment for the end of a process that was killed.
+fn is_free_soon(run: &Path) -> bool {
+    let started = Instant::now();
+    while is_held(run, "a").unwrap() {
+        if started.elapsed() > Duration::from_secs(10) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    true
+}
+
+/// A shell gives a background job /dev/null as standard input, on which the lock would be lost.
+#[test]
+fn a_background_process_that_outlives_job_and_script_keeps_the_stages_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), "sleep 60 & echo $! > pid.partial; mv pid.partial pid; wait", "true");
+    let lock = StageLock::take(dir.path(), "a", "job 1", Duration::ZERO, &|| true).unwrap().unwrap();
+    let plan = RunPlan::read(dir.path()).unwrap();
+    let cluster = Cluster::read(&dir.path().join("cluster.toml")).unwrap();
+    let (asked, requeue) = (|| Asked::Nothing, || Ok(()));
+    let job = job(dir.path(), "1", &asked, &requeue);
+    let stage = plan.stage("a").unwrap();
+    let mut script = command(&job, stage, &cluster, &lock, &stage.folder.join("run.sh")).unwrap().spawn().unwrap();
+    drop(lock);
+    let started = Instant::now();
+    while !dir.path().join("pid").exists() {
+        assert!(started.elapsed() < Duration::from_secs(30), "the script did not start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    script.kill().unwrap();
+    script.wait().unwrap();
+    assert!(is_held(dir.path(), "a").unwrap());
+    assert_eq!(run_plain(dir.path(), "2", "a"), Outcome::NotBegun("job 1 is at work on it".into()));
+    let pid = std::fs::read_to_string(dir.path().join("pid")).unwrap();
+    assert!(Command::new("kill").args(["-9", pid.trim()]).status().unwrap().success());
+    assert!(is_free_soon(dir.path()));
+}
+
+#[test]
+fn what_a_script_leaves_behind_ends_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    run_folder(dir.path(), "sleep 60 &", "true");
+    assert_eq!(run_plain(dir.path(), "1", "a"), Outcome::Done);
+    assert!(is_free_soon(dir.path()));
 }
 
 #[test]

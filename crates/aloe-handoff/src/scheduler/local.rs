@@ -91,7 +91,8 @@ impl Scheduler for Local {
         Ok(None)
     }
 
-    fn observe(&self, job: &str) -> Result<Observed> {
+    /// The start time in the id tells processes of one number apart.
+    fn observe(&self, job: &str, _: Option<&str>) -> Result<Observed> {
         self.children.borrow_mut().retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
         let lives = pid_of(job).and_then(job_id).is_some_and(|id| id == job);
         // A job writes how it ended; one that is gone without a word was killed.
@@ -99,7 +100,7 @@ impl Scheduler for Local {
     }
 
     fn cancel(&self, job: &str) -> Result<()> {
-        if self.observe(job)? != Observed::Running {
+        if self.observe(job, None)? != Observed::Running {
             return Ok(());
         }
         let pid = pid_of(job).and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
@@ -146,7 +147,7 @@ mod tests {
         };
         let local = Local::new(program);
         let job = local.submit(&Submission { run: dir.path(), stage: &stage, name: "x", after: &[] }).unwrap();
-        while local.observe(&job).unwrap() == Observed::Running {
+        while local.observe(&job, None).unwrap() == Observed::Running {
             std::thread::yield_now();
         }
         let seen = std::fs::read_to_string(dir.path().join("seen")).unwrap();

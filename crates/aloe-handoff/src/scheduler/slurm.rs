@@ -144,6 +144,11 @@ fn observed(state: &str, reason: &str, exit_code: &str) -> Observed {
     }
 }
 
+/// The fields of a line of sacct.
+fn three(line: &str) -> Option<[&str; 3]> {
+    line.splitn(3, '|').collect::<Vec<_>>().try_into().ok()
+}
+
 /// What the job completion file knows: lines of `JobId=.. JobState=..`.
 fn of_completion_file(wanted: &[(&str, &str)]) -> Result<Option<String>> {
     let said = call("scontrol", &["show", "config"])?;
@@ -244,46 +249,37 @@ impl Scheduler for Slurm {
         Ok(line.and_then(|line| field(&line, "ArrayJobId").or(field(&line, "JobId")).map(str::to_owned)))
     }
 
-    fn name_of(&self, job: &str) -> Result<Option<String>> {
+    fn observe(&self, job: &str, name: Option<&str>) -> Result<Observed> {
+        let is_other = |found: &str| name.is_some_and(|name| name != found);
         let said = call("scontrol", &["show", "job", job, "-o"])?;
-        if said.ok {
-            return Ok(field(&said.out, "JobName").map(str::to_owned));
+        if !said.ok && !said.err.contains("Invalid job id") {
+            return Err(failed("scontrol", said.err));
         }
-        let accounted = call("sacct", &["-X", "--noheader", "--parsable2", "--format=JobName", "-j", job]);
-        if let Ok(said) = accounted
-            && said.ok
-            && let Some(name) = said.out.lines().next()
-        {
-            return Ok(Some(name.to_owned()));
-        }
-        Ok(of_completion_file("JobId", job)?.and_then(|line| field(&line, "Name").map(str::to_owned)))
-    }
-
-    fn observe(&self, job: &str) -> Result<Observed> {
-        let said = call("scontrol", &["show", "job", job, "-o"])?;
-        if said.ok {
-            let line = said.out.lines().next().unwrap_or_default();
-            let get = |key: &str| field(line, key).unwrap_or_default();
-            let found = observed(get("JobState"), get("Reason"), get("ExitCode"));
-            return Ok(match found {
+        let line = said.out.lines().next().unwrap_or_default();
+        let get = |key: &str| field(line, key).unwrap_or_default();
+        if said.ok && !is_other(get("JobName")) {
+            return Ok(match observed(get("JobState"), get("Reason"), get("ExitCode")) {
                 Observed::Held(why) => Observed::Held(format!("{why}: `scontrol release {job}` lets it go on")),
                 found => found,
             });
         }
-        if !said.err.contains("Invalid job id") {
-            return Err(failed("scontrol", said.err));
-        }
-        let accounted = call("sacct", &["-X", "--noheader", "--parsable2", "--format=State,ExitCode", "-j", job]);
+        let accounted =
+            call("sacct", &["-X", "--noheader", "--parsable2", "--format=State,ExitCode,JobName", "-j", job]);
         if let Ok(said) = accounted
             && said.ok
-            && let Some((state, exit_code)) = said.out.lines().next().and_then(|line| line.split_once('|'))
+            && let Some([state, exit_code, found]) = said.out.lines().next().and_then(three)
+            && !is_other(found)
         {
             return Ok(observed(state, "", exit_code));
         }
-        let line = match job.split_once('_') {
-            Some((array, index)) => of_completion_file(&[("ArrayJobId", array), ("ArrayTaskId", index)])?,
-            None => of_completion_file(&[("JobId", job)])?,
+        let array = job.split_once('_');
+        let mut wanted = match (name, array) {
+            (Some(name), _) => vec![("Name", name)],
+            (None, Some((array, _))) => vec![("ArrayJobId", array)],
+            (None, None) => vec![("JobId", job)],
         };
+        wanted.extend(array.map(|(_, index)| ("ArrayTaskId", index)));
+        let line = of_completion_file(&wanted)?;
         let line = line.unwrap_or_default();
         let get = |key: &str| field(&line, key).unwrap_or_default();
         Ok(observed(get("JobState"), "", get("ExitCode")))
