@@ -2,6 +2,7 @@
 
 use crate::card::kind_of;
 use crate::config::{MergeConfig, MergeDtype, Parameter, ParameterValue, TokenRow, TokenizerChoice, TokenizerSource};
+use crate::error::size;
 use crate::plan::{MergeOptions, MergePlan, PlannedTensor};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -17,7 +18,10 @@ impl MergePlan {
         }
         for (index, model) in self.models.iter().enumerate() {
             let role = if self.base == Some(index) { "base " } else { "model" };
-            let _ = write!(text, "{role}  {}  ({})", model.name, model.dir.display());
+            let _ = write!(text, "{role}  {}", model.name);
+            if model.dir != std::path::Path::new(&model.name) {
+                let _ = write!(text, "  ({})", model.dir.display());
+            }
             if let Some(adapter) = &model.adapter {
                 let _ = write!(text, " with adapter {}", adapter.dir.display());
             }
@@ -25,26 +29,26 @@ impl MergePlan {
         }
         let _ = writeln!(
             text,
-            "{}: {} tensors, {} parameters, computed in {}, written in {} ({:.1} MB{})",
+            "{}: {} tensors, {} parameters, computed in {}, written in {} ({}{})",
             self.method_name(),
             self.tensors.len(),
             self.n_parameters(),
             self.dtype.name(),
             self.out_dtype.name(),
-            self.model_bytes() as f64 / 1e6,
+            size(self.model_bytes()),
             if options.write_master { ", and master/ in float32" } else { "" },
         );
         let _ = writeln!(
             text,
-            "memory: at most {:.0} MB at the peak with {} threads, of a budget of {:.0} MB",
-            self.memory_bytes(self.threads) as f64 / 1e6,
+            "memory: at most {} MiB at the peak with {} threads, of a budget of {} MiB",
+            self.memory_bytes(self.threads).div_ceil(1 << 20),
             self.threads,
-            options.memory as f64 / 1e6
+            options.memory >> 20
         );
         let _ = writeln!(
             text,
-            "disk: {:.1} MB of weights{}",
-            self.disk_bytes(options) as f64 / 1e6,
+            "disk: {} of weights{}",
+            size(self.disk_bytes(options)),
             if self.earlier.is_empty() { "" } else { " at once, earlier documents included" }
         );
         let names: Vec<&str> = self.files.iter().map(|(name, _)| name.as_str()).collect();
@@ -138,11 +142,11 @@ impl MergePlan {
             let slice = if self.n_slices() > 1 { format!("slice {}, ", group[0].slice + 1) } else { String::new() };
             let _ = writeln!(
                 text,
-                "{slice}{} tensors from {} on ({}), {n} parameters, {:.1} MB: {}",
+                "{slice}{} tensors from {} on ({}), {n} parameters, {}: {}",
                 group.len(),
                 group[0].spec.hf_name,
                 kinds.join(", "),
-                bytes as f64 / 1e6,
+                size(bytes as u64),
                 group[0].parameters.line()
             );
         }

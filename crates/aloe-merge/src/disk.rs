@@ -2,6 +2,7 @@
 //! where it does not, nothing is refused.
 
 use crate::{Error, Result};
+use aloe_record::atomic;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,7 +10,7 @@ use std::process::Command;
 pub(crate) fn check(out: &Path, needed: u64) -> Result<()> {
     let path = existing(out);
     match free_bytes(&path) {
-        Some(free) if free < needed => Err(Error::Disk { path, needed, free }),
+        Some(free) if free < needed => Err(Error::Disk { path: atomic::target(out), needed, free }),
         _ => Ok(()),
     }
 }
@@ -49,8 +50,9 @@ mod tests {
         let out = dir.path().join("not/yet/there");
         check(&out, 0).unwrap();
         if free_bytes(dir.path()).is_some() {
-            let error = check(&out, u64::MAX).unwrap_err().to_string();
-            assert!(error.contains("needs") && error.contains("free"), "{error}");
+            let error = check(&atomic::sibling(&out), u64::MAX).unwrap_err().to_string();
+            assert!(error.contains("needs 18446744073.7 GB") && error.contains("free"), "{error}");
+            assert!(error.contains("not/yet/there has") && !error.contains(".partial"), "{error}");
         }
     }
 }

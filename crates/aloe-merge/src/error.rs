@@ -41,9 +41,9 @@ pub enum Error {
         reason: String,
     },
     /// The result does not fit on the disk.
-    #[error("the result needs {:.1} MB and the disk of {} has {:.1} MB free", *needed as f64 / 1e6, path.display(), *free as f64 / 1e6)]
+    #[error("the result needs {} and the disk of {} has {} free", size(*needed), path.display(), size(*free))]
     Disk {
-        /// The folder it was to go into, or the nearest above that exists.
+        /// The folder that was to be written.
         path: PathBuf,
         /// Bytes of the result.
         needed: u64,
@@ -51,12 +51,18 @@ pub enum Error {
         free: u64,
     },
     /// The memory budget is smaller than what one thread works in.
-    #[error("a memory budget of {:.0} MB is too small: this merge needs {:.0} MB", *budget as f64 / 1e6, *needed as f64 / 1e6)]
+    #[error("a memory budget of {} MiB is too small: this merge needs {} MiB", budget >> 20, needed.div_ceil(1 << 20))]
     Memory {
         /// Bytes allowed.
         budget: u64,
         /// Bytes needed.
         needed: u64,
+    },
+    /// An input was written to while it was merged.
+    #[error("{} was changed while it was merged: the result would be of two versions of it. Nothing was written; run the merge again", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
     },
     /// Reading or writing a checkpoint failed.
     #[error(transparent)]
@@ -79,6 +85,16 @@ impl Error {
 
     pub(crate) fn tensor(tensor: &str, model: &str, reason: impl Into<String>) -> Self {
         Self::Tensor { tensor: tensor.to_owned(), model: model.to_owned(), reason: reason.into() }
+    }
+}
+
+/// A number of bytes as people read it: 1.5 kB, 3.0 MB, 16.1 GB.
+pub(crate) fn size(n_bytes: u64) -> String {
+    match n_bytes {
+        0..1_000 => format!("{n_bytes} bytes"),
+        1_000..1_000_000 => format!("{:.1} kB", n_bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", n_bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", n_bytes as f64 / 1e9),
     }
 }
 

@@ -138,6 +138,15 @@ impl PlannedModel {
         matches!(self.weights, Weights::Files(_))
     }
 
+    /// Its weight files, where they are there.
+    pub(crate) fn opened(&self) -> impl Iterator<Item = &Arc<Opened>> {
+        let files = match &self.weights {
+            Weights::Files(files) => Some(files),
+            Weights::Outline(_) => None,
+        };
+        files.into_iter().flat_map(|files| files.opened.values())
+    }
+
     /// A note when the adapter says that it was trained on other weights than it is added to here.
     pub(crate) fn base_note(&self) -> Result<Option<String>> {
         let Some(expected) = self.adapter.as_ref().and_then(LoraAdapter::base_digest) else { return Ok(None) };
@@ -227,9 +236,16 @@ pub(crate) fn folder_of(name: &str, options: &MergeOptions) -> Result<PathBuf> {
     Err(Error::model(name, reason))
 }
 
-/// That a model is not there, and what to do.
+/// That a model is not there, and what to do: where its name may be one of the Hub's, `owner/name`, pull it.
 pub fn no_folder(name: &str) -> String {
-    format!("there is no folder {name}; pull it first (`aloe pull hf:{name} --out DIR`) and write its path")
+    let is_path = name.starts_with(['/', '.', '~']) || name.matches('/').count() != 1;
+    match is_path {
+        true => format!("there is no folder {name}"),
+        false => format!(
+            "there is no folder {name}; pull it first (`aloe pull hf:{name} --out DIR`) and write its path; the Hugging Face cache \
+             holds no snapshot of it"
+        ),
+    }
 }
 
 /// Refuses a model whose tensors do not have the leading model's shapes. Numbers of layers are compared by slice.

@@ -8,6 +8,8 @@ use crate::{Error, Result};
 
 /// What the program, the tokenizers and the plan take beside tiles.
 const RESIDENT: u64 = 64 << 20;
+/// Bytes of a file that wait to be hashed, per thread that may be ahead: those of the tiles that are written together, in f32.
+pub(crate) const WAITING: usize = WRITTEN_TOGETHER * TILE * 4;
 /// Bytes that a parsed tokenizer takes per byte of its file: names, ids and merges as trees, and the tokens by name and by id.
 const TREE: u64 = 8;
 
@@ -28,7 +30,12 @@ impl MergePlan {
         let per_row = 8 * n_rows * (n_inputs * n_inputs + 4);
         // Pieces that wait for the writer and the one it writes, of model/ and master/.
         let queued = if threads > 1 { ((QUEUED + 1) * WRITTEN_TOGETHER * TILE * 8) as u64 } else { 0 };
-        RESIDENT + queued + per_row + self.tokenizer_bytes + self.adapter_bytes() + threads as u64 * per_thread
+        // What is read and written waits for its turn to be hashed; with one thread nothing does, and a tile of each input is held.
+        let hashed = match threads {
+            1 => n_inputs * tile,
+            _ => (n_inputs + 2) * ((2 * threads + 1) * WAITING) as u64,
+        };
+        RESIDENT + queued + hashed + per_row + self.tokenizer_bytes + self.adapter_bytes() + threads as u64 * per_thread
     }
 
     /// The factors of one tensor's updates of all inputs.

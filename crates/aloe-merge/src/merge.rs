@@ -5,15 +5,17 @@
 //! (a stage's partial folder, or [`merge_folder`]).
 
 use crate::config::{MergeConfig, MergeDtype, RescaleKind};
+use crate::flush::Flusher;
 use crate::group::Group;
 use crate::half::f32_to_f16;
+use crate::hashing::{Hashing, Place, deliver};
 use crate::method::{self, merge_group};
 use crate::plan::{MergeOptions, MergePlan, PlannedTensor, plan};
 use crate::stats::{TensorStats, TileSums};
 use crate::tile::{run, tiles};
 use crate::{Error, Result, card};
 use aloe_model::float::first_non_finite;
-use aloe_model::writer::TensorSlot;
+use aloe_model::writer::{TensorPlace, TensorSlot};
 use aloe_model::{CheckpointWriter, FileDtype};
 use aloe_record::atomic::{self, OutputDir};
 use aloe_record::digest::Hasher;
@@ -22,6 +24,7 @@ use aloe_tensor::Isa;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
 /// What a merge did: figures for the record and the card. Holds no time and no path beside the names of the configuration.
@@ -112,19 +115,25 @@ fn document(
     }
     report.earlier = earlier;
     let mut outputs = Outputs::create(out, plan, options)?;
-    for tensor in &plan.tensors {
+    let hashing = Hashing::of(plan, options, &outputs.places(options))?;
+    let mut found = vec![None; plan.tensors.len()];
+    for at in hashing.order(plan.tensors.len()) {
         cancel.check()?;
-        report.tensors.extend(outputs.write(config, plan, tensor, cancel)?);
-        progress.advance(tensor.spec.n_elements() as u64);
+        found[at] = outputs.write(config, plan, at, &hashing, cancel)?;
+        progress.advance(plan.tensors[at].spec.n_elements() as u64);
     }
+    report.tensors = found.into_iter().flatten().collect();
+    hashing.catch_up()?;
     summarise(&mut report);
     let mut beside = plan.files.clone();
     beside.push(("mergekit_config.yml".into(), config.text.clone().into_bytes()));
     beside.push(("README.md".into(), card::readme(config, &report).into_bytes()));
+    outputs.flusher.finish()?;
     outputs.model.finish(&beside)?;
     if let Some(master) = outputs.master {
         master.finish(&plan.files)?;
     }
+    hashing.finish()?;
     atomic::write_json(&out.join("merge.json"), &report)?;
     crate::report::write(config, &report, &out.join("report.html"))?;
     Ok(report)
@@ -209,19 +218,22 @@ pub(crate) const QUEUED: usize = 4;
 struct Outputs {
     model: CheckpointWriter,
     master: Option<CheckpointWriter>,
+    flusher: Flusher,
 }
 
 impl Outputs {
     fn create(out: &Path, plan: &MergePlan, options: &MergeOptions) -> Result<Self> {
         let create = |name: &str, dtype: FileDtype| -> Result<CheckpointWriter> {
-            let mut writer = CheckpointWriter::create_stored(&out.join(name), &plan.config, dtype)?;
-            if options.hashed && plan.threads > 1 {
-                writer.follow()?;
-            }
-            Ok(writer)
+            Ok(CheckpointWriter::create_stored(&out.join(name), &plan.config, dtype)?)
         };
         let master = options.write_master.then(|| create("master", FileDtype::F32)).transpose()?;
-        Ok(Self { model: create("model", plan.out_dtype.stored())?, master })
+        Ok(Self { model: create("model", plan.out_dtype.stored())?, master, flusher: Flusher::default() })
+    }
+
+    /// Where the tensors stand in files that are to be hashed, those of `model/` first.
+    fn places(&self, options: &MergeOptions) -> Vec<TensorPlace> {
+        let writers = [Some(&self.model), self.master.as_ref()].into_iter().flatten();
+        writers.filter(|_| options.hashed).flat_map(CheckpointWriter::places).collect()
     }
 
     /// Merges one tensor: what the method must know of the whole, then tile after tile from the inputs to the files.
@@ -229,9 +241,11 @@ impl Outputs {
         &mut self,
         config: &MergeConfig,
         plan: &MergePlan,
-        tensor: &PlannedTensor,
+        at: usize,
+        hashing: &Hashing,
         cancel: &Cancel,
     ) -> Result<Option<TensorStats>> {
+        let tensor = &plan.tensors[at];
         let name = &tensor.spec.hf_name;
         let mut slots = vec![self.model.slot(name)?];
         if let Some(master) = &mut self.master {
@@ -239,11 +253,15 @@ impl Outputs {
         }
         let group = plan.group(tensor)?;
         let kernel = method::prepare(config.method, &group)?;
+        // From here on every byte is read once, in order; what passes over the whole came before.
+        let places = hashing.begin(at, name);
         let tiles = tiles(group.n_elements());
         let n_together = (tiles.len() / (8 * group.threads.max(1))).clamp(1, WRITTEN_TOGETHER);
         let merged = |tiles: &[Range<usize>]| {
             cancel.check()?;
-            let mut pieces = vec![Vec::new(); slots.len()];
+            let n_elements: usize = tiles.iter().map(ExactSizeIterator::len).sum();
+            let empty = |slot: &TensorSlot| Vec::with_capacity(n_elements * slot.dtype().size_bytes());
+            let mut pieces: Vec<Vec<u8>> = slots.iter().map(empty).collect();
             let mut sums = Vec::with_capacity(tiles.len());
             for range in tiles {
                 let mut values = vec![0.0f32; range.len()];
@@ -254,12 +272,17 @@ impl Outputs {
                 for (slot, bytes) in slots.iter().zip(&mut pieces) {
                     encode(slot.dtype(), name, range.start, &values, bytes)?;
                 }
+                if group.threads <= 1 {
+                    deliver(1, Vec::new());
+                }
             }
+            let pieces: Vec<Arc<Vec<u8>>> = pieces.into_iter().map(Arc::new).collect();
+            hash(&slots, &places, tiles[0].start, &pieces, group.threads);
             Ok((tiles[0].start, pieces, sums))
         };
         let parts = write_all(&slots, group.threads, tiles.chunks(n_together).collect(), merged)?;
-        self.model.written(name)?;
-        self.master.as_mut().map_or(Ok(()), |master| master.written(name))?;
+        hashing.end(at, name)?;
+        self.flusher.written(slots);
         let stats = method::collect(parts, &group);
         // A mask may have dropped the element that is not finite.
         if stats.as_ref().is_some_and(|stats| !stats.is_finite()) {
@@ -269,8 +292,17 @@ impl Outputs {
     }
 }
 
+/// Hands what was read for some tiles, and their own bytes from the element `start` on, to the digests of their files.
+fn hash(slots: &[TensorSlot], places: &[Place], start: usize, pieces: &[Arc<Vec<u8>>], threads: usize) {
+    let outputs = slots.iter().zip(places).zip(pieces).map(|((slot, (file, tensor)), bytes)| {
+        let at = tensor.start + (start * slot.dtype().size_bytes()) as u64;
+        (file.clone(), at, bytes.clone())
+    });
+    deliver(threads, outputs.filter(|(file, at, bytes)| file.wants(&(*at..at + bytes.len() as u64))).collect());
+}
+
 /// Bytes of some tiles of a tensor, one piece per slot, from the element where they begin; and the figures of these tiles.
-type Merged = (usize, Vec<Vec<u8>>, Vec<Option<TileSums>>);
+type Merged = (usize, Vec<Arc<Vec<u8>>>, Vec<Option<TileSums>>);
 
 /// Merges the jobs on `threads` threads and writes what they give, in a thread of its own where there are several: a file takes one writer
 /// at a time, and the kernel lets a second one spin.
@@ -280,7 +312,7 @@ fn write_all<'a>(
     jobs: Vec<&'a [Range<usize>]>,
     merged: impl Fn(&'a [Range<usize>]) -> Result<Merged> + Sync,
 ) -> Result<Vec<Option<TileSums>>> {
-    let write = |start: usize, pieces: &[Vec<u8>]| -> Result<()> {
+    let write = |start: usize, pieces: &[Arc<Vec<u8>>]| -> Result<()> {
         Ok(slots.iter().zip(pieces).try_for_each(|(slot, bytes)| slot.write_at(start, bytes))?)
     };
     if threads <= 1 || jobs.len() <= 1 {
@@ -292,7 +324,7 @@ fn write_all<'a>(
         return Ok(parts.into_iter().flatten().collect());
     }
     std::thread::scope(|scope| {
-        let (queue, received) = sync_channel::<(usize, Vec<Vec<u8>>)>(QUEUED);
+        let (queue, received) = sync_channel::<(usize, Vec<Arc<Vec<u8>>>)>(QUEUED);
         let writer = scope.spawn(move || received.into_iter().try_for_each(|(start, pieces)| write(start, &pieces)));
         let parts = run(threads, jobs, |tiles| {
             let (start, pieces, sums) = merged(tiles)?;

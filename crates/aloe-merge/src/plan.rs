@@ -11,7 +11,7 @@ use crate::source::{Rows, Source};
 use crate::vocabulary::{self, RowMap, Vocabulary};
 use crate::{Error, Mistake, Result, disk, memory, notes, special_ids, tokenizer};
 use aloe_model::{Config, Role, TensorSpec};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,8 +31,10 @@ pub struct MergeOptions {
     pub write_master: bool,
     /// Read the `master/` of inputs that are stage folders, where there is one, instead of `model/`.
     pub read_master: bool,
-    /// Hash the result while it is written, for [`aloe_record::following::digest_of`]: pays where its digest is asked for afterwards.
+    /// Hash the result while it is written, for [`aloe_record::hashed`]: pays where its digest is asked for afterwards.
     pub hashed: bool,
+    /// Weight files of inputs, by device and inode, that are hashed while they are read, for [`aloe_record::hashed`].
+    pub hash_inputs: BTreeSet<(u64, u64)>,
     /// Folders of models by their name in the configuration; other names are paths.
     pub folders: BTreeMap<String, PathBuf>,
 }
@@ -47,6 +49,7 @@ impl Default for MergeOptions {
             write_master: false,
             read_master: true,
             hashed: false,
+            hash_inputs: BTreeSet::new(),
             folders,
         }
     }

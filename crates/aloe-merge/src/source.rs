@@ -4,17 +4,19 @@
 //! adapter added, or one whose rows follow another vocabulary. First step of the arithmetic; never holds a tensor.
 
 use crate::config::MergeDtype;
+use crate::hashing::{self, HashedFile, Place as HashedPlace};
 use crate::tile::{Rounding, round_read, round_to, with_rounding};
 use crate::vocabulary::{Row, RowMap};
 use crate::{Error, Result};
 use aloe_model::float::{bf16_to_f32, f16_to_f32};
 use aloe_model::{FileDtype, LoraDelta};
+use aloe_record::stamp::Stamp;
 use aloe_tensor::Isa;
 use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Bytes read at once.
 const PIECE: usize = 1 << 15;
@@ -44,7 +46,7 @@ pub struct Stored {
 
 #[derive(Clone)]
 enum Place {
-    File { file: Arc<Opened>, offset: u64 },
+    File { file: Arc<Opened>, offset: u64, n_bytes: u64 },
     Memory(Arc<[u8]>),
 }
 
@@ -55,6 +57,8 @@ pub(crate) struct Opened {
     /// Where the tensors' bytes begin.
     data_start: u64,
     header: serde_json::Value,
+    /// Who hashes what is read, if anybody does.
+    hashed: OnceLock<Arc<HashedFile>>,
 }
 
 impl Opened {
@@ -68,16 +72,34 @@ impl Opened {
         file.read_exact_at(&mut header, 8).map_err(Error::io("read", path))?;
         let header = serde_json::from_slice(&header)
             .map_err(|error| aloe_record::Error::Json { path: path.to_path_buf(), reason: error.to_string() })?;
-        Ok(Self { path: path.to_path_buf(), file, data_start: 8 + length, header })
+        Ok(Self { path: path.to_path_buf(), file, data_start: 8 + length, header, hashed: OnceLock::new() })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the file is now.
+    pub(crate) fn stamp(&self) -> Result<Stamp> {
+        Stamp::of(&self.path).map_err(Error::io("read", &self.path))
+    }
+
+    /// From now on what is read of it goes to its digest, too.
+    pub(crate) fn hash_with(&self, hashed: Arc<HashedFile>) {
+        // The first stays: a plan is merged once.
+        let _ = self.hashed.set(hashed);
     }
 }
 
 impl Stored {
     /// The tensor `name` of an opened file.
     pub(crate) fn in_file(file: &Arc<Opened>, name: &str, dtype: FileDtype) -> Result<Self> {
-        let begin = file.header[name]["data_offsets"][0].as_u64();
-        let begin = begin.ok_or_else(|| Error::tensor(name, &file.path.display().to_string(), "is not in the file"))?;
-        Ok(Self { dtype, place: Place::File { file: file.clone(), offset: file.data_start + begin } })
+        let at = |end: usize| file.header[name]["data_offsets"][end].as_u64();
+        let (begin, end) = at(0)
+            .zip(at(1))
+            .ok_or_else(|| Error::tensor(name, &file.path.display().to_string(), "is not in the file"))?;
+        let (offset, n_bytes) = (file.data_start + begin, end.saturating_sub(begin));
+        Ok(Self { dtype, place: Place::File { file: file.clone(), offset, n_bytes } })
     }
 
     /// A tensor held in memory.
@@ -90,19 +112,36 @@ impl Stored {
         let size = self.dtype.size_bytes();
         match &self.place {
             Place::Memory(bytes) => decode(self.dtype, &bytes[start * size..(start + out.len()) * size], out),
-            Place::File { file, offset } => PIECES.with_borrow_mut(|buffer| {
-                buffer.resize(PIECE, 0);
-                let mut at = offset + (start * size) as u64;
-                for piece in out.chunks_mut(PIECE / size) {
-                    let bytes = &mut buffer[..piece.len() * size];
-                    file.file.read_exact_at(bytes, at).map_err(Error::io("read", &file.path))?;
-                    decode(self.dtype, bytes, piece);
-                    at += bytes.len() as u64;
+            Place::File { file, offset, .. } => {
+                let at = offset + (start * size) as u64;
+                let n_bytes = out.len() * size;
+                if let Some(hashed) = file.hashed.get().filter(|hashed| hashed.wants(&(at..at + n_bytes as u64))) {
+                    let mut bytes = hashing::buffer(n_bytes);
+                    file.file.read_exact_at(&mut bytes, at).map_err(Error::io("read", &file.path))?;
+                    decode(self.dtype, &bytes, out);
+                    hashing::hold(hashed, at, bytes);
+                    return Ok(());
                 }
-                Ok::<(), Error>(())
-            })?,
+                PIECES.with_borrow_mut(|buffer| {
+                    buffer.resize(PIECE, 0);
+                    let mut at = at;
+                    for piece in out.chunks_mut(PIECE / size) {
+                        let bytes = &mut buffer[..piece.len() * size];
+                        file.file.read_exact_at(bytes, at).map_err(Error::io("read", &file.path))?;
+                        decode(self.dtype, bytes, piece);
+                        at += bytes.len() as u64;
+                    }
+                    Ok::<(), Error>(())
+                })?;
+            }
         }
         Ok(())
+    }
+
+    /// Where it stands, if its file is hashed.
+    fn place(&self) -> Option<HashedPlace> {
+        let Place::File { file, offset, n_bytes } = &self.place else { return None };
+        file.hashed.get().map(|hashed| (hashed.clone(), *offset..offset + n_bytes))
     }
 }
 
@@ -208,6 +247,15 @@ impl Source {
         let (inputs, map) = (rows.inputs.clone(), rows.map.clone());
         let padding = rows.mean(dtype)?;
         Ok(Self::Rows(Arc::new(Rows { inputs, own: rows.own, n_cols: rows.n_cols, map, padding })))
+    }
+
+    /// Adds where its tensors stand in files that are hashed.
+    pub(crate) fn places(&self, found: &mut Vec<HashedPlace>) {
+        match self {
+            Self::Stored(stored) | Self::Adapted(stored, _) => found.extend(stored.place()),
+            // All inputs are in each of them: the own one.
+            Self::Rows(rows) => rows.inputs[rows.own].places(found),
+        }
     }
 
     /// A tensor held in memory, for tests and for merging without files.

@@ -7,11 +7,11 @@
 use crate::float::{f32_to_bf16, first_non_finite};
 use crate::safetensors::FileDtype;
 use crate::{Error, Result};
-use aloe_record::following::Following;
 use aloe_tensor::Dtype;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,8 +26,6 @@ pub struct SafeTensorsWriter {
     file: File,
     dtype: FileDtype,
     slots: HashMap<String, Slot>,
-    /// Hashes the file behind the writers, up to the end of the last tensor that was written in order.
-    following: Option<(Following, u64)>,
 }
 
 struct Slot {
@@ -62,6 +60,16 @@ impl TensorSlot {
         Ok(())
     }
 
+    /// Waits until what was written to the file so far, of all its tensors, stands on the disk.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io("sync", &self.path))
+    }
+
+    /// Bytes of the tensor.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
     /// The type of the elements.
     pub fn dtype(&self) -> FileDtype {
         self.dtype
@@ -91,24 +99,18 @@ impl SafeTensorsWriter {
         file.write_all(&header).map_err(Error::io("write", path))?;
         // Reserving the length first turns most full disks into an error before hours of work.
         file.set_len(total).map_err(Error::io("extend", path))?;
-        Ok(Self { path: path.to_path_buf(), file, dtype, slots, following: None })
+        Ok(Self { path: path.to_path_buf(), file, dtype, slots })
     }
 
-    /// Hashes the file from now on while it is written, in a thread of its own: see [`Following`]. Pays where tensors come in the file's
-    /// order, each told to [`Self::written`].
-    pub fn follow(&mut self) -> Result<()> {
-        let begin = self.slots.values().map(|slot| slot.offset).min().unwrap_or(0);
-        self.following = Some((Following::start(&self.path)?, begin));
-        Ok(())
+    /// The file's path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Tells that all pieces of a tensor are written.
-    pub fn written(&mut self, name: &str) {
-        let (Some((following, end)), Some(slot)) = (&mut self.following, self.slots.get(name)) else { return };
-        if slot.offset == *end {
-            *end += (slot.n_elements * self.dtype.size_bytes()) as u64;
-            following.written_to(*end);
-        }
+    /// Where the bytes of a tensor stand.
+    pub(crate) fn bytes_of(&self, name: &str) -> Option<Range<u64>> {
+        let slot = self.slots.get(name)?;
+        Some(slot.offset..slot.offset + (slot.n_elements * self.dtype.size_bytes()) as u64)
     }
 
     /// The place of a tensor that is to be written in pieces.
@@ -194,9 +196,6 @@ impl SafeTensorsWriter {
             }
         }
         self.file.sync_all().map_err(Error::io("sync", &self.path))?;
-        if let Some((following, _)) = self.following {
-            following.finish()?;
-        }
         Ok(())
     }
 

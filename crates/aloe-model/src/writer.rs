@@ -12,12 +12,24 @@ use aloe_record::atomic::{OutputDir, write, write_json};
 use aloe_tensor::Dtype;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 pub use crate::safetensors_writer::TensorSlot;
 
 /// transformers' default shard size.
 const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Where a tensor stands in the folder that is written.
+#[derive(Clone, Debug)]
+pub struct TensorPlace {
+    /// Its name.
+    pub name: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// Its bytes in the file.
+    pub bytes: Range<u64>,
+}
 
 /// A checkpoint folder being written.
 pub struct CheckpointWriter {
@@ -89,15 +101,14 @@ impl CheckpointWriter {
         self.shard_of(name)?.slot(name)
     }
 
-    /// Hashes the files while they are written: [`SafeTensorsWriter::follow`].
-    pub fn follow(&mut self) -> Result<()> {
-        self.shards.iter_mut().try_for_each(SafeTensorsWriter::follow)
-    }
-
-    /// Tells that all pieces of a tensor are written.
-    pub fn written(&mut self, name: &str) -> Result<()> {
-        self.shard_of(name)?.written(name);
-        Ok(())
+    /// Where the tensors stand, in table order.
+    pub fn places(&self) -> Vec<TensorPlace> {
+        let place = |name: &String| {
+            let shard = &self.shards[self.place[name]];
+            let bytes = shard.bytes_of(name)?;
+            Some(TensorPlace { name: name.clone(), path: shard.path().to_path_buf(), bytes })
+        };
+        self.names.iter().filter_map(place).collect()
     }
 
     /// Writes one tensor given as bfloat16 bits.

@@ -123,6 +123,15 @@ pub fn sibling(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}.partial", file_name(path)))
 }
 
+/// The name that a partial folder will have, or any other path itself: what a message tells a user.
+pub fn target(path: &Path) -> PathBuf {
+    let name = file_name(path);
+    match name.strip_prefix('.').and_then(|name| name.strip_suffix(".partial")) {
+        Some(name) => path.with_file_name(name),
+        None => path.to_path_buf(),
+    }
+}
+
 fn old_name(target: &Path) -> PathBuf {
     target.with_file_name(format!(".{}.old", file_name(target)))
 }

@@ -2,12 +2,12 @@
 //! the counter-based generator all randomness comes from, and the two handles every spine is given, [`Progress`] and
 //! [`Cancel`].
 //!
-//! Knows no model and no text. Reading order: `atomic`, `digest`, `stamp`, `following`, `log`, `shared_log`, `rng`, `progress`, `record`.
+//! Knows no model and no text. Reading order: `atomic`, `digest`, `stamp`, `hashed`, `log`, `shared_log`, `rng`, `progress`, `record`.
 
 pub mod atomic;
 pub mod digest;
 mod error;
-pub mod following;
+pub mod hashed;
 pub mod log;
 pub mod progress;
 pub mod record;

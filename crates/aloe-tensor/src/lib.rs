@@ -34,6 +34,7 @@ mod probe;
 mod quant;
 pub mod reference;
 mod rounded;
+mod sha256;
 mod simd;
 mod tensor;
 #[cfg(test)]
@@ -60,4 +61,5 @@ pub use peak::{ProductKind, run_products};
 pub use probe::ReadProbe;
 pub use quant::BlockFormat;
 pub use rounded::Rounded;
+pub use sha256::{Sha256, sha256_all};
 pub use tensor::{Dtype, Tensor};

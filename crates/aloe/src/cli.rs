@@ -162,9 +162,7 @@ pub(crate) enum Command {
     Dpo(StageArgs),
     /// Merge models by a mergekit YAML
     #[command(
-        after_help = "Example:\n  aloe merge merge.yml runs/merged --seed 7\n\nMethods: linear, slerp, nuslerp, multislerp, karcher, passthrough, \
-                            nearswap, model_stock, sce, task_arithmetic, ties, dare_ties, dare_linear, breadcrumbs, breadcrumbs_ties, \
-                            della, della_linear. Writes a Hugging Face folder with README.md and mergekit_config.yml."
+        after_help = MERGE_HELP
     )]
     Merge(MergeArgs),
     /// Search for the merge that scores best: density, weight and other numbers over a grid or by CMA-ES
@@ -397,6 +395,25 @@ pub(crate) struct ChatArgs {
     #[arg(long)]
     pub(crate) stop: Vec<String>,
 }
+
+const MERGE_HELP: &str = "Examples:
+  aloe merge merge.yml --check                                 what will be merged how, sizes, memory; writes nothing
+  aloe merge merge.yml runs/merged --seed 7                    the merge
+  aloe merge merge.yml --tensor model.embed_tokens.weight      one tensor's digest and figures
+
+merge.yml is what mergekit-yaml reads, unchanged; models are folders, or names on the Hub that the Hugging Face cache holds:
+  merge_method: dare_ties
+  base_model: models/base
+  models:
+  - model: models/medical
+    parameters: {weight: 0.6, density: 0.5}
+  - model: models/general+adapters/tone        # with a LoRA adapter
+    parameters: {weight: 0.4, density: 0.5}
+  dtype: bfloat16
+
+Methods: linear, slerp, nuslerp, multislerp, karcher, passthrough, nearswap, model_stock, sce, task_arithmetic, ties, dare_ties, dare_linear,
+breadcrumbs, breadcrumbs_ties, della, della_linear. Writes a Hugging Face folder with README.md, mergekit_config.yml, report.html (plots by
+layer), merge.json (figures per tensor) and record.json (who the inputs were).";
 
 const DEDUP_HELP: &str = "Examples:\n  aloe data dedup --config data.toml --shard 1/4 --out shards/1\n  aloe data dedup --merge shards/1 shards/2 \
     shards/3 shards/4 --out found\n  aloe data run --config data.toml --set 'duplicates=\"found\"' --out runs/data\n\nThe merged bytes do not \

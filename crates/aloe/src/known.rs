@@ -4,10 +4,11 @@
 //! A file is known by its [`Stamp`]. For inputs alone that no record vouches for, whose digest is a name and not a check: what a stage wrote is hashed
 //! again whenever it is used, so that bytes which a disk lost are noticed.
 
-use aloe_record::digest;
 use aloe_record::shared_log::SharedLog;
 use aloe_record::stamp::Stamp;
+use aloe_record::{digest, hashed};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,32 +34,67 @@ pub(crate) fn digest(path: &Path, store: Option<&Path>) -> aloe_record::Result<S
 }
 
 fn digest_settled(path: &Path, store: Option<&Path>, settled: Duration) -> aloe_record::Result<String> {
-    let known = store.and_then(|store| SharedLog::open(store).ok()).map(|mut log| {
-        let mut entries = Vec::new();
-        let _ = log.read_new(|_, json| entries.extend(serde_json::from_slice::<Entry>(json)));
-        entries
-    });
-    let of_file = |path: &Path| one(path, store, known.as_deref().unwrap_or_default(), settled);
+    let known = entries(store);
+    let of_file = |path: &Path| one(path, store, &known, settled);
     match path.is_dir() {
         true => digest::folder_by(path, &of_file),
         false => of_file(path),
     }
 }
 
+/// What the log holds; nothing where it cannot be used.
+fn entries(store: Option<&Path>) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    if let Some(mut log) = store.and_then(|store| SharedLog::open(store).ok()) {
+        let _ = log.read_new(|_, json| entries.extend(serde_json::from_slice::<Entry>(json)));
+    }
+    entries
+}
+
+/// The stamp of a file that is large, and old enough to be known by it.
+fn stamp(path: &Path, settled: Duration) -> Option<Stamp> {
+    Stamp::of(path).ok().filter(|now| now.n_bytes() >= SMALLEST_BYTES && !now.changed_within(settled))
+}
+
 fn one(path: &Path, store: Option<&Path>, known: &[Entry], settled: Duration) -> aloe_record::Result<String> {
-    let now = Stamp::of(path).ok().filter(|now| now.n_bytes() >= SMALLEST_BYTES && !now.changed_within(settled));
-    let Some((store, before)) = store.zip(now) else { return digest::file(path) };
+    let Some(before) = stamp(path, settled) else { return digest::file(path) };
     if let Some(entry) = known.iter().rev().find(|entry| entry.stamp == before) {
         return Ok(entry.sha256.clone());
     }
-    let sha256 = digest::file(path)?;
-    if Stamp::of(path).is_ok_and(|after| after == before) {
+    let sha256 = match hashed::remembered(&before) {
+        Some(sha256) => sha256,
+        None => digest::file(path)?,
+    };
+    let is_unchanged = Stamp::of(path).is_ok_and(|after| after == before);
+    if let Some(store) = store.filter(|_| is_unchanged) {
         let entry = Entry { stamp: before, sha256: sha256.clone() };
         // A log that cannot be written costs time, not truth.
         let line = serde_json::to_string(&entry).map_err(|error| error.to_string());
         let _ = line.map(|line| SharedLog::open(store).and_then(|mut log| log.append(&[line])));
     }
     Ok(sha256)
+}
+
+/// The files of an input, by device and inode, that [`digest`] would read and that pay being hashed by who reads them anyway.
+pub(crate) fn unread(path: &Path, store: Option<&Path>) -> BTreeSet<(u64, u64)> {
+    unread_settled(path, store, SETTLED)
+}
+
+fn unread_settled(path: &Path, store: Option<&Path>, settled: Duration) -> BTreeSet<(u64, u64)> {
+    let known = entries(store);
+    let mut found = BTreeSet::new();
+    let mut open = vec![path.to_path_buf()];
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(std::fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+        } else if let Some(now) = stamp(&path, settled)
+            && hashed::remembered(&now).is_none()
+            && known.iter().all(|entry| entry.stamp != now)
+        {
+            found.insert(now.inode());
+        }
+    }
+    found
 }
 
 /// Where the log is: in the cache folder.
@@ -108,6 +144,34 @@ mod tests {
         let second = digest_settled(&folder, Some(&store), TICK).unwrap();
         assert_eq!(second, digest::folder(&folder).unwrap());
         assert_ne!(second, first);
+    }
+
+    /// A file that somebody hashed while it was read is not read again, and is known to other processes from then on.
+    #[test]
+    fn what_a_stage_hashed_while_it_read_it_is_not_read_again_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, store) = (dir.path().join("weights"), dir.path().join("known.log"));
+        large(&path, "one");
+        hashed::remember(&path, "f".repeat(64)).unwrap();
+        assert_eq!(digest_settled(&path, Some(&store), TICK).unwrap(), "f".repeat(64));
+        let kept = entries(Some(&store));
+        assert_eq!((kept.len(), kept[0].sha256.as_str()), (1, "f".repeat(64).as_str()));
+        assert_eq!(kept[0].stamp, Stamp::of(&path).unwrap());
+    }
+
+    #[test]
+    fn files_that_nobody_knows_yet_are_named_by_inode_and_small_new_and_known_ones_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, store) = (dir.path().join("model"), dir.path().join("known.log"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("config.json"), "{}").unwrap();
+        let path = folder.join("model.safetensors");
+        large(&path, "one");
+        let unread = |settled| unread_settled(&folder, Some(&store), settled);
+        assert_eq!(unread(TICK), BTreeSet::from([Stamp::of(&path).unwrap().inode()]));
+        assert!(unread(SETTLED).is_empty(), "a file of just now may change without a sign");
+        digest_settled(&folder, Some(&store), TICK).unwrap();
+        assert!(unread(TICK).is_empty());
     }
 
     #[test]

@@ -15,7 +15,12 @@ pub(crate) fn behind(kind: &str, partial: &Path, error: anyhow::Error) -> anyhow
         let _ = std::fs::remove_dir_all(partial);
     }
     if !is_interruption(&error) {
-        return error;
+        // The folder that the disk had no room for is not the one that the user named.
+        let is_storage = crate::failure::exit_code(&error, 0) == 4;
+        return match is_storage && !partial.exists() {
+            true => error.context(format!("{} was not written", aloe_record::atomic::target(partial).display())),
+            false => error,
+        };
     }
     let place = goes_on.unwrap_or_else(|| "starts this stage over".to_owned());
     error.context(format!("interrupted; the same command {place}"))

@@ -1,7 +1,7 @@
 //! What a model was trained on, as far as records tell: from its stage's record to the stages whose digests it names and that lie beside
 //! it, down to the data stages.
 
-use crate::stage::digest_of_stage;
+use crate::input_digests::digest_of_stage;
 use aloe_record::Record;
 use serde_json::Value;
 use std::collections::BTreeSet;

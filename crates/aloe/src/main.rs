@@ -8,6 +8,7 @@ mod cli;
 mod commands;
 mod failure;
 mod handoff;
+mod input_digests;
 mod known;
 mod leave;
 mod lineage;

@@ -3,7 +3,7 @@
 
 use crate::failure::Failure;
 use aloe_record::stamp::{Stamp, wait_for_tick};
-use aloe_record::{Record, digest, following};
+use aloe_record::{Record, digest, hashed};
 use anyhow::Context as _;
 use serde_json::{Map, Value};
 use std::collections::{BTreeSet, HashMap};
@@ -96,8 +96,8 @@ fn digest_once(path: &Path) -> anyhow::Result<String> {
         return Ok(digest.clone());
     }
     let found = match path.is_dir() {
-        true => digest::folder_by(path, &following::digest_of)?,
-        false => following::digest_of(path)?,
+        true => digest::folder_by(path, &hashed::digest_of)?,
+        false => hashed::digest_of(path)?,
     };
     known().insert(key, (now, found.clone()));
     Ok(found)

@@ -5,8 +5,9 @@
 //! hours of work may stand there.
 
 use crate::failure::Failure;
+use crate::input_digests::{check_input, input_digests};
 use crate::weights::DtypeName;
-use crate::{known, leave, outputs, served};
+use crate::{leave, outputs, served};
 use aloe_record::atomic::OutputDir;
 use aloe_record::{Cancel, Record, atomic, digest};
 use aloe_tensor::Device;
@@ -59,6 +60,13 @@ pub(crate) struct Job<'a> {
     pub(crate) out: &'a Path,
 }
 
+impl Job<'_> {
+    /// All that its digests are of.
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.inputs.values().flatten().chain(&self.extra_files).map(PathBuf::as_path)
+    }
+}
+
 /// What came of a stage.
 pub(crate) struct Done {
     /// Its record.
@@ -74,7 +82,12 @@ pub(crate) fn execute(
     job: &Job<'_>,
     work: impl FnOnce(&Path, &mut Record) -> anyhow::Result<()>,
 ) -> anyhow::Result<Done> {
-    let inputs = input_digests(job)?;
+    // A merge hashes its inputs while it reads them, unless there is a result that they may already have led to.
+    let is_hashed_by_work = job.kind == "merge" && !job.out.exists();
+    let inputs = match is_hashed_by_work {
+        true => job.paths().try_for_each(check_input).map(|()| Map::new())?,
+        false => input_digests(job)?,
+    };
     let device = context.device();
     let decides = decides(context, job, &inputs, device.isa().name());
     let fingerprint = digest_of_json(&decides)?;
@@ -107,7 +120,11 @@ pub(crate) fn execute(
     record.inputs = inputs;
     record.seed = context.seed;
     record.device = device.name();
-    if let Err(error) = work(folder.path(), &mut record) {
+    let mut done = work(folder.path(), &mut record);
+    if is_hashed_by_work && done.is_ok() {
+        done = identify(context, job, &mut record, device.isa().name());
+    }
+    if let Err(error) = done {
         return Err(leave::behind(job.kind, folder.path(), error));
     }
     served::note(&mut record, &servers, &context.cancel);
@@ -118,6 +135,13 @@ pub(crate) fn execute(
     folder.commit()?;
     remove_hidden(job.out)?;
     Ok(Done { record, was_done: false })
+}
+
+/// Puts the digests of the inputs into the record, and what depends on them.
+fn identify(context: &Context, job: &Job<'_>, record: &mut Record, isa: &str) -> anyhow::Result<()> {
+    record.inputs = input_digests(job)?;
+    record.fingerprint = digest_of_json(&decides(context, job, &record.inputs, isa))?;
+    Ok(())
 }
 
 /// A lock beside the stage's folder, held while the stage runs: two runs into one folder would destroy each other's work.
@@ -190,7 +214,7 @@ fn refuse_foreign(job: &Job<'_>) -> anyhow::Result<()> {
         return Ok(());
     }
     let text = format!(
-        "{} exists and is not the output of an earlier `aloe {}`; nothing was written. Choose another --out, or remove it",
+        "{} exists and is not the output of an earlier `aloe {}`; nothing was written. Choose another folder to write, or remove it",
         job.out.display(),
         job.kind
     );
@@ -290,6 +314,9 @@ fn open_partial(kind: &str, out: &Path, decides: &Value) -> anyhow::Result<Outpu
     let folder = OutputDir::resume(out)?;
     let mark = folder.path().join(MARK);
     match std::fs::read_to_string(&mark) {
+        Ok(_) if kind == "merge" => {
+            tell(&format!("{}: an earlier merge was interrupted; starting over", out.display()))
+        }
         Ok(found) if found == fingerprint => {
             tell(&format!("{}: going on from an interrupted run", out.display()));
             return Ok(folder);
@@ -438,44 +465,6 @@ fn resumable(kind: &str, mut decides: Value) -> Value {
     decides
 }
 
-fn input_digests(job: &Job<'_>) -> anyhow::Result<Map<String, Value>> {
-    let mut digests = Map::new();
-    for (name, paths) in job.inputs {
-        let found: Vec<Value> = paths.iter().map(|path| digest_of(path).map(Value::from)).collect::<Result<_, _>>()?;
-        digests.insert(name.clone(), if found.len() == 1 { found[0].clone() } else { Value::from(found) });
-    }
-    for (at, path) in job.extra_files.iter().enumerate() {
-        digests.insert(format!("file {}", at + 1), Value::from(digest_of(path)?));
-    }
-    Ok(digests)
-}
-
-/// Digest of a stage's folder as later stages' records name it; `None` for another folder. Its outputs are not read.
-pub(crate) fn digest_of_stage(folder: &Path) -> Option<String> {
-    let record = Record::read(folder).ok()?;
-    Some(digest::bytes(serde_json::to_string(&record.outputs).ok()?.as_bytes()))
-}
-
-/// Digest of a stage folder from its record, which its outputs are held against; of anything else from its bytes, large
-/// files that no stage wrote once.
-fn digest_of(path: &Path) -> anyhow::Result<String> {
-    if path.to_string_lossy().starts_with("http") {
-        return Ok(path.to_string_lossy().into_owned());
-    }
-    if let Ok(record) = Record::read(path) {
-        outputs::check(path, &record)?;
-        return digest_of_stage(path).ok_or_else(|| Failure::usage(format!("{} has no record", path.display())).into());
-    }
-    if !path.exists() {
-        return Err(Failure::usage(format!("{} does not exist", path.display())).into());
-    }
-    // What lies in a stage's folder was written by it, and is read every time.
-    let whole = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let is_output = whole.ancestors().skip(1).take(2).any(|above| above.join("record.json").is_file());
-    let store = known::store().filter(|_| !is_output);
-    Ok(known::digest(path, store.as_deref())?)
-}
-
 /// Starts the peak-memory count of this process anew, where the kernel lets us.
 pub(crate) fn reset_peak_memory() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
@@ -511,6 +500,32 @@ mod tests {
         std::fs::write(out.join("x"), "damaged").unwrap();
         assert!(!run(&out, &input, 2), "an output was damaged");
         assert!(run(&out, &input, 2));
+    }
+
+    /// Both ways from the inputs to the record: by the work, where no result stands there, and before it, to see whether it is done.
+    #[test]
+    fn a_merge_whose_inputs_are_hashed_with_the_work_is_done_when_it_is_asked_for_again_and_not_when_an_input_changed()
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, input) = (dir.path().join("stage"), dir.path().join("in.txt"));
+        std::fs::write(&input, "a").unwrap();
+        let inputs = Inputs::from([("models".to_owned(), vec![input.clone()])]);
+        let run = || {
+            let (written, used) = (json!({}), json!({}));
+            let job = Job { kind: "merge", name: "d", written, used, inputs: &inputs, extra_files: vec![], out: &out };
+            execute(&context(), &job, |folder, _| Ok(std::fs::write(folder.join("x"), "merged")?))
+        };
+        let first = run().unwrap();
+        assert_eq!((first.was_done, &first.record.inputs["models"]), (false, &json!(digest::bytes(b"a"))));
+        let again = run().unwrap();
+        assert_eq!((again.was_done, &again.record.fingerprint), (true, &first.record.fingerprint));
+        std::fs::write(&input, "b").unwrap();
+        let other = run().unwrap();
+        assert_eq!((other.was_done, &other.record.inputs["models"]), (false, &json!(digest::bytes(b"b"))));
+        std::fs::remove_dir_all(&out).unwrap();
+        std::fs::remove_file(&input).unwrap();
+        let error = run().err().expect("an input is missing").to_string();
+        assert!(error.contains("in.txt does not exist") && !atomic::sibling(&out).exists(), "{error}");
     }
 
     /// A kill may come after the folder has its name and before its working files are gone.

@@ -352,7 +352,7 @@ fn bad_inputs_are_refused_before_any_work() {
     refused(&good.replace("density: 0.5", "density: 2"), &options, dir, "from 0 to 1");
     refused(&good.replace("dare_ties", "ram"), &options, dir, "merge_method ram of mergekit is not supported");
     let small = MergeOptions { memory: 1 << 20, ..options.clone() };
-    refused(&good, &small, dir, "a memory budget of 1 MB is too small");
+    refused(&good, &small, dir, "MiB is too small");
     refused(&good.replace("model: a", "model: nobody/nothing"), &options, dir, "there is no folder nobody/nothing");
     let no_match = good.replace("weight: 0.4", "weight: [{filter: mlp, value: 1}]");
     refused(&no_match, &options, dir, "model a has no weight for model.embed_tokens.weight");

@@ -243,6 +243,7 @@ impl Asker<'_> {
             memory: self.stage.memory.map_or(aloe_merge::DEFAULT_MEMORY, |mebibytes| mebibytes << 20),
             write_master: master,
             hashed: false,
+            hash_inputs: std::collections::BTreeSet::new(),
             read_master: true,
             folders: folders.chain(self.stage.outside_models()).collect(),
         };

@@ -106,12 +106,13 @@ fn cached_models(config: &aloe_merge::MergeConfig) -> anyhow::Result<BTreeMap<St
             Some(folder) => {
                 folders.insert(name, folder);
             }
-            None => mistakes.push(aloe_merge::Mistake {
-                line: config.line_of(&name),
-                text: format!("{}; the Hugging Face cache holds no snapshot of it", aloe_merge::no_folder(&name)),
-            }),
+            None => {
+                let line = config.line_of(&name);
+                mistakes.push(aloe_merge::Mistake { line, text: aloe_merge::no_folder(&name) });
+            }
         }
     }
+    mistakes.sort_by_key(|mistake| mistake.line);
     match mistakes.is_empty() {
         true => Ok(folders),
         false => Err(aloe_merge::Error::Config { path: config.path.clone(), mistakes }.into()),
@@ -144,7 +145,16 @@ fn merge_dry(
         return Ok(());
     };
     let tensor = plan.tensors.iter().find(|tensor| &tensor.spec.hf_name == name);
-    let tensor = tensor.ok_or_else(|| Failure::usage(format!("--tensor {name}: the result has no such tensor")))?;
+    let tensor = tensor.ok_or_else(|| {
+        let names = plan.tensors.iter().map(|tensor| tensor.spec.hf_name.as_str());
+        let like: Vec<&str> = names.clone().filter(|known| known.contains(name.as_str())).collect();
+        let examples = if like.is_empty() { names.collect() } else { like };
+        let shown = examples.iter().take(3).copied().collect::<Vec<_>>().join(", ");
+        Failure::usage(format!(
+            "--tensor {name}: the result has no such tensor; it has {shown}, ... ({} such)",
+            examples.len()
+        ))
+    })?;
     let (sha256, stats) = aloe_merge::tensor_digest(config, &plan, tensor)?;
     let found = serde_json::json!({
         "tensor": name,

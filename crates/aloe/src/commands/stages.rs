@@ -5,6 +5,7 @@ use crate::commands::{
     data_stage, memory_of, merge_search, open, rows, synthesis, tell_cache, tell_evictions, timeout_of,
 };
 use crate::failure::Failure;
+use crate::input_digests::unread_files;
 use crate::lineage;
 use crate::recipe::eval_stage::EvalStage;
 use crate::recipe::redteam_stage::RedteamStage;
@@ -25,6 +26,7 @@ use aloe_tensor::Dtype;
 use aloe_train::{DpoInputs, SftInputs};
 use anyhow::Context as _;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -220,13 +222,14 @@ fn merge(
 ) -> anyhow::Result<()> {
     let parsed = MergeConfig::parse(&config.yaml, Path::new("recipe's merge"))?;
     let named = inputs.iter().filter_map(|(name, paths)| paths.first().map(|path| (name.clone(), path.clone())));
-    let folders = named.chain(config.outside_models()).collect();
+    let folders: BTreeMap<String, PathBuf> = named.chain(config.outside_models()).collect();
     let options = MergeOptions {
         seed: context.seed,
         threads: context.threads,
         memory: config.memory.map_or(aloe_merge::DEFAULT_MEMORY, |mebibytes| mebibytes << 20),
         write_master: config.master,
         hashed: true,
+        hash_inputs: unread_files(folders.values().map(PathBuf::as_path)),
         read_master: true,
         folders,
     };
@@ -240,7 +243,14 @@ fn merge(
     let shares: Vec<String> = report.kept_shares.iter().map(|share| format!("{share:.3}")).collect();
     record.result(
         "summary",
-        format!("{} of {} models, kept shares {}", report.method, report.models.len(), shares.join(" ")),
+        format!(
+            "{} of {} model{}{}{}",
+            report.method,
+            report.models.len(),
+            if report.models.len() == 1 { "" } else { "s" },
+            if shares.is_empty() { "" } else { ", kept shares " },
+            shares.join(" ")
+        ),
     )?;
     record.result("note", &config.note)?;
     record.result("merge", MergeSummary::from(&report))?;

@@ -7,6 +7,7 @@ mod bad_input;
 mod encoders;
 mod endpoint;
 mod faults;
+mod full_disk;
 mod handoff;
 mod merge_search;
 mod merging;

@@ -30,7 +30,7 @@ fn write_model(dir: &Path, salt: u32, vocab_size: usize, hidden_size: usize) {
 }
 
 /// A folder with the models `base`, `a` and `b`, and a file that merges them by DARE-TIES.
-fn dare(vocab_size: usize, hidden_size: usize) -> (tempfile::TempDir, PathBuf) {
+pub(crate) fn dare(vocab_size: usize, hidden_size: usize) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     for (salt, name) in ["base", "a", "b"].into_iter().enumerate() {
         write_model(&dir.path().join(name), salt as u32, vocab_size, hidden_size);
@@ -49,7 +49,7 @@ fn document(dir: &Path, models: &[&str]) -> String {
     format!("merge_method: dare_ties\nbase_model: {}\nmodels:\n{models}dtype: bfloat16\n", path("base"))
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -86,6 +86,9 @@ fn peak(mut child: Child) -> u64 {
 fn a_merge_stays_below_its_memory_budget_and_any_budget_gives_the_same_bytes() {
     let (dir, config) = dare(128_256, 512);
     let mut first = None;
+    let digest_of = |name: &str| aloe_record::digest::folder(&dir.path().join(name)).unwrap();
+    let mut inputs = ["base", "a", "b"].map(digest_of);
+    inputs.sort_unstable();
     for (budget, threads) in [(1024, "2"), (82, "2")] {
         let out = dir.path().join(format!("out-{budget}"));
         let arguments = ["--memory", &budget.to_string(), "--threads", threads].map(str::to_owned);
@@ -96,10 +99,16 @@ fn a_merge_stays_below_its_memory_budget_and_any_budget_gives_the_same_bytes() {
         assert!(peak > 0 && peak < budget << 20, "{peak} bytes with a budget of {budget} MiB");
         let found = files(&out);
         assert_eq!(&found, first.get_or_insert_with(|| found.clone()), "budget {budget} MiB");
+        // The models are older than three seconds sooner or later, and are then hashed while they are merged: to the same digests.
+        let record: Value = serde_json::from_slice(&std::fs::read(out.join("record.json")).unwrap()).unwrap();
+        let mut named: Vec<&str> =
+            record["inputs"].as_object().unwrap().values().map(|v| v.as_str().unwrap()).collect();
+        named.sort_unstable();
+        assert_eq!(named, inputs, "budget {budget} MiB");
     }
     let (stdout, stderr, code) = run(&["merge", text(&config), "--check", "--memory", "82", "--threads", "2"]);
     assert_eq!(code, 0, "{stderr}");
-    assert!(stdout.contains("with 1 threads, of a budget of 86 MB"), "{stdout}");
+    assert!(stdout.contains("with 1 threads, of a budget of 82 MiB"), "{stdout}");
 
     // One tensor of the embedding's size under the same budget.
     let mut command = aloe();

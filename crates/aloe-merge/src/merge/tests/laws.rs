@@ -230,7 +230,7 @@ fn a_write_that_fails_behind_the_queue_is_the_error_that_is_told() {
     let ranges: Vec<std::ops::Range<usize>> = (0..64).map(|at| 8 * at..8 * at + 8).collect();
     for threads in [1, 2] {
         let jobs = ranges.chunks(1).collect();
-        let merged = |tiles: &[std::ops::Range<usize>]| Ok((tiles[0].start, vec![vec![0u8; 16]], vec![None]));
+        let merged = |tiles: &[std::ops::Range<usize>]| Ok((tiles[0].start, vec![Arc::new(vec![0u8; 16])], vec![None]));
         let error = write_all(&slots, threads, jobs, merged).err().map(|error| error.to_string());
         assert!(error.as_ref().is_some_and(|error| error.contains("do not fit")), "{error:?}");
     }

@@ -1,0 +1,69 @@
+//! Who the inputs of a stage are, for its record and for the question whether it is done: the digest that a stage's record gives, of anything else
+//! that of its bytes. Refuses what is not there, and a stage's folder that is not what its record says.
+
+use crate::failure::Failure;
+use crate::stage::Job;
+use crate::{known, outputs};
+use aloe_record::{Record, digest};
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// The digests of a stage's inputs, by name, and of other files that its settings name.
+pub(crate) fn input_digests(job: &Job<'_>) -> anyhow::Result<Map<String, Value>> {
+    let mut digests = Map::new();
+    for (name, paths) in job.inputs {
+        let found: Vec<Value> = paths.iter().map(|path| digest_of(path).map(Value::from)).collect::<Result<_, _>>()?;
+        digests.insert(name.clone(), if found.len() == 1 { found[0].clone() } else { Value::from(found) });
+    }
+    for (at, path) in job.extra_files.iter().enumerate() {
+        digests.insert(format!("file {}", at + 1), Value::from(digest_of(path)?));
+    }
+    Ok(digests)
+}
+
+/// Digest of a stage's folder as later stages' records name it; `None` for another folder. Its outputs are not read.
+pub(crate) fn digest_of_stage(folder: &Path) -> Option<String> {
+    let record = Record::read(folder).ok()?;
+    Some(digest::bytes(serde_json::to_string(&record.outputs).ok()?.as_bytes()))
+}
+
+/// Digest of a stage folder from its record, which its outputs are held against; of anything else from its bytes, large
+/// files that no stage wrote once.
+fn digest_of(path: &Path) -> anyhow::Result<String> {
+    check_input(path)?;
+    if path.to_string_lossy().starts_with("http") {
+        return Ok(path.to_string_lossy().into_owned());
+    }
+    if Record::read(path).is_ok() {
+        return digest_of_stage(path).ok_or_else(|| Failure::usage(format!("{} has no record", path.display())).into());
+    }
+    Ok(known::digest(path, store_for(path).as_deref())?)
+}
+
+/// Refuses an input that is not there, or not what its record says.
+pub(crate) fn check_input(path: &Path) -> anyhow::Result<()> {
+    if path.to_string_lossy().starts_with("http") {
+        return Ok(());
+    }
+    if let Ok(record) = Record::read(path) {
+        return outputs::check(path, &record);
+    }
+    match path.exists() {
+        true => Ok(()),
+        false => Err(Failure::usage(format!("{} does not exist", path.display())).into()),
+    }
+}
+
+/// The log of known files; none for what lies in a stage's folder, which was written by it and is read every time.
+fn store_for(path: &Path) -> Option<PathBuf> {
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let is_output = whole.ancestors().skip(1).take(2).any(|above| above.join("record.json").is_file());
+    known::store().filter(|_| !is_output)
+}
+
+/// Large files of inputs, by device and inode, that the record's digests are of and that nobody has read yet.
+pub(crate) fn unread_files<'a>(paths: impl Iterator<Item = &'a Path>) -> BTreeSet<(u64, u64)> {
+    let paths = paths.filter(|path| Record::read(path).is_err());
+    paths.flat_map(|path| known::unread(path, store_for(path).as_deref())).collect()
+}
