@@ -107,6 +107,10 @@ pub(super) fn refused_by_all(spec: &TrainSpec, engine: &str) -> Vec<String> {
         ),
     );
     refuse(spec.n_steps == 0, "n_steps: there is nothing to train on".to_owned());
+    refuse(
+        common.seed > u64::from(u32::MAX),
+        format!("seed = {}: {engine}'s generators take seeds below 2^32", common.seed),
+    );
     refuse(common.has_lora, format!("lora: a stage handed to {engine} trains all weights"));
     refuse(
         common.eval_every > 0 || common.patience > 0 || common.keep_best,
@@ -153,10 +157,6 @@ pub(super) fn refused_by_all(spec: &TrainSpec, engine: &str) -> Vec<String> {
 /// What TRL cannot do of our settings.
 pub(super) fn refused(spec: &TrainSpec) -> Vec<String> {
     let mut mistakes = refused_by_all(spec, "TRL");
-    let seed = loop_of(&spec.settings).seed;
-    if seed > u64::from(u32::MAX) {
-        mistakes.push(format!("seed = {seed}: TRL's generators take seeds below 2^32"));
-    }
     match &spec.settings {
         Settings::Sft(config) => {
             if config.neftune_alpha > 0.0 {

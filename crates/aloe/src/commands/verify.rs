@@ -60,7 +60,7 @@ fn report(verdict: &Verdict, args: &VerifyArgs) -> anyhow::Result<()> {
     if verdict.is_good() {
         writeln!(
             out,
-            "{}: {} steps on {} processes of {} machines, {} tensors, all finite and moved (|dW|/|W| {:.2e}), tokenizer and template unchanged",
+            "{}: {} steps on {} processes of {} machines, {} tensors, all finite and moved (|dW|/|W| {:.2e}), ids and template unchanged",
             args.folder.display(),
             facts.n_steps,
             facts.world_size,

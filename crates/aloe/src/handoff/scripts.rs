@@ -108,9 +108,9 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
     let mut expectation: Expectation = atomic::read_json(&expected)?;
     expectation.start_sha256 = start.digests;
     atomic::write_json(&expected, &expectation)?;
-    let of_site = expectation.start_sha256.iter();
+    let of_start = expectation.start_sha256.iter();
     let of_site =
-        of_site.map(|(name, digest)| (expectation.start.join(name).to_string_lossy().into_owned(), digest.clone()));
+        of_start.map(|(name, digest)| (expectation.start.join(name).to_string_lossy().into_owned(), digest.clone()));
     notices.extend([rendered.notices, written.notices].concat());
     let below = |folder: &Path, files: &[String]| -> Vec<String> {
         files.iter().map(|file| folder.join(file).to_string_lossy().into_owned()).collect()
@@ -122,7 +122,7 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
             words(&["aloe", "run", "recipe.toml", "--stage", name, "--out", "out"]),
         ],
         files: [below(&folder, &rendered.files), below(&planned.folder, &written.files)].concat(),
-        of_site: of_site.collect(),
+        of_site: of_site.chain(start.of_site).collect(),
         pins: engine::TRL_VERSIONS.to_vec(),
         notices,
     })

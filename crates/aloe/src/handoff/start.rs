@@ -22,8 +22,11 @@ pub(crate) struct Start {
     pub(crate) config: Config,
     /// The checkpoint folder in the run folder, as it will be when the stage's job begins: f32 masters where there are any.
     pub(crate) weights: PathBuf,
-    /// Digests of its tokenizer and configuration, of a model of the site: of anything else the stage's inputs have them.
+    /// Digests of its configuration and tokenizer, where it is a model of the site or a copy of one: of anything else the stage's inputs
+    /// have them, or an earlier stage makes it.
     pub(crate) digests: BTreeMap<String, String>,
+    /// Digests by their paths in the run folder, of the model of the site whose tokenizer the rows are rendered with.
+    pub(crate) of_site: BTreeMap<String, String>,
 }
 
 /// The start of `stage`, a training stage of a run folder's recipe; called in the run folder.
@@ -31,15 +34,22 @@ pub(crate) fn of(recipe: &Recipe, stage: &Stage, cluster: &Cluster) -> anyhow::R
     let input = model_input(stage).ok_or_else(|| Failure::usage("it has no input `model`"))?;
     let weights = weights_of(recipe, input, cluster)?;
     let mut template = template_of(stage).map(str::to_owned);
+    let copied_from = match input {
+        Input::Path(_) => at_hand(&weights, cluster),
+        Input::Stage(at) => match &recipe.stages[*at].config {
+            StageConfig::Pull(config) => at_hand(Path::new(&config.source), cluster),
+            _ => weights.clone(),
+        },
+    };
     let mut input = input;
-    let folder = loop {
+    let named: PathBuf = loop {
         match input {
-            Input::Path(path) => break at_hand(path, cluster),
+            Input::Path(path) => break path.clone(),
             Input::Stage(at) => {
                 let earlier = &recipe.stages[*at];
                 template = template.or_else(|| template_of(earlier).map(str::to_owned));
                 input = match &earlier.config {
-                    StageConfig::Pull(config) => break at_hand(Path::new(&config.source), cluster),
+                    StageConfig::Pull(config) => break PathBuf::from(&config.source),
                     _ => tokenizer_input(earlier).ok_or_else(|| {
                         let text = format!(
                             "the tokenizer of stage {:?} is not that of one input; train it with trainer = \"aloe\"",
@@ -51,7 +61,8 @@ pub(crate) fn of(recipe: &Recipe, stage: &Stage, cluster: &Cluster) -> anyhow::R
             }
         }
     };
-    let folder = model_of(&folder);
+    let whole = at_hand(&named, cluster);
+    let folder = model_of(&whole);
     if !folder.join("tokenizer.json").is_file() && !folder.is_file() {
         let text = format!(
             "{} is not at hand on this machine, and rows for a foreign trainer are rendered with its tokenizer; plan where it is",
@@ -68,13 +79,24 @@ pub(crate) fn of(recipe: &Recipe, stage: &Stage, cluster: &Cluster) -> anyhow::R
         Some(name) => text.with_template(&name)?,
         None => text,
     };
-    let mut digests = BTreeMap::new();
-    if weights.starts_with("models") {
-        for name in ["config.json", "tokenizer.json"] {
-            digests.insert(name.to_owned(), aloe_record::digest::file(&at_hand(&weights, cluster).join(name))?);
-        }
-    }
-    Ok(Start { text, config: source.config().clone(), weights, digests })
+    let digests = digests_of(&copied_from, Path::new(""))?;
+    let of_site = match folder.strip_prefix(&whole) {
+        Ok(inside) => digests_of(&folder, &named.join(inside))?,
+        Err(_) => BTreeMap::new(),
+    };
+    Ok(Start { text, config: source.config().clone(), weights, digests, of_site })
+}
+
+/// Digests of the files that decide what rows mean, by their names below `named`; none of a folder that lies in the run folder.
+fn digests_of(folder: &Path, named: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+    let names = ["config.json", "tokenizer.json"].into_iter();
+    let files = names.filter(|name| folder.is_absolute() && folder.join(name).is_file());
+    let plain = |path: PathBuf| path.components().filter(|part| part.as_os_str() != ".").collect::<PathBuf>();
+    let of = |name: &str| {
+        let path = plain(named.join(name)).to_string_lossy().into_owned();
+        Ok((path, aloe_record::digest::file(&folder.join(name))?))
+    };
+    files.map(of).collect()
 }
 
 /// A path of the run folder as it is here: a model of the site is a link that only jobs have.

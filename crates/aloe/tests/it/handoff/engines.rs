@@ -39,6 +39,11 @@ fn assert_trained_by_trl(run: &Path, stage: &str, n_nodes: u64) {
     let found = &record.results["handoff"];
     assert_eq!((&found["engine"], &found["versions"]["trl"]), (&"trl".into(), &"1.16.0".into()), "{stage}");
     assert_eq!(found["world_size"].as_u64(), Some(n_nodes), "{stage}");
+    // What our own trainer's record has of an epoch, and what only the engine's folder tells.
+    let figures = &record.results[record.kind.as_str()];
+    assert!(figures["n_tokens"].as_u64() > figures["n_targets"].as_u64(), "{stage}: {figures}");
+    let told: Vec<&str> = figures["notices"].as_array().unwrap().iter().filter_map(|notice| notice.as_str()).collect();
+    assert!(told[0].contains("held-out rows were not evaluated there"), "{stage}: {told:?}");
     for weights in ["model/model.safetensors", "master/model.safetensors"] {
         assert!(run.join("out").join(stage).join(weights).is_file(), "{stage}: {weights}");
     }

@@ -131,3 +131,32 @@ fn a_foreign_trainer_without_checkpoints_is_refused_under_slurm() {
     assert!(code == 2 && said.contains("stage \"sft-a\": checkpoint_every = 0 with trl under Slurm"), "{said}");
     assert!(!said.contains("sft-b"), "{said}");
 }
+
+/// Links below models/ lead elsewhere at another site, and rows for TRL are ids of this tokenizer.
+#[test]
+fn a_model_of_the_site_is_held_to_the_tokenizer_that_rows_were_rendered_with() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let site = stories.display();
+    cluster_file(dir.path(), &format!("[engines]\ntrl = \"/opt/trl\"\n[models]\n\"{site}\" = \"{site}\"\n"));
+    plan(dir.path(), &stories, &out, "slurm", &[("trainer = \"aloe\"", "trainer = \"trl\"")]);
+    let digest = aloe_record::digest::file(&stories.join("tokenizer.json")).unwrap();
+    let stages = std::fs::read_dir(out.join("stages")).unwrap().map(|entry| entry.unwrap().path());
+    let mut n_found = 0;
+    for stage in stages.filter(|stage| stage.join("expected.json").is_file()) {
+        let inputs = std::fs::read_to_string(stage.join("inputs.sha256")).unwrap();
+        let is_held = |part: &str| {
+            inputs
+                .lines()
+                .any(|line| line.starts_with(&digest) && line.contains(part) && line.ends_with("/tokenizer.json"))
+        };
+        assert!(is_held("  models/"), "{}: {inputs}", stage.display());
+        let expected = std::fs::read_to_string(stage.join("expected.json")).unwrap();
+        // The SFT stages start from a copy of it, the alignment from a merge that is not there yet.
+        let is_copy = stage.to_string_lossy().contains("-sft-");
+        assert_eq!((is_held("  out/base"), expected.contains(&digest)), (is_copy, is_copy), "{}", stage.display());
+        n_found += 1;
+    }
+    assert_eq!(n_found, 3);
+}
