@@ -109,7 +109,8 @@ if [ -n "${{ALOE_RESUME:-}}" ]; then resume=({resume} "$ALOE_RESUME"); fi
             let _ = write!(
                 text,
                 r#"# The first node's address from the controller: names of nodes need not resolve.
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# sed reads to the end, where `head` would leave scontrol with a broken pipe, which ends the script.
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 MASTER_ADDR=$(scontrol show node "$head" -o | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
