@@ -80,11 +80,17 @@ fn adopt(run: &Path, stage: &StagePlan, name: &str, scheduler: &dyn Scheduler, _
     Ok(())
 }
 
+/// How the word about a job begins that somebody must release.
+const HELD: &str = "it is held: ";
+
 /// What the scheduler says of a job, against what the job said itself.
 fn settle(run: &Path, stage: &StagePlan, job: &str, state: &StageState, scheduler: &dyn Scheduler) -> Result<()> {
     let reason_of_end = match scheduler.observe(job, state.job_name.as_deref())? {
+        Observed::Waiting if state.reason.as_ref().is_some_and(|reason| reason.starts_with(HELD)) => {
+            return note(run, stage, job, "it was released and waits".to_owned());
+        }
         Observed::Waiting | Observed::Running => return Ok(()),
-        Observed::Held(reason) => return note(run, stage, job, format!("it is held: {reason}")),
+        Observed::Held(reason) => return note(run, stage, job, format!("{HELD}{reason}")),
         Observed::EndedWell => "its job ended well without DONE in its place".to_owned(),
         // A requeued job that found its orphan at work and gave up has failed in Slurm's eyes; the work goes on.
         Observed::Failed(_) if is_held(run, &stage.name)? => return Ok(()),

@@ -388,6 +388,12 @@ fn a_held_job_says_why_it_waits_and_is_told_once() {
     let reason = state::read(dir.path(), "a").unwrap().reason.unwrap();
     assert!(reason.contains("it is held: JobHeldUser: `scontrol release 1`"), "{reason}");
     assert_eq!(state::entries(dir.path(), "a").unwrap().len(), 3, "submitting, submitted, held");
+    fake.set("1", Observed::Waiting);
+    for _ in 0..2 {
+        look(dir.path(), &plan(), &fake).unwrap();
+    }
+    assert_eq!(state::read(dir.path(), "a").unwrap().reason.as_deref(), Some("it was released and waits"));
+    assert_eq!(state::entries(dir.path(), "a").unwrap().len(), 4);
     say(dir.path(), "a", started("1"));
     assert_eq!(state::read(dir.path(), "a").unwrap().reason, None);
 }
