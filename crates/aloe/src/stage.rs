@@ -27,6 +27,8 @@ pub(crate) struct Context {
     pub(crate) threads: usize,
     /// Type of weights where the stage computes with a model, where one is named.
     pub(crate) dtype: Option<DtypeName>,
+    /// Folder of the announcements of servers that hold the stage's model, where these are asked in its place.
+    pub(crate) servers: Option<PathBuf>,
     /// Set by Ctrl-C and SIGTERM.
     pub(crate) cancel: Cancel,
 }
@@ -118,6 +120,12 @@ pub(crate) fn execute(
     folder.commit()?;
     remove_hidden(job.out)?;
     Ok(Done { record, was_done: false })
+}
+
+/// Whether the job's folder holds its finished results, and nobody changed them.
+pub(crate) fn is_done(context: &Context, job: &Job<'_>) -> anyhow::Result<bool> {
+    let decides = decides(context, job, &input_digests(job)?, context.device().isa().name());
+    Ok(finished(job.out, &digest_of_json(&decides)?)?.is_some())
 }
 
 /// A lock beside the stage's folder, held while the stage runs: two runs into one folder would destroy each other's work.
@@ -391,12 +399,9 @@ fn decides(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &
         dtype => format!("{:?}", dtype.unwrap_or_default()),
     });
     // What a server answers does not depend on the processor that asks.
-    let asks_a_server = computes
-        && !asks
-        && job
-            .inputs
-            .get("model")
-            .is_some_and(|paths| paths.iter().any(|path| path.to_string_lossy().starts_with("http")));
+    let is_address = |paths: &Vec<PathBuf>| paths.iter().any(|path| path.to_string_lossy().starts_with("http"));
+    let is_served = job.inputs.get("model").is_some_and(is_address) || job.used.get(SERVED_BY).is_some();
+    let asks_a_server = computes && !asks && is_served;
     // Nor does what a foreign trainer made depend on the processor that takes it over.
     let is_foreign = matches!(job.kind, "sft" | "dpo") && job.used.get("trainer").is_some();
     let isa = match (asks_a_server, is_foreign) {
@@ -456,6 +461,23 @@ pub(crate) fn digest_of_stage(folder: &Path) -> Option<String> {
     Some(digest::bytes(serde_json::to_string(&record.outputs).ok()?.as_bytes()))
 }
 
+/// The setting of a stage whose model servers in its own job answered for: how they were started.
+pub(crate) const SERVED_BY: &str = "served_by";
+
+/// Digest of a model's folder as servers announce it, without reading what a record or an earlier run vouches for: the stage that asks them
+/// holds its inputs against their records itself.
+pub(crate) fn digest_of_model(input: &Path) -> anyhow::Result<String> {
+    match digest_of_stage(input) {
+        Some(digest) => Ok(digest),
+        None => Ok(known::digest(&checked_model(input)?, known::store().as_deref())?),
+    }
+}
+
+/// A model's name in results: its stage's or its folder's.
+pub(crate) fn name_of_model(input: &Path) -> String {
+    input.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
 /// Digest of a stage folder from its record, which its outputs are held against; of anything else from its bytes, large
 /// files that no stage wrote once.
 fn digest_of(path: &Path) -> anyhow::Result<String> {
@@ -486,7 +508,7 @@ mod tests {
     use super::*;
 
     fn context() -> Context {
-        Context { seed: 1, threads: 1, dtype: Some(DtypeName::F32), cancel: Cancel::default() }
+        Context { seed: 1, threads: 1, dtype: Some(DtypeName::F32), servers: None, cancel: Cancel::default() }
     }
 
     fn run(out: &Path, input: &Path, value: u32) -> bool {
