@@ -126,8 +126,8 @@ if [ -n "${{ALOE_RESUME:-}}" ]; then resume=({resume} "$ALOE_RESUME"); fi
             let nodes = stage.resources.n_nodes;
             let _ = write!(
                 text,
-                r#"# The first node's address from the controller: names of nodes need not resolve.
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+                r#"# The first node's address from the controller: names of nodes need not resolve. All names are read: a pipe that is closed early fails.
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 MASTER_ADDR=$(scontrol show node "$head" -o | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
