@@ -5,7 +5,7 @@
 //! table); `stats` and `compare` for
 //! intervals and paired tests; `redteam` (its own spine) with `redteam_sample`, `redteam_log`, `redteam_report`, `redteam_rates`,
 //! `redteam_success` (by a judge's verdicts), `redteam_compare` and `judge`; `open` (its own spine) for answers in free
-//! text; `export`, `export_tree` and `rescore` for finished runs; `view/*` for the page that shows a run.
+//! text; `export`, `export_tree`, `rescore` and `gather` for finished runs; `view/*` for the page that shows a run.
 
 mod answers;
 mod asked;
@@ -17,6 +17,7 @@ mod eval;
 pub mod expect;
 pub mod export;
 pub mod export_tree;
+mod gather;
 pub mod judge;
 pub mod metrics;
 pub mod neighbors;
@@ -44,6 +45,7 @@ pub use asked::{AskedQuestion, read_asked};
 pub use config::{EvalConfig, MedpromptConfig, Neighbours, Retry, Strategy};
 pub use error::Error;
 pub use eval::{Encoders, eval};
+pub use gather::gather;
 pub use redteam::{RedTeamConfig, redteam};
 pub use report::EvalResults;
 pub use score::{Sample, ScoredChoice, Vote, read_samples};

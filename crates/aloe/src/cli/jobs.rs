@@ -47,6 +47,11 @@ cluster.toml holds what is particular to a site, and the only absolute paths:
   memory_gb = 512
   gpu_memory_gb = 64
   gpu_watts = 700                          # for the carbon estimate
+  [serving]                                # eval, redteam and synthesis stages ask servers of their model, started in their job
+  command = ["/gpfs/envs/vllm/bin/vllm", "serve", "{model}", "--host", "{host}", "--port", "{port}", "--tensor-parallel-size", "{gpus}"]
+  replicas = 2                             # servers on the node; their GPUs are the stage's gpus_per_node
+  gpus = 2                                 # of each server
+  ready = "0:30:00"                        # each must answer by then
   [models]                                 # models of the site, by the source or path that recipes name
   "hf:meta-llama/Meta-Llama-3-8B" = "/gpfs/models/Meta-Llama-3-8B"
   [resources.default]                      # of a kind of stage; [stages.NAME] for one stage
@@ -54,6 +59,8 @@ cluster.toml holds what is particular to a site, and the only absolute paths:
   gpus_per_node = 0
   cpus_per_node = 20
   time = "2:00:00"
+  [resources.eval]
+  shards = 4                               # jobs (an array) that have some of the tasks each, and one that gathers their answers
   [resources.sft]
   gpus_per_node = 4
   cpus_per_node = 80
@@ -75,6 +82,32 @@ pub(crate) const CANCEL_HELP: &str = "Example:\n  aloe cancel /gpfs/runs/aloe-8b
 /// Help of `aloe collect`.
 pub(crate) const COLLECT_HELP: &str = "Example:\n  aloe collect /gpfs/runs/aloe-8b --out runs/aloe-8b\n\nChecks that every stage is done and that its outputs \
     are those of its record. With --json a list of the records.";
+
+/// Help of `aloe with-servers`.
+pub(crate) const WITH_SERVERS_HELP: &str = "Example, in a run folder:\n  aloe with-servers --model out/merge --servers work/eval/servers -- \
+    aloe run recipe.toml --stage eval --out out --servers work/eval/servers\n\nReads [serving] of cluster.toml (see aloe plan --help): {model}, \
+    {name}, {host}, {port} and {gpus} of its command are filled in. A server is announced by a file DIR/N.json (host, port, model, model_sha256, job, \
+    node, pid, started, command) once it lists the model and has answered known prompts, sent as token ids; its log is DIR/N.log. One that dies before \
+    that fails the whole; one that dies later is told, and the others go on. The command begins when all are ready and finds them by the files: with \
+    `aloe run --servers DIR`, or as the model servers:DIR of aloe generate and score. When it ends, or on SIGTERM, or when this process is killed, \
+    servers end and files go. The exit code is the command's.";
+
+/// `aloe with-servers`.
+#[derive(Args)]
+pub(crate) struct WithServersArgs {
+    /// The model: a stage's folder or a Hugging Face folder
+    #[arg(long)]
+    pub(crate) model: PathBuf,
+    /// Folder where the servers announce themselves
+    #[arg(long, value_name = "DIR")]
+    pub(crate) servers: PathBuf,
+    /// The file that says how servers are started
+    #[arg(long, value_name = "FILE", default_value = "cluster.toml")]
+    pub(crate) cluster: PathBuf,
+    /// What is run beside them
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
 
 /// A run folder, and what runs its jobs.
 #[derive(Args)]

@@ -6,7 +6,7 @@ use crate::outputs;
 use aloe_handoff::drive::{self, Status};
 use aloe_handoff::job::{self, Asked, Job, Outcome};
 use aloe_handoff::plan::is_run_folder;
-use aloe_handoff::scheduler::{Local, Scheduler, Slurm, job_id};
+use aloe_handoff::scheduler::{Local, Scheduler, Slurm, array_job_id, job_id};
 use aloe_handoff::state::Phase;
 use aloe_handoff::{Cluster, RunPlan, Where};
 use aloe_record::{Cancel, Record};
@@ -188,7 +188,12 @@ pub(crate) fn collect(args: &CollectArgs) -> anyhow::Result<()> {
             let text = format!("stage {:?} is not done; `aloe status {}` says more", stage.name, run.display());
             return Err(Failure::usage(text).into());
         }
-        rows.push(checked(&run.join("out").join(&stage.name), &stage.kind)?);
+        match stage.shard() {
+            // What shards make together is in `out`.
+            Some(_) if args.stage.is_none() => {}
+            Some(shard) => rows.push(checked(&run.join(shard.work()), "eval")?),
+            None => rows.push(checked(&run.join("out").join(&stage.name), &stage.kind)?),
+        }
     }
     if let Some(only) = args.stage.as_ref().filter(|_| rows.is_empty()) {
         plan.stage(only)?;
@@ -269,7 +274,10 @@ pub(crate) fn job(args: &JobArgs, cancel: &Cancel) -> anyhow::Result<()> {
         (false, false) => Asked::Nothing,
     };
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let slurm = variable("SLURM_JOB_ID");
+    // Of an array: as scontrol and dependencies name one job of it.
+    let array = variable("SLURM_ARRAY_JOB_ID").zip(variable("SLURM_ARRAY_TASK_ID"));
+    let array = array.and_then(|(array, index)| Some(array_job_id(&array, index.parse().ok()?)));
+    let slurm = array.or_else(|| variable("SLURM_JOB_ID"));
     let id = slurm.clone().or_else(|| job_id(std::process::id())).unwrap_or_default();
     let plan = RunPlan::read(&run)?;
     let limit = Duration::from_secs(plan.stage(&args.stage)?.resources.time_limit_s);

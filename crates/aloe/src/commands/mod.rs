@@ -19,16 +19,19 @@ mod rescore;
 pub(crate) mod rows;
 pub(crate) mod run;
 mod score;
+pub(crate) mod shards;
 mod show_mask;
 mod single;
 pub(crate) mod stages;
 mod synthesis;
 mod verify;
 mod view;
+mod with_servers;
 
 use crate::cli::{Cli, Command, Common, FileArgs, ModelArgs};
 use crate::failure::Failure;
 use crate::weights;
+use aloe_engine::announced::SERVERS;
 use aloe_engine::{CacheCounts, Engine, EngineOptions};
 use aloe_record::{Cancel, atomic};
 use aloe_text::TextModel;
@@ -55,6 +58,7 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
         Command::Cancel(args) => jobs::cancel(&args),
         Command::Collect(args) => jobs::collect(&args),
         Command::Job(args) => jobs::job(&args, cancel),
+        Command::WithServers(args) => with_servers::run(&args, cancel),
         Command::Pull(args) => single::pull(&args, cancel),
         Command::Data(command) => data::run(command, cancel),
         Command::Sft(args) => single::stage("sft", &args, cancel),
@@ -97,11 +101,16 @@ pub(crate) fn open_engine(args: &ModelArgs, cancel: &Cancel) -> anyhow::Result<E
         cancel: cancel.clone(),
         ..EngineOptions::default()
     };
-    if args.model.starts_with("http") {
+    if is_served(&args.model) {
         return Ok(Engine::open(&args.model, &options)?);
     }
     let path = crate::stage::checked_model(Path::new(&args.model))?;
     Ok(Engine::open(&path.to_string_lossy(), &options)?)
+}
+
+/// Whether servers answer for the model: by their addresses, or by the folder of their announcements.
+fn is_served(model: &str) -> bool {
+    model.starts_with("http") || model.starts_with(SERVERS)
 }
 
 /// How long an answer of an endpoint is waited for: what was asked, or the engine's default.
@@ -111,7 +120,7 @@ pub(crate) fn timeout_of(asked_s: Option<u64>) -> Duration {
 
 /// A flag that has no meaning for the model: what it asks for would not happen.
 fn misplaced(args: &ModelArgs) -> Option<String> {
-    let (is_endpoint, whose) = match args.model.starts_with("http") {
+    let (is_endpoint, whose) = match is_served(&args.model) {
         true => (true, "an endpoint, whose server decides that"),
         false => (false, "a local model, which has its own tokenizer and template and no server"),
     };

@@ -29,7 +29,7 @@ pub(super) fn eval(
     let model = single(inputs, "model", "eval")?;
     let labels = labels(stage.labels.as_deref())?;
     let asked = Asked { tokens: stage.judge_tokens(), timeout: timeout_of(stage.request_timeout), context };
-    check_served(stage.request_timeout, stage.connections, [model].into_iter().chain(judges_of(inputs)))?;
+    check_served(stage.request_timeout, stage.connections, [model].into_iter().chain(judges_of(inputs)), context)?;
     let mut judges = asked.judges(inputs)?;
     if judges.is_empty() && !labels.is_empty() {
         let text =
@@ -66,7 +66,7 @@ pub(super) fn rejudge(
 ) -> anyhow::Result<()> {
     let labels = labels(stage.labels.as_deref())?;
     let asked = Asked { tokens: stage.judge_max_new_tokens, timeout: timeout_of(stage.request_timeout), context };
-    check_served(stage.request_timeout, None, judges_of(inputs))?;
+    check_served(stage.request_timeout, None, judges_of(inputs), context)?;
     let mut judges = asked.judges(inputs)?;
     if judges.is_empty() && labels.is_empty() {
         return Err(Failure::usage("nothing to do: give --judge MODEL, --labels FILE, or both").into());
@@ -134,7 +134,8 @@ impl Asked<'_> {
             request_timeout: self.timeout,
             connections: None,
         };
-        open_engine(path, opened, self.context)
+        // The servers of the job hold the model that answers.
+        open_engine(path, opened, &Context { servers: None, ..self.context.clone() })
     }
 
     fn judge(&self, run: &mut OpenRun, judges: &mut Vec<Seat>, progress: &Progress) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 
 use crate::cli::RunArgs;
 use crate::cli::jobs::StatusArgs;
-use crate::commands::{jobs, stages, threads_of};
+use crate::commands::{jobs, shards, stages, threads_of};
 use crate::failure::Failure;
 use crate::handoff::returned;
 use crate::handoff::rewrite::trainer_of;
@@ -35,9 +35,11 @@ pub(crate) fn run(args: &RunArgs, cancel: &Cancel) -> anyhow::Result<()> {
     recipe.set_seed(args.seed.unwrap_or(recipe.seed));
     let out = output_folder(&recipe, args.out.as_deref())?;
     let only = args.stage.as_deref().map(|name| recipe.position(name)).transpose()?;
+    let part = part_of(args)?;
+    let servers = args.servers.as_deref().map(std::path::absolute).transpose()?;
     enter_root(&recipe)?;
     let threads = threads_of(if args.threads == 0 { recipe.threads } else { args.threads });
-    let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, cancel: cancel.clone() };
+    let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, servers, cancel: cancel.clone() };
     check_inputs(&recipe, only)?;
     let mut rows = Vec::new();
     for (at, stage) in recipe.stages.iter().enumerate() {
@@ -46,7 +48,7 @@ pub(crate) fn run(args: &RunArgs, cancel: &Cancel) -> anyhow::Result<()> {
         }
         cancel.check()?;
         announce(at, &recipe, stage);
-        let done = run_stage(&recipe, stage, &out, &context)
+        let done = run_part(&recipe, stage, &out, &part, &context)
             .with_context(|| format!("stage {:?} ({})", stage.name, stage.config.kind()))?;
         rows.push((stage, done));
     }
@@ -61,6 +63,8 @@ fn run_folder(args: &RunArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let flags = [
         ("--out", args.out.is_some()),
         ("--stage", args.stage.is_some()),
+        ("--servers", args.servers.is_some()),
+        ("--shards", args.shards.is_some()),
         ("--threads", args.threads != 0),
         ("--seed", args.seed.is_some()),
     ];
@@ -72,8 +76,41 @@ fn run_folder(args: &RunArgs, cancel: &Cancel) -> anyhow::Result<()> {
     jobs::run(&of, args.waits, cancel)
 }
 
-/// Runs one stage of a recipe into `out/NAME`.
-pub(crate) fn run_stage(recipe: &Recipe, stage: &Stage, out: &Path, context: &Context) -> anyhow::Result<Done> {
+/// What of a stage is run.
+enum Part {
+    Whole,
+    /// A shard, into a folder below this one.
+    Shard(aloe_data::Shard, PathBuf),
+    /// What so many shards below this folder make together.
+    Gathered(u32, PathBuf),
+}
+
+fn part_of(args: &RunArgs) -> anyhow::Result<Part> {
+    let Some(folder) = args.shards.as_deref().map(std::path::absolute).transpose()? else { return Ok(Part::Whole) };
+    match (args.shard, args.gather) {
+        (Some(shard), _) => Ok(Part::Shard(shard, folder)),
+        (None, Some(n)) => Ok(Part::Gathered(n, folder)),
+        (None, None) => Err(Failure::usage("--shards goes with --shard I/N or --gather N").into()),
+    }
+}
+
+fn run_part(recipe: &Recipe, stage: &Stage, out: &Path, part: &Part, context: &Context) -> anyhow::Result<Done> {
+    match part {
+        Part::Whole => run_stage(recipe, stage, out, context),
+        Part::Shard(shard, folder) => {
+            let (index, n) = (u32::try_from(shard.index)?, u32::try_from(shard.n)?);
+            let shard = aloe_handoff::shard::Shard { of: &stage.name, index, n };
+            shards::run(stage, &inputs_of(recipe, stage, out)?, shard, folder, context)
+        }
+        Part::Gathered(n, folder) => {
+            let inputs = inputs_of(recipe, stage, out)?;
+            shards::gather(stage, &inputs, *n, folder, &out.join(&stage.name), context)
+        }
+    }
+}
+
+/// The inputs of a stage, which must be there.
+fn inputs_of(recipe: &Recipe, stage: &Stage, out: &Path) -> anyhow::Result<Inputs> {
     let mut inputs = Inputs::new();
     for (key, given) in &stage.from {
         let paths = given.iter().map(|input| match input {
@@ -93,6 +130,12 @@ pub(crate) fn run_stage(recipe: &Recipe, stage: &Stage, out: &Path, context: &Co
             }
         }
     }
+    Ok(inputs)
+}
+
+/// Runs one stage of a recipe into `out/NAME`.
+pub(crate) fn run_stage(recipe: &Recipe, stage: &Stage, out: &Path, context: &Context) -> anyhow::Result<Done> {
+    let inputs = inputs_of(recipe, stage, out)?;
     let target = out.join(&stage.name);
     let default = if recipe.place == Some(Where::Slurm) { Trainer::Trl } else { Trainer::Aloe };
     let trainer = trainer_of(recipe, stage, default);

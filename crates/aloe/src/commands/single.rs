@@ -383,7 +383,7 @@ fn run(request: Request<'_>, cancel: &Cancel) -> anyhow::Result<Done> {
     let text = toml::to_string(&document)?;
     let recipe = Recipe::parse(Path::new("command line"), &text)?;
     let threads = threads_of(request.common.threads);
-    let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, cancel: cancel.clone() };
+    let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, servers: None, cancel: cancel.clone() };
     run_stage(&recipe, &recipe.stages[0], &parent, &context)
 }
 
@@ -402,7 +402,7 @@ fn from_recipe(kind: &str, args: &EntryArgs, out: Option<&Path>, cancel: &Cancel
     let out = output_folder(&recipe, out)?;
     enter_root(&recipe)?;
     let threads = threads_of(if args.threads == 0 { recipe.threads } else { args.threads });
-    let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, cancel: cancel.clone() };
+    let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, servers: None, cancel: cancel.clone() };
     let done = run_stage(&recipe, stage, &out, &context)?;
     report(&done, &out.join(name), args.json)
 }

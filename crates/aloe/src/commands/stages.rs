@@ -10,14 +10,17 @@ use crate::lineage;
 use crate::recipe::eval_stage::EvalStage;
 use crate::recipe::redteam_stage::RedteamStage;
 use crate::recipe::stage_config::{MergeStage, PullConfig, StageConfig};
-use crate::stage::{Context, Done, Inputs, Job, checked_model, execute, model_of, single};
+use crate::stage::{
+    Context, Done, Inputs, Job, SERVED_BY, checked_model, digest_of_model, execute, model_of, name_of_model, single,
+};
 use crate::weights::{self, Quantize};
+use aloe_engine::announced::{self, SERVERS};
 use aloe_engine::{Embedder, Engine, EngineOptions, Reranker};
-use aloe_eval::Encoders;
 use aloe_eval::compare::{check_comparable, compare_runs};
 use aloe_eval::judge::Judge;
 use aloe_eval::redteam_compare::{RedTeamRun, check_redteam_comparable, compare_redteam};
 use aloe_eval::report::TaskResult;
+use aloe_eval::{Encoders, EvalConfig, EvalResults};
 use aloe_merge::{MergeConfig, MergeOptions};
 use aloe_record::{Progress, Record};
 use aloe_report::{Metrics, training_page};
@@ -40,7 +43,11 @@ pub(crate) fn run(
     context: &Context,
 ) -> anyhow::Result<Done> {
     let extra_files = extra_files(config);
-    let job = Job { kind: config.kind(), name, written, used: config.used()?, inputs, extra_files, out };
+    let mut used = config.used()?;
+    if let Some(command) = served_by(config, context)? {
+        used[SERVED_BY] = command.into();
+    }
+    let job = Job { kind: config.kind(), name, written, used, inputs, extra_files, out };
     execute(context, &job, |folder, record| match config {
         StageConfig::Pull(config) => pull(config, folder, record, context),
         StageConfig::Data(config) => data_stage::run(config, inputs, folder, record, context),
@@ -55,6 +62,17 @@ pub(crate) fn run(
         StageConfig::Synthesis(config) => synthesis::run(config, inputs, folder, record, context),
         StageConfig::Card(config) => crate::card::write(config, inputs, folder, record),
     })
+}
+
+/// How the servers were started that a stage asks in place of its model: their engine decides its results.
+fn served_by(config: &StageConfig, context: &Context) -> anyhow::Result<Option<String>> {
+    let Some(folder) = &context.servers else { return Ok(None) };
+    if !matches!(config, StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::Synthesis(_)) {
+        let text = format!("--servers is for stages that ask a model, and {} does not: leave it out", config.kind());
+        return Err(Failure::usage(text).into());
+    }
+    let servers = announced::read(folder, None, None)?;
+    Ok(servers.first().map(|server| server.command.join(" ")))
 }
 
 /// Files and folders beside the inputs that the settings name.
@@ -309,9 +327,7 @@ fn eval(
     record: &mut Record,
     context: &Context,
 ) -> anyhow::Result<()> {
-    let mut config = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
-    let earlier = inputs.get("compare").map(|_| single(inputs, "compare", "eval")).transpose()?;
-    earlier.map(|folder| check_comparable(folder, &config)).transpose()?;
+    let (config, compared) = Compared::of(stage, inputs)?;
     let opened = Opened {
         tokenizer: &stage.tokenizer,
         server_template: stage.server_template,
@@ -322,14 +338,6 @@ fn eval(
         connections: stage.connections,
     };
     let model = single(inputs, "model", "eval")?;
-    let lineage = lineage::of(model);
-    config.is_training_partly_known = !lineage.missing.is_empty();
-    for rows in &lineage.rows {
-        let is_named = |path: &PathBuf| path.canonicalize().ok() == rows.canonicalize().ok();
-        if !config.trained_on.iter().any(is_named) {
-            config.trained_on.push(rows.clone());
-        }
-    }
     let encoder = match inputs.get("embedder") {
         Some(_) => Some(single(inputs, "embedder", "eval")?),
         None => stage.embedder.as_deref(),
@@ -338,6 +346,7 @@ fn eval(
         stage.request_timeout,
         stage.connections,
         [model].into_iter().chain(encoder).chain(stage.specialties.as_deref().map(Path::new)),
+        context,
     )?;
     let options = EngineOptions {
         threads: context.threads,
@@ -362,31 +371,67 @@ fn eval(
     let encoders = Encoders { embedder, reranker, classifier: classifier.as_ref() };
     let progress = Progress::new("eval", 0, "questions");
     let results = aloe_eval::eval(&engine, &config, encoders, folder, &progress, &context.cancel)?;
-    let mut parts: Vec<String> = results.tasks.iter().map(TaskResult::words).collect();
-    let mut table = results.table();
-    if let Some(earlier) = earlier {
-        let comparison = compare_runs(earlier, folder, config.seed)?;
-        parts.push(format!("against {}: {}", name_of(earlier), comparison.summary()));
-        table.push_str(&format!("\nagainst {}: {}", name_of(earlier), comparison.table()));
-        record.result("comparison_note", &comparison.note)?;
-        record.result("comparison", &comparison.rows)?;
-    }
-    record.result("table", table)?;
-    record.result("eval", &results)?;
-    let unmet: Vec<String> = results.expected.iter().filter(|one| !one.passed).map(|one| one.words()).collect();
-    if !results.expected.is_empty() {
-        parts.push(format!(
-            "{} of {} expected accuracies came out",
-            results.expected.len() - unmet.len(),
-            results.expected.len()
-        ));
-        record.result(UNMET, unmet)?;
-    }
-    record.result("trained_on", lineage.words(config.trained_on.len()))?;
+    compared.conclude(results, &config, folder, record)?;
     note_cache(&engine, &stage.answer_cache, record)?;
     note_memory(&engine, record)?;
-    record.result("summary", parts.join("; "))?;
     Ok(())
+}
+
+/// What an evaluation is held against: an earlier run, and what its model was trained on.
+pub(super) struct Compared {
+    earlier: Option<PathBuf>,
+    lineage: lineage::Lineage,
+}
+
+impl Compared {
+    /// The evaluator's settings, with the training rows that records lead to.
+    pub(super) fn of(stage: &EvalStage, inputs: &Inputs) -> anyhow::Result<(EvalConfig, Self)> {
+        let mut config = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
+        let earlier = inputs.get("compare").map(|_| single(inputs, "compare", "eval")).transpose()?;
+        earlier.map(|folder| check_comparable(folder, &config)).transpose()?;
+        let lineage = lineage::of(single(inputs, "model", "eval")?);
+        config.is_training_partly_known = !lineage.missing.is_empty();
+        for rows in &lineage.rows {
+            let is_named = |path: &PathBuf| path.canonicalize().ok() == rows.canonicalize().ok();
+            if !config.trained_on.iter().any(is_named) {
+                config.trained_on.push(rows.clone());
+            }
+        }
+        Ok((config, Self { earlier: earlier.map(Path::to_path_buf), lineage }))
+    }
+
+    /// Compares, and fills the record.
+    pub(super) fn conclude(
+        &self,
+        results: EvalResults,
+        config: &EvalConfig,
+        folder: &Path,
+        record: &mut Record,
+    ) -> anyhow::Result<()> {
+        let mut parts: Vec<String> = results.tasks.iter().map(TaskResult::words).collect();
+        let mut table = results.table();
+        if let Some(earlier) = &self.earlier {
+            let comparison = compare_runs(earlier, folder, config.seed)?;
+            parts.push(format!("against {}: {}", name_of_model(earlier), comparison.summary()));
+            table.push_str(&format!("\nagainst {}: {}", name_of_model(earlier), comparison.table()));
+            record.result("comparison_note", &comparison.note)?;
+            record.result("comparison", &comparison.rows)?;
+        }
+        record.result("table", table)?;
+        record.result("eval", &results)?;
+        let unmet: Vec<String> = results.expected.iter().filter(|one| !one.passed).map(|one| one.words()).collect();
+        if !results.expected.is_empty() {
+            parts.push(format!(
+                "{} of {} expected accuracies came out",
+                results.expected.len() - unmet.len(),
+                results.expected.len()
+            ));
+            record.result(UNMET, unmet)?;
+        }
+        record.result("trained_on", self.lineage.words(config.trained_on.len()))?;
+        record.result("summary", parts.join("; "))?;
+        Ok(())
+    }
 }
 
 /// The model that tells specialties; an endpoint's server renders its prompt.
@@ -400,7 +445,7 @@ fn open_classifier(address: &str, stage: &EvalStage, context: &Context) -> anyho
         request_timeout: timeout_of(stage.request_timeout),
         connections: stage.connections,
     };
-    let of_files = Context { dtype: None, ..context.clone() };
+    let of_files = Context { dtype: None, servers: None, ..context.clone() };
     open_engine(Path::new(address), opened, &of_files)
 }
 
@@ -424,7 +469,12 @@ fn redteam(
         None => Vec::new(),
     };
     let model = single(inputs, "model", "redteam")?;
-    check_served(stage.request_timeout, None, [model].into_iter().chain(stage.judge.as_deref().map(Path::new)))?;
+    check_served(
+        stage.request_timeout,
+        None,
+        [model].into_iter().chain(stage.judge.as_deref().map(Path::new)),
+        context,
+    )?;
     let judge_engine = stage.judge.as_deref().map(|address| open_judge(address, stage, context)).transpose()?;
     let judge = judge_engine.as_ref().map(|engine| Judge { engine, labels: &labels, prompt: stage.judge_prompt });
     judge.as_ref().map(Judge::check).transpose()?;
@@ -449,8 +499,8 @@ fn redteam(
     let (mut table, mut summary) = (results.table(), results.summary());
     if let (Some(earlier), Some(before)) = (earlier, &before) {
         let comparison = compare_redteam(before, &RedTeamRun::read(folder)?, config.seed)?;
-        table.push_str(&format!("\nagainst {}: {}", name_of(earlier), comparison.table()));
-        summary.push_str(&format!("; against {}: {}", name_of(earlier), comparison.summary()));
+        table.push_str(&format!("\nagainst {}: {}", name_of_model(earlier), comparison.table()));
+        summary.push_str(&format!("; against {}: {}", name_of_model(earlier), comparison.summary()));
         record.result("comparison_note", &comparison.compared)?;
         record.result("comparison", &comparison.rows)?;
     }
@@ -481,10 +531,6 @@ pub(super) fn split(path: &Path) -> (&Path, &str) {
     (dir, path.file_name().and_then(|name| name.to_str()).unwrap_or_default())
 }
 
-fn name_of(path: &Path) -> String {
-    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-}
-
 /// What a stage's settings say about opening its model: how an endpoint's prompts are rendered, and a folder's weights rounded.
 pub(super) struct Opened<'a> {
     pub(super) tokenizer: &'a Option<PathBuf>,
@@ -501,8 +547,9 @@ pub(super) fn check_served<'a>(
     asked_s: Option<u64>,
     connections: Option<usize>,
     mut models: impl Iterator<Item = &'a Path>,
+    context: &Context,
 ) -> anyhow::Result<()> {
-    let is_served = models.any(|model| model.to_string_lossy().starts_with("http"));
+    let is_served = context.servers.is_some() || models.any(|model| model.to_string_lossy().starts_with("http"));
     for (key, is_set) in [("request_timeout", asked_s.is_some()), ("connections", connections.is_some())] {
         if is_set && !is_served {
             let mistake = format!("{key} is for endpoints, and this stage asks none: leave it out");
@@ -512,9 +559,12 @@ pub(super) fn check_served<'a>(
     Ok(())
 }
 
-/// The model of an input: a stage's folder, a folder, a file, or an endpoint.
+/// The model of an input: a stage's folder, a folder, a file, or an endpoint; servers of a folder's model where the stage has some.
 pub(super) fn open_engine(input: &Path, opened: Opened<'_>, context: &Context) -> anyhow::Result<Engine> {
     let text = input.to_string_lossy();
+    if let Some(servers) = &context.servers {
+        return open_servers(input, servers, opened, context);
+    }
     if let Some(mistake) = weights::mistake(context.dtype, opened.quantize, Some(&text)) {
         return Err(Failure::usage(mistake).into());
     }
@@ -543,9 +593,46 @@ pub(super) fn open_engine(input: &Path, opened: Opened<'_>, context: &Context) -
     } else {
         let mut engine = Engine::open(&checked_model(input)?.to_string_lossy(), &options)?;
         // `model` is the folder's name in every stage; the stage's own name tells them apart.
-        engine.rename(&name_of(input));
+        engine.rename(&name_of_model(input));
         engine
     };
+    Ok(match opened.answer_cache {
+        Some(folder) => engine.with_answer_cache(folder)?,
+        None => engine,
+    })
+}
+
+/// The servers announced in the folder `servers`, which must hold the model of `input`; its own tokenizer renders what they are asked.
+fn open_servers(input: &Path, servers: &Path, opened: Opened<'_>, context: &Context) -> anyhow::Result<Engine> {
+    if input.to_string_lossy().starts_with("http") {
+        let text =
+            format!("--servers is for a model in a folder, and the stage asks {}: leave it out", input.display());
+        return Err(Failure::usage(text).into());
+    }
+    let local = [
+        ("quantize", opened.quantize.is_some()),
+        ("kv_budget", opened.kv_budget.is_some()),
+        ("tokenizer", opened.tokenizer.is_some()),
+        ("server_template", opened.server_template),
+    ];
+    if let Some((key, _)) = local.into_iter().find(|(_, is_set)| *is_set) {
+        let text = format!(
+            "{key} does not go with servers of {}, which are started in the job: leave it out",
+            input.display()
+        );
+        return Err(Failure::usage(text).into());
+    }
+    let options = EngineOptions {
+        threads: context.threads,
+        tokenizer: Some(checked_model(input)?),
+        request_timeout: opened.request_timeout,
+        connections: opened.connections.unwrap_or(EngineOptions::default().connections),
+        model_sha256: Some(digest_of_model(input)?),
+        cancel: context.cancel.clone(),
+        ..EngineOptions::default()
+    };
+    let mut engine = Engine::open(&format!("{SERVERS}{}", servers.display()), &options)?;
+    engine.rename(&name_of_model(input));
     Ok(match opened.answer_cache {
         Some(folder) => engine.with_answer_cache(folder)?,
         None => engine,

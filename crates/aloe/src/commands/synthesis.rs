@@ -20,7 +20,7 @@ pub(super) fn run(
 ) -> anyhow::Result<()> {
     let config = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
     let model = single(inputs, "model", "synthesis")?;
-    check_served(stage.request_timeout, stage.connections, [model].into_iter())?;
+    check_served(stage.request_timeout, stage.connections, [model].into_iter(), context)?;
     let opened = Opened {
         tokenizer: &stage.tokenizer,
         server_template: stage.server_template,

@@ -98,7 +98,7 @@ fn take_over(
         out,
     };
     let seed = stage.config["seed"].as_u64().unwrap_or(0);
-    let context = Context { seed, threads: super::threads_of(0), dtype: None, cancel: cancel.clone() };
+    let context = Context { seed, threads: super::threads_of(0), dtype: None, servers: None, cancel: cancel.clone() };
     let done = execute(&context, &job, |folder, record| import(args, expected, verdict, folder, record))?;
     let said = if done.was_done { "was taken over before" } else { "taken over" };
     aloe_record::tell(&format!("{}: {said} into {}", args.folder.display(), out.display()));

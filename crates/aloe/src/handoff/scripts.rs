@@ -2,15 +2,16 @@
 
 use super::write::inputs_of;
 use crate::commands::rows;
+use crate::commands::run::is_address;
 use crate::failure::Failure;
 use crate::recipe::checked::{Input, Recipe, Stage};
 use crate::recipe::stage_config::StageConfig;
 use aloe_handoff::engine::{self, Rows, RowsInput, Settings, TrainSpec};
 use aloe_handoff::verify::Expectation;
-use aloe_handoff::{Cluster, RunPlan, StagePlan, Trainer, sbatch};
+use aloe_handoff::{Cluster, RunPlan, StagePlan, Trainer, sbatch, serving};
 use aloe_record::{atomic, digest};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Writes `stages/NN-NAME/` and what it needs; returns what the user must be told.
 pub(crate) fn write(
@@ -23,7 +24,7 @@ pub(crate) fn write(
     let folder = Path::new(&planned.folder);
     let mut inputs = inputs_of(stage)?;
     let work = match planned.trainer {
-        Trainer::Aloe => own(planned),
+        Trainer::Aloe => own(planned, stage, served_model(recipe, stage, cluster), cluster),
         Trainer::Trl | Trainer::Axolotl => foreign(recipe, stage, planned, cluster)?,
     };
     inputs.extend(work.of_site);
@@ -32,6 +33,9 @@ pub(crate) fn write(
     }
     let put = |name: &str, text: String| atomic::write(&folder.join(name), text.as_bytes());
     put("job.sbatch", sbatch::job_script(plan, planned, cluster))?;
+    if let (Some(script), Some(path)) = (sbatch::array_script(plan, planned, cluster), planned.array_script()) {
+        atomic::write(&path, script.as_bytes())?;
+    }
     put("run.sh", sbatch::run_script(planned, &work.command))?;
     put("check.sh", sbatch::check_script(planned, &work.checks))?;
     put("inputs.sha256", sbatch::inputs_file(&inputs))?;
@@ -56,11 +60,38 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// A stage of our own.
-fn own(planned: &StagePlan) -> Work {
+/// The folder of the model that a stage asks, where the site starts servers for it.
+pub(crate) fn served_model(recipe: &Recipe, stage: &Stage, cluster: &Cluster) -> Option<PathBuf> {
+    let asks = matches!(stage.config, StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::Synthesis(_));
+    let given = stage.from.iter().find(|(key, _)| key == "model").filter(|_| asks && cluster.serving.is_some())?;
+    match given.1.as_slice() {
+        [Input::Stage(at)] => Some(Path::new("out").join(&recipe.stages[*at].name)),
+        [Input::Path(path)] if !is_address(path) => Some(path.clone()),
+        _ => None,
+    }
+}
+
+/// A stage of our own; of a served model beside its servers.
+fn own(planned: &StagePlan, stage: &Stage, served: Option<PathBuf>, cluster: &Cluster) -> Work {
     let name = planned.name.as_str();
+    let mut command = words(&["aloe", "run", "recipe.toml", "--stage", planned.in_recipe(), "--out", "out"]);
+    let shards = format!("work/{}", planned.in_recipe());
+    let n_shards = cluster.shards(stage.config.kind(), &stage.name);
+    if let Some(shard) = planned.shard() {
+        command.extend(words(&["--shards", &shards, "--shard", &format!("{}/{}", shard.index, shard.n)]));
+    } else if n_shards > 1 {
+        command.extend(words(&["--shards", &shards, "--gather", &n_shards.to_string()]));
+    }
+    // The shards have asked by then.
+    let served = served.filter(|_| planned.shard().is_some() || n_shards == 1);
+    if let Some(model) = served {
+        let (model, servers) = (model.to_string_lossy(), serving::folder_of(planned));
+        let servers = servers.to_string_lossy();
+        let beside = words(&["aloe", "with-servers", "--model", &model, "--servers", &servers, "--"]);
+        command = [beside, command, words(&["--servers", &servers])].concat();
+    }
     Work {
-        command: words(&["aloe", "run", "recipe.toml", "--stage", name, "--out", "out"]),
+        command,
         checks: vec![words(&["aloe", "collect", ".", "--stage", name])],
         files: Vec::new(),
         of_site: BTreeMap::new(),

@@ -6,14 +6,14 @@
 use super::rewrite::{Rewritten, made_here, rewrite, trainer_of};
 use super::scripts;
 use crate::commands::run::{enter_root, is_address, run_stage};
-use crate::commands::threads_of;
+use crate::commands::{shards, threads_of};
 use crate::failure::Failure;
 use crate::recipe::checked::{Input, Recipe, Stage};
 use crate::recipe::plan::plan;
 use crate::recipe::stage_config::StageConfig;
 use crate::stage::Context;
 use aloe_handoff::plan::{PLAN, is_run_folder};
-use aloe_handoff::{Cluster, RunPlan, StagePlan, Trainer, Where, state};
+use aloe_handoff::{Cluster, Resources, RunPlan, StagePlan, Trainer, Where, shard, state};
 use aloe_record::{Cancel, atomic, digest};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
@@ -69,9 +69,10 @@ pub(crate) fn write(
         .context("the recipe as copied has mistakes that the one it was made from has not")?;
     let plan = plan_of(&copied, &rewritten.text, &cluster, place)?;
     let mut notices = Vec::new();
-    for (stage, planned) in copied.stages.iter().zip(&plan.stages) {
+    for planned in &plan.stages {
+        let stage = &copied.stages[copied.position(planned.in_recipe())?];
         let written = scripts::write(&copied, stage, planned, &plan, &cluster);
-        notices.extend(written.with_context(|| format!("stage {:?}", stage.name))?);
+        notices.extend(written.with_context(|| format!("stage {:?}", planned.name))?);
     }
     // Last: a folder with a plan is whole.
     atomic::write_json(&run.join(PLAN), &plan)?;
@@ -150,6 +151,10 @@ fn check_stages(recipe: &Recipe, cluster: &Cluster, default: Trainer, place: Whe
         match cluster.resources(stage.config.kind(), &stage.name) {
             Ok(asked) if trainer == Trainer::Aloe && asked.n_nodes > 1 => mistakes
                 .push(format!("stage {:?} is run by aloe, on one node; it asks for {}", stage.name, asked.n_nodes)),
+            Ok(asked) if scripts::served_model(recipe, stage, cluster).is_some() => {
+                let serving = cluster.serving.as_ref();
+                mistakes.extend(serving.and_then(|serving| serving.mistake(&stage.name, asked.gpus_per_node)));
+            }
             Ok(_) => {}
             Err(mistake) => mistakes.push(mistake),
         }
@@ -174,6 +179,11 @@ fn check_stages(recipe: &Recipe, cluster: &Cluster, default: Trainer, place: Whe
             ));
         }
     }
+    for (stage, _) in recipe.stages.iter().zip(&is_made).filter(|(_, made)| !**made) {
+        let n_shards = cluster.shards(stage.config.kind(), &stage.name);
+        let mistake = shards::mistake(&stage.config, n_shards).filter(|_| n_shards > 1);
+        mistakes.extend(mistake.map(|mistake| format!("stage {:?}: {mistake}", stage.name)));
+    }
     for name in cluster.named_stages() {
         if !recipe.stages.iter().any(|stage| stage.name == name) {
             mistakes.push(format!("[stages.{name}] of cluster.toml is no stage of the recipe"));
@@ -195,7 +205,11 @@ fn check_memory(recipe: &Recipe, cluster: &Cluster, default: Trainer, run: &Path
         let Some(bytes) = row.memory_bytes else { continue };
         let asked = cluster.resources(stage.config.kind(), &stage.name).map_err(Failure::usage)?;
         let is_own = trainer_of(recipe, stage, default) == Trainer::Aloe;
+        let served = scripts::served_model(recipe, stage, cluster).and(cluster.serving.as_ref());
         let (limit, n_shares, what) = match (is_own, asked.gpus_per_node) {
+            _ if served.is_some_and(|serving| serving.gpus > 0) => {
+                (cluster.node.gpu_memory_gb, served.map_or(1, |serving| serving.gpus), "a GPU")
+            }
             (true, _) => (cluster.node.memory_gb, 1, "a node"),
             (false, 0) => (cluster.node.memory_gb, 1, "a node"),
             (false, _) => (cluster.node.gpu_memory_gb, asked.world_size(), "a GPU"),
@@ -275,7 +289,7 @@ fn make_here(
     cancel: &Cancel,
 ) -> anyhow::Result<Vec<String>> {
     let threads = threads_of(if threads == 0 { recipe.threads } else { threads });
-    let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, cancel: cancel.clone() };
+    let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, servers: None, cancel: cancel.clone() };
     let mut made = Vec::new();
     for (stage, _) in recipe.stages.iter().zip(made_here(recipe, cluster)).filter(|(_, made)| *made) {
         cancel.check()?;
@@ -288,30 +302,52 @@ fn make_here(
 }
 
 fn plan_of(recipe: &Recipe, text: &str, cluster: &Cluster, place: Where) -> anyhow::Result<RunPlan> {
-    let of = |(at, stage): (usize, &Stage)| -> anyhow::Result<StagePlan> {
-        let resources = cluster.resources(stage.config.kind(), &stage.name).map_err(Failure::usage)?;
-        let mut after: Vec<String> = Vec::new();
-        for (_, inputs) in &stage.from {
-            for input in inputs {
-                if let Input::Stage(at) = input {
-                    after.push(recipe.stages[*at].name.clone());
-                }
-            }
+    let mut stages = Vec::new();
+    for (at, stage) in recipe.stages.iter().enumerate() {
+        let whole = stage_plan(recipe, at, cluster)?;
+        let n_shards = cluster.shards(stage.config.kind(), &stage.name);
+        if n_shards == 1 {
+            stages.push(whole);
+            continue;
         }
-        after.sort();
-        after.dedup();
-        Ok(StagePlan {
-            name: stage.name.clone(),
-            kind: stage.config.kind().to_owned(),
-            folder: PathBuf::from(format!("stages/{:02}-{}", 10 * (at + 1), stage.name)),
-            after,
-            trainer: trainer_of(recipe, stage, Trainer::Aloe),
-            resources,
-        })
-    };
-    let stages = recipe.stages.iter().enumerate().map(of).collect::<anyhow::Result<_>>()?;
+        let shard = |index: u32| {
+            let name = shard::name_of(&stage.name, index, n_shards);
+            let folder = whole.folder.with_file_name(format!("{:02}-{name}", 10 * (at + 1)));
+            StagePlan { name, kind: shard::EVAL_SHARD.to_owned(), folder, ..whole.clone() }
+        };
+        let shards: Vec<StagePlan> = (1..=n_shards).map(shard).collect();
+        let after = whole.after.iter().cloned().chain(shards.iter().map(|shard| shard.name.clone())).collect();
+        stages.extend(shards);
+        // Whoever gathers asks no model.
+        let resources = Resources { gpus_per_node: 0, ..whole.resources };
+        stages.push(StagePlan { after, resources, ..whole });
+    }
     let recipe_sha256 = digest::bytes(text.as_bytes());
     Ok(RunPlan { version: 1, name: recipe.name.clone(), place, recipe_sha256, stages })
+}
+
+/// The stage at `at` as one job.
+fn stage_plan(recipe: &Recipe, at: usize, cluster: &Cluster) -> anyhow::Result<StagePlan> {
+    let stage = &recipe.stages[at];
+    let resources = cluster.resources(stage.config.kind(), &stage.name).map_err(Failure::usage)?;
+    let mut after: Vec<String> = Vec::new();
+    for (_, inputs) in &stage.from {
+        for input in inputs {
+            if let Input::Stage(at) = input {
+                after.push(recipe.stages[*at].name.clone());
+            }
+        }
+    }
+    after.sort();
+    after.dedup();
+    Ok(StagePlan {
+        name: stage.name.clone(),
+        kind: stage.config.kind().to_owned(),
+        folder: PathBuf::from(format!("stages/{:02}-{}", 10 * (at + 1), stage.name)),
+        after,
+        trainer: trainer_of(recipe, stage, Trainer::Aloe),
+        resources,
+    })
 }
 
 /// Files of the run folder that a stage reads and that are there before any job, each with its digest: the recipe, copies, and what was

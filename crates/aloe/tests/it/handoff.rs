@@ -8,3 +8,5 @@ mod engines;
 mod faults;
 mod planned;
 mod rig;
+mod servers;
+mod shards;
