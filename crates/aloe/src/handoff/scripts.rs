@@ -87,11 +87,13 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
         trainer,
         settings,
         arch: start.config.arch,
+        context_len: start.config.max_position_embeddings,
         stage: planned.folder.clone(),
         model: start.weights,
         rows: folder.clone(),
         work: Path::new("work").join(name),
         n_steps: rendered.n_steps,
+        chunk_steps: rendered.chunk_steps,
         counts: rendered.counts,
         resources: planned.resources,
     };
@@ -107,7 +109,7 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
             words(&["aloe", "run", "recipe.toml", "--stage", name, "--out", "out"]),
         ],
         files: [below(&folder, &rendered.files), below(&planned.folder, &written.files)].concat(),
-        pins: engine::TRL_VERSIONS.to_vec(),
+        pins: engine::versions(trainer).to_vec(),
         notices: [rendered.notices, written.notices].concat(),
     })
 }
