@@ -55,6 +55,8 @@ fn every_setting_that_trl_lacks_is_refused_by_its_name_and_all_are_told_together
         let error = config(&spec(settings)).expect_err(name).to_string();
         assert!(error.contains(name) && error.lines().count() == 1, "{name}: {error}");
     }
+    let one_chunk = DpoConfig { reference: ReferenceAt::ChunkStart, ..dpo.clone() };
+    assert!(config(&spec(Settings::Dpo(one_chunk))).is_ok(), "the start of the only chunk is that of the stage");
     let both = SftConfig { on_spike: OnSpike::Skip, eval_every: 5, ..sft() };
     assert_eq!(config(&spec(Settings::Sft(both))).unwrap_err().to_string().lines().count(), 2);
     // TRL's robust loss smooths, and one pair a step needs no mean over several.
