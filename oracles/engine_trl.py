@@ -2,12 +2,14 @@
 """Holds what `aloe-handoff` writes for TRL against TRL itself. Parts, each its own process:
 
     python oracles/engine_trl.py accept          every configuration of tests/engine_cases through TRL's own parser -> tests/golden/engine_trl.json
-    python oracles/engine_trl.py losses          SFT and DPO of ten steps, f32, CPU: TRL started by engine.py with engine.yaml from the run folder,
-                                                 our trainer on the same rows; losses, the movement of every tensor, the checker's verdict and the
+    python oracles/engine_trl.py losses          SFT, DPO and DPO in two chunks, ten steps, f32, CPU: TRL started by engine.py with engine.yaml from the
+                                                 run folder, our trainer on the same rows; losses, the movement of every tensor, the checker's verdict and the
                                                  import of TRL's folder; again with two processes -> tests/golden/trl_losses.json
-    python oracles/engine_trl.py faults          a run that is resumed from an earlier checkpoint ends with the uninterrupted one's bytes and is accepted; one
-                                                 that starts from a NaN stops, is refused, and saves no model; one that is asked to stop saves its step, ends, and goes
-                                                 on to the same bytes, with two processes too; one whose loss spikes ends at once
+    python oracles/engine_trl.py faults          a run that is resumed from an earlier checkpoint (before, within and after a chunk) ends with the
+                                                 uninterrupted one's bytes and is accepted; one that starts from a NaN stops, is refused, and saves no
+                                                 model; one that is asked to stop saves its step, ends, and goes on to the same bytes, with two
+                                                 processes too; one whose loss spikes ends at once
+    python oracles/engine_trl.py noise           NEFTune's noise by document
     python oracles/engine_trl.py rows            2,000 conversations (several turns, system messages, all scripts, empty questions and answers) with
                                                  SmolLM2's template, ChatML and Llama 3: TRL's own preparation of messages.jsonl with the marked
                                                  template against our ids and labels
@@ -67,7 +69,8 @@ def accept():
 def start(run, kind, n_processes, *more):
     stage = f"stages/01-{kind}"
     torchrun = pathlib.Path(sys.executable).parent / "torchrun"
-    command = [torchrun, "--standalone", f"--nproc-per-node={n_processes}", f"{stage}/engine.py", f"trl.scripts.{kind}", "--config", f"{stage}/engine.yaml"]
+    module = "trl.scripts.sft" if kind == "sft" else "trl.scripts.dpo"
+    command = [torchrun, "--standalone", f"--nproc-per-node={n_processes}", f"{stage}/engine.py", module, "--config", f"{stage}/engine.yaml"]
     return subprocess.run([*command, *more], cwd=run, capture_output=True, text=True)
 
 
@@ -79,16 +82,23 @@ def judged(run, kind):
 def faults():
     from safetensors.torch import load_file, save_file
 
-    with tempfile.TemporaryDirectory() as folder:
-        run = pathlib.Path(folder) / "run"
-        subprocess.run([EXAMPLES / "engine_run", "write", run, "sft", "1"], check=True)
-        train(run, "sft", 1)
-        whole = (run / "work/sft/model.safetensors").read_bytes()
-        done = start(run, "sft", 1, "--resume_from_checkpoint", "work/sft/checkpoint-8")
-        assert done.returncode == 0, done.stderr[-3000:]
-        said = judged(run, "sft")
-        print("resumed from step 8:", "the same bytes" if (run / "work/sft/model.safetensors").read_bytes() == whole else "OTHER BYTES", said["findings"] or "good", "sessions", said["facts"]["n_sessions"])
-        assert (run / "work/sft/model.safetensors").read_bytes() == whole and not said["findings"] and said["facts"]["n_sessions"] == 2
+    # The second chunk begins after step 5: a run resumed from step 4 still has to turn to it, one from step 8 has turned.
+    for kind, steps in (("chunks", [4, 8]), ("sft", [8])):
+        with tempfile.TemporaryDirectory() as folder:
+            run = pathlib.Path(folder) / "run"
+            subprocess.run([EXAMPLES / "engine_run", "write", run, kind, "1"], check=True)
+            config = run / f"stages/01-{kind}/engine.yaml"
+            config.write_text(config.read_text().replace("save_total_limit: 2", "save_total_limit: 9"))
+            train(run, kind, 1)
+            whole = (run / f"work/{kind}/model.safetensors").read_bytes()
+            for at, step in enumerate(steps):
+                (run / f"work/{kind}/MANIFEST.json").unlink(missing_ok=True)  # the seal of the check before
+                done = start(run, kind, 1, "--resume_from_checkpoint", f"work/{kind}/checkpoint-{step}")
+                assert done.returncode == 0, done.stderr[-3000:]
+                said = judged(run, kind)
+                is_same = (run / f"work/{kind}/model.safetensors").read_bytes() == whole
+                print(f"{kind}, resumed from step {step}:", "the same bytes" if is_same else "OTHER BYTES", said["findings"] or "good", "sessions", said["facts"]["n_sessions"])
+                assert is_same and not said["findings"] and said["facts"]["n_sessions"] == at + 2
     with tempfile.TemporaryDirectory() as folder:
         run = pathlib.Path(folder) / "run"
         subprocess.run([EXAMPLES / "engine_run", "write", run, "sft", "1"], check=True)
@@ -150,7 +160,7 @@ def losses():
     from safetensors.torch import load_file
 
     golden = {"versions": versions()}
-    for kind in ("sft", "dpo"):
+    for kind in ("sft", "dpo", "chunks"):
         for n_processes in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
                 run = pathlib.Path(folder) / "run"
@@ -177,6 +187,44 @@ def losses():
                 if n_processes == 1:
                     golden[kind] = theirs
     (GOLDEN / "trl_losses.json").write_text(json.dumps(golden) + "\n")
+
+
+def noise():
+    """The hook that engine.py gives transformers, on packed rows: bounds and variance of each document's noise are those of its own length."""
+    import importlib.util
+
+    import torch
+    import transformers.integrations.neftune as neftune
+
+    spec = importlib.util.spec_from_file_location("engine", ROOT / "crates/aloe-handoff/src/engine/launcher.py")
+    engine = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(engine)
+    positions = engine.noise_by_document()()
+    torch.manual_seed(5)
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = torch.nn.Embedding(9, 64)
+
+        get_input_embeddings = lambda self: self.embedding
+        forward = lambda self, input_ids, position_ids: self.embedding(input_ids)
+
+    model = Model()
+    neftune.activate_neftune(model, 5.0)
+    positions.on_train_begin(None, None, None, model=model)
+    lengths = [7, 400, 93, 1500]
+    ids = torch.randint(0, 9, (1, sum(lengths)))
+    at = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
+    found = model(input_ids=ids, position_ids=at) - model.embedding.weight[ids]
+    for length, values in zip(lengths, found[0].split(lengths)):
+        bound = 5.0 / (length * 64) ** 0.5
+        off = (values.var() / (bound**2 / 3)).item() - 1
+        spread = 5 * (4 / 45) ** 0.5 * 3 / values.numel() ** 0.5
+        print(f"a document of {length}: largest {values.abs().max().item() / bound:.4f} of its bound, variance off by {off:+.4f} (5 sigma: {spread:.4f})")
+        assert values.abs().max() <= bound * 1.0001 and abs(off) < spread
+    model.eval()
+    assert torch.equal(model(input_ids=ids, position_ids=at), model.embedding.weight[ids])
 
 
 def made_rows():
@@ -254,4 +302,4 @@ def rows():
 
 
 if __name__ == "__main__":
-    {"accept": accept, "losses": losses, "faults": faults, "rows": rows}[sys.argv[1]]()
+    {"accept": accept, "losses": losses, "faults": faults, "noise": noise, "rows": rows}[sys.argv[1]]()

@@ -1,4 +1,5 @@
-//! For `oracles/engine_trl.py`: `engine_run write RUN sft|dpo N_NODES` writes a tiny run folder and our own trainer's metrics;
+//! For `oracles/engine_trl.py` and `engine_axolotl.py`: `engine_run write RUN sft|dpo|chunks N_NODES [axolotl]` writes a tiny run folder and our own
+//! trainer's metrics;
 //! `engine_run verify RUN STAGE WORK OUT` checks what an engine left and imports it; `engine_run rows OUT TOKENIZER ROWS [TEMPLATE]`
 //! encodes conversations.
 
@@ -19,9 +20,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["write", run, kind, n_nodes] => {
-            let kind = if *kind == "sft" { Kind::Sft } else { Kind::Dpo };
-            write_run(Path::new(run), kind, n_nodes.parse()?);
+        ["write", run, kind, n_nodes, engine @ ..] => {
+            let kind = Kind::ALL.into_iter().find(|known| known.name() == *kind).ok_or("no such kind")?;
+            let trainer = if engine == ["axolotl"] { Trainer::Axolotl } else { Trainer::Trl };
+            write_run(trainer, Path::new(run), kind, n_nodes.parse()?);
             train(Path::new(run), kind);
         }
         ["verify", run, stage, work, out] => verify(Path::new(run), stage, work, Path::new(out))?,

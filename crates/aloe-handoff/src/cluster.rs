@@ -6,7 +6,7 @@
 
 mod read;
 
-use crate::plan::{Resources, Trainer};
+use crate::plan::{Resources, Trainer, Where};
 use crate::serving::Serving;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -150,6 +150,16 @@ impl Cluster {
         Ok(Resources { n_nodes, gpus_per_node, cpus_per_node, time_limit_s })
     }
 
+    /// Who trains where a recipe does not say: under Slurm the site's engine, TRL where it has both; on this machine the program itself.
+    pub fn usual_trainer(&self, place: Where) -> Trainer {
+        let has = |trainer: Trainer| self.engines.contains_key(trainer.name());
+        match place {
+            Where::Local => Trainer::Aloe,
+            Where::Slurm if has(Trainer::Axolotl) && !has(Trainer::Trl) => Trainer::Axolotl,
+            Where::Slurm => Trainer::Trl,
+        }
+    }
+
     /// Names of stages that the file speaks of, so that a slip can be told from a setting.
     pub fn named_stages(&self) -> impl Iterator<Item = &str> {
         self.stages.keys().map(String::as_str)
@@ -246,6 +256,25 @@ time = 600
         assert_eq!((cluster.shards("eval", "e"), cluster.shards("eval", "short")), (3, 7));
         let misplaced = Cluster::parse(&text.replace("resources.eval", "resources.redteam")).unwrap_err();
         assert_eq!(misplaced, ["line 36: [resources.redteam] has `shards`, which are of evaluations"]);
+    }
+
+    #[test]
+    fn a_site_with_one_engine_trains_with_it_where_a_recipe_does_not_say() {
+        let usual = |engines: &str, place| {
+            Cluster::parse(&WHOLE.replace("trl = \"/opt/trl\"", engines)).unwrap().usual_trainer(place)
+        };
+        for (engines, expected) in [
+            ("trl = \"/opt/trl\"", Trainer::Trl),
+            ("axolotl = \"/opt/axolotl\"", Trainer::Axolotl),
+            ("trl = \"/opt/trl\"\naxolotl = \"/opt/axolotl\"", Trainer::Trl),
+            ("", Trainer::Trl),
+        ] {
+            assert_eq!(
+                (usual(engines, Where::Slurm), usual(engines, Where::Local)),
+                (expected, Trainer::Aloe),
+                "{engines}"
+            );
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 mod engine_cases;
 
 use aloe_handoff::engine::check::{Manifest, Program, check_config};
-use aloe_handoff::engine::{self, Settings};
+use aloe_handoff::engine::{self, Settings, TrainSpec};
 
 /// `tests/golden/engine_trl.json` is written by `oracles/engine_trl.py` after TRL 1.16 took every text.
 #[test]
@@ -20,14 +20,60 @@ fn every_configuration_is_byte_for_byte_one_that_trl_itself_took() {
     }
 }
 
+/// `tests/golden/engine_axolotl.json` is written by `oracles/engine_axolotl.py validate` after axolotl 0.19 took every text as on H100s.
+#[test]
+fn every_configuration_for_axolotl_is_byte_for_byte_one_that_its_own_validation_took() {
+    let golden: serde_json::Value = serde_json::from_str(include_str!("golden/engine_axolotl.json")).unwrap();
+    for (package, version) in engine::AXOLOTL_VERSIONS {
+        assert_eq!(golden["versions"][package], version, "the golden file is of another version");
+    }
+    let cases = engine_cases::axolotl_cases();
+    assert!(cases.len() >= 12 && golden["accepted"].as_object().unwrap().len() == cases.len(), "{}", cases.len());
+    for (name, spec) in cases {
+        assert_eq!(golden["accepted"][&name].as_str(), Some(engine::config(&spec).unwrap().as_str()), "{name}");
+    }
+}
+
 #[test]
 fn no_configuration_holds_an_absolute_path_and_the_same_stage_gives_the_same_bytes() {
-    for (name, spec) in engine_cases::cases() {
+    for (name, spec) in engine_cases::cases().into_iter().chain(engine_cases::axolotl_cases()) {
         let text = engine::config(&spec).unwrap();
         assert_eq!(text, engine::config(&spec.clone()).unwrap(), "{name}");
         let absolute = |word: &str| word.trim_start_matches(['"', '[', '{']).starts_with('/');
         assert!(!text.split_whitespace().any(absolute), "{name}: {text}");
     }
+}
+
+/// The training stages of both, on the 8 nodes of four GPUs that `recipes/cluster-4xh100.toml` gives them; chunks of 5 in the first alignment.
+#[test]
+fn no_training_stage_of_the_published_recipes_is_refused_by_trl_or_axolotl() {
+    let mut n_chunks = 0;
+    for recipe in
+        [include_str!("../../../recipes/llama3-aloe-8b.toml"), include_str!("../../../recipes/llama3-aloe-70b.toml")]
+    {
+        let recipe: toml::Table = recipe.parse().unwrap();
+        for stage in recipe["stage"].as_array().unwrap() {
+            let mut table = stage.as_table().unwrap().clone();
+            let kind = table["kind"].as_str().unwrap().to_owned();
+            table.retain(|key, _| !["kind", "name", "from", "expect", "trainer"].contains(&key));
+            let settings = match kind.as_str() {
+                "sft" => Settings::Sft(table.try_into().unwrap()),
+                "dpo" => Settings::Dpo(table.try_into().unwrap()),
+                _ => continue,
+            };
+            let (_, like) = engine_cases::cases().into_iter().find(|(name, _)| name == "dpo-8-nodes").unwrap();
+            for trainer in [aloe_handoff::Trainer::Trl, aloe_handoff::Trainer::Axolotl] {
+                let chunk_steps = match &settings {
+                    Settings::Dpo(config) if config.chunks > 1 => vec![48; config.chunks],
+                    _ => Vec::new(),
+                };
+                n_chunks += chunk_steps.len();
+                let spec = TrainSpec { trainer, settings: settings.clone(), chunk_steps, ..like.clone() };
+                engine::config(&spec).unwrap_or_else(|error| panic!("{trainer:?}: {kind}: {error}"));
+            }
+        }
+    }
+    assert_eq!(n_chunks, 20, "both recipes cut the first alignment's pairs into 5 chunks");
 }
 
 /// What stands in a configuration, what a slip of the pen makes of it, and a part of what is said.

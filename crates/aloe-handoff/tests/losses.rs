@@ -1,21 +1,21 @@
-//! Our trainer's losses against those that TRL logged from the run folder that we wrote, and what the rendered rows hold.
+//! Our trainer's losses against those that TRL and axolotl logged from the run folder that we wrote, and what the rendered rows hold.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod engine_run;
 
+use aloe_handoff::Trainer;
 use aloe_text::TextModel;
-use engine_run::{Kind, sft_rows, train, write_run};
+use aloe_train::{DpoBatches, DpoConfig, DpoInputs};
+use engine_run::{Kind, dpo_rows, sft_rows, train, write_base, write_run};
 use serde_json::Value;
 
-/// `tests/golden/trl_losses.json` is written by `oracles/engine_trl.py losses`: TRL 1.16 started by `engine.py` with `engine.yaml` on the
-/// rendered rows, f32, CPU. The bound is 1e-4 relative.
-#[test]
-fn the_first_ten_losses_of_trl_on_our_rows_are_those_of_our_own_trainer() {
-    let golden: Value = serde_json::from_str(include_str!("golden/trl_losses.json")).unwrap();
-    for (kind, name) in [(Kind::Sft, "sft"), (Kind::Dpo, "dpo")] {
-        let run = tempfile::tempdir().unwrap();
-        write_run(run.path(), kind, 1);
+/// Losses that an engine logged against our own trainer's on the same rows. The bound is 1e-4 relative.
+fn compare(golden: &str, trainer: Trainer) {
+    let golden: Value = serde_json::from_str(golden).unwrap();
+    for kind in Kind::ALL {
+        let (run, name) = (tempfile::tempdir().unwrap(), kind.name());
+        write_run(trainer, run.path(), kind, 1);
         let ours: Vec<f64> = train(run.path(), kind).iter().filter_map(|line| line["loss"].as_f64()).collect();
         let theirs: Vec<f64> = golden[name].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect();
         assert_eq!((ours.len(), theirs.len()), (10, 10), "{name}");
@@ -24,6 +24,19 @@ fn the_first_ten_losses_of_trl_on_our_rows_are_those_of_our_own_trainer() {
             assert!(error <= 1e-4, "{name}: step {}: {ours} is not {theirs} ({error:.1e})", step + 1);
         }
     }
+}
+
+/// `tests/golden/trl_losses.json` is written by `oracles/engine_trl.py losses`: TRL 1.16 started by `engine.py` with `engine.yaml` on the
+/// rendered rows, f32, CPU.
+#[test]
+fn the_first_ten_losses_of_trl_on_our_rows_are_those_of_our_own_trainer() {
+    compare(include_str!("golden/trl_losses.json"), Trainer::Trl);
+}
+
+/// `tests/golden/axolotl_losses.json` is written by `oracles/engine_axolotl.py losses`: axolotl 0.19 in the same way.
+#[test]
+fn the_first_ten_losses_of_axolotl_on_our_rows_are_those_of_our_own_trainer() {
+    compare(include_str!("golden/axolotl_losses.json"), Trainer::Axolotl);
 }
 
 fn lines(path: &std::path::Path) -> Vec<Value> {
@@ -39,7 +52,7 @@ fn numbers(value: &Value) -> Vec<i64> {
 #[test]
 fn rendered_rows_hold_every_document_of_an_epoch_once_with_our_mask_and_whole_steps() {
     let run = tempfile::tempdir().unwrap();
-    let (_, rendered) = write_run(run.path(), Kind::Sft, 1);
+    let (_, rendered) = write_run(Trainer::Trl, run.path(), Kind::Sft, 1);
     let rows = lines(&run.path().join("data/sft/rendered.jsonl"));
     assert_eq!((rendered.n_steps, rows.len()), (10, 40));
     let text = TextModel::open(&run.path().join("out/base")).unwrap();
@@ -82,7 +95,7 @@ fn rendered_rows_hold_every_document_of_an_epoch_once_with_our_mask_and_whole_st
 #[test]
 fn message_rows_and_a_marked_template_stand_beside_the_ids() {
     let run = tempfile::tempdir().unwrap();
-    let (_, rendered) = write_run(run.path(), Kind::Sft, 1);
+    let (_, rendered) = write_run(Trainer::Trl, run.path(), Kind::Sft, 1);
     let rows = lines(&run.path().join("data/sft/messages.jsonl"));
     let text = TextModel::open(&run.path().join("out/base")).unwrap();
     let is_used = |row: &aloe_train::SftRow| text.encode_conversation(&row.conversation).unwrap().ids.len() <= 64;
@@ -98,9 +111,9 @@ fn message_rows_and_a_marked_template_stand_beside_the_ids() {
 #[test]
 fn the_same_stage_gives_the_same_bytes_in_another_folder() {
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    for kind in [Kind::Sft, Kind::Dpo] {
+    for kind in Kind::ALL {
         for run in [&first, &second] {
-            write_run(run.path(), kind, 1);
+            write_run(Trainer::Trl, run.path(), kind, 1);
         }
         let digest = |run: &tempfile::TempDir| {
             let digest = |part: &str| aloe_record::digest::folder(&run.path().join(part)).unwrap();
@@ -108,4 +121,23 @@ fn the_same_stage_gives_the_same_bytes_in_another_folder() {
         };
         assert_eq!(digest(&first), digest(&second), "{kind:?}");
     }
+}
+
+/// 20 pairs. Two chunks of 10 hold, with 5 to a step, those of one epoch in its order; with 4 to a step the last two of each are left out.
+#[test]
+fn chunks_of_pairs_are_cut_from_the_order_of_one_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = write_base(dir.path().join("base").as_path());
+    let text = TextModel::open(&dir.path().join("base")).unwrap();
+    let of = |chunks: usize, batch_size: usize| {
+        let config = DpoConfig { chunks, batch_size, seed: 3, ..DpoConfig::default() };
+        let inputs = DpoInputs { start: "".into(), rows: dpo_rows(), held_out: Vec::new() };
+        let batches = DpoBatches::prepare(&config, inputs, &text, &model).unwrap();
+        let pairs = (0..batches.n_steps).flat_map(|step| batches.batch(step)).map(|pair| format!("{pair:?}"));
+        (pairs.collect::<Vec<_>>(), batches.chunk_steps.clone(), batches.n_left_out)
+    };
+    let (whole, steps, n_left_out) = of(1, 5);
+    assert_eq!((whole.len(), steps, n_left_out), (20, vec![4], 0));
+    assert_eq!(of(2, 5), (whole.clone(), vec![2, 2], 0));
+    assert_eq!(of(2, 4), ([&whole[..8], &whole[10..18]].concat(), vec![2, 2], 4));
 }

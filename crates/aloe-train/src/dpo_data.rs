@@ -196,13 +196,18 @@ impl DpoData {
         (steps[..chunk].iter().sum(), schedule)
     }
 
-    /// Indices of the present chunk's pairs in the order of an epoch. With chunks, one order is cut.
+    /// Indices of the present chunk's pairs in the order of an epoch.
     fn order(&self, epoch: u64) -> Vec<usize> {
+        self.order_of(self.chunk, epoch)
+    }
+
+    /// Indices of a chunk's pairs in the order of an epoch. With chunks, one order is cut.
+    fn order_of(&self, chunk: usize, epoch: u64) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.pairs.len()).collect();
         if self.config.shuffle {
             CounterRng::new(self.config.seed, "dpo-order", epoch).shuffle(&mut order);
         }
-        order[self.range(self.chunk)].to_vec()
+        order[self.range(chunk)].to_vec()
     }
 
     /// Where the pairs came from.
@@ -210,15 +215,20 @@ impl DpoData {
         self.pairs.iter().map(|pair| pair.source.as_str())
     }
 
-    /// The present chunk's pairs in the order of an epoch.
-    pub(crate) fn ordered(&self, epoch: u64) -> Vec<&EncodedPair> {
-        self.order(epoch).into_iter().map(|at| &self.pairs[at].ids).collect()
+    /// A chunk's pairs in the order of an epoch.
+    pub(crate) fn ordered(&self, chunk: usize, epoch: u64) -> Vec<&EncodedPair> {
+        self.order_of(chunk, epoch).into_iter().map(|at| &self.pairs[at].ids).collect()
+    }
+
+    /// Pairs of each chunk.
+    pub(crate) fn chunk_sizes(&self) -> Vec<usize> {
+        (0..self.config.chunks).map(|chunk| self.range(chunk).len()).collect()
     }
 
     /// What a run in chunks does at the start of each, because the field's tools differ in it.
     fn chunks_notice(&self) -> Option<String> {
         let n = self.config.chunks;
-        let sizes: Vec<usize> = (0..n).map(|chunk| self.range(chunk).len()).collect();
+        let sizes = self.chunk_sizes();
         let reference = match self.config.reference {
             ReferenceAt::StageStart => "the reference is the stage's start model throughout",
             ReferenceAt::ChunkStart => "the reference is the model each chunk starts from",

@@ -2,8 +2,8 @@
 //! place of conversations, so that tokenizer, template, mask, packing, order and held-out choice stay ours.
 //!
 //! Computes nothing and opens no weights: the model may not exist yet. A supervised step holds the local trainer's packed rows. A
-//! preference step is always full: where the pairs of an epoch do not fill its last step, the local trainer takes a short one and
-//! the pairs at the end of the order are left out here, which [`DpoBatches::n_left_out`] tells.
+//! preference step is always full: where the pairs of an epoch (of a chunk) do not fill its last step, the local trainer takes a short
+//! one and the pairs at the end of the order are left out here, which [`DpoBatches::n_left_out`] tells.
 
 use crate::dpo::{DpoConfig, DpoInputs, DpoRow};
 use crate::dpo_data::DpoData;
@@ -62,11 +62,6 @@ impl SftBatches {
     pub fn batch(&mut self, step: u64) -> Vec<PackedRow> {
         self.data.packed_rows(step)
     }
-
-    /// Each document once, in the order given.
-    pub fn documents(&self) -> Vec<PackedRow> {
-        self.data.single_rows()
-    }
 }
 
 /// A preference stage's batches.
@@ -74,29 +69,35 @@ pub struct DpoBatches {
     data: DpoData,
     rows: Vec<DpoRow>,
     batch_size: usize,
-    steps_per_epoch: u64,
     /// What was counted: pairs, tokens, what was dropped.
     pub report: DpoReport,
     /// Optimizer steps.
     pub n_steps: u64,
-    /// Pairs of each epoch that do not fill a step.
+    /// Optimizer steps of each chunk: one number where the pairs are not cut.
+    pub chunk_steps: Vec<u64>,
+    /// Pairs of each epoch, over all chunks, that do not fill a step.
     pub n_left_out: usize,
 }
 
 impl DpoBatches {
-    /// Encodes, drops, sets apart and orders as [`crate::dpo()`] does; `model` gives vocabulary and context length.
+    /// Encodes, drops, sets apart, orders and cuts as [`crate::dpo()`] does; `model` gives vocabulary and context length.
     pub fn prepare(config: &DpoConfig, inputs: DpoInputs, text: &TextModel, model: &Config) -> Result<Self> {
         refuse(config.mistakes())?;
         let rows = inputs.rows.clone();
         let (data, report) = DpoData::prepare(config, inputs, text, model)?;
-        let steps_per_epoch = (report.n_pairs / config.batch_size) as u64;
-        if steps_per_epoch == 0 {
-            let reason = format!("{} do not fill one step of batch_size = {}", report.n_pairs, config.batch_size);
+        let sizes = data.chunk_sizes();
+        if let Some(size) = sizes.iter().find(|&&size| size < config.batch_size) {
+            let of = if sizes.len() > 1 { format!(" of a chunk ({} in all)", report.n_pairs) } else { String::new() };
+            let reason = format!("{size}{of} do not fill one step of batch_size = {}", config.batch_size);
             return Err(Error::Data { what: "preference pairs".into(), reason });
         }
-        let n_steps = (steps_per_epoch * config.epochs).min(config.max_steps.unwrap_or(u64::MAX));
-        let n_left_out = report.n_pairs % config.batch_size;
-        Ok(Self { data, rows, batch_size: config.batch_size, steps_per_epoch, report, n_steps, n_left_out })
+        let steps = |size: &usize| {
+            ((size / config.batch_size) as u64 * config.epochs).min(config.max_steps.unwrap_or(u64::MAX))
+        };
+        let chunk_steps: Vec<u64> = sizes.iter().map(steps).collect();
+        let n_steps = chunk_steps.iter().sum();
+        let n_left_out = sizes.iter().map(|size| size % config.batch_size).sum();
+        Ok(Self { data, rows, batch_size: config.batch_size, report, n_steps, chunk_steps, n_left_out })
     }
 
     /// The pairs that are trained on: not held out or dropped. A prompt that was shortened stands there whole.
@@ -107,8 +108,14 @@ impl DpoBatches {
 
     /// The pairs of a step, counted from 0.
     pub fn batch(&self, step: u64) -> Vec<&EncodedPair> {
-        let order = self.data.ordered(step / self.steps_per_epoch);
-        let first = (step % self.steps_per_epoch) as usize * self.batch_size;
+        let (mut chunk, mut step) = (0, step);
+        while step >= self.chunk_steps[chunk] {
+            step -= self.chunk_steps[chunk];
+            chunk += 1;
+        }
+        let per_epoch = (self.data.chunk_sizes()[chunk] / self.batch_size) as u64;
+        let order = self.data.ordered(chunk, step / per_epoch);
+        let first = (step % per_epoch) as usize * self.batch_size;
         order[first..first + self.batch_size].to_vec()
     }
 }

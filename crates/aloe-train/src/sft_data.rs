@@ -188,11 +188,6 @@ impl SftData {
         self.documents.iter().map(|document| document.source.as_str())
     }
 
-    /// Each document as a row of its own.
-    pub(crate) fn single_rows(&self) -> Vec<PackedRow> {
-        self.documents.iter().map(|document| packed_row(std::iter::once(document))).collect()
-    }
-
     pub(crate) fn fingerprint(&self, config: &SftConfig, start: &str, text: &TextModel, context: &Context) -> String {
         // Checkpoints and recomputation change no bit, nor does the split into micro-batches in f32: they may change between restarts. In bf16
         // two rows enter a product together, so a split after an odd row rounds otherwise.

@@ -1,4 +1,4 @@
-"""Runs one training stage of this run folder on TRL. Started in the run folder by torchrun, once per process:
+"""Runs one training stage of this run folder on TRL or axolotl. Started in the run folder by torchrun, once per process:
 
     torchrun --nproc-per-node=N stages/NN-NAME/engine.py MODULE --config stages/NN-NAME/engine.yaml [--resume_from_checkpoint FOLDER]
 
@@ -8,6 +8,10 @@ the processes themselves counted it), `log.jsonl` (every logged step), `trainer_
 it is whole. A loss or gradient norm that is not finite ends the run with exit code 3, a spike of either (where `expected.json` says so)
 with exit code 4. When the file `STOP` appears in the output folder it saves a checkpoint after the step at hand and ends with exit code 75.
 Nothing is sent anywhere.
+
+What a configuration of the engine cannot say is set in the program itself: chunks of pairs (`expected.json` beside the configuration has
+their steps), NEFTune by document, a reference sharded by layer, and for axolotl f32 masters, a step's mean over all its targets, the order
+of the rows, NaN as NaN.
 """
 
 import collections
@@ -23,20 +27,24 @@ import sys
 import threading
 import time
 
-PINNED = {"trl": "1.16.0", "transformers": "5.23.0", "accelerate": "1.15.0"}
+PINNED = {
+    "trl": {"trl": "1.16.0", "transformers": "5.23.0", "accelerate": "1.15.0"},
+    "axolotl": {"axolotl": "0.19.0", "trl": "1.9.0", "transformers": "5.16.1", "accelerate": "1.13.0"},
+}
 
 for name, value in {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "AXOLOTL_DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }.items():
     os.environ[name] = value
 
 
-def check_versions():
-    found = {name: importlib.metadata.version(name) for name in PINNED}
-    other = [f"{name} is {found[name]}, not {version}" for name, version in PINNED.items() if found[name] != version]
+def check_versions(engine):
+    found = {name: importlib.metadata.version(name) for name in PINNED[engine]}
+    other = [f"{name} is {found[name]}, not {version}" for name, version in PINNED[engine].items() if found[name] != version]
     if other:
         sys.exit("this stage was planned for other versions: " + "; ".join(other))
     return {**found, "torch": importlib.metadata.version("torch"), "python": sys.version.split()[0]}
@@ -203,6 +211,98 @@ def watch(work, versions, stage):
     return Watch
 
 
+def start_anew(chunks):
+    """Chunks of pairs, one after the other: with each the learning rate's curve (warm-up included) and AdamW's moments start anew; weights and
+    reference go on. A resumed run has the moments of its checkpoint, and loses them where the next chunk begins as it would have."""
+    import torch
+    from transformers import Trainer, TrainerCallback, get_scheduler
+    from torch.optim.lr_scheduler import LambdaLR
+
+    firsts = [sum(chunk["n_steps"] for chunk in chunks[:at]) for at in range(len(chunks))]
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        if self.lr_scheduler is None:
+            args, unused = self.args, torch.optim.SGD([torch.zeros(1)], lr=self.args.learning_rate)
+            curves = [
+                get_scheduler(
+                    args.lr_scheduler_type, unused, chunk["warmup_steps"], chunk["n_steps"], scheduler_specific_kwargs=args.lr_scheduler_kwargs
+                ).lr_lambdas[0]
+                for chunk in chunks
+            ]
+
+            def factor(step):
+                at = max(at for at, first in enumerate(firsts) if first <= step)
+                return curves[at](step - firsts[at])
+
+            self.lr_scheduler = LambdaLR(optimizer if optimizer is not None else self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    class Anew(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+            if state.global_step in firsts[1:]:
+                optimizer.state.clear()
+
+    Trainer.create_scheduler = create_scheduler
+    return Anew
+
+
+def noise_by_document():
+    """NEFTune's noise is scaled by each document's own length; transformers takes that of the whole packed row."""
+    import torch
+    import transformers.integrations.neftune
+    from transformers import TrainerCallback
+
+    seen = {}
+
+    def hook(module, inputs, output):
+        if not module.training:
+            return output
+        documents = (seen["positions"].reshape(-1) == 0).cumsum(0)
+        lengths = torch.bincount(documents)[documents].reshape(seen["positions"].shape)
+        scale = module.neftune_noise_alpha / (lengths * output.size(-1)).to(output.dtype).sqrt()
+        return output + torch.empty_like(output).uniform_(-1, 1) * scale.unsqueeze(-1)
+
+    class Positions(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            look = lambda module, inputs, named: seen.update(positions=named["position_ids"])
+            model.register_forward_pre_hook(look, with_kwargs=True)
+
+    transformers.integrations.neftune.neftune_post_forward_hook = hook
+    return Positions
+
+
+def set_up_axolotl():
+    """What axolotl has no key for, and TRL's configuration says."""
+    import axolotl.utils.config
+    import torch
+    from axolotl.core.trainers.base import AxolotlTrainer
+    from transformers import Trainer
+
+    resolve = axolotl.utils.config.resolve_dtype
+
+    def with_f32_masters(config):
+        resolve(config)
+        config.torch_dtype = torch.float32
+
+    begin = Trainer.__init__
+
+    def in_order_and_aloud(self, *given, **named):
+        args = named["args"] if "args" in named else given[1]
+        args.train_sampling_strategy, args.logging_nan_inf_filter = "sequential", False
+        args.average_tokens_across_devices = args.world_size > 1
+        begin(self, *given, **named)
+
+    begin_sft = AxolotlTrainer.__init__
+
+    def mean_over_all_targets(self, *given, **named):
+        begin_sft(self, *given, **named)
+        self.model_accepts_loss_kwargs = True
+
+    axolotl.utils.config.resolve_dtype = with_f32_masters
+    Trainer.__init__, AxolotlTrainer.__init__ = in_order_and_aloud, mean_over_all_targets
+
+
 def take_rendered_pairs():
     """TRL prepares every preference row from text; rows that are ids already go through as they are."""
     from trl import DPOTrainer
@@ -244,18 +344,29 @@ def shard_reference_by_layer(layers):
 
 def main():
     module, *rest = sys.argv[1:]
-    versions = check_versions()
+    engine = module.split(".")[0]
+    versions = check_versions(engine)
     import yaml
 
-    config = yaml.safe_load(pathlib.Path(rest[rest.index("--config") + 1]).read_text(encoding="utf-8"))
+    path = pathlib.Path(rest[rest.index("--config") + 1])
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    expected = json.loads(path.with_name("expected.json").read_text(encoding="utf-8"))
     work = pathlib.Path(config["output_dir"])
     os.environ["HF_DATASETS_CACHE"] = str(work / ".datasets")
     import transformers.trainer
 
-    transformers.trainer.DEFAULT_CALLBACKS.append(watch(work, versions, pathlib.Path(__file__).parent))
-    if module == "trl.scripts.dpo":
+    callbacks = [watch(work, versions, path.parent)]
+    if expected["stage"]["kind"] == "dpo":
         take_rendered_pairs()
-        shard_reference_by_layer((config.get("fsdp_config") or {}).get("transformer_layer_cls_to_wrap", []))
+        layers = (config.get("fsdp_config") or {}).get("transformer_layer_cls_to_wrap", [])
+        shard_reference_by_layer([layers] if isinstance(layers, str) else layers)
+    if expected.get("chunks"):
+        callbacks.append(start_anew(expected["chunks"]))
+    if config.get("neftune_noise_alpha"):
+        callbacks.append(noise_by_document())
+    if engine == "axolotl":
+        set_up_axolotl()
+    transformers.trainer.DEFAULT_CALLBACKS.extend(callbacks)
     sys.argv = [module, *rest]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -5,6 +5,8 @@
 //! have are refused by name, all together; none is dropped. [`check::check_config`] holds a configuration against the keys of the
 //! pinned version.
 
+mod asked;
+mod axolotl;
 pub mod check;
 mod rows;
 mod template;
@@ -12,15 +14,28 @@ mod trl;
 mod yaml;
 
 use crate::plan::{Resources, Trainer};
-use crate::verify::{Counts, Expectation, PlannedStage};
+use crate::verify::{Chunk, Counts, Expectation, PlannedStage};
 use aloe_model::Arch;
 use aloe_train::{DpoConfig, OnSpike, PreferenceLoss, SftConfig};
 use check::{Manifest, Program, check_config};
 pub use rows::{Rendered, Rows, RowsInput, render_rows};
 use std::path::{Path, PathBuf};
 
-/// Versions that configurations are written for and checked against; the start script refuses others.
+/// Versions that configurations for TRL are written for and checked against; the start script refuses others.
 pub const TRL_VERSIONS: [(&str, &str); 3] = [("trl", "1.16.0"), ("transformers", "5.23.0"), ("accelerate", "1.15.0")];
+
+/// The same for axolotl, with the versions that it asks for itself.
+pub const AXOLOTL_VERSIONS: [(&str, &str); 4] =
+    [("axolotl", "0.19.0"), ("trl", "1.9.0"), ("transformers", "5.16.1"), ("accelerate", "1.13.0")];
+
+/// The packages that a trainer needs, with their versions; none for ourselves.
+pub fn versions(trainer: Trainer) -> &'static [(&'static str, &'static str)] {
+    match trainer {
+        Trainer::Aloe => &[],
+        Trainer::Trl => &TRL_VERSIONS,
+        Trainer::Axolotl => &AXOLOTL_VERSIONS,
+    }
+}
 
 /// The start script, the same for every stage: versions, world size, log, stop at non-finite values, then the engine's own program.
 const LAUNCHER: &str = include_str!("launcher.py");
@@ -43,6 +58,8 @@ pub struct TrainSpec {
     pub settings: Settings,
     /// The family of the model, which names the layer that is sharded.
     pub arch: Arch,
+    /// Positions that the model has.
+    pub context_len: usize,
     /// `stages/NN-NAME`, relative to the run folder like all paths here.
     pub stage: PathBuf,
     /// The checkpoint folder that training starts from: f32 masters where there are any.
@@ -53,6 +70,8 @@ pub struct TrainSpec {
     pub work: PathBuf,
     /// Optimizer steps, as [`render_rows`] told.
     pub n_steps: u64,
+    /// Optimizer steps of each chunk of pairs, as [`render_rows`] told; none where they are not cut.
+    pub chunk_steps: Vec<u64>,
     /// What an epoch holds, as [`render_rows`] told.
     pub counts: Counts,
     /// What the job has.
@@ -79,11 +98,22 @@ impl TrainSpec {
             n_steps: self.n_steps,
             world_size: self.resources.world_size(),
             n_nodes: self.resources.n_nodes,
-            versions: TRL_VERSIONS.iter().map(|&(name, version)| (name.to_owned(), version.to_owned())).collect(),
+            versions: versions(self.trainer)
+                .iter()
+                .map(|&(name, version)| (name.to_owned(), version.to_owned()))
+                .collect(),
             stops_at_spikes,
             loss_may_be_zero,
+            chunks: self.chunks(),
             stage: PlannedStage { kind: kind.to_owned(), name, config, counts: self.counts },
         }
+    }
+
+    /// Steps and warm-up of each chunk.
+    fn chunks(&self) -> Vec<Chunk> {
+        let common = asked::loop_of(&self.settings);
+        let chunk = |&n_steps: &u64| Chunk { n_steps, warmup_steps: asked::warmup_steps(&common, n_steps) };
+        self.chunk_steps.iter().map(chunk).collect()
     }
 }
 
@@ -133,7 +163,8 @@ pub enum Error {
     Record(#[from] aloe_record::Error),
 }
 
-/// Writes `engine.yaml`, `engine.py` and `expected.json` (an [`Expectation`]) into the folder of a stage on disk (`RUN/stages/NN-NAME`).
+/// Writes `engine.yaml`, `engine.py` and `expected.json` (an [`Expectation`], whose chunks the start script reads too) into the folder of a
+/// stage on disk (`RUN/stages/NN-NAME`).
 pub fn write(spec: &TrainSpec, folder: &Path) -> Result<Written, Error> {
     let config = config(spec)?;
     let io = |error| aloe_record::Error::io("create", folder)(error);
@@ -144,7 +175,7 @@ pub fn write(spec: &TrainSpec, folder: &Path) -> Result<Written, Error> {
     Ok(Written {
         command: command(spec),
         files: ["engine.yaml", "engine.py", "expected.json"].map(str::to_owned).to_vec(),
-        notices: trl::notices(spec),
+        notices: asked::notices(spec),
     })
 }
 
@@ -152,15 +183,29 @@ pub fn write(spec: &TrainSpec, folder: &Path) -> Result<Written, Error> {
 pub fn config(spec: &TrainSpec) -> Result<String, Error> {
     let mistakes = match spec.trainer {
         Trainer::Trl => trl::refused(spec),
-        Trainer::Axolotl | Trainer::Aloe => vec!["trainer: this version hands off to trl alone".to_owned()],
+        Trainer::Axolotl => axolotl::refused(spec),
+        Trainer::Aloe => vec!["trainer: aloe trains here and needs no configuration of another".to_owned()],
     };
     if !mistakes.is_empty() {
         return Err(Error::Settings { mistakes });
     }
-    let text = yaml::emit(&trl::config(spec));
+    let (entries, manifest) = match spec.trainer {
+        Trainer::Axolotl => (axolotl::config(spec), Manifest::axolotl()),
+        _ => (trl::config(spec), Manifest::trl()),
+    };
+    let text = yaml::emit(&entries);
     let program = if matches!(spec.settings, Settings::Sft(_)) { Program::Sft } else { Program::Dpo };
-    let mistakes = check_config(&text, &Manifest::trl(), program);
-    if mistakes.is_empty() { Ok(text) } else { Err(Error::Generated { engine: "TRL", mistakes }) }
+    let mistakes = check_config(&text, &manifest, program);
+    if mistakes.is_empty() { Ok(text) } else { Err(Error::Generated { engine: spec.trainer.name(), mistakes }) }
+}
+
+/// The program that `engine.py` runs.
+fn module(spec: &TrainSpec) -> &'static str {
+    match (spec.trainer, &spec.settings) {
+        (Trainer::Axolotl, _) => "axolotl.cli.train",
+        (_, Settings::Sft(_)) => "trl.scripts.sft",
+        (_, Settings::Dpo(_)) => "trl.scripts.dpo",
+    }
 }
 
 /// `torchrun --nproc-per-node=N stages/NN-NAME/engine.py MODULE --config stages/NN-NAME/engine.yaml`.
@@ -170,16 +215,10 @@ fn command(spec: &TrainSpec) -> Vec<String> {
         "torchrun".to_owned(),
         format!("--nproc-per-node={}", spec.resources.gpus_per_node.max(1)),
         of_stage("engine.py"),
-        trl::module(&spec.settings).to_owned(),
+        module(spec).to_owned(),
         "--config".to_owned(),
         of_stage("engine.yaml"),
     ]
-}
-
-/// Rows or pairs that each process takes at once, and how often before an update; `None` where `batch_size` cannot be shared out.
-fn shares(batch_size: usize, micro_batch_size: usize, resources: &Resources) -> Option<(usize, usize)> {
-    let at_once = micro_batch_size * resources.world_size() as usize;
-    (batch_size.is_multiple_of(at_once) && batch_size > 0).then(|| (micro_batch_size, batch_size / at_once))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Into `data/NAME/` go `rendered.jsonl` (ids, which the configurations use), `messages.jsonl` (the same rows as messages, for other
 //! tools) and `template.jinja` (with `{% generation %}` marks where the template is of a known form and renders these rows alike).
-//! TRL gets whole steps: packed rows of all epochs in order, each epoch's last step filled up with rows that train nothing.
+//! Both engines get whole steps: packed rows of all epochs in order, each epoch's last step filled up with rows that train nothing.
 
 use super::template::marked;
 use super::{Error, Settings};
@@ -46,6 +46,8 @@ pub struct RowsInput<'a> {
 pub struct Rendered {
     /// Optimizer steps: `n_steps` of the stage's [`super::TrainSpec`].
     pub n_steps: u64,
+    /// Optimizer steps of each chunk of pairs: `chunk_steps` of that spec. None where they are not cut.
+    pub chunk_steps: Vec<u64>,
     /// Rows and tokens of an epoch: `counts` of that spec.
     pub counts: Counts,
     /// Names of the files written.
@@ -81,13 +83,12 @@ fn sft(
     text: &TextModel,
     folder: &Path,
 ) -> Result<Rendered, Error> {
-    lines(&folder.join("rendered.jsonl"), |write| match trainer {
-        Trainer::Axolotl => batches.documents().iter().try_for_each(|row| write(&document_row(row))),
-        _ => (0..batches.n_steps).try_for_each(|step| {
+    lines(&folder.join("rendered.jsonl"), |write| {
+        (0..batches.n_steps).try_for_each(|step| {
             let rows = batches.batch(step);
             let fillers = std::iter::repeat_n(filler(&rows), config.batch_size - rows.len());
-            rows.iter().cloned().chain(fillers).try_for_each(|row| write(&packed_row(&row)))
-        }),
+            rows.iter().cloned().chain(fillers).try_for_each(|row| write(&packed_row(trainer, &row)))
+        })
     })?;
     lines(&folder.join("messages.jsonl"), |write| batches.conversations().try_for_each(|row| write(&json!(row))))?;
     let chats: Vec<&[Message]> = batches.conversations().map(|row| row.messages.as_slice()).collect();
@@ -96,6 +97,7 @@ fn sft(
     notices.extend(template(text, &chats, folder)?);
     Ok(Rendered {
         n_steps: batches.n_steps,
+        chunk_steps: Vec::new(),
         counts: Counts { n_rows: report.n_rows as u64, n_tokens: report.n_tokens, n_targets: report.n_targets },
         files: files(),
         notices,
@@ -123,14 +125,19 @@ fn dpo(
     let mut notices = report.notices.clone();
     if batches.n_left_out > 0 {
         notices.push(format!(
-            "{} of {} pairs of each epoch do not fill a step of batch_size = {} and are left out of it: {trainer:?} makes whole steps alone \
-             (the local trainer would make a short one)",
-            batches.n_left_out, report.n_pairs, config.batch_size
+            "{} of {} pairs of each {} do not fill a step of batch_size = {} and are left out of it: {} makes whole steps alone (the local \
+             trainer would make a short one)",
+            batches.n_left_out,
+            report.n_pairs,
+            if config.chunks > 1 { "pass over all chunks" } else { "epoch" },
+            config.batch_size,
+            trainer.name()
         ));
     }
     notices.extend(template(text, &chats, folder)?);
     Ok(Rendered {
         n_steps: batches.n_steps,
+        chunk_steps: if config.chunks > 1 { batches.chunk_steps.clone() } else { Vec::new() },
         counts: Counts { n_rows: report.n_pairs as u64, n_tokens: report.n_tokens, n_targets: report.n_targets },
         files: files(),
         notices,
@@ -157,12 +164,16 @@ fn labels(row: &PackedRow) -> Vec<i64> {
     row.ids.iter().zip(&row.is_target).map(label).collect()
 }
 
-fn packed_row(row: &PackedRow) -> Value {
-    json!({"input_ids": row.ids, "labels": labels(row), "seq_lengths": row.lens})
-}
-
-fn document_row(row: &PackedRow) -> Value {
-    json!({"input_ids": row.ids, "attention_mask": vec![1; row.ids.len()], "labels": labels(row)})
+/// TRL's collator makes positions of the documents' lengths; axolotl's takes positions, and no mask: where they begin again at 0
+/// transformers keeps the documents apart.
+fn packed_row(trainer: Trainer, row: &PackedRow) -> Value {
+    match trainer {
+        Trainer::Axolotl => {
+            let positions: Vec<usize> = row.lens.iter().flat_map(|&len| 0..len).collect();
+            json!({"input_ids": row.ids, "labels": labels(row), "position_ids": positions})
+        }
+        _ => json!({"input_ids": row.ids, "labels": labels(row), "seq_lengths": row.lens}),
+    }
 }
 
 /// A row of two tokens that trains nothing and changes no mean: it fills up the last step of an epoch.

@@ -13,11 +13,13 @@ fn spec(settings: Settings) -> TrainSpec {
         trainer: Trainer::Trl,
         settings,
         arch: Arch::Llama,
+        context_len: 8192,
         stage: "stages/01-tune".into(),
         model: "out/base".into(),
         rows: "data/tune".into(),
         work: "work/tune".into(),
         n_steps: 12,
+        chunk_steps: Vec::new(),
         counts: Counts::default(),
         resources: resources(1, 0),
     }
@@ -39,13 +41,11 @@ fn every_setting_that_trl_lacks_is_refused_by_its_name_and_all_are_told_together
         ("on_nonfinite", SftConfig { on_nonfinite: OnNonFinite::Skip, ..sft() }),
         ("on_spike", SftConfig { on_spike: OnSpike::Skip, ..sft() }),
         ("lr_floor", SftConfig { lr_floor: 0.1, schedule: aloe_train::Decay::Linear, ..sft() }),
-        ("neftune_alpha", SftConfig { neftune_alpha: 5.0, ..sft() }),
         ("seed", SftConfig { seed: 1 << 32, ..sft() }),
         ("batch_size", SftConfig { batch_size: 7, micro_batch_size: 2, ..sft() }),
     ];
     let dpo_cases = [
-        ("chunks", DpoConfig { chunks: 4, ..dpo.clone() }),
-        ("reference", DpoConfig { reference: ReferenceAt::ChunkStart, ..dpo.clone() }),
+        ("reference", DpoConfig { chunks: 4, reference: ReferenceAt::ChunkStart, ..dpo.clone() }),
         ("reference_cache", DpoConfig { reference_cache: Some("x".into()), ..dpo.clone() }),
         ("label_smoothing", DpoConfig { label_smoothing: 0.1, ..dpo.clone() }),
         ("nll_weight", DpoConfig { nll_weight: 0.2, ..dpo.clone() }),
@@ -56,7 +56,9 @@ fn every_setting_that_trl_lacks_is_refused_by_its_name_and_all_are_told_together
         let error = config(&spec(settings)).expect_err(name).to_string();
         assert!(error.contains(name) && error.lines().count() == 1, "{name}: {error}");
     }
-    let both = SftConfig { on_spike: OnSpike::Skip, neftune_alpha: 5.0, ..sft() };
+    let one_chunk = DpoConfig { reference: ReferenceAt::ChunkStart, ..dpo.clone() };
+    assert!(config(&spec(Settings::Dpo(one_chunk))).is_ok(), "the start of the only chunk is that of the stage");
+    let both = SftConfig { on_spike: OnSpike::Skip, eval_every: 5, ..sft() };
     assert_eq!(config(&spec(Settings::Sft(both))).unwrap_err().to_string().lines().count(), 2);
     // TRL's robust loss smooths, and one pair a step needs no mean over several.
     let robust = DpoConfig { loss: PreferenceLoss::Robust, label_smoothing: 0.1, ..dpo.clone() };
@@ -117,6 +119,44 @@ fn the_start_script_stops_at_the_step_at_which_our_own_trainer_would() {
     assert_eq!(said, expected);
 }
 
+#[test]
+fn what_axolotl_lacks_beyond_trl_is_refused_by_its_name() {
+    let of = |settings, resources| TrainSpec { trainer: Trainer::Axolotl, resources, ..spec(settings) };
+    let (gpus, none) = (resources(1, 4), resources(1, 0));
+    let sft_of = |config: SftConfig| Settings::Sft(SftConfig { batch_size: 8, ..config });
+    for (name, found) in [
+        ("micro_batch_size = 2", of(sft_of(SftConfig { micro_batch_size: 2, ..sft() }), gpus)),
+        ("warmup_steps = 1", of(sft_of(SftConfig { warmup_steps: 1, ..sft() }), gpus)),
+        ("dtype = \"bf16\"", of(sft_of(SftConfig { dtype: TrainDtype::Bf16, ..sft() }), none)),
+        ("nodes = 2", of(sft_of(sft()), resources(2, 0))),
+        ("lora", of(sft_of(SftConfig { lora: Some(LoraConfig::default()), ..sft() }), gpus)),
+        ("nll_weight", of(Settings::Dpo(DpoConfig { nll_weight: 0.2, ..DpoConfig::default() }), gpus)),
+    ] {
+        let error = config(&found).expect_err(name).to_string();
+        assert!(error.contains(name) && error.lines().count() == 1, "{name}: {error}");
+        assert!(error.contains("axolotl"), "{error}");
+    }
+    assert!(config(&of(sft_of(sft()), none)).is_ok());
+    // A longer one makes axolotl give the model more positions, which `aloe verify` refuses on return.
+    let longer = of(sft_of(SftConfig { max_len: 9000, ..sft() }), none);
+    assert!(config(&longer).unwrap().contains("\nsequence_len: 8192\n"));
+}
+
+/// 5 steps and 4, each with a tenth of warm-up, rounded up.
+#[test]
+fn chunks_of_pairs_are_one_job_whose_start_script_is_told_where_each_begins() {
+    let dpo = DpoConfig { chunks: 2, warmup_ratio: 0.1, dtype: TrainDtype::F32, ..DpoConfig::default() };
+    let spec = TrainSpec { n_steps: 9, chunk_steps: vec![5, 4], ..spec(Settings::Dpo(dpo)) };
+    let run = tempfile::tempdir().unwrap();
+    write(&spec, run.path()).unwrap();
+    let expected = std::fs::read_to_string(run.path().join("expected.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_str(&expected).unwrap();
+    let chunk = |n_steps: u64| serde_json::json!({"n_steps": n_steps, "warmup_steps": 1});
+    assert_eq!(expected["chunks"], serde_json::json!([chunk(5), chunk(4)]));
+    let text = std::fs::read_to_string(run.path().join("engine.yaml")).unwrap();
+    assert!(text.contains("\nmax_steps: 9\n") && text.contains("\nwarmup_steps: 1\n"), "{text}");
+}
+
 /// 2 nodes of 4 GPUs: 8 processes of 1 row, 4 times for 32; of 2 rows, twice; 12 rows cannot be shared out.
 #[test]
 fn the_global_batch_is_shared_out_over_all_processes_or_refused() {
@@ -163,6 +203,9 @@ fn the_files_of_a_stage_are_written_with_a_command_that_starts_them_from_the_run
 
 #[test]
 fn the_start_script_pins_the_versions_that_configurations_are_checked_for() {
-    let pinned: Vec<String> = TRL_VERSIONS.iter().map(|(name, version)| format!("\"{name}\": \"{version}\"")).collect();
-    assert!(LAUNCHER.contains(&format!("PINNED = {{{}}}", pinned.join(", "))));
+    for trainer in [Trainer::Trl, Trainer::Axolotl] {
+        let pinned: Vec<String> =
+            versions(trainer).iter().map(|(name, version)| format!("\"{name}\": \"{version}\"")).collect();
+        assert!(LAUNCHER.contains(&format!("\"{}\": {{{}}},", trainer.name(), pinned.join(", "))), "{trainer:?}");
+    }
 }

@@ -24,7 +24,7 @@ pub(super) fn check(findings: &mut Findings<'_>, facts: &mut Facts, expected: &E
     let steps: Vec<&Value> = history.iter().filter(|entry| entry.get("loss").is_some()).collect();
     numbers(findings, &steps, expected);
     order(findings, &steps, expected);
-    falls_once(findings, &steps);
+    falls_once(findings, &steps, expected);
     spikes(findings, &steps, expected);
     agree(findings, &steps);
     facts.losses = steps.iter().map(|entry| number(&entry["loss"])).collect();
@@ -108,10 +108,16 @@ fn order(findings: &mut Findings<'_>, steps: &[&Value], expected: &Expectation) 
     }
 }
 
-/// A learning rate that has fallen never rises again: a run that lost its optimizer starts its schedule afresh.
-fn falls_once(findings: &mut Findings<'_>, steps: &[&Value]) {
+/// A learning rate that has fallen rises again with the next chunk alone: a run that lost its optimizer starts its schedule afresh.
+fn falls_once(findings: &mut Findings<'_>, steps: &[&Value], expected: &Expectation) {
     let (mut has_fallen, mut last) = (false, f64::NAN);
+    let mut chunks = expected.chunks.iter();
+    let mut first_of_next = chunks.next().map_or(u64::MAX, |chunk| chunk.n_steps + 1);
     for entry in steps {
+        if entry["step"].as_u64() == Some(first_of_next) {
+            (has_fallen, last) = (false, f64::NAN);
+            first_of_next += chunks.next().map_or(0, |chunk| chunk.n_steps);
+        }
         let rate = number(&entry["learning_rate"]);
         if !rate.is_finite() {
             return findings.add(

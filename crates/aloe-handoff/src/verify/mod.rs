@@ -39,8 +39,22 @@ pub struct Expectation {
     pub stops_at_spikes: bool,
     /// Whether a loss of exactly 0 can be true: of the hinge loss alone.
     pub loss_may_be_zero: bool,
+    /// Chunks of pairs, one after the other: with each the learning rate's curve and AdamW's moments start anew. None where the pairs
+    /// are not cut.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunks: Vec<Chunk>,
     /// What the record of the taken-over stage says beside what was found.
     pub stage: PlannedStage,
+}
+
+/// A chunk of a preference stage's pairs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chunk {
+    /// Its optimizer steps.
+    pub n_steps: u64,
+    /// Those of its warm-up.
+    pub warmup_steps: u64,
 }
 
 /// The stage as it was planned.

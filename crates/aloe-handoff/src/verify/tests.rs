@@ -166,6 +166,7 @@ fn start(kind: Tiny, folder: &Path) -> Expectation {
         versions: [("trl".to_owned(), "1.16.0".to_owned())].into(),
         stops_at_spikes: true,
         loss_may_be_zero: false,
+        chunks: Vec::new(),
         stage: PlannedStage::default(),
     }
 }
@@ -499,6 +500,26 @@ fn a_start_that_is_not_the_one_that_was_planned_with_is_found_by_its_digest() {
     let findings = check(&folder, &expected).findings;
     assert!(findings.len() == 1 && findings[0].what == "start (sha256)", "{findings:#?}");
     assert_eq!((findings[0].file.as_str(), findings[0].expected.as_str()), ("tokenizer.json", digest.as_str()));
+}
+
+/// The rate rises again at step 61, where the second chunk begins; without one there the optimizer was lost.
+#[test]
+fn a_learning_rate_rises_again_where_a_chunk_begins_and_nowhere_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = start(Tiny::Llama, &dir.path().join("start"));
+    let mut folder = Folder::good(Tiny::Llama);
+    folder.restart(60);
+    folder.write(&dir.path().join("work"));
+    let chunks = |steps: &[u64]| {
+        let chunks = steps.iter().map(|&n_steps| Chunk { n_steps, warmup_steps: 0 }).collect();
+        check(&dir.path().join("work"), &Expectation { chunks, ..expected.clone() }).findings
+    };
+    assert_eq!(chunks(&[60, 20]), []);
+    assert_eq!(chunks(&[30, 30, 20]), []);
+    for wrong in [&[][..], &[58, 22], &[61, 19], &[20, 60]] {
+        let findings = chunks(wrong);
+        assert!(findings.len() == 1 && findings[0].what == "learning_rate of step 61", "{wrong:?}: {findings:?}");
+    }
 }
 
 #[test]

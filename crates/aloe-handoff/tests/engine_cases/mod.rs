@@ -1,5 +1,5 @@
-//! Stages whose configurations are held against the engines: `oracles/engine_trl.py` has TRL's own parser take each, and
-//! `tests/engine.rs` pins their bytes.
+//! Stages whose configurations are held against the engines: `oracles/engine_trl.py` has TRL's own parser take each,
+//! `oracles/engine_axolotl.py` axolotl's own validation, and `tests/engine.rs` pins their bytes.
 
 use aloe_handoff::engine::{Settings, TrainSpec};
 use aloe_handoff::verify::Counts;
@@ -13,11 +13,13 @@ fn spec(settings: Settings, n_nodes: u32, gpus_per_node: u32) -> TrainSpec {
         trainer: Trainer::Trl,
         settings,
         arch: Arch::Llama,
+        context_len: 8192,
         stage: format!("stages/01-{name}").into(),
         model: "out/base/master".into(),
         rows: format!("data/{name}").into(),
         work: format!("work/{name}").into(),
         n_steps: 240,
+        chunk_steps: Vec::new(),
         counts: Counts::default(),
         resources: Resources { n_nodes, gpus_per_node, cpus_per_node: 16, time_limit_s: 3600 },
     }
@@ -43,6 +45,7 @@ pub(crate) fn cases() -> Vec<(String, TrainSpec)> {
     add("sft-constant", of_sft(SftConfig { schedule: Decay::Constant, ..sft.clone() }, 1, 4));
     add("sft-no-checkpoints", of_sft(SftConfig { checkpoint_every: 0, seed: 7, ..sft.clone() }, 1, 4));
     add("sft-keep-spikes", of_sft(SftConfig { on_spike: OnSpike::Keep, keep_last: 5, ..sft.clone() }, 1, 4));
+    add("sft-neftune", of_sft(SftConfig { neftune_alpha: 5.0, ..sft.clone() }, 1, 4));
     add("sft-qwen2", TrainSpec { arch: Arch::Qwen2, ..of_sft(sft.clone(), 1, 4) });
     add("sft-mistral", TrainSpec { arch: Arch::Mistral, ..of_sft(SftConfig { betas: [0.9, 0.95], ..sft }, 1, 4) });
     let dpo = DpoConfig { batch_size: 32, ..DpoConfig::default() };
@@ -60,7 +63,17 @@ pub(crate) fn cases() -> Vec<(String, TrainSpec)> {
         let label_smoothing = if loss == PreferenceLoss::Robust { 0.1 } else { 0.0 };
         add(&format!("dpo-{name}"), of_dpo(DpoConfig { loss, label_smoothing, beta: 0.05, ..dpo.clone() }, 1, 4));
     }
+    let chunks = of_dpo(DpoConfig { chunks: 3, warmup_ratio: 0.1, ..dpo.clone() }, 8, 4);
+    add("dpo-chunks", TrainSpec { chunk_steps: vec![80; 3], ..chunks });
     let nll = DpoConfig { nll_weight: 0.2, batch_size: 4, micro_batch_size: 4, ..dpo };
     add("dpo-nll", of_dpo(nll, 1, 1));
     found
+}
+
+/// The same stages for axolotl, but for those that it refuses: several processes and bf16 without GPUs, several packed rows at once.
+#[allow(dead_code, reason = "each user takes a part of this file")]
+pub(crate) fn axolotl_cases() -> Vec<(String, TrainSpec)> {
+    let refused = ["sft-cpu-2-nodes", "sft-micro-batch"];
+    let of = |(name, spec): (String, TrainSpec)| (name, TrainSpec { trainer: Trainer::Axolotl, ..spec });
+    cases().into_iter().filter(|(name, _)| !refused.contains(&name.as_str())).map(of).collect()
 }

@@ -1,5 +1,5 @@
 //! A tiny stage of each kind, whole: base model, rows, run folder, and our own trainer's run on the same rows. `oracles/engine_trl.py`
-//! has TRL train from the run folder; `tests/losses.rs` holds our losses against what it logged.
+//! has TRL train from the run folder, `oracles/engine_axolotl.py` axolotl; `tests/losses.rs` holds our losses against what they logged.
 
 #![allow(clippy::unwrap_used, reason = "test code, which an example shares")]
 #![allow(dead_code, reason = "each user takes a part of it")]
@@ -20,6 +20,21 @@ use std::path::Path;
 pub(crate) enum Kind {
     Sft,
     Dpo,
+    /// Pairs in two chunks.
+    Chunks,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 3] = [Self::Sft, Self::Dpo, Self::Chunks];
+
+    /// The stage's name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sft => "sft",
+            Self::Dpo => "dpo",
+            Self::Chunks => "chunks",
+        }
+    }
 }
 
 /// A Llama of 2 layers with a tokenizer of one id per word, in f32.
@@ -89,7 +104,7 @@ pub(crate) fn dpo_rows() -> Vec<DpoRow> {
     (0..20).map(row).collect()
 }
 
-/// 10 steps over more than one epoch, in f32.
+/// 10 steps, in f32: over more than one epoch, or two chunks of 5 (10 pairs each).
 pub(crate) fn settings(kind: Kind) -> Settings {
     match kind {
         Kind::Sft => Settings::Sft(SftConfig {
@@ -111,7 +126,18 @@ pub(crate) fn settings(kind: Kind) -> Settings {
             batch_size: 4,
             micro_batch_size: 2,
             lr: 1e-3,
-            warmup_ratio: 0.1,
+            warmup_ratio: 0.2,
+            seed: 3,
+            dtype: TrainDtype::F32,
+            checkpoint_every: 4,
+            ..DpoConfig::default()
+        }),
+        Kind::Chunks => Settings::Dpo(DpoConfig {
+            chunks: 2,
+            batch_size: 2,
+            micro_batch_size: 1,
+            lr: 1e-3,
+            warmup_ratio: 0.3,
             seed: 3,
             dtype: TrainDtype::F32,
             checkpoint_every: 4,
@@ -120,31 +146,32 @@ pub(crate) fn settings(kind: Kind) -> Settings {
     }
 }
 
-fn name(kind: Kind) -> &'static str {
-    if kind == Kind::Sft { "sft" } else { "dpo" }
-}
-
 /// Writes base, rows, configuration and start script into `run`, for `n_nodes` machines without GPUs.
-pub(crate) fn write_run(run: &Path, kind: Kind, n_nodes: u32) -> (TrainSpec, Rendered) {
+pub(crate) fn write_run(trainer: Trainer, run: &Path, kind: Kind, n_nodes: u32) -> (TrainSpec, Rendered) {
     let base = run.join("out/base");
     let model = write_base(&base);
     let text = TextModel::open(&base).unwrap();
     let rows = match kind {
         Kind::Sft => Rows::Sft(sft_rows(), Vec::new()),
-        Kind::Dpo => Rows::Dpo(dpo_rows(), Vec::new()),
+        Kind::Dpo | Kind::Chunks => Rows::Dpo(dpo_rows(), Vec::new()),
     };
-    let settings = settings(kind);
-    let input = RowsInput { trainer: Trainer::Trl, settings: &settings, text: &text, model: &model, rows };
-    let rendered = engine::render_rows(input, &run.join("data").join(name(kind))).unwrap();
+    let mut settings = settings(kind);
+    if let (Trainer::Axolotl, Settings::Sft(config)) = (trainer, &mut settings) {
+        config.micro_batch_size = 1; // In f32 it changes no bit of ours.
+    }
+    let input = RowsInput { trainer, settings: &settings, text: &text, model: &model, rows };
+    let rendered = engine::render_rows(input, &run.join("data").join(kind.name())).unwrap();
     let spec = TrainSpec {
-        trainer: Trainer::Trl,
+        trainer,
         settings,
         arch: model.arch,
-        stage: format!("stages/01-{}", name(kind)).into(),
+        context_len: model.max_position_embeddings,
+        stage: format!("stages/01-{}", kind.name()).into(),
         model: "out/base".into(),
-        rows: format!("data/{}", name(kind)).into(),
-        work: format!("work/{}", name(kind)).into(),
+        rows: format!("data/{}", kind.name()).into(),
+        work: format!("work/{}", kind.name()).into(),
         n_steps: rendered.n_steps,
+        chunk_steps: rendered.chunk_steps.clone(),
         counts: rendered.counts,
         resources: Resources { n_nodes, gpus_per_node: 0, cpus_per_node: 1, time_limit_s: 600 },
     };

@@ -23,7 +23,7 @@ Steps and tokens of a training stage are exact where its rows are written and th
 
 With --where (or `where` at the recipe's head) models and data are made at once, and every other stage becomes a job of a run folder that can be
 copied to another place or site; `aloe run RUN` submits them. sft and dpo stages are trained by the recipe's or the stage's `trainer`: aloe, trl
-(the default under slurm) or axolotl.
+(the default under slurm) or axolotl (the default there where [engines] names it alone).
 
 cluster.toml holds what is particular to a site, and the only absolute paths:
   name = "acc"
@@ -40,7 +40,8 @@ cluster.toml holds what is particular to a site, and the only absolute paths:
   modules = ["cuda/12.8"]
   variables = { NCCL_DEBUG = "WARN" }
   [engines]                                # folders of Python environments
-  trl = "/gpfs/envs/trl"
+  trl = "/gpfs/envs/trl"                   # TRL 1.16; or, and:
+  axolotl = "/gpfs/envs/axolotl"           # axolotl 0.19
   [node]                                   # one machine: asking for more is a mistake
   cpus = 80
   gpus = 4

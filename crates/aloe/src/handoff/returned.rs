@@ -134,6 +134,6 @@ fn processes(n: u32) -> String {
 
 /// The trainer with its versions, for what decides a result.
 pub(crate) fn versions(trainer: Trainer) -> String {
-    let pins = engine::TRL_VERSIONS.iter().map(|(name, version)| format!("{name}=={version}"));
+    let pins = engine::versions(trainer).iter().map(|(name, version)| format!("{name}=={version}"));
     format!("{}: {}", trainer.name(), pins.collect::<Vec<_>>().join(" "))
 }

@@ -125,11 +125,13 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
         trainer,
         settings,
         arch: start.config.arch,
+        context_len: start.config.max_position_embeddings,
         stage: planned.folder.clone(),
         model: start.weights,
         rows: folder.clone(),
         work: Path::new("work").join(name),
         n_steps: rendered.n_steps,
+        chunk_steps: rendered.chunk_steps,
         counts: rendered.counts,
         resources: planned.resources,
     };
@@ -154,7 +156,7 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
         ],
         files: [below(&folder, &rendered.files), below(&planned.folder, &written.files)].concat(),
         of_site: of_site.chain(start.of_site).collect(),
-        pins: engine::TRL_VERSIONS.to_vec(),
+        pins: engine::versions(trainer).to_vec(),
         notices,
     })
 }

@@ -7,18 +7,26 @@ use anyhow::Context as _;
 use std::path::Path;
 use std::process::Command;
 
-/// What is given to the environment's Python.
-const SCRIPT: &str = include_str!("validate.py");
+/// What is given to the environment's Python: TRL's parser, and axolotl's validation.
+const TRL: &str = include_str!("validate.py");
+const AXOLOTL: &str = include_str!("validate_axolotl.py");
 
 /// Asks the parser of every foreign stage's trainer; all refusals together.
 pub(crate) fn all(run: &Path, plan: &RunPlan, cluster: &Cluster) -> anyhow::Result<Vec<String>> {
     let (mut mistakes, mut accepted) = (Vec::new(), Vec::new());
-    for stage in plan.stages.iter().filter(|stage| stage.trainer == Trainer::Trl) {
+    for stage in plan.stages.iter().filter(|stage| stage.trainer != Trainer::Aloe) {
         let python = cluster.engines[stage.trainer.name()].join("bin/python");
-        let config = run.join(&stage.folder).join("engine.yaml");
+        let config = run.join(&stage.folder).join("engine.yaml").to_string_lossy().into_owned();
+        let asked = stage.resources;
+        let words = match stage.trainer {
+            Trainer::Axolotl => {
+                vec![AXOLOTL.to_owned(), config, asked.gpus_per_node.to_string(), asked.n_nodes.to_string()]
+            }
+            _ => vec![TRL.to_owned(), stage.kind.clone(), config],
+        };
         let output = Command::new(&python)
-            .args(["-c", SCRIPT, &stage.kind])
-            .arg(&config)
+            .arg("-c")
+            .args(words)
             .current_dir(run)
             .env("HF_HUB_OFFLINE", "1")
             .output()

@@ -45,7 +45,7 @@ pub(crate) fn write(
     let cluster_path = std::path::absolute(cluster_path)?;
     let recipe = Recipe::read(recipe_path)?;
     let cluster = Cluster::read(&cluster_path)?;
-    let default = if place == Where::Slurm { Trainer::Trl } else { Trainer::Aloe };
+    let default = cluster.usual_trainer(place);
     refuse_begun(run)?;
     check_stages(&recipe, &cluster, default, place)?;
     enter_root(&recipe)?;

@@ -1,29 +1,41 @@
 //! Stages that TRL trains, on processors, under a real Slurm: the chain SFT, merge, DPO 1, DPO 2, evaluations, red-teaming, card; and a
-//! training over two nodes. Needs the environment of `oracles/` for TRL: `ALOE_TRL`, or ~/.cache/aloe-venvs/trl.
+//! training over two nodes. Stages that axolotl trains, on this machine. Needs the environments of `oracles/`: `ALOE_TRL` and
+//! `ALOE_AXOLOTL`, or trl and axolotl in ~/.cache/aloe-venvs; with `ALOE_REQUIRE_ENGINES=1` their absence fails.
 
 use super::chain::{plan, states};
 use super::rig::Rig;
-use crate::stories;
+use crate::{run, stories};
 use aloe_record::Record;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The folder of TRL's environment, or `None` (said aloud).
-fn trl() -> Option<PathBuf> {
-    let named = std::env::var_os("ALOE_TRL").map(PathBuf::from);
-    let cached = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/aloe-venvs/trl"));
+/// The folder of an engine's environment, or `None` (said aloud).
+fn environment(engine: &str) -> Option<PathBuf> {
+    let variable = format!("ALOE_{}", engine.to_uppercase());
+    let named = std::env::var_os(&variable).map(PathBuf::from);
+    let cached = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/aloe-venvs").join(engine));
     let found = [named, cached].into_iter().flatten().find(|folder| folder.join("bin/torchrun").is_file());
     if found.is_none() {
-        assert!(std::env::var_os("ALOE_TRL").is_none(), "ALOE_TRL holds no bin/torchrun");
-        eprintln!("not run: no environment of TRL");
+        assert!(std::env::var_os(&variable).is_none(), "{variable} holds no bin/torchrun");
+        assert!(std::env::var_os("ALOE_REQUIRE_ENGINES").is_none(), "there is no environment of {engine}");
+        eprintln!("not run: no environment of {engine}");
     }
     found
 }
 
+fn trl() -> Option<PathBuf> {
+    environment("trl")
+}
+
+/// A site with an engine that has `more` to say.
+fn site_of(engine: &str, dir: &Path, folder: &Path, more: &str) {
+    let more = format!("{more}[engines]\n{engine} = \"{}\"\n", folder.display());
+    super::chain::cluster_file(dir, &more);
+}
+
 /// A site with TRL that has `more` to say.
 fn site(dir: &Path, trl: &Path, more: &str) {
-    let more = format!("{more}[engines]\ntrl = \"{}\"\n", trl.display());
-    super::chain::cluster_file(dir, &more);
+    site_of("trl", dir, trl, more);
 }
 
 /// The second alignment, from the first one's model.
@@ -33,11 +45,11 @@ const DPO_2: (&str, &str) = (
      [[stage]]\nkind = \"eval\"\nname = \"before\"",
 );
 
-/// What TRL's record must say, and what follows from it in the card.
-fn assert_trained_by_trl(run: &Path, stage: &str, n_nodes: u64) {
+/// What an engine's record must say, and what it leaves.
+fn assert_trained_by((engine, version): (&str, &str), run: &Path, stage: &str, n_nodes: u64) {
     let record = Record::read(&run.join("out").join(stage)).unwrap();
     let found = &record.results["handoff"];
-    assert_eq!((&found["engine"], &found["versions"]["trl"]), (&"trl".into(), &"1.16.0".into()), "{stage}");
+    assert_eq!((&found["engine"], &found["versions"][engine]), (&engine.into(), &version.into()), "{stage}");
     assert_eq!(found["world_size"].as_u64(), Some(n_nodes), "{stage}");
     // What our own trainer's record has of an epoch, and what only the engine's folder tells.
     let figures = &record.results[record.kind.as_str()];
@@ -47,6 +59,10 @@ fn assert_trained_by_trl(run: &Path, stage: &str, n_nodes: u64) {
     for weights in ["model/model.safetensors", "master/model.safetensors"] {
         assert!(run.join("out").join(stage).join(weights).is_file(), "{stage}: {weights}");
     }
+}
+
+fn assert_trained_by_trl(run: &Path, stage: &str, n_nodes: u64) {
+    assert_trained_by(("trl", "1.16.0"), run, stage, n_nodes);
 }
 
 #[test]
@@ -95,4 +111,29 @@ fn under_slurm_trl_trains_on_two_nodes_as_one() {
     rig.wait_until(&run, Duration::from_secs(900), |phases| phases[0] == "done" || phases[0] == "failed");
     assert_eq!(states(&run, Some(&rig))[0], ("sft-a".to_owned(), "done".to_owned()));
     assert_trained_by_trl(&run, "sft-a", 2);
+}
+
+/// Two supervised stages, a merge, and an alignment in two chunks: 32 pairs in 4 steps of 8.
+#[test]
+fn on_this_machine_axolotl_trains_and_what_it_returns_is_checked_and_taken_over() {
+    let (Some(stories), Some(axolotl)) = (stories(), environment("axolotl")) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    site_of("axolotl", dir.path(), &axolotl, "");
+    let swaps = [
+        ("trainer = \"aloe\"", "trainer = \"axolotl\""),
+        ("warmup_steps = 1", "warmup_steps = 2"),
+        ("max_len = 500\nbatch_size = 8", "max_len = 500\nbatch_size = 8\nchunks = 2"),
+    ];
+    plan(dir.path(), &base(dir.path(), &stories), &out, "local", &swaps);
+    let (_, said, code) = run(&["run", out.to_str().unwrap()]);
+    assert_eq!(code, 0, "{said}");
+    assert!(states(&out, None).iter().all(|(_, phase)| phase == "done"), "{said}");
+    for stage in ["sft-a", "sft-b", "dpo"] {
+        assert_trained_by(("axolotl", "0.19.0"), &out, stage, 1);
+    }
+    let record = Record::read(&out.join("out/dpo")).unwrap();
+    assert_eq!(record.results["handoff"]["n_steps"].as_u64(), Some(4));
+    let card = std::fs::read_to_string(out.join("out/card/README.md")).unwrap();
+    assert!(card.contains("#### dpo: direct preference optimisation by axolotl"), "{card}");
 }
