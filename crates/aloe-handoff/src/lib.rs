@@ -3,8 +3,9 @@
 //!
 //! Reading order: [`plan`] (what a run folder holds: the seam of all other files), `engine` (configurations for TRL and axolotl, and
 //! their check), `verify` (what comes back), `cluster` (a site), `sbatch` (scripts), `state` and `lock` (what
-//! happened), `job` (one job), `scheduler` and `drive` (where and in which order jobs run).
+//! happened), `job` (one job), `scheduler` and `drive` (where and in which order jobs run), `bundle` (a run folder as one file).
 
+pub mod bundle;
 pub mod cluster;
 pub mod drive;
 pub mod engine;

@@ -15,6 +15,8 @@ fn trl() -> Option<PathBuf> {
     let found = [named, cached].into_iter().flatten().find(|folder| folder.join("bin/torchrun").is_file());
     if found.is_none() {
         assert!(std::env::var_os("ALOE_TRL").is_none(), "ALOE_TRL holds no bin/torchrun");
+        let is_required = std::env::var_os("ALOE_REQUIRE_ENGINES").is_some();
+        assert!(!is_required, "no environment of TRL: .ci/engines makes one");
         eprintln!("not run: no environment of TRL");
     }
     found
