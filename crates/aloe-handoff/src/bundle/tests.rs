@@ -117,6 +117,8 @@ fn the_same_run_gives_the_same_bytes_whatever_its_place_its_files_times_and_thei
     assert!(aged.unwrap().success());
     assert_eq!(pack_into(dir.path(), &copy, &["base"], "other name.tar").unwrap(), first);
     let (one, two) = (dir.path().join("x.tar"), dir.path().join("other name.tar"));
+    let listed = String::from_utf8(Command::new("tar").arg("tf").arg(&one).output().unwrap().stdout).unwrap();
+    assert!(listed.lines().skip(4).is_sorted(), "{listed}");
     assert_eq!(std::fs::read(one).unwrap(), std::fs::read(two).unwrap());
 }
 

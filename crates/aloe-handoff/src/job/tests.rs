@@ -41,7 +41,8 @@ fn job<'a>(run: &'a Path, id: &str, asked: &'a dyn Fn() -> Asked, requeue: &'a d
         aloe: "/bin/true".into(),
         time_limit: None,
         grace: Duration::from_secs(5),
-        patience: Duration::ZERO,
+        // A child that another test's thread is just starting holds this process' locks until it has become its program.
+        patience: Duration::from_secs(2),
         asked,
         requeue,
     }
