@@ -50,7 +50,7 @@ pub use dirty::{Trained, trained_on};
 pub use error::{Error, Problems, RowError};
 pub use identifiers::Identifiers;
 pub use item::{Body, Item, Place};
-pub use licence::Use;
+pub use licence::{Use, forbids_sharing};
 pub use manifest::{Account, DataReport, SourceReport};
 pub use meaning::{Meaning, MeaningReport};
 pub use minhash::{Banding, MinHash};

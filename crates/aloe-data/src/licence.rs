@@ -71,6 +71,13 @@ pub(crate) fn forbids(licence: &str, uses: &[Use]) -> Option<String> {
     if ways.iter().any(Option::is_none) { None } else { ways.into_iter().flatten().next() }
 }
 
+/// Whether a licence is known to forbid sharing what was made from its rows. One that is not in the table is not judged.
+pub fn forbids_sharing(licence: &str) -> bool {
+    let lower = licence.trim().to_lowercase();
+    let is_forbidden = |one: &str| terms(one).is_some_and(|terms| terms.no_derivatives);
+    lower.split(" or ").all(|way| way.split(" and ").any(is_forbidden))
+}
+
 fn forbidden_by(one: &str, uses: &[Use]) -> Option<String> {
     let Some(terms) = terms(one) else {
         return Some(
@@ -156,6 +163,16 @@ mod tests {
             let found: Vec<Use> = all.into_iter().filter(|asked| forbids(licence, &[*asked]).is_some()).collect();
             assert_eq!(found, forbidden, "{licence}");
             assert_eq!(forbids(licence, &[]), None, "nothing was asked");
+        }
+    }
+
+    #[test]
+    fn sharing_is_forbidden_where_each_known_way_forbids_it_and_an_unknown_licence_is_not_judged() {
+        for licence in ["CC BY-ND 4.0", "cc-by-nc-nd-4.0", "mit and cc-by-nd-4.0"] {
+            assert!(forbids_sharing(licence), "{licence}");
+        }
+        for licence in ["mit", "CC BY-NC 4.0", "mit or cc-by-nd-4.0", "my own", "research only", ""] {
+            assert!(!forbids_sharing(licence), "{licence}");
         }
     }
 }

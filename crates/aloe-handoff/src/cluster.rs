@@ -108,10 +108,27 @@ impl Asked {
 }
 
 impl Cluster {
-    /// Reads and checks the file.
+    /// Reads and checks the file. Paths that begin with `./` start where it lies: those of an unpacked bundle.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(aloe_record::Error::io("read", path))?;
-        Self::parse(&text).map_err(|mistakes| Error::Mistakes { path: path.to_path_buf(), mistakes })
+        let parsed = Self::parse(&text);
+        let mut cluster = parsed.map_err(|mistakes| Error::Mistakes { path: path.to_path_buf(), mistakes })?;
+        let whole = std::path::absolute(path).map_err(aloe_record::Error::io("resolve", path))?;
+        let home = whole.parent().unwrap_or(Path::new("/"));
+        for path in cluster.paths_mut().filter(|path| path.is_relative()) {
+            // Joined part by part: `./` is not kept.
+            *path = home.join(&*path).components().collect();
+        }
+        Ok(cluster)
+    }
+
+    fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        std::iter::once(&mut self.aloe).chain(self.engines.values_mut()).chain(self.models.values_mut())
+    }
+
+    /// The first path that starts where the file lies, which a copy of the file elsewhere would not find.
+    pub fn relative_path(text: &str) -> Option<PathBuf> {
+        Self::parse(text).ok()?.paths_mut().find(|path| path.is_relative()).cloned()
     }
 
     /// Checks the text of the file; the mistakes in the order of their lines.
@@ -363,6 +380,24 @@ time = 600
             of("replicas = 2\n").unwrap_err(),
             ["line 3: [serving] needs `command`, the server's program and arguments"]
         );
+    }
+
+    #[test]
+    fn a_path_that_begins_with_a_dot_starts_where_the_file_lies_and_never_leads_out_of_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = WHOLE.replace("/opt/aloe/bin/aloe", "./bin/aloe").replace("/gpfs/llama3", "./weights/llama3");
+        let path = dir.path().join("cluster.toml");
+        std::fs::write(&path, &text).unwrap();
+        let cluster = Cluster::read(&path).unwrap();
+        assert_eq!(cluster.aloe, dir.path().join("bin/aloe"));
+        assert_eq!(cluster.models["llama 3"], dir.path().join("weights/llama3"));
+        assert_eq!(cluster.engines["trl"], Path::new("/opt/trl"));
+        assert_eq!(Cluster::relative_path(&text).unwrap(), Path::new("./bin/aloe"));
+        assert_eq!(Cluster::relative_path(WHOLE), None);
+        for out in ["./../aloe", "bin/aloe", "."] {
+            let mistakes = Cluster::parse(&WHOLE.replace("/opt/aloe/bin/aloe", out)).unwrap_err();
+            assert_eq!(mistakes, [format!("line 3: `aloe` must be an absolute path, found {out:?}")]);
+        }
     }
 
     #[test]

@@ -48,6 +48,12 @@ pub enum Error {
         /// What it said.
         reason: String,
     },
+    /// What a bundle would need is not there, or is not to be packed.
+    #[error("nothing was packed: {n} {noun}\n{lines}", n = mistakes.len(), noun = noun(mistakes.len()), lines = indented(mistakes))]
+    Bundle {
+        /// One line each.
+        mistakes: Vec<String>,
+    },
     /// Before anything was submitted the scheduler or our own checks found what cannot run.
     #[error("nothing was submitted: {n} {noun}\n{lines}", n = mistakes.len(), noun = noun(mistakes.len()), lines = indented(mistakes))]
     Preflight {

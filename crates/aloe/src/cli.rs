@@ -1,5 +1,6 @@
 //! The command line: names, help and examples of every subcommand. Parses, decides nothing.
 
+pub(crate) mod bundle;
 mod data;
 pub(crate) mod encoders;
 pub(crate) mod handoff;
@@ -85,6 +86,9 @@ pub(crate) enum Command {
     /// Check the results of a run folder, and copy them
     #[command(after_help = jobs::COLLECT_HELP)]
     Collect(jobs::CollectArgs),
+    /// Pack a run folder, this program and named weights into one file for a site without internet; or check one
+    #[command(after_help = bundle::BUNDLE_HELP)]
+    Bundle(bundle::BundleArgs),
     /// Run the job of one stage of a run folder: what its job.sbatch does
     #[command(hide = true)]
     Job(jobs::JobArgs),

@@ -7,7 +7,7 @@
 use crate::failure::Failure;
 use crate::input_digests::{check_input, digest_of_stage, input_digests};
 use crate::weights::DtypeName;
-use crate::{leave, outputs, served};
+use crate::{known, leave, outputs, served};
 use aloe_record::atomic::OutputDir;
 use aloe_record::{Cancel, Record, atomic, digest};
 use aloe_tensor::Device;

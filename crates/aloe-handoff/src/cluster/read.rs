@@ -176,7 +176,7 @@ impl Reader<'_> {
     fn path(&mut self, key: &str, value: Value<'_>) -> Option<PathBuf> {
         let at = value.span().start;
         let text = self.string(key, value)?;
-        if !Path::new(&text).is_absolute() || text.contains('"') {
+        if !(Path::new(&text).is_absolute() || is_beside(&text)) || text.contains('"') {
             self.mistake(at, format!("`{key}` must be an absolute path, found {text:?}"));
             return None;
         }
@@ -423,6 +423,12 @@ impl Reader<'_> {
         }
         asked
     }
+}
+
+/// Whether a path begins with `./` and stays below the file's folder: so an unpacked bundle names what it brings.
+fn is_beside(text: &str) -> bool {
+    let is_plain = |part| matches!(part, std::path::Component::Normal(_));
+    text.strip_prefix("./").is_some_and(|rest| !rest.is_empty() && Path::new(rest).components().all(is_plain))
 }
 
 /// Seconds of a number or of Slurm's `[DAYS-]HOURS:MINUTES:SECONDS`.

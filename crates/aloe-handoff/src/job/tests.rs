@@ -41,7 +41,7 @@ fn job<'a>(run: &'a Path, id: &str, asked: &'a dyn Fn() -> Asked, requeue: &'a d
         aloe: "/bin/true".into(),
         time_limit: None,
         grace: Duration::from_secs(5),
-        // A child that another test is starting holds our locks too until it is another program.
+        // A child that another test's thread is just starting holds this process' locks until it has become its program.
         patience: Duration::from_secs(3),
         asked,
         requeue,

@@ -1,6 +1,7 @@
 //! One file per subcommand, and what they share: opening a model, writing lines.
 
 mod bench;
+mod bundle;
 pub(crate) mod chat;
 mod compare;
 mod data;
@@ -57,6 +58,7 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
         Command::Resume(args) => jobs::resume(&args, cancel),
         Command::Cancel(args) => jobs::cancel(&args),
         Command::Collect(args) => jobs::collect(&args),
+        Command::Bundle(args) => bundle::run(&args, cancel),
         Command::Job(args) => jobs::job(&args, cancel),
         Command::WithServers(args) => with_servers::run(&args, cancel),
         Command::Pull(args) => single::pull(&args, cancel),

@@ -45,6 +45,7 @@ pub(crate) fn write(
     let cluster_path = std::path::absolute(cluster_path)?;
     let recipe = Recipe::read(recipe_path)?;
     let cluster = Cluster::read(&cluster_path)?;
+    refuse_relative(&cluster_path)?;
     let default = cluster.usual_trainer(place);
     refuse_begun(run)?;
     check_stages(&recipe, &cluster, default, place)?;
@@ -77,6 +78,22 @@ pub(crate) fn write(
     // Last: a folder with a plan is whole.
     atomic::write_json(&run.join(PLAN), &plan)?;
     Ok(Planned { plan, made, notices })
+}
+
+/// A run folder's copy of the file would look for a path that begins with `./` in the run folder.
+fn refuse_relative(cluster: &Path) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(cluster).with_context(|| format!("cannot read {}", cluster.display()))?;
+    match Cluster::relative_path(&text) {
+        Some(path) => {
+            let text = format!(
+                "{} names {}, a path of the folder it lies in; plan with absolute paths",
+                cluster.display(),
+                path.display()
+            );
+            Err(Failure::usage(text).into())
+        }
+        None => Ok(()),
+    }
 }
 
 /// A folder of something else, or a run that has begun, is not written over.

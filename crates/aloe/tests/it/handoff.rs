@@ -3,6 +3,7 @@
 //! The chain is tiny.toml of road.rs (stories260K): SFT twice, a merge, DPO, evaluations, red-teaming, the card. What it must give is
 //! what `aloe run` gives on the recipe itself.
 
+mod bundle;
 mod chain;
 mod engines;
 mod faults;

@@ -65,7 +65,7 @@ pub(super) fn status(run_folder: &Path, rig: Option<&Rig>) -> Value {
 }
 
 /// What the chain must give: the same as `aloe run` on the recipe that was planned.
-fn assert_equals_plain_run(dir: &Path, stories: &Path, run_folder: &Path) {
+pub(super) fn assert_equals_plain_run(dir: &Path, stories: &Path, run_folder: &Path) {
     let plain = dir.join("plain");
     let recipe = recipe(dir, stories);
     run_recipe(&recipe, &plain);
@@ -83,7 +83,7 @@ fn assert_equals_plain_run(dir: &Path, stories: &Path, run_folder: &Path) {
     assert_eq!(of(&planned), of(&plain));
 }
 
-fn assert_all(run_folder: &Path, rig: Option<&Rig>, phase: &str) {
+pub(super) fn assert_all(run_folder: &Path, rig: Option<&Rig>, phase: &str) {
     let found = states(run_folder, rig);
     assert_eq!(found.len(), 8);
     assert!(found.iter().all(|(_, one)| one == phase), "{found:?}");

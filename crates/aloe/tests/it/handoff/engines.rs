@@ -17,7 +17,8 @@ fn environment(engine: &str) -> Option<PathBuf> {
     let found = [named, cached].into_iter().flatten().find(|folder| folder.join("bin/torchrun").is_file());
     if found.is_none() {
         assert!(std::env::var_os(&variable).is_none(), "{variable} holds no bin/torchrun");
-        assert!(std::env::var_os("ALOE_REQUIRE_ENGINES").is_none(), "there is no environment of {engine}");
+        let is_required = std::env::var_os("ALOE_REQUIRE_ENGINES").is_some();
+        assert!(!is_required, "no environment of {engine}: .ci/engines makes one");
         eprintln!("not run: no environment of {engine}");
     }
     found
@@ -125,7 +126,7 @@ fn on_this_machine_axolotl_trains_and_what_it_returns_is_checked_and_taken_over(
         ("warmup_steps = 1", "warmup_steps = 2"),
         ("max_len = 500\nbatch_size = 8", "max_len = 500\nbatch_size = 8\nchunks = 2"),
     ];
-    plan(dir.path(), &base(dir.path(), &stories), &out, "local", &swaps);
+    plan(dir.path(), &stories, &out, "local", &swaps);
     let (_, said, code) = run(&["run", out.to_str().unwrap()]);
     assert_eq!(code, 0, "{said}");
     assert!(states(&out, None).iter().all(|(_, phase)| phase == "done"), "{said}");
