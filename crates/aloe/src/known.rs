@@ -75,7 +75,7 @@ fn one(path: &Path, store: Option<&Path>, known: &[Entry], settled: Duration) ->
     Ok(sha256)
 }
 
-/// The files of an input, by device and inode, that [`digest`] would read and that pay being hashed by who reads them anyway.
+/// The files of an input, by device and inode, that [`digest()`] would read and that pay being hashed by who reads them anyway.
 pub(crate) fn unread(path: &Path, store: Option<&Path>) -> BTreeSet<(u64, u64)> {
     unread_settled(path, store, SETTLED)
 }
