@@ -83,9 +83,10 @@ fn write_run_folder(args: &PlanArgs, place: Where, cluster: &Path, cancel: &Canc
         writeln!(output, "{}", serde_json::to_string_pretty(&value)?)?;
         return Ok(());
     }
+    let width = planned.plan.stages.iter().map(|stage| stage.name.chars().count()).max().unwrap_or(0).max(18);
     writeln!(
         output,
-        "{:<18} {:<12} {:<8} {:>5} {:>5} {:>5} {:>10}  after",
+        "{:<width$} {:<12} {:<8} {:>5} {:>5} {:>5} {:>10}  after",
         "stage", "kind", "trainer", "nodes", "GPUs", "CPUs", "limit h"
     )?;
     for stage in &planned.plan.stages {
@@ -96,7 +97,7 @@ fn write_run_folder(args: &PlanArgs, place: Where, cluster: &Path, cancel: &Canc
             (stage.trainer.name(), asked.n_nodes, asked.gpus_per_node, asked.cpus_per_node);
         writeln!(
             output,
-            "{:<18} {:<12} {trainer:<8} {nodes:>5} {gpus:>5} {cpus:>5} {hours:>10.2}  {after}",
+            "{:<width$} {:<12} {trainer:<8} {nodes:>5} {gpus:>5} {cpus:>5} {hours:>10.2}  {after}",
             stage.name, stage.kind
         )?;
     }
