@@ -1,6 +1,7 @@
 //! The inputs of one output tensor, and what a method learns about the whole of it before tiles are merged.
 
 use crate::config::{MergeDtype, TensorParameters};
+use crate::scratch::Scratch;
 use crate::source::Source;
 use crate::tile::{Rounding, dot, dots, run, tiles};
 use crate::{Error, Result};
@@ -53,22 +54,26 @@ impl Group {
     }
 
     /// A stretch of one input in the merge dtype.
-    pub(crate) fn read(&self, input: usize, range: &Range<usize>) -> Result<Vec<f32>> {
-        let mut values = vec![0.0f32; range.len()];
+    pub(crate) fn read(&self, input: usize, range: &Range<usize>) -> Result<Scratch> {
+        let mut values = Scratch::of(range.len());
         self.sources[input].read(range.start, self.dtype, &mut values)?;
         Ok(values)
     }
 
     /// A stretch of the base, or zeros.
-    pub(crate) fn read_base(&self, range: &Range<usize>) -> Result<Vec<f32>> {
+    pub(crate) fn read_base(&self, range: &Range<usize>) -> Result<Scratch> {
         match self.base {
             Some(base) => self.read(base, range),
-            None => Ok(vec![0.0f32; range.len()]),
+            None => {
+                let mut zeros = Scratch::of(range.len());
+                zeros.fill(0.0);
+                Ok(zeros)
+            }
         }
     }
 
     /// A stretch of an input's difference to the base, rounded to the dtype `R` stands for; the input itself without a base.
-    pub(crate) fn delta<R: Rounding>(&self, input: usize, base: &[f32], range: &Range<usize>) -> Result<Vec<f32>> {
+    pub(crate) fn delta<R: Rounding>(&self, input: usize, base: &[f32], range: &Range<usize>) -> Result<Scratch> {
         let mut values = self.read(input, range)?;
         if self.base.is_some() {
             Isa::wide(
@@ -85,7 +90,7 @@ impl Group {
     }
 
     /// The dot products of vectors of the tensor's length, which `read` gives by stretches: `[n][n]`, in f64.
-    pub(crate) fn gram(&self, read: impl Fn(&Range<usize>) -> Result<Vec<Vec<f32>>> + Sync) -> Result<Vec<Vec<f64>>> {
+    pub(crate) fn gram(&self, read: impl Fn(&Range<usize>) -> Result<Vec<Scratch>> + Sync) -> Result<Vec<Vec<f64>>> {
         let parts = self.fold(|range| {
             let vectors = read(&range)?;
             if let [a, b] = &vectors[..] {

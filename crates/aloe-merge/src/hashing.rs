@@ -33,6 +33,10 @@ const SHORT: u64 = 1 << 20;
 /// How often, and how long, a thread waits for one that is behind before it drops what it brought.
 const WAITS: (usize, Duration) = (1000, Duration::from_micros(100));
 
+/// Bytes of a file that one of several threads hashes before it merges on: what waits beyond them is for the next that comes by, so that none
+/// is still hashing when the others have merged a tensor.
+const HASHED_TOGETHER: usize = 1 << 20;
+
 /// Bytes of a file, from a place on.
 struct Piece {
     at: u64,
@@ -107,23 +111,14 @@ impl HashedFile {
     /// Opens the file for a tensor's bytes, if they are what comes next.
     fn begin(&self, tensor: &Range<u64>) {
         let order = locked(&self.order);
-        self.wanted_to.store(if order.sha.n_bytes() == tensor.start { tensor.end } else { 0 }, Ordering::Relaxed);
+        self.wanted_to.store(if order.covered() == tensor.start { tensor.end } else { 0 }, Ordering::Relaxed);
     }
 
-    /// Nothing more of this tensor is brought; how many bytes are now to be read from the file.
-    fn end(&self, tensor: &Range<u64>) -> u64 {
-        self.wanted_to.store(0, Ordering::Relaxed);
-        let mut open = [(self, locked(&self.order))];
-        hash_ready(&mut open);
-        let [(_, order)] = &mut open;
-        self.drop_waiting(order);
-        order.expected.remove(&tensor.start);
-        order.next_expected() - order.sha.n_bytes()
-    }
-
-    /// Reads and hashes what stands before the next tensor that will be brought.
+    /// Hashes what waits, and reads and hashes what stands before the next tensor that will be brought.
     fn catch_up(&self) -> Result<()> {
-        let mut order = locked(&self.order);
+        let mut open = [(self, locked(&self.order))];
+        hash_ready(&mut open, usize::MAX);
+        let [(_, order)] = &mut open;
         let mut piece = Vec::new();
         loop {
             let at = order.sha.n_bytes();
@@ -147,14 +142,17 @@ impl HashedFile {
     /// Moves what was brought to where it waits.
     fn take_brought(&self, order: &mut Order) {
         let brought = std::mem::take(&mut *locked(&self.brought));
-        for piece in brought {
-            let known = order.waiting.get(&piece.at).map_or(0, |known| known.len());
-            if piece.end() <= order.sha.n_bytes() || piece.bytes.len() <= known {
-                self.n_waiting.fetch_sub(piece.bytes.len(), Ordering::Relaxed);
-            } else {
-                self.n_waiting.fetch_sub(known, Ordering::Relaxed);
-                order.waiting.insert(piece.at, piece.bytes);
-            }
+        brought.into_iter().for_each(|piece| self.wait(order, piece));
+    }
+
+    /// Lets a piece wait that is counted as waiting, unless it is known.
+    fn wait(&self, order: &mut Order, piece: Piece) {
+        let known = order.waiting.get(&piece.at).map_or(0, |known| known.len());
+        if piece.end() <= order.sha.n_bytes() || piece.bytes.len() <= known {
+            self.n_waiting.fetch_sub(piece.bytes.len(), Ordering::Relaxed);
+        } else {
+            self.n_waiting.fetch_sub(known, Ordering::Relaxed);
+            order.waiting.insert(piece.at, piece.bytes);
         }
     }
 
@@ -187,7 +185,7 @@ impl HashedFile {
                 return;
             }
             std::thread::sleep(WAITS.1);
-            try_hash(&[self]);
+            try_hash(&[self], usize::MAX);
         }
         self.wanted_to.store(0, Ordering::Relaxed);
         self.drop_waiting(&mut locked(&self.order));
@@ -200,37 +198,96 @@ impl Order {
         let at = self.sha.n_bytes();
         self.expected.range(at..).next().map_or(self.n_bytes, |(begin, _)| *begin)
     }
+
+    /// Up to where bytes are hashed or wait without a gap.
+    fn covered(&self) -> u64 {
+        let follow = |at: u64, (start, bytes): (&u64, &Arc<Vec<u8>>)| match *start <= at {
+            true => at.max(start + bytes.len() as u64),
+            false => at,
+        };
+        self.waiting.iter().fold(self.sha.n_bytes(), follow)
+    }
+
+    /// Bytes before the next tensor that will be brought which are to be read from the file.
+    fn n_behind(&self) -> u64 {
+        let at = self.covered();
+        self.expected.range(at..).next().map_or(self.n_bytes, |(begin, _)| *begin) - at
+    }
 }
 
-/// Hashes what follows on what was hashed of several files side by side, as long as there is something.
-fn hash_ready(open: &mut [(&HashedFile, MutexGuard<'_, Order>)]) {
+/// Nothing more is brought of these tensors. Where all of one came, what waits of it is hashed beside the next tensor; else what can be is hashed
+/// now and the rest given up, to be read from the file. No other thread is at the files.
+fn end<'a>(places: impl Iterator<Item = &'a Place>) {
+    let mut open: Vec<(&HashedFile, MutexGuard<'_, Order>)> = Vec::new();
+    let mut ended: Vec<(usize, &Range<u64>)> = Vec::new();
+    for (file, tensor) in places {
+        file.wanted_to.store(0, Ordering::Relaxed);
+        let at = open.iter().position(|(known, _)| std::ptr::eq(*known, file.as_ref())).unwrap_or_else(|| {
+            open.push((file, locked(&file.order)));
+            open.len() - 1
+        });
+        ended.push((at, tensor));
+    }
+    for (file, order) in &mut open {
+        file.take_brought(order);
+    }
+    let mut is_whole = vec![true; open.len()];
+    for (at, tensor) in ended {
+        let order = &mut open[at].1;
+        is_whole[at] &= order.covered() >= tensor.end;
+        order.expected.remove(&tensor.start);
+    }
+    let mut is_whole = is_whole.into_iter();
+    open.retain(|_| !is_whole.next().unwrap_or_default());
+    hash_ready(&mut open, usize::MAX);
+    for (file, order) in &mut open {
+        file.drop_waiting(order);
+    }
+}
+
+/// Hashes what follows on what was hashed of several files side by side, as long as there is something: of each as much as of the one that has
+/// least, so that none is left to be hashed alone. Stops when it has hashed `budget` bytes of one; what is left of that.
+fn hash_ready(open: &mut [(&HashedFile, MutexGuard<'_, Order>)], mut budget: usize) -> usize {
+    let mut next: Vec<Option<Piece>> = open.iter().map(|_| None).collect();
     loop {
-        let mut next: Vec<Option<Piece>> = Vec::with_capacity(open.len());
-        for (file, order) in open.iter_mut() {
-            file.take_brought(order);
-            next.push(file.next(order));
+        for ((file, order), piece) in open.iter_mut().zip(&mut next) {
+            if piece.is_none() {
+                file.take_brought(order);
+                *piece = file.next(order);
+            }
         }
-        if next.iter().all(Option::is_none) {
-            return;
-        }
+        let left = |order: &Order, piece: &Piece| (piece.end() - order.sha.n_bytes()) as usize;
+        let ready = open.iter().zip(&next).filter_map(|((_, order), piece)| Some(left(order, piece.as_ref()?)));
+        let Some(n_bytes) = ready.min().map(|n_bytes| n_bytes.min(budget)).filter(|n_bytes| *n_bytes > 0) else {
+            break;
+        };
+        budget -= n_bytes;
         let mut streams: Vec<(&mut Sha256, &[u8])> = Vec::with_capacity(open.len());
         for ((_, order), piece) in open.iter_mut().zip(&next) {
             if let Some(piece) = piece {
                 let known = (order.sha.n_bytes() - piece.at) as usize;
-                streams.push((&mut order.sha, &piece.bytes[known..]));
+                streams.push((&mut order.sha, &piece.bytes[known..known + n_bytes]));
             }
         }
         aloe_tensor::sha256_all(&mut streams);
-        for (file, order) in open.iter() {
+        for ((file, order), piece) in open.iter().zip(&mut next) {
             file.at.store(order.sha.n_bytes(), Ordering::Relaxed);
+            let done = piece.take_if(|piece| piece.end() == order.sha.n_bytes());
+            done.and_then(|piece| Arc::into_inner(piece.bytes)).into_iter().for_each(keep_buffer);
         }
-        next.into_iter().flatten().filter_map(|piece| Arc::into_inner(piece.bytes)).for_each(keep_buffer);
     }
+    for ((file, order), piece) in open.iter_mut().zip(next) {
+        if let Some(piece) = piece {
+            file.n_waiting.fetch_add(piece.bytes.len(), Ordering::Relaxed);
+            file.wait(order, piece);
+        }
+    }
+    budget
 }
 
 /// [`hash_ready`] of the files that no other thread is at; one that is takes what was brought meanwhile.
-fn try_hash(files: &[&HashedFile]) {
-    loop {
+fn try_hash(files: &[&HashedFile], mut budget: usize) {
+    while budget > 0 {
         let mut open = Vec::with_capacity(files.len());
         for file in files {
             match file.order.try_lock() {
@@ -239,7 +296,7 @@ fn try_hash(files: &[&HashedFile]) {
                 Err(TryLockError::WouldBlock) => {}
             }
         }
-        hash_ready(&mut open);
+        budget = hash_ready(&mut open, budget);
         let locked_now: Vec<&HashedFile> = open.iter().map(|(file, _)| *file).collect();
         drop(open);
         // What was brought between the last look and the unlocking.
@@ -255,26 +312,34 @@ type Held = (Arc<HashedFile>, Piece);
 thread_local! {
     /// What this thread has read and not delivered yet.
     static HELD: RefCell<Vec<Held>> = const { RefCell::new(Vec::new()) };
-    /// Buffers to read into, so that none is zeroed for every read.
-    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Buffers that a thread keeps.
-const MOST_BUFFERS: usize = 64;
+/// Buffers to read and write into, so that none is zeroed for every use: one thread reads into them, another hashes them.
+static BUFFERS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
-fn keep_buffer(buffer: Vec<u8>) {
-    BUFFERS.with_borrow_mut(|buffers| {
-        if buffers.len() < MOST_BUFFERS && buffer.capacity() <= PIECE {
-            buffers.push(buffer);
-        }
-    });
+/// Buffers that are kept, and the bytes of the largest of them.
+const MOST_BUFFERS: (usize, usize) = (64, 1 << 18);
+
+/// Takes a buffer back that [`buffer`] gave.
+pub(crate) fn keep_buffer(buffer: Vec<u8>) {
+    let mut buffers = locked(&BUFFERS);
+    if buffers.len() < MOST_BUFFERS.0 && buffer.len() <= MOST_BUFFERS.1 {
+        buffers.push(buffer);
+    }
 }
 
 /// A buffer of that length with any content.
 pub(crate) fn buffer(n_bytes: usize) -> Vec<u8> {
-    let mut buffer = BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_default();
-    buffer.resize(n_bytes, 0);
-    buffer
+    let mut buffers = locked(&BUFFERS);
+    match buffers.iter().rposition(|buffer| buffer.len() == n_bytes) {
+        Some(at) => buffers.swap_remove(at),
+        // One of another length makes room, so that the kept ones are those that are asked for.
+        None => {
+            buffers.pop();
+            drop(buffers);
+            vec![0; n_bytes]
+        }
+    }
 }
 
 /// Keeps what was read of a file from `at` on for [`deliver`].
@@ -303,7 +368,8 @@ pub(crate) fn deliver(threads: usize, outputs: Vec<(Arc<HashedFile>, u64, Arc<Ve
         }
     }
     let files: Vec<&HashedFile> = files.iter().map(Arc::as_ref).collect();
-    files.chunks((8 / threads.max(1)).clamp(1, 4)).for_each(try_hash);
+    let budget = if threads <= 1 { usize::MAX } else { HASHED_TOGETHER };
+    files.chunks((8 / threads.max(1)).clamp(1, 4)).for_each(|files| try_hash(files, budget));
     files.iter().for_each(|file| file.keep_bound());
 }
 
@@ -422,18 +488,18 @@ impl Hashing {
     /// The tensor is merged.
     pub(crate) fn end(&self, tensor: usize, name: &str) -> Result<()> {
         HELD.take();
-        let mut behind = Vec::new();
-        for (file, range) in &self.read[tensor] {
-            match file.end(range) {
+        let (read, written) = (&self.read[tensor], self.written.get(name).map_or(&[][..], Vec::as_slice));
+        end(read.iter().chain(written));
+        let mut behind: Vec<&Arc<HashedFile>> = Vec::new();
+        for (file, _) in read {
+            let n_behind = locked(&file.order).n_behind();
+            match n_behind {
                 0 => {}
                 short if short < SHORT => file.catch_up()?,
                 _ => behind.push(file),
             }
         }
         // What is written in another order than the file's is read when all of it stands.
-        self.written.get(name).into_iter().flatten().for_each(|(file, range)| {
-            file.end(range);
-        });
         run(self.threads, behind, |file| file.catch_up()).map(|_| ())
     }
 

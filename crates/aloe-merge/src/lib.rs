@@ -4,7 +4,7 @@
 //! Reading order: `yaml` (text -> trees), `config` (trees -> checked configuration), `inputs` (names -> opened models and LoRA adapters),
 //! `vocabulary` (whose tokens, which rows; `special_ids`), `plan` (tensors and their parameters; `memory`, `notes`, `untrained`; `check`
 //! prints it), `merge` (the spine), `source`,
-//! `group` and `tile` (how a tensor is read in pieces), `hashing` (digests of what is read and written), `flush`, `method` (one file per method), `sparsify` and `fibres` (what methods share),
+//! `group`, `tile` and `scratch` (how a tensor is read in pieces), `hashing` (digests of what is read and written), `flush`, `method` (one file per method), `sparsify` and `fibres` (what methods share),
 //! `tokenizer`, `card` and `report` (files beside the weights). `search` (its own loop) proposes YAMLs and keeps what they score.
 
 mod beside;
@@ -25,6 +25,7 @@ mod method;
 mod notes;
 mod plan;
 mod report;
+mod scratch;
 pub mod search;
 mod source;
 mod sparsify;

@@ -8,9 +8,10 @@ use crate::config::{MergeConfig, MergeDtype, RescaleKind};
 use crate::flush::Flusher;
 use crate::group::Group;
 use crate::half::f32_to_f16;
-use crate::hashing::{Hashing, Place, deliver};
+use crate::hashing::{Hashing, Place, buffer, deliver, keep_buffer};
 use crate::method::{self, merge_group};
 use crate::plan::{MergeOptions, MergePlan, PlannedTensor, plan};
+use crate::scratch::Scratch;
 use crate::stats::{TensorStats, TileSums};
 use crate::tile::{run, tiles};
 use crate::{Error, Result, card};
@@ -169,7 +170,7 @@ pub fn merge_tensor(
 ) -> Result<(Vec<f32>, Option<TensorStats>)> {
     let group = plan.group(tensor)?;
     let (values, stats) = merge_group(config.method, &group)?;
-    if first_non_finite(&values).is_some() || stats.as_ref().is_some_and(|stats| !stats.is_finite()) {
+    if !is_finite(&values) || stats.as_ref().is_some_and(|stats| !stats.is_finite()) {
         return Err(non_finite(&group, plan, tensor)?);
     }
     Ok((values, stats))
@@ -188,13 +189,14 @@ pub fn tensor_digest(
     let mut sums = Vec::new();
     for batch in tiles(group.n_elements()).chunks(group.threads.max(1)) {
         let parts = run(group.threads, batch.to_vec(), |range| {
-            let mut values = vec![0.0f32; range.len()];
+            let mut values = Scratch::of(range.len());
             let sums = kernel.tile(&group, range.start, &mut values)?;
-            if first_non_finite(&values).is_some() {
+            if !is_finite(&values) {
                 return Err(non_finite(&group, plan, tensor)?);
             }
-            let mut bytes = Vec::new();
-            encode(plan.out_dtype.stored(), &tensor.spec.hf_name, range.start, &values, &mut bytes)?;
+            let dtype = plan.out_dtype.stored();
+            let mut bytes = vec![0; range.len() * dtype.size_bytes()];
+            encode(dtype, &tensor.spec.hf_name, range.start, &values, &mut bytes)?;
             Ok((bytes, sums))
         })?;
         for (bytes, of_tile) in parts {
@@ -260,17 +262,18 @@ impl Outputs {
         let merged = |tiles: &[Range<usize>]| {
             cancel.check()?;
             let n_elements: usize = tiles.iter().map(ExactSizeIterator::len).sum();
-            let empty = |slot: &TensorSlot| Vec::with_capacity(n_elements * slot.dtype().size_bytes());
-            let mut pieces: Vec<Vec<u8>> = slots.iter().map(empty).collect();
+            let mut pieces: Vec<Vec<u8>> =
+                slots.iter().map(|slot| buffer(n_elements * slot.dtype().size_bytes())).collect();
             let mut sums = Vec::with_capacity(tiles.len());
             for range in tiles {
-                let mut values = vec![0.0f32; range.len()];
+                let mut values = Scratch::of(range.len());
                 sums.push(kernel.tile(&group, range.start, &mut values)?);
-                if first_non_finite(&values).is_some() {
+                if !is_finite(&values) {
                     return Err(non_finite(&group, plan, tensor)?);
                 }
                 for (slot, bytes) in slots.iter().zip(&mut pieces) {
-                    encode(slot.dtype(), name, range.start, &values, bytes)?;
+                    let at = |element: usize| (element - tiles[0].start) * slot.dtype().size_bytes();
+                    encode(slot.dtype(), name, range.start, &values, &mut bytes[at(range.start)..at(range.end)])?;
                 }
                 if group.threads <= 1 {
                     deliver(1, Vec::new());
@@ -312,20 +315,22 @@ fn write_all<'a>(
     jobs: Vec<&'a [Range<usize>]>,
     merged: impl Fn(&'a [Range<usize>]) -> Result<Merged> + Sync,
 ) -> Result<Vec<Option<TileSums>>> {
-    let write = |start: usize, pieces: &[Arc<Vec<u8>>]| -> Result<()> {
-        Ok(slots.iter().zip(pieces).try_for_each(|(slot, bytes)| slot.write_at(start, bytes))?)
+    let write = |start: usize, pieces: Vec<Arc<Vec<u8>>>| -> Result<()> {
+        slots.iter().zip(&pieces).try_for_each(|(slot, bytes)| slot.write_at(start, bytes))?;
+        pieces.into_iter().filter_map(Arc::into_inner).for_each(keep_buffer);
+        Ok(())
     };
     if threads <= 1 || jobs.len() <= 1 {
         let parts = run(threads, jobs, |tiles| {
             let (start, pieces, sums) = merged(tiles)?;
-            write(start, &pieces)?;
+            write(start, pieces)?;
             Ok(sums)
         })?;
         return Ok(parts.into_iter().flatten().collect());
     }
     std::thread::scope(|scope| {
         let (queue, received) = sync_channel::<(usize, Vec<Arc<Vec<u8>>>)>(QUEUED);
-        let writer = scope.spawn(move || received.into_iter().try_for_each(|(start, pieces)| write(start, &pieces)));
+        let writer = scope.spawn(move || received.into_iter().try_for_each(|(start, pieces)| write(start, pieces)));
         let parts = run(threads, jobs, |tiles| {
             let (start, pieces, sums) = merged(tiles)?;
             // Nobody receives where the writer failed; its error is the one to tell.
@@ -338,13 +343,14 @@ fn write_all<'a>(
     })
 }
 
-/// Appends a tile's bytes in a file's type; refuses what overflows there.
-fn encode(dtype: FileDtype, name: &str, start: usize, values: &[f32], bytes: &mut Vec<u8>) -> Result<()> {
+/// A tile's bytes in a file's type; refuses what overflows there.
+fn encode(dtype: FileDtype, name: &str, start: usize, values: &[f32], bytes: &mut [u8]) -> Result<()> {
     let overflowed = match dtype {
         FileDtype::F16 => encode_halves(values, bytes, f32_to_f16, 0x7c00),
         FileDtype::BF16 => encode_halves(values, bytes, finite_to_bf16, 0x7f80),
         _ => {
-            values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
+            let places = bytes.as_chunks_mut::<4>().0.iter_mut();
+            places.zip(values).for_each(|(place, value)| *place = value.to_le_bytes());
             None
         }
     };
@@ -355,21 +361,14 @@ fn encode(dtype: FileDtype, name: &str, start: usize, values: &[f32], bytes: &mu
     Ok(())
 }
 
-/// Appends the halves that `half` makes of finite values; the first that became infinite.
+/// The halves that `half` makes of finite values; the first that became infinite.
 #[inline(always)]
-fn encode_halves(
-    values: &[f32],
-    bytes: &mut Vec<u8>,
-    half: impl Fn(f32) -> u16 + Copy,
-    infinity: u16,
-) -> Option<usize> {
-    let start = bytes.len();
-    bytes.resize(start + 2 * values.len(), 0);
+fn encode_halves(values: &[f32], bytes: &mut [u8], half: impl Fn(f32) -> u16 + Copy, infinity: u16) -> Option<usize> {
     let overflows = Isa::wide(
         #[inline(always)]
         || {
             let mut overflows = false;
-            for (place, value) in bytes[start..].as_chunks_mut::<2>().0.iter_mut().zip(values) {
+            for (place, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
                 let bits = half(*value);
                 overflows |= bits & infinity == infinity;
                 *place = bits.to_le_bytes();
@@ -385,6 +384,14 @@ fn encode_halves(
 fn finite_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+/// Whether no value is NaN or infinite.
+fn is_finite(values: &[f32]) -> bool {
+    Isa::wide(
+        #[inline(always)]
+        || first_non_finite(values).is_none(),
+    )
 }
 
 /// Names the model whose weights are NaN or infinite, where the result is.

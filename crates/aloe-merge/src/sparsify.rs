@@ -16,6 +16,7 @@ pub(crate) use top::Top;
 use crate::Result;
 use crate::config::{Parameter, RescaleKind};
 use crate::group::Group;
+use crate::scratch::Scratch;
 use crate::tile::{Rounding, round_to, sum_of_magnitudes, with_rounding};
 use std::ops::Range;
 
@@ -31,14 +32,14 @@ pub(crate) struct TaskVector<'a> {
 
 impl TaskVector<'_> {
     /// `tuned - base`, each read in the merge dtype, the difference rounded to it.
-    pub(crate) fn read(&self, range: &Range<usize>) -> Result<Vec<f32>> {
+    pub(crate) fn read(&self, range: &Range<usize>) -> Result<Scratch> {
         let base = self.group.read_base(range)?;
         let (group, input) = (self.group, self.input);
         with_rounding!(group.dtype, delta(group, input, &base, range))
     }
 }
 
-fn delta<R: Rounding>(group: &Group, input: usize, base: &[f32], range: &Range<usize>) -> Result<Vec<f32>> {
+fn delta<R: Rounding>(group: &Group, input: usize, base: &[f32], range: &Range<usize>) -> Result<Scratch> {
     group.delta::<R>(input, base, range)
 }
 

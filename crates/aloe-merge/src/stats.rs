@@ -1,5 +1,6 @@
 //! What merging one tensor shows about its task vectors: norms, shares kept, agreement in direction.
 
+use crate::scratch::Scratch;
 use crate::tile::dot;
 use aloe_tensor::Isa;
 use serde::{Deserialize, Serialize};
@@ -49,7 +50,7 @@ impl TileSums {
     }
 
     /// The figures of whole task vectors, nothing dropped.
-    pub(crate) fn of(base: &[f32], deltas: &[Vec<f32>]) -> Self {
+    pub(crate) fn of(base: &[f32], deltas: &[Scratch]) -> Self {
         let mut sums = Self::new(deltas.len());
         sums.base_squares = dot(base, base);
         for (index, delta) in deltas.iter().enumerate() {
@@ -59,7 +60,7 @@ impl TileSums {
         let n = base.len();
         Isa::wide(
             #[inline(always)]
-            || sums.compare(deltas.iter().map(Vec::as_slice), n),
+            || sums.compare(deltas.iter().map(|delta| &delta[..]), n),
         );
         sums
     }

@@ -37,6 +37,7 @@ pub fn f16_to_f32(bits: u16) -> f32 {
 }
 
 /// Position and value of the first element that is NaN or infinite.
+#[inline]
 pub fn first_non_finite(values: &[f32]) -> Option<(usize, f32)> {
     // A branch-free pass per block first: finite weights, the usual case, vectorise.
     const BLOCK: usize = 4096;

@@ -8,6 +8,7 @@ use super::Kernel;
 use crate::Result;
 use crate::config::Parameter;
 use crate::group::Group;
+use crate::scratch::Scratch;
 use crate::stats::TileSums;
 use crate::tile::{Rounding, with_rounding};
 use aloe_tensor::Isa;
@@ -30,7 +31,7 @@ impl Linear {
 impl Kernel for Linear {
     fn tile(&self, group: &Group, start: usize, out: &mut [f32]) -> Result<Option<TileSums>> {
         let range = start..start + out.len();
-        let mut values = vec![0.0f32; out.len()];
+        let mut values = Scratch::of(out.len());
         let base = group.reference.map(|base| group.read(base, &range)).transpose()?;
         let mut deltas = Vec::new();
         out.fill(0.0);
@@ -39,10 +40,17 @@ impl Kernel for Linear {
             // torch's addcmul is compiled to a fused multiply-add.
             Isa::wide(
                 #[inline(always)]
-                || out.iter_mut().zip(&values).for_each(|(sum, value)| *sum = weight.mul_add(*value, *sum)),
+                || out.iter_mut().zip(&values[..]).for_each(|(sum, value)| *sum = weight.mul_add(*value, *sum)),
             );
-            let delta = |base: &Vec<f32>| values.iter().zip(base).map(|(value, base)| value - base).collect();
-            deltas.extend(base.as_ref().map(delta));
+            if let Some(base) = &base {
+                let mut delta = Scratch::of(out.len());
+                delta
+                    .iter_mut()
+                    .zip(&values[..])
+                    .zip(&base[..])
+                    .for_each(|((delta, value), base)| *delta = value - base);
+                deltas.push(delta);
+            }
         }
         with_rounding!(group.dtype, divide(out, self.total));
         Ok(base.map(|base| TileSums::of(&base, &deltas)))

@@ -9,6 +9,7 @@ use crate::Result;
 use crate::config::Parameter;
 use crate::fibres::{Fibres, sums};
 use crate::group::Group;
+use crate::scratch::Scratch;
 use crate::stats::TileSums;
 use crate::tile::Rounding;
 use std::marker::PhantomData;
@@ -76,7 +77,7 @@ impl<R: Rounding> Kernel for ModelStock<R> {
             let average = R::round(sum / models.len() as f32);
             *out = R::round(R::round(t * average) + R::round(R::round(1.0 - t) * base[at]));
         }
-        let deltas: Vec<Vec<f32>> =
+        let deltas: Vec<Scratch> =
             models.iter().map(|model| model.iter().zip(&base).map(|(x, base)| x - base).collect()).collect();
         Ok(Some(TileSums::of(&base, &deltas)))
     }

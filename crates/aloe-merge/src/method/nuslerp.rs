@@ -9,6 +9,7 @@ use crate::Result;
 use crate::config::Parameter;
 use crate::fibres::{Fibres, sums};
 use crate::group::Group;
+use crate::scratch::Scratch;
 use crate::stats::TileSums;
 use crate::tile::Rounding;
 use std::marker::PhantomData;
@@ -41,12 +42,12 @@ pub(super) fn prepare<R: Rounding>(group: &Group) -> Result<Nuslerp<R>> {
         (false, false) => Fibres::Rows(group.n_cols()),
         (false, true) => Fibres::Columns(group.n_cols()),
     };
-    let vectors = |range: &std::ops::Range<usize>| -> Result<[Vec<f32>; 2]> {
+    let vectors = |range: &std::ops::Range<usize>| -> Result<[Scratch; 2]> {
         let base = group.read_base(range)?;
         Ok([group.delta::<R>(inputs[0], &base, range)?, group.delta::<R>(inputs[1], &base, range)?])
     };
     let squares = sums(group, fibres, |range| {
-        let square = |values: Vec<f32>| values.into_iter().map(|value| value * value).collect();
+        let square = |values: Scratch| values.iter().map(|value| value * value).collect();
         Ok(vectors(range)?.map(square).into())
     })?;
     let norm = |square: f64| R::round(square.sqrt() as f32).max(R::round(1e-7));

@@ -9,6 +9,7 @@ use super::Kernel;
 use crate::Result;
 use crate::config::Parameter;
 use crate::group::Group;
+use crate::scratch::Scratch;
 use crate::sparsify::Top;
 use crate::stats::TileSums;
 use crate::tile::Rounding;
@@ -28,7 +29,7 @@ pub(super) fn prepare<R: Rounding>(group: &Group) -> Result<Sce<R>> {
     let mut sce = Sce { selected, weights: Vec::new(), rounding: PhantomData };
     let parts = group.fold(|range| {
         let (_, deltas) = sce.selected_deltas(group, &range)?;
-        let square = |delta: &Vec<f32>| delta.iter().map(|value| R::round(value * value)).collect::<Vec<f32>>();
+        let square = |delta: &Scratch| delta.iter().map(|value| R::round(value * value)).collect::<Vec<f32>>();
         Ok(deltas.iter().map(|delta| crate::tile::sum(&square(delta))).collect::<Vec<f64>>())
     })?;
     let mut energies = vec![0.0f64; group.others().len()];
@@ -46,7 +47,7 @@ fn weights<R: Rounding>(means: &[f32]) -> Vec<f32> {
     }
 }
 
-fn deltas<R: Rounding>(group: &Group, range: &Range<usize>) -> Result<(Vec<f32>, Vec<Vec<f32>>)> {
+fn deltas<R: Rounding>(group: &Group, range: &Range<usize>) -> Result<(Scratch, Vec<Scratch>)> {
     let base = group.read_base(range)?;
     let deltas = group.others().into_iter().map(|input| group.delta::<R>(input, &base, range));
     let deltas = deltas.collect::<Result<Vec<_>>>()?;
@@ -54,12 +55,12 @@ fn deltas<R: Rounding>(group: &Group, range: &Range<usize>) -> Result<(Vec<f32>,
 }
 
 /// The variance between the models, per element.
-fn variances<R: Rounding>(deltas: &[Vec<f32>]) -> Vec<f32> {
+fn variances<R: Rounding>(deltas: &[Scratch]) -> Scratch {
     let n = deltas.len() as f64;
-    (0..deltas.first().map_or(0, Vec::len))
+    (0..deltas.first().map_or(0, |delta| delta.len()))
         .map(|at| {
             let mean = deltas.iter().map(|delta| f64::from(delta[at])).sum::<f64>() / n;
-            let square = |delta: &Vec<f32>| (f64::from(delta[at]) - mean).powi(2);
+            let square = |delta: &Scratch| (f64::from(delta[at]) - mean).powi(2);
             R::round((deltas.iter().map(square).sum::<f64>() / n) as f32)
         })
         .collect()
@@ -75,7 +76,7 @@ fn select<R: Rounding>(group: &Group, share: f64) -> Result<Top> {
 
 impl<R: Rounding> Sce<R> {
     /// The base and the changes, zero where not selected.
-    fn selected_deltas(&self, group: &Group, range: &Range<usize>) -> Result<(Vec<f32>, Vec<Vec<f32>>)> {
+    fn selected_deltas(&self, group: &Group, range: &Range<usize>) -> Result<(Scratch, Vec<Scratch>)> {
         let (base, mut deltas) = deltas::<R>(group, range)?;
         if let Some(top) = &self.selected {
             let mut kept = vec![false; range.len()];
@@ -107,7 +108,7 @@ impl<R: Rounding> Kernel for Sce<R> {
         let (_, whole) = deltas::<R>(group, &range)?;
         let mut sums = TileSums::of(&base, &whole);
         (sums.n_contested, sums.n_agreeing) = (0, 0);
-        sums.compare(selected.iter().map(Vec::as_slice), base.len());
+        sums.compare(selected.iter().map(|delta| &delta[..]), base.len());
         for (kept, delta) in sums.n_kept.iter_mut().zip(&selected) {
             *kept = delta.iter().filter(|value| **value != 0.0).count() as u64;
         }
@@ -123,7 +124,8 @@ mod tests {
     /// Changes (1, 3) and (1, -1): variances 0 and 4. Mean squares 3 and 1 weigh 3/4 and 1/4; where all is zero both weigh 1/2.
     #[test]
     fn variances_and_weights_by_hand() {
-        assert_eq!(variances::<InF32>(&[vec![1.0, 3.0], vec![1.0, -1.0]]), [0.0, 4.0]);
+        let deltas = [[1.0, 3.0], [1.0, -1.0]].map(Scratch::from_iter);
+        assert_eq!(variances::<InF32>(&deltas)[..], [0.0, 4.0]);
         assert_eq!(weights::<InF32>(&[3.0, 1.0]), [0.75, 0.25]);
         assert_eq!(weights::<InF32>(&[0.0, 0.0]), [0.5, 0.5]);
     }

@@ -8,6 +8,7 @@ use super::Kernel;
 use crate::Result;
 use crate::config::Parameter;
 use crate::group::Group;
+use crate::scratch::Scratch;
 use crate::stats::TileSums;
 use crate::tile::{Rounding, with_rounding};
 use aloe_tensor::Isa;
@@ -60,7 +61,7 @@ impl Kernel for Slerp {
     fn tile(&self, group: &Group, start: usize, out: &mut [f32]) -> Result<Option<TileSums>> {
         let range = start..start + out.len();
         let (base, other) = (group.read(self.base, &range)?, group.read(self.other, &range)?);
-        let mut delta = vec![0.0f32; out.len()];
+        let mut delta = Scratch::of(out.len());
         with_rounding!(group.dtype, arc(self, (&base, &other), out, &mut delta));
         Ok(Some(TileSums::of(&base, &[delta])))
     }

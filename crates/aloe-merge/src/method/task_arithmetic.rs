@@ -9,6 +9,7 @@ use super::Kernel;
 use crate::Result;
 use crate::config::Parameter;
 use crate::group::Group;
+use crate::scratch::Scratch;
 use crate::sparsify::{self, Keep, Scale, TaskVector};
 use crate::stats::TileSums;
 use crate::tile::{Rounding, dot, round_to, with_rounding};
@@ -175,7 +176,7 @@ fn summed<R: Rounding>(
 struct Change<'a> {
     model: &'a Prepared,
     /// The difference to the base; where [`Self::weigh`] was, what is kept of it, rescaled and weighted.
-    delta: Vec<f32>,
+    delta: Scratch,
     kept: Vec<bool>,
     /// Of each element, where the method draws by them.
     probabilities: Option<Vec<f64>>,

@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::group::Group;
+use crate::scratch::Scratch;
 use crate::tile::{TILE, run, tiles};
 use std::ops::Range;
 
@@ -19,7 +20,7 @@ impl Top {
     ///
     /// The bits of a non-negative f32 order as its value does: a histogram of their upper 16 bits finds the bucket of the k-th largest, one
     /// of the lower 15 bits inside it finds the exact threshold. Three passes, no sort, 0.5 MB a thread.
-    pub(crate) fn of(group: &Group, k: usize, read: impl Fn(&Range<usize>) -> Result<Vec<f32>> + Sync) -> Result<Self> {
+    pub(crate) fn of(group: &Group, k: usize, read: impl Fn(&Range<usize>) -> Result<Scratch> + Sync) -> Result<Self> {
         if k == 0 {
             return Ok(Self { threshold: u32::MAX, ties: vec![0; tiles(group.n_elements()).len()] });
         }
@@ -57,7 +58,7 @@ impl Top {
 
 fn histogram(
     group: &Group,
-    read: &(impl Fn(&Range<usize>) -> Result<Vec<f32>> + Sync),
+    read: &(impl Fn(&Range<usize>) -> Result<Scratch> + Sync),
     n_buckets: usize,
     bucket: impl Fn(u32) -> Option<usize> + Sync,
 ) -> Result<Vec<u64>> {
@@ -67,7 +68,7 @@ fn histogram(
     let parts = run(group.threads, stretches, |stretch| {
         let mut counts = vec![0u64; n_buckets];
         for range in stretch {
-            for value in read(range)? {
+            for value in &read(range)? {
                 if let Some(bucket) = bucket(value.abs().to_bits()) {
                     counts[bucket] += 1;
                 }
