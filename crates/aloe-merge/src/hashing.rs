@@ -76,7 +76,7 @@ struct Order {
     n_bytes: u64,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -176,19 +176,6 @@ impl HashedFile {
         for (_, bytes) in std::mem::take(&mut order.waiting) {
             self.n_waiting.fetch_sub(bytes.len(), Ordering::Relaxed);
         }
-    }
-
-    /// Waits until no more waits than may, for a while; then the rest of this tensor is left to [`Self::catch_up`].
-    fn keep_bound(&self) {
-        for _ in 0..WAITS.0 {
-            if self.n_waiting.load(Ordering::Relaxed) <= self.most_waiting {
-                return;
-            }
-            std::thread::sleep(WAITS.1);
-            try_hash(&[self], usize::MAX);
-        }
-        self.wanted_to.store(0, Ordering::Relaxed);
-        self.drop_waiting(&mut locked(&self.order));
     }
 }
 
@@ -370,7 +357,26 @@ pub(crate) fn deliver(threads: usize, outputs: Vec<(Arc<HashedFile>, u64, Arc<Ve
     let files: Vec<&HashedFile> = files.iter().map(Arc::as_ref).collect();
     let budget = if threads <= 1 { usize::MAX } else { HASHED_TOGETHER };
     files.chunks((8 / threads.max(1)).clamp(1, 4)).for_each(|files| try_hash(files, budget));
-    files.iter().for_each(|file| file.keep_bound());
+    keep_bounds(&files, budget);
+}
+
+/// Waits until of no file more waits than may, for a while; then the rest of the tensor is left to [`HashedFile::catch_up`].
+fn keep_bounds(files: &[&HashedFile], budget: usize) {
+    let is_over = |file: &&&HashedFile| file.n_waiting.load(Ordering::Relaxed) > file.most_waiting;
+    for _ in 0..WAITS.0 {
+        let Some(file) = files.iter().find(is_over) else { return };
+        let before = file.n_waiting.load(Ordering::Relaxed);
+        // Who is at it stops soon.
+        drop(locked(&file.order));
+        try_hash(files, budget);
+        if file.n_waiting.load(Ordering::Relaxed) >= before {
+            std::thread::sleep(WAITS.1);
+        }
+    }
+    for file in files.iter().filter(is_over) {
+        file.wanted_to.store(0, Ordering::Relaxed);
+        file.drop_waiting(&mut locked(&file.order));
+    }
 }
 
 /// A tensor's bytes in one of the files.

@@ -28,7 +28,7 @@ impl MergePlan {
         let products = if self.method == Method::ModelStock { n_inputs * (n_inputs + 1) / 2 } else { 0 };
         let per_thread = tile * (3 * n_inputs + 8 + products) + (3 << 20) + 40 * n_cols;
         let per_row = 8 * n_rows * (n_inputs * n_inputs + 4);
-        // Pieces that wait for the writer and the one it writes, of model/ and master/.
+        // Pieces that wait to be written and those that are, of model/ and master/.
         let queued = if threads > 1 { ((QUEUED + 1) * WRITTEN_TOGETHER * TILE * 8) as u64 } else { 0 };
         // What is read and written waits for its turn to be hashed; with one thread nothing does, and a tile of each input is held.
         let hashed = match threads {

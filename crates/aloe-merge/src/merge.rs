@@ -8,7 +8,7 @@ use crate::config::{MergeConfig, MergeDtype, RescaleKind};
 use crate::flush::Flusher;
 use crate::group::Group;
 use crate::half::f32_to_f16;
-use crate::hashing::{Hashing, Place, buffer, deliver, keep_buffer};
+use crate::hashing::{Hashing, Place, buffer, deliver, keep_buffer, locked};
 use crate::method::{self, merge_group};
 use crate::plan::{MergeOptions, MergePlan, PlannedTensor, plan};
 use crate::scratch::Scratch;
@@ -25,8 +25,7 @@ use aloe_tensor::Isa;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, TryLockError};
 
 /// What a merge did: figures for the record and the card. Holds no time and no path beside the names of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -213,7 +212,7 @@ pub fn tensor_digest(
 
 /// Tiles written at once.
 pub(crate) const WRITTEN_TOGETHER: usize = 16;
-/// Pieces that wait to be written.
+/// Pieces that wait to be written while another thread writes, before one waits for its turn.
 pub(crate) const QUEUED: usize = 4;
 
 /// The folders being written.
@@ -307,40 +306,57 @@ fn hash(slots: &[TensorSlot], places: &[Place], start: usize, pieces: &[Arc<Vec<
 /// Bytes of some tiles of a tensor, one piece per slot, from the element where they begin; and the figures of these tiles.
 type Merged = (usize, Vec<Arc<Vec<u8>>>, Vec<Option<TileSums>>);
 
-/// Merges the jobs on `threads` threads and writes what they give, in a thread of its own where there are several: a file takes one writer
-/// at a time, and the kernel lets a second one spin.
+/// What is merged and not written yet. A file takes one writer at a time, and the kernel lets a second one spin: whoever brings something writes
+/// what waits, unless another thread is at it. No thread of its own does: it would take the place of one that merges.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Vec<(usize, Vec<Arc<Vec<u8>>>)>>,
+    turn: Mutex<()>,
+}
+
+impl Queue {
+    fn bring(&self, slots: &[TensorSlot], start: usize, pieces: Vec<Arc<Vec<u8>>>) -> Result<()> {
+        let n_waiting = {
+            let mut waiting = locked(&self.waiting);
+            waiting.push((start, pieces));
+            waiting.len()
+        };
+        let turn = match self.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+            Err(TryLockError::WouldBlock) if n_waiting < QUEUED => return Ok(()),
+            Err(TryLockError::WouldBlock) => locked(&self.turn),
+        };
+        let written = self.write(slots);
+        drop(turn);
+        written
+    }
+
+    /// Writes what waits now, in the turn of the caller or at the end.
+    fn write(&self, slots: &[TensorSlot]) -> Result<()> {
+        for (start, pieces) in std::mem::take(&mut *locked(&self.waiting)) {
+            slots.iter().zip(&pieces).try_for_each(|(slot, bytes)| slot.write_at(start, bytes))?;
+            pieces.into_iter().filter_map(Arc::into_inner).for_each(keep_buffer);
+        }
+        Ok(())
+    }
+}
+
+/// Merges the jobs on `threads` threads and writes what they give.
 fn write_all<'a>(
     slots: &[TensorSlot],
     threads: usize,
     jobs: Vec<&'a [Range<usize>]>,
     merged: impl Fn(&'a [Range<usize>]) -> Result<Merged> + Sync,
 ) -> Result<Vec<Option<TileSums>>> {
-    let write = |start: usize, pieces: Vec<Arc<Vec<u8>>>| -> Result<()> {
-        slots.iter().zip(&pieces).try_for_each(|(slot, bytes)| slot.write_at(start, bytes))?;
-        pieces.into_iter().filter_map(Arc::into_inner).for_each(keep_buffer);
-        Ok(())
-    };
-    if threads <= 1 || jobs.len() <= 1 {
-        let parts = run(threads, jobs, |tiles| {
-            let (start, pieces, sums) = merged(tiles)?;
-            write(start, pieces)?;
-            Ok(sums)
-        })?;
-        return Ok(parts.into_iter().flatten().collect());
-    }
-    std::thread::scope(|scope| {
-        let (queue, received) = sync_channel::<(usize, Vec<Arc<Vec<u8>>>)>(QUEUED);
-        let writer = scope.spawn(move || received.into_iter().try_for_each(|(start, pieces)| write(start, pieces)));
-        let parts = run(threads, jobs, |tiles| {
-            let (start, pieces, sums) = merged(tiles)?;
-            // Nobody receives where the writer failed; its error is the one to tell.
-            queue.send((start, pieces)).map_err(|_| aloe_record::Error::Cancelled)?;
-            Ok(sums)
-        });
-        drop(queue);
-        writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        Ok(parts?.into_iter().flatten().collect())
-    })
+    let queue = Queue::default();
+    let parts = run(threads, jobs, |tiles| {
+        let (start, pieces, sums) = merged(tiles)?;
+        queue.bring(slots, start, pieces)?;
+        Ok(sums)
+    })?;
+    queue.write(slots)?;
+    Ok(parts.into_iter().flatten().collect())
 }
 
 /// A tile's bytes in a file's type; refuses what overflows there.

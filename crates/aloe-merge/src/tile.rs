@@ -165,7 +165,7 @@ pub(crate) fn sum_of_magnitudes(values: &[f32]) -> f64 {
     )
 }
 
-/// Runs `work` on every job, on at most `threads` threads; the results stand in the order of the jobs. The first error in job order among
+/// Runs `work` on every job, on at most `threads` threads, the caller's among them; the results stand in the order of the jobs. The first error in job order among
 /// those met is returned, and no new job is begun after one.
 pub(crate) fn run<J: Send, R: Send>(
     threads: usize,
@@ -191,11 +191,12 @@ pub(crate) fn run<J: Send, R: Send>(
         done
     };
     let mut done: Vec<(usize, Result<R>)> = std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        handles
-            .into_iter()
-            .flat_map(|handle| handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
+        let handles: Vec<_> = (1..threads).map(|_| scope.spawn(worker)).collect();
+        let mut done = worker();
+        for handle in handles {
+            done.extend(handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        done
     });
     done.sort_unstable_by_key(|(index, _)| *index);
     done.into_iter().map(|(_, result)| result).collect()
