@@ -2,6 +2,7 @@
 
 mod checks;
 mod encoding;
+mod figures;
 mod golden;
 mod laws;
 
