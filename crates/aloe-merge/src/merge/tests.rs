@@ -5,6 +5,7 @@ mod encoding;
 mod figures;
 mod golden;
 mod laws;
+mod masks;
 
 use super::*;
 use aloe_model::{Checkpoint, Config};
