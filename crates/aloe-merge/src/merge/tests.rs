@@ -6,6 +6,7 @@ mod figures;
 mod golden;
 mod laws;
 mod masks;
+mod plans;
 
 use super::*;
 use aloe_model::{Checkpoint, Config};
