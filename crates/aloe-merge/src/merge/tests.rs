@@ -7,6 +7,7 @@ mod golden;
 mod laws;
 mod masks;
 mod plans;
+mod shards;
 
 use super::*;
 use aloe_model::{Checkpoint, Config};
