@@ -1,6 +1,7 @@
 //! The result's `README.md`: what was merged, how, with the YAML and the figures of the task vectors. The stage's record has the rest.
 
 use crate::config::MergeConfig;
+use crate::figures::shown;
 use crate::merge::MergeReport;
 use crate::stats::TensorStats;
 use std::fmt::Write as _;
@@ -62,7 +63,7 @@ fn row(title: &str, tensors: &[&TensorStats], n_models: usize) -> String {
     for model in 0..n_models {
         let norm = sum(&|tensor| tensor.norms[model].powi(2)).sqrt();
         let kept = sum(&|tensor| tensor.n_kept[model] as f64) / sum(&|tensor| tensor.n_elements as f64);
-        let _ = write!(text, " {:.5} | {kept:.4} |", norm / base);
+        let _ = write!(text, " {} | {kept:.4} |", shown(norm / base, 5));
     }
     let contested = sum(&|tensor| tensor.n_contested as f64);
     match contested > 0.0 {

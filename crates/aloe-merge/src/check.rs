@@ -17,7 +17,11 @@ impl MergePlan {
             earlier.table(&own).lines().for_each(|line| text += &format!("  {line}\n"));
         }
         for (index, model) in self.models.iter().enumerate() {
-            let role = if self.base == Some(index) { "base " } else { "model" };
+            let role = match self.base == Some(index) {
+                true => "base ",
+                false if model.gives_tokenizer_only() => "tokenizer",
+                false => "model",
+            };
             let _ = write!(text, "{role}  {}", model.name);
             if model.dir != std::path::Path::new(&model.name) {
                 let _ = write!(text, "  ({})", model.dir.display());

@@ -119,7 +119,7 @@ pub enum TokenRow {
 pub enum ChatTemplateChoice {
     /// The one most input models carry.
     Auto,
-    /// One of ours by name.
+    /// mergekit's of this name.
     Named(String),
     /// The template itself.
     Jinja(String),
@@ -132,6 +132,8 @@ pub struct InputModel {
     pub name: String,
     /// Line of its first mention.
     pub line: usize,
+    /// Whether no slice merges it: `tokenizer_source` alone names it.
+    pub gives_tokenizer_only: bool,
 }
 
 /// A stretch of layers of the result and where it comes from; the first also gives the embedding, the last the head.
@@ -212,7 +214,8 @@ impl MergeConfig {
         }
     }
 
-    /// Checks `text`; `path` is for messages. Of several documents the last, or the one without a name, is the result.
+    /// Checks `text`; `path` is for messages. Of several documents the one without a name is the result, or, where all have
+    /// names, the one that no other uses.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let checked =
             yaml::parse(text).map_err(|mistake| vec![mistake]).and_then(|roots| read::documents(&roots, text, path));
@@ -251,7 +254,8 @@ impl MergeConfig {
     /// The inputs that are merged, without the base where the method takes differences to it.
     pub fn merged_models(&self) -> Vec<&InputModel> {
         let is_base = |index: usize| self.base == Some(index) && self.method.base_use() != BaseUse::Ignored;
-        self.models.iter().enumerate().filter(|(index, _)| !is_base(*index)).map(|(_, model)| model).collect()
+        let merged = self.models.iter().enumerate().filter(|(index, _)| !is_base(*index)).map(|(_, model)| model);
+        merged.filter(|model| !model.gives_tokenizer_only).collect()
     }
 }
 

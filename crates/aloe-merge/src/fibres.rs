@@ -18,7 +18,7 @@ pub(crate) enum Fibres {
 }
 
 /// Columns are summed in this many stretches of rows, whatever the threads.
-const STRETCHES: usize = 16;
+pub(crate) const STRETCHES: usize = 16;
 
 impl Fibres {
     /// The vector that an element belongs to.

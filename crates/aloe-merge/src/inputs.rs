@@ -4,6 +4,7 @@
 //! Refuses GGUF files, pickles, and models that cannot be merged with the leading one.
 
 use crate::beside::Beside;
+use crate::config::MergeConfig;
 use crate::plan::{MergeOptions, MergePlan};
 use crate::source::{Opened, Source, Stored};
 use crate::{Error, Result};
@@ -34,6 +35,8 @@ pub struct PlannedModel {
 enum Weights {
     Files(Box<Files>),
     Outline(Box<Outline>),
+    /// Not looked at: the model's tokenizer alone is used.
+    Unused,
 }
 
 /// An opened checkpoint, its weight files ready to be read by position.
@@ -68,6 +71,21 @@ impl Outline {
     }
 }
 
+/// All models of a configuration, in its order; of one that no slice merges the tokenizer alone.
+pub(crate) fn open_all(config: &MergeConfig, options: &MergeOptions, outlines: &Outlines) -> Result<Vec<PlannedModel>> {
+    let mut models: Vec<PlannedModel> = Vec::new();
+    // What is not merged stands last, so the leading model is there by then.
+    for model in &config.models {
+        models.push(match models.get(config.base.unwrap_or(0)) {
+            Some(leader) if model.gives_tokenizer_only && !outlines.contains_key(&model.name) => {
+                PlannedModel::tokenizer_only(&model.name, options, &leader.config)?
+            }
+            _ => PlannedModel::open(&model.name, options, outlines)?,
+        });
+    }
+    Ok(models)
+}
+
 impl PlannedModel {
     /// Opens `model` or `model+adapter`.
     pub(crate) fn open(name: &str, options: &MergeOptions, outlines: &Outlines) -> Result<Self> {
@@ -87,6 +105,23 @@ impl PlannedModel {
             opened.adapter = Some(adapter);
         }
         Ok(opened)
+    }
+
+    /// A model, or a folder without weights, whose tokenizer the result gets; without a `config.json` its ids of special tokens are `leader`'s.
+    pub(crate) fn tokenizer_only(name: &str, options: &MergeOptions, leader: &Config) -> Result<Self> {
+        let dir = folder_of(name, options)?;
+        let beside = Beside::Folder(dir.clone());
+        let config = match beside.read_json::<serde_json::Value>("config.json")? {
+            Some(json) => Config::from_json(&json)?,
+            None => leader.clone(),
+        };
+        let weights = Weights::Unused;
+        Ok(Self { name: name.to_owned(), dir, config, beside, adapter: None, update_bytes: 0, weights })
+    }
+
+    /// Whether no slice merges it.
+    pub(crate) fn gives_tokenizer_only(&self) -> bool {
+        matches!(self.weights, Weights::Unused)
     }
 
     fn planned(name: &str, document: &str, outline: &Outline) -> Self {
@@ -122,6 +157,7 @@ impl PlannedModel {
         match &self.weights {
             Weights::Files(opened) => opened.checkpoint.specs(),
             Weights::Outline(outline) => &outline.specs,
+            Weights::Unused => &[],
         }
     }
 
@@ -130,6 +166,7 @@ impl PlannedModel {
         match &self.weights {
             Weights::Files(opened) => opened.checkpoint.file_dtype(name),
             Weights::Outline(outline) => Some(outline.dtype),
+            Weights::Unused => None,
         }
     }
 
@@ -142,7 +179,7 @@ impl PlannedModel {
     pub(crate) fn opened(&self) -> impl Iterator<Item = &Arc<Opened>> {
         let files = match &self.weights {
             Weights::Files(files) => Some(files),
-            Weights::Outline(_) => None,
+            Weights::Outline(_) | Weights::Unused => None,
         };
         files.into_iter().flat_map(|files| files.opened.values())
     }
@@ -173,7 +210,11 @@ impl PlannedModel {
     pub(crate) fn source(&self, name: &str) -> Result<Source> {
         let spec = self.spec(name)?;
         let Weights::Files(weights) = &self.weights else {
-            let reason = "is made by an earlier document of this file, which is not merged yet";
+            let document = self.dir.display();
+            let reason = format!(
+                "is made by an earlier document of this file, which is not merged yet: merge {document} by itself first, in a file of its \
+                 own, and name its folder in place of {document}; or merge the whole file"
+            );
             return Err(Error::tensor(name, &self.name, reason));
         };
         let adapter = self.adapter.as_ref();

@@ -5,7 +5,7 @@
 //! `vocabulary` (whose tokens, which rows; `special_ids`), `plan` (tensors and their parameters; `memory`, `notes`, `untrained`; `check`
 //! prints it), `merge` (the spine), `source`,
 //! `group`, `tile` and `scratch` (how a tensor is read in pieces), `hashing` (digests of what is read and written), `flush`, `method` (one file per method), `sparsify` and `fibres` (what methods share),
-//! `tokenizer`, `card` and `report` (files beside the weights). `search` (its own loop) proposes YAMLs and keeps what they score.
+//! `figures` (what the record and the card tell), `tokenizer`, `named_template`, `card` and `report` (files beside the weights). `search` (its own loop) proposes YAMLs and keeps what they score.
 
 mod beside;
 mod card;
@@ -14,6 +14,7 @@ pub mod config;
 mod disk;
 mod error;
 mod fibres;
+mod figures;
 mod flush;
 mod group;
 mod half;
@@ -22,6 +23,7 @@ mod inputs;
 mod memory;
 mod merge;
 mod method;
+mod named_template;
 mod notes;
 mod plan;
 mod report;

@@ -1,8 +1,9 @@
 //! What a merge holds at once, and how many threads a budget allows. Counted from shapes, before anything is read.
 
-use crate::config::Method;
+use crate::config::{Method, Parameter};
+use crate::fibres::STRETCHES;
 use crate::merge::{QUEUED, WRITTEN_TOGETHER};
-use crate::plan::{MergeOptions, MergePlan};
+use crate::plan::{MergeOptions, MergePlan, PlannedTensor};
 use crate::tile::TILE;
 use crate::{Error, Result};
 
@@ -14,20 +15,18 @@ pub(crate) const WAITING: usize = WRITTEN_TOGETHER * TILE * 4;
 const TREE: u64 = 8;
 
 impl MergePlan {
-    /// Bytes that a merge with so many threads holds: tiles of every input and a few more per thread, pieces to be written, what methods note per row, the
-    /// tokenizers of all models where their vocabularies are compared, and the factors of LoRA adapters.
+    /// Bytes that a merge with so many threads holds: tiles of every input and a few more per thread, pieces to be written, what methods note per row and per
+    /// tile, where the rows of a chosen vocabulary come from, the tokenizers of all models where their vocabularies are compared, and the factors of LoRA adapters.
     pub fn memory_bytes(&self, threads: usize) -> u64 {
         let n_inputs = self.slices.iter().map(|slice| slice.models.len()).max().unwrap_or(1) as u64;
-        let (mut n_rows, mut n_cols) = (0, 0);
-        for shape in self.tensors.iter().map(|tensor| &tensor.spec.shape) {
-            n_rows = n_rows.max(shape[0] as u64);
-            n_cols = n_cols.max(shape.last().copied().unwrap_or(0) as u64);
-        }
+        let shapes = self.tensors.iter().map(|tensor| &tensor.spec.shape);
+        let n_cols = shapes.map(|shape| shape.last().copied().unwrap_or(0) as u64).max().unwrap_or(0);
         let tile = (TILE as u64).max(n_cols) * 4;
         // Offsets of all models, and the squares and products of all pairs.
         let products = if self.method == Method::ModelStock { n_inputs * (n_inputs + 1) / 2 } else { 0 };
         let per_thread = tile * (3 * n_inputs + 8 + products) + (3 << 20) + 40 * n_cols;
-        let per_row = 8 * n_rows * (n_inputs * n_inputs + 4);
+        let of_tensor = |tensor: &PlannedTensor| self.fibre_bytes(tensor, n_inputs) + tile_bytes(tensor, n_inputs);
+        let noted = self.tensors.iter().map(of_tensor).max().unwrap_or(0) + self.row_bytes();
         // Pieces that wait to be written and those that are, of model/ and master/.
         let queued = if threads > 1 { ((QUEUED + 1) * WRITTEN_TOGETHER * TILE * 8) as u64 } else { 0 };
         // What is read and written waits for its turn to be hashed; with one thread nothing does, and a tile of each input is held.
@@ -35,12 +34,34 @@ impl MergePlan {
             1 => n_inputs * tile,
             _ => (n_inputs + 2) * ((2 * threads + 1) * WAITING) as u64,
         };
-        RESIDENT + queued + hashed + per_row + self.tokenizer_bytes + self.adapter_bytes() + threads as u64 * per_thread
+        RESIDENT + queued + hashed + noted + self.tokenizer_bytes + self.adapter_bytes() + threads as u64 * per_thread
+    }
+
+    /// What methods that work by row or column note of each: sums in f64, of the pieces and of the whole, and what is made of them.
+    fn fibre_bytes(&self, tensor: &PlannedTensor, n_inputs: u64) -> u64 {
+        let shape = &tensor.spec.shape;
+        let (n_rows, n_cols) = (shape[0] as u64, shape.last().copied().unwrap_or(0) as u64);
+        let is_set = |parameter| tensor.parameters.flag(parameter);
+        match self.method {
+            _ if shape.len() < 2 => 0,
+            // Squares of the offsets and products of all pairs.
+            Method::ModelStock if is_set(Parameter::FilterWise) => n_rows * (8 * n_inputs * (n_inputs + 1) + 4),
+            Method::Nuslerp if is_set(Parameter::NuslerpFlatten) => 0,
+            // Two squares, two norms, a cosine and an arc; columns are summed in stretches of rows.
+            Method::Nuslerp if is_set(Parameter::NuslerpRowWise) => n_cols * (16 * STRETCHES as u64 + 80),
+            Method::Nuslerp => n_rows * 80,
+            _ => 0,
+        }
+    }
+
+    /// Where the rows of a chosen vocabulary come from.
+    fn row_bytes(&self) -> u64 {
+        self.rows.iter().flatten().map(|map| map.size_bytes()).sum()
     }
 
     /// The factors of one tensor's updates of all inputs.
     fn adapter_bytes(&self) -> u64 {
-        let of_tensor = |tensor: &crate::PlannedTensor| {
+        let of_tensor = |tensor: &PlannedTensor| {
             self.slices[tensor.slice].models.iter().map(|model| self.models[*model].update_bytes).sum::<u64>()
         };
         self.tensors.iter().map(of_tensor).max().unwrap_or(0)
@@ -54,6 +75,11 @@ impl MergePlan {
             None => Err(Error::Memory { budget: options.memory, needed: self.memory_bytes(1) }),
         }
     }
+}
+
+/// The figures of each tile of a tensor, and what a trim notes of each tile of each input.
+fn tile_bytes(tensor: &PlannedTensor, n_inputs: u64) -> u64 {
+    tensor.spec.n_elements().div_ceil(TILE) as u64 * (192 + 32 * n_inputs)
 }
 
 /// What the tokenizers of the models take while a vocabulary is made of them: all are open at once.

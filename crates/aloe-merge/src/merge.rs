@@ -4,7 +4,8 @@
 //! on the configuration, the inputs and the seed, not on threads or memory. `out` is filled as it goes: the caller makes it appear whole
 //! (a stage's partial folder, or [`merge_folder`]).
 
-use crate::config::{MergeConfig, MergeDtype, RescaleKind};
+use crate::config::{MergeConfig, MergeDtype};
+use crate::figures;
 use crate::flush::Flusher;
 use crate::group::Group;
 use crate::half::f32_to_f16;
@@ -41,7 +42,7 @@ pub struct MergeReport {
     pub out_dtype: String,
     /// Seed of the masks.
     pub seed: u64,
-    /// `density`, `l1` or `none`: how kept changes were scaled up (of the first tensor; the configuration has the rest).
+    /// `density`, `l1` or `none`: how kept changes were scaled up; where tensors differ, `mixed` and all that occur.
     pub rescale: String,
     /// The base model.
     pub base: Option<String>,
@@ -49,7 +50,7 @@ pub struct MergeReport {
     pub models: Vec<String>,
     /// Elements of the result.
     pub n_parameters: u64,
-    /// Per model: norm of its task vector over the norm of the base, over all tensors.
+    /// Per model: norm of its task vector over the norm of the base, over all tensors. Empty where the base is all zeros.
     pub relative_norms: Vec<f64>,
     /// Per model: share of its task vector that was kept.
     pub kept_shares: Vec<f64>,
@@ -108,7 +109,7 @@ fn document(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<MergeReport> {
-    let mut report = report(config, plan, options);
+    let mut report = figures::report(config, plan, options);
     for earlier in &earlier {
         let name = earlier.name.as_deref().unwrap_or("an earlier document");
         report.notes.extend(earlier.notes.iter().map(|note| format!("{name}: {note}")));
@@ -124,7 +125,7 @@ fn document(
     }
     report.tensors = found.into_iter().flatten().collect();
     hashing.catch_up()?;
-    summarise(&mut report);
+    figures::summarise(&mut report);
     let mut beside = plan.files.clone();
     beside.push(("mergekit_config.yml".into(), config.text.clone().into_bytes()));
     beside.push(("README.md".into(), card::readme(config, &report).into_bytes()));
@@ -172,7 +173,7 @@ pub fn merge_tensor(
     if !is_finite(&values) || stats.as_ref().is_some_and(|stats| !stats.is_finite()) {
         return Err(non_finite(&group, plan, tensor)?);
     }
-    Ok((values, stats))
+    Ok((values, stats.map(|stats| figures::by_model(config, plan, tensor, stats))))
 }
 
 /// The digest of one tensor of the result as its file will hold it (SHA-256 of its bytes in `out_dtype`), and its figures: tile by tile
@@ -207,7 +208,7 @@ pub fn tensor_digest(
     if stats.as_ref().is_some_and(|stats| !stats.is_finite()) {
         return Err(non_finite(&group, plan, tensor)?);
     }
-    Ok((hasher.hex(), stats))
+    Ok((hasher.hex(), stats.map(|stats| figures::by_model(config, plan, tensor, stats))))
 }
 
 /// Tiles written at once.
@@ -225,7 +226,8 @@ struct Outputs {
 impl Outputs {
     fn create(out: &Path, plan: &MergePlan, options: &MergeOptions) -> Result<Self> {
         let create = |name: &str, dtype: FileDtype| -> Result<CheckpointWriter> {
-            Ok(CheckpointWriter::create_stored(&out.join(name), &plan.config, dtype)?)
+            let folder = out.join(name);
+            Ok(CheckpointWriter::create_sharded(&folder, &plan.config, dtype, options.max_shard_bytes)?)
         };
         let master = options.write_master.then(|| create("master", FileDtype::F32)).transpose()?;
         Ok(Self { model: create("model", plan.out_dtype.stored())?, master, flusher: Flusher::default() })
@@ -290,7 +292,7 @@ impl Outputs {
         if stats.as_ref().is_some_and(|stats| !stats.is_finite()) {
             return Err(non_finite(&group, plan, tensor)?);
         }
-        Ok(stats)
+        Ok(stats.map(|stats| figures::by_model(config, plan, tensor, stats)))
     }
 }
 
@@ -423,45 +425,6 @@ fn non_finite(group: &Group, plan: &MergePlan, tensor: &PlannedTensor) -> Result
         }
     }
     Ok(Error::tensor(name, "merged", "the weights are so large that the result overflows"))
-}
-
-fn report(config: &MergeConfig, plan: &MergePlan, options: &MergeOptions) -> MergeReport {
-    let rescale = plan.tensors.first().and_then(|tensor| tensor.parameters.rescale()).map_or("none", RescaleKind::name);
-    MergeReport {
-        name: config.name.clone(),
-        method: config.method.name().into(),
-        dtype: plan.dtype.name().into(),
-        out_dtype: plan.out_dtype.name().into(),
-        seed: options.seed,
-        rescale: rescale.into(),
-        base: config.base_name().map(str::to_owned),
-        models: config.merged_models().iter().map(|model| model.name.clone()).collect(),
-        n_parameters: plan.n_parameters(),
-        notes: plan.notes.clone(),
-        ..MergeReport::default()
-    }
-}
-
-/// The figures over all tensors.
-fn summarise(report: &mut MergeReport) {
-    if report.tensors.is_empty() {
-        return;
-    }
-    let sum = |value: &dyn Fn(&TensorStats) -> f64| report.tensors.iter().map(value).sum::<f64>();
-    let n_elements = sum(&|tensor| tensor.n_elements as f64);
-    let base = sum(&|tensor| tensor.base_norm.powi(2)).sqrt();
-    let n_models = report.tensors.iter().map(|tensor| tensor.norms.len()).min().unwrap_or(0);
-    if report.tensors.iter().any(|tensor| tensor.norms.len() != n_models) || n_models != report.models.len() {
-        report.notes.push("slices merge different models: figures stand per tensor alone".into());
-        return;
-    }
-    let relative_norms = (0..n_models).map(|model| sum(&|tensor| tensor.norms[model].powi(2)).sqrt() / base).collect();
-    let kept_shares = (0..n_models).map(|model| sum(&|tensor| tensor.n_kept[model] as f64) / n_elements).collect();
-    let contested = sum(&|tensor| tensor.n_contested as f64);
-    let agreeing = sum(&|tensor| tensor.n_agreeing as f64);
-    report.relative_norms = relative_norms;
-    report.kept_shares = kept_shares;
-    report.sign_agreement = (contested > 0.0).then(|| agreeing / contested);
 }
 
 #[cfg(test)]

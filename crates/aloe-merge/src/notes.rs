@@ -2,15 +2,35 @@
 //! tokens that no model trained. Refuses nothing.
 
 use crate::Result;
-use crate::config::{MergeConfig, Parameter, RescaleKind, Setting, Sparsification};
+use crate::config::{MergeConfig, Method, Parameter, RescaleKind, Setting, Sparsification};
 use crate::plan::MergePlan;
 use crate::untrained;
 
 /// The notes.
 pub(crate) fn of_plan(config: &MergeConfig, plan: &MergePlan) -> Result<Vec<String>> {
-    let mut notes: Vec<String> = rescale(config, plan).into_iter().collect();
+    let mut notes: Vec<String> = rescale(config, plan).into_iter().chain(without_effect(config)).collect();
     notes.extend(untrained::notes(plan)?);
     Ok(notes)
+}
+
+/// Parameters of sparsification in a merge that drops nothing.
+fn without_effect(config: &MergeConfig) -> Option<String> {
+    if config.method != Method::TaskArithmetic {
+        return None;
+    }
+    let mut levels: Vec<&[(Parameter, Setting)]> = vec![&config.module_settings, &config.settings];
+    for slice in &config.slices {
+        levels.push(&slice.settings);
+        levels.extend(slice.sources.iter().map(|source| &source.settings[..]));
+    }
+    let given = |parameter: &Parameter| levels.iter().any(|level| level.iter().any(|(known, _)| known == parameter));
+    let idle = [Parameter::Density, Parameter::Rescale, Parameter::RescaleKind].into_iter().filter(given);
+    let names = idle.map(Parameter::name).collect::<Vec<_>>().join(", ");
+    (!names.is_empty()).then(|| {
+        format!(
+            "{names} has no effect: task_arithmetic merges every change whole (ties, dare_linear and others drop some)"
+        )
+    })
 }
 
 /// A file that does not say how DARE rescales gets the paper's way, which is no longer mergekit's.

@@ -9,7 +9,7 @@ use crate::group::Group;
 use crate::inputs::{Outline, Outlines, PlannedModel, check_architecture};
 use crate::source::{Rows, Source};
 use crate::vocabulary::{self, RowMap, Vocabulary};
-use crate::{Error, Mistake, Result, disk, memory, notes, special_ids, tokenizer};
+use crate::{Error, Mistake, Result, disk, inputs, memory, notes, special_ids, tokenizer};
 use aloe_model::{Config, Role, TensorSpec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -35,6 +35,8 @@ pub struct MergeOptions {
     pub hashed: bool,
     /// Weight files of inputs, by device and inode, that are hashed while they are read, for [`aloe_record::hashed`].
     pub hash_inputs: BTreeSet<(u64, u64)>,
+    /// Bytes of a file of the result at most; no effect on the weights.
+    pub max_shard_bytes: u64,
     /// Folders of models by their name in the configuration; other names are paths.
     pub folders: BTreeMap<String, PathBuf>,
 }
@@ -50,6 +52,7 @@ impl Default for MergeOptions {
             read_master: true,
             hashed: false,
             hash_inputs: BTreeSet::new(),
+            max_shard_bytes: aloe_model::writer::MAX_SHARD_BYTES,
             folders,
         }
     }
@@ -95,7 +98,7 @@ pub struct MergePlan {
     /// What tokenizers take while the plan is made.
     pub(crate) tokenizer_bytes: u64,
     /// The embedding's rows and the head's, where a vocabulary was asked for.
-    rows: Option<[Arc<RowMap>; 2]>,
+    pub(crate) rows: Option<[Arc<RowMap>; 2]>,
     pub(crate) slices: Vec<PlannedSlice>,
     /// The name of the document, part of what keys the masks.
     pub(crate) document: Option<String>,
@@ -132,12 +135,11 @@ pub fn plan(config: &MergeConfig, options: &MergeOptions) -> Result<MergePlan> {
 
 /// The plan of one document.
 fn of_document(config: &MergeConfig, options: &MergeOptions, outlines: &Outlines) -> Result<MergePlan> {
-    let models = config.models.iter().map(|model| PlannedModel::open(&model.name, options, outlines));
-    let models: Vec<PlannedModel> = models.collect::<Result<_>>()?;
+    let models = inputs::open_all(config, options, outlines)?;
     let leader = config.base.unwrap_or(0);
     let mut out_config = models[leader].config.clone();
     let mut notes = config.notes.clone();
-    for model in &models {
+    for model in models.iter().filter(|model| !model.gives_tokenizer_only()) {
         check_architecture(&out_config, &models[leader].name, model, &mut notes)?;
         notes.extend(model.base_note()?);
     }
@@ -202,7 +204,7 @@ fn set_vocabulary(
             vocabulary.n_rows, models[leader].name, out.vocab_size
         ));
     }
-    for (index, model) in models.iter().enumerate() {
+    for (index, model) in models.iter().enumerate().filter(|(_, model)| !model.gives_tokenizer_only()) {
         let lacking = vocabulary.lacking(index);
         if let Some(first) = lacking.first() {
             notes.push(format!(

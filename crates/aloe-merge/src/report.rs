@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::card::{kind_of, kinds};
 use crate::config::MergeConfig;
+use crate::figures::shown;
 use crate::merge::MergeReport;
 use crate::stats::TensorStats;
 use aloe_report::{Align, Bar, BarPlot, LinePlot, Page, Series, Table};
@@ -39,7 +40,11 @@ pub(crate) fn why_without(report: &MergeReport) -> Option<String> {
     if !report.relative_norms.is_empty() {
         return None;
     }
-    Some(match (&report.base, report.tensors.is_empty()) {
+    let tensors = &report.tensors;
+    Some(match (&report.base, tensors.is_empty()) {
+        (_, false) if tensors.iter().all(|tensor| tensor.base_norm == 0.0) => {
+            "The base is all zeros, so no change is relative to it; merge.json has the norms per tensor.".into()
+        }
         (_, false) => {
             "The slices merge different models, so there are no figures by model; merge.json has those per tensor."
                 .into()
@@ -60,12 +65,7 @@ fn figures(page: &mut Page, report: &MergeReport) {
     overview(page, report);
     page.heading("By layer");
     for (model, name) in report.models.iter().enumerate() {
-        page.line_plot(&by_layer(
-            report,
-            &format!("Norm of the change of {name} over that of the base"),
-            "relative norm",
-            |t| t.norms[model] / t.base_norm,
-        ));
+        page.line_plot(&norms_by_layer(report, model));
         page.line_plot(&by_layer(report, &format!("Share of the change of {name} that was kept"), "kept", |t| {
             t.n_kept[model] as f64 / t.n_elements as f64
         }));
@@ -79,6 +79,12 @@ fn figures(page: &mut Page, report: &MergeReport) {
     page.bar_plot(&outside_layers(report));
     page.heading("Every tensor");
     page.table(&every_tensor(report));
+}
+
+/// The norms of one model's changes.
+pub(crate) fn norms_by_layer(report: &MergeReport, model: usize) -> LinePlot {
+    let title = format!("Norm of the change of {} over that of the base", report.models[model]);
+    by_layer(report, &title, "relative norm", |t| t.norms[model] / t.base_norm)
 }
 
 /// Embedding, head and last norm, which have no layer.
@@ -144,7 +150,7 @@ fn every_tensor(report: &MergeReport) -> Table {
     for tensor in &report.tensors {
         let mut row = vec![tensor.name.clone()];
         for (norm, kept) in tensor.norms.iter().zip(&tensor.n_kept) {
-            row.push(format!("{:.5}", norm / tensor.base_norm));
+            row.push(shown(norm / tensor.base_norm, 5));
             row.push(format!("{:.4}", *kept as f64 / tensor.n_elements as f64));
         }
         row.push(match tensor.n_contested {

@@ -17,7 +17,10 @@ pub struct TensorStats {
     pub n_elements: u64,
     /// Euclidean norm of the base tensor.
     pub base_norm: f64,
-    /// Euclidean norm of each model's task vector before anything is dropped, in the slice's order without the base.
+    /// Whose figures stand in `norms` and `n_kept`, where these are not the report's models: a slice that merges others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
+    /// Euclidean norm of each model's task vector before anything is dropped, in the order of the report's models.
     pub norms: Vec<f64>,
     /// Elements kept of each task vector.
     pub n_kept: Vec<u64>,
@@ -107,6 +110,7 @@ impl TileSums {
             name: name.to_owned(),
             n_elements: n_elements as u64,
             base_norm: self.base_squares.sqrt(),
+            models: Vec::new(),
             norms: self.squares.iter().map(|sum| sum.sqrt()).collect(),
             n_kept: self.n_kept,
             n_contested: self.n_contested,

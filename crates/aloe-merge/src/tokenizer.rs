@@ -7,7 +7,7 @@ use crate::beside::Beside;
 use crate::config::ChatTemplateChoice;
 use crate::inputs::PlannedModel;
 use crate::tokenizer_file::{TokenizerFile, list_in_config};
-use crate::{Error, Result};
+use crate::{Error, Result, named_template};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -107,9 +107,11 @@ fn template(
         None => Ok(None),
         Some(ChatTemplateChoice::Jinja(text)) => Ok(Some(text.clone())),
         Some(ChatTemplateChoice::Named(name)) => {
-            let builtin = aloe_text::ChatTemplate::builtin(name, true);
-            let builtin = builtin.map_err(|error| Error::model("chat_template", error.to_string()))?;
-            Ok(Some(builtin.source().to_owned()))
+            notes.extend(named_template::note(name));
+            let template = named_template::named(name);
+            template
+                .map(|text| Some(text.to_owned()))
+                .ok_or_else(|| Error::model("chat_template", named_template::unknown(name)))
         }
         Some(ChatTemplateChoice::Auto) => {
             let chosen = most_common(models)?;

@@ -59,11 +59,15 @@ fn of_matrix(
     let of_base = base.map(|base| rows(&sources[base], ids, n_cols)).transpose()?;
     let mut reasons: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     let mut unchanged: BTreeMap<u32, usize> = BTreeMap::new();
-    let others: Vec<&Source> = (0..sources.len()).filter(|at| Some(*at) != base).map(|at| &sources[at]).collect();
-    for source in &others {
+    let n_others = sources.len() - usize::from(base.is_some());
+    for (index, source) in sources.iter().enumerate() {
         let own = rows(source, ids, n_cols)?;
+        // The base too: every method takes its row in, as a model like the others or as what changes are added to.
         for (id, reason) in untrained(source, ids, &own, n_rows, n_cols)? {
             reasons.entry(id).or_default().push(reason);
+        }
+        if Some(index) == base {
+            continue;
         }
         for (at, id) in ids.iter().enumerate() {
             if of_base.as_ref().is_some_and(|of_base| of_base[at] == own[at]) {
@@ -75,7 +79,7 @@ fn of_matrix(
     let token = |id: &u32| format!("{} (id {id})", controls[id].token);
     let mut notes = Vec::new();
     let never: Vec<u32> =
-        ids.iter().copied().filter(|id| reasons.get(id).is_some_and(|r| r.len() == others.len())).collect();
+        ids.iter().copied().filter(|id| reasons.get(id).is_some_and(|r| r.len() == sources.len())).collect();
     if let Some(first) = never.first() {
         notes.push(format!(
             "no model trained the rows of these tokens of the template in {name}: {}; {} has {}",
@@ -84,7 +88,7 @@ fn of_matrix(
             reasons[first][0]
         ));
     }
-    let same = |id: &&u32| unchanged.get(id) == Some(&others.len()) && !never.contains(id);
+    let same = |id: &&u32| unchanged.get(id) == Some(&n_others) && !never.contains(id);
     let same: Vec<String> = ids.iter().filter(same).map(token).collect();
     if !same.is_empty() {
         notes.push(format!(

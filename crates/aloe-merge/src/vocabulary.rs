@@ -82,6 +82,16 @@ impl RowMap {
     pub(crate) fn n_tokens(&self) -> usize {
         self.n_tokens
     }
+
+    /// Bytes that it holds; a place in the tree counts as what it takes at most.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        let of_donor = |donor: &Donor| match donor {
+            Donor::Average(rows) => 96 + 16 * rows.len(),
+            Donor::Of(..) | Donor::Zero => 96,
+        };
+        let donors: usize = self.donors.values().map(of_donor).sum();
+        (self.own.iter().map(|rows| 4 * rows.len()).sum::<usize>() + self.forced.len() + donors) as u64
+    }
 }
 
 /// The result's vocabulary.

@@ -18,7 +18,7 @@ use std::path::{Component, Path, PathBuf};
 pub use crate::safetensors_writer::TensorSlot;
 
 /// transformers' default shard size.
-const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Where a tensor stands in the folder that is written.
 #[derive(Clone, Debug)]
@@ -60,8 +60,13 @@ impl CheckpointWriter {
 
     /// [`Self::create_in`] for any type of weights, F16 too, which is written through [`Self::slot`] alone.
     pub fn create_stored(folder: &Path, config: &Config, dtype: FileDtype) -> Result<Self> {
+        Self::create_sharded(folder, config, dtype, MAX_SHARD_BYTES)
+    }
+
+    /// [`Self::create_stored`] in files of at most so many bytes, or of one tensor where that is larger.
+    pub fn create_sharded(folder: &Path, config: &Config, dtype: FileDtype, max_shard_bytes: u64) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        Self::start(folder.to_path_buf(), None, config, dtype, MAX_SHARD_BYTES)
+        Self::start(folder.to_path_buf(), None, config, dtype, max_shard_bytes)
     }
 
     fn start(

@@ -5,8 +5,8 @@ mod slices;
 mod tokens;
 
 use super::{BaseUse, ChatTemplateChoice, InputModel, METHODS, MergeConfig, MergeDtype, Method};
-use crate::Mistake;
 use crate::yaml::{Node, Scalar, Value};
+use crate::{Mistake, named_template};
 use std::path::Path;
 
 const KEYS: [&str; 13] = [
@@ -47,17 +47,13 @@ pub(super) fn documents(roots: &[Node], text: &str, path: &Path) -> Result<Merge
     in_order(configs).map_err(|mistake| vec![mistake])
 }
 
-/// The one document without a name, with the others before it in the order of their use.
+/// The result with the other documents before it in the order of their use. It is the one without a name; where all have names, the one that
+/// no other uses (mergekit-multi writes them all, to a folder each).
 fn in_order(configs: Vec<(usize, MergeConfig)>) -> Result<MergeConfig, Mistake> {
-    let (named, mut last): (Vec<_>, Vec<_>) = configs.into_iter().partition(|(_, config)| config.name.is_some());
+    let (mut named, mut last): (Vec<_>, Vec<_>) = configs.into_iter().partition(|(_, config)| config.name.is_some());
     let (line, mut result) = match last.len() {
         1 => last.remove(0),
-        0 => {
-            return Err(Mistake {
-                line: 1,
-                text: "every document has a `name`; the one without a name is the result".into(),
-            });
-        }
+        0 => named.remove(unused(&named)?),
         _ => {
             let text =
                 "a second document without `name`: every merge but the last one needs a name to be used by".into();
@@ -83,6 +79,25 @@ fn in_order(configs: Vec<(usize, MergeConfig)>) -> Result<MergeConfig, Mistake> 
         result.earlier.push(waiting.remove(index).1);
     }
     Ok(result)
+}
+
+/// The place of the only document that no other one uses.
+fn unused(named: &[(usize, MergeConfig)]) -> Result<usize, Mistake> {
+    let models = || named.iter().flat_map(|(_, config)| &config.models);
+    let is_used = |name: &str| models().any(|model| super::split_adapter(&model.name).contains(&name));
+    let unused: Vec<usize> = (0..named.len()).filter(|at| !named[*at].1.name.as_deref().is_some_and(is_used)).collect();
+    match unused[..] {
+        [only] => Ok(only),
+        [] => Err(Mistake { line: named[0].0, text: "documents use each other in a circle".into() }),
+        [.., at] => {
+            let names: Vec<&str> = unused.iter().filter_map(|at| named[*at].1.name.as_deref()).collect();
+            let text = format!(
+                "every document has a `name` and no other one uses {}: leave out the `name` of the one that is the result",
+                names.join(", ")
+            );
+            Err(Mistake { line: named[at].0, text })
+        }
+    }
 }
 
 /// Checks one document.
@@ -253,7 +268,7 @@ impl Reader {
         match self.models.iter().position(|model| model.name == name) {
             Some(index) => index,
             None => {
-                self.models.push(InputModel { name, line });
+                self.models.push(InputModel { name, line, gives_tokenizer_only: false });
                 self.models.len() - 1
             }
         }
@@ -322,13 +337,10 @@ impl Reader {
         if text.contains('{') {
             return Some(ChatTemplateChoice::Jinja(text.to_owned()));
         }
-        if ["llama3", "chatml", "alpaca"].contains(&text) {
+        if named_template::named(text).is_some() {
             return Some(ChatTemplateChoice::Named(text.to_owned()));
         }
-        self.wrong(
-            node.line,
-            format!("unknown chat_template {text}; use auto, llama3, chatml, alpaca or the Jinja text itself"),
-        );
+        self.wrong(node.line, named_template::unknown(text));
         None
     }
 }

@@ -113,7 +113,7 @@ fn a_number_that_yaml_calls_text_is_still_a_number() {
 #[test]
 fn all_mistakes_are_listed_at_once_with_their_lines() {
     let text = "models:\n- model: a\n  parameters: {weight: 1, density: 2}\n- model: 7\n- model: c\n  weight: 1\n\
-                merge_method: arcee_fusion\nbase_modle: x\ndtype: float64\nslices: []\ntokenizer_source: nobody\n";
+                merge_method: arcee_fusion\nbase_modle: x\ndtype: float64\nslices: []\ntokenizer_source: base\n";
     let found = mistakes(text);
     let lines: Vec<usize> = found.iter().map(|(line, _)| *line).collect();
     assert_eq!(lines, [3, 4, 6, 7, 8, 9, 10, 11], "{found:#?}");
@@ -125,7 +125,7 @@ fn all_mistakes_are_listed_at_once_with_their_lines() {
         "unknown key base_modle",
         "float64 is not supported",
         "only one of models, slices and modules",
-        "nobody is none of the models",
+        "tokenizer_source base needs a base_model",
     ]
     .iter()
     .enumerate()
@@ -252,6 +252,43 @@ fn documents_that_use_each_other_are_put_in_order() {
     let circle = text.replace("model: x}, {model: y}", "model: second}, {model: y}");
     assert!(mistakes(&circle)[0].1.contains("in a circle"));
     assert!(mistakes(&text.replace("name: second\n", ""))[0].1.contains("a second document without `name`"));
+}
+
+/// mergekit-multi takes such files and writes every merge.
+#[test]
+fn where_all_documents_have_names_the_one_that_no_other_uses_is_the_result() {
+    let document = |name: &str, models: [&str; 2]| {
+        let [a, b] = models;
+        format!(
+            "name: {name}\nmodels: [{{model: {a}}}, {{model: {b}}}]\nmerge_method: linear\nparameters: {{weight: 1}}\n"
+        )
+    };
+    let named = |documents: [String; 3]| documents.join("---\n");
+    let text =
+        named([document("last", ["second", "z"]), document("first", ["x", "y"]), document("second", ["first", "x"])]);
+    let config = parse(&text).unwrap();
+    let names: Vec<_> = config.earlier.iter().filter_map(|earlier| earlier.name.as_deref()).collect();
+    assert_eq!((config.name.as_deref(), &names[..]), (Some("last"), &["first", "second"][..]));
+    assert_eq!(config.outside_models(), ["x", "y", "z"]);
+    let two = named([document("last", ["z", "x"]), document("first", ["x", "y"]), document("second", ["first", "x"])]);
+    let found = mistakes(&two);
+    assert_eq!(found[0].0, 11, "{found:?}");
+    assert!(found[0].1.contains("no other one uses last, second: leave out the `name`"), "{found:?}");
+    let circle = named([
+        document("last", ["second", "z"]),
+        document("first", ["last", "y"]),
+        document("second", ["first", "x"]),
+    ]);
+    assert!(mistakes(&circle)[0].1.contains("in a circle"));
+}
+
+#[test]
+fn a_revision_of_a_model_is_refused_by_name() {
+    let found = mistakes("models: [{model: org/tuned@v2, parameters: {weight: 1}}]\nmerge_method: linear\n");
+    assert!(found[0].1.starts_with("model org/tuned@v2: a revision after @ is not supported; pull it"), "{found:?}");
+    let long =
+        "models: [{model: {model: {path: org/tuned, revision: v2}}, parameters: {weight: 1}}]\nmerge_method: linear\n";
+    assert!(mistakes(long)[0].1.contains("revision of a model is not supported"));
 }
 
 #[test]

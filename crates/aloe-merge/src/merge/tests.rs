@@ -2,8 +2,12 @@
 
 mod checks;
 mod encoding;
+mod figures;
 mod golden;
 mod laws;
+mod masks;
+mod plans;
+mod shards;
 
 use super::*;
 use aloe_model::{Checkpoint, Config};

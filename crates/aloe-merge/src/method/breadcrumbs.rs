@@ -2,6 +2,7 @@
 //! the `int(density n)` largest kept; fewer are dropped where the density could not be had otherwise. Weighted and summed,
 //! `breadcrumbs_ties` with the election of `ties`. Parameters: `weight`, `density` (1) and `gamma` (0.01) per model; `normalize` (off),
 //! `rescale` (off), `lambda` (1).
+//! The order of the models does not matter but to rounding.
 //!
 //! Source: arXiv 2312.06795; mergekit 0.1.5, `sparsify.py` (`magnitude_outliers`).
 

@@ -1,6 +1,7 @@
 //! `dare_linear` and `dare_ties`: each element of a task vector is kept with probability `density`, and what is kept is divided by it (or
 //! scaled to the vector's sum of magnitudes, `rescale_kind: l1`); weighted and summed, `dare_ties` with the election of `ties`.
 //! Parameters: `weight` and `density` (1) per model; `normalize` (off), `rescale` (on), `rescale_kind` (density), `lambda` (1).
+//! The order of the models does not matter but to rounding; their names do, which key the masks.
 //!
 //! Source: arXiv 2311.03099; mergekit 0.1.5, `sparsify.py` (`bernoulli`), whose masks come from torch's generator: here from
 //! [`crate::dare_mask`], the same at any thread count, order and shard layout.

@@ -2,6 +2,7 @@
 //! epsilon` to `density + epsilon`, and what is kept is scaled to the vector's sum of magnitudes (or divided by its own probability, the
 //! paper's, `rescale_kind: density`); weighted and summed, `della` with the election of `ties`. Parameters: `weight`, `density` (1) and
 //! `epsilon` (0.15) per model; `normalize` (on for `della`), `rescale` (on), `rescale_kind` (l1), `lambda` (1).
+//! The order of the models does not matter but to rounding; their names do, which key the masks.
 //!
 //! Source: arXiv 2406.11617; mergekit 0.1.5, `sparsify.py` (`della_magprune`).
 

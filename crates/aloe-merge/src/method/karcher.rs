@@ -3,6 +3,9 @@
 //! Source: arXiv 2603.04972; mergekit 0.1.5, `merge_methods/karcher.py`: from the normalized mean, at most `max_iter` steps along the mean
 //! of the logarithms `theta/sin(theta) (u_i - cos(theta) m)`, until the step is shorter than `tol`. Every step stays in the span of the
 //! inputs, so the iteration runs on coefficients in f64; mergekit iterates on whole tensors in the merge dtype.
+//!
+//! Parameters: `max_iter` (10), `tol` (1e-5: shorter steps end the iteration, and vectors of a smaller norm are left out of the direction). The
+//! order of the models does not matter, unless their directions cancel out: the first one's is then the start.
 
 use super::combination::{Combination, inner, products};
 use crate::Result;

@@ -3,6 +3,8 @@
 //! Source: arXiv 2203.05482; mergekit 0.1.5, `merge_methods/linear.py`: the inputs are read in the merge dtype, multiplied and added in f32
 //! in the order of the configuration, divided by the sum of the weights, and rounded once. Where the configuration names a base model, the
 //! figures are those of all models against it; no number of the result depends on that.
+//!
+//! Parameters: `weight` per model (must be given), `normalize` (on). The order of the models does not matter but to rounding.
 
 use super::Kernel;
 use crate::Result;

@@ -3,6 +3,8 @@
 //!
 //! Source: arXiv 2403.19522; mergekit 0.1.5, `merge_methods/model_stock.py`: `cos` is the mean over pairs, products of norms count as at
 //! least 1e-6, a denominator below 1e-6 keeps the base; every operation is rounded to the merge dtype.
+//!
+//! Parameters: `filter_wise` (off). The order of the models does not matter but to rounding.
 
 use super::Kernel;
 use crate::Result;

@@ -3,6 +3,8 @@
 //!
 //! Source: mergekit 0.1.5, `merge_methods/nearswap.py` (the recipe of QuartetAnemoi-70B): differences below 1e-6 count as 1e-6; every
 //! operation is rounded to the merge dtype.
+//!
+//! Parameters: `t` (must be given). Base and model are not alike.
 
 use super::Kernel;
 use crate::Result;

@@ -3,6 +3,9 @@
 //!
 //! Source: mergekit 0.1.5, `merge_methods/nuslerp.py`: every operation is rounded to the merge dtype; vectors whose cosine is 1 in that dtype
 //! are interpolated on the line. Weights that sum to less than 1e-6 mean t = 1/2.
+//!
+//! Parameters: `weight` per model (must be given); `nuslerp_flatten` (on), `nuslerp_row_wise` (off; without effect on a flattened tensor).
+//! The order of the models does not matter but to rounding.
 
 use super::Kernel;
 use crate::Result;

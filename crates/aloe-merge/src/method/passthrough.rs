@@ -1,6 +1,6 @@
 //! One model as it is, or times `scale`: what layers of a frankenmerge pass through.
 //!
-//! Source: mergekit 0.1.5, `merge_methods/passthrough.py`.
+//! Source: mergekit 0.1.5, `merge_methods/passthrough.py`. Parameters: `scale` (1) of the one model.
 
 use super::Kernel;
 use crate::Result;

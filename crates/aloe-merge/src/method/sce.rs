@@ -4,6 +4,8 @@
 //! Source: arXiv 2408.07990; mergekit 0.1.5, `merge_methods/sce.py`: `int(select_topk * n)` of the `n` elements of non-zero variance; weights
 //! are mean squares over their sum (equal below 1e-6); every operation is rounded to the merge dtype. Elements of equal variance at the
 //! threshold are taken from the lowest index on, which torch leaves open.
+//!
+//! Parameters: `select_topk` (1: all), `int8_mask` (no effect). The order of the models does not matter but to rounding.
 
 use super::Kernel;
 use crate::Result;

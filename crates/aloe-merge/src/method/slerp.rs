@@ -3,6 +3,8 @@
 //!
 //! Source: mergekit 0.1.5, `merge_methods/slerp.py`: norms of at most 1e-8 count as 1; beyond |cos| = 0.9995 (the usual case for two
 //! fine-tunes of one base) the interpolation is linear. Products are rounded to f32, the result to the merge dtype.
+//!
+//! Parameters: `t` (must be given; a gradient gives each layer its own). Base and model are not alike: exchanged, they give `1 - t`.
 
 use super::Kernel;
 use crate::Result;

@@ -1,6 +1,7 @@
 //! `task_arithmetic`: `base + lambda sum(w_i (x_i - base))`, over `sum(w_i)` with `normalize`. And the frame of its kin, `ties`, `dare`,
 //! `breadcrumbs` and `della`: differences to the base, of which a part is kept ([`Keep`]) and rescaled, weighted, summed; with an election,
-//! only what agrees with the elected sign. Parameters: `weight` per model; `normalize` (off), `lambda` (1), `int8_mask` (no effect).
+//! only what agrees with the elected sign. Parameters: `weight` per model; `normalize` (off), `lambda` (1); `density` per model, `rescale`
+//! and `int8_mask` are accepted without effect, as in mergekit. The order of the models does not matter but to the rounding of sums.
 //!
 //! Source: arXiv 2212.04089; mergekit 0.1.5, `generalized_task_arithmetic.py`, whose order of operations and rounding this follows: every
 //! call of `round` is one torch operation in the merge dtype; sums over models run in f32 and are rounded once.
@@ -31,9 +32,9 @@ struct Prepared {
     weight: f32,
 }
 
-/// Everything is kept and summed.
+/// Everything is kept and summed, whatever the density.
 pub(super) fn prepare(group: &Group) -> Result<TaskArithmetic> {
-    TaskArithmetic::with(group, false, |_, _| Ok(Keep::All))
+    TaskArithmetic::keeping(group, false, |_| Ok(Keep::All))
 }
 
 impl TaskArithmetic {
@@ -43,15 +44,19 @@ impl TaskArithmetic {
         elects: bool,
         keep: impl Fn(&TaskVector<'_>, f64) -> Result<Keep>,
     ) -> Result<Self> {
+        Self::keeping(group, elects, |vector| match group.parameters.input(vector.input, Parameter::Density) {
+            density if group.n_elements() == 0 || density >= 1.0 => Ok(Keep::All),
+            density if density <= 0.0 => Ok(Keep::Nothing),
+            density => keep(vector, density),
+        })
+    }
+
+    /// The frame with what `keep` decides for any task vector.
+    fn keeping(group: &Group, elects: bool, keep: impl Fn(&TaskVector<'_>) -> Result<Keep>) -> Result<Self> {
         let mut models = Vec::new();
         for input in group.others() {
             let vector = TaskVector { group, input };
-            let density = group.parameters.input(input, Parameter::Density);
-            let keep = match density {
-                _ if group.n_elements() == 0 || density >= 1.0 => Keep::All,
-                _ if density <= 0.0 => Keep::Nothing,
-                _ => keep(&vector, density)?,
-            };
+            let keep = keep(&vector)?;
             let scale = sparsify::scale(&vector, &keep, group.parameters.rescale())?;
             let weight = round_to(group.dtype, group.parameters.input(input, Parameter::Weight) as f32);
             models.push(Prepared { input, keep, scale, weight });

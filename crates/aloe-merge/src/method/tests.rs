@@ -88,6 +88,35 @@ fn nuslerp_works_by_tensor_row_or_column() {
     close(&with(&mut group, true, false), [4.0 * whole, 0.0, whole, whole]);
 }
 
+/// In float32 3 * 0.7 is the f32 product; in bfloat16 1.0078125 * 0.7 = 0.70546..., between 0.703125 and 0.70703125, nearer to the latter.
+#[test]
+fn passthrough_multiplies_by_its_scale_and_rounds_once() {
+    let tensor: &[f32] = &[3.0, -0.5, 1.007_812_5];
+    let mut group = group_of(Method::Passthrough, &[tensor], vec![3], &[(Parameter::Scale, 0.7)]);
+    let scaled = merge_group(Method::Passthrough, &group).unwrap().0;
+    assert_eq!(scaled, [3.0 * 0.7f32, -0.35, 1.007_812_5 * 0.7f32]);
+    group.dtype = MergeDtype::Bfloat16;
+    assert_eq!(merge_group(Method::Passthrough, &group).unwrap().0[2], 0.707_031_25);
+    group.parameters.inputs[0] = vec![(Parameter::Scale, ParameterValue::Number(1.0))];
+    assert_eq!(merge_group(Method::Passthrough, &group).unwrap().0, tensor);
+}
+
+/// Changes over a base of 10: a (4, 1, 2, 1), b (-2, 1, 2, 3). Variances 9, 0, 0, 1: half of the two that are not zero is one element, the
+/// first. Energies 16/4 and 4/4 weigh 0.8 and 0.2. The vote 4 - 2 is positive: b is erased there, and a alone over its own weight is +4.
+/// With all selected: energies (16 + 1 + 4 + 1)/4 = 5.5 and (4 + 1 + 4 + 9)/4 = 4.5, weights 0.55 and 0.45; a alone in the first column, in
+/// the others the weighted mean: 1, 2 and 0.55 + 1.35 = 1.9. Where the vote is negative, the positive change is erased.
+#[test]
+fn sce_selects_by_variance_votes_and_erases_by_hand() {
+    let (base, a, b): (&[f32], &[f32], &[f32]) = (&[10.0; 4], &[14.0, 11.0, 12.0, 11.0], &[8.0, 11.0, 12.0, 13.0]);
+    let close = |out: Vec<f32>, expected: [f32; 4]| {
+        assert!(out.iter().zip(expected).all(|(a, b)| (a - b).abs() < 2e-6), "{out:?}, expected {expected:?}");
+    };
+    close(merged(Method::Sce, &[base, a, b], vec![4], &[(Parameter::SelectTopk, 0.5)]), [14.0, 10.0, 10.0, 10.0]);
+    close(merged(Method::Sce, &[base, a, b], vec![4], &[(Parameter::SelectTopk, 1.0)]), [14.0, 11.0, 12.0, 11.9]);
+    let (up, down): (&[f32], &[f32]) = (&[11.0, 10.0, 10.0, 10.0], &[7.0, 10.0, 10.0, 10.0]);
+    close(merged(Method::Sce, &[base, up, down], vec![4], &[(Parameter::SelectTopk, 1.0)]), [7.0, 10.0, 10.0, 10.0]);
+}
+
 /// Merging a model with itself gives it back, whatever the method, where its weights sum to one.
 #[test]
 fn a_model_merged_with_itself_comes_back() {

@@ -1,6 +1,7 @@
 //! `ties`: of each task vector the `int(density n)` elements of largest magnitude are kept (at least one; of equal ones the lowest index
 //! first), each weighted by `w_i`; per element the sign of their sum is elected, and what agrees with it is summed, over the sum of its
 //! weights with `normalize`. Parameters: `weight` and `density` (1) per model; `normalize` (on), `rescale` (off), `lambda` (1).
+//! The order of the models does not matter but to rounding.
 //!
 //! Source: arXiv 2306.01708; mergekit 0.1.5, `sparsify.py` (`magnitude`), `generalized_task_arithmetic.py`.
 

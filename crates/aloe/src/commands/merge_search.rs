@@ -242,10 +242,8 @@ impl Asker<'_> {
             threads: self.context.threads,
             memory: self.stage.memory.map_or(aloe_merge::DEFAULT_MEMORY, |mebibytes| mebibytes << 20),
             write_master: master,
-            hashed: false,
-            hash_inputs: std::collections::BTreeSet::new(),
-            read_master: true,
             folders: folders.chain(self.stage.outside_models()).collect(),
+            ..MergeOptions::default()
         };
         Ok(aloe_merge::merge(&config, folder, &options, &Progress::silent(), &self.context.cancel)?)
     }

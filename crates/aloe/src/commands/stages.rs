@@ -248,8 +248,8 @@ fn merge(
         write_master: config.master,
         hashed: true,
         hash_inputs: unread_files(folders.values().map(PathBuf::as_path)),
-        read_master: true,
         folders,
+        ..MergeOptions::default()
     };
     let progress = Progress::new("merge", 0, "values");
     let report = aloe_merge::merge(&parsed, folder, &options, &progress, &context.cancel)?;

@@ -3,7 +3,7 @@
 //! Source: mergekit 0.1.5, `tokenizer/config.py`.
 
 use super::{Entries, Reader, find, key_text};
-use crate::config::{TokenRow, TokenRule, TokenizerChoice, TokenizerSource};
+use crate::config::{InputModel, TokenRow, TokenRule, TokenizerChoice, TokenizerSource};
 use crate::yaml::{Node, Scalar, Value};
 use std::collections::BTreeMap;
 
@@ -60,14 +60,13 @@ impl Reader {
             }
         }
         let name = self.model_name(node)?;
-        match self.models.iter().position(|model| model.name == name) {
-            Some(index) => Some(TokenizerSource::Model(index)),
-            None => {
-                let text = format!("tokenizer_source {name} is none of the models; use union, base or a model's name");
-                self.wrong(node.line, text);
-                None
-            }
-        }
+        let known = self.models.iter().position(|model| model.name == name);
+        // mergekit takes the tokenizer of any model, one that is not merged too.
+        let index = known.unwrap_or_else(|| {
+            self.models.push(InputModel { name, line: node.line, gives_tokenizer_only: true });
+            self.models.len() - 1
+        });
+        Some(TokenizerSource::Model(index))
     }
 
     fn token_rule(&mut self, node: &Node) -> Option<TokenRule> {
@@ -129,7 +128,7 @@ impl Reader {
 
     fn known_model(&mut self, node: &Node) -> Option<usize> {
         let name = self.model_name(node)?;
-        let found = self.models.iter().position(|model| model.name == name);
+        let found = self.models.iter().position(|model| model.name == name && !model.gives_tokenizer_only);
         if found.is_none() {
             self.wrong(node.line, format!("the source {name} is none of the models"));
         }

@@ -73,6 +73,40 @@ fn ids_of_the_config_follow_their_tokens_into_the_new_vocabulary() {
     assert_eq!(generation, json!({"bos_token_id": 4, "eos_token_id": 50, "top_p": 0.5}));
 }
 
+/// A folder with a tokenizer alone: t20, t19, .. t1 and a token that no model has, whose row is zeros.
+#[test]
+fn the_tokenizer_of_a_model_that_is_not_merged_orders_the_rows() {
+    let (dir, mut options) = models();
+    tokenizers(dir.path(), &[("base", plain(64, &[])), ("a", plain(64, &[])), ("b", plain(64, &[]))]);
+    let folder = dir.path().join("words");
+    std::fs::create_dir(&folder).unwrap();
+    let mut own: Vec<String> = words(21)[1..].iter().rev().cloned().collect();
+    own.push("new".into());
+    put(&folder, "tokenizer.json", tokenizer_json(&own.iter().map(String::as_str).collect::<Vec<_>>(), &[]));
+    options.folders.insert("words".into(), folder);
+    refused(&dare("tokenizer_source: nowhere\n"), &options, dir.path(), "there is no folder nowhere");
+    let out = dir.path().join("merged");
+    let text = dare("tokenizer_source: words\n");
+    let report = run(&text, &out, &options).unwrap();
+    assert_eq!(report.models, ["a", "b"]);
+    assert!(!report.notes.iter().any(|note| note.starts_with("words")), "{:?}", report.notes);
+    let embedding = |dir: &Path| Checkpoint::open(dir).unwrap().load_f32("model.embed_tokens.weight").unwrap();
+    let merged = embedding(&out.join("model"));
+    let base = embedding(&dir.path().join("base"));
+    assert_eq!(merged.len(), 21 * 32);
+    for row in 0..20 {
+        // A change is at most 2^-9 and its rescale by 1/0.25 at most 2^-7; rows of the base differ by more.
+        let from = 20 - row;
+        let near = |at: usize| (merged[row * 32 + at] - base[from * 32 + at]).abs() < 2f32.powi(-6);
+        assert!((0..32).all(near), "row {row}");
+    }
+    assert!(merged[20 * 32..].iter().all(|value| *value == 0.0));
+    let written: serde_json::Value = atomic::read_json(&out.join("model/tokenizer.json")).unwrap();
+    assert_eq!(written["model"]["vocab"]["t20"], 0);
+    let table = plan(&parse(&text).unwrap(), &options).unwrap().table(&options);
+    assert!(table.contains("tokenizer  words"), "{table}");
+}
+
 #[test]
 fn every_nan_of_an_f32_input_is_named_in_every_dtype_and_method() {
     let (dir, options) = models();
@@ -124,7 +158,10 @@ fn all_documents_are_checked_before_the_first_is_merged() {
     assert!(table.starts_with("document half\n  base   base") || table.contains("document half\n"), "{table}");
     assert!(table.contains("linear: 21 tensors") && table.contains("at the peak"), "{table}");
     let error = merge_tensor(&parse(&text(last)).unwrap(), &planned, &planned.tensors[3]).unwrap_err().to_string();
-    assert!(error.contains("is made by an earlier document"), "{error}");
+    assert!(
+        error.contains("is made by an earlier document") && error.contains("merge half by itself first"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -235,14 +272,42 @@ fn a_union_drops_the_other_forms_of_the_vocabulary_and_names_models_without_a_to
 }
 
 #[test]
-fn the_budget_counts_tokenizers_and_the_products_of_model_stock() {
+fn the_budget_counts_what_the_method_notes() {
     let (dir, options) = models();
     let needs = |text: &str| plan(&parse(text).unwrap(), &options).unwrap().memory_bytes(1);
     tokenizers(dir.path(), &[("base", plain(64, &[])), ("a", plain(64, &[])), ("b", plain(64, &[]))]);
     let size = std::fs::metadata(dir.path().join("a/tokenizer.json")).unwrap().len();
-    assert_eq!(needs(&dare("tokenizer_source: union\n")) - needs(&dare("")), 8 * 3 * size);
+    // Two maps of 64 rows: four bytes per model, and one; all tokens are in all models, so there are no donors.
+    let rows = 2 * 64 * (3 * 4 + 1);
+    assert_eq!(needs(&dare("tokenizer_source: union\n")) - needs(&dare("")), 8 * 3 * size + rows);
     let stock = format!("{MODELS_AB}merge_method: model_stock\ndtype: float32\n");
     assert_eq!(needs(&stock) - needs(&dare("")), 6 * 4 * crate::tile::TILE as u64, "three squares and three products");
+    // By rows: of the 64, three squares and three products of pieces and whole, and a place.
+    let by_row = format!("{stock}parameters: {{filter_wise: true}}\n");
+    assert_eq!(needs(&by_row) - needs(&stock), 64 * (2 * 6 * 8 + 4));
+}
+
+/// Thirty models whose embedding has 128,256 rows of two numbers: nothing of linear is kept per row.
+#[test]
+fn a_linear_merge_of_thirty_models_fits_the_default_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut json = config_json(128_256, true);
+    (json["hidden_size"], json["head_dim"], json["num_attention_heads"]) = (json!(2), json!(2), json!(1));
+    (json["num_key_value_heads"], json["intermediate_size"], json["num_hidden_layers"]) =
+        (json!(1), json!(2), json!(1));
+    let config = Config::from_json(&json).unwrap();
+    let mut writer = CheckpointWriter::create(&dir.path().join("m"), &config, Dtype::Bf16).unwrap();
+    for spec in aloe_model::arch::tensors(&config) {
+        writer.add(&spec.hf_name, &vec![0.5; spec.n_elements()]).unwrap();
+    }
+    writer.finish(&[]).unwrap();
+    let names: Vec<String> = (0..30).map(|at| format!("m{at}")).collect();
+    let folders = names.iter().map(|name| (name.clone(), dir.path().join("m"))).collect();
+    let options = MergeOptions { folders, ..MergeOptions::default() };
+    let models: String = names.iter().map(|name| format!("- model: {name}\n")).collect();
+    let text = format!("models:\n{models}merge_method: linear\nparameters: {{weight: 1}}\n");
+    let needed = plan(&parse(&text).unwrap(), &options).unwrap().memory_bytes(1);
+    assert!(needed < 100 << 20, "{needed}");
 }
 
 #[test]
@@ -255,7 +320,39 @@ fn what_cannot_be_merged_is_refused_with_one_message_and_nothing_is_left() {
     (qwen["model_type"], qwen["architectures"]) = (json!("mistral"), json!(["MistralForCausalLM"]));
     put(&a, "config.json", qwen.to_string());
     refused(&good, &options, dir.path(), "is of another architecture: model_type is mistral, that of base is llama");
-    put(&a, "config.json", whole.to_string());
+    for (key, number, expected) in [
+        ("intermediate_size", 48, "is of another architecture: intermediate_size is 48, that of base is 64"),
+        ("num_hidden_layers", 1, "num_hidden_layers of b is 2, that of a is 1: use slices"),
+        ("num_key_value_heads", 4, "is of another architecture: num_key_value_heads is 4, that of base is 2"),
+    ] {
+        let mut other = whole.clone();
+        other[key] = json!(number);
+        std::fs::remove_dir_all(&a).unwrap();
+        let config = Config::from_json(&other).unwrap();
+        let mut writer = CheckpointWriter::create(&a, &config, Dtype::F32).unwrap();
+        for spec in aloe_model::arch::tensors(&config) {
+            writer.add(&spec.hf_name, &value("a", &spec.hf_name, spec.n_elements())).unwrap();
+        }
+        writer.finish(&[]).unwrap();
+        refused(&good, &options, dir.path(), expected);
+    }
+    std::fs::remove_dir_all(&a).unwrap();
+    write_model(&a, "a", 64, false, Dtype::F32);
+
+    refused(
+        &good.replace("dare_ties", "dare_tie"),
+        &options,
+        dir.path(),
+        "unknown merge_method dare_tie; this version has linear,",
+    );
+    for (density, epsilon) in [(0.9, 0.1), (0.1, 0.15), (0.1, 0.1)] {
+        let della = good
+            .replace("dare_ties", "della")
+            .replace("density: 0.5", &format!("density: {density}, epsilon: {epsilon}"));
+        let expected =
+            format!("density {density} with epsilon {epsilon} for model.embed_tokens.weight: density - epsilon");
+        refused(&della, &options, dir.path(), &expected);
+    }
 
     let weights = a.join("model.safetensors");
     let bytes = std::fs::read(&weights).unwrap();
@@ -264,7 +361,7 @@ fn what_cannot_be_merged_is_refused_with_one_message_and_nothing_is_left() {
     let mut missing = bytes.clone();
     missing[8..end].copy_from_slice(renamed.as_bytes());
     std::fs::write(&weights, missing).unwrap();
-    refused(&good, &options, dir.path(), "up_pr");
+    refused(&good, &options, dir.path(), "model.layers.1.mlp.up_proj.weight");
     std::fs::write(&weights, bytes).unwrap();
 
     tokenizers(dir.path(), &[("base", plain(64, &[])), ("b", plain(64, &[]))]);

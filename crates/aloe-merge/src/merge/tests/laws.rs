@@ -1,6 +1,7 @@
 //! What must hold whatever the numbers: order, the base with itself, density 1, thousands of elements against theory.
 
 use super::*;
+use crate::config::RescaleKind;
 
 fn merged(text: &str, dir: &Path, options: &MergeOptions) -> Vec<(String, Vec<f32>)> {
     let out = dir.join("merged");
@@ -31,10 +32,26 @@ fn the_order_of_models_does_not_matter() {
         format!("- {{model: {name}, parameters: {{weight: {weight}, density: {density}}}}}\n")
     };
     let [a, b, c] = [model("a", 0.4, 0.5), model("b", 0.6, 0.5), model("c", 0.3, 0.25)];
-    for method in ["linear", "ties", "dare_linear", "dare_ties", "della", "della_linear"] {
-        let base = if method == "linear" { "" } else { "base_model: base\n" };
+    for method in [
+        "linear",
+        "karcher",
+        "multislerp",
+        "model_stock",
+        "sce",
+        "task_arithmetic",
+        "ties",
+        "dare_linear",
+        "dare_ties",
+        "breadcrumbs",
+        "breadcrumbs_ties",
+        "della",
+        "della_linear",
+    ] {
+        let base = if matches!(method, "linear" | "karcher") { "" } else { "base_model: base\n" };
+        let rest = if method == "sce" { "parameters: {select_topk: 0.5}\n" } else { "" };
         let text = |order: [&String; 3]| {
-            format!("models:\n{}{}{}merge_method: {method}\n{base}dtype: float32\n", order[0], order[1], order[2])
+            let order = order.map(String::as_str).concat();
+            format!("models:\n{order}merge_method: {method}\n{base}{rest}dtype: float32\n")
         };
         let first = merged(&text([&a, &b, &c]), dir.path(), &options);
         for order in [[&b, &a, &c], [&c, &b, &a]] {
@@ -197,9 +214,9 @@ fn over_a_hundred_million_elements_dare_keeps_and_scales_as_in_theory_within_fou
 }
 
 /// What a configuration with one model at density 0 gives is what it gives without that model, by whatever sample or trim; SCE that selects
-/// nothing gives the base.
+/// nothing gives the base. A density that no sparsification reads changes nothing.
 #[test]
-fn a_density_of_zero_leaves_a_model_out_of_a_merge() {
+fn a_density_of_zero_leaves_a_model_out_of_a_merge_but_has_no_effect_on_task_arithmetic() {
     let (dir, options) = models();
     let merged = |text: &str| {
         let out = dir.path().join("merged");
@@ -216,6 +233,11 @@ fn a_density_of_zero_leaves_a_model_out_of_a_merge() {
     for method in ["ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear"] {
         assert!(merged(&file(method, dropped)) == merged(&file(method, "")), "{method}");
     }
+    // mergekit sparsifies by a method of sparsification alone, of which task_arithmetic has none.
+    let whole = dropped.replace("density: 0", "density: 1");
+    assert!(merged(&file("task_arithmetic", dropped)) == merged(&file("task_arithmetic", &whole)));
+    let table = plan(&parse(&file("task_arithmetic", dropped)).unwrap(), &options).unwrap().table(&options);
+    assert!(table.contains("note: density has no effect: task_arithmetic merges every change whole"), "{table}");
     let sce = "merge_method: sce\nbase_model: base\nmodels: [{model: a}, {model: b}]\nparameters: {select_topk: 0}\ndtype: float32\n";
     assert!(merged(sce) == load(&options.folders["base"]));
 }
