@@ -6,12 +6,13 @@
 //! `scores.jsonl` (of quality). The same settings and files give the same bytes.
 
 use crate::check::{self, dialect_of, known_dialect};
-use crate::decontaminate::{self, Index, Overlap};
+use crate::decontaminate::{HeldFile, Index, Overlap};
 use crate::dedup::{self, Duplicate};
 use crate::dialect::{self, Dialect, help_steer};
 use crate::identifiers::Counts;
 use crate::manifest::{DataReport, LeftOut, SourceReport};
 use crate::mixture::{self, Mixture};
+use crate::review::{Reviewed, Verdicts};
 use crate::rules::{self, Outcome};
 use crate::source::{self, DataFile};
 use crate::{
@@ -52,6 +53,8 @@ struct Run<'a> {
     ledger: Vec<Entry>,
     problems: Problems,
     quarantined: Vec<RowError>,
+    /// A reader's verdicts on overlaps, and the overlaps.
+    reviewed: Reviewed,
     /// Of a shard: rows are signed and forgotten.
     sink: Option<shard::Sink<'a>>,
     /// Files that models' answers were written to, with their digests.
@@ -80,6 +83,9 @@ pub fn run_with(
 ) -> Result<DataReport> {
     config.check()?;
     let mut run = Run::new(config, n_threads, cancel);
+    if let Some(path) = &config.verdicts {
+        run.reviewed = Reviewed::of(Verdicts::read(path)?);
+    }
     run.check_sources(progress)?;
     run.read_sources(progress)?;
     let index = run.read_held_apart()?;
@@ -124,8 +130,8 @@ impl<'a> Run<'a> {
             ..DataReport::default()
         };
         let (items, ledger, quarantined) = (Vec::new(), Vec::new(), Vec::new());
-        let (problems, by_model, sink) = (Problems::default(), Vec::new(), None);
-        Run { config, n_threads, cancel, report, items, ledger, problems, quarantined, sink, by_model }
+        let (problems, by_model, sink, reviewed) = (Problems::default(), Vec::new(), None, Reviewed::default());
+        Run { config, n_threads, cancel, report, items, ledger, problems, quarantined, reviewed, sink, by_model }
     }
 
     fn broken(&mut self, source: usize, error: RowError) {
@@ -238,25 +244,19 @@ impl<'a> Run<'a> {
     /// Broken evaluation questions count as broken rows do: without a quarantine they stop the run, with one they are named there, in
     /// the report and in a notice, for nothing was compared with them.
     fn read_held_apart(&mut self) -> Result<Index> {
-        for path in &self.config.decontaminate {
-            for file in source::files(path)? {
-                let name = decontaminate::last_two(&file.path.display().to_string());
-                self.report.held_apart_files.insert(name, digest::file(&file.path)?);
-            }
+        let files = HeldFile::all(&self.config.decontaminate)?;
+        for file in &files {
+            self.report.held_apart_files.insert(file.label.clone(), digest::file(&file.path)?);
         }
         let (problems, report, quarantined) = (&mut self.problems, &mut self.report, &mut self.quarantined);
-        let index = Index::read(
-            &self.config.decontaminate,
-            self.config.identifiers == crate::Identifiers::Mask,
-            &mut |error| {
-                problems.add(error.clone());
-                report.n_held_apart_broken += 1;
-                if self.config.quarantine.is_on() {
-                    quarantined.push(error);
-                }
-                Ok(())
-            },
-        )?;
+        let index = Index::read(&files, self.config.identifiers == crate::Identifiers::Mask, &mut |error| {
+            problems.add(error.clone());
+            report.n_held_apart_broken += 1;
+            if self.config.quarantine.is_on() {
+                quarantined.push(error);
+            }
+            Ok(())
+        })?;
         self.report.n_held_apart_questions = index.len();
         self.report.held_apart_rows = index.n_by_file.clone();
         Ok(index)
