@@ -1,7 +1,7 @@
 //! The spine of a data stage: read, clean, take duplicates out, take overlaps out, mix, write with an account of every row.
 //!
 //! Writes into `out`: `train.jsonl` (`messages`, or `prompt`/`chosen`/`rejected`, with `id` and `source`), `hold_out.jsonl`,
-//! `manifest.json`, `report.html`, `ledger.jsonl` (each changed or dropped row and its rule), `duplicates.jsonl`, `overlaps.jsonl` and, when asked
+//! `manifest.json`, `report.html`, `ledger.jsonl` (each row changed, dropped, held out or left out, and its rule), `duplicates.jsonl`, `overlaps.jsonl` and, when asked
 //! for, `quarantine.jsonl`, `rendered.jsonl` and `rendered_hold_out.jsonl`, `unjudged.jsonl` (pairs without a judge's verdict) and
 //! `scores.jsonl` (of quality). The same settings and files give the same bytes.
 
@@ -9,7 +9,6 @@ use crate::check::{self, dialect_of, known_dialect};
 use crate::decontaminate::{HeldFile, Index, Overlap};
 use crate::dedup::{self, Duplicate};
 use crate::dialect::{self, Dialect, help_steer};
-use crate::identifiers::Counts;
 use crate::manifest::{DataReport, LeftOut, SourceReport};
 use crate::mixture::{self, Mixture};
 use crate::review::{Reviewed, Verdicts};
@@ -17,31 +16,16 @@ use crate::rules::{self, Outcome};
 use crate::source::{self, DataFile};
 use crate::{
     Body, DataConfig, Error, Item, OutputKind, Problems, Quarantine, Result, RowError, SourceConfig, notices, page,
-    parallel, red_team,
+    parallel, red_team, scored,
 };
 use aloe_record::{Cancel, Progress, atomic, digest};
 use aloe_task::rows::Row;
+use ledger::Entry;
 use serde_json::json;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
-
-/// What happened to one row. Its id is `source/file:line`; the folder stands in the record's settings, so that the ledger's bytes
-/// do not depend on where the data lies.
-#[derive(serde::Serialize)]
-struct Entry {
-    id: String,
-    action: &'static str,
-    rule: String,
-    /// Identifiers by kind, without their text.
-    #[serde(skip_serializing_if = "Counts::is_empty")]
-    identifiers: Counts,
-}
-
-impl Entry {
-    fn new(id: String, action: &'static str, rule: impl Into<String>) -> Entry {
-        Entry { id, action, rule: rule.into(), identifiers: Counts::new() }
-    }
-}
 
 /// Everything a run gathers on its way.
 struct Run<'a> {
@@ -103,6 +87,7 @@ pub fn run_with(
     overlaps.extend(run.drop_by_meaning(&index, models, out, progress)?);
     duplicates.extend(run.drop_semantic_duplicates(models, progress)?);
     run.drop_low_quality(models, out, progress)?;
+    run.count_clusters(&duplicates);
     run.add_variants();
     let mixture = mixture::mix(&run.items, config);
     run.add_templates(&mixture)?;
@@ -168,7 +153,11 @@ impl<'a> Run<'a> {
                 self.report.sources[source].files.insert(file.label.clone(), digest::file(&file.path)?);
                 self.read_file(source, &file)?;
             }
-            self.report.sources[source].skipped_files = source::skipped(&self.config.sources[source].path)?;
+            let (config, report) = (&self.config.sources[source], &mut self.report.sources[source]);
+            report.skipped_files = source::skipped(&config.path)?;
+            if let Some(expected) = config.expect_rows.filter(|expected| *expected != report.n_read) {
+                return Err(Error::RowCount { name: config.name.clone(), expected, found: report.n_read });
+            }
         }
         Ok(())
     }
@@ -221,7 +210,7 @@ impl<'a> Run<'a> {
 
     fn take_rated(&mut self, source: usize, file: &DataFile, rows: &[Row]) -> Result<()> {
         let config = &self.config.sources[source];
-        let grouped = help_steer::group(rows);
+        let grouped = help_steer::group(rows, config.rating_gap.unwrap_or(1));
         for (row, error) in grouped.broken {
             self.broken(source, with_raw(error, &rows[row]));
         }
@@ -235,7 +224,7 @@ impl<'a> Run<'a> {
                 let at = &rows[row].at;
                 self.report.sources[source].count_drop(rule);
                 let id = id(config, file, at);
-                self.ledger.push(Entry::new(id, "dropped", rule));
+                self.ledger.push(Entry::without_item(id, source, "dropped", rule));
             }
         }
         Ok(())
@@ -244,19 +233,23 @@ impl<'a> Run<'a> {
     /// Broken evaluation questions count as broken rows do: without a quarantine they stop the run, with one they are named there, in
     /// the report and in a notice, for nothing was compared with them.
     fn read_held_apart(&mut self) -> Result<Index> {
-        let files = HeldFile::all(&self.config.decontaminate)?;
+        let questions = scored::questions(&self.config.scored)?;
+        let paths = [&self.config.decontaminate[..], &self.config.asked].concat();
+        let files = HeldFile::all(&paths, questions.keys())?;
+        self.report.compared_with = scored::names(self.config);
         for file in &files {
             self.report.held_apart_files.insert(file.label.clone(), digest::file(&file.path)?);
         }
         let (problems, report, quarantined) = (&mut self.problems, &mut self.report, &mut self.quarantined);
-        let index = Index::read(&files, self.config.identifiers == crate::Identifiers::Mask, &mut |error| {
-            problems.add(error.clone());
-            report.n_held_apart_broken += 1;
-            if self.config.quarantine.is_on() {
-                quarantined.push(error);
-            }
-            Ok(())
-        })?;
+        let index =
+            Index::read(&files, questions, self.config.identifiers == crate::Identifiers::Mask, &mut |error| {
+                problems.add(error.clone());
+                report.n_held_apart_broken += 1;
+                if self.config.quarantine.is_on() {
+                    quarantined.push(error);
+                }
+                Ok(())
+            })?;
         self.report.n_held_apart_questions = index.len();
         self.report.held_apart_rows = index.n_by_file.clone();
         Ok(index)
@@ -310,12 +303,13 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn enter(&mut self, item: &Item, action: &'static str, rule: &str) {
-        self.ledger.push(Entry::new(item.id.clone(), action, rule));
+    fn enter(&mut self, item: &Item, action: &'static str, rule: impl Into<Cow<'static, str>>) {
+        self.ledger.push(Entry::of(item, action, rule));
     }
 
-    fn drop_one(&mut self, item: &Item, rule: &str) {
-        self.report.sources[item.source].count_drop(rule);
+    fn drop_one(&mut self, item: &Item, rule: impl Into<Cow<'static, str>>) {
+        let rule = rule.into();
+        self.report.sources[item.source].count_drop(&rule);
         self.enter(item, "dropped", rule);
     }
 
@@ -327,10 +321,11 @@ impl<'a> Run<'a> {
         items.retain(|item| {
             let hit = found.next_if(|(row, _)| *row == index);
             index += 1;
-            if let Some((_, rule)) = &hit {
+            let stays = hit.is_none();
+            if let Some((_, rule)) = hit {
                 self.drop_one(item, rule);
             }
-            hit.is_none()
+            stays
         });
         self.items = items;
     }
@@ -351,6 +346,7 @@ impl<'a> Run<'a> {
             let item = &self.items[row];
             self.report.sources[item.source].count_train(item);
             *self.report.licences.entry(self.config.sources[item.source].licence.clone()).or_default() += 1;
+            *self.report.tasks.entry(item.task.clone()).or_default() += 1;
         }
         for &row in &mixture.held_out {
             self.report.sources[self.items[row].source].n_held_out += 1;
@@ -366,6 +362,17 @@ impl<'a> Run<'a> {
         }
         self.settle(mixture);
         Ok(())
+    }
+
+    /// Sizes of the clusters of duplicates, the row that stays counted.
+    fn count_clusters(&mut self, duplicates: &[Duplicate]) {
+        let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
+        for found in duplicates {
+            *sizes.entry(found.kept.as_str()).or_insert(1) += 1;
+        }
+        for n_rows in sizes.into_values() {
+            *self.report.duplicate_clusters.entry(n_rows).or_default() += 1;
+        }
     }
 
     /// Closes the account of every source and finds what the user must be told.
@@ -393,7 +400,7 @@ impl<'a> Run<'a> {
         if self.config.hold_out > 0.0 {
             written.push(("hold_out.jsonl", self.rows(&out.join("hold_out.jsonl"), &mixture.held_out)?));
         }
-        written.push(("ledger.jsonl", lines(&out.join("ledger.jsonl"), &self.ledger)?));
+        written.push(("ledger.jsonl", self.write_ledger(&out.join("ledger.jsonl"), mixture)?));
         written.push(("duplicates.jsonl", lines(&out.join("duplicates.jsonl"), duplicates)?));
         written.push(("overlaps.jsonl", lines(&out.join("overlaps.jsonl"), overlaps)?));
         match &self.config.quarantine {
@@ -447,7 +454,10 @@ fn outcome(item: &mut Item, config: &DataConfig) -> Outcome {
     } else if config.rules.held_out_style && red_team::is_held_out(item) {
         Outcome::Dropped("held_out_style")
     } else {
-        rules::apply(item, &config.rules)
+        match rules::apply(item, &config.rules) {
+            Outcome::Kept(changed) => config.filters.dropped_by(item).map_or(Outcome::Kept(changed), Outcome::Dropped),
+            dropped => dropped,
+        }
     }
 }
 
@@ -469,6 +479,7 @@ pub(crate) fn lines<T: serde::Serialize>(path: &Path, rows: impl IntoIterator<It
 
 mod by_model;
 mod identify;
+mod ledger;
 mod render;
 pub(crate) mod shard;
 mod template;

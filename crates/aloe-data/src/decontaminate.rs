@@ -16,6 +16,7 @@ use crate::data::with_raw;
 use crate::dialect::Dialect;
 use crate::held;
 use crate::identifiers;
+use crate::scored::Questions;
 use crate::simplify::plain;
 use crate::source;
 use crate::{Item, Result, RowError, parallel, simplify};
@@ -147,15 +148,19 @@ pub(crate) fn telling(text: &str) -> BTreeSet<String> {
 }
 
 impl Index {
-    /// Reads every file; broken rows go to `broken`. With `is_masked` for rows whose identifiers were masked.
+    /// Reads every file, or takes its questions from `scored`; broken rows go to `broken`. With `is_masked` for rows whose identifiers were masked.
     pub(crate) fn read(
         files: &[HeldFile],
+        mut scored: Questions,
         is_masked: bool,
         broken: &mut dyn FnMut(RowError) -> Result<()>,
     ) -> Result<Index> {
         let mut index = Index { is_masked, ..Index::default() };
         for file in files {
-            index.read_file(file, broken)?;
+            match scored.remove(&file.path).filter(|_| file.is_scored) {
+                Some(questions) => index.add_scored(file, &questions),
+                None => index.read_file(file, broken)?,
+            }
         }
         index.close();
         Ok(index)
@@ -200,6 +205,17 @@ impl Index {
         })?;
         self.n_by_file.insert(file.label.clone(), n_taken);
         Ok(())
+    }
+
+    fn add_scored(&mut self, file: &HeldFile, questions: &[(String, held::Held)]) {
+        for (line, text) in questions {
+            let at = format!("{}{line}", file.label);
+            let number = self.add(&at, text, None);
+            if self.is_masked {
+                self.add_masked(&at, text, number);
+            }
+        }
+        self.n_by_file.insert(file.label.clone(), questions.len());
     }
 
     /// The question as masking writes it, where that changes it.

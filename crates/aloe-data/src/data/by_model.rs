@@ -47,8 +47,14 @@ impl Run<'_> {
         let (Some(embedder), Some(threshold)) = (models.embedder, self.config.dedup.semantic) else {
             return Ok(Vec::new());
         };
-        let (found, n_cut) =
-            dedup_meaning::find(&self.items, embedder, threshold, self.n_threads, progress, self.cancel)?;
+        let (found, n_cut) = dedup_meaning::find(
+            &self.items,
+            embedder,
+            (threshold, &self.config.dedup),
+            self.n_threads,
+            progress,
+            self.cancel,
+        )?;
         self.report.n_cut_in_dedup = Some(n_cut);
         self.drop_rows(found.iter().map(|one| (one.dropped_index, one.rule.to_owned())).collect());
         Ok(found)

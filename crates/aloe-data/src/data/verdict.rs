@@ -25,7 +25,7 @@ impl Run<'_> {
                 Some((row, hit)) => dropped.push((*row, rule(hit))),
                 None => {
                     let item = self.items[same_row[0].0].clone();
-                    self.enter(&item, "kept", &rule(&same_row[0].1));
+                    self.enter(&item, "kept", rule(&same_row[0].1));
                 }
             }
             new.extend(same_row.iter().filter(|(_, hit)| self.reviewed.add(hit)).map(|(_, hit)| hit.clone()));

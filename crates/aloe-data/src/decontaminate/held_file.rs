@@ -21,20 +21,21 @@ pub(crate) struct HeldFile {
     pub(crate) path: PathBuf,
     /// What it is called wherever the data lies: the last two parts of its path, and as many more as tell it from the others.
     pub(crate) label: String,
+    /// Whether its questions come from a task's reader, not from a reading of the whole file.
+    pub(crate) is_scored: bool,
 }
 
 impl HeldFile {
-    /// The files at and below `paths`, each once.
-    pub(crate) fn all(paths: &[PathBuf]) -> Result<Vec<HeldFile>> {
-        let mut found: Vec<PathBuf> = Vec::new();
+    /// The files at and below `paths`, read whole, and those of `scored` beside them, each once.
+    pub(crate) fn all<'a>(paths: &[PathBuf], scored: impl IntoIterator<Item = &'a PathBuf>) -> Result<Vec<HeldFile>> {
+        let canonical = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        let (mut found, mut seen) = (Vec::new(), HashSet::new());
         for path in paths {
-            for file in source::files(path)? {
-                if !found.contains(&file.path) {
-                    found.push(file.path);
-                }
-            }
+            let files = source::files(path)?.into_iter().map(|file| file.path);
+            found.extend(files.filter(|file| seen.insert(canonical(file))).map(|file| (file, false)));
         }
-        let texts: Vec<String> = found.iter().map(|path| path.display().to_string()).collect();
+        found.extend(scored.into_iter().filter(|file| seen.insert(canonical(file))).map(|file| (file.clone(), true)));
+        let texts: Vec<String> = found.iter().map(|(path, _)| path.display().to_string()).collect();
         let label = |text: &String| {
             let n_parts = text.split('/').count();
             let is_shared = |n: &usize| texts.iter().any(|other| other != text && last(other, *n) == last(text, *n));
@@ -42,7 +43,11 @@ impl HeldFile {
             last(text, n)
         };
         let labels: Vec<String> = texts.iter().map(label).collect();
-        Ok(found.into_iter().zip(labels).map(|(path, label)| HeldFile { path, label }).collect())
+        Ok(found
+            .into_iter()
+            .zip(labels)
+            .map(|((path, is_scored), label)| HeldFile { path, label, is_scored })
+            .collect())
     }
 }
 
@@ -76,11 +81,14 @@ mod tests {
             std::fs::write(path, "{}").unwrap();
         }
         let labels = |paths: &[PathBuf]| -> Vec<String> {
-            HeldFile::all(paths).unwrap().into_iter().map(|file| file.label).collect()
+            HeldFile::all(paths, []).unwrap().into_iter().map(|file| file.label).collect()
         };
         assert_eq!(labels(&paths), ["a/datasets/test/q.jsonl", "b/datasets/test/q.jsonl", "dev/q.jsonl"]);
         assert_eq!(labels(&paths[1..]), ["test/q.jsonl", "dev/q.jsonl"]);
         let folder = dir.path().join("b");
         assert_eq!(labels(&[paths[1].clone(), folder]), ["test/q.jsonl", "dev/q.jsonl"]);
+        let again = dir.path().join("b/./datasets/dev/q.jsonl");
+        let files = HeldFile::all(&paths[..1], [&paths[0], &again, &paths[2]]).unwrap();
+        assert_eq!(files.iter().map(|file| file.is_scored).collect::<Vec<_>>(), [false, true], "each once");
     }
 }

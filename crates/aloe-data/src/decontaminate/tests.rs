@@ -17,7 +17,7 @@ fn index(rows: &[serde_json::Value]) -> Index {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("held.jsonl");
     std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
-    Index::read(&HeldFile::all(&[path]).unwrap(), false, &mut |error| panic!("{error}")).unwrap()
+    Index::read(&HeldFile::all(&[path], []).unwrap(), Questions::new(), false, &mut |error| panic!("{error}")).unwrap()
 }
 
 fn held(stem: &str, options: [&str; 4]) -> serde_json::Value {
@@ -126,12 +126,16 @@ fn planted_leaks_of_published_questions_are_found_among_other_questions_of_the_s
         questions
     };
     let index = Index::read(
-        &HeldFile::all(&[
-            data.join("medqa/dev_4_options.jsonl"),
-            data.join("medmcqa/validation-00000-of-00001.parquet"),
-            data.join("mmlu_medical/data/test"),
-        ])
+        &HeldFile::all(
+            &[
+                data.join("medqa/dev_4_options.jsonl"),
+                data.join("medmcqa/validation-00000-of-00001.parquet"),
+                data.join("mmlu_medical/data/test"),
+            ],
+            [],
+        )
         .unwrap(),
+        Questions::new(),
         false,
         &mut |error| panic!("{error}"),
     )
@@ -181,8 +185,8 @@ fn a_leak_whose_identifiers_were_masked_is_found_and_its_question_is_counted_onc
     std::fs::write(&path, format!("{}\n", held(stem, OPTIONS))).unwrap();
     let leaked = item(&[&identifiers::masked(stem), "It depends."]);
     let found = |is_masked: bool| {
-        let files = HeldFile::all(std::slice::from_ref(&path)).unwrap();
-        let index = Index::read(&files, is_masked, &mut |error| panic!("{error}")).unwrap();
+        let files = HeldFile::all(std::slice::from_ref(&path), []).unwrap();
+        let index = Index::read(&files, Questions::new(), is_masked, &mut |error| panic!("{error}")).unwrap();
         assert_eq!(index.len(), 1);
         overlap(&index, &leaked).is_some()
     };

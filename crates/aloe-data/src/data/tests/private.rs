@@ -35,7 +35,8 @@ fn identifiers_are_counted_by_kind_and_source_and_stay_are_masked_or_take_their_
         let ledger = read_lines(&out.path().join("ledger.jsonl"));
         assert_eq!(
             ledger[0],
-            json!({"id": "s/notes.jsonl:1", "action": action, "rule": "identifiers", "identifiers": {"date": 1, "name": 1}})
+            json!({"id": "s/notes.jsonl:1", "action": action, "rule": "identifiers", "source": "s", "licence": "MIT",
+                "task": "instruction", "identifiers": {"date": 1, "name": 1}})
         );
     }
     let (report, out) = in_mode("mask");

@@ -51,6 +51,26 @@ fn one_four_and_sixteen_shards_on_one_and_two_threads_write_the_same_bytes_and_a
     assert_eq!(files_of(taken.path()), files_of(own.path()));
 }
 
+/// More rows than are in memory at a time, so that shards sign in several blocks; every ninth of the later ones is a copy of a row
+/// of another block.
+#[test]
+fn shards_that_sign_more_rows_than_one_block_write_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = dir.path().join("rows.jsonl");
+    let fact = |i: usize| i.checked_sub(4504).filter(|_| i % 9 == 8).unwrap_or(i);
+    let row = |i: usize| json!({"instruction": format!("Give fact {}.", fact(i)), "output": "It is so."});
+    let lines: Vec<String> = (0..shard::N_BLOCK + 1000).map(|i| row(i).to_string()).collect();
+    std::fs::write(&rows, lines.join("\n")).unwrap();
+    let config = config(json!({"sources": [source("s", &rows)], "dedup": {"minhash": false}}));
+    let first = files_of(&merged(&config, 1, 2, dir.path()));
+    for n in [4, 16] {
+        assert_eq!(files_of(&merged(&config, n, 2, dir.path())), first, "{n} shards");
+    }
+    let found = check(&config).0.unwrap();
+    let lines = String::from_utf8(first["duplicates.jsonl"].clone()).unwrap().lines().count();
+    assert_eq!((lines, found.account.n_exact_duplicate), (521, 521), "4508, 4517, .. 9188");
+}
+
 #[test]
 fn a_missing_shard_a_shard_twice_other_rows_and_a_damaged_file_are_refused() {
     let dir = tempfile::tempdir().unwrap();
