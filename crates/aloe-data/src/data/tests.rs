@@ -1,6 +1,7 @@
 //! The whole stage on made files, on the starter set (counts of its READMEs) and on the published files.
 
 mod account;
+mod everything;
 mod planted;
 mod private;
 mod shaped;
