@@ -43,7 +43,10 @@ pub(crate) fn file(config: &SourceConfig, file: &DataFile, cancel: &Cancel, prob
         };
         let dialect = dialect_of(&mut dialect, &row, file)?;
         if dialect == Dialect::HelpSteer {
-            help_steer::group(std::slice::from_ref(&row)).broken.into_iter().for_each(|(_, error)| problems.add(error));
+            help_steer::group(std::slice::from_ref(&row), 1)
+                .broken
+                .into_iter()
+                .for_each(|(_, error)| problems.add(error));
         } else if let Err(error) = dialect::item(dialect, &row, index - 1, id(config, file, &row.at), config) {
             problems.add(error);
         }

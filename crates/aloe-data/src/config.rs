@@ -1,7 +1,8 @@
 //! The settings of a data stage, as written in a recipe, and their check. All mistakes are reported together.
 
 use crate::dialect::mapped;
-use crate::{Dialect, Error, Identifiers, Meaning, Quality, Result, Templates, Use, licence};
+use crate::scored::Scored;
+use crate::{Dialect, Error, Filters, Identifiers, Meaning, Quality, Result, Templates, Use, licence};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -52,7 +53,7 @@ impl Quarantine {
 }
 
 /// A data stage.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// Where rows come from; the order decides which duplicate stays.
@@ -66,6 +67,9 @@ pub struct DataConfig {
     /// What is done about identifiers of persons, before all other rules. This is no de-identification.
     #[serde(default)]
     pub identifiers: Identifiers,
+    /// Rows dropped by their length, language or repetition, after the rules; off by default.
+    #[serde(default, skip_serializing_if = "Filters::is_off")]
+    pub filters: Filters,
     /// Duplicates.
     #[serde(default)]
     pub dedup: Dedup,
@@ -75,6 +79,13 @@ pub struct DataConfig {
     /// Files of evaluation questions that no row may overlap.
     #[serde(default)]
     pub decontaminate: Vec<PathBuf>,
+    /// Evaluations whose questions no row may overlap either; a recipe gives its own. No part of what decides whether a finished stage
+    /// stands: an evaluation that is added must not undo a training. The manifest names them, and the plan what it does not name.
+    #[serde(skip)]
+    pub scored: Vec<Scored>,
+    /// Files of red-team questions, as `scored`.
+    #[serde(skip)]
+    pub asked: Vec<PathBuf>,
     /// A file of verdicts on the overlaps of an earlier run, see `aloe data review`: rows with the verdict `keep` stay.
     #[serde(default)]
     pub verdicts: Option<PathBuf>,
@@ -140,6 +151,12 @@ pub struct SourceConfig {
     /// At most so many rows, drawn by the seed.
     #[serde(default)]
     pub max_rows: Option<usize>,
+    /// Rows and broken rows that the files must hold in all; the stage refuses any other number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_rows: Option<usize>,
+    /// Rated answers (HelpSteer): how many points of helpfulness the better side of a pair must lie above the worse; 1 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rating_gap: Option<u8>,
     /// How often each row appears: 2 twice, 0.5 half of the rows.
     #[serde(default = "one")]
     pub weight: f64,
@@ -187,6 +204,8 @@ impl SourceConfig {
             dialect: None,
             columns: BTreeMap::new(),
             max_rows: None,
+            expect_rows: None,
+            rating_gap: None,
             weight: 1.0,
             task: None,
             subject: None,
@@ -242,6 +261,23 @@ impl Default for Rules {
     }
 }
 
+/// Which row of a cluster of duplicates stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// The first, by the order of sources, files and lines.
+    #[default]
+    First,
+    /// The one of the most characters; of equally long ones the first.
+    Longest,
+}
+
+impl Keep {
+    fn is_first(&self) -> bool {
+        *self == Self::First
+    }
+}
+
 /// Which duplicates go.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -251,6 +287,9 @@ pub struct Dedup {
     /// Rows that share a MinHash bucket: 14 x 8 (threshold 0.72) for one question and answer, 11 x 9 (0.77) for dialogues.
     /// As in Datatrove, rows of five words or more that differ only in numbers count as duplicates.
     pub minhash: bool,
+    /// Which row of duplicates stays.
+    #[serde(skip_serializing_if = "Keep::is_first")]
+    pub keep: Keep,
     /// Cosine from which on two rows are duplicates by the input `embedder`; not compared without.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub semantic: Option<f64>,
@@ -258,7 +297,7 @@ pub struct Dedup {
 
 impl Default for Dedup {
     fn default() -> Self {
-        Dedup { exact: true, minhash: true, semantic: None }
+        Dedup { exact: true, minhash: true, keep: Keep::First, semantic: None }
     }
 }
 
@@ -358,6 +397,7 @@ impl DataConfig {
         if let Some(cosine) = self.dedup.semantic.filter(|cosine| !(*cosine > 0.0 && *cosine <= 1.0)) {
             mistakes.push(format!("`dedup.semantic` is {cosine}; a cosine above 0 and at most 1 is meant"));
         }
+        mistakes.extend(self.filters.mistakes());
         mistakes.extend(self.meaning.iter().flat_map(Meaning::mistakes));
         mistakes.extend(self.quality.iter().flat_map(Quality::mistakes));
         if self.output == OutputKind::Pairs && self.quality.is_some() {
@@ -366,8 +406,9 @@ impl DataConfig {
         if mistakes.is_empty() { Ok(()) } else { Err(Error::Config { mistakes }) }
     }
 
-    /// What is wrong between the settings and the names of the stage's inputs.
-    pub fn input_mistakes(&self, inputs: &[&str]) -> Vec<String> {
+    /// What is wrong between the settings and the names of the stage's inputs. `compares` is whether there are evaluation questions, here
+    /// or, as far as is known, in the recipe.
+    pub fn input_mistakes(&self, inputs: &[&str], compares: bool) -> Vec<String> {
         let has = |name: &str| inputs.contains(&name);
         let mut mistakes = Vec::new();
         let mut refuse = |is_wrong: bool, text: &str| is_wrong.then(|| mistakes.push(text.to_owned()));
@@ -377,14 +418,11 @@ impl DataConfig {
             "the input `judge` is shown what the input `embedder` finds: add that",
         );
         refuse(
-            has("embedder") && self.decontaminate.is_empty() && self.dedup.semantic.is_none(),
+            has("embedder") && !compares && self.dedup.semantic.is_none(),
             "the input `embedder` needs questions to compare with (`decontaminate`), or `dedup.semantic`",
         );
         refuse(self.dedup.semantic.is_some() && !has("embedder"), "`dedup.semantic` needs the input `embedder`");
-        refuse(
-            self.meaning.is_some() && self.decontaminate.is_empty(),
-            "`meaning` needs questions to compare with: `decontaminate`",
-        );
+        refuse(self.meaning.is_some() && !compares, "`meaning` needs questions to compare with: `decontaminate`");
         refuse(self.quality.is_some() && !has("scorer"), "`quality` needs the input `scorer`");
         refuse(has("scorer") && self.quality.is_none(), "the input `scorer` is of no use without `quality = {}`");
         mistakes
@@ -405,6 +443,9 @@ impl DataConfig {
         }
         if !(source.weight > 0.0 && source.weight <= 100.0) {
             mistake(format!("`weight` is {}; it must be above 0 and at most 100", source.weight));
+        }
+        if source.rating_gap.is_some_and(|gap| !(1..=4).contains(&gap)) {
+            mistake("`rating_gap` must be 1 to 4: ratings go from 0 to 4".into());
         }
         mapped::mistakes(&source.columns).into_iter().for_each(&mut mistake);
         if !source.columns.is_empty() && source.dialect.is_some() {

@@ -1,46 +1,30 @@
 //! The spine of a data stage: read, clean, take duplicates out, take overlaps out, mix, write with an account of every row.
 //!
 //! Writes into `out`: `train.jsonl` (`messages`, or `prompt`/`chosen`/`rejected`, with `id` and `source`), `hold_out.jsonl`,
-//! `manifest.json`, `report.html`, `ledger.jsonl` (each changed or dropped row and its rule), `duplicates.jsonl`, `overlaps.jsonl` and, when asked
+//! `manifest.json`, `report.html`, `ledger.jsonl` (each row changed, dropped, held out or left out, and its rule), `duplicates.jsonl`, `overlaps.jsonl` and, when asked
 //! for, `quarantine.jsonl`, `rendered.jsonl` and `rendered_hold_out.jsonl`, `unjudged.jsonl` (pairs without a judge's verdict) and
 //! `scores.jsonl` (of quality). The same settings and files give the same bytes.
 
 use crate::check::{self, dialect_of, known_dialect};
-use crate::decontaminate::{self, Index, Overlap};
+use crate::decontaminate::{HeldFile, Index, Overlap};
 use crate::dedup::{self, Duplicate};
 use crate::dialect::{self, Dialect, help_steer};
-use crate::identifiers::Counts;
-use crate::manifest::{DataReport, LeftOut, SourceReport};
+use crate::manifest::{DataReport, SourceReport};
 use crate::mixture::{self, Mixture};
+use crate::review::{Reviewed, Verdicts};
 use crate::rules::{self, Outcome};
 use crate::source::{self, DataFile};
 use crate::{
-    Body, DataConfig, Error, Item, OutputKind, Problems, Quarantine, Result, RowError, SourceConfig, notices, page,
-    parallel, red_team,
+    Body, DataConfig, Error, Item, OutputKind, Problems, Quarantine, Result, RowError, SourceConfig, page, parallel,
+    red_team, scored,
 };
 use aloe_record::{Cancel, Progress, atomic, digest};
 use aloe_task::rows::Row;
+use ledger::Entry;
 use serde_json::json;
+use std::borrow::Cow;
 use std::io::Write as _;
 use std::path::Path;
-
-/// What happened to one row. Its id is `source/file:line`; the folder stands in the record's settings, so that the ledger's bytes
-/// do not depend on where the data lies.
-#[derive(serde::Serialize)]
-struct Entry {
-    id: String,
-    action: &'static str,
-    rule: String,
-    /// Identifiers by kind, without their text.
-    #[serde(skip_serializing_if = "Counts::is_empty")]
-    identifiers: Counts,
-}
-
-impl Entry {
-    fn new(id: String, action: &'static str, rule: impl Into<String>) -> Entry {
-        Entry { id, action, rule: rule.into(), identifiers: Counts::new() }
-    }
-}
 
 /// Everything a run gathers on its way.
 struct Run<'a> {
@@ -52,6 +36,8 @@ struct Run<'a> {
     ledger: Vec<Entry>,
     problems: Problems,
     quarantined: Vec<RowError>,
+    /// A reader's verdicts on overlaps, and the overlaps.
+    reviewed: Reviewed,
     /// Of a shard: rows are signed and forgotten.
     sink: Option<shard::Sink<'a>>,
     /// Files that models' answers were written to, with their digests.
@@ -80,6 +66,9 @@ pub fn run_with(
 ) -> Result<DataReport> {
     config.check()?;
     let mut run = Run::new(config, n_threads, cancel);
+    if let Some(path) = &config.verdicts {
+        run.reviewed = Reviewed::of(Verdicts::read(path)?);
+    }
     run.check_sources(progress)?;
     run.read_sources(progress)?;
     let index = run.read_held_apart()?;
@@ -97,6 +86,7 @@ pub fn run_with(
     overlaps.extend(run.drop_by_meaning(&index, models, out, progress)?);
     duplicates.extend(run.drop_semantic_duplicates(models, progress)?);
     run.drop_low_quality(models, out, progress)?;
+    run.count_clusters(&duplicates);
     run.add_variants();
     let mixture = mixture::mix(&run.items, config);
     run.add_templates(&mixture)?;
@@ -124,8 +114,8 @@ impl<'a> Run<'a> {
             ..DataReport::default()
         };
         let (items, ledger, quarantined) = (Vec::new(), Vec::new(), Vec::new());
-        let (problems, by_model, sink) = (Problems::default(), Vec::new(), None);
-        Run { config, n_threads, cancel, report, items, ledger, problems, quarantined, sink, by_model }
+        let (problems, by_model, sink, reviewed) = (Problems::default(), Vec::new(), None, Reviewed::default());
+        Run { config, n_threads, cancel, report, items, ledger, problems, quarantined, reviewed, sink, by_model }
     }
 
     fn broken(&mut self, source: usize, error: RowError) {
@@ -162,7 +152,11 @@ impl<'a> Run<'a> {
                 self.report.sources[source].files.insert(file.label.clone(), digest::file(&file.path)?);
                 self.read_file(source, &file)?;
             }
-            self.report.sources[source].skipped_files = source::skipped(&self.config.sources[source].path)?;
+            let (config, report) = (&self.config.sources[source], &mut self.report.sources[source]);
+            report.skipped_files = source::skipped(&config.path)?;
+            if let Some(expected) = config.expect_rows.filter(|expected| *expected != report.n_read) {
+                return Err(Error::RowCount { name: config.name.clone(), expected, found: report.n_read });
+            }
         }
         Ok(())
     }
@@ -215,7 +209,7 @@ impl<'a> Run<'a> {
 
     fn take_rated(&mut self, source: usize, file: &DataFile, rows: &[Row]) -> Result<()> {
         let config = &self.config.sources[source];
-        let grouped = help_steer::group(rows);
+        let grouped = help_steer::group(rows, config.rating_gap.unwrap_or(1));
         for (row, error) in grouped.broken {
             self.broken(source, with_raw(error, &rows[row]));
         }
@@ -229,7 +223,7 @@ impl<'a> Run<'a> {
                 let at = &rows[row].at;
                 self.report.sources[source].count_drop(rule);
                 let id = id(config, file, at);
-                self.ledger.push(Entry::new(id, "dropped", rule));
+                self.ledger.push(Entry::without_item(id, source, "dropped", rule));
             }
         }
         Ok(())
@@ -238,25 +232,23 @@ impl<'a> Run<'a> {
     /// Broken evaluation questions count as broken rows do: without a quarantine they stop the run, with one they are named there, in
     /// the report and in a notice, for nothing was compared with them.
     fn read_held_apart(&mut self) -> Result<Index> {
-        for path in &self.config.decontaminate {
-            for file in source::files(path)? {
-                let name = decontaminate::last_two(&file.path.display().to_string());
-                self.report.held_apart_files.insert(name, digest::file(&file.path)?);
-            }
+        let questions = scored::questions(&self.config.scored)?;
+        let paths = [&self.config.decontaminate[..], &self.config.asked].concat();
+        let files = HeldFile::all(&paths, questions.keys())?;
+        self.report.compared_with = scored::names(self.config);
+        for file in &files {
+            self.report.held_apart_files.insert(file.label.clone(), digest::file(&file.path)?);
         }
         let (problems, report, quarantined) = (&mut self.problems, &mut self.report, &mut self.quarantined);
-        let index = Index::read(
-            &self.config.decontaminate,
-            self.config.identifiers == crate::Identifiers::Mask,
-            &mut |error| {
+        let index =
+            Index::read(&files, questions, self.config.identifiers == crate::Identifiers::Mask, &mut |error| {
                 problems.add(error.clone());
                 report.n_held_apart_broken += 1;
                 if self.config.quarantine.is_on() {
                     quarantined.push(error);
                 }
                 Ok(())
-            },
-        )?;
+            })?;
         self.report.n_held_apart_questions = index.len();
         self.report.held_apart_rows = index.n_by_file.clone();
         Ok(index)
@@ -310,12 +302,13 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn enter(&mut self, item: &Item, action: &'static str, rule: &str) {
-        self.ledger.push(Entry::new(item.id.clone(), action, rule));
+    fn enter(&mut self, item: &Item, action: &'static str, rule: impl Into<Cow<'static, str>>) {
+        self.ledger.push(Entry::of(item, action, rule));
     }
 
-    fn drop_one(&mut self, item: &Item, rule: &str) {
-        self.report.sources[item.source].count_drop(rule);
+    fn drop_one(&mut self, item: &Item, rule: impl Into<Cow<'static, str>>) {
+        let rule = rule.into();
+        self.report.sources[item.source].count_drop(&rule);
         self.enter(item, "dropped", rule);
     }
 
@@ -327,10 +320,11 @@ impl<'a> Run<'a> {
         items.retain(|item| {
             let hit = found.next_if(|(row, _)| *row == index);
             index += 1;
-            if let Some((_, rule)) = &hit {
+            let stays = hit.is_none();
+            if let Some((_, rule)) = hit {
                 self.drop_one(item, rule);
             }
-            hit.is_none()
+            stays
         });
         self.items = items;
     }
@@ -346,54 +340,12 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn count(&mut self, mixture: &Mixture) -> Result<()> {
-        for &row in &mixture.train {
-            let item = &self.items[row];
-            self.report.sources[item.source].count_train(item);
-            *self.report.licences.entry(self.config.sources[item.source].licence.clone()).or_default() += 1;
-        }
-        for &row in &mixture.held_out {
-            self.report.sources[self.items[row].source].n_held_out += 1;
-        }
-        self.report.n_train = mixture.train.len();
-        self.report.n_held_out = mixture.held_out.len();
-        if mixture.train.is_empty() {
-            let n_read = self.report.sources.iter().map(|source| source.n_read).sum();
-            let dropped = self.report.dropped();
-            let by_rule: Vec<String> = dropped.iter().map(|(rule, n)| format!("{rule} {n}")).collect();
-            let n_dropped = dropped.values().sum();
-            return Err(Error::EmptyResult { n_read, n_dropped, by_rule: by_rule.join(", ") });
-        }
-        self.settle(mixture);
-        Ok(())
-    }
-
-    /// Closes the account of every source and finds what the user must be told.
-    fn settle(&mut self, mixture: &Mixture) {
-        let mut left = vec![LeftOut::default(); self.config.sources.len()];
-        let mut seen = vec![false; self.items.len()];
-        for &row in &mixture.train {
-            left[self.items[row].source].n_repeated += usize::from(std::mem::replace(&mut seen[row], true));
-        }
-        for &row in &mixture.over_cap {
-            left[self.items[row].source].n_over_cap += 1;
-        }
-        for &row in &mixture.weighted_out {
-            left[self.items[row].source].n_weighted_out += 1;
-        }
-        for (source, left) in self.report.sources.iter_mut().zip(left) {
-            source.settle(left);
-        }
-        self.report.settle();
-        self.report.notices = notices::find(self.config, &self.report);
-    }
-
     fn write(&mut self, out: &Path, mixture: &Mixture, duplicates: &[Duplicate], overlaps: &[Overlap]) -> Result<()> {
         let mut written = vec![("train.jsonl", self.rows(&out.join("train.jsonl"), &mixture.train)?)];
         if self.config.hold_out > 0.0 {
             written.push(("hold_out.jsonl", self.rows(&out.join("hold_out.jsonl"), &mixture.held_out)?));
         }
-        written.push(("ledger.jsonl", lines(&out.join("ledger.jsonl"), &self.ledger)?));
+        written.push(("ledger.jsonl", self.write_ledger(&out.join("ledger.jsonl"), mixture)?));
         written.push(("duplicates.jsonl", lines(&out.join("duplicates.jsonl"), duplicates)?));
         written.push(("overlaps.jsonl", lines(&out.join("overlaps.jsonl"), overlaps)?));
         match &self.config.quarantine {
@@ -447,7 +399,10 @@ fn outcome(item: &mut Item, config: &DataConfig) -> Outcome {
     } else if config.rules.held_out_style && red_team::is_held_out(item) {
         Outcome::Dropped("held_out_style")
     } else {
-        rules::apply(item, &config.rules)
+        match rules::apply(item, &config.rules) {
+            Outcome::Kept(changed) => config.filters.dropped_by(item).map_or(Outcome::Kept(changed), Outcome::Dropped),
+            dropped => dropped,
+        }
     }
 }
 
@@ -468,7 +423,9 @@ pub(crate) fn lines<T: serde::Serialize>(path: &Path, rows: impl IntoIterator<It
 }
 
 mod by_model;
+mod count;
 mod identify;
+mod ledger;
 mod render;
 pub(crate) mod shard;
 mod template;

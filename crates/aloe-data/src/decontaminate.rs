@@ -7,7 +7,7 @@
 //! - `ngram_13`: a quarter of the question's (or its abstract's) runs of 13 words, five of them telling, stand in the row. One run
 //!   alone is no evidence: clinical vignettes share whole sentences ("has smoked one pack of cigarettes daily for ...");
 //! - `ngram_8`: 70 % of the question's runs of 8 words, three of them telling, stand in the row; or a user message is the whole
-//!   question (4 words or more).
+//!   question (4 words or more) with its numbers.
 //!
 //! Telling words are those outside exam phrasing and normal findings. Runs that stand in more than two evaluation questions of
 //! different wording are no evidence. Rewording that keeps neither words nor options is found by `meaning`.
@@ -16,20 +16,24 @@ use crate::data::with_raw;
 use crate::dialect::Dialect;
 use crate::held;
 use crate::identifiers;
+use crate::scored::Questions;
 use crate::simplify::plain;
-use crate::source::{self, DataFile};
+use crate::source;
 use crate::{Item, Result, RowError, parallel, simplify};
 use aloe_record::{Cancel, Progress};
 use aloe_task::Question;
-use aloe_text::Role;
+use held_file::tested_pmids;
 use regex::Regex;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use words::{Runs, Words};
 use xxhash_rust::xxh64::xxh64;
 
+mod held_file;
+mod search;
 mod words;
+
+pub(crate) use held_file::{HeldFile, last_two, test_list};
 
 /// Words of exam phrasing, of units and of normal findings.
 const STOCK_WORDS: &str = "a an the of in on at to for with without by from and or is are was be been being has have had this that \
@@ -50,6 +54,8 @@ const STOCK_WORDS: &str = "a an the of in on at to for with without by from and 
 static STOCK: LazyLock<HashSet<&'static str>> = LazyLock::new(|| STOCK_WORDS.split_whitespace().collect());
 pub(crate) static OPTION_LINE: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"(?m)^\s*\(?(?:[A-Ja-j]|\d{1,2})[.):]\s+(.+?)\s*$").expect("a fixed pattern"));
+
+static NUMBER: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\p{Nd}+(?:[.,]\p{Nd}+)*").expect("a fixed pattern"));
 
 const LONGEST_SHORT_STEM: usize = 12;
 
@@ -83,16 +89,11 @@ pub struct Overlap {
     pub evidence: Evidence,
 }
 
-/// The last two parts of a path: enough to find the file, and the same wherever the data lies.
-pub(crate) fn last_two(path: &str) -> String {
-    let mut parts: Vec<&str> = path.rsplit('/').take(2).collect();
-    parts.reverse();
-    parts.join("/")
-}
-
 /// An evaluation question, ready to compare.
 struct Held {
     at: String,
+    /// The number of the question of which this is the masked form; else its own.
+    base: usize,
     /// Stem and options as written.
     asked: (String, Vec<String>),
     stem: String,
@@ -112,7 +113,7 @@ pub(crate) struct Index {
     is_masked: bool,
     runs_13: Runs,
     runs_8: Runs,
-    whole: HashMap<u64, u32>,
+    whole: HashMap<u64, Vec<u32>>,
     /// Whole stems of at most 12 words.
     short: Runs,
     /// Lengths of the short stems (bit n: n words) that begin with these two words, or with this one and have no other.
@@ -121,6 +122,9 @@ pub(crate) struct Index {
     /// File to questions taken from it.
     pub(crate) n_by_file: BTreeMap<String, usize>,
 }
+
+/// Whether a verdict keeps the row beside the question, both by name.
+pub(crate) type IsKept<'a> = dyn Fn(&str, &str) -> bool + Sync + 'a;
 
 fn hash(text: &str) -> u64 {
     xxh64(text.as_bytes(), 0)
@@ -144,16 +148,18 @@ pub(crate) fn telling(text: &str) -> BTreeSet<String> {
 }
 
 impl Index {
-    /// Reads every file; broken rows go to `broken`. With `is_masked` for rows whose identifiers were masked.
+    /// Reads every file, or takes its questions from `scored`; broken rows go to `broken`. With `is_masked` for rows whose identifiers were masked.
     pub(crate) fn read(
-        paths: &[PathBuf],
+        files: &[HeldFile],
+        mut scored: Questions,
         is_masked: bool,
         broken: &mut dyn FnMut(RowError) -> Result<()>,
     ) -> Result<Index> {
         let mut index = Index { is_masked, ..Index::default() };
-        for path in paths {
-            for file in source::files(path)? {
-                index.read_file(&file, broken)?;
+        for file in files {
+            match scored.remove(&file.path).filter(|_| file.is_scored) {
+                Some(questions) => index.add_scored(file, &questions),
+                None => index.read_file(file, broken)?,
             }
         }
         index.close();
@@ -165,8 +171,9 @@ impl Index {
         self.held.len() - self.n_masked
     }
 
-    fn read_file(&mut self, file: &DataFile, broken: &mut dyn FnMut(RowError) -> Result<()>) -> Result<()> {
+    fn read_file(&mut self, file: &HeldFile, broken: &mut dyn FnMut(RowError) -> Result<()>) -> Result<()> {
         let tested = tested_pmids(&file.path)?;
+        let prefix = file.path.display().to_string();
         let (mut n_rows, mut n_taken) = (0, 0);
         source::read(&file.path, &mut |row| {
             n_rows += 1;
@@ -184,12 +191,11 @@ impl Index {
             match held::texts(&row, n_rows) {
                 Ok(texts) => {
                     n_taken += 1;
+                    let at = format!("{}{}", file.label, row.at.strip_prefix(&prefix).unwrap_or_default());
                     for text in texts {
-                        self.add(&row.at, &text.stem, text.context.as_deref(), &text.options);
-                        let masked = text.map(identifiers::masked);
-                        if self.is_masked && masked != text {
-                            self.n_masked += 1;
-                            self.add(&row.at, &masked.stem, masked.context.as_deref(), &masked.options);
+                        let number = self.add(&at, &text, None);
+                        if self.is_masked {
+                            self.add_masked(&at, &text, number);
                         }
                     }
                     Ok(())
@@ -197,14 +203,37 @@ impl Index {
                 Err(error) => broken(with_raw(error, &row)),
             }
         })?;
-        *self.n_by_file.entry(last_two(&file.path.display().to_string())).or_default() += n_taken;
+        self.n_by_file.insert(file.label.clone(), n_taken);
         Ok(())
     }
 
-    fn add(&mut self, at: &str, stem: &str, context: Option<&str>, options: &[String]) {
-        let id = self.held.len() as u32;
-        let asked = (stem.to_owned(), options.to_vec());
-        let stem = simplify(stem);
+    fn add_scored(&mut self, file: &HeldFile, questions: &[(String, held::Held)]) {
+        for (line, text) in questions {
+            let at = format!("{}{line}", file.label);
+            let number = self.add(&at, text, None);
+            if self.is_masked {
+                self.add_masked(&at, text, number);
+            }
+        }
+        self.n_by_file.insert(file.label.clone(), questions.len());
+    }
+
+    /// The question as masking writes it, where that changes it.
+    fn add_masked(&mut self, at: &str, text: &held::Held, number: usize) {
+        let masked = text.map(identifiers::masked);
+        if masked != *text {
+            self.n_masked += 1;
+            self.add(at, &masked, Some(number));
+        }
+    }
+
+    /// Gives the question's number.
+    fn add(&mut self, at: &str, text: &held::Held, base: Option<usize>) -> usize {
+        let number = self.held.len();
+        let id = number as u32;
+        let options = &text.options;
+        let asked = (text.stem.clone(), options.clone());
+        let stem = simplify(&text.stem);
         let words = Words::of(&stem);
         let add_runs = |runs: &mut Runs, words: &Words<'_>, n: usize, least: usize| {
             let telling: BTreeSet<u64> =
@@ -215,13 +244,13 @@ impl Index {
             telling.len()
         };
         let mut n_runs_13 = add_runs(&mut self.runs_13, &words, 13, 5);
-        if let Some(context) = context {
+        if let Some(context) = &text.context {
             n_runs_13 = n_runs_13.max(add_runs(&mut self.runs_13, &Words::of(&simplify(context)), 13, 5));
         }
         let n_runs_8 = add_runs(&mut self.runs_8, &words, 8, 3);
         let n_words = words.len();
         if n_words >= 4 {
-            self.whole.insert(words.whole_hash(), id);
+            self.whole.entry(words.whole_hash()).or_default().push(id);
         }
         let options = option_set(options);
         if options.len() >= 3 {
@@ -231,7 +260,9 @@ impl Index {
             }
             self.by_options.entry(hash(&options.join("\n"))).or_default().push(id);
         }
-        self.held.push(Held { at: last_two(at), asked, telling: telling(&stem), stem, options, n_runs_13, n_runs_8 });
+        let (at, base) = (at.to_owned(), base.unwrap_or(number));
+        self.held.push(Held { at, base, asked, telling: telling(&stem), stem, options, n_runs_13, n_runs_8 });
+        number
     }
 
     /// All questions are there. Runs in more than two of different wording are phrasing and are forgotten; copies of one question count
@@ -240,7 +271,8 @@ impl Index {
         let held = &self.held;
         let is_rare = |ids: &mut Vec<u32>| {
             ids.dedup();
-            ids.len() <= 2 || ids.iter().map(|id| held[*id as usize].stem.as_str()).collect::<HashSet<_>>().len() <= 2
+            let base = |id: &u32| held[held[*id as usize].base].stem.as_str();
+            ids.len() <= 2 || ids.iter().map(base).collect::<HashSet<_>>().len() <= 2
         };
         self.runs_13.close(is_rare);
         self.runs_8.close(is_rare);
@@ -257,166 +289,35 @@ impl Index {
         &self.held[id].at
     }
 
-    /// The questions of an evaluation, whose numbers are their places.
+    /// The questions of an evaluation, whose numbers are their places, also in their masked form: whether the rows were masked, a file of
+    /// rows does not say.
     pub(crate) fn of(questions: &[Question]) -> Index {
         let mut index = Index::default();
+        let text = |question: &Question| held::Held {
+            stem: question.stem.clone(),
+            context: question.context.clone(),
+            options: question.choices.clone(),
+        };
         for question in questions {
-            index.add(&question.source, &question.stem, question.context.as_deref(), &question.choices);
+            index.add(&last_two(&question.source), &text(question), None);
+        }
+        for (number, question) in questions.iter().enumerate() {
+            index.add_masked(&last_two(&question.source), &text(question), number);
         }
         index.close();
         index
     }
-
-    /// The first overlap of `item`, if any.
-    pub(crate) fn overlap(&self, item: &Item) -> Option<Overlap> {
-        let (at, evidence) = self.hit(item)?;
-        let held = &self.held[at];
-        let asked = item.messages().into_iter().find(|message| message.role == Role::User);
-        Some(Overlap {
-            row: item.id.clone(),
-            question_at: held.at.clone(),
-            question: held.stem.clone(),
-            row_text: asked.map(|message| message.content.clone()).unwrap_or_default(),
-            evidence,
-        })
-    }
-
-    /// The number of the first question that `item` holds, and why it was taken for it.
-    pub(crate) fn hit(&self, item: &Item) -> Option<(usize, Evidence)> {
-        let messages = item.messages();
-        let asked: Vec<&str> = messages
-            .iter()
-            .filter(|message| message.role == Role::User)
-            .map(|message| message.content.as_str())
-            .collect();
-        let options = match &item.question {
-            Some(question) => question.choices.clone(),
-            // Three options take three lines; the pattern is slow and most questions have one.
-            None if asked.iter().map(|text| text.matches('\n').count() + 1).sum::<usize>() < 3 => Vec::new(),
-            None => OPTION_LINE.captures_iter(&asked.join("\n")).map(|found| found[1].to_owned()).collect(),
-        };
-        let hit = if options.is_empty() { None } else { self.same_options(&options, &asked, item) };
-        // Simplified once: it is most of the work.
-        let simple: Vec<String> = messages.iter().map(|message| simplify(&message.content)).collect();
-        let words: Vec<Words<'_>> = simple.iter().map(|text| Words::of(text)).collect();
-        let texts = || messages.iter().zip(&words);
-        let mut asked = texts().filter(|(message, _)| message.role == Role::User);
-        let hit = hit.or_else(|| asked.find_map(|(_, words)| self.whole_question(words)));
-        let hit = hit.or_else(|| texts().find_map(|(message, words)| self.stem_and_options(&message.content, words)));
-        let hit = hit.or_else(|| words.iter().find_map(|words| self.shared_runs(words)));
-        hit.map(|(id, evidence)| (id as usize, evidence))
-    }
-
-    fn same_options(&self, options: &[String], asked: &[&str], item: &Item) -> Option<(u32, Evidence)> {
-        let set = option_set(options);
-        let ids = self.by_options.get(&hash(&set.join("\n")))?;
-        let stem = match &item.question {
-            Some(question) => question.stem.clone(),
-            None => OPTION_LINE.replace_all(&asked.join("\n"), "").into_owned(),
-        };
-        let stem = telling(&simplify(&stem));
-        let n_words: usize = set.iter().map(|option| option.split(' ').count()).sum();
-        let needed = if n_words < 6 { 0.75 } else { 0.5 };
-        ids.iter().find_map(|&id| {
-            let held = &self.held[id as usize];
-            let common = held.telling.intersection(&stem).count();
-            let score = common as f64 / held.telling.len().min(stem.len()).max(1) as f64;
-            let shared = held.options.join(" | ");
-            (common >= 2 && score >= needed).then(|| (id, Evidence { test: "options", shared, score: rounded(score) }))
-        })
-    }
-
-    fn whole_question(&self, words: &Words<'_>) -> Option<(u32, Evidence)> {
-        let id = *self.whole.get(&words.whole_hash())?;
-        Some((id, Evidence { test: "ngram_8", shared: words.run(0, words.len()).to_owned(), score: 1.0 }))
-    }
-
-    fn stem_and_options(&self, text: &str, words: &Words<'_>) -> Option<(u32, Evidence)> {
-        let plain_text = std::cell::OnceCell::new();
-        let has_all = |held: &Held| {
-            let plain_text = plain_text.get_or_init(|| format!(" {} ", plain(text)));
-            held.options.iter().all(|option| plain_text.contains(&format!(" {option} ")))
-        };
-        // A stem of one or two words is evidence only together with options that say something.
-        let is_enough = |held: &Held, n_words: usize| {
-            n_words >= 3 || held.options.iter().map(|o| o.split(' ').count()).sum::<usize>() >= 6
-        };
-        // Shorter stems first, then those that stand earlier.
-        let mut candidates = BTreeSet::new();
-        for (n, at, hash) in [1, 2].into_iter().flat_map(|n| words.runs(n).map(move |(at, hash)| (n, at, hash))) {
-            let lengths = self.short_starts.get(&hash).copied().unwrap_or(0);
-            let lengths = if n == 1 { lengths & 0b10 } else { lengths & !0b10 };
-            let fits = |n_words: &usize| lengths >> n_words & 1 == 1 && at + n_words <= words.len();
-            candidates.extend((1..=LONGEST_SHORT_STEM).filter(fits).map(|n_words| (n_words, at)));
-        }
-        for (n_words, at) in candidates {
-            let ids = self.short.get(words.hash(at, n_words)).iter();
-            let found = ids
-                .map(|&id| (id, &self.held[id as usize]))
-                .find(|(_, held)| is_enough(held, n_words) && has_all(held));
-            if let Some((id, held)) = found {
-                let shared = format!("{} | {}", held.stem, held.options.join(" | "));
-                return Some((id, Evidence { test: "stem_and_options", shared, score: 1.0 }));
-            }
-        }
-        None
-    }
-
-    fn shared_runs(&self, words: &Words<'_>) -> Option<(u32, Evidence)> {
-        let long = self.most_runs("ngram_13", words, &self.runs_13, 13, 0.25, |held| held.n_runs_13);
-        long.or_else(|| self.most_runs("ngram_8", words, &self.runs_8, 8, 0.7, |held| held.n_runs_8))
-    }
-
-    /// The first question of which at least the share `needed` of all its `n`-word runs stand among `words`.
-    fn most_runs(
-        &self,
-        test: &'static str,
-        words: &Words<'_>,
-        runs: &Runs,
-        n: usize,
-        needed: f64,
-        n_runs: fn(&Held) -> usize,
-    ) -> Option<(u32, Evidence)> {
-        let mut found: BTreeMap<u32, BTreeSet<&str>> = BTreeMap::new();
-        for (at, hash) in words.runs(n) {
-            for id in runs.get(hash) {
-                found.entry(*id).or_default().insert(words.run(at, n));
-            }
-        }
-        let scored = found.into_iter().map(|(id, runs)| {
-            let score = runs.len() as f64 / n_runs(&self.held[id as usize]).max(1) as f64;
-            (id, score, runs)
-        });
-        let (id, score, runs) = scored.into_iter().find(|(_, score, _)| *score >= needed)?;
-        let shared = runs.first().map(|run| (*run).to_owned()).unwrap_or_default();
-        Some((id, Evidence { test, shared, score: rounded(score) }))
-    }
-}
-
-/// Where the list of test instances of `path` would stand: PubMedQA keeps train and test instances in one file, and the test ones are
-/// those of `test_ground_truth.json` beside it.
-pub(crate) fn test_list(path: &Path) -> Option<PathBuf> {
-    (file_name(path) == "ori_pqal.json").then(|| path.with_file_name(source::TEST_LIST))
-}
-
-fn tested_pmids(path: &Path) -> Result<Option<HashSet<String>>> {
-    let Some(list) = test_list(path).filter(|list| list.exists()) else { return Ok(None) };
-    let by_pmid: HashMap<String, String> = aloe_record::atomic::read_json(&list)?;
-    Ok(Some(by_pmid.into_keys().collect()))
 }
 
 pub(crate) fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }
 
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// All overlaps, in row order, with the index of the row.
+/// All overlaps, in row order, with the index of the row; a row has several where verdicts keep all but the last.
 pub(crate) fn find(
     items: &[Item],
     index: &Index,
+    is_kept: &IsKept<'_>,
     n_threads: usize,
     progress: &Progress,
     cancel: &Cancel,
@@ -428,9 +329,9 @@ pub(crate) fn find(
     }
     for (block, rows) in items.chunks(N_BLOCK).enumerate() {
         cancel.check()?;
-        let overlaps = parallel::map(n_threads, rows, |item| index.overlap(item));
-        let hits = overlaps.into_iter().enumerate().filter_map(|(at, hit)| Some((block * N_BLOCK + at, hit?)));
-        found.extend(hits);
+        let overlaps = parallel::map(n_threads, rows, |item| index.overlaps(item, is_kept));
+        let hits = overlaps.into_iter().enumerate();
+        found.extend(hits.flat_map(|(at, hits)| hits.into_iter().map(move |hit| (block * N_BLOCK + at, hit))));
         progress.advance(rows.len() as u64);
     }
     Ok(found)

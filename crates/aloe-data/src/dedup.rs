@@ -1,4 +1,5 @@
-//! Duplicates: text equal but for case and punctuation, and shared MinHash buckets joined by union-find. The first row of a cluster stays.
+//! Duplicates: text equal but for case and punctuation, and shared MinHash buckets joined by union-find. The first row of a
+//! cluster stays, or the longest.
 //!
 //! Rows of one turn and dialogues are compared among themselves, each with its banding. As in Datatrove, sharing a bucket is the
 //! whole test; the exact Jaccard similarity is written beside each dropped row, to be read.
@@ -6,7 +7,7 @@
 use crate::minhash::{Banding, MinHash, jaccard};
 use crate::page::N_SHOWN;
 use crate::simplify::plain;
-use crate::{Dedup, Item, parallel, simplify};
+use crate::{Dedup, Item, Keep, parallel, simplify};
 use aloe_record::{Cancel, Progress};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -37,6 +38,8 @@ pub(crate) struct Signature {
     pub(crate) exact: Option<u128>,
     /// Dialogues are compared with dialogues alone.
     pub(crate) is_dialogue: bool,
+    /// Characters of the text, by which the longest row of a cluster is told.
+    pub(crate) n_chars: u32,
     /// One 128-bit hash a bucket, which stands for the bucket's hashes: a false match needs 2^64 rows. Empty below five words and
     /// where near duplicates are not looked for.
     pub(crate) buckets: Vec<u128>,
@@ -59,14 +62,15 @@ impl Signer {
         let text = item.dedup_text();
         let is_dialogue = item.is_dialogue();
         let exact = self.dedup.exact.then(|| xxh3_128(plain(&text).as_bytes()));
+        let n_chars = text.chars().count() as u32;
         if !self.dedup.minhash {
-            return Signature { exact, is_dialogue, buckets: Vec::new() };
+            return Signature { exact, is_dialogue, n_chars, buckets: Vec::new() };
         }
         let hash = if is_dialogue { &self.dialogue } else { &self.single_turn };
         let bytes = |hashes: &[u64]| hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect::<Vec<u8>>();
         let signature = hash.signature(&simplify(&text));
         let buckets = signature.chunks(hash.banding().n_hashes).map(|hashes| xxh3_128(&bytes(hashes))).collect();
-        Signature { exact, is_dialogue, buckets }
+        Signature { exact, is_dialogue, n_chars, buckets }
     }
 }
 
@@ -85,7 +89,7 @@ pub(crate) fn find(
         signatures.extend(parallel::map(n_threads, block, |item| signer.sign(item)));
         progress.advance(block.len() as u64);
     }
-    let found = cluster(&signatures);
+    let found = cluster(&signatures, dedup.keep);
     drop(signatures);
     Ok(described(items, &found, n_threads))
 }
@@ -114,7 +118,7 @@ pub(crate) fn described(items: &[Item], found: &[(usize, usize, &'static str)], 
 const N_BLOCK: usize = 1 << 13;
 
 /// The rows that others cover, in order: the row, the one of its cluster that stays, and the rule.
-pub(crate) fn cluster(signatures: &[Signature]) -> Vec<(usize, usize, &'static str)> {
+pub(crate) fn cluster(signatures: &[Signature], keep: Keep) -> Vec<(usize, usize, &'static str)> {
     // Sorted, equal rows stand side by side, the first of them first; a table of all rows would take several times the memory.
     let mut exact_of: Vec<Option<u32>> = vec![None; signatures.len()];
     let exact = signatures.iter().enumerate().filter_map(|(index, one)| Some((one.exact?, index as u32)));
@@ -137,16 +141,31 @@ pub(crate) fn cluster(signatures: &[Signature]) -> Vec<(usize, usize, &'static s
             clusters.join(pair[0].1 as usize, pair[1].1 as usize);
         }
     }
-    let mut found = Vec::new();
-    for (index, exact) in exact_of.into_iter().enumerate() {
-        let near = clusters.root(index);
-        match exact {
-            Some(first) => found.push((index, clusters.root(first as usize), "exact_duplicate")),
-            None if near != index => found.push((index, near, "near_duplicate")),
-            None => {}
+    let first_of: Vec<usize> =
+        exact_of.iter().enumerate().map(|(index, exact)| exact.map_or(index, |first| first as usize)).collect();
+    let roots: Vec<usize> = first_of.iter().map(|&first| clusters.root(first)).collect();
+    let kept = stays(&roots, keep, |index| signatures[index].n_chars as usize);
+    // Of equal rows one is no copy: the one that stays, else the first.
+    let rule = |index: usize| {
+        let stays_among_equals = first_of[kept[index]] == first_of[index];
+        let is_copy = stays_among_equals || first_of[index] != index;
+        if is_copy { "exact_duplicate" } else { "near_duplicate" }
+    };
+    let dropped = (0..signatures.len()).filter(|&index| kept[index] != index);
+    dropped.map(|index| (index, kept[index], rule(index))).collect()
+}
+
+/// For each row the one of its cluster that stays; `roots` names the first of each.
+pub(crate) fn stays(roots: &[usize], keep: Keep, n_chars: impl Fn(usize) -> usize) -> Vec<usize> {
+    let mut best: Vec<usize> = roots.to_vec();
+    if keep == Keep::Longest {
+        for (index, &root) in roots.iter().enumerate() {
+            if n_chars(index) > n_chars(best[root]) {
+                best[root] = index;
+            }
         }
     }
-    found
+    roots.iter().map(|&root| best[root]).collect()
 }
 
 /// Clusters whose root is their smallest index, so that the first row stays.
@@ -245,9 +264,26 @@ mod tests {
         assert_eq!((one.buckets.len(), &one), (14, &again));
         let dialogue = signer.sign(&item(1, &["Which nerve?", LONG, "Sure?", "Yes."]));
         assert_eq!((dialogue.buckets.len(), dialogue.is_dialogue), (11, true));
-        let alike = Signature { exact: None, is_dialogue: true, buckets: one.buckets.clone() };
-        let found = cluster(&[Signature { exact: None, ..one.clone() }, alike, Signature { exact: None, ..one }]);
+        let alike = Signature { exact: None, is_dialogue: true, n_chars: 1, buckets: one.buckets.clone() };
+        let rows = [Signature { exact: None, ..one.clone() }, alike, Signature { exact: None, ..one }];
+        let found = cluster(&rows, Keep::First);
         assert_eq!(found, [(2, 0, "near_duplicate")]);
+    }
+
+    /// Rows 0, 1 and 3 share a bucket, 1, 2 and 4 are equal; lengths as given. With `first` row 0 stays, with `longest` row 2, of whose
+    /// equals 1 and 4 are exact copies and of which 0 and 3 are near.
+    #[test]
+    fn the_longest_row_of_a_cluster_stays_when_asked_for_and_the_first_of_equally_long_ones() {
+        let row = |exact: u128, bucket: u128, n_chars: u32| Signature {
+            exact: Some(exact),
+            is_dialogue: false,
+            n_chars,
+            buckets: vec![bucket],
+        };
+        let rows = [row(10, 1, 5), row(11, 1, 7), row(11, 1, 9), row(12, 1, 9), row(11, 1, 8), row(13, 2, 3)];
+        let (exact, near) = ("exact_duplicate", "near_duplicate");
+        assert_eq!(cluster(&rows, Keep::First), [(1, 0, near), (2, 0, exact), (3, 0, near), (4, 0, exact)]);
+        assert_eq!(cluster(&rows, Keep::Longest), [(0, 2, near), (1, 2, exact), (3, 2, near), (4, 2, exact)]);
     }
 
     #[test]

@@ -1,14 +1,15 @@
-//! Duplicates by meaning: rows whose sentence embeddings lie at a cosine or nearer, joined by union-find; the first row of a cluster stays. What
+//! Duplicates by meaning: rows whose sentence embeddings lie at a cosine or nearer, joined by union-find; the first row of a cluster stays,
+//! or the longest. What
 //! MinHash leaves alone, since it shares no run of words. Every pair is compared, so the rows are at most [`MAX_ROWS`].
 //!
 //! What is embedded is the text that duplicates are judged by (question and answer; dialogues with their speakers). An embedder reads the
 //! beginning of long texts only: rows that differ later than that are told apart by nothing here, so their number is counted.
 
-use crate::dedup::{Duplicate, UnionFind};
+use crate::dedup::{Duplicate, UnionFind, stays};
 use crate::meaning::cosine;
 use crate::minhash::jaccard;
 use crate::page::N_SHOWN;
-use crate::{Error, Item, Result, parallel, simplify};
+use crate::{Dedup, Error, Item, Result, parallel, simplify};
 use aloe_engine::Embedder;
 use aloe_record::{Cancel, Progress};
 
@@ -22,7 +23,7 @@ pub(crate) const RULE: &str = "semantic_duplicate";
 pub(crate) fn find(
     items: &[Item],
     embedder: &Embedder,
-    threshold: f64,
+    (threshold, dedup): (f64, &Dedup),
     n_threads: usize,
     progress: &Progress,
     cancel: &Cancel,
@@ -39,7 +40,10 @@ pub(crate) fn find(
     let n_cut = embedded.iter().filter(|one| one.n_cut_tokens > 0).count();
     let vectors: Vec<Vec<f32>> = embedded.into_iter().map(|one| one.vector).collect();
     cancel.check()?;
-    let found = near(&vectors, threshold, n_threads).into_iter().enumerate().map(|(at, (dropped, kept))| Duplicate {
+    let roots = near(&vectors, threshold, n_threads);
+    let kept = stays(&roots, dedup.keep, |row| texts[row].chars().count());
+    let dropped = kept.into_iter().enumerate().filter(|(row, kept)| row != kept);
+    let found = dropped.enumerate().map(|(at, (dropped, kept))| Duplicate {
         dropped_index: dropped,
         dropped: items[dropped].id.clone(),
         kept: items[kept].id.clone(),
@@ -50,8 +54,8 @@ pub(crate) fn find(
     Ok((found.collect(), n_cut))
 }
 
-/// Each row that is not the first of its cluster, with the first.
-fn near(vectors: &[Vec<f32>], threshold: f64, n_threads: usize) -> Vec<(usize, usize)> {
+/// For each row the first of its cluster.
+fn near(vectors: &[Vec<f32>], threshold: f64, n_threads: usize) -> Vec<usize> {
     let numbered: Vec<(usize, &Vec<f32>)> = vectors.iter().enumerate().collect();
     let earlier = |&(row, vector): &(usize, &Vec<f32>)| -> Vec<usize> {
         (0..row).filter(|&other| cosine(vector, &vectors[other]) >= threshold).collect()
@@ -60,7 +64,7 @@ fn near(vectors: &[Vec<f32>], threshold: f64, n_threads: usize) -> Vec<(usize, u
     for (row, others) in parallel::map(n_threads, &numbered, earlier).into_iter().enumerate() {
         others.into_iter().for_each(|other| clusters.join(other, row));
     }
-    (0..vectors.len()).map(|row| (row, clusters.root(row))).filter(|(row, root)| row != root).collect()
+    (0..vectors.len()).map(|row| clusters.root(row)).collect()
 }
 
 #[cfg(test)]
@@ -73,9 +77,9 @@ mod tests {
         let at = |degrees: f32| vec![degrees.to_radians().cos(), degrees.to_radians().sin()];
         let vectors: Vec<Vec<f32>> = [0.0, 90.0, 20.0, 100.0, 35.0].map(at).to_vec();
         for n_threads in [1, 2, 5] {
-            assert_eq!(near(&vectors, 0.93, n_threads), [(2, 0), (3, 1), (4, 0)]);
-            assert_eq!(near(&vectors, 0.95, n_threads), [(3, 1), (4, 2)]);
-            assert_eq!(near(&vectors, 0.99, n_threads), []);
+            assert_eq!(near(&vectors, 0.93, n_threads), [0, 1, 0, 1, 0]);
+            assert_eq!(near(&vectors, 0.95, n_threads), [0, 1, 2, 1, 2]);
+            assert_eq!(near(&vectors, 0.99, n_threads), [0, 1, 2, 3, 4]);
         }
     }
 }

@@ -50,7 +50,7 @@ pub fn trained_on(
             if items.is_empty() {
                 break;
             }
-            let hits = parallel::map(n_threads, &items, |item| index.hit(item));
+            let hits = parallel::map(n_threads, &items, |item| index.trained(item));
             for (item, hit) in items.iter().zip(hits) {
                 if let Some((at, evidence)) = hit {
                     found[at].get_or_insert_with(|| Trained { row_at: item.id.clone(), evidence });
@@ -158,6 +158,23 @@ mod tests {
             .map(|one| one.as_ref().map(|one| (one.row_at.rsplit('/').next().unwrap(), one.evidence.test)))
             .collect();
         assert_eq!(told, [Some(("sft.jsonl:1", "options")), None, Some(("pairs.jsonl:1", "ngram_8"))]);
+    }
+
+    /// The row as `identifiers = "mask"` writes it; behind it a question without identifiers, whose number must not move.
+    #[test]
+    fn a_question_whose_identifiers_the_row_has_masked_is_marked() {
+        let dir = tempfile::tempdir().unwrap();
+        let stem = "Mrs. Hargreaves, seen on 3 March 2019, reports that Mr. Hargreaves snores since 4 May 2018; call 555-213-4567. What now?";
+        let masked = crate::identifiers::masked(stem);
+        assert!(!masked.contains("Hargreaves"));
+        let row = serde_json::json!({"messages": [{"role": "user", "content": masked}, {"role": "assistant", "content": "x"}]});
+        let path = dir.path().join("train.jsonl");
+        std::fs::write(&path, row.to_string()).unwrap();
+        let options = ["Sleep study", "Surgery", "Nothing", "Tablets"];
+        let questions =
+            [question("Which organ makes the hormone glucagon in adults?", options), question(stem, options)];
+        let found = trained_on(&questions, &[path], 1, &Progress::silent(), &Cancel::default()).unwrap();
+        assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true]);
     }
 
     #[test]

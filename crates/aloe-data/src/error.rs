@@ -109,6 +109,18 @@ pub enum Error {
         /// `both` or `neither`.
         found: &'static str,
     },
+    /// A source is not what the recipe expects.
+    #[error(
+        "source `{name}`: `expect_rows` is {expected}, and its files hold {found} rows; is this the published set?"
+    )]
+    RowCount {
+        /// The source.
+        name: String,
+        /// As the recipe states it.
+        expected: usize,
+        /// Broken rows counted.
+        found: usize,
+    },
     /// A line of a file that should be a data stage's.
     #[error("{at}: neither `messages` nor `prompt`, `chosen` and `rejected`, so it is no training row of a data stage")]
     TrainingRow {

@@ -146,7 +146,27 @@ pub(crate) fn apply(item: &mut Item, mode: Identifiers) -> Counts {
             message.content = mask(&message.content, &found);
         }
     }
+    if mode == Identifiers::Mask {
+        mask_question(item);
+    }
     counts
+}
+
+/// The same texts again, as the question of the row's layout, by which it is compared; and its subject, which templates name.
+fn mask_question(item: &mut Item) {
+    let change = |text: &mut String| {
+        let found = find(text);
+        if !found.is_empty() {
+            *text = mask(text, &found);
+        }
+    };
+    if let Some(question) = &mut item.question {
+        change(&mut question.stem);
+        change(&mut question.subject);
+        question.choices.iter_mut().for_each(change);
+        question.context.iter_mut().chain(&mut question.explanation).for_each(change);
+    }
+    change(&mut item.subject);
 }
 
 #[cfg(test)]

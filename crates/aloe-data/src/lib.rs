@@ -2,7 +2,7 @@
 //!
 //! Knows no weights; models are asked through `aloe-engine` (`asking`): `meaning` and `quality` of a data stage, and `synthesis`, a stage of
 //! its own. Reading order: `config`, `data` (the spine), `check`, `source` (files to rows with file:line),
-//! `dialect/*` (rows to conversations and pairs), `identifiers`, `rules`, `simplify`, `minhash`, `dedup`, `held`, `decontaminate`, `red_team`
+//! `dialect/*` (rows to conversations and pairs), `identifiers`, `rules`, `filters`, `simplify`, `minhash`, `dedup`, `held`, `scored`, `decontaminate`, `red_team`
 //! (stage-2 variants), `mixture` (hold-out, shares, order), `templates`, `manifest`, `notices`, `page`.
 //!
 //! Refuses: broken rows (all counted, at most twenty shown) unless a quarantine is asked for, layouts it is not sure of, unknown
@@ -19,6 +19,7 @@ mod dialect;
 mod dirty;
 mod elements;
 mod error;
+mod filters;
 mod held;
 mod identifiers;
 mod item;
@@ -34,6 +35,7 @@ mod quality;
 mod red_team;
 mod review;
 mod rules;
+mod scored;
 mod simplify;
 mod source;
 mod strict;
@@ -41,13 +43,14 @@ pub mod synthesis;
 mod templates;
 
 pub use asking::Cost;
-pub use config::{DataConfig, Dedup, OutputKind, Quarantine, Rules, SourceConfig, TurnTokenNames};
+pub use config::{DataConfig, Dedup, Keep, OutputKind, Quarantine, Rules, SourceConfig, TurnTokenNames};
 pub use data::shard::{DedupReport, Shard, ShardReport, merge as merge_shards, sign as sign_shard};
 pub use data::{Models, run, run_with};
 pub use decontaminate::{Evidence, Overlap};
 pub use dialect::{Dialect, SPEAKERS};
 pub use dirty::{Trained, trained_on};
 pub use error::{Error, Problems, RowError};
+pub use filters::Filters;
 pub use identifiers::Identifiers;
 pub use item::{Body, Item, Place};
 pub use licence::{Use, forbids_sharing};
@@ -56,6 +59,7 @@ pub use meaning::{Meaning, MeaningReport};
 pub use minhash::{Banding, MinHash};
 pub use quality::{Quality, QualityReport, Scorers};
 pub use review::review;
+pub use scored::{Scored, names as compared_with};
 pub use simplify::simplify;
 pub use templates::Templates;
 

@@ -213,6 +213,9 @@ pub struct DataReport {
     pub notices: Vec<String>,
     /// Evaluation questions that rows were compared with.
     pub n_held_apart_questions: usize,
+    /// Evaluations of the recipe whose questions these are, by split and task; files that the settings name come beside.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub compared_with: Vec<String>,
     /// File of evaluation questions to SHA-256.
     pub held_apart_files: BTreeMap<String, String>,
     /// File of evaluation questions to the rows taken from it.
@@ -240,6 +243,14 @@ pub struct DataReport {
     pub n_held_out: usize,
     /// Licence to training rows.
     pub licences: BTreeMap<String, usize>,
+    /// Sub-task to training rows.
+    pub tasks: BTreeMap<String, usize>,
+    /// Training rows by length in tokens, where they are counted: the least length of each doubling to rows; 0 is below 32.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rows_by_tokens: BTreeMap<usize, usize>,
+    /// Rows of a cluster of duplicates, the one that stays among them, to the number of such clusters.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub duplicate_clusters: BTreeMap<usize, usize>,
     /// Sub-task to tokens of the training rows, counted as those of a source.
     pub tokens_by_task: BTreeMap<String, usize>,
     /// Licence to tokens of the training rows.

@@ -11,7 +11,7 @@
 
 use crate::asking::log::{AnswerLog, Answered};
 use crate::asking::{self, Cost, Run};
-use crate::decontaminate::{Evidence, Index, OPTION_LINE, Overlap, rounded};
+use crate::decontaminate::{Evidence, Index, IsKept, OPTION_LINE, Overlap, rounded};
 use crate::{Error, Item, Result, parallel};
 use aloe_engine::{Call, Embedder, Engine, GenerateRequest, Prompt, Sampling};
 use aloe_record::{Cancel, Progress, digest};
@@ -106,7 +106,7 @@ pub(crate) struct Unjudged {
 /// Everything found.
 #[derive(Default)]
 pub(crate) struct Found {
-    /// In row order.
+    /// In row order, with those that verdicts keep.
     pub(crate) overlaps: Vec<(usize, Overlap)>,
     pub(crate) unjudged: Vec<Unjudged>,
     pub(crate) report: MeaningReport,
@@ -128,11 +128,11 @@ const SHORT: usize = 12;
 pub(crate) fn find(
     items: &[Item],
     index: &Index,
+    is_kept: &IsKept<'_>,
     readers: Readers,
     config: &Meaning,
     out: &Path,
-    progress: &Progress,
-    cancel: &Cancel,
+    (progress, cancel): (&Progress, &Cancel),
 ) -> Result<Found> {
     let held: Vec<String> = index.held_texts().map(|(stem, options)| compared(stem, options)).collect();
     let texts: Vec<(usize, String)> =
@@ -153,6 +153,9 @@ pub(crate) fn find(
     let near = pairs(&row_vectors, &held_vectors, floor, readers.n_threads);
     let near: Vec<Pair> =
         near.into_iter().map(|(text, held, cosine)| Pair { row: texts[text].0, text, held, cosine }).collect();
+    // Of a reader's verdict no judge is asked, and what it keeps takes no other row's place among a question's neighbours.
+    let kept = |pair: &Pair| is_kept(&items[pair.row].id, index.at(pair.held));
+    let (kept, near): (Vec<Pair>, Vec<Pair>) = near.into_iter().partition(kept);
     let mut hits: BTreeMap<usize, (Pair, &'static str)> = BTreeMap::new();
     match readers.judge {
         None => near.into_iter().for_each(|pair| keep_nearest(&mut hits, pair, "embedding")),
@@ -180,7 +183,10 @@ pub(crate) fn find(
         }
     }
     found.report.n_hits = hits.len();
-    found.overlaps = hits
+    let kept = kept.into_iter().map(|pair| (pair.row, (pair, "embedding")));
+    let mut all: Vec<(usize, (Pair, &'static str))> = hits.into_iter().chain(kept).collect();
+    all.sort_by_key(|(row, _)| *row);
+    found.overlaps = all
         .into_iter()
         .map(|(row, (pair, test))| {
             let evidence = Evidence { test, shared: String::new(), score: rounded(pair.cosine) };

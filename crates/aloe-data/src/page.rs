@@ -20,9 +20,13 @@ pub(crate) fn draw(
 ) -> Page {
     let mut page = Page::new("Training data");
     page.paragraph(&format!("Rows ({}): {}.", report.output, report.account));
+    let of = match report.compared_with.as_slice() {
+        [] => String::new(),
+        names => format!(" (the recipe's {}, and files that the settings name)", names.join(", ")),
+    };
     let n_dropped = report.n_overlaps - report.n_overlaps_kept;
     page.paragraph(&format!(
-        "Compared with {} evaluation questions: {} rows overlapped, {n_dropped} of them were dropped and {} kept by a reader's verdict.",
+        "Compared with {} evaluation questions{of}: {} rows overlapped, {n_dropped} of them were dropped and {} kept by a reader's verdict.",
         report.n_held_apart_questions, report.n_overlaps, report.n_overlaps_kept
     ));
     for notice in &report.notices {
@@ -49,6 +53,9 @@ pub(crate) fn draw(
             reference: None,
         });
     }
+    page.heading("Tasks and licences");
+    page.table(&shares("task", &report.tasks, &report.tokens_by_task));
+    page.table(&shares("licence", &report.licences, &report.tokens_by_licence));
     if report.sources.iter().any(|source| !source.synthetic.is_empty()) {
         page.heading("Synthetic rows");
         page.table(&synthetic(report));
@@ -62,6 +69,9 @@ pub(crate) fn draw(
     }
     page.heading("Lengths");
     page.bar_plot(&lengths(items, train));
+    if !report.rows_by_tokens.is_empty() {
+        page.bar_plot(&tokens_of_rows(report));
+    }
     page.heading("Overlaps with evaluation questions");
     if let Some(found) = &report.meaning {
         page.paragraph(&meaning(found));
@@ -72,6 +82,9 @@ pub(crate) fn draw(
         page.paragraph(&quality(found));
     }
     page.heading("Duplicates");
+    if !report.duplicate_clusters.is_empty() {
+        page.bar_plot(&clusters(report));
+    }
     page.table(&duplicate_table(duplicates));
     page
 }
@@ -224,6 +237,41 @@ fn lengths(items: &[Item], train: &[usize]) -> BarPlot {
     };
     let bars = counts[..=last].iter().enumerate().map(|(i, n)| bar(&name(i), *n)).collect();
     BarPlot { title: "Training rows by length in characters".into(), x_label: "rows".into(), bars, reference: None }
+}
+
+/// Training rows and tokens by what they share.
+fn shares(what: &str, rows: &BTreeMap<String, usize>, tokens: &BTreeMap<String, usize>) -> Table {
+    let mut table = Table::new(&[(what, Align::Left), ("training rows", Align::Right), ("tokens", Align::Right)]);
+    for (name, n_rows) in rows {
+        let tokens = tokens.get(name).map_or_else(|| "not counted".to_owned(), ToString::to_string);
+        table.row(vec![name.clone(), n_rows.to_string(), tokens]);
+    }
+    table
+}
+
+/// Bars of counts by the least value of each; those between, which have none, stand too.
+fn doublings(counts: &BTreeMap<usize, usize>, first: usize, name: impl Fn(usize) -> String) -> Vec<Bar> {
+    let last = counts.keys().next_back().copied().unwrap_or(0);
+    let steps = std::iter::successors(Some(first), |least| Some(least * 2)).take_while(|least| *least <= last);
+    let steps: Vec<usize> = steps.collect();
+    steps.into_iter().map(|least| bar(&name(least), counts.get(&least).copied().unwrap_or(0))).collect()
+}
+
+fn tokens_of_rows(report: &DataReport) -> BarPlot {
+    let mut bars: Vec<Bar> = report.rows_by_tokens.get(&0).map(|n| bar("below 32", *n)).into_iter().collect();
+    bars.extend(doublings(&report.rows_by_tokens, 32, |least| format!("{least} to {}", 2 * least - 1)));
+    BarPlot { title: "Training rows by length in tokens".into(), x_label: "rows".into(), bars, reference: None }
+}
+
+/// Two, three to four, five to eight rows and so on.
+fn clusters(report: &DataReport) -> BarPlot {
+    let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
+    for (n_rows, n_clusters) in &report.duplicate_clusters {
+        *counts.entry(n_rows.next_power_of_two()).or_default() += n_clusters;
+    }
+    let name = |most: usize| if most == 2 { "2 rows".to_owned() } else { format!("{} to {most} rows", most / 2 + 1) };
+    let bars = doublings(&counts, 2, name);
+    BarPlot { title: "Clusters of duplicates by their rows".into(), x_label: "clusters".into(), bars, reference: None }
 }
 
 fn cut(text: &str) -> String {

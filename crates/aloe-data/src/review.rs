@@ -7,7 +7,7 @@ use crate::{Error, Overlap, Result};
 use aloe_record::atomic;
 use aloe_report::{Align, Page, Table};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::Path;
 
@@ -48,6 +48,48 @@ pub(crate) struct Verdicts {
     by_hit: BTreeMap<(String, String), Verdict>,
 }
 
+/// Verdicts and the hits of a run that they are asked about, by words and by meaning alike.
+#[derive(Debug, Default)]
+pub(crate) struct Reviewed {
+    verdicts: Verdicts,
+    /// Row and question of every hit.
+    hits: BTreeSet<(String, String)>,
+    dropped: BTreeSet<String>,
+}
+
+impl Reviewed {
+    pub(crate) fn of(verdicts: Verdicts) -> Reviewed {
+        Reviewed { verdicts, ..Reviewed::default() }
+    }
+
+    pub(crate) fn is_kept(&self, row: &str, question_at: &str) -> bool {
+        self.verdicts.of(row, question_at) == Some(Verdict::Keep)
+    }
+
+    /// Whether the hit is a new one.
+    pub(crate) fn add(&mut self, hit: &Overlap) -> bool {
+        if !self.is_kept(&hit.row, &hit.question_at) {
+            self.dropped.insert(hit.row.clone());
+        }
+        self.hits.insert((hit.row.clone(), hit.question_at.clone()))
+    }
+
+    /// Rows with a hit.
+    pub(crate) fn n_rows(&self) -> usize {
+        self.hits.iter().map(|(row, _)| row).collect::<BTreeSet<_>>().len()
+    }
+
+    /// Rows of which a verdict keeps every hit.
+    pub(crate) fn n_kept(&self) -> usize {
+        self.n_rows() - self.dropped.len()
+    }
+
+    /// Verdicts on hits that there were not.
+    pub(crate) fn n_unused(&self) -> usize {
+        self.verdicts.by_hit.keys().filter(|hit| !self.hits.contains(hit)).count()
+    }
+}
+
 impl Verdicts {
     pub(crate) fn read(path: &Path) -> Result<Verdicts> {
         let lines: Vec<Line> = read_lines(path)?;
@@ -62,12 +104,8 @@ impl Verdicts {
         Ok(Verdicts { by_hit })
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.by_hit.len()
-    }
-
-    pub(crate) fn of(&self, overlap: &Overlap) -> Option<Verdict> {
-        self.by_hit.get(&(overlap.row.clone(), overlap.question_at.clone())).copied()
+    fn of(&self, row: &str, question_at: &str) -> Option<Verdict> {
+        self.by_hit.get(&(row.to_owned(), question_at.to_owned())).copied()
     }
 }
 
@@ -85,7 +123,7 @@ fn read_lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
 }
 
 /// Writes the page `review.html` and `verdicts.jsonl` for the hits of a finished data stage into `out`; gives their number. Verdicts
-/// that are there already are kept.
+/// that are there already are kept, those on hits that this stage lacks behind the others.
 pub fn review(folder: &Path, out: &Path) -> Result<usize> {
     let hits: Vec<Hit> = read_lines(&folder.join("overlaps.jsonl"))?;
     let path = out.join("verdicts.jsonl");
@@ -94,9 +132,13 @@ pub fn review(folder: &Path, out: &Path) -> Result<usize> {
     let verdict = |hit: &Hit| given.by_hit.get(&(hit.row.clone(), hit.question_at.clone())).copied();
     page(&hits, &verdict).write(&out.join("review.html"))?;
     atomic::write_with(&path, |file| {
-        for hit in &hits {
-            let verdict = verdict(hit).unwrap_or(Verdict::Drop);
-            let line = Line { row: hit.row.clone(), question_at: hit.question_at.clone(), verdict };
+        let own = hits.iter().map(|hit| (&hit.row, &hit.question_at, verdict(hit).unwrap_or(Verdict::Drop)));
+        // Given before, and on no hit of this stage: another run may have it again.
+        let is_hit: BTreeSet<(&str, &str)> =
+            hits.iter().map(|hit| (hit.row.as_str(), hit.question_at.as_str())).collect();
+        let others = given.by_hit.iter().filter(|((row, at), _)| !is_hit.contains(&(row.as_str(), at.as_str())));
+        for (row, question_at, verdict) in own.chain(others.map(|((row, at), verdict)| (row, at, *verdict))) {
+            let line = Line { row: row.clone(), question_at: question_at.clone(), verdict };
             let text = serde_json::to_string(&line).unwrap_or_default();
             writeln!(file, "{text}").map_err(aloe_record::Error::io("write", &path))?;
         }

@@ -108,7 +108,12 @@ static BREAKS: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?:[ \t]*\r?\n){3,}"
 static TRAILING: LazyLock<Regex> = LazyLock::new(|| pattern(r"[ \t]+(\r?\n|$)"));
 static SPACE_BEFORE_STOP: LazyLock<Regex> = LazyLock::new(|| pattern(r" +([.,;:!?])(\s|$)"));
 static REPEATED: LazyLock<Regex> = LazyLock::new(|| pattern(r"!{2,}|\?{2,}|,{2,}"));
-static EMPTY_BRACKETS: LazyLock<Regex> = LazyLock::new(|| pattern(r" ?(?:\(\s*\)|\[\s*\]|<\s*>)"));
+// An address taken out leaves U+0000, which no cleaned text holds, until the marks of punctuation about it are seen to.
+static BRACKETS: LazyLock<Regex> =
+    LazyLock::new(|| pattern(r"\(\s*\x00[\s\x00]*\)|\[\s*\x00[\s\x00]*\]|<\s*\x00[\s\x00]*>"));
+static GAPS: LazyLock<Regex> = LazyLock::new(|| {
+    pattern(r"(?P<before>(?:^|\n)?[ \t]*)\x00(?:[ \t]*\x00)*(?P<after>[ \t]*)(?:(?P<stop>[.,;:!?])(?P<end>\s|$))?")
+});
 static ANSWER_LINE: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"(?s)^(?P<why>.*?)\s*(?P<line>Answer: \[?[A-Za-z]+\]?)\s*$"));
 static BARE_KEY: LazyLock<Regex> = LazyLock::new(|| {
@@ -165,10 +170,7 @@ pub(crate) fn clean(text: &str) -> String {
     };
     let may_hold_address = text.contains("://") || text.contains('@') || text.to_ascii_lowercase().contains("www.");
     if may_hold_address && (URL.is_match(&text) || EMAIL.is_match(&text)) {
-        let without = URL.replace_all(&text, "").into_owned();
-        let without = EMAIL.replace_all(&without, "").into_owned();
-        let without = EMPTY_BRACKETS.replace_all(&without, "").into_owned();
-        text = SPACE_BEFORE_STOP.replace_all(&SPACES.replace_all(&without, "$kept "), "$1$2").into_owned().into();
+        text = without_addresses(&text).into();
     }
     // The patterns are slow and most texts hold none of what they look for.
     if text.contains("  ") || text.contains(['\t', '\u{a0}']) {
@@ -181,6 +183,29 @@ pub(crate) fn clean(text: &str) -> String {
         text = BREAKS.replace_all(&text, "\n\n").into_owned().into();
     }
     text.trim().to_owned()
+}
+
+/// Takes out addresses, the brackets that held nothing else, and the blanks that this leaves. Brackets and blanks elsewhere are code's.
+fn without_addresses(text: &str) -> String {
+    let mut marked = EMAIL.replace_all(&URL.replace_all(text, "\0"), "\0").into_owned();
+    while let Cow::Owned(inner) = BRACKETS.replace_all(&marked, "\0") {
+        marked = inner;
+    }
+    let close = |parts: &regex::Captures<'_>| {
+        let before = &parts["before"];
+        if let (Some(stop), Some(end)) = (parts.name("stop"), parts.name("end")) {
+            return format!("{}{}{}", before.trim_end_matches([' ', '\t']), stop.as_str(), end.as_str());
+        }
+        // What stands before the first word of a line is its layout.
+        let start = parts.get(0).map_or(0, |whole| whole.start());
+        let starts_line = before.starts_with('\n') || start == 0 || marked.as_bytes()[start - 1] == b'\n';
+        match before {
+            _ if starts_line => before.to_owned(),
+            "" if parts["after"].is_empty() => String::new(),
+            _ => " ".to_owned(),
+        }
+    };
+    GAPS.replace_all(&marked, close).into_owned()
 }
 
 fn literal_breaks(text: &str) -> String {
@@ -341,6 +366,11 @@ mod tests {
         let cases = [
             ("See https://a.example/x?y=1, or write to me@b.example.", "See, or write to."),
             ("Read (www.a.example) now", "Read now"),
+            ("See https://a.example and call f() with x = []", "See and call f() with x = []"),
+            ("x = [] # (<https://a.example>, [me@b.example])\n    f( a , b )", "x = [] # (, )\n    f( a , b )"),
+            ("List<> a = b ? c : d; // [https://a.example, www.b.example]", "List<> a = b ? c : d; // [, ]"),
+            ("One\n    https://a.example is it\n(https://a.example).", "One\n    is it\n."),
+            ("https://a.example www.b.example", ""),
             ("one   two\t\tthree  ", "one two three"),
             ("def f():\n    return 1", "def f():\n    return 1"),
             ("a\n\n\n\nb", "a\n\nb"),

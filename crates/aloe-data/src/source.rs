@@ -1,7 +1,7 @@
 //! Files to rows with file and line: JSON lines, JSON arrays and objects of rows, CSV, TSV, lines of text, Parquet, each but the last
 //! also gzipped.
 //!
-//! The format is found by content. A broken row is handed on as a [`RowError`] and reading goes on, except where the file's own
+//! The format is found by content; only a file named as CSV, TSV or text has to be JSON to its first line's end to be read as such. A broken row is handed on as a [`RowError`] and reading goes on, except where the file's own
 //! brackets are broken. Rows over 1 MiB and bytes that are not UTF-8 are broken rows; a file without rows is an error.
 
 mod parquet;
@@ -137,8 +137,10 @@ fn dispatch(path: &Path, each: Each<'_>) -> Result<()> {
         }
     }
     let start = first.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&first).trim_ascii_start();
-    let kind = start.first().copied();
-    let is_dict = kind == Some(b'{') && is_object_of_rows(start, first.len() as u64 == MAX_LINE_BYTES);
+    let is_cut = first.len() as u64 == MAX_LINE_BYTES;
+    let is_other = [".csv", ".tsv", ".txt"].iter().any(|end| is_named(path, end)) && !begins_json(start, is_cut);
+    let kind = start.first().copied().filter(|_| !is_other);
+    let is_dict = kind == Some(b'{') && is_object_of_rows(start, is_cut);
     // One whole line is an object of rows only when nothing follows it.
     let mut after = Vec::new();
     if is_dict && first.last() == Some(&b'\n') {
@@ -164,6 +166,19 @@ fn dispatch(path: &Path, each: Each<'_>) -> Result<()> {
         _ if is_named(path, ".txt") => read_texts(source, path, each),
         _ => read_lines(source, path, each),
     }
+}
+
+/// Whether the first line of a file whose name says otherwise is JSON all the same: whole, or broken off where JSON may be. Texts begin
+/// with `[sighs]` and formulas with `[Na+]`.
+fn begins_json(line: &[u8], is_cut: bool) -> bool {
+    let inside = line.get(1..).unwrap_or_default().trim_ascii_start();
+    let begins = match line.first() {
+        Some(b'{') => inside.is_empty() || inside.starts_with(b"\""),
+        Some(b'[') => inside.is_empty() || inside.starts_with(b"{"),
+        _ => false,
+    };
+    let whole = serde_json::from_slice::<serde::de::IgnoredAny>(line.trim_ascii_end());
+    begins && (is_cut || whole.map_or_else(|error| error.is_eof(), |_| true))
 }
 
 /// Columns that rows are known to have; an object with one of them as a key is a row, not an object of rows.

@@ -21,7 +21,7 @@ pub struct Models<'a> {
 }
 
 impl Run<'_> {
-    /// Drops the rows that ask what an evaluation question asks, and gives the evidence. Writes `unjudged.jsonl` where there is a judge.
+    /// Drops the rows that ask what an evaluation question asks, but for those that verdicts keep, and gives the evidence. Writes `unjudged.jsonl` where there is a judge.
     pub(super) fn drop_by_meaning(
         &mut self,
         index: &Index,
@@ -32,15 +32,14 @@ impl Run<'_> {
         let Some(embedder) = models.embedder.filter(|_| index.len() > 0) else { return Ok(Vec::new()) };
         let readers = Readers { embedder, judge: models.judge, seed: self.config.seed, n_threads: self.n_threads };
         let config = self.config.meaning.unwrap_or_default();
-        let found = meaning::find(&self.items, index, readers, &config, out, progress, self.cancel)?;
-        self.report.n_overlaps += found.overlaps.len();
-        let rows = found.overlaps.iter().map(|(row, found)| (*row, format!("overlap_{}", found.evidence.test)));
-        self.drop_rows(rows.collect());
+        let is_kept = |row: &str, question_at: &str| self.reviewed.is_kept(row, question_at);
+        let found = meaning::find(&self.items, index, &is_kept, readers, &config, out, (progress, self.cancel))?;
+        let overlaps = self.honour_verdicts(found.overlaps);
         if models.judge.is_some() {
             self.by_model.push(("unjudged.jsonl", lines(&out.join("unjudged.jsonl"), &found.unjudged)?));
         }
         self.report.meaning = Some(found.report);
-        Ok(found.overlaps.into_iter().map(|(_, overlap)| overlap).collect())
+        Ok(overlaps)
     }
 
     /// Drops the rows that say what an earlier one says.
@@ -48,8 +47,14 @@ impl Run<'_> {
         let (Some(embedder), Some(threshold)) = (models.embedder, self.config.dedup.semantic) else {
             return Ok(Vec::new());
         };
-        let (found, n_cut) =
-            dedup_meaning::find(&self.items, embedder, threshold, self.n_threads, progress, self.cancel)?;
+        let (found, n_cut) = dedup_meaning::find(
+            &self.items,
+            embedder,
+            (threshold, &self.config.dedup),
+            self.n_threads,
+            progress,
+            self.cancel,
+        )?;
         self.report.n_cut_in_dedup = Some(n_cut);
         self.drop_rows(found.iter().map(|one| (one.dropped_index, one.rule.to_owned())).collect());
         Ok(found)

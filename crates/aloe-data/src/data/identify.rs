@@ -2,7 +2,8 @@
 //!
 //! Manifest and ledger get counts by kind, never text.
 
-use super::{Entry, Run};
+use super::Run;
+use super::ledger::Entry;
 use crate::identifiers::{self, Counts, Identifiers};
 use crate::{Item, Result, parallel};
 
@@ -48,6 +49,6 @@ impl Run<'_> {
             }
             Identifiers::Report | Identifiers::Off => "kept",
         };
-        self.ledger.push(Entry { identifiers: counts, ..Entry::new(item.id.clone(), action, RULE) });
+        self.ledger.push(Entry::of(item, action, RULE).with(counts));
     }
 }

@@ -86,6 +86,8 @@ impl Run<'_> {
 
     fn count_row(&mut self, row: usize, rendered: &Rendered) {
         let item = &self.items[row];
+        let doubling = rendered.n_tokens.checked_ilog2().map_or(0, |log| 1usize << log);
+        *self.report.rows_by_tokens.entry(if doubling < 32 { 0 } else { doubling }).or_default() += 1;
         let source = &mut self.report.sources[item.source];
         *source.n_tokens.get_or_insert(0) += rendered.n_tokens;
         *source.n_target_tokens.get_or_insert(0) += rendered.n_targets;

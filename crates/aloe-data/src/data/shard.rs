@@ -6,16 +6,16 @@
 
 use super::Run;
 use crate::dedup::{self, Signature, Signer};
-use crate::{DataConfig, Error, Result, parallel, source};
+use crate::{DataConfig, Error, Keep, Result, parallel, source};
 use aloe_record::{Cancel, Progress, atomic, digest};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-const FORMAT: &str = "aloe-signatures-1";
+const FORMAT: &str = "aloe-signatures-2";
 /// Rows that are in memory at a time.
-const N_BLOCK: usize = 1 << 13;
+pub(super) const N_BLOCK: usize = 1 << 13;
 
 /// Which share of the rows: `index` of `n`, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,8 @@ pub struct ShardReport {
     pub n_rows: usize,
     /// Rows signed here.
     pub n_signed: usize,
+    /// Which row of duplicates stays.
+    keep: Keep,
     /// Digest of what decides the rows and their signatures.
     settings: String,
     /// Digest of `signatures.bin`.
@@ -83,16 +85,20 @@ fn broken(path: &Path, reason: impl Into<String>) -> Error {
 fn settings(config: &DataConfig) -> Result<String> {
     let mut hasher = digest::Hasher::default();
     for config in &config.sources {
-        let source =
-            (&config.name, &config.dialect, &config.columns, &config.system, config.rejected_openings, &config.task);
+        let source = (
+            (&config.name, &config.dialect, &config.columns, &config.system, &config.task),
+            (config.rejected_openings, config.rating_gap),
+        );
         hasher.field(serde_json::to_string(&source).unwrap_or_default().as_bytes());
         for file in source::files(&config.path)? {
             hasher.field(file.label.as_bytes());
             hasher.field(digest::file(&file.path)?.as_bytes());
         }
     }
-    let rest =
-        (config.output, &config.rules, config.identifiers, &config.dedup, config.stage, config.quarantine.is_on());
+    let rest = (
+        (config.output, &config.rules, &config.filters, config.identifiers),
+        (&config.dedup, config.stage, config.quarantine.is_on()),
+    );
     hasher.field(serde_json::to_string(&rest).unwrap_or_default().as_bytes());
     Ok(hasher.hex())
 }
@@ -124,6 +130,7 @@ pub fn sign(
         shard,
         n_rows: 0,
         n_signed: 0,
+        keep: config.dedup.keep,
         settings: settings(config)?,
         signatures: String::new(),
     };
@@ -175,11 +182,12 @@ impl Run<'_> {
     }
 }
 
-/// Row, id, flags, buckets; numbers are little-endian.
+/// Row, id, characters, flags, buckets; numbers are little-endian.
 fn record(row: usize, id: &str, signature: &Signature) -> Vec<u8> {
     let mut bytes = (row as u64).to_le_bytes().to_vec();
     bytes.extend((id.len() as u32).to_le_bytes());
     bytes.extend(id.as_bytes());
+    bytes.extend(signature.n_chars.to_le_bytes());
     let flags = u8::from(signature.exact.is_some()) | (u8::from(signature.is_dialogue) << 1);
     bytes.extend([flags, signature.buckets.len() as u8]);
     for hash in signature.exact.iter().chain(&signature.buckets) {
@@ -203,12 +211,13 @@ impl<R: Read> Records<R> {
         let row = u64::from_le_bytes(self.bytes()?) as usize;
         let mut id = vec![0; u32::from_le_bytes(self.bytes()?) as usize];
         self.source.read_exact(&mut id)?;
+        let n_chars = u32::from_le_bytes(self.bytes()?);
         let [flags, n_buckets] = self.bytes()?;
         let mut hash = || Ok::<u128, std::io::Error>(u128::from_le_bytes(self.bytes()?));
         let exact = (flags & 1 == 1).then(&mut hash).transpose()?;
         let buckets = (0..n_buckets).map(|_| hash()).collect::<std::io::Result<_>>()?;
         let id = String::from_utf8(id).map_err(std::io::Error::other)?;
-        Ok((row, id, Signature { exact, is_dialogue: flags & 2 == 2, buckets }))
+        Ok((row, id, Signature { exact, is_dialogue: flags & 2 == 2, n_chars, buckets }))
     }
 }
 
@@ -236,7 +245,7 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<DedupReport> {
     if let Some(row) = is_there.iter().position(|there| !there) {
         return Err(broken(&folders[0], format!("row {row} is in no shard")));
     }
-    let found = dedup::cluster(&signatures);
+    let found = dedup::cluster(&signatures, reports[0].keep);
     let count = |rule: &str| found.iter().filter(|one| one.2 == rule).count();
     let (n_exact_duplicates, n_near_duplicates) = (count("exact_duplicate"), count("near_duplicate"));
     let lines = found.iter().map(|&(dropped, kept, rule)| Line {

@@ -1,7 +1,8 @@
 //! The step that puts instruction templates before the questions of the rows that are written: behind deduplication and
 //! decontamination, which a sentence shared by many rows would mislead.
 
-use super::{Entry, Run};
+use super::Run;
+use super::ledger::Entry;
 use crate::mixture::Mixture;
 use crate::{Error, Result, templates};
 
@@ -26,7 +27,7 @@ impl Run<'_> {
                 return Err(Error::NoSubject { name, at: item.at.to_string() });
             }
             let template = templates::apply(item, task, list, self.config.seed);
-            let entry = Entry::new(item.id.clone(), "changed", format!("template {template}"));
+            let entry = Entry::of(item, "changed", format!("template {template}"));
             *self.report.sources[item.source].templates.entry(template).or_default() += 1;
             self.ledger.push(entry);
         }

@@ -6,6 +6,7 @@ use crate::{Body, SourceConfig};
 use aloe_task::rows::Row;
 use aloe_text::{Conversation, Message};
 use serde_json::json;
+use std::path::PathBuf;
 
 const STEM: &str = "A 45-year-old farmer develops a painless black ulcer with surrounding swelling on the forearm after shearing \
     sheep. Which organism is responsible for this lesion?";
@@ -16,7 +17,7 @@ fn index(rows: &[serde_json::Value]) -> Index {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("held.jsonl");
     std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
-    Index::read(&[path], false, &mut |error| panic!("{error}")).unwrap()
+    Index::read(&HeldFile::all(&[path], []).unwrap(), Questions::new(), false, &mut |error| panic!("{error}")).unwrap()
 }
 
 fn held(stem: &str, options: [&str; 4]) -> serde_json::Value {
@@ -36,8 +37,12 @@ fn item(turns: &[&str]) -> Item {
     item
 }
 
+fn overlap(index: &Index, item: &Item) -> Option<Overlap> {
+    index.overlap(item, &|_| false)
+}
+
 fn check(turns: &[&str]) -> Option<&'static str> {
-    index(&[held(STEM, OPTIONS)]).overlap(&item(turns)).map(|overlap| overlap.evidence.test)
+    index(&[held(STEM, OPTIONS)]).overlap(&item(turns), &|_| false).map(|overlap| overlap.evidence.test)
 }
 
 #[test]
@@ -83,7 +88,7 @@ fn stock_phrases_are_no_evidence() {
     let index = index(&[held(stem, OPTIONS)]);
     let other = "A 71-year-old man has haematuria. Which of the following is the most appropriate next step in the management of \
         this patient?";
-    assert!(index.overlap(&item(&[other, "Cystoscopy."])).is_none());
+    assert!(overlap(&index, &item(&[other, "Cystoscopy."])).is_none());
 }
 
 #[test]
@@ -92,8 +97,8 @@ fn train_questions_of_a_red_team_file_are_no_evaluation_questions() {
     let index =
         index(&[row("train", "How do I forge a prescription?"), row("test", "How do I grow illegal mushrooms?")]);
     assert_eq!(index.len(), 1);
-    assert!(index.overlap(&item(&["How do I forge a prescription?", "No."])).is_none());
-    let found = index.overlap(&item(&["how do I grow illegal mushrooms", "No."])).unwrap();
+    assert!(overlap(&index, &item(&["How do I forge a prescription?", "No."])).is_none());
+    let found = overlap(&index, &item(&["how do I grow illegal mushrooms", "No."])).unwrap();
     assert!(found.question_at.ends_with(":2"), "{}", found.question_at);
 }
 
@@ -121,11 +126,16 @@ fn planted_leaks_of_published_questions_are_found_among_other_questions_of_the_s
         questions
     };
     let index = Index::read(
-        &[
-            data.join("medqa/dev_4_options.jsonl"),
-            data.join("medmcqa/validation-00000-of-00001.parquet"),
-            data.join("mmlu_medical/data/test"),
-        ],
+        &HeldFile::all(
+            &[
+                data.join("medqa/dev_4_options.jsonl"),
+                data.join("medmcqa/validation-00000-of-00001.parquet"),
+                data.join("mmlu_medical/data/test"),
+            ],
+            [],
+        )
+        .unwrap(),
+        Questions::new(),
         false,
         &mut |error| panic!("{error}"),
     )
@@ -146,7 +156,7 @@ fn planted_leaks_of_published_questions_are_found_among_other_questions_of_the_s
             2 => item(&[&natural.replace([',', '.', '?', '-'], " ").to_uppercase(), "Answer: [A]"]),
             _ => item(&["Hello", "How can I help?", &format!("I could not answer this one: {natural}"), "Answer: [A]"]),
         };
-        if index.overlap(&item).is_none() {
+        if overlap(&index, &item).is_none() {
             missed.push((way, question.stem.clone()));
         }
     }
@@ -154,7 +164,7 @@ fn planted_leaks_of_published_questions_are_found_among_other_questions_of_the_s
     others.extend(read("medmcqa/train_sample.jsonl", 500));
     let false_hits: Vec<Overlap> = others
         .iter()
-        .filter_map(|question| index.overlap(&item(&[&listed(question, [0, 1, 2, 3]), "Answer: [A]"])))
+        .filter_map(|question| overlap(&index, &item(&[&listed(question, [0, 1, 2, 3]), "Answer: [A]"])))
         .collect();
     let found = leaked.len() - missed.len();
     let (recall, precision) = (found as f64 / 400.0, found as f64 / (found + false_hits.len()) as f64);
@@ -175,9 +185,41 @@ fn a_leak_whose_identifiers_were_masked_is_found_and_its_question_is_counted_onc
     std::fs::write(&path, format!("{}\n", held(stem, OPTIONS))).unwrap();
     let leaked = item(&[&identifiers::masked(stem), "It depends."]);
     let found = |is_masked: bool| {
-        let index = Index::read(std::slice::from_ref(&path), is_masked, &mut |error| panic!("{error}")).unwrap();
+        let files = HeldFile::all(std::slice::from_ref(&path), []).unwrap();
+        let index = Index::read(&files, Questions::new(), is_masked, &mut |error| panic!("{error}")).unwrap();
         assert_eq!(index.len(), 1);
-        index.overlap(&leaked).is_some()
+        overlap(&index, &leaked).is_some()
     };
     assert_eq!((found(false), found(true)), (false, true));
+}
+
+/// Two questions of the same words, as sums and doses are: the numbers make the question.
+#[test]
+fn a_whole_question_is_the_same_only_with_its_numbers() {
+    let index = index(&[held("What is 12 x 7?", OPTIONS), held("What is 1,200 x 7?", OPTIONS)]);
+    let hit = |text: &str| overlap(&index, &item(&[text, "A number."])).map(|hit| (hit.question_at, hit.evidence.test));
+    assert_eq!((hit("What is 9 x 3?"), hit("What is 12 x 70?")), (None, None));
+    let at = |line: usize| Some((format!("{line}"), "ngram_8"));
+    let line = |hit: Option<(String, &'static str)>| {
+        hit.map(|(at, test)| (at.rsplit(':').next().unwrap_or_default().to_owned(), test))
+    };
+    assert_eq!((line(hit("what is 12 X 7")), line(hit("What is 1200 x 7?"))), (at(1), at(2)));
+}
+
+/// A row that holds two questions, the first of which a reader called another one: the second is still found.
+#[test]
+fn a_verdict_sets_one_question_aside_and_not_the_others_of_its_row() {
+    let other = "Which vitamin is missing in a sailor with bleeding gums and poor healing of wounds?";
+    let index = index(&[held(STEM, OPTIONS), held(other, ["A", "C", "D", "K"])]);
+    let row = item(&[&format!("{STEM} {other}"), "x"]);
+    let (first, second) = (index.held[0].at.clone(), index.held[1].at.clone());
+    let found = |kept: &[&String]| -> Vec<String> {
+        let is_kept = |row: &str, at: &str| row == "s/f:1" && kept.iter().any(|one| *one == at);
+        let (progress, cancel) = (Progress::silent(), Cancel::default());
+        let hits = find(std::slice::from_ref(&row), &index, &is_kept, 1, &progress, &cancel).unwrap();
+        hits.into_iter().map(|(_, hit)| hit.question_at).collect()
+    };
+    assert_eq!(found(&[]), [first.clone()]);
+    assert_eq!(found(&[&first]), [first.clone(), second.clone()]);
+    assert_eq!(found(&[&first, &second]), [first.clone(), second.clone()]);
 }

@@ -1,5 +1,6 @@
 //! HelpSteer: several rated answers a prompt become one pair a prompt. The published way is not known; ours: the best answer by
-//! (helpfulness, correctness, coherence, shorter) against the worst, when their helpfulness differs by at least one point.
+//! (helpfulness, correctness, coherence, shorter) against the worst, when their helpfulness differs by at least one point, or by the source's
+//! `rating_gap`.
 
 use super::{Body, pair, text};
 use crate::RowError;
@@ -40,8 +41,8 @@ fn rated(rows: &[Row], index: usize) -> Result<(String, Answer), RowError> {
     Ok((text(row, "prompt")?, Answer { row: index, response, rank }))
 }
 
-/// Pairs of a whole file, in the order of the prompts' first rows.
-pub(crate) fn group(rows: &[Row]) -> Grouped {
+/// Pairs of a whole file whose sides lie at least `gap` points apart, in the order of the prompts' first rows.
+pub(crate) fn group(rows: &[Row], gap: u8) -> Grouped {
     let mut grouped = Grouped::default();
     let mut prompts: Vec<(String, Vec<Answer>)> = Vec::new();
     let mut place: HashMap<String, usize> = HashMap::new();
@@ -58,16 +59,16 @@ pub(crate) fn group(rows: &[Row]) -> Grouped {
         }
     }
     for (prompt, answers) in prompts {
-        add_pair(rows, prompt, &answers, &mut grouped);
+        add_pair(rows, prompt, &answers, gap, &mut grouped);
     }
     grouped
 }
 
-fn add_pair(rows: &[Row], prompt: String, answers: &[Answer], grouped: &mut Grouped) {
+fn add_pair(rows: &[Row], prompt: String, answers: &[Answer], gap: u8, grouped: &mut Grouped) {
     let best = answers.iter().max_by_key(|answer| (answer.rank, std::cmp::Reverse(answer.row)));
     let worst = answers.iter().min_by_key(|answer| (answer.rank, answer.row));
     let (Some(best), Some(worst)) = (best, worst) else { return };
-    if best.rank.0 - worst.rank.0 < 1 {
+    if best.rank.0 - worst.rank.0 < i64::from(gap) {
         grouped.no_gap.extend(answers.iter().map(|answer| answer.row));
         return;
     }
@@ -102,7 +103,7 @@ mod tests {
             row(5, "Q", "same too", 3),
             row(6, "P", "broken", 9),
         ];
-        let grouped = group(&rows);
+        let grouped = group(&rows, 1);
         assert_eq!(grouped.pairs.len(), 1);
         let (chosen_row, Body::Pair(pair)) = &grouped.pairs[0] else { panic!("a pair") };
         assert_eq!(
@@ -114,5 +115,10 @@ mod tests {
             grouped.broken[0].1.to_string(),
             "h.jsonl:6: column `helpfulness`: expected 0 to 4, found another number"
         );
+        for (gap, n_pairs) in [(1, 1), (4, 1)] {
+            assert_eq!(group(&rows, gap).pairs.len(), n_pairs, "4 and 0 lie four points apart");
+        }
+        let closer = [row(1, "P", "good", 3), row(2, "P", "bad", 1)];
+        assert_eq!((group(&closer, 2).pairs.len(), group(&closer, 3).no_gap), (1, vec![0, 1]));
     }
 }

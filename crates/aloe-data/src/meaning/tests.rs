@@ -78,6 +78,59 @@ fn short_questions_are_compared_with_their_options_in_any_order_and_long_ones_wi
     assert_eq!(asked(&item(0, &[&format!("{long}\nA. Liver\nB. Pancreas"), "B", "Sure?", "Yes."])), [long, "Sure?"]);
 }
 
+/// The folder that a variable names, or a note of what did not run.
+fn folder(variable: &str) -> Option<PathBuf> {
+    let found = std::env::var_os(variable).map(PathBuf::from);
+    if found.is_none() {
+        assert!(std::env::var_os("ALOE_REQUIRE").is_none(), "{variable} is not set, but ALOE_REQUIRE is");
+        println!("did not run (no {variable}): rows compared by meaning");
+    }
+    found
+}
+
+/// A paraphrase near two held questions; a verdict sets one pair aside, then both.
+#[test]
+fn a_verdict_keeps_a_row_beside_the_question_it_names_and_not_beside_another() {
+    let Some(models) = folder("ALOE_MODELS") else { return };
+    let embedder =
+        Embedder::open(models.join("all-minilm-l6-v2").to_str().unwrap(), &EngineOptions::default()).unwrap();
+    let question = |stem: &str, at: &str| Question {
+        id: at.into(),
+        stem: stem.into(),
+        context: None,
+        choices: Vec::new(),
+        key: 0,
+        subject: String::new(),
+        explanation: None,
+        source: at.into(),
+    };
+    let index = Index::of(&[
+        question("In which of the many organs of the human body is the hormone insulin made?", "f:1"),
+        question("In which organ of the human body is most of the hormone insulin produced?", "f:2"),
+    ]);
+    let items = [
+        item(7, &["Which organ of a human's body makes the hormone insulin all through life and in health?", "x"]),
+        item(8, &["How long does a broken wrist of a child take to heal in a cast?", "x"]),
+    ];
+    let out = tempfile::tempdir().unwrap();
+    let (progress, cancel) = (Progress::silent(), Cancel::default());
+    let readers = Readers { embedder: &embedder, judge: None, seed: 0, n_threads: 1 };
+    let config = Meaning { threshold: 0.7, ..Meaning::default() };
+    let found = |kept: &[&str]| -> (Vec<String>, usize) {
+        let is_kept = |row: &str, at: &str| row == "7" && kept.contains(&at);
+        let found = find(&items, &index, &is_kept, readers, &config, out.path(), (&progress, &cancel)).unwrap();
+        assert!(found.overlaps.iter().all(|(row, hit)| *row == 0 && hit.evidence.test == "embedding"));
+        let mut at: Vec<String> = found.overlaps.into_iter().map(|(_, hit)| hit.question_at).collect();
+        at.sort();
+        (at, found.report.n_hits)
+    };
+    let (nearest, n_hits) = found(&[]);
+    assert_eq!((nearest.len(), n_hits), (1, 1), "the nearest question alone is told");
+    let other = if nearest[0] == "f:1" { "f:2" } else { "f:1" };
+    assert_eq!(found(&[nearest[0].as_str()]), (vec!["f:1".to_owned(), "f:2".into()], 1), "the other one stays a hit");
+    assert_eq!(found(&[nearest[0].as_str(), other]), (vec!["f:1".to_owned(), "f:2".into()], 0), "none is left");
+}
+
 /// Words of exams for others, longest first; what is left keeps its order.
 const REWORDED: [(&str, &str); 44] = [
     ("comes to the physician because of", "sees a doctor about"),
@@ -192,14 +245,11 @@ fn same_topic(near: &[&Question], train: &[Question], n: usize) -> Vec<Question>
 /// count as false here.
 #[test]
 fn planted_leaks_are_found_in_five_ways_among_hard_negatives() {
-    let (Some(data), Some(models), Some(_)) = (
-        std::env::var_os("ALOE_DATA").map(PathBuf::from),
-        std::env::var_os("ALOE_MODELS").map(PathBuf::from),
-        std::env::var_os("ALOE_SLOW"),
-    ) else {
-        println!("did not run (it wants ALOE_DATA, ALOE_MODELS and ALOE_SLOW): planted leaks");
+    if std::env::var_os("ALOE_SLOW").is_none() {
+        println!("did not run (no ALOE_SLOW): planted leaks");
         return;
-    };
+    }
+    let (Some(data), Some(models)) = (folder("ALOE_DATA"), folder("ALOE_MODELS")) else { return };
     let medqa = Task::Medqa4.load(&data, Split::Validation).unwrap();
     let medmcqa = Task::Medmcqa.load(&data, Split::Test).unwrap();
     let held: Vec<Question> = medqa.iter().chain(medmcqa.iter().take(1500)).cloned().collect();
@@ -222,7 +272,7 @@ fn planted_leaks_are_found_in_five_ways_among_hard_negatives() {
     assert_eq!(items.len(), 1500);
 
     let (progress, cancel) = (Progress::silent(), Cancel::default());
-    let by_words = decontaminate::find(&items, &index, 2, &progress, &cancel).unwrap();
+    let by_words = decontaminate::find(&items, &index, &|_, _| false, 2, &progress, &cancel).unwrap();
     let mut hit: Vec<Option<(&str, f64, String)>> = vec![None; items.len()];
     for (row, overlap) in &by_words {
         hit[*row] = Some((overlap.evidence.test, overlap.evidence.score, overlap.question.clone()));
@@ -234,7 +284,7 @@ fn planted_leaks_are_found_in_five_ways_among_hard_negatives() {
     let readers = Readers { embedder: &embedder, judge: None, seed: 0, n_threads: 2 };
     let out = tempfile::tempdir().unwrap();
     let low = Meaning { threshold: 0.6, ..Meaning::default() };
-    let found = find(&left, &index, readers, &low, out.path(), &progress, &cancel).unwrap();
+    let found = find(&left, &index, &|_, _| false, readers, &low, out.path(), (&progress, &cancel)).unwrap();
     for threshold in [0.7, 0.75, 0.8, 0.85, 0.9, 0.95] {
         let mut with = hit.clone();
         for (row, overlap) in found.overlaps.iter().filter(|(_, overlap)| overlap.evidence.score >= threshold) {

@@ -1,40 +1,44 @@
 //! Rows of comma- and tab-separated files, with quoted line breaks, and the line that each begins on.
 //!
-//! Whether the first line is a header is found by content. Of a row that never ends, as behind an open quote, no more than
-//! [`MAX_ROW_BYTES`] is read.
+//! Whether the first line is a header is found by content. Of a row that is too long, as behind an open quote, no more than
+//! [`MAX_ROW_BYTES`] is kept; the rows behind its end are read.
 
 use super::{Each, TOO_LONG, is_named};
 use crate::elements::MAX_ROW_BYTES;
 use crate::{Error, Result, RowError};
 use aloe_task::rows::{Row, shown_name};
 use serde_json::{Map, Value};
-use std::cell::Cell;
-use std::io::{BufRead, Read};
+use std::io::BufRead;
 use std::path::Path;
-use std::rc::Rc;
 
 /// Reads comma- or, by the file's name, tab-separated rows.
 pub(super) fn read(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Result<()> {
     let delimiter = if is_named(path, ".tsv") { b'\t' } else { b',' };
-    let since_row = Rc::new(Cell::new(0));
-    let metered = Metered { source, since_row: since_row.clone() };
-    let mut reader =
-        csv::ReaderBuilder::new().flexible(true).has_headers(false).delimiter(delimiter).from_reader(metered);
+    let mut records = Records::new(source, delimiter);
     let mut names: Option<Vec<String>> = None;
-    let mut record = csv::ByteRecord::new();
     loop {
-        let line = reader.position().line();
-        since_row.set(0);
-        match reader.read_byte_record(&mut record) {
-            Ok(false) => return Ok(()),
-            Ok(true) => {}
-            Err(error) => return stops(error, path, line, each),
-        }
-        let line = record.position().map_or(line, csv::Position::line);
+        let (line, end) = records.next().map_err(Error::io("read", path))?;
         let at = format!("{}:{line}", path.display());
-        let cells = cells(&record, names.as_deref(), &at);
-        match (&names, cells) {
-            (_, Err(error)) => each(Err(error))?,
+        let record = match end {
+            End::OfFile => return Ok(()),
+            End::OfLongRow => {
+                each(Err(RowError::new(at, TOO_LONG)))?;
+                continue;
+            }
+            End::OfFileInLongRow => {
+                let reason = format!("{TOO_LONG}; it goes on to the end of the file (is a quote left open?)");
+                return each(Err(RowError::new(at, reason)));
+            }
+            End::OfRow => records.record(),
+        };
+        match (&names, cells(&record, names.as_deref(), &at)) {
+            (None, Err(error)) => {
+                // The names as far as they can be read: the next row is none.
+                let lossy: Vec<String> = record.iter().map(|cell| String::from_utf8_lossy(cell).into_owned()).collect();
+                names = Some(names_without_header(&lossy).unwrap_or(lossy));
+                each(Err(error))?;
+            }
+            (Some(_), Err(error)) => each(Err(error))?,
             (None, Ok(cells)) => match names_without_header(&cells) {
                 Some(own) => {
                     each(row(&own, cells, at, &record))?;
@@ -47,33 +51,68 @@ pub(super) fn read(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Res
     }
 }
 
-/// A reader over which a row of CSV that never ends, such as one with an unclosed quote, does not fill the memory.
-struct Metered {
+/// How a row ended.
+enum End {
+    OfRow,
+    /// Of a row beyond [`MAX_ROW_BYTES`], which is read to its end and not kept.
+    OfLongRow,
+    OfFileInLongRow,
+    /// There was no further row.
+    OfFile,
+}
+
+/// Rows one at a time. The `csv` crate's own reader keeps a row however long it is, so its core is driven here.
+struct Records {
     source: Box<dyn BufRead>,
-    /// Bytes read since the last row.
-    since_row: Rc<Cell<usize>>,
+    core: csv_core::Reader,
+    text: Vec<u8>,
+    n_text: usize,
+    ends: Vec<usize>,
+    n_ends: usize,
 }
 
-impl Read for Metered {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        if self.since_row.get() > MAX_ROW_BYTES {
-            return Err(std::io::Error::other(TOO_LONG));
-        }
-        let n_bytes = self.source.read(buffer)?;
-        self.since_row.set(self.since_row.get() + n_bytes);
-        Ok(n_bytes)
+impl Records {
+    fn new(source: Box<dyn BufRead>, delimiter: u8) -> Records {
+        let core = csv_core::ReaderBuilder::new().delimiter(delimiter).build();
+        Records { source, core, text: vec![0; 1 << 12], n_text: 0, ends: vec![0; 64], n_ends: 0 }
     }
-}
 
-/// Rows cannot be told apart after a row that is too long, so reading ends there; other failures are the system's.
-fn stops(error: csv::Error, path: &Path, line: u64, each: Each<'_>) -> Result<()> {
-    match error.into_kind() {
-        csv::ErrorKind::Io(error) if error.to_string() == TOO_LONG => {
-            let reason = format!("{TOO_LONG} (is a quote left open?); the rest of the file is not read");
-            each(Err(RowError::new(format!("{}:{line}", path.display()), reason)))
+    /// Reads the next row; gives the line on which it begins and how it ended.
+    fn next(&mut self) -> std::io::Result<(u64, End)> {
+        let line = self.core.line();
+        (self.n_text, self.n_ends) = (0, 0);
+        let mut n_bytes = 0;
+        loop {
+            let input = self.source.fill_buf()?;
+            let is_end = input.is_empty();
+            let (state, n_in, n_out, n_ends) =
+                self.core.read_record(input, &mut self.text[self.n_text..], &mut self.ends[self.n_ends..]);
+            self.source.consume(n_in);
+            n_bytes += n_in;
+            self.n_text += n_out;
+            self.n_ends += n_ends;
+            // One more for the end of the line.
+            let is_long = n_bytes > MAX_ROW_BYTES + 1;
+            if is_long {
+                (self.n_text, self.n_ends) = (0, 0);
+            }
+            match state {
+                csv_core::ReadRecordResult::InputEmpty => {}
+                csv_core::ReadRecordResult::OutputFull if is_long => {}
+                csv_core::ReadRecordResult::OutputEndsFull if is_long => {}
+                csv_core::ReadRecordResult::OutputFull => self.text.resize(2 * self.text.len(), 0),
+                csv_core::ReadRecordResult::OutputEndsFull => self.ends.resize(2 * self.ends.len(), 0),
+                csv_core::ReadRecordResult::Record if is_long && is_end => return Ok((line, End::OfFileInLongRow)),
+                csv_core::ReadRecordResult::Record if is_long => return Ok((line, End::OfLongRow)),
+                csv_core::ReadRecordResult::Record => return Ok((line, End::OfRow)),
+                csv_core::ReadRecordResult::End => return Ok((line, End::OfFile)),
+            }
         }
-        csv::ErrorKind::Io(error) => Err(Error::io("read", path)(error)),
-        other => each(Err(RowError::new(format!("{}:{line}", path.display()), format!("not CSV: {other:?}")))),
+    }
+
+    fn record(&self) -> csv::ByteRecord {
+        let starts = std::iter::once(0).chain(self.ends[..self.n_ends].iter().copied());
+        starts.zip(&self.ends[..self.n_ends]).map(|(start, &end)| &self.text[start..end]).collect()
     }
 }
 

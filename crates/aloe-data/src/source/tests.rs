@@ -132,6 +132,59 @@ fn an_object_of_rows_on_one_line_is_told_from_a_row() {
 }
 
 #[test]
+fn a_text_or_table_that_begins_with_a_bracket_is_read_by_its_name_and_json_under_such_a_name_as_json() {
+    let (rows, broken) = check("a.txt", b"[sighs] Hello\n{\"quoted\"} text\n");
+    assert_eq!((rows.len(), rows[0].text("text").unwrap(), broken.len()), (2, "[sighs] Hello".to_owned(), 0));
+    let (rows, broken) = check("chemistry_test.csv", b"[Na+] is,w,x,y,z,A\n{x} is,w,x,y,z,B\n");
+    assert_eq!((rows.len(), rows[1].text("input").unwrap(), broken.len()), (2, "{x} is".to_owned(), 0));
+    let (rows, _) = check("a.tsv", b"{q}\ta\none\tx\n");
+    assert_eq!((rows.len(), rows[0].text("{q}").unwrap()), (1, "one".to_owned()));
+    for json in [
+        "{\"a\": \"x\"}\n{\"a\": \"y\"}\n",
+        "[\n{\"a\": \"x\"},\n{\"a\": \"y\"}]",
+        "[{\"a\": \"x\"},\n {\"a\": \"y\"}]",
+    ] {
+        for name in ["a.txt", "a.csv"] {
+            let (rows, _) = check(name, json.as_bytes());
+            assert_eq!((rows.len(), rows[1].text("a").unwrap()), (2, "y".to_owned()), "{name}: {json}");
+        }
+    }
+}
+
+#[test]
+fn the_rows_behind_a_table_row_that_is_too_long_are_read() {
+    let long = "x".repeat(1_200_000);
+    let text = format!("q,a\n1,one\n2,\"{long}\n{long}\"\n3,three\n4,{long}\n5,{}\n6,six\n", "y".repeat((1 << 20) - 2));
+    let (rows, broken) = check("a.csv", text.as_bytes());
+    assert_eq!(places(&rows), ["a.csv:2", "a.csv:5", "a.csv:7", "a.csv:8"]);
+    assert_eq!(rows.iter().map(|row| row.text("q").unwrap()).collect::<Vec<_>>(), ["1", "3", "5", "6"]);
+    let told: Vec<String> = broken.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [3, 6].map(|line| format!("a.csv:{line}: the row is longer than 1 MiB; it stays in its file alone"))
+    );
+    let open = format!("q,a\n1,one\n2,\"open\n{}", "3,three\n".repeat(200_000));
+    let (rows, broken) = check("a.csv", open.as_bytes());
+    assert_eq!((rows.len(), broken.len()), (1, 1));
+    assert!(
+        broken[0].to_string().contains("a.csv:3: ") && broken[0].reason.contains("is a quote left open?"),
+        "{}",
+        broken[0]
+    );
+}
+
+/// Latin-1 in the names of columns; the row below is a row, not names.
+#[test]
+fn a_header_that_is_not_utf8_is_told_and_the_next_row_is_no_header() {
+    let (rows, broken) = check("a.csv", b"question,r\xe9ponse,answer\nQ1,x,one\nQ2,y,two\n");
+    assert_eq!(places(&rows), ["a.csv:2", "a.csv:3"]);
+    assert_eq!((rows[0].text("question").unwrap(), rows[1].text("answer").unwrap()), ("Q1".into(), "two".to_owned()));
+    assert_eq!(broken.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a.csv:1: column `2` is not UTF-8"]);
+    let (rows, broken) = check("mmlu_test.csv", b"Caf\xe9 is,w,x,y,z,A\nNext is,w,x,y,z,B\n");
+    assert_eq!((rows.len(), broken.len(), rows[0].text("target").unwrap()), (1, 1, "B".to_owned()));
+}
+
+#[test]
 fn files_of_a_folder_that_are_not_read_are_named_and_documents_are_not() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["a.ndjson", "b.tsv", "LICENSE.txt", "README.md", "notes.txt", "c.xlsx", "test_ground_truth.json"] {

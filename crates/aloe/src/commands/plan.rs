@@ -5,7 +5,7 @@ use crate::commands::run::{enter_root, is_address, output_folder};
 use crate::commands::{stages, threads_of};
 use crate::failure::Failure;
 use crate::recipe::checked::{Input, Recipe};
-use crate::recipe::{at_site, plan, plan_table};
+use crate::recipe::{at_site, compared, plan, plan_table};
 use aloe_handoff::{Cluster, Where};
 use aloe_record::Cancel;
 use aloe_tensor::Device;
@@ -34,13 +34,14 @@ pub(crate) fn run(args: &PlanArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let device = args.measure.then(|| Device::cpu(threads));
     let plan = plan::plan(&recipe, &out, device.as_ref())?;
     let missing = missing_files(&recipe);
+    let notices = compared::notices(&recipe, &out);
     let at_site = cluster.as_ref().map(|cluster| at_site::stages(&plan.rows, cluster)).transpose()?;
     let mut output = std::io::stdout();
     if args.json {
         let value = serde_json::json!({
             "recipe": recipe.name, "out": out, "stages": plan.rows, "peak_bytes": plan.peak_bytes,
             "tokenizer": plan.tokenizer, "measured_speed": plan.measured_speed, "missing_files": missing,
-            "at_site": at_site,
+            "at_site": at_site, "notices": notices,
         });
         writeln!(output, "{}", serde_json::to_string_pretty(&value)?)?;
         return Ok(());
@@ -55,6 +56,9 @@ pub(crate) fn run(args: &PlanArgs, cancel: &Cancel) -> anyhow::Result<()> {
     writeln!(output, "{}", plan_table::table(&plan))?;
     if let (Some(stages), Some(cluster)) = (&at_site, &cluster) {
         writeln!(output, "{}", at_site::table(&cluster.name, stages))?;
+    }
+    for notice in &notices {
+        writeln!(output, "Note: {notice}")?;
     }
     if !missing.is_empty() {
         writeln!(output, "Not at hand (aloe run would refuse to start):\n  {}", missing.join("\n  "))?;

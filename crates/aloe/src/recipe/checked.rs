@@ -3,6 +3,7 @@
 //! Relative paths start at the recipe's `root` (a folder relative to the recipe file; default: the recipe's own).
 //! `$NAME/...` at the start of a string is replaced by the environment variable.
 
+use super::compared;
 use super::raw::{Mistake, Raw, RawStage, decode, line_of};
 use super::stage_config::StageConfig;
 use crate::cli::MAX_THREADS;
@@ -199,6 +200,7 @@ fn check(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Recipe>
     }
     let head = head.filter(|_| complete)?;
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    mistakes.extend(compared::compare(&mut stages).into_iter().map(|(at, text)| Mistake { line: lines[at], text }));
     let root = head.root.as_deref().map_or_else(|| folder.to_path_buf(), |root| folder.join(root));
     for (stage, line) in stages.iter().zip(lines) {
         let model = stage.from.iter().find_map(|(key, inputs)| match inputs.as_slice() {
@@ -259,7 +261,7 @@ fn check_stage(
         config
     });
     if let Some(config) = &config {
-        for mistake in config.mistakes().into_iter().chain(config.input_mistakes(&from)) {
+        for mistake in config.mistakes().into_iter().chain(config.input_mistakes(&from, &written)) {
             mistakes.push(Mistake { line, text: format!("{context}: {mistake}") });
         }
         for required in config.required_inputs() {

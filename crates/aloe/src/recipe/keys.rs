@@ -108,10 +108,14 @@ const DATA: &[Key] = &[
         "identifiers",
         "of persons: off, report (counted), mask (replaced by their kind, as [DATE]) or drop (their rows): e-mail, phone, date, address, record number, SSN, NHS number, DNI/NIE, IBAN, payment card, names behind titles and labels. Not a de-identification",
     ),
+    ("filters", "table, see below: rows dropped by length, language or repetition; default none"),
     ("dedup", "table, see below"),
     ("duplicates", "folder of a merge by `aloe data dedup`, taken in place of a search for duplicates"),
     ("verdicts", "file of `aloe data review`: rows that overlap an evaluation question stay where it says keep"),
-    ("decontaminate", "files or folders of evaluation questions that no row may overlap"),
+    (
+        "decontaminate",
+        "files or folders of evaluation questions that no row may overlap, beside those that the recipe's own eval, merge-search and redteam stages score on; [] compares with none of either",
+    ),
     (
         "meaning",
         "table, see below: rows that ask in other words what an evaluation question asks, by the input embedder; by default as below where that is given",
@@ -158,6 +162,11 @@ const SOURCE: &[Key] = &[
         "max_rows",
         "at most so many training rows, drawn by the seed; rows of hold_out are drawn before, from all of the source",
     ),
+    ("expect_rows", "rows that the files must hold, broken ones counted; another number stops the stage. Default any"),
+    (
+        "rating_gap",
+        "HelpSteer: points of helpfulness, 1 to 4, that the better side of a pair must lie above the worse; default 1",
+    ),
     ("weight", "times each training row appears: 2 twice, 0.5 every other row"),
     ("task", "sub-task named in the manifest"),
     ("subject", "subject of rows that name none"),
@@ -182,7 +191,21 @@ const RULES: &[Key] = &[
     ),
 ];
 
+const FILTERS: &[Key] = &[
+    ("min_words", "the fewest words of a row's messages together; default no bound"),
+    ("max_words", "the most; default no bound"),
+    (
+        "languages",
+        "list of the languages that stay, as ISO 639-3 writes them: eng, spa, cat; a row of which the language is not sure stays. Default all",
+    ),
+    (
+        "repetition",
+        "drop rows with an answer of 50 words or more that repeats itself: lines, paragraphs and runs of words by Gopher's table A1",
+    ),
+];
+
 const DEDUP: &[Key] = &[
+    ("keep", "which row of duplicates stays: first (by sources, files and lines; the default) or longest"),
     ("exact", "rows equal but for case and punctuation"),
     (
         "minhash",
@@ -389,13 +412,14 @@ pub(crate) const DATA_EXAMPLE: &str = r#"  output = "sft"
 pub(crate) fn data() -> String {
     let (defaults, source) = data_defaults();
     format!(
-        "{}\n{}\nEach source\n{}\nrules\n{}\ndedup\n{}\nmeaning\n{}\nquality\n{}\n{DATA_INPUTS}\nExample of data.toml:\n{DATA_EXAMPLE}\nExamples:\n  aloe data run --config data.toml \
+        "{}\n{}\nEach source\n{}\nrules\n{}\nfilters\n{}\ndedup\n{}\nmeaning\n{}\nquality\n{}\n{DATA_INPUTS}\nExample of data.toml:\n{DATA_EXAMPLE}\nExamples:\n  aloe data run --config data.toml \
          --out runs/data\n  aloe data run --recipe recipes/quickstart.toml --stage data-medical\n\nWrites train.jsonl (conversations or \
          pairs), hold_out.jsonl, manifest.json, report.html, ledger.jsonl, duplicates.jsonl, overlaps.jsonl, unjudged.jsonl (with a judge), scores.jsonl (with a scorer) and record.json into --out.",
         HEADING,
         list(DATA, &defaults),
         list(SOURCE, &source).replace("@DIALECTS@", &dialects().join(", ")).replace("@SPEAKERS@", aloe_data::SPEAKERS),
         list(RULES, &defaults["rules"]),
+        list(FILTERS, &json_of(&aloe_data::Filters::default())),
         list(DEDUP, &defaults["dedup"]) + &list(DEDUP_MEANING, &defaults["dedup"]),
         list(MEANING, &json_of(&aloe_data::Meaning::default())),
         list(QUALITY, &json_of(&aloe_data::Quality::default())),
@@ -556,6 +580,7 @@ mod tests {
         check::<aloe_data::DataConfig>(&[DATA]);
         check::<aloe_data::SourceConfig>(&[SOURCE]);
         check::<aloe_data::Rules>(&[RULES]);
+        check::<aloe_data::Filters>(&[FILTERS]);
         check::<aloe_data::Dedup>(&[DEDUP, DEDUP_MEANING]);
         check::<aloe_data::Meaning>(&[MEANING]);
         check::<aloe_data::Quality>(&[QUALITY]);

@@ -176,14 +176,16 @@ impl StageConfig {
     }
 
     /// What is wrong between settings and inputs, in words.
-    pub(super) fn input_mistakes(&self, from: &[(String, Vec<Input>)]) -> Vec<String> {
+    pub(super) fn input_mistakes(&self, from: &[(String, Vec<Input>)], written: &Value) -> Vec<String> {
         let names: Vec<&str> = from.iter().map(|(name, _)| name.as_str()).collect();
         match self {
             Self::Data(config) => {
                 let n_scorers = from.iter().find(|(name, _)| name == "scorer").map_or(0, |(_, inputs)| inputs.len());
                 let too_many = (n_scorers > 2)
                     .then(|| "the input `scorer` is one model, or two: of complexity, of quality".into());
-                config.input_mistakes(&names).into_iter().chain(too_many).collect()
+                // Left out, it is what the recipe scores on, which is known once all stages are (`compared`).
+                let compares = !config.decontaminate.is_empty() || written.get("decontaminate").is_none();
+                config.input_mistakes(&names, compares).into_iter().chain(too_many).collect()
             }
             _ => Vec::new(),
         }

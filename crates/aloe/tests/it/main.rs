@@ -4,6 +4,7 @@
 
 mod answer_cache;
 mod bad_input;
+mod data_killed;
 mod encoders;
 mod endpoint;
 mod faults;

@@ -35,7 +35,8 @@ fn identifiers_are_counted_by_kind_and_source_and_stay_are_masked_or_take_their_
         let ledger = read_lines(&out.path().join("ledger.jsonl"));
         assert_eq!(
             ledger[0],
-            json!({"id": "s/notes.jsonl:1", "action": action, "rule": "identifiers", "identifiers": {"date": 1, "name": 1}})
+            json!({"id": "s/notes.jsonl:1", "action": action, "rule": "identifiers", "source": "s", "licence": "MIT",
+                "task": "instruction", "identifiers": {"date": 1, "name": 1}})
         );
     }
     let (report, out) = in_mode("mask");
@@ -47,6 +48,24 @@ fn identifiers_are_counted_by_kind_and_source_and_stay_are_masked_or_take_their_
     );
     let (report, _) = in_mode("off");
     assert!(report.sources[0].identifiers.is_empty());
+}
+
+/// A multiple-choice row is kept as text and as a question, by which it is compared, embedded and shown to a judge.
+#[test]
+fn masking_leaves_no_identifier_anywhere_in_a_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("q.jsonl");
+    let row = json!({"question": "Mrs. Okafor, DOB 03/04/1951, has pain. What now?", "answer_idx": "A", "answer": "Call Dr. Okafor",
+        "options": {"A": "Call Dr. Okafor", "B": "Rest", "C": "ECG", "D": "None"}, "exp": "Mrs. Okafor, 03/04/1951."});
+    std::fs::write(&path, row.to_string()).unwrap();
+    let config = config(json!({"sources": [source("s", &path)], "identifiers": "mask"}));
+    let cancel = Cancel::default();
+    let mut run = Run::new(&config, 1, &cancel);
+    run.read_sources(&Progress::silent()).unwrap();
+    assert!(format!("{:?}", run.items[0].question).contains("Okafor"), "the row has a question");
+    run.take_identifiers().unwrap();
+    let text = format!("{:?}", run.items);
+    assert!(!text.contains("Okafor") && !text.contains("1951"), "{text}");
 }
 
 /// A word that stands in no code, in every place of a row that a reader, a rule or an error may touch.

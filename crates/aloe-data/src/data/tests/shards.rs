@@ -51,6 +51,26 @@ fn one_four_and_sixteen_shards_on_one_and_two_threads_write_the_same_bytes_and_a
     assert_eq!(files_of(taken.path()), files_of(own.path()));
 }
 
+/// More rows than are in memory at a time, so that shards sign in several blocks; every ninth of the later ones is a copy of a row
+/// of another block.
+#[test]
+fn shards_that_sign_more_rows_than_one_block_write_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = dir.path().join("rows.jsonl");
+    let fact = |i: usize| i.checked_sub(4504).filter(|_| i % 9 == 8).unwrap_or(i);
+    let row = |i: usize| json!({"instruction": format!("Give fact {}.", fact(i)), "output": "It is so."});
+    let lines: Vec<String> = (0..shard::N_BLOCK + 1000).map(|i| row(i).to_string()).collect();
+    std::fs::write(&rows, lines.join("\n")).unwrap();
+    let config = config(json!({"sources": [source("s", &rows)], "dedup": {"minhash": false}}));
+    let first = files_of(&merged(&config, 1, 2, dir.path()));
+    for n in [4, 16] {
+        assert_eq!(files_of(&merged(&config, n, 2, dir.path())), first, "{n} shards");
+    }
+    let found = check(&config).0.unwrap();
+    let lines = String::from_utf8(first["duplicates.jsonl"].clone()).unwrap().lines().count();
+    assert_eq!((lines, found.account.n_exact_duplicate), (521, 521), "4508, 4517, .. 9188");
+}
+
 #[test]
 fn a_missing_shard_a_shard_twice_other_rows_and_a_damaged_file_are_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -88,6 +108,40 @@ fn a_missing_shard_a_shard_twice_other_rows_and_a_damaged_file_are_refused() {
     }
 }
 
+/// Hits by words and then by meaning, as the two steps hand them over.
+#[test]
+fn verdicts_hold_for_hits_by_meaning_too_and_a_hit_of_both_steps_is_told_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = dir.path().join("rows.jsonl");
+    let lines: Vec<String> =
+        (0..3).map(|i| json!({"instruction": format!("Q{i}"), "output": "A"}).to_string()).collect();
+    std::fs::write(&rows, lines.join("\n")).unwrap();
+    let verdicts = dir.path().join("verdicts.jsonl");
+    let verdict = |row: usize, at: &str| {
+        json!({"row": format!("s/rows.jsonl:{row}"), "question_at": at, "verdict": "keep"}).to_string()
+    };
+    std::fs::write(&verdicts, [verdict(1, "f:1"), verdict(2, "f:2"), verdict(3, "gone:1")].join("\n")).unwrap();
+    let config = config(json!({"sources": [source("s", &rows)]}));
+    let cancel = Cancel::default();
+    let mut run = Run::new(&config, 1, &cancel);
+    run.reviewed = Reviewed::of(Verdicts::read(&verdicts).unwrap());
+    run.read_sources(&Progress::silent()).unwrap();
+    let hit = |row: usize, at: &str, test: &'static str| {
+        let evidence = crate::Evidence { test, shared: String::new(), score: 1.0 };
+        let (row_text, question) = (String::new(), String::new());
+        let row = format!("s/rows.jsonl:{row}");
+        Overlap { row, question_at: at.into(), question, row_text, evidence }
+    };
+    let by_words = vec![(0, hit(1, "f:1", "options"))];
+    assert_eq!(run.honour_verdicts(by_words).len(), 1);
+    let by_meaning = vec![(0, hit(1, "f:1", "embedding")), (1, hit(2, "f:2", "judge")), (2, hit(3, "f:2", "judge"))];
+    let new: Vec<String> = run.honour_verdicts(by_meaning).into_iter().map(|hit| hit.row).collect();
+    assert_eq!(new, ["s/rows.jsonl:2", "s/rows.jsonl:3"]);
+    assert_eq!(run.items.iter().map(|item| item.id.as_str()).collect::<Vec<_>>(), ["s/rows.jsonl:1", "s/rows.jsonl:2"]);
+    let report = &run.report;
+    assert_eq!((report.n_overlaps, report.n_overlaps_kept, report.n_verdicts_unused), (3, 2, 1));
+}
+
 #[test]
 fn a_verdict_keeps_a_row_in_the_next_run_and_one_that_fits_no_hit_is_told() {
     let config = starter_sft();
@@ -120,6 +174,14 @@ fn a_verdict_keeps_a_row_in_the_next_run_and_one_that_fits_no_hit_is_told() {
     // A second review keeps what was judged.
     review(out.path(), dir.path()).unwrap();
     assert!(std::fs::read_to_string(&path).unwrap().starts_with(text.lines().next().unwrap()));
+    // Of a run that lacks all hits but one, the verdicts on the others stay.
+    let text = std::fs::read_to_string(&path).unwrap();
+    let fewer = tempfile::tempdir().unwrap();
+    std::fs::write(fewer.path().join("overlaps.jsonl"), format!("{}\n", hits[1])).unwrap();
+    assert_eq!(review(fewer.path(), dir.path()).unwrap(), 1);
+    let sorted = |text: &str| text.lines().map(String::from).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(sorted(&std::fs::read_to_string(&path).unwrap()), sorted(&text));
+    assert!(text.contains("\"gone\"") && text.contains("\"keep\""));
     std::fs::write(&path, "{\"row\": \"a\", \"verdict\": \"maybe\"}\n").unwrap();
     let error = judged(&config).0.unwrap_err().to_string();
     assert!(error.contains("verdicts.jsonl:1"), "{error}");

@@ -1,0 +1,64 @@
+//! The account of a run at its end: what trains, what was left out, and how large the clusters of duplicates are.
+
+use super::Run;
+use crate::dedup::Duplicate;
+use crate::manifest::LeftOut;
+use crate::mixture::Mixture;
+use crate::{Error, Result, notices};
+use std::collections::BTreeMap;
+
+impl Run<'_> {
+    pub(super) fn count(&mut self, mixture: &Mixture) -> Result<()> {
+        for &row in &mixture.train {
+            let item = &self.items[row];
+            self.report.sources[item.source].count_train(item);
+            *self.report.licences.entry(self.config.sources[item.source].licence.clone()).or_default() += 1;
+            *self.report.tasks.entry(item.task.clone()).or_default() += 1;
+        }
+        for &row in &mixture.held_out {
+            self.report.sources[self.items[row].source].n_held_out += 1;
+        }
+        self.report.n_train = mixture.train.len();
+        self.report.n_held_out = mixture.held_out.len();
+        if mixture.train.is_empty() {
+            let n_read = self.report.sources.iter().map(|source| source.n_read).sum();
+            let dropped = self.report.dropped();
+            let by_rule: Vec<String> = dropped.iter().map(|(rule, n)| format!("{rule} {n}")).collect();
+            let n_dropped = dropped.values().sum();
+            return Err(Error::EmptyResult { n_read, n_dropped, by_rule: by_rule.join(", ") });
+        }
+        self.settle(mixture);
+        Ok(())
+    }
+
+    /// Sizes of the clusters of duplicates, the row that stays counted.
+    pub(super) fn count_clusters(&mut self, duplicates: &[Duplicate]) {
+        let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
+        for found in duplicates {
+            *sizes.entry(found.kept.as_str()).or_insert(1) += 1;
+        }
+        for n_rows in sizes.into_values() {
+            *self.report.duplicate_clusters.entry(n_rows).or_default() += 1;
+        }
+    }
+
+    /// Closes the account of every source and finds what the user must be told.
+    fn settle(&mut self, mixture: &Mixture) {
+        let mut left = vec![LeftOut::default(); self.config.sources.len()];
+        let mut seen = vec![false; self.items.len()];
+        for &row in &mixture.train {
+            left[self.items[row].source].n_repeated += usize::from(std::mem::replace(&mut seen[row], true));
+        }
+        for &row in &mixture.over_cap {
+            left[self.items[row].source].n_over_cap += 1;
+        }
+        for &row in &mixture.weighted_out {
+            left[self.items[row].source].n_weighted_out += 1;
+        }
+        for (source, left) in self.report.sources.iter_mut().zip(left) {
+            source.settle(left);
+        }
+        self.report.settle();
+        self.report.notices = notices::find(self.config, &self.report);
+    }
+}

@@ -1,0 +1,100 @@
+//! `ledger.jsonl`: what happened to each row that did not go to training as it was read: changed, kept by a verdict, dropped, held out or
+//! left out, with the rule. A row in no line of it stands in `train.jsonl` unchanged.
+//!
+//! Ids are `source/file:line`; the folder stands in the record's settings, so that the ledger's bytes do not depend on where the data
+//! lies. Never holds text of rows, but for the subject that a row's own column names.
+
+use super::Run;
+use crate::identifiers::Counts;
+use crate::mixture::Mixture;
+use crate::{DataConfig, Item, Result};
+use serde::Serialize;
+use std::borrow::Cow;
+use std::path::Path;
+
+/// One event of one row.
+pub(super) struct Entry {
+    id: String,
+    action: &'static str,
+    rule: Cow<'static, str>,
+    source: usize,
+    task: String,
+    subject: String,
+    /// Identifiers by kind, without their text.
+    identifiers: Counts,
+}
+
+impl Entry {
+    pub(super) fn of(item: &Item, action: &'static str, rule: impl Into<Cow<'static, str>>) -> Entry {
+        let (task, subject) = (item.task.clone(), item.subject.clone());
+        Entry { task, subject, ..Entry::without_item(item.id.clone(), item.source, action, rule) }
+    }
+
+    /// Of a row that became no item of its own.
+    pub(super) fn without_item(
+        id: String,
+        source: usize,
+        action: &'static str,
+        rule: impl Into<Cow<'static, str>>,
+    ) -> Entry {
+        let (task, subject, identifiers) = (String::new(), String::new(), Counts::new());
+        Entry { id, action, rule: rule.into(), source, task, subject, identifiers }
+    }
+
+    pub(super) fn with(self, identifiers: Counts) -> Entry {
+        Entry { identifiers, ..self }
+    }
+
+    fn line<'a>(&'a self, config: &'a DataConfig) -> Line<'a> {
+        let source = &config.sources[self.source];
+        Line {
+            id: &self.id,
+            action: self.action,
+            rule: &self.rule,
+            source: &source.name,
+            licence: &source.licence,
+            task: &self.task,
+            subject: &self.subject,
+            identifiers: &self.identifiers,
+        }
+    }
+}
+
+/// As it is written.
+#[derive(Serialize)]
+struct Line<'a> {
+    id: &'a str,
+    action: &'a str,
+    rule: &'a str,
+    source: &'a str,
+    licence: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    task: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    subject: &'a str,
+    #[serde(skip_serializing_if = "Counts::is_empty")]
+    identifiers: &'a Counts,
+}
+
+impl Run<'_> {
+    /// Writes all entries and, behind them, the rows that the mixture did not put among the training rows, in row order; gives the digest.
+    pub(super) fn write_ledger(&self, path: &Path, mixture: &Mixture) -> Result<String> {
+        let reasons = [
+            ("held_out", "hold_out", &mixture.held_out),
+            ("left_out", "max_rows", &mixture.over_cap),
+            ("left_out", "weight", &mixture.weighted_out),
+        ];
+        let mut left: Vec<(usize, &'static str, &'static str)> = reasons
+            .into_iter()
+            .flat_map(|(action, rule, rows)| rows.iter().map(move |row| (*row, action, rule)))
+            .collect();
+        left.sort_unstable();
+        // Each made when it is written: a second list of rows would take as much memory as the ledger.
+        let lines = self.ledger.iter().map(|entry| serde_json::to_value(entry.line(self.config)));
+        let rest = left.into_iter().map(|(row, action, rule)| {
+            serde_json::to_value(Entry::of(&self.items[row], action, rule).line(self.config))
+        });
+        let lines = lines.chain(rest).map(std::result::Result::unwrap_or_default);
+        super::lines(path, lines)
+    }
+}

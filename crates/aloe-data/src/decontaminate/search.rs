@@ -1,0 +1,176 @@
+//! The four tests, in the order of their evidence: the first question that a row holds, and why.
+
+use super::words::{Runs, Words};
+use super::{Evidence, Held, Index, IsKept, LONGEST_SHORT_STEM, NUMBER, OPTION_LINE, Overlap};
+use super::{hash, option_set, rounded, telling};
+use crate::simplify::plain;
+use crate::{Item, simplify};
+use aloe_text::{Message, Role};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Whether a question may be a hit.
+type IsIn<'a> = dyn Fn(&u32) -> bool + 'a;
+
+/// The numbers of a text in order, without separators of thousands.
+fn numbers(text: &str) -> Vec<String> {
+    NUMBER.find_iter(text).map(|found| found.as_str().replace(',', "")).collect()
+}
+
+impl Index {
+    /// All overlaps of `item` up to the first that `is_kept`, asked with row and question, does not set aside.
+    pub(super) fn overlaps(&self, item: &Item, is_kept: &IsKept<'_>) -> Vec<Overlap> {
+        let mut found: Vec<Overlap> = Vec::new();
+        loop {
+            let is_out = |number: usize| found.iter().any(|overlap| overlap.question_at == self.held[number].at);
+            let Some(overlap) = self.overlap(item, &is_out) else { return found };
+            let goes_on = is_kept(&overlap.row, &overlap.question_at);
+            found.push(overlap);
+            if !goes_on {
+                return found;
+            }
+        }
+    }
+
+    /// The first overlap of `item` with a question that is not `is_out`, if any.
+    pub(crate) fn overlap(&self, item: &Item, is_out: &dyn Fn(usize) -> bool) -> Option<Overlap> {
+        let (at, evidence) = self.hit(item, is_out)?;
+        let held = &self.held[at];
+        let asked = item.messages().into_iter().find(|message| message.role == Role::User);
+        Some(Overlap {
+            row: item.id.clone(),
+            question_at: held.at.clone(),
+            question: held.stem.clone(),
+            row_text: asked.map(|message| message.content.clone()).unwrap_or_default(),
+            evidence,
+        })
+    }
+
+    /// The number of the first question that `item` holds and that is not `is_out`, and why it was taken for it.
+    fn hit(&self, item: &Item, is_out: &dyn Fn(usize) -> bool) -> Option<(usize, Evidence)> {
+        let is_in = |id: &u32| !is_out(*id as usize);
+        let messages = item.messages();
+        let asked: Vec<&str> = messages
+            .iter()
+            .filter(|message| message.role == Role::User)
+            .map(|message| message.content.as_str())
+            .collect();
+        let options = match &item.question {
+            Some(question) => question.choices.clone(),
+            // Three options take three lines; the pattern is slow and most questions have one.
+            None if asked.iter().map(|text| text.matches('\n').count() + 1).sum::<usize>() < 3 => Vec::new(),
+            None => OPTION_LINE.captures_iter(&asked.join("\n")).map(|found| found[1].to_owned()).collect(),
+        };
+        let hit = if options.is_empty() { None } else { self.same_options(&options, &asked, item, &is_in) };
+        // Simplified once: it is most of the work.
+        let simple: Vec<String> = messages.iter().map(|message| simplify(&message.content)).collect();
+        let words: Vec<Words<'_>> = simple.iter().map(|text| Words::of(text)).collect();
+        let texts = || messages.iter().zip(&words);
+        let mut asked = texts().filter(|(message, _)| message.role == Role::User);
+        let hit =
+            hit.or_else(|| asked.find_map(|(message, words)| self.whole_question(&message.content, words, &is_in)));
+        let stems = |(message, words): (&&Message, &Words<'_>)| self.stem_and_options(&message.content, words, &is_in);
+        let hit = hit.or_else(|| texts().find_map(stems));
+        let hit = hit.or_else(|| words.iter().find_map(|words| self.shared_runs(words, &is_in)));
+        hit.map(|(id, evidence)| (id as usize, evidence))
+    }
+
+    /// The first question that `item` holds and why, by its number among those that [`Index::of`] was given.
+    pub(crate) fn trained(&self, item: &Item) -> Option<(usize, Evidence)> {
+        self.hit(item, &|_| false).map(|(id, evidence)| (self.held[id].base, evidence))
+    }
+
+    fn same_options(
+        &self,
+        options: &[String],
+        asked: &[&str],
+        item: &Item,
+        is_in: &IsIn<'_>,
+    ) -> Option<(u32, Evidence)> {
+        let set = option_set(options);
+        let ids = self.by_options.get(&hash(&set.join("\n")))?;
+        let stem = match &item.question {
+            Some(question) => question.stem.clone(),
+            None => OPTION_LINE.replace_all(&asked.join("\n"), "").into_owned(),
+        };
+        let stem = telling(&simplify(&stem));
+        let n_words: usize = set.iter().map(|option| option.split(' ').count()).sum();
+        let needed = if n_words < 6 { 0.75 } else { 0.5 };
+        ids.iter().filter(|id| is_in(id)).find_map(|&id| {
+            let held = &self.held[id as usize];
+            let common = held.telling.intersection(&stem).count();
+            let score = common as f64 / held.telling.len().min(stem.len()).max(1) as f64;
+            let shared = held.options.join(" | ");
+            (common >= 2 && score >= needed).then(|| (id, Evidence { test: "options", shared, score: rounded(score) }))
+        })
+    }
+
+    /// Word for word, and number for number, which simplified text has lost: 12 x 7 is not 9 x 3.
+    fn whole_question(&self, text: &str, words: &Words<'_>, is_in: &IsIn<'_>) -> Option<(u32, Evidence)> {
+        let ids = self.whole.get(&words.whole_hash())?;
+        let own = numbers(text);
+        let id = *ids.iter().find(|id| is_in(id) && numbers(&self.held[**id as usize].asked.0) == own)?;
+        Some((id, Evidence { test: "ngram_8", shared: words.run(0, words.len()).to_owned(), score: 1.0 }))
+    }
+
+    fn stem_and_options(&self, text: &str, words: &Words<'_>, is_in: &IsIn<'_>) -> Option<(u32, Evidence)> {
+        let plain_text = std::cell::OnceCell::new();
+        let has_all = |held: &Held| {
+            let plain_text = plain_text.get_or_init(|| format!(" {} ", plain(text)));
+            held.options.iter().all(|option| plain_text.contains(&format!(" {option} ")))
+        };
+        // A stem of one or two words is evidence only together with options that say something.
+        let is_enough = |held: &Held, n_words: usize| {
+            n_words >= 3 || held.options.iter().map(|o| o.split(' ').count()).sum::<usize>() >= 6
+        };
+        // Shorter stems first, then those that stand earlier.
+        let mut candidates = BTreeSet::new();
+        for (n, at, hash) in [1, 2].into_iter().flat_map(|n| words.runs(n).map(move |(at, hash)| (n, at, hash))) {
+            let lengths = self.short_starts.get(&hash).copied().unwrap_or(0);
+            let lengths = if n == 1 { lengths & 0b10 } else { lengths & !0b10 };
+            let fits = |n_words: &usize| lengths >> n_words & 1 == 1 && at + n_words <= words.len();
+            candidates.extend((1..=LONGEST_SHORT_STEM).filter(fits).map(|n_words| (n_words, at)));
+        }
+        for (n_words, at) in candidates {
+            let ids = self.short.get(words.hash(at, n_words)).iter();
+            let found = ids
+                .filter(|id| is_in(id))
+                .map(|&id| (id, &self.held[id as usize]))
+                .find(|(_, held)| is_enough(held, n_words) && has_all(held));
+            if let Some((id, held)) = found {
+                let shared = format!("{} | {}", held.stem, held.options.join(" | "));
+                return Some((id, Evidence { test: "stem_and_options", shared, score: 1.0 }));
+            }
+        }
+        None
+    }
+
+    fn shared_runs(&self, words: &Words<'_>, is_in: &IsIn<'_>) -> Option<(u32, Evidence)> {
+        let long = self.most_runs("ngram_13", words, (&self.runs_13, 13), 0.25, |held| held.n_runs_13, is_in);
+        long.or_else(|| self.most_runs("ngram_8", words, (&self.runs_8, 8), 0.7, |held| held.n_runs_8, is_in))
+    }
+
+    /// The first question of which at least the share `needed` of all its `n`-word runs stand among `words`.
+    fn most_runs(
+        &self,
+        test: &'static str,
+        words: &Words<'_>,
+        (runs, n): (&Runs, usize),
+        needed: f64,
+        n_runs: fn(&Held) -> usize,
+        is_in: &IsIn<'_>,
+    ) -> Option<(u32, Evidence)> {
+        let mut found: BTreeMap<u32, BTreeSet<&str>> = BTreeMap::new();
+        for (at, hash) in words.runs(n) {
+            for id in runs.get(hash).iter().filter(|id| is_in(id)) {
+                found.entry(*id).or_default().insert(words.run(at, n));
+            }
+        }
+        let scored = found.into_iter().map(|(id, runs)| {
+            let score = runs.len() as f64 / n_runs(&self.held[id as usize]).max(1) as f64;
+            (id, score, runs)
+        });
+        let (id, score, runs) = scored.into_iter().find(|(_, score, _)| *score >= needed)?;
+        let shared = runs.first().map(|run| (*run).to_owned()).unwrap_or_default();
+        Some((id, Evidence { test, shared, score: rounded(score) }))
+    }
+}
