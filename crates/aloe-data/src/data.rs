@@ -186,7 +186,7 @@ impl<'a> Run<'a> {
                 }
             };
             let dialect = dialect_of(&mut dialect, &row, file)?;
-            if dialect == Dialect::HelpSteer {
+            if dialect.is_by_file() {
                 rated.push(row);
             } else {
                 let made = dialect::item(dialect, &row, index - 1, id(config, file, &row.at), config);
@@ -194,7 +194,10 @@ impl<'a> Run<'a> {
             }
             self.flush_when_full()
         })?;
-        self.take_rated(source, file, &rated)
+        match dialect {
+            Some(Dialect::RedTeamSamples) => self.take_judged(source, file, &rated),
+            _ => self.take_rated(source, file, &rated),
+        }
     }
 
     /// Keeps an item or counts a broken row.
@@ -469,6 +472,7 @@ pub(crate) fn lines<T: serde::Serialize>(path: &Path, rows: impl IntoIterator<It
 
 mod by_model;
 mod identify;
+pub(crate) mod own_answers;
 mod render;
 pub(crate) mod shard;
 mod template;

@@ -58,7 +58,7 @@ impl Run<'_> {
     /// Drops the rows that could not be scored and the lowest share of the others. Writes `scores.jsonl`.
     pub(super) fn drop_low_quality(&mut self, models: Models, out: &Path, progress: &Progress) -> Result<()> {
         let (Some(scorers), Some(config)) = (models.scorers, &self.config.quality) else { return Ok(()) };
-        let (scores, report) = quality::score(&self.items, scorers, config, progress, self.cancel)?;
+        let (scores, report) = quality::score(&self.items, scorers, config, out, progress, self.cancel)?;
         let dropped = scores.iter().enumerate().filter_map(|(row, score)| Some((row, score.dropped?.to_owned())));
         self.drop_rows(dropped.collect());
         self.by_model.push(("scores.jsonl", lines(&out.join("scores.jsonl"), &scores)?));
