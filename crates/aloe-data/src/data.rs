@@ -95,7 +95,7 @@ pub fn run_with(
     run.drop_rows(duplicates.iter().map(|found| (found.dropped_index, found.rule.to_owned())).collect());
     let mut overlaps = run.take_overlaps_out(&index, progress)?;
     overlaps.extend(run.drop_by_meaning(&index, models, out, progress)?);
-    duplicates.extend(run.drop_semantic_duplicates(models, progress)?);
+    duplicates.extend(run.drop_semantic_duplicates(models, out, progress)?);
     run.drop_low_quality(models, out, progress)?;
     run.add_variants();
     let mixture = mixture::mix(&run.items, config);

@@ -44,12 +44,17 @@ impl Run<'_> {
     }
 
     /// Drops the rows that say what an earlier one says.
-    pub(super) fn drop_semantic_duplicates(&mut self, models: Models, progress: &Progress) -> Result<Vec<Duplicate>> {
+    pub(super) fn drop_semantic_duplicates(
+        &mut self,
+        models: Models,
+        out: &Path,
+        progress: &Progress,
+    ) -> Result<Vec<Duplicate>> {
         let (Some(embedder), Some(threshold)) = (models.embedder, self.config.dedup.semantic) else {
             return Ok(Vec::new());
         };
         let (found, n_cut) =
-            dedup_meaning::find(&self.items, embedder, threshold, self.n_threads, progress, self.cancel)?;
+            dedup_meaning::find(&self.items, embedder, threshold, out, self.n_threads, progress, self.cancel)?;
         self.report.n_cut_in_dedup = Some(n_cut);
         self.drop_rows(found.iter().map(|one| (one.dropped_index, one.rule.to_owned())).collect());
         Ok(found)

@@ -151,7 +151,7 @@ fn a_scorer_that_dies_at_half_is_asked_only_for_the_rest() {
     assert_eq!(n_whole, 2 * 6 * rows.len());
     limit.store(n_whole / 2, Ordering::SeqCst);
     let (_, stderr, code) = data(broken.path(), &rows, &more);
-    assert!(code == 1 && stderr.contains("the connection"), "{code} {stderr}");
+    assert!(code == 1 && stderr.contains("after 5 tries"), "{code} {stderr}");
     limit.store(usize::MAX, Ordering::SeqCst);
     let (stdout, stderr, code) = data(broken.path(), &rows, &more);
     assert_eq!(code, 0, "{stdout}{stderr}");
@@ -165,4 +165,48 @@ fn a_scorer_that_dies_at_half_is_asked_only_for_the_rest() {
     }
     let cost = |dir: &tempfile::TempDir| read(&dir.path().join("out/d/manifest.json"))["quality"]["cost"].clone();
     assert_eq!(cost(&whole), cost(&broken));
+}
+
+/// 512 texts are logged together: of 640 that were answered the last 128 are embedded again, and one more to see that the weights are the same.
+#[test]
+fn an_embedder_that_dies_is_asked_only_for_what_no_log_holds_and_one_with_other_weights_is_refused() {
+    let (limit, turned) = (Arc::new(AtomicUsize::new(640)), Arc::new(AtomicUsize::new(0)));
+    let answered = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
+    let (bound, turns, seen) = (Arc::clone(&limit), Arc::clone(&turned), Arc::clone(&answered));
+    let server = Server::start(move |_, asked: &Asked| {
+        let inputs = asked.body["input"].as_array().unwrap();
+        let mut seen = seen.lock().unwrap();
+        if seen.values().sum::<usize>() >= bound.load(Ordering::SeqCst) {
+            return Reply::Dies;
+        }
+        let one = |(at, text): (usize, &Value)| {
+            let text = text.as_str().unwrap();
+            let number = text.split('-').nth(1).and_then(|number| number.parse::<usize>().ok());
+            if number.is_some() {
+                *seen.entry(text.to_owned()).or_default() += 1;
+            }
+            let angle = (number.unwrap_or(0) + turns.load(Ordering::SeqCst)) as f64 * 0.002;
+            json!({"index": at, "embedding": [angle.cos(), angle.sin()]})
+        };
+        Reply::Json(json!({"data": inputs.iter().enumerate().map(one).collect::<Vec<_>>()}))
+    });
+    let rows: Vec<Value> = (0..700).map(|n| row(&format!("Case-{n}-"), "Yes.")).collect();
+    let more = format!(
+        "from = {{ embedder = \"{}\" }}\ndedup = {{ exact = false, minhash = false, semantic = 1.0 }}\nrules = {{ drop_listed_answers = false }}",
+        server.model()
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let (_, stderr, code) = data(dir.path(), &rows, &more);
+    assert!(code == 1 && stderr.contains("after 5 tries"), "{code} {stderr}");
+    limit.store(usize::MAX, Ordering::SeqCst);
+    turned.store(500, Ordering::SeqCst);
+    let (_, stderr, code) = data(dir.path(), &rows, &more);
+    assert!(code == 1 && stderr.contains("no longer answers as it did"), "{code} {stderr}");
+    turned.store(0, Ordering::SeqCst);
+    answered.lock().unwrap().clear();
+    let (stdout, stderr, code) = data(dir.path(), &rows, &more);
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    let n_again: usize = answered.lock().unwrap().values().sum();
+    assert_eq!(n_again, 700 - 512 + 1);
+    assert!(!dir.path().join("out/d/.vectors.log").exists());
 }
