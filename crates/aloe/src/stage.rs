@@ -403,8 +403,8 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         // operand once, attention's too.
         "sft" | "dpo" => aloe_train::RESULTS_SINCE,
         // Table B5 exactly, MedMCQA's keys by content, evaluation rows counted by file; +3: identifiers, templates and tokens by task in the
-        // manifest, rows of 1 MiB at most.
-        "data" => "0.1.0+3",
+        // manifest, rows of 1 MiB at most; +4: rows with a question's id are held out by the whole id, its number included.
+        "data" => "0.1.0+4",
         // 0.1.0+2: masks by the model's name, not its place; +3: nearswap's weight is a reciprocal times t.
         "merge" => "0.1.0+3",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's. Of an evaluation also what is

@@ -220,12 +220,14 @@ fn own_answers_become_rejected_sides_and_a_killed_run_goes_on_to_the_same_bytes(
     assert_eq!(manifest["sources"][0]["synthetic"], json!({"self-generated rejection": kept.len()}));
     assert_eq!(lines(&data.join("train.jsonl")).len(), kept.len());
 
-    let (slow, answered) = writer(quarter);
+    // Answers are held for ten seconds in the midst of a call, for the server to be vouched for; those of a whole call are logged. The kill
+    // comes in the second, the second attempts.
+    let (slow, answered) = writer(N_ROWS);
     let (model, out) = (slow.model(), dir.path().join("out"));
     let args = rejections(&model, &rows, out.to_str().unwrap());
     let null = std::process::Stdio::null;
     let mut child = aloe().args(&args).stderr(null()).stdout(null()).spawn().unwrap();
-    while slow.n_asked() < quarter + 20 {
+    while slow.n_asked() < N_ROWS + 8 {
         std::thread::yield_now();
         assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
     }
@@ -235,8 +237,7 @@ fn own_answers_become_rejected_sides_and_a_killed_run_goes_on_to_the_same_bytes(
     let (stdout, stderr, code) = run(&args);
     assert_eq!(code, 0, "{stdout}{stderr}");
     let n_twice: usize = answered.lock().unwrap().values().map(|(_, n)| n - 1).sum();
-    // Sixteen were under way, and as many may just have been answered.
-    assert!(n_twice <= 32, "only what was under way is asked again: {n_twice}");
+    assert!(n_twice <= 16, "only what was under way is asked again: {n_twice}");
     for name in ["train.jsonl", "attempts.jsonl", "results.json", "report.html"] {
         let bytes = |folder: &Path| std::fs::read_to_string(folder.join(name)).unwrap();
         assert_eq!(bytes(&whole), bytes(&out), "{name}");
