@@ -2,7 +2,8 @@
 //! into memory.
 
 use crate::data::id;
-use crate::dialect::{self, Dialect, answer_keys, help_steer};
+use crate::data::own_answers::safe_answers;
+use crate::dialect::{self, Dialect, answer_keys, help_steer, own_answers};
 use crate::source::{self, DataFile};
 use crate::{Problems, Result, SourceConfig};
 use aloe_record::Cancel;
@@ -42,7 +43,10 @@ pub(crate) fn file(config: &SourceConfig, file: &DataFile, cancel: &Cancel, prob
             }
         };
         let dialect = dialect_of(&mut dialect, &row, file)?;
-        if dialect == Dialect::HelpSteer {
+        if dialect == Dialect::RedTeamSamples {
+            let broken = own_answers::pairs(std::slice::from_ref(&row), &own_answers::SafeAnswers::default()).broken;
+            broken.into_iter().for_each(|(_, error)| problems.add(error));
+        } else if dialect == Dialect::HelpSteer {
             help_steer::group(std::slice::from_ref(&row), 1)
                 .broken
                 .into_iter()
@@ -52,5 +56,8 @@ pub(crate) fn file(config: &SourceConfig, file: &DataFile, cancel: &Cancel, prob
         }
         Ok(())
     })?;
+    if dialect == Some(Dialect::RedTeamSamples) {
+        safe_answers(config)?.1.into_iter().for_each(|error| problems.add(error));
+    }
     Ok(())
 }

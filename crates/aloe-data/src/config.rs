@@ -136,8 +136,13 @@ pub struct DataConfig {
 pub struct SourceConfig {
     /// Unique; the first part of every row's id.
     pub name: String,
-    /// A file, or a folder whose data files are read in the order of their names.
+    /// A file, a folder whose data files are read in the order of their names, or the folder of a stage (synthesis, redteam, data), whose rows
+    /// are read.
+    #[serde(default)]
     pub path: PathBuf,
+    /// In place of `path`: the name of a stage that the input `rows` names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// As the publisher states it; `unknown` is refused.
     pub licence: String,
     /// The layout; found by content when absent.
@@ -175,6 +180,10 @@ pub struct SourceConfig {
     /// Pairs only: for layouts with a safe answer and no other, use a fixed compliant opening as the rejected side.
     #[serde(default)]
     pub rejected_openings: bool,
+    /// Pairs of a red-team run's answers only: a file or folder of safe answers by `question_id` or by the question's text, which are the
+    /// chosen sides before the model's own safe answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub safe_answers: Option<PathBuf>,
 }
 
 /// Whether `path` may be written over: absent, empty, or JSON lines of broken rows.
@@ -200,6 +209,7 @@ impl SourceConfig {
         SourceConfig {
             name: String::new(),
             path: PathBuf::new(),
+            from: None,
             licence: String::new(),
             dialect: None,
             columns: BTreeMap::new(),
@@ -212,6 +222,7 @@ impl SourceConfig {
             system: None,
             attack_styles: false,
             rejected_openings: false,
+            safe_answers: None,
         }
     }
 }
@@ -311,7 +322,10 @@ impl DataConfig {
         for path in self
             .sources
             .iter_mut()
-            .map(|source| &mut source.path)
+            .flat_map(|source| {
+                let path = source.from.is_none().then_some(&mut source.path);
+                path.into_iter().chain(&mut source.safe_answers)
+            })
             .chain(&mut self.decontaminate)
             .chain(&mut self.tokenizer)
             .chain(&mut self.duplicates)
@@ -328,7 +342,9 @@ impl DataConfig {
     /// Every file and folder whose content decides the result: sources, evaluation questions with the list of PubMedQA's test
     /// instances that stands beside them, and the tokenizer.
     pub fn files(&self) -> Vec<PathBuf> {
-        let mut files: Vec<PathBuf> = self.sources.iter().map(|source| source.path.clone()).collect();
+        let own = self.sources.iter().filter(|source| source.from.is_none()).map(|source| source.path.clone());
+        let mut files: Vec<PathBuf> = own.collect();
+        files.extend(self.sources.iter().filter_map(|source| source.safe_answers.clone()));
         for path in &self.decontaminate {
             files.push(path.clone());
             files.extend(crate::decontaminate::test_list(path).filter(|list| list.exists()));
@@ -338,6 +354,19 @@ impl DataConfig {
         files.extend(self.verdicts.clone());
         files.extend(self.quality.iter().filter_map(|quality| quality.tokenizer.clone()));
         files
+    }
+
+    /// Puts the folders of the input `rows` in the place of sources' `from`; gives a sentence for each name that no folder has.
+    pub fn take_rows(&mut self, folders: &[PathBuf]) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        for source in &mut self.sources {
+            let Some(name) = source.from.take() else { continue };
+            match folders.iter().find(|folder| folder.file_name().is_some_and(|last| *last == *name)) {
+                Some(folder) => source.path.clone_from(folder),
+                None => mistakes.push(format!("source `{}`: the input `rows` has no stage {name:?}", source.name)),
+            }
+        }
+        mistakes
     }
 
     fn uses(&self) -> Vec<Use> {
@@ -424,6 +453,12 @@ impl DataConfig {
         refuse(self.dedup.semantic.is_some() && !has("embedder"), "`dedup.semantic` needs the input `embedder`");
         refuse(self.meaning.is_some() && !compares, "`meaning` needs questions to compare with: `decontaminate`");
         refuse(self.quality.is_some() && !has("scorer"), "`quality` needs the input `scorer`");
+        let n_from = self.sources.iter().filter(|source| source.from.is_some()).count();
+        refuse(
+            n_from > 0 && !has("rows"),
+            "a source's `from` names a stage of the input `rows`: from = { rows = [\"STAGE\"] }",
+        );
+        refuse(n_from == 0 && has("rows"), "the input `rows` is of no use without a source that says from = \"STAGE\"");
         refuse(has("scorer") && self.quality.is_none(), "the input `scorer` is of no use without `quality = {}`");
         mistakes
     }
@@ -441,6 +476,9 @@ impl DataConfig {
         if let Some(reason) = licence::forbids(&stated, &self.uses()) {
             mistake(format!("licence `{}` {reason}; the recipe states the use", source.licence));
         }
+        if source.path.as_os_str().is_empty() == source.from.is_none() {
+            mistake("give either `path`, or `from` = the name of a stage of the input `rows`".into());
+        }
         if !(source.weight > 0.0 && source.weight <= 100.0) {
             mistake(format!("`weight` is {}; it must be above 0 and at most 100", source.weight));
         }
@@ -453,6 +491,9 @@ impl DataConfig {
         }
         if self.output == OutputKind::Sft && (source.attack_styles || source.rejected_openings) {
             mistake("`attack_styles` and `rejected_openings` are for `output = \"pairs\"`".into());
+        }
+        if self.output == OutputKind::Sft && source.safe_answers.is_some() {
+            mistake("`safe_answers` is for `output = \"pairs\"`".into());
         }
     }
 }

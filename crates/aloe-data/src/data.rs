@@ -84,7 +84,7 @@ pub fn run_with(
     run.drop_rows(duplicates.iter().map(|found| (found.dropped_index, found.rule.to_owned())).collect());
     let mut overlaps = run.take_overlaps_out(&index, progress)?;
     overlaps.extend(run.drop_by_meaning(&index, models, out, progress)?);
-    duplicates.extend(run.drop_semantic_duplicates(models, progress)?);
+    duplicates.extend(run.drop_semantic_duplicates(models, out, progress)?);
     run.drop_low_quality(models, out, progress)?;
     run.count_clusters(&duplicates);
     run.add_variants();
@@ -180,7 +180,7 @@ impl<'a> Run<'a> {
                 }
             };
             let dialect = dialect_of(&mut dialect, &row, file)?;
-            if dialect == Dialect::HelpSteer {
+            if dialect.is_by_file() {
                 rated.push(row);
             } else {
                 let made = dialect::item(dialect, &row, index - 1, id(config, file, &row.at), config);
@@ -188,7 +188,10 @@ impl<'a> Run<'a> {
             }
             self.flush_when_full()
         })?;
-        self.take_rated(source, file, &rated)
+        match dialect {
+            Some(Dialect::RedTeamSamples) => self.take_judged(source, file, &rated),
+            _ => self.take_rated(source, file, &rated),
+        }
     }
 
     /// Keeps an item or counts a broken row.
@@ -426,6 +429,7 @@ mod by_model;
 mod count;
 mod identify;
 mod ledger;
+pub(crate) mod own_answers;
 mod render;
 pub(crate) mod shard;
 mod template;

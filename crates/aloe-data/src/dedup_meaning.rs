@@ -9,9 +9,10 @@ use crate::dedup::{Duplicate, UnionFind, stays};
 use crate::meaning::cosine;
 use crate::minhash::jaccard;
 use crate::page::N_SHOWN;
-use crate::{Dedup, Error, Item, Result, parallel, simplify};
+use crate::{Dedup, Error, Item, Result, parallel, simplify, vectors};
 use aloe_engine::Embedder;
 use aloe_record::{Cancel, Progress};
+use std::path::Path;
 
 /// Pairs grow with the square: 50,000 rows have 1.25e9.
 pub(crate) const MAX_ROWS: usize = 50_000;
@@ -19,11 +20,12 @@ pub(crate) const MAX_ROWS: usize = 50_000;
 /// The rule's name.
 pub(crate) const RULE: &str = "semantic_duplicate";
 
-/// Rows that another one covers, in order, and how many texts the embedder cut.
+/// Rows that another one covers, in order, and how many texts the embedder cut. Embeddings are logged in `out`.
 pub(crate) fn find(
     items: &[Item],
     embedder: &Embedder,
     (threshold, dedup): (f64, &Dedup),
+    out: &Path,
     n_threads: usize,
     progress: &Progress,
     cancel: &Cancel,
@@ -36,7 +38,7 @@ pub(crate) fn find(
     progress.message("duplicates by meaning");
     progress.grow(items.len() as u64);
     let texts: Vec<String> = items.iter().map(Item::dedup_text).collect();
-    let embedded = embedder.embed(&texts, progress, cancel)?;
+    let embedded = vectors::embed(embedder, &texts, out, progress, cancel)?;
     let n_cut = embedded.iter().filter(|one| one.n_cut_tokens > 0).count();
     let vectors: Vec<Vec<f32>> = embedded.into_iter().map(|one| one.vector).collect();
     cancel.check()?;

@@ -199,6 +199,12 @@ pub enum Error {
         /// All counted, twenty shown.
         problems: Problems,
     },
+    /// Rows with a better side that cannot be read.
+    #[error("{} broken rows:{problems}", problems.total)]
+    BrokenRows {
+        /// All counted, twenty shown.
+        problems: Problems,
+    },
     /// Benchmark questions that cannot be read.
     #[error(transparent)]
     Task(#[from] aloe_task::Error),

@@ -131,7 +131,7 @@ fn options(row: &Row) -> Vec<String> {
 
 /// What users say in a conversation or a pair.
 fn by_messages(dialect: Option<Dialect>, row: &Row) -> Result<Vec<Held>, RowError> {
-    let Some(dialect) = dialect.filter(|dialect| *dialect != Dialect::HelpSteer) else {
+    let Some(dialect) = dialect.filter(|dialect| !dialect.is_by_file()) else {
         let names: Vec<String> = row.columns.keys().map(|name| shown_name(name)).take(12).collect();
         let known = SINGLE.join(", ");
         let reason = format!("no question to decontaminate against: looked for {known}, found {}", names.join(", "));

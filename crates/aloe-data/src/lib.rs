@@ -41,6 +41,7 @@ mod source;
 mod strict;
 pub mod synthesis;
 mod templates;
+mod vectors;
 
 pub use asking::Cost;
 pub use config::{DataConfig, Dedup, Keep, OutputKind, Quarantine, Rules, SourceConfig, TurnTokenNames};

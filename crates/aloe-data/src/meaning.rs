@@ -12,7 +12,7 @@
 use crate::asking::log::{AnswerLog, Answered};
 use crate::asking::{self, Cost, Run};
 use crate::decontaminate::{Evidence, Index, IsKept, OPTION_LINE, Overlap, rounded};
-use crate::{Error, Item, Result, parallel};
+use crate::{Error, Item, Result, parallel, vectors};
 use aloe_engine::{Call, Embedder, Engine, GenerateRequest, Prompt, Sampling};
 use aloe_record::{Cancel, Progress, digest};
 use aloe_text::{Message, Role};
@@ -124,7 +124,7 @@ struct Pair {
 /// The most words of a question that are compared together with its options.
 const SHORT: usize = 12;
 
-/// Rows that come near an evaluation question. `out` is where a judge's replies are logged.
+/// Rows that come near an evaluation question. `out` is where embeddings and a judge's replies are logged.
 pub(crate) fn find(
     items: &[Item],
     index: &Index,
@@ -143,7 +143,7 @@ pub(crate) fn find(
     progress.message("comparing by meaning");
     progress.grow((held.len() + texts.len()) as u64);
     let mut embed = |texts: &[String]| -> Result<Vec<Vec<f32>>> {
-        let all = readers.embedder.embed(texts, progress, cancel)?;
+        let all = vectors::embed(readers.embedder, texts, out, progress, cancel)?;
         found.report.n_cut += all.iter().filter(|one| one.n_cut_tokens > 0).count();
         Ok(all.into_iter().map(|one| one.vector).collect())
     };

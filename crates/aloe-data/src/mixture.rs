@@ -1,7 +1,7 @@
 //! Which rows train and in which order: hold-out, caps, weights and order, all decided by (seed, purpose, row), so that adding a
 //! source moves no other source's rows across a split and keeps their order among themselves.
 
-use crate::{DataConfig, Item, simplify};
+use crate::{DataConfig, Item};
 use aloe_record::CounterRng;
 use std::collections::HashMap;
 use xxhash_rust::xxh64::xxh64;
@@ -34,8 +34,8 @@ pub(crate) fn mix(items: &[Item], config: &DataConfig) -> Mixture {
     let mut mixture = Mixture::default();
     let mut by_source: HashMap<usize, Vec<usize>> = HashMap::new();
     for (index, item) in items.iter().enumerate() {
-        if config.hold_out > 0.0 && share(config.seed, "data/hold-out", &simplify(&item.group_key())) < config.hold_out
-        {
+        // As it is: without their numbers all of a set's question ids would be one.
+        if config.hold_out > 0.0 && share(config.seed, "data/hold-out", &item.group_key()) < config.hold_out {
             mixture.held_out.push(index);
         } else {
             by_source.entry(item.source).or_default().push(index);

@@ -1,7 +1,8 @@
 //! What the numbers of a data stage say that its user may not expect: a hold-out far from the share asked for, a source that lost much
 //! of itself as near duplicates, rows that got no template. Sentences only; nothing is changed by them.
 
-use crate::{Account, DataConfig, DataReport};
+use crate::{Account, DataConfig, DataReport, QualityReport};
+use aloe_engine::NextTold;
 use std::collections::BTreeMap;
 
 /// Held-out shares that differ from `hold_out` by more than this factor are told.
@@ -17,7 +18,16 @@ pub(crate) fn find(config: &DataConfig, report: &DataReport) -> Vec<String> {
         let names = one.skipped_files.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
         format!("source `{}`: {} files of its folder are not read: {names}", one.name, one.skipped_files.len())
     }));
+    found.extend(
+        config
+            .sources
+            .iter()
+            .zip(&report.sources)
+            .filter(|(wanted, _)| wanted.attack_styles)
+            .filter_map(|(_, one)| unwrapped(&one.name, one.n_made, one.account.n_train + one.account.n_held_out)),
+    );
     found.extend(report.sources.iter().filter_map(|one| without_template(&one.name, &one.without_template)));
+    found.extend(report.quality.iter().flat_map(told));
     found.extend(unread(report.n_held_apart_broken));
     let n_unused = report.n_verdicts_unused;
     found.extend((n_unused > 0).then(|| {
@@ -28,11 +38,42 @@ pub(crate) fn find(config: &DataConfig, report: &DataReport) -> Vec<String> {
     found
 }
 
+fn told(quality: &QualityReport) -> Vec<String> {
+    let scorers =
+        [(&quality.complexity_scorer, quality.complexity_told), (&quality.quality_scorer, quality.quality_told)];
+    let mut found = Vec::new();
+    for (name, told) in scorers {
+        let as_message = match told {
+            Some(NextTold::Completions) => "",
+            Some(NextTold::Chat) => {
+                ", behind the server's own template, which is another prompt than the one that DEITA's scorers are trained on"
+            }
+            Some(NextTold::Scored) | None => continue,
+        };
+        found.push(format!(
+            "scorer {name}: its server gives no log-probabilities of prompts (or no `tokenizer` is named), so the six digits are read among the \
+             most probable first tokens{as_message}; {} prompts lacked some of the six",
+            quality.n_partial
+        ));
+    }
+    found.dedup();
+    found
+}
+
 fn unread(n_broken: usize) -> Option<String> {
     (n_broken > 0).then(|| {
         format!(
             "{n_broken} evaluation rows are broken and no training row was compared with them: what they ask may stand in train.jsonl. \
              quarantine.jsonl names each"
+        )
+    })
+}
+
+fn unwrapped(name: &str, n_made: usize, n_rows: usize) -> Option<String> {
+    (n_made == 0 && n_rows > 0).then(|| {
+        format!(
+            "source `{name}`: `attack_styles` wrapped none of its {n_rows} rows, as none is a plain red-team question: a row with `question_id`, \
+             or a row of MedSafetyBench, that stands for no style yet"
         )
     })
 }
@@ -99,6 +140,16 @@ mod tests {
         assert!(text.contains("50 of 150 rows written (33.3 %)") && text.contains("before `max_rows`"), "{text}");
         let text = hold_out(0.1, &account(0, 9)).unwrap();
         assert!(text.contains("held out none of 9 rows") && text.contains("seed"), "{text}");
+    }
+
+    #[test]
+    fn attack_styles_that_wrap_no_row_are_told_with_the_column_that_is_missing() {
+        assert_eq!((unwrapped("s", 1, 3), unwrapped("s", 0, 0)), (None, None));
+        let text = unwrapped("s", 0, 3).unwrap();
+        assert!(
+            text.contains("none of its 3 rows") && text.contains("`question_id`") && text.contains("`s`"),
+            "{text}"
+        );
     }
 
     #[test]

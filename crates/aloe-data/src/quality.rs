@@ -4,15 +4,20 @@
 //! that the scorer could not score, which DEITA's code gives 3.0 and Aloe drops.
 //!
 //! The prompts are the published ones, letter for letter: a scorer is trained on them. hkust-nlp/deita reads the scores of the first token
-//! drawn after the prompt; here the six digits are scored as continuations, which gives the same six numbers up to what they share.
+//! drawn after the prompt; here the six digits are scored as continuations, which gives the same six numbers up to what they share. Of a server
+//! that tells no log-probabilities of prompts (llama-server, chat alone) the digits are read among the most probable tokens that it names with
+//! one drawn token; the report says so, and how many prompts lacked a digit.
 
 use crate::asking::Cost;
+use crate::asking::log::{AnswerLog, Answered};
 use crate::{Body, Item, Result};
-use aloe_engine::{Continuation, Engine, Prompt, ScoreRequest, ScoreResult, handed};
-use aloe_record::{Cancel, Progress};
+use aloe_engine::{Call, Engine, FinishReason, NextRequest, NextResult, NextTold, handed};
+use aloe_record::{Cancel, Progress, digest};
 use aloe_text::Role;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use serde_json::json;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 /// Which rows go.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,6 +77,13 @@ pub struct QualityReport {
     pub complexity_scorer: String,
     /// See above.
     pub quality_scorer: String,
+    /// Where the complexity scorer's six log-probabilities are from.
+    pub complexity_told: Option<NextTold>,
+    /// See above.
+    pub quality_told: Option<NextTold>,
+    /// Prompts of which a server told some of the six digits alone (its most probable tokens), whose probabilities were made to sum to one;
+    /// of those that told none the rows are unscored.
+    pub n_partial: usize,
     /// Rows with scores.
     pub n_scored: usize,
     /// Rows without, dropped.
@@ -86,6 +98,12 @@ pub struct QualityReport {
     pub mean_quality: Option<f64>,
     /// Requests and prompt tokens; nothing is drawn.
     pub cost: Cost,
+}
+
+impl QualityReport {
+    fn note(&mut self, what: &str, told: NextTold) {
+        if what == "complexity" { self.complexity_told = Some(told) } else { self.quality_told = Some(told) }
+    }
 }
 
 const COMPLEXITY: [&str; 2] = [
@@ -118,11 +136,13 @@ pub(crate) fn expected(logps: &[f64]) -> f64 {
     weights.iter().zip(1..).map(|(weight, score)| weight / sum * f64::from(score)).sum()
 }
 
-/// Scores every row, in row order, and marks those to drop.
+/// Scores every row, in row order, and marks those to drop. A killed run goes on: what a scorer said of a prompt stands in the hidden logs in
+/// `out`, one a scorer, which the caller removes once the folder is complete.
 pub(crate) fn score(
     items: &[Item],
     scorers: Scorers,
     config: &Quality,
+    out: &Path,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<(Vec<RowScore>, QualityReport)> {
@@ -138,8 +158,9 @@ pub(crate) fn score(
     let prompts = |text: &dyn Fn((&str, &str)) -> String| turns.iter().map(|(_, turn)| text(*turn)).collect::<Vec<_>>();
     let complexity = prompts(&|(asked, _)| [COMPLEXITY[0], asked, COMPLEXITY[1]].concat());
     let quality = prompts(&|(asked, answer)| [QUALITY[0], asked, QUALITY[1], answer, QUALITY[2]].concat());
-    let complexity = scored(scorers.complexity, "complexity", complexity, &mut report.cost, progress, cancel)?;
-    let quality = scored(scorers.quality, "quality", quality, &mut report.cost, progress, cancel)?;
+    let asking = Asking { out, progress, cancel };
+    let complexity = scored(scorers.complexity, "complexity", complexity, &mut report, asking)?;
+    let quality = scored(scorers.quality, "quality", quality, &mut report, asking)?;
     let mut rows: Vec<RowScore> =
         items.iter().map(|item| RowScore { id: item.id.clone(), ..RowScore::default() }).collect();
     for ((row, _), pair) in turns.iter().zip(complexity.into_iter().zip(quality)) {
@@ -156,43 +177,105 @@ pub(crate) fn score(
     Ok((rows, report))
 }
 
-/// Each prompt's score, or why there is none.
+/// Where scores are kept, and the handles of the run.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    out: &'a Path,
+    progress: &'a Progress,
+    cancel: &'a Cancel,
+}
+
+/// What a scorer said of one prompt: the log-probability of each of the six digits, where told.
+type Digits = Vec<Option<f64>>;
+
+/// The score under what is told of the six digits, made to sum to one.
+fn score_of(digits: &Digits) -> std::result::Result<f64, String> {
+    match digits.iter().any(Option::is_some) {
+        // A digit that is not told counts for nothing.
+        true => Ok(expected(&digits.iter().map(|logp| logp.unwrap_or(f64::NEG_INFINITY)).collect::<Vec<_>>())),
+        false => Err("the scorer's server names none of the six digits among its most probable tokens".to_owned()),
+    }
+}
+
+/// Each prompt's score, or why there is none. A prompt that stands there twice is scored once.
 fn scored(
     scorer: &Engine,
     what: &str,
     prompts: Vec<String>,
-    cost: &mut Cost,
-    progress: &Progress,
-    cancel: &Cancel,
+    report: &mut QualityReport,
+    asking: Asking,
 ) -> Result<Vec<std::result::Result<f64, String>>> {
-    let request = |(at, prompt): (usize, String)| ScoreRequest {
-        id: format!("{what}/{at}"),
-        prompt: Prompt::Text(prompt),
-        continuations: (1..=6).map(|score| Continuation::Text(score.to_string())).collect(),
-    };
-    let requests: Vec<ScoreRequest> = prompts.into_iter().enumerate().map(request).collect();
-    let mut found: Vec<std::result::Result<f64, String>> = requests.iter().map(|_| Err(String::new())).collect();
-    let at_once = scorer.window_requests();
-    for (window, requests) in requests.chunks(at_once).enumerate() {
+    let Asking { out, progress, cancel } = asking;
+    let is_exact = scorer.gives_prompt_logps(cancel)?;
+    let mut hasher = digest::Hasher::default();
+    hasher.field(json!({"model": scorer.identity(), "scores": what, "exact": is_exact}).to_string().as_bytes());
+    let mut log = AnswerLog::open(&out.join(format!(".{what}.log")), &hasher.hex())?;
+    log.hold(scorer.canary(if is_exact { Call::Score } else { Call::Generate }, cancel)?)?;
+    let keys: Vec<String> = prompts.iter().map(|prompt| digest::bytes(prompt.as_bytes())).collect();
+    let mut known: HashMap<String, std::result::Result<Digits, String>> = HashMap::new();
+    for answered in log.take() {
+        if let Ok(told) = serde_json::from_str::<(NextTold, Digits)>(&answered.text) {
+            report.note(what, told.0);
+            report.cost.add(&answered);
+            known.insert(answered.key, Ok(told.1));
+        }
+    }
+    let mut due: Vec<(&String, NextRequest)> = Vec::new();
+    for (at, (key, prompt)) in keys.iter().zip(prompts).enumerate() {
+        if !known.contains_key(key) {
+            known.insert(key.clone(), Err("no answer came back".to_owned()));
+            let wanted = (1..=6).map(|score| score.to_string()).collect();
+            due.push((key, NextRequest { id: format!("{what}/{at}"), prompt, wanted }));
+        }
+    }
+    progress.resume((keys.len() - due.len()) as u64);
+    for window in due.chunks(scorer.window_requests()) {
         cancel.check()?;
-        handed(
-            |take| scorer.score_into(requests, &Progress::silent(), cancel, take),
-            |at, answered: aloe_engine::Result<ScoreResult>| -> Result<()> {
-                cost.n_requests += 1;
+        let requests: Vec<NextRequest> = window.iter().map(|(_, request)| request.clone()).collect();
+        let asked = handed(
+            |take| scorer.next_into(&requests, &Progress::silent(), cancel, take),
+            |at, result: aloe_engine::Result<NextResult>| -> Result<()> {
                 progress.advance(1);
-                found[window * at_once + at] = match answered {
+                let key = window[at].0;
+                let digits = match result {
                     Ok(result) => {
-                        cost.n_prompt_tokens += result.prompt_ids.len();
-                        let logps: Vec<f64> = result.continuations.iter().map(aloe_engine::Scored::sum).collect();
-                        Ok(expected(&logps))
+                        let answered = answered(key, &result);
+                        log.append(&answered)?;
+                        report.note(what, result.told);
+                        report.cost.add(&answered);
+                        Ok(result.logps)
                     }
-                    Err(refused) => Err(refused.to_string()),
+                    Err(refused) => {
+                        report.cost.n_requests += 1;
+                        Err(refused.to_string())
+                    }
                 };
+                known.insert(key.clone(), digits);
                 Ok(())
             },
-        )?;
+        );
+        log.sync()?;
+        asked?;
     }
-    Ok(found)
+    report.n_partial += known.values().flatten().filter(|digits| digits.iter().any(Option::is_none)).count();
+    let score = |key: &String| match known.get(key) {
+        Some(Ok(digits)) => score_of(digits),
+        Some(Err(reason)) => Err(reason.clone()),
+        None => Err("no answer came back".to_owned()),
+    };
+    Ok(keys.iter().map(score).collect())
+}
+
+/// What was told as an entry of the log; the shortest text of a float reads back as the same float.
+fn answered(key: &str, result: &NextResult) -> Answered {
+    Answered {
+        key: key.to_owned(),
+        number: 0,
+        text: json!((result.told, &result.logps)).to_string(),
+        finish_reason: FinishReason::Stop,
+        n_prompt_tokens: result.n_prompt_tokens,
+        n_tokens: Some(usize::from(result.told != NextTold::Scored)),
+    }
 }
 
 /// Evol scores, and which rows are dropped: those without, and the lowest share of the others; of equal ones the later row.
@@ -231,6 +314,14 @@ mod tests {
         let weighted: Vec<f64> = (1..=6).map(|k| f64::from(k).ln() - 700.0).collect();
         assert!((expected(&weighted) - 91.0 / 21.0).abs() < 1e-12);
         assert!((expected(&[-1e4, -1e4, -1e4, -1e4, 0.0, -1e4]) - 5.0).abs() < 1e-12);
+    }
+
+    /// By hand: of the digits 2 and 4 alone, with probabilities 0.3 and 0.1, the share of the 2 is 3/4: 2.5.
+    #[test]
+    fn digits_that_a_server_does_not_tell_count_for_nothing_and_none_told_is_no_score() {
+        let told = vec![None, Some(0.3f64.ln()), None, Some(0.1f64.ln()), None, None];
+        assert!((score_of(&told).unwrap() - 2.5).abs() < 1e-12);
+        assert!(score_of(&vec![None; 6]).unwrap_err().contains("none of the six digits"));
     }
 
     fn row(complexity: &[f64], quality: &[f64]) -> RowScore {

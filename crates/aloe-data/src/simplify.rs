@@ -20,6 +20,12 @@ fn is_punctuation(c: char) -> bool {
     }
 }
 
+/// A text without case and punctuation, numbers as they are: what says the same to the letter and the dose.
+pub(crate) fn words_alone(text: &str) -> String {
+    let lower = text.to_lowercase();
+    lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
 /// The text by which rows are compared.
 pub fn simplify(text: &str) -> String {
     if text.is_ascii() { simplify_ascii(text.as_bytes()) } else { simplify_any(text) }

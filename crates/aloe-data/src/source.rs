@@ -7,6 +7,7 @@
 mod parquet;
 mod separated;
 
+use crate::data::own_answers::stage_rows;
 use crate::elements::{Elements, MAX_ROW_BYTES, Stop, WRAPPERS};
 use crate::{Error, Result, RowError, strict};
 use aloe_task::rows::Row;
@@ -30,14 +31,17 @@ pub(crate) struct DataFile {
     pub(crate) label: String,
 }
 
-/// The data files of a source: the file itself, or all data files below a folder in the order of their names.
+/// The data files of a source: the file itself, the rows of a stage's folder, or all data files below another folder in the order of their
+/// names.
 pub(crate) fn files(path: &Path) -> Result<Vec<DataFile>> {
     let label = |file: &Path| {
         let inside = file.strip_prefix(path).ok().filter(|rest| !rest.as_os_str().is_empty());
         inside.unwrap_or_else(|| Path::new(file.file_name().unwrap_or(file.as_os_str()))).to_string_lossy().into_owned()
     };
     let mut found = Vec::new();
-    if path.is_dir() {
+    if let Some(rows) = stage_rows(path) {
+        found.push(path.join(rows));
+    } else if path.is_dir() {
         collect(path, &mut found)?;
         found.sort();
         if found.is_empty() {
@@ -55,7 +59,7 @@ const ENDINGS: [&str; 6] = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parq
 /// The files of a folder that are not read although they may hold rows; documents and lists that belong to a set are none.
 pub(crate) fn skipped(path: &Path) -> Result<Vec<String>> {
     let mut all = Vec::new();
-    if path.is_dir() {
+    if path.is_dir() && stage_rows(path).is_none() {
         walk(path, &mut all)?;
         all.sort();
         let read: Vec<PathBuf> = files(path)?.into_iter().map(|file| file.path).collect();

@@ -6,13 +6,14 @@
 //! where there are several), `results.json` and `report.html`. The same model, questions and settings give the same bytes.
 //!
 //! Reading order: `config`, `crate::asking` (asks until accepted), `verdict` (what an attempt is worth), `report`, `page`; `texts` with
-//! `genstruct` and `roleplay` for what is no solution. The wording is `aloe_task::wording::synthesis`.
+//! `genstruct`, `roleplay` and `rejections` for what is no solution. The wording is `aloe_task::wording::synthesis`.
 //!
 //! Never written: a row whose answer is not the key by the parser that evaluations use. Only train splits are read.
 
 mod config;
 mod genstruct;
 mod page;
+mod rejections;
 mod report;
 mod roleplay;
 mod texts;
@@ -20,6 +21,7 @@ mod verdict;
 
 pub use config::SynthesisConfig;
 pub use genstruct::{GENSTRUCT_STOP, genstruct, genstruct_prompt};
+pub use rejections::rejections;
 pub use report::{BlindCounts, SynthesisReport, SynthesisYield};
 pub use roleplay::roleplay;
 pub use texts::{TextVerdict, TextsConfig, TextsReport};
@@ -122,7 +124,9 @@ fn attempts(
     questions: Vec<(Task, Question)>,
     known: &HashMap<String, Vec<Answered>>,
 ) -> Result<Vec<Case>> {
-    let judged = |place: usize, answered: &Answered| judge(&questions[place].1, &answered.text, answered.finish_reason);
+    let judged = |place: usize, answered: &Answered| {
+        judge(&questions[place].1, &answered.text, answered.finish_reason, config.in_parts)
+    };
     let is_accepted = |place: usize, answered: &Answered| judged(place, answered).verdict == Verdict::Accepted;
     let keys = questions.iter().map(|(task, question)| key(*task, question));
     let mut items = asking::items(keys, known, config.attempts, &is_accepted);

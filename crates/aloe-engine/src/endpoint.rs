@@ -7,7 +7,7 @@
 //! llama-server count them.
 //!
 //! Reading order: `listing` (which servers, which model), `announced` (servers of a job, found by files), `probe` (what they can do), `samples`, `replicas` (one request through to
-//! its answer), `health`, `prompt_logps`, `answer` and `vectors` (what is believed), `canary` and `watch` (whether the weights are still
+//! its answer), `health`, `prompt_logps`, `next_token`, `answer` and `vectors` (what is believed), `canary` and `watch` (whether the weights are still
 //! the same); `embeddings`.
 
 pub mod announced;
@@ -19,6 +19,7 @@ mod embeddings_tests;
 mod health;
 mod identity;
 mod listing;
+mod next_token;
 mod probe;
 mod prompt_logps;
 mod replicas;
@@ -44,7 +45,8 @@ use crate::endpoint::replicas::{Asking, Replicas, Reply};
 use crate::endpoint::watch::Watch;
 use crate::engine::{EngineIdentity, Take};
 use crate::{
-    Call, EngineOptions, Error, GenerateRequest, GenerateResult, Prompt, Result, ScoreRequest, ScoreResult, Scored,
+    Call, EngineOptions, Error, GenerateRequest, GenerateResult, NextTold, Prompt, Result, ScoreRequest, ScoreResult,
+    Scored,
 };
 use aloe_record::{Cancel, Progress};
 use aloe_text::{Message, TextModel};
@@ -65,6 +67,8 @@ pub struct Endpoint {
     pub(crate) identity: EngineIdentity,
     /// How the server gives prompt log-probabilities, once the probe has found out, and those of the canary.
     scored: Mutex<Option<(Form, Arc<Watch>)>>,
+    /// How the server tells probable next tokens, once found out.
+    next_told: Mutex<Option<NextTold>>,
     /// The canary of generated answers, once asked; none where the server does not take it.
     drawn: Mutex<Option<Option<Arc<Watch>>>>,
     /// The model that the first answer named.
@@ -99,6 +103,7 @@ impl Endpoint {
             text,
             identity,
             scored: Mutex::new(None),
+            next_told: Mutex::new(None),
             drawn: Mutex::new(None),
             said: Mutex::new(None),
             unknown_fields: Mutex::default(),

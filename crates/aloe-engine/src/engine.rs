@@ -2,8 +2,8 @@
 
 use crate::endpoint::announced::SERVERS;
 use crate::{
-    CacheCounts, Cached, CanaryAnswers, Completion, Endpoint, EngineCounts, Error, GenerateRequest, GenerateResult,
-    Local, MAX_SAMPLES, Result, ScoreRequest, ScoreResult,
+    CacheCounts, Cached, CanaryAnswers, Completion, Continuation, Endpoint, EngineCounts, Error, GenerateRequest,
+    GenerateResult, Local, MAX_SAMPLES, NextRequest, NextResult, NextTold, Prompt, Result, ScoreRequest, ScoreResult,
 };
 use aloe_model::WeightFormat;
 use aloe_record::{Cancel, Progress};
@@ -210,6 +210,43 @@ impl Engine {
             Self::Endpoint(endpoint) => endpoint.generate_into(requests, progress, cancel, take),
             Self::Cached(cached) => cached.generate_into(requests, progress, cancel, take),
         }
+    }
+
+    /// Whether the model can be scored: a server may give no log-probabilities of prompts, or be sent no ids.
+    pub fn gives_prompt_logps(&self, cancel: &Cancel) -> Result<bool> {
+        match self.without_cache() {
+            Self::Endpoint(endpoint) => endpoint.gives_prompt_logps(cancel),
+            Self::Local(_) | Self::Cached(_) => Ok(true),
+        }
+    }
+
+    /// As [`Engine::score_into`], the log-probabilities of texts as the next token: of a model that can be scored exactly, of another from
+    /// the most probable tokens that its server names. No cache is asked for those.
+    pub fn next_into(
+        &self,
+        requests: &[NextRequest],
+        progress: &Progress,
+        cancel: &Cancel,
+        take: &mut Take<NextResult>,
+    ) -> Result<()> {
+        if let (Self::Endpoint(endpoint), false) = (self.without_cache(), self.gives_prompt_logps(cancel)?) {
+            return endpoint.next_into(requests, progress, cancel, take);
+        }
+        let scored = |request: &NextRequest| ScoreRequest {
+            id: request.id.clone(),
+            prompt: Prompt::Text(request.prompt.clone()),
+            continuations: request.wanted.iter().cloned().map(Continuation::Text).collect(),
+        };
+        let scored: Vec<ScoreRequest> = requests.iter().map(scored).collect();
+        self.score_into(&scored, progress, cancel, &mut |at, answer| {
+            let told = |result: ScoreResult| NextResult {
+                id: result.id,
+                logps: result.continuations.iter().map(|one| Some(one.sum())).collect(),
+                n_prompt_tokens: Some(result.prompt_ids.len()),
+                told: NextTold::Scored,
+            };
+            take(at, answer.map(told))
+        })
     }
 
     /// What a local model computed since it was opened; `None` for an endpoint.

@@ -37,8 +37,8 @@ pub use engine::{Call, Engine, EngineIdentity, EngineOptions, Take, handed};
 pub use error::Error;
 pub use local::Local;
 pub use request::{
-    Completion, Continuation, FinishReason, GenerateRequest, GenerateResult, MAX_SAMPLES, Prompt, Sampling,
-    ScoreRequest, ScoreResult, Scored,
+    Completion, Continuation, FinishReason, GenerateRequest, GenerateResult, MAX_SAMPLES, NextRequest, NextResult,
+    NextTold, Prompt, Sampling, ScoreRequest, ScoreResult, Scored,
 };
 pub use rerank::{RankScore, Reranker};
 

@@ -74,6 +74,42 @@ pub struct ScoreResult {
     pub continuations: Vec<Scored>,
 }
 
+/// Asks for the log-probabilities of texts as the next token after a raw text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NextRequest {
+    /// The caller's name for the request; returned with the answer.
+    pub id: String,
+    /// What comes before, without a chat template.
+    pub prompt: String,
+    /// Each a token.
+    pub wanted: Vec<String>,
+}
+
+/// Where the log-probabilities of a [`NextResult`] are from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NextTold {
+    /// Each text was scored after the prompt: none is missing.
+    Scored,
+    /// The most probable tokens that `/completions` names with one drawn token.
+    Completions,
+    /// As `Completions`, but the prompt went to `/chat/completions` as a user's message, behind the server's template.
+    Chat,
+}
+
+/// The answer to a [`NextRequest`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct NextResult {
+    /// The request's id.
+    pub id: String,
+    /// One for each text, natural logarithm; `None` where the server does not name it among the most probable tokens.
+    pub logps: Vec<Option<f64>>,
+    /// Tokens of the prompt, where told.
+    pub n_prompt_tokens: Option<usize>,
+    /// Where they are from.
+    pub told: NextTold,
+}
+
 /// How tokens are drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -192,6 +228,16 @@ pub struct Completion {
     pub finish_reason: FinishReason,
     /// Length of the prompt in tokens, 0 where not told.
     pub prompt_len_tokens: usize,
+    /// Tokens drawn, where an endpoint counts them and does not name them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_counted: Option<usize>,
+}
+
+impl Completion {
+    /// Tokens drawn, by their ids or by the endpoint's count.
+    pub fn n_tokens(&self) -> Option<usize> {
+        self.ids.as_ref().map(Vec::len).or(self.n_counted)
+    }
 }
 
 /// The answers to a [`GenerateRequest`].

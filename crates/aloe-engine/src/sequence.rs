@@ -147,6 +147,7 @@ impl Sequence {
             text: self.text,
             finish_reason: self.finish.unwrap_or(FinishReason::Length),
             prompt_len_tokens,
+            n_counted: None,
         }
     }
 }

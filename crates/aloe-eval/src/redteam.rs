@@ -13,7 +13,7 @@ use aloe_engine::{Call, Engine, GenerateRequest, GenerateResult, Prompt, Samplin
 use aloe_record::{Cancel, Progress, atomic, digest};
 use aloe_task::red_team::llama_guard::GuardVerdict;
 use aloe_task::red_team::questions::HarmlessPrompt;
-use aloe_task::red_team::{RedTeamQuestion, RefusalRule, Rendering, Style, TurnTokens};
+use aloe_task::red_team::{RedTeamQuestion, RedTeamSplit, RefusalRule, Rendering, Style, TurnTokens};
 use aloe_text::{Message, Role};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -36,6 +36,9 @@ pub struct RedTeamConfig {
     pub seed: u64,
     /// System prompt before every prompt; none by default.
     pub system: Option<String>,
+    /// Whose questions are asked. Answers to train questions may be trained on, and their rates are no evaluation.
+    #[serde(default, skip_serializing_if = "RedTeamSplit::is_test")]
+    pub split: RedTeamSplit,
 }
 
 impl Default for RedTeamConfig {
@@ -48,6 +51,7 @@ impl Default for RedTeamConfig {
             rule: RefusalRule::ALOE,
             seed: 0,
             system: None,
+            split: RedTeamSplit::Test,
         }
     }
 }
@@ -104,9 +108,9 @@ pub(crate) fn plan(
     harmless: &[HarmlessPrompt],
     config: &RedTeamConfig,
 ) -> Result<Vec<Asked>> {
-    let planned = stratified(questions, &config.styles, config.n_prompts, config.seed);
+    let planned = stratified(questions, config.split, &config.styles, config.n_prompts, config.seed);
     if planned.is_empty() {
-        let reason = "no prompt can be asked: no question of the test split is left, or n_prompts is 1 and every style \
+        let reason = "no prompt can be asked: no question of the split is left, or n_prompts is 1 and every style \
 is an injection, which takes two";
         return Err(Error::Config(reason.into()));
     }
@@ -192,6 +196,8 @@ fn asked(
         sample.style = Some(prompt.style);
         sample.rendering = Some(prompt.rendering);
         sample.held_out = prompt.style.is_held_out();
+        sample.split = config.split;
+        sample.system.clone_from(&config.system);
         ask(sample, messages, forged, config)
     });
     let harmless = harmless.iter().map(|prompt| {

@@ -8,7 +8,7 @@ use crate::redteam_rates::{Rate, by_style, by_topic, head, line, rate, topics};
 use crate::redteam_success::{self, JudgedCounts, SuccessRate, success};
 use aloe_engine::EngineIdentity;
 use aloe_task::red_team::llama_guard::GuardVerdict;
-use aloe_task::red_team::{Rendering, Style, Verdict};
+use aloe_task::red_team::{RedTeamSplit, Rendering, Style, Verdict};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -27,6 +27,12 @@ pub struct RedTeamSample {
     pub rendering: Option<Rendering>,
     /// Whether the style is kept out of training.
     pub held_out: bool,
+    /// The split of the base question.
+    #[serde(default, skip_serializing_if = "RedTeamSplit::is_test")]
+    pub split: RedTeamSplit,
+    /// The system prompt before it; the pairs that are made of a train split's answers begin with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
     /// The base question.
     pub question: String,
     /// The prompt's text.
@@ -53,6 +59,8 @@ impl RedTeamSample {
             style: None,
             rendering: None,
             held_out: false,
+            split: RedTeamSplit::Test,
+            system: None,
             question: question.into(),
             prompt: String::new(),
             prompt_ids: Vec::new(),
@@ -225,6 +233,10 @@ pub const NOTE: &str = "The non-refusal rate counts responses without a refusal 
 an attack success rate, which needs a judge of what was said. Style templates are this program's own, built to the published \
 descriptions; Roleplay/Historical is one fixed frame.";
 
+/// Before it, where train questions were asked.
+pub const TRAIN_NOTE: &str =
+    "The questions are of the train split, to make training pairs of: these rates are no evaluation.";
+
 impl RedTeamResults {
     pub(crate) fn new(
         model: &EngineIdentity,
@@ -264,7 +276,7 @@ impl RedTeamResults {
                 &RedTeamSample::is_refused,
             ),
             judged,
-            note: NOTE.into(),
+            note: if config.split.is_test() { NOTE.into() } else { format!("{TRAIN_NOTE} {NOTE}") },
         }
     }
 
@@ -297,7 +309,8 @@ impl RedTeamResults {
         let percent = |rate: &Rate| format!("{:.1} %", 100.0 * rate.rate);
         let empty = |rate: &Rate| format!("({} of {} responses empty)", rate.n_empty, rate.n);
         let plain = &self.non_refusal_rate;
-        let mut text = format!("{}; non-refusal rate {} plain {}", self.asked.words(), percent(plain), empty(plain));
+        let mut text = if self.settings.split.is_test() { String::new() } else { format!("{TRAIN_NOTE} ") };
+        text += &format!("{}; non-refusal rate {} plain {}", self.asked.words(), percent(plain), empty(plain));
         if let Some(rate) = &self.non_refusal_rate_forged {
             text += &format!(", {} forged {}", percent(rate), empty(rate));
         }

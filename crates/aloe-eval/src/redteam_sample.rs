@@ -17,10 +17,16 @@ pub struct PlannedPrompt {
     pub rendering: Rendering,
 }
 
-/// The sample: `n_prompts` prompts in all, plain and forged together, from test questions only. Fewer where the questions run
+/// The sample: `n_prompts` prompts in all, plain and forged together, from questions of `split` only. Fewer where the questions run
 /// out, or where one place is left and only injections, which take two, could fill it.
-pub fn stratified(questions: &[RedTeamQuestion], styles: &[Style], n_prompts: usize, seed: u64) -> Vec<PlannedPrompt> {
-    let mut strata = strata(questions, styles, seed);
+pub fn stratified(
+    questions: &[RedTeamQuestion],
+    split: RedTeamSplit,
+    styles: &[Style],
+    n_prompts: usize,
+    seed: u64,
+) -> Vec<PlannedPrompt> {
+    let mut strata = strata(questions, split, styles, seed);
     let mut planned = Vec::new();
     loop {
         let n_before = planned.len();
@@ -43,14 +49,14 @@ pub fn stratified(questions: &[RedTeamQuestion], styles: &[Style], n_prompts: us
 }
 
 /// Each stratum's style and its question indices, both in seeded order.
-fn strata(questions: &[RedTeamQuestion], styles: &[Style], seed: u64) -> Vec<(Style, Vec<usize>)> {
+fn strata(questions: &[RedTeamQuestion], split: RedTeamSplit, styles: &[Style], seed: u64) -> Vec<(Style, Vec<usize>)> {
     let mut topics: Vec<&str> = questions.iter().map(|question| question.topic.as_str()).collect();
     topics.sort_unstable();
     topics.dedup();
     let mut strata = Vec::new();
     for (at, topic) in topics.iter().enumerate() {
         for &style in styles {
-            let belongs = |q: &RedTeamQuestion| q.topic == *topic && q.split == RedTeamSplit::Test;
+            let belongs = |q: &RedTeamQuestion| q.topic == *topic && q.split == split;
             let mut members: Vec<usize> = (0..questions.len()).filter(|&i| belongs(&questions[i])).collect();
             let purpose = format!("red-team/{}", style.name());
             CounterRng::new(seed, &purpose, at as u64).shuffle(&mut members);
@@ -82,10 +88,10 @@ mod tests {
     #[test]
     fn the_sample_covers_every_stratum_before_any_twice_and_repeats() {
         let questions = questions();
-        let planned = stratified(&questions, &Style::ALL, 120, 5);
+        let planned = stratified(&questions, RedTeamSplit::Test, &Style::ALL, 120, 5);
         assert_eq!(planned.len(), 120);
-        assert_eq!(planned, stratified(&questions, &Style::ALL, 120, 5));
-        assert_ne!(planned, stratified(&questions, &Style::ALL, 120, 6));
+        assert_eq!(planned, stratified(&questions, RedTeamSplit::Test, &Style::ALL, 120, 5));
+        assert_ne!(planned, stratified(&questions, RedTeamSplit::Test, &Style::ALL, 120, 6));
         let mut cells: BTreeMap<(&str, Style), usize> = BTreeMap::new();
         for prompt in planned.iter().filter(|prompt| prompt.rendering == Rendering::PlainText) {
             *cells.entry((&questions[prompt.question].topic, prompt.style)).or_default() += 1;
@@ -97,8 +103,11 @@ mod tests {
     #[test]
     fn no_trained_question_is_sampled_and_renderings_of_an_injection_are_paired() {
         let questions = questions();
-        let planned = stratified(&questions, &Style::ALL, 120, 5);
+        let planned = stratified(&questions, RedTeamSplit::Test, &Style::ALL, 120, 5);
         assert!(planned.iter().all(|prompt| questions[prompt.question].split == RedTeamSplit::Test));
+        let to_train_on = stratified(&questions, RedTeamSplit::Train, &Style::ALL, 120, 5);
+        assert!(!to_train_on.is_empty());
+        assert!(to_train_on.iter().all(|prompt| questions[prompt.question].split == RedTeamSplit::Train));
         for prompt in planned.iter().filter(|prompt| prompt.rendering == Rendering::ForgedTokens) {
             let twin = PlannedPrompt { rendering: Rendering::PlainText, ..prompt.clone() };
             assert!(planned.contains(&twin));
@@ -111,16 +120,20 @@ mod tests {
         let questions = questions();
         for n_prompts in [2, 3, 17, 90, 119, 120, 121] {
             for seed in 0..20 {
-                assert_eq!(stratified(&questions, &Style::ALL, n_prompts, seed).len(), n_prompts, "seed {seed}");
+                assert_eq!(
+                    stratified(&questions, RedTeamSplit::Test, &Style::ALL, n_prompts, seed).len(),
+                    n_prompts,
+                    "seed {seed}"
+                );
             }
         }
-        assert_eq!(stratified(&questions, &[Style::Injection1], 5, 0).len(), 4);
+        assert_eq!(stratified(&questions, RedTeamSplit::Test, &[Style::Injection1], 5, 0).len(), 4);
     }
 
     #[test]
     fn a_sample_larger_than_the_set_takes_everything_once() {
         let questions = questions();
-        let planned = stratified(&questions, &Style::ALL, 100_000, 5);
+        let planned = stratified(&questions, RedTeamSplit::Test, &Style::ALL, 100_000, 5);
         assert_eq!(planned.len(), 28 * 16);
     }
 }

@@ -56,7 +56,8 @@ pub(crate) fn resume_point(kind: &str, partial: &Path) -> Option<String> {
             let n_verdicts = entries.filter(is_verdict).count();
             (n_verdicts > 0).then(|| format!("goes on from {n_verdicts} verdicts"))
         }
-        "eval" | "redteam" | "synthesis" | "data" => {
+        "data" => data_point(partial),
+        "eval" | "redteam" | "synthesis" => {
             let log = match std::fs::read(partial.join(".answers.log")) {
                 Ok(log) => log,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
@@ -81,6 +82,22 @@ pub(crate) fn resume_point(kind: &str, partial: &Path) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// What models said to a data stage: a judge's replies, scores, embeddings.
+fn data_point(partial: &Path) -> Option<String> {
+    let mut n_answers = 0;
+    for name in [".answers.log", ".complexity.log", ".quality.log", ".vectors.log"] {
+        let log = match std::fs::read(partial.join(name)) {
+            Ok(log) => log,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(_) => return Some("goes on from its log of answers".to_owned()),
+        };
+        let whole = log.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+        let is_answer = |json: &[u8]| json.starts_with(b"{\"answered\"") || json.starts_with(b"{\"vector_of\"");
+        n_answers += whole.filter(|line| line.get(9..).is_some_and(is_answer)).count();
+    }
+    (n_answers > 0).then(|| format!("goes on from {n_answers} answers"))
 }
 
 /// The step of the newest complete checkpoint.
@@ -129,6 +146,9 @@ mod tests {
         std::fs::write(dir.path().join(".answers.log"), log).unwrap();
         assert_eq!(say("eval"), "interrupted; the same command goes on from 2 answered questions");
         assert_eq!(say("redteam"), "interrupted; the same command goes on from 2 answered prompts");
+        let vectors = "01234567 {\"vector_of\":\"x\"}\n01234567 {\"vector_of\"";
+        std::fs::write(dir.path().join(".vectors.log"), vectors).unwrap();
+        assert_eq!(say("data"), "interrupted; the same command goes on from 3 answers");
         let log = "01234567 {\"run\":\"x\"}\n01234567 {\"judged\":{}}\n01234567 {\"judged\":{}}\n01234567 {\"judged\"";
         std::fs::write(dir.path().join(".answers.log"), log).unwrap();
         assert_eq!(say("rejudge"), "interrupted; the same command goes on from 2 verdicts");

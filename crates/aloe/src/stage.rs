@@ -403,14 +403,16 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         // operand once, attention's too.
         "sft" | "dpo" => aloe_train::RESULTS_SINCE,
         // Table B5 exactly, MedMCQA's keys by content, evaluation rows counted by file; +3: identifiers, templates and tokens by task in the
-        // manifest, rows of 1 MiB at most.
-        "data" => "0.1.0+3",
+        // manifest, rows of 1 MiB at most; +4: rows with a question's id are held out by the whole id, its number included.
+        "data" => "0.1.0+4",
         // 0.1.0+2: masks by the model's name, not its place; +3: nearswap's weight is a reciprocal times t.
         "merge" => "0.1.0+3",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's. Of an evaluation also what is
         // made of the answers; 2: answers are read by position alike for every letter, figures by subject, length and calibration.
         "eval" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
-        "rejudge" | "redteam" | "synthesis" => aloe_engine::ANSWERS_SINCE,
+        // Also which solutions are kept; 2: those in three parts.
+        "synthesis" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
+        "rejudge" | "redteam" => aloe_engine::ANSWERS_SINCE,
         _ => env!("CARGO_PKG_VERSION"),
     };
     since.into()
@@ -461,7 +463,7 @@ fn resumable(kind: &str, mut decides: Value) -> Value {
     }
     // Nor does the log of a synthesis depend on how many questions and attempts are asked for.
     if let (true, Some(config)) = (kind == "synthesis", decides["config"].as_object_mut()) {
-        config.retain(|key, _| !["tasks", "limit", "attempts", "blind"].contains(&key.as_str()));
+        config.retain(|key, _| !["tasks", "limit", "attempts", "blind", "in_parts"].contains(&key.as_str()));
     }
     // Answers do not depend on who judges them, and the log keeps verdicts by judge.
     if let (true, Some(inputs)) = (matches!(kind, "eval" | "rejudge"), decides["inputs"].as_object_mut()) {

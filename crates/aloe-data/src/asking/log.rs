@@ -33,7 +33,7 @@ impl Answered {
             key: key.to_owned(),
             number,
             n_prompt_tokens: prompt_ids.map(Vec::len).or(told),
-            n_tokens: completion.ids.as_ref().map(Vec::len),
+            n_tokens: completion.n_tokens(),
             text: completion.text,
             finish_reason: completion.finish_reason,
         }

@@ -43,7 +43,12 @@ impl Run<'_> {
     }
 
     /// Drops the rows that say what an earlier one says.
-    pub(super) fn drop_semantic_duplicates(&mut self, models: Models, progress: &Progress) -> Result<Vec<Duplicate>> {
+    pub(super) fn drop_semantic_duplicates(
+        &mut self,
+        models: Models,
+        out: &Path,
+        progress: &Progress,
+    ) -> Result<Vec<Duplicate>> {
         let (Some(embedder), Some(threshold)) = (models.embedder, self.config.dedup.semantic) else {
             return Ok(Vec::new());
         };
@@ -51,6 +56,7 @@ impl Run<'_> {
             &self.items,
             embedder,
             (threshold, &self.config.dedup),
+            out,
             self.n_threads,
             progress,
             self.cancel,
@@ -63,7 +69,7 @@ impl Run<'_> {
     /// Drops the rows that could not be scored and the lowest share of the others. Writes `scores.jsonl`.
     pub(super) fn drop_low_quality(&mut self, models: Models, out: &Path, progress: &Progress) -> Result<()> {
         let (Some(scorers), Some(config)) = (models.scorers, &self.config.quality) else { return Ok(()) };
-        let (scores, report) = quality::score(&self.items, scorers, config, progress, self.cancel)?;
+        let (scores, report) = quality::score(&self.items, scorers, config, out, progress, self.cancel)?;
         let dropped = scores.iter().enumerate().filter_map(|(row, score)| Some((row, score.dropped?.to_owned())));
         self.drop_rows(dropped.collect());
         self.by_model.push(("scores.jsonl", lines(&out.join("scores.jsonl"), &scores)?));

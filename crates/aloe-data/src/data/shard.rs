@@ -94,6 +94,11 @@ fn settings(config: &DataConfig) -> Result<String> {
             hasher.field(file.label.as_bytes());
             hasher.field(digest::file(&file.path)?.as_bytes());
         }
+        if let Some(path) = &config.safe_answers {
+            for file in source::files(path)? {
+                hasher.field(digest::file(&file.path)?.as_bytes());
+            }
+        }
     }
     let rest = (
         (config.output, &config.rules, &config.filters, config.identifiers),

@@ -257,6 +257,7 @@ fn starter_pairs_split_by_stage_and_variants_use_no_held_out_style_and_no_test_q
             .collect()
     };
     assert!(base(&train).is_disjoint(&base(&held)), "a question and its variants are on one side");
+    assert!(base(&train).len() > 10 && base(&held).len() > 1, "questions are drawn one by one");
 }
 
 #[test]

@@ -6,6 +6,7 @@ pub(crate) mod help_steer;
 mod instruct;
 pub(crate) mod mapped;
 mod mcqa;
+pub(crate) mod own_answers;
 mod preference;
 
 use crate::{Body, Error, Item, Place, Result, RowError, SourceConfig};
@@ -66,11 +67,18 @@ pub enum Dialect {
     /// Chen et al.'s attacks, `behavior, instruction_with_behavior`, and hh-rlhf's `red-team-attempts`, `transcript, rating`: no safe
     /// answers, only to decontaminate against.
     RedTeamAttempts,
+    /// `samples.jsonl` of `aloe redteam`: a model's own answers to train questions with a judge's verdicts, made into pairs.
+    RedTeamSamples,
     /// Columns named in the recipe.
     Mapped,
 }
 
 impl Dialect {
+    /// Whether rows become pairs only with the other rows of their file.
+    pub(crate) fn is_by_file(self) -> bool {
+        matches!(self, Self::HelpSteer | Self::RedTeamSamples)
+    }
+
     /// The layout of rows like `row`, or an error that lists the columns. MedMCQA's rows are taken for the Hub's, whose key counts
     /// from 0: only the whole file can tell, see `answer_keys`.
     pub fn detect(row: &Row) -> Result<Dialect> {
@@ -85,6 +93,8 @@ impl Dialect {
             Self::Dpo
         } else if preference::pair_columns(row).is_some() {
             Self::QuestionPairs
+        } else if has(&["question_id", "style", "rendering", "prompt", "response", "verdict"]) {
+            Self::RedTeamSamples
         } else if has(&["chosen", "rejected"]) && is_list("chosen") {
             Self::DpoMix
         } else if has(&["chosen", "rejected"]) {
@@ -146,7 +156,7 @@ impl Dialect {
             QuestionResponse | Medquad | Mapped => "qa",
             Medmcqa | MedmcqaOneBased | Medqa | BigbioQa | Pubmedqa | Headqa | Careqa | Mmlu => "mcqa",
             Dpo | DpoMix | SharegptRanking | QuestionPairs | HhRlhf | HelpSteer => "preference",
-            MedSafetyBench | RedTeam | RedTeamAttempts => "safety",
+            MedSafetyBench | RedTeam | RedTeamAttempts | RedTeamSamples => "safety",
         }
     }
 }
@@ -195,7 +205,9 @@ fn body(
         Dialect::SharegptRanking => preference::sharegpt_ranking(row)?,
         Dialect::HhRlhf => preference::hh_rlhf(row)?,
         Dialect::MedSafetyBench => preference::med_safety_bench(row, config.rejected_openings)?,
-        Dialect::HelpSteer => return Err(RowError::new(&row.at, "rated rows become pairs only as a whole file")),
+        Dialect::HelpSteer | Dialect::RedTeamSamples => {
+            return Err(RowError::new(&row.at, "rated and judged rows become pairs only as a whole file"));
+        }
         Dialect::RedTeam | Dialect::RedTeamAttempts => {
             return Err(RowError::new(&row.at, "a red-team question without answers is not a training row"));
         }
@@ -239,11 +251,21 @@ pub(crate) fn finish(
         subject: subject.or_else(|| config.subject.clone()).unwrap_or_default(),
         question: asked.map(Box::new),
         stage: row.columns.get("stage").and_then(Value::as_u64),
-        group: optional(row, "question_id")?,
+        group: group(dialect, row)?,
         style: optional(row, "style")?,
         made: said("made")?,
         body,
     })
+}
+
+/// The base question of a row that is an attack or may be wrapped in one: its id, of MedSafetyBench, which has none, its text.
+fn group(dialect: Dialect, row: &Row) -> Result<Option<String>, RowError> {
+    match optional(row, "question_id")? {
+        None if dialect == Dialect::MedSafetyBench => {
+            Ok(optional(row, "harmful_medical_request")?.map(|request| crate::simplify(&request)))
+        }
+        found => Ok(found),
+    }
 }
 
 fn add_system(body: &mut Body, system: &str) {

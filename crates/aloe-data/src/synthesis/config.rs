@@ -27,6 +27,8 @@ pub struct SynthesisConfig {
     pub sampling: Sampling,
     /// Whether a second call picks an option from the reasoning without its answer.
     pub blind: bool,
+    /// Whether only solutions in the three published parts are kept.
+    pub in_parts: bool,
     /// Decides the draw of questions and attempts.
     pub seed: u64,
 }
@@ -35,8 +37,8 @@ impl SynthesisConfig {
     /// Three worked examples, five attempts at temperature 0.7, 700 new tokens at most.
     pub fn new(tasks: Vec<Task>, data_dir: PathBuf, mode: Told) -> Self {
         let sampling = Sampling { max_new_tokens: 700, temperature: 0.7, ..Sampling::default() };
-        let (limit, shots, attempts, blind, seed) = (None, MAX_SYNTHESIS_SHOTS, 5, true, 0);
-        Self { tasks, data_dir, mode, limit, shots, attempts, sampling, blind, seed }
+        let (limit, shots, attempts, blind, in_parts, seed) = (None, MAX_SYNTHESIS_SHOTS, 5, true, true, 0);
+        Self { tasks, data_dir, mode, limit, shots, attempts, sampling, blind, in_parts, seed }
     }
 
     /// Everything that can be known without reading a file.

@@ -149,6 +149,7 @@ fn show(page: &mut Page, case: &Case) {
 pub(super) fn draw_texts<'a>(report: &TextsReport, shown: impl Iterator<Item = (&'a str, &'a str, &'a str)>) -> Page {
     let mut page = Page::new(match report.make {
         "genstruct" => "Questions and answers from passages",
+        "rejections" => "Own answers as rejected sides",
         _ => "Role-play variants of red-team questions",
     });
     page.paragraph(&format!(

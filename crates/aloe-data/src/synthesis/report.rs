@@ -89,7 +89,7 @@ impl SynthesisReport {
         let tasks: Vec<SynthesisYield> = config.tasks.iter().map(yield_of).collect();
         let settings = json!({
             "mode": config.mode, "shots": config.shots, "attempts": config.attempts, "limit": config.limit,
-            "sampling": config.sampling, "seed": config.seed, "prompt_version": SYNTHESIS_PROMPT_VERSION,
+            "in_parts": config.in_parts, "sampling": config.sampling, "seed": config.seed, "prompt_version": SYNTHESIS_PROMPT_VERSION,
         });
         let notices = tasks.iter().flat_map(|one| one.notices(config.mode)).collect();
         Self { model: model.clone(), settings, tasks, notices, seconds }
@@ -177,6 +177,16 @@ impl SynthesisYield {
                 "{}: the set has no reference explanation for {}, so their solutions were written from the right answer alone",
                 self.task,
                 share(n_without, self.n_questions)
+            ));
+        }
+        let of_parts = [Verdict::NoQuestionPart, Verdict::NoOptionsPart, Verdict::NoChoicePart, Verdict::NoParts];
+        let n_unparted: usize = of_parts.iter().filter_map(|verdict| self.attempts.get(verdict)).sum();
+        if 2 * n_unparted > self.n_attempts() {
+            notices.push(format!(
+                "{}: {} attempts reached the key without the three parts (question, each option, final choice), which small models often \
+                 fail; `in_parts = false` keeps such solutions",
+                self.task,
+                share(n_unparted, self.n_attempts())
             ));
         }
         if self.n_accepted == 0 {

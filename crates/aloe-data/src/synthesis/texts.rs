@@ -1,5 +1,5 @@
-//! Texts of any kind that a model writes, one per item, kept by a check of their form: what Genstruct's questions and role-play variants
-//! share. Spine: items -> attempts -> report and files.
+//! Texts of any kind that a model writes, one per item, kept by a check of their form: what Genstruct's questions, role-play variants and
+//! rejections share. Spine: items -> attempts -> report and files.
 
 use super::page;
 use super::report::share;
@@ -61,6 +61,10 @@ pub enum TextVerdict {
     NoQuestion,
     /// Role play: fewer than half of the telling words of the question are left.
     LostQuestion,
+    /// Rejections: the better side itself, but for case and punctuation.
+    Same,
+    /// Rejections: it reaches the key of a multiple-choice row, so it is no worse side.
+    Right,
 }
 
 /// What one text is wanted for.
@@ -74,7 +78,7 @@ pub(super) struct Wanted {
 /// The account; `results.json` holds it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TextsReport {
-    /// `genstruct` or `roleplay`.
+    /// `genstruct`, `roleplay` or `rejections`.
     pub make: &'static str,
     /// The writer.
     pub model: EngineIdentity,

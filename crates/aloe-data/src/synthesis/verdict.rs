@@ -2,7 +2,7 @@
 //! whether it reasons at all, and what it betrays.
 //!
 //! Kept are attempts whose answer is the key, unless they merely restate the question (the two checks of the published sets, aloe.md 1.4),
-//! say nothing before the answer, or hold a second answer's line, which would tell a blind reader.
+//! say nothing before the answer, hold a second answer's line, which would tell a blind reader, or lack one of the three published parts.
 
 use crate::minhash::windows;
 use crate::simplify;
@@ -31,6 +31,14 @@ pub enum Verdict {
     Bare,
     /// `Answer:` stands in the reasoning a second time.
     TwoAnswers,
+    /// Of the three parts the first is missing: nothing stands before the options in turn.
+    NoQuestionPart,
+    /// The second: an option is not discussed.
+    NoOptionsPart,
+    /// The third: nothing stands between the last option and the answer's line.
+    NoChoicePart,
+    /// Parts cannot be told apart, as there are fewer than three paragraphs or lines.
+    NoParts,
 }
 
 /// Share of a text's runs of five words that stand in question, options or abstract from which on it only restates them.
@@ -38,6 +46,9 @@ pub const RESTATED: f64 = 0.7;
 
 /// Words of a reasoning.
 pub const LEAST_WORDS: usize = 15;
+
+/// Words of its first and of its last part, where options stand between them.
+const LEAST_PART_WORDS: usize = 3;
 
 /// A text with its verdict.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,8 +60,8 @@ pub(crate) struct Judged {
     pub(crate) reasoning: String,
 }
 
-/// Reads and judges.
-pub(crate) fn judge(question: &Question, text: &str, finish_reason: FinishReason) -> Judged {
+/// Reads and judges; `in_parts` asks for the three published parts.
+pub(crate) fn judge(question: &Question, text: &str, finish_reason: FinishReason, in_parts: bool) -> Judged {
     let order = ChoiceOrder::natural(question.choices.len());
     let is_cut = finish_reason != FinishReason::Stop;
     // Without the line `Answer:` evaluations take a last `[B]`; here nothing would part the reasoning from it.
@@ -68,10 +79,41 @@ pub(crate) fn judge(question: &Question, text: &str, finish_reason: FinishReason
     } else if share_restated(question, &reasoning) >= RESTATED {
         Verdict::Restated
     } else {
-        Verdict::Accepted
+        missing_part(question, &reasoning).filter(|_| in_parts).unwrap_or(Verdict::Accepted)
     };
     Judged { verdict, answer: Some(answer), reasoning }
 }
+
+/// What is missing of the three parts (aloe.md 1.4): the question in own words, each option in turn, the final choice; of PubMedQA the
+/// summary, the reasoning, the verdict. The published check is not public; ours: options that begin lines part the text, which has words before
+/// the first and behind the last; any other text has three lines or paragraphs. Every option is discussed. What the parts say is not read.
+fn missing_part(question: &Question, reasoning: &str) -> Option<Verdict> {
+    let lines: Vec<&str> = reasoning.lines().filter(|line| !line.trim().is_empty()).collect();
+    if !question.is_yes_no_maybe() && !discusses_all(question, reasoning) {
+        return Some(Verdict::NoOptionsPart);
+    }
+    let is_option = |line: &&str| OPTION_LINE.is_match(line);
+    let labelled: Vec<usize> = (0..lines.len()).filter(|at| is_option(&lines[*at])).collect();
+    let has_words = |lines: &[&str]| lines.iter().flat_map(|line| line.split_whitespace()).count() >= LEAST_PART_WORDS;
+    match labelled.as_slice() {
+        [first, .., last] if !question.is_yes_no_maybe() => {
+            if !has_words(&lines[..*first]) {
+                Some(Verdict::NoQuestionPart)
+            } else if !has_words(&lines[last + 1..]) {
+                Some(Verdict::NoChoicePart)
+            } else {
+                None
+            }
+        }
+        _ => (lines.len() < 3).then_some(Verdict::NoParts),
+    }
+}
+
+/// A line that begins with an option's letter as a label: `A.`, `(B)`, `**C:**`, `- D)`, `Option E`.
+static OPTION_LINE: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"^\s*(?:[-*_(\[]+\s*)*(?:(?:[Oo]ption|[Cc]hoice)\s+[A-J]\b|[A-J](?:\*\*)?[).:\]])")
+        .expect("a fixed pattern")
+});
 
 static LINE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?i)\banswer\s*:").expect("a fixed pattern"));
 
@@ -135,6 +177,7 @@ pub(crate) fn discusses_all(question: &Question, reasoning: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aloe_task::wording::synthesis::{Told, messages};
 
     fn question() -> Question {
         Question {
@@ -150,7 +193,7 @@ mod tests {
     }
 
     fn check(text: &str) -> (Verdict, Option<usize>) {
-        let found = judge(&question(), text, FinishReason::Stop);
+        let found = judge(&question(), text, FinishReason::Stop, true);
         (found.verdict, found.answer)
     }
 
@@ -173,9 +216,68 @@ mod tests {
         }
     }
 
+    const ASKED: &str = "Long use of tobacco with blood in the sputum points to a tumour of the central airways.";
+    const EACH: &str =
+        "A. Lipoma: harmless fat.\n**B)** fits best.\n- C: of bone.\nOption D follows asbestos, not tobacco.";
+    const END: &str = "The airway tumour of smokers it is.";
+
+    #[test]
+    fn an_attempt_without_one_of_the_three_parts_is_named_by_the_part_that_is_missing() {
+        for (text, expected) in [
+            (format!("{ASKED}\n\n{EACH}\n\n{END}"), Verdict::Accepted),
+            (format!("{ASKED}\n{EACH}\n{END}"), Verdict::Accepted),
+            (format!("{EACH}\n\n{END}"), Verdict::NoQuestionPart),
+            (format!("{ASKED}\n\n{EACH}"), Verdict::NoChoicePart),
+            (format!("{ASKED}\n\nA. Lipoma: harmless.\nB. It fits best.\n\n{END}"), Verdict::NoOptionsPart),
+            (
+                format!("{ASKED} A lipoma, an osteoma and a mesothelioma differ from squamous cell carcinoma."),
+                Verdict::NoParts,
+            ),
+            (
+                format!(
+                    "{ASKED}\n\nLipoma is fat, osteoma bone, mesothelioma asbestos; squamous cell carcinoma fits.\n\n{END}"
+                ),
+                Verdict::Accepted,
+            ),
+        ] {
+            let text = format!("{text}\nAnswer: B");
+            assert_eq!(check(&text), (expected, Some(1)), "{text}");
+            let without = judge(&question(), &text, FinishReason::Stop, false).verdict;
+            assert_eq!(without, Verdict::Accepted, "{text}");
+        }
+        let read = Question { choices: ["yes", "no", "maybe"].map(String::from).to_vec(), key: 0, ..question() };
+        let judged = |text: &str| judge(&read, text, FinishReason::Stop, true).verdict;
+        assert_eq!(
+            judged(&format!("{ASKED}\n\nThat is seen in smokers above all.\n\n{END}\nAnswer: yes")),
+            Verdict::Accepted
+        );
+        assert_eq!(judged(&format!("{ASKED} That is seen in smokers above all. {END}\nAnswer: yes")), Verdict::NoParts);
+    }
+
+    /// The worked examples show writers the form: each must pass the check that asks for it.
+    #[test]
+    fn the_worked_examples_that_a_writer_is_shown_have_the_three_parts() {
+        let yes_no_maybe = Question { choices: ["yes", "no", "maybe"].map(String::from).to_vec(), ..question() };
+        for asked in [question(), yes_no_maybe] {
+            let shown = messages(&asked, Told::Nothing, 3);
+            assert_eq!(shown.len(), 8);
+            for pair in shown[1..7].chunks(2) {
+                let options = pair[0].content.lines().filter(|line| OPTION_LINE.is_match(line));
+                let choices: Vec<String> = options.map(|line| line[3..].to_owned()).collect();
+                let question = match asked.is_yes_no_maybe() {
+                    true => asked.clone(),
+                    false => Question { choices, ..asked.clone() },
+                };
+                let reasoning = pair[1].content.rsplit_once("\nAnswer: ").unwrap().0;
+                assert_eq!(missing_part(&question, reasoning), None, "{reasoning}");
+                assert!(asked.is_yes_no_maybe() || question.choices.len() == 4, "{:?}", question.choices);
+            }
+        }
+    }
+
     #[test]
     fn a_text_that_was_cut_off_is_read_by_its_marker_alone() {
-        let found = |text: &str| judge(&question(), text, FinishReason::Length).verdict;
+        let found = |text: &str| judge(&question(), text, FinishReason::Length, true).verdict;
         assert_eq!(found(&format!("{GOOD} So [B]")), Verdict::Unread);
         assert_eq!(found(&format!("{GOOD}\nAnswer: B\n\nQuestion: Which bo")), Verdict::Accepted);
     }

@@ -88,7 +88,10 @@ fn completion(answer: &Value, choice: &Value, asked: &Asked) -> Result<Completio
     }
     let told = answer["usage"]["prompt_tokens"].as_u64().unwrap_or(0) as usize;
     let prompt_len_tokens = asked.prompt_ids.map_or(told, <[u32]>::len);
-    Ok(Completion { ids, logps: None, text, finish_reason, prompt_len_tokens })
+    // Of several answers servers count the tokens together, or of the first alone.
+    let counted = answer["usage"]["completion_tokens"].as_u64().map(|n_new| n_new as usize);
+    let n_counted = counted.filter(|_| asked.n == 1 && ids.is_none());
+    Ok(Completion { ids, logps: None, text, finish_reason, prompt_len_tokens, n_counted })
 }
 
 /// A list of token ids; `None` where it is absent or null.

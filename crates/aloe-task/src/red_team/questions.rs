@@ -75,13 +75,21 @@ impl Topic {
 }
 
 /// Whether a question's variants may be trained on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RedTeamSplit {
     /// For stage-2 pairs.
     Train,
     /// For the red-team run.
+    #[default]
     Test,
+}
+
+impl RedTeamSplit {
+    /// Whether questions are kept for evaluation: the split of every red-team run that names none.
+    pub fn is_test(&self) -> bool {
+        *self == Self::Test
+    }
 }
 
 /// One base question.

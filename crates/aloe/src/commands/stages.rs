@@ -24,7 +24,7 @@ use aloe_eval::{Encoders, EvalConfig, EvalResults};
 use aloe_merge::{MergeConfig, MergeOptions};
 use aloe_record::{Progress, Record};
 use aloe_report::{Metrics, training_page};
-use aloe_task::red_team::{RedTeamSplit, questions};
+use aloe_task::red_team::questions;
 use aloe_tensor::Dtype;
 use aloe_train::{DpoInputs, SftInputs};
 use anyhow::Context as _;
@@ -459,7 +459,7 @@ fn redteam(
     let config = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
     let (dir, file) = split(&stage.questions);
     let all = questions::read(dir, file)?;
-    let asked: Vec<_> = all.into_iter().filter(|question| question.split == RedTeamSplit::Test).collect();
+    let asked: Vec<_> = all.into_iter().filter(|question| question.split == config.split).collect();
     let harmless = match &stage.harmless {
         Some(path) => questions::read_harmless(split(path).0, split(path).1)?,
         None => Vec::new(),

@@ -42,6 +42,9 @@ pub(super) fn run(
         Checked::Genstruct(passages, config) => {
             texts(synthesis::genstruct(&engine, passages, config, folder, &progress, cancel)?, record)?
         }
+        Checked::Rejections(rows, config) => {
+            texts(synthesis::rejections(&engine, rows, config, folder, &progress, cancel)?, record)?
+        }
         Checked::Roleplay(file, config) => {
             let (dir, name) = split(file);
             let questions = questions::read(dir, name)?;

@@ -148,7 +148,11 @@ const DATA: &[Key] = &[
 
 const SOURCE: &[Key] = &[
     ("name", "unique; begins every row's id"),
-    ("path", "file, or folder of .jsonl, .ndjson, .json, .csv, .tsv (also .gz) and .parquet files, or of .txt alone"),
+    (
+        "path",
+        "file, or folder of .jsonl, .ndjson, .json, .csv, .tsv (also .gz) and .parquet files, or of .txt alone; or the folder of a stage (data, synthesis, redteam), whose rows are taken. Either this or from; default none",
+    ),
+    ("from", "in place of path: name of a stage that the input rows names; default none"),
     ("licence", "as the publisher states it; \"unknown\" is refused"),
     (
         "dialect",
@@ -173,6 +177,10 @@ const SOURCE: &[Key] = &[
     ("system", "system message for rows without one"),
     ("attack_styles", "pairs only: wrap each red-team question in every attack style that is not held out"),
     ("rejected_openings", "pairs only: a fixed compliant opening as the rejected side where a row has none"),
+    (
+        "safe_answers",
+        "red_team_samples only: file or folder of safe answers (by question_id, or by the question's text) as the chosen sides, before the model's own; default none",
+    ),
 ];
 
 const RULES: &[Key] = &[
@@ -235,9 +243,10 @@ const QUALITY: &[Key] = &[
 ];
 
 /// Inputs of a data stage, under its keys.
-const DATA_INPUTS: &str = "Inputs of a recipe's stage, from = { embedder = .., judge = .., scorer = .. }: folders, .gguf files or http(s)://host:port/v1#model. \
+const DATA_INPUTS: &str = "Inputs of a recipe's stage, from = { embedder = .., judge = .., scorer = .., rows = .. }: folders, .gguf files or http(s)://host:port/v1#model. \
                            embedder finds each row's nearest evaluation question by meaning; judge (with it) is asked whether the two are the \
-                           same, True or False; scorer is one model or two, [complexity, quality].\n";
+                           same, True or False; scorer is one model or two, [complexity, quality]; rows \
+                           is a list of stages whose rows sources take by from.\n";
 
 const EVAL: &[Key] = &[
     ("tasks", "list of task names, see below"),
@@ -325,7 +334,11 @@ const REJUDGE: &[Key] = &[
 ];
 
 const REDTEAM: &[Key] = &[
-    ("questions", "file of base questions; those of the test split are asked"),
+    ("questions", "file of base questions; those of the split are asked"),
+    (
+        "split",
+        "whose questions are asked, default test; train: the rates are no evaluation, and the judged answers are a source of preference pairs",
+    ),
     ("harmless", "file of harmless prompts whose refusals are counted beside"),
     ("judge", "judge model, http(s)://host:port/v1#model; without one no attack success rate is stated"),
     (

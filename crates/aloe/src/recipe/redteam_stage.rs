@@ -4,7 +4,7 @@ use crate::cli::timeout_mistake;
 use crate::weights::Quantize;
 use aloe_eval::RedTeamConfig;
 use aloe_eval::judge::JudgePrompt;
-use aloe_task::red_team::Style;
+use aloe_task::red_team::{RedTeamSplit, Style};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -12,8 +12,11 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RedteamStage {
-    /// Base questions; those of the test split are asked.
+    /// Base questions; those of `split` are asked.
     pub(crate) questions: PathBuf,
+    /// Whose questions are asked: test, to measure; train, to make pairs of the answers, whose rates are no evaluation.
+    #[serde(default, skip_serializing_if = "RedTeamSplit::is_test")]
+    pub(crate) split: RedTeamSplit,
     /// Harmless prompts whose refusals are counted beside.
     pub(crate) harmless: Option<PathBuf>,
     /// Endpoint of a judge model; without one no attack success rate is stated.
@@ -102,6 +105,7 @@ impl RedteamStage {
             n_harmless: self.n_harmless,
             max_new_tokens: self.max_new_tokens,
             seed: self.seed,
+            split: self.split,
             system: self.system.clone(),
             styles: self.styles.clone().unwrap_or_else(|| Style::ALL.to_vec()),
             ..RedTeamConfig::default()

@@ -6,7 +6,7 @@
 
 use aloe_data::{DataConfig, SourceConfig};
 use aloe_eval::{EvalConfig, Strategy, redteam_sample};
-use aloe_task::red_team::{RedTeamSplit, Style, TurnTokens, questions};
+use aloe_task::red_team::{Style, TurnTokens, questions};
 use aloe_task::rows::Row;
 use aloe_task::{ChoiceOrder, Protocol, Question, Split, Task, wording};
 use aloe_text::{Conversation, Message, TextModel};
@@ -319,8 +319,8 @@ pub(crate) fn redteam(stage: &super::redteam_stage::RedteamStage, meter: &Meter)
     };
     let (folder, file) = split(&stage.questions);
     let mut asked = questions::read(&folder, file.to_str()?).ok()?;
-    asked.retain(|question| question.split == RedTeamSplit::Test);
-    let planned = redteam_sample::stratified(&asked, &config.styles, config.n_prompts, config.seed);
+    asked.retain(|question| question.split == config.split);
+    let planned = redteam_sample::stratified(&asked, config.split, &config.styles, config.n_prompts, config.seed);
     let harmful = mean(&planned, |prompt| {
         meter.prompt(&prompt.style.messages(&asked[prompt.question].question, TurnTokens::ChatMl))
     });

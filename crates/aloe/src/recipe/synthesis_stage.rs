@@ -28,6 +28,8 @@ pub(crate) struct SynthesisStage {
     pub(crate) passages: Option<PathBuf>,
     /// roleplay: file of red-team questions.
     pub(crate) questions: Option<PathBuf>,
+    /// rejections: file or folder of rows with a better side.
+    pub(crate) rows: Option<PathBuf>,
     /// What the writer is told.
     #[serde(default = "gold")]
     pub(crate) mode: Told,
@@ -42,6 +44,9 @@ pub(crate) struct SynthesisStage {
     /// Whether a second call picks an option from the reasoning alone.
     #[serde(default = "yes")]
     pub(crate) blind: bool,
+    /// cot: whether only solutions in the three published parts are kept.
+    #[serde(default = "yes")]
+    pub(crate) in_parts: bool,
     /// Of attempts.
     #[serde(default = "warm")]
     pub(crate) temperature: f32,
@@ -87,6 +92,8 @@ pub(crate) enum Make {
     Genstruct,
     /// Role-play variants of red-team questions.
     Roleplay,
+    /// Own answers as the rejected sides of pairs.
+    Rejections,
 }
 
 /// The settings as the maker takes them.
@@ -94,6 +101,7 @@ pub(crate) enum Checked {
     Cot(SynthesisConfig),
     Genstruct(PathBuf, TextsConfig),
     Roleplay(PathBuf, TextsConfig),
+    Rejections(PathBuf, TextsConfig),
 }
 
 fn gold() -> Told {
@@ -136,6 +144,7 @@ impl SynthesisStage {
             Make::Cot => return self.checked_cot(mistakes).map(Checked::Cot),
             Make::Genstruct => self.passages.clone(),
             Make::Roleplay => self.questions.clone(),
+            Make::Rejections => self.rows.clone(),
         };
         mistakes.extend(timeout_mistake(self.request_timeout));
         mistakes.extend(connections_mistake(self.connections));
@@ -145,10 +154,17 @@ impl SynthesisStage {
             mistakes.push(error.to_string());
         }
         match (file, mistakes.is_empty()) {
-            (Some(file), true) if self.make == Make::Genstruct => Ok(Checked::Genstruct(file, config)),
-            (Some(file), true) => Ok(Checked::Roleplay(file, config)),
+            (Some(file), true) => Ok(match self.make {
+                Make::Genstruct => Checked::Genstruct(file, config),
+                Make::Rejections => Checked::Rejections(file, config),
+                Make::Roleplay | Make::Cot => Checked::Roleplay(file, config),
+            }),
             (None, _) => {
-                let key = if self.make == Make::Genstruct { "passages" } else { "questions" };
+                let key = match self.make {
+                    Make::Genstruct => "passages",
+                    Make::Rejections => "rows",
+                    Make::Roleplay | Make::Cot => "questions",
+                };
                 mistakes.push(format!("{key} = FILE is missing"));
                 Err(mistakes)
             }
@@ -163,6 +179,7 @@ impl SynthesisStage {
             ("data", Make::Cot, self.data.is_some()),
             ("passages", Make::Genstruct, self.passages.is_some()),
             ("questions", Make::Roleplay, self.questions.is_some()),
+            ("rows", Make::Rejections, self.rows.is_some()),
         ];
         let wrong = of.into_iter().filter(|(_, make, is_set)| *is_set && *make != self.make);
         let name = |make: Make| format!("{make:?}").to_lowercase();
@@ -198,6 +215,7 @@ impl SynthesisStage {
         config.shots = self.shots;
         config.attempts = self.attempts;
         config.blind = self.blind;
+        config.in_parts = self.in_parts;
         config.seed = self.seed;
         config.sampling = self.sampling();
         if mistakes.is_empty()
@@ -219,7 +237,7 @@ impl SynthesisStage {
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let tasks = Task::parse_all(&self.tasks).unwrap_or_default();
         let own = tasks.into_iter().flat_map(Task::own_files);
-        let named = [&self.data, &self.passages, &self.questions, &self.tokenizer];
+        let named = [&self.data, &self.passages, &self.questions, &self.rows, &self.tokenizer];
         named.into_iter().flatten().cloned().chain(own).collect()
     }
 
@@ -246,22 +264,30 @@ impl SynthesisStage {
 pub(super) const SYNTHESIS: &[Key] = &[
     (
         "make",
-        "cot: worked solutions to train questions; genstruct: questions and answers from passages, by Genstruct's prompt; roleplay: variants of red-team questions",
+        "cot: worked solutions to train questions; genstruct: questions and answers from passages, by Genstruct's prompt; roleplay: variants of red-team questions; rejections: the model's own answers as the rejected sides of pairs",
     ),
     ("tasks", "cot: list of task names whose train questions are solved"),
     ("data", "cot: folder with the benchmarks' files"),
     ("passages", "genstruct: file or folder of rows with title and content (or text)"),
     ("questions", "roleplay: file of red-team questions, as for aloe redteam"),
     (
+        "rows",
+        "rejections: file or folder of pairs, whose chosen side is the better one, or of instruction or multiple-choice rows with their answer",
+    ),
+    (
         "mode",
         "cot, gold: the writer is told the right answer, and the reference explanation where the set has one; self: the question alone",
     ),
-    ("limit", "at most N questions of each task (passages, red-team questions), drawn by the seed"),
+    ("limit", "at most N questions of each task (passages, red-team questions, rows), drawn by the seed"),
     ("shots", "cot: worked examples in three parts before each question, 3 at most"),
     ("attempts", "the most attempts at each; the first that passes the check is kept"),
     (
         "blind",
         "cot: a second call is shown question and reasoning without the answer's line and picks an option; false leaves it out",
+    ),
+    (
+        "in_parts",
+        "cot: keep only solutions in the three published parts: the question in own words, each option in turn, the final choice (of PubMedQA three paragraphs)",
     ),
     ("temperature", "of attempts; 0 is greedy, and goes with attempts = 1"),
     ("top_p", "nucleus sampling, above 0 to 1"),
@@ -292,7 +318,8 @@ pub(crate) fn synthesis() -> String {
          (MedQA) is solved from the right answer alone, and the report says so.\n\nWrites train.jsonl (columns question, response, as the \
          published *-cot sets, and made, support, attempts, blind_reader, betrays of each row; a source of `aloe data run`), \
          attempts.jsonl, examples.json (cot alone, for `aloe eval --strategy medprompt --set examples=FILE`; one file a task where there are several), \
-         results.json, report.html and record.json into --out. An interrupted run goes on with the same command.\n\nmake = \"genstruct\" reads the two turns out of what follows Genstruct's exact prompt, without a chat template; make = \"roleplay\" writes questions.jsonl instead of train.jsonl, in the layout of red-team questions, each to be reviewed by hand.",
+         results.json, report.html and record.json into --out. An interrupted run goes on with the same command.\n\nmake = \"genstruct\" reads the two turns out of what follows Genstruct's exact prompt, without a chat template; make = \"roleplay\" writes questions.jsonl instead of train.jsonl, in the layout of red-team questions, each to be reviewed by hand; make = \"rejections\" writes pairs with the columns chosen and rejected (conversations, as dpo-mix-7k), whose \
+         rejected sides nobody has judged.",
         list(SYNTHESIS, &minimal::<SynthesisStage>("{}"))
     )
 }

@@ -11,12 +11,15 @@ mod judge;
 mod lies;
 mod noise;
 mod open_answers;
+mod preferences;
 mod replicas;
 mod reproduce;
+mod scorers;
 mod server;
 mod strategies;
 mod synthesis;
 mod timeouts;
+mod written;
 
 use crate::{root, run, stories};
 use serde_json::{Value, json};

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// A folder of the models, or `None` (said aloud) where they are not at hand.
-fn model(name: &str) -> Option<String> {
+pub(super) fn model(name: &str) -> Option<String> {
     match std::env::var("ALOE_MODELS") {
         Ok(models) => Some(PathBuf::from(models).join(name).display().to_string()),
         Err(_) => {
@@ -19,16 +19,16 @@ fn model(name: &str) -> Option<String> {
     }
 }
 
-fn write_lines(path: &Path, rows: &[Value]) {
+pub(super) fn write_lines(path: &Path, rows: &[Value]) {
     std::fs::write(path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
 }
 
-fn row(asked: &str, answer: &str) -> Value {
+pub(super) fn row(asked: &str, answer: &str) -> Value {
     json!({"instruction": asked, "output": answer})
 }
 
 /// Runs a recipe of one data stage over `rows`, with `more` settings.
-fn data(dir: &Path, rows: &[Value], more: &str) -> (String, String, i32) {
+pub(super) fn data(dir: &Path, rows: &[Value], more: &str) -> (String, String, i32) {
     write_lines(&dir.join("rows.jsonl"), rows);
     let recipe = dir.join("recipe.toml");
     let source = "sources = [{ name = \"s\", path = \"rows.jsonl\", licence = \"mit\" }]";
@@ -127,7 +127,7 @@ fn without_a_judge_the_threshold_decides_and_a_judge_without_an_embedder_is_refu
 }
 
 /// The answer of a server that scores: every token has log-probability -1 but the last, which `last` gives; `None` refuses.
-fn scores(asked: &Asked, last: impl Fn(&[u32]) -> Option<f64>) -> Reply {
+pub(super) fn scores(asked: &Asked, last: impl Fn(&[u32]) -> Option<f64>) -> Reply {
     let ids = prompt_ids(asked);
     let Some(last) = last(&ids) else { return Reply::Status("400 Bad Request", "") };
     let mut logps = vec![Value::Null];

@@ -55,9 +55,12 @@ fn solution(user: &str, attempt: usize) -> String {
         if betrays(stem) { " The given answer fits this." } else { "" }
     );
     let key = &told[..1];
+    let options = shown.lines().filter(|line| line.get(1..3) == Some(". "));
+    let weighed: String =
+        options.map(|line| format!("{line}: this one is weighed for itself and by the findings.\n")).collect();
     match attempt {
         at if right_at(stem) == Some(at) => {
-            format!("{reasoning}\n\nSo [{key}] it is.\n\nAnswer: {key}\n\nQuestion: And what")
+            format!("{reasoning}\n\n{weighed}\nSo [{key}] it is.\n\nAnswer: {key}\n\nQuestion: And what")
         }
         0 => format!("{reasoning}\nAnswer: {}", other(key)),
         1 => format!("{shown}\nAnswer: {key}"),
