@@ -1,6 +1,7 @@
 //! The settings of a data stage, as written in a recipe, and their check. All mistakes are reported together.
 
 use crate::dialect::mapped;
+use crate::of_stage::is_of_stage;
 use crate::{Dialect, Error, Identifiers, Meaning, Quality, Result, Templates, Use, licence};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -280,16 +281,17 @@ impl DataConfig {
             .chain(quarantine)
             .chain(self.quality.iter_mut().filter_map(|quality| quality.tokenizer.as_mut()))
         {
-            if path.is_relative() {
+            if path.is_relative() && !is_of_stage(path) {
                 *path = base.join(&*path);
             }
         }
     }
 
-    /// Every file and folder whose content decides the result: sources, evaluation questions with the list of PubMedQA's test
+    /// Every file and folder whose content decides the result, but for what stages make: sources, evaluation questions with the list of PubMedQA's test
     /// instances that stands beside them, and the tokenizer.
     pub fn files(&self) -> Vec<PathBuf> {
-        let mut files: Vec<PathBuf> = self.sources.iter().map(|source| source.path.clone()).collect();
+        let own = self.sources.iter().filter(|source| source.of_stage().is_none());
+        let mut files: Vec<PathBuf> = own.map(|source| source.path.clone()).collect();
         for path in &self.decontaminate {
             files.push(path.clone());
             files.extend(crate::decontaminate::test_list(path).filter(|list| list.exists()));
