@@ -1,6 +1,7 @@
 //! The settings of a data stage, as written in a recipe, and their check. All mistakes are reported together.
 
 use crate::dialect::mapped;
+use crate::of_stage::is_of_stage;
 use crate::scored::Scored;
 use crate::{Dialect, Error, Filters, Identifiers, Meaning, Quality, Result, Templates, Use, licence};
 use serde::{Deserialize, Serialize};
@@ -137,12 +138,8 @@ pub struct SourceConfig {
     /// Unique; the first part of every row's id.
     pub name: String,
     /// A file, a folder whose data files are read in the order of their names, or the folder of a stage (synthesis, redteam, data), whose rows
-    /// are read.
-    #[serde(default)]
+    /// are read; in a recipe `stage:NAME` ([`Self::of_stage`]).
     pub path: PathBuf,
-    /// In place of `path`: the name of a stage that the input `rows` names.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from: Option<String>,
     /// As the publisher states it; `unknown` is refused.
     pub licence: String,
     /// The layout; found by content when absent.
@@ -209,7 +206,6 @@ impl SourceConfig {
         SourceConfig {
             name: String::new(),
             path: PathBuf::new(),
-            from: None,
             licence: String::new(),
             dialect: None,
             columns: BTreeMap::new(),
@@ -322,10 +318,7 @@ impl DataConfig {
         for path in self
             .sources
             .iter_mut()
-            .flat_map(|source| {
-                let path = source.from.is_none().then_some(&mut source.path);
-                path.into_iter().chain(&mut source.safe_answers)
-            })
+            .flat_map(|source| std::iter::once(&mut source.path).chain(&mut source.safe_answers))
             .chain(&mut self.decontaminate)
             .chain(&mut self.tokenizer)
             .chain(&mut self.duplicates)
@@ -333,17 +326,17 @@ impl DataConfig {
             .chain(quarantine)
             .chain(self.quality.iter_mut().filter_map(|quality| quality.tokenizer.as_mut()))
         {
-            if path.is_relative() {
+            if path.is_relative() && !is_of_stage(path) {
                 *path = base.join(&*path);
             }
         }
     }
 
-    /// Every file and folder whose content decides the result: sources, evaluation questions with the list of PubMedQA's test
+    /// Every file and folder whose content decides the result, but for what stages make: sources, evaluation questions with the list of PubMedQA's test
     /// instances that stands beside them, and the tokenizer.
     pub fn files(&self) -> Vec<PathBuf> {
-        let own = self.sources.iter().filter(|source| source.from.is_none()).map(|source| source.path.clone());
-        let mut files: Vec<PathBuf> = own.collect();
+        let own = self.sources.iter().filter(|source| source.of_stage().is_none());
+        let mut files: Vec<PathBuf> = own.map(|source| source.path.clone()).collect();
         files.extend(self.sources.iter().filter_map(|source| source.safe_answers.clone()));
         for path in &self.decontaminate {
             files.push(path.clone());
@@ -354,19 +347,6 @@ impl DataConfig {
         files.extend(self.verdicts.clone());
         files.extend(self.quality.iter().filter_map(|quality| quality.tokenizer.clone()));
         files
-    }
-
-    /// Puts the folders of the input `rows` in the place of sources' `from`; gives a sentence for each name that no folder has.
-    pub fn take_rows(&mut self, folders: &[PathBuf]) -> Vec<String> {
-        let mut mistakes = Vec::new();
-        for source in &mut self.sources {
-            let Some(name) = source.from.take() else { continue };
-            match folders.iter().find(|folder| folder.file_name().is_some_and(|last| *last == *name)) {
-                Some(folder) => source.path.clone_from(folder),
-                None => mistakes.push(format!("source `{}`: the input `rows` has no stage {name:?}", source.name)),
-            }
-        }
-        mistakes
     }
 
     fn uses(&self) -> Vec<Use> {
@@ -453,12 +433,6 @@ impl DataConfig {
         refuse(self.dedup.semantic.is_some() && !has("embedder"), "`dedup.semantic` needs the input `embedder`");
         refuse(self.meaning.is_some() && !compares, "`meaning` needs questions to compare with: `decontaminate`");
         refuse(self.quality.is_some() && !has("scorer"), "`quality` needs the input `scorer`");
-        let n_from = self.sources.iter().filter(|source| source.from.is_some()).count();
-        refuse(
-            n_from > 0 && !has("rows"),
-            "a source's `from` names a stage of the input `rows`: from = { rows = [\"STAGE\"] }",
-        );
-        refuse(n_from == 0 && has("rows"), "the input `rows` is of no use without a source that says from = \"STAGE\"");
         refuse(has("scorer") && self.quality.is_none(), "the input `scorer` is of no use without `quality = {}`");
         mistakes
     }
@@ -475,9 +449,6 @@ impl DataConfig {
         }
         if let Some(reason) = licence::forbids(&stated, &self.uses()) {
             mistake(format!("licence `{}` {reason}; the recipe states the use", source.licence));
-        }
-        if source.path.as_os_str().is_empty() == source.from.is_none() {
-            mistake("give either `path`, or `from` = the name of a stage of the input `rows`".into());
         }
         if !(source.weight > 0.0 && source.weight <= 100.0) {
             mistake(format!("`weight` is {}; it must be above 0 and at most 100", source.weight));

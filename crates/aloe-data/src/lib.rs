@@ -29,6 +29,7 @@ mod meaning;
 mod minhash;
 mod mixture;
 mod notices;
+mod of_stage;
 mod page;
 mod parallel;
 mod quality;

@@ -166,7 +166,7 @@ impl StageConfig {
         match self {
             Self::Merge(_) | Self::MergeSearch(_) => None,
             Self::Pull(_) | Self::Sft(_) | Self::Dpo(_) | Self::Synthesis(_) => Some(&[]),
-            Self::Data(_) => Some(&["embedder", "judge", "scorer", "rows"]),
+            Self::Data(_) => Some(&["embedder", "judge", "scorer"]),
             Self::Eval(config) if config.is_open() => Some(&["judge"]),
             Self::Eval(_) => Some(&["compare", "embedder"]),
             Self::Rejudge(_) => Some(&["judge"]),

@@ -21,8 +21,8 @@ fn recipe(dir: &Path, model: &Server, judge: Option<&Server>, split: &str, sourc
     let text = format!(
         "name = \"x\"\n[[stage]]\nkind = \"redteam\"\nname = \"own\"\nfrom = {{ model = \"{}\" }}\ntokenizer = \"{}\"\n\
          questions = \"{starter}/redteam/questions.jsonl\"\nsplit = \"{split}\"\nn_prompts = 120\n{}\
-         [[stage]]\nkind = \"data\"\nname = \"pairs\"\noutput = \"pairs\"\nhold_out = 0.3\nfrom = {{ rows = [\"own\"] }}\n\
-         dedup = {{ exact = false, minhash = false }}\nsources = [{{ name = \"own\", from = \"own\", licence = \"mit\"{} }}]\n",
+         [[stage]]\nkind = \"data\"\nname = \"pairs\"\noutput = \"pairs\"\nhold_out = 0.3\n\
+         dedup = {{ exact = false, minhash = false }}\nsources = [{{ name = \"own\", path = \"stage:own\", licence = \"mit\"{} }}]\n",
         model.model(),
         tokenizer().unwrap(),
         judge.unwrap_or_default(),
