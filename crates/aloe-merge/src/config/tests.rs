@@ -265,7 +265,7 @@ fn where_all_documents_have_names_the_one_that_no_other_uses_is_the_result() {
     };
     let named = |documents: [String; 3]| documents.join("---\n");
     let text =
-        named([document("last", ["second", "z"]), document("first", ["x", "y"]), document("second", ["first", "x"])]);
+        named([document("first", ["x", "y"]), document("last", ["second", "z"]), document("second", ["first", "x"])]);
     let config = parse(&text).unwrap();
     let names: Vec<_> = config.earlier.iter().filter_map(|earlier| earlier.name.as_deref()).collect();
     assert_eq!((config.name.as_deref(), &names[..]), (Some("last"), &["first", "second"][..]));

@@ -259,13 +259,13 @@ fn written(folder: &Path) -> u64 {
         .sum()
 }
 
-/// Kills a merge when so many bytes stand in its partial folder; whether it was still running.
-fn kill_at(config: &Path, out: &Path, bytes: u64) -> bool {
+/// Kills a merge when its partial folder is as far as `is_far_enough` wants it; whether it was still running.
+fn kill_when(config: &Path, out: &Path, threads: &str, is_far_enough: impl Fn(&Path) -> bool) -> bool {
     let partial = aloe_record::atomic::sibling(out);
     let mut command = aloe();
-    command.args(["merge", text(config), text(out), "--threads", "1"]).stderr(Stdio::null()).stdout(Stdio::null());
+    command.args(["merge", text(config), text(out), "--threads", threads]).stderr(Stdio::null()).stdout(Stdio::null());
     let mut child = command.spawn().unwrap();
-    while !(partial.exists() && written(&partial) >= bytes) && child.try_wait().unwrap().is_none() {
+    while !(partial.exists() && is_far_enough(&partial)) && child.try_wait().unwrap().is_none() {
         std::thread::yield_now();
     }
     let was_running = child.try_wait().unwrap().is_none();
@@ -287,9 +287,10 @@ fn a_killed_merge_leaves_nothing_that_looks_finished_and_the_same_command_gives_
         assert_eq!(code, 0, "{stderr}");
         let expected = files(&whole);
         let mut n_killed = 0;
-        for share in [0.0, 0.2, 0.5, 0.8] {
+        for (share, threads) in [(0.0, "1"), (0.2, "2"), (0.5, "1"), (0.8, "2")] {
             let out = dir.path().join("out");
-            let was_running = kill_at(config, &out, (share * f64::from(total)) as u64);
+            let bytes = (share * f64::from(total)) as u64;
+            let was_running = kill_when(config, &out, threads, |partial| written(partial) >= bytes);
             if was_running {
                 n_killed += 1;
                 assert!(!out.exists(), "{share}: {out:?} stands although the merge was killed");
@@ -302,5 +303,81 @@ fn a_killed_merge_leaves_nothing_that_looks_finished_and_the_same_command_gives_
         }
         assert!(n_killed >= 3, "only {n_killed} of 4 kills met a running merge");
         std::fs::remove_dir_all(&whole).unwrap();
+    }
+}
+
+/// Killed while the last files are written and the folder gets its name: it stands whole or not at all. The weights are complete when
+/// merge.json appears; between it and the end lie the record and the renaming.
+#[test]
+fn a_merge_killed_while_it_commits_stands_whole_or_not_at_all() {
+    let (dir, config) = dare(4_000, 64);
+    let whole = dir.path().join("whole");
+    let (_, stderr, code) = run(&["merge", text(&config), text(&whole)]);
+    assert_eq!(code, 0, "{stderr}");
+    let expected = files(&whole);
+    let out = dir.path().join("out");
+    let mut n_killed = 0;
+    for (at, last) in ["merge.json", "report.html", "record.json"].into_iter().cycle().take(9).enumerate() {
+        let threads = if at % 2 == 0 { "2" } else { "1" };
+        n_killed += usize::from(kill_when(&config, &out, threads, |partial| partial.join(last).exists()));
+        if out.exists() {
+            assert_eq!(files(&out), expected, "{last}");
+            assert!(out.join("record.json").exists(), "{last}");
+            std::fs::remove_dir_all(&out).unwrap();
+        }
+        let (_, stderr, code) = run(&["merge", text(&config), text(&out)]);
+        assert_eq!(code, 0, "{last}: {stderr}");
+        assert_eq!(files(&out), expected, "{last}");
+        std::fs::remove_dir_all(&out).unwrap();
+    }
+    assert!(n_killed >= 1, "no kill met a running merge");
+}
+
+/// A tokenizer of so many tokens, and `more` of its own.
+fn put_tokenizer(folder: &Path, n_tokens: usize, more: &str) {
+    let mut vocabulary: serde_json::Map<String, Value> =
+        (0..n_tokens - 1).map(|id| (format!("token number {id}"), json!(id))).collect();
+    vocabulary.insert(more.to_owned(), json!(n_tokens - 1));
+    let tokenizer =
+        json!({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocabulary, "merges": []}});
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+}
+
+/// What `--check` says that two threads need is enough for two threads, whatever a method notes of the whole tensor.
+#[test]
+fn two_threads_stay_below_what_check_says_they_need_by_every_kind_of_method() {
+    let (dir, _) = dare(64_000, 256);
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let models = |own: &str| format!("models:\n- {{model: {}{own}}}\n- {{model: {}{own}}}\n", path("a"), path("b"));
+    let weighted = models(", parameters: {weight: 0.5, density: 0.5}");
+    for (method, text_of) in [
+        ("ties", weighted.clone()),
+        ("sce", format!("{}parameters: {{select_topk: 0.5}}\n", models(""))),
+        ("model_stock", format!("{}parameters: {{filter_wise: true}}\n", models(""))),
+        ("nuslerp", format!("{}parameters: {{weight: 0.5, nuslerp_flatten: false}}\n", models(""))),
+        (
+            "nuslerp",
+            format!("{}parameters: {{weight: 0.5, nuslerp_flatten: false, nuslerp_row_wise: true}}\n", models("")),
+        ),
+        ("task_arithmetic", format!("{weighted}tokenizer_source: union\n")),
+    ] {
+        if text_of.contains("union") {
+            ["base", "a", "b"].iter().for_each(|name| put_tokenizer(&dir.path().join(name), 64_000, name));
+        }
+        let config = dir.path().join("merge.yml");
+        let yaml = format!("{text_of}merge_method: {method}\nbase_model: {}\ndtype: bfloat16\n", path("base"));
+        std::fs::write(&config, &yaml).unwrap();
+        let (stdout, stderr, code) = run(&["merge", text(&config), "--check", "--json", "--threads", "2"]);
+        assert_eq!(code, 0, "{stderr}");
+        let plan: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(plan["threads"], 2, "{yaml}");
+        let budget = plan["memory_bytes"].as_u64().unwrap().div_ceil(1 << 20);
+        let out = dir.path().join("out");
+        let mut command = aloe();
+        command.args(["merge", text(&config), text(&out), "--threads", "2", "--memory", &budget.to_string()]);
+        let peak = peak(command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+        println!("{method}: budget {budget} MiB, peak {:.1} MiB", peak as f64 / f64::from(1 << 20));
+        assert!(peak > 0 && peak < budget << 20, "{peak} bytes with a budget of {budget} MiB: {yaml}");
+        std::fs::remove_dir_all(&out).unwrap();
     }
 }
