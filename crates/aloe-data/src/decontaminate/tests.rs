@@ -219,7 +219,7 @@ fn a_verdict_sets_one_question_aside_and_not_the_others_of_its_row() {
         let hits = find(std::slice::from_ref(&row), &index, &is_kept, 1, &progress, &cancel).unwrap();
         hits.into_iter().map(|(_, hit)| hit.question_at).collect()
     };
-    assert_eq!(found(&[]), [first.clone()]);
-    assert_eq!(found(&[&first]), [first.clone(), second.clone()]);
-    assert_eq!(found(&[&first, &second]), [first.clone(), second.clone()]);
+    let both = vec![first.clone(), second.clone()];
+    assert_eq!(found(&[]), both[..1]);
+    assert_eq!((found(&[&first]), found(&[&first, &second])), (both.clone(), both));
 }

@@ -20,16 +20,16 @@ pub(super) fn read(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Res
         let (line, end) = records.next().map_err(Error::io("read", path))?;
         let at = format!("{}:{line}", path.display());
         let record = match end {
-            End::OfFile => return Ok(()),
-            End::OfLongRow => {
+            End::File => return Ok(()),
+            End::LongRow => {
                 each(Err(RowError::new(at, TOO_LONG)))?;
                 continue;
             }
-            End::OfFileInLongRow => {
+            End::FileInLongRow => {
                 let reason = format!("{TOO_LONG}; it goes on to the end of the file (is a quote left open?)");
                 return each(Err(RowError::new(at, reason)));
             }
-            End::OfRow => records.record(),
+            End::Row => records.record(),
         };
         match (&names, cells(&record, names.as_deref(), &at)) {
             (None, Err(error)) => {
@@ -53,12 +53,12 @@ pub(super) fn read(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Res
 
 /// How a row ended.
 enum End {
-    OfRow,
+    Row,
     /// Of a row beyond [`MAX_ROW_BYTES`], which is read to its end and not kept.
-    OfLongRow,
-    OfFileInLongRow,
+    LongRow,
+    FileInLongRow,
     /// There was no further row.
-    OfFile,
+    File,
 }
 
 /// Rows one at a time. The `csv` crate's own reader keeps a row however long it is, so its core is driven here.
@@ -102,10 +102,10 @@ impl Records {
                 csv_core::ReadRecordResult::OutputEndsFull if is_long => {}
                 csv_core::ReadRecordResult::OutputFull => self.text.resize(2 * self.text.len(), 0),
                 csv_core::ReadRecordResult::OutputEndsFull => self.ends.resize(2 * self.ends.len(), 0),
-                csv_core::ReadRecordResult::Record if is_long && is_end => return Ok((line, End::OfFileInLongRow)),
-                csv_core::ReadRecordResult::Record if is_long => return Ok((line, End::OfLongRow)),
-                csv_core::ReadRecordResult::Record => return Ok((line, End::OfRow)),
-                csv_core::ReadRecordResult::End => return Ok((line, End::OfFile)),
+                csv_core::ReadRecordResult::Record if is_long && is_end => return Ok((line, End::FileInLongRow)),
+                csv_core::ReadRecordResult::Record if is_long => return Ok((line, End::LongRow)),
+                csv_core::ReadRecordResult::Record => return Ok((line, End::Row)),
+                csv_core::ReadRecordResult::End => return Ok((line, End::File)),
             }
         }
     }

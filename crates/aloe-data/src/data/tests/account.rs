@@ -48,8 +48,8 @@ fn every_row_that_does_not_train_stands_in_the_ledger_with_its_source_licence_an
 fn filters_drop_by_their_names_and_shards_take_them_into_account() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rows.jsonl");
-    let spanish =
-        "La insuficiencia cardíaca es la incapacidad del corazón para bombear la sangre que el cuerpo necesita.";
+    let spanish = "La insuficiencia cardíaca es la incapacidad del corazón para bombear la sangre que el cuerpo necesita. \
+        Los síntomas más frecuentes son la falta de aire con el esfuerzo, el cansancio y la hinchazón de las piernas y de los tobillos.";
     let english = "Heart failure means that the heart cannot pump as much blood as the body needs at rest or at work.";
     let rows = [
         ("What is it?", english.to_owned()),
