@@ -54,7 +54,7 @@ fn synthesis(model: &str, task: &str, data: &str, out: &Path, more: &[&str]) -> 
 fn solutions_made_without_the_key_are_a_database_of_medprompt_beside_those_made_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let keys = keys();
-    let is_found = |stem: &str| number(stem) % 3 != 0;
+    let is_found = |stem: &str| !number(stem).is_multiple_of(3);
     let of_server = keys.clone();
     let server = Server::start(move |_, asked| {
         let user = last_user(asked);
