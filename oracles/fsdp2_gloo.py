@@ -8,12 +8,16 @@ shards, are checked by `aloe verify`. Each process sees half of each batch; the 
 `--unconnected` starts the two without a rendezvous, as `accelerate launch` with `use_cpu: true` does: the world size in the log, 1, is what
 gives it away. `--reference` shards the reference of preference training by TRL's `prepare_fsdp` alone and with the start script's
 `shard_reference_by_layer` before it: the elements that one unit gathers at once, and logits against the unsharded model (1e-5).
+`--checkpoint OUT` saves and loads a training step by accelerate's own functions in shards, as the configurations say: the step after it is
+bit for bit that of the run that went on, no process writes more than its half, and after the start script's `save_whole_model` the whole model
+is one state dict in the first process, none in the other.
 
 Pinned: python 3.11, torch 2.15.0, transformers 5.23.0, safetensors 0.8. Seed 7.
 Run: V/bin/torchrun --nproc-per-node 1 oracles/fsdp2_gloo.py OUT/one && V/bin/torchrun --nproc-per-node 2 oracles/fsdp2_gloo.py OUT/two
      V/bin/python oracles/fsdp2_gloo.py --compare OUT/one OUT/two
      V/bin/python oracles/fsdp2_gloo.py --unconnected OUT/alone
      V/bin/torchrun --nproc-per-node 2 oracles/fsdp2_gloo.py --reference
+     V/bin/torchrun --nproc-per-node 2 oracles/fsdp2_gloo.py --checkpoint OUT/shards
 """
 
 import json
@@ -137,12 +141,91 @@ def reference():
     dist.destroy_process_group()
 
 
+def checkpoint(out):
+    import types
+
+    import torch
+    import torch.distributed as dist
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import FullyShardedDataParallelPlugin, fsdp_utils
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "crates/aloe-handoff/src/engine"))
+    import launcher
+
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    Accelerator(cpu=True)
+    state = AcceleratorState()
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
+    accelerator = types.SimpleNamespace(process_index=rank, num_processes=world, is_main_process=rank == 0, wait_for_everyone=dist.barrier)
+    config = LlamaConfig(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                         max_position_embeddings=64, tie_word_embeddings=False, attn_implementation="eager")
+    rows = torch.randint(0, 96, (2, ROWS, LENGTH), generator=torch.Generator().manual_seed(SEED))
+
+    def start(seed):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+        for layer in model.model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def step(model, optimizer, at):
+        part = rows[at].chunk(world)[rank]
+        model(input_ids=part, labels=part, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def shards(model):
+        return {name: param.to_local().detach().clone() for name, param in model.named_parameters()}
+
+    model, optimizer = start(SEED)
+    step(model, optimizer, 0)
+    fsdp_utils.save_fsdp_model(plugin, accelerator, model, str(out))
+    fsdp_utils.save_fsdp_optimizer(plugin, accelerator, optimizer, model, str(out))
+    step(model, optimizer, 1)
+    gone_on = shards(model)
+    other, its = start(SEED + 1)
+    fsdp_utils.load_fsdp_model(plugin, accelerator, other, str(out))
+    fsdp_utils.load_fsdp_optimizer(plugin, accelerator, its, other, str(out))
+    step(other, its, 1)
+    resumed = shards(other)
+    assert all(torch.equal(gone_on[name], resumed[name]) for name in gone_on), "the resumed step is another one"
+    n_params = sum(param.numel() for param in model.parameters())
+    if rank == 0:
+        sizes = {}
+        for path in pathlib.Path(out).rglob("*.distcp"):
+            process = path.name.split("_")[2]
+            sizes[process] = sizes.get(process, 0) + path.stat().st_size
+        print(f"{n_params} parameters, weights and moments of 12 bytes each; bytes that each process wrote: {sizes}", flush=True)
+        assert len(sizes) == world and max(sizes.values()) < 0.65 * sum(sizes.values()), sizes
+        assert sum(sizes.values()) > 12 * n_params
+    AcceleratorState._shared_state["fsdp_plugin"] = plugin
+    assert "SHARDED_STATE_DICT" in str(plugin.state_dict_type), plugin.state_dict_type
+    launcher.save_whole_model()
+    # What transformers' `save_model` looks for, and what it then calls.
+    assert "FULL_STATE_DICT" in str(state.fsdp_plugin.state_dict_type), state.fsdp_plugin.state_dict_type
+    whole = get_model_state_dict(other, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    assert sum(tensor.numel() for tensor in whole.values()) == (n_params if rank == 0 else 0)
+    if rank == 0:
+        print("the step after loading is the same, bit for bit; the whole model is in the first process", flush=True)
+    dist.destroy_process_group()
+
+
 def main():
     flags, folders = [a for a in sys.argv[1:] if a.startswith("--")], [pathlib.Path(a) for a in sys.argv[1:] if not a.startswith("--")]
     if "--compare" in flags:
         compare(*folders)
     elif "--reference" in flags:
         reference()
+    elif "--checkpoint" in flags:
+        checkpoint(folders[0])
     elif "--unconnected" in flags:
         unconnected(folders[0])
     else:

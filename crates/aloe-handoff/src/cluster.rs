@@ -6,7 +6,7 @@
 
 mod read;
 
-use crate::plan::{Resources, Trainer, Where};
+use crate::plan::{Resources, StagePlan, Trainer, Where};
 use crate::serving::Serving;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -85,8 +85,11 @@ pub struct Node {
 }
 
 /// What is asked for, as far as one table says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Asked {
+    partition: Option<String>,
+    account: Option<String>,
+    qos: Option<String>,
     nodes: Option<u32>,
     gpus_per_node: Option<u32>,
     cpus_per_node: Option<u32>,
@@ -98,6 +101,9 @@ impl Asked {
     /// `self`, where it says nothing `other`.
     fn or(self, other: Self) -> Self {
         Self {
+            partition: self.partition.or(other.partition),
+            account: self.account.or(other.account),
+            qos: self.qos.or(other.qos),
             nodes: self.nodes.or(other.nodes),
             gpus_per_node: self.gpus_per_node.or(other.gpus_per_node),
             cpus_per_node: self.cpus_per_node.or(other.cpus_per_node),
@@ -137,7 +143,7 @@ impl Cluster {
     }
 
     fn asked(&self, kind: &str, stage: &str) -> Asked {
-        let of = |tables: &BTreeMap<String, Asked>, name: &str| tables.get(name).copied().unwrap_or_default();
+        let of = |tables: &BTreeMap<String, Asked>, name: &str| tables.get(name).cloned().unwrap_or_default();
         of(&self.stages, stage).or(of(&self.resources, kind)).or(of(&self.resources, "default"))
     }
 
@@ -201,10 +207,26 @@ impl Cluster {
         text
     }
 
-    /// The options of sbatch that bill and place a job.
-    pub fn billing(&self) -> Vec<String> {
-        let named = [("partition", &self.slurm.partition), ("account", &self.slurm.account), ("qos", &self.slurm.qos)];
-        let named = named.into_iter().filter_map(|(name, value)| Some(format!("--{name}={}", value.as_ref()?)));
+    /// Partition, account and qos of a stage's job: its own table's, its kind's, then those under `[slurm]`.
+    fn place(&self, stage: &StagePlan) -> [(&'static str, Option<String>); 3] {
+        let kind = if stage.shard().is_some() { "eval" } else { stage.kind.as_str() };
+        let Asked { partition, account, qos, .. } = self.asked(kind, stage.in_recipe());
+        let slurm = &self.slurm;
+        [
+            ("partition", partition.or(slurm.partition.clone())),
+            ("account", account.or(slurm.account.clone())),
+            ("qos", qos.or(slurm.qos.clone())),
+        ]
+    }
+
+    /// The partition of a stage's job, where the site names one.
+    pub fn partition(&self, stage: &StagePlan) -> Option<String> {
+        self.place(stage).into_iter().find_map(|(name, value)| value.filter(|_| name == "partition"))
+    }
+
+    /// The options of sbatch that bill and place a stage's job.
+    pub fn billing(&self, stage: &StagePlan) -> Vec<String> {
+        let named = self.place(stage).into_iter().filter_map(|(name, value)| Some(format!("--{name}={}", value?)));
         named.chain(self.slurm.options.iter().cloned()).collect()
     }
 }
@@ -275,6 +297,38 @@ time = 600
         assert_eq!(misplaced, ["line 36: [resources.redteam] has `shards`, which are of evaluations"]);
     }
 
+    fn stage(kind: &str, name: &str) -> StagePlan {
+        StagePlan {
+            name: name.into(),
+            kind: kind.into(),
+            folder: "stages/10-x".into(),
+            after: vec![],
+            trainer: Trainer::Aloe,
+            resources: Resources { n_nodes: 1, gpus_per_node: 0, cpus_per_node: 1, time_limit_s: 60 },
+        }
+    }
+
+    #[test]
+    fn a_stage_goes_to_the_partition_of_its_own_table_then_its_kinds_then_the_sites_and_its_shards_with_it() {
+        let text = format!(
+            "{WHOLE}[resources.merge]\npartition = \"gpp\"\nqos = \"gp_bscls\"\n[resources.eval]\npartition = \"one\"\n[stages.big]\npartition = \"two\"\n"
+        );
+        let cluster = Cluster::parse(&text).unwrap();
+        let of = |kind, name| cluster.partition(&stage(kind, name)).unwrap();
+        assert_eq!(
+            [of("sft", "s"), of("merge", "m"), of("eval", "e"), of("eval", "big")],
+            ["acc", "gpp", "one", "two"]
+        );
+        assert_eq!(of(crate::shard::EVAL_SHARD, "big.1-of-2"), "two");
+        let expected = ["--partition=gpp", "--account=bsc99", "--qos=gp_bscls", "--exclusive"];
+        assert_eq!(cluster.billing(&stage("merge", "m")), expected);
+        let mistakes = Cluster::parse(&text.replace("\"gpp\"", "\"g p p\"")).unwrap_err();
+        assert!(
+            mistakes.len() == 1 && mistakes[0].contains("`partition` must be a name without blanks"),
+            "{mistakes:?}"
+        );
+    }
+
     #[test]
     fn a_site_with_one_engine_trains_with_it_where_a_recipe_does_not_say() {
         let usual = |engines: &str, place| {
@@ -314,7 +368,7 @@ time = 600
             "line 6: `options` must begin with `--`, found \"-N 3\"",
             "line 10: [resources.sft] asks for 8 GPUs of a node with 4",
             "line 11: `time` must be seconds or [DAYS-]HOURS:MINUTES:SECONDS",
-            "line 12: [resources.sfd] is no kind of stage; kinds are default, pull, sft, dpo, merge, merge-search, eval, rejudge, redteam, synthesis, card",
+            "line 12: [resources.sfd] is no kind of stage; kinds are default, pull, data, sft, dpo, merge, merge-search, eval, rejudge, redteam, synthesis, card",
             "line 13: `nodes` must be at least 1",
             "line 14: there is no [modles]; tables are slurm, environment, engines, node, models, serving, resources, stages",
         ];
@@ -410,6 +464,6 @@ time = 600
         );
         let output = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap(), "module load cuda/12.8\nit's WARN\n/opt/trl/bin\n");
-        assert_eq!(cluster.billing(), ["--partition=acc", "--account=bsc99", "--exclusive"]);
+        assert_eq!(cluster.billing(&stage("merge", "m")), ["--partition=acc", "--account=bsc99", "--exclusive"]);
     }
 }

@@ -269,6 +269,7 @@ fn command(job: &Job<'_>, stage: &StagePlan, cluster: &Cluster, lock: &StageLock
         .current_dir(job.run)
         .env("ALOE", &job.aloe)
         .env(JOB_VARIABLE, &job.id)
+        .env(STAGE_VARIABLE, &stage.name)
         .stdin(lock.share()?);
     // A group of its own: a signal reaches all that the script started, and none of ours.
     command.process_group(0);
@@ -322,6 +323,9 @@ fn supervise(
         });
     }
 }
+
+/// Tells what a job runs which stage of the plan it is: its record says what the job cost.
+pub const STAGE_VARIABLE: &str = "ALOE_STAGE";
 
 /// The script that does the work.
 const RUN: &str = "run.sh";

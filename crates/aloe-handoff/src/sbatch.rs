@@ -5,7 +5,7 @@
 //! The order of things (lock, state, work, check, DONE; save and requeue before the time limit) is `aloe job`'s, see [`crate::job`].
 
 use crate::cluster::{Cluster, quoted};
-use crate::plan::{RunPlan, StagePlan, Trainer};
+use crate::plan::{RunPlan, StagePlan, Trainer, model_folder};
 use crate::slurm_time;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -47,7 +47,7 @@ fn batch_script(plan: &RunPlan, stage: &StagePlan, cluster: &Cluster, about: &st
         0 => String::new(),
         gpus => format!("#SBATCH --gpus-per-node={gpus}\n"),
     };
-    let billing: String = cluster.billing().iter().map(|option| format!("#SBATCH {option}\n")).collect();
+    let billing: String = cluster.billing(stage).iter().map(|option| format!("#SBATCH {option}\n")).collect();
     format!(
         r#"#!/bin/bash
 {about}
@@ -71,7 +71,8 @@ ALOE=${{ALOE:-$(sed -n 's/^aloe *= *"\([^"]*\)".*/\1/p' cluster.toml | sed -n 1p
 # SIGTERM, waits until it has saved, and has the job requeued.
 exec "$ALOE" job . {job}
 "#,
-        run = plan.name,
+        // A directive ends at a blank.
+        run = model_folder(&plan.name),
         nodes = resources.n_nodes,
         cpus = resources.cpus_per_node,
         time = slurm_time::show(resources.time_limit_s),
@@ -83,15 +84,18 @@ exec "$ALOE" job . {job}
 const OFFLINE: &str = "export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 \
                        AXOLOTL_DO_NOT_TRACK=1";
 
-/// `run.sh`: verifies the inputs and runs `command` in its place. `aloe` as its first word stands for the program, `torchrun` is run on
-/// each node with its rank.
-pub fn run_script(stage: &StagePlan, command: &[String]) -> String {
+/// `run.sh`: verifies the inputs, runs `before` where there is something, and `command` in its place. `aloe` as the first word stands for the
+/// program, `torchrun` is run on each node with its rank.
+pub fn run_script(stage: &StagePlan, before: &[String], command: &[String]) -> String {
     let folder = stage.folder.display();
     let mut text = format!(
         "#!/bin/bash\n# The work of stage {:?}, started by `aloe job` in the run folder, with the environment of cluster.toml.\nset -euo pipefail\n\
          {OFFLINE}\nsha256sum --quiet --check {folder}/inputs.sha256\n",
         stage.name
     );
+    if !before.is_empty() {
+        let _ = writeln!(text, "{}", words(before));
+    }
     if stage.trainer == Trainer::Aloe {
         let _ = writeln!(text, "exec {}", words(command));
         return text;
@@ -107,10 +111,16 @@ pub fn run_script(stage: &StagePlan, command: &[String]) -> String {
         r#"# The engine's versions are those of env.lock, or nothing is run.
 python - {folder}/env.lock <<'PINS'
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+def found(name):
+    try:
+        # A build's own mark, as in 2.15.0+cu128, is left out.
+        return version(name).split("+")[0]
+    except PackageNotFoundError:
+        return "is not installed"
 pins = [line.split("==") for line in open(sys.argv[1]).read().split("\n") if "==" in line]
-other = [f"{{name}} {{version(name)}}, pinned {{pin}}" for name, pin in pins if version(name) != pin]
-sys.exit("other versions than env.lock: " + "; ".join(other) if other else 0)
+other = [f"{{name}} {{found(name)}}, pinned {{pin}}" for name, pin in pins if found(name) != pin]
+sys.exit(f"{{sys.prefix}} has other versions than {{sys.argv[1]}}: " + "; ".join(other) if other else 0)
 PINS
 mkdir -p {work}
 # What an earlier session trained and sealed is not trained again: the engine would append to files whose digests are written down.
@@ -258,11 +268,25 @@ mod tests {
         assert_eq!(bash(dir.path(), &script, &programs, &[("ALOE_RUN", run.to_str().unwrap())]), expected);
     }
 
+    /// sbatch ends the value of a directive at a blank and reads a further option in what follows.
+    #[test]
+    fn a_recipes_name_with_blanks_is_one_word_of_the_jobs_name() {
+        let plan = RunPlan {
+            version: 1,
+            name: "Llama3 Aloe: 8B".into(),
+            place: Where::Slurm,
+            recipe_sha256: String::new(),
+            stages: vec![],
+        };
+        let script = job_script(&plan, &stage(Trainer::Aloe, 1), &Cluster::default());
+        assert!(script.contains("\n#SBATCH --job-name=Llama3-Aloe--8B-sft\n"), "{script}");
+    }
+
     #[test]
     fn several_nodes_get_their_rank_and_the_first_nodes_address_from_the_controller() {
         let dir = tempfile::tempdir().unwrap();
         let command = argv(&["torchrun", "--nproc_per_node", "4", "-m", "trl.scripts.sft", "--config", "engine.yaml"]);
-        let script = run_script(&stage(Trainer::Trl, 2), &command);
+        let script = run_script(&stage(Trainer::Trl, 2), &[], &command);
         let show = "if [ $2 = hostnames ]; then echo n1; sleep 0.2; echo n2; else echo NodeName=$3 CPUTot=8 NodeAddr=10.0.0.1 NodeHostName=x; fi";
         let programs = [
             ("sha256sum", "exit 0"),
@@ -287,7 +311,7 @@ mod tests {
     #[test]
     fn what_was_trained_and_sealed_is_not_trained_again_and_a_seal_that_does_not_hold_goes_before_the_training() {
         let dir = tempfile::tempdir().unwrap();
-        let script = run_script(&stage(Trainer::Trl, 1), &argv(&["echo", "trained"]));
+        let script = run_script(&stage(Trainer::Trl, 1), &[], &argv(&["echo", "trained"]));
         let work = dir.path().join("work/sft");
         std::fs::create_dir_all(&work).unwrap();
         let programs =
@@ -308,6 +332,28 @@ mod tests {
     }
 
     #[test]
+    fn what_must_come_before_an_engine_ends_the_script_where_it_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = argv(&["aloe", "job", ".", "sft", "--render"]);
+        let script = run_script(&stage(Trainer::Trl, 1), &before, &argv(&["echo", "trained"]));
+        let aloe = "echo \"$@\" > asked; exit $(cat code)";
+        let programs = [("sha256sum", "exit 0"), ("python", "exit 0"), ("aloe", aloe)];
+        let program = dir.path().join("bin/aloe");
+        std::fs::write(dir.path().join("code"), "0").unwrap();
+        bash(dir.path(), &script, &programs, &[("ALOE", program.to_str().unwrap())]);
+        assert_eq!(std::fs::read_to_string(dir.path().join("asked")).unwrap(), "job . sft --render\n");
+        let log = dir.path().join("work/sft/engine.log");
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "trained\n");
+        std::fs::remove_file(&log).unwrap();
+        std::fs::write(dir.path().join("code"), "2").unwrap();
+        let mut failed = Command::new("bash");
+        failed.args(["-c", &script]).current_dir(dir.path()).env("ALOE", &program);
+        let path = format!("{}:{}", dir.path().join("bin").display(), std::env::var("PATH").unwrap());
+        assert_eq!(failed.env("PATH", path).status().unwrap().code(), Some(2));
+        assert!(!log.exists());
+    }
+
+    #[test]
     fn an_engine_of_other_versions_than_planned_and_inputs_of_other_bytes_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("stages/01-sft");
@@ -317,12 +363,18 @@ mod tests {
         let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let inputs = [("a.jsonl".to_owned(), digest.to_owned())].into();
         std::fs::write(folder.join("inputs.sha256"), inputs_file(&inputs)).unwrap();
-        std::fs::write(folder.join("env.lock"), env_lock(&[("pip", "0.0.1")])).unwrap();
-        let script = run_script(&stage(Trainer::Trl, 1), &argv(&["echo", "trained"])).replace("python -", "python3 -");
+        let pins = [("pip", "0.0.1"), ("no-such-package", "2.8.3")];
+        std::fs::write(folder.join("env.lock"), env_lock(&pins)).unwrap();
+        let script =
+            run_script(&stage(Trainer::Trl, 1), &[], &argv(&["echo", "trained"])).replace("python -", "python3 -");
         let run = || Command::new("bash").args(["-c", &script]).current_dir(dir.path()).output().unwrap();
         let said = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         let other = said(run().stderr);
-        assert!(other.contains("pinned 0.0.1") || other.contains("PackageNotFoundError"), "{other}");
+        for part in
+            ["has other versions than stages/01-sft/env.lock: pip ", "no-such-package is not installed, pinned 2.8.3"]
+        {
+            assert!(other.contains(part) && !other.contains("Traceback"), "{other}");
+        }
         std::fs::write(folder.join("env.lock"), "").unwrap();
         assert!(run().status.success());
         assert_eq!(std::fs::read_to_string(dir.path().join("work/sft/engine.log")).unwrap(), "trained\n");

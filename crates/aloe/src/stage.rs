@@ -5,12 +5,14 @@
 //! hours of work may stand there.
 
 use crate::failure::Failure;
+use crate::handoff::job_share;
 use crate::input_digests::{check_input, digest_of_stage, input_digests};
+use crate::recipe::checked::ROWS;
 use crate::weights::DtypeName;
 use crate::{known, leave, outputs, served};
 use aloe_record::atomic::OutputDir;
 use aloe_record::{Cancel, Record, atomic, digest};
-use aloe_tensor::Device;
+use aloe_tensor::{Device, Isa};
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
@@ -130,6 +132,7 @@ pub(crate) fn execute(
         return Err(leave::behind(job.kind, folder.path(), error));
     }
     served::note(&mut record, &servers, &context.cancel);
+    job_share::note(&mut record)?;
     record.outputs = outputs::digests(folder.path())?;
     // What the work took elsewhere, before it came here.
     let earlier_s = earlier_s + record.elapsed_s;
@@ -146,10 +149,17 @@ fn identify(context: &Context, job: &Job<'_>, record: &mut Record, isa: &str) ->
     Ok(())
 }
 
-/// Whether the job's folder holds its finished results, and nobody changed them.
-pub(crate) fn is_done(context: &Context, job: &Job<'_>) -> anyhow::Result<bool> {
-    let decides = decides(context, job, &input_digests(job)?, context.device().isa().name());
-    Ok(finished(job.out, &digest_of_json(&decides)?)?.is_some())
+/// The path of the processor that made the finished results in the job's folder, where nobody changed them: this machine's, unless only
+/// another one fits.
+pub(crate) fn made_on(context: &Context, job: &Job<'_>) -> anyhow::Result<Option<Isa>> {
+    let inputs = input_digests(job)?;
+    for isa in [context.device().isa()].into_iter().chain(Isa::ALL) {
+        let decides = decides(context, job, &inputs, isa.name());
+        if finished(job.out, &digest_of_json(&decides)?)?.is_some() {
+            return Ok(Some(isa));
+        }
+    }
+    Ok(None)
 }
 
 /// A lock beside the stage's folder, held while the stage runs: two runs into one folder would destroy each other's work.
@@ -419,7 +429,7 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
 /// Everything that decides a stage's result.
 fn decides(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &str) -> Value {
     // Training stages hold their dtype in their settings; the others but these do not compute with a model.
-    let asks = job.kind == "data" && !job.inputs.is_empty();
+    let asks = job.kind == "data" && job.inputs.keys().any(|name| name != ROWS);
     let computes = asks || matches!(job.kind, "eval" | "rejudge" | "redteam" | "synthesis" | "merge-search");
     let dtype = computes.then(|| match context.dtype {
         None if job.inputs.get("model").is_some_and(|paths| paths.iter().any(|path| path.is_file())) => "Gguf".into(),

@@ -9,8 +9,20 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// What `[resources.KIND]` may be of.
-const KINDS: [&str; 11] =
-    ["default", "pull", "sft", "dpo", "merge", "merge-search", "eval", "rejudge", "redteam", "synthesis", "card"];
+const KINDS: [&str; 12] = [
+    "default",
+    "pull",
+    "data",
+    "sft",
+    "dpo",
+    "merge",
+    "merge-search",
+    "eval",
+    "rejudge",
+    "redteam",
+    "synthesis",
+    "card",
+];
 
 /// Seconds that a server has to load its model, where the file does not say: 140 GB at 100 MB/s.
 const READY_S: u64 = 1800;
@@ -382,6 +394,9 @@ impl Reader<'_> {
         for (key, value) in table {
             let at = key.span().start;
             match key.get_ref().as_ref() {
+                "partition" => asked.partition = self.word("partition", value),
+                "account" => asked.account = self.word("account", value),
+                "qos" => asked.qos = self.word("qos", value),
                 "nodes" => asked.nodes = self.count("nodes", 1, value),
                 "gpus_per_node" => {
                     asked.gpus_per_node = self.count("gpus_per_node", 0, value);
@@ -418,7 +433,11 @@ impl Reader<'_> {
                     }
                     asked.shards = self.count("shards", 1, value);
                 }
-                _ => self.unknown(name, &key, "nodes, gpus_per_node, cpus_per_node, time, shards"),
+                _ => self.unknown(
+                    name,
+                    &key,
+                    "nodes, gpus_per_node, cpus_per_node, time, partition, account, qos, shards",
+                ),
             }
         }
         asked

@@ -157,7 +157,9 @@ fn machine(spec: &TrainSpec) -> Vec<(&'static str, Item)> {
         ("transformer_layer_cls_to_wrap", layer_class(spec.arch).into()),
         ("reshard_after_forward", true.into()),
         ("cpu_ram_efficient_loading", true.into()),
-        ("state_dict_type", "FULL_STATE_DICT".into()),
+        // Checkpoints in shards, the model at the end whole: see `trl.rs`.
+        ("state_dict_type", "SHARDED_STATE_DICT".into()),
+        ("final_state_dict_type", "FULL_STATE_DICT".into()),
         ("activation_checkpointing", common.recompute.into()),
     ];
     vec![

@@ -204,11 +204,21 @@ def watch(work, versions, stage):
                     append(work / "sessions.jsonl", {"event": "stop", "unix_s": time.time(), "step": state.global_step, "seconds": time.time() - self.started})
                 print(f"step {state.global_step}: saved and stopped, as was asked", file=sys.stderr, flush=True)
                 os._exit(75)
+            save_whole_model()
             if self.is_first:
                 state.save_to_json(str(work / "trainer_state.json"))
                 append(work / "sessions.jsonl", {"event": "end", "unix_s": time.time(), "step": state.global_step, "seconds": time.time() - self.started})
 
     return Watch
+
+
+def save_whole_model():
+    """Checkpoints are written in shards; the model that is saved after the training is gathered and written as one."""
+    from accelerate.state import AcceleratorState
+
+    plugin = getattr(AcceleratorState(), "fsdp_plugin", None)
+    if plugin is not None:
+        plugin.set_state_dict_type("FULL_STATE_DICT")
 
 
 def start_anew(chunks):

@@ -37,6 +37,19 @@ pub fn versions(trainer: Trainer) -> &'static [(&'static str, &'static str)] {
     }
 }
 
+/// What a job must find installed beside the engine where it trains on GPUs: torch as these versions were tried with, and the attention
+/// kernels that the configuration names. They are no part of what decides a result's identity, as drivers are none.
+pub fn pins(spec: &TrainSpec) -> Vec<(&'static str, &'static str)> {
+    let mut pins = versions(spec.trainer).to_vec();
+    if spec.resources.gpus_per_node > 0 {
+        pins.push(("torch", if spec.trainer == Trainer::Axolotl { "2.13.0" } else { "2.15.0" }));
+    }
+    if asked::attention(spec) == "flash_attention_2" {
+        pins.push(("flash-attn", "2.8.3"));
+    }
+    pins
+}
+
 /// The start script, the same for every stage: versions, world size, log, stop at non-finite values, then the engine's own program.
 const LAUNCHER: &str = include_str!("launcher.py");
 
@@ -206,6 +219,21 @@ fn module(spec: &TrainSpec) -> &'static str {
         (_, Settings::Sft(_)) => "trl.scripts.sft",
         (_, Settings::Dpo(_)) => "trl.scripts.dpo",
     }
+}
+
+/// Refuses what the engine cannot do of the settings before the rows are there: whatever their number.
+pub fn refuse_settings(spec: &TrainSpec) -> Result<Written, Error> {
+    let n_chunks = match &spec.settings {
+        Settings::Sft(_) => 0,
+        Settings::Dpo(config) => config.chunks,
+    };
+    let common = asked::loop_of(&spec.settings);
+    // So many that a share of them is a warm-up that every engine takes.
+    let n_steps = common.warmup_steps.max(1 << 20);
+    let chunk_steps = if n_chunks > 1 { vec![n_steps; n_chunks] } else { Vec::new() };
+    let spec = TrainSpec { n_steps, chunk_steps, ..spec.clone() };
+    config(&spec)?;
+    Ok(Written { command: command(&spec), files: Vec::new(), notices: asked::notices(&spec) })
 }
 
 /// `torchrun --nproc-per-node=N stages/NN-NAME/engine.py MODULE --config stages/NN-NAME/engine.yaml`.

@@ -132,7 +132,9 @@ fn machine(spec: &TrainSpec) -> Vec<(&'static str, Item)> {
         ("transformer_layer_cls_to_wrap", Item::List(vec![layer_class(spec.arch).into()])),
         ("reshard_after_forward", true.into()),
         ("cpu_ram_efficient_loading", true.into()),
-        ("state_dict_type", "FULL_STATE_DICT".into()),
+        // Each process writes its own shards: whole, the optimizer's 8 bytes a parameter would have to fit the first one's machine. The start
+        // script has the model itself written whole at the end.
+        ("state_dict_type", "SHARDED_STATE_DICT".into()),
         ("activation_checkpointing", common.recompute.into()),
     ];
     vec![

@@ -17,6 +17,9 @@ pub struct Slurm {
     cluster: Cluster,
 }
 
+/// Name and longest time of a partition, and the most GPUs of one of its nodes.
+type Limits = (Option<(String, Option<u64>)>, Option<u32>);
+
 /// What a command said.
 struct Said {
     ok: bool,
@@ -34,23 +37,23 @@ impl Slurm {
         submission_run.join(&stage.folder).join("job.sbatch").to_string_lossy().into_owned()
     }
 
-    /// The limits of the partition that jobs go to: the longest time in seconds, where it has one.
-    fn partition(&self) -> Result<Option<(String, Option<u64>)>> {
+    /// The limits of a partition, or of the one that jobs go to where none is named: the longest time in seconds, where it has one.
+    fn partition(named: Option<&str>) -> Result<Option<(String, Option<u64>)>> {
         let mut arguments = vec!["show", "partition", "-o"];
-        arguments.extend(self.cluster.slurm.partition.as_deref());
+        arguments.extend(named);
         let said = call("scontrol", &arguments)?;
         if !said.ok {
             // --test-only names the partition that is not there.
             return Ok(None);
         }
-        let is_default = |line: &&str| self.cluster.slurm.partition.is_some() || field(line, "Default") == Some("YES");
+        let is_default = |line: &&str| named.is_some() || field(line, "Default") == Some("YES");
         let Some(line) = said.out.lines().find(is_default) else { return Ok(None) };
         let name = field(line, "PartitionName").unwrap_or_default().to_owned();
         Ok(Some((name, field(line, "MaxTime").and_then(slurm_time::parse))))
     }
 
     /// Submits a script and returns its job's id.
-    fn sbatch(&self, run: &Path, name: &str, after: &[String], options: Vec<String>, script: String) -> Result<String> {
+    fn sbatch(run: &Path, name: &str, after: &[String], options: Vec<String>, script: String) -> Result<String> {
         let mut arguments = vec![
             "--parsable".to_owned(),
             format!("--job-name={name}"),
@@ -62,7 +65,6 @@ impl Slurm {
             arguments.push(format!("--dependency=afterok:{}", after.join(":")));
             arguments.push("--kill-on-invalid-dep=yes".to_owned());
         }
-        arguments.extend(self.cluster.billing());
         arguments.push(script);
         let output = Command::new("sbatch").args(&arguments).env("ALOE_RUN", run).env_remove("ALOE").output();
         let output = output.map_err(|error| failed("sbatch", format!("cannot be run: {error}")))?;
@@ -76,10 +78,10 @@ impl Slurm {
         Err(failed("sbatch", if reason.is_empty() { format!("said {said:?}") } else { reason }))
     }
 
-    /// The most GPUs of one node of the partition.
-    fn gpus_of_a_node(&self) -> Result<Option<u32>> {
+    /// The most GPUs of one node of a partition, or of any.
+    fn gpus_of_a_node(named: Option<&str>) -> Result<Option<u32>> {
         let mut arguments = vec!["--noheader", "--format=%G"];
-        let partition = self.cluster.slurm.partition.as_ref().map(|name| format!("--partition={name}"));
+        let partition = named.map(|name| format!("--partition={name}"));
         arguments.extend(partition.as_deref());
         let said = call("sinfo", &arguments)?;
         let counts = said.out.lines().map(|line| line.split(',').filter_map(gpus).sum());
@@ -171,13 +173,24 @@ impl Scheduler for Slurm {
 
     fn preflight(&self, run: &Path, stages: &[&StagePlan]) -> Result<Vec<String>> {
         let mut mistakes = Vec::new();
-        let (partition, most_gpus) = (self.partition()?, self.gpus_of_a_node()?);
+        // Asked once for each partition that stages name.
+        let mut known: Vec<(Option<String>, Limits)> = Vec::new();
         // Shards of a stage ask for the same.
         let is_first =
             |stage: &&&StagePlan| stage.shard().is_none_or(|shard| shard.index == first_shard(stages, shard.of));
         for stage in stages.iter().filter(is_first) {
             let asked = &stage.resources;
-            if let Some((name, Some(most_s))) = &partition
+            let named = self.cluster.partition(stage);
+            let at = match known.iter().position(|(other, _)| *other == named) {
+                Some(at) => at,
+                None => {
+                    let limits = (Self::partition(named.as_deref())?, Self::gpus_of_a_node(named.as_deref())?);
+                    known.push((named, limits));
+                    known.len() - 1
+                }
+            };
+            let (partition, most_gpus) = &known[at].1;
+            if let Some((name, Some(most_s))) = partition
                 && asked.time_limit_s > *most_s
             {
                 mistakes.push(format!(
@@ -187,14 +200,14 @@ impl Scheduler for Slurm {
                     slurm_time::show(*most_s)
                 ));
             }
-            if let Some(most) = most_gpus.filter(|most| asked.gpus_per_node > *most) {
+            if let Some(most) = most_gpus.as_ref().filter(|most| asked.gpus_per_node > **most) {
                 mistakes.push(format!(
                     "stage {:?} asks for {} GPUs a node; nodes of the partition have {most} at most",
                     stage.name, asked.gpus_per_node
                 ));
                 continue;
             }
-            let billing = self.cluster.billing();
+            let billing = self.cluster.billing(stage);
             let script = Self::script(run, stage);
             let mut arguments = vec!["--test-only"];
             arguments.extend(billing.iter().map(String::as_str));
@@ -211,9 +224,10 @@ impl Scheduler for Slurm {
     fn submit(&self, submission: &Submission<'_>) -> Result<String> {
         let folder = state::folder(submission.run, &submission.stage.name);
         std::fs::create_dir_all(&folder).map_err(aloe_record::Error::io("create", &folder))?;
-        let output = format!("--output={}/slurm-%j.log", folder.display());
+        let mut options = vec![format!("--output={}/slurm-%j.log", folder.display())];
+        options.extend(self.cluster.billing(submission.stage));
         let script = Self::script(submission.run, submission.stage);
-        self.sbatch(submission.run, submission.name, submission.after, vec![output], script)
+        Self::sbatch(submission.run, submission.name, submission.after, options, script)
     }
 
     fn has_arrays(&self) -> bool {
@@ -230,11 +244,13 @@ impl Scheduler for Slurm {
             indices.push(shard.index.to_string());
             output = folder.with_file_name(format!("{}.%a-of-{}", shard.of, shard.n));
         }
-        let script = array.shards.first().and_then(|stage| stage.array_script()).ok_or_else(no_shard)?;
-        let options =
+        let first = array.shards.first().ok_or_else(no_shard)?;
+        let script = first.array_script().ok_or_else(no_shard)?;
+        let mut options =
             vec![format!("--array={}", indices.join(",")), format!("--output={}/slurm-%A_%a.log", output.display())];
+        options.extend(self.cluster.billing(first));
         let script = array.run.join(script).to_string_lossy().into_owned();
-        self.sbatch(array.run, array.name, array.after, options, script)
+        Self::sbatch(array.run, array.name, array.after, options, script)
     }
 
     fn find(&self, name: &str) -> Result<Option<String>> {

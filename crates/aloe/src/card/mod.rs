@@ -149,25 +149,27 @@ pub(crate) fn quoted(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_default()
 }
 
-/// Hours of a stage: of its devices where another program trained it elsewhere, of this machine otherwise.
+/// Hours of a stage's devices: those that another program trained on, the GPUs of its job, or this machine.
 fn device_hours(record: &aloe_record::Record) -> f64 {
-    let handed_off = record.results.get("handoff").and_then(|handoff| handoff["device_hours"].as_f64());
-    handed_off.unwrap_or(record.elapsed_s / 3600.0)
+    let of = |key: &str, hours: &str| record.results.get(key).and_then(|value| value[hours].as_f64());
+    let of_job = of("job", "gpu_hours").filter(|hours| *hours > 0.0);
+    of("handoff", "device_hours").or(of_job).unwrap_or(record.elapsed_s / 3600.0)
 }
 
 fn environment(config: &CardConfig, evidence: &[Evidence]) -> String {
     let hours = evidence.iter().map(|one| device_hours(&one.record)).sum::<f64>();
     let mut text = format!(
-        "## Environmental Impact\n\nHours computed, by the records of {} stages: {hours:.4}. The three formulas of the reference \
+        "## Environmental Impact\n\nDevice-hours computed (a device is a GPU, or a machine that computed without one), by the records of {} stages: {hours:.4}. The three formulas of the reference \
          system, each with its terms; the first two assume hardware that was not used here and are shown for comparison.\n\n\
          | formula | terms | kg CO2eq |\n|---|---|---|\n",
         evidence.len()
     );
-    for estimate in [carbon::alpha_card(hours), carbon::beta_node(1.0, hours), carbon::generic(hours, &config.power)] {
+    for estimate in [carbon::alpha_card(hours), carbon::beta_node(hours), carbon::generic(hours, &config.power)] {
         text.push_str(&format!("| {} | {} | {:.6} |\n", estimate.name, estimate.terms, estimate.kg));
     }
-    for job in evidence.iter().filter_map(|one| one.record.results.get("job")) {
-        if let Some(estimate) = carbon::gpu_job(job, &config.power) {
+    for one in evidence {
+        let job = one.record.results.get("job");
+        if let Some(estimate) = job.and_then(|job| carbon::gpu_job(&one.stage, job, &config.power)) {
             text.push_str(&format!("| {} | {} | {:.6} |\n", estimate.name, estimate.terms, estimate.kg));
         }
     }

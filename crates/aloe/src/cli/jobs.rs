@@ -62,6 +62,8 @@ cluster.toml holds what is particular to a site, and the only absolute paths:
   time = "2:00:00"
   [resources.eval]
   shards = 4                               # jobs (an array) that have some of the tasks each, and one that gathers their answers
+  [resources.merge]
+  partition = "gpp"                        # also account and qos, where they are not those of [slurm]: GPU partitions refuse jobs without GPUs
   [resources.sft]
   gpus_per_node = 4
   cpus_per_node = 80
@@ -169,4 +171,7 @@ pub(crate) struct JobArgs {
     /// Seconds until the work is stopped, where no scheduler does it
     #[arg(long)]
     pub(crate) time_limit: Option<u64>,
+    /// Of a training stage whose rows an earlier job made: only write them for its engine, with its configuration
+    #[arg(long, conflicts_with_all = ["name", "time_limit"])]
+    pub(crate) render: bool,
 }

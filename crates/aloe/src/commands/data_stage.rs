@@ -2,6 +2,7 @@
 
 use crate::commands::stages::{Opened, open_engine, tell};
 use crate::commands::timeout_of;
+use crate::recipe::checked::ROWS;
 use crate::stage::{Context, Inputs, single};
 use aloe_data::{DataConfig, Models, Scorers};
 use aloe_engine::{Embedder, Engine, EngineOptions};
@@ -34,6 +35,7 @@ pub(super) fn run(
         [both] => Some(Scorers { complexity: both, quality: both }),
         [complexity, quality, ..] => Some(Scorers { complexity, quality }),
     };
+    let config = &config.with_stages(inputs.get(ROWS).map(Vec::as_slice).unwrap_or_default())?;
     let models = Models { embedder: embedder.as_ref(), judge: judge.as_ref(), scorers };
     let progress = Progress::new("data", 0, "rows");
     let report = aloe_data::run_with(config, models, folder, context.threads, &progress, &context.cancel)?;

@@ -1,14 +1,17 @@
 //! The commands of a run folder: `aloe run`, `status`, `resume`, `cancel` and `collect` with its path, and `aloe job`, which its jobs run.
 
 use crate::cli::jobs::{CollectArgs, JobArgs, ResumeArgs, StatusArgs, WaitArgs};
+use crate::commands::stages;
 use crate::failure::Failure;
+use crate::handoff::scripts;
 use crate::outputs;
+use crate::recipe::checked::Recipe;
 use aloe_handoff::drive::{self, Status};
 use aloe_handoff::job::{self, Asked, Job, Outcome};
 use aloe_handoff::plan::is_run_folder;
 use aloe_handoff::scheduler::{Local, Scheduler, Slurm, array_job_id, job_id};
 use aloe_handoff::state::Phase;
-use aloe_handoff::{Cluster, RunPlan, Where};
+use aloe_handoff::{Cluster, RunPlan, Trainer, Where};
 use aloe_record::{Cancel, Record};
 use anyhow::Context as _;
 use serde_json::json;
@@ -266,6 +269,9 @@ fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
 /// `aloe job RUN STAGE`: what a scheduler's job runs.
 pub(crate) fn job(args: &JobArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let run = folder_of(&args.run)?;
+    if args.render {
+        return render(&run, &args.stage);
+    }
     let to_save = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&to_save))?;
     let asked = || match (cancel.is_requested(), to_save.load(Ordering::SeqCst)) {
@@ -311,6 +317,24 @@ pub(crate) fn job(args: &JobArgs, cancel: &Cancel) -> anyhow::Result<()> {
         _ => {}
     }
     Ok(job::ended_well(&args.stage, &outcome)?)
+}
+
+/// What a foreign trainer reads, where the plan could not hold it.
+fn render(run: &Path, name: &str) -> anyhow::Result<()> {
+    std::env::set_current_dir(run).with_context(|| format!("cannot enter {}", run.display()))?;
+    let plan = RunPlan::read(Path::new("."))?;
+    let planned = plan.stage(name)?;
+    let recipe = Recipe::read(Path::new("recipe.toml"))?;
+    let stage = &recipe.stages[recipe.position(name)?];
+    let cluster = Cluster::read(Path::new("cluster.toml"))?;
+    if planned.trainer == Trainer::Aloe {
+        return Err(
+            Failure::usage(format!("stage {name:?} is trained by aloe, which reads its rows as they are")).into()
+        );
+    }
+    let notices = scripts::render(&recipe, stage, planned, &cluster).with_context(|| format!("stage {name:?}"))?;
+    stages::tell(&notices);
+    Ok(())
 }
 
 fn host_name() -> String {

@@ -1,18 +1,23 @@
 //! An evaluation in shards: each answers some of the tasks in a process of its own, and a last step makes of their folders the stage that one
 //! process would have written, byte for byte, without asking a model.
 //!
+//! Nodes of an array may have other processors. A shard counts as done on whichever path made it, as under any stage that is done; where they are
+//! not all this process's own, the stage's settings name them, so that its record does not say that this processor gave those answers.
+//!
 //! Shard I of N has every N-th task from the I-th on. It is a finished evaluation of those tasks, without what needs all of them:
 //! the comparison with an earlier run and the accuracies that must come out.
 
 use super::stages::{self, Compared};
 use crate::failure::Failure;
+use crate::handoff::job_share;
 use crate::recipe::checked::Stage;
 use crate::recipe::stage_config::StageConfig;
-use crate::stage::{Context, Done, Inputs, Job, SERVED_BY, execute, is_done};
+use crate::stage::{Context, Done, Inputs, Job, SERVED_BY, execute, made_on};
 use aloe_handoff::shard::Shard;
 use aloe_record::Record;
 use aloe_task::Task;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What is wrong with dividing a stage into `n` parts.
@@ -75,6 +80,7 @@ pub(crate) fn gather(
     };
     let mut parts: Vec<PathBuf> = Vec::new();
     let mut served: Option<Value> = None;
+    let mut made_by = BTreeSet::new();
     for index in 1..=n {
         let shard = Shard { of: &stage.name, index, n };
         let part = folder.join(shard.suffix());
@@ -90,23 +96,35 @@ pub(crate) fn gather(
         served = by;
         let inputs = inputs_of_part(inputs);
         let job = job_of(&config, stage, &inputs, &part, &served)?;
-        if !is_done(context, &job)? {
+        let Some(isa) = made_on(context, &job)? else {
             let text = format!(
-                "{} is not the shard of these settings, inputs and processor ({}), or its files were changed: run it again",
+                "{} is not the shard of these settings and inputs, or its files were changed: remove {} and run it again",
                 part.display(),
-                context.device().isa().name()
+                part.display()
             );
             return Err(Failure::usage(text).into());
-        }
+        };
+        made_by.insert(isa.name());
         parts.push(part);
     }
-    let job = job_of(&stage.config, stage, inputs, out, &served)?;
+    let mut job = job_of(&stage.config, stage, inputs, out, &served)?;
+    let own = context.device().isa().name();
+    if made_by.iter().any(|name| *name != own) {
+        let names: Vec<&str> = made_by.into_iter().collect();
+        aloe_record::tell(&format!(
+            "note: the shards of {} were made on processors with {}",
+            stage.name,
+            names.join(", ")
+        ));
+        job.used["processors"] = names.into();
+    }
     execute(context, &job, |folder, record| {
         let (config, compared) = Compared::of(eval, inputs)?;
         let results = aloe_eval::gather(&parts, &config, folder)?;
         let seconds: f64 = parts.iter().filter_map(|part| Record::read(part).ok()).map(|record| record.elapsed_s).sum();
         record.elapsed_s = seconds;
         record.result("shards", parts.len())?;
+        job_share::gathered(&parts, record)?;
         compared.conclude(results, &config, folder, record)
     })
 }

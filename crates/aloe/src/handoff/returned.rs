@@ -5,12 +5,13 @@
 //! job, and `results.handoff` tells engine, versions, devices and their hours.
 
 use crate::failure::Failure;
+use crate::handoff::job_share;
 use crate::recipe::checked::Stage;
 use crate::recipe::stage_config::StageConfig;
 use crate::stage::{Context, Done, Inputs, Job, execute};
 use aloe_handoff::plan::is_run_folder;
 use aloe_handoff::verify::{self, Expectation, ImportReport, PlannedStage, Verdict};
-use aloe_handoff::{Cluster, RunPlan, Trainer, engine, state};
+use aloe_handoff::{RunPlan, Trainer, engine, state};
 use aloe_record::{Record, atomic};
 use aloe_text::TextModel;
 use anyhow::Context as _;
@@ -53,8 +54,7 @@ fn take_over(stage: &Stage, trainer: Trainer, folder: &Path, record: &mut Record
     let plan = RunPlan::read(run)?;
     let planned = plan.stage(&stage.name)?;
     // Before the check and the import, whose time is this record's own.
-    let worked_s = || anyhow::Ok(state::read(run, &stage.name)?.worked_s(state::now_unix_s()) as f64);
-    let trained_s = worked_s()?;
+    let trained_s = state::read(run, &stage.name)?.worked_s(state::now_unix_s()) as f64;
     let expected: Expectation = atomic::read_json(&planned.folder.join("expected.json"))?;
     let work = Path::new("work").join(&stage.name);
     let verdict = verify::check(&work, &expected);
@@ -76,19 +76,11 @@ fn take_over(stage: &Stage, trainer: Trainer, folder: &Path, record: &mut Record
     let mut report = verify::import(&work, &expected, &verdict, &text, folder)?;
     // The engine's own seconds lack the sessions that were killed.
     report.device_hours = report.device_hours.max(f64::from(report.world_size) * trained_s / 3600.0);
-    let gpus = planned.resources.n_nodes * planned.resources.gpus_per_node;
     record.elapsed_s = trained_s.max(report.seconds);
     record.device =
         format!("{} by {}, {}", report.devices.join(" and "), versions(trainer), processes(report.world_size));
     figures(&expected.stage, &verdict, &report, record)?;
-    // GPUs are billed while the job has them, whether they compute or not.
-    let worked_s = worked_s()?;
-    let job = json!({
-        "n_nodes": planned.resources.n_nodes, "n_gpus": gpus, "worked_s": worked_s, "gpu_hours": f64::from(gpus) * worked_s / 3600.0,
-        "gpu_watts": Cluster::read(Path::new("cluster.toml"))?.node.gpu_watts,
-    });
-    record.result("job", job)?;
-    Ok(())
+    Ok(record.result(job_share::JOB, job_share::of(run, planned)?)?)
 }
 
 /// What the record of a stage says that another program trained: what our own trainer's would, as far as it is known, and how it was made.

@@ -20,14 +20,21 @@ pub(crate) struct Rewritten {
     pub(crate) files: Vec<(PathBuf, PathBuf)>,
 }
 
-/// The names of stages that are made while planning, in `out/`.
+/// Which stages are made while planning, in `out/`: models that the site has not, and data, unless it needs what only a job makes.
 pub(crate) fn made_here(recipe: &Recipe, cluster: &Cluster) -> Vec<bool> {
-    let is_made = |stage: &Stage| match &stage.config {
-        StageConfig::Data(_) => true,
-        StageConfig::Pull(config) => !cluster.models.contains_key(&config.source),
-        _ => false,
-    };
-    recipe.stages.iter().map(is_made).collect()
+    let mut is_made: Vec<bool> = Vec::new();
+    for stage in &recipe.stages {
+        let mut inputs = stage.from.iter().flat_map(|(_, inputs)| inputs);
+        is_made.push(match &stage.config {
+            StageConfig::Data(_) => inputs.all(|input| match input {
+                Input::Stage(at) => is_made[*at],
+                Input::Path(_) => true,
+            }),
+            StageConfig::Pull(config) => !cluster.models.contains_key(&config.source),
+            _ => false,
+        });
+    }
+    is_made
 }
 
 /// Who trains a stage: what it says, what the recipe says, else `default`; `aloe` for all other kinds.
@@ -54,7 +61,8 @@ pub(crate) fn rewrite(
         whole.remove(key);
     }
     let is_made = made_here(recipe, cluster);
-    let mut moved = Moved { cluster, files: Vec::new(), mistakes: Vec::new() };
+    let made = recipe.stages.iter().zip(&is_made).filter(|(_, made)| **made).map(|(stage, _)| stage.name.as_str());
+    let mut moved = Moved { cluster, made: made.collect(), files: Vec::new(), mistakes: Vec::new() };
     let mut kept = Vec::new();
     for ((stage, value), made) in recipe.stages.iter().zip(stages).zip(&is_made) {
         let Value::Table(mut table) = value else { continue };
@@ -82,6 +90,8 @@ pub(crate) fn rewrite(
 
 struct Moved<'a> {
     cluster: &'a Cluster,
+    /// Stages that were made beforehand.
+    made: Vec<&'a str>,
     files: Vec<(PathBuf, PathBuf)>,
     mistakes: Vec<String>,
 }
@@ -138,7 +148,9 @@ impl Moved<'_> {
         match value {
             Value::String(text) => {
                 let expanded = expanded(text);
-                if read.iter().any(|path| path == Path::new(&expanded)) {
+                if let Some((name, file)) = of_stage(key, text).filter(|(name, _)| self.made.contains(name)) {
+                    *text = format!("./out/{name}/{file}");
+                } else if read.iter().any(|path| path == Path::new(&expanded)) {
                     *text = self.moved(Path::new(&expanded));
                 } else if Path::new(&expanded).is_absolute() && !key.ends_with("yaml") {
                     let mistake = format!("stage {stage:?}: `{key}` = {expanded:?} leads out of the run folder");
@@ -183,6 +195,12 @@ impl Moved<'_> {
         self.files.push((whole, to.clone()));
         format!("./{}", to.display())
     }
+}
+
+/// Stage and file that the path of a data stage's source names.
+fn of_stage<'t>(key: &str, text: &'t str) -> Option<(&'t str, &'t str)> {
+    let named = text.strip_prefix("stage:").filter(|_| key == "sources.path")?;
+    Some(named.split_once('/').unwrap_or((named, "train.jsonl")))
 }
 
 /// A leading `$NAME` replaced as the recipe's reader does it; it has told of those that are not set.
@@ -257,6 +275,33 @@ data = "@DATA@"
         assert_eq!(inputs, ["model ./out/base", "data ./out/rows"]);
         assert!(matches!(again.stages[2].from[0].1[0], Input::Stage(1)));
         assert!(text.contains("source = \"./models/hf-c-d\""), "{text}");
+    }
+
+    /// `a` is of files and made while planning; `b` is of a trained model's scores, `c` of both.
+    #[test]
+    fn data_that_needs_what_a_job_makes_is_a_job_and_reads_what_was_made_beforehand_as_files() {
+        let data = |name: &str, more: &str, path: &str| {
+            format!(
+                "[[stage]]\nkind = \"data\"\nname = \"{name}\"\n{more}sources = [{{ name = \"g\", path = \"{path}\", licence = \"mit\" }}]\n"
+            )
+        };
+        let base = "name = \"x\"\n[[stage]]\nkind = \"pull\"\nname = \"base\"\nsource = \"hf:a/b\"\n";
+        let sft = "[[stage]]\nkind = \"sft\"\nname = \"sft\"\nfrom = { model = \"base\", data = \"a\" }\nlr = 1e-3\nepochs = 1\n";
+        let scored = "from = { scorer = \"sft\" }\nquality = {}\n";
+        let mixed = data("c", "", "stage:a")
+            .replace("}]", "}, { name = \"h\", path = \"stage:b/hold_out.jsonl\", licence = \"mit\" }]");
+        let text = [base, &data("a", "", "g.jsonl"), sft, &data("b", scored, "g.jsonl"), &mixed].concat();
+        let recipe = Recipe::parse(Path::new("r.toml"), &text).unwrap();
+        let cluster = Cluster::parse("name = \"s\"\naloe = \"/bin/aloe\"\n").unwrap();
+        assert_eq!(made_here(&recipe, &cluster), [true, true, false, false, false]);
+        let text = rewritten(&text).unwrap().text;
+        assert!(text.contains("path = \"./out/a/train.jsonl\""), "{text}");
+        let again = Recipe::parse(Path::new("recipe.toml"), &text).unwrap();
+        let (key, inputs) = &again.stages[2].from[0];
+        assert!(again.stages[2].name == "c" && key == "rows" && matches!(inputs[..], [Input::Stage(1)]), "{text}");
+        let unknown = text.replace("stage:b", "stage:d");
+        let refused = Recipe::parse(Path::new("r.toml"), &unknown).err().unwrap().to_string();
+        assert!(refused.contains("names stage \"d\", which is no earlier stage"), "{refused}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::recipe::checked::{Input, Recipe, Stage};
 use crate::recipe::stage_config::StageConfig;
 use aloe_handoff::engine::{self, Rows, RowsInput, Settings, TrainSpec};
-use aloe_handoff::verify::Expectation;
+use aloe_handoff::verify::{Counts, Expectation};
 use aloe_handoff::{Cluster, RunPlan, StagePlan, Trainer, sbatch, serving};
 use aloe_record::{atomic, digest};
 use std::collections::BTreeMap;
@@ -25,7 +25,8 @@ pub(crate) fn write(
     let mut inputs = inputs_of(stage)?;
     let work = match planned.trainer {
         Trainer::Aloe => own(planned, stage, served_model(recipe, stage, cluster), cluster),
-        Trainer::Trl | Trainer::Axolotl => foreign(recipe, stage, planned, cluster)?,
+        Trainer::Trl | Trainer::Axolotl if has_rows(stage) => foreign(recipe, stage, planned, cluster)?,
+        Trainer::Trl | Trainer::Axolotl => foreign_later(recipe, stage, planned, cluster)?,
     };
     inputs.extend(work.of_site);
     for file in work.files {
@@ -36,7 +37,7 @@ pub(crate) fn write(
     if let (Some(script), Some(path)) = (sbatch::array_script(plan, planned, cluster), planned.array_script()) {
         atomic::write(&path, script.as_bytes())?;
     }
-    put("run.sh", sbatch::run_script(planned, &work.command))?;
+    put("run.sh", sbatch::run_script(planned, &work.before, &work.command))?;
     put("check.sh", sbatch::check_script(planned, &work.checks))?;
     put("inputs.sha256", sbatch::inputs_file(&inputs))?;
     put("env.lock", sbatch::env_lock(&work.pins))?;
@@ -45,6 +46,8 @@ pub(crate) fn write(
 
 /// What a stage's job runs.
 struct Work {
+    /// What comes before it in the same job.
+    before: Vec<String>,
     command: Vec<String>,
     checks: Vec<Vec<String>>,
     /// Files of the run folder that were written for it.
@@ -91,6 +94,7 @@ fn own(planned: &StagePlan, stage: &Stage, served: Option<PathBuf>, cluster: &Cl
         command = [beside, command, words(&["--servers", &servers])].concat();
     }
     Work {
+        before: Vec::new(),
         command,
         checks: vec![words(&["aloe", "collect", ".", "--stage", name])],
         files: Vec::new(),
@@ -100,11 +104,77 @@ fn own(planned: &StagePlan, stage: &Stage, served: Option<PathBuf>, cluster: &Cl
     }
 }
 
+/// What must hold of a foreign trainer's work before it is a stage's: checked, and taken over.
+fn checks(planned: &StagePlan) -> Vec<Vec<String>> {
+    let (name, expected) = (planned.name.as_str(), planned.folder.join("expected.json"));
+    vec![
+        words(&["aloe", "verify", &format!("work/{name}"), "--expected", &expected.to_string_lossy()]),
+        words(&["aloe", "run", "recipe.toml", "--stage", name, "--out", "out"]),
+    ]
+}
+
+/// Whether a training stage's rows are there before any job.
+fn has_rows(stage: &Stage) -> bool {
+    let is_made = |input: &Input| matches!(input, Input::Stage(_));
+    !stage.from.iter().any(|(key, inputs)| key == "data" && inputs.iter().any(is_made))
+}
+
+/// A training stage of a foreign trainer whose rows an earlier job makes: its own job renders them first. What the engine would refuse is
+/// refused now.
+fn foreign_later(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluster) -> anyhow::Result<Work> {
+    let (name, trainer) = (planned.name.as_str(), planned.trainer);
+    let start = super::start::of(recipe, stage, cluster)?;
+    let settings = match &stage.config {
+        StageConfig::Sft(config) => Settings::Sft(config.clone()),
+        StageConfig::Dpo(config) => Settings::Dpo(config.clone()),
+        other => anyhow::bail!("a stage of kind {} has no foreign trainer", other.kind()),
+    };
+    let spec = TrainSpec {
+        trainer,
+        settings,
+        arch: start.config.arch,
+        context_len: start.config.max_position_embeddings,
+        stage: planned.folder.clone(),
+        model: start.weights,
+        rows: Path::new("data").join(name),
+        work: Path::new("work").join(name),
+        n_steps: 0,
+        chunk_steps: Vec::new(),
+        counts: Counts::default(),
+        resources: planned.resources,
+    };
+    let written = engine::refuse_settings(&spec)?;
+    let mut notices = written.notices;
+    notices.push(format!(
+        "the rows of {name} are made by a job: its own job renders them and writes the configuration of {}, which is then not in the plan",
+        trainer.name()
+    ));
+    Ok(Work {
+        before: words(&["aloe", "job", ".", name, "--render"]),
+        command: written.command,
+        checks: checks(planned),
+        files: Vec::new(),
+        of_site: start.of_site,
+        pins: engine::pins(&spec),
+        notices,
+    })
+}
+
+/// In the job of a stage whose rows an earlier job made: writes what [`write`] writes for others, but the scripts. Again it writes the same.
+pub(crate) fn render(
+    recipe: &Recipe,
+    stage: &Stage,
+    planned: &StagePlan,
+    cluster: &Cluster,
+) -> anyhow::Result<Vec<String>> {
+    Ok(foreign(recipe, stage, planned, cluster)?.notices)
+}
+
 /// A training stage of a foreign trainer: rows rendered by us, its configuration, and what comes back checked and taken over.
 fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluster) -> anyhow::Result<Work> {
     let name = planned.name.as_str();
     let start = super::start::of(recipe, stage, cluster)?;
-    let data = single(stage, "data")?;
+    let data = &single(recipe, stage, "data")?;
     let (settings, rows) = match &stage.config {
         StageConfig::Sft(config) => {
             let rows = rows::conversations(data)?;
@@ -135,6 +205,7 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
         counts: rendered.counts,
         resources: planned.resources,
     };
+    let pins = engine::pins(&spec);
     let written = engine::write(&spec, &planned.folder)?;
     let expected = planned.folder.join("expected.json");
     // The rows were rendered with this tokenizer: what stands under the link at another site must be the same.
@@ -149,14 +220,12 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
         files.iter().map(|file| folder.join(file).to_string_lossy().into_owned()).collect()
     };
     Ok(Work {
+        before: Vec::new(),
         command: written.command,
-        checks: vec![
-            words(&["aloe", "verify", &format!("work/{name}"), "--expected", &expected.to_string_lossy()]),
-            words(&["aloe", "run", "recipe.toml", "--stage", name, "--out", "out"]),
-        ],
+        checks: checks(planned),
         files: [below(&folder, &rendered.files), below(&planned.folder, &written.files)].concat(),
         of_site: of_site.chain(start.of_site).collect(),
-        pins: engine::versions(trainer).to_vec(),
+        pins,
         notices,
     })
 }
@@ -180,10 +249,11 @@ fn not_evaluated(settings: &Settings, rows: &Rows, trainer: Trainer) -> Vec<Stri
     )]
 }
 
-fn single<'a>(stage: &'a Stage, name: &str) -> anyhow::Result<&'a Path> {
+fn single(recipe: &Recipe, stage: &Stage, name: &str) -> anyhow::Result<PathBuf> {
     let given = stage.from.iter().find(|(key, _)| key == name).map(|(_, inputs)| inputs.as_slice());
     match given {
-        Some([Input::Path(path)]) => Ok(path),
-        _ => Err(Failure::usage(format!("{name}: one data stage or file is needed, made before any job")).into()),
+        Some([Input::Path(path)]) => Ok(path.clone()),
+        Some([Input::Stage(at)]) => Ok(Path::new("out").join(&recipe.stages[*at].name)),
+        _ => Err(Failure::usage(format!("{name}: one data stage or file is needed")).into()),
     }
 }

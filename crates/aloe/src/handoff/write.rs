@@ -8,6 +8,7 @@ use super::scripts;
 use crate::commands::run::{enter_root, is_address, run_stage};
 use crate::commands::{shards, threads_of};
 use crate::failure::Failure;
+use crate::recipe::at_site::{self, Site};
 use crate::recipe::checked::{Input, Recipe, Stage};
 use crate::recipe::plan::plan;
 use crate::recipe::stage_config::StageConfig;
@@ -69,7 +70,7 @@ pub(crate) fn write(
     let copied = Recipe::parse(Path::new("recipe.toml"), &rewritten.text)
         .context("the recipe as copied has mistakes that the one it was made from has not")?;
     let plan = plan_of(&copied, &rewritten.text, &cluster, place)?;
-    let mut notices = Vec::new();
+    let mut notices = idle_gpus(&copied, &plan, &cluster)?;
     for planned in &plan.stages {
         let stage = &copied.stages[copied.position(planned.in_recipe())?];
         let written = scripts::write(&copied, stage, planned, &plan, &cluster);
@@ -212,29 +213,58 @@ fn check_stages(recipe: &Recipe, cluster: &Cluster, default: Trainer, place: Whe
     }
 }
 
-/// A stage whose estimated memory its machines do not have would end by being killed: of a foreign trainer the model is sharded over all
-/// GPUs. What cannot be estimated, or has no stated limit, is not checked.
+/// Our own engine computes on processors: GPUs that its jobs ask for, without servers on them, are billed for nothing.
+fn idle_gpus(recipe: &Recipe, plan: &RunPlan, cluster: &Cluster) -> anyhow::Result<Vec<String>> {
+    let mut idle: Vec<(u32, &str)> = Vec::new();
+    let mut can_be_served = false;
+    for planned in plan.stages.iter().filter(|planned| planned.trainer == Trainer::Aloe) {
+        let stage = &recipe.stages[recipe.position(planned.in_recipe())?];
+        let n_gpus = planned.resources.gpus_per_node;
+        let is_served = scripts::served_model(recipe, stage, cluster).is_some();
+        if n_gpus > 0 && !is_served {
+            can_be_served |=
+                matches!(stage.config, StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::Synthesis(_));
+            idle.push((n_gpus, &planned.name));
+        }
+    }
+    if idle.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names: Vec<String> = idle.iter().map(|(n_gpus, name)| format!("{name} ({n_gpus} a node)")).collect();
+    let serve = if can_be_served { "write a [serving] table, so that their model is served on them, or " } else { "" };
+    Ok(vec![format!(
+        "GPUs of {} would stand idle, billed, while aloe computes on processors: {serve}write gpus_per_node = 0 for them in cluster.toml",
+        names.join(", ")
+    )])
+}
+
+/// A stage whose estimated memory its machines do not have would end by being killed. On GPUs it is the estimate of `aloe plan --cluster`
+/// that decides; on processors that of this machine. What cannot be estimated, or has no stated limit, is not checked.
 fn check_memory(recipe: &Recipe, cluster: &Cluster, default: Trainer, run: &Path) -> anyhow::Result<()> {
     let rows = plan(recipe, &run.join("out"), None)?.rows;
+    let site = Site::of(cluster);
     let mut mistakes = Vec::new();
     let is_made = made_here(recipe, cluster);
     for ((stage, row), _) in recipe.stages.iter().zip(&rows).zip(&is_made).filter(|(_, made)| !**made) {
-        let Some(bytes) = row.memory_bytes else { continue };
         let asked = cluster.resources(stage.config.kind(), &stage.name).map_err(Failure::usage)?;
         let is_own = trainer_of(recipe, stage, default) == Trainer::Aloe;
-        let served = scripts::served_model(recipe, stage, cluster).and(cluster.serving.as_ref());
-        let (limit, n_shares, what) = match (is_own, asked.gpus_per_node) {
-            _ if served.is_some_and(|serving| serving.gpus > 0) => {
-                (cluster.node.gpu_memory_gb, served.map_or(1, |serving| serving.gpus), "a GPU")
-            }
-            (true, _) => (cluster.node.memory_gb, 1, "a node"),
-            (false, 0) => (cluster.node.memory_gb, 1, "a node"),
-            (false, _) => (cluster.node.gpu_memory_gb, asked.world_size(), "a GPU"),
-        };
-        let share_gb = bytes as f64 / f64::from(n_shares) / 1e9;
-        if let Some(limit) = limit.filter(|limit| share_gb > *limit) {
+        let is_served = scripts::served_model(recipe, stage, cluster).is_some();
+        if (!is_own || is_served) && asked.gpus_per_node > 0 {
+            let estimate = at_site::estimate(row, asked, &site);
+            let too_large = estimate.iter().flat_map(|estimate| estimate.too_large());
+            mistakes.extend(too_large.map(|text| format!("stage {:?} {text}", stage.name)));
+            continue;
+        }
+        let share_gb = row.memory_bytes.map(|bytes| bytes as f64 / 1e9);
+        if let (Some(share_gb), Some(limit)) = (share_gb, cluster.node.memory_gb)
+            && share_gb > limit
+        {
+            let way_out = match stage.config {
+                StageConfig::Sft(_) | StageConfig::Dpo(_) => "train it with trl or axolotl on GPUs",
+                _ => "serve its model, see [serving] in aloe plan --help",
+            };
             mistakes.push(format!(
-                "stage {:?} needs about {share_gb:.0} GB of {what} with {limit} GB; give it more nodes or GPUs",
+                "stage {:?} needs about {share_gb:.0} GB of a node with {limit} GB; {way_out}",
                 stage.name
             ));
         }

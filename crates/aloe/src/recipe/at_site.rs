@@ -63,14 +63,18 @@ impl Shape {
         })
     }
 
-    /// Bytes of one GPU that do not shrink with their number, for one row of `n_tokens`, activations recomputed: two gathered
-    /// layers, layer inputs, one layer at work (Korthikanti et al. 2022, without the attention matrix) and a chunk of logits.
-    fn undivided_bytes(&self, n_tokens: f64) -> f64 {
+    /// Bytes of one GPU that do not shrink with their number, for `n_tokens` at once: two gathered layers, a chunk of logits, and of
+    /// activations each layer's input and one layer at work (Korthikanti et al. 2022, without the attention matrix); where they are not
+    /// recomputed, every layer's.
+    fn undivided_bytes(&self, n_tokens: f64, recompute: bool) -> f64 {
         let layer = 4.0 * self.hidden * self.hidden + 3.0 * self.hidden * self.feed_forward;
         let gathered = 4.0 * layer.max(self.vocabulary * self.hidden);
-        let kept = 2.0 * n_tokens * self.hidden * self.layers;
         let working = 34.0 * n_tokens * self.hidden + 6.0 * n_tokens * self.feed_forward;
-        gathered + kept + working + 12.0 * LOSS_ROWS * self.vocabulary
+        let activations = match recompute {
+            true => 2.0 * n_tokens * self.hidden * self.layers + working,
+            false => working * self.layers,
+        };
+        gathered + activations + 12.0 * LOSS_ROWS * self.vocabulary
     }
 
     /// FLOP a token of training: `6 P`, and causal attention over rows of `n_tokens`.
@@ -89,6 +93,9 @@ pub(crate) struct AtSite {
     pub(crate) state_bytes: [f64; 2],
     /// What is not divided; absent where nobody knows the model's shape.
     pub(crate) rest_bytes: Option<f64>,
+    /// Memory of one machine while a trainer loads, before anything is divided: f32 weights in the first process of each, and the reference's
+    /// beside the policy's.
+    pub(crate) node_bytes: Option<f64>,
     pub(crate) seconds: Option<f64>,
     pub(crate) kwh: Option<f64>,
     pub(crate) kg: Option<f64>,
@@ -99,12 +106,27 @@ pub(crate) struct AtSite {
 /// The limits of a site that matter here.
 pub(crate) struct Site {
     pub(crate) gpu_bytes: Option<f64>,
+    pub(crate) node_bytes: Option<f64>,
     pub(crate) gpu_watts: Option<f64>,
+    /// GPUs of one server of a model, where servers are started.
+    pub(crate) gpus_of_server: Option<u32>,
+}
+
+impl Site {
+    /// What `cluster.toml` states.
+    pub(crate) fn of(cluster: &Cluster) -> Self {
+        Self {
+            gpu_bytes: cluster.node.gpu_memory_gb.map(|gb| gb * 1e9),
+            node_bytes: cluster.node.memory_gb.map(|gb| gb * 1e9),
+            gpu_watts: cluster.node.gpu_watts,
+            gpus_of_server: cluster.serving.as_ref().map(|serving| serving.gpus),
+        }
+    }
 }
 
 /// Every stage that uses GPUs there.
 pub(crate) fn stages(rows: &[Row], cluster: &Cluster) -> anyhow::Result<Vec<AtSite>> {
-    let site = Site { gpu_bytes: cluster.node.gpu_memory_gb.map(|gb| gb * 1e9), gpu_watts: cluster.node.gpu_watts };
+    let site = Site::of(cluster);
     let is_job = |row: &&Row| !matches!(row.kind, "pull" | "data");
     let mut found = Vec::new();
     for row in rows.iter().filter(is_job) {
@@ -114,23 +136,35 @@ pub(crate) fn stages(rows: &[Row], cluster: &Cluster) -> anyhow::Result<Vec<AtSi
     Ok(found)
 }
 
+/// How the warning about memory begins.
+const TOO_LARGE: &str = "needs";
+
+impl AtSite {
+    /// What does not fit the GPUs or the machine, where that is so.
+    pub(crate) fn too_large(&self) -> impl Iterator<Item = &str> {
+        self.warnings.iter().map(String::as_str).filter(|warning| warning.starts_with(TOO_LARGE))
+    }
+}
+
 /// `row` on what the site gives it; `None` for stages that use no GPU.
 pub(crate) fn estimate(row: &Row, asked: Resources, site: &Site) -> Option<AtSite> {
     let n_gpus = asked.n_nodes * asked.gpus_per_node;
     let parameters = row.n_parameters? as f64;
     let is_training = matches!(row.kind, "sft" | "dpo");
-    if n_gpus == 0 || !(is_training || matches!(row.kind, "eval" | "redteam")) {
+    if n_gpus == 0 || !(is_training || matches!(row.kind, "eval" | "redteam" | "synthesis")) {
         return None;
     }
     let gpus = f64::from(n_gpus);
     let shape = row.shape.or_else(|| Shape::known(row.n_parameters?));
     let (state_bytes, rest_bytes) = if is_training {
         let divided = |bytes: f64| bytes * parameters / gpus;
-        let length = row.max_len.map(|max_len| max_len as f64);
-        ([divided(16.0), divided(18.0)], shape.zip(length).map(|(shape, length)| shape.undivided_bytes(length)))
+        let at_once = row.tokens_at_once.or(row.max_len).map(|n_tokens| n_tokens as f64);
+        let rest = shape.zip(at_once).map(|(shape, n_tokens)| shape.undivided_bytes(n_tokens, row.recompute));
+        ([divided(16.0), divided(18.0)], rest)
     } else {
-        // Each replica of a server is split over the GPUs of one node.
-        let weights = 2.0 * parameters / f64::from(asked.gpus_per_node);
+        // Each server is split over its GPUs, or where the site says nothing over those of one node.
+        let gpus = site.gpus_of_server.filter(|gpus| *gpus > 0).unwrap_or(asked.gpus_per_node);
+        let weights = 2.0 * parameters / f64::from(gpus);
         ([weights, weights], None)
     };
     let seconds = row.tokens.map(|tokens| {
@@ -151,9 +185,24 @@ pub(crate) fn estimate(row: &Row, asked: Resources, site: &Site) -> Option<AtSit
     if let Some(limit) = site.gpu_bytes {
         let needed = state_bytes[0] + rest_bytes.unwrap_or(0.0);
         if needed > USABLE * limit {
+            let way_out = match (is_training, row.recompute) {
+                (true, false) => "write recompute = true in the recipe, or ask for more nodes",
+                (true, true) => "ask for more nodes",
+                (false, _) => "give each server more GPUs",
+            };
             let (needed, limit) = (needed / 1e9, limit / 1e9);
-            warnings.push(format!("needs {needed:.0} GB of each GPU, which has {limit:.0}; ask for more nodes"));
+            warnings.push(format!("{TOO_LARGE} {needed:.0} GB of each GPU, which has {limit:.0}; {way_out}"));
         }
+    }
+    let copies = if row.kind == "dpo" { 2.0 } else { 1.0 };
+    let node_bytes = is_training.then_some(4.0 * copies * parameters);
+    if let Some((needed, limit)) = node_bytes.zip(site.node_bytes).filter(|(needed, limit)| needed > limit) {
+        let (needed, limit) = (needed / 1e9, limit / 1e9);
+        let what = if row.kind == "dpo" { "policy and reference" } else { "the model" };
+        warnings.push(format!(
+            "{TOO_LARGE} {needed:.0} GB of each node's own memory, which has {limit:.0}: the first process of a node loads {what} in f32, 4 \
+             bytes a parameter, before they are divided; ask for nodes with more"
+        ));
     }
     if let Some(seconds) = seconds.filter(|&seconds| seconds > asked.time_limit_s as f64) {
         let (needs, limit) = (duration(seconds), duration(asked.time_limit_s as f64));
@@ -161,14 +210,25 @@ pub(crate) fn estimate(row: &Row, asked: Resources, site: &Site) -> Option<AtSit
     }
     let stage = row.stage.clone();
     let kg = kwh.map(|kwh| kwh * KG_PER_KWH);
-    Some(AtSite { stage, n_nodes: asked.n_nodes, n_gpus, state_bytes, rest_bytes, seconds, kwh, kg, warnings })
+    Some(AtSite {
+        stage,
+        n_nodes: asked.n_nodes,
+        n_gpus,
+        state_bytes,
+        rest_bytes,
+        node_bytes,
+        seconds,
+        kwh,
+        kg,
+        warnings,
+    })
 }
 
 /// The stages as a table with its assumptions.
 pub(crate) fn table(name: &str, stages: &[AtSite]) -> String {
     let mut text = format!(
-        "\nAt {name}, on paper:\n{:<20} {:>5} {:>5} {:>16} {:>8} {:>9} {:>9} {:>8}\n",
-        "stage", "nodes", "GPUs", "state, GB a GPU", "rest, GB", "time", "kWh", "kg CO2"
+        "\nAt {name}, on paper:\n{:<20} {:>5} {:>5} {:>16} {:>8} {:>8} {:>9} {:>9} {:>8}\n",
+        "stage", "nodes", "GPUs", "state, GB a GPU", "rest, GB", "node, GB", "time", "kWh", "kg CO2"
     );
     let or_unknown = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
     for stage in stages {
@@ -180,10 +240,11 @@ pub(crate) fn table(name: &str, stages: &[AtSite]) -> String {
             (None, false) => "unknown".to_owned(),
         };
         text.push_str(&format!(
-            "{:<20} {:>5} {:>5} {state:>16} {rest:>8} {:>9} {:>9} {:>8}\n",
+            "{:<20} {:>5} {:>5} {state:>16} {rest:>8} {:>8} {:>9} {:>9} {:>8}\n",
             stage.stage,
             stage.n_nodes,
             stage.n_gpus,
+            stage.node_bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{:.0}", bytes / 1e9)),
             or_unknown(stage.seconds.map(duration)),
             or_unknown(stage.kwh.map(|kwh| format!("{kwh:.1}"))),
             or_unknown(stage.kg.map(|kg| format!("{kg:.2}"))),
@@ -195,8 +256,8 @@ pub(crate) fn table(name: &str, stages: &[AtSite]) -> String {
         }
     }
     text.push_str(&format!(
-        "state: 16 to 18 bytes a parameter over all GPUs (training), 2 over a node's (inference). rest: one row of max_len tokens a GPU, recomputed; formulas in \
-         ARCHITECTURE.md.\ntime: {:.0} % of {:.0} TFLOP/s in training ({:.0} % from 40B on), as the Beta paper's hours (arXiv 2505.04388), {:.0} % in reading, {:.0} % in \
+        "state: 16 to 18 bytes a parameter over all GPUs (training), 2 over a server's (inference). rest: micro_batch_size rows (pairs: both answers) of max_len tokens a \
+         GPU; formulas in ARCHITECTURE.md. node: memory of a machine while a trainer loads.\ntime: {:.0} % of {:.0} TFLOP/s in training ({:.0} % from 40B on), as the Beta paper's hours (arXiv 2505.04388), {:.0} % in reading, {:.0} % in \
          generating; queues and start-up come on top.\nkWh: the GPUs' stated power ({GPU_W:.0} W where none is) and {HOST_W:.0} W a node; kg CO2 at {KG_PER_KWH} a kWh (Spain 2023, as the Beta paper).\n",
         100.0 * MFU_8B,
         PEAK / 1e12,
@@ -213,14 +274,14 @@ mod tests {
 
     fn row(kind: &'static str, n_parameters: u64, tokens: u64) -> Row {
         let (n_parameters, tokens, max_len) = (Some(n_parameters), Some(tokens), Some(16_384));
-        Row { stage: "s".into(), kind, n_parameters, tokens, max_len, ..Row::default() }
+        Row { stage: "s".into(), kind, n_parameters, tokens, max_len, recompute: true, ..Row::default() }
     }
 
     fn asked(n_nodes: u32) -> Resources {
         Resources { n_nodes, gpus_per_node: 4, cpus_per_node: 80, time_limit_s: 72 * 3600 }
     }
 
-    const SITE: Site = Site { gpu_bytes: Some(64e9), gpu_watts: Some(700.0) };
+    const SITE: Site = Site { gpu_bytes: Some(64e9), node_bytes: None, gpu_watts: Some(700.0), gpus_of_server: None };
 
     /// The Beta paper's SFT: 4 epochs of 1.8 G tokens. Its table 5: 8B on 32 GPUs in 15.30 h, 70B on 64 in 79.12 h and 567.04 kg. The shares of
     /// the peak stand in the code rounded to whole percents, hence the 3 %.
@@ -241,6 +302,48 @@ mod tests {
         assert_eq!(sixteen.warnings, Vec::<String>::new());
         let eight = estimate(&row("sft", 70_553_706_496, 1), asked(8), &SITE).unwrap();
         assert_eq!(eight.warnings, ["needs 71 GB of each GPU, which has 64; ask for more nodes"]);
+    }
+
+    /// 32 layers at work of 34 x 8192 x 4096 + 6 x 8192 x 14336 bytes are 59 GB, where one and 32 inputs of 2 x 8192 x 4096 are 4.0.
+    /// A pair is two rows.
+    #[test]
+    fn activations_that_are_not_recomputed_count_in_every_layer_and_do_not_fit() {
+        let of = |recompute, tokens_at_once| {
+            let row = Row { recompute, tokens_at_once: Some(tokens_at_once), ..row("sft", 8_030_261_248, 1) };
+            estimate(&row, asked(8), &SITE).unwrap()
+        };
+        let [kept, recomputed, pair] = [of(false, 8192), of(true, 8192), of(true, 16_384)];
+        let gb = |found: &AtSite| found.rest_bytes.unwrap() / 1e9;
+        assert!((gb(&kept) - gb(&recomputed) - (59.05 - 3.99)).abs() < 0.01, "{kept:?} {recomputed:?}");
+        assert!((gb(&pair) - gb(&recomputed) - 3.99).abs() < 0.01, "{pair:?}");
+        let said = kept.too_large().next().unwrap();
+        assert!(said.ends_with("write recompute = true in the recipe, or ask for more nodes"), "{said}");
+        assert_eq!(recomputed.too_large().next(), None);
+    }
+
+    /// 4 x 70.55e9 bytes are 282 GB; with the reference 564.
+    #[test]
+    fn a_node_must_hold_the_model_in_f32_while_it_is_loaded_and_the_reference_beside_it() {
+        let site = Site { node_bytes: Some(512e9), ..SITE };
+        let of = |kind| estimate(&row(kind, 70_553_706_496, 1), asked(16), &site).unwrap();
+        assert_eq!(of("sft").too_large().next(), None);
+        let alignment = of("dpo");
+        let said = alignment.too_large().next().unwrap();
+        assert!(said.starts_with("needs 564 GB of each node's own memory, which has 512: "), "{said}");
+        assert!(said.contains("loads policy and reference in f32"), "{said}");
+    }
+
+    /// 2 x 70.55e9 bytes over four GPUs are 35 GB, on one GPU 141.
+    #[test]
+    fn a_server_has_its_model_on_its_own_gpus_whatever_kind_of_stage_asks_it() {
+        for kind in ["eval", "redteam", "synthesis"] {
+            let on = |gpus| {
+                let site = Site { gpus_of_server: gpus, ..SITE };
+                estimate(&row(kind, 70_553_706_496, 1), asked(1), &site).unwrap()
+            };
+            assert_eq!(format!("{:.0}", on(None).state_bytes[0] / 1e9), "35", "{kind}");
+            assert!(on(Some(1)).too_large().next().unwrap().ends_with("give each server more GPUs"), "{kind}");
+        }
     }
 
     #[test]

@@ -135,6 +135,9 @@ impl Recipe {
     }
 }
 
+/// The input of a data stage that its sources name.
+pub(crate) const ROWS: &str = "rows";
+
 /// How the mistake about an unset variable begins.
 const UNSET: &str = "the environment variable ";
 
@@ -281,6 +284,10 @@ fn check_stage(
             mistakes.push(Mistake { line, text });
         }
     }
+    let mut from = from;
+    if let Some(StageConfig::Data(data)) = &config {
+        rows_of_stages(data, earlier, &context, line, &mut from, mistakes);
+    }
     let stage = config.filter(|_| mistakes.len() == n_before).map(|config| Stage {
         name: name.clone(),
         from,
@@ -290,6 +297,30 @@ fn check_stage(
         expect,
     });
     (name, stage)
+}
+
+/// The stages whose rows a data stage reads are inputs of it like others: `rows`.
+fn rows_of_stages(
+    data: &aloe_data::DataConfig,
+    earlier: &[String],
+    context: &str,
+    line: usize,
+    from: &mut Vec<(String, Vec<Input>)>,
+    mistakes: &mut Vec<Mistake>,
+) {
+    let mut inputs = Vec::new();
+    for name in data.stages() {
+        match earlier.iter().position(|known| known == name) {
+            Some(at) => inputs.push(Input::Stage(at)),
+            None => {
+                let text = format!("{context}: a source's path names stage {name:?}, which is no earlier stage");
+                mistakes.push(Mistake { line, text });
+            }
+        }
+    }
+    if !inputs.is_empty() {
+        from.push((ROWS.to_owned(), inputs));
+    }
 }
 
 /// `trainer` of a training stage; another kind has no such key, and its own settings' reader says so.

@@ -144,7 +144,10 @@ const DATA: &[Key] = &[
 
 const SOURCE: &[Key] = &[
     ("name", "unique; begins every row's id"),
-    ("path", "file, or folder of .jsonl, .ndjson, .json, .csv, .tsv (also .gz) and .parquet files, or of .txt alone"),
+    (
+        "path",
+        "file, or folder of .jsonl, .ndjson, .json, .csv, .tsv (also .gz) and .parquet files, or of .txt alone; in a recipe also stage:NAME, the train.jsonl of an earlier stage, or stage:NAME/FILE",
+    ),
     ("licence", "as the publisher states it; \"unknown\" is refused"),
     (
         "dialect",
@@ -339,7 +342,10 @@ const CARD: &[Key] = &[
     ("licence", "licence of the result, a Hub identifier"),
     ("also_licensed", "further licences that the result carries"),
     ("languages", "language codes, such as [\"en\"]"),
-    ("power", "table: device_w (watts), intensity_kg_per_kwh, intensity_source, pue (1 by default)"),
+    (
+        "power",
+        "table: device_w (watts of a GPU with its share of the node, or of a machine without one), intensity_kg_per_kwh, intensity_source, pue (1 by default)",
+    ),
     ("cited", "published figures of others: list of { what, value, source }"),
     ("warning", "a warning printed at the top"),
 ];

@@ -53,6 +53,12 @@ pub(crate) struct Row {
     pub(crate) n_parameters: Option<u64>,
     /// Tokens of a training stage's longest row.
     pub(crate) max_len: Option<u64>,
+    /// Tokens that one process of a training stage takes at once: rows, or both answers of pairs, at their longest.
+    #[serde(skip)]
+    pub(crate) tokens_at_once: Option<u64>,
+    /// Whether a training stage computes its activations again instead of keeping them.
+    #[serde(skip)]
+    pub(crate) recompute: bool,
     /// The model's sizes, where a checkpoint is at hand.
     #[serde(skip)]
     pub(crate) shape: Option<Shape>,
@@ -427,6 +433,15 @@ fn peak(rows: &[Row]) -> Option<u64> {
 
 fn row(recipe: &Recipe, stage: &Stage, known: &Known, speeds: &Speeds) -> Row {
     let node_s = work(stage, known).map(|(read, made)| read / NODE_FLOPS + made / NODE_GENERATE_FLOPS);
+    let (max_len, tokens_at_once, recompute) = match &stage.config {
+        StageConfig::Sft(config) => {
+            (Some(config.max_len as u64), Some((config.max_len * config.micro_batch_size) as u64), config.recompute)
+        }
+        StageConfig::Dpo(config) => {
+            (Some(config.max_len as u64), Some((2 * config.max_len * config.micro_batch_size) as u64), config.recompute)
+        }
+        _ => (None, None, false),
+    };
     Row {
         stage: stage.name.clone(),
         kind: stage.config.kind(),
@@ -438,11 +453,9 @@ fn row(recipe: &Recipe, stage: &Stage, known: &Known, speeds: &Speeds) -> Row {
         local_s: reference_s(stage, known).map(|seconds| seconds * speeds.factor(stage, known)),
         node_s,
         n_parameters: known.n_parameters,
-        max_len: match &stage.config {
-            StageConfig::Sft(config) => Some(config.max_len as u64),
-            StageConfig::Dpo(config) => Some(config.max_len as u64),
-            _ => None,
-        },
+        max_len,
+        tokens_at_once,
+        recompute,
         shape: known.checkpoint.as_deref().and_then(Shape::of_checkpoint),
         is_measured: false,
         has_output: known.record.is_some(),

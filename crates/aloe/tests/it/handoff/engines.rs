@@ -66,6 +66,29 @@ fn assert_trained_by_trl(run: &Path, stage: &str, n_nodes: u64) {
     assert_trained_by(("trl", "1.16.0"), run, stage, n_nodes);
 }
 
+/// `aloe plan --validate` by the engines' own parsers.
+#[test]
+fn the_configurations_of_a_plan_are_accepted_by_the_parsers_of_trl_and_axolotl() {
+    let Some(stories) = stories() else { return };
+    for engine in ["trl", "axolotl"] {
+        let Some(folder) = environment(engine) else { continue };
+        let dir = tempfile::tempdir().unwrap();
+        site_of(engine, dir.path(), &folder, "");
+        let trainer = format!("trainer = \"{engine}\"");
+        let swaps = [("trainer = \"aloe\"", trainer.as_str()), ("warmup_steps = 1", "warmup_steps = 2")];
+        let out = dir.path().join("run");
+        plan(dir.path(), &stories, &out, "local", &swaps);
+        let [recipe, cluster] = ["tiny.toml", "cluster.toml"].map(|name| dir.path().join(name));
+        let [recipe, cluster, out] = [&recipe, &cluster, &out].map(|path| path.to_str().unwrap());
+        let (_, said, code) =
+            run(&["plan", recipe, "--where", "local", "--cluster", cluster, "--out", out, "--validate"]);
+        assert_eq!(code, 0, "{said}");
+        for stage in ["sft-a", "sft-b", "dpo"] {
+            assert!(said.contains(&format!("{stage}: accepted by {engine}'s own parser")), "{said}");
+        }
+    }
+}
+
 #[test]
 fn under_slurm_the_whole_chain_completes_with_trl() {
     let (Some(stories), Some(trl), Some(rig)) = (stories(), trl(), Rig::start()) else { return };

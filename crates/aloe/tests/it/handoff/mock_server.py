@@ -2,7 +2,8 @@
 
 It scores and continues by a rule of the token ids, alike in every process. In FOLDER it leaves PORT.pid, and PORT.asked with a byte for each
 request that is no canary (seed 20261128). BEHAVIOUR: good; early (the first to start dies before it listens), late (the first to start dies at
-its fourth request), other (it serves another model), slow (half a second for each answer)."""
+its fourth request), other (it serves another model), slow (half a second for each answer),
+heavy (it loads for two seconds)."""
 
 import http.server
 import json
@@ -12,6 +13,11 @@ import time
 
 PORT, MODEL, FOLDER, BEHAVIOUR = int(sys.argv[1]), *sys.argv[2:5]
 CANARY = 20261128
+# Long enough to count as reasoning where solutions are made.
+REASONING = (
+    "What decides here is told by the course of the structure that is named in the case, and every choice must be held against it in turn "
+    "before one can be taken.\n"
+)
 
 
 def is_first():
@@ -38,8 +44,9 @@ def answer(body):
     if body.get("echo") and body.get("max_tokens") == 0:
         choices = [scored(ids)]
     else:
-        letter = "ABCD"[sum(ids) % 4]
-        choices = [{"index": at, "text": f" Answer: {letter}", "finish_reason": "stop"} for at in range(body.get("n", 1))]
+        letter = "ABCD"[(sum(ids) + (body.get("seed") or 0)) % 4]
+        text = f" {REASONING} Answer: {letter}"
+        choices = [{"index": at, "text": text, "finish_reason": "stop"} for at in range(body.get("n", 1))]
     return {"model": MODEL, "choices": choices, "usage": {"prompt_tokens": len(ids)}}
 
 
@@ -83,6 +90,8 @@ if BEHAVIOUR == "early" and is_first():
     for line in range(20):
         print(f"loading shard {line}", flush=True)
     sys.exit("torch.OutOfMemoryError: CUDA out of memory")
+if BEHAVIOUR == "heavy":
+    time.sleep(2)
 DIES_LATE = BEHAVIOUR == "late" and is_first()
 http.server.ThreadingHTTPServer.daemon_threads = True
 http.server.ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()

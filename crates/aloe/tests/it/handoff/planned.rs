@@ -15,35 +15,96 @@ fn bytes_below(folder: &Path, found: &mut Vec<(std::path::PathBuf, Vec<u8>)>) {
     }
 }
 
+/// Words of a text that are absolute paths of a machine, but for the shell and the null device.
+fn absolute_paths(text: &str) -> Vec<&str> {
+    let words = text.split(|letter: char| letter.is_whitespace() || "\"'=(),;<>[]{}|&`".contains(letter));
+    let is_path = |word: &&str| {
+        let second = word.strip_prefix('/').and_then(|rest| rest.chars().next());
+        second.is_some_and(|letter| letter.is_alphanumeric()) && !["/bin/bash", "/dev/null"].contains(word)
+    };
+    words.filter(is_path).collect()
+}
+
+#[test]
+fn absolute_paths_are_told_from_other_words_with_a_slash() {
+    let text = "#!/bin/bash\nexec x > /dev/null; cd \"$(dirname \"$a\")/../..\" and/or 1/2 s/^a//p http://x/y ./out/z\na = \"/opt/b\" --c=/d";
+    assert_eq!(absolute_paths(text), ["/opt/b", "/d"]);
+}
+
 #[test]
 fn the_same_recipe_gives_the_same_plan_byte_for_byte_and_no_absolute_path_outside_cluster_toml() {
     let Some(stories) = stories() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let (one, two) = (dir.path().join("one"), dir.path().join("elsewhere/two"));
-    for out in [&one, &two] {
-        plan(dir.path(), &stories, out, "local", &[]);
-    }
-    assert_eq!(digests_of_plan(&one), digests_of_plan(&two));
-    let mut files = Vec::new();
-    bytes_below(&one, &mut files);
-    let here = dir.path().to_str().unwrap().as_bytes();
-    for (path, bytes) in files {
-        let is_record = path.file_name().is_some_and(|name| name == "record.json");
-        if path.ends_with("cluster.toml") || is_record {
-            continue;
+    for (place, trainer) in [("local", "aloe"), ("slurm", "trl"), ("slurm", "axolotl")] {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("one"), dir.path().join("elsewhere/two"));
+        cluster_file(dir.path(), "[engines]\ntrl = \"/opt/trl\"\naxolotl = \"/opt/axolotl\"\n");
+        let trainer = format!("trainer = \"{trainer}\"");
+        let swaps = [("trainer = \"aloe\"", trainer.as_str()), ("warmup_steps = 1", "warmup_steps = 2")];
+        for out in [&one, &two] {
+            plan(dir.path(), &stories, out, place, &swaps);
         }
-        let names = |folder: &[u8]| bytes.windows(folder.len()).any(|window| window == folder);
-        assert!(!names(here), "{} names {}", path.display(), dir.path().display());
-        assert!(!names(stories.to_str().unwrap().as_bytes()), "{} names {}", path.display(), stories.display());
+        assert_eq!(digests_of_plan(&one), digests_of_plan(&two), "{trainer}");
+        let (mut files, mut n_texts) = (Vec::new(), 0);
+        bytes_below(&one, &mut files);
+        let here = dir.path().to_str().unwrap().as_bytes();
+        for (path, bytes) in files {
+            // Records say where they were made: host and paths.
+            if path.ends_with("cluster.toml") || path.ends_with("record.json") {
+                continue;
+            }
+            let names = |folder: &[u8]| bytes.windows(folder.len()).any(|window| window == folder);
+            assert!(!names(here), "{} names {}", path.display(), dir.path().display());
+            assert!(!names(stories.to_str().unwrap().as_bytes()), "{} names {}", path.display(), stories.display());
+            let inside = path.strip_prefix(&one).unwrap();
+            let is_planned = !inside.starts_with("out") && !inside.starts_with("files");
+            if let (true, Ok(text)) = (is_planned, std::str::from_utf8(&bytes)) {
+                n_texts += 1;
+                assert_eq!(absolute_paths(text), [""; 0], "{}", path.display());
+            }
+        }
+        // Five files of each of the eight stages, the plan and the recipe.
+        assert!(n_texts >= 42, "{trainer}: {n_texts} texts were looked at");
+        let stages: Vec<String> = std::fs::read_dir(one.join("stages"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert_eq!(stages.len(), 8, "{stages:?}");
+        for file in ["job.sbatch", "run.sh", "check.sh", "inputs.sha256", "env.lock"] {
+            assert!(one.join("stages/10-sft-a").join(file).is_file(), "{file}");
+        }
     }
-    let stages: Vec<String> = std::fs::read_dir(one.join("stages"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    assert_eq!(stages.len(), 8, "{stages:?}");
-    for file in ["job.sbatch", "run.sh", "check.sh", "inputs.sha256", "env.lock"] {
-        assert!(one.join("stages/10-sft-a").join(file).is_file(), "{file}");
+}
+
+/// A Python that refuses all configurations, and one that takes them.
+#[test]
+fn what_an_engines_own_parser_refuses_is_refused_by_validate_with_its_last_words() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let bin = dir.path().join("engine/bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    let python = bin.join("python");
+    let site = format!("[engines]\ntrl = {:?}\n", dir.path().join("engine"));
+    let cluster = cluster_file(dir.path(), &site);
+    let out = dir.path().join("run");
+    plan(dir.path(), &stories, &out, "local", &[("trainer = \"aloe\"", "trainer = \"trl\"")]);
+    let recipe = dir.path().join("tiny.toml");
+    let validate = |script: &str| {
+        // By a child: a program that this process has open for writing cannot be run.
+        let write = "printf '%s' \"$1\" > \"$2\" && chmod 755 \"$2\"";
+        let written = std::process::Command::new("sh").args(["-c", write, "sh", script]).arg(&python).status();
+        assert!(written.unwrap().success());
+        let [recipe, cluster, out] = [&recipe, &cluster, &out].map(|path| path.to_str().unwrap());
+        let (_, said, code) =
+            run(&["plan", recipe, "--where", "local", "--cluster", cluster, "--out", out, "--validate"]);
+        (said, code)
+    };
+    let (said, code) = validate("#!/bin/sh\nexit 0\n");
+    assert_eq!(code, 0, "{said}");
+    for stage in ["sft-a", "sft-b", "dpo"] {
+        assert!(said.contains(&format!("{stage}: accepted by trl's own parser")), "{said}");
     }
+    let (said, code) = validate("#!/bin/sh\necho 'no key learnin_rate' >&2\nexit 1\n");
+    assert!(code == 2 && said.contains("stage \"sft-a\": no key learnin_rate"), "{said}");
 }
 
 #[test]

@@ -159,6 +159,35 @@ fn shards_of_served_stages_are_gathered_without_a_server() {
     assert_eq!(results(&three), results(&one));
 }
 
+/// Nodes of a partition may have other processors: a done shard never runs again, so whoever gathers must take it.
+#[test]
+fn shards_that_another_processor_made_are_gathered_and_the_record_names_it() {
+    if stories().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let three = planned_well(dir.path(), "three", "local", THREE);
+    let gathers = three.join("stages/10-scores/run.sh");
+    let whole = std::fs::read_to_string(&gathers).unwrap();
+    std::fs::write(&gathers, "exit 9\n").unwrap();
+    let shards = crate::aloe().args(["run", three.to_str().unwrap()]).env("ALOE_CPU", "portable").output().unwrap();
+    assert_eq!(shards.status.code(), Some(1), "{}", String::from_utf8_lossy(&shards.stderr));
+    let found: Vec<String> = states(&three, None).into_iter().map(|(_, phase)| phase).collect();
+    assert_eq!(found, ["done", "done", "done", "failed", "cancelled"]);
+    std::fs::write(&gathers, whole).unwrap();
+    let (_, said, code) = run(&["resume", three.to_str().unwrap()]);
+    let log = std::fs::read_to_string(three.join("state/scores/local.log")).unwrap();
+    assert_eq!(code, 0, "{said}\n{log}");
+    assert_eq!(attempts(&three, None)[..3], [1, 1, 1]);
+    let record = aloe_record::Record::read(&three.join("out/scores")).unwrap();
+    let is_own = aloe_tensor::Isa::best() == aloe_tensor::Isa::Portable;
+    let expected = if is_own { Value::Null } else { serde_json::json!(["portable"]) };
+    assert_eq!(record.config_used.get("processors").cloned().unwrap_or_default(), expected);
+    assert!(is_own || log.contains("the shards of scores were made on processors with portable"), "{log}");
+    // What the shards' jobs cost is the stage's: three machines.
+    assert_eq!(record.results["job"]["n_nodes"], 3);
+}
+
 #[test]
 fn more_shards_than_tasks_and_shards_of_what_is_no_evaluation_are_refused_when_planned() {
     if stories().is_none() {
