@@ -415,8 +415,9 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         // Table B5 exactly, MedMCQA's keys by content, evaluation rows counted by file; +3: identifiers, templates and tokens by task in the
         // manifest, rows of 1 MiB at most; +4: rows with a question's id are held out by the whole id, its number included.
         "data" => "0.1.0+4",
-        // 0.1.0+2: masks by the model's name, not its place; +3: nearswap's weight is a reciprocal times t.
-        "merge" => "0.1.0+3",
+        // 0.1.0+2: masks by the model's name, not its place; +3: nearswap's weight is a reciprocal times t; +4: task_arithmetic takes no density,
+        // multislerp of no change is the base, named chat templates are mergekit's.
+        "merge" => "0.1.0+4",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's. Of an evaluation also what is
         // made of the answers; 2: answers are read by position alike for every letter, figures by subject, length and calibration.
         "eval" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
