@@ -203,13 +203,13 @@ impl Order {
 }
 
 /// Nothing more is brought of these tensors. Where all of one came, what waits of it is hashed beside the next tensor; else what can be is hashed
-/// now and the rest given up, to be read from the file. No other thread is at the files.
-fn end<'a>(places: impl Iterator<Item = &'a Place>) {
-    let mut open: Vec<(&HashedFile, MutexGuard<'_, Order>)> = Vec::new();
+/// now and the rest given up, to be read from the file. No other thread is at the files. Returns those of which something waits.
+fn end<'a>(places: impl Iterator<Item = &'a Place>) -> Vec<Arc<HashedFile>> {
+    let mut open: Vec<(&Arc<HashedFile>, MutexGuard<'_, Order>)> = Vec::new();
     let mut ended: Vec<(usize, &Range<u64>)> = Vec::new();
     for (file, tensor) in places {
         file.wanted_to.store(0, Ordering::Relaxed);
-        let at = open.iter().position(|(known, _)| std::ptr::eq(*known, file.as_ref())).unwrap_or_else(|| {
+        let at = open.iter().position(|(known, _)| Arc::ptr_eq(known, file)).unwrap_or_else(|| {
             open.push((file, locked(&file.order)));
             open.len() - 1
         });
@@ -224,12 +224,19 @@ fn end<'a>(places: impl Iterator<Item = &'a Place>) {
         is_whole[at] &= order.covered() >= tensor.end;
         order.expected.remove(&tensor.start);
     }
-    let mut is_whole = is_whole.into_iter();
-    open.retain(|_| !is_whole.next().unwrap_or_default());
-    hash_ready(&mut open, usize::MAX);
-    for (file, order) in &mut open {
+    let (mut carried, mut behind) = (Vec::new(), Vec::new());
+    for ((file, order), is_whole) in open.into_iter().zip(is_whole) {
+        match is_whole {
+            true if order.waiting.is_empty() => {}
+            true => carried.push(file.clone()),
+            false => behind.push((file.as_ref(), order)),
+        }
+    }
+    hash_ready(&mut behind, usize::MAX);
+    for (file, order) in &mut behind {
         file.drop_waiting(order);
     }
+    carried
 }
 
 /// Hashes what follows on what was hashed of several files side by side, as long as there is something: of each as much as of the one that has
@@ -392,6 +399,8 @@ pub(crate) struct Hashing {
     read: Vec<Vec<Place>>,
     /// Where it stands in outputs, by its name.
     written: HashMap<String, Vec<Place>>,
+    /// Files of the last tensor of which something waits.
+    carried: Mutex<Vec<Arc<HashedFile>>>,
 }
 
 impl Hashing {
@@ -484,9 +493,16 @@ impl Hashing {
         order
     }
 
-    /// From now on the bytes of a tensor are read and written, in their order. Its outputs: those of [`deliver`].
+    /// From now on the bytes of a tensor are read and written, in their order. Its outputs: those of [`deliver`]. What still waits of other
+    /// files is hashed first, so that no more waits than of the files of one tensor.
     pub(crate) fn begin(&self, tensor: usize, name: &str) -> Vec<Place> {
         let written = self.written.get(name).cloned().unwrap_or_default();
+        let is_of_it = |file: &HashedFile| {
+            self.read[tensor].iter().chain(&written).any(|(other, _)| std::ptr::eq(other.as_ref(), file))
+        };
+        let carried = std::mem::take(&mut *locked(&self.carried));
+        let others = carried.iter().filter(|file| !is_of_it(file));
+        hash_ready(&mut others.map(|file| (file.as_ref(), locked(&file.order))).collect::<Vec<_>>(), usize::MAX);
         self.read[tensor].iter().chain(&written).for_each(|(file, range)| file.begin(range));
         written
     }
@@ -495,7 +511,7 @@ impl Hashing {
     pub(crate) fn end(&self, tensor: usize, name: &str) -> Result<()> {
         HELD.take();
         let (read, written) = (&self.read[tensor], self.written.get(name).map_or(&[][..], Vec::as_slice));
-        end(read.iter().chain(written));
+        *locked(&self.carried) = end(read.iter().chain(written));
         let mut behind: Vec<&Arc<HashedFile>> = Vec::new();
         for (file, _) in read {
             let n_behind = locked(&file.order).n_behind();

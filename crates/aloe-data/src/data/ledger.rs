@@ -1,5 +1,5 @@
 //! `ledger.jsonl`: what happened to each row that did not go to training as it was read: changed, kept by a verdict, dropped, held out or
-//! left out, with the rule. A row in no line of it stands in `train.jsonl` unchanged.
+//! left out, with the rule. A row in no line of it stands in `train.jsonl` unchanged, or broken in the quarantine.
 //!
 //! Ids are `source/file:line`; the folder stands in the record's settings, so that the ledger's bytes do not depend on where the data
 //! lies. Never holds text of rows, but for the subject that a row's own column names.

@@ -11,9 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Whether a question may be a hit.
 type IsIn<'a> = dyn Fn(&u32) -> bool + 'a;
 
-/// The numbers of a text in order, without separators of thousands.
+/// The digits of a text's numbers in order: points, commas and separators of thousands are what changed punctuation changes.
 fn numbers(text: &str) -> Vec<String> {
-    NUMBER.find_iter(text).map(|found| found.as_str().replace(',', "")).collect()
+    NUMBER.find_iter(text).map(|found| found.as_str().replace([',', '.'], "")).collect()
 }
 
 impl Index {

@@ -27,6 +27,8 @@ struct Safe {
     /// Of an answer to the question as it stands; one to an attack gives way to it.
     is_plain: bool,
     text: String,
+    /// The words that were asked.
+    asked: String,
 }
 
 impl SafeAnswers {
@@ -46,7 +48,10 @@ impl SafeAnswers {
         if let Some(id) = &item.group
             && self.by_id.get(id).is_none_or(|known| is_plain && !known.is_plain)
         {
-            self.by_id.insert(id.clone(), Safe { is_plain, text: answer.content.clone() });
+            self.by_id.insert(
+                id.clone(),
+                Safe { is_plain, text: answer.content.clone(), asked: words_alone(&asked.content) },
+            );
         }
         if is_plain {
             self.by_text.entry(words_alone(&asked.content)).or_insert_with(|| answer.content.clone());
@@ -54,9 +59,13 @@ impl SafeAnswers {
         Ok(())
     }
 
+    /// The answer to the question's very words; else the one of its id, where that answers an attack or the sample is a variant: other
+    /// sets use the same ids for other questions.
     fn of(&self, sample: &Sample) -> Option<&str> {
-        let by_id = self.by_id.get(&sample.group).map(|safe| safe.text.as_str());
-        by_id.or_else(|| self.by_text.get(&words_alone(&sample.question)).map(String::as_str))
+        let asked = words_alone(&sample.question);
+        let may_differ = |safe: &&Safe| sample.is_variant || !safe.is_plain || safe.asked == asked;
+        let by_id = self.by_id.get(&sample.group).filter(may_differ).map(|safe| safe.text.as_str());
+        by_id.or_else(|| self.by_text.get(&asked).map(String::as_str))
     }
 }
 
@@ -87,6 +96,8 @@ pub(crate) struct Paired {
 
 struct Sample {
     group: String,
+    /// A role-play variant of the question whose id `group` is.
+    is_variant: bool,
     question: String,
     style: Option<Style>,
     rendering: Option<Rendering>,
@@ -112,6 +123,7 @@ fn sample(row: &Row) -> Result<Sample, RowError> {
     Ok(Sample {
         // A role-play variant by `aloe synthesis` is a question of its own, whose base question's id it begins with.
         group: id.strip_suffix("/roleplay").unwrap_or(&id).to_owned(),
+        is_variant: id.ends_with("/roleplay"),
         question: super::text(row, "question")?,
         style,
         rendering: serde_json::from_value(value("rendering")).map_err(|_| wrong("rendering"))?,

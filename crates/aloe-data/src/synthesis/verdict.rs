@@ -109,9 +109,9 @@ fn missing_part(question: &Question, reasoning: &str) -> Option<Verdict> {
     }
 }
 
-/// A line that begins with an option's letter as a label: `A.`, `(B)`, `**C:**`, `- D)`, `Option E`.
+/// A line that begins with an option's letter as a label: `A.`, `(B)`, `**C:**`, `- D)`, `Option E`; `E. coli` is none.
 static OPTION_LINE: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r"^\s*(?:[-*_(\[]+\s*)*(?:(?:[Oo]ption|[Cc]hoice)\s+[A-J]\b|[A-J](?:\*\*)?[).:\]])")
+    Regex::new(r"^\s*(?:[-*_(\[]+\s*)*(?:(?:[Oo]ption|[Cc]hoice)\s+[A-J]\b|[A-J](?:\*\*)?(?:[):\]]|\.(?:\s*$|\*|\s*[^\sa-z])))")
         .expect("a fixed pattern")
 });
 

@@ -49,6 +49,51 @@ fn pieces_brought_by_several_threads_are_hashed_without_reading_the_file_and_wha
     assert_eq!(locked(&file.order).sha.clone().hex(), digest::bytes(&all));
 }
 
+/// Budgets that end inside a piece, pieces of other lengths in each file, two tensors: what is put back is taken up again, and what a tensor leaves waiting
+/// is hashed beside the next one. The files hold zeros: nothing is read from them.
+#[test]
+fn hashing_that_stops_inside_a_piece_goes_on_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = bytes(60_000);
+    let tensors = [0..25_013u64, 25_013..60_000];
+    for budget in [1, 63, 64, 10_006] {
+        let files: Vec<Arc<HashedFile>> = (0..3)
+            .map(|at| {
+                let path = dir.path().join(at.to_string());
+                std::fs::write(&path, vec![0; all.len()]).unwrap();
+                let file = HashedFile::new(&path, all.len() as u64, 1 << 20, None).unwrap();
+                tensors.iter().for_each(|tensor| file.expect(tensor));
+                Arc::new(file)
+            })
+            .collect();
+        for tensor in &tensors {
+            files.iter().for_each(|file| file.begin(tensor));
+            for (at, file) in files.iter().enumerate() {
+                let step = [1_000, 777, 20_000][at];
+                for start in (tensor.start..tensor.end).step_by(step) {
+                    let range = start..(start + step as u64).min(tensor.end);
+                    assert!(file.wants(&range));
+                    let bytes = Arc::new(all[range.start as usize..range.end as usize].to_vec());
+                    file.bring(Piece { at: start, bytes });
+                }
+            }
+            let open: Vec<&HashedFile> = files.iter().map(Arc::as_ref).collect();
+            for _ in 0..7 {
+                try_hash(&open, budget);
+            }
+            let hashed = locked(&files[0].order).sha.n_bytes();
+            assert!(hashed >= (7 * budget as u64).min(tensor.end), "{budget}: {hashed}");
+            let places: Vec<Place> = files.iter().map(|file| (file.clone(), tensor.clone())).collect();
+            assert_eq!(end(places.iter()).len(), if budget == 10_006 && hashed == tensor.end { 0 } else { 3 });
+        }
+        for file in files {
+            file.catch_up().unwrap();
+            assert_eq!(locked(&file.order).sha.clone().hex(), digest::bytes(&all), "{budget}");
+            assert_eq!(file.n_waiting.load(Ordering::Relaxed), 0);
+        }
+    }
+}
+
 /// A hole in what is brought: no more than the bound waits, and the file gives the rest.
 #[test]
 fn what_comes_too_early_waits_within_its_bound_and_is_then_read_from_the_file() {

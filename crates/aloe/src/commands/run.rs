@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::handoff::returned;
 use crate::handoff::rewrite::trainer_of;
 use crate::recipe::checked::{Input, Recipe, Stage};
+use crate::recipe::compared;
 use crate::recipe::stage_config::StageConfig;
 use crate::stage::{Context, Done, Inputs};
 use aloe_handoff::plan::is_run_folder;
@@ -41,6 +42,9 @@ pub(crate) fn run(args: &RunArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let threads = threads_of(if args.threads == 0 { recipe.threads } else { args.threads });
     let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, servers, cancel: cancel.clone() };
     check_inputs(&recipe, only)?;
+    if only.is_none() {
+        stages::tell(&compared::notices(&recipe, &out));
+    }
     let mut rows = Vec::new();
     for (at, stage) in recipe.stages.iter().enumerate() {
         if only.is_some_and(|only| only != at) {

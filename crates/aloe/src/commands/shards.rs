@@ -98,9 +98,10 @@ pub(crate) fn gather(
         let job = job_of(&config, stage, &inputs, &part, &served)?;
         let Some(isa) = made_on(context, &job)? else {
             let text = format!(
-                "{} is not the shard of these settings and inputs, or its files were changed: remove {} and run it again",
+                "{} is not the shard of these settings and inputs, or its files were changed: remove {} and state/{}.{index}-of-{n} and run it again",
                 part.display(),
-                part.display()
+                part.display(),
+                stage.name
             );
             return Err(Failure::usage(text).into());
         };

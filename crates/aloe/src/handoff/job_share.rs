@@ -32,7 +32,14 @@ pub(crate) fn note(record: &mut Record) -> anyhow::Result<()> {
     }
     let plan = RunPlan::read(run)?;
     match plan.stages.iter().find(|stage| stage.name == name && stage.in_recipe() == record.name) {
-        Some(planned) => Ok(record.result(JOB, of(run, planned)?)?),
+        // Finished work is not given up for a figure about it.
+        Some(planned) => match of(run, planned) {
+            Ok(share) => Ok(record.result(JOB, share)?),
+            Err(error) => {
+                aloe_record::tell(&format!("note: the job's GPU hours are not in the record: {error:#}"));
+                Ok(())
+            }
+        },
         None => Ok(()),
     }
 }

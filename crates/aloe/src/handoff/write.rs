@@ -10,6 +10,7 @@ use crate::commands::{shards, threads_of};
 use crate::failure::Failure;
 use crate::recipe::at_site::{self, Site};
 use crate::recipe::checked::{Input, Recipe, Stage};
+use crate::recipe::compared;
 use crate::recipe::plan::plan;
 use crate::recipe::stage_config::StageConfig;
 use crate::stage::Context;
@@ -51,7 +52,7 @@ pub(crate) fn write(
     refuse_begun(run)?;
     check_stages(&recipe, &cluster, default, place)?;
     enter_root(&recipe)?;
-    check_memory(&recipe, &cluster, default, run)?;
+    let of_servers = check_memory(&recipe, &cluster, default, run)?;
     let rewritten = rewrite(&recipe, &text, &cluster, default).map_err(|mistakes| {
         Failure::usage(format!("the recipe cannot leave this machine\n  {}", mistakes.join("\n  ")))
     })?;
@@ -71,6 +72,8 @@ pub(crate) fn write(
         .context("the recipe as copied has mistakes that the one it was made from has not")?;
     let plan = plan_of(&copied, &rewritten.text, &cluster, place)?;
     let mut notices = idle_gpus(&copied, &plan, &cluster)?;
+    notices.extend(of_servers);
+    notices.extend(compared::notices(&copied, Path::new("out")));
     for planned in &plan.stages {
         let stage = &copied.stages[copied.position(planned.in_recipe())?];
         let written = scripts::write(&copied, stage, planned, &plan, &cluster);
@@ -220,7 +223,8 @@ fn idle_gpus(recipe: &Recipe, plan: &RunPlan, cluster: &Cluster) -> anyhow::Resu
     for planned in plan.stages.iter().filter(|planned| planned.trainer == Trainer::Aloe) {
         let stage = &recipe.stages[recipe.position(planned.in_recipe())?];
         let n_gpus = planned.resources.gpus_per_node;
-        let is_served = scripts::served_model(recipe, stage, cluster).is_some();
+        let has_gpus = cluster.serving.as_ref().is_some_and(|serving| serving.gpus > 0);
+        let is_served = has_gpus && scripts::served_model(recipe, stage, cluster).is_some();
         if n_gpus > 0 && !is_served {
             can_be_served |=
                 matches!(stage.config, StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::Synthesis(_));
@@ -240,19 +244,25 @@ fn idle_gpus(recipe: &Recipe, plan: &RunPlan, cluster: &Cluster) -> anyhow::Resu
 
 /// A stage whose estimated memory its machines do not have would end by being killed. On GPUs it is the estimate of `aloe plan --cluster`
 /// that decides; on processors that of this machine. What cannot be estimated, or has no stated limit, is not checked.
-fn check_memory(recipe: &Recipe, cluster: &Cluster, default: Trainer, run: &Path) -> anyhow::Result<()> {
+fn check_memory(recipe: &Recipe, cluster: &Cluster, default: Trainer, run: &Path) -> anyhow::Result<Vec<String>> {
     let rows = plan(recipe, &run.join("out"), None)?.rows;
     let site = Site::of(cluster);
-    let mut mistakes = Vec::new();
+    let (mut mistakes, mut notices) = (Vec::new(), Vec::new());
     let is_made = made_here(recipe, cluster);
     for ((stage, row), _) in recipe.stages.iter().zip(&rows).zip(&is_made).filter(|(_, made)| !**made) {
         let asked = cluster.resources(stage.config.kind(), &stage.name).map_err(Failure::usage)?;
         let is_own = trainer_of(recipe, stage, default) == Trainer::Aloe;
         let is_served = scripts::served_model(recipe, stage, cluster).is_some();
-        if (!is_own || is_served) && asked.gpus_per_node > 0 {
+        let is_on_gpus = is_served && cluster.serving.as_ref().is_some_and(|serving| serving.gpus > 0);
+        if (!is_own || is_on_gpus) && asked.gpus_per_node > 0 {
             let estimate = at_site::estimate(row, asked, &site);
             let too_large = estimate.iter().flat_map(|estimate| estimate.too_large());
-            mistakes.extend(too_large.map(|text| format!("stage {:?} {text}", stage.name)));
+            let too_large = too_large.map(|text| format!("stage {:?} {text}", stage.name));
+            match is_own {
+                // The server's command may hold the weights in fewer bits than the two bytes that are counted.
+                true => notices.extend(too_large.map(|text| format!("{text}, if its server holds bf16 weights"))),
+                false => mistakes.extend(too_large),
+            }
             continue;
         }
         let share_gb = row.memory_bytes.map(|bytes| bytes as f64 / 1e9);
@@ -261,7 +271,10 @@ fn check_memory(recipe: &Recipe, cluster: &Cluster, default: Trainer, run: &Path
         {
             let way_out = match stage.config {
                 StageConfig::Sft(_) | StageConfig::Dpo(_) => "train it with trl or axolotl on GPUs",
-                _ => "serve its model, see [serving] in aloe plan --help",
+                StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::Synthesis(_) if !is_served => {
+                    "serve its model, see [serving] in aloe plan --help"
+                }
+                _ => "give it a node with more",
             };
             mistakes.push(format!(
                 "stage {:?} needs about {share_gb:.0} GB of a node with {limit} GB; {way_out}",
@@ -270,7 +283,7 @@ fn check_memory(recipe: &Recipe, cluster: &Cluster, default: Trainer, run: &Path
         }
     }
     match mistakes.is_empty() {
-        true => Ok(()),
+        true => Ok(notices),
         false => Err(Failure::usage(format!("nothing was planned\n  {}", mistakes.join("\n  "))).into()),
     }
 }

@@ -242,10 +242,9 @@ const QUALITY: &[Key] = &[
 ];
 
 /// Inputs of a data stage, under its keys.
-const DATA_INPUTS: &str = "Inputs of a recipe's stage, from = { embedder = .., judge = .., scorer = .., rows = .. }: folders, .gguf files or http(s)://host:port/v1#model. \
+const DATA_INPUTS: &str = "Inputs of a recipe's stage, from = { embedder = .., judge = .., scorer = .. }: folders, .gguf files or http(s)://host:port/v1#model. \
                            embedder finds each row's nearest evaluation question by meaning; judge (with it) is asked whether the two are the \
-                           same, True or False; scorer is one model or two, [complexity, quality]; rows \
-                           is a list of stages whose rows sources take by from.\n";
+                           same, True or False; scorer is one model or two, [complexity, quality].\n";
 
 const EVAL: &[Key] = &[
     ("tasks", "list of task names, see below"),

@@ -121,9 +121,6 @@ fn answers_to_test_questions_and_answers_without_a_judge_are_no_source_of_pairs(
     let dir = tempfile::tempdir().unwrap();
     let (_, stderr, code) = recipe(dir.path(), &model, None, "train", "");
     assert!(code != 0 && stderr.contains("unjudged"), "{stderr}");
-    let dir = tempfile::tempdir().unwrap();
-    let (_, stderr, code) = recipe(dir.path(), &model, None, "train", ", path = \"x.jsonl\"");
-    assert!(code == 2 && stderr.contains("give either `path`, or `from`"), "{stderr}");
 }
 
 fn better(n: usize) -> Value {

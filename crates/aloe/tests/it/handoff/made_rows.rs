@@ -150,8 +150,9 @@ fn synthesis_on_servers_makes_the_rows_that_a_later_job_trains_on_and_the_gpus_a
         .map(|entry| entry.metadata().unwrap().len())
         .collect();
     assert_eq!(asked.len(), 4, "two servers of each stage were asked: {asked:?}");
-    // 30 prompts; 12 questions, up to 4 attempts each.
-    assert_eq!(record("attacks").results["redteam"]["n_prompts"].as_u64().unwrap_or(24), 24);
+    // 12 questions, up to 4 attempts each.
+    let n_attacks = std::fs::read_to_string(out.join("out/attacks/samples.jsonl")).unwrap().lines().count();
+    assert!(n_attacks >= 24, "{n_attacks}");
     let n_rows = std::fs::read_to_string(out.join("out/cot/train.jsonl")).unwrap().lines().count();
     assert!((4..=12).contains(&n_rows), "{n_rows} of 12 questions were solved");
     let trained = std::fs::read_to_string(out.join("out/rows/train.jsonl")).unwrap().lines().count();
