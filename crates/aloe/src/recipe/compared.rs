@@ -121,8 +121,8 @@ mod tests {
     fn recipe(data: &str, train: &str) -> Recipe {
         let text = format!(
             "name = \"x\"\n[[stage]]\nkind = \"data\"\nname = \"rows\"\n{data}\nsources = [{{ name = \"s\", path = \"s.jsonl\", licence = \"MIT\" }}]\n\
-             [[stage]]\nkind = \"sft\"\nname = \"sft\"\nfrom = {{ model = \"m\", data = \"{train}\" }}\n\
-             [[stage]]\nkind = \"eval\"\nname = \"before\"\nfrom = {{ model = \"m\" }}\ndata = \"d\"\ntasks = [\"medmcqa\", \"careqa_en\"]\n\
+             [[stage]]\nkind = \"sft\"\nname = \"sft\"\nfrom = {{ model = \"./m\", data = \"{train}\" }}\nepochs = 1\n\
+             [[stage]]\nkind = \"eval\"\nname = \"before\"\nfrom = {{ model = \"./m\" }}\ndata = \"d\"\ntasks = [\"medmcqa\", \"careqa_en\"]\n\
              [[stage]]\nkind = \"eval\"\nname = \"after\"\nfrom = {{ model = \"sft\" }}\ndata = \"d\"\ntasks = [\"medmcqa\", \"careqa_en\"]\n\
              [[stage]]\nkind = \"eval\"\nname = \"chosen\"\nfrom = {{ model = \"sft\" }}\ndata = \"d\"\ntasks = [\"medmcqa\"]\nsplit = \"validation\"\n\
              [[stage]]\nkind = \"redteam\"\nname = \"red\"\nfrom = {{ model = \"sft\" }}\nquestions = \"q.jsonl\"\n"
@@ -163,12 +163,12 @@ mod tests {
 
     #[test]
     fn an_embedder_without_anything_to_compare_with_is_a_mistake_of_the_recipe() {
-        let text = "name = \"x\"\n[[stage]]\nkind = \"data\"\nname = \"rows\"\nfrom = { embedder = \"e\" }\n\
+        let text = "name = \"x\"\n[[stage]]\nkind = \"data\"\nname = \"rows\"\nfrom = { embedder = \"./e\" }\n\
                     sources = [{ name = \"s\", path = \"s.jsonl\", licence = \"MIT\" }]\n";
         let error = Recipe::parse(Path::new("r.toml"), text).err().unwrap().to_string();
         assert!(error.contains("r.toml:2: stage \"rows\": the input `embedder` needs questions"), "{error}");
         let evaluated =
-            "[[stage]]\nkind = \"eval\"\nname = \"a\"\nfrom = { model = \"m\" }\ndata = \"d\"\ntasks = [\"medmcqa\"]\n";
+            "[[stage]]\nkind = \"eval\"\nname = \"a\"\nfrom = { model = \"./m\" }\ndata = \"d\"\ntasks = [\"medmcqa\"]\n";
         assert!(Recipe::parse(Path::new("r.toml"), &format!("{text}{evaluated}")).is_ok());
     }
 }
