@@ -167,8 +167,7 @@ mod tests {
                     sources = [{ name = \"s\", path = \"s.jsonl\", licence = \"MIT\" }]\n";
         let error = Recipe::parse(Path::new("r.toml"), text).err().unwrap().to_string();
         assert!(error.contains("r.toml:2: stage \"rows\": the input `embedder` needs questions"), "{error}");
-        let evaluated =
-            "[[stage]]\nkind = \"eval\"\nname = \"a\"\nfrom = { model = \"./m\" }\ndata = \"d\"\ntasks = [\"medmcqa\"]\n";
+        let evaluated = "[[stage]]\nkind = \"eval\"\nname = \"a\"\nfrom = { model = \"./m\" }\ndata = \"d\"\ntasks = [\"medmcqa\"]\n";
         assert!(Recipe::parse(Path::new("r.toml"), &format!("{text}{evaluated}")).is_ok());
     }
 }

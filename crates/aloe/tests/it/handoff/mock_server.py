@@ -13,10 +13,12 @@ import time
 
 PORT, MODEL, FOLDER, BEHAVIOUR = int(sys.argv[1]), *sys.argv[2:5]
 CANARY = 20261128
-# Long enough to count as reasoning where solutions are made.
+# Long enough to count as reasoning where solutions are made, and in the three parts that are asked for.
 REASONING = (
     "What decides here is told by the course of the structure that is named in the case, and every choice must be held against it in turn "
     "before one can be taken.\n"
+    + "".join(f"{letter}. This one is weighed against the course that was told above.\n" for letter in "ABCD")
+    + "Held against each other, one of them fits the whole of the case best.\n"
 )
 
 
