@@ -308,11 +308,14 @@ fn hash(slots: &[TensorSlot], places: &[Place], start: usize, pieces: &[Arc<Vec<
 /// Bytes of some tiles of a tensor, one piece per slot, from the element where they begin; and the figures of these tiles.
 type Merged = (usize, Vec<Arc<Vec<u8>>>, Vec<Option<TileSums>>);
 
+/// Bytes of some tiles, one piece per slot, from the element where they begin.
+type Written = (usize, Vec<Arc<Vec<u8>>>);
+
 /// What is merged and not written yet. A file takes one writer at a time, and the kernel lets a second one spin: whoever brings something writes
 /// what waits, unless another thread is at it. No thread of its own does: it would take the place of one that merges.
 #[derive(Default)]
 struct Queue {
-    waiting: Mutex<Vec<(usize, Vec<Arc<Vec<u8>>>)>>,
+    waiting: Mutex<Vec<Written>>,
     turn: Mutex<()>,
 }
 
