@@ -160,7 +160,7 @@ fn foreign_later(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &
     })
 }
 
-/// In the job of a stage whose rows an earlier job made: writes what [`write`] writes for others, but the scripts. Again it writes the same.
+/// In the job of a stage whose rows an earlier job made: writes what [`write()`] writes for others, but the scripts. Again it writes the same.
 pub(crate) fn render(
     recipe: &Recipe,
     stage: &Stage,
