@@ -9,8 +9,8 @@ use crate::{Error, Result};
 
 /// What the program, the tokenizers and the plan take beside tiles.
 const RESIDENT: u64 = 64 << 20;
-/// Bytes of a file that wait to be hashed, per thread that may be ahead: those of the tiles that are written together, in f32.
-pub(crate) const WAITING: usize = WRITTEN_TOGETHER * TILE * 4;
+/// Bytes of a file that wait to be hashed, per thread that may be ahead: those of sixteen tiles in f32.
+pub(crate) const WAITING: usize = 16 * TILE * 4;
 /// Bytes that a parsed tokenizer takes per byte of its file: names, ids and merges as trees, and the tokens by name and by id.
 const TREE: u64 = 8;
 

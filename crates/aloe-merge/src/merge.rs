@@ -211,8 +211,8 @@ pub fn tensor_digest(
     Ok((hasher.hex(), stats.map(|stats| figures::by_model(config, plan, tensor, stats))))
 }
 
-/// Tiles written at once.
-pub(crate) const WRITTEN_TOGETHER: usize = 16;
+/// Tiles written at once: those of a few inputs and of the result lie in the second-level cache while they are merged and hashed.
+pub(crate) const WRITTEN_TOGETHER: usize = 4;
 /// Pieces that wait to be written while another thread writes, before one waits for its turn.
 pub(crate) const QUEUED: usize = 4;
 
