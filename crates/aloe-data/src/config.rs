@@ -444,7 +444,7 @@ impl DataConfig {
             mistake("`name` must not be empty nor hold `/`, `:` or `#`".into());
         }
         let stated = source.licence.trim().to_lowercase();
-        if stated.is_empty() || stated == "unknown" {
+        if licence::is_unstated(&stated) {
             mistake("the licence is unknown; state it, for nobody may train on what nobody may use".into());
         }
         if let Some(reason) = licence::forbids(&stated, &self.uses()) {

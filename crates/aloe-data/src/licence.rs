@@ -60,22 +60,82 @@ const SHARE_ALIKE: [&str; 12] = [
     "lgpl",
 ];
 
+/// Whether the words say that nobody stated a licence.
+pub(crate) fn is_unstated(licence: &str) -> bool {
+    const WORDS: [&str; 14] = [
+        "unknown",
+        "none",
+        "null",
+        "n/a",
+        "na",
+        "nan",
+        "other",
+        "others",
+        "tbd",
+        "todo",
+        "unspecified",
+        "not specified",
+        "unlicensed",
+        "no license",
+    ];
+    let lower = licence.trim().to_lowercase();
+    !lower.chars().any(char::is_alphanumeric) || WORDS.contains(&lower.as_str())
+}
+
 /// The first stated use that the licence does not allow, in words; `None` when it allows all.
 pub(crate) fn forbids(licence: &str, uses: &[Use]) -> Option<String> {
     if uses.is_empty() {
         return None;
     }
-    let lower = licence.trim().to_lowercase();
-    let ways: Vec<Option<String>> =
-        lower.split(" or ").map(|way| way.split(" and ").find_map(|one| forbidden_by(one, uses))).collect();
-    if ways.iter().any(Option::is_none) { None } else { ways.into_iter().flatten().next() }
+    in_each_way(&licence.trim().to_lowercase(), &|one| forbidden_by(one, uses))
 }
 
 /// Whether a licence is known to forbid sharing what was made from its rows. One that is not in the table is not judged.
 pub fn forbids_sharing(licence: &str) -> bool {
-    let lower = licence.trim().to_lowercase();
-    let is_forbidden = |one: &str| terms(one).is_some_and(|terms| terms.no_derivatives);
-    lower.split(" or ").all(|way| way.split(" and ").any(is_forbidden))
+    let is_forbidden = |one: &str| terms(one).is_some_and(|terms| terms.no_derivatives).then_some(());
+    in_each_way(&licence.trim().to_lowercase(), &is_forbidden).is_some()
+}
+
+/// What forbids something in a licence expression (SPDX specification, annex D: `and` binds closer than `or`, brackets group): of `or` the first
+/// reason where each side has one, of `and` the first there is.
+fn in_each_way<T>(expression: &str, forbidden: &impl Fn(&str) -> Option<T>) -> Option<T> {
+    let ways = split_outside(expression, " or ");
+    if ways.len() > 1 {
+        let found: Option<Vec<T>> = ways.into_iter().map(|way| in_each_way(way, forbidden)).collect();
+        return found?.into_iter().next();
+    }
+    let parts = split_outside(expression, " and ");
+    if parts.len() > 1 {
+        return parts.into_iter().find_map(|part| in_each_way(part, forbidden));
+    }
+    let one = expression.trim();
+    match one.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) {
+        Some(inner) if is_balanced(inner) => in_each_way(inner, forbidden),
+        _ => forbidden(one),
+    }
+}
+
+/// Whether each bracket is closed behind its opening.
+fn is_balanced(text: &str) -> bool {
+    let mut depth = 0i32;
+    let is_open = text.chars().all(|c| {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        depth >= 0
+    });
+    is_open && depth == 0
+}
+
+/// Splits at a word that stands in no bracket.
+fn split_outside<'a>(text: &'a str, word: &str) -> Vec<&'a str> {
+    let (mut parts, mut start) = (Vec::new(), 0);
+    for (at, _) in text.match_indices(word) {
+        if at >= start && is_balanced(&text[start..at]) {
+            parts.push(&text[start..at]);
+            start = at + word.len();
+        }
+    }
+    parts.push(&text[start..]);
+    parts
 }
 
 fn forbidden_by(one: &str, uses: &[Use]) -> Option<String> {
@@ -103,7 +163,7 @@ fn terms(name: &str) -> Option<Terms> {
         "research only" | "academic only" | "academic use only" | "non-commercial" => true,
         _ => return None,
     };
-    let base = base.trim().trim_matches(['(', ')']).replace([' ', '_'], "-");
+    let base = base.trim().replace([' ', '_'], "-");
     let base = base.trim_end_matches("-or-later").trim_end_matches("-only");
     let found = if OPEN.contains(&base) {
         Terms::default()
@@ -140,7 +200,7 @@ mod tests {
     fn each_licence_forbids_what_its_text_forbids_and_one_that_is_not_known_everything() {
         use Use::{BeyondResearch, Commercial, Derivatives, OtherTerms};
         let all = [Commercial, Derivatives, OtherTerms, BeyondResearch];
-        let cases: [(&str, &[Use]); 16] = [
+        let cases: [(&str, &[Use]); 23] = [
             ("MIT", &[]),
             ("Apache-2.0", &[]),
             ("CC BY 4.0", &[]),
@@ -154,6 +214,14 @@ mod tests {
             ("MIT OR CC-BY-NC-4.0", &[]),
             ("MIT AND CC-BY-NC-4.0", &[Commercial]),
             ("research only", &[Commercial, BeyondResearch]),
+            ("(MIT OR Apache-2.0) AND CC-BY-NC-4.0", &[Commercial]),
+            ("CC-BY-NC-4.0 AND (MIT OR Apache-2.0)", &[Commercial]),
+            ("MIT OR (CC-BY-NC-4.0 AND CC-BY-SA-4.0)", &[]),
+            ("(CC-BY-NC-4.0) OR (GPL-3.0 AND (CC-BY-NC-4.0 OR MIT))", &[]),
+            ("((GPL-3.0))", &[OtherTerms]),
+            // Brackets that do not close say nothing.
+            ("(MIT", &all),
+            ("(MIT OR Apache-2.0 AND CC-BY-NC-4.0", &all),
             // Names that hold a mark of another licence by chance.
             ("encyclopaedia-nc-terms", &all),
             ("synca-licence", &all),
@@ -163,6 +231,16 @@ mod tests {
             let found: Vec<Use> = all.into_iter().filter(|asked| forbids(licence, &[*asked]).is_some()).collect();
             assert_eq!(found, forbidden, "{licence}");
             assert_eq!(forbids(licence, &[]), None, "nothing was asked");
+        }
+    }
+
+    #[test]
+    fn words_that_state_nothing_are_no_licence() {
+        for licence in ["", " ", "?", "-", "N/A", "none", "Unknown", "other", "TBD"] {
+            assert!(is_unstated(licence), "{licence}");
+        }
+        for licence in ["mit", "CC BY 4.0", "research only", "my own"] {
+            assert!(!is_unstated(licence), "{licence}");
         }
     }
 

@@ -29,6 +29,15 @@ pub(super) fn read(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Res
                 let reason = format!("{TOO_LONG}; it goes on to the end of the file (is a quote left open?)");
                 return each(Err(RowError::new(at, reason)));
             }
+            End::OpenQuote => {
+                let reason = "a quote that is opened in this row is not closed before the end of the file";
+                return each(Err(RowError { raw: records.raw(), ..RowError::new(at, reason) }));
+            }
+            End::BehindQuote => {
+                let reason = "text behind a closing quote (a quote inside a quoted cell is written twice)";
+                each(Err(RowError { raw: records.raw(), ..RowError::new(at, reason) }))?;
+                continue;
+            }
             End::Row => records.record(),
         };
         match (&names, cells(&record, names.as_deref(), &at)) {
@@ -57,12 +66,36 @@ enum End {
     /// Of a row beyond [`MAX_ROW_BYTES`], which is read to its end and not kept.
     LongRow,
     FileInLongRow,
+    /// With the file, inside a quoted cell: the rows behind the quote would be its text.
+    OpenQuote,
+    /// Well, but a cell goes on behind its closing quote.
+    BehindQuote,
     /// There was no further row.
     File,
 }
 
-/// Rows one at a time. The `csv` crate's own reader keeps a row however long it is, so its core is driven here.
+/// Where in a row a byte stands, by the rules of RFC 4180, section 2.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    CellStart,
+    Plain,
+    Quoted,
+    /// Behind a quote inside a quoted cell, which closes it unless another one follows.
+    Quote,
+}
+
+/// Rows one at a time. The `csv` crate's own reader keeps a row however long it is, and takes what RFC 4180 has no rule for without a word, so its
+/// core is driven here and watched.
 struct Records {
+    delimiter: u8,
+    place: Place,
+    /// A cell of the row went on behind its closing quote.
+    is_behind_quote: bool,
+    /// The line of the next byte, from 1.
+    line: u64,
+    /// The row as it stands in the file.
+    raw: Vec<u8>,
+    is_begun: bool,
     source: Box<dyn BufRead>,
     core: csv_core::Reader,
     text: Vec<u8>,
@@ -74,45 +107,105 @@ struct Records {
 impl Records {
     fn new(source: Box<dyn BufRead>, delimiter: u8) -> Records {
         let core = csv_core::ReaderBuilder::new().delimiter(delimiter).build();
-        Records { source, core, text: vec![0; 1 << 12], n_text: 0, ends: vec![0; 64], n_ends: 0 }
+        Records {
+            delimiter,
+            place: Place::CellStart,
+            is_behind_quote: false,
+            line: 1,
+            raw: Vec::new(),
+            is_begun: false,
+            source,
+            core,
+            text: vec![0; 1 << 12],
+            n_text: 0,
+            ends: vec![0; 64],
+            n_ends: 0,
+        }
     }
 
     /// Reads the next row; gives the line on which it begins and how it ended.
     fn next(&mut self) -> std::io::Result<(u64, End)> {
-        let line = self.core.line();
-        (self.n_text, self.n_ends) = (0, 0);
+        (self.n_text, self.n_ends, self.place, self.is_behind_quote) = (0, 0, Place::CellStart, false);
+        self.raw.clear();
+        let mut line = None;
         let mut n_bytes = 0;
         loop {
             let input = self.source.fill_buf()?;
             let is_end = input.is_empty();
             let (state, n_in, n_out, n_ends) =
                 self.core.read_record(input, &mut self.text[self.n_text..], &mut self.ends[self.n_ends..]);
-            self.source.consume(n_in);
+            let is_mark = !self.is_begun && input.starts_with(BYTE_ORDER_MARK);
+            let taken = &input[if is_mark { BYTE_ORDER_MARK.len().min(n_in) } else { 0 }..n_in];
+            for byte in taken {
+                if line.is_none() && !is_line_end(*byte) {
+                    line = Some(self.line);
+                }
+                self.line += u64::from(*byte == b'\n');
+                let next = after(self.place, *byte, self.delimiter);
+                self.is_behind_quote |= self.place == Place::Quote && next == Place::Plain;
+                self.place = next;
+            }
             n_bytes += n_in;
-            self.n_text += n_out;
-            self.n_ends += n_ends;
             // One more for the end of the line.
             let is_long = n_bytes > MAX_ROW_BYTES + 1;
+            if !is_long {
+                self.raw.extend_from_slice(taken);
+            }
+            self.is_begun |= !is_end;
+            self.source.consume(n_in);
+            self.n_text += n_out;
+            self.n_ends += n_ends;
             if is_long {
                 (self.n_text, self.n_ends) = (0, 0);
             }
-            match state {
-                csv_core::ReadRecordResult::InputEmpty => {}
-                csv_core::ReadRecordResult::OutputFull if is_long => {}
-                csv_core::ReadRecordResult::OutputEndsFull if is_long => {}
-                csv_core::ReadRecordResult::OutputFull => self.text.resize(2 * self.text.len(), 0),
-                csv_core::ReadRecordResult::OutputEndsFull => self.ends.resize(2 * self.ends.len(), 0),
-                csv_core::ReadRecordResult::Record if is_long && is_end => return Ok((line, End::FileInLongRow)),
-                csv_core::ReadRecordResult::Record if is_long => return Ok((line, End::LongRow)),
-                csv_core::ReadRecordResult::Record => return Ok((line, End::Row)),
-                csv_core::ReadRecordResult::End => return Ok((line, End::File)),
-            }
+            let end = match state {
+                csv_core::ReadRecordResult::InputEmpty => continue,
+                csv_core::ReadRecordResult::OutputFull | csv_core::ReadRecordResult::OutputEndsFull if is_long => {
+                    continue;
+                }
+                csv_core::ReadRecordResult::OutputFull => {
+                    self.text.resize(2 * self.text.len(), 0);
+                    continue;
+                }
+                csv_core::ReadRecordResult::OutputEndsFull => {
+                    self.ends.resize(2 * self.ends.len(), 0);
+                    continue;
+                }
+                csv_core::ReadRecordResult::Record if is_long && is_end => End::FileInLongRow,
+                csv_core::ReadRecordResult::Record if is_long => End::LongRow,
+                csv_core::ReadRecordResult::Record if self.place == Place::Quoted => End::OpenQuote,
+                csv_core::ReadRecordResult::Record if self.is_behind_quote => End::BehindQuote,
+                csv_core::ReadRecordResult::Record => End::Row,
+                csv_core::ReadRecordResult::End => End::File,
+            };
+            return Ok((line.unwrap_or(self.line), end));
         }
+    }
+
+    /// The row as it stands in the file, for a quarantine.
+    fn raw(&self) -> Option<String> {
+        Some(String::from_utf8_lossy(&self.raw).trim_matches(['\r', '\n']).to_owned())
     }
 
     fn record(&self) -> csv::ByteRecord {
         let starts = std::iter::once(0).chain(self.ends[..self.n_ends].iter().copied());
         starts.zip(&self.ends[..self.n_ends]).map(|(start, &end)| &self.text[start..end]).collect()
+    }
+}
+
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
+fn is_line_end(byte: u8) -> bool {
+    matches!(byte, b'\r' | b'\n')
+}
+
+/// The place of the byte behind `byte`.
+fn after(place: Place, byte: u8, delimiter: u8) -> Place {
+    match (place, byte) {
+        (Place::Quoted, b'"') => Place::Quote,
+        (Place::CellStart | Place::Quote, b'"') | (Place::Quoted, _) => Place::Quoted,
+        (_, byte) if byte == delimiter || is_line_end(byte) => Place::CellStart,
+        _ => Place::Plain,
     }
 }
 
@@ -152,6 +245,12 @@ fn row(names: &[String], cells: Vec<String>, at: String, record: &csv::ByteRecor
         let error = RowError::new(at, format!("expected {} columns, found {}", names.len(), cells.len()));
         return Err(RowError { raw: raw(record), ..error });
     }
-    let pairs = names.iter().cloned().zip(cells).filter(|(name, _)| !name.is_empty());
-    Ok(Row { columns: pairs.map(|(name, cell)| (name, Value::String(cell))).collect::<Map<_, _>>(), at })
+    let mut columns = Map::new();
+    for (name, cell) in names.iter().zip(cells).filter(|(name, _)| !name.is_empty()) {
+        if columns.insert(name.clone(), Value::String(cell)).is_some() {
+            let error = RowError::new(at, format!("column `{}` stands twice in the header", shown_name(name)));
+            return Err(RowError { raw: raw(record), ..error });
+        }
+    }
+    Ok(Row { columns, at })
 }

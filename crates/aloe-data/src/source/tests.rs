@@ -63,6 +63,44 @@ fn a_file_cut_off_inside_a_row_says_so_and_keeps_the_rows_before() {
     assert_eq!(broken[0].to_string(), "a.json:3:9: the file ends inside a row");
 }
 
+/// What the csv crate reads of these without a word: two rows of the first, altered cells of the others.
+#[test]
+fn a_quote_that_is_not_closed_and_text_behind_a_closed_one_make_a_broken_row() {
+    let (rows, broken) = check("a.csv", b"q,a\nq1,a1\nq2,\"a2 never closed\nq3,a3\nq4,a4");
+    assert_eq!(places(&rows), ["a.csv:2"]);
+    assert_eq!(broken.len(), 1);
+    assert!(
+        broken[0].to_string().starts_with("a.csv:3: a quote that is opened in this row is not closed"),
+        "{}",
+        broken[0]
+    );
+    assert_eq!(broken[0].raw.as_deref(), Some("q2,\"a2 never closed\nq3,a3\nq4,a4"));
+    let text = b"q,a\n\"x\"y,1\n\"he said \"no\" to it\",2\n\"well, \"\"so\"\"\",3\n5\' 10\" tall,4\n\"\",5\n";
+    let (rows, broken) = check("a.csv", text);
+    assert_eq!(places(&rows), ["a.csv:4", "a.csv:5", "a.csv:6"]);
+    assert_eq!(rows[0].columns["q"], "well, \"so\"");
+    assert_eq!(rows[1].columns["q"], "5\' 10\" tall");
+    let raws: Vec<_> = broken.iter().map(|error| error.raw.as_deref().unwrap()).collect();
+    assert_eq!(raws, ["\"x\"y,1", "\"he said \"no\" to it\",2"]);
+}
+
+#[test]
+fn lines_of_csv_are_those_of_the_file_behind_windows_line_ends_and_blank_lines() {
+    let text = b"\xef\xbb\xbf\"q, one\",a\r\n\r\nq1,\"two\r\nlines\"\r\n\r\n\r\nshort\r\nq3,a3\r\n";
+    let (rows, broken) = check("a.csv", text);
+    assert_eq!(places(&rows), ["a.csv:3", "a.csv:8"]);
+    assert_eq!(rows[0].columns["q, one"], "q1");
+    assert_eq!(broken[0].to_string(), "a.csv:7: expected 2 columns, found 1");
+}
+
+#[test]
+fn a_column_that_stands_twice_in_a_header_breaks_its_rows_and_columns_without_a_name_do_not() {
+    let (rows, broken) = check("a.csv", b"q,a,q\none,two,three\n");
+    assert!(rows.is_empty());
+    assert_eq!(broken[0].to_string(), "a.csv:2: column `q` stands twice in the header");
+    assert_eq!(check("a.csv", b",q,\n1,one,2\n").0.len(), 1);
+}
+
 #[test]
 fn csv_keeps_quoted_breaks_and_counts_lines_of_the_file() {
     let (rows, broken) = check("a.csv", b",q,a\n0,\"one, \"\"two\"\"\nthree\",x\n1,short\n2,four,y\n");
