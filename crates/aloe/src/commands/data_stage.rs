@@ -43,6 +43,7 @@ pub(super) fn run(
     tell(&report.notices);
     record.result("summary", report.account.to_string())?;
     record.result("data", &report)?;
+    record.result("steps", &report.steps)?;
     Ok(())
 }
 
