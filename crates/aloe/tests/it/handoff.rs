@@ -5,6 +5,7 @@
 
 mod bundle;
 mod chain;
+mod data_shards;
 mod engines;
 mod faults;
 mod limits;
