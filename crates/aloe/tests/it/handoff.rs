@@ -15,3 +15,4 @@ mod rig;
 mod servers;
 mod shards;
 mod shipped;
+mod starts;
