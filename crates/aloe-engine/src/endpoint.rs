@@ -61,6 +61,7 @@ pub struct Endpoint {
     model: String,
     /// What the servers' lists say of it.
     listed: String,
+    is_llama_server: bool,
     context_len: Option<u64>,
     server_template: bool,
     pub(crate) text: Option<TextModel>,
@@ -98,6 +99,7 @@ impl Endpoint {
             replicas: Replicas::new(opened.clients, &opened.model, &opened.listed, options.connections, &opened.out),
             model: opened.model,
             listed: opened.listed,
+            is_llama_server: opened.is_llama_server,
             context_len: opened.context_len,
             server_template: options.server_template,
             text,

@@ -147,7 +147,7 @@ impl Cluster {
         of(&self.stages, stage).or(of(&self.resources, kind)).or(of(&self.resources, "default"))
     }
 
-    /// Into how many jobs an evaluation is divided.
+    /// Into how many jobs an evaluation or a data stage is divided.
     pub fn shards(&self, kind: &str, stage: &str) -> u32 {
         self.asked(kind, stage).shards.unwrap_or(1)
     }
@@ -209,8 +209,7 @@ impl Cluster {
 
     /// Partition, account and qos of a stage's job: its own table's, its kind's, then those under `[slurm]`.
     fn place(&self, stage: &StagePlan) -> [(&'static str, Option<String>); 3] {
-        let kind = if stage.shard().is_some() { "eval" } else { stage.kind.as_str() };
-        let Asked { partition, account, qos, .. } = self.asked(kind, stage.in_recipe());
+        let Asked { partition, account, qos, .. } = self.asked(stage.kind_in_recipe(), stage.in_recipe());
         let slurm = &self.slurm;
         [
             ("partition", partition.or(slurm.partition.clone())),
@@ -293,8 +292,10 @@ time = 600
         let text = format!("{WHOLE}shards = 7\n[resources.eval]\nshards = 3\n");
         let cluster = Cluster::parse(&text).unwrap();
         assert_eq!((cluster.shards("eval", "e"), cluster.shards("eval", "short")), (3, 7));
+        let of_data = Cluster::parse(&text.replace("resources.eval", "resources.data")).unwrap();
+        assert_eq!((of_data.shards("data", "d"), of_data.shards("eval", "e")), (3, 1));
         let misplaced = Cluster::parse(&text.replace("resources.eval", "resources.redteam")).unwrap_err();
-        assert_eq!(misplaced, ["line 36: [resources.redteam] has `shards`, which are of evaluations"]);
+        assert_eq!(misplaced, ["line 36: [resources.redteam] has `shards`, which are of evaluations and data"]);
     }
 
     fn stage(kind: &str, name: &str) -> StagePlan {
@@ -320,6 +321,7 @@ time = 600
             ["acc", "gpp", "one", "two"]
         );
         assert_eq!(of(crate::shard::EVAL_SHARD, "big.1-of-2"), "two");
+        assert_eq!(of(crate::shard::EVAL_SHARD, "e.1-of-2"), "one");
         let expected = ["--partition=gpp", "--account=bsc99", "--qos=gp_bscls", "--exclusive"];
         assert_eq!(cluster.billing(&stage("merge", "m")), expected);
         let mistakes = Cluster::parse(&text.replace("\"gpp\"", "\"g p p\"")).unwrap_err();

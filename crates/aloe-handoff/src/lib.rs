@@ -15,7 +15,7 @@ pub mod job;
 pub mod lock;
 pub mod plan;
 mod pulse;
-mod resume;
+pub mod resume;
 pub mod sbatch;
 pub mod scheduler;
 pub mod serving;

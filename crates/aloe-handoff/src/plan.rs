@@ -6,7 +6,6 @@
 //! `stages/NN-NAME/` (`engine.yaml`, `job.sbatch`, `check.sh`, `env.lock`, `inputs.sha256`), `out/NAME/` (results, as `aloe run`
 //! writes them), `work/NAME/` (what an engine writes before it is verified), `state/` (what happened; never part of the plan).
 
-use crate::shard::EVAL_SHARD;
 use crate::{Error, Result};
 use aloe_record::{atomic, digest};
 use serde::{Deserialize, Serialize};
@@ -72,7 +71,7 @@ pub enum Where {
 pub struct StagePlan {
     /// The stage's name in the recipe, unique.
     pub name: String,
-    /// `sft`, `merge`, `dpo`, `eval`, `redteam`, `card` ..., `eval-shard` of a part of an evaluation.
+    /// `sft`, `merge`, `dpo`, `eval`, `redteam`, `card` ..., `eval-shard` and `data-shard` of a part.
     pub kind: String,
     /// `stages/NN-NAME`.
     pub folder: PathBuf,
@@ -141,7 +140,7 @@ impl RunPlan {
             if !is_plain(&stage.name) || stage.resources.n_nodes == 0 {
                 return Err(format!("stage {:?} is not one that this program plans", stage.name));
             }
-            if stage.kind == EVAL_SHARD && stage.shard().is_none() {
+            if stage.is_called_shard() && stage.shard().is_none() {
                 return Err(format!("stage {:?} is no part of a stage", stage.name));
             }
             let folder = stage.folder.to_string_lossy();

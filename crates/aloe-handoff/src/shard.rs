@@ -4,8 +4,14 @@
 use crate::plan::StagePlan;
 use std::path::{Path, PathBuf};
 
+/// The kinds of stages that are divided, and the kind that a plan gives their shards.
+const KINDS: [(&str, &str); 2] = [("eval", EVAL_SHARD), ("data", DATA_SHARD)];
+
 /// The kind of a shard of an evaluation.
 pub const EVAL_SHARD: &str = "eval-shard";
+
+/// The kind of a shard of a data stage.
+pub const DATA_SHARD: &str = "data-shard";
 
 /// Which part of which stage a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +36,11 @@ impl Shard<'_> {
     }
 }
 
+/// The kind of the shards of a stage of `kind`; `None` where such stages are not divided.
+pub fn kind_of_shards(kind: &str) -> Option<&'static str> {
+    KINDS.iter().find(|(whole, _)| *whole == kind).map(|(_, shard)| *shard)
+}
+
 /// The name of shard `index` of `n` of a stage.
 pub fn name_of(stage: &str, index: u32, n: u32) -> String {
     format!("{stage}.{}", Shard { of: stage, index, n }.suffix())
@@ -38,10 +49,20 @@ pub fn name_of(stage: &str, index: u32, n: u32) -> String {
 impl StagePlan {
     /// Which part of which stage this is, where it is a part.
     pub fn shard(&self) -> Option<Shard<'_>> {
-        let (of, suffix) = self.name.rsplit_once('.').filter(|_| self.kind == EVAL_SHARD)?;
+        let (of, suffix) = self.name.rsplit_once('.').filter(|_| self.is_called_shard())?;
         let (index, n) = suffix.split_once("-of-")?;
         let shard = Shard { of, index: index.parse().ok()?, n: n.parse().ok()? };
         (1 <= shard.index && shard.index <= shard.n && shard.suffix() == suffix).then_some(shard)
+    }
+
+    /// Whether its kind is that of shards, whatever its name is.
+    pub fn is_called_shard(&self) -> bool {
+        self.kind_in_recipe() != self.kind
+    }
+
+    /// The kind of the stage of the recipe that it does, whole or in part.
+    pub fn kind_in_recipe(&self) -> &str {
+        KINDS.iter().find(|(_, shard)| *shard == self.kind).map_or(&self.kind, |(whole, _)| whole)
     }
 
     /// The stage of the recipe that it does, whole or in part.
@@ -78,7 +99,10 @@ mod tests {
         let shard = stage(&name_of("eval.big", 2, 12), EVAL_SHARD);
         assert_eq!(shard.name, "eval.big.2-of-12");
         assert_eq!(shard.shard(), Some(Shard { of: "eval.big", index: 2, n: 12 }));
-        assert_eq!(shard.in_recipe(), "eval.big");
+        assert_eq!((shard.in_recipe(), shard.kind_in_recipe()), ("eval.big", "eval"));
+        let rows = stage(&name_of("rows", 1, 2), kind_of_shards("data").unwrap());
+        assert_eq!((rows.shard(), rows.kind_in_recipe()), (Some(Shard { of: "rows", index: 1, n: 2 }), "data"));
+        assert_eq!(kind_of_shards("sft"), None);
         assert_eq!(shard.array_script().unwrap(), Path::new("stages/50-eval.big/array.sbatch"));
         assert_eq!(shard.shard().unwrap().work(), Path::new("work/eval.big/2-of-12"));
         // A user's own stage may be called so.

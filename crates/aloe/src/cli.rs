@@ -262,10 +262,10 @@ pub(crate) struct RunArgs {
     /// With --stage: ask the servers announced in this folder, which hold the stage's model (see aloe with-servers)
     #[arg(long, value_name = "DIR", requires = "stage")]
     pub(crate) servers: Option<PathBuf>,
-    /// With --stage, of an evaluation: only every N-th task from the I-th on, into the folder I-of-N of --shards
+    /// With --stage: only every N-th task of an evaluation, or row of a data stage, from the I-th on, into the folder I-of-N of --shards
     #[arg(long, value_name = "I/N", requires = "shards", conflicts_with = "gather")]
     pub(crate) shard: Option<aloe_data::Shard>,
-    /// With --stage, of an evaluation: make it of its N finished shards in --shards; no model is asked
+    /// With --stage, of an evaluation or data: make it of its N finished shards in --shards; an evaluation asks no model
     #[arg(long, value_name = "N", requires = "shards", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) gather: Option<u32>,
     /// Folder of the shards' folders

@@ -2,9 +2,10 @@
 //! it, down to the data stages.
 
 use crate::input_digests::digest_of_stage;
+use crate::stage::Inputs;
 use aloe_record::Record;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The rows that a model has seen.
@@ -59,6 +60,18 @@ pub(crate) fn of(model: &Path) -> Lineage {
     found
 }
 
+/// The entry of an evaluation's results that holds [`Lineage::digests`].
+pub(crate) const TRAINED_ROWS: &str = "trained_rows";
+
+/// Whether a finished evaluation of the model in `inputs` was held against other training rows than records lead to now. The model can be
+/// the same: a row's options, or what was held out, do not train. Rows that are gone since change nothing.
+pub(crate) fn has_changed(record: &Record, inputs: &Inputs) -> bool {
+    let noted = record.results.get(TRAINED_ROWS);
+    let model = inputs.get("model").and_then(|paths| paths.first());
+    let (Some(noted), Some(model)) = (noted, model) else { return false };
+    of(model).digests().iter().any(|(name, digest)| noted[name] != digest.as_str())
+}
+
 /// Digest and folder of every finished stage beside `stage`, itself included.
 fn stages_beside(stage: &Path) -> Vec<(String, PathBuf)> {
     let parent = stage.parent().unwrap_or(Path::new("."));
@@ -70,6 +83,16 @@ fn stages_beside(stage: &Path) -> Vec<(String, PathBuf)> {
 }
 
 impl Lineage {
+    /// Digest of each data stage's rows, as its record has it.
+    pub(crate) fn digests(&self) -> BTreeMap<String, String> {
+        let of = |rows: &PathBuf| {
+            let folder = rows.parent()?;
+            let record = Record::read(folder).ok()?;
+            Some((folder.file_name()?.to_str()?.to_owned(), record.outputs.get("train.jsonl")?.as_str()?.to_owned()))
+        };
+        self.rows.iter().filter_map(of).collect()
+    }
+
     /// What was compared with the questions, for the record: `n` files of rows, some of which the user may have named.
     pub(crate) fn words(&self, n: usize) -> String {
         let compared = match n {
@@ -90,6 +113,7 @@ impl Lineage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stage::{Context, Job, execute};
     use serde_json::json;
 
     /// Writes a stage whose outputs are `output` and whose inputs are the digests of `from`.
@@ -104,6 +128,42 @@ mod tests {
             record.inputs.insert((*input).into(), digest);
         }
         record.finish(&folder, std::time::Instant::now(), 0.0).unwrap();
+    }
+
+    /// The data stage is made anew with other rows that train to the same model.
+    #[test]
+    fn an_evaluation_is_made_anew_when_the_rows_its_model_was_trained_on_are_others_though_the_model_is_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = dir.path();
+        let inputs = Inputs::from([("model".to_owned(), vec![runs.join("sft")])]);
+        let evaluate = || {
+            let context = Context { seed: 1, threads: 1, dtype: None, servers: None, cancel: Default::default() };
+            let (written, used, out) = (json!({}), json!({}), runs.join("eval"));
+            let job =
+                Job { kind: "eval", name: "eval", written, used, inputs: &inputs, extra_files: vec![], out: &out };
+            let done = execute(&context, &job, |folder, record| {
+                std::fs::write(folder.join("results.json"), "{}")?;
+                Ok(record.result(TRAINED_ROWS, of(&runs.join("sft")).digests())?)
+            });
+            done.unwrap().was_done
+        };
+        let train = || {
+            let _ = std::fs::remove_dir_all(runs.join("sft"));
+            stage(runs, "sft", "sft", &[("data", "rows")]);
+        };
+        stage(runs, "data", "rows", &[]);
+        train();
+        assert_eq!((evaluate(), evaluate()), (false, true));
+        let mut record = Record::read(&runs.join("rows")).unwrap();
+        std::fs::write(runs.join("rows/train.jsonl"), "others").unwrap();
+        record.outputs.insert("train.jsonl".into(), json!(aloe_record::digest::bytes(b"others")));
+        record.finish(&runs.join("rows"), std::time::Instant::now(), 0.0).unwrap();
+        // Until the model is trained again the marks are of what it was trained on.
+        assert!(evaluate());
+        train();
+        assert_eq!((evaluate(), evaluate()), (false, true));
+        std::fs::remove_dir_all(runs.join("rows")).unwrap();
+        assert!(evaluate(), "rows that are gone change nothing");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::handoff::job_share;
 use crate::input_digests::{check_input, digest_of_stage, input_digests};
 use crate::recipe::checked::ROWS;
 use crate::weights::DtypeName;
-use crate::{known, leave, outputs, served};
+use crate::{known, leave, lineage, outputs, served};
 use aloe_record::atomic::OutputDir;
 use aloe_record::{Cancel, Record, atomic, digest};
 use aloe_tensor::{Device, Isa};
@@ -102,14 +102,20 @@ pub(crate) fn execute(
     let servers = served::addresses(job.inputs, &job.used);
     let finished = finished(job.out, &fingerprint)?;
     let is_other = finished.as_ref().map_or(Ok(false), |record| served::is_other(record, &servers, &context.cancel))?;
-    if let Some(record) = finished.filter(|_| !is_other) {
+    let is_held_against_other_rows = finished.as_ref().is_some_and(|record| lineage::has_changed(record, job.inputs));
+    if let Some(record) = finished.filter(|_| !is_other && !is_held_against_other_rows) {
         // The mark goes last: it stands in a finished folder only when a kill came between the commit and this.
         if job.out.join(MARK).exists() {
             remove_hidden(job.out)?;
         }
         return Ok(Done { record, was_done: true });
     }
-    if job.out.exists() && !is_other {
+    if is_held_against_other_rows {
+        tell(&format!(
+            "{}: the rows that its model was trained on changed; it is made anew and then replaced",
+            job.out.display()
+        ));
+    } else if job.out.exists() && !is_other {
         tell(&format!("{}: settings, inputs or outputs changed; it is made anew and then replaced", job.out.display()));
     }
     let folder = open_partial(job.kind, job.out, &resumable(job.kind, decides))?;

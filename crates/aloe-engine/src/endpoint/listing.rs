@@ -27,6 +27,8 @@ pub(super) struct Opened {
     pub(super) model: String,
     /// What the servers say of it, the same for all.
     pub(super) listed: String,
+    /// Whether the program is llama.cpp's, by its list.
+    pub(super) is_llama_server: bool,
     /// Its context in tokens, where the list tells (vLLM's `max_model_len`).
     pub(super) context_len: Option<u64>,
     /// Servers that did not answer, and why; at least one answered.
@@ -60,13 +62,13 @@ fn open_in(address: &str, options: &EngineOptions, tries: u32) -> Result<Opened>
     let timeout = options.request_timeout;
     let clients: Vec<_> = bases.iter().map(|base| Arc::new(Client::new(base, options.connections, timeout))).collect();
     let (listings, out) = ask_all(&clients, timeout.min(LIST_TIMEOUT), tries, &options.cancel)?;
-    let mut found: Option<(&Client, String, String, Option<u64>)> = None;
+    let mut found: Option<(&Client, &Value, String, String)> = None;
     for (at, listing) in &listings {
         let client = &clients[*at];
         let model = choose_model(client, listing, wanted)?;
         let listed = describe(listing, &model);
         match &found {
-            Some((first, _, other, _)) if *other != listed => {
+            Some((first, _, _, other)) if *other != listed => {
                 let reason = format!(
                     "the servers do not serve the same model: {} lists {other:?}, {} lists {listed:?}",
                     first.base(),
@@ -75,12 +77,14 @@ fn open_in(address: &str, options: &EngineOptions, tries: u32) -> Result<Opened>
                 return Err(Error::Open { model: address.to_owned(), reason });
             }
             Some(_) => {}
-            None => found = Some((client, model.clone(), listed, entry(listing, &model)["max_model_len"].as_u64())),
+            None => found = Some((client, listing, model, listed)),
         }
     }
-    let (_, model, listed, context_len) =
+    let (_, listing, model, listed) =
         found.ok_or_else(|| Error::Open { model: address.to_owned(), reason: "no server answers".to_owned() })?;
-    Ok(Opened { clients, model, listed, context_len, out })
+    let entry = entry(listing, &model);
+    let (context_len, is_llama_server) = (entry["max_model_len"].as_u64(), entry["owned_by"] == "llamacpp");
+    Ok(Opened { clients, model, listed, is_llama_server, context_len, out })
 }
 
 type Listings = (Vec<(usize, Value)>, Vec<(usize, String)>);

@@ -39,8 +39,14 @@ impl Endpoint {
             };
             found.push(format!("{}: {reason}", form.name()));
         }
+        let server = match self.is_llama_server {
+            true => {
+                "the server is llama-server, by its list of models, which takes requests for text and tells nothing of a prompt's tokens. It"
+            }
+            false => "the server",
+        };
         Err(self.unusable(format!(
-            "the server gives no usable prompt log-probabilities, which scoring needs on /v1/completions, as vLLM has them. \
+            "{server} gives no usable prompt log-probabilities, which scoring needs on /v1/completions, as vLLM has them. \
              Nothing was scored. Tried {}",
             found.join("; ")
         )))

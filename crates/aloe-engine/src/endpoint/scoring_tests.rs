@@ -49,7 +49,8 @@ fn serve(manner: Manner) -> (String, Arc<AtomicUsize>) {
 fn answer(mut stream: &TcpStream, manner: Manner, counter: &AtomicUsize) -> Option<()> {
     let (path, request) = read_request(&mut BufReader::new(stream))?;
     let (status, reply) = if path.contains("/models") {
-        ("200 OK", json!({"data": [{"id": "m", "root": "weights"}]}))
+        let owner = if manner == Manner::NoLogprobs { "llamacpp" } else { "someone" };
+        ("200 OK", json!({"data": [{"id": "m", "root": "weights", "owned_by": owner}]}))
     } else {
         let asked = counter.fetch_add(1, Ordering::SeqCst);
         let busy = manner == Manner::Busy && asked < 2;
@@ -133,6 +134,7 @@ fn a_server_without_usable_prompt_log_probabilities_is_refused_before_anything_i
         let Some((engine, n_asked)) = open(manner, false) else { return };
         let error = score(&engine).unwrap_err().to_string();
         assert!(error.contains("prompt log-probabilities"), "{error}");
+        assert_eq!(error.contains("the server is llama-server"), manner == Manner::NoLogprobs, "{error}");
         assert_eq!(n_asked.load(Ordering::SeqCst), 3, "only the probe was sent, once in each form");
     }
 }

@@ -428,8 +428,9 @@ impl Reader<'_> {
                     self.mistake(at, text);
                 }
                 "shards" => {
-                    if name.starts_with("resources.") && name != "resources.eval" {
-                        self.mistake(at, format!("[{name}] has `shards`, which are of evaluations"));
+                    let of_kind = name.strip_prefix("resources.");
+                    if of_kind.is_some_and(|kind| crate::shard::kind_of_shards(kind).is_none()) {
+                        self.mistake(at, format!("[{name}] has `shards`, which are of evaluations and data"));
                     }
                     asked.shards = self.count("shards", 1, value);
                 }

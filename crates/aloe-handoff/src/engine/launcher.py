@@ -123,7 +123,9 @@ def watch(work, versions, stage):
     from transformers import TrainerCallback
 
     expected = json.loads((stage / "expected.json").read_text(encoding="utf-8"))
-    inputs = sha256(stage / "inputs.sha256") if (stage / "inputs.sha256").exists() else None
+    # The plan's inputs, and the rows where the stage's own job rendered them.
+    known = [stage / name for name in ("inputs.sha256", "rendered.sha256")]
+    inputs = hashlib.sha256(b"".join(path.read_bytes() for path in known if path.exists())).hexdigest() if known[0].exists() else None
 
     class Watch(TrainerCallback):
         def __init__(self):

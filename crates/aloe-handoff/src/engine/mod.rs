@@ -18,7 +18,7 @@ use crate::verify::{Chunk, Counts, Expectation, PlannedStage};
 use aloe_model::Arch;
 use aloe_train::{DpoConfig, OnSpike, PreferenceLoss, SftConfig};
 use check::{Manifest, Program, check_config};
-pub use rows::{Rendered, Rows, RowsInput, render_rows};
+pub use rows::{ROWS, Rendered, Rows, RowsInput, render_rows};
 use std::path::{Path, PathBuf};
 
 /// Versions that configurations for TRL are written for and checked against; the start script refuses others.
@@ -108,6 +108,7 @@ impl TrainSpec {
         Expectation {
             start: self.model.clone(),
             start_sha256: Default::default(),
+            rows_sha256: None,
             n_steps: self.n_steps,
             world_size: self.resources.world_size(),
             n_nodes: self.resources.n_nodes,

@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+/// The file of ids that an engine trains on.
+pub const ROWS: &str = "rendered.jsonl";
+
 /// The rows of a data stage.
 #[derive(Clone, Debug)]
 pub enum Rows {
@@ -83,7 +86,7 @@ fn sft(
     text: &TextModel,
     folder: &Path,
 ) -> Result<Rendered, Error> {
-    lines(&folder.join("rendered.jsonl"), |write| {
+    lines(&folder.join(ROWS), |write| {
         (0..batches.n_steps).try_for_each(|step| {
             let rows = batches.batch(step);
             let fillers = std::iter::repeat_n(filler(&rows), config.batch_size - rows.len());
@@ -111,7 +114,7 @@ fn dpo(
     text: &TextModel,
     folder: &Path,
 ) -> Result<Rendered, Error> {
-    lines(&folder.join("rendered.jsonl"), |write| {
+    lines(&folder.join(ROWS), |write| {
         (0..batches.n_steps).try_for_each(|step| {
             batches.batch(step).into_iter().try_for_each(|pair| {
                 write(&json!({"prompt_ids": pair.prompt_ids, "chosen_ids": pair.chosen_ids, "rejected_ids": pair.rejected_ids}))
@@ -145,7 +148,7 @@ fn dpo(
 }
 
 fn files() -> Vec<String> {
-    ["rendered.jsonl", "messages.jsonl", "template.jinja"].map(str::to_owned).to_vec()
+    [ROWS, "messages.jsonl", "template.jinja"].map(str::to_owned).to_vec()
 }
 
 /// Writes `template.jinja`; a sentence where it could not be marked.

@@ -16,6 +16,9 @@ pub struct ImportReport {
     pub engine: String,
     /// Versions of its packages.
     pub versions: BTreeMap<String, String>,
+    /// Digest of the rows that it trained on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows_sha256: Option<String>,
     /// Names of the devices it ran on.
     pub devices: Vec<String>,
     /// Processes.
@@ -58,6 +61,7 @@ pub fn import(
     Ok(ImportReport {
         engine: engine.to_owned(),
         versions: facts.versions.clone(),
+        rows_sha256: expected.rows_sha256.clone(),
         devices: facts.devices.clone(),
         world_size: facts.world_size,
         n_hosts: facts.n_hosts,

@@ -14,7 +14,7 @@ const NAME: &str = "MANIFEST.json";
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Manifest {
     step: u64,
-    /// Digest of the stage's `inputs.sha256`, of checkpoints: what was trained on and how.
+    /// Digest of the stage's `inputs.sha256` and `rendered.sha256`, of checkpoints: what was trained on and how.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     inputs: Option<String>,
     files: BTreeMap<String, Entry>,
@@ -111,7 +111,10 @@ fn gaps(manifest: &Manifest, step: u64, inputs: Option<&str>) -> Vec<String> {
     if let (Some(found), Some(expected)) = (&manifest.inputs, inputs)
         && found != expected
     {
-        gaps.push("it was trained with other rows or settings than inputs.sha256 of the stage says".to_owned());
+        gaps.push(
+            "it was trained with other rows or settings than inputs.sha256 and rendered.sha256 of the stage say"
+                .to_owned(),
+        );
     }
     // `model.safetensors`, its shards, `pytorch_model_fsdp..`, `adapter_model..`; `optimizer.pt`, `optimizer.bin`, `optimizer_0/..`.
     let has =

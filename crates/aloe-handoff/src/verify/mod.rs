@@ -27,6 +27,9 @@ pub struct Expectation {
     /// Digests of files of that folder, where it is a model of the site and no stage's output: the rows were rendered with them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub start_sha256: BTreeMap<String, String>,
+    /// Digest of the rows that the engine trains on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_sha256: Option<String>,
     /// Optimizer steps.
     pub n_steps: u64,
     /// Processes that must have trained together.

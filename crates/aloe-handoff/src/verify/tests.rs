@@ -160,6 +160,7 @@ fn start(kind: Tiny, folder: &Path) -> Expectation {
     Expectation {
         start: folder.to_path_buf(),
         start_sha256: Default::default(),
+        rows_sha256: Some("ab".repeat(32)),
         n_steps: N_STEPS,
         world_size: 8,
         n_nodes: 2,

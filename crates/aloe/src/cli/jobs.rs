@@ -62,6 +62,8 @@ cluster.toml holds what is particular to a site, and the only absolute paths:
   time = "2:00:00"
   [resources.eval]
   shards = 4                               # jobs (an array) that have some of the tasks each, and one that gathers their answers
+  [resources.data]
+  shards = 4                               # jobs that sign some of the rows each, and one that writes the stage; without it data is made while planning
   [resources.merge]
   partition = "gpp"                        # also account and qos, where they are not those of [slurm]: GPU partitions refuse jobs without GPUs
   [resources.sft]

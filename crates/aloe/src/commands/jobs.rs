@@ -194,7 +194,7 @@ pub(crate) fn collect(args: &CollectArgs) -> anyhow::Result<()> {
         match stage.shard() {
             // What shards make together is in `out`.
             Some(_) if args.stage.is_none() => {}
-            Some(shard) => rows.push(checked(&run.join(shard.work()), "eval")?),
+            Some(shard) => rows.push(checked(&run.join(shard.work()), stage.kind_in_recipe())?),
             None => rows.push(checked(&run.join("out").join(&stage.name), &stage.kind)?),
         }
     }

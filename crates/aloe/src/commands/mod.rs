@@ -5,6 +5,7 @@ mod bundle;
 pub(crate) mod chat;
 mod compare;
 mod data;
+mod data_shards;
 mod data_stage;
 mod embed;
 mod export;

@@ -1,5 +1,5 @@
-//! An evaluation in shards: each answers some of the tasks in a process of its own, and a last step makes of their folders the stage that one
-//! process would have written, byte for byte, without asking a model.
+//! Stages in shards. A data stage's are in `data_shards.rs`; of an evaluation each answers some of the tasks in a process of its own, and a last
+//! step makes of their folders the stage that one process would have written, byte for byte, without asking a model.
 //!
 //! Nodes of an array may have other processors. A shard counts as done on whichever path made it, as under any stage that is done; where they are
 //! not all this process's own, the stage's settings name them, so that its record does not say that this processor gave those answers.
@@ -7,23 +7,28 @@
 //! Shard I of N has every N-th task from the I-th on. It is a finished evaluation of those tasks, without what needs all of them:
 //! the comparison with an earlier run and the accuracies that must come out.
 
+use super::data_shards;
 use super::stages::{self, Compared};
 use crate::failure::Failure;
 use crate::handoff::job_share;
 use crate::recipe::checked::Stage;
+use crate::recipe::eval_stage::EvalStage;
 use crate::recipe::stage_config::StageConfig;
 use crate::stage::{Context, Done, Inputs, Job, SERVED_BY, execute, made_on};
-use aloe_handoff::shard::Shard;
+use aloe_handoff::shard::{self, Shard};
 use aloe_record::Record;
 use aloe_task::Task;
+use aloe_tensor::Isa;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What is wrong with dividing a stage into `n` parts.
 pub(crate) fn mistake(config: &StageConfig, n: u32) -> Option<String> {
-    let StageConfig::Eval(stage) = config else {
-        return Some(format!("shards are of evaluations, not of {}", config.kind()));
+    let stage = match config {
+        StageConfig::Eval(stage) => stage,
+        StageConfig::Data(stage) => return data_shards::mistake(stage),
+        other => return Some(format!("shards are of evaluations and data, not of {}", other.kind())),
     };
     if stage.is_open() {
         return Some("shards are of evaluations with options, and its tasks are open".to_owned());
@@ -33,11 +38,12 @@ pub(crate) fn mistake(config: &StageConfig, n: u32) -> Option<String> {
         .then(|| format!("{n} shards for {n_tasks} tasks: a shard has whole tasks, so write {n_tasks} at most"))
 }
 
-/// The settings of one shard.
+fn refuse_mistake(config: &StageConfig, n: u32) -> anyhow::Result<()> {
+    mistake(config, n).map_or(Ok(()), |mistake| Err(Failure::usage(mistake).into()))
+}
+
+/// The settings of one shard of an evaluation.
 fn part_of(config: &StageConfig, shard: Shard<'_>) -> anyhow::Result<StageConfig> {
-    if let Some(mistake) = mistake(config, shard.n) {
-        return Err(Failure::usage(mistake).into());
-    }
     let StageConfig::Eval(stage) = config else { return Err(Failure::usage("no evaluation").into()) };
     let mut part = stage.clone();
     let tasks = Task::parse_all(&stage.tasks)?;
@@ -61,8 +67,14 @@ pub(crate) fn run(
     folder: &Path,
     context: &Context,
 ) -> anyhow::Result<Done> {
-    let config = part_of(&stage.config, shard)?;
+    refuse_mistake(&stage.config, shard.n)?;
     let out = folder.join(shard.suffix());
+    if let StageConfig::Data(config) = &stage.config {
+        let inputs = data_shards::inputs_of_part(inputs);
+        let job = data_shards::job_of_part(&stage.config, stage, shard, &inputs, &out)?;
+        return data_shards::sign(config, shard, &job, context);
+    }
+    let config = part_of(&stage.config, shard)?;
     stages::run(&config, &stage.name, stage.written.clone(), &inputs_of_part(inputs), &out, context)
 }
 
@@ -75,17 +87,80 @@ pub(crate) fn gather(
     out: &Path,
     context: &Context,
 ) -> anyhow::Result<Done> {
-    let StageConfig::Eval(eval) = &stage.config else {
-        return Err(Failure::usage(format!("--gather is for evaluations, not for {}", stage.config.kind())).into());
-    };
+    refuse_mistake(&stage.config, n)?;
+    match &stage.config {
+        StageConfig::Data(config) => gather_data(config, stage, inputs, n, folder, out, context),
+        StageConfig::Eval(config) => gather_answers(config, stage, inputs, n, folder, out, context),
+        other => Err(Failure::usage(format!("--gather is not for {}", other.kind())).into()),
+    }
+}
+
+fn gather_data(
+    data: &aloe_data::DataConfig,
+    stage: &Stage,
+    inputs: &Inputs,
+    n: u32,
+    folder: &Path,
+    out: &Path,
+    context: &Context,
+) -> anyhow::Result<Done> {
+    let of_part = data_shards::inputs_of_part(inputs);
+    let mut parts: Vec<PathBuf> = Vec::new();
+    for index in 1..=n {
+        let shard = Shard { of: &stage.name, index, n };
+        let part = folder.join(shard.suffix());
+        record_of(&part, shard)?;
+        // Signatures are the same on every processor.
+        let _ = maker_of(shard, &data_shards::job_of_part(&stage.config, stage, shard, &of_part, &part)?, context)?;
+        parts.push(part);
+    }
+    let job = job_of(&stage.config, stage, inputs, out, &None)?;
+    execute(context, &job, |written, record| {
+        note_parts(&parts, record)?;
+        data_shards::gather(data, inputs, &parts, &folder.join("merged"), written, record, context)
+    })
+}
+
+/// Time and cost of the shards, for the record of what they make together.
+fn note_parts(parts: &[PathBuf], record: &mut Record) -> anyhow::Result<()> {
+    record.elapsed_s = parts.iter().filter_map(|part| Record::read(part).ok()).map(|record| record.elapsed_s).sum();
+    record.result("shards", parts.len())?;
+    job_share::gathered(parts, record)
+}
+
+fn record_of(part: &Path, shard: Shard<'_>) -> anyhow::Result<Record> {
+    let (index, n) = (shard.index, shard.n);
+    Record::read(part).map_err(|error| Failure::usage(format!("shard {index} of {n}: {error}; run it first")).into())
+}
+
+/// The processor that made a finished shard; it must be that of these settings and inputs.
+fn maker_of(shard: Shard<'_>, job: &Job<'_>, context: &Context) -> anyhow::Result<Isa> {
+    let part = job.out.display();
+    let state = shard::name_of(shard.of, shard.index, shard.n);
+    made_on(context, job)?.ok_or_else(|| {
+        let text = format!(
+            "{part} is not the shard of these settings and inputs, or its files were changed: remove {part} and state/{state} and run it again"
+        );
+        Failure::usage(text).into()
+    })
+}
+
+fn gather_answers(
+    eval: &EvalStage,
+    stage: &Stage,
+    inputs: &Inputs,
+    n: u32,
+    folder: &Path,
+    out: &Path,
+    context: &Context,
+) -> anyhow::Result<Done> {
     let mut parts: Vec<PathBuf> = Vec::new();
     let mut served: Option<Value> = None;
     let mut made_by = BTreeSet::new();
     for index in 1..=n {
         let shard = Shard { of: &stage.name, index, n };
         let part = folder.join(shard.suffix());
-        let record = Record::read(&part)
-            .map_err(|error| Failure::usage(format!("shard {index} of {n}: {error}; run it first")))?;
+        let record = record_of(&part, shard)?;
         let config = part_of(&stage.config, shard)?;
         // How its servers were started stands in its record alone: they are gone.
         let by = record.config_used.get(SERVED_BY).cloned();
@@ -96,16 +171,7 @@ pub(crate) fn gather(
         served = by;
         let inputs = inputs_of_part(inputs);
         let job = job_of(&config, stage, &inputs, &part, &served)?;
-        let Some(isa) = made_on(context, &job)? else {
-            let text = format!(
-                "{} is not the shard of these settings and inputs, or its files were changed: remove {} and state/{}.{index}-of-{n} and run it again",
-                part.display(),
-                part.display(),
-                stage.name
-            );
-            return Err(Failure::usage(text).into());
-        };
-        made_by.insert(isa.name());
+        made_by.insert(maker_of(shard, &job, context)?.name());
         parts.push(part);
     }
     let mut job = job_of(&stage.config, stage, inputs, out, &served)?;
@@ -122,10 +188,7 @@ pub(crate) fn gather(
     execute(context, &job, |folder, record| {
         let (config, compared) = Compared::of(eval, inputs)?;
         let results = aloe_eval::gather(&parts, &config, folder)?;
-        let seconds: f64 = parts.iter().filter_map(|part| Record::read(part).ok()).map(|record| record.elapsed_s).sum();
-        record.elapsed_s = seconds;
-        record.result("shards", parts.len())?;
-        job_share::gathered(&parts, record)?;
+        note_parts(&parts, record)?;
         compared.conclude(results, &config, folder, record)
     })
 }

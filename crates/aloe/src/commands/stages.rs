@@ -432,6 +432,7 @@ impl Compared {
             record.result(UNMET, unmet)?;
         }
         record.result("trained_on", self.lineage.words(config.trained_on.len()))?;
+        record.result(lineage::TRAINED_ROWS, self.lineage.digests())?;
         record.result("summary", parts.join("; "))?;
         Ok(())
     }

@@ -20,16 +20,20 @@ pub(crate) struct Rewritten {
     pub(crate) files: Vec<(PathBuf, PathBuf)>,
 }
 
-/// Which stages are made while planning, in `out/`: models that the site has not, and data, unless it needs what only a job makes.
+/// Which stages are made while planning, in `out/`: models that the site has not, and data, unless it needs what only a job makes or is
+/// divided among jobs.
 pub(crate) fn made_here(recipe: &Recipe, cluster: &Cluster) -> Vec<bool> {
     let mut is_made: Vec<bool> = Vec::new();
     for stage in &recipe.stages {
         let mut inputs = stage.from.iter().flat_map(|(_, inputs)| inputs);
         is_made.push(match &stage.config {
-            StageConfig::Data(_) => inputs.all(|input| match input {
-                Input::Stage(at) => is_made[*at],
-                Input::Path(_) => true,
-            }),
+            StageConfig::Data(_) => {
+                let is_there = |input: &Input| match input {
+                    Input::Stage(at) => is_made[*at],
+                    Input::Path(_) => true,
+                };
+                cluster.shards("data", &stage.name) == 1 && inputs.all(is_there)
+            }
             StageConfig::Pull(config) => !cluster.models.contains_key(&config.source),
             _ => false,
         });

@@ -1,5 +1,7 @@
 //! The folder of one planned stage: its scripts, digests and, for a foreign trainer, its rows and configuration. Called in the run folder.
 
+use super::rendered;
+use super::start::{self, Start};
 use super::write::inputs_of;
 use crate::commands::rows;
 use crate::commands::run::is_address;
@@ -123,26 +125,8 @@ fn has_rows(stage: &Stage) -> bool {
 /// refused now.
 fn foreign_later(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluster) -> anyhow::Result<Work> {
     let (name, trainer) = (planned.name.as_str(), planned.trainer);
-    let start = super::start::of(recipe, stage, cluster)?;
-    let settings = match &stage.config {
-        StageConfig::Sft(config) => Settings::Sft(config.clone()),
-        StageConfig::Dpo(config) => Settings::Dpo(config.clone()),
-        other => anyhow::bail!("a stage of kind {} has no foreign trainer", other.kind()),
-    };
-    let spec = TrainSpec {
-        trainer,
-        settings,
-        arch: start.config.arch,
-        context_len: start.config.max_position_embeddings,
-        stage: planned.folder.clone(),
-        model: start.weights,
-        rows: Path::new("data").join(name),
-        work: Path::new("work").join(name),
-        n_steps: 0,
-        chunk_steps: Vec::new(),
-        counts: Counts::default(),
-        resources: planned.resources,
-    };
+    let start = start::of(recipe, stage, cluster)?;
+    let spec = spec(planned, settings_of(stage)?, &start);
     let written = engine::refuse_settings(&spec)?;
     let mut notices = written.notices;
     notices.push(format!(
@@ -160,57 +144,81 @@ fn foreign_later(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &
     })
 }
 
-/// In the job of a stage whose rows an earlier job made: writes what [`write()`] writes for others, but the scripts. Again it writes the same.
+/// In the job of a stage whose rows an earlier job made: writes what [`write()`] writes for others, but the scripts. What an earlier session
+/// wrote of the same rows stays.
 pub(crate) fn render(
     recipe: &Recipe,
     stage: &Stage,
     planned: &StagePlan,
     cluster: &Cluster,
 ) -> anyhow::Result<Vec<String>> {
-    Ok(foreign(recipe, stage, planned, cluster)?.notices)
+    let text = start::of(recipe, stage, cluster)?.text;
+    let made_of = rendered::made_of(planned, &single(recipe, stage, "data")?, &text)?;
+    if rendered::is_there(planned, &made_of) {
+        return Ok(vec![format!("the rows of {} are those of an earlier session", planned.name)]);
+    }
+    let work = foreign(recipe, stage, planned, cluster)?;
+    rendered::note(planned, &made_of, &work.files)?;
+    Ok(work.notices)
 }
 
-/// A training stage of a foreign trainer: rows rendered by us, its configuration, and what comes back checked and taken over.
-fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluster) -> anyhow::Result<Work> {
-    let name = planned.name.as_str();
-    let start = super::start::of(recipe, stage, cluster)?;
-    let data = &single(recipe, stage, "data")?;
-    let (settings, rows) = match &stage.config {
-        StageConfig::Sft(config) => {
-            let rows = rows::conversations(data)?;
-            (Settings::Sft(config.clone()), Rows::Sft(rows.train, rows.held_out))
-        }
-        StageConfig::Dpo(config) => {
-            let rows = rows::pairs(data)?;
-            (Settings::Dpo(config.clone()), Rows::Dpo(rows.train, rows.held_out))
-        }
+fn settings_of(stage: &Stage) -> anyhow::Result<Settings> {
+    Ok(match &stage.config {
+        StageConfig::Sft(config) => Settings::Sft(config.clone()),
+        StageConfig::Dpo(config) => Settings::Dpo(config.clone()),
         other => anyhow::bail!("a stage of kind {} has no foreign trainer", other.kind()),
-    };
-    let trainer = planned.trainer;
-    let mut notices = not_evaluated(&settings, &rows, trainer);
-    let input = RowsInput { trainer, settings: &settings, text: &start.text, model: &start.config, rows };
-    let folder = Path::new("data").join(name);
-    let rendered = engine::render_rows(input, &folder)?;
-    let spec = TrainSpec {
-        trainer,
+    })
+}
+
+/// What an engine is to do, before its rows are counted.
+fn spec(planned: &StagePlan, settings: Settings, start: &Start) -> TrainSpec {
+    TrainSpec {
+        trainer: planned.trainer,
         settings,
         arch: start.config.arch,
         context_len: start.config.max_position_embeddings,
         stage: planned.folder.clone(),
-        model: start.weights,
-        rows: folder.clone(),
-        work: Path::new("work").join(name),
-        n_steps: rendered.n_steps,
-        chunk_steps: rendered.chunk_steps,
-        counts: rendered.counts,
+        model: start.weights.clone(),
+        rows: Path::new("data").join(&planned.name),
+        work: Path::new("work").join(&planned.name),
+        n_steps: 0,
+        chunk_steps: Vec::new(),
+        counts: Counts::default(),
         resources: planned.resources,
+    }
+}
+
+/// A training stage of a foreign trainer: rows rendered by us, its configuration, and what comes back checked and taken over.
+fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluster) -> anyhow::Result<Work> {
+    let start = start::of(recipe, stage, cluster)?;
+    let data = &single(recipe, stage, "data")?;
+    let mut spec = spec(planned, settings_of(stage)?, &start);
+    let rows = match &spec.settings {
+        Settings::Sft(_) => {
+            let rows = rows::conversations(data)?;
+            Rows::Sft(rows.train, rows.held_out)
+        }
+        Settings::Dpo(_) => {
+            let rows = rows::pairs(data)?;
+            Rows::Dpo(rows.train, rows.held_out)
+        }
     };
+    let trainer = planned.trainer;
+    let mut notices = not_evaluated(&spec.settings, &rows, trainer);
+    let input = RowsInput { trainer, settings: &spec.settings, text: &start.text, model: &start.config, rows };
+    let folder = spec.rows.clone();
+    let rendered = engine::render_rows(input, &folder)?;
+    spec.n_steps = rendered.n_steps;
+    spec.chunk_steps = rendered.chunk_steps;
+    spec.counts = rendered.counts;
     let pins = engine::pins(&spec);
     let written = engine::write(&spec, &planned.folder)?;
     let expected = planned.folder.join("expected.json");
     // The rows were rendered with this tokenizer: what stands under the link at another site must be the same.
     let mut expectation: Expectation = atomic::read_json(&expected)?;
     expectation.start_sha256 = start.digests;
+    let rows = folder.join(engine::ROWS);
+    expectation.rows_sha256 = Some(digest::file(&rows)?);
     atomic::write_json(&expected, &expectation)?;
     let of_start = expectation.start_sha256.iter();
     let of_site =

@@ -3,7 +3,7 @@
 
 use crate::failure::Failure;
 use crate::recipe::checked::{Input, Recipe, Stage};
-use crate::recipe::stage_config::StageConfig;
+use crate::recipe::stage_config::{MergeStage, StageConfig};
 use crate::stage::model_of;
 use aloe_handoff::Cluster;
 use aloe_handoff::plan::model_folder;
@@ -33,7 +33,6 @@ pub(crate) struct Start {
 pub(crate) fn of(recipe: &Recipe, stage: &Stage, cluster: &Cluster) -> anyhow::Result<Start> {
     let input = model_input(stage).ok_or_else(|| Failure::usage("it has no input `model`"))?;
     let weights = weights_of(recipe, input, cluster)?;
-    let mut template = template_of(stage).map(str::to_owned);
     let copied_from = match input {
         Input::Path(_) => at_hand(&weights, cluster),
         Input::Stage(at) => match &recipe.stages[*at].config {
@@ -41,26 +40,14 @@ pub(crate) fn of(recipe: &Recipe, stage: &Stage, cluster: &Cluster) -> anyhow::R
             _ => weights.clone(),
         },
     };
-    let mut input = input;
-    let named: PathBuf = loop {
-        match input {
-            Input::Path(path) => break path.clone(),
-            Input::Stage(at) => {
-                let earlier = &recipe.stages[*at];
-                template = template.or_else(|| template_of(earlier).map(str::to_owned));
-                input = match &earlier.config {
-                    StageConfig::Pull(config) => break PathBuf::from(&config.source),
-                    _ => tokenizer_input(earlier).ok_or_else(|| {
-                        let text = format!(
-                            "the tokenizer of stage {:?} is not that of one input; train it with trainer = \"aloe\"",
-                            earlier.name
-                        );
-                        Failure::usage(text)
-                    })?,
-                };
-            }
-        }
-    };
+    let (named, on_the_way) = origin(recipe, input, tokenizer_input).map_err(|earlier| {
+        let text = format!(
+            "the tokenizer of stage {:?} is not that of one input; train it with trainer = \"aloe\"",
+            earlier.name
+        );
+        Failure::usage(text)
+    })?;
+    let template = std::iter::once(stage).chain(on_the_way).find_map(template_of);
     let whole = at_hand(&named, cluster);
     let folder = model_of(&whole);
     if !folder.join("tokenizer.json").is_file() && !folder.is_file() {
@@ -70,21 +57,60 @@ pub(crate) fn of(recipe: &Recipe, stage: &Stage, cluster: &Cluster) -> anyhow::R
         );
         return Err(Failure::usage(text).into());
     }
-    let source = ModelSource::open(&folder)?;
-    let text = match source.gguf_metadata() {
-        Some(metadata) => TextModel::from_gguf(metadata)?,
-        None => TextModel::open(&folder)?,
+    let text = match folder.is_file() {
+        true => match ModelSource::open(&folder)?.gguf_metadata() {
+            Some(metadata) => TextModel::from_gguf(metadata)?,
+            None => TextModel::open(&folder)?,
+        },
+        false => TextModel::open(&folder)?,
     };
     let text = match template {
-        Some(name) => text.with_template(&name)?,
+        Some(name) => text.with_template(name)?,
         None => text,
     };
+    let config = shape_of(recipe, input, &text, cluster)?;
     let digests = digests_of(&copied_from, Path::new(""))?;
     let of_site = match folder.strip_prefix(&whole) {
         Ok(inside) => digests_of(&folder, &named.join(inside))?,
         Err(_) => BTreeMap::new(),
     };
-    Ok(Start { text, config: source.config().clone(), weights, digests, of_site })
+    Ok(Start { text, config, weights, digests, of_site })
+}
+
+/// The shape of the model that a training starts from: of a merge it is its base's, or its first model's, with as many embeddings as the
+/// tokenizer chosen for it has tokens. The model whose tokenizer that is may have another shape, or none.
+fn shape_of(recipe: &Recipe, input: &Input, text: &TextModel, cluster: &Cluster) -> anyhow::Result<Config> {
+    let (named, on_the_way) = origin(recipe, input, shape_input)
+        .map_err(|earlier| Failure::usage(format!("stage {:?} has no model whose shape is its own", earlier.name)))?;
+    let folder = model_of(&at_hand(&named, cluster));
+    let mut config = ModelSource::open(&folder)?.config().clone();
+    let chooses = |stage: &&Stage| matches!(&stage.config, StageConfig::Merge(merge) if parsed(merge).is_some_and(|yaml| yaml.tokenizer.is_some()));
+    if on_the_way.iter().any(chooses) {
+        config.vocab_size = config.vocab_size.max(text.tokenizer.vocab_size());
+    }
+    Ok(config)
+}
+
+/// The path that a model comes from by way of the stages' inputs that `next` names, and these stages, the latest first; the stage that
+/// names none otherwise.
+fn origin<'r>(
+    recipe: &'r Recipe,
+    mut input: &'r Input,
+    next: fn(&'r Stage) -> Option<&'r Input>,
+) -> Result<(PathBuf, Vec<&'r Stage>), &'r Stage> {
+    let mut on_the_way = Vec::new();
+    loop {
+        let at = match input {
+            Input::Path(path) => return Ok((path.clone(), on_the_way)),
+            Input::Stage(at) => *at,
+        };
+        let earlier = &recipe.stages[at];
+        on_the_way.push(earlier);
+        input = match &earlier.config {
+            StageConfig::Pull(config) => return Ok((PathBuf::from(&config.source), on_the_way)),
+            _ => next(earlier).ok_or(earlier)?,
+        };
+    }
 }
 
 /// Digests of the files that decide what rows mean, by their names below `named`; none of a folder that lies in the run folder.
@@ -125,15 +151,27 @@ fn template_of(stage: &Stage) -> Option<&str> {
 /// The input that a stage's model has its tokenizer from; `None` where it is a union, or not known before.
 fn tokenizer_input(stage: &Stage) -> Option<&Input> {
     let StageConfig::Merge(merge) = &stage.config else { return model_input(stage) };
-    let config = MergeConfig::parse(&merge.yaml, Path::new("yaml")).ok()?;
-    if config.chat_template.is_some() || !config.earlier.is_empty() {
-        return None;
-    }
+    let config = parsed(merge).filter(|config| config.chat_template.is_none() && config.earlier.is_empty())?;
     let at = match config.tokenizer.as_ref().map(|choice| choice.source) {
         Some(TokenizerSource::Model(at)) => at,
         Some(TokenizerSource::Base) | None => config.base.unwrap_or(0),
         Some(TokenizerSource::Union) => return None,
     };
+    input_of_model(stage, &config, at)
+}
+
+/// The input that a stage's model has its shape from; `None` where it is not known before.
+fn shape_input(stage: &Stage) -> Option<&Input> {
+    let StageConfig::Merge(merge) = &stage.config else { return model_input(stage) };
+    let config = parsed(merge).filter(|config| config.earlier.is_empty())?;
+    input_of_model(stage, &config, config.base.unwrap_or(0))
+}
+
+fn parsed(merge: &MergeStage) -> Option<MergeConfig> {
+    MergeConfig::parse(&merge.yaml, Path::new("yaml")).ok()
+}
+
+fn input_of_model<'s>(stage: &'s Stage, config: &MergeConfig, at: usize) -> Option<&'s Input> {
     let name = &config.models.get(at)?.name;
     stage.from.iter().find(|(key, _)| key == name).and_then(|(_, inputs)| inputs.first())
 }

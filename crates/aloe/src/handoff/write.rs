@@ -370,10 +370,12 @@ fn plan_of(recipe: &Recipe, text: &str, cluster: &Cluster, place: Where) -> anyh
             stages.push(whole);
             continue;
         }
+        let kind = shard::kind_of_shards(stage.config.kind());
+        let kind = kind.ok_or_else(|| Failure::usage(format!("stage {:?} cannot be divided", stage.name)))?;
         let shard = |index: u32| {
             let name = shard::name_of(&stage.name, index, n_shards);
             let folder = whole.folder.with_file_name(format!("{:02}-{name}", 10 * (at + 1)));
-            StagePlan { name, kind: shard::EVAL_SHARD.to_owned(), folder, ..whole.clone() }
+            StagePlan { name, kind: kind.to_owned(), folder, ..whole.clone() }
         };
         let shards: Vec<StagePlan> = (1..=n_shards).map(shard).collect();
         let after = whole.after.iter().cloned().chain(shards.iter().map(|shard| shard.name.clone())).collect();

@@ -5,6 +5,7 @@
 
 mod bundle;
 mod chain;
+mod data_shards;
 mod engines;
 mod faults;
 mod limits;
@@ -14,3 +15,4 @@ mod rig;
 mod servers;
 mod shards;
 mod shipped;
+mod starts;

@@ -2,6 +2,8 @@
 //! training over two nodes. Stages that axolotl trains, on this machine. Needs the environments of `oracles/`: `ALOE_TRL` and
 //! `ALOE_AXOLOTL`, or trl and axolotl in ~/.cache/aloe-venvs; with `ALOE_REQUIRE_ENGINES=1` their absence fails.
 
+mod llama_server;
+
 use super::chain::{plan, states};
 use super::rig::Rig;
 use crate::{run, stories};

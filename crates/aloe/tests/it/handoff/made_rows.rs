@@ -185,17 +185,44 @@ fn rendered_in_the_job_as_beforehand(dir: &Path, model: &Path, made: &Path) {
     assert!(!later.join("stages/40-sft/engine.yaml").exists());
     let copied = std::process::Command::new("cp").arg("-r").args([made.join("out"), later.join("out")]).status();
     assert!(copied.unwrap().success());
-    let render = || {
-        let (_, said, code) = run(&["job", later.to_str().unwrap(), "sft", "--render"]);
+    let job = |checkpoint: &str| {
+        let arguments = ["job", later.to_str().unwrap(), "sft", "--render"];
+        let output = crate::aloe().args(arguments).env("ALOE_RESUME", checkpoint).output().unwrap();
+        (String::from_utf8(output.stderr).unwrap(), output.status.code().unwrap())
+    };
+    let render = |is_known: bool| {
+        let (said, code) = job("work/sft/checkpoint-1");
         assert_eq!(code, 0, "{said}");
+        assert_eq!(said.contains("the rows of sft are those of an earlier session"), is_known, "{said}");
         of_engine(&later, "40-sft")
     };
-    let rendered = render();
+    let rendered = render(false);
     let file = made.join("out/cot/train.jsonl");
     let swaps = [("@ROWS@", file.to_str().unwrap()), ("@TRAINER@", "trl")];
     let (beforehand, _) = planned(dir, "beforehand", model, &[TRAINED], &swaps);
     assert_eq!(rendered, of_engine(&beforehand, "10-sft"));
-    assert_eq!(rendered, render(), "a requeued job renders the same");
+    assert_eq!(rendered, render(true), "a requeued job has the same");
+    let of_rows = || std::fs::read_to_string(later.join("stages/40-sft/rendered.sha256")).unwrap();
+    let known = of_rows();
+    assert!(known.contains("  data/sft/rendered.jsonl\n") && known.contains("/40-sft/engine.yaml\n"), "{known}");
+    std::fs::write(later.join("data/sft/rendered.jsonl"), "").unwrap();
+    assert_eq!(rendered, render(false), "a damaged file is made again");
+    // The data stage is made again with a row less: a checkpoint of the others is not gone on with.
+    let rows = later.join("out/rows");
+    let text = std::fs::read_to_string(rows.join("train.jsonl")).unwrap();
+    let fewer = text.trim_end().rsplit_once('\n').unwrap().0.to_owned() + "\n";
+    std::fs::write(rows.join("train.jsonl"), &fewer).unwrap();
+    let record = std::fs::read_to_string(rows.join("record.json")).unwrap();
+    let digest = |text: &str| aloe_record::digest::bytes(text.as_bytes());
+    assert!(record.contains(&digest(&text)), "{record}");
+    std::fs::write(rows.join("record.json"), record.replace(&digest(&text), &digest(&fewer))).unwrap();
+    let (said, code) = job("work/sft/checkpoint-1");
+    assert!(code == 2 && said.contains("are others than those that work/sft/checkpoint-1 was trained with"), "{said}");
+    assert_ne!(known, of_rows());
+    assert_eq!(job("").1, 0);
+    let expected = std::fs::read_to_string(later.join("stages/40-sft/expected.json")).unwrap();
+    let digest = aloe_record::digest::file(&later.join("data/sft/rendered.jsonl")).unwrap();
+    assert!(expected.contains(&format!("\"rows_sha256\": \"{digest}\"")) && of_rows().contains(&digest), "{expected}");
 }
 
 #[test]
