@@ -240,7 +240,7 @@ fn row_maps(config: &MergeConfig, vocabulary: &Vocabulary) -> Result<[Arc<RowMap
 }
 
 /// First layer and end per source of every slice; all layers where the configuration says nothing.
-fn layer_ranges(config: &MergeConfig, models: &[PlannedModel]) -> Result<Vec<Vec<(usize, usize)>>> {
+pub(crate) fn layer_ranges(config: &MergeConfig, models: &[PlannedModel]) -> Result<Vec<Vec<(usize, usize)>>> {
     let mut mistakes = Vec::new();
     let mut ranges = Vec::new();
     for slice in &config.slices {
@@ -280,7 +280,8 @@ fn set_layers(config: &mut Config, n_layers: usize) {
     }
 }
 
-fn tensors(
+/// The tensors of the result with what applies to each.
+pub(crate) fn tensors(
     config: &MergeConfig,
     models: &[PlannedModel],
     out: &Config,

@@ -268,3 +268,40 @@ fn slices_with_more_sources_at_the_end_are_said_to_differ_from_mergekit() {
             && !has([slices[1].replace("[1, 2]", "[0, 1]").as_str(), slices[0].replace("[0, 1]", "[1, 2]").as_str()])
     );
 }
+
+/// By hand: density 0.9 and epsilon 0.15 pass 1, density 0.3 and 0.15 stay between 0 and 1.
+#[test]
+fn a_grid_with_a_point_that_cannot_be_merged_is_refused_before_anything_is_merged() {
+    use crate::search::{PointCheck, Proposer, SearchSettings, Space};
+    let (_dir, options) = models();
+    let yaml = dare("").replace("dare_ties", "della").replace("density: 0.5", "density: 0.5, epsilon: 0.15");
+    let settings = SearchSettings { method: Proposer::Grid, evaluations: 9, sigma: None, population: None, seed: 0 };
+    let space = |values: Value| {
+        let knobs = json!({"models.0.parameters.density": {"values": values}});
+        Space::new(&yaml, knobs.as_object().unwrap(), &settings).unwrap()
+    };
+    let check = |values: Value| {
+        let space = space(values);
+        PointCheck::new(options.clone()).all(&space.grid(), &space, &Cancel::default())
+    };
+    check(json!([0.3, 0.5, 0.8, 1])).unwrap();
+    for order in [json!([0.3, 0.9]), json!([0.9, 0.3])] {
+        let error = check(order).unwrap_err().to_string();
+        assert!(error.starts_with("1 of the 2 points of the search cannot be merged:"), "{error}");
+        assert!(error.contains("models.0.parameters.density 0.9: density 0.9 with epsilon 0.15"), "{error}");
+    }
+    let mut one = PointCheck::new(options.clone());
+    let sum = |weight: &str| {
+        format!(
+            "models: [{{model: a, parameters: {{weight: 1}}}}, {{model: b, parameters: {{weight: {weight}}}}}]\nmerge_method: linear\n"
+        )
+    };
+    assert_eq!(one.refusal(&sum("0.5")).unwrap(), None);
+    let reason = one.refusal(&sum("-1")).unwrap().unwrap_or_default();
+    assert!(reason.contains("sum to zero"), "{reason}");
+    assert!(
+        PointCheck::new(options)
+            .refusal("models: [{model: nowhere, parameters: {weight: 1}}]\nmerge_method: linear\n")
+            .is_err()
+    );
+}
