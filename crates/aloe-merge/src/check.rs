@@ -51,7 +51,7 @@ impl MergePlan {
         );
         let _ = writeln!(
             text,
-            "disk: {} of weights{}",
+            "disk: {}{}",
             size(self.disk_bytes(options)),
             if self.earlier.is_empty() { "" } else { " at once, earlier documents included" }
         );

@@ -22,6 +22,16 @@ pub enum Error {
         /// The mistakes, at least one.
         mistakes: Vec<Mistake>,
     },
+    /// Points of a search that nothing can be merged with.
+    #[error("{n_refused} of the {n_points} points of the search cannot be merged:{reasons}{}", if *n_refused > 5 { "\n  ..." } else { "" })]
+    Points {
+        /// How many.
+        n_refused: usize,
+        /// Of how many.
+        n_points: usize,
+        /// The first of them, a line each.
+        reasons: String,
+    },
     /// A model folder that is absent or cannot take part in this merge.
     #[error("model {model}: {reason}")]
     Model {

@@ -315,6 +315,23 @@ pub(crate) fn check_architecture(
     if !wrong.is_empty() {
         return Err(Error::model(&model.name, format!("is of another architecture: {}", wrong.join("; "))));
     }
+    let of = |config: &Config, key: &str| config.raw.get(key).cloned().unwrap_or_default();
+    let window = |config: &Config| match of(config, "use_sliding_window") {
+        serde_json::Value::Bool(false) => serde_json::Value::Null,
+        _ => of(config, "sliding_window"),
+    };
+    let softer = [
+        ("rms_norm_eps", expected.rms_norm_eps.to_string(), found.rms_norm_eps.to_string()),
+        ("sliding_window", window(expected).to_string(), window(found).to_string()),
+        (
+            "max_position_embeddings",
+            expected.max_position_embeddings.to_string(),
+            found.max_position_embeddings.to_string(),
+        ),
+    ];
+    for (key, expected, found) in softer.into_iter().filter(|(_, expected, found)| expected != found) {
+        notes.push(format!("{key} of {} is {found}; the result gets that of {leader}, {expected}", model.name));
+    }
     if expected.rope_theta != found.rope_theta || expected.rope_scaling != found.rope_scaling {
         notes.push(format!("{} has other RoPE settings than {leader}, whose settings the result gets", model.name));
     }

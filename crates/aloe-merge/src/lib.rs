@@ -5,7 +5,7 @@
 //! `vocabulary` (whose tokens, which rows; `special_ids`), `plan` (tensors and their parameters; `memory`, `notes`, `untrained`; `check`
 //! prints it), `merge` (the spine), `source`,
 //! `group`, `tile` and `scratch` (how a tensor is read in pieces), `hashing` (digests of what is read and written), `flush`, `method` (one file per method), `sparsify` and `fibres` (what methods share),
-//! `figures` (what the record and the card tell), `tokenizer`, `named_template`, `card` and `report` (files beside the weights). `search` (its own loop) proposes YAMLs and keeps what they score.
+//! `figures` (what the record and the card tell), `tokenizer`, `named_template`, `template_tokens`, `card` and `report` (files beside the weights). `search` (its own loop) proposes YAMLs and keeps what they score.
 
 mod beside;
 mod card;
@@ -33,6 +33,7 @@ mod source;
 mod sparsify;
 mod special_ids;
 mod stats;
+mod template_tokens;
 mod tile;
 mod tokenizer;
 mod tokenizer_file;

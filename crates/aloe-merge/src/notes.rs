@@ -2,13 +2,14 @@
 //! tokens that no model trained. Refuses nothing.
 
 use crate::Result;
-use crate::config::{MergeConfig, Method, Parameter, RescaleKind, Setting, Sparsification};
+use crate::config::{MergeConfig, Method, OutputSlice, Parameter, RescaleKind, Setting, Sparsification};
 use crate::plan::MergePlan;
 use crate::untrained;
 
 /// The notes.
 pub(crate) fn of_plan(config: &MergeConfig, plan: &MergePlan) -> Result<Vec<String>> {
-    let mut notes: Vec<String> = rescale(config, plan).into_iter().chain(without_effect(config)).collect();
+    let mut notes: Vec<String> =
+        rescale(config, plan).into_iter().chain(without_effect(config)).chain(unequal_slices(config)).collect();
     notes.extend(untrained::notes(plan)?);
     Ok(notes)
 }
@@ -29,6 +30,19 @@ fn without_effect(config: &MergeConfig) -> Option<String> {
     (!names.is_empty()).then(|| {
         format!(
             "{names} has no effect: task_arithmetic merges every change whole (ties, dare_linear and others drop some)"
+        )
+    })
+}
+
+/// mergekit pairs the models of the last slice with as many weights as the first slice has sources.
+fn unequal_slices(config: &MergeConfig) -> Option<String> {
+    let n = |slice: Option<&OutputSlice>| slice.map_or(0, |slice| slice.sources.len());
+    let (first, last) = (n(config.slices.first()), n(config.slices.last()));
+    (first < last).then(|| {
+        format!(
+            "the first slice has {first} source{} and the last one {last}: mergekit 0.1.5 leaves the later ones out of the final norm and \
+             the head; here all of them are merged",
+            if first == 1 { "" } else { "s" }
         )
     })
 }

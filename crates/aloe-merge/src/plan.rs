@@ -9,10 +9,10 @@ use crate::group::Group;
 use crate::inputs::{Outline, Outlines, PlannedModel, check_architecture};
 use crate::source::{Rows, Source};
 use crate::vocabulary::{self, RowMap, Vocabulary};
-use crate::{Error, Mistake, Result, disk, inputs, memory, notes, special_ids, tokenizer};
+use crate::{Error, Mistake, Result, inputs, memory, notes, special_ids, template_tokens, tokenizer};
 use aloe_model::{Config, Role, TensorSpec};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Budget where none is given.
@@ -145,19 +145,28 @@ fn of_document(config: &MergeConfig, options: &MergeOptions, outlines: &Outlines
     }
     let vocabulary = vocabulary::build(config, &models, &mut notes)?;
     match &vocabulary {
-        Some(vocabulary) => set_vocabulary(&mut out_config, vocabulary, &models, leader, &mut notes),
+        Some(vocabulary) => set_vocabulary(&mut out_config, vocabulary, &models, leader, &mut notes)?,
         None => compare_vocabularies(&models, leader, out_config.vocab_size, &mut notes)?,
     }
     let ranges = layer_ranges(config, &models)?;
     set_layers(&mut out_config, ranges.iter().map(|slice| slice[0].1 - slice[0].0).sum());
     let tensors = tensors(config, &models, &out_config, &ranges)?;
     let rows = vocabulary.as_ref().map(|vocabulary| row_maps(config, vocabulary)).transpose()?;
+    if let (Some(vocabulary), Some(maps)) = (&vocabulary, &rows) {
+        notes.extend(vocabulary.row_notes(config, maps, out_config.tie_word_embeddings));
+    }
     let dtype = config.dtype.unwrap_or_else(|| widest(&models));
     let tokenizer = vocabulary.as_ref().map_or(leader, |vocabulary| vocabulary.donor);
     let mut files = tokenizer::files(&models, tokenizer, config.chat_template.as_ref(), &mut notes)?;
     if let Some(vocabulary) = &vocabulary {
         tokenizer::put_vocabulary(&mut files, &vocabulary.file, &mut notes)?;
         special_ids::in_generation_config(&mut files, vocabulary, leader)?;
+        if tokenizer != leader {
+            special_ids::end_in_generation_config(&mut files, &out_config.eos_token_ids)?;
+        }
+    }
+    if config.chat_template.is_some() {
+        template_tokens::settle(&mut files, &mut out_config, &mut notes)?;
     }
     let uses_base = config.method.base_use() != BaseUse::Ignored;
     let slices = config.slices.iter().map(|slice| PlannedSlice {
@@ -197,25 +206,15 @@ fn set_vocabulary(
     models: &[PlannedModel],
     leader: usize,
     notes: &mut Vec<String>,
-) {
+) -> Result<()> {
     if out.vocab_size != vocabulary.n_rows {
         notes.push(format!(
             "the embedding has {} rows for the tokens of the chosen tokenizer; that of {} has {}",
             vocabulary.n_rows, models[leader].name, out.vocab_size
         ));
     }
-    for (index, model) in models.iter().enumerate().filter(|(_, model)| !model.gives_tokenizer_only()) {
-        let lacking = vocabulary.lacking(index);
-        if let Some(first) = lacking.first() {
-            notes.push(format!(
-                "{} has no row for {} tokens of the result ({first:?}, ...), which it takes from other models",
-                model.name,
-                lacking.len()
-            ));
-        }
-    }
     out.vocab_size = vocabulary.n_rows;
-    special_ids::in_config(out, vocabulary, models, leader, notes);
+    special_ids::in_config(out, vocabulary, models, leader, notes)
 }
 
 /// Without a chosen vocabulary, rows stay where they are: extra rows at the end are left out, and ids must mean the same.
@@ -241,7 +240,7 @@ fn row_maps(config: &MergeConfig, vocabulary: &Vocabulary) -> Result<[Arc<RowMap
 }
 
 /// First layer and end per source of every slice; all layers where the configuration says nothing.
-fn layer_ranges(config: &MergeConfig, models: &[PlannedModel]) -> Result<Vec<Vec<(usize, usize)>>> {
+pub(crate) fn layer_ranges(config: &MergeConfig, models: &[PlannedModel]) -> Result<Vec<Vec<(usize, usize)>>> {
     let mut mistakes = Vec::new();
     let mut ranges = Vec::new();
     for slice in &config.slices {
@@ -281,7 +280,8 @@ fn set_layers(config: &mut Config, n_layers: usize) {
     }
 }
 
-fn tensors(
+/// The tensors of the result with what applies to each.
+pub(crate) fn tensors(
     config: &MergeConfig,
     models: &[PlannedModel],
     out: &Config,
@@ -391,13 +391,18 @@ impl MergePlan {
         Ok(self.in_vocabulary(&tensor.spec, stored.collect::<Result<Vec<Source>>>()?, models))
     }
 
+    /// Where the rows of the embedding or the head come from, where a vocabulary was asked for.
+    pub(crate) fn row_map(&self, spec: &TensorSpec) -> Option<&Arc<RowMap>> {
+        match (spec.role, &self.rows) {
+            (Role::Embed, Some([first, _])) => Some(first),
+            (Role::Head, Some([_, last])) => Some(last),
+            _ => None,
+        }
+    }
+
     /// Rows of the embedding and the head in the order of the result's vocabulary.
     fn in_vocabulary(&self, spec: &TensorSpec, sources: Vec<Source>, models: &[usize]) -> Vec<Source> {
-        let map = match (spec.role, &self.rows) {
-            (Role::Embed, Some([first, _])) => first,
-            (Role::Head, Some([_, last])) => last,
-            _ => return sources,
-        };
+        let Some(map) = self.row_map(spec) else { return sources };
         let n_rows = |model: usize| self.models[model].config.vocab_size;
         if (0..sources.len()).all(|input| map.is_identity(input, n_rows(models[input]))) {
             return sources;
@@ -423,17 +428,6 @@ impl MergePlan {
     /// Bytes of the result's weights in `model/`.
     pub fn model_bytes(&self) -> u64 {
         self.n_parameters() * if self.out_dtype == MergeDtype::Float32 { 4 } else { 2 }
-    }
-
-    /// Bytes of the weights that will stand on the disk together, those of earlier documents among them.
-    pub fn disk_bytes(&self, options: &MergeOptions) -> u64 {
-        let earlier: u64 = self.earlier.iter().map(MergePlan::model_bytes).sum();
-        earlier + self.model_bytes() + if options.write_master { 4 * self.n_parameters() } else { 0 }
-    }
-
-    /// Refuses a result, with those of earlier documents, that does not fit on the disk of `out`.
-    pub fn check_disk(&self, out: &Path, options: &MergeOptions) -> Result<()> {
-        disk::check(out, self.disk_bytes(options))
     }
 
     /// Stretches of layers that the result is made of.

@@ -1,16 +1,19 @@
 //! Merge search: which numbers of a mergekit YAML give the merge that scores best. A loop over a scoring closure: this crate proposes
 //! points, keeps what they scored and picks the best; merging, asking questions and telling noise from skill are the caller's.
 //!
-//! Reading order: `space` (knobs and their places in the YAML), `grid` and `cma` (which points, in which order), `log` (a point that was
+//! Reading order: `space` (knobs and their places in the YAML), `check` (values that no merge may take), `grid` and `cma` (which points, in
+//! which order), `log` (a point that was
 //! scored is not scored again), [`search`] (the loop). The same space, method, seed and scores give the same points in the same order,
 //! whether or not scores come from the log: an interrupted search is replayed from its log.
 
+mod check;
 mod cma;
 mod grid;
 mod log;
 mod places;
 mod space;
 
+pub use check::PointCheck;
 pub use log::PointLog;
 pub use space::{Knob, KnobRange, Space};
 
@@ -66,11 +69,40 @@ pub struct ScoredPoint<T> {
     pub detail: T,
 }
 
+/// What became of a point.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome<T> {
+    /// Its score and what is kept beside it.
+    Scored(f64, T),
+    /// Why nothing can be merged with these values.
+    Refused(String),
+}
+
+impl<T> From<(f64, T)> for Outcome<T> {
+    fn from((score, detail): (f64, T)) -> Self {
+        Self::Scored(score, detail)
+    }
+}
+
+/// A point that nothing could be merged with.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RefusedPoint {
+    /// The knobs' values, in the order of the space.
+    pub values: Vec<f64>,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a refused point counts as: below every share of right answers, by more than the distance to the box costs.
+const WORST: f64 = -1e6;
+
 /// What a search found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Searched<T> {
     /// Every distinct point, in the order first asked for.
     pub points: Vec<ScoredPoint<T>>,
+    /// Distinct points that could not be merged, in the order first asked for.
+    pub refused: Vec<RefusedPoint>,
     /// How often a point was asked for, repeats included.
     pub n_asked: usize,
     /// Why the search ended, in words.
@@ -97,25 +129,29 @@ impl<T> Searched<T> {
 }
 
 /// Searches `space`. `score` gets a point's values and its YAML and is called once for each distinct point that `log` does not hold;
-/// higher is better. `log` keys are made of `scope`, which must name everything but the YAML that decides a score.
+/// higher is better. A point that it refuses counts as worst and is not logged. `log` keys are made of `scope`, which must name everything but the YAML that decides a score.
 pub fn search<T, E>(
     space: &Space,
     settings: &SearchSettings,
     (log, scope): (&mut PointLog<T>, &str),
     (progress, cancel): (&Progress, &Cancel),
-    mut score: impl FnMut(&[f64], &str) -> Result<(f64, T), E>,
+    mut score: impl FnMut(&[f64], &str) -> Result<Outcome<T>, E>,
 ) -> Result<Searched<T>, E>
 where
     T: Clone + Serialize + DeserializeOwned,
     E: From<crate::Error>,
 {
-    let mut found = Searched { points: Vec::new(), n_asked: 0, ended: String::new() };
+    let mut found = Searched { points: Vec::new(), refused: Vec::new(), n_asked: 0, ended: String::new() };
     let mut ask = |values: &[f64]| -> Result<f64, E> {
         cancel.check().map_err(crate::Error::from)?;
         found.n_asked += 1;
         if let Some(known) = found.points.iter().find(|point| point.values == values) {
             progress.advance(1);
             return Ok(known.score);
+        }
+        if found.refused.iter().any(|point| point.values == values) {
+            progress.advance(1);
+            return Ok(WORST);
         }
         let (yaml, described) = (space.yaml(values), space.describe(values));
         progress.message(&described);
@@ -126,7 +162,14 @@ where
                 known
             }
             None => {
-                let scored = score(values, &yaml)?;
+                let scored = match score(values, &yaml)? {
+                    Outcome::Scored(score, detail) => (score, detail),
+                    Outcome::Refused(reason) => {
+                        found.refused.push(RefusedPoint { values: values.to_vec(), reason });
+                        progress.advance(1);
+                        return Ok(WORST);
+                    }
+                };
                 log.put(&key, &scored)?;
                 progress.advance(1);
                 scored

@@ -164,9 +164,17 @@ impl TokenizerFile {
         }
         self.is_changed = true;
         let made = if kind == "BPE" { self.append_merges(tokens, other) } else { 0 };
+        if made > 0 {
+            notes.push(format!(
+                "{made} plain tokens of the union ({first:?}, ...) bring the merges that make them, ranked behind those of the first \
+                 tokenizer: text with these words is cut otherwise than by that one, and text of the other model may be cut otherwise \
+                 than by its own"
+            ));
+        }
         if kind == "BPE" && made < tokens.len() {
             notes.push(format!(
-                "{} of {} plain tokens of the union ({first:?}, ...) are made by no merge of tokens that it has: they keep their rows, and                  no text is encoded to them",
+                "{} of {} plain tokens of the union ({first:?}, ...) are made by no merge of tokens that it has: they keep their rows, and \
+                 no text is encoded to them",
                 tokens.len() - made,
                 tokens.len()
             ));
@@ -232,6 +240,37 @@ impl TokenizerFile {
         self.known.insert(content, (id, true));
         self.appended.push(entry);
         self.is_changed = true;
+    }
+
+    /// Puts the added tokens into the vocabulary, each at its id, where the `tokenizers` library would read the file with other ids: it numbers
+    /// added tokens that the vocabulary lacks from the vocabulary's size on, whatever id the file states. That differs where plain tokens
+    /// were appended behind them (Llama 3 and Qwen lay out ids so) and where ids are left out. No merge makes them, so text is encoded as
+    /// before. The error says why that cannot be done.
+    pub(crate) fn pin_ids(&mut self) -> std::result::Result<(), String> {
+        if !self.is_changed {
+            return Ok(());
+        }
+        let added: Vec<(u32, String)> = self.added().into_iter().map(|(id, token, _)| (id, token)).collect();
+        let plain: HashMap<String, u32> = self.plain().into_iter().map(|(id, token)| (token, id)).collect();
+        let mut next = plain.len() as u32;
+        let moved = added.iter().find_map(|(id, token)| {
+            let read = plain.get(token).copied().unwrap_or_else(|| {
+                next += 1;
+                next - 1
+            });
+            (read != *id).then_some((token, *id, read))
+        });
+        let Some((token, id, read)) = moved else { return Ok(()) };
+        let Some(vocab) = self.json["model"]["vocab"].as_object_mut() else {
+            return Err(format!(
+                "the result's tokenizer.json would give {token:?} the id {id}, and the tokenizers library would read {read}: the ids of its \
+                 added tokens must follow the vocabulary without a gap"
+            ));
+        };
+        for (id, token) in added {
+            vocab.insert(token, json!(id));
+        }
+        Ok(())
     }
 
     /// The id of a new token: after all others, which is what the `tokenizers` library gives it where no id is left out.

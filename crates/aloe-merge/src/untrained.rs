@@ -11,6 +11,7 @@ use crate::config::MergeDtype;
 use crate::plan::{MergePlan, PlannedTensor};
 use crate::source::Source;
 use crate::tokenizer::template_of;
+use crate::vocabulary::Row;
 use aloe_model::Role;
 use aloe_model::lora::NEAR_ZERO;
 use serde_json::Value;
@@ -57,6 +58,9 @@ fn of_matrix(
     let sources = plan.sources(tensor)?;
     let base = plan.slices[tensor.slice].reference.filter(|_| sources.len() > 1);
     let of_base = base.map(|base| rows(&sources[base], ids, n_cols)).transpose()?;
+    // A row that the base borrows from another model is equal to it and says nothing about training.
+    let map = plan.row_map(&tensor.spec);
+    let base_has = |id: u32| base.zip(map).is_none_or(|(base, map)| matches!(map.row(base, id as usize), Row::Own(_)));
     let mut reasons: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     let mut unchanged: BTreeMap<u32, usize> = BTreeMap::new();
     let n_others = sources.len() - usize::from(base.is_some());
@@ -69,7 +73,7 @@ fn of_matrix(
         if Some(index) == base {
             continue;
         }
-        for (at, id) in ids.iter().enumerate() {
+        for (at, id) in ids.iter().enumerate().filter(|(_, id)| base_has(**id)) {
             if of_base.as_ref().is_some_and(|of_base| of_base[at] == own[at]) {
                 *unchanged.entry(*id).or_default() += 1;
             }

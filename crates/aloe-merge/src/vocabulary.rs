@@ -161,6 +161,7 @@ pub(crate) fn build(
     for token in choice.tokens.keys() {
         file.append_named(token, notes);
     }
+    file.pin_ids().map_err(|reason| Error::model(&models[donor].name, reason))?;
     let tokens = file.tokens();
     let n_tokens = tokens.keys().next_back().map_or(0, |last| *last as usize + 1);
     let multiple = choice.pad_to_multiple_of.unwrap_or(1);
@@ -261,16 +262,71 @@ impl Vocabulary {
         }
     }
 
-    /// The id in the result of the token that the leading model has under `id`.
-    pub(crate) fn moved(&self, id: u32) -> Option<u32> {
-        let wanted = self.leading.get(&id)?;
-        self.tokens.iter().find(|(_, token)| *token == wanted).map(|(id, _)| *id)
+    /// The id of a token in the result.
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
+        self.tokens.iter().find(|(_, known)| *known == token).map(|(id, _)| *id)
     }
 
-    /// Tokens that the models lack, by model: those whose rows no such model trained.
-    pub(crate) fn lacking(&self, model: usize) -> Vec<&str> {
-        self.tokens.values().filter(|token| !self.ids[model].contains_key(*token)).map(String::as_str).collect()
+    /// The id in the result of the token that the leading model has under `id`.
+    pub(crate) fn moved(&self, id: u32) -> Option<u32> {
+        self.id(self.leading.get(&id)?)
     }
+
+    /// Which rows models take from each other, and which are zeros because no model of the slice has the token: the first slice gives the
+    /// embedding, the last one the head.
+    pub(crate) fn row_notes(&self, config: &MergeConfig, maps: &[Arc<RowMap>; 2], tied: bool) -> Vec<String> {
+        let mut notes = Vec::new();
+        let last = config.slices.len() - 1;
+        let matrices = [("embedding", 0, &maps[0]), ("head", last, &maps[1])];
+        for (what, at, map) in matrices.into_iter().take(if tied { 1 } else { 2 }) {
+            let of_slice = if last == 0 { "" } else { " of its slice" };
+            for (input, source) in config.slices[at].sources.iter().enumerate() {
+                let is_borrowed = |id: u32| matches!(map.row(input, id as usize), Row::Of(from, _) if from != input);
+                let is_mean = |id: u32| matches!(map.row(input, id as usize), Row::Average(_));
+                let borrowed = self.tokens.iter().filter(|(id, token)| {
+                    !self.ids[source.model].contains_key(*token) && (is_borrowed(**id) || is_mean(**id))
+                });
+                let borrowed: Vec<&str> = borrowed.map(|(_, token)| token.as_str()).collect();
+                if let Some(first) = borrowed.first() {
+                    let note = format!(
+                        "{} has no row for {} of the result ({}), which it takes from other models{of_slice}",
+                        config.models[source.model].name,
+                        tokens(borrowed.len()),
+                        some(first, borrowed.len()),
+                    );
+                    // The same words for the head.
+                    if !notes.contains(&note) {
+                        notes.push(note);
+                    }
+                }
+            }
+            let is_asked = |token: &str| {
+                let rule = config.tokenizer.as_ref().and_then(|choice| choice.tokens.get(token));
+                rule.is_some_and(|rule| rule.source == Some(TokenRow::Zero))
+            };
+            let is_zero = |id: &u32| matches!(map.donors.get(id), Some(Donor::Zero));
+            let zero = self.tokens.iter().filter(|(id, token)| is_zero(id) && !is_asked(token));
+            let zero: Vec<&str> = zero.map(|(_, token)| token.as_str()).collect();
+            if let Some(first) = zero.first() {
+                let slice = if last == 0 { String::new() } else { format!(" of slice {}", at + 1) };
+                notes.push(format!(
+                    "no model{slice} has {} of the result ({}): the {what} has zeros there",
+                    tokens(zero.len()),
+                    some(first, zero.len()),
+                ));
+            }
+        }
+        notes
+    }
+}
+
+fn tokens(n: usize) -> String {
+    format!("{n} token{}", if n == 1 { "" } else { "s" })
+}
+
+/// The first of `n` tokens.
+fn some(first: &str, n: usize) -> String {
+    format!("{first:?}{}", if n == 1 { "" } else { ", ..." })
 }
 
 type Rule<'a> = (Option<(usize, &'a TokenRow)>, bool);

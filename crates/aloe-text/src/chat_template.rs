@@ -95,22 +95,33 @@ impl ChatTemplate {
 
     /// The text of messages given as (role, content), as transformers would render it.
     pub(crate) fn render(&self, messages: &[(&str, &str)], context: &Context<'_>) -> Result<String> {
+        self.render_with(messages, context.tokenizer.config(), context.add_generation_prompt, context.date)
+    }
+
+    /// [`render`](Self::render) with the special tokens of a `tokenizer_config.json`.
+    fn render_with(
+        &self,
+        messages: &[(&str, &str)],
+        config: &serde_json::Map<String, serde_json::Value>,
+        add_generation_prompt: bool,
+        date: Option<Date>,
+    ) -> Result<String> {
         let list: Vec<serde_json::Value> =
             messages.iter().map(|(role, content)| json!({"role": role, "content": content})).collect();
         let contents: usize = messages.iter().map(|(_, content)| content.len()).sum();
         let mut root = serde_json::Map::new();
         for key in ["bos_token", "eos_token", "unk_token", "pad_token"] {
-            if let Some(text) = special_text(context.tokenizer.config(), key) {
+            if let Some(text) = special_text(config, key) {
                 root.insert(key.to_owned(), json!(text));
             }
         }
         root.insert("messages".to_owned(), serde_json::Value::Array(list));
-        root.insert("add_generation_prompt".to_owned(), json!(context.add_generation_prompt));
+        root.insert("add_generation_prompt".to_owned(), json!(add_generation_prompt));
         root.insert("tools".to_owned(), serde_json::Value::Null);
         root.insert("documents".to_owned(), serde_json::Value::Null);
         let mut out = Capped { bytes: Vec::new(), cap: OUTPUT_CAP + 4 * contents };
         let root = Value::from(Serde(&root));
-        let root = match context.date {
+        let root = match date {
             None => root,
             Some(date) => {
                 let now = Value::from_function(move |format: &str| date.strftime(format));
@@ -123,6 +134,17 @@ impl ChatTemplate {
         template.render_captured_to(root, &mut out).map_err(|e| template_error(&self.origin, &e))?;
         String::from_utf8(out.bytes)
             .map_err(|_| Error::Template { origin: self.origin.clone(), message: "output is not UTF-8".to_owned() })
+    }
+
+    /// What [`render_text`](Self::render_text) gives, where there is the `tokenizer_config.json` and no need to open a tokenizer.
+    pub fn render_unopened(
+        &self,
+        messages: &[Message],
+        tokenizer_config: &serde_json::Map<String, serde_json::Value>,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
+        let messages: Vec<_> = messages.iter().map(|m| (m.role.as_str(), m.content.as_str())).collect();
+        self.render_with(&messages, tokenizer_config, add_generation_prompt, None)
     }
 
     /// The text of whole messages, contents and all in one: for reading, not for ids.

@@ -60,6 +60,12 @@ fn in_order(configs: Vec<(usize, MergeConfig)>) -> Result<MergeConfig, Mistake> 
             return Err(Mistake { line: last[1].0, text });
         }
     };
+    while let Some(at) = named.iter().position(|(_, config)| !is_used(config, &named, &result)) {
+        let name = named.remove(at).1.name.unwrap_or_default();
+        result
+            .notes
+            .push(format!("the document {name} is not merged: no other document that leads to the result uses it"));
+    }
     let names: Vec<String> = named.iter().filter_map(|(_, config)| config.name.clone()).collect();
     if let Some(twice) = names.iter().enumerate().find(|(index, name)| names[..*index].contains(name)) {
         return Err(Mistake { line: named[twice.0].0, text: format!("a second document is named {}", twice.1) });
@@ -79,6 +85,13 @@ fn in_order(configs: Vec<(usize, MergeConfig)>) -> Result<MergeConfig, Mistake> 
         result.earlier.push(waiting.remove(index).1);
     }
     Ok(result)
+}
+
+/// Whether another document uses this one.
+fn is_used(config: &MergeConfig, named: &[(usize, MergeConfig)], result: &MergeConfig) -> bool {
+    let others = named.iter().map(|(_, other)| other).filter(|other| other.name != config.name).chain([result]);
+    let mut names = others.flat_map(|other| &other.models).flat_map(|model| super::split_adapter(&model.name));
+    names.any(|name| Some(name) == config.name.as_deref())
 }
 
 /// The place of the only document that no other one uses.
@@ -335,6 +348,10 @@ impl Reader {
             return Some(ChatTemplateChoice::Auto);
         }
         if text.contains('{') {
+            if let Err(error) = aloe_text::ChatTemplate::new(text, "chat_template") {
+                self.wrong(node.line, error.to_string());
+                return None;
+            }
             return Some(ChatTemplateChoice::Jinja(text.to_owned()));
         }
         if named_template::named(text).is_some() {

@@ -8,6 +8,7 @@ mod laws;
 mod masks;
 mod plans;
 mod shards;
+mod vocabularies;
 
 use super::*;
 use aloe_model::{Checkpoint, Config};

@@ -33,7 +33,7 @@ fn run(
     let known = (&Progress::silent(), &Cancel::default());
     let found = search(space, settings, (&mut log, "scope"), known, |values, _| {
         asked.push(values.to_vec());
-        Ok::<_, Error>((score(values), asked.len() as u32))
+        Ok::<_, Error>(Outcome::Scored(score(values), asked.len() as u32))
     });
     (found.unwrap(), asked)
 }
@@ -208,7 +208,7 @@ fn a_search_cut_anywhere_and_started_again_scores_no_point_twice_and_finds_the_s
                         return Err(Error::from(aloe_record::Error::Cancelled));
                     }
                     scored.push(values.to_vec());
-                    Ok((bowl(values), scored.len() as u32))
+                    Ok(Outcome::Scored(bowl(values), scored.len() as u32))
                 });
                 assert_eq!(found.is_ok(), limit > cut);
                 if let Ok(found) = found {
@@ -230,4 +230,28 @@ fn scores_under_another_scope_are_not_taken() {
     assert_eq!(log.get(&PointLog::<u32>::key("one", "yaml")), Some((0.5, 1)));
     assert_eq!(log.get(&PointLog::<u32>::key("other", "yaml")), None);
     assert_eq!(log.get(&PointLog::<u32>::key("oney", "aml")), None);
+}
+
+/// Weights above 1.5 are refused; the bowl's optimum (1.3, 0.2) lies below, and so does the start, 0.5.
+#[test]
+fn cma_es_counts_a_refused_point_as_worst_and_still_finds_the_optimum() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(Proposer::Cmaes, 240);
+    let space = box_space(&settings);
+    let mut log = PointLog::<u32>::open(&dir.path().join("log")).unwrap();
+    let found =
+        search(&space, &settings, (&mut log, "scope"), (&Progress::silent(), &Cancel::default()), |values, _| {
+            Ok::<_, Error>(match values[0] > 1.5 {
+                true => Outcome::Refused("too heavy".into()),
+                false => Outcome::Scored(bowl(values), 0),
+            })
+        });
+    let found = found.unwrap();
+    let best = &found.points[found.best().unwrap()];
+    assert!((best.values[0] - 1.3).abs() < 0.05 && (best.values[1] - 0.2).abs() < 0.05, "{best:?}, {}", found.ended);
+    assert!(
+        !found.refused.is_empty()
+            && found.refused.iter().all(|point| point.values[0] > 1.5 && point.reason == "too heavy")
+    );
+    assert!(found.points.iter().all(|point| point.values[0] <= 1.5));
 }

@@ -1,6 +1,6 @@
 //! `aloe data`: the stage itself, its deduplication in shards, and the page on which a person judges its hits.
 
-use super::{single, threads_of};
+use super::{settings, single, threads_of};
 use crate::cli::{DataCommand, DedupArgs};
 use crate::failure::Failure;
 use aloe_data::DataConfig;
@@ -40,7 +40,7 @@ fn dedup(args: &DedupArgs, cancel: &Cancel) -> anyhow::Result<()> {
         Some(path) => single::read_table(path)?,
         None => Table::new(),
     };
-    single::set_all(&mut table, &args.set)?;
+    settings::set_all(&mut table, &args.set)?;
     let config: DataConfig =
         Value::Table(table).try_into().map_err(|error: toml::de::Error| Failure::usage(error.message().to_owned()))?;
     let progress = Progress::new("signing", 0, "rows");

@@ -16,7 +16,7 @@ use crate::recipe::search_stage::MergeSearchStage;
 use crate::stage::{Context, Inputs, results_since};
 use aloe_engine::{Embedder, EngineOptions, Reranker};
 use aloe_eval::{Encoders, EvalConfig};
-use aloe_merge::search::{PointLog, Searched, Space, search};
+use aloe_merge::search::{Outcome, PointCheck, PointLog, Proposer, Searched, Space, search};
 use aloe_merge::{MergeConfig, MergeOptions, MergeReport};
 use aloe_record::{Progress, Record, digest};
 use aloe_task::Split;
@@ -77,6 +77,10 @@ pub(super) fn run(
     let reranker = stage.eval.reranker.as_deref().map(|path| Reranker::open(path, context.threads)).transpose()?;
     let encoders = Encoders { embedder: embedder.as_ref(), reranker: reranker.as_ref(), classifier: None };
     let scratch = Scratch::open(folder)?;
+    let mut check = PointCheck::new(merge_options(stage, inputs, context, false));
+    if stage.search.method == Proposer::Grid {
+        check.all(&space.grid(), &space, &context.cancel)?;
+    }
     let asker = Asker { stage, config: &config, encoders, inputs, scratch: &scratch.0, context };
     let mut log = PointLog::open(&log_path(stage, folder)?)?;
     let scope = scope(stage, record, context)?;
@@ -84,10 +88,17 @@ pub(super) fn run(
     let total = named.len() + space.n_points(&stage.search);
     let progress = Progress::new("search", total as u64, "models");
     let unmerged = asker.score_inputs(&named, &mut log, &scope, &progress)?;
-    let found = search(&space, &stage.search, (&mut log, &scope), (&progress, &context.cancel), |_, yaml| {
-        asker.score_merge(yaml)
+    let found = search(&space, &stage.search, (&mut log, &scope), (&progress, &context.cancel), |_, yaml| match check
+        .refusal(yaml)?
+    {
+        Some(reason) => Ok(Outcome::Refused(reason)),
+        None => asker.score_merge(yaml).map(Outcome::from),
     })?;
     drop(log);
+    if let ([], Some(refused)) = (&found.points[..], found.refused.first()) {
+        let point = space.describe(&refused.values);
+        return Err(Failure::usage(format!("no point can be merged; the first, {point}: {}", refused.reason)).into());
+    }
     let verdict = Verdict::of(&space, &found, &unmerged);
     let report = asker.write_best(&space, &found, &verdict, folder)?;
     drop(scratch);
@@ -123,6 +134,18 @@ fn check_selection(config: &EvalConfig) -> anyhow::Result<Vec<String>> {
         notes.push(text);
     }
     Ok(notes)
+}
+
+fn merge_options(stage: &MergeSearchStage, inputs: &Inputs, context: &Context, write_master: bool) -> MergeOptions {
+    let folders = inputs.iter().filter_map(|(name, paths)| Some((name.clone(), paths.first()?.clone())));
+    MergeOptions {
+        seed: context.seed,
+        threads: context.threads,
+        memory: stage.memory.map_or(aloe_merge::DEFAULT_MEMORY, |mebibytes| mebibytes << 20),
+        write_master,
+        folders: folders.chain(stage.outside_models()).collect(),
+        ..MergeOptions::default()
+    }
 }
 
 /// Where scores are kept: in the stage's own partial folder, or in the folder asked for.
@@ -177,7 +200,8 @@ impl Asker<'_> {
         let own: Vec<&str> = config.earlier.iter().filter_map(|document| document.name.as_deref()).collect();
         let mut names: Vec<String> = Vec::new();
         for model in config.earlier.iter().chain([&config]).flat_map(|document| &document.models) {
-            if !own.contains(&model.name.as_str()) && !names.contains(&model.name) {
+            // What gives its tokenizer alone may have no weights to ask.
+            if !model.gives_tokenizer_only && !own.contains(&model.name.as_str()) && !names.contains(&model.name) {
                 names.push(model.name.clone());
             }
         }
@@ -236,15 +260,7 @@ impl Asker<'_> {
 
     fn merge(&self, yaml: &str, folder: &Path, master: bool) -> anyhow::Result<MergeReport> {
         let config = MergeConfig::parse(yaml, Path::new("yaml"))?;
-        let folders = self.inputs.iter().filter_map(|(name, paths)| Some((name.clone(), paths.first()?.clone())));
-        let options = MergeOptions {
-            seed: self.context.seed,
-            threads: self.context.threads,
-            memory: self.stage.memory.map_or(aloe_merge::DEFAULT_MEMORY, |mebibytes| mebibytes << 20),
-            write_master: master,
-            folders: folders.chain(self.stage.outside_models()).collect(),
-            ..MergeOptions::default()
-        };
+        let options = merge_options(self.stage, self.inputs, self.context, master);
         Ok(aloe_merge::merge(&config, folder, &options, &Progress::silent(), &self.context.cancel)?)
     }
 

@@ -21,6 +21,7 @@ mod rescore;
 pub(crate) mod rows;
 pub(crate) mod run;
 mod score;
+mod settings;
 pub(crate) mod shards;
 mod show_mask;
 mod single;

@@ -6,6 +6,7 @@ use crate::cli::{
     RejudgeArgs, StageArgs, SynthesisArgs,
 };
 use crate::commands::run::{enter_root, output_folder, run_stage};
+use crate::commands::settings::set_all;
 use crate::commands::stages::check_expected;
 use crate::commands::threads_of;
 use crate::failure::Failure;
@@ -96,7 +97,13 @@ pub(crate) fn merge(args: &MergeArgs, cancel: &Cancel) -> anyhow::Result<()> {
         .map(|(name, folder)| Ok((name, path_value(&folder)?)))
         .collect::<anyhow::Result<Table>>()?;
     let request = Request { kind: "merge", entry, from, out, common: &common(&args.entry), dtype: None };
-    let done = run(request, cancel)?;
+    let done = run(request, cancel).map_err(|mut error| {
+        // The stage has the YAML's text alone; its lines are those of this file.
+        if let Some(aloe_merge::Error::Config { path: named, .. }) = error.downcast_mut() {
+            *named = path.to_path_buf();
+        }
+        error
+    })?;
     report(&done, out, args.entry.json)
 }
 
@@ -467,24 +474,4 @@ pub(crate) fn read_table(path: &Path) -> anyhow::Result<Table> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
     toml::from_str(&text).map_err(|error| Failure::usage(format!("{}: {error}", path.display())).into())
-}
-
-/// Adds each `KEY=VALUE`, KEY being `name` or `table.name`; a value that is no TOML is taken as a string.
-pub(crate) fn set_all(entry: &mut Table, settings: &[String]) -> anyhow::Result<()> {
-    for setting in settings {
-        let (key, value) =
-            setting.split_once('=').ok_or_else(|| Failure::usage(format!("--set {setting}: write --set KEY=VALUE")))?;
-        let parsed =
-            toml::from_str::<Table>(&format!("value = {value}")).ok().and_then(|mut table| table.remove("value"));
-        let parsed = parsed.unwrap_or_else(|| Value::String(value.to_owned()));
-        let Some((outer, name)) = key.trim().split_once('.') else {
-            entry.insert(key.trim().to_owned(), parsed);
-            continue;
-        };
-        match entry.entry(outer).or_insert_with(|| Value::Table(Table::new())) {
-            Value::Table(table) => table.insert(name.to_owned(), parsed),
-            _ => return Err(Failure::usage(format!("--set {setting}: {outer} was set to a value, not a table")).into()),
-        };
-    }
-    Ok(())
 }

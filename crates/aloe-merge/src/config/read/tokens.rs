@@ -2,7 +2,7 @@
 //!
 //! Source: mergekit 0.1.5, `tokenizer/config.py`.
 
-use super::{Entries, Reader, find, key_text};
+use super::{Entries, Reader, find, text_of};
 use crate::config::{InputModel, TokenRow, TokenRule, TokenizerChoice, TokenizerSource};
 use crate::yaml::{Node, Scalar, Value};
 use std::collections::BTreeMap;
@@ -39,8 +39,13 @@ impl Reader {
         let mut tokens = BTreeMap::new();
         if let Some(node) = find(inner, "tokens") {
             for (key, value) in self.mapping(node, "tokens").unwrap_or_default() {
+                let Some(token) = text_of(key) else {
+                    let found = key.describe();
+                    self.wrong(key.line, format!("a key of tokens must be a text, found {found}; quote it"));
+                    continue;
+                };
                 if let Some(rule) = self.token_rule(value) {
-                    tokens.insert(key_text(key), rule);
+                    tokens.insert(token.to_owned(), rule);
                 }
             }
         }

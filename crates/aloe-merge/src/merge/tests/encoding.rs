@@ -103,6 +103,10 @@ fn plain_tokens_of_a_union_stay_pieces_of_words_unlike_mergekit() {
             tuned["model"]["vocab"][&word] = json!(id);
         }
         assert_eq!(word, "Ġzqxjk");
+        // As a trainer saves it: the library numbers added tokens that the vocabulary lacks from its size on.
+        for entry in base["added_tokens"].as_array().unwrap() {
+            tuned["model"]["vocab"][entry["content"].as_str().unwrap()] = entry["id"].clone();
+        }
         model(dir.path(), "a", &tuned, &mut options);
         let text = "models: [{model: base, parameters: {weight: 1}}, {model: a, parameters: {weight: 1}}]\nbase_model: base\n\
                     merge_method: linear\ndtype: bfloat16\ntokenizer_source: union\n";

@@ -47,6 +47,9 @@ pub(super) fn figures(space: &Space, found: &Searched<Answers>, verdict: &Verdic
     figures.insert("tied_for_best".into(), json!(verdict.tied.iter().map(|at| at + 1).collect::<Vec<_>>()));
     figures.insert("verdict".into(), json!(verdict.words));
     figures.insert("points".into(), points.collect());
+    if !found.refused.is_empty() {
+        figures.insert("refused".into(), json!(found.refused));
+    }
     figures.insert("inputs".into(), json!(verdict.inputs));
     figures.insert("n_asked".into(), json!(found.n_asked));
     figures.insert("ended".into(), json!(found.ended));

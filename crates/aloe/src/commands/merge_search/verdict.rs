@@ -130,6 +130,15 @@ impl Verdict {
             let against = input.best_against.as_ref().map(Against::words).unwrap_or_default();
             words.push(format!("Against unmerged {}: {against}.", input.name));
         }
+        if let Some(first) = found.refused.first() {
+            words.push(format!(
+                "{} proposed point{} cannot be merged and counted as worst; the first, {}: {}.",
+                found.refused.len(),
+                if found.refused.len() == 1 { "" } else { "s" },
+                space.describe(&first.values),
+                first.reason
+            ));
+        }
         if n_others > 0 {
             words.push(format!(
                 "The best of {} scores on the same questions is biased upward: report this merge on a set that the search has not seen.",
@@ -214,6 +223,13 @@ impl Verdict {
             };
             let values = point.values.iter().map(f64::to_string).collect();
             table.row(cells(&self.points[at], values, &point.detail, words));
+        }
+        for refused in &found.refused {
+            let mut row = vec!["refused".to_owned()];
+            row.extend(refused.values.iter().map(f64::to_string));
+            row.resize(columns.len() - 1, "-".to_owned());
+            row.push("cannot be merged".to_owned());
+            table.row(row);
         }
         table
     }

@@ -22,7 +22,7 @@ fn verdict(points: &[&str], inputs: &[(&str, &str)]) -> (Verdict, String) {
         let detail = answers(right);
         ScoredPoint { values: vec![(at + 1) as f64], score: detail.n_right() as f64 / detail.n() as f64, detail }
     });
-    let found = Searched { points: scored.collect(), n_asked: points.len(), ended: String::new() };
+    let found = Searched { points: scored.collect(), refused: Vec::new(), n_asked: points.len(), ended: String::new() };
     let unmerged: Vec<(String, Answers)> =
         inputs.iter().map(|(name, right)| ((*name).to_owned(), answers(right))).collect();
     let verdict = Verdict::of(&space, &found, &unmerged);
