@@ -419,11 +419,13 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         // operand once, attention's too.
         "sft" | "dpo" => aloe_train::RESULTS_SINCE,
         // Table B5 exactly, MedMCQA's keys by content, evaluation rows counted by file; +3: identifiers, templates and tokens by task in the
-        // manifest, rows of 1 MiB at most; +4: rows with a question's id are held out by the whole id, its number included.
-        "data" => "0.1.0+4",
+        // manifest, rows of 1 MiB at most; +4: rows with a question's id are held out by the whole id, its number included;
+        // +5: broken quotes of CSV files are broken rows, rows of a list on one line have ids of their own, exact duplicates are exact.
+        "data" => "0.1.0+5",
         // 0.1.0+2: masks by the model's name, not its place; +3: nearswap's weight is a reciprocal times t; +4: task_arithmetic takes no density,
-        // multislerp of no change is the base, named chat templates are mergekit's.
-        "merge" => "0.1.0+4",
+        // multislerp of no change is the base, named chat templates are mergekit's; +5: added tokens stand in the vocabulary of a union's tokenizer,
+        // texts end where the chosen tokenizer and template end them.
+        "merge" => "0.1.0+5",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's. Of an evaluation also what is
         // made of the answers; 2: answers are read by position alike for every letter, figures by subject, length and calibration.
         "eval" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
