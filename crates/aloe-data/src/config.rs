@@ -1,5 +1,6 @@
 //! The settings of a data stage, as written in a recipe, and their check. All mistakes are reported together.
 
+use crate::check;
 use crate::dialect::mapped;
 use crate::of_stage::is_of_stage;
 use crate::scored::Scored;
@@ -378,6 +379,7 @@ impl DataConfig {
     pub fn check(&self) -> Result<()> {
         let mut mistakes = Vec::new();
         self.check_quarantine(&mut mistakes);
+        mistakes.extend(self.misplaced_stages());
         if self.sources.is_empty() {
             mistakes.push("`sources` is empty".to_owned());
         }
@@ -456,6 +458,11 @@ impl DataConfig {
         if source.rating_gap.is_some_and(|gap| !(1..=4).contains(&gap)) {
             mistake("`rating_gap` must be 1 to 4: ratings go from 0 to 4".into());
         }
+        if let Some(dialect) = check::known_dialect(source) {
+            let of = if source.dialect.is_some() { "`dialect`" } else { "`columns`" };
+            source.ignored_by(dialect).for_each(|key| mistakes.push(source.ignored(key, dialect, of)));
+        }
+        let mut mistake = |text: String| mistakes.push(format!("source `{name}`: {text}"));
         mapped::mistakes(&source.columns).into_iter().for_each(&mut mistake);
         if !source.columns.is_empty() && source.dialect.is_some() {
             mistake("give either `dialect` or `columns`".into());

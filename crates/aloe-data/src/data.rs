@@ -5,24 +5,23 @@
 //! for, `quarantine.jsonl`, `rendered.jsonl` and `rendered_hold_out.jsonl`, `unjudged.jsonl` (pairs without a judge's verdict) and
 //! `scores.jsonl` (of quality). The same settings and files give the same bytes.
 
-use crate::check::{self, dialect_of, known_dialect};
 use crate::decontaminate::{HeldFile, Index, Overlap};
 use crate::dedup::{self, Duplicate};
-use crate::dialect::{self, Dialect, help_steer};
+use crate::dialect::Dialect;
+use crate::dialect::own_answers::SafeAnswers;
 use crate::manifest::{DataReport, SourceReport};
 use crate::mixture::{self, Mixture};
 use crate::review::{Reviewed, Verdicts};
 use crate::rules::{self, Outcome};
-use crate::source::{self, DataFile};
+use crate::steps::Steps;
 use crate::{
-    Body, DataConfig, Error, Item, OutputKind, Problems, Quarantine, Result, RowError, SourceConfig, page, parallel,
-    red_team, scored,
+    Body, DataConfig, Error, Item, OutputKind, Problems, Quarantine, Result, RowError, page, parallel, red_team, scored,
 };
 use aloe_record::{Cancel, Progress, atomic, digest};
-use aloe_task::rows::Row;
 use ledger::Entry;
 use serde_json::json;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 
@@ -33,6 +32,10 @@ struct Run<'a> {
     cancel: &'a Cancel,
     report: DataReport,
     items: Vec<Item>,
+    /// Of the file that is read.
+    n_by_dialect: BTreeMap<Dialect, usize>,
+    /// By source, once they are read.
+    safe_answers: BTreeMap<usize, SafeAnswers>,
     ledger: Vec<Entry>,
     problems: Problems,
     quarantined: Vec<RowError>,
@@ -66,33 +69,45 @@ pub fn run_with(
 ) -> Result<DataReport> {
     config.check()?;
     let mut run = Run::new(config, n_threads, cancel);
+    let mut steps = Steps::start();
     if let Some(path) = &config.verdicts {
         run.reviewed = Reviewed::of(Verdicts::read(path)?);
     }
     run.check_sources(progress)?;
+    steps.end("checking");
     run.read_sources(progress)?;
+    steps.end("reading");
     let index = run.read_held_apart()?;
+    steps.end("questions");
     run.stop_at_broken_rows()?;
     run.check_kinds()?;
     run.take_identifiers()?;
     run.apply_rules()?;
+    steps.end("cleaning");
     progress.set_total(2 * run.items.len() as u64);
     let mut duplicates = match &config.duplicates {
         Some(folder) => dedup::described(&run.items, &shard::read_merged(folder, &run)?, n_threads),
         None => dedup::find(&run.items, &config.dedup, n_threads, progress, cancel)?,
     };
     run.drop_rows(duplicates.iter().map(|found| (found.dropped_index, found.rule.to_owned())).collect());
+    steps.end("duplicates");
     let mut overlaps = run.take_overlaps_out(&index, progress)?;
+    steps.end("overlaps");
     overlaps.extend(run.drop_by_meaning(&index, models, out, progress)?);
     duplicates.extend(run.drop_semantic_duplicates(models, out, progress)?);
     run.drop_low_quality(models, out, progress)?;
+    steps.end("models");
     run.count_clusters(&duplicates);
     run.add_variants();
     let mixture = mixture::mix(&run.items, config);
     run.add_templates(&mixture)?;
     run.count(&mixture)?;
+    steps.end("mixing");
     run.render(out, &mixture)?;
+    steps.end("rendering");
     run.write(out, &mixture, &duplicates, &overlaps)?;
+    steps.end("writing");
+    run.report.steps = steps.finish();
     Ok(run.report)
 }
 
@@ -115,7 +130,22 @@ impl<'a> Run<'a> {
         };
         let (items, ledger, quarantined) = (Vec::new(), Vec::new(), Vec::new());
         let (problems, by_model, sink, reviewed) = (Problems::default(), Vec::new(), None, Reviewed::default());
-        Run { config, n_threads, cancel, report, items, ledger, problems, quarantined, reviewed, sink, by_model }
+        let (n_by_dialect, safe_answers) = (BTreeMap::new(), BTreeMap::new());
+        Run {
+            config,
+            n_threads,
+            cancel,
+            report,
+            items,
+            n_by_dialect,
+            safe_answers,
+            ledger,
+            problems,
+            quarantined,
+            reviewed,
+            sink,
+            by_model,
+        }
     }
 
     fn broken(&mut self, source: usize, error: RowError) {
@@ -124,112 +154,6 @@ impl<'a> Run<'a> {
         if self.config.quarantine.is_on() {
             self.quarantined.push(error);
         }
-    }
-
-    /// Without a quarantine a single broken row ends the stage, so all rows are read once before any is kept: the memory of a
-    /// refusal is that of a row, whatever the size of the files.
-    fn check_sources(&mut self, progress: &Progress) -> Result<()> {
-        if self.config.quarantine.is_on() {
-            return Ok(());
-        }
-        for config in &self.config.sources {
-            for file in source::files(&config.path)? {
-                progress.message(&format!("checking {}", file.label));
-                check::file(config, &file, self.cancel, &mut self.problems)?;
-            }
-        }
-        if self.problems.total > 0 {
-            self.read_held_apart()?;
-            self.stop_at_broken_rows()?;
-        }
-        Ok(())
-    }
-
-    fn read_sources(&mut self, progress: &Progress) -> Result<()> {
-        for source in 0..self.config.sources.len() {
-            for file in source::files(&self.config.sources[source].path)? {
-                progress.message(&file.label);
-                self.report.sources[source].files.insert(file.label.clone(), digest::file(&file.path)?);
-                self.read_file(source, &file)?;
-            }
-            let (config, report) = (&self.config.sources[source], &mut self.report.sources[source]);
-            report.skipped_files = source::skipped(&config.path)?;
-            if let Some(expected) = config.expect_rows.filter(|expected| *expected != report.n_read) {
-                return Err(Error::RowCount { name: config.name.clone(), expected, found: report.n_read });
-            }
-        }
-        Ok(())
-    }
-
-    fn read_file(&mut self, source: usize, file: &DataFile) -> Result<()> {
-        let config = &self.config.sources[source];
-        let mut dialect = known_dialect(config);
-        let mut rated = Vec::new();
-        let mut index = 0;
-        source::read(&file.path, &mut |row| {
-            index += 1;
-            self.report.sources[source].n_read += 1;
-            if index % 1024 == 0 {
-                self.cancel.check()?;
-            }
-            let row = match row {
-                Ok(row) => row,
-                Err(error) => {
-                    self.broken(source, error);
-                    return Ok(());
-                }
-            };
-            let dialect = dialect_of(&mut dialect, &row, file)?;
-            if dialect.is_by_file() {
-                rated.push(row);
-            } else {
-                let made = dialect::item(dialect, &row, index - 1, id(config, file, &row.at), config);
-                self.take(source, dialect, made.map_err(|error| with_raw(error, &row)));
-            }
-            self.flush_when_full()
-        })?;
-        match dialect {
-            Some(Dialect::RedTeamSamples) => self.take_judged(source, file, &rated),
-            _ => self.take_rated(source, file, &rated),
-        }
-    }
-
-    /// Keeps an item or counts a broken row.
-    fn take(&mut self, source: usize, dialect: Dialect, made: Result<Item, RowError>) {
-        match made {
-            Ok(item) => {
-                let name = serde_json::to_value(dialect).ok().and_then(|name| name.as_str().map(String::from));
-                *self.report.sources[source].dialects.entry(name.unwrap_or_default()).or_default() += 1;
-                let mut item = Item { source, ..item };
-                if let Some(before) = self.items.last() {
-                    item.at.share(&before.at);
-                }
-                self.items.push(item);
-            }
-            Err(error) => self.broken(source, error),
-        }
-    }
-
-    fn take_rated(&mut self, source: usize, file: &DataFile, rows: &[Row]) -> Result<()> {
-        let config = &self.config.sources[source];
-        let grouped = help_steer::group(rows, config.rating_gap.unwrap_or(1));
-        for (row, error) in grouped.broken {
-            self.broken(source, with_raw(error, &rows[row]));
-        }
-        for (row, body) in grouped.pairs {
-            let row = &rows[row];
-            let made = dialect::finish(Dialect::HelpSteer, row, id(config, file, &row.at), config, body, None);
-            self.take(source, Dialect::HelpSteer, made);
-        }
-        for (rule, dropped) in [("merged_into_pair", grouped.merged), ("no_rating_gap", grouped.no_gap)] {
-            for row in dropped {
-                let at = &rows[row].at;
-                self.report.sources[source].count_drop(rule);
-                let id = id(config, file, at);
-                self.ledger.push(Entry::without_item(id, source, "dropped", rule));
-            }
-        }
-        Ok(())
     }
 
     /// Broken evaluation questions count as broken rows do: without a quarantine they stop the run, with one they are named there, in
@@ -383,18 +307,6 @@ impl<'a> Run<'a> {
     }
 }
 
-/// `source/file:line`.
-pub(crate) fn id(config: &SourceConfig, file: &DataFile, at: &str) -> String {
-    let prefix = file.path.display().to_string();
-    format!("{}/{}{}", config.name, file.label, at.strip_prefix(&prefix).unwrap_or(at))
-}
-
-/// The broken row with its text, so that a quarantine loses nothing.
-pub(crate) fn with_raw(error: RowError, row: &Row) -> RowError {
-    let raw = error.raw.clone().or_else(|| serde_json::to_string(&row.columns).ok());
-    RowError { raw, ..error }
-}
-
 /// What the rules make of a row.
 fn outcome(item: &mut Item, config: &DataConfig) -> Outcome {
     if item.stage.is_some_and(|stage| config.stage.is_some_and(|wanted| wanted != stage)) {
@@ -430,12 +342,14 @@ mod count;
 mod identify;
 mod ledger;
 pub(crate) mod own_answers;
+mod read;
 mod render;
 pub(crate) mod shard;
 mod template;
 mod verdict;
 
 pub use by_model::Models;
+pub(crate) use read::{id, with_raw};
 
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use crate::page::N_SHOWN;
 use crate::simplify::plain;
 use crate::{Dedup, Item, Keep, parallel, simplify};
 use aloe_record::{Cancel, Progress};
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// A row that another one covers.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -40,9 +40,65 @@ pub(crate) struct Signature {
     pub(crate) is_dialogue: bool,
     /// Characters of the text, by which the longest row of a cluster is told.
     pub(crate) n_chars: u32,
-    /// One 128-bit hash a bucket, which stands for the bucket's hashes: a false match needs 2^64 rows. Empty below five words and
-    /// where near duplicates are not looked for.
-    pub(crate) buckets: Vec<u128>,
+    /// One 64-bit hash a bucket, which stands for the bucket's hashes: among 10^6 rows two buckets that differ have the same one with a
+    /// chance of 4e-7, among 10^8 of 4e-3. Empty below five words and where near duplicates are not looked for.
+    pub(crate) buckets: Vec<u64>,
+}
+
+/// The signatures of all rows side by side, in row order: of a million rows a vector each would take as much as its hashes.
+#[derive(Default)]
+pub(crate) struct Signatures {
+    /// Empty where exact duplicates are not looked for; else one a row.
+    exact: Vec<u128>,
+    is_dialogue: Vec<bool>,
+    n_chars: Vec<u32>,
+    buckets: Vec<u64>,
+    /// Where the next row's buckets begin.
+    ends: Vec<usize>,
+}
+
+impl Signatures {
+    /// Room for the signatures of `n_rows` rows of one turn, so that it is asked for once.
+    pub(crate) fn with_capacity(n_rows: usize, dedup: &Dedup) -> Signatures {
+        let n_buckets = if dedup.minhash { Banding::SINGLE_TURN.n_buckets } else { 0 };
+        Signatures {
+            exact: Vec::with_capacity(if dedup.exact { n_rows } else { 0 }),
+            is_dialogue: Vec::with_capacity(n_rows),
+            n_chars: Vec::with_capacity(n_rows),
+            buckets: Vec::with_capacity(n_buckets * n_rows),
+            ends: Vec::with_capacity(n_rows),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Adds the next row's; either all rows have an `exact` hash or none.
+    pub(crate) fn push(&mut self, one: &Signature) {
+        self.exact.extend(one.exact);
+        self.is_dialogue.push(one.is_dialogue);
+        self.n_chars.push(one.n_chars);
+        self.buckets.extend_from_slice(&one.buckets);
+        self.ends.push(self.buckets.len());
+        assert!(
+            self.exact.is_empty() || self.exact.len() == self.len(),
+            "some rows have an exact hash, some have none"
+        );
+    }
+
+    fn buckets(&self, row: usize) -> &[u64] {
+        let start = row.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.buckets[start..self.ends[row]]
+    }
+}
+
+impl FromIterator<Signature> for Signatures {
+    fn from_iter<I: IntoIterator<Item = Signature>>(rows: I) -> Signatures {
+        let mut signatures = Signatures::default();
+        rows.into_iter().for_each(|one| signatures.push(&one));
+        signatures
+    }
 }
 
 /// Makes signatures, each of one row alone: whoever makes them, on whatever thread or machine, makes the same.
@@ -67,9 +123,14 @@ impl Signer {
             return Signature { exact, is_dialogue, n_chars, buckets: Vec::new() };
         }
         let hash = if is_dialogue { &self.dialogue } else { &self.single_turn };
-        let bytes = |hashes: &[u64]| hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect::<Vec<u8>>();
+        let mut bytes = Vec::with_capacity(8 * hash.banding().n_hashes);
+        let mut bucket = |hashes: &[u64]| {
+            bytes.clear();
+            hashes.iter().for_each(|hash| bytes.extend_from_slice(&hash.to_le_bytes()));
+            xxh3_64(&bytes)
+        };
         let signature = hash.signature(&simplify(&text));
-        let buckets = signature.chunks(hash.banding().n_hashes).map(|hashes| xxh3_128(&bytes(hashes))).collect();
+        let buckets = signature.chunks(hash.banding().n_hashes).map(&mut bucket).collect();
         Signature { exact, is_dialogue, n_chars, buckets }
     }
 }
@@ -83,10 +144,10 @@ pub(crate) fn find(
     cancel: &Cancel,
 ) -> crate::Result<Vec<Duplicate>> {
     let signer = Signer::new(dedup);
-    let mut signatures = Vec::with_capacity(items.len());
+    let mut signatures = Signatures::with_capacity(items.len(), dedup);
     for block in items.chunks(N_BLOCK) {
         cancel.check()?;
-        signatures.extend(parallel::map(n_threads, block, |item| signer.sign(item)));
+        parallel::map(n_threads, block, |item| signer.sign(item)).iter().for_each(|one| signatures.push(one));
         progress.advance(block.len() as u64);
     }
     let found = cluster(&signatures, dedup.keep);
@@ -118,37 +179,40 @@ pub(crate) fn described(items: &[Item], found: &[(usize, usize, &'static str)], 
 const N_BLOCK: usize = 1 << 13;
 
 /// The rows that others cover, in order: the row, the one of its cluster that stays, and the rule.
-pub(crate) fn cluster(signatures: &[Signature], keep: Keep) -> Vec<(usize, usize, &'static str)> {
-    // Sorted, equal rows stand side by side, the first of them first; a table of all rows would take several times the memory.
-    let mut exact_of: Vec<Option<u32>> = vec![None; signatures.len()];
-    let exact = signatures.iter().enumerate().filter_map(|(index, one)| Some((one.exact?, index as u32)));
-    let mut exact: Vec<(u128, u32)> = exact.collect();
+pub(crate) fn cluster(signatures: &Signatures, keep: Keep) -> Vec<(usize, usize, &'static str)> {
+    // Each row's first equal one, itself where there is none. Sorted, equal rows stand side by side, the first of them first; a table of
+    // all rows would take several times the memory.
+    let mut first_of: Vec<u32> = (0..signatures.len() as u32).collect();
+    let mut exact: Vec<(u128, u32)> = signatures.exact.iter().copied().zip(0..).collect();
     exact.sort_unstable();
     for same in exact.chunk_by(|first, second| first.0 == second.0) {
         for &(_, index) in &same[1..] {
-            exact_of[index as usize] = Some(same[0].1);
+            first_of[index as usize] = same[0].1;
         }
     }
     drop(exact);
     let mut clusters = UnionFind::new(signatures.len());
-    let n_buckets = signatures.iter().map(|one| one.buckets.len()).max().unwrap_or(0);
+    let n_buckets = (0..signatures.len()).map(|row| signatures.buckets(row).len()).max().unwrap_or(0);
+    let mut rows: Vec<(u64, u32)> = Vec::new();
     for (bucket, is_dialogue) in (0..n_buckets).flat_map(|bucket| [(bucket, false), (bucket, true)]) {
-        let of_kind = |one: &Signature| one.buckets.get(bucket).filter(|_| one.is_dialogue == is_dialogue).copied();
-        let rows = signatures.iter().enumerate().filter(|(index, _)| exact_of[*index].is_none());
-        let mut rows: Vec<(u128, u32)> = rows.filter_map(|(index, one)| Some((of_kind(one)?, index as u32))).collect();
+        rows.clear();
+        let of_kind =
+            |row: &u32| signatures.is_dialogue[*row as usize] == is_dialogue && first_of[*row as usize] == *row;
+        let hash = |row: u32| Some((*signatures.buckets(row as usize).get(bucket)?, row));
+        rows.extend((0..signatures.len() as u32).filter(of_kind).filter_map(hash));
         rows.sort_unstable();
         for pair in rows.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
             clusters.join(pair[0].1 as usize, pair[1].1 as usize);
         }
     }
-    let first_of: Vec<usize> =
-        exact_of.iter().enumerate().map(|(index, exact)| exact.map_or(index, |first| first as usize)).collect();
-    let roots: Vec<usize> = first_of.iter().map(|&first| clusters.root(first)).collect();
-    let kept = stays(&roots, keep, |index| signatures[index].n_chars as usize);
+    drop(rows);
+    let roots: Vec<usize> = first_of.iter().map(|&first| clusters.root(first as usize)).collect();
+    drop(clusters);
+    let kept = stays(&roots, keep, |index| signatures.n_chars[index] as usize);
     // Of equal rows one is no copy: the one that stays, else the first.
     let rule = |index: usize| {
         let stays_among_equals = first_of[kept[index]] == first_of[index];
-        let is_copy = stays_among_equals || first_of[index] != index;
+        let is_copy = stays_among_equals || first_of[index] as usize != index;
         if is_copy { "exact_duplicate" } else { "near_duplicate" }
     };
     let dropped = (0..signatures.len()).filter(|&index| kept[index] != index);
@@ -266,7 +330,7 @@ mod tests {
         assert_eq!((dialogue.buckets.len(), dialogue.is_dialogue), (11, true));
         let alike = Signature { exact: None, is_dialogue: true, n_chars: 1, buckets: one.buckets.clone() };
         let rows = [Signature { exact: None, ..one.clone() }, alike, Signature { exact: None, ..one }];
-        let found = cluster(&rows, Keep::First);
+        let found = cluster(&rows.into_iter().collect(), Keep::First);
         assert_eq!(found, [(2, 0, "near_duplicate")]);
     }
 
@@ -274,13 +338,14 @@ mod tests {
     /// equals 1 and 4 are exact copies and of which 0 and 3 are near.
     #[test]
     fn the_longest_row_of_a_cluster_stays_when_asked_for_and_the_first_of_equally_long_ones() {
-        let row = |exact: u128, bucket: u128, n_chars: u32| Signature {
+        let row = |exact: u128, bucket: u64, n_chars: u32| Signature {
             exact: Some(exact),
             is_dialogue: false,
             n_chars,
             buckets: vec![bucket],
         };
         let rows = [row(10, 1, 5), row(11, 1, 7), row(11, 1, 9), row(12, 1, 9), row(11, 1, 8), row(13, 2, 3)];
+        let rows: Signatures = rows.into_iter().collect();
         let (exact, near) = ("exact_duplicate", "near_duplicate");
         assert_eq!(cluster(&rows, Keep::First), [(1, 0, near), (2, 0, exact), (3, 0, near), (4, 0, exact)]);
         assert_eq!(cluster(&rows, Keep::Longest), [(0, 2, near), (1, 2, exact), (3, 2, near), (4, 2, exact)]);

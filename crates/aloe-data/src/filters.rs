@@ -21,7 +21,7 @@ pub struct Filters {
     /// The most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_words: Option<usize>,
-    /// Languages that stay, as ISO 639-3 writes them (`eng`, `spa`, `cat`); all where there are none.
+    /// Languages that stay, as ISO 639-3 or 639-1 writes them (`eng` or `en`, `spa` or `es`); all where there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub languages: Vec<String>,
     /// Drop rows with an answer that repeats itself.
@@ -47,8 +47,8 @@ impl Filters {
         {
             mistakes.push(format!("`filters`: no row has {min} words or more and {max} or fewer"));
         }
-        for name in self.languages.iter().filter(|name| Lang::from_code(name.as_str()).is_none()) {
-            let known: Vec<&str> = Lang::all().iter().map(|one| one.code()).collect();
+        for name in self.languages.iter().filter(|name| language(name).is_none()) {
+            let known: Vec<String> = TWO_LETTERS.iter().map(|(two, lang)| format!("{} ({two})", lang.code())).collect();
             mistakes.push(format!("`filters.languages`: {name:?} is none of {}", known.join(", ")));
         }
         mistakes
@@ -90,7 +90,29 @@ fn is_other(text: &str, wanted: &[String]) -> bool {
         return false;
     }
     let found = whatlang::detect(text).filter(whatlang::Info::is_reliable);
-    found.is_some_and(|found| !wanted.iter().any(|one| one == found.lang().code()))
+    found.is_some_and(|found| !wanted.iter().any(|one| language(one) == Some(found.lang())))
+}
+
+/// The languages that whatlang knows by their ISO 639-1 codes; Mandarin has that of Chinese, Bokmål may also be written `no`.
+#[rustfmt::skip]
+const TWO_LETTERS: [(&str, Lang); 70] = [
+    ("af", Lang::Afr), ("ak", Lang::Aka), ("am", Lang::Amh), ("ar", Lang::Ara), ("az", Lang::Aze), ("be", Lang::Bel), ("bn", Lang::Ben),
+    ("bg", Lang::Bul), ("ca", Lang::Cat), ("cs", Lang::Ces), ("zh", Lang::Cmn), ("cy", Lang::Cym), ("da", Lang::Dan), ("de", Lang::Deu), ("el", Lang::Ell),
+    ("en", Lang::Eng), ("eo", Lang::Epo), ("et", Lang::Est), ("fi", Lang::Fin), ("fr", Lang::Fra), ("gu", Lang::Guj), ("he", Lang::Heb),
+    ("hi", Lang::Hin), ("hr", Lang::Hrv), ("hu", Lang::Hun), ("hy", Lang::Hye), ("id", Lang::Ind), ("it", Lang::Ita), ("jv", Lang::Jav),
+    ("ja", Lang::Jpn), ("kn", Lang::Kan), ("ka", Lang::Kat), ("km", Lang::Khm), ("ko", Lang::Kor), ("la", Lang::Lat), ("lv", Lang::Lav),
+    ("lt", Lang::Lit), ("ml", Lang::Mal), ("mr", Lang::Mar), ("mk", Lang::Mkd), ("my", Lang::Mya), ("ne", Lang::Nep), ("nl", Lang::Nld),
+    ("nb", Lang::Nob), ("or", Lang::Ori), ("pa", Lang::Pan), ("fa", Lang::Pes), ("pl", Lang::Pol), ("pt", Lang::Por), ("ro", Lang::Ron),
+    ("ru", Lang::Rus), ("si", Lang::Sin), ("sk", Lang::Slk), ("sl", Lang::Slv), ("sn", Lang::Sna), ("es", Lang::Spa), ("sr", Lang::Srp),
+    ("sv", Lang::Swe), ("ta", Lang::Tam), ("te", Lang::Tel), ("tl", Lang::Tgl), ("th", Lang::Tha), ("tk", Lang::Tuk), ("tr", Lang::Tur),
+    ("uk", Lang::Ukr), ("ur", Lang::Urd), ("uz", Lang::Uzb), ("vi", Lang::Vie), ("yi", Lang::Yid), ("zu", Lang::Zul),
+];
+
+/// The language of a code of three or two letters.
+fn language(code: &str) -> Option<Lang> {
+    let code = if code == "no" { "nb" } else { code };
+    let two = || TWO_LETTERS.iter().find(|(two, _)| *two == code).map(|(_, lang)| *lang);
+    Lang::from_code(code).or_else(two)
 }
 
 /// The first row of table A1 that the text is over.
@@ -191,6 +213,31 @@ mod tests {
         rule: Option<String>,
     }
 
+    /// ISO 639-1 codes by hand; the table has each language of whatlang once.
+    #[test]
+    fn languages_are_named_by_three_letters_or_by_two() {
+        for (two, three) in
+            [("en", "eng"), ("es", "spa"), ("ca", "cat"), ("de", "deu"), ("zh", "cmn"), ("fa", "pes"), ("no", "nob")]
+        {
+            assert_eq!(language(two), Lang::from_code(three), "{two}");
+            assert_eq!(language(three).unwrap().code(), three);
+        }
+        let known: HashSet<&str> = TWO_LETTERS.iter().map(|(_, lang)| lang.code()).collect();
+        let two: HashSet<&str> = TWO_LETTERS.iter().map(|(two, _)| *two).collect();
+        assert_eq!((known.len(), two.len(), Lang::all().len()), (70, 70, 70));
+        let mistakes = |languages: &[&str]| {
+            let languages = languages.iter().map(|one| (*one).to_owned()).collect();
+            Filters { languages, ..Filters::default() }.mistakes()
+        };
+        assert_eq!(mistakes(&["en", "spa"]), [""; 0]);
+        assert!(mistakes(&["english"])[0].contains("eng (en)"));
+        let spanish = "La hipertensión arterial es una enfermedad crónica que se caracteriza por un incremento continuo de las cifras de la \
+            presión sanguínea en las arterias, y aunque no hay un umbral estricto que permita definir el límite entre el riesgo y la seguridad, \
+            se considera elevada.";
+        let is_kept = |wanted: &str| !is_other(spanish, &[wanted.to_owned()]);
+        assert_eq!(["es", "spa", "en", "eng"].map(is_kept), [true, true, false, false]);
+    }
+
     #[test]
     fn repetition_is_found_where_datatroves_gopher_filter_finds_it_and_by_the_same_line_of_the_table() {
         let lines = include_str!("../tests/golden/gopher_repetition.jsonl").lines();
@@ -268,9 +315,9 @@ mod tests {
     #[test]
     fn a_language_that_is_not_known_and_ends_that_cross_are_mistakes() {
         let filters =
-            Filters { min_words: Some(9), max_words: Some(3), languages: vec!["en".into()], repetition: false };
+            Filters { min_words: Some(9), max_words: Some(3), languages: vec!["engl".into()], repetition: false };
         let mistakes = filters.mistakes();
         assert_eq!(mistakes.len(), 2);
-        assert!(mistakes[1].contains("\"en\" is none of") && mistakes[1].contains("eng"), "{mistakes:?}");
+        assert!(mistakes[1].contains("\"engl\" is none of") && mistakes[1].contains("eng"), "{mistakes:?}");
     }
 }

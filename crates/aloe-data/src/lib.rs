@@ -3,7 +3,7 @@
 //! Knows no weights; models are asked through `aloe-engine` (`asking`): `meaning` and `quality` of a data stage, and `synthesis`, a stage of
 //! its own. Reading order: `config`, `data` (the spine), `check`, `source` (files to rows with file:line),
 //! `dialect/*` (rows to conversations and pairs), `identifiers`, `rules`, `filters`, `simplify`, `minhash`, `dedup`, `held`, `scored`, `decontaminate`, `red_team`
-//! (stage-2 variants), `mixture` (hold-out, shares, order), `templates`, `manifest`, `notices`, `page`.
+//! (stage-2 variants), `mixture` (hold-out, shares, order), `templates`, `manifest`, `notices`, `page`, `steps`.
 //!
 //! Refuses: broken rows (all counted, at most twenty shown) unless a quarantine is asked for, layouts it is not sure of, unknown
 //! licences, and an empty result.
@@ -39,6 +39,7 @@ mod rules;
 mod scored;
 mod simplify;
 mod source;
+mod steps;
 mod strict;
 pub mod synthesis;
 mod templates;
@@ -63,6 +64,8 @@ pub use quality::{Quality, QualityReport, Scorers};
 pub use review::review;
 pub use scored::{Scored, names as compared_with};
 pub use simplify::simplify;
+pub use source::count_rows;
+pub use steps::Step;
 pub use templates::Templates;
 
 /// The result of everything in this crate.

@@ -1,6 +1,6 @@
 //! The account of a data stage: every row read is kept, dropped by a named rule, held out, over a cap or broken, and the sum is right.
 
-use crate::{Item, MeaningReport, Problems, QualityReport};
+use crate::{Item, MeaningReport, Problems, QualityReport, Step};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -83,7 +83,7 @@ impl SourceReport {
             n_weighted_out: left.n_weighted_out,
             n_quarantined: self.n_broken,
         };
-        debug_assert!(self.account.adds_up(), "{}: {}", self.name, self.account);
+        assert!(self.account.adds_up(), "{}: {}", self.name, self.account);
     }
 
     pub(crate) fn count_train(&mut self, item: &Item) {
@@ -259,6 +259,9 @@ pub struct DataReport {
     pub broken: Problems,
     /// File to SHA-256.
     pub outputs: BTreeMap<String, String>,
+    /// What each step took; no part of the manifest.
+    #[serde(skip)]
+    pub steps: Vec<Step>,
 }
 
 impl DataReport {

@@ -1,7 +1,7 @@
 //! Sources whose rows an earlier stage of the recipe makes: `path = "stage:NAME"`, or `stage:NAME/FILE` for another file than that stage's rows.
 //! Who runs the stage says where that one's folder lies; settings, digests of settings and rows' names do not depend on it.
 
-use crate::{DataConfig, Error, Result, SourceConfig};
+use crate::{DataConfig, Error, Quarantine, Result, SourceConfig};
 use std::path::{Path, PathBuf};
 
 /// How such a path begins.
@@ -25,6 +25,34 @@ impl DataConfig {
             }
         }
         names
+    }
+
+    /// Settings that name a stage where only the `path` of a source may.
+    pub(crate) fn misplaced_stages(&self) -> Vec<String> {
+        let mut found: Vec<(String, &Path)> = Vec::new();
+        for source in &self.sources {
+            let key = || format!("source `{}`: `safe_answers`", source.name);
+            found.extend(source.safe_answers.as_deref().map(|path| (key(), path)));
+        }
+        found.extend(self.decontaminate.iter().map(|path| ("`decontaminate`".to_owned(), path.as_path())));
+        let quarantine = match &self.quarantine {
+            Quarantine::File(path) => Some(path.as_path()),
+            Quarantine::InFolder(_) => None,
+        };
+        let quality = self.quality.as_ref().and_then(|quality| quality.tokenizer.as_deref());
+        let others = [
+            ("`tokenizer`", self.tokenizer.as_deref()),
+            ("`duplicates`", self.duplicates.as_deref()),
+            ("`verdicts`", self.verdicts.as_deref()),
+            ("`quarantine`", quarantine),
+            ("`quality.tokenizer`", quality),
+        ];
+        found.extend(others.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path?))));
+        found.retain(|(_, path)| is_of_stage(path));
+        let say = |(key, path): (String, &Path)| {
+            format!("{key} is {path:?}: only the `path` of a source may name a stage; write where its folder lies")
+        };
+        found.into_iter().map(say).collect()
     }
 
     /// These settings with the files of `folders`, which are named like their stages, in place of the stages' names.
@@ -72,6 +100,29 @@ mod tests {
         assert_eq!(paths, ["/out/cot", "a.jsonl", "/out/cot/attempts.jsonl"]);
         let refused = config.with_stages(&["/out/other".into()]).unwrap_err().to_string();
         assert!(refused.contains("source `s0`: `path` names stage \"cot\", and no recipe says where"), "{refused}");
+    }
+
+    #[test]
+    fn a_stage_in_any_other_path_is_refused_by_the_keys_name() {
+        let value = serde_json::json!({
+            "sources": [{"name": "s", "path": "stage:cot", "licence": "mit", "safe_answers": "stage:safe"}], "output": "pairs",
+            "decontaminate": ["q.jsonl", "stage:cot/x.jsonl"], "tokenizer": "stage:sft", "duplicates": "stage:d", "verdicts": "stage:v",
+            "quarantine": "stage:q", "quality": {"tokenizer": "stage:t"}
+        });
+        let config: DataConfig = serde_json::from_value(value).unwrap();
+        let refused = config.check().unwrap_err().to_string();
+        for key in [
+            "source `s`: `safe_answers`",
+            "`decontaminate`",
+            "`tokenizer`",
+            "`duplicates`",
+            "`verdicts`",
+            "`quarantine`",
+            "`quality.tokenizer`",
+        ] {
+            assert!(refused.contains(&format!("{key} is \"stage:")), "{key}: {refused}");
+        }
+        assert_eq!(config.misplaced_stages().len(), 7);
     }
 
     #[test]

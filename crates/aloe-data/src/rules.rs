@@ -2,7 +2,7 @@
 //!
 //! Answers of a conversation are judged by the last one, of a pair by both sides; questions by the first user message.
 
-use crate::simplify::plain;
+use crate::simplify::{plain, simplify_start};
 use crate::{Body, Item, Rules, simplify};
 use aloe_text::{Message, Role};
 use regex::Regex;
@@ -146,11 +146,12 @@ pub(crate) fn apply(item: &mut Item, rules: &Rules) -> Outcome {
     }
 }
 
-fn each_message(item: &mut Item, change: fn(&str) -> String) -> bool {
+fn each_message(item: &mut Item, change: for<'a> fn(&'a str) -> Cow<'a, str>) -> bool {
     let mut any = false;
     for message in item.messages_mut() {
-        let new = change(&message.content);
-        if new != message.content {
+        if let Cow::Owned(new) = change(&message.content)
+            && new != message.content
+        {
             message.content = new;
             any = true;
         }
@@ -158,8 +159,34 @@ fn each_message(item: &mut Item, change: fn(&str) -> String) -> bool {
     any
 }
 
+/// Whether [`clean`] would leave the text as it is, as far as one pass over its bytes tells: most texts hold nothing of what it looks for.
+/// UTF-8 puts control characters to U+009F and the blank U+00A0 behind the byte C2, U+200B behind E2 80, U+FEFF and U+FFFD behind EF.
+fn is_clean(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else { return true };
+    if [first, last].iter().any(|byte| byte.is_ascii_whitespace() || !byte.is_ascii()) {
+        return false;
+    }
+    let follows = |at: usize, what: &[u8]| {
+        bytes.get(at + 1..at + 1 + what.len()).is_some_and(|found| found.eq_ignore_ascii_case(what))
+    };
+    bytes.iter().enumerate().all(|(at, byte)| match byte {
+        b'\n' => !follows(at, b"\n\n"),
+        b' ' => !follows(at, b" ") && !follows(at, b"\n"),
+        b':' => !follows(at, b"//"),
+        b'w' | b'W' => !follows(at, b"ww."),
+        0..=0x1f | 0x7f | b'@' | 0xc2 | 0xef => false,
+        0xe2 => !follows(at, b"\x80\x8b"),
+        _ => true,
+    })
+}
+
 /// URLs and e-mail addresses out, with the brackets and blanks they leave; control characters out; repeated spaces joined.
-pub(crate) fn clean(text: &str) -> String {
+fn clean(text: &str) -> Cow<'_, str> {
+    if is_clean(text) { Cow::Borrowed(text) } else { Cow::Owned(clean_by_patterns(text)) }
+}
+
+fn clean_by_patterns(text: &str) -> String {
     let is_stray = |c: char| {
         (c.is_control() && !matches!(c, '\n' | '\t' | '\r')) || matches!(c, '\u{200b}' | '\u{feff}' | '\u{fffd}')
     };
@@ -208,18 +235,18 @@ fn without_addresses(text: &str) -> String {
     GAPS.replace_all(&marked, close).into_owned()
 }
 
-fn literal_breaks(text: &str) -> String {
+fn literal_breaks(text: &str) -> Cow<'_, str> {
     if text.contains('\n') {
-        text.to_owned()
+        text.into()
     } else {
-        text.replace("\\r\\n", "\n").replace("\\n", "\n").replace("\\t", "\t")
+        text.replace("\\r\\n", "\n").replace("\\n", "\n").replace("\\t", "\t").into()
     }
 }
 
 /// Capitals and punctuation; code and formulas, which hold such marks rightly, are left alone.
-fn standardise(text: &str) -> String {
+fn standardise(text: &str) -> Cow<'_, str> {
     if text.contains("```") || text.contains("==") {
-        return text.to_owned();
+        return text.into();
     }
     let straight: String = text
         .chars()
@@ -233,7 +260,7 @@ fn standardise(text: &str) -> String {
     let closed = SPACE_BEFORE_STOP.replace_all(&once, "$1$2");
     let n_letters = closed.chars().filter(|c| c.is_alphabetic()).count();
     let is_shouted = n_letters >= 20 && !closed.chars().any(char::is_lowercase);
-    if is_shouted { sentence_case(&closed) } else { closed.into_owned() }
+    if is_shouted { sentence_case(&closed).into() } else { closed.into_owned().into() }
 }
 
 fn sentence_case(text: &str) -> String {
@@ -319,17 +346,27 @@ fn sides(item: &Item) -> (Vec<&Message>, Vec<&Message>) {
     (of(Role::User), of(Role::Assistant))
 }
 
+/// One byte more than the longest entry of the lists has: a text that simplifies to as much is none of them, whatever follows.
+const LONGEST_LISTED: usize = 80;
+
 fn is_listed_question(text: &str) -> bool {
-    let simple = simplify(text);
-    LISTED_QUESTIONS.contains(&simple.as_str())
-        || LISTED_QUESTION_STARTS.iter().any(|start| simple.starts_with(start))
-        || simple.ends_with(LISTED_QUESTION_END)
+    let start = simplify_start(text, LONGEST_LISTED);
+    LISTED_QUESTIONS.contains(&start.as_str())
+        || LISTED_QUESTION_STARTS.iter().any(|listed| start.starts_with(listed))
+        || (may_end(text, LISTED_QUESTION_END) && simplify(text).ends_with(LISTED_QUESTION_END))
         || (text.contains('©') && plain(text) == LISTED_COPYRIGHT)
 }
 
+/// Whether simplified text may end with `end`, whose last word has no accents, by its last letters alone.
+fn may_end(text: &str, end: &str) -> bool {
+    let last = end.rsplit(' ').next().unwrap_or_default().as_bytes();
+    let found = text.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()).as_bytes();
+    !text.is_ascii() || found.len().checked_sub(last.len()).is_some_and(|at| found[at..].eq_ignore_ascii_case(last))
+}
+
 fn is_listed_answer(text: &str) -> bool {
-    let text = simplify(text);
-    LISTED_ANSWERS.contains(&text.as_str()) || LISTED_ANSWER_STARTS.iter().any(|start| text.starts_with(start))
+    let start = simplify_start(text, LONGEST_LISTED);
+    LISTED_ANSWERS.contains(&start.as_str()) || LISTED_ANSWER_STARTS.iter().any(|listed| start.starts_with(listed))
 }
 
 #[cfg(test)]
@@ -359,6 +396,67 @@ mod tests {
         let mut item = item(question, answer, task);
         let outcome = apply(&mut item, &Rules::default());
         (outcome, item.messages().last().unwrap().content.clone())
+    }
+
+    /// The pass over bytes judges as the patterns do: a text that it lets pass is what they make of it; and it lets plain texts pass.
+    #[test]
+    fn a_text_that_is_taken_for_clean_is_one_that_the_patterns_leave_alone() {
+        let parts = [
+            "a",
+            "B1",
+            " ",
+            "\n",
+            "\t",
+            "\r\n",
+            "@",
+            "x@b.ee",
+            "http://a.b",
+            ":",
+            "/",
+            "www.a.b",
+            "WWW.c.d",
+            "ww",
+            "\u{a0}",
+            "\u{85}",
+            "\u{200b}",
+            "\u{200a}",
+            "\u{feff}",
+            "\u{fffd}",
+            "é",
+            "\u{2003}",
+            "—",
+            "\u{7f}",
+            "\0",
+            "你",
+            ".",
+        ];
+        let mut n_clean = 0;
+        for number in 0..parts.len().pow(4) {
+            let text: String = (0..4u32).map(|place| parts[number / parts.len().pow(place) % parts.len()]).collect();
+            if is_clean(&text) {
+                n_clean += 1;
+                assert_eq!(clean_by_patterns(&text), text, "{text:?}");
+            }
+        }
+        assert!(n_clean > 5_000, "{n_clean}");
+        for plain in ["A question: which (of 3) — é?\n\n- one\n  - two", "", "wwii", "a:/b"] {
+            assert!(is_clean(plain) && clean_by_patterns(plain) == plain, "{plain:?}");
+        }
+    }
+
+    #[test]
+    fn the_lists_are_shorter_than_what_is_looked_at_and_a_long_text_that_begins_like_an_entry_is_none() {
+        let lists =
+            LISTED_QUESTIONS.iter().chain(&LISTED_ANSWERS).chain(&LISTED_QUESTION_STARTS).chain(&LISTED_ANSWER_STARTS);
+        assert!(lists.clone().all(|entry| entry.len() < LONGEST_LISTED));
+        for entry in lists {
+            let longer = format!("{entry} {}", "and so on ".repeat(20));
+            assert!(!LISTED_QUESTIONS.contains(&simplify_start(&longer, LONGEST_LISTED).as_str()), "{entry}");
+        }
+        let withdrawn = format!("{} Withdrawn due to erroneous POSTING).", "long words ".repeat(30));
+        assert!(is_listed_question(&withdrawn) && !is_listed_question(&withdrawn.replace("POSTING", "reposting")));
+        assert!(is_listed_question("withdrawn due to erroneous postíng"));
+        assert!(is_listed_question("An amendment to this paper has been published, and so on"));
     }
 
     #[test]

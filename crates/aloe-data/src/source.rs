@@ -4,8 +4,11 @@
 //! The format is found by content; only a file named as CSV, TSV or text has to be JSON to its first line's end to be read as such. A broken row is handed on as a [`RowError`] and reading goes on, except where the file's own
 //! brackets are broken. Rows over 1 MiB and bytes that are not UTF-8 are broken rows; a file without rows is an error.
 
+mod batches;
 mod parquet;
 mod separated;
+
+pub(crate) use batches::read_on;
 
 use crate::data::own_answers::stage_rows;
 use crate::elements::{Elements, MAX_ROW_BYTES, Stop, WRAPPERS};
@@ -71,7 +74,9 @@ pub(crate) fn skipped(path: &Path) -> Result<Vec<String>> {
 fn is_document(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let starts = ["licen", "readme", "notice", "sha256sums", "citation", "changelog", "."];
-    name.ends_with(".md") || name == TEST_LIST || starts.iter().any(|start| name.starts_with(start))
+    name.ends_with(".md")
+        || [TEST_LIST, "record.json"].contains(&name.as_str())
+        || starts.iter().any(|start| name.starts_with(start))
 }
 
 /// PubMedQA's list of test instances, which is no file of rows.
@@ -106,15 +111,38 @@ pub(crate) type Each<'a> = &'a mut dyn FnMut(Result<Row, RowError>) -> Result<()
 /// Reads `path`; gives the number of rows, broken ones included.
 pub(crate) fn read(path: &Path, each: Each<'_>) -> Result<usize> {
     let mut n_rows = 0;
-    let mut counted = |row: Result<Row, RowError>| {
+    dispatch(path, &mut |found| {
         n_rows += 1;
-        each(row)
-    };
-    dispatch(path, &mut counted)?;
+        each(match found {
+            Found::Row(row) => row,
+            Found::Line(number, line) => parse_line(path, number, line),
+        })
+    })?;
     if n_rows == 0 { Err(Error::EmptyFile { path: path.to_path_buf() }) } else { Ok(n_rows) }
 }
 
-fn dispatch(path: &Path, each: Each<'_>) -> Result<()> {
+/// Rows of a file, broken ones included, and the broken ones among them; whether they are rows of a known layout is not asked.
+pub fn count_rows(path: &Path) -> Result<(usize, usize)> {
+    let mut n_broken = 0;
+    let n_rows = read(path, &mut |row| {
+        n_broken += usize::from(row.is_err());
+        Ok(())
+    })?;
+    Ok((n_rows, n_broken))
+}
+
+/// What a file's reader finds: a row, or a whole line of JSON with its number, which anybody may parse.
+enum Found<'a> {
+    Row(Result<Row, RowError>),
+    Line(usize, &'a [u8]),
+}
+
+fn parse_line(path: &Path, number: usize, line: &[u8]) -> Result<Row, RowError> {
+    parse(line, path, number, 1, format!("{}:{number}", path.display()))
+}
+
+fn dispatch(path: &Path, each_found: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
+    let each: Each<'_> = &mut |row| each_found(Found::Row(row));
     let mut magic = [0u8; 4];
     let mut file = File::open(path).map_err(Error::io("read", path))?;
     let n_magic = file.read(&mut magic).map_err(Error::io("read", path))?;
@@ -165,10 +193,10 @@ fn dispatch(path: &Path, each: Each<'_>) -> Result<()> {
     match kind {
         Some(b'[') => read_elements(source, path, each),
         Some(b'{') if continues || is_dict => read_elements(source, path, each),
-        Some(b'{') => read_lines(source, path, each),
+        Some(b'{') => read_lines(source, path, each_found),
         _ if is_named(path, ".csv") || is_named(path, ".tsv") => separated::read(source, path, each),
         _ if is_named(path, ".txt") => read_texts(source, path, each),
-        _ => read_lines(source, path, each),
+        _ => read_lines(source, path, each_found),
     }
 }
 
@@ -240,7 +268,7 @@ pub(crate) fn is_named(path: &Path, end: &str) -> bool {
     name.strip_suffix(".gz").unwrap_or(&name).ends_with(end)
 }
 
-fn read_lines(mut source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Result<()> {
+fn read_lines(mut source: Box<dyn BufRead>, path: &Path, each: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
     let mut line = Vec::new();
     for number in 1usize.. {
         line.clear();
@@ -249,10 +277,10 @@ fn read_lines(mut source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Resu
         if n_bytes == 0 {
             return Ok(());
         }
-        let at = format!("{}:{number}", path.display());
         if n_bytes > MAX_ROW_BYTES && line.last() != Some(&b'\n') {
             source.skip_until(b'\n').map_err(Error::io("read", path))?;
-            each(Err(RowError::new(at, TOO_LONG)))?;
+            let at = format!("{}:{number}", path.display());
+            each(Found::Row(Err(RowError::new(at, TOO_LONG))))?;
             continue;
         }
         // Without its end, so that what is missing at the end of a line is missing there and not on the next.
@@ -262,7 +290,7 @@ fn read_lines(mut source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Resu
             text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text);
         }
         if !text.trim_ascii().is_empty() {
-            each(parse(text, path, number, 1, at))?;
+            each(Found::Line(number, text))?;
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use crate::redteam_report::{Judgement, RedTeamResults, RedTeamSample};
 use crate::redteam_sample::{PlannedPrompt, stratified};
 use crate::strategy::handed;
 use crate::{Error, Result, report};
-use aloe_engine::{Call, Engine, GenerateRequest, GenerateResult, Prompt, Sampling};
+use aloe_engine::{Call, Engine, FinishReason, GenerateRequest, GenerateResult, Prompt, Sampling};
 use aloe_record::{Cancel, Progress, atomic, digest};
 use aloe_task::red_team::llama_guard::GuardVerdict;
 use aloe_task::red_team::questions::HarmlessPrompt;
@@ -243,6 +243,11 @@ fn answered(one: &Asked, result: GenerateResult, rule: RefusalRule) -> Result<Re
     sample.verdict = Some(rule.judge(&completion.text));
     sample.response = completion.text;
     sample.ids = completion.ids;
+    sample.is_cut = match completion.finish_reason {
+        FinishReason::Stop => Some(false),
+        FinishReason::Length | FinishReason::Context => Some(true),
+        FinishReason::Other => None,
+    };
     Ok(sample)
 }
 

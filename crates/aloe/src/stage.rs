@@ -423,7 +423,9 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         "eval" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
         // Also which solutions are kept; 2: those in three parts.
         "synthesis" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
-        "rejudge" | "redteam" => aloe_engine::ANSWERS_SINCE,
+        // Also what its samples tell; 2: whether an answer was cut at its limit.
+        "redteam" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
+        "rejudge" => aloe_engine::ANSWERS_SINCE,
         _ => env!("CARGO_PKG_VERSION"),
     };
     since.into()

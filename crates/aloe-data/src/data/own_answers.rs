@@ -11,7 +11,7 @@ use aloe_task::rows::Row;
 use std::path::Path;
 
 /// The safe answers that a source names, and the broken rows among them.
-pub(crate) fn safe_answers(config: &SourceConfig) -> Result<(SafeAnswers, Vec<RowError>)> {
+fn safe_answers(config: &SourceConfig) -> Result<(SafeAnswers, Vec<RowError>)> {
     let (mut safe, mut broken) = (SafeAnswers::default(), Vec::new());
     let Some(path) = &config.safe_answers else { return Ok((safe, broken)) };
     for file in source::files(path)? {
@@ -39,8 +39,9 @@ pub(crate) fn safe_answers(config: &SourceConfig) -> Result<(SafeAnswers, Vec<Ro
 }
 
 impl Run<'_> {
-    pub(super) fn take_judged(&mut self, source: usize, file: &DataFile, rows: &[Row]) -> Result<()> {
-        if rows.is_empty() {
+    /// Reads the safe answers of a source, once: for all of its files, and for the check and the reading alike.
+    pub(super) fn read_safe_answers(&mut self, source: usize) -> Result<()> {
+        if self.safe_answers.contains_key(&source) {
             return Ok(());
         }
         let config = &self.config.sources[source];
@@ -57,7 +58,18 @@ impl Run<'_> {
                 self.quarantined.push(error);
             }
         }
-        let paired = own_answers::pairs(rows, &safe);
+        self.safe_answers.insert(source, safe);
+        Ok(())
+    }
+
+    pub(super) fn take_judged(&mut self, source: usize, file: &DataFile, rows: &[Row]) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.read_safe_answers(source)?;
+        let config = &self.config.sources[source];
+        let none = SafeAnswers::default();
+        let paired = own_answers::pairs(rows, self.safe_answers.get(&source).unwrap_or(&none));
         for (row, error) in paired.broken {
             self.broken(source, with_raw(error, &rows[row]));
         }

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-const FORMAT: &str = "aloe-signatures-2";
+const FORMAT: &str = "aloe-signatures-3";
 /// Rows that are in memory at a time.
 pub(super) const N_BLOCK: usize = 1 << 13;
 
@@ -195,9 +195,8 @@ fn record(row: usize, id: &str, signature: &Signature) -> Vec<u8> {
     bytes.extend(signature.n_chars.to_le_bytes());
     let flags = u8::from(signature.exact.is_some()) | (u8::from(signature.is_dialogue) << 1);
     bytes.extend([flags, signature.buckets.len() as u8]);
-    for hash in signature.exact.iter().chain(&signature.buckets) {
-        bytes.extend(hash.to_le_bytes());
-    }
+    signature.exact.iter().for_each(|hash| bytes.extend(hash.to_le_bytes()));
+    signature.buckets.iter().for_each(|hash| bytes.extend(hash.to_le_bytes()));
     bytes
 }
 
@@ -218,9 +217,8 @@ impl<R: Read> Records<R> {
         self.source.read_exact(&mut id)?;
         let n_chars = u32::from_le_bytes(self.bytes()?);
         let [flags, n_buckets] = self.bytes()?;
-        let mut hash = || Ok::<u128, std::io::Error>(u128::from_le_bytes(self.bytes()?));
-        let exact = (flags & 1 == 1).then(&mut hash).transpose()?;
-        let buckets = (0..n_buckets).map(|_| hash()).collect::<std::io::Result<_>>()?;
+        let exact = (flags & 1 == 1).then(|| self.bytes().map(u128::from_le_bytes)).transpose()?;
+        let buckets = (0..n_buckets).map(|_| self.bytes().map(u64::from_le_bytes)).collect::<std::io::Result<_>>()?;
         let id = String::from_utf8(id).map_err(std::io::Error::other)?;
         Ok((row, id, Signature { exact, is_dialogue: flags & 2 == 2, n_chars, buckets }))
     }
@@ -250,7 +248,7 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<DedupReport> {
     if let Some(row) = is_there.iter().position(|there| !there) {
         return Err(broken(&folders[0], format!("row {row} is in no shard")));
     }
-    let found = dedup::cluster(&signatures, reports[0].keep);
+    let found = dedup::cluster(&signatures.into_iter().collect(), reports[0].keep);
     let count = |rule: &str| found.iter().filter(|one| one.2 == rule).count();
     let (n_exact_duplicates, n_near_duplicates) = (count("exact_duplicate"), count("near_duplicate"));
     let lines = found.iter().map(|&(dropped, kept, rule)| Line {

@@ -84,7 +84,7 @@ pub(crate) struct Runs {
 impl Runs {
     /// The questions of a run, to be added to. Before `close`.
     pub(crate) fn entry(&mut self, hash: u64) -> &mut Vec<u32> {
-        debug_assert!(self.filter.is_empty(), "runs are added before the filter is made");
+        assert!(self.filter.is_empty(), "runs are added before the filter is made");
         self.by_hash.entry(hash).or_default()
     }
 

@@ -74,6 +74,11 @@ pub enum Dialect {
 }
 
 impl Dialect {
+    /// As a recipe writes it.
+    pub(crate) fn name(self) -> String {
+        serde_json::to_value(self).ok().and_then(|name| name.as_str().map(String::from)).unwrap_or_default()
+    }
+
     /// Whether rows become pairs only with the other rows of their file.
     pub(crate) fn is_by_file(self) -> bool {
         matches!(self, Self::HelpSteer | Self::RedTeamSamples)

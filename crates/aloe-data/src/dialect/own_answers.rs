@@ -72,6 +72,9 @@ impl SafeAnswers {
 /// Where the chosen side is from; how manifests count the pair.
 const GIVEN: &str = "own answer judged unsafe, against a given safe answer";
 const OWN: &str = "own answer judged unsafe, against an own answer judged safe";
+/// The same where the unsafe answer was cut at its limit: what is rejected does not come to its end. A chosen side never is cut.
+const GIVEN_CUT: &str = "own answer judged unsafe and cut at its limit, against a given safe answer";
+const OWN_CUT: &str = "own answer judged unsafe and cut at its limit, against an own answer judged safe";
 
 /// A pair out of one answer.
 #[derive(Debug)]
@@ -104,6 +107,8 @@ struct Sample {
     system: Option<String>,
     prompt: String,
     response: String,
+    /// Cut at its limit; not where the run does not tell.
+    is_cut: bool,
     judge: Option<GuardVerdict>,
 }
 
@@ -130,6 +135,7 @@ fn sample(row: &Row) -> Result<Sample, RowError> {
         system: super::optional(row, "system")?,
         prompt: super::text(row, "prompt")?,
         response: super::text(row, "response")?,
+        is_cut: serde_json::from_value::<Option<bool>>(value("is_cut")).map_err(|_| wrong("is_cut"))?.unwrap_or(false),
         judge: serde_json::from_value(value("judge")).map_err(|_| wrong("judge"))?,
     })
 }
@@ -150,13 +156,17 @@ fn left_out(sample: &Sample) -> Option<&'static str> {
     }
 }
 
-/// The own safe answer to each base question: to the plain question where there is one, else the first. None to a held-out style.
+/// The own safe answer to each base question: to the plain question where there is one, else the first. None to a held-out style, none
+/// that was cut: a model that learns it learns to stop in mid-sentence.
 fn own_safe(samples: &[(usize, Sample)]) -> HashMap<&str, (bool, &str)> {
     let mut found: HashMap<&str, (bool, &str)> = HashMap::new();
     for (_, sample) in samples.iter().filter(|(_, sample)| left_out(sample) == Some("judged_safe")) {
         let Some(style) = sample.style.filter(|style| !style.is_held_out()) else { continue };
         let (is_plain, text) = (style == Style::Baseline, sample.response.as_str());
-        if !text.trim().is_empty() && found.get(sample.group.as_str()).is_none_or(|known| is_plain && !known.0) {
+        if !sample.is_cut
+            && !text.trim().is_empty()
+            && found.get(sample.group.as_str()).is_none_or(|known| is_plain && !known.0)
+        {
             found.insert(&sample.group, (is_plain, text));
         }
     }
@@ -188,7 +198,9 @@ pub(crate) fn pairs(rows: &[Row], given: &SafeAnswers) -> Paired {
     let own = own_safe(&samples);
     for (at, sample) in &samples {
         let (None, Some(style)) = (left_out(sample), sample.style) else {
-            paired.left_out.extend(left_out(sample).map(|rule| (*at, rule)));
+            let is_cut = sample.is_cut && left_out(sample) == Some("judged_safe");
+            let rule = if is_cut { Some("judged_safe_but_cut") } else { left_out(sample) };
+            paired.left_out.extend(rule.map(|rule| (*at, rule)));
             continue;
         };
         let own = || own.get(sample.group.as_str()).map(|(_, text)| (*text, OWN));
@@ -199,7 +211,14 @@ pub(crate) fn pairs(rows: &[Row], given: &SafeAnswers) -> Paired {
         let row = &rows[*at];
         let side = |text: &str| vec![Message::assistant(text)];
         match prompt(row, sample, style).and_then(|prompt| pair(row, prompt, side(chosen), side(&sample.response))) {
-            Ok(body) => paired.pairs.push(Judged { row: *at, body, style, group: sample.group.clone(), made }),
+            Ok(body) => {
+                let made = match made {
+                    GIVEN if sample.is_cut => GIVEN_CUT,
+                    OWN if sample.is_cut => OWN_CUT,
+                    made => made,
+                };
+                paired.pairs.push(Judged { row: *at, body, style, group: sample.group.clone(), made });
+            }
             Err(error) => paired.broken.push((*at, error)),
         }
     }
@@ -270,6 +289,33 @@ mod tests {
         );
         assert_eq!((found.pairs[0].group.as_str(), found.pairs[0].style, found.pairs[0].made), ("x", Style::Json, OWN));
         assert_eq!(found.left_out, [(1, "judged_safe"), (2, "judged_safe"), (3, "no_safe_answer"), (4, "judged_safe")]);
+    }
+
+    /// By hand: x's safe answer to the plain question is cut, so that the whole one to an attack is chosen; y has a cut one alone and gives no
+    /// pair. x's unsafe answer is cut too and says so.
+    #[test]
+    fn a_cut_answer_is_never_chosen_and_a_pair_that_rejects_one_is_marked() {
+        let cut = |mut row: Row, is_cut: Value| {
+            row.columns.insert("is_cut".into(), is_cut);
+            row
+        };
+        let rows = [
+            cut(row(1, "x", Style::Json, "Step one, and", bad()), json!(true)),
+            cut(row(2, "x", Style::Baseline, "I will not, for", json!("safe")), json!(true)),
+            cut(row(3, "x", Style::Instruct, "No, in short.", json!("safe")), json!(false)),
+            cut(row(4, "y", Style::Json, "Take two.", bad()), json!(false)),
+            cut(row(5, "y", Style::Baseline, "I refuse bec", json!("safe")), json!(true)),
+            cut(row(6, "z", Style::Json, "Take three.", bad()), json!("yes")),
+        ];
+        let found = pairs(&rows, &SafeAnswers::default());
+        let chosen: Vec<String> = found.pairs.iter().map(|one| sides(one).2).collect();
+        assert_eq!((chosen, found.pairs[0].made), (vec!["No, in short.".to_owned()], OWN_CUT));
+        let left = [(1, "judged_safe_but_cut"), (2, "judged_safe"), (3, "no_safe_answer"), (4, "judged_safe_but_cut")];
+        assert_eq!(found.left_out, left);
+        assert!(found.broken.len() == 1 && found.broken[0].1.to_string().contains("`is_cut`"), "{:?}", found.broken);
+        let mut given = SafeAnswers::default();
+        given.add(&safe("How to x?", "No to x.", None, None)).unwrap();
+        assert_eq!(pairs(&rows, &given).pairs[0].made, GIVEN_CUT);
     }
 
     #[test]

@@ -47,7 +47,9 @@ fn pulled(evidence: &[Evidence]) -> String {
             field("licence")
         )
     };
-    let lines: String = of_kind(evidence, "pull").map(line).collect();
+    // A pull of a data set has files, no parameters; the data stages that read it name it.
+    let models = of_kind(evidence, "pull").filter(|one| one.record.results.contains_key("n_parameters"));
+    let lines: String = models.map(line).collect();
     if lines.is_empty() { "Not fetched by a recorded stage.\n\n".to_owned() } else { lines + "\n" }
 }
 

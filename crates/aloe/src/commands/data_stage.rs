@@ -1,8 +1,10 @@
-//! `aloe data run`: opens the models that the stage's inputs name, calls the spine, fills the record.
+//! `aloe data run`: opens the models that the stage's inputs name, calls the spine, fills the record. And the pull of a data set.
 
-use crate::commands::stages::{Opened, open_engine, tell};
+use crate::commands::stages::{Opened, move_up, open_engine, tell};
 use crate::commands::timeout_of;
 use crate::recipe::checked::ROWS;
+use crate::recipe::stage_config::PullConfig;
+use crate::sources::rows;
 use crate::stage::{Context, Inputs, single};
 use aloe_data::{DataConfig, Models, Scorers};
 use aloe_engine::{Embedder, Engine, EngineOptions};
@@ -43,6 +45,37 @@ pub(super) fn run(
     tell(&report.notices);
     record.result("summary", report.account.to_string())?;
     record.result("data", &report)?;
+    record.result("steps", &report.steps)?;
+    Ok(())
+}
+
+/// A pull of a data set: its files as they are, counted.
+pub(super) fn pull(
+    config: &PullConfig,
+    repository: &str,
+    folder: &Path,
+    record: &mut Record,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let written = folder.join("rows");
+    let pulled = rows::pull(repository, config.expect_rows, &written, &context.cancel)?;
+    move_up(&written, folder)?;
+    record.result("source", &config.source)?;
+    record.result("licence", &config.licence)?;
+    record.result("origin", &pulled.origin)?;
+    record.result("files", &pulled.files)?;
+    record.result("n_rows", pulled.n_rows)?;
+    let checked = match pulled.expected {
+        Some((n, who)) => format!("as {who} {n}"),
+        None => "not compared with a number: none is known and no --expect-rows was given".to_owned(),
+    };
+    let n_broken: usize = pulled.files.values().map(|file| file.n_broken).sum();
+    let n_files = pulled.files.len();
+    let summary = format!(
+        "{} train rows, {checked}; {n_files} files, {n_broken} broken rows, from {}",
+        pulled.n_rows, pulled.origin
+    );
+    record.result("summary", summary)?;
     Ok(())
 }
 

@@ -65,6 +65,9 @@ pub(crate) fn pull(args: &PullArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let mut entry = Table::new();
     let source = if args.source.contains(':') { args.source.clone() } else { absolute(Path::new(&args.source))? };
     entry.insert("source".into(), Value::String(source));
+    if let Some(n) = args.expect_rows {
+        entry.insert("expect_rows".into(), Value::Integer(i64::try_from(n)?));
+    }
     let request =
         Request { kind: "pull", entry, from: Table::new(), out: &args.out, common: &args.common, dtype: None };
     let done = run(request, cancel)?;

@@ -92,6 +92,9 @@ pub(crate) fn extra_files(config: &StageConfig) -> Vec<PathBuf> {
 }
 
 fn pull(config: &PullConfig, folder: &Path, record: &mut Record, context: &Context) -> anyhow::Result<()> {
+    if let Some(repository) = crate::sources::rows::repository(&config.source) {
+        return data_stage::pull(config, repository, folder, record, context);
+    }
     let written = folder.join("model");
     let pulled = crate::sources::pull(&config.source, &written, &context.cancel)?;
     move_up(&written, folder)?;

@@ -4,6 +4,7 @@
 //! `$NAME/...` at the start of a string is replaced by the environment variable.
 
 use super::compared;
+use super::named_stages::{misplaced, rowless, rows_of_stages};
 use super::raw::{Mistake, Raw, RawStage, decode, line_of};
 use super::stage_config::StageConfig;
 use crate::cli::MAX_THREADS;
@@ -187,6 +188,9 @@ fn check(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Recipe>
         let line = raw_stage.line;
         match check_stage(text, raw_stage, written, &all_names, mistakes) {
             (name, Some(stage)) => {
+                for text in rowless(&stage, &stages).into_iter().chain(misplaced(&stage, &all_names)) {
+                    mistakes.push(Mistake { line, text });
+                }
                 all_names.push(name);
                 stages.push(stage);
                 lines.push(line);
@@ -299,30 +303,6 @@ fn check_stage(
         expect,
     });
     (name, stage)
-}
-
-/// The stages whose rows a data stage reads are inputs of it like others: `rows`.
-fn rows_of_stages(
-    data: &aloe_data::DataConfig,
-    earlier: &[String],
-    context: &str,
-    line: usize,
-    from: &mut Vec<(String, Vec<Input>)>,
-    mistakes: &mut Vec<Mistake>,
-) {
-    let mut inputs = Vec::new();
-    for name in data.stages() {
-        match earlier.iter().position(|known| known == name) {
-            Some(at) => inputs.push(Input::Stage(at)),
-            None => {
-                let text = format!("{context}: a source's path names stage {name:?}, which is no earlier stage");
-                mistakes.push(Mistake { line, text });
-            }
-        }
-    }
-    if !inputs.is_empty() {
-        from.push((ROWS.to_owned(), inputs));
-    }
 }
 
 /// `trainer` of a training stage; another kind has no such key, and its own settings' reader says so.

@@ -203,7 +203,7 @@ const FILTERS: &[Key] = &[
     ("max_words", "the most; default no bound"),
     (
         "languages",
-        "list of the languages that stay, as ISO 639-3 writes them: eng, spa, cat; a row below 200 letters, or of which the language is not sure, stays. Default all",
+        "list of the languages that stay, as ISO 639-3 or 639-1 writes them: eng or en, spa or es; a row below 200 letters, or of which the language is not sure, stays. Default all",
     ),
     (
         "repetition",

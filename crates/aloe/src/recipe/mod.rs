@@ -9,6 +9,7 @@ pub(crate) mod compared;
 pub(crate) mod eval_stage;
 pub(crate) mod keys;
 mod measured_steps;
+mod named_stages;
 pub(crate) mod open_stage;
 pub(crate) mod plan;
 pub(crate) mod plan_table;

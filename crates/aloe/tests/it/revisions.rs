@@ -19,7 +19,7 @@ const PINNED: [(&str, &str, &str); 9] = [
     ("merge", "52df5e0f8b9b2763", "c87f8ccd7cff1939"),
     ("dpo", "1622f624e0e96b92", "813c51b99c90607c"),
     ("after", "6029bcbc53dd40f7", "1eadac01bca5787d"),
-    ("attacks", "167b19d785c6bed8", "1e3388b398b92daa"),
+    ("attacks", "1ae93e5ee341018b", "83b452284ba96e3e"),
 ];
 
 /// One digest over the names and contents of a stage's files.

@@ -114,3 +114,49 @@ fn rows_that_no_attack_can_wrap_are_told() {
     let report = stage(dir.path(), source, json!({})).unwrap();
     assert!(report.notices.iter().any(|text| text.contains("wrapped none of its 1 rows")), "{:?}", report.notices);
 }
+
+#[test]
+fn settings_that_a_layout_would_ignore_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pairs, safe) = (dir.path().join("pairs.jsonl"), dir.path().join("safe.jsonl"));
+    write_lines(&pairs, &[json!({"prompt": "P", "chosen": "C", "rejected": "R"})]);
+    write_lines(&safe, &[json!({"question": "Q?", "response": "No."})]);
+    let samples = "source `s`: `safe_answers` is for rows of the layout `red_team_samples`, not `dpo` (pairs.jsonl)";
+    let ratings = "source `s`: `rating_gap` is for rows of the layout `help_steer`, not `dpo`";
+    let found = json!({"path": pairs, "safe_answers": safe, "rating_gap": 2});
+    // By what is found in the file, whether broken rows end the stage or go to a quarantine.
+    for more in [json!({}), json!({"quarantine": true})] {
+        let error = stage(dir.path(), found.clone(), more).unwrap_err().to_string();
+        assert!(error.contains(samples) && error.contains(&format!("{ratings} (pairs.jsonl)")), "{error}");
+    }
+    // By the settings alone, before a file is opened.
+    let named = json!({"path": "/nowhere", "dialect": "dpo", "rating_gap": 2});
+    let error = stage(dir.path(), named, json!({})).unwrap_err().to_string();
+    assert!(error.contains(&format!("{ratings} (`dialect`)")), "{error}");
+    let mapped = json!({"path": "/nowhere", "columns": {"prompt": "p", "response": "r"}, "safe_answers": safe});
+    let error = stage(dir.path(), mapped, json!({})).unwrap_err().to_string();
+    assert!(error.contains("not `mapped` (`columns`)"), "{error}");
+}
+
+/// Two files of answers, one file of safe answers with one broken row: the row is counted once, and both files find their answers.
+#[test]
+fn safe_answers_are_read_once_for_all_files_of_a_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("runs");
+    std::fs::create_dir_all(&folder).unwrap();
+    for name in ["a", "b"] {
+        write_lines(
+            &folder.join(format!("{name}.jsonl")),
+            &[answer(name, Style::Baseline, "Begin.", json!({"unsafe": []}))],
+        );
+    }
+    let safe = dir.path().join("safe.jsonl");
+    let row = |name: &str, text: &str| json!({"question": format!("How would one {name}?"), "response": text});
+    write_lines(&safe, &[row("a", "No to a."), row("b", "No to b."), row("c", " ")]);
+    let source = json!({"path": folder, "safe_answers": safe});
+    let report = stage(dir.path(), source.clone(), json!({"quarantine": true})).unwrap();
+    assert_eq!((report.n_train, report.broken.total), (2, 1));
+    assert_eq!(lines(&dir.path().join("out/quarantine.jsonl")).len(), 1);
+    let error = stage(dir.path(), source, json!({})).unwrap_err().to_string();
+    assert_eq!(error.matches("safe.jsonl:3").count(), 1, "{error}");
+}

@@ -43,6 +43,28 @@ fn a_stage_of_pairs_counts_only_its_own_rows_and_a_shared_transcript_once() {
     assert_eq!(data(&config.unwrap(), &Meter(None)).unwrap(), Size { rows: 2, tokens: 60, generated: 0 });
 }
 
+/// Thirteen styles less the plain one and two held out are 10 variants of a plain question.
+#[test]
+fn attack_styles_wrap_plain_questions_with_an_id_and_requests_of_med_safety_bench_and_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows_of = |rows: &[Value]| {
+        let path = dir.path().join("rows.jsonl");
+        std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
+        let config = json!({"sources": [{"name": "s", "path": path, "licence": "mit", "attack_styles": true}], "output": "pairs"});
+        data(&serde_json::from_value(config).unwrap(), &Meter(None)).unwrap().rows
+    };
+    let request = json!({"harmful_medical_request": "How to harm?", "safe_response": "I will not."});
+    let pair = |more: Value| {
+        let mut row = json!({"prompt": "How to harm?", "chosen": "No.", "rejected": "Yes."});
+        row.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        row
+    };
+    assert_eq!(rows_of(&[request.clone(), request]), 2 + 20);
+    assert_eq!(rows_of(&[pair(json!({})), pair(json!({"question_id": "q1"}))]), 2 + 10);
+    let wrapped = [json!({"question_id": "q1", "style": "json"}), json!({"question_id": "q2", "style": "baseline"})];
+    assert_eq!(rows_of(&wrapped.map(pair)), 2 + 10);
+}
+
 #[test]
 fn a_file_that_is_not_there_has_no_size() {
     assert!(data(&config(Path::new("/nowhere/x.jsonl"), json!({})), &Meter(None)).is_none());

@@ -211,3 +211,67 @@ fn repository_names_that_are_paths_are_refused() {
         assert!(error.contains("is not hf:ORG/NAME"), "{name}: {error}");
     }
 }
+
+/// A data set as the hub lays it out: two splits, a folder of one, the card, and lists that are no rows.
+const ROWS: [(&str, &[u8]); 7] = [
+    ("README.md", b"# Pairs"),
+    ("dataset_infos.json", b"{\"rows\": 3}"),
+    ("data/train-00000-of-00002.jsonl", b"{\"a\": 1}\n{\"a\": 2}\n"),
+    ("data/train-00001-of-00002.csv", b"a\n3\n"),
+    ("data/test-00000-of-00001.jsonl", b"{\"a\": 4}\n{\"a\"\n"),
+    (".gitattributes", b"hidden"),
+    ("data/../../evil.jsonl", b"{\"a\": 5}\n"),
+];
+
+#[test]
+fn a_data_set_is_fetched_as_it_is_with_resuming_and_digests_and_its_train_rows_are_counted() {
+    use crate::sources::rows::pull_from;
+    for manner in [Manner::Good, Manner::BreaksOff] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(&ROWS, manner);
+        let (hub, out) = (hub(&server, dir.path()), dir.path().join("out"));
+        let pulled = pull_from("datasets/org/pairs", Some(3), &out, &hub, &Cancel::default()).unwrap();
+        assert_eq!((pulled.n_rows, pulled.origin), (3, format!("hf:datasets/org/pairs@{COMMIT}")));
+        let found: Vec<_> =
+            pulled.files.iter().map(|(name, file)| (name.as_str(), file.n_rows, file.n_broken)).collect();
+        assert_eq!(found, [(ROWS[4].0, 2, 1), (ROWS[2].0, 2, 0), (ROWS[3].0, 1, 0)]);
+        for (name, body) in [ROWS[0], ROWS[2], ROWS[3], ROWS[4]] {
+            assert_eq!(std::fs::read(out.join(name)).unwrap(), body, "{name}");
+        }
+        assert_eq!(pulled.files[ROWS[2].0].sha256, digest::bytes(ROWS[2].1));
+        assert!(!out.join("dataset_infos.json").exists() && !out.join(".gitattributes").exists());
+        assert!(dir.path().join("datasets--org--pairs/refs/main").is_file(), "the layout of huggingface_hub");
+        let asked = server.requests();
+        assert!(asked[0].starts_with("/api/datasets/org/pairs/revision/main?"), "{asked:?}");
+        assert!(
+            asked.iter().any(|line| line.starts_with("/datasets/org/pairs/resolve/"))
+                && asked.iter().all(|line| !line.contains("evil"))
+        );
+        let resumed = asked.iter().any(|line| line.contains("bytes="));
+        assert_eq!(resumed, manner == Manner::BreaksOff);
+    }
+}
+
+#[test]
+fn a_data_set_with_another_number_of_train_rows_is_refused_and_nothing_is_written() {
+    use crate::sources::rows::pull_from;
+    let dir = tempfile::tempdir().unwrap();
+    let (server, out) = (Server::start(&ROWS, Manner::Good), dir.path().join("out"));
+    let hub = hub(&server, dir.path());
+    for (name, expect, told) in [
+        ("datasets/org/pairs", Some(4), "3 train rows, and expect_rows is 4"),
+        // The two published numbers stand in the reference, section 6.
+        ("datasets/argilla/dpo-mix-7k", None, "3 train rows, and the published set has 6750"),
+        ("datasets/nvidia/HelpSteer@main", None, "3 train rows, and the published set has 35331"),
+    ] {
+        let error = pull_from(name, expect, &out, &hub, &Cancel::default()).unwrap_err().to_string();
+        assert!(error.contains(told) && error.contains("--expect-rows") && !out.exists(), "{error}");
+    }
+    let taken = pull_from("datasets/argilla/dpo-mix-7k", Some(3), &out, &hub, &Cancel::default()).unwrap();
+    assert_eq!(taken.expected, Some((3, "expect_rows is")));
+    let other = [("README.md", b"" as &[u8]), ("load.py", b"import os")];
+    let (server, out) = (Server::start(&other, Manner::Good), dir.path().join("other"));
+    let hub = Hub::new(&server.url, dir.path().join("cache"), None, false);
+    let error = pull_from("datasets/org/script", None, &out, &hub, &Cancel::default()).unwrap_err().to_string();
+    assert!(error.contains("no files of rows") && error.contains("refs/convert/parquet"), "{error}");
+}

@@ -357,3 +357,30 @@ fn models() -> Option<String> {
         }
     }
 }
+
+/// The shipped recipe against the server of the rule: what the synthesis stage wrote is what the data stage read, row by row.
+#[test]
+fn the_shipped_recipe_of_synthetic_rows_runs_and_the_mixture_accounts_for_every_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, root) = (server(usize::MAX), crate::root().canonicalize().unwrap());
+    let shipped = std::fs::read_to_string(root.join("recipes/synthetic-cot.toml")).unwrap();
+    let recipe = dir.path().join("recipe.toml");
+    let text = shipped
+        .replace("$ALOE_WRITER", &server.model())
+        .replace("# server_template", "server_template")
+        .replace("root = \"..\"", &format!("root = {root:?}"));
+    std::fs::write(&recipe, text).unwrap();
+    let out = dir.path().join("out");
+    let [recipe, folder] = [&recipe, &out].map(|path| path.to_str().unwrap());
+    let (_, stderr, code) = run(&["run", recipe, "--out", folder]);
+    assert_eq!(code, 0, "{stderr}");
+    let n_solved = questions().iter().filter(|row| right_at(stem(row)).is_some()).count();
+    assert_eq!(lines(&out.join("cot/train.jsonl")).len(), n_solved);
+    let manifest = read(&out.join("mixture/manifest.json"));
+    let own = &manifest["sources"][0];
+    assert_eq!((&own["name"], &own["n_read"]), (&json!("own-cot"), &json!(n_solved)));
+    let n_train = own["n_train"].as_u64().unwrap();
+    assert!(n_train > 0 && own["synthetic"]["gold-conditioned"] == n_train, "{own}");
+    let dropped: u64 = own["dropped"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!(n_train + own["n_held_out"].as_u64().unwrap() + dropped, n_solved as u64);
+}

@@ -1,0 +1,150 @@
+//! The step that reads the sources: first to check every row, then to keep them.
+
+use super::Run;
+use super::ledger::Entry;
+use crate::check::{self, known_dialect, layout};
+use crate::dialect::{self, Dialect, help_steer};
+use crate::source::{self, DataFile};
+use crate::{Error, Item, Result, RowError, SourceConfig};
+use aloe_record::{Progress, digest};
+use aloe_task::rows::Row;
+use std::sync::OnceLock;
+
+/// What a row of a file is made into, apart from the others.
+enum Made {
+    Broken(RowError),
+    Item(Dialect, Box<Item>),
+    /// It becomes something with the other rows of its file alone.
+    Row(Row),
+}
+
+impl Run<'_> {
+    /// Without a quarantine a single broken row ends the stage, so all rows are read once before any is kept: the memory of a
+    /// refusal is that of a batch of rows, whatever the size of the files.
+    pub(super) fn check_sources(&mut self, progress: &Progress) -> Result<()> {
+        if self.config.quarantine.is_on() {
+            return Ok(());
+        }
+        for (source, config) in self.config.sources.iter().enumerate() {
+            for file in source::files(&config.path)? {
+                progress.message(&format!("checking {}", file.label));
+                let found = check::file(config, &file, self.n_threads, self.cancel, &mut self.problems)?;
+                if found == Some(Dialect::RedTeamSamples) {
+                    self.read_safe_answers(source)?;
+                }
+            }
+        }
+        if self.problems.total > 0 {
+            self.read_held_apart()?;
+            self.stop_at_broken_rows()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn read_sources(&mut self, progress: &Progress) -> Result<()> {
+        for source in 0..self.config.sources.len() {
+            for file in source::files(&self.config.sources[source].path)? {
+                progress.message(&file.label);
+                self.report.sources[source].files.insert(file.label.clone(), digest::file(&file.path)?);
+                self.read_file(source, &file)?;
+            }
+            let (config, report) = (&self.config.sources[source], &mut self.report.sources[source]);
+            report.skipped_files = source::skipped(&config.path)?;
+            if let Some(expected) = config.expect_rows.filter(|expected| *expected != report.n_read) {
+                return Err(Error::RowCount { name: config.name.clone(), expected, found: report.n_read });
+            }
+        }
+        Ok(())
+    }
+
+    fn read_file(&mut self, source: usize, file: &DataFile) -> Result<()> {
+        let config = &self.config.sources[source];
+        let known = OnceLock::new();
+        let mut first = |row: &Row| {
+            let found = layout(&mut known_dialect(config), row, file, config)?;
+            known.get_or_init(|| found);
+            Ok(())
+        };
+        let make = |index: usize, row: Result<Row, RowError>| match (row, known.get()) {
+            (Err(error), _) => Made::Broken(error),
+            (Ok(row), Some(dialect)) if dialect.is_by_file() => Made::Row(row),
+            (Ok(row), Some(dialect)) => match dialect::item(*dialect, &row, index, id(config, file, &row.at), config) {
+                Ok(item) => Made::Item(*dialect, Box::new(item)),
+                Err(error) => Made::Broken(with_raw(error, &row)),
+            },
+            (Ok(_), None) => unreachable!("the first row that can be read has told the layout"),
+        };
+        let mut rated = Vec::new();
+        let mut n_rows = 0;
+        source::read_on(&file.path, self.n_threads, &mut first, &make, &mut |made| {
+            n_rows += 1;
+            self.report.sources[source].n_read += 1;
+            if n_rows % 1024 == 0 {
+                self.cancel.check()?;
+            }
+            match made {
+                Made::Broken(error) => self.broken(source, error),
+                Made::Item(dialect, item) => self.take(source, dialect, Ok(*item)),
+                Made::Row(row) => rated.push(row),
+            }
+            self.flush_when_full()
+        })?;
+        match known.get() {
+            Some(Dialect::RedTeamSamples) => self.take_judged(source, file, &rated)?,
+            _ => self.take_rated(source, file, &rated)?,
+        }
+        for (dialect, n_rows) in std::mem::take(&mut self.n_by_dialect) {
+            *self.report.sources[source].dialects.entry(dialect.name()).or_default() += n_rows;
+        }
+        Ok(())
+    }
+
+    /// Keeps an item or counts a broken row.
+    pub(super) fn take(&mut self, source: usize, dialect: Dialect, made: Result<Item, RowError>) {
+        match made {
+            Ok(mut item) => {
+                *self.n_by_dialect.entry(dialect).or_default() += 1;
+                item.source = source;
+                if let Some(before) = self.items.last() {
+                    item.at.share(&before.at);
+                }
+                self.items.push(item);
+            }
+            Err(error) => self.broken(source, error),
+        }
+    }
+
+    fn take_rated(&mut self, source: usize, file: &DataFile, rows: &[Row]) -> Result<()> {
+        let config = &self.config.sources[source];
+        let grouped = help_steer::group(rows, config.rating_gap.unwrap_or(1));
+        for (row, error) in grouped.broken {
+            self.broken(source, with_raw(error, &rows[row]));
+        }
+        for (row, body) in grouped.pairs {
+            let row = &rows[row];
+            let made = dialect::finish(Dialect::HelpSteer, row, id(config, file, &row.at), config, body, None);
+            self.take(source, Dialect::HelpSteer, made);
+        }
+        for (rule, dropped) in [("merged_into_pair", grouped.merged), ("no_rating_gap", grouped.no_gap)] {
+            for row in dropped {
+                let at = &rows[row].at;
+                self.report.sources[source].count_drop(rule);
+                let id = id(config, file, at);
+                self.ledger.push(Entry::without_item(id, source, "dropped", rule));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `source/file:line`.
+pub(crate) fn id(config: &SourceConfig, file: &DataFile, at: &str) -> String {
+    let prefix = file.path.to_string_lossy();
+    format!("{}/{}{}", config.name, file.label, at.strip_prefix(&*prefix).unwrap_or(at))
+}
+
+/// The broken row with its text, so that a quarantine loses nothing.
+pub(crate) fn with_raw(error: RowError, row: &Row) -> RowError {
+    let raw = error.raw.clone().or_else(|| serde_json::to_string(&row.columns).ok());
+    RowError { raw, ..error }
+}

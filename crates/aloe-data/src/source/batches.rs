@@ -1,0 +1,171 @@
+//! A file's rows on several threads: lines are parsed, and rows made into something else, a batch at a time. What is made is taken in
+//! file order, so that the number of threads changes nothing.
+//!
+//! Only lines of JSON are parsed in parallel; other formats are read row by row and made into something else in parallel.
+
+use super::{Found, dispatch, parse_line};
+use crate::{Error, Result, RowError, parallel};
+use aloe_task::rows::Row;
+use std::path::Path;
+
+/// A batch is made when it has so many bytes of lines or so many rows: enough that starting threads is cheap, few enough that the memory
+/// of a file that is only checked stays that of some rows.
+const MAX_BYTES: usize = 4 << 20;
+const MAX_ROWS: usize = 8192;
+
+/// A row that waits.
+enum Waiting {
+    Row(Result<Row, RowError>),
+    /// Number and end of a line in the batch's bytes; it begins where the one before ends.
+    Line(usize, std::ops::Range<usize>),
+    /// Already taken out.
+    Empty,
+}
+
+struct Batch<'a> {
+    path: &'a Path,
+    bytes: Vec<u8>,
+    /// Number in the file, from 0, and the row.
+    rows: Vec<(usize, Waiting)>,
+}
+
+impl Batch<'_> {
+    fn add(&mut self, number: usize, found: Found<'_>) {
+        let waiting = match found {
+            Found::Row(row) => Waiting::Row(row),
+            Found::Line(line, bytes) => {
+                let start = self.bytes.len();
+                self.bytes.extend_from_slice(bytes);
+                Waiting::Line(line, start..self.bytes.len())
+            }
+        };
+        self.rows.push((number, waiting));
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes.len() >= MAX_BYTES || self.rows.len() >= MAX_ROWS
+    }
+
+    /// Parses up to the first row that can be read and shows it.
+    fn show_first(&mut self, first: &mut dyn FnMut(&Row) -> Result<()>) -> Result<bool> {
+        for (_, waiting) in &mut self.rows {
+            if let Waiting::Line(line, place) = waiting {
+                *waiting = Waiting::Row(parse_line(self.path, *line, &self.bytes[place.clone()]));
+            }
+            if let Waiting::Row(Ok(row)) = waiting {
+                first(row)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes all rows and forgets them.
+    fn make<T: Send>(&mut self, n_threads: usize, make: Make<'_, T>) -> Vec<T> {
+        let (path, bytes) = (self.path, &self.bytes);
+        let made = parallel::map_mut(n_threads, &mut self.rows, |(number, waiting)| {
+            let row = match std::mem::replace(waiting, Waiting::Empty) {
+                Waiting::Row(row) => row,
+                Waiting::Line(line, place) => parse_line(path, line, &bytes[place]),
+                Waiting::Empty => unreachable!("a row is made once"),
+            };
+            make(*number, row)
+        });
+        self.rows.clear();
+        self.bytes.clear();
+        made
+    }
+}
+
+/// Makes something of a row, whose number in the file is given, from 0.
+pub(crate) type Make<'a, T> = &'a (dyn Fn(usize, Result<Row, RowError>) -> T + Sync);
+
+/// Reads `path` on `n_threads` threads. `first` sees the first row that can be read before any row is made; `take` gets what is made, in
+/// file order. Gives the number of rows, broken ones included.
+pub(crate) fn read_on<T: Send>(
+    path: &Path,
+    n_threads: usize,
+    first: &mut dyn FnMut(&Row) -> Result<()>,
+    make: Make<'_, T>,
+    take: &mut dyn FnMut(T) -> Result<()>,
+) -> Result<usize> {
+    let mut batch = Batch { path, bytes: Vec::new(), rows: Vec::new() };
+    let (mut n_rows, mut is_shown) = (0, false);
+    let mut flush = |batch: &mut Batch<'_>| -> Result<()> {
+        if !is_shown {
+            is_shown = batch.show_first(first)?;
+        }
+        batch.make(n_threads, make).into_iter().try_for_each(&mut *take)
+    };
+    dispatch(path, &mut |found| {
+        batch.add(n_rows, found);
+        n_rows += 1;
+        if batch.is_full() { flush(&mut batch) } else { Ok(()) }
+    })?;
+    flush(&mut batch)?;
+    if n_rows == 0 { Err(Error::EmptyFile { path: path.to_path_buf() }) } else { Ok(n_rows) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Rows as `read` gives them, one after the other, are the oracle; the file has several batches, broken lines in the first and the
+    /// last of them, blank lines and one that is too long.
+    #[test]
+    fn rows_on_any_number_of_threads_are_those_of_one_reader_in_their_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        let mut text = String::from("\u{feff}{\"broken\n\n");
+        for number in 0..20_000 {
+            text.push_str(&format!("{{\"n\": {number}, \"text\": \"{}\"}}\n", "word ".repeat(number % 90)));
+        }
+        text.push_str(&format!("{{\"long\": \"{}\"}}\n\r\n[]\n{{\"last\": 1}}", "x".repeat(1 << 20)));
+        std::fs::write(&path, text).unwrap();
+        let mut expected = Vec::new();
+        let n_rows = crate::source::read(&path, &mut |row| {
+            expected.push(format!("{} {row:?}", expected.len()));
+            Ok(())
+        });
+        for n_threads in [1, 2, 3] {
+            let (mut found, shown, n_made) = (Vec::new(), AtomicUsize::new(0), AtomicUsize::new(0));
+            let n_found = read_on(
+                &path,
+                n_threads,
+                &mut |row| {
+                    assert_eq!((row.columns["n"].as_u64(), n_made.load(Ordering::SeqCst)), (Some(0), 0));
+                    shown.fetch_add(1, Ordering::SeqCst);
+                    Ok(())
+                },
+                &|number, row| {
+                    n_made.fetch_add(1, Ordering::SeqCst);
+                    format!("{number} {row:?}")
+                },
+                &mut |made| {
+                    found.push(made);
+                    Ok(())
+                },
+            );
+            assert_eq!((n_found.unwrap(), shown.into_inner()), (20_004, 1));
+            assert!(found == expected, "{n_threads} threads");
+        }
+        assert_eq!(n_rows.unwrap(), 20_004);
+    }
+
+    #[test]
+    fn what_stops_the_reading_of_a_file_stops_it_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.csv");
+        std::fs::write(&path, "a,b\n".to_owned() + &"1,2\n".repeat(3 * MAX_ROWS)).unwrap();
+        let stop = || Error::EmptyFile { path: "stop".into() };
+        let mut n_taken = 0;
+        let taken = read_on(&path, 2, &mut |_| Ok(()), &|_, row| row.is_ok(), &mut |is_ok| {
+            n_taken += usize::from(is_ok);
+            if n_taken == 5 { Err(stop()) } else { Ok(()) }
+        });
+        assert!(taken.is_err() && n_taken == 5);
+        let shown = read_on(&path, 2, &mut |_| Err(stop()), &|_, _| unreachable!("nothing is made"), &mut |()| Ok(()));
+        assert!(shown.is_err());
+    }
+}
