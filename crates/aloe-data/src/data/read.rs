@@ -8,7 +8,9 @@ use crate::source::{self, DataFile};
 use crate::{Error, Item, Result, RowError, SourceConfig};
 use aloe_record::{Progress, digest};
 use aloe_task::rows::Row;
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// What a row of a file is made into, apart from the others.
 enum Made {
@@ -54,7 +56,7 @@ impl Run<'_> {
                 return Err(Error::RowCount { name: config.name.clone(), expected, found: report.n_read });
             }
         }
-        Ok(())
+        unique_ids(&self.items)
     }
 
     fn read_file(&mut self, source: usize, file: &DataFile) -> Result<()> {
@@ -137,6 +139,22 @@ impl Run<'_> {
     }
 }
 
+/// An id is what a row is drawn, weighted, kept by a verdict and accounted for by.
+fn unique_ids(items: &[Item]) -> Result<()> {
+    // By hash, as a set of a million ids would take more than their rows' other state.
+    let hash = |item: &Item| xxh3_64(item.id.as_bytes());
+    let mut hashes: Vec<u64> = items.iter().map(hash).collect();
+    hashes.sort_unstable();
+    let twice: Vec<u64> = hashes.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+    drop(hashes);
+    let mut seen = BTreeSet::new();
+    let mut may_repeat = items.iter().filter(|item| !twice.is_empty() && twice.binary_search(&hash(item)).is_ok());
+    match may_repeat.find(|item| !seen.insert(item.id.as_str())) {
+        Some(item) => Err(Error::RepeatedId { at: item.at.to_string(), id: item.id.clone() }),
+        None => Ok(()),
+    }
+}
+
 /// `source/file:line`.
 pub(crate) fn id(config: &SourceConfig, file: &DataFile, at: &str) -> String {
     let prefix = file.path.to_string_lossy();
@@ -147,4 +165,36 @@ pub(crate) fn id(config: &SourceConfig, file: &DataFile, at: &str) -> String {
 pub(crate) fn with_raw(error: RowError, row: &Row) -> RowError {
     let raw = error.raw.clone().or_else(|| serde_json::to_string(&row.columns).ok());
     RowError { raw, ..error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Body, Place};
+    use aloe_text::Conversation;
+
+    fn check(ids: &[&str]) -> Option<String> {
+        let item = |(line, id): (usize, &&str)| Item {
+            id: (*id).to_owned(),
+            at: Place::of(&format!("f:{}", line + 1)),
+            source: 0,
+            task: String::new(),
+            subject: String::new(),
+            question: None,
+            stage: None,
+            group: None,
+            style: None,
+            made: None,
+            body: Body::Conversation(Conversation { messages: Vec::new() }),
+        };
+        let items: Vec<Item> = ids.iter().enumerate().map(item).collect();
+        unique_ids(&items).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn two_rows_of_one_id_are_refused_with_the_place_of_the_second() {
+        assert_eq!(check(&["s/a:1", "s/a:2", "t/a:1"]), None);
+        let text = check(&["s/a:1", "s/a:2", "s/a:3", "s/a:2"]).unwrap();
+        assert!(text.starts_with("f:4: another row has the id s/a:2"), "{text}");
+    }
 }
