@@ -119,6 +119,15 @@ impl Item {
         parts.join("\n")
     }
 
+    /// The system message, beside which the same question is another row.
+    pub(crate) fn system(&self) -> Option<&str> {
+        let first = match &self.body {
+            Body::Conversation(conversation) => conversation.messages.first(),
+            Body::Pair(pair) => pair.prompt.first(),
+        };
+        first.filter(|message| message.role == Role::System).map(|message| message.content.as_str())
+    }
+
     /// What keeps rows together in the hold-out: the group, else the first user message.
     pub fn group_key(&self) -> String {
         self.group.clone().unwrap_or_else(|| {
