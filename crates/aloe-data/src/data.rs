@@ -261,7 +261,7 @@ impl<'a> Run<'a> {
             if self.config.sources[source].attack_styles {
                 let own: Vec<Item> = self.items.iter().filter(|item| item.source == source).cloned().collect();
                 let made = red_team::variants(&own, self.config.turn_tokens);
-                self.report.sources[source].n_made = made.len();
+                self.report.sources[source].n_made += made.len();
                 self.items.extend(made);
             }
         }
