@@ -278,9 +278,9 @@ impl<'a> Run<'a> {
         match &self.config.quarantine {
             Quarantine::InFolder(false) => {}
             Quarantine::InFolder(true) => {
-                written.push(("quarantine.jsonl", lines(&out.join("quarantine.jsonl"), &self.quarantined)?));
+                written.push(("quarantine.jsonl", self.write_quarantine(&out.join("quarantine.jsonl"))?));
             }
-            Quarantine::File(path) => drop(lines(path, &self.quarantined)?),
+            Quarantine::File(path) => drop(self.write_quarantine(path)?),
         }
         written.append(&mut self.by_model);
         self.report.outputs.extend(written.into_iter().map(|(name, digest)| (name.to_owned(), digest)));

@@ -33,6 +33,17 @@ fn check_digits_are_those_of_python_stdnum() {
     }
 }
 
+/// Ofcom's numbers for drama, dialled from abroad; record numbers and doses that begin with zeros are none.
+#[test]
+fn a_phone_number_with_the_prefix_00_is_found_whole() {
+    for text in ["Ring 0044 20 7946 0958 now", "0034 612 345 678"] {
+        let found = find(text);
+        assert_eq!((found.len(), found[0].kind), (1, IdentifierKind::Phone), "{text}");
+        assert!(text[found[0].start..].starts_with("00") && found[0].end >= text.len() - 4, "{text}");
+    }
+    assert!(find("NDC 0093-3099-93, batch 00441 and 0044 20 tablets").is_empty());
+}
+
 /// Examples that the issuers themselves print.
 #[test]
 fn published_examples_pass_and_their_neighbours_do_not() {
