@@ -25,6 +25,7 @@ pub use rejections::rejections;
 pub use report::{BlindCounts, SynthesisReport, SynthesisYield};
 pub use roleplay::roleplay;
 pub use texts::{TextVerdict, TextsConfig, TextsReport};
+pub(crate) use verdict::betrayal;
 pub use verdict::{LEAST_WORDS, RESTATED, Verdict};
 
 use crate::asking::log::{AnswerLog, Answered};
