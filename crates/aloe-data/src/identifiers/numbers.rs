@@ -111,7 +111,8 @@ pub(super) fn find(text: &str, found: &mut Vec<Found>) {
         }
     }
     for one in SSN.find_iter(text).filter(|one| is_alone(text, one.start(), one.end())) {
-        let labelled = || is_before(text, one.start(), &["ssn", "social security", "soc sec"]);
+        let labels = ["ssn", "social security", "soc sec"];
+        let labelled = || is_before(text, one.start(), &labels) || is_behind(text, one.end(), &labels);
         if us_ssn(&digits(one.as_str())) && (one.as_str().contains('-') || labelled()) {
             add(Kind::UsSsn, one.start(), one.end());
         }
@@ -239,6 +240,13 @@ fn before(text: &str, start: usize, n_bytes: usize) -> &str {
 
 fn is_before(text: &str, start: usize, words: &[&str]) -> bool {
     let near = before(text, start, 48).to_lowercase();
+    words.iter().any(|word| near.contains(word))
+}
+
+/// Whether one of the words follows in the same sentence: "123 45 6789 is my social security number".
+fn is_behind(text: &str, end: usize, words: &[&str]) -> bool {
+    let near: String = text[end..].chars().take(40).take_while(|c| !matches!(c, '.' | '\n' | ';')).collect();
+    let near = near.to_lowercase();
     words.iter().any(|word| near.contains(word))
 }
 

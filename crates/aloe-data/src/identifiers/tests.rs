@@ -44,6 +44,16 @@ fn a_phone_number_with_the_prefix_00_is_found_whole() {
     assert!(find("NDC 0093-3099-93, batch 00441 and 0044 20 tablets").is_empty());
 }
 
+/// A number that others have too counts with its label, before or behind it.
+#[test]
+fn a_social_security_number_in_blanks_is_found_by_a_label_on_either_side() {
+    let kinds = |text: &str| find(text).into_iter().map(|one| one.kind).collect::<Vec<_>>();
+    for text in ["SSN: 123 45 6789", "123 45 6789 is my social security number"] {
+        assert_eq!(kinds(text), [IdentifierKind::UsSsn], "{text}");
+    }
+    assert!(kinds("123 45 6789 cells were counted. My social security number is not told").is_empty());
+}
+
 /// Examples that the issuers themselves print.
 #[test]
 fn published_examples_pass_and_their_neighbours_do_not() {
