@@ -91,6 +91,6 @@ fn problems_of(dialect: Dialect, row: &Row, index: usize, config: &SourceConfig,
     match dialect {
         Dialect::RedTeamSamples => of_file(own_answers::pairs(alone, &own_answers::SafeAnswers::default()).broken),
         Dialect::HelpSteer => of_file(help_steer::group(alone, 1).broken),
-        _ => dialect::item(dialect, row, index, id(config, file, &row.at), config).err().into_iter().collect(),
+        _ => dialect::items(dialect, row, index, id(config, file, &row.at), config).err().into_iter().collect(),
     }
 }

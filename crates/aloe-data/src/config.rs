@@ -247,6 +247,8 @@ pub struct Rules {
     pub equal_sides: bool,
     /// Drop red-team rows in an attack style that is kept for evaluation.
     pub held_out_style: bool,
+    /// Drop synthetic rows whose reasoning betrays that the answer was given beforehand.
+    pub betraying: bool,
     /// Capitals and punctuation: texts in capitals alone to sentence case, curly quotes straight, repeated `!`, `?` and commas once,
     /// no space before a stop. Off: it also touches texts that mean it so.
     pub standardise: bool,
@@ -264,6 +266,7 @@ impl Default for Rules {
             unanswered_end: true,
             equal_sides: true,
             held_out_style: true,
+            betraying: true,
             standardise: false,
         }
     }

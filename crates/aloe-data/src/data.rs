@@ -14,10 +14,12 @@ use crate::mixture::{self, Mixture};
 use crate::review::{Reviewed, Verdicts};
 use crate::rules::{self, Outcome};
 use crate::steps::Steps;
+use crate::synthesis::betrayal;
 use crate::{
     Body, DataConfig, Error, Item, OutputKind, Problems, Quarantine, Result, RowError, page, parallel, red_team, scored,
 };
 use aloe_record::{Cancel, Progress, atomic, digest};
+use aloe_text::{Message, Role};
 use ledger::Entry;
 use serde_json::json;
 use std::borrow::Cow;
@@ -261,7 +263,7 @@ impl<'a> Run<'a> {
             if self.config.sources[source].attack_styles {
                 let own: Vec<Item> = self.items.iter().filter(|item| item.source == source).cloned().collect();
                 let made = red_team::variants(&own, self.config.turn_tokens);
-                self.report.sources[source].n_made = made.len();
+                self.report.sources[source].n_made += made.len();
                 self.items.extend(made);
             }
         }
@@ -278,9 +280,9 @@ impl<'a> Run<'a> {
         match &self.config.quarantine {
             Quarantine::InFolder(false) => {}
             Quarantine::InFolder(true) => {
-                written.push(("quarantine.jsonl", lines(&out.join("quarantine.jsonl"), &self.quarantined)?));
+                written.push(("quarantine.jsonl", self.write_quarantine(&out.join("quarantine.jsonl"))?));
             }
-            Quarantine::File(path) => drop(lines(path, &self.quarantined)?),
+            Quarantine::File(path) => drop(self.write_quarantine(path)?),
         }
         written.append(&mut self.by_model);
         self.report.outputs.extend(written.into_iter().map(|(name, digest)| (name.to_owned(), digest)));
@@ -313,12 +315,20 @@ fn outcome(item: &mut Item, config: &DataConfig) -> Outcome {
         Outcome::Dropped("other_stage")
     } else if config.rules.held_out_style && red_team::is_held_out(item) {
         Outcome::Dropped("held_out_style")
+    } else if config.rules.betraying && is_betraying(item) {
+        Outcome::Dropped("betrays_answer")
     } else {
         match rules::apply(item, &config.rules) {
             Outcome::Kept(changed) => config.filters.dropped_by(item).map_or(Outcome::Kept(changed), Outcome::Dropped),
             dropped => dropped,
         }
     }
+}
+
+/// Whether a synthetic row reasons from an answer known beforehand.
+fn is_betraying(item: &Item) -> bool {
+    let betrays = |message: &&Message| message.role == Role::Assistant && betrayal(&message.content).is_some();
+    item.made.is_some() && item.messages().iter().any(betrays)
 }
 
 /// Writes JSON lines atomically; gives their digest.

@@ -6,11 +6,12 @@
 //! - `stem_and_options`: a question of at most 12 words and all of its options (three or more) stand in the row;
 //! - `ngram_13`: a quarter of the question's (or its abstract's) runs of 13 words, five of them telling, stand in the row. One run
 //!   alone is no evidence: clinical vignettes share whole sentences ("has smoked one pack of cigarettes daily for ...");
-//! - `ngram_8`: 70 % of the question's runs of 8 words, three of them telling, stand in the row; or a user message is the whole
-//!   question (4 words or more) with its numbers.
+//! - `ngram_8`: 70 % of the question's runs of 8 words, three of them telling, stand in the row; or a user message, a paragraph or line of
+//!   it (two words of it telling), or a multiple-choice row's stem is the whole question (4 words or more) with its numbers; or the whole question, of at most 24
+//!   words of which three are telling, stands anywhere in a user message with its numbers.
 //!
 //! Telling words are those outside exam phrasing and normal findings. Runs that stand in more than two evaluation questions of
-//! different wording are no evidence. Rewording that keeps neither words nor options is found by `meaning`.
+//! different wording are no evidence; questions that begin with the same 25 words share a passage and count as one. Rewording that keeps neither words nor options is found by `meaning`.
 
 use crate::data::with_raw;
 use crate::dialect::Dialect;
@@ -57,7 +58,16 @@ pub(crate) static OPTION_LINE: LazyLock<Regex> =
 
 static NUMBER: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\p{Nd}+(?:[.,]\p{Nd}+)*").expect("a fixed pattern"));
 
+/// With its options a stem of so many words is looked for; alone, of [`LONGEST_STEM`], with so many telling ones.
 const LONGEST_SHORT_STEM: usize = 12;
+const LONGEST_STEM: usize = 24;
+const N_TELLING: usize = 3;
+
+/// Telling words of a paragraph, a line or a stem that is taken for a whole question.
+const N_TELLING_PART: usize = 2;
+
+/// Questions that begin with the same words, so many of them, share a passage.
+const N_PASSAGE_WORDS: usize = 25;
 
 /// Rows between two looks at the stop request.
 const N_BLOCK: usize = 1 << 13;
@@ -114,10 +124,10 @@ pub(crate) struct Index {
     runs_13: Runs,
     runs_8: Runs,
     whole: HashMap<u64, Vec<u32>>,
-    /// Whole stems of at most 12 words.
+    /// Whole stems that are looked for inside texts.
     short: Runs,
     /// Lengths of the short stems (bit n: n words) that begin with these two words, or with this one and have no other.
-    short_starts: HashMap<u64, u16>,
+    short_starts: HashMap<u64, u32>,
     by_options: HashMap<u64, Vec<u32>>,
     /// File to questions taken from it.
     pub(crate) n_by_file: BTreeMap<String, usize>,
@@ -253,11 +263,13 @@ impl Index {
             self.whole.entry(words.whole_hash()).or_default().push(id);
         }
         let options = option_set(options);
+        let with_options = options.len() >= 3 && (1..=LONGEST_SHORT_STEM).contains(&n_words);
+        let alone = n_words <= LONGEST_STEM && n_telling(&stem) >= N_TELLING;
+        if with_options || alone {
+            self.short.entry(words.whole_hash()).push(id);
+            *self.short_starts.entry(words.hash(0, n_words.min(2))).or_default() |= 1 << n_words;
+        }
         if options.len() >= 3 {
-            if (1..=LONGEST_SHORT_STEM).contains(&n_words) {
-                self.short.entry(words.whole_hash()).push(id);
-                *self.short_starts.entry(words.hash(0, n_words.min(2))).or_default() |= 1 << n_words;
-            }
             self.by_options.entry(hash(&options.join("\n"))).or_default().push(id);
         }
         let (at, base) = (at.to_owned(), base.unwrap_or(number));
@@ -271,7 +283,10 @@ impl Index {
         let held = &self.held;
         let is_rare = |ids: &mut Vec<u32>| {
             ids.dedup();
-            let base = |id: &u32| held[held[*id as usize].base].stem.as_str();
+            let base = |id: &u32| {
+                let stem = held[held[*id as usize].base].stem.as_str();
+                stem.match_indices(' ').nth(N_PASSAGE_WORDS - 1).map_or(stem, |(end, _)| &stem[..end])
+            };
             ids.len() <= 2 || ids.iter().map(base).collect::<HashSet<_>>().len() <= 2
         };
         self.runs_13.close(is_rare);

@@ -1,12 +1,14 @@
-//! Duplicates: text equal but for case and punctuation, and shared MinHash buckets joined by union-find. The first row of a
+//! Duplicates: text equal but for case and marks of writing, the system message with it, and shared MinHash buckets joined by union-find. The first row of a
 //! cluster stays, or the longest.
 //!
 //! Rows of one turn and dialogues are compared among themselves, each with its banding. As in Datatrove, sharing a bucket is the
-//! whole test; the exact Jaccard similarity is written beside each dropped row, to be read.
+//! whole test; the exact Jaccard similarity is written beside each dropped row, to be read. Datatrove's text has lost all signs and does
+//! not know system messages; here rows of different system messages share no bucket, nor do rows of at most [`N_SHORT`] words that
+//! differ in their signs: `O+` is no near copy of `O-`. In longer rows a sign is one difference among many.
 
 use crate::minhash::{Banding, MinHash, jaccard};
 use crate::page::N_SHOWN;
-use crate::simplify::plain;
+use crate::simplify::{signs_alone, to_the_sign};
 use crate::{Dedup, Item, Keep, parallel, simplify};
 use aloe_record::{Cancel, Progress};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
@@ -101,6 +103,10 @@ impl FromIterator<Signature> for Signatures {
     }
 }
 
+/// Rows of at most so many words are told apart by their signs: one changed word there leaves less than the threshold's share of
+/// shingles, so that two near copies differ in little more than signs and numbers.
+const N_SHORT: usize = 20;
+
 /// Makes signatures, each of one row alone: whoever makes them, on whatever thread or machine, makes the same.
 pub(crate) struct Signer {
     dedup: Dedup,
@@ -117,19 +123,33 @@ impl Signer {
     pub(crate) fn sign(&self, item: &Item) -> Signature {
         let text = item.dedup_text();
         let is_dialogue = item.is_dialogue();
-        let exact = self.dedup.exact.then(|| xxh3_128(plain(&text).as_bytes()));
+        let signed = to_the_sign(&text);
+        let system = item.system().map(to_the_sign);
+        let exact = self.dedup.exact.then(|| match &system {
+            Some(system) => xxh3_128(format!("{system}\n{signed}").as_bytes()),
+            None => xxh3_128(signed.as_bytes()),
+        });
         let n_chars = text.chars().count() as u32;
         if !self.dedup.minhash {
             return Signature { exact, is_dialogue, n_chars, buckets: Vec::new() };
         }
         let hash = if is_dialogue { &self.dialogue } else { &self.single_turn };
-        let mut bytes = Vec::with_capacity(8 * hash.banding().n_hashes);
+        let simple = simplify(&text);
+        let is_short = simple.split(' ').nth(N_SHORT).is_none();
+        let signs = if is_short { signs_alone(&signed) } else { String::new() };
+        // Rows without either have the buckets that Datatrove's hashes make.
+        let apart = match (&system, signs.is_empty()) {
+            (None, true) => String::new(),
+            _ => format!("{}\n{signs}", system.as_deref().unwrap_or_default()),
+        };
+        let mut bytes = Vec::with_capacity(8 * hash.banding().n_hashes + apart.len());
         let mut bucket = |hashes: &[u64]| {
             bytes.clear();
+            bytes.extend_from_slice(apart.as_bytes());
             hashes.iter().for_each(|hash| bytes.extend_from_slice(&hash.to_le_bytes()));
             xxh3_64(&bytes)
         };
-        let signature = hash.signature(&simplify(&text));
+        let signature = hash.signature(&simple);
         let buckets = signature.chunks(hash.banding().n_hashes).map(&mut bucket).collect();
         Signature { exact, is_dialogue, n_chars, buckets }
     }
@@ -312,6 +332,37 @@ mod tests {
             (5, "4".to_owned(), "exact_duplicate"),
         ];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn rows_that_differ_in_a_sign_or_in_their_system_message_are_no_copies() {
+        let found = check(&[
+            &["Which blood group is this?", "O+"],
+            &["Which blood group is this?", "O-"],
+            &["Interpret: Na > 145", "high"],
+            &["Interpret: Na < 145", "high"],
+            &["What does a base excess of -5 mean here?", "It is low."],
+            &["What does a base excess of +5 mean here?", "It is low."],
+            &["What does a base excess of +5 mean, here?", "it is low"],
+            &["n=2", "y"],
+            &["n≠2", "y"],
+            &["😀?", "😢"],
+            &["😂?", "🙂"],
+        ]);
+        assert_eq!(found, [(6, "5".to_owned(), "exact_duplicate")]);
+        let long = |sign: &str| format!("{LONG} The value was {sign} 145 on that day.");
+        let found = check(&[&["Which nerve?", &long(">")], &["Which nerve?", &long("<")]]);
+        assert_eq!(found, [(1, "0".to_owned(), "near_duplicate")], "in a long row a sign is one difference among many");
+        let with = |index: usize, system: &str| {
+            let mut item = item(index, &["Which nerve?", LONG]);
+            let Body::Conversation(conversation) = &mut item.body else { unreachable!("made as one") };
+            conversation.messages.insert(0, Message::system(system));
+            item
+        };
+        let items = [with(0, "Be brief."), with(1, "Be kind."), item(2, &["Which nerve?", LONG]), with(3, "be brief")];
+        let found = find(&items, &Dedup::default(), 2, &Progress::silent(), &Cancel::default()).unwrap();
+        let found: Vec<_> = found.iter().map(|one| (one.dropped_index, one.kept.as_str(), one.rule)).collect();
+        assert_eq!(found, [(3, "0", "exact_duplicate")]);
     }
 
     #[test]

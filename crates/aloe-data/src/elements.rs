@@ -19,7 +19,7 @@ pub(crate) struct Element {
     pub(crate) bytes: Vec<u8>,
     /// 1-based line of its first byte.
     pub(crate) line: usize,
-    /// 1-based column of its first byte.
+    /// 1-based column of its first byte, in bytes.
     pub(crate) column: usize,
     /// The key, in an object of rows.
     pub(crate) key: Option<String>,

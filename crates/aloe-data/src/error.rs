@@ -109,6 +109,14 @@ pub enum Error {
         /// `both` or `neither`.
         found: &'static str,
     },
+    /// Two rows of one name: weights, verdicts and the ledger could not tell them apart.
+    #[error("{at}: another row has the id {id} too; rename one of the files that hold them")]
+    RepeatedId {
+        /// The second row's place.
+        at: String,
+        /// Their id.
+        id: String,
+    },
     /// A source is not what the recipe expects.
     #[error(
         "source `{name}`: `expect_rows` is {expected}, and its files hold {found} rows; is this the published set?"

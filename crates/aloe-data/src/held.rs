@@ -137,6 +137,11 @@ fn by_messages(dialect: Option<Dialect>, row: &Row) -> Result<Vec<Held>, RowErro
         let reason = format!("no question to decontaminate against: looked for {known}, found {}", names.join(", "));
         return Err(RowError::new(&row.at, reason));
     };
+    if dialect == Dialect::HhRlhf {
+        // Sides that differ before their last message are no pair; what is asked in them is there all the same.
+        let asked = dialect::asked_in_transcripts(row)?;
+        return Ok(asked.into_iter().map(|stem| Held { stem, ..Held::default() }).collect());
+    }
     let config = SourceConfig::plain();
     let item = dialect::item(dialect, row, 0, String::new(), &config)?;
     let asked = item.messages().into_iter().filter(|message| message.role == Role::User);
@@ -190,6 +195,8 @@ mod tests {
             assert_eq!(check(value.clone()), [(stem.to_owned(), options.to_owned())], "{value}");
         }
         assert_eq!(check(json!({"sent_more": "P", "sent_less": "Q"})).len(), 2);
+        let no_pair = json!({"chosen": "\n\nHuman: Q\n\nAssistant: a\n\nHuman: R\n\nAssistant: b", "rejected": "\n\nHuman: Q\n\nAssistant: c"});
+        assert_eq!(check(no_pair), [("Q".to_owned(), String::new()), ("R".to_owned(), String::new())]);
     }
 
     #[test]

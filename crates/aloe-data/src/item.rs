@@ -3,24 +3,33 @@
 use aloe_task::Question;
 use aloe_text::{Conversation, Message, Pair, Role};
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
-/// Where a row stands, written `path:line`. Rows of a file share its path: of a million rows it would be a tenth of a gigabyte.
+/// Where a row stands, written `path:line`, or `path:line:column` of a row that is not the first on its line. Rows of a file share its
+/// path: of a million rows it would be a tenth of a gigabyte.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Place {
     path: Arc<str>,
-    line: Option<u32>,
+    /// Both count from 1.
+    line: Option<NonZeroU32>,
+    column: Option<NonZeroU32>,
+}
+
+/// The number behind the last colon. `007` and `+7` are not how a place is written: they would come back otherwise.
+fn number_behind(at: &str) -> Option<(&str, NonZeroU32)> {
+    let (path, digits) = at.rsplit_once(':')?;
+    let number: NonZeroU32 = digits.parse().ok()?;
+    (number.to_string() == digits).then_some((path, number))
 }
 
 impl Place {
     /// A place that does not end in a line keeps its whole text.
     pub(crate) fn of(at: &str) -> Self {
-        let parts = at.rsplit_once(':').and_then(|(path, line)| Some((path, line.parse().ok()?)));
-        // `007` and `+7` are not how a line is written: they would come back otherwise.
-        let parts = parts.filter(|&(path, line): &(&str, u32)| path.len() + 1 + line.to_string().len() == at.len());
-        match parts {
-            Some((path, line)) => Self { path: path.into(), line: Some(line) },
-            None => Self { path: at.into(), line: None },
+        let Some((path, last)) = number_behind(at) else { return Self { path: at.into(), ..Self::default() } };
+        match number_behind(path) {
+            Some((path, line)) => Self { path: path.into(), line: Some(line), column: Some(last) },
+            None => Self { path: path.into(), line: Some(last), column: None },
         }
     }
 
@@ -34,17 +43,15 @@ impl Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            Some(line) => write!(f, "{}:{line}", self.path),
-            None => f.write_str(&self.path),
-        }
+        f.write_str(&self.path)?;
+        [self.line, self.column].into_iter().flatten().try_for_each(|number| write!(f, ":{number}"))
     }
 }
 
 /// One row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {
-    /// `source/file:line`, unique.
+    /// `source/file:line`, with `:column` where a line holds several rows; unique.
     pub id: String,
     /// To open.
     pub at: Place,
@@ -112,6 +119,15 @@ impl Item {
         parts.join("\n")
     }
 
+    /// The system message, beside which the same question is another row.
+    pub(crate) fn system(&self) -> Option<&str> {
+        let first = match &self.body {
+            Body::Conversation(conversation) => conversation.messages.first(),
+            Body::Pair(pair) => pair.prompt.first(),
+        };
+        first.filter(|message| message.role == Role::System).map(|message| message.content.as_str())
+    }
+
     /// What keeps rows together in the hold-out: the group, else the first user message.
     pub fn group_key(&self) -> String {
         self.group.clone().unwrap_or_else(|| {
@@ -141,14 +157,20 @@ mod tests {
             "",
             "name",
             "f:3:9",
+            "f:2:3:9",
+            "f:0:9",
+            "f:9:0",
             ":4",
             "x:99999999999",
         ] {
             assert_eq!(Place::of(at).to_string(), at);
         }
         let (first, mut second, mut other) = (Place::of("f:1"), Place::of("f:2"), Place::of("g:2"));
+        let mut third = Place::of("f:1:50");
         second.share(&first);
+        third.share(&first);
         other.share(&first);
+        assert!(std::sync::Arc::ptr_eq(&first.path, &third.path));
         assert!(std::sync::Arc::ptr_eq(&first.path, &second.path));
         assert_eq!((second.to_string(), other.to_string()), ("f:2".into(), "g:2".into()));
     }

@@ -2,7 +2,7 @@
 
 use crate::{Item, MeaningReport, Problems, QualityReport, Step};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One source: what it is, what became of its rows, what it brings to the training rows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -17,12 +17,18 @@ pub struct SourceReport {
     pub skipped_files: Vec<String>,
     /// The layouts found, a row count each.
     pub dialects: BTreeMap<String, usize>,
+    /// Columns of the files' first rows that say something and that their layout does not read.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unused_columns: BTreeSet<String>,
     /// Rows in the files, broken ones included.
     pub n_read: usize,
     /// Rows that could not be read.
     pub n_broken: usize,
-    /// Rows built from others: attack variants.
+    /// Rows built from others: attack variants, and the second and further instances of an instruction.
     pub n_made: usize,
+    /// Pairs whose two sides have the same rating, in columns of their set.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub n_equal_rating: usize,
     /// What became of each row.
     pub account: Account,
     /// Kind of identifier to how many were found in the rows read; empty when they were not looked for.
@@ -102,6 +108,10 @@ impl SourceReport {
     pub fn n_dropped(&self) -> usize {
         self.dropped.values().sum()
     }
+}
+
+fn is_none(n: &usize) -> bool {
+    *n == 0
 }
 
 const OVERLAP: &str = "overlap_";

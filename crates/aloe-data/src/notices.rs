@@ -1,6 +1,7 @@
 //! What the numbers of a data stage say that its user may not expect: a hold-out far from the share asked for, a source that lost much
 //! of itself as near duplicates, rows that got no template. Sentences only; nothing is changed by them.
 
+use crate::manifest::SourceReport;
 use crate::{Account, DataConfig, DataReport, QualityReport};
 use aloe_engine::NextTold;
 use std::collections::BTreeMap;
@@ -12,12 +13,15 @@ const MUCH_NEAR: f64 = 0.3;
 
 /// All notices, without a final stop.
 pub(crate) fn find(config: &DataConfig, report: &DataReport) -> Vec<String> {
-    let mut found: Vec<String> = report.sources.iter().filter_map(|one| near(&one.name, &one.account)).collect();
+    let mut found: Vec<String> = report.sources.iter().flat_map(copies).collect();
+    found.extend(report.sources.iter().filter_map(|one| equally_rated(&one.name, one.n_equal_rating)));
     found.extend(hold_out(config.hold_out, &report.account));
     found.extend(report.sources.iter().filter(|one| !one.skipped_files.is_empty()).map(|one| {
         let names = one.skipped_files.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
         format!("source `{}`: {} files of its folder are not read: {names}", one.name, one.skipped_files.len())
     }));
+    let folders = config.sources.iter().zip(&report.sources).filter(|(wanted, _)| wanted.path.is_dir());
+    found.extend(folders.filter_map(|(_, one)| of_other_splits(&one.name, one.files.keys())));
     found.extend(
         config
             .sources
@@ -60,6 +64,32 @@ fn told(quality: &QualityReport) -> Vec<String> {
     found
 }
 
+/// Words of file names that say that a file is there to be scored on.
+const SCORED_SPLITS: [&str; 7] = ["test", "dev", "validation", "valid", "val", "eval", "heldout"];
+
+/// A folder is read whole, with the splits that its set keeps for scoring.
+fn of_other_splits<'a>(name: &str, files: impl Iterator<Item = &'a String>) -> Option<String> {
+    let says = |file: &&String| {
+        let lower = file.to_lowercase();
+        lower.split(|c: char| !c.is_alphanumeric()).any(|word| SCORED_SPLITS.contains(&word))
+    };
+    let found: Vec<&str> = files.filter(says).map(String::as_str).collect();
+    (!found.is_empty()).then(|| {
+        format!(
+            "source `{name}`: {} files of its folder are trained on though their names say that they are for scoring: {}. Name the files to \
+             train on one by one",
+            found.len(),
+            found.iter().take(5).copied().collect::<Vec<_>>().join(", ")
+        )
+    })
+}
+
+fn equally_rated(name: &str, n_pairs: usize) -> Option<String> {
+    (n_pairs > 0).then(|| {
+        format!("source `{name}`: {n_pairs} pairs have the same rating on both sides; that their chosen side is the better one, their set does not say")
+    })
+}
+
 fn unread(n_broken: usize) -> Option<String> {
     (n_broken > 0).then(|| {
         format!(
@@ -88,17 +118,32 @@ fn without_template(name: &str, by_task: &BTreeMap<String, usize>) -> Option<Str
     })
 }
 
-fn near(name: &str, account: &Account) -> Option<String> {
-    let share = account.n_near_duplicate as f64 / account.n_read.max(1) as f64;
-    (share > MUCH_NEAR).then(|| {
-        format!(
-            "source `{name}`: {} of {} rows ({:.1} %) were dropped as near duplicates of others; duplicates.jsonl names each with the \
-             row that stayed. Rows made from one template look alike to MinHash: `dedup = {{ minhash = false }}` keeps them",
-            account.n_near_duplicate,
-            account.n_read,
-            100.0 * share
-        )
-    })
+/// A sentence for each way in which much of a source was taken for copies, with the key that keeps it.
+fn copies(source: &SourceReport) -> Vec<String> {
+    let of = |rule: &str, found: &str, remedy: &str| {
+        let n_dropped = source.dropped.get(rule).copied().unwrap_or(0);
+        let share = n_dropped as f64 / source.n_read.max(1) as f64;
+        (share > MUCH_NEAR).then(|| {
+            format!(
+                "source `{}`: {n_dropped} of {} rows ({:.1} %) were dropped as {found}; duplicates.jsonl names each with the row that stayed. \
+                 {remedy}",
+                source.name,
+                source.n_read,
+                100.0 * share
+            )
+        })
+    };
+    let near = of(
+        "near_duplicate",
+        "near duplicates of others",
+        "Rows made from one template look alike to MinHash: `dedup = { minhash = false }` keeps them",
+    );
+    let semantic = of(
+        "semantic_duplicate",
+        "meaning the same as others",
+        "Rows on one topic look alike to an embedder: a higher cosine for `dedup.semantic`, or none, keeps them",
+    );
+    near.into_iter().chain(semantic).collect()
 }
 
 fn hold_out(wanted: f64, account: &Account) -> Option<String> {
@@ -160,10 +205,27 @@ mod tests {
     }
 
     #[test]
-    fn near_duplicates_above_thirty_percent_are_told_with_the_key_that_keeps_them() {
-        let account = |n_near_duplicate| Account { n_read: 10, n_near_duplicate, ..Account::default() };
-        assert_eq!(near("s", &account(3)), None);
-        let text = near("s", &account(4)).unwrap();
+    fn files_of_a_folder_whose_names_say_that_they_are_for_scoring_are_told() {
+        let files =
+            ["train.jsonl", "latest.jsonl", "data/Test-00000-of-00001.parquet", "us_dev.jsonl"].map(String::from);
+        let text = of_other_splits("s", files.iter()).unwrap();
+        assert!(text.contains("2 files") && text.contains("data/Test-00000-of-00001.parquet, us_dev.jsonl"), "{text}");
+        assert_eq!(of_other_splits("s", files[..2].iter()), None);
+    }
+
+    #[test]
+    fn copies_above_thirty_percent_are_told_with_the_key_that_keeps_them_near_ones_and_semantic_ones_apart() {
+        let source = |rule: &str, n_dropped: usize| SourceReport {
+            name: "s".into(),
+            n_read: 10,
+            dropped: BTreeMap::from([(rule.to_owned(), n_dropped)]),
+            ..SourceReport::default()
+        };
+        assert!(copies(&source("near_duplicate", 3)).is_empty());
+        let text = copies(&source("near_duplicate", 4)).concat();
         assert!(text.contains("4 of 10 rows (40.0 %)") && text.contains("dedup = { minhash = false }"), "{text}");
+        let text = copies(&source("semantic_duplicate", 4)).concat();
+        assert!(text.contains("4 of 10 rows (40.0 %)") && text.contains("dedup.semantic"), "{text}");
+        assert!(!text.contains("minhash"), "{text}");
     }
 }

@@ -137,9 +137,101 @@ fn plain_any(text: &str) -> String {
     spaced.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// Marks of writing, which change no meaning; what else is neither letter, digit nor white space says something: `>`, `%`, an emoji.
+const MARKS_OF_WRITING: &str = ".,;:!?¿¡…'\"()[]{}’‘‚‛“”„«»‹›`´*_#|\\/·•‣—―－（）、。，；：！？「」【】\u{ad}\u{200b}\u{200c}\u{200d}\u{feff}\u{fe0f}";
+
+/// The text whose equality makes two rows exact copies: lower case, marks of writing off, letters, digits and signs as they are. A mark
+/// between two digits stays (`1.5`, `1/2`, `3-4`), a minus where it stands at one side of a word or number (`O-`, `-5`).
+pub(crate) fn to_the_sign(text: &str) -> String {
+    if text.is_ascii() {
+        signs_of(text.bytes().map(|byte| char::from(byte.to_ascii_lowercase())), text.len())
+    } else {
+        let lower = text.to_lowercase();
+        signs_of(lower.chars(), lower.len())
+    }
+}
+
+fn signs_of(chars: impl Iterator<Item = char>, n_bytes: usize) -> String {
+    let mut kept = String::with_capacity(n_bytes);
+    let mut chars = chars.peekable();
+    let (mut before, mut space) = (' ', false);
+    while let Some(c) = chars.next() {
+        let after = chars.peek().copied().unwrap_or(' ');
+        let written = match c {
+            '–' | '−' | '‐' | '‑' => '-',
+            ',' => '.',
+            c => c,
+        };
+        if c.is_alphanumeric() || (before.is_ascii_digit() && after.is_ascii_digit() && !c.is_whitespace()) {
+            if space && !kept.is_empty() {
+                kept.push(' ');
+            }
+            space = false;
+            kept.push(written);
+        } else {
+            if is_sign(written, before, after) {
+                if !kept.is_empty() {
+                    kept.push(' ');
+                }
+                kept.push(written);
+            }
+            space = true;
+        }
+        before = c;
+    }
+    kept
+}
+
+fn is_sign(c: char, before: char, after: char) -> bool {
+    match c {
+        '-' => before.is_alphanumeric() != after.is_alphanumeric() && before != '-' && after != '-',
+        c => !c.is_whitespace() && !c.is_control() && !MARKS_OF_WRITING.contains(c),
+    }
+}
+
+/// The signs of such a text in order.
+pub(crate) fn signs_alone(to_the_sign: &str) -> String {
+    to_the_sign.chars().filter(|c| !c.is_alphanumeric() && !matches!(c, ' ' | '.')).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn signs_that_change_what_a_text_says_stay_and_marks_of_writing_do_not() {
+        let equal = [
+            ("Short?", "short"),
+            ("a 45-year-old man, well", "A 45 year old man: well."),
+            ("*Na* > 145", "Na>145"),
+            ("1,5 mg", "1.5 mg"),
+            ("3–4 weeks", "3-4 weeks"),
+            ("word - word", "word word"),
+            ("“and/or”", "and or"),
+        ];
+        for (one, other) in equal {
+            assert_eq!(to_the_sign(one), to_the_sign(other));
+        }
+        let different = [
+            ("O+", "O-"),
+            ("O-", "O"),
+            ("Na > 145", "Na < 145"),
+            ("excess -5", "excess +5"),
+            ("excess −5", "excess 5"),
+            ("n=2", "n≠2"),
+            ("n≥2", "n≤2"),
+            ("😀?", "😂?"),
+            ("1.5 mg", "15 mg"),
+            ("1-5 mg", "1.5 mg"),
+            ("1/2", "1.2"),
+            ("5 %", "5"),
+            ("5 ± 1", "5 1"),
+        ];
+        for (one, other) in different {
+            assert_ne!(to_the_sign(one), to_the_sign(other));
+        }
+        assert_eq!(signs_alone(&to_the_sign("Na > 1.5, K 3-4 %; O-")), ">-%-");
+    }
 
     #[test]
     fn the_pass_over_bytes_equals_the_general_one_on_every_ascii_character_and_on_numbers() {

@@ -375,6 +375,7 @@ fn read_elements(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Resul
     let mut shared = Map::new();
     let mut pending = Vec::new();
     let mut has_list = false;
+    let mut last_line = 0;
     for element in Elements::new(source) {
         match element {
             Ok(element) if element.bytes.len() > MAX_ROW_BYTES => {
@@ -382,7 +383,10 @@ fn read_elements(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Resul
                 each(Err(RowError::new(at, TOO_LONG)))?;
             }
             Ok(element) => {
-                let at = format!("{}:{}", path.display(), element.line);
+                // `json.dump` writes all rows on one line: from its second on the line alone names none of them.
+                let column = if element.line == last_line { format!(":{}", element.column) } else { String::new() };
+                last_line = element.line;
+                let at = format!("{}:{}{column}", path.display(), element.line);
                 let row = parse(&element.bytes, path, element.line, element.column, at);
                 match (row, element.key) {
                     (Err(error), Some(key)) if error.reason.starts_with(NO_OBJECT) => {

@@ -25,6 +25,7 @@ pub use rejections::rejections;
 pub use report::{BlindCounts, SynthesisReport, SynthesisYield};
 pub use roleplay::roleplay;
 pub use texts::{TextVerdict, TextsConfig, TextsReport};
+pub(crate) use verdict::betrayal;
 pub use verdict::{LEAST_WORDS, RESTATED, Verdict};
 
 use crate::asking::log::{AnswerLog, Answered};
@@ -63,8 +64,16 @@ impl Case {
         let reading = Reading { text: &answered.text, choices: &self.question.choices, order: &order, is_cut };
         Some(match extract(reading, AnswerRule::Aloe).answer {
             Answer::Choice(index) => Some(index),
-            Answer::Unparsed => None,
+            Answer::Unparsed => bare_letter(&answered.text, self.question.choices.len()),
         })
+    }
+}
+
+/// The option of a reply that is nothing but its letter, as `B`, `(B)` or `**B**.`: who is asked to pick an option may name it so.
+fn bare_letter(reply: &str, n_choices: usize) -> Option<usize> {
+    match reply.trim_matches(|c: char| c.is_whitespace() || "*()[].:".contains(c)).as_bytes() {
+        [letter] => ('A'..='Z').take(n_choices).position(|name| name as u8 == letter.to_ascii_uppercase()),
+        _ => None,
     }
 }
 
@@ -180,4 +189,24 @@ fn read_blindly(
         cases[place].blind = Some(item);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bare_letter;
+
+    #[test]
+    fn a_reply_of_one_letter_is_a_pick_and_a_word_or_a_letter_beyond_the_options_is_none() {
+        for (reply, picked) in [
+            ("B", Some(1)),
+            (" (b).\n", Some(1)),
+            ("**D**", Some(3)),
+            ("E", None),
+            ("B or C", None),
+            ("", None),
+            ("4", None),
+        ] {
+            assert_eq!(bare_letter(reply, 4), picked, "{reply:?}");
+        }
+    }
 }

@@ -5,7 +5,8 @@
 use super::Run;
 use super::ledger::Entry;
 use crate::identifiers::{self, Counts, Identifiers};
-use crate::{Item, Result, parallel};
+use crate::{Error, Item, Result, RowError, parallel};
+use std::path::Path;
 
 /// The rule that the ledger and the account name.
 const RULE: &str = "identifiers";
@@ -30,6 +31,24 @@ impl Run<'_> {
         });
         self.items = items;
         Ok(())
+    }
+
+    /// Broken rows with their text, which holds what rows hold: masked where training rows are masked or dropped for it, and for its owner
+    /// alone to read.
+    pub(super) fn write_quarantine(&self, path: &Path) -> Result<String> {
+        let is_masked = matches!(self.config.identifiers, Identifiers::Mask | Identifiers::Drop);
+        let masked = |error: &RowError| RowError {
+            raw: error.raw.as_deref().map(|raw| if is_masked { identifiers::masked(raw) } else { raw.to_owned() }),
+            ..error.clone()
+        };
+        let digest = super::lines(path, self.quarantined.iter().map(masked))?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            let owner_alone = std::fs::Permissions::from_mode(0o600);
+            std::fs::set_permissions(path, owner_alone).map_err(Error::io("write", path))?;
+        }
+        Ok(digest)
     }
 
     fn account_for(&mut self, item: &Item, counts: Counts) {

@@ -20,14 +20,16 @@ pub(super) struct Entry {
     source: usize,
     task: String,
     subject: String,
+    /// How a synthetic row says it came about.
+    made: Option<String>,
     /// Identifiers by kind, without their text.
     identifiers: Counts,
 }
 
 impl Entry {
     pub(super) fn of(item: &Item, action: &'static str, rule: impl Into<Cow<'static, str>>) -> Entry {
-        let (task, subject) = (item.task.clone(), item.subject.clone());
-        Entry { task, subject, ..Entry::without_item(item.id.clone(), item.source, action, rule) }
+        let (task, subject, made) = (item.task.clone(), item.subject.clone(), item.made.clone());
+        Entry { task, subject, made, ..Entry::without_item(item.id.clone(), item.source, action, rule) }
     }
 
     /// Of a row that became no item of its own.
@@ -38,7 +40,7 @@ impl Entry {
         rule: impl Into<Cow<'static, str>>,
     ) -> Entry {
         let (task, subject, identifiers) = (String::new(), String::new(), Counts::new());
-        Entry { id, action, rule: rule.into(), source, task, subject, identifiers }
+        Entry { id, action, rule: rule.into(), source, task, subject, made: None, identifiers }
     }
 
     pub(super) fn with(self, identifiers: Counts) -> Entry {
@@ -55,6 +57,7 @@ impl Entry {
             licence: &source.licence,
             task: &self.task,
             subject: &self.subject,
+            made: self.made.as_deref(),
             identifiers: &self.identifiers,
         }
     }
@@ -72,6 +75,8 @@ struct Line<'a> {
     task: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     subject: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    made: Option<&'a str>,
     #[serde(skip_serializing_if = "Counts::is_empty")]
     identifiers: &'a Counts,
 }

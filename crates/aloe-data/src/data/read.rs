@@ -8,12 +8,19 @@ use crate::source::{self, DataFile};
 use crate::{Error, Item, Result, RowError, SourceConfig};
 use aloe_record::{Progress, digest};
 use aloe_task::rows::Row;
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The rule that drops a pair whose chosen side is rated below its rejected one.
+const RATED_BELOW: &str = "chosen_rated_below_rejected";
 
 /// What a row of a file is made into, apart from the others.
 enum Made {
     Broken(RowError),
-    Item(Dialect, Box<Item>),
+    /// How its ratings compare comes with it.
+    Items(Dialect, Vec<Item>, Option<Ordering>),
     /// It becomes something with the other rows of its file alone.
     Row(Row),
 }
@@ -54,24 +61,28 @@ impl Run<'_> {
                 return Err(Error::RowCount { name: config.name.clone(), expected, found: report.n_read });
             }
         }
-        Ok(())
+        unique_ids(&self.items)
     }
 
     fn read_file(&mut self, source: usize, file: &DataFile) -> Result<()> {
         let config = &self.config.sources[source];
         let known = OnceLock::new();
+        let mut unused = Vec::new();
         let mut first = |row: &Row| {
             let found = layout(&mut known_dialect(config), row, file, config)?;
             known.get_or_init(|| found);
+            unused = dialect::unused_columns(found, row, config);
             Ok(())
         };
         let make = |index: usize, row: Result<Row, RowError>| match (row, known.get()) {
             (Err(error), _) => Made::Broken(error),
             (Ok(row), Some(dialect)) if dialect.is_by_file() => Made::Row(row),
-            (Ok(row), Some(dialect)) => match dialect::item(*dialect, &row, index, id(config, file, &row.at), config) {
-                Ok(item) => Made::Item(*dialect, Box::new(item)),
-                Err(error) => Made::Broken(with_raw(error, &row)),
-            },
+            (Ok(row), Some(dialect)) => {
+                match dialect::items(*dialect, &row, index, id(config, file, &row.at), config) {
+                    Ok(items) => Made::Items(*dialect, items, dialect::rated(*dialect, &row)),
+                    Err(error) => Made::Broken(with_raw(error, &row)),
+                }
+            }
             (Ok(_), None) => unreachable!("the first row that can be read has told the layout"),
         };
         let mut rated = Vec::new();
@@ -84,11 +95,12 @@ impl Run<'_> {
             }
             match made {
                 Made::Broken(error) => self.broken(source, error),
-                Made::Item(dialect, item) => self.take(source, dialect, Ok(*item)),
+                Made::Items(dialect, items, rated) => self.take_all(source, dialect, items, rated),
                 Made::Row(row) => rated.push(row),
             }
             self.flush_when_full()
         })?;
+        self.report.sources[source].unused_columns.extend(unused);
         match known.get() {
             Some(Dialect::RedTeamSamples) => self.take_judged(source, file, &rated)?,
             _ => self.take_rated(source, file, &rated)?,
@@ -97,6 +109,21 @@ impl Run<'_> {
             *self.report.sources[source].dialects.entry(dialect.name()).or_default() += n_rows;
         }
         Ok(())
+    }
+
+    /// Keeps the items of a row, but for a pair whose ratings say that its sides stand the wrong way round.
+    fn take_all(&mut self, source: usize, dialect: Dialect, items: Vec<Item>, rated: Option<Ordering>) {
+        let report = &mut self.report.sources[source];
+        report.n_equal_rating += usize::from(rated == Some(Ordering::Equal));
+        report.n_made += items.len() - 1;
+        for item in items {
+            if rated == Some(Ordering::Less) {
+                self.report.sources[source].count_drop(RATED_BELOW);
+                self.ledger.push(Entry::without_item(item.id, source, "dropped", RATED_BELOW));
+            } else {
+                self.take(source, dialect, Ok(item));
+            }
+        }
     }
 
     /// Keeps an item or counts a broken row.
@@ -137,6 +164,22 @@ impl Run<'_> {
     }
 }
 
+/// An id is what a row is drawn, weighted, kept by a verdict and accounted for by.
+fn unique_ids(items: &[Item]) -> Result<()> {
+    // By hash, as a set of a million ids would take more than their rows' other state.
+    let hash = |item: &Item| xxh3_64(item.id.as_bytes());
+    let mut hashes: Vec<u64> = items.iter().map(hash).collect();
+    hashes.sort_unstable();
+    let twice: Vec<u64> = hashes.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+    drop(hashes);
+    let mut seen = BTreeSet::new();
+    let mut may_repeat = items.iter().filter(|item| !twice.is_empty() && twice.binary_search(&hash(item)).is_ok());
+    match may_repeat.find(|item| !seen.insert(item.id.as_str())) {
+        Some(item) => Err(Error::RepeatedId { at: item.at.to_string(), id: item.id.clone() }),
+        None => Ok(()),
+    }
+}
+
 /// `source/file:line`.
 pub(crate) fn id(config: &SourceConfig, file: &DataFile, at: &str) -> String {
     let prefix = file.path.to_string_lossy();
@@ -147,4 +190,36 @@ pub(crate) fn id(config: &SourceConfig, file: &DataFile, at: &str) -> String {
 pub(crate) fn with_raw(error: RowError, row: &Row) -> RowError {
     let raw = error.raw.clone().or_else(|| serde_json::to_string(&row.columns).ok());
     RowError { raw, ..error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Body, Place};
+    use aloe_text::Conversation;
+
+    fn check(ids: &[&str]) -> Option<String> {
+        let item = |(line, id): (usize, &&str)| Item {
+            id: (*id).to_owned(),
+            at: Place::of(&format!("f:{}", line + 1)),
+            source: 0,
+            task: String::new(),
+            subject: String::new(),
+            question: None,
+            stage: None,
+            group: None,
+            style: None,
+            made: None,
+            body: Body::Conversation(Conversation { messages: Vec::new() }),
+        };
+        let items: Vec<Item> = ids.iter().enumerate().map(item).collect();
+        unique_ids(&items).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn two_rows_of_one_id_are_refused_with_the_place_of_the_second() {
+        assert_eq!(check(&["s/a:1", "s/a:2", "t/a:1"]), None);
+        let text = check(&["s/a:1", "s/a:2", "s/a:3", "s/a:2"]).unwrap();
+        assert!(text.starts_with("f:4: another row has the id s/a:2"), "{text}");
+    }
 }

@@ -2,6 +2,7 @@
 
 mod account;
 mod everything;
+mod one_line;
 mod planted;
 mod private;
 mod shaped;

@@ -1,8 +1,11 @@
 //! The four tests, in the order of their evidence: the first question that a row holds, and why.
 
 use super::words::{Runs, Words};
-use super::{Evidence, Held, Index, IsKept, LONGEST_SHORT_STEM, NUMBER, OPTION_LINE, Overlap};
-use super::{hash, option_set, rounded, telling};
+use super::{
+    Evidence, Held, Index, IsKept, LONGEST_SHORT_STEM, LONGEST_STEM, N_TELLING, N_TELLING_PART, NUMBER, OPTION_LINE,
+    Overlap,
+};
+use super::{hash, n_telling, option_set, rounded, telling};
 use crate::simplify::plain;
 use crate::{Item, simplify};
 use aloe_text::{Message, Role};
@@ -65,12 +68,20 @@ impl Index {
         let simple: Vec<String> = messages.iter().map(|message| simplify(&message.content)).collect();
         let words: Vec<Words<'_>> = simple.iter().map(|text| Words::of(text)).collect();
         let texts = || messages.iter().zip(&words);
-        let mut asked = texts().filter(|(message, _)| message.role == Role::User);
-        let hit =
-            hit.or_else(|| asked.find_map(|(message, words)| self.whole_question(&message.content, words, &is_in)));
+        let asked = || texts().filter(|(message, _)| message.role == Role::User);
+        let whole = |(message, words): (&&Message, &Words<'_>)| self.whole_question(&message.content, words, &is_in);
+        let hit = hit.or_else(|| asked().find_map(whole));
+        let parts = |(message, _): (&&Message, &Words<'_>)| self.part_of(&message.content, &is_in);
+        let hit = hit.or_else(|| asked().find_map(parts));
+        let hit = hit.or_else(|| {
+            let stem = item.question.as_ref()?.stem.as_str();
+            self.whole_part(stem, &is_in)
+        });
         let stems = |(message, words): (&&Message, &Words<'_>)| self.stem_and_options(&message.content, words, &is_in);
         let hit = hit.or_else(|| texts().find_map(stems));
         let hit = hit.or_else(|| words.iter().find_map(|words| self.shared_runs(words, &is_in)));
+        let inside = |(message, words): (&&Message, &Words<'_>)| self.stem_inside(&message.content, words, &is_in);
+        let hit = hit.or_else(|| asked().find_map(inside));
         hit.map(|(id, evidence)| (id as usize, evidence))
     }
 
@@ -112,6 +123,56 @@ impl Index {
         Some((id, Evidence { test: "ngram_8", shared: words.run(0, words.len()).to_owned(), score: 1.0 }))
     }
 
+    /// A question that is a paragraph or a line of the text, or all of it from a paragraph on: instructions stand before.
+    fn part_of(&self, text: &str, is_in: &IsIn<'_>) -> Option<(u32, Evidence)> {
+        if !text.contains('\n') {
+            return None;
+        }
+        let paragraphs = text.match_indices("\n\n").map(|(at, _)| text[at..].trim());
+        let lines = text.split("\n\n").chain(text.lines()).chain(paragraphs);
+        lines.filter(|part| part.len() < text.len()).find_map(|part| self.whole_part(part, is_in))
+    }
+
+    /// A part of a message that is a whole question, where it asks something: "Which of the following is true?" is a line of many.
+    fn whole_part(&self, part: &str, is_in: &IsIn<'_>) -> Option<(u32, Evidence)> {
+        let simple = simplify(part);
+        let hit = self.whole_question(part, &Words::of(&simple), is_in)?;
+        (n_telling(&simple) >= N_TELLING_PART).then_some(hit)
+    }
+
+    /// Numbers of words and places at which a short stem may begin: shorter stems first, then those that stand earlier.
+    fn short_stems(&self, words: &Words<'_>, longest: usize) -> BTreeSet<(usize, usize)> {
+        let mut candidates = BTreeSet::new();
+        for (n, at, hash) in [1, 2].into_iter().flat_map(|n| words.runs(n).map(move |(at, hash)| (n, at, hash))) {
+            let lengths = self.short_starts.get(&hash).copied().unwrap_or(0);
+            let lengths = if n == 1 { lengths & 0b10 } else { lengths & !0b10 };
+            let fits = |n_words: &usize| lengths >> n_words & 1 == 1 && at + n_words <= words.len();
+            candidates.extend((1..=longest).filter(fits).map(|n_words| (n_words, at)));
+        }
+        candidates
+    }
+
+    /// A whole stem of enough telling words anywhere in the text, with all of its numbers.
+    fn stem_inside(&self, text: &str, words: &Words<'_>, is_in: &IsIn<'_>) -> Option<(u32, Evidence)> {
+        let own = std::cell::OnceCell::new();
+        let has_numbers = |held: &Held| {
+            let own = own.get_or_init(|| numbers(text));
+            numbers(&held.asked.0).iter().all(|number| own.contains(number))
+        };
+        for (n_words, at) in self.short_stems(words, LONGEST_STEM) {
+            let run = words.run(at, n_words);
+            if n_telling(run) < N_TELLING {
+                continue;
+            }
+            let ids = self.short.get(words.hash(at, n_words)).iter();
+            let found = ids.copied().find(|id| is_in(id) && has_numbers(&self.held[*id as usize]));
+            if let Some(id) = found {
+                return Some((id, Evidence { test: "ngram_8", shared: run.to_owned(), score: 1.0 }));
+            }
+        }
+        None
+    }
+
     fn stem_and_options(&self, text: &str, words: &Words<'_>, is_in: &IsIn<'_>) -> Option<(u32, Evidence)> {
         let plain_text = std::cell::OnceCell::new();
         let has_all = |held: &Held| {
@@ -122,20 +183,12 @@ impl Index {
         let is_enough = |held: &Held, n_words: usize| {
             n_words >= 3 || held.options.iter().map(|o| o.split(' ').count()).sum::<usize>() >= 6
         };
-        // Shorter stems first, then those that stand earlier.
-        let mut candidates = BTreeSet::new();
-        for (n, at, hash) in [1, 2].into_iter().flat_map(|n| words.runs(n).map(move |(at, hash)| (n, at, hash))) {
-            let lengths = self.short_starts.get(&hash).copied().unwrap_or(0);
-            let lengths = if n == 1 { lengths & 0b10 } else { lengths & !0b10 };
-            let fits = |n_words: &usize| lengths >> n_words & 1 == 1 && at + n_words <= words.len();
-            candidates.extend((1..=LONGEST_SHORT_STEM).filter(fits).map(|n_words| (n_words, at)));
-        }
-        for (n_words, at) in candidates {
+        for (n_words, at) in self.short_stems(words, LONGEST_SHORT_STEM) {
             let ids = self.short.get(words.hash(at, n_words)).iter();
             let found = ids
                 .filter(|id| is_in(id))
                 .map(|&id| (id, &self.held[id as usize]))
-                .find(|(_, held)| is_enough(held, n_words) && has_all(held));
+                .find(|(_, held)| held.options.len() >= 3 && is_enough(held, n_words) && has_all(held));
             if let Some((id, held)) = found {
                 let shared = format!("{} | {}", held.stem, held.options.join(" | "));
                 return Some((id, Evidence { test: "stem_and_options", shared, score: 1.0 }));

@@ -59,6 +59,48 @@ fn five_kinds_of_leak_are_found() {
     assert_eq!(check(&["Give me a sample question.", &answer]), Some("ngram_13"), "inside an answer");
 }
 
+/// A short stem, whose words make no run of eight with three telling ones, behind and inside other text.
+#[test]
+fn a_question_behind_an_instruction_inside_a_sentence_or_beside_other_options_is_found() {
+    let stem = "Drug of choice for absence seizures?";
+    let dose = "Maximum daily paracetamol dose 4 g?";
+    let index = index(&[held(stem, OPTIONS), held(dose, OPTIONS), held("Drug of choice is", OPTIONS)]);
+    let test = |turns: &[&str]| overlap(&index, &item(turns)).map(|hit| hit.evidence.test);
+    let behind = format!("Answer this question truthfully\n\n{stem}");
+    assert_eq!(test(&[&behind, "Ethosuximide."]), Some("ngram_8"));
+    let inside = format!("My teacher asked: {stem} Please help me.");
+    assert_eq!(test(&[&inside, "Ethosuximide."]), Some("ngram_8"));
+    let (same, another) =
+        (format!("Tell me: {dose} Or not?"), format!("Tell me: {} Or not?", dose.replace("4 g", "3 g")));
+    assert_eq!(test(&[&same, "Yes."]), Some("ngram_8"));
+    assert_eq!(test(&[&another, "Yes."]), None, "another number is another question");
+    assert_eq!(
+        test(&["Please tell me, the drug of choice is aspirin?", "No."]),
+        None,
+        "three words are in many questions"
+    );
+    assert_eq!(test(&["What is a drug?", &inside]), None, "an answer that quotes so little is no question");
+    let mut other = item(&["Question: none", "Answer: [A]"]);
+    let row = Row { columns: held(stem, ["w", "x", "y", "z"]).as_object().unwrap().clone(), at: "f:1".into() };
+    other.question = Some(Box::new(dialect::question(Dialect::Medmcqa, &row, 0).unwrap()));
+    assert!(overlap(&index, &other).is_some(), "the stem of a row with other distractors");
+}
+
+/// Four questions about one passage, as MMLU has them: the passage's words are no phrasing of exams.
+#[test]
+fn the_words_of_a_passage_that_several_questions_share_are_evidence() {
+    let passage = "A teenager from a fishing village lost both parents to an outbreak carried by rats aboard a grain ship; the harbour master \
+        refused quarantine, bribed inspectors, and hid forty coffins beneath tarpaulins until the bishop intervened.";
+    let asked = ["Name the vector.", "Who hid the coffins?", "What did the bishop do?", "Which duty was neglected?"];
+    let rows: Vec<_> = asked.iter().map(|asked| held(&format!("{passage} {asked}"), OPTIONS)).collect();
+    let index = index(&rows);
+    let leaked = format!("Read this. {passage} Who hid the coffins? Explain briefly.");
+    assert_eq!(
+        overlap(&index, &item(&[&leaked, "The harbour master."])).map(|hit| hit.evidence.test),
+        Some("ngram_13")
+    );
+}
+
 #[test]
 fn neighbours_on_the_same_topic_stay() {
     let cases: [&[&str]; 4] = [
@@ -173,6 +215,38 @@ fn planted_leaks_of_published_questions_are_found_among_other_questions_of_the_s
         .map(|hit| format!("{} {}: {}", hit.evidence.test, hit.evidence.score, hit.evidence.shared))
         .collect();
     println!("recall {recall:.4}, precision {precision:.4} ({} questions)", index.len());
+    let mut around = leaked;
+    around.extend(read("mmlu_medical/data/test/clinical_knowledge_test.csv", 100));
+    around.extend(read("mmlu_medical/data/test/professional_medicine_test.csv", 100));
+    // Of the questions that say enough to be told from phrasing: "The heart has:" does not.
+    let says = |one: &aloe_task::Question, least: usize| {
+        let simple = simplify(&one.stem);
+        simple.split(' ').count() >= 4 && n_telling(&simple) >= least
+    };
+    let found_as = |least: usize, row: &dyn Fn(&aloe_task::Question) -> Item| -> f64 {
+        let asked: Vec<_> = around.iter().filter(|one| says(one, least)).collect();
+        let missed: Vec<&str> =
+            asked.iter().filter(|one| overlap(&index, &row(one)).is_none()).map(|one| one.stem.as_str()).collect();
+        println!("missed {} of {}: {missed:#?}", missed.len(), asked.len());
+        1.0 - missed.len() as f64 / asked.len() as f64
+    };
+    let behind =
+        found_as(2, &|one| item(&[&format!("Answer this question truthfully\n\n{}", one.stem), &one.choices[0]]));
+    let inside = found_as(3, &|one| {
+        let text = format!("Please answer the following exam question for me. {} Thank you very much.", one.stem);
+        item(&[&text, &one.choices[0]])
+    });
+    let other_options = found_as(2, &|one| {
+        let mut row = item(&[&format!("Question: {}\nA. left\nB. right\nC. both", one.stem), "Answer: [A]"]);
+        row.question = Some(Box::new(aloe_task::Question {
+            choices: ["left", "right", "both"].map(String::from).to_vec(),
+            key: 0,
+            ..one.clone()
+        }));
+        row
+    });
+    println!("behind an instruction {behind:.3}, inside a sentence {inside:.3}, with other options {other_options:.3}");
+    assert!(behind >= 0.99 && inside >= 0.99 && other_options >= 0.99);
     assert!(recall >= 0.99 && precision >= 0.95, "missed {missed:#?}; others hit {hits:#?}");
 }
 

@@ -30,7 +30,12 @@ struct Answer {
 fn rated(rows: &[Row], index: usize) -> Result<(String, Answer), RowError> {
     let row = &rows[index];
     let rating = |column: &str| {
-        let value = row.integer(column).map_err(|error| RowError::from_task(&row.at, &error))?;
+        // pandas writes a column with gaps as 4.0.
+        let whole = row.columns.get(column).and_then(|value| value.as_f64()).filter(|value| value.fract() == 0.0);
+        let value = match whole {
+            Some(whole) => whole as i64,
+            None => row.integer(column).map_err(|error| RowError::from_task(&row.at, &error))?,
+        };
         let fits = (0..=4).contains(&value);
         fits.then_some(value)
             .ok_or_else(|| RowError::new(&row.at, format!("column `{column}`: expected 0 to 4, found another number")))
@@ -118,6 +123,12 @@ mod tests {
         for (gap, n_pairs) in [(1, 1), (4, 1)] {
             assert_eq!(group(&rows, gap).pairs.len(), n_pairs, "4 and 0 lie four points apart");
         }
+        let mut floats = [row(1, "P", "good", 3), row(2, "P", "bad", 1)];
+        floats[0].columns["helpfulness"] = json!(3.0);
+        floats[1].columns["helpfulness"] = json!(0.5);
+        let grouped = group(&floats, 1);
+        assert_eq!(grouped.broken.len(), 1, "a whole number is one however it is written, a half is none");
+        assert_eq!(grouped.broken[0].0, 1);
         let closer = [row(1, "P", "good", 3), row(2, "P", "bad", 1)];
         assert_eq!((group(&closer, 2).pairs.len(), group(&closer, 3).no_gap), (1, vec![0, 1]));
     }

@@ -1,9 +1,9 @@
 //! Instruction rows: Alpaca, self-instruct, ShareGPT, messages, question and response, and own columns.
 
-use super::{Body, conversation, message_list, optional, role, text};
+use super::{Body, conversation, is_filled, message_list, optional, refuse, role, text};
 use crate::RowError;
 use aloe_task::rows::Row;
-use aloe_text::Message;
+use aloe_text::{Message, Role};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -23,7 +23,37 @@ pub(super) fn with_input(instruction: String, input: Option<String>) -> String {
 
 pub(super) fn alpaca(row: &Row) -> Result<Body, RowError> {
     let prompt = with_input(text(row, "instruction")?, optional(row, "input")?);
-    turn(row, optional(row, "system")?, prompt, text(row, "output")?)
+    let mut messages: Vec<Message> = optional(row, "system")?.map(Message::system).into_iter().collect();
+    messages.extend(history(row)?);
+    messages.extend([Message::user(prompt), Message::assistant(text(row, "output")?)]);
+    conversation(row, messages)
+}
+
+/// Earlier turns: a list of `[question, answer]`.
+fn history(row: &Row) -> Result<Vec<Message>, RowError> {
+    if !is_filled(row, "history") {
+        return Ok(Vec::new());
+    }
+    let wrong = || RowError::new(&row.at, "column `history`: expected a list of `[question, answer]`");
+    let list = row.columns.get("history").and_then(Value::as_array).ok_or_else(wrong)?;
+    let mut messages = Vec::new();
+    for turn in list {
+        let texts: Option<Vec<&str>> = turn.as_array().and_then(|parts| parts.iter().map(Value::as_str).collect());
+        let Some([question, answer]) = texts.as_deref() else { return Err(wrong()) };
+        messages.extend([Message::user(*question), Message::assistant(*answer)]);
+    }
+    Ok(messages)
+}
+
+/// The row once for each of its instances.
+pub(super) fn each_instance(row: &Row) -> Vec<Row> {
+    let instances = row.columns.get("instances").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let alone = |instance: &Value| {
+        let mut columns = row.columns.clone();
+        columns.insert("instances".into(), Value::Array(vec![instance.clone()]));
+        Row { columns, at: row.at.clone() }
+    };
+    instances.iter().map(alone).collect()
 }
 
 pub(super) fn instances(row: &Row) -> Result<Body, RowError> {
@@ -43,10 +73,20 @@ pub(super) fn sharegpt(row: &Row) -> Result<Body, RowError> {
     };
     let capybara = value.as_array().and_then(|list| list.first()).is_some_and(|turn| turn.get("input").is_some());
     let mut messages = if capybara { input_output(row, name, value)? } else { message_list(row, name, value)? };
+    add_columns(row, &mut messages)?;
+    conversation(row, messages)
+}
+
+/// What may stand beside a list of messages: a system message in a column of its own, and tools, which are refused.
+fn add_columns(row: &Row, messages: &mut Vec<Message>) -> Result<(), RowError> {
+    refuse(row, "tools", "definitions of tools")?;
     if let Some(system) = optional(row, "system")? {
+        if messages.first().is_some_and(|message| message.role == Role::System) {
+            return Err(RowError::new(&row.at, "column `system` beside a system message: two system messages"));
+        }
         messages.insert(0, Message::system(system));
     }
-    conversation(row, messages)
+    Ok(())
 }
 
 fn input_output(row: &Row, name: &str, value: &Value) -> Result<Vec<Message>, RowError> {
@@ -64,7 +104,9 @@ fn input_output(row: &Row, name: &str, value: &Value) -> Result<Vec<Message>, Ro
 
 pub(super) fn messages(row: &Row) -> Result<Body, RowError> {
     let value = row.columns.get("messages").unwrap_or(&Value::Null);
-    conversation(row, message_list(row, "messages", value)?)
+    let mut messages = message_list(row, "messages", value)?;
+    add_columns(row, &mut messages)?;
+    conversation(row, messages)
 }
 
 /// The columns of question and answer, when there is exactly one reading.
@@ -88,7 +130,28 @@ pub(super) fn question_response(row: &Row) -> Result<Body, RowError> {
             "expected `question` or `prompt` with one of `response`, `answer`, `completion`",
         ));
     };
-    turn(row, optional(row, "system_prompt")?, text(row, question)?, text(row, answer)?)
+    let system = match optional(row, "system_prompt")? {
+        None => optional(row, "system")?,
+        found => found,
+    };
+    refuse(row, "history", "earlier turns")?;
+    let asked = text(row, question)?;
+    let asked = match context(row)? {
+        Some(context) => format!("{}\n\n{asked}", context.trim()),
+        None => asked,
+    };
+    turn(row, system, asked, text(row, answer)?)
+}
+
+/// What a question is about: a text, or several.
+fn context(row: &Row) -> Result<Option<String>, RowError> {
+    match row.columns.get("context") {
+        Some(Value::Array(parts)) if parts.iter().all(Value::is_string) => {
+            let parts: Vec<&str> = parts.iter().filter_map(Value::as_str).collect();
+            Ok(Some(parts.join("\n")).filter(|text| !text.trim().is_empty()))
+        }
+        _ => optional(row, "context"),
+    }
 }
 
 /// Columns that the recipe names; with `rejected` a preference row.

@@ -109,7 +109,7 @@ fn option_place(key: &str) -> Option<usize> {
 }
 
 /// A list of texts, an object of texts by letter, or a text that holds such a list as JSON, as CSV files do.
-fn listed(row: &Row, name: &str) -> Result<Vec<String>, RowError> {
+pub(super) fn listed(row: &Row, name: &str) -> Result<Vec<String>, RowError> {
     let parsed = match row.columns.get(name) {
         Some(Value::String(text)) => serde_json::from_str(text).unwrap_or(Value::Null),
         Some(value) => value.clone(),

@@ -27,6 +27,7 @@ pub(super) fn question(dialect: Dialect, row: &Row, index: usize) -> Result<Ques
         Dialect::Careqa => careqa::question(row),
         Dialect::Mmlu => return mmlu(row, index),
         Dialect::BigbioQa => return bigbio_qa(row, index),
+        Dialect::Choices => return super::choices::question(row, index),
         _ => return Err(RowError::new(&row.at, "not a multiple-choice layout")),
     };
     found.map_err(|error| RowError::from_task(&row.at, &error))

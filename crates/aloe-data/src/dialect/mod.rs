@@ -2,6 +2,7 @@
 //! names what was found, never a guess.
 
 pub(crate) mod answer_keys;
+mod choices;
 pub(crate) mod help_steer;
 mod instruct;
 pub(crate) mod mapped;
@@ -14,6 +15,7 @@ use aloe_task::Question;
 use aloe_task::rows::{Row, shown_name};
 use aloe_text::{Conversation, Message, Pair, Role};
 use serde_json::Value;
+use std::cmp::Ordering;
 
 /// A known layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -27,7 +29,7 @@ pub enum Dialect {
     Messages,
     /// `question, response` (the published `*-cot` sets), `question, answer` or `prompt, response`; `system_prompt` is kept.
     QuestionResponse,
-    /// self-instruct's `instruction, instances[{input, output}]`; the first instance is taken.
+    /// self-instruct's `instruction, instances[{input, output}]`, each instance a row.
     Instances,
     /// MedQuAD: `question, answer, question_type, document_source`.
     Medquad,
@@ -39,6 +41,8 @@ pub enum Dialect {
     Medqa,
     /// bigbio's `bigbio_qa`: `question, type, choices[], context, answer[]`, the answer as its text.
     BigbioQa,
+    /// `question`, `choices` or `options` or `A, B, C ..`, and `answer` as a letter or as the option's text.
+    Choices,
     /// PubMedQA, original or Hub columns.
     Pubmedqa,
     /// `qtext, answers[{aid, atext}], ra`.
@@ -131,6 +135,8 @@ impl Dialect {
             Self::Alpaca
         } else if has(&["harmful_medical_request", "safe_response"]) {
             Self::MedSafetyBench
+        } else if choices::are_there(row) {
+            Self::Choices
         } else if has(&["question", "answer", "question_type"]) {
             Self::Medquad
         } else if has(&["id", "topic", "question", "split"]) {
@@ -149,7 +155,7 @@ impl Dialect {
     /// Whether rows are multiple-choice questions.
     pub fn is_mcqa(self) -> bool {
         use Dialect::*;
-        matches!(self, Medmcqa | MedmcqaOneBased | Medqa | BigbioQa | Pubmedqa | Headqa | Careqa | Mmlu)
+        matches!(self, Medmcqa | MedmcqaOneBased | Medqa | BigbioQa | Choices | Pubmedqa | Headqa | Careqa | Mmlu)
     }
 
     /// The sub-task that the manifest names.
@@ -159,7 +165,7 @@ impl Dialect {
             Alpaca | Instances | Messages => "instruction",
             Sharegpt => "dialogue",
             QuestionResponse | Medquad | Mapped => "qa",
-            Medmcqa | MedmcqaOneBased | Medqa | BigbioQa | Pubmedqa | Headqa | Careqa | Mmlu => "mcqa",
+            Medmcqa | MedmcqaOneBased | Medqa | BigbioQa | Choices | Pubmedqa | Headqa | Careqa | Mmlu => "mcqa",
             Dpo | DpoMix | SharegptRanking | QuestionPairs | HhRlhf | HelpSteer => "preference",
             MedSafetyBench | RedTeam | RedTeamAttempts | RedTeamSamples => "safety",
         }
@@ -181,6 +187,54 @@ pub(crate) fn item(
 ) -> Result<Item, RowError> {
     let (body, asked) = body(dialect, row, index, config)?;
     finish(dialect, row, id, config, body, asked)
+}
+
+/// All items of a row: one, but for self-instruct's, whose instances are a row each. The first is called `id`, the others `id/2` and so on.
+pub(crate) fn items(
+    dialect: Dialect,
+    row: &Row,
+    index: usize,
+    id: String,
+    config: &SourceConfig,
+) -> Result<Vec<Item>, RowError> {
+    let parts = if dialect == Dialect::Instances { instruct::each_instance(row) } else { Vec::new() };
+    if parts.len() < 2 {
+        return Ok(vec![item(dialect, row, index, id, config)?]);
+    }
+    let name = |number: usize| if number == 0 { id.clone() } else { format!("{id}/{}", number + 1) };
+    parts.iter().enumerate().map(|(number, part)| item(dialect, part, index, name(number), config)).collect()
+}
+
+/// The columns of a row that say something and that its layout does not read; of layouts with columns of many names none are told.
+pub(crate) fn unused_columns(dialect: Dialect, row: &Row, config: &SourceConfig) -> Vec<String> {
+    let read: &[&str] = match dialect {
+        Dialect::Alpaca => &["instruction", "input", "output", "system", "history"],
+        Dialect::Instances => &["instruction", "instances"],
+        Dialect::Sharegpt => &["conversations", "conversation", "system"],
+        Dialect::Messages => &["messages", "system"],
+        Dialect::QuestionResponse | Dialect::Medquad => {
+            &["question", "prompt", "response", "answer", "completion", "context", "system", "system_prompt"]
+        }
+        Dialect::Dpo | Dialect::DpoMix | Dialect::HhRlhf => &["prompt", "chosen", "rejected"],
+        Dialect::Mapped => &[],
+        _ => return Vec::new(),
+    };
+    // What every layout may say, and what is said of a synthetic row.
+    let any = ["stage", "style", "question_id", "made", "subject", "task", "chosen_rating", "rejected_rating", "_key"];
+    let is_read = |name: &String| {
+        read.contains(&name.as_str()) || any.contains(&name.as_str()) || config.columns.values().any(|own| own == name)
+    };
+    row.columns.keys().filter(|name| !is_read(name) && is_filled(row, name)).map(|name| shown_name(name)).collect()
+}
+
+/// How a pair's published ratings compare: that of the chosen side with that of the rejected one.
+pub(crate) fn rated(dialect: Dialect, row: &Row) -> Option<Ordering> {
+    if dialect.task() == "preference" { preference::rated(row) } else { None }
+}
+
+/// What users ask in a row of HH's transcripts, whose sides need not make a pair.
+pub(crate) fn asked_in_transcripts(row: &Row) -> Result<Vec<String>, RowError> {
+    preference::asked_in_transcripts(row)
 }
 
 /// The text of a row, and its question where it has one.
@@ -337,6 +391,24 @@ fn role(row: &Row, name: &str) -> Result<Role, RowError> {
             Err(RowError::new(&row.at, reason))
         }
     }
+}
+
+/// Whether a column says anything.
+fn is_filled(row: &Row, column: &str) -> bool {
+    match row.columns.get(column) {
+        None | Some(Value::Null) => false,
+        Some(Value::String(text)) => !text.trim().is_empty() && text.trim() != "[]",
+        Some(Value::Array(list)) => !list.is_empty(),
+        Some(Value::Object(parts)) => !parts.is_empty(),
+        Some(_) => true,
+    }
+}
+
+/// Refuses a row whose `column` says something that would be lost.
+fn refuse(row: &Row, column: &str, what: &str) -> Result<(), RowError> {
+    let reason =
+        || format!("column `{column}` holds {what}, which this layout does not read; leave it out or write `messages`");
+    if is_filled(row, column) { Err(RowError::new(&row.at, reason())) } else { Ok(()) }
 }
 
 /// A list of `{role, content}` or `{from, value}`.

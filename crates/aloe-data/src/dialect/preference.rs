@@ -6,6 +6,24 @@ use aloe_record::CounterRng;
 use aloe_task::rows::Row;
 use aloe_text::{Message, Role};
 use serde_json::Value;
+use std::cmp::Ordering;
+
+/// Columns in which published pairs rate their two sides.
+const RATINGS: [[&str; 2]; 4] = [
+    ["chosen_rating", "rejected_rating"],
+    ["chosen_avg_rating", "rejected_avg_rating"],
+    ["score_chosen", "score_rejected"],
+    ["chosen_score", "rejected_score"],
+];
+
+/// How the rating of the chosen side compares with that of the rejected one, where the row has both.
+pub(super) fn rated(row: &Row) -> Option<Ordering> {
+    let number = |column: &str| match row.columns.get(column)? {
+        Value::String(text) => text.trim().parse().ok(),
+        other => other.as_f64(),
+    };
+    RATINGS.iter().find_map(|[chosen, rejected]| number(chosen)?.partial_cmp(&number(rejected)?))
+}
 
 /// One side: text, one message, or a list of messages.
 fn side(row: &Row, column: &str, speaker: Role) -> Result<Vec<Message>, RowError> {
@@ -91,6 +109,19 @@ pub(super) fn question_pairs(row: &Row) -> Result<Body, RowError> {
 pub(super) fn hh_rlhf(row: &Row) -> Result<Body, RowError> {
     let (chosen, rejected) = (transcript(row, "chosen")?, transcript(row, "rejected")?);
     split_common(row, chosen, rejected)
+}
+
+/// The user turns of both transcripts, each once.
+pub(super) fn asked_in_transcripts(row: &Row) -> Result<Vec<String>, RowError> {
+    let chosen = transcript(row, "chosen")?;
+    let rejected = transcript(row, "rejected").unwrap_or_default();
+    let mut asked: Vec<String> = Vec::new();
+    for message in chosen.into_iter().chain(rejected).filter(|message| message.role == Role::User) {
+        if !asked.contains(&message.content) {
+            asked.push(message.content);
+        }
+    }
+    Ok(asked)
 }
 
 fn transcript(row: &Row, column: &str) -> Result<Vec<Message>, RowError> {

@@ -280,3 +280,79 @@ fn a_preference_pair_keeps_its_input_and_is_refused_with_earlier_turns() {
     assert_eq!(shown, "user: Sum up the note\n\nNOTE / +assistant: c / -assistant: r");
     assert!(refused(pair(json!({"history": [["a", "b"]]}))).contains("`history` holds earlier turns"));
 }
+
+#[test]
+fn columns_that_carry_meaning_are_read_and_those_that_cannot_be_are_refused_by_name() {
+    let messages = json!([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]);
+    let cases = [
+        (json!({"question": "Q", "context": "C", "answer": "A"}), "user: C\n\nQ / assistant: A"),
+        (json!({"question": "Q", "context": ["C", "D"], "response": "A"}), "user: C\nD\n\nQ / assistant: A"),
+        (json!({"system": "S", "question": "Q", "response": "A"}), "system: S / user: Q / assistant: A"),
+        (json!({"system": "S", "messages": messages}), "system: S / user: Q / assistant: A"),
+        (json!({"system": "", "tools": [], "messages": messages}), "user: Q / assistant: A"),
+        (
+            json!({"instruction": "And then?", "input": "", "output": "A", "history": [["P", "B"], ["R", "C"]]}),
+            "user: P / assistant: B / user: R / assistant: C / user: And then? / assistant: A",
+        ),
+        (json!({"instruction": "I", "input": "", "output": "A", "history": []}), "user: I / assistant: A"),
+    ];
+    for (value, expected) in cases {
+        assert_eq!(check(value).1, expected);
+    }
+    for (value, expected) in [
+        (json!({"tools": "[f]", "messages": messages}), "column `tools` holds definitions of tools"),
+        (json!({"tools": [{"name": "f"}], "conversations": messages}), "column `tools` holds definitions of tools"),
+        (json!({"instruction": "I", "output": "A", "history": ["P"]}), "column `history`: expected a list of"),
+        (json!({"question": "Q", "answer": "A", "history": [["P", "B"]]}), "column `history` holds earlier turns"),
+        (json!({"question": "Q", "answer": "A", "context": {"a": 1}}), "column `context`: expected text"),
+    ] {
+        let error = refused(value);
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn every_instance_of_an_instruction_is_a_row() {
+    let value = json!({"instruction": "I", "instances": [{"input": "x", "output": "1"}, {"input": "y", "output": "2"}, {"input": "", "output": "3"}]});
+    let items = items(Dialect::Instances, &row(value), 0, "s/f:3".into(), &config()).unwrap();
+    let shown: Vec<_> = items
+        .iter()
+        .map(|item| (item.id.as_str(), item.messages()[0].content.as_str(), item.messages()[1].content.as_str()))
+        .collect();
+    assert_eq!(shown, [("s/f:3", "I\n\nx", "1"), ("s/f:3/2", "I\n\ny", "2"), ("s/f:3/3", "I", "3")]);
+}
+
+#[test]
+fn a_question_with_options_is_multiple_choice_and_one_whose_answer_may_be_two_is_refused() {
+    let expected = "user: Question: Q?\nA. w\nB. x\nC. y / assistant: Answer: [B]";
+    let lettered = json!({"A": "w", "B": "x", "C": "y"});
+    for value in [
+        json!({"question": "Q?", "choices": ["w", "x", "y"], "answer": "x"}),
+        json!({"question": "Q?", "options": ["w", "x", "y"], "answer": "B"}),
+        json!({"question": "Q?", "options": lettered, "answer": "(b)"}),
+        json!({"question": "Q?", "A": "w", "B": "x", "C": "y", "D": "", "answer": "B"}),
+        json!({"question": "Q?", "options": "[\"w\", \"x\", \"y\"]", "answer": "x"}),
+    ] {
+        assert_eq!(check(value), (Dialect::Choices, expected.to_owned()));
+    }
+    for (value, expected) in [
+        (json!({"question": "Q?", "choices": ["w", "x"], "answer": 1}), "may count from 0 or from 1"),
+        (json!({"question": "Q?", "choices": ["w", "x"], "answer": "z"}), "stands among the options 0 times"),
+        (
+            json!({"question": "Q?", "choices": ["B", "A", "C"], "answer": "A"}),
+            "the letter of one option and the text of another",
+        ),
+        (json!({"question": "Q?", "options": "w or x", "answer": "x"}), "column `options`: expected a list of options"),
+    ] {
+        let error = refused(value);
+        assert!(error.contains(expected), "{error}");
+    }
+    let open = json!({"question": "Q?", "options": [], "answer": "x"});
+    assert_eq!(check(open).0, Dialect::QuestionResponse, "without options it is an open question");
+}
+
+#[test]
+fn columns_that_say_something_and_are_not_read_are_named() {
+    let row = row(json!({"question": "Q", "answer": "A", "reasoning": "Long.", "note": "", "id": 7, "context": "C"}));
+    assert_eq!(unused_columns(Dialect::QuestionResponse, &row, &config()), ["reasoning", "id"]);
+}

@@ -24,10 +24,12 @@ static DNI: LazyLock<Regex> = LazyLock::new(|| {
     pattern(r"\b\d{8}[- ]?[A-Za-z]\b|\b\d{1,2}\.\d{3}\.\d{3}[- ]?[A-Za-z]\b|\b[XYZxyz][- ]?\d{7}[- ]?[A-Za-z]\b")
 });
 static NHS: LazyLock<Regex> = LazyLock::new(|| pattern(r"\b\d{3}[ -]?\d{3}[ -]?\d{4}\b"));
-static PHONES: LazyLock<[Regex; 6]> = LazyLock::new(|| {
+static PHONES: LazyLock<[Regex; 7]> = LazyLock::new(|| {
     [
         // International.
         pattern(r"\+\d{1,3}(?:[ .-]?(?:\(\d{1,4}\)|\d{1,4})){2,5}\b"),
+        // Parted by blanks alone: codes of drugs are written 0093-3099-93.
+        pattern(r"\b00[1-9]\d{0,2}(?: (?:\(\d{1,4}\)|\d{1,4})){2,5}\b"),
         // North America: with an area code in brackets, or parted by hyphens or dots.
         pattern(r"(?:\b1[-. ]?)?\([2-9]\d{2}\) ?\d{3}[-. ]\d{4}\b"),
         pattern(r"\b(?:1-)?[2-9]\d{2}-[2-9]\d{2}-\d{4}\b|\b(?:1\.)?[2-9]\d{2}\.[2-9]\d{2}\.\d{4}\b"),
@@ -41,7 +43,7 @@ static PHONES: LazyLock<[Regex; 6]> = LazyLock::new(|| {
     ]
 });
 /// Which of the patterns are too common to mean a phone without a word for it before them.
-const FIRST_LABELLED_PHONE: usize = 5;
+const FIRST_LABELLED_PHONE: usize = 6;
 static PHONE_WORD: LazyLock<Regex> = LazyLock::new(|| {
     pattern(
         r"(?i)\b(?:tel|tele?phone|phone|ph|mobile|cell ?phone|fax|pager|call(?:ed)?|rang|ring|text(?:ed)?|contact|whatsapp|tel[eé]fono|tfno|m[oó]vil|llamar|ll[aá]me)\b",
@@ -109,7 +111,8 @@ pub(super) fn find(text: &str, found: &mut Vec<Found>) {
         }
     }
     for one in SSN.find_iter(text).filter(|one| is_alone(text, one.start(), one.end())) {
-        let labelled = || is_before(text, one.start(), &["ssn", "social security", "soc sec"]);
+        let labels = ["ssn", "social security", "soc sec"];
+        let labelled = || is_before(text, one.start(), &labels) || is_behind(text, one.end(), &labels);
         if us_ssn(&digits(one.as_str())) && (one.as_str().contains('-') || labelled()) {
             add(Kind::UsSsn, one.start(), one.end());
         }
@@ -237,6 +240,13 @@ fn before(text: &str, start: usize, n_bytes: usize) -> &str {
 
 fn is_before(text: &str, start: usize, words: &[&str]) -> bool {
     let near = before(text, start, 48).to_lowercase();
+    words.iter().any(|word| near.contains(word))
+}
+
+/// Whether one of the words follows in the same sentence: "123 45 6789 is my social security number".
+fn is_behind(text: &str, end: usize, words: &[&str]) -> bool {
+    let near: String = text[end..].chars().take(40).take_while(|c| !matches!(c, '.' | '\n' | ';')).collect();
+    let near = near.to_lowercase();
     words.iter().any(|word| near.contains(word))
 }
 

@@ -33,6 +33,27 @@ fn check_digits_are_those_of_python_stdnum() {
     }
 }
 
+/// Ofcom's numbers for drama, dialled from abroad; record numbers and doses that begin with zeros are none.
+#[test]
+fn a_phone_number_with_the_prefix_00_is_found_whole() {
+    for text in ["Ring 0044 20 7946 0958 now", "0034 612 345 678"] {
+        let found = find(text);
+        assert_eq!((found.len(), found[0].kind), (1, IdentifierKind::Phone), "{text}");
+        assert!(text[found[0].start..].starts_with("00") && found[0].end >= text.len() - 4, "{text}");
+    }
+    assert!(find("NDC 0093-3099-93, batch 00441 and 0044 20 tablets").is_empty());
+}
+
+/// A number that others have too counts with its label, before or behind it.
+#[test]
+fn a_social_security_number_in_blanks_is_found_by_a_label_on_either_side() {
+    let kinds = |text: &str| find(text).into_iter().map(|one| one.kind).collect::<Vec<_>>();
+    for text in ["SSN: 123 45 6789", "123 45 6789 is my social security number"] {
+        assert_eq!(kinds(text), [IdentifierKind::UsSsn], "{text}");
+    }
+    assert!(kinds("123 45 6789 cells were counted. My social security number is not told").is_empty());
+}
+
 /// Examples that the issuers themselves print.
 #[test]
 fn published_examples_pass_and_their_neighbours_do_not() {

@@ -339,3 +339,16 @@ fn a_file_of_another_encoding_is_named_with_the_way_to_convert_it() {
     let (_, broken) = check("b.jsonl", b"{\"a\": \"caf\xe9\"}\n");
     assert_eq!(broken[0].to_string(), "b.jsonl:1:11: not UTF-8");
 }
+
+/// Columns counted by hand, in bytes: `é` has two.
+#[test]
+fn rows_on_one_line_carry_their_columns_from_the_second_on() {
+    let (rows, broken) = check("a.json", "[{\"a\":\"é\"},{\"a\":\"y\"}, {\"a\":\n\"z\"},{\"a\":\"w\"}]".as_bytes());
+    assert!(broken.is_empty());
+    assert_eq!(places(&rows), ["a.json:1", "a.json:1:13", "a.json:1:24", "a.json:2"]);
+    let (rows, _) = check("b.json", b"{\"version\":1,\"data\":[{\"a\":\"x\"},{\"a\":\"y\"}]}");
+    assert_eq!(places(&rows).len(), 2);
+    assert_ne!(rows[0].at, rows[1].at);
+    let (rows, _) = check("c.json", b"{\"k1\":{\"a\":\"x\"},\"k2\":{\"a\":\"y\"}}");
+    assert_eq!(places(&rows), ["c.json:1", "c.json:1:22"]);
+}

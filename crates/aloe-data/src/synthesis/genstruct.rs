@@ -44,7 +44,7 @@ pub fn genstruct(
     cancel: &Cancel,
 ) -> Result<TextsReport> {
     config.check()?;
-    let all = read(passages)?;
+    let (all, n_empty) = read(passages)?;
     let passages: Vec<&Passage> = texts::drawn(all.len(), config, "genstruct").into_iter().map(|at| &all[at]).collect();
     let wanted: Vec<Wanted> = passages
         .iter()
@@ -55,8 +55,10 @@ pub fn genstruct(
         })
         .collect();
     let judge = |_: usize, answered: &Answered| judge(answered).0;
+    let told = (n_empty > 0).then(|| format!("{n_empty} passages are empty and nothing was asked about them"));
+    let notices = told.into_iter().collect();
     let (items, report) =
-        texts::make(Run { engine, progress, cancel }, "genstruct", &wanted, config, out, &judge, Vec::new())?;
+        texts::make(Run { engine, progress, cancel }, "genstruct", &wanted, config, out, &judge, notices)?;
     let row = |(item, passage): (&Item, &&Passage)| -> Option<Value> {
         let answered = item.attempts.last().filter(|_| item.is_done)?;
         let (question, response) = self::judge(answered).1?;
@@ -87,21 +89,20 @@ fn judge(answered: &Answered) -> (TextVerdict, Option<(String, String)>) {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<Passage>> {
-    let (mut passages, mut problems) = (Vec::new(), Problems::default());
+/// The passages, and how many rows have none.
+fn read(path: &Path) -> Result<(Vec<Passage>, usize)> {
+    let (mut passages, mut n_empty, mut problems) = (Vec::new(), 0, Problems::default());
     for file in source::files(path)? {
         source::read(&file.path, &mut |row| {
             let made = row.and_then(|row| {
                 let broken = |error: aloe_task::Error| RowError::from_task(&row.at, &error);
                 let content = if row.has("content") { "content" } else { "text" };
                 let (title, content) = (row.text("title").map_err(broken)?, row.text(content).map_err(broken)?);
-                if content.trim().is_empty() {
-                    return Err(RowError::new(&row.at, "the passage is empty"));
-                }
                 let at = crate::decontaminate::last_two(&row.at);
                 Ok(Passage { title: title.trim().to_owned(), content: content.trim().to_owned(), at })
             });
             match made {
+                Ok(passage) if passage.content.is_empty() => n_empty += 1,
                 Ok(passage) => passages.push(passage),
                 Err(error) => problems.add(error),
             }
@@ -111,7 +112,7 @@ fn read(path: &Path) -> Result<Vec<Passage>> {
     if problems.total > 0 {
         return Err(Error::BrokenPassages { problems });
     }
-    if passages.is_empty() { Err(Error::EmptyFile { path: path.to_owned() }) } else { Ok(passages) }
+    if passages.is_empty() { Err(Error::EmptyFile { path: path.to_owned() }) } else { Ok((passages, n_empty)) }
 }
 
 #[cfg(test)]
@@ -129,6 +130,18 @@ mod tests {
     fn the_prompt_is_the_published_one_letter_for_letter() {
         let expected = "[[[Title]]] Gout\n[[[Content]]] Crystals.\n\nThe following is an interaction between a user and an AI assistant that is related to the above text.\n\n[[[User]]] ";
         assert_eq!(genstruct_prompt("Gout", "Crystals."), expected);
+    }
+
+    #[test]
+    fn an_empty_passage_is_counted_and_the_others_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.jsonl");
+        let row = |content: &str| json!({"title": "Gout", "content": content}).to_string();
+        std::fs::write(&path, [row("Crystals."), row(" "), row("Pain.")].join("\n")).unwrap();
+        let (passages, n_empty) = read(&path).unwrap();
+        assert_eq!((passages.len(), n_empty), (2, 1));
+        std::fs::write(&path, row("")).unwrap();
+        assert!(matches!(read(&path), Err(Error::EmptyFile { .. })));
     }
 
     #[test]

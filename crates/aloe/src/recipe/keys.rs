@@ -192,6 +192,7 @@ const RULES: &[Key] = &[
     ("unanswered_end", "take a user's last turn off a dialogue that nobody answered"),
     ("equal_sides", "drop pairs whose two sides are the same"),
     ("held_out_style", "drop red-team rows in an attack style that is kept for evaluation"),
+    ("betraying", "drop synthetic rows whose reasoning betrays that the answer was given"),
     (
         "standardise",
         "texts in capitals alone to sentence case, curly quotes straight, repeated ! ? and commas once, no space before a stop",

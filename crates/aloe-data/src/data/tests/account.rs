@@ -140,3 +140,35 @@ fn rows_are_compared_with_the_questions_that_the_recipe_scores_on() {
     let again = check(&config).0.unwrap();
     assert_eq!(again.n_held_apart_questions, report.n_held_apart_questions, "a file that is named too is read once");
 }
+
+/// Three solutions: one that reasons from the answer key and says that it is synthetic, one that does not, and a person's of the same words.
+#[test]
+fn a_synthetic_row_that_betrays_the_given_answer_is_dropped_by_a_rule_that_can_be_switched_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cot.jsonl");
+    let betraying = "The answer key says B, so that the tumour is central.";
+    let row = |question: &str, response: &str, made: Option<&str>| {
+        let mut row = json!({"question": question, "response": response});
+        if let Some(made) = made {
+            row["made"] = made.into();
+        }
+        row.to_string()
+    };
+    let rows = [
+        row("Which tumour?", betraying, Some("gold-conditioned")),
+        row("Which nerve?", "The deltoid is weak, which tells of the axillary nerve.", Some("gold-conditioned")),
+        row("Which bone?", betraying, None),
+    ];
+    std::fs::write(&path, rows.join("\n")).unwrap();
+    let mut settings = config(json!({"sources": [source("cot", &path)]}));
+    let (report, out) = check(&settings);
+    let report = report.unwrap();
+    assert_eq!((report.sources[0].dropped.clone(), report.n_train), (counts(&[("betrays_answer", 1)]), 2));
+    let ledger = read_lines(&out.path().join("ledger.jsonl"));
+    assert_eq!(
+        (ledger[0]["id"].as_str(), ledger[0]["made"].as_str()),
+        (Some("cot/cot.jsonl:1"), Some("gold-conditioned"))
+    );
+    settings.rules.betraying = false;
+    assert_eq!(check(&settings).0.unwrap().n_train, 3);
+}

@@ -111,3 +111,27 @@ fn text_of_rows_stands_in_no_error_ledger_or_manifest() {
         }
     }
 }
+
+/// A broken row keeps its text in the quarantine, but not its identifiers where they are masked elsewhere.
+#[test]
+fn a_quarantined_row_is_masked_as_training_rows_are_and_its_file_is_its_owners_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notes.jsonl");
+    let broken = json!({"instruction": "Write to a.ferrer@example.org about Mrs. Okafor.", "output": 7});
+    let good = json!({"instruction": "What is gout?", "output": "Arthritis."});
+    std::fs::write(&path, format!("{broken}\n{good}\n")).unwrap();
+    for (mode, is_masked) in [("mask", true), ("drop", true), ("off", false)] {
+        let settings = json!({"sources": [source("s", &path)], "identifiers": mode, "quarantine": true});
+        let (report, out) = check(&config(settings));
+        assert_eq!(report.unwrap().account.n_quarantined, 1);
+        let file = out.path().join("quarantine.jsonl");
+        let raw = read_lines(&file)[0]["raw"].as_str().unwrap().to_owned();
+        assert!(raw.contains("Write to "), "{raw}");
+        assert_eq!(raw.contains("ferrer") || raw.contains("Okafor"), !is_masked, "{mode}: {raw}");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+    }
+}

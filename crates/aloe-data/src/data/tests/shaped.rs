@@ -132,3 +132,23 @@ fn rendered_rows_are_the_ids_of_the_tokenizer_and_their_tokens_are_counted_by_ta
     assert_eq!(read_lines(&out.path().join("rendered_hold_out.jsonl")).len(), report.n_held_out);
     assert!(report.outputs.contains_key("rendered.jsonl"));
 }
+
+/// Three pairs: the right way round, the wrong way round, and of one rating.
+#[test]
+fn a_pair_rated_the_wrong_way_round_is_dropped_by_name_and_one_of_equal_ratings_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mix.jsonl");
+    let pair = |number: usize, chosen: f64, rejected: f64| {
+        let side = |answer: &str| json!([{"role": "user", "content": format!("Question {number}?")}, {"role": "assistant", "content": answer}]);
+        json!({"dataset": "d", "chosen": side("Good."), "rejected": side("Bad."), "chosen_rating": chosen, "rejected_rating": rejected})
+    };
+    let rows = [pair(1, 5.0, 3.0), pair(2, 2.5, 4.0), pair(3, 4.0, 4.0)];
+    std::fs::write(&path, rows.map(|row| format!("{row}\n")).concat()).unwrap();
+    let (report, out) = check(&config(json!({"output": "pairs", "sources": [source("mix", &path)]})));
+    let report = report.unwrap();
+    assert_eq!(report.sources[0].dropped, counts(&[("chosen_rated_below_rejected", 1)]));
+    assert_eq!((report.n_train, report.sources[0].n_equal_rating), (2, 1));
+    assert!(report.notices.iter().any(|told| told.contains("1 pairs have the same rating")), "{:?}", report.notices);
+    let ledger = read_lines(&out.path().join("ledger.jsonl"));
+    assert_eq!((ledger[0]["id"].as_str(), ledger[0]["action"].as_str()), (Some("mix/mix.jsonl:2"), Some("dropped")));
+}
