@@ -61,6 +61,8 @@ static NUMBER: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\p{Nd}+(?:[.,]\p{
 /// With its options a stem of so many words is looked for; alone, of [`LONGEST_STEM`], with so many telling ones.
 const LONGEST_SHORT_STEM: usize = 12;
 const LONGEST_STEM: usize = 24;
+/// And of no fewer: a shorter one is the topic of many a question ("the lateral pterygoid muscle").
+const SHORTEST_STEM: usize = 6;
 const N_TELLING: usize = 3;
 
 /// Telling words of a paragraph, a line or a stem that is taken for a whole question.
@@ -68,6 +70,8 @@ const N_TELLING_PART: usize = 2;
 
 /// Questions that begin with the same words, so many of them, share a passage.
 const N_PASSAGE_WORDS: usize = 25;
+/// Questions that share a passage at most; what begins more of them is an instruction.
+const MOST_OF_A_PASSAGE: usize = 10;
 
 /// Rows between two looks at the stop request.
 const N_BLOCK: usize = 1 << 13;
@@ -264,7 +268,7 @@ impl Index {
         }
         let options = option_set(options);
         let with_options = options.len() >= 3 && (1..=LONGEST_SHORT_STEM).contains(&n_words);
-        let alone = n_words <= LONGEST_STEM && n_telling(&stem) >= N_TELLING;
+        let alone = (SHORTEST_STEM..=LONGEST_STEM).contains(&n_words) && n_telling(&stem) >= N_TELLING;
         if with_options || alone {
             self.short.entry(words.whole_hash()).push(id);
             *self.short_starts.entry(words.hash(0, n_words.min(2))).or_default() |= 1 << n_words;
@@ -287,7 +291,10 @@ impl Index {
                 let stem = held[held[*id as usize].base].stem.as_str();
                 stem.match_indices(' ').nth(N_PASSAGE_WORDS - 1).map_or(stem, |(end, _)| &stem[..end])
             };
-            ids.len() <= 2 || ids.iter().map(base).collect::<HashSet<_>>().len() <= 2
+            let n_wordings =
+                ids.iter().map(|id| held[held[*id as usize].base].stem.as_str()).collect::<HashSet<_>>().len();
+            n_wordings <= 2
+                || (n_wordings <= MOST_OF_A_PASSAGE && ids.iter().map(base).collect::<HashSet<_>>().len() <= 2)
         };
         self.runs_13.close(is_rare);
         self.runs_8.close(is_rare);

@@ -124,7 +124,7 @@ impl Signer {
         let text = item.dedup_text();
         let is_dialogue = item.is_dialogue();
         let signed = to_the_sign(&text);
-        let system = item.system().map(to_the_sign);
+        let system = item.system().filter(|text| !text.trim().is_empty()).map(to_the_sign);
         let exact = self.dedup.exact.then(|| match &system {
             Some(system) => xxh3_128(format!("{system}\n{signed}").as_bytes()),
             None => xxh3_128(signed.as_bytes()),

@@ -138,7 +138,7 @@ fn plain_any(text: &str) -> String {
 }
 
 /// Marks of writing, which change no meaning; what else is neither letter, digit nor white space says something: `>`, `%`, an emoji.
-const MARKS_OF_WRITING: &str = ".,;:!?¿¡…'\"()[]{}’‘‚‛“”„«»‹›`´*_#|\\/·•‣—―－（）、。，；：！？「」【】\u{ad}\u{200b}\u{200c}\u{200d}\u{feff}\u{fe0f}";
+const MARKS_OF_WRITING: &str = ".,;:!?¿¡…'\"()[]{}’‘‚‛“”„«»‹›`´*_#|\\/·•‣—―－（）、。，；：！？「」【】؟،؛।॥\u{61c}\u{ad}\u{200b}\u{200c}\u{200d}\u{200e}\u{200f}\u{2060}\u{feff}\u{fe0f}";
 
 /// The text whose equality makes two rows exact copies: lower case, marks of writing off, letters, digits and signs as they are. A mark
 /// between two digits stays (`1.5`, `1/2`, `3-4`), a minus where it stands at one side of a word or number (`O-`, `-5`).

@@ -39,7 +39,10 @@ pub(crate) fn in_config(
         let moved: Vec<u32> = asked.iter().filter_map(|id| vocabulary.moved(*id)).collect();
         let found = match named {
             // A text may end in several ways, and begins in one.
+            Some(id) if key == "eos_token_id" && moved.contains(&id) => moved,
             Some(id) if key == "eos_token_id" => with(donors().collect(), id),
+            // A model without padding gets none.
+            Some(_) if key == "pad_token_id" && asked.is_empty() => Vec::new(),
             Some(id) => vec![id],
             None if moved.is_empty() && !asked.is_empty() && vocabulary.donor != leader => donors().collect(),
             None => moved,

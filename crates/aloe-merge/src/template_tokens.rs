@@ -63,7 +63,10 @@ pub(crate) fn settle(files: &mut [(String, Vec<u8>)], out: &mut Config, notes: &
         ));
         out.eos_token_ids.push(id);
     }
-    special_ids::end_in_generation_config(files, &out.eos_token_ids)
+    if let Err(error) = special_ids::end_in_generation_config(files, &out.eos_token_ids) {
+        notes.push(format!("generation_config.json stays as it is: {error}"));
+    }
+    Ok(())
 }
 
 /// A question and its answer; with a system prompt where the template takes one.

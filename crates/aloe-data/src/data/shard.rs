@@ -84,6 +84,7 @@ fn broken(path: &Path, reason: impl Into<String>) -> Error {
 /// Digest of the settings and files that decide which rows there are and how they are signed.
 fn settings(config: &DataConfig) -> Result<String> {
     let mut hasher = digest::Hasher::default();
+    hasher.field(FORMAT.as_bytes());
     for config in &config.sources {
         let source = (
             (&config.name, &config.dialect, &config.columns, &config.system, &config.task),

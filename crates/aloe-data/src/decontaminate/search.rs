@@ -11,6 +11,9 @@ use crate::{Item, simplify};
 use aloe_text::{Message, Role};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Paragraphs from the end of a text that are looked at as a question's beginning: the text is read anew for each.
+const LAST_PARAGRAPHS: usize = 8;
+
 /// Whether a question may be a hit.
 type IsIn<'a> = dyn Fn(&u32) -> bool + 'a;
 
@@ -128,7 +131,7 @@ impl Index {
         if !text.contains('\n') {
             return None;
         }
-        let paragraphs = text.match_indices("\n\n").map(|(at, _)| text[at..].trim());
+        let paragraphs = text.rmatch_indices("\n\n").take(LAST_PARAGRAPHS).map(|(at, _)| text[at..].trim());
         let lines = text.split("\n\n").chain(text.lines()).chain(paragraphs);
         lines.filter(|part| part.len() < text.len()).find_map(|part| self.whole_part(part, is_in))
     }

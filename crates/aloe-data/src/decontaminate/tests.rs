@@ -223,20 +223,21 @@ fn planted_leaks_of_published_questions_are_found_among_other_questions_of_the_s
         let simple = simplify(&one.stem);
         simple.split(' ').count() >= 4 && n_telling(&simple) >= least
     };
-    let found_as = |least: usize, row: &dyn Fn(&aloe_task::Question) -> Item| -> f64 {
-        let asked: Vec<_> = around.iter().filter(|one| says(one, least)).collect();
+    let found_as = |(n_words, least): (usize, usize), row: &dyn Fn(&aloe_task::Question) -> Item| -> f64 {
+        let is_long = |one: &&aloe_task::Question| simplify(&one.stem).split(' ').count() >= n_words;
+        let asked: Vec<_> = around.iter().filter(|one| says(one, least)).filter(is_long).collect();
         let missed: Vec<&str> =
             asked.iter().filter(|one| overlap(&index, &row(one)).is_none()).map(|one| one.stem.as_str()).collect();
         println!("missed {} of {}: {missed:#?}", missed.len(), asked.len());
         1.0 - missed.len() as f64 / asked.len() as f64
     };
     let behind =
-        found_as(2, &|one| item(&[&format!("Answer this question truthfully\n\n{}", one.stem), &one.choices[0]]));
-    let inside = found_as(3, &|one| {
+        found_as((4, 2), &|one| item(&[&format!("Answer this question truthfully\n\n{}", one.stem), &one.choices[0]]));
+    let inside = found_as((6, 3), &|one| {
         let text = format!("Please answer the following exam question for me. {} Thank you very much.", one.stem);
         item(&[&text, &one.choices[0]])
     });
-    let other_options = found_as(2, &|one| {
+    let other_options = found_as((4, 2), &|one| {
         let mut row = item(&[&format!("Question: {}\nA. left\nB. right\nC. both", one.stem), "Answer: [A]"]);
         row.question = Some(Box::new(aloe_task::Question {
             choices: ["left", "right", "both"].map(String::from).to_vec(),
@@ -247,6 +248,34 @@ fn planted_leaks_of_published_questions_are_found_among_other_questions_of_the_s
     });
     println!("behind an instruction {behind:.3}, inside a sentence {inside:.3}, with other options {other_options:.3}");
     assert!(behind >= 0.99 && inside >= 0.99 && other_options >= 0.99);
+    // What people ask and what is written for patients names the topics of short questions and is none of them.
+    let mut texts = Vec::new();
+    let config: SourceConfig = serde_json::from_value(json!({"name": "s", "path": "x", "licence": "MIT"})).unwrap();
+    let files = [
+        "medquad/medquad_sample.jsonl",
+        "medical_meadow_wikidoc_patient_information/medical_meadow_wikidoc_patient_info.json",
+    ];
+    for path in files {
+        let mut dialect = None;
+        source::read(&data.join(path), &mut |row| {
+            let row = row.unwrap();
+            let dialect = *dialect.get_or_insert_with(|| Dialect::detect(&row).unwrap());
+            texts.push(dialect::item(dialect, &row, texts.len(), String::new(), &config).unwrap());
+            Ok(())
+        })
+        .unwrap();
+    }
+    let topics: Vec<String> = texts
+        .iter()
+        .filter_map(|item| overlap(&index, item))
+        .map(|hit| format!("{} {}: {}", hit.evidence.test, hit.question_at, hit.evidence.shared))
+        .collect();
+    assert!(
+        texts.len() > 1000 && topics.len() * 1000 <= texts.len(),
+        "{} of {}: {topics:#?}",
+        topics.len(),
+        texts.len()
+    );
     assert!(recall >= 0.99 && precision >= 0.95, "missed {missed:#?}; others hit {hits:#?}");
 }
 

@@ -135,6 +135,9 @@ pub(super) fn question_response(row: &Row) -> Result<Body, RowError> {
         found => found,
     };
     refuse(row, "history", "earlier turns")?;
+    for column in ["options", "choices"] {
+        refuse(row, column, "options of an answer")?;
+    }
     let asked = text(row, question)?;
     let asked = match context(row)? {
         Some(context) => format!("{}\n\n{asked}", context.trim()),

@@ -170,12 +170,20 @@ fn phones(text: &str, found: &mut Vec<Found>) {
     for (index, pattern) in PHONES.iter().enumerate() {
         for one in pattern.find_iter(text) {
             let n_digits = digits(one.as_str()).len();
-            let fits = (7..=15).contains(&n_digits) && is_alone(text, one.start(), one.end());
+            let fits = (7..=15).contains(&n_digits)
+                && is_alone(text, one.start(), one.end())
+                && !one.as_str().split(' ').all(is_clock_time);
             if fits && (index < FIRST_LABELLED_PHONE || is_phone_labelled(text, one.start())) {
                 found.push(Found { kind: Kind::Phone, start: one.start(), end: one.end() });
             }
         }
     }
+}
+
+/// Hours and minutes as wards write them: `0030 0430 0830` is no phone.
+fn is_clock_time(group: &str) -> bool {
+    let time: Option<u32> = group.parse().ok().filter(|_| group.len() == 4);
+    time.is_some_and(|time| time / 100 < 24 && time % 100 < 60)
 }
 
 fn dates(text: &str, found: &mut Vec<Found>) {

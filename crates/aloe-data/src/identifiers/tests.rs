@@ -41,6 +41,7 @@ fn a_phone_number_with_the_prefix_00_is_found_whole() {
         assert_eq!((found.len(), found[0].kind), (1, IdentifierKind::Phone), "{text}");
         assert!(text[found[0].start..].starts_with("00") && found[0].end >= text.len() - 4, "{text}");
     }
+    assert!(find("Blood was drawn at 0030 0430 0830 and 1230 hours").is_empty());
     assert!(find("NDC 0093-3099-93, batch 00441 and 0044 20 tablets").is_empty());
 }
 

@@ -6,6 +6,7 @@
 use super::{Found, dispatch, parse_line};
 use crate::{Error, Result, RowError, parallel};
 use aloe_task::rows::Row;
+use serde_json::Value;
 use std::path::Path;
 
 /// A batch is made when it has so many bytes of lines or so many rows: enough that starting threads is cheap, few enough that the memory
@@ -25,14 +26,30 @@ enum Waiting {
 struct Batch<'a> {
     path: &'a Path,
     bytes: Vec<u8>,
+    /// Of rows that came parsed, about.
+    n_bytes_of_rows: usize,
     /// Number in the file, from 0, and the row.
     rows: Vec<(usize, Waiting)>,
+}
+
+/// Bytes of a value's texts, and some for each value.
+fn size(value: &Value) -> usize {
+    let of_parts = match value {
+        Value::String(text) => text.len(),
+        Value::Array(parts) => parts.iter().map(size).sum(),
+        Value::Object(parts) => parts.values().map(size).sum(),
+        _ => 0,
+    };
+    of_parts + 32
 }
 
 impl Batch<'_> {
     fn add(&mut self, number: usize, found: Found<'_>) {
         let waiting = match found {
-            Found::Row(row) => Waiting::Row(row),
+            Found::Row(row) => {
+                self.n_bytes_of_rows += row.as_ref().map_or(0, |row| row.columns.values().map(size).sum());
+                Waiting::Row(row)
+            }
             Found::Line(line, bytes) => {
                 let start = self.bytes.len();
                 self.bytes.extend_from_slice(bytes);
@@ -43,7 +60,7 @@ impl Batch<'_> {
     }
 
     fn is_full(&self) -> bool {
-        self.bytes.len() >= MAX_BYTES || self.rows.len() >= MAX_ROWS
+        self.bytes.len() + self.n_bytes_of_rows >= MAX_BYTES || self.rows.len() >= MAX_ROWS
     }
 
     /// Parses up to the first row that can be read and shows it.
@@ -73,6 +90,7 @@ impl Batch<'_> {
         });
         self.rows.clear();
         self.bytes.clear();
+        self.n_bytes_of_rows = 0;
         made
     }
 }
@@ -89,7 +107,7 @@ pub(crate) fn read_on<T: Send>(
     make: Make<'_, T>,
     take: &mut dyn FnMut(T) -> Result<()>,
 ) -> Result<usize> {
-    let mut batch = Batch { path, bytes: Vec::new(), rows: Vec::new() };
+    let mut batch = Batch { path, bytes: Vec::new(), n_bytes_of_rows: 0, rows: Vec::new() };
     let (mut n_rows, mut is_shown) = (0, false);
     let mut flush = |batch: &mut Batch<'_>| -> Result<()> {
         if !is_shown {

@@ -36,6 +36,10 @@ pub(super) fn read(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Res
             End::BehindQuote => {
                 let reason = "text behind a closing quote (a quote inside a quoted cell is written twice)";
                 each(Err(RowError { raw: records.raw(), ..RowError::new(at, reason) }))?;
+                // The names as far as they can be read: the next row is none.
+                let record = records.record();
+                names = names
+                    .or_else(|| Some(record.iter().map(|cell| String::from_utf8_lossy(cell).into_owned()).collect()));
                 continue;
             }
             End::Row => records.record(),

@@ -125,6 +125,9 @@ fn share_restated(question: &Question, reasoning: &str) -> f64 {
     runs.iter().filter(|run| known.contains(**run)).count() as f64 / runs.len().max(1) as f64
 }
 
+static ANSWER_CHOICES: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"(?i)\banswer (choices?|options?)\b").expect("a fixed pattern"));
+
 /// How each phrase of [`betrayal`] is named.
 const BETRAYING: [(&str, &str); 6] = [
     (
@@ -158,7 +161,9 @@ static BETRAYS: LazyLock<Vec<(&str, Regex)>> = LazyLock::new(|| {
 
 /// The first kind of phrase that betrays an answer known beforehand.
 pub(crate) fn betrayal(reasoning: &str) -> Option<&'static str> {
-    BETRAYS.iter().find(|(_, pattern)| pattern.is_match(reasoning)).map(|(name, _)| *name)
+    // "Of the given answer choices" speaks of the question.
+    let reasoning = ANSWER_CHOICES.replace_all(reasoning, "$1");
+    BETRAYS.iter().find(|(_, pattern)| pattern.is_match(&reasoning)).map(|(name, _)| *name)
 }
 
 /// Whether every option is discussed, by its text or by its letter as a label. Of PubMedQA there are none to discuss.
@@ -299,6 +304,7 @@ mod tests {
             "The explanation of the cough is a tumour.",
             "Given the history of smoking, the answer is squamous cell carcinoma.",
             "No single explanation fits all findings but one.",
+            "Of the given answer choices, only aspirin acetylates the enzyme.",
             GOOD,
         ] {
             assert_eq!(betrayal(text), None, "{text}");

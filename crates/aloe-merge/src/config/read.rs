@@ -60,16 +60,17 @@ fn in_order(configs: Vec<(usize, MergeConfig)>) -> Result<MergeConfig, Mistake> 
             return Err(Mistake { line: last[1].0, text });
         }
     };
+    let names = names_of(&named);
+    if let Some(twice) = names.iter().enumerate().find(|(index, name)| names[..*index].contains(name)) {
+        return Err(Mistake { line: named[twice.0].0, text: format!("a second document is named {}", twice.1) });
+    }
     while let Some(at) = named.iter().position(|(_, config)| !is_used(config, &named, &result)) {
         let name = named.remove(at).1.name.unwrap_or_default();
         result
             .notes
             .push(format!("the document {name} is not merged: no other document that leads to the result uses it"));
     }
-    let names: Vec<String> = named.iter().filter_map(|(_, config)| config.name.clone()).collect();
-    if let Some(twice) = names.iter().enumerate().find(|(index, name)| names[..*index].contains(name)) {
-        return Err(Mistake { line: named[twice.0].0, text: format!("a second document is named {}", twice.1) });
-    }
+    let names = names_of(&named);
     let mut waiting = named;
     while !waiting.is_empty() {
         let is_ready = |config: &MergeConfig| {
@@ -85,6 +86,10 @@ fn in_order(configs: Vec<(usize, MergeConfig)>) -> Result<MergeConfig, Mistake> 
         result.earlier.push(waiting.remove(index).1);
     }
     Ok(result)
+}
+
+fn names_of(documents: &[(usize, MergeConfig)]) -> Vec<String> {
+    documents.iter().filter_map(|(_, config)| config.name.clone()).collect()
 }
 
 /// Whether another document uses this one.

@@ -62,7 +62,7 @@ impl Drop for Server {
 
 /// 100 questions of CareQA with more flags.
 fn evaluate(model: &str, tokenizer: &Path, out: &Path, more: &[&str]) -> (String, i32) {
-    let data = std::env::var("ALOE_DATA").unwrap();
+    let data = std::env::var("ALOE_DATA").expect("asked before");
     let (tokenizer, out) = (tokenizer.to_str().unwrap(), out.to_str().unwrap());
     let arguments = ["eval", model, "--data", &data, "--tasks", "careqa_en", "--limit", "100", "--out", out];
     let (_, said, code) = run(&[&arguments[..], &["--tokenizer", tokenizer], more].concat());
@@ -73,13 +73,18 @@ fn evaluate(model: &str, tokenizer: &Path, out: &Path, more: &[&str]) -> (String
 fn answered(out: &Path) -> BTreeSet<String> {
     let text = std::fs::read_to_string(out.join("samples.jsonl")).unwrap();
     let samples = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    samples.map(|sample| sample["id"].to_string()).collect()
+    samples.filter(|sample| sample["refused"].is_null()).map(|sample| sample["id"].to_string()).collect()
 }
 
 #[test]
 fn llama_server_is_refused_for_scores_by_its_name_and_answers_a_hundred_shared_questions() {
     if std::env::var_os("ALOE_SLOW").is_none() {
         eprintln!("not run: ALOE_SLOW is not set");
+        return;
+    }
+    if std::env::var_os("ALOE_DATA").is_none() {
+        assert!(std::env::var_os("ALOE_REQUIRE").is_none(), "ALOE_DATA is not set, but ALOE_REQUIRE is");
+        eprintln!("not run: ALOE_DATA is not set");
         return;
     }
     let Some(python) = python() else { return };
