@@ -3,7 +3,7 @@
 use super::words::{Runs, Words};
 use super::{
     Evidence, Held, Index, IsKept, LONGEST_SHORT_STEM, LONGEST_STEM, N_TELLING, N_TELLING_PART, NUMBER, OPTION_LINE,
-    Overlap,
+    Overlap, SHORTEST_STEM,
 };
 use super::{hash, n_telling, option_set, rounded, telling};
 use crate::simplify::plain;
@@ -164,7 +164,7 @@ impl Index {
         };
         for (n_words, at) in self.short_stems(words, LONGEST_STEM) {
             let run = words.run(at, n_words);
-            if n_telling(run) < N_TELLING {
+            if n_words < SHORTEST_STEM || n_telling(run) < N_TELLING {
                 continue;
             }
             let ids = self.short.get(words.hash(at, n_words)).iter();
