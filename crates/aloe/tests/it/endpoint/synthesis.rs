@@ -197,7 +197,10 @@ fn a_data_stage_reads_the_rows_and_medprompt_the_same_solutions_as_its_examples(
     let (_, stderr, code) = run(&args);
     assert_eq!(code, 0, "{stderr}");
     let train = lines(&data.join("train.jsonl"));
-    assert_eq!(train.len(), n_rows);
+    // Those that betray the given answer do not train.
+    let n_betraying = lines(&out.join("train.jsonl")).iter().filter(|row| row["betrays"].is_string()).count();
+    assert!(n_betraying > 0);
+    assert_eq!(train.len(), n_rows - n_betraying);
     assert!(train.iter().all(|row| row["messages"][1]["content"].as_str().unwrap().contains("\nAnswer: ")));
 
     // Every question to this model gets one and the same answer; what counts is what stands before it.
