@@ -144,6 +144,57 @@ fn train_questions_of_a_red_team_file_are_no_evaluation_questions() {
     assert!(found.question_at.ends_with(":2"), "{}", found.question_at);
 }
 
+/// The questions of three published sets.
+fn published(data: &std::path::Path) -> Index {
+    Index::read(
+        &HeldFile::all(
+            &[
+                data.join("medqa/dev_4_options.jsonl"),
+                data.join("medmcqa/validation-00000-of-00001.parquet"),
+                data.join("mmlu_medical/data/test"),
+            ],
+            [],
+        )
+        .unwrap(),
+        Questions::new(),
+        false,
+        &mut |error| panic!("{error}"),
+    )
+    .unwrap()
+}
+
+/// Rows of patients' questions and of texts written for them, against published questions.
+fn check_topics(data: &std::path::Path, index: &Index) {
+    // What people ask and what is written for patients names the topics of short questions and is none of them.
+    let mut texts = Vec::new();
+    let config: SourceConfig = serde_json::from_value(json!({"name": "s", "path": "x", "licence": "MIT"})).unwrap();
+    let files = [
+        "medquad/medquad_sample.jsonl",
+        "medical_meadow_wikidoc_patient_information/medical_meadow_wikidoc_patient_info.json",
+    ];
+    for path in files {
+        let mut dialect = None;
+        source::read(&data.join(path), &mut |row| {
+            let row = row.unwrap();
+            let dialect = *dialect.get_or_insert_with(|| Dialect::detect(&row).unwrap());
+            texts.push(dialect::item(dialect, &row, texts.len(), String::new(), &config).unwrap());
+            Ok(())
+        })
+        .unwrap();
+    }
+    let topics: Vec<String> = texts
+        .iter()
+        .filter_map(|item| overlap(index, item))
+        .map(|hit| format!("{} {}: {}", hit.evidence.test, hit.question_at, hit.evidence.shared))
+        .collect();
+    assert!(
+        texts.len() > 1000 && topics.len() * 1000 <= texts.len(),
+        "{} of {}: {topics:#?}",
+        topics.len(),
+        texts.len()
+    );
+}
+
 /// Four kinds of leak of 100 published questions each, and 1,000 questions of train splits, which are other questions of the same
 /// exams. Bars of the issue: recall 0.99, precision 0.95.
 #[test]
@@ -167,21 +218,7 @@ fn planted_leaks_of_published_questions_are_found_among_other_questions_of_the_s
         .unwrap();
         questions
     };
-    let index = Index::read(
-        &HeldFile::all(
-            &[
-                data.join("medqa/dev_4_options.jsonl"),
-                data.join("medmcqa/validation-00000-of-00001.parquet"),
-                data.join("mmlu_medical/data/test"),
-            ],
-            [],
-        )
-        .unwrap(),
-        Questions::new(),
-        false,
-        &mut |error| panic!("{error}"),
-    )
-    .unwrap();
+    let index = published(&data);
     let mut leaked = read("medqa/dev_4_options.jsonl", 200);
     leaked.extend(read("medmcqa/validation-00000-of-00001.parquet", 200));
     let listed = |question: &aloe_task::Question, order: [usize; 4]| -> String {
@@ -248,34 +285,7 @@ fn planted_leaks_of_published_questions_are_found_among_other_questions_of_the_s
     });
     println!("behind an instruction {behind:.3}, inside a sentence {inside:.3}, with other options {other_options:.3}");
     assert!(behind >= 0.99 && inside >= 0.99 && other_options >= 0.99);
-    // What people ask and what is written for patients names the topics of short questions and is none of them.
-    let mut texts = Vec::new();
-    let config: SourceConfig = serde_json::from_value(json!({"name": "s", "path": "x", "licence": "MIT"})).unwrap();
-    let files = [
-        "medquad/medquad_sample.jsonl",
-        "medical_meadow_wikidoc_patient_information/medical_meadow_wikidoc_patient_info.json",
-    ];
-    for path in files {
-        let mut dialect = None;
-        source::read(&data.join(path), &mut |row| {
-            let row = row.unwrap();
-            let dialect = *dialect.get_or_insert_with(|| Dialect::detect(&row).unwrap());
-            texts.push(dialect::item(dialect, &row, texts.len(), String::new(), &config).unwrap());
-            Ok(())
-        })
-        .unwrap();
-    }
-    let topics: Vec<String> = texts
-        .iter()
-        .filter_map(|item| overlap(&index, item))
-        .map(|hit| format!("{} {}: {}", hit.evidence.test, hit.question_at, hit.evidence.shared))
-        .collect();
-    assert!(
-        texts.len() > 1000 && topics.len() * 1000 <= texts.len(),
-        "{} of {}: {topics:#?}",
-        topics.len(),
-        texts.len()
-    );
+    check_topics(&data, &index);
     assert!(recall >= 0.99 && precision >= 0.95, "missed {missed:#?}; others hit {hits:#?}");
 }
 
