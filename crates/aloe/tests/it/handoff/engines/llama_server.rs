@@ -1,6 +1,6 @@
 //! A real llama-server on the quickstart's base model, asked 100 of the shared questions: for scores it is refused by its name, for worked
 //! answers it is taken. Needs the environment of `oracles/llama_server.py`: `ALOE_LLAMA`,
-//! or llama in ~/.cache/aloe-venvs; with `ALOE_REQUIRE_ENGINES=1` its absence fails.
+//! or llama in ~/.cache/aloe-venvs, made of `.ci/engines-llama.txt`; with `ALOE_REQUIRE_ENGINES=1` its absence fails. `.ci/engines` leaves it out: it takes minutes.
 
 use crate::{root, run};
 use serde_json::Value;
@@ -22,7 +22,7 @@ fn python() -> Option<PathBuf> {
     let found = pythons.filter(|python| python.is_file()).find(is_there);
     if found.is_none() {
         let is_required = std::env::var_os("ALOE_REQUIRE_ENGINES").is_some();
-        assert!(!is_required, "no environment with llama.cpp's server: .ci/engines makes one");
+        assert!(!is_required, "no environment with llama.cpp's server: a venv of .ci/engines-llama.txt is one");
         eprintln!("not run: no environment with llama.cpp's server");
     }
     found
