@@ -1,6 +1,7 @@
 //! A real llama-server on the quickstart's base model, asked 100 of the shared questions: for scores it is refused by its name, for worked
 //! answers it is taken. Needs the environment of `oracles/llama_server.py`: `ALOE_LLAMA`,
-//! or llama in ~/.cache/aloe-venvs, made of `.ci/engines-llama.txt`; with `ALOE_REQUIRE_ENGINES=1` its absence fails. `.ci/engines` leaves it out: it takes minutes.
+//! or llama in ~/.cache/aloe-venvs, made of `.ci/engines-llama.txt`; with `ALOE_REQUIRE_ENGINES=1` its absence fails.
+//! `.ci/engines` leaves it out: it takes minutes.
 
 use crate::{root, run};
 use serde_json::Value;
