@@ -54,13 +54,16 @@ impl TileSums {
 
     /// The figures of whole task vectors, nothing dropped.
     pub(crate) fn of(base: &[f32], deltas: &[Scratch]) -> Self {
+        Self { base_squares: dot(base, base), ..Self::of_deltas(base.len(), deltas) }
+    }
+
+    /// [`TileSums::of`] `n` elements whose base is summed elsewhere.
+    pub(crate) fn of_deltas(n: usize, deltas: &[Scratch]) -> Self {
         let mut sums = Self::new(deltas.len());
-        sums.base_squares = dot(base, base);
         for (index, delta) in deltas.iter().enumerate() {
             sums.squares[index] = dot(delta, delta);
             sums.n_kept[index] = delta.len() as u64;
         }
-        let n = base.len();
         Isa::wide(
             #[inline(always)]
             || sums.compare(deltas.iter().map(|delta| &delta[..]), n),

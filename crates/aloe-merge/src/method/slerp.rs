@@ -23,6 +23,8 @@ pub(super) struct Slerp {
     other: usize,
     of_base: f32,
     of_other: f32,
+    /// Square of the base's norm, known before the first tile.
+    base_squares: f64,
 }
 
 impl Slerp {
@@ -33,7 +35,8 @@ impl Slerp {
         let norm = |square: f64| Some(square.sqrt()).filter(|norm| *norm > SMALLEST_NORM).unwrap_or(1.0);
         let cosine = gram.first().map_or(0.0, |row| row[1] / (norm(row[0]) * norm(gram[1][1]))).clamp(-1.0, 1.0);
         let (of_base, of_other) = coefficients(group.parameters.number(Parameter::T), cosine);
-        Ok(Self { base, other, of_base, of_other })
+        let base_squares = gram.first().map_or(0.0, |row| row[0]);
+        Ok(Self { base, other, of_base, of_other, base_squares })
     }
 }
 
@@ -65,7 +68,10 @@ impl Kernel for Slerp {
         let (base, other) = (group.read(self.base, &range)?, group.read(self.other, &range)?);
         let mut delta = Scratch::of(out.len());
         with_rounding!(group.dtype, arc(self, (&base, &other), out, &mut delta));
-        Ok(Some(TileSums::of(&base, &[delta])))
+        let mut sums = TileSums::of_deltas(out.len(), &[delta]);
+        // The sum over the tensor stands with its first tile: no tile is multiplied with itself twice.
+        sums.base_squares = if start == 0 { self.base_squares } else { 0.0 };
+        Ok(Some(sums))
     }
 }
 

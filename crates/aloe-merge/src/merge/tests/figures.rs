@@ -180,3 +180,24 @@ fn a_row_that_the_base_alone_trained_is_not_called_untrained() {
         assert!(never.iter().all(|note| note.contains("<none> (id 61)") && !note.contains("<mine>")), "{never:?}");
     }
 }
+
+/// The embedding of 1,024 rows is four tiles long; slerp learns its norm before the first of them.
+#[test]
+fn figures_of_slerp_are_those_of_a_method_that_passes_once() {
+    let dir = tempfile::tempdir().unwrap();
+    for model in ["base", "a"] {
+        write_model(&dir.path().join(model), model, 1024, false, Dtype::F32);
+    }
+    let folders = ["base", "a"].map(|name| (name.to_owned(), dir.path().join(name)));
+    let options = MergeOptions { folders: folders.into_iter().collect(), ..MergeOptions::default() };
+    let figures = |method: &str, parameter: &str| {
+        let text = format!(
+            "models: [{{model: base}}, {{model: a}}]\nbase_model: base\nmerge_method: {method}\n\
+             parameters: {{{parameter}}}\ndtype: float32\n"
+        );
+        run(&text, &dir.path().join(method), &options).unwrap().tensors
+    };
+    let (slerp, once) = (figures("slerp", "t: 0.4"), figures("task_arithmetic", "weight: 1"));
+    assert!(once.iter().any(|tensor| tensor.n_elements == 32_768 && tensor.base_norm > 0.0));
+    assert_eq!(slerp, once);
+}
