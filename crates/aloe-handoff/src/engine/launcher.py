@@ -123,7 +123,7 @@ def watch(work, versions, stage):
     from transformers import TrainerCallback
 
     expected = json.loads((stage / "expected.json").read_text(encoding="utf-8"))
-    # The plan's inputs, and the rows where the stage's own job rendered them.
+    # The plan's inputs, and where the stage's own job rendered the rows these and the configuration.
     known = [stage / name for name in ("inputs.sha256", "rendered.sha256")]
     inputs = hashlib.sha256(b"".join(path.read_bytes() for path in known if path.exists())).hexdigest() if known[0].exists() else None
 
@@ -143,6 +143,8 @@ def watch(work, versions, stage):
                 hosts = len({host for host, _ in found})
                 devices = sorted({device for _, device in found})
                 event = {"event": "begin", "unix_s": self.started, "step": state.global_step, "max_steps": state.max_steps}
+                # `run.sh` has just held the rows against this digest.
+                event["rows_sha256"] = expected.get("rows_sha256")
                 append(work / "sessions.jsonl", {**event, "versions": versions, "world_size": len(found), "n_hosts": hosts, "devices": devices})
 
         def on_log(self, args, state, control, logs=None, **kwargs):

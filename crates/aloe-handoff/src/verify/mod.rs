@@ -12,7 +12,7 @@ mod text;
 mod weights;
 
 pub use import::{ImportReport, import};
-pub use manifest::{NewestCheckpoint, newest_checkpoint, newest_checkpoint_of, seal};
+pub use manifest::{NewestCheckpoint, TrainedWith, newest_checkpoint, newest_checkpoint_of, seal, unseal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
