@@ -1,6 +1,8 @@
 //! Planted faults, each caught with the right file and name, and folders without one, none of which is refused. The folders are made
 //! here, byte by byte, not by the writers that the checker's readers belong to.
 
+mod adapter;
+
 use super::*;
 use aloe_model::testing::{Tiny, fill, tiny_config};
 use aloe_model::{Config, arch};

@@ -289,7 +289,7 @@ fn what_an_engine_cannot_do_is_refused_though_its_rows_are_not_there_yet() {
     let dir = tempfile::tempdir().unwrap();
     let model = model(dir.path(), &stories);
     let starter = root().join("starter").canonicalize().unwrap();
-    let text = format!("name = \"made\"\nseed = 3\n{MADE}{TRAINED}lora = {{ rank = 4 }}\n")
+    let text = format!("name = \"made\"\nseed = 3\n{MADE}{TRAINED}lora = {{ rank = 4, train_embeddings = true }}\n")
         .replace("@MODEL@", model.to_str().unwrap())
         .replace("@STARTER@", starter.to_str().unwrap())
         .replace("@ROWS@", "stage:cot")
@@ -300,5 +300,5 @@ fn what_an_engine_cannot_do_is_refused_though_its_rows_are_not_there_yet() {
     let out = dir.path().join("run");
     let [recipe, cluster, out] = [&recipe, &cluster, &out].map(|path| path.to_str().unwrap());
     let (_, said, code) = run(&["plan", recipe, "--where", "slurm", "--cluster", cluster, "--out", out]);
-    assert!(code != 0 && said.contains("lora: a stage handed to TRL trains all weights"), "{said}");
+    assert!(code != 0 && said.contains("lora.train_embeddings: a stage handed to TRL trains updates alone"), "{said}");
 }
