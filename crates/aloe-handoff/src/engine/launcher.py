@@ -10,8 +10,8 @@ with exit code 4. When the file `STOP` appears in the output folder it saves a c
 Nothing is sent anywhere.
 
 What a configuration of the engine cannot say is set in the program itself: chunks of pairs (`expected.json` beside the configuration has
-their steps), NEFTune by document, where LoRA's updates begin, a reference sharded by layer, and for axolotl f32 masters, a step's mean over all its targets, the order
-of the rows, NaN as NaN.
+their steps), NEFTune by document, where LoRA's updates begin, a reference sharded by layer, and for axolotl f32 masters, a step's mean over
+all its targets, the order of the rows, NaN as NaN.
 """
 
 import collections
