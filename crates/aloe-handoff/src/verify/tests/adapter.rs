@@ -140,6 +140,15 @@ fn an_adapter_is_taken_over_as_it_came_and_merged_into_its_start() {
     let (work, out) = (dir.path().join("work"), dir.path().join("out"));
     let mut adapter = Adapter::good();
     adapter.write(&work);
+    // One that the tokenizers library takes, too.
+    let mut whole = tokenizer();
+    for key in ["single_word", "lstrip", "rstrip", "normalized"] {
+        whole["added_tokens"][0][key] = false.into();
+    }
+    whole["added_tokens"][0]["special"] = true.into();
+    for folder in [&work, &expected.start] {
+        std::fs::write(folder.join("tokenizer.json"), whole.to_string()).unwrap();
+    }
     let verdict = check(&work, &expected);
     assert!(verdict.is_good() && verdict.facts.n_tensors == 8 && verdict.facts.moved > 0.0, "{verdict:#?}");
     let text = TextModel::open(&expected.start).unwrap();
