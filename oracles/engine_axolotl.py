@@ -4,7 +4,7 @@
     python oracles/engine_axolotl.py validate    every configuration of tests/engine_cases through axolotl's own validation, as on H100s
                                                  -> tests/golden/engine_axolotl.json; then the ten misspelt keys of tests/engine.rs, which
                                                  it lets through (why our check exists)
-    python oracles/engine_axolotl.py losses      SFT, DPO and DPO in two chunks, ten steps, f32: axolotl started by engine.py with engine.yaml
+    python oracles/engine_axolotl.py losses      SFT, DPO, DPO in two chunks, and SFT and DPO with LoRA, ten steps, f32: axolotl started by engine.py with engine.yaml
                                                  from the run folder, our trainer on the same rows; losses, the movement of every tensor, the
                                                  checker's verdict and the import of axolotl's folder -> tests/golden/axolotl_losses.json
     python oracles/engine_axolotl.py rows        the 2,000 conversations of engine_trl.py, or with --data FOLDER/train.jsonl the first 2,000 that a data
@@ -94,10 +94,11 @@ def judged(run, kind):
 
 
 def losses():
-    from safetensors.torch import load_file
+    sys.path.insert(0, str(pathlib.Path(__file__).parent))
+    from engine_trl import movement
 
     golden = {"versions": versions()}
-    for kind in ("sft", "dpo", "chunks"):
+    for kind in ("sft", "dpo", "chunks", "lora", "lora-dpo"):
         with tempfile.TemporaryDirectory() as folder:
             run = pathlib.Path(folder) / "run"
             subprocess.run([EXAMPLES / "engine_run", "write", run, kind, "1", "axolotl"], check=True)
@@ -105,10 +106,7 @@ def losses():
             lines = [json.loads(line) for line in (run / "ours/metrics.jsonl").read_text().splitlines()]
             ours = [line["loss"] for line in lines if "loss" in line]
             worst = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
-            start, end = load_file(run / "out/base/model.safetensors"), load_file(run / f"work/{kind}/model.safetensors")
-            mine = load_file(run / "ours/master/model.safetensors")
-            moves = {name: ((end[name] - mine[name]).norm() / (end[name] - start[name]).norm()).item() for name in start}
-            tensor, move = max(moves.items(), key=lambda item: item[1])
+            tensor, move = movement(run, kind)
             said = judged(run, kind)
             print(f"{kind}: worst loss difference {worst:.1e}, worst movement difference {move:.1e} ({tensor})")
             print("  axolotl", [round(loss, 6) for loss in theirs])

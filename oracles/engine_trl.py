@@ -2,7 +2,7 @@
 """Holds what `aloe-handoff` writes for TRL against TRL itself. Parts, each its own process:
 
     python oracles/engine_trl.py accept          every configuration of tests/engine_cases through TRL's own parser -> tests/golden/engine_trl.json
-    python oracles/engine_trl.py losses          SFT, DPO and DPO in two chunks, ten steps, f32, CPU: TRL started by engine.py with engine.yaml from the
+    python oracles/engine_trl.py losses          SFT, DPO, DPO in two chunks, and SFT and DPO with LoRA, ten steps, f32, CPU: TRL started by engine.py with engine.yaml from the
                                                  run folder, our trainer on the same rows; losses, the movement of every tensor, the checker's verdict and the
                                                  import of TRL's folder; again with two processes -> tests/golden/trl_losses.json
     python oracles/engine_trl.py faults          a run that is resumed from an earlier checkpoint (before, within and after a chunk) ends with the
@@ -69,7 +69,7 @@ def accept():
 def start(run, kind, n_processes, *more):
     stage = f"stages/01-{kind}"
     torchrun = pathlib.Path(sys.executable).parent / "torchrun"
-    module = "trl.scripts.sft" if kind == "sft" else "trl.scripts.dpo"
+    module = "trl.scripts.sft" if kind in ("sft", "lora") else "trl.scripts.dpo"
     command = [torchrun, "--standalone", f"--nproc-per-node={n_processes}", f"{stage}/engine.py", module, "--config", f"{stage}/engine.yaml"]
     return subprocess.run([*command, *more], cwd=run, capture_output=True, text=True)
 
@@ -83,20 +83,21 @@ def faults():
     from safetensors.torch import load_file, save_file
 
     # The second chunk begins after step 5: a run resumed from step 4 still has to turn to it, one from step 8 has turned.
-    for kind, steps in (("chunks", [4, 8]), ("sft", [8])):
+    for kind, steps in (("chunks", [4, 8]), ("sft", [8]), ("lora", [4])):
         with tempfile.TemporaryDirectory() as folder:
             run = pathlib.Path(folder) / "run"
             subprocess.run([EXAMPLES / "engine_run", "write", run, kind, "1"], check=True)
             config = run / f"stages/01-{kind}/engine.yaml"
             config.write_text(config.read_text().replace("save_total_limit: 2", "save_total_limit: 9"))
             train(run, kind, 1)
-            whole = (run / f"work/{kind}/model.safetensors").read_bytes()
+            model = run / f"work/{kind}/{'adapter_' if kind == 'lora' else ''}model.safetensors"
+            whole = model.read_bytes()
             for at, step in enumerate(steps):
                 (run / f"work/{kind}/MANIFEST.json").unlink(missing_ok=True)  # the seal of the check before
                 done = start(run, kind, 1, "--resume_from_checkpoint", f"work/{kind}/checkpoint-{step}")
                 assert done.returncode == 0, done.stderr[-3000:]
                 said = judged(run, kind)
-                is_same = (run / f"work/{kind}/model.safetensors").read_bytes() == whole
+                is_same = model.read_bytes() == whole
                 print(f"{kind}, resumed from step {step}:", "the same bytes" if is_same else "OTHER BYTES", said["findings"] or "good", "sessions", said["facts"]["n_sessions"])
                 assert is_same and not said["findings"] and said["facts"]["n_sessions"] == at + 2
     with tempfile.TemporaryDirectory() as folder:
@@ -156,11 +157,25 @@ def train(run, kind, n_processes):
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
-def losses():
+def movement(run, kind):
+    """The tensor whose movement differs most from ours, and by how much. Of low-rank updates those of B, which begins as zero, and of A
+    all of it."""
     from safetensors.torch import load_file
 
+    if kind.startswith("lora"):
+        end, mine = load_file(run / f"work/{kind}/adapter_model.safetensors"), load_file(run / "ours/adapter/adapter_model.safetensors")
+        assert end.keys() == mine.keys()
+        moves = {name: ((end[name] - mine[name]).norm() / mine[name].norm()).item() for name in mine}
+    else:
+        start, end = load_file(run / "out/base/model.safetensors"), load_file(run / f"work/{kind}/model.safetensors")
+        mine = load_file(run / "ours/master/model.safetensors")
+        moves = {name: ((end[name] - mine[name]).norm() / (end[name] - start[name]).norm()).item() for name in start}
+    return max(moves.items(), key=lambda item: item[1])
+
+
+def losses():
     golden = {"versions": versions()}
-    for kind in ("sft", "dpo", "chunks"):
+    for kind in ("sft", "dpo", "chunks", "lora", "lora-dpo"):
         for n_processes in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
                 run = pathlib.Path(folder) / "run"
@@ -169,10 +184,7 @@ def losses():
                 lines = [json.loads(line) for line in (run / "ours/metrics.jsonl").read_text().splitlines()]
                 ours = [line["loss"] for line in lines if "loss" in line]
                 worst = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
-                start, end = load_file(run / "out/base/model.safetensors"), load_file(run / f"work/{kind}/model.safetensors")
-                mine = load_file(run / "ours/master/model.safetensors")
-                moves = {name: ((end[name] - mine[name]).norm() / (end[name] - start[name]).norm()).item() for name in start}
-                tensor, move = max(moves.items(), key=lambda item: item[1])
+                tensor, move = movement(run, kind)
                 said = judged(run, kind)
                 print(f"{kind}, {n_processes} processes: worst loss difference {worst:.1e}, worst movement difference {move:.1e} ({tensor})")
                 print("  TRL ", [round(loss, 6) for loss in theirs])

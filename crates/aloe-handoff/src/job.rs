@@ -5,6 +5,8 @@
 //! saves on SIGTERM; a foreign one is asked by a file first, which its start script looks for after every step.
 //! It never begins a stage that another job has, one that is done, or one whose inputs are not.
 
+mod cause;
+
 use crate::cluster::Cluster;
 use crate::lock::StageLock;
 use crate::plan::{RunPlan, StagePlan, Trainer};
@@ -14,6 +16,8 @@ use crate::state::{self, Event, Phase, refused};
 use crate::{Error, Result};
 use aloe_engine::announced::JOB_VARIABLE;
 use aloe_record::atomic;
+pub(crate) use cause::how;
+use cause::{cause, engine_log, n_bytes};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
@@ -152,6 +156,7 @@ fn work(job: &Job<'_>, stage: &StagePlan, cluster: &Cluster, lock: &StageLock) -
     let started = Instant::now();
     // Once: the digests of a large checkpoint take minutes, and a check has no use for it.
     let beginning = resume::newest(job.run, stage);
+    let said_before = n_bytes(&job.run.join(engine_log(stage)));
     if let Some(reason) = gets_nowhere(job, stage, &beginning)? {
         return Ok(Outcome::Failed(reason));
     }
@@ -160,7 +165,11 @@ fn work(job: &Job<'_>, stage: &StagePlan, cluster: &Cluster, lock: &StageLock) -
         match supervise(job, stage, cluster, lock, (script, &beginning), started)? {
             Ended::By(status) if status.success() => {}
             Ended::By(status) => {
-                return Ok(Outcome::Failed(format!("{script}: {}{}", how(status), cause(job, stage, script))));
+                return Ok(Outcome::Failed(format!(
+                    "{script}: {}{}",
+                    how(status),
+                    cause(job, stage, script, said_before)
+                )));
             }
             Ended::Asked(Asked::Save) => return requeue(job, stage, &beginning),
             // A scheduler sends SIGTERM at the time limit too.
@@ -381,42 +390,6 @@ fn stop(child: &mut Child, grace: Duration, path: &Path) -> Result<ExitStatus> {
 fn signal_group(child: &Child, signal: Signal) {
     let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let _ = group.map(|group| kill_process_group(group, signal));
-}
-
-/// How a process ended, in words.
-pub(crate) fn how(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(signal)) => format!("killed by signal {signal}"),
-        (None, None) => "ended without a code".to_owned(),
-    }
-}
-
-/// Where the cause of a script's failure stands, with its last words: the engine's log of a foreign trainer's work, the job's otherwise.
-fn cause(job: &Job<'_>, stage: &StagePlan, script: &str) -> String {
-    let state = Path::new("state").join(&stage.name);
-    let log = match script == RUN && stage.trainer != Trainer::Aloe {
-        true => Path::new("work").join(&stage.name).join("engine.log"),
-        false if job.id.starts_with("local-") => state.join("local.log"),
-        false => state.join(format!("slurm-{}.log", job.id)),
-    };
-    last_words(&job.run.join(&log)).map_or_else(String::new, |words| format!("; {} ends with: {words}", log.display()))
-}
-
-/// The last lines of a file, in one; `None` where there are none.
-fn last_words(path: &Path) -> Option<String> {
-    use std::io::{Read as _, Seek as _, SeekFrom};
-    const MOST_BYTES: u64 = 4096;
-    let mut file = std::fs::File::open(path).ok()?;
-    let n_bytes = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(n_bytes.saturating_sub(MOST_BYTES))).ok()?;
-    let mut bytes = Vec::new();
-    file.take(MOST_BYTES).read_to_end(&mut bytes).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let cut = |line: &&str| line.chars().take(200).collect::<String>();
-    let last: Vec<String> = lines[lines.len().saturating_sub(3)..].iter().map(cut).collect();
-    (!last.is_empty()).then(|| last.join(" | "))
 }
 
 /// `models/NAME` leads to where `cluster.toml` of this site has the model: remade when the run was moved.

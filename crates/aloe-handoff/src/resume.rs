@@ -1,17 +1,24 @@
 //! Which checkpoint an engine goes on from. The orchestrator picks it, not the engine: the newest one whose manifest verifies.
 
 use crate::plan::{StagePlan, Trainer};
-use crate::verify;
+use crate::verify::{self, TrainedWith};
+use aloe_record::digest;
 use std::path::{Path, PathBuf};
 
-/// Digests of what the stage's own job rendered for its engine, beside `inputs.sha256`: of rows that an earlier job made.
+/// Digests of the rows and the configuration that the stage's own job wrote for its engine, beside `inputs.sha256`: of rows that an earlier
+/// job made.
 pub const RENDERED: &str = "rendered.sha256";
 
 /// What a checkpoint of the stage in `folder` was trained with, as the start script writes it into the checkpoint's manifest.
-pub(crate) fn trained_with(folder: &Path) -> Option<String> {
-    let mut text = std::fs::read(folder.join("inputs.sha256")).ok()?;
-    text.extend(std::fs::read(folder.join(RENDERED)).unwrap_or_default());
-    Some(aloe_record::digest::bytes(&text))
+pub(crate) fn trained_with(folder: &Path) -> Option<TrainedWith> {
+    let plan = std::fs::read(folder.join("inputs.sha256")).ok()?;
+    Some(match std::fs::read(folder.join(RENDERED)) {
+        Ok(rendered) => TrainedWith {
+            digest: digest::bytes(&[plan.as_slice(), &rendered].concat()),
+            of_plan: Some(digest::bytes(&plan)),
+        },
+        Err(_) => TrainedWith { digest: digest::bytes(&plan), of_plan: None },
+    })
 }
 
 /// Where a session begins.
@@ -30,7 +37,7 @@ pub(crate) fn newest(run: &Path, stage: &StagePlan) -> Beginning {
         return Beginning::default();
     }
     let inputs = trained_with(&run.join(&stage.folder));
-    let newest = verify::newest_checkpoint_of(&run.join("work").join(&stage.name), inputs.as_deref());
+    let newest = verify::newest_checkpoint_of(&run.join("work").join(&stage.name), inputs.as_ref());
     for passed_over in &newest.passed_over {
         aloe_record::tell(&format!("note: not gone on from {passed_over}"));
     }
@@ -60,14 +67,16 @@ mod tests {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             String::from_utf8(output.stdout).unwrap().trim().to_owned()
         };
-        assert_eq!((trained_with(dir.path()), of_script().as_str()), (None, "None"));
+        let here = || trained_with(dir.path()).map(|with| (with.digest, with.of_plan));
+        assert_eq!((here(), of_script().as_str()), (None, "None"));
         std::fs::write(dir.path().join("inputs.sha256"), "abc").unwrap();
         // SHA-256 of "abc", FIPS 180-2 appendix B.1.
         let of_inputs = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!((trained_with(dir.path()).unwrap().as_str(), of_script().as_str()), (of_inputs, of_inputs));
+        assert_eq!((here().unwrap(), of_script().as_str()), ((of_inputs.to_owned(), None), of_inputs));
         std::fs::write(dir.path().join(RENDERED), "dbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq").unwrap();
         // Of both together, its appendix B.2 (which begins "abcd", so "abc" is its head).
         let of_both = "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1";
-        assert_eq!((trained_with(dir.path()).unwrap().as_str(), of_script().as_str()), (of_both, of_both));
+        let of_inputs = Some(of_inputs.to_owned());
+        assert_eq!((here().unwrap(), of_script().as_str()), ((of_both.to_owned(), of_inputs), of_both));
     }
 }

@@ -260,7 +260,7 @@ impl MergeConfig {
 }
 
 /// `model+adapter` as its parts; a path that exists as a whole is one part.
-pub(crate) fn split_adapter(name: &str) -> Vec<&str> {
+pub fn split_adapter(name: &str) -> Vec<&str> {
     if Path::new(name).exists() {
         return vec![name];
     }

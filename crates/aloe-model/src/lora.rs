@@ -8,14 +8,15 @@ mod read;
 mod untrained;
 mod write;
 
-pub use read::{LoraAdapter, LoraDelta};
+pub use read::{CONFIG as ADAPTER_CONFIG, LoraAdapter, LoraDelta, WEIGHTS as ADAPTER_WEIGHTS, name_in_adapter};
 pub use untrained::{NEAR_ZERO, Untrained, untrained_rows};
 pub use write::write_adapter;
 
 use crate::arch::{self, Part, Role, TensorSpec};
-use crate::{Config, ModelSource, Params, Result};
+use crate::{Config, ModelSource, Params, Result, SafeTensorsFile};
 use aloe_record::CounterRng;
 use aloe_tensor::{Dtype, Tensor};
+use std::path::Path;
 
 /// The matrices of a layer that can get an update, by the names that PEFT's `target_modules` has for them.
 pub const LORA_TARGETS: [(&str, Part); 7] = [
@@ -102,6 +103,14 @@ impl LoraShape {
             }
             Role::LoraB(..) => Ok(Tensor::zeros(&spec.shape, Dtype::F32)),
             _ => whole(spec),
+        })
+    }
+
+    /// Those of an adapter folder whose tensors are those of this shape.
+    pub fn read(&self, config: &Config, dir: &Path) -> Result<Params> {
+        let file = SafeTensorsFile::open(&dir.join(ADAPTER_WEIGHTS))?;
+        Params::of_table(config, self.tensors(config), |spec| {
+            Ok(Tensor::from_f32(&spec.shape, file.load_f32(&name_in_adapter(&spec.hf_name))?))
         })
     }
 }

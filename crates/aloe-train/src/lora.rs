@@ -95,7 +95,7 @@ impl LoraConfig {
     }
 
     /// Which tensors are trained.
-    pub(crate) fn shape(&self) -> LoraShape {
+    pub fn shape(&self) -> LoraShape {
         let targets = self.targets.iter().map(|target| target.part()).collect();
         LoraShape { rank: self.rank, alpha: self.alpha, targets, embeddings: self.train_embeddings }
     }
@@ -271,6 +271,25 @@ pub(crate) fn hand_over(
     let merged = Decoder::open(&ModelSource::open(&out.join("model"))?, dtype.tensor(), &device)?;
     report.compare(&before, &probe_logits(&merged, probe)?);
     Ok((export, Some(report)))
+}
+
+/// Writes `out/adapter`, `out/model` and `out/master` of a stage whose updates another program trained beside the f32 weights in `start`;
+/// `trained` holds them as PEFT's adapter. The caller has checked both. `text` is written beside the weights.
+pub fn hand_back_adapter(
+    start: &Path,
+    trained: &Path,
+    settings: &LoraConfig,
+    text: &TextModel,
+    out: &Path,
+) -> Result<ExportReport> {
+    let (source, shape) = (ModelSource::open(start)?, settings.shape());
+    let masters = shape.read(source.config(), trained)?;
+    let adapter = out.join("adapter");
+    write_adapter(&adapter, &shape, settings.dropout, &masters, &base_name(start), &source.digest()?)?;
+    write_folders(source.config(), text, out, &mut |spec| {
+        let base = source.load(&spec.hf_name, Dtype::F32)?;
+        Ok((base.clone(), shape.merged(&masters, spec, base)?))
+    })
 }
 
 /// A weight of the base as it was trained on, in f32: 8-bit blocks dequantised, others as the start model has them.

@@ -4,7 +4,10 @@ use super::yaml::Item;
 use super::{Settings, TrainSpec};
 use crate::plan::Resources;
 use aloe_model::Arch;
-use aloe_train::{Decay, DpoConfig, OnNonFinite, OnSpike, PreferenceLoss, ReferenceAt, TrainDtype};
+use aloe_model::lora::LORA_TARGETS;
+use aloe_train::{
+    Decay, DpoConfig, LoraBase, LoraConfig, OnNonFinite, OnSpike, PreferenceLoss, ReferenceAt, TrainDtype,
+};
 
 /// The settings that SFT and DPO share, as engines need them.
 pub(super) struct Loop<'a> {
@@ -30,7 +33,7 @@ pub(super) struct Loop<'a> {
     sample_every: u64,
     on_nonfinite: OnNonFinite,
     pub(super) on_spike: OnSpike,
-    has_lora: bool,
+    pub(super) lora: Option<&'a LoraConfig>,
     prompts: &'a [String],
 }
 
@@ -60,7 +63,7 @@ macro_rules! loop_of {
             sample_every: config.sample_every,
             on_nonfinite: config.on_nonfinite,
             on_spike: config.on_spike,
-            has_lora: config.lora.is_some(),
+            lora: config.lora.as_ref(),
             prompts: &config.sample_prompts,
         }
     }};
@@ -105,7 +108,19 @@ pub(super) fn refused_by_all(spec: &TrainSpec, engine: &str) -> Vec<String> {
         common.seed > u64::from(u32::MAX),
         format!("seed = {}: {engine}'s generators take seeds below 2^32", common.seed),
     );
-    refuse(common.has_lora, format!("lora: a stage handed to {engine} trains all weights"));
+    if let Some(lora) = common.lora {
+        refuse(lora.base != LoraBase::Dense, format!("lora.base = \"q8\": {engine} holds the frozen weights as f32"));
+        refuse(
+            lora.train_embeddings,
+            format!(
+                "lora.train_embeddings: a stage handed to {engine} trains updates alone; train all weights, or here"
+            ),
+        );
+        refuse(
+            lora.alpha.fract() != 0.0,
+            format!("lora.alpha = {}: {engine}'s configuration takes whole numbers", lora.alpha),
+        );
+    }
     refuse(
         common.eval_every > 0 || common.patience > 0 || common.keep_best,
         format!(
@@ -207,6 +222,18 @@ pub(super) fn n_kept(common: &Loop<'_>) -> usize {
     common.keep_last.max(2)
 }
 
+/// The names of the matrices that get an update.
+pub(super) fn lora_targets(lora: &LoraConfig) -> Item {
+    let targets = lora.shape().targets;
+    let names = LORA_TARGETS.into_iter().filter(|(_, part)| targets.contains(part));
+    Item::List(names.map(|(name, _)| name.into()).collect())
+}
+
+/// A share as it is written: the f32 that is nearest to a decimal number is that number.
+pub(super) fn lora_dropout(lora: &LoraConfig) -> Item {
+    lora.dropout.to_string().parse::<f64>().unwrap_or_else(|_| f64::from(lora.dropout)).into()
+}
+
 /// What the user must be told.
 pub(super) fn notices(spec: &TrainSpec) -> Vec<String> {
     let common = loop_of(&spec.settings);
@@ -220,6 +247,13 @@ pub(super) fn notices(spec: &TrainSpec) -> Vec<String> {
     if spec.resources.gpus_per_node > 0 && !common.recompute {
         notices.push(
             "recompute = false: all activations are kept on the GPUs; set it to true where they do not fit".to_owned(),
+        );
+    }
+    if common.lora.is_some() {
+        notices.push(
+            "lora: rows of the embedding that no training has touched are not looked for here, where our own trainer refuses a chat template \
+             with such tokens; dropout, if any, draws other masks than our own trainer's"
+                .to_owned(),
         );
     }
     notices

@@ -10,8 +10,8 @@ with exit code 4. When the file `STOP` appears in the output folder it saves a c
 Nothing is sent anywhere.
 
 What a configuration of the engine cannot say is set in the program itself: chunks of pairs (`expected.json` beside the configuration has
-their steps), NEFTune by document, a reference sharded by layer, and for axolotl f32 masters, a step's mean over all its targets, the order
-of the rows, NaN as NaN.
+their steps), NEFTune by document, where LoRA's updates begin, a reference sharded by layer, and for axolotl f32 masters, a step's mean over
+all its targets, the order of the rows, NaN as NaN.
 """
 
 import collections
@@ -123,7 +123,7 @@ def watch(work, versions, stage):
     from transformers import TrainerCallback
 
     expected = json.loads((stage / "expected.json").read_text(encoding="utf-8"))
-    # The plan's inputs, and the rows where the stage's own job rendered them.
+    # The plan's inputs, and where the stage's own job rendered the rows these and the configuration.
     known = [stage / name for name in ("inputs.sha256", "rendered.sha256")]
     inputs = hashlib.sha256(b"".join(path.read_bytes() for path in known if path.exists())).hexdigest() if known[0].exists() else None
 
@@ -143,6 +143,8 @@ def watch(work, versions, stage):
                 hosts = len({host for host, _ in found})
                 devices = sorted({device for _, device in found})
                 event = {"event": "begin", "unix_s": self.started, "step": state.global_step, "max_steps": state.max_steps}
+                # `run.sh` has just held the rows against this digest.
+                event["rows_sha256"] = expected.get("rows_sha256")
                 append(work / "sessions.jsonl", {**event, "versions": versions, "world_size": len(found), "n_hosts": hosts, "devices": devices})
 
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -257,6 +259,61 @@ def start_anew(chunks):
 
     Trainer.create_scheduler = create_scheduler
     return Anew
+
+
+# As PEFT names them, in the order in which our own trainer numbers a layer's updates.
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def uniform(seed, purpose, item, n):
+    """The first n values of a stream of `aloe`'s generator, f32 in [0, 1): Philox 4x32-10, keyed by SHA-256 of seed and purpose."""
+    import numpy
+
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).hexdigest()
+    keys, low = [int(digest[:8], 16), int(digest[8:16], 16)], 0xFFFFFFFF
+    block = numpy.arange(-(-n // 4), dtype=numpy.uint64)
+    words = [block & low, block >> 32, numpy.full_like(block, item & low), numpy.full_like(block, item >> 32)]
+    for _ in range(10):
+        first, second = words[0] * 0xD2511F53, words[2] * 0xCD9E8D57
+        words = [second >> 32 ^ words[1] ^ keys[0], second & low, first >> 32 ^ words[3] ^ keys[1], first & low]
+        keys = [keys[0] + 0x9E3779B9 & low, keys[1] + 0xBB67AE85 & low]
+    return (numpy.stack(words, 1).reshape(-1)[:n] >> 8).astype(numpy.float32) / numpy.float32(1 << 24)
+
+
+def start_updates(lora, seed):
+    """LoRA begins with the values of our own trainer: A uniform within 1 / sqrt(K), B zero, as PEFT has it."""
+    import numpy
+    import torch
+    from transformers import TrainerCallback
+
+    targets = [name for name in TARGETS if name in lora["targets"]]
+
+    def start(module, rank, n_columns):
+        item = int(module.split(".layers.")[1].split(".")[0]) * len(targets) + targets.index(module.rsplit(".", 1)[1])
+        bound = numpy.float32(1) / numpy.sqrt(numpy.float32(n_columns))
+        values = (numpy.float32(2) * uniform(seed, "lora-init", item, rank * n_columns) - numpy.float32(1)) * bound
+        return torch.from_numpy(values.reshape(rank, n_columns))
+
+    class Updates(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step > 0:  # a checkpoint has its own
+                return
+            n_updates = 0
+            for name, parameter in model.named_parameters():
+                module, _, factor = name.partition(".lora_A.")
+                if factor:
+                    values = start(module, *parameter.shape).to(parameter.device)
+                    if hasattr(parameter, "device_mesh"):
+                        from torch.distributed.tensor import distribute_tensor
+
+                        values = distribute_tensor(values, parameter.device_mesh, parameter.placements)
+                    with torch.no_grad():
+                        parameter.copy_(values)
+                    n_updates += 1
+            if n_updates == 0:
+                sys.exit("the configuration asks for LoRA, and the model has no updates")
+
+    return Updates
 
 
 def noise_by_document():
@@ -374,6 +431,9 @@ def main():
         shard_reference_by_layer([layers] if isinstance(layers, str) else layers)
     if expected.get("chunks"):
         callbacks.append(start_anew(expected["chunks"]))
+    settings = expected["stage"]["config"]
+    if settings.get("lora"):
+        callbacks.append(start_updates(settings["lora"], settings["seed"]))
     if config.get("neftune_noise_alpha"):
         callbacks.append(noise_by_document())
     if engine == "axolotl":

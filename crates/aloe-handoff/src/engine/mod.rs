@@ -21,6 +21,9 @@ use check::{Manifest, Program, check_config};
 pub use rows::{ROWS, Rendered, Rows, RowsInput, render_rows};
 use std::path::{Path, PathBuf};
 
+/// The file of an engine's configuration, in the stage's folder.
+pub const CONFIG: &str = "engine.yaml";
+
 /// Versions that configurations for TRL are written for and checked against; the start script refuses others.
 pub const TRL_VERSIONS: [(&str, &str); 3] = [("trl", "1.16.0"), ("transformers", "5.23.0"), ("accelerate", "1.15.0")];
 
@@ -183,12 +186,12 @@ pub fn write(spec: &TrainSpec, folder: &Path) -> Result<Written, Error> {
     let config = config(spec)?;
     let io = |error| aloe_record::Error::io("create", folder)(error);
     std::fs::create_dir_all(folder).map_err(io)?;
-    aloe_record::atomic::write(&folder.join("engine.yaml"), config.as_bytes())?;
+    aloe_record::atomic::write(&folder.join(CONFIG), config.as_bytes())?;
     aloe_record::atomic::write(&folder.join("engine.py"), LAUNCHER.as_bytes())?;
     aloe_record::atomic::write_json(&folder.join("expected.json"), &spec.expectation())?;
     Ok(Written {
         command: command(spec),
-        files: ["engine.yaml", "engine.py", "expected.json"].map(str::to_owned).to_vec(),
+        files: [CONFIG, "engine.py", "expected.json"].map(str::to_owned).to_vec(),
         notices: asked::notices(spec),
     })
 }
@@ -246,7 +249,7 @@ fn command(spec: &TrainSpec) -> Vec<String> {
         of_stage("engine.py"),
         module(spec).to_owned(),
         "--config".to_owned(),
-        of_stage("engine.yaml"),
+        of_stage(CONFIG),
     ]
 }
 

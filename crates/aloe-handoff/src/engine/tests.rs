@@ -2,7 +2,7 @@
 //! `tests/engine.rs`.
 
 use super::*;
-use aloe_train::{LoraConfig, OnNonFinite, OnSpike, PreferenceLoss, ReferenceAt, TrainDtype};
+use aloe_train::{LoraBase, LoraConfig, LoraTarget, OnNonFinite, OnSpike, PreferenceLoss, ReferenceAt, TrainDtype};
 
 fn resources(n_nodes: u32, gpus_per_node: u32) -> Resources {
     Resources { n_nodes, gpus_per_node, cpus_per_node: 2, time_limit_s: 60 }
@@ -29,11 +29,17 @@ fn sft() -> SftConfig {
     SftConfig { epochs: Some(1), dtype: TrainDtype::F32, ..SftConfig::default() }
 }
 
+fn with_lora(lora: LoraConfig) -> SftConfig {
+    SftConfig { lora: Some(lora), ..sft() }
+}
+
 #[test]
 fn every_setting_that_trl_lacks_is_refused_by_its_name_and_all_are_told_together() {
     let dpo = DpoConfig::default();
     let sft_cases = [
-        ("lora", SftConfig { lora: Some(LoraConfig::default()), ..sft() }),
+        ("lora.base", with_lora(LoraConfig { base: LoraBase::Q8, ..LoraConfig::default() })),
+        ("lora.train_embeddings", with_lora(LoraConfig { train_embeddings: true, ..LoraConfig::default() })),
+        ("lora.alpha = 1.5", with_lora(LoraConfig { alpha: 1.5, ..LoraConfig::default() })),
         ("eval_every", SftConfig { eval_every: 5, ..sft() }),
         ("patience", SftConfig { patience: 1, ..sft() }),
         ("keep_best", SftConfig { keep_best: true, ..sft() }),
@@ -119,6 +125,22 @@ fn the_start_script_stops_at_the_step_at_which_our_own_trainer_would() {
     assert_eq!(said, expected);
 }
 
+/// Keys of TRL's ModelConfig and of axolotl's schema; names as PEFT has them, in the model's order.
+#[test]
+fn rank_alpha_targets_and_dropout_of_lora_become_the_engines_keys() {
+    let targets = vec![LoraTarget::DownProj, LoraTarget::QProj];
+    let lora = LoraConfig { rank: 8, alpha: 24.0, dropout: 0.05, targets, ..LoraConfig::default() };
+    let keys = "\nlora_r: 8\nlora_alpha: 24\nlora_dropout: 0.05\nlora_target_modules: [q_proj, down_proj]\n";
+    for (trainer, first) in [(Trainer::Trl, "\nuse_peft: true"), (Trainer::Axolotl, "\nadapter: lora")] {
+        let text = config(&TrainSpec { trainer, ..spec(Settings::Sft(with_lora(lora.clone()))) }).unwrap();
+        assert!(text.contains(&format!("{first}{keys}")), "{text}");
+    }
+    let pairs = DpoConfig { lora: Some(lora), dtype: TrainDtype::F32, ..DpoConfig::default() };
+    assert!(config(&spec(Settings::Dpo(pairs))).unwrap().contains("\ndisable_dropout: false\n"));
+    let without = DpoConfig { lora: Some(LoraConfig::default()), dtype: TrainDtype::F32, ..DpoConfig::default() };
+    assert!(!config(&spec(Settings::Dpo(without))).unwrap().contains("disable_dropout"));
+}
+
 #[test]
 fn what_axolotl_lacks_beyond_trl_is_refused_by_its_name() {
     let of = |settings, resources| TrainSpec { trainer: Trainer::Axolotl, resources, ..spec(settings) };
@@ -129,7 +151,20 @@ fn what_axolotl_lacks_beyond_trl_is_refused_by_its_name() {
         ("warmup_steps = 1", of(sft_of(SftConfig { warmup_steps: 1, ..sft() }), gpus)),
         ("dtype = \"bf16\"", of(sft_of(SftConfig { dtype: TrainDtype::Bf16, ..sft() }), none)),
         ("nodes = 2", of(sft_of(sft()), resources(2, 0))),
-        ("lora", of(sft_of(SftConfig { lora: Some(LoraConfig::default()), ..sft() }), gpus)),
+        (
+            "lora.train_embeddings",
+            of(sft_of(with_lora(LoraConfig { train_embeddings: true, ..LoraConfig::default() })), gpus),
+        ),
+        (
+            "lora.dropout",
+            of(
+                Settings::Dpo(DpoConfig {
+                    lora: Some(LoraConfig { dropout: 0.1, ..LoraConfig::default() }),
+                    ..DpoConfig::default()
+                }),
+                gpus,
+            ),
+        ),
         ("nll_weight", of(Settings::Dpo(DpoConfig { nll_weight: 0.2, ..DpoConfig::default() }), gpus)),
     ] {
         let error = config(&found).expect_err(name).to_string();

@@ -5,12 +5,12 @@
 //! The values' meaning was read in TRL 1.16.0 and transformers 5.23.0; `oracles/engine_trl.py` has TRL's own parser take them.
 
 use super::asked::{
-    attention, curve, first_warmup_steps, layer_class, loop_of, losses, n_kept, refused_by_all, refused_of_pairs,
-    shares,
+    attention, curve, first_warmup_steps, layer_class, loop_of, lora_dropout, lora_targets, losses, n_kept,
+    refused_by_all, refused_of_pairs, shares,
 };
 use super::yaml::Item;
 use super::{Settings, TrainSpec};
-use aloe_train::{DpoConfig, SftConfig, TrainDtype};
+use aloe_train::{DpoConfig, LoraConfig, SftConfig, TrainDtype};
 
 /// What TRL cannot do of our settings.
 pub(super) fn refused(spec: &TrainSpec) -> Vec<String> {
@@ -39,9 +39,22 @@ pub(super) fn config(spec: &TrainSpec) -> Vec<(&'static str, Item)> {
         Settings::Sft(config) => entries.extend(sft(config)),
         Settings::Dpo(config) => entries.extend(dpo(config)),
     }
+    entries.extend(loop_of(&spec.settings).lora.into_iter().flat_map(lora));
     entries.extend(common(spec));
     entries.extend(machine(spec));
     entries
+}
+
+/// PEFT's updates; the start script gives them our own trainer's values to begin with.
+fn lora(lora: &LoraConfig) -> Vec<(&'static str, Item)> {
+    vec![
+        ("use_peft", true.into()),
+        ("lora_r", lora.rank.into()),
+        // Whole, or refused.
+        ("lora_alpha", (lora.alpha as u64).into()),
+        ("lora_dropout", lora_dropout(lora)),
+        ("lora_target_modules", lora_targets(lora)),
+    ]
 }
 
 /// Packed rows with their documents' lengths: TRL's collator takes them as they are.
@@ -65,6 +78,10 @@ fn dpo(config: &DpoConfig) -> Vec<(&'static str, Item)> {
     }
     entries.push(("label_smoothing", config.label_smoothing.into()));
     entries.push(("precompute_ref_log_probs", true.into()));
+    if config.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0) {
+        // TRL turns all dropout off, that of the updates too.
+        entries.push(("disable_dropout", false.into()));
+    }
     entries
 }
 

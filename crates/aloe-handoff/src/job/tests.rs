@@ -297,11 +297,17 @@ fn two_sessions_without_a_newer_checkpoint_fail_the_third_and_one_with_it_begins
 #[test]
 fn a_failure_names_the_engines_log_and_its_last_words_and_a_check_the_jobs_own() {
     let dir = tempfile::tempdir().unwrap();
-    run_folder(dir.path(), "mkdir -p work/a; seq 9 > work/a/engine.log; test -e good", "exit 3");
+    run_folder(dir.path(), "mkdir -p work/a; seq 9 > work/a/engine.log; false", "exit 3");
     to_trl(dir.path());
     let failed = run_plain(dir.path(), "7", "a");
     assert_eq!(failed, Outcome::Failed("run.sh: exit code 1; work/a/engine.log ends with: 7 | 8 | 9".into()));
-    std::fs::write(dir.path().join("good"), "").unwrap();
+    // The next session ends before its engine is started.
+    std::fs::write(dir.path().join("stages/a/run.sh"), "exit 2").unwrap();
+    std::fs::write(dir.path().join("state/a/slurm-9.log"), "error: the rows are others\n").unwrap();
+    let failed = run_plain(dir.path(), "9", "a");
+    let said = "run.sh: exit code 2; state/a/slurm-9.log ends with: error: the rows are others";
+    assert_eq!(failed, Outcome::Failed(said.into()));
+    std::fs::write(dir.path().join("stages/a/run.sh"), "true").unwrap();
     std::fs::write(dir.path().join("state/a/slurm-8.log"), "work/a: 2 findings\n\n").unwrap();
     let failed = run_plain(dir.path(), "8", "a");
     assert_eq!(

@@ -1,5 +1,5 @@
 //! A checked folder as a stage's output: `master/` (f32, as it came back) and `model/` (its bf16 export), as our own trainer writes them,
-//! with the start's tokenizer and template.
+//! with the start's tokenizer and template. Of low-rank updates `adapter/`, and the others with the updates merged in.
 
 use super::{Expectation, Verdict};
 use crate::engine::Error;
@@ -53,7 +53,10 @@ pub fn import(
     if !verdict.is_good() {
         return Err(Error::Unverified { findings: verdict.findings.iter().map(ToString::to_string).collect() });
     }
-    let export = aloe_train::hand_back(&expected.start, folder, text, out)?;
+    let export = match expected.lora() {
+        Some(lora) => aloe_train::hand_back_adapter(&expected.start, folder, &lora, text, out)?,
+        None => aloe_train::hand_back(&expected.start, folder, text, out)?,
+    };
     let facts = &verdict.facts;
     let engine = if facts.versions.contains_key("axolotl") { "axolotl" } else { "trl" };
     let tenth = (facts.losses.len() / 10).max(1).min(facts.losses.len());

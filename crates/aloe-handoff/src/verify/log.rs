@@ -38,6 +38,8 @@ fn sessions(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectati
     if begun.is_empty() {
         findings.add(SESSIONS, "begin", "at least one session", "none");
     }
+    // What earlier sessions trained was thrown away where a later one began at the start.
+    let first = begun.iter().rposition(|session| session["step"].as_u64() == Some(0)).unwrap_or(0);
     for (at, session) in begun.iter().enumerate() {
         let what = |key: &str| format!("{key} of session {}", at + 1);
         for (key, planned) in [("world_size", expected.world_size), ("n_hosts", expected.n_nodes)] {
@@ -47,6 +49,12 @@ fn sessions(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectati
         }
         if session["max_steps"].as_u64() != Some(expected.n_steps) {
             findings.add(SESSIONS, what("max_steps"), expected.n_steps, &session["max_steps"]);
+        }
+        if let (Some(rows), Some(found)) = (&expected.rows_sha256, session["rows_sha256"].as_str())
+            && at >= first
+            && rows != found
+        {
+            findings.add(SESSIONS, what("rows_sha256"), rows, found);
         }
         for (package, version) in &expected.versions {
             if session["versions"][package].as_str() != Some(version) {

@@ -26,6 +26,15 @@ struct Entry {
     sha256: String,
 }
 
+/// What a training's checkpoints must have been trained with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrainedWith {
+    /// Digest of the stage's `inputs.sha256` and, where its own job rendered the rows, `rendered.sha256`.
+    pub digest: String,
+    /// Where it did, digest of `inputs.sha256` alone: all that a checkpoint tells that an earlier version saved.
+    pub of_plan: Option<String>,
+}
+
 /// The checkpoint to go on from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewestCheckpoint {
@@ -40,8 +49,8 @@ pub fn newest_checkpoint(work: &Path) -> NewestCheckpoint {
     newest_checkpoint_of(work, None)
 }
 
-/// The same, of a training whose `inputs.sha256` has this digest: one of other rows or settings is passed over.
-pub fn newest_checkpoint_of(work: &Path, inputs: Option<&str>) -> NewestCheckpoint {
+/// The same, of a training with these inputs: one of other rows or settings is passed over, and one that does not tell its rows.
+pub fn newest_checkpoint_of(work: &Path, inputs: Option<&TrainedWith>) -> NewestCheckpoint {
     let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("checkpoint-")?.parse::<u64>().ok();
     let entries = std::fs::read_dir(work).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut folders: Vec<(u64, PathBuf)> = entries.filter_map(|path| Some((step(&path)?, path))).collect();
@@ -81,6 +90,16 @@ pub fn seal(folder: &Path, step: u64) -> Result<(), aloe_record::Error> {
     atomic::write_json(&folder.join(NAME), &manifest)
 }
 
+/// Removes the manifest of a folder, where it has one: what is in it is not what is asked for any more.
+pub fn unseal(folder: &Path) -> Result<bool, aloe_record::Error> {
+    let path = folder.join(NAME);
+    match std::fs::remove_file(&path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(aloe_record::Error::io("remove", &path)(error)),
+    }
+}
+
 /// A folder that was sealed must still be what it was.
 pub(super) fn check(findings: &mut Findings<'_>) {
     let folder = findings.folder.to_path_buf();
@@ -103,18 +122,26 @@ fn read(folder: &Path) -> Result<Manifest, String> {
 }
 
 /// What a checkpoint's manifest lacks of one that a training can go on from, whatever its files hold.
-fn gaps(manifest: &Manifest, step: u64, inputs: Option<&str>) -> Vec<String> {
+fn gaps(manifest: &Manifest, step: u64, inputs: Option<&TrainedWith>) -> Vec<String> {
     let mut gaps = Vec::new();
     if manifest.step != step {
         gaps.push(format!("its manifest is of step {}", manifest.step));
     }
-    if let (Some(found), Some(expected)) = (&manifest.inputs, inputs)
-        && found != expected
+    let found = manifest.inputs.as_ref();
+    if let Some(expected) = inputs
+        && found != Some(&expected.digest)
     {
-        gaps.push(
-            "it was trained with other rows or settings than inputs.sha256 and rendered.sha256 of the stage say"
-                .to_owned(),
-        );
+        // A run folder with work in it is not planned anew, so what was planned is what a checkpoint was trained with.
+        let is_untold = found.is_none() || found == expected.of_plan.as_ref();
+        if !is_untold {
+            let text =
+                "it was trained with other rows or settings than inputs.sha256 and rendered.sha256 of the stage say";
+            gaps.push(text.to_owned());
+        } else if expected.of_plan.is_some() {
+            gaps.push(
+                "an earlier version of aloe saved it without a note of the rows that it was trained with".to_owned(),
+            );
+        }
     }
     // `model.safetensors`, its shards, `pytorch_model_fsdp..`, `adapter_model..`; `optimizer.pt`, `optimizer.bin`, `optimizer_0/..`.
     let has =

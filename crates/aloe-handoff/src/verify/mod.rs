@@ -5,14 +5,16 @@
 //! and gives all findings, each with file, tensor or key, what was expected and what was found. It changes nothing; [`seal`] writes the
 //! digests of a folder that passed, and [`fn@import`] makes a stage's output of it.
 
+mod adapter;
 mod import;
 mod log;
 mod manifest;
 mod text;
 mod weights;
 
+use aloe_train::LoraConfig;
 pub use import::{ImportReport, import};
-pub use manifest::{NewestCheckpoint, newest_checkpoint, newest_checkpoint_of, seal};
+pub use manifest::{NewestCheckpoint, TrainedWith, newest_checkpoint, newest_checkpoint_of, seal, unseal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -48,6 +50,13 @@ pub struct Expectation {
     pub chunks: Vec<Chunk>,
     /// What the record of the taken-over stage says beside what was found.
     pub stage: PlannedStage,
+}
+
+impl Expectation {
+    /// Settings of the low-rank updates that come back in place of weights, where the stage trains those.
+    pub(crate) fn lora(&self) -> Option<LoraConfig> {
+        serde_json::from_value(self.stage.config["lora"].clone()).ok()
+    }
 }
 
 /// A chunk of a preference stage's pairs.
@@ -179,7 +188,10 @@ pub fn check(folder: &Path, expected: &Expectation) -> Verdict {
     let mut facts = Facts::default();
     log::check(&mut findings, &mut facts, expected);
     text::check(&mut findings, expected);
-    weights::check(&mut findings, &mut facts, expected);
+    match expected.lora() {
+        Some(lora) => adapter::check(&mut findings, &mut facts, expected, &lora),
+        None => weights::check(&mut findings, &mut facts, expected),
+    }
     manifest::check(&mut findings);
     Verdict { findings: findings.list, notices: findings.notices, facts }
 }

@@ -1,6 +1,8 @@
 //! Planted faults, each caught with the right file and name, and folders without one, none of which is refused. The folders are made
 //! here, byte by byte, not by the writers that the checker's readers belong to.
 
+mod adapter;
+
 use super::*;
 use aloe_model::testing::{Tiny, fill, tiny_config};
 use aloe_model::{Config, arch};
@@ -591,7 +593,8 @@ fn a_checkpoint_of_another_step_or_other_inputs_or_without_an_optimizer_is_passe
     checkpoint(30, 30, "ours", &["model.safetensors", "trainer_state.json"]);
     checkpoint(40, 30, "ours", &whole);
     checkpoint(50, 50, "of another recipe", &whole);
-    let newest = newest_checkpoint_of(dir.path(), Some("ours"));
+    let ours = TrainedWith { digest: "ours".into(), of_plan: None };
+    let newest = newest_checkpoint_of(dir.path(), Some(&ours));
     assert_eq!(newest.found, Some((dir.path().join("checkpoint-10"), 10)));
     let reasons = ["other rows or settings", "of step 30", "names no optimizer", "names no weights"];
     assert_eq!(newest.passed_over.len(), reasons.len(), "{newest:?}");
@@ -599,4 +602,50 @@ fn a_checkpoint_of_another_step_or_other_inputs_or_without_an_optimizer_is_passe
         assert!(found.contains(reason), "{found} does not say {reason}");
     }
     assert_eq!(newest_checkpoint(dir.path()).found, Some((dir.path().join("checkpoint-50"), 50)));
+    // Where a job rendered the rows, an earlier version noted the plan alone, or nothing.
+    checkpoint(60, 60, "the plan", &whole);
+    checkpoint(70, 70, "", &whole);
+    let untold = dir.path().join("checkpoint-70/MANIFEST.json");
+    let text = std::fs::read_to_string(&untold).unwrap();
+    std::fs::write(&untold, text.replace(r#""inputs":"""#, r#""inputs":null"#)).unwrap();
+    let rendered = TrainedWith { of_plan: Some("the plan".into()), ..ours.clone() };
+    let newest = newest_checkpoint_of(dir.path(), Some(&rendered));
+    assert_eq!(newest.found, Some((dir.path().join("checkpoint-10"), 10)));
+    for (found, step) in newest.passed_over.iter().zip([70, 60]) {
+        let said = format!("checkpoint-{step}: an earlier version of aloe saved it without a note of the rows");
+        assert!(found.contains(&said), "{found}");
+    }
+    assert!(newest.passed_over[2].contains("other rows or settings"), "{newest:?}");
+    // Where the plan has the rows, a checkpoint in its folder is of them.
+    assert_eq!(newest_checkpoint_of(dir.path(), Some(&ours)).found, Some((dir.path().join("checkpoint-70"), 70)));
+}
+
+/// The rows were made anew with as many of them, so that steps, shapes and losses tell nothing.
+#[test]
+fn a_model_of_other_rows_is_found_by_the_sessions_that_trained_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut expected = start(Tiny::Llama, &dir.path().join("start"));
+    let checked = |sessions: &[Value], expected: &Expectation, name: &str| {
+        let folder = dir.path().join(name);
+        Folder { sessions: sessions.to_vec(), ..Folder::good(Tiny::Llama) }.write(&folder);
+        check(&folder, expected).findings
+    };
+    let of = |step: u64, rows: &str| {
+        let mut session = begin(step);
+        session["rows_sha256"] = rows.into();
+        session
+    };
+    expected.rows_sha256 = Some("new".into());
+    let one = vec![of(0, "old"), end(N_STEPS)];
+    let two = vec![of(0, "new"), of(40, "old"), end(N_STEPS)];
+    for (name, sessions) in [("one", &one), ("two", &two)] {
+        let findings = checked(sessions, &expected, name);
+        assert!(
+            findings.len() == 1 && findings[0].what == format!("rows_sha256 of session {}", sessions.len() - 1),
+            "{findings:#?}"
+        );
+        assert_eq!((findings[0].expected.as_str(), findings[0].found.as_str()), ("new", "old"));
+    }
+    assert_eq!(checked(&[of(0, "old"), of(20, "old"), of(0, "new"), end(N_STEPS)], &expected, "anew"), []);
+    assert_eq!(checked(&[begin(0), end(N_STEPS)], &expected, "of an earlier version's start script"), []);
 }

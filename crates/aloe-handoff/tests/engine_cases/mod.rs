@@ -5,7 +5,7 @@ use aloe_handoff::engine::{Settings, TrainSpec};
 use aloe_handoff::verify::Counts;
 use aloe_handoff::{Resources, Trainer};
 use aloe_model::Arch;
-use aloe_train::{Decay, DpoConfig, OnSpike, PreferenceLoss, SftConfig, TrainDtype};
+use aloe_train::{Decay, DpoConfig, LoraConfig, LoraTarget, OnSpike, PreferenceLoss, SftConfig, TrainDtype};
 
 fn spec(settings: Settings, n_nodes: u32, gpus_per_node: u32) -> TrainSpec {
     let name = if matches!(settings, Settings::Sft(_)) { "sft" } else { "dpo" };
@@ -46,6 +46,9 @@ pub(crate) fn cases() -> Vec<(String, TrainSpec)> {
     add("sft-no-checkpoints", of_sft(SftConfig { checkpoint_every: 0, seed: 7, ..sft.clone() }, 1, 4));
     add("sft-keep-spikes", of_sft(SftConfig { on_spike: OnSpike::Keep, keep_last: 5, ..sft.clone() }, 1, 4));
     add("sft-neftune", of_sft(SftConfig { neftune_alpha: 5.0, ..sft.clone() }, 1, 4));
+    let lora = LoraConfig { rank: 8, alpha: 16.0, dropout: 0.05, ..LoraConfig::default() };
+    add("sft-lora", of_sft(SftConfig { lora: Some(lora.clone()), ..sft.clone() }, 1, 4));
+    add("sft-lora-cpu", of_sft(SftConfig { lora: Some(lora.clone()), dtype: TrainDtype::F32, ..sft.clone() }, 1, 0));
     add("sft-qwen2", TrainSpec { arch: Arch::Qwen2, ..of_sft(sft.clone(), 1, 4) });
     add("sft-mistral", TrainSpec { arch: Arch::Mistral, ..of_sft(SftConfig { betas: [0.9, 0.95], ..sft }, 1, 4) });
     let dpo = DpoConfig { batch_size: 32, ..DpoConfig::default() };
@@ -63,6 +66,9 @@ pub(crate) fn cases() -> Vec<(String, TrainSpec)> {
         let label_smoothing = if loss == PreferenceLoss::Robust { 0.1 } else { 0.0 };
         add(&format!("dpo-{name}"), of_dpo(DpoConfig { loss, label_smoothing, beta: 0.05, ..dpo.clone() }, 1, 4));
     }
+    let few = LoraConfig { targets: vec![LoraTarget::QProj, LoraTarget::VProj], dropout: 0.0, ..lora.clone() };
+    add("dpo-lora", of_dpo(DpoConfig { lora: Some(few), ..dpo.clone() }, 1, 4));
+    add("dpo-lora-dropout", of_dpo(DpoConfig { lora: Some(lora), ..dpo.clone() }, 1, 4));
     let chunks = of_dpo(DpoConfig { chunks: 3, warmup_ratio: 0.1, ..dpo.clone() }, 8, 4);
     add("dpo-chunks", TrainSpec { chunk_steps: vec![80; 3], ..chunks });
     let nll = DpoConfig { nll_weight: 0.2, batch_size: 4, micro_batch_size: 4, ..dpo };
@@ -70,10 +76,11 @@ pub(crate) fn cases() -> Vec<(String, TrainSpec)> {
     found
 }
 
-/// The same stages for axolotl, but for those that it refuses: several processes and bf16 without GPUs, several packed rows at once.
+/// The same stages for axolotl, but for those that it refuses: several processes and bf16 without GPUs, several packed rows at once, dropout
+/// for pairs.
 #[allow(dead_code, reason = "each user takes a part of this file")]
 pub(crate) fn axolotl_cases() -> Vec<(String, TrainSpec)> {
-    let refused = ["sft-cpu-2-nodes", "sft-micro-batch"];
+    let refused = ["sft-cpu-2-nodes", "sft-micro-batch", "dpo-lora-dropout"];
     let of = |(name, spec): (String, TrainSpec)| (name, TrainSpec { trainer: Trainer::Axolotl, ..spec });
     cases().into_iter().filter(|(name, _)| !refused.contains(&name.as_str())).map(of).collect()
 }

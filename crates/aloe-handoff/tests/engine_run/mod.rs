@@ -11,7 +11,7 @@ use aloe_model::{CheckpointWriter, Config};
 use aloe_record::{Cancel, CounterRng, Progress};
 use aloe_tensor::{Device, Dtype};
 use aloe_text::{Conversation, Message, Pair, TextModel};
-use aloe_train::{Context, DpoConfig, DpoInputs, DpoRow, SftConfig, SftInputs, SftRow, TrainDtype};
+use aloe_train::{Context, DpoConfig, DpoInputs, DpoRow, LoraConfig, SftConfig, SftInputs, SftRow, TrainDtype};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -22,10 +22,14 @@ pub(crate) enum Kind {
     Dpo,
     /// Pairs in two chunks.
     Chunks,
+    /// Conversations, low-rank updates alone.
+    Lora,
+    /// Pairs, the same.
+    LoraDpo,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 3] = [Self::Sft, Self::Dpo, Self::Chunks];
+    pub(crate) const ALL: [Self; 5] = [Self::Sft, Self::Dpo, Self::Chunks, Self::Lora, Self::LoraDpo];
 
     /// The stage's name.
     pub(crate) fn name(self) -> &'static str {
@@ -33,6 +37,8 @@ impl Kind {
             Self::Sft => "sft",
             Self::Dpo => "dpo",
             Self::Chunks => "chunks",
+            Self::Lora => "lora",
+            Self::LoraDpo => "lora-dpo",
         }
     }
 }
@@ -132,6 +138,15 @@ pub(crate) fn settings(kind: Kind) -> Settings {
             checkpoint_every: 4,
             ..DpoConfig::default()
         }),
+        // Of a rate at which updates move the losses by more than what they are held to.
+        Kind::Lora => match settings(Kind::Sft) {
+            Settings::Sft(config) => Settings::Sft(SftConfig { lora: Some(lora()), lr: 2e-2, ..config }),
+            other => other,
+        },
+        Kind::LoraDpo => match settings(Kind::Dpo) {
+            Settings::Dpo(config) => Settings::Dpo(DpoConfig { lora: Some(lora()), lr: 2e-2, ..config }),
+            other => other,
+        },
         Kind::Chunks => Settings::Dpo(DpoConfig {
             chunks: 2,
             batch_size: 2,
@@ -146,14 +161,19 @@ pub(crate) fn settings(kind: Kind) -> Settings {
     }
 }
 
+fn lora() -> LoraConfig {
+    use aloe_train::LoraTarget::*;
+    LoraConfig { rank: 4, alpha: 12.0, targets: vec![QProj, VProj, OProj, DownProj], ..LoraConfig::default() }
+}
+
 /// Writes base, rows, configuration and start script into `run`, for `n_nodes` machines without GPUs.
 pub(crate) fn write_run(trainer: Trainer, run: &Path, kind: Kind, n_nodes: u32) -> (TrainSpec, Rendered) {
     let base = run.join("out/base");
     let model = write_base(&base);
     let text = TextModel::open(&base).unwrap();
     let rows = match kind {
-        Kind::Sft => Rows::Sft(sft_rows(), Vec::new()),
-        Kind::Dpo | Kind::Chunks => Rows::Dpo(dpo_rows(), Vec::new()),
+        Kind::Sft | Kind::Lora => Rows::Sft(sft_rows(), Vec::new()),
+        Kind::Dpo | Kind::Chunks | Kind::LoraDpo => Rows::Dpo(dpo_rows(), Vec::new()),
     };
     let mut settings = settings(kind);
     if let (Trainer::Axolotl, Settings::Sft(config)) = (trainer, &mut settings) {

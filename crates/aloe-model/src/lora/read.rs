@@ -11,10 +11,17 @@ use std::path::{Path, PathBuf};
 
 /// What PEFT puts before the names of a model's tensors.
 pub(super) const PREFIX: &str = "base_model.model.";
-pub(super) const CONFIG: &str = "adapter_config.json";
-pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
+/// The file of an adapter's settings.
+pub const CONFIG: &str = "adapter_config.json";
+/// The file of an adapter's tensors.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// Key of the tensor file's metadata for the digest of the base's weights.
 pub(super) const BASE_DIGEST: &str = "base_sha256";
+
+/// What an adapter's file calls a tensor: of a model, or of [`super::LoraShape::tensors`].
+pub fn name_in_adapter(hf_name: &str) -> String {
+    format!("{PREFIX}{hf_name}")
+}
 
 /// An opened adapter.
 pub struct LoraAdapter {

@@ -11,6 +11,7 @@ use super::data_shards;
 use super::stages::{self, Compared};
 use crate::failure::Failure;
 use crate::handoff::job_share;
+use crate::lineage;
 use crate::recipe::checked::Stage;
 use crate::recipe::eval_stage::EvalStage;
 use crate::recipe::stage_config::StageConfig;
@@ -135,14 +136,14 @@ fn record_of(part: &Path, shard: Shard<'_>) -> anyhow::Result<Record> {
 
 /// The processor that made a finished shard; it must be that of these settings and inputs.
 fn maker_of(shard: Shard<'_>, job: &Job<'_>, context: &Context) -> anyhow::Result<Isa> {
-    let part = job.out.display();
-    let state = shard::name_of(shard.of, shard.index, shard.n);
-    made_on(context, job)?.ok_or_else(|| {
-        let text = format!(
-            "{part} is not the shard of these settings and inputs, or its files were changed: remove {part} and state/{state} and run it again"
-        );
-        Failure::usage(text).into()
-    })
+    let what = "is not the shard of these settings and inputs, or its files were changed";
+    made_on(context, job)?.ok_or_else(|| run_again(shard, job.out, what))
+}
+
+/// Why a finished shard is not gathered, and what to do.
+fn run_again(shard: Shard<'_>, part: &Path, what: &str) -> anyhow::Error {
+    let (part, state) = (part.display(), shard::name_of(shard.of, shard.index, shard.n));
+    Failure::usage(format!("{part} {what}: remove {part} and state/{state} and run it again")).into()
 }
 
 fn gather_answers(
@@ -172,6 +173,11 @@ fn gather_answers(
         let inputs = inputs_of_part(inputs);
         let job = job_of(&config, stage, &inputs, &part, &served)?;
         made_by.insert(maker_of(shard, &job, context)?.name());
+        // The marks of questions that were trained on stand in its samples.
+        if lineage::has_changed(&record, &inputs) {
+            let what = "was held against other training rows than its model has now";
+            return Err(run_again(shard, &part, what));
+        }
         parts.push(part);
     }
     let mut job = job_of(&stage.config, stage, inputs, out, &served)?;

@@ -5,10 +5,10 @@
 //! job, and `results.handoff` tells engine, versions, devices and their hours.
 
 use crate::failure::Failure;
-use crate::handoff::job_share;
+use crate::handoff::{job_share, rendered};
 use crate::recipe::checked::Stage;
 use crate::recipe::stage_config::StageConfig;
-use crate::stage::{Context, Done, Inputs, Job, execute};
+use crate::stage::{Context, Done, Inputs, Job, execute, single};
 use aloe_handoff::plan::is_run_folder;
 use aloe_handoff::verify::{self, Expectation, ImportReport, PlannedStage, Verdict};
 use aloe_handoff::{RunPlan, Trainer, engine, state};
@@ -37,11 +37,17 @@ pub(crate) fn run(
         extra_files: Vec::new(),
         out,
     };
-    execute(context, &job, |folder, record| take_over(stage, trainer, folder, record))
+    execute(context, &job, |folder, record| take_over(stage, trainer, inputs, folder, record))
 }
 
 /// Checks what the trainer left in `work/NAME` of the run folder that is the current one, and writes it as our own trainer would.
-fn take_over(stage: &Stage, trainer: Trainer, folder: &Path, record: &mut Record) -> anyhow::Result<()> {
+fn take_over(
+    stage: &Stage,
+    trainer: Trainer,
+    inputs: &Inputs,
+    folder: &Path,
+    record: &mut Record,
+) -> anyhow::Result<()> {
     let run = Path::new(".");
     if !is_run_folder(run) {
         let text = format!(
@@ -53,6 +59,7 @@ fn take_over(stage: &Stage, trainer: Trainer, folder: &Path, record: &mut Record
     }
     let plan = RunPlan::read(run)?;
     let planned = plan.stage(&stage.name)?;
+    rendered::refuse_others(planned, single(inputs, "data", &planned.kind)?)?;
     // Before the check and the import, whose time is this record's own.
     let trained_s = state::read(run, &stage.name)?.worked_s(state::now_unix_s()) as f64;
     let expected: Expectation = atomic::read_json(&planned.folder.join("expected.json"))?;

@@ -1,6 +1,6 @@
 //! The folder of one planned stage: its scripts, digests and, for a foreign trainer, its rows and configuration. Called in the run folder.
 
-use super::rendered;
+use super::rendered::{self, MadeOf};
 use super::start::{self, Start};
 use super::write::inputs_of;
 use crate::commands::rows;
@@ -153,12 +153,12 @@ pub(crate) fn render(
     cluster: &Cluster,
 ) -> anyhow::Result<Vec<String>> {
     let text = start::of(recipe, stage, cluster)?.text;
-    let made_of = rendered::made_of(planned, &single(recipe, stage, "data")?, &text)?;
+    let made_of = MadeOf::of(planned, &single(recipe, stage, "data")?, &text)?;
     if rendered::is_there(planned, &made_of) {
         return Ok(vec![format!("the rows of {} are those of an earlier session", planned.name)]);
     }
     let work = foreign(recipe, stage, planned, cluster)?;
-    rendered::note(planned, &made_of, &work.files)?;
+    rendered::note(planned, made_of, &work.files)?;
     Ok(work.notices)
 }
 

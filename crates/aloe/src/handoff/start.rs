@@ -8,7 +8,7 @@ use crate::stage::model_of;
 use aloe_handoff::Cluster;
 use aloe_handoff::plan::model_folder;
 use aloe_merge::MergeConfig;
-use aloe_merge::config::TokenizerSource;
+use aloe_merge::config::{TokenizerSource, split_adapter};
 use aloe_model::{Config, ModelSource};
 use aloe_text::TextModel;
 use std::collections::BTreeMap;
@@ -171,9 +171,11 @@ fn parsed(merge: &MergeStage) -> Option<MergeConfig> {
     MergeConfig::parse(&merge.yaml, Path::new("yaml")).ok()
 }
 
+/// The input that a merge knows a model by; of `model+adapter` that of the model, whose shape and tokenizer an adapter leaves as they are.
 fn input_of_model<'s>(stage: &'s Stage, config: &MergeConfig, at: usize) -> Option<&'s Input> {
-    let name = &config.models.get(at)?.name;
-    stage.from.iter().find(|(key, _)| key == name).and_then(|(_, inputs)| inputs.first())
+    let name = config.models.get(at)?.name.as_str();
+    let input = |name: &str| stage.from.iter().find(|(key, _)| key == name).and_then(|(_, inputs)| inputs.first());
+    input(name).or_else(|| input(split_adapter(name)[0]))
 }
 
 /// The folder whose weights a stage will start from, relative to the run folder: the f32 masters that a training stage or a merge writes

@@ -160,7 +160,12 @@ pub(crate) fn estimate(row: &Row, asked: Resources, site: &Site) -> Option<AtSit
         let divided = |bytes: f64| bytes * parameters / gpus;
         let at_once = row.tokens_at_once.or(row.max_len).map(|n_tokens| n_tokens as f64);
         let rest = shape.zip(at_once).map(|(shape, n_tokens)| shape.undivided_bytes(n_tokens, row.recompute));
-        ([divided(16.0), divided(18.0)], rest)
+        // Weights that LoRA freezes are held as f32 and have nothing beside them.
+        let state = |bytes: f64| match row.n_updates {
+            Some(n_updates) => divided(4.0) + bytes * n_updates as f64 / gpus,
+            None => divided(bytes),
+        };
+        ([state(16.0), state(18.0)], rest)
     } else {
         // Each server is split over its GPUs, or where the site says nothing over those of one node.
         let gpus = site.gpus_of_server.filter(|gpus| *gpus > 0).unwrap_or(asked.gpus_per_node);
@@ -177,7 +182,9 @@ pub(crate) fn estimate(row: &Row, asked: Resources, site: &Site) -> Option<AtSit
         let attention = shape.zip(row.max_len).map_or(0.0, |(shape, len)| shape.attention_flops(len as f64));
         // The reference's forward pass of preference training is a third of a training step.
         let factor = if row.kind == "dpo" { 4.0 / 3.0 } else { 1.0 };
-        factor * tokens * (6.0 * parameters + attention) / (PEAK * mfu * gpus)
+        // Frozen weights have no gradient of their own.
+        let frozen = if row.n_updates.is_some() { 2.0 * parameters } else { 0.0 };
+        tokens * (factor * (6.0 * parameters + attention) - frozen) / (PEAK * mfu * gpus)
     });
     let node_w = f64::from(asked.gpus_per_node) * site.gpu_watts.unwrap_or(GPU_W) + HOST_W;
     let kwh = seconds.map(|seconds| f64::from(asked.n_nodes) * node_w * seconds / 3.6e6);
@@ -194,11 +201,13 @@ pub(crate) fn estimate(row: &Row, asked: Resources, site: &Site) -> Option<AtSit
             warnings.push(format!("{TOO_LARGE} {needed:.0} GB of each GPU, which has {limit:.0}; {way_out}"));
         }
     }
-    let copies = if row.kind == "dpo" { 2.0 } else { 1.0 };
+    // The reference of LoRA is the policy without its updates.
+    let has_reference = row.kind == "dpo" && row.n_updates.is_none();
+    let copies = if has_reference { 2.0 } else { 1.0 };
     let node_bytes = is_training.then_some(4.0 * copies * parameters);
     if let Some((needed, limit)) = node_bytes.zip(site.node_bytes).filter(|(needed, limit)| needed > limit) {
         let (needed, limit) = (needed / 1e9, limit / 1e9);
-        let what = if row.kind == "dpo" { "policy and reference" } else { "the model" };
+        let what = if has_reference { "policy and reference" } else { "the model" };
         warnings.push(format!(
             "{TOO_LARGE} {needed:.0} GB of each node's own memory, which has {limit:.0}: the first process of a node loads {what} in f32, 4 \
              bytes a parameter, before they are divided; ask for nodes with more"
@@ -319,6 +328,20 @@ mod tests {
         let said = kept.too_large().next().unwrap();
         assert!(said.ends_with("write recompute = true in the recipe, or ask for more nodes"), "{said}");
         assert_eq!(recomputed.too_large().next(), None);
+    }
+
+    /// 4 x 8.03e9 / 4 = 8.03 GB a GPU, and 18 x 40e6 / 4 = 0.18; 4 of 6 FLOP a weight and token, for pairs 6 of 8; the reference is the policy.
+    #[test]
+    fn what_lora_freezes_costs_four_bytes_and_no_gradient() {
+        let row = |kind, n_updates| Row { n_updates, max_len: None, ..row(kind, 8_030_261_248, 1_000_000_000) };
+        let of = |kind, n_updates| estimate(&row(kind, n_updates), asked(1), &SITE).unwrap();
+        let (updates, all) = (of("sft", Some(40_000_000)), of("sft", None));
+        let gb = |bytes: f64| (bytes / 1e7).round() / 100.0;
+        assert_eq!((gb(updates.state_bytes[1]), gb(all.state_bytes[1])), (8.21, 36.14));
+        let share = |kind| of(kind, Some(1)).seconds.unwrap() / of(kind, None).seconds.unwrap();
+        assert!((share("sft") - 4.0 / 6.0).abs() < 1e-9 && (share("dpo") - 6.0 / 8.0).abs() < 1e-9);
+        let node = |n_updates| of("dpo", n_updates).node_bytes.unwrap();
+        assert_eq!(2.0 * node(Some(1)), node(None));
     }
 
     /// 4 x 70.55e9 bytes are 282 GB; with the reference 564.

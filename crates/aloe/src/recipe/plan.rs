@@ -59,6 +59,9 @@ pub(crate) struct Row {
     /// Whether a training stage computes its activations again instead of keeping them.
     #[serde(skip)]
     pub(crate) recompute: bool,
+    /// Weights that are trained beside frozen ones, about; none where all are trained.
+    #[serde(skip)]
+    pub(crate) n_updates: Option<u64>,
     /// The model's sizes, where a checkpoint is at hand.
     #[serde(skip)]
     pub(crate) shape: Option<Shape>,
@@ -412,10 +415,14 @@ fn trained_bytes(parameters: f64, lora: Option<&LoraConfig>, dtype: TrainDtype) 
         (LoraBase::Dense, TrainDtype::Bf16) => 2.0,
         (LoraBase::Dense, TrainDtype::F32) => 4.0,
     };
-    // All seven targets have about P^(2/3) elements a rank, embedding and head about a fifth of the model.
+    base * parameters + 20.0 * n_updates(parameters, lora)
+}
+
+/// Weights that LoRA trains, about: all seven targets have about P^(2/3) elements a rank, embedding and head about a fifth of the model.
+fn n_updates(parameters: f64, lora: &LoraConfig) -> f64 {
     let updates = lora.rank as f64 * parameters.powf(2.0 / 3.0) * lora.targets.len() as f64 / 7.0;
     let whole = if lora.train_embeddings { 0.2 * parameters } else { 0.0 };
-    base * parameters + 20.0 * (updates + whole)
+    updates + whole
 }
 
 /// Bytes of a `.gguf` model, which runs in its own blocks where no dtype is named.
@@ -442,6 +449,11 @@ fn row(recipe: &Recipe, stage: &Stage, known: &Known, speeds: &Speeds) -> Row {
         }
         _ => (None, None, false),
     };
+    let lora = match &stage.config {
+        StageConfig::Sft(config) => config.lora.as_ref(),
+        StageConfig::Dpo(config) => config.lora.as_ref(),
+        _ => None,
+    };
     Row {
         stage: stage.name.clone(),
         kind: stage.config.kind(),
@@ -456,6 +468,7 @@ fn row(recipe: &Recipe, stage: &Stage, known: &Known, speeds: &Speeds) -> Row {
         max_len,
         tokens_at_once,
         recompute,
+        n_updates: lora.zip(known.n_parameters).map(|(lora, n)| n_updates(n as f64, lora) as u64),
         shape: known.checkpoint.as_deref().and_then(Shape::of_checkpoint),
         is_measured: false,
         has_output: known.record.is_some(),

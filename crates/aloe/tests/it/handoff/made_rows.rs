@@ -191,7 +191,8 @@ fn rendered_in_the_job_as_beforehand(dir: &Path, model: &Path, made: &Path) {
         (String::from_utf8(output.stderr).unwrap(), output.status.code().unwrap())
     };
     let render = |is_known: bool| {
-        let (said, code) = job("work/sft/checkpoint-1");
+        let is_first = !later.join("stages/40-sft/rendered.sha256").exists();
+        let (said, code) = job(if is_first { "" } else { "work/sft/checkpoint-1" });
         assert_eq!(code, 0, "{said}");
         assert_eq!(said.contains("the rows of sft are those of an earlier session"), is_known, "{said}");
         of_engine(&later, "40-sft")
@@ -202,13 +203,77 @@ fn rendered_in_the_job_as_beforehand(dir: &Path, model: &Path, made: &Path) {
     let (beforehand, _) = planned(dir, "beforehand", model, &[TRAINED], &swaps);
     assert_eq!(rendered, of_engine(&beforehand, "10-sft"));
     assert_eq!(rendered, render(true), "a requeued job has the same");
-    let of_rows = || std::fs::read_to_string(later.join("stages/40-sft/rendered.sha256")).unwrap();
+    let list = later.join("stages/40-sft/rendered.sha256");
+    let of_rows = || std::fs::read_to_string(&list).unwrap();
     let known = of_rows();
-    assert!(known.contains("  data/sft/rendered.jsonl\n") && known.contains("/40-sft/engine.yaml\n"), "{known}");
+    let named: Vec<&str> = known.lines().map(|line| &line[66..]).collect();
+    assert_eq!(named, ["data/sft/rendered.jsonl", "stages/40-sft/engine.yaml"]);
+    let seal = later.join("work/sft/MANIFEST.json");
+    std::fs::create_dir_all(seal.parent().unwrap()).unwrap();
+    std::fs::write(&seal, "{}").unwrap();
     std::fs::write(later.join("data/sft/rendered.jsonl"), "").unwrap();
     assert_eq!(rendered, render(false), "a damaged file is made again");
-    // The data stage is made again with a row less: a checkpoint of the others is not gone on with.
-    let rows = later.join("out/rows");
+    // Another version's start script, and the list that it went by, which is what its checkpoints are known by.
+    let script = later.join("stages/40-sft/engine.py");
+    std::fs::write(&script, "import other").unwrap();
+    let longer = format!("{known}{}  stages/40-sft/engine.py\n", aloe_record::digest::file(&script).unwrap());
+    std::fs::write(&list, &longer).unwrap();
+    assert_eq!(rendered, render(false), "the start script is this version's again");
+    assert!(of_rows() == longer && seal.exists(), "the rows are the same: {}", of_rows());
+    // A version that noted nothing.
+    std::fs::remove_file(&list).unwrap();
+    let (said, code) = job("work/sft/checkpoint-1");
+    assert!(
+        code == 2 && said.contains("an earlier version of aloe saved work/sft/checkpoint-1 without a note"),
+        "{said}"
+    );
+    assert!(of_rows() == known && !seal.exists(), "{}", of_rows());
+    assert_eq!(rendered, render(true));
+    std::fs::write(&seal, "{}").unwrap();
+    other_rows(&later, &job, &list);
+    taken_over_with_its_own_rows_alone(&later);
+}
+
+/// The data stage is made again with a row less: neither a checkpoint of the others is gone on with nor a finished model of theirs taken over.
+fn other_rows(later: &Path, job: &dyn Fn(&str) -> (String, i32), list: &Path) {
+    let of_rows = || std::fs::read_to_string(list).unwrap();
+    let known = of_rows();
+    one_row_less(later);
+    let (said, code) = job("work/sft/checkpoint-1");
+    let others =
+        "data/sft/rendered.jsonl and stages/40-sft/engine.yaml of sft are others than those that work/sft/checkpoint-1";
+    assert!(code == 2 && said.contains(others) && said.contains("sft was trained with other rows"), "{said}");
+    assert!(known != of_rows() && !later.join("work/sft/MANIFEST.json").exists());
+    assert_eq!(job("").1, 0);
+    let expected = std::fs::read_to_string(later.join("stages/40-sft/expected.json")).unwrap();
+    let digest = aloe_record::digest::file(&later.join("data/sft/rendered.jsonl")).unwrap();
+    assert!(expected.contains(&format!("\"rows_sha256\": \"{digest}\"")) && of_rows().contains(&digest), "{expected}");
+}
+
+/// By hand, after the data were made anew and before the stage's job rendered their rows.
+fn taken_over_with_its_own_rows_alone(later: &Path) {
+    let by_hand = || {
+        let arguments = ["run", "recipe.toml", "--stage", "sft", "--out", "out"];
+        let output = crate::aloe().args(arguments).current_dir(later).output().unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let is_nothing_there = "work/sft is not what was planned";
+    assert!(by_hand().contains(is_nothing_there), "{}", by_hand());
+    one_row_less(later);
+    let said = by_hand();
+    assert!(
+        said.contains("was made anew since the job of sft rendered its rows") && !said.contains(is_nothing_there),
+        "{said}"
+    );
+    let config = later.join("files/01-model/tokenizer_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text + "\n").unwrap();
+    assert!(by_hand().contains("tokenizer_config.json is not what sft was planned with"), "{}", by_hand());
+}
+
+/// Takes the last row out of the data stage's results.
+fn one_row_less(run: &Path) {
+    let rows = run.join("out/rows");
     let text = std::fs::read_to_string(rows.join("train.jsonl")).unwrap();
     let fewer = text.trim_end().rsplit_once('\n').unwrap().0.to_owned() + "\n";
     std::fs::write(rows.join("train.jsonl"), &fewer).unwrap();
@@ -216,13 +281,6 @@ fn rendered_in_the_job_as_beforehand(dir: &Path, model: &Path, made: &Path) {
     let digest = |text: &str| aloe_record::digest::bytes(text.as_bytes());
     assert!(record.contains(&digest(&text)), "{record}");
     std::fs::write(rows.join("record.json"), record.replace(&digest(&text), &digest(&fewer))).unwrap();
-    let (said, code) = job("work/sft/checkpoint-1");
-    assert!(code == 2 && said.contains("are others than those that work/sft/checkpoint-1 was trained with"), "{said}");
-    assert_ne!(known, of_rows());
-    assert_eq!(job("").1, 0);
-    let expected = std::fs::read_to_string(later.join("stages/40-sft/expected.json")).unwrap();
-    let digest = aloe_record::digest::file(&later.join("data/sft/rendered.jsonl")).unwrap();
-    assert!(expected.contains(&format!("\"rows_sha256\": \"{digest}\"")) && of_rows().contains(&digest), "{expected}");
 }
 
 #[test]
@@ -231,7 +289,7 @@ fn what_an_engine_cannot_do_is_refused_though_its_rows_are_not_there_yet() {
     let dir = tempfile::tempdir().unwrap();
     let model = model(dir.path(), &stories);
     let starter = root().join("starter").canonicalize().unwrap();
-    let text = format!("name = \"made\"\nseed = 3\n{MADE}{TRAINED}lora = {{ rank = 4 }}\n")
+    let text = format!("name = \"made\"\nseed = 3\n{MADE}{TRAINED}lora = {{ rank = 4, train_embeddings = true }}\n")
         .replace("@MODEL@", model.to_str().unwrap())
         .replace("@STARTER@", starter.to_str().unwrap())
         .replace("@ROWS@", "stage:cot")
@@ -242,5 +300,5 @@ fn what_an_engine_cannot_do_is_refused_though_its_rows_are_not_there_yet() {
     let out = dir.path().join("run");
     let [recipe, cluster, out] = [&recipe, &cluster, &out].map(|path| path.to_str().unwrap());
     let (_, said, code) = run(&["plan", recipe, "--where", "slurm", "--cluster", cluster, "--out", out]);
-    assert!(code != 0 && said.contains("lora: a stage handed to TRL trains all weights"), "{said}");
+    assert!(code != 0 && said.contains("lora.train_embeddings: a stage handed to TRL trains updates alone"), "{said}");
 }

@@ -200,6 +200,82 @@ fn more_shards_than_tasks_and_shards_of_what_is_no_evaluation_are_refused_when_p
     assert!(code == 2 && said.contains("[resources.default] has `shards`, which are of evaluations"), "{said}");
 }
 
+const TRAINED: &str = r#"
+name = "trained"
+seed = 3
+dtype = "f32"
+[[stage]]
+kind = "data"
+name = "rows"
+sources = [{ name = "general", path = "@STARTER@/sft/general.jsonl", licence = "mit", max_rows = 4 }]
+[[stage]]
+kind = "sft"
+name = "sft"
+from = { model = "@STORIES@", data = "rows" }
+chat_template = "alpaca"
+lr = 1e-3
+epochs = 1
+max_len = 256
+batch_size = 4
+[[stage]]
+kind = "eval"
+name = "scores"
+from = { model = "sft" }
+data = "@STARTER@"
+tasks = ["starter_mcqa", "starter_pubmedqa"]
+limit = 4
+"#;
+
+/// The rows are others, and the model that they train is the same: a row's options do not train.
+#[test]
+fn a_shard_that_was_held_against_earlier_training_rows_is_not_gathered() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (recipe, out) = (dir.path().join("trained.toml"), dir.path().join("out"));
+    let starter = root().join("starter").canonicalize().unwrap();
+    let text = TRAINED.replace("@STARTER@", starter.to_str().unwrap()).replace("@STORIES@", stories.to_str().unwrap());
+    std::fs::write(&recipe, text).unwrap();
+    let shards = dir.path().join("shards");
+    let stage = |name: &str, more: &[&str]| {
+        let arguments = ["run", recipe.to_str().unwrap(), "--out", out.to_str().unwrap(), "--stage", name];
+        let (_, said, code) = run(&[&arguments[..], more].concat());
+        (said, code)
+    };
+    let of_scores = |more: [&str; 2]| stage("scores", &[&["--shards", shards.to_str().unwrap()], &more[..]].concat());
+    let well = |(said, code): (String, i32)| assert_eq!(code, 0, "{said}");
+    well(stage("rows", &[]));
+    well(stage("sft", &[]));
+    let both = ["1/2", "2/2"];
+    both.iter().for_each(|shard| well(of_scores(["--shard", shard])));
+    well(of_scores(["--gather", "2"]));
+    let marks = || aloe_record::Record::read(&out.join("scores")).unwrap().results["trained_rows"]["rows"].clone();
+    let before = marks();
+    assert!(before.is_string(), "{before}");
+    // Another row at the end, in the records of the data and of the training, whose weights stay.
+    let outputs = || serde_json::to_string(&aloe_record::Record::read(&out.join("rows")).unwrap().outputs).unwrap();
+    let digest = |text: &str| aloe_record::digest::bytes(text.as_bytes());
+    let swap = |path: &Path, from: &str, to: &str| {
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(path, text.replace(from, to)).unwrap();
+    };
+    let (old, rows) = (outputs(), out.join("rows/train.jsonl"));
+    let text = std::fs::read_to_string(&rows).unwrap();
+    let longer = format!("{text}{}\n", text.lines().next().unwrap());
+    std::fs::write(&rows, &longer).unwrap();
+    swap(&out.join("rows/record.json"), &digest(&text), &digest(&longer));
+    swap(&out.join("sft/record.json"), &digest(&old), &digest(&outputs()));
+    let (said, code) = of_scores(["--gather", "2"]);
+    assert!(code == 2 && said.contains("1-of-2 was held against other training rows"), "{said}");
+    well(of_scores(["--shard", both[0]]));
+    let (said, code) = of_scores(["--gather", "2"]);
+    assert!(code == 2 && said.contains("2-of-2 was held against other training rows"), "{said}");
+    well(of_scores(["--shard", both[1]]));
+    well(of_scores(["--gather", "2"]));
+    assert_eq!(marks(), digest(&longer));
+    assert_ne!(marks(), before);
+}
+
 #[test]
 fn under_slurm_shards_are_one_array_and_only_the_failed_one_is_submitted_again() {
     let (Some(_), Some(rig)) = (stories(), Rig::start()) else { return };

@@ -65,6 +65,19 @@ fn a_merge_with_the_tokenizer_of_another_model_is_trained_in_the_shape_of_its_ba
     let longest =
         longest.map(|row| row["prompt_ids"].as_array().unwrap().len() + row["rejected_ids"].as_array().unwrap().len());
     assert!(longest.max() > Some(64), "{rows}");
+    // The adapter of an input leaves shape and tokenizer as they are.
+    let adapter = dir.path().join("adapter");
+    std::fs::create_dir(&adapter).unwrap();
+    std::fs::write(adapter.join("adapter_config.json"), "{}").unwrap();
+    let plain = std::fs::read_to_string(recipe).unwrap();
+    let inputs = format!("base = {:?}, lora = {:?}", of(&stories), of(&adapter));
+    let adapted = plain.replace(&format!("base = {:?}", of(&stories)), &inputs).replace(": base\n", ": base+lora\n");
+    assert_eq!(adapted.matches("base+lora").count(), 2, "{adapted}");
+    std::fs::write(recipe, adapted).unwrap();
+    let (_, said, code) = run(&plan);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(rows, std::fs::read_to_string(out.join("data/dpo/rendered.jsonl")).unwrap());
+    std::fs::write(recipe, plain).unwrap();
     // A folder without a model in it has a tokenizer all the same.
     std::fs::remove_file(words.join("config.json")).unwrap();
     std::fs::remove_file(words.join("model.safetensors")).unwrap();
