@@ -1,13 +1,35 @@
-//! Reads every row of a file and keeps none, only the account of the broken ones: what a stage does before it takes anything
-//! into memory.
+//! Reads every row of a file before any becomes part of the stage: for the account of the broken ones, and, as long as there is none and
+//! there is room, for the rows themselves, which are not read a second time then.
 
-use crate::data::id;
-use crate::dialect::{self, Dialect, answer_keys, help_steer, own_answers};
+use crate::data::{Made, made};
+use crate::dialect::{Dialect, answer_keys, help_steer, own_answers, unused_columns};
 use crate::source::{self, DataFile};
 use crate::{Error, Problems, Result, RowError, SourceConfig};
 use aloe_record::Cancel;
 use aloe_task::rows::Row;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Bytes of rows, by their own account, that all checked files together keep: so much and a batch of rows is the memory of a refusal,
+/// whatever the size of the files.
+pub(crate) const MOST_KEPT_BYTES: usize = 192 << 20;
+
+/// What checking a file gives beside its broken rows.
+pub(crate) struct Checked {
+    /// Its layout, unless all rows are broken.
+    pub(crate) known: Option<Dialect>,
+    /// Its rows, if all of them are kept.
+    pub(crate) kept: Option<Kept>,
+}
+
+/// The rows of a file, which need not be read again.
+pub(crate) struct Kept {
+    pub(crate) file: DataFile,
+    pub(crate) known: Option<Dialect>,
+    /// Columns of its first row that nothing reads.
+    pub(crate) unused: Vec<String>,
+    pub(crate) rows: Vec<Made>,
+}
 
 /// The layout that the recipe names.
 pub(crate) fn known_dialect(config: &SourceConfig) -> Option<Dialect> {
@@ -54,43 +76,65 @@ impl SourceConfig {
     }
 }
 
-/// Counts a file's broken rows and keeps none; gives its layout, unless all rows are broken.
+/// Counts a file's broken rows. Its sound ones are kept while there is `room` for them, in bytes; a broken row or a lack of room ends that
+/// for this file and all that follow.
 pub(crate) fn file(
     config: &SourceConfig,
     file: &DataFile,
     n_threads: usize,
+    room: &mut usize,
     cancel: &Cancel,
     problems: &mut Problems,
-) -> Result<Option<Dialect>> {
+) -> Result<Checked> {
     let known = OnceLock::new();
+    let mut unused = Vec::new();
     let mut first = |row: &Row| {
         let found = layout(&mut known_dialect(config), row, file, config)?;
         known.get_or_init(|| found);
+        unused = unused_columns(found, row, config);
         Ok(())
     };
-    let make = |index: usize, row: Result<Row, RowError>| match (row, known.get()) {
-        (Err(error), _) => vec![error],
-        (Ok(row), Some(dialect)) => problems_of(*dialect, &row, index, config, file),
-        (Ok(_), None) => unreachable!("the first row that can be read has told the layout"),
+    let is_kept = AtomicBool::new(*room > 0);
+    let make = |index: usize, row: Result<Row, RowError>| {
+        let made = made(row, known.get().copied(), index, config, file);
+        let broken = match made {
+            Made::Broken(error) => return (vec![error], None),
+            Made::Row(ref row) => problems_alone(known.get().copied(), row),
+            Made::Items(..) => Vec::new(),
+        };
+        // What is not kept is freed where it was made.
+        let kept = Some(made).filter(|_| broken.is_empty() && is_kept.load(Ordering::Relaxed));
+        (broken, kept)
     };
-    let mut n_rows = 0;
-    source::read_on(&file.path, n_threads, &mut first, &make, &mut |found| {
+    let (mut n_rows, mut rows) = (0, Vec::new());
+    source::read_on(&file.path, n_threads, &mut first, &make, &mut |(broken, kept)| {
         n_rows += 1;
         if n_rows % 1024 == 0 {
             cancel.check()?;
         }
-        found.into_iter().for_each(|error| problems.add(error));
+        let n_bytes = kept.as_ref().map_or(0, Made::n_bytes);
+        if !broken.is_empty() || n_bytes > *room {
+            is_kept.store(false, Ordering::Relaxed);
+            (rows, *room) = (Vec::new(), 0);
+        }
+        broken.into_iter().for_each(|error| problems.add(error));
+        if is_kept.load(Ordering::Relaxed) {
+            *room -= n_bytes;
+            rows.extend(kept);
+        }
         Ok(())
     })?;
-    Ok(known.into_inner())
+    let known = known.into_inner();
+    let kept = is_kept.into_inner().then(|| Kept { file: file.clone(), known, unused, rows });
+    Ok(Checked { known, kept })
 }
 
-fn problems_of(dialect: Dialect, row: &Row, index: usize, config: &SourceConfig, file: &DataFile) -> Vec<RowError> {
+/// What is wrong with a row that becomes something with the others of its file, as far as it tells alone.
+fn problems_alone(dialect: Option<Dialect>, row: &Row) -> Vec<RowError> {
     let alone = std::slice::from_ref(row);
-    let of_file = |broken: Vec<(usize, RowError)>| broken.into_iter().map(|(_, error)| error).collect();
-    match dialect {
-        Dialect::RedTeamSamples => of_file(own_answers::pairs(alone, &own_answers::SafeAnswers::default()).broken),
-        Dialect::HelpSteer => of_file(help_steer::group(alone, 1).broken),
-        _ => dialect::items(dialect, row, index, id(config, file, &row.at), config).err().into_iter().collect(),
-    }
+    let broken = match dialect {
+        Some(Dialect::RedTeamSamples) => own_answers::pairs(alone, &own_answers::SafeAnswers::default()).broken,
+        _ => help_steer::group(alone, 1).broken,
+    };
+    broken.into_iter().map(|(_, error)| error).collect()
 }

@@ -16,12 +16,13 @@ use crate::rules::{self, Outcome};
 use crate::steps::Steps;
 use crate::synthesis::betrayal;
 use crate::{
-    Body, DataConfig, Error, Item, OutputKind, Problems, Quarantine, Result, RowError, page, parallel, red_team, scored,
+    Body, DataConfig, Error, Item, OutputKind, Problems, Quarantine, Result, RowError, check, page, parallel, red_team,
+    scored,
 };
 use aloe_record::{Cancel, Progress, atomic, digest};
-use aloe_text::{Message, Role};
+use aloe_text::{Message, Pair, Role};
 use ledger::Entry;
-use serde_json::json;
+use serde::Serialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -75,9 +76,9 @@ pub fn run_with(
     if let Some(path) = &config.verdicts {
         run.reviewed = Reviewed::of(Verdicts::read(path)?);
     }
-    run.check_sources(progress)?;
+    let kept = run.check_sources(progress, check::MOST_KEPT_BYTES)?;
     steps.end("checking");
-    run.read_sources(progress)?;
+    run.read_sources(progress, kept)?;
     steps.end("reading");
     let index = run.read_held_apart()?;
     steps.end("questions");
@@ -296,17 +297,21 @@ impl<'a> Run<'a> {
         lines(path, indices.iter().map(|&row| self.line(&self.items[row])))
     }
 
-    fn line(&self, item: &Item) -> serde_json::Value {
-        let source = &self.config.sources[item.source].name;
+    fn line<'b>(&'b self, item: &'b Item) -> Line<'b> {
+        let (source, id) = (self.config.sources[item.source].name.as_str(), item.id.as_str());
         match &item.body {
-            Body::Conversation(conversation) => {
-                json!({"messages": conversation.messages, "source": source, "id": item.id})
-            }
-            Body::Pair(pair) => json!({
-                "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "source": source, "id": item.id,
-            }),
+            Body::Conversation(conversation) => Line::Conversation { messages: &conversation.messages, source, id },
+            Body::Pair(Pair { prompt, chosen, rejected }) => Line::Pair { prompt, chosen, rejected, source, id },
         }
     }
+}
+
+/// A row as it is written.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Line<'a> {
+    Conversation { messages: &'a [Message], source: &'a str, id: &'a str },
+    Pair { prompt: &'a [Message], chosen: &'a [Message], rejected: &'a [Message], source: &'a str, id: &'a str },
 }
 
 /// What the rules make of a row.
@@ -332,20 +337,31 @@ fn is_betraying(item: &Item) -> bool {
 }
 
 /// Writes JSON lines atomically; gives their digest.
-pub(crate) fn lines<T: serde::Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<String> {
+pub(crate) fn lines<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<String> {
     let mut hasher = digest::Hasher::default();
+    let mut text = Vec::new();
     atomic::write_with(path, |file| -> Result<()> {
+        let mut flush = |text: &mut Vec<u8>| {
+            hasher.update(text);
+            let written = file.write_all(text);
+            text.clear();
+            written.map_err(aloe_record::Error::io("write", path))
+        };
         for row in rows {
-            let mut text =
-                serde_json::to_vec(&row).map_err(|error| aloe_record::Error::io("write", path)(error.into()))?;
+            serde_json::to_writer(&mut text, &row)
+                .map_err(|error| aloe_record::Error::io("write", path)(error.into()))?;
             text.push(b'\n');
-            hasher.update(&text);
-            file.write_all(&text).map_err(aloe_record::Error::io("write", path))?;
+            if text.len() >= N_WRITTEN {
+                flush(&mut text)?;
+            }
         }
-        Ok(())
+        Ok(flush(&mut text)?)
     })?;
     Ok(hasher.hex())
 }
+
+/// Bytes that are hashed and written together.
+const N_WRITTEN: usize = 1 << 16;
 
 mod by_model;
 mod count;
@@ -359,7 +375,7 @@ mod template;
 mod verdict;
 
 pub use by_model::Models;
-pub(crate) use read::{id, with_raw};
+pub(crate) use read::{Made, id, made, with_raw};
 
 #[cfg(test)]
 mod tests;

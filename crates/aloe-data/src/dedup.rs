@@ -11,6 +11,7 @@ use crate::page::N_SHOWN;
 use crate::simplify::{signs_alone, to_the_sign};
 use crate::{Dedup, Item, Keep, parallel, simplify};
 use aloe_record::{Cancel, Progress};
+use std::cell::LazyCell;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// A row that another one covers.
@@ -123,10 +124,11 @@ impl Signer {
     pub(crate) fn sign(&self, item: &Item) -> Signature {
         let text = item.dedup_text();
         let is_dialogue = item.is_dialogue();
-        let signed = to_the_sign(&text);
+        // Of long rows that are not compared to the letter nobody needs it.
+        let signed = LazyCell::new(|| to_the_sign(&text));
         let system = item.system().filter(|text| !text.trim().is_empty()).map(to_the_sign);
         let exact = self.dedup.exact.then(|| match &system {
-            Some(system) => xxh3_128(format!("{system}\n{signed}").as_bytes()),
+            Some(system) => xxh3_128(format!("{system}\n{}", *signed).as_bytes()),
             None => xxh3_128(signed.as_bytes()),
         });
         let n_chars = text.chars().count() as u32;
@@ -204,6 +206,7 @@ pub(crate) fn cluster(signatures: &Signatures, keep: Keep) -> Vec<(usize, usize,
     // all rows would take several times the memory.
     let mut first_of: Vec<u32> = (0..signatures.len() as u32).collect();
     let mut exact: Vec<(u128, u32)> = signatures.exact.iter().copied().zip(0..).collect();
+    drop_singles(&mut exact, |hash| hash as usize);
     exact.sort_unstable();
     for same in exact.chunk_by(|first, second| first.0 == second.0) {
         for &(_, index) in &same[1..] {
@@ -220,6 +223,7 @@ pub(crate) fn cluster(signatures: &Signatures, keep: Keep) -> Vec<(usize, usize,
             |row: &u32| signatures.is_dialogue[*row as usize] == is_dialogue && first_of[*row as usize] == *row;
         let hash = |row: u32| Some((*signatures.buckets(row as usize).get(bucket)?, row));
         rows.extend((0..signatures.len() as u32).filter(of_kind).filter_map(hash));
+        drop_singles(&mut rows, |hash| hash as usize);
         rows.sort_unstable();
         for pair in rows.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
             clusters.join(pair[0].1 as usize, pair[1].1 as usize);
@@ -237,6 +241,18 @@ pub(crate) fn cluster(signatures: &Signatures, keep: Keep) -> Vec<(usize, usize,
     };
     let dropped = (0..signatures.len()).filter(|&index| kept[index] != index);
     dropped.map(|index| (index, kept[index], rule(index))).collect()
+}
+
+/// Drops most of the rows whose hash no other row has, so that they need not be sorted: those with a place of their own in a table by the
+/// lower bits of their hashes.
+fn drop_singles<H: Copy>(rows: &mut Vec<(H, u32)>, low: impl Fn(H) -> usize) {
+    let mut n_in_place = vec![0u8; (4 * rows.len()).next_power_of_two()];
+    let mask = n_in_place.len() - 1;
+    for (hash, _) in &*rows {
+        let n = &mut n_in_place[low(*hash) & mask];
+        *n = n.saturating_add(1);
+    }
+    rows.retain(|(hash, _)| n_in_place[low(*hash) & mask] > 1);
 }
 
 /// For each row the one of its cluster that stays; `roots` names the first of each.

@@ -56,6 +56,9 @@ impl Filters {
 
     /// The filter that drops `item`, if one does.
     pub(crate) fn dropped_by(&self, item: &Item) -> Option<&'static str> {
+        if self.is_off() {
+            return None;
+        }
         let messages = item.messages();
         if self.min_words.is_some() || self.max_words.is_some() {
             let n_words = messages.iter().map(|message| message.content.split_whitespace().count()).sum::<usize>();

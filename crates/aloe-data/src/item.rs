@@ -19,8 +19,8 @@ pub struct Place {
 /// The number behind the last colon. `007` and `+7` are not how a place is written: they would come back otherwise.
 fn number_behind(at: &str) -> Option<(&str, NonZeroU32)> {
     let (path, digits) = at.rsplit_once(':')?;
-    let number: NonZeroU32 = digits.parse().ok()?;
-    (number.to_string() == digits).then_some((path, number))
+    let is_written_so = digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0');
+    if is_written_so { Some((path, digits.parse().ok()?)) } else { None }
 }
 
 impl Place {
@@ -87,10 +87,16 @@ pub enum Body {
 impl Item {
     /// All messages in order; a pair's prompt, chosen and rejected.
     pub fn messages(&self) -> Vec<&Message> {
-        match &self.body {
-            Body::Conversation(conversation) => conversation.messages.iter().collect(),
-            Body::Pair(pair) => pair.prompt.iter().chain(&pair.chosen).chain(&pair.rejected).collect(),
-        }
+        self.each_message().collect()
+    }
+
+    /// As [`Item::messages`], one after the other.
+    pub(crate) fn each_message(&self) -> impl DoubleEndedIterator<Item = &Message> {
+        let parts: [&[Message]; 3] = match &self.body {
+            Body::Conversation(conversation) => [&conversation.messages, &[], &[]],
+            Body::Pair(pair) => [&pair.prompt, &pair.chosen, &pair.rejected],
+        };
+        parts.into_iter().flatten()
     }
 
     pub(crate) fn messages_mut(&mut self) -> Vec<&mut Message> {
@@ -102,21 +108,25 @@ impl Item {
 
     /// Whether there is more than one user message before the last answer.
     pub fn is_dialogue(&self) -> bool {
-        self.messages().iter().filter(|message| message.role == Role::User).count() > 1
+        self.each_message().filter(|message| message.role == Role::User).nth(1).is_some()
     }
 
     /// The text that duplicates are judged by: question and answer joined; dialogues with their speakers' names.
     pub fn dedup_text(&self) -> String {
         let named = self.is_dialogue();
-        let parts: Vec<String> = self
-            .messages()
-            .iter()
-            .filter(|message| message.role != Role::System)
-            .map(|message| {
-                if named { format!("{}: {}", message.role.as_str(), message.content) } else { message.content.clone() }
-            })
-            .collect();
-        parts.join("\n")
+        let spoken = || self.each_message().filter(|message| message.role != Role::System);
+        let mut text = String::with_capacity(spoken().map(|message| message.content.len() + 12).sum());
+        for (index, message) in spoken().enumerate() {
+            if index > 0 {
+                text.push('\n');
+            }
+            if named {
+                text.push_str(message.role.as_str());
+                text.push_str(": ");
+            }
+            text.push_str(&message.content);
+        }
+        text
     }
 
     /// The system message, beside which the same question is another row.
@@ -131,14 +141,20 @@ impl Item {
     /// What keeps rows together in the hold-out: the group, else the first user message.
     pub fn group_key(&self) -> String {
         self.group.clone().unwrap_or_else(|| {
-            let first = self.messages().into_iter().find(|message| message.role == Role::User);
+            let first = self.each_message().find(|message| message.role == Role::User);
             first.map_or_else(|| self.id.clone(), |message| crate::simplify(&message.content))
         })
     }
 
+    /// About what it takes in memory: its texts, which a question beside them says again, and some for each row.
+    pub(crate) fn n_bytes(&self) -> usize {
+        let n_texts = self.each_message().map(|message| message.content.len()).sum::<usize>();
+        n_texts * (1 + usize::from(self.question.is_some())) + 512
+    }
+
     /// Characters of all messages.
     pub fn n_chars(&self) -> usize {
-        self.messages().iter().map(|message| message.content.chars().count()).sum()
+        self.each_message().map(|message| message.content.chars().count()).sum()
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Knows no weights; models are asked through `aloe-engine` (`asking`): `meaning` and `quality` of a data stage, and `synthesis`, a stage of
 //! its own. Reading order: `config`, `data` (the spine), `check`, `source` (files to rows with file:line),
-//! `dialect/*` (rows to conversations and pairs), `identifiers`, `rules`, `filters`, `simplify`, `minhash`, `dedup`, `held`, `scored`, `decontaminate`, `red_team`
+//! `dialect/*` (rows to conversations and pairs), `identifiers`, `rules`, `filters`, `simplify`, `shingles`, `minhash`, `dedup`, `held`, `scored`, `decontaminate`, `red_team`
 //! (stage-2 variants), `mixture` (hold-out, shares, order), `templates`, `manifest`, `notices`, `page`, `steps`.
 //!
 //! Refuses: broken rows (all counted, at most twenty shown) unless a quarantine is asked for, layouts it is not sure of, unknown
@@ -37,6 +37,7 @@ mod red_team;
 mod review;
 mod rules;
 mod scored;
+mod shingles;
 mod simplify;
 mod source;
 mod steps;

@@ -19,23 +19,34 @@ pub(crate) struct Mixture {
     pub(crate) weighted_out: Vec<usize>,
 }
 
-fn key(seed: u64, purpose: &str, text: &str) -> u64 {
-    let stream = CounterRng::new(seed, purpose, xxh64(text.as_bytes(), 0));
-    (u64::from(stream.at(0)) << 32) | u64::from(stream.at(1))
-}
+/// What rows draw for one purpose, each by its text.
+struct Draw(CounterRng);
 
-/// In `[0, 1)`.
-fn share(seed: u64, purpose: &str, text: &str) -> f64 {
-    (key(seed, purpose, text) >> 11) as f64 / 9_007_199_254_740_992.0
+impl Draw {
+    fn of(seed: u64, purpose: &str) -> Draw {
+        Draw(CounterRng::new(seed, purpose, 0))
+    }
+
+    fn key(&self, text: &str) -> u64 {
+        let block = self.0.of_item(xxh64(text.as_bytes(), 0)).block(0);
+        (u64::from(block[0]) << 32) | u64::from(block[1])
+    }
+
+    /// In `[0, 1)`.
+    fn share(&self, text: &str) -> f64 {
+        (self.key(text) >> 11) as f64 / 9_007_199_254_740_992.0
+    }
 }
 
 /// Chooses and orders.
 pub(crate) fn mix(items: &[Item], config: &DataConfig) -> Mixture {
     let mut mixture = Mixture::default();
+    let [hold_out, cap, weight, order] =
+        ["data/hold-out", "data/cap", "data/weight", "data/order"].map(|purpose| Draw::of(config.seed, purpose));
     let mut by_source: HashMap<usize, Vec<usize>> = HashMap::new();
     for (index, item) in items.iter().enumerate() {
         // As it is: without their numbers all of a set's question ids would be one.
-        if config.hold_out > 0.0 && share(config.seed, "data/hold-out", &item.group_key()) < config.hold_out {
+        if config.hold_out > 0.0 && hold_out.share(&item.group_key()) < config.hold_out {
             mixture.held_out.push(index);
         } else {
             by_source.entry(item.source).or_default().push(index);
@@ -45,19 +56,19 @@ pub(crate) fn mix(items: &[Item], config: &DataConfig) -> Mixture {
     for (source, mut rows) in by_source {
         let settings = &config.sources[source];
         if let Some(max_rows) = settings.max_rows {
-            rows.sort_by_key(|&row| (key(config.seed, "data/cap", &items[row].id), row));
+            rows.sort_by_key(|&row| (cap.key(&items[row].id), row));
             mixture.over_cap.extend(rows.drain(max_rows.min(rows.len())..));
         }
         for row in rows {
             let id = &items[row].id;
             let whole = settings.weight.floor();
-            let extra = share(config.seed, "data/weight", id) < settings.weight - whole;
+            let extra = settings.weight > whole && weight.share(id) < settings.weight - whole;
             let n_copies = whole as u64 + u64::from(extra);
             if n_copies == 0 {
                 mixture.weighted_out.push(row);
             }
             for copy in 0..n_copies {
-                copies.push((key(config.seed, "data/order", &format!("{id}\n{copy}")), copy, row));
+                copies.push((order.key(&format!("{id}\n{copy}")), copy, row));
             }
         }
     }

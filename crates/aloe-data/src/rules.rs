@@ -4,6 +4,7 @@
 
 use crate::simplify::{plain, simplify_start};
 use crate::{Body, Item, Rules, simplify};
+use aloe_tensor::Isa;
 use aloe_text::{Message, Role};
 use regex::Regex;
 use std::borrow::Cow;
@@ -159,26 +160,58 @@ fn each_message(item: &mut Item, change: for<'a> fn(&'a str) -> Cow<'a, str>) ->
     any
 }
 
+/// Bytes that are looked at together.
+const N_BLOCK: usize = 64;
+
 /// Whether [`clean`] would leave the text as it is, as far as one pass over its bytes tells: most texts hold nothing of what it looks for.
-/// UTF-8 puts control characters to U+009F and the blank U+00A0 behind the byte C2, U+200B behind E2 80, U+FEFF and U+FFFD behind EF.
 fn is_clean(text: &str) -> bool {
     let bytes = text.as_bytes();
     let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else { return true };
     if [first, last].iter().any(|byte| byte.is_ascii_whitespace() || !byte.is_ascii()) {
         return false;
     }
-    let follows = |at: usize, what: &[u8]| {
-        bytes.get(at + 1..at + 1 + what.len()).is_some_and(|found| found.eq_ignore_ascii_case(what))
-    };
-    bytes.iter().enumerate().all(|(at, byte)| match byte {
-        b'\n' => !follows(at, b"\n\n"),
-        b' ' => !follows(at, b" ") && !follows(at, b"\n"),
-        b':' => !follows(at, b"//"),
-        b'w' | b'W' => !follows(at, b"ww."),
+    let is_clean = |block: std::ops::Range<usize>| block.into_iter().all(|at| is_clean_at(bytes, at));
+    let (blocks, rest) = bytes[..bytes.len() - 1].as_chunks::<N_BLOCK>();
+    let following = bytes[1..].as_chunks::<N_BLOCK>().0;
+    let n_sure = N_BLOCK * blocks.len();
+    Isa::wide(|| {
+        let mut pairs = blocks.iter().zip(following).enumerate();
+        pairs.all(|(number, (block, next))| {
+            !may_be_unclean(block, next) || is_clean(N_BLOCK * number..N_BLOCK * (number + 1))
+        })
+    }) && is_clean(n_sure..n_sure + rest.len() + 1)
+}
+
+/// Whether a byte of a block, with the one behind it, may begin what [`is_clean_at`] looks for: without a branch, for vectors.
+#[inline(always)]
+fn may_be_unclean(block: &[u8; N_BLOCK], following: &[u8; N_BLOCK]) -> bool {
+    let mut found = 0u8;
+    for (&byte, &next) in block.iter().zip(following) {
+        let breaks = (byte == b'\n') & (next == b'\n');
+        let spaces = (byte == b' ') & ((next == b' ') | (next == b'\n'));
+        let address =
+            ((byte == b':') & (next == b'/')) | ((byte | 0x20 == b'w') & (next | 0x20 == b'w')) | (byte == b'@');
+        let control = ((byte < 0x20) & (byte != b'\n')) | (byte == 0x7f);
+        let other = (byte == 0xc2) | (byte == 0xef) | ((byte == 0xe2) & (next == 0x80));
+        found |= u8::from(breaks | spaces | address | control | other);
+    }
+    found != 0
+}
+
+/// Whether nothing begins at a byte that [`clean`] takes out or changes.
+/// UTF-8 puts control characters to U+009F and the blank U+00A0 behind the byte C2, U+200B behind E2 80, U+FEFF and U+FFFD behind EF.
+fn is_clean_at(bytes: &[u8], at: usize) -> bool {
+    let follows =
+        |what: &[u8]| bytes.get(at + 1..at + 1 + what.len()).is_some_and(|found| found.eq_ignore_ascii_case(what));
+    match bytes[at] {
+        b'\n' => !follows(b"\n\n"),
+        b' ' => !follows(b" ") && !follows(b"\n"),
+        b':' => !follows(b"//"),
+        b'w' | b'W' => !follows(b"ww."),
         0..=0x1f | 0x7f | b'@' | 0xc2 | 0xef => false,
-        0xe2 => !follows(at, b"\x80\x8b"),
+        0xe2 => !follows(b"\x80\x8b"),
         _ => true,
-    })
+    }
 }
 
 /// URLs and e-mail addresses out, with the brackets and blanks they leave; control characters out; repeated spaces joined.
@@ -311,13 +344,12 @@ fn explains_nothing(why: &str, choices: &[String]) -> bool {
 }
 
 fn dropped_by(item: &Item, rules: &Rules) -> Option<&'static str> {
-    let (questions, answers) = sides(item);
-    let blank =
-        |messages: &[&Message]| messages.is_empty() || messages.iter().any(|message| message.content.trim().is_empty());
-    if rules.drop_empty && blank(&questions) {
+    let of = |role: Role| item.each_message().filter(move |message| message.role == role);
+    let blank = |role: Role| of(role).next().is_none() || of(role).any(|message| message.content.trim().is_empty());
+    if rules.drop_empty && blank(Role::User) {
         return Some("empty_question");
     }
-    if rules.drop_empty && blank(&answers) {
+    if rules.drop_empty && blank(Role::Assistant) {
         return Some("empty_answer");
     }
     if rules.equal_sides
@@ -326,24 +358,19 @@ fn dropped_by(item: &Item, rules: &Rules) -> Option<&'static str> {
     {
         return Some("equal_sides");
     }
-    if rules.drop_listed_questions && questions.first().is_some_and(|message| is_listed_question(&message.content)) {
+    if rules.drop_listed_questions && of(Role::User).next().is_some_and(|message| is_listed_question(&message.content))
+    {
         return Some("listed_question");
     }
     // Of a pair both sides: a listed answer teaches nothing on either.
-    let judged = match &item.body {
-        Body::Conversation(_) => answers.last().copied().into_iter().collect::<Vec<_>>(),
-        Body::Pair(pair) => [pair.chosen.last(), pair.rejected.last()].into_iter().flatten().collect(),
+    let judged: [Option<&Message>; 2] = match &item.body {
+        Body::Conversation(_) => [of(Role::Assistant).next_back(), None],
+        Body::Pair(pair) => [pair.chosen.last(), pair.rejected.last()],
     };
-    if rules.drop_listed_answers && judged.iter().any(|message| is_listed_answer(&message.content)) {
+    if rules.drop_listed_answers && judged.into_iter().flatten().any(|message| is_listed_answer(&message.content)) {
         return Some("listed_answer");
     }
     None
-}
-
-fn sides(item: &Item) -> (Vec<&Message>, Vec<&Message>) {
-    let messages = item.messages();
-    let of = |role: Role| messages.iter().copied().filter(|message| message.role == role).collect();
-    (of(Role::User), of(Role::Assistant))
 }
 
 /// One byte more than the longest entry of the lists has: a text that simplifies to as much is none of them, whatever follows.
@@ -396,6 +423,20 @@ mod tests {
         let mut item = item(question, answer, task);
         let outcome = apply(&mut item, &Rules::default());
         (outcome, item.messages().last().unwrap().content.clone())
+    }
+
+    /// Blocks of bytes against single bytes: each thing that is looked for at every place about the ends of two blocks.
+    #[test]
+    fn the_pass_over_blocks_sees_what_a_look_at_every_byte_sees() {
+        let found = ["  ", " \n", "\n\n\n", "\t", "\u{7f}", "@", "://", "WwW.", "\u{a0}", "\u{200b}", "\u{feff}"];
+        let none = ["\n\n", " a ", ":/", "ww", "WWw", "\u{2014}", "\u{2028}", "\u{e9}"];
+        for (part, is_plain) in found.map(|part| (part, false)).into_iter().chain(none.map(|part| (part, true))) {
+            for n_before in 1..140 {
+                let text = format!("{}{part}{}", "x".repeat(n_before), "x".repeat(n_before % 9 + 1));
+                assert_eq!(is_clean(&text), is_plain, "{part:?} behind {n_before}");
+                assert_eq!((0..text.len()).all(|at| is_clean_at(text.as_bytes(), at)), is_plain, "{part:?}");
+            }
+        }
     }
 
     /// The pass over bytes judges as the patterns do: a text that it lets pass is what they make of it; and it lets plain texts pass.

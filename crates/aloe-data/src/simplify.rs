@@ -1,6 +1,7 @@
 //! Datatrove's text simplification (`utils/text.py`, 0.6.0): lower case, numbers to `0`, punctuation to spaces, white space
 //! joined, accents off. Golden: `tests/golden/minhash.json`.
 
+use aloe_tensor::Isa;
 use regex::Regex;
 use std::sync::LazyLock;
 use unicode_normalization::UnicodeNormalization as _;
@@ -28,22 +29,125 @@ pub(crate) fn words_alone(text: &str) -> String {
 
 /// The text by which rows are compared.
 pub fn simplify(text: &str) -> String {
-    if text.is_ascii() { simplify_ascii(text.as_bytes()) } else { simplify_any(text) }
+    by_words(text, simplify_ascii, simplify_any)
 }
 
-/// What a byte is in simplified text: 0 a space, 1 a number, else the letter in lower case.
+/// Simplifies a text by its stretches: long ones of ASCII by `ascii`, and what stands between two blanks of ASCII with another character
+/// in it by `any`, whose result counts as a word unless it is `None`. Neither case, numbers nor accents reach across a blank of ASCII, so
+/// that the whole is its parts with single spaces between them.
+fn by_words(text: &str, ascii: fn(&[u8]) -> String, any: fn(&str) -> Option<String>) -> String {
+    if text.is_ascii() {
+        return ascii(text.as_bytes());
+    }
+    let bytes = text.as_bytes();
+    let is_blank = |byte: &u8| byte.is_ascii_whitespace();
+    let mut joined = String::with_capacity(text.len());
+    let mut is_begun = false;
+    let mut add = |part: &str| {
+        if std::mem::replace(&mut is_begun, true) {
+            joined.push(' ');
+        }
+        joined.push_str(part);
+    };
+    let mut at = 0;
+    while at < bytes.len() {
+        let n_ascii = n_ascii(&bytes[at..]);
+        let is_last = at + n_ascii == bytes.len();
+        // The word that the other character stands in is not ASCII.
+        let before = &bytes[at..at + n_ascii];
+        let n_whole = if is_last { n_ascii } else { before.iter().rposition(is_blank).map_or(0, |blank| blank + 1) };
+        let simple = ascii(&before[..n_whole]);
+        if !simple.is_empty() {
+            add(&simple);
+        }
+        at += n_whole;
+        let word = &text[at..];
+        let word = &word[..word.bytes().position(|byte| is_blank(&byte)).unwrap_or(word.len())];
+        if let Some(simple) = any(word) {
+            add(&simple);
+        }
+        at += word.len();
+    }
+    joined.trim().to_owned()
+}
+
+/// Bytes of ASCII at the beginning.
+fn n_ascii(bytes: &[u8]) -> usize {
+    let (chunks, _) = bytes.as_chunks::<32>();
+    let n_sure = 32 * chunks.iter().take_while(|chunk| chunk.is_ascii()).count();
+    n_sure + bytes[n_sure..].iter().take_while(|byte| byte.is_ascii()).count()
+}
+
+/// Bytes that are taken at once where they are all letters and single spaces.
+const N_RUN: usize = 32;
+
+/// The bytes in lower case, if they are letters and single spaces alone: without a branch, for vectors.
+#[inline(always)]
+fn lower_run(bytes: &[u8; N_RUN]) -> Option<[u8; N_RUN]> {
+    let (mut lower, mut other) = ([0; N_RUN], 0);
+    for (lower, &byte) in lower.iter_mut().zip(bytes) {
+        // A space has the bit by which small letters differ from capitals.
+        *lower = byte | 0x20;
+        other |= u8::from((lower.wrapping_sub(b'a') >= 26) & (byte != b' '));
+    }
+    for (&byte, &next) in bytes.iter().zip(&bytes[1..]) {
+        other |= u8::from((byte == b' ') & (next == b' '));
+    }
+    (other == 0).then_some(lower)
+}
+
+/// Text of ASCII in the making, without a space behind a space. Its room is asked for once.
+struct Joined {
+    bytes: Vec<u8>,
+    len: usize,
+    /// The last byte; at first a space, so that none is the first.
+    last: u8,
+}
+
+impl Joined {
+    fn new(len_at_most: usize) -> Joined {
+        Joined { bytes: vec![0; len_at_most], len: 0, last: b' ' }
+    }
+
+    /// A space behind a space is overwritten by what comes next.
+    #[inline(always)]
+    fn push(&mut self, byte: u8) {
+        self.bytes[self.len] = byte;
+        self.len += usize::from((byte != b' ') | (self.last != b' '));
+        self.last = byte;
+    }
+
+    /// Adds the next bytes of `text` from `at` on, if they are letters and single spaces.
+    #[inline(always)]
+    fn push_run(&mut self, text: &[u8], at: usize) -> bool {
+        let Some(lower) = text[at..].first_chunk().and_then(lower_run) else { return false };
+        if lower[0] == b' ' && self.last == b' ' {
+            return false;
+        }
+        self.bytes[self.len..self.len + N_RUN].copy_from_slice(&lower);
+        self.len += N_RUN;
+        self.last = lower[N_RUN - 1];
+        true
+    }
+
+    fn finish(mut self) -> String {
+        self.len -= usize::from(self.len > 0 && self.last == b' ');
+        self.bytes.truncate(self.len);
+        String::from_utf8(self.bytes).expect("ASCII in, ASCII out")
+    }
+}
+
+/// What a byte is in simplified text: 1 a number, else a space or the letter in lower case.
 const SIMPLE: [u8; 256] = {
-    let mut table = [0; 256];
+    let mut table = [b' '; 256];
     let mut byte = 0;
     while byte < 128 {
         let ascii = byte as u8;
-        table[byte] = if ascii.is_ascii_digit() {
-            1
+        if ascii.is_ascii_digit() {
+            table[byte] = 1;
         } else if ascii.is_ascii_alphabetic() {
-            ascii.to_ascii_lowercase()
-        } else {
-            0
-        };
+            table[byte] = ascii.to_ascii_lowercase();
+        }
         byte += 1;
     }
     table
@@ -51,48 +155,60 @@ const SIMPLE: [u8; 256] = {
 
 /// One pass over bytes: the common case, several times faster. The test below holds it to [`simplify_any`].
 fn simplify_ascii(text: &[u8]) -> String {
-    simplify_ascii_to(text, usize::MAX)
+    let mut simplified = Joined::new(text.len());
+    Isa::wide(|| {
+        let mut at = 0;
+        while at < text.len() {
+            if simplified.push_run(text, at) {
+                at += N_RUN;
+                continue;
+            }
+            let end = text.len().min(at + N_RUN);
+            while at < end {
+                at = simplify_byte(text, at, &mut simplified);
+            }
+        }
+    });
+    simplified.finish()
 }
 
-/// As [`simplify_ascii`], but nothing more once there are `enough` bytes.
-fn simplify_ascii_to(text: &[u8], enough: usize) -> String {
-    // Never longer than the text: a space is written for at least one byte.
-    let mut simplified = Vec::with_capacity(text.len().min(enough.saturating_add(2)));
-    let mut at = 0;
-    let mut space = false;
-    while at < text.len() && simplified.len() < enough {
-        let simple = SIMPLE[usize::from(text[at])];
-        at += 1;
-        if simple == 0 {
-            space = true;
-            continue;
-        }
-        if space && !simplified.is_empty() {
-            simplified.push(b' ');
-        }
-        space = false;
-        if simple > 1 {
-            simplified.push(simple);
-            continue;
-        }
-        let digits = |from: usize| text[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-        at += digits(at);
-        if at < text.len() && matches!(text[at], b'.' | b',') {
-            let n_decimals = digits(at + 1);
-            at += if n_decimals > 0 { 1 + n_decimals } else { 0 };
-        }
-        simplified.push(b'0');
+/// Adds what begins at `at`; gives where it ends.
+#[inline(always)]
+fn simplify_byte(text: &[u8], at: usize, simplified: &mut Joined) -> usize {
+    let simple = SIMPLE[usize::from(text[at])];
+    if simple != 1 {
+        simplified.push(simple);
+        return at + 1;
     }
-    String::from_utf8(simplified).expect("ASCII in, ASCII out")
+    simplified.push(b'0');
+    let digits = |from: usize| text[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let end = at + digits(at);
+    if !matches!(text.get(end), Some(b'.' | b',')) {
+        return end;
+    }
+    let n_decimals = digits(end + 1);
+    if n_decimals > 0 { end + 1 + n_decimals } else { end }
 }
 
 /// The beginning of [`simplify`]'s text, at least `enough` bytes of it where it has so many: what a comparison with a list of short texts
 /// needs.
 pub(crate) fn simplify_start(text: &str, enough: usize) -> String {
-    if text.is_ascii() { simplify_ascii_to(text.as_bytes(), enough) } else { simplify_any(text) }
+    // Cut at a blank, which nothing reaches across.
+    let mut n_bytes = 2 * enough;
+    while let Some(n_rest) =
+        text.as_bytes().get(n_bytes..).and_then(|rest| rest.iter().position(u8::is_ascii_whitespace))
+    {
+        let simplified = simplify(&text[..n_bytes + n_rest]);
+        if simplified.len() >= enough {
+            return simplified;
+        }
+        n_bytes = 2 * (n_bytes + n_rest);
+    }
+    simplify(text)
 }
 
-fn simplify_any(text: &str) -> String {
+/// `None` where nothing is a word.
+fn simplify_any(text: &str) -> Option<String> {
     let lower = text.to_lowercase();
     let numbers = NUMBERS.replace_all(&lower, "0");
     let spaced: String = numbers.chars().map(|c| if is_punctuation(c) { ' ' } else { c }).collect();
@@ -104,10 +220,10 @@ fn simplify_any(text: &str) -> String {
         joined.push_str(word);
     }
     if joined.is_ascii() {
-        return joined;
+        return Some(joined).filter(|joined| !joined.is_empty());
     }
     let decomposed: String = joined.nfd().collect();
-    MARKS.replace_all(&decomposed, "").trim().to_owned()
+    Some(MARKS.replace_all(&decomposed, "").into_owned())
 }
 
 /// Lower case, letters and digits only, single spaces: unlike [`simplify`] it keeps numbers and accents.
@@ -143,17 +259,74 @@ const MARKS_OF_WRITING: &str = ".,;:!?¿¡…'\"()[]{}’‘‚‛“”„«»�
 /// The text whose equality makes two rows exact copies: lower case, marks of writing off, letters, digits and signs as they are. A mark
 /// between two digits stays (`1.5`, `1/2`, `3-4`), a minus where it stands at one side of a word or number (`O-`, `-5`).
 pub(crate) fn to_the_sign(text: &str) -> String {
-    if text.is_ascii() {
-        signs_of(text.bytes().map(|byte| char::from(byte.to_ascii_lowercase())), text.len())
-    } else {
+    let any = |text: &str| {
         let lower = text.to_lowercase();
-        signs_of(lower.chars(), lower.len())
+        Some(signs_of(&lower)).filter(|kept| !kept.is_empty())
+    };
+    by_words(text, signs_of_ascii, any)
+}
+
+/// What a byte is in such a text: a letter or digit in lower case, a space for blanks, 1 for all else, which may be a sign.
+const SIGNED: [u8; 256] = {
+    let mut table = [1; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        let ascii = byte as u8;
+        if ascii.is_ascii_alphanumeric() {
+            table[byte] = ascii.to_ascii_lowercase();
+        } else if matches!(ascii, b' ' | b'\t'..=b'\r') {
+            table[byte] = b' ';
+        }
+        byte += 1;
+    }
+    table
+};
+
+/// One pass over bytes, as for [`simplify`]; the test below holds it to [`signs_of`].
+fn signs_of_ascii(text: &[u8]) -> String {
+    // Each sign may have a space before and behind it.
+    let mut kept = Joined::new(3 * text.len());
+    Isa::wide(|| {
+        let mut at = 0;
+        while at < text.len() {
+            if kept.push_run(text, at) {
+                at += N_RUN;
+                continue;
+            }
+            let end = text.len().min(at + N_RUN);
+            while at < end {
+                let c = SIGNED[usize::from(text[at])];
+                if c == 1 {
+                    push_mark(text, at, &mut kept)
+                } else {
+                    kept.push(c)
+                }
+                at += 1;
+            }
+        }
+    });
+    kept.finish()
+}
+
+/// Adds the mark or sign at `at`.
+fn push_mark(text: &[u8], at: usize, kept: &mut Joined) {
+    let around = |at: Option<&u8>| at.copied().map_or(' ', char::from);
+    let (before, after) = (around(at.checked_sub(1).and_then(|at| text.get(at))), around(text.get(at + 1)));
+    let written = if text[at] == b',' { b'.' } else { text[at] };
+    if before.is_ascii_digit() && after.is_ascii_digit() {
+        kept.push(written);
+        return;
+    }
+    kept.push(b' ');
+    if is_sign(char::from(written), before, after) {
+        kept.push(written);
+        kept.push(b' ');
     }
 }
 
-fn signs_of(chars: impl Iterator<Item = char>, n_bytes: usize) -> String {
-    let mut kept = String::with_capacity(n_bytes);
-    let mut chars = chars.peekable();
+fn signs_of(lower: &str) -> String {
+    let mut kept = String::with_capacity(lower.len());
+    let mut chars = lower.chars().peekable();
     let (mut before, mut space) = (' ', false);
     while let Some(c) = chars.next() {
         let after = chars.peek().copied().unwrap_or(' ');
@@ -239,8 +412,68 @@ mod tests {
         let doubled: String =
             (0..128u8).flat_map(|byte| ['a', char::from(byte), '1', char::from(byte), char::from(byte)]).collect();
         for text in [all.as_str(), &doubled, "", " ", "1,000,000.5 mg", "3. 4 .5 6,7,8", "x1.2y", "v1..2", "end 5."] {
-            assert_eq!(simplify_ascii(text.as_bytes()), simplify_any(text), "{text:?}");
+            assert_eq!(simplify_ascii(text.as_bytes()), simplify_any(text).unwrap_or_default(), "{text:?}");
+            assert_eq!(signs_of_ascii(text.as_bytes()), signs_of(&text.to_lowercase()), "{text:?}");
             assert_eq!(plain_ascii(text), plain_any(text), "{text:?}");
+        }
+    }
+
+    /// Against the general passes over the whole text, on texts drawn from characters at which something turns: blanks and marks of
+    /// several scripts, digits, accents apart, letters whose lower case depends on their neighbours or is longer.
+    #[test]
+    fn a_text_is_the_sum_of_its_stretches_between_blanks() {
+        let parts = [
+            " ",
+            "  ",
+            "\n",
+            "\t",
+            "\r\n",
+            "\u{b}",
+            "\u{c}",
+            "\u{a0}",
+            "\u{2003}",
+            "\u{200b}",
+            "\u{1}",
+            "\u{1f}",
+            ".",
+            ",",
+            "-",
+            "+",
+            "/",
+            "'",
+            ">",
+            "1",
+            "25",
+            "1.5",
+            "a",
+            "B",
+            "word",
+            "Runs of plain letters and single spaces ",
+            "é",
+            "E\u{301}",
+            "\u{301}",
+            "Σ",
+            "ΑΣ",
+            "İ",
+            "—",
+            "–",
+            "٣",
+            "،",
+            "½",
+            "😀",
+            "Å",
+            "％",
+            "（",
+        ];
+        let mut draw = aloe_record::CounterRng::new(1, "texts", 0);
+        for _ in 0..30_000 {
+            let text: String = (0..draw.below(24)).map(|_| parts[draw.below(parts.len())]).collect();
+            let whole = simplify_any(&text).unwrap_or_default();
+            let whole = whole.trim();
+            assert_eq!(simplify(&text), whole, "{text:?}");
+            assert_eq!(to_the_sign(&text), signs_of(&text.to_lowercase()), "{text:?}");
+            let start = simplify_start(&text, 10);
+            assert!(whole.starts_with(&start) && start.len() >= whole.len().min(10), "{text:?}: {start:?}");
         }
     }
 

@@ -8,13 +8,14 @@ mod batches;
 mod parquet;
 mod separated;
 
-pub(crate) use batches::read_on;
+pub(crate) use batches::{read_on, size_of};
 
 use crate::data::own_answers::stage_rows;
 use crate::elements::{Elements, MAX_ROW_BYTES, Stop, WRAPPERS};
 use crate::{Error, Result, RowError, strict};
 use aloe_task::rows::Row;
 use serde_json::{Map, Value};
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
@@ -138,7 +139,11 @@ enum Found<'a> {
 }
 
 fn parse_line(path: &Path, number: usize, line: &[u8]) -> Result<Row, RowError> {
-    parse(line, path, number, 1, format!("{}:{number}", path.display()))
+    let path_shown = path.to_string_lossy();
+    let mut at = String::with_capacity(path_shown.len() + 8);
+    at.push_str(&path_shown);
+    let _ = write!(at, ":{number}");
+    parse(line, path, number, 1, at)
 }
 
 fn dispatch(path: &Path, each_found: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {

@@ -2,6 +2,7 @@
 //! character U+0000, which no text means and which cuts strings short in other programs.
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::map::Entry;
 use serde_json::{Error, Map, Number, Value};
 use std::fmt;
 
@@ -69,11 +70,10 @@ impl<'de> Visitor<'de> for Strict {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut values = Map::new();
         while let Some(key) = map.next_key::<String>()? {
-            if values.contains_key(&key) {
+            let Entry::Vacant(place) = values.entry(key) else {
                 return Err(A::Error::custom("a key stands twice"));
-            }
-            let value = map.next_value_seed(Strict)?;
-            values.insert(key, value);
+            };
+            place.insert(map.next_value_seed(Strict)?);
         }
         Ok(Value::Object(values))
     }

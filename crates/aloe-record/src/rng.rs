@@ -22,6 +22,11 @@ impl CounterRng {
         Self { key: [word(0), word(8)], item, position: 0 }
     }
 
+    /// The stream of another item of the same seed and purpose, from its beginning: their digest is not made again.
+    pub fn of_item(&self, item: u64) -> Self {
+        Self { item, position: 0, ..*self }
+    }
+
     /// The value at `index` of the stream, without moving: four of them share one Philox block.
     pub fn at(&self, index: u64) -> u32 {
         let block = self.block(index / 4);
@@ -143,6 +148,7 @@ mod tests {
         let by_index: Vec<u32> = (0..9).map(|i| CounterRng::new(7, "test", 3).at(i)).collect();
         assert_eq!(in_order, by_index);
         assert_ne!(in_order[0], CounterRng::new(7, "test", 4).at(0));
+        assert_eq!(stream.of_item(4).next_u32(), CounterRng::new(7, "test", 4).next_u32());
         assert_ne!(in_order[0], CounterRng::new(7, "other", 3).at(0));
     }
 

@@ -8,11 +8,12 @@ use super::Run;
 use crate::identifiers::Counts;
 use crate::mixture::Mixture;
 use crate::{DataConfig, Item, Result};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 use std::path::Path;
 
 /// One event of one row.
+#[derive(Clone)]
 pub(super) struct Entry {
     id: String,
     action: &'static str,
@@ -81,6 +82,18 @@ struct Line<'a> {
     identifiers: &'a Counts,
 }
 
+/// An entry with what its line takes from the settings.
+struct Written<'a> {
+    entry: Cow<'a, Entry>,
+    config: &'a DataConfig,
+}
+
+impl Serialize for Written<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.entry.line(self.config).serialize(to)
+    }
+}
+
 impl Run<'_> {
     /// Writes all entries and, behind them, the rows that the mixture did not put among the training rows, in row order; gives the digest.
     pub(super) fn write_ledger(&self, path: &Path, mixture: &Mixture) -> Result<String> {
@@ -95,11 +108,8 @@ impl Run<'_> {
             .collect();
         left.sort_unstable();
         // Each made when it is written: a second list of rows would take as much memory as the ledger.
-        let lines = self.ledger.iter().map(|entry| serde_json::to_value(entry.line(self.config)));
-        let rest = left.into_iter().map(|(row, action, rule)| {
-            serde_json::to_value(Entry::of(&self.items[row], action, rule).line(self.config))
-        });
-        let lines = lines.chain(rest).map(std::result::Result::unwrap_or_default);
-        super::lines(path, lines)
+        let rest = left.into_iter().map(|(row, action, rule)| Entry::of(&self.items[row], action, rule));
+        let entries = self.ledger.iter().map(Cow::Borrowed).chain(rest.map(Cow::Owned));
+        super::lines(path, entries.map(|entry| Written { entry, config: self.config }))
     }
 }

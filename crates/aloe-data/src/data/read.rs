@@ -1,15 +1,16 @@
-//! The step that reads the sources: first to check every row, then to keep them.
+//! The steps that read the sources: first every row is checked, then they are taken, those that the check kept as they are, the others by
+//! reading their files again.
 
 use super::Run;
 use super::ledger::Entry;
-use crate::check::{self, known_dialect, layout};
+use crate::check::{self, Kept, known_dialect, layout};
 use crate::dialect::{self, Dialect, help_steer};
 use crate::source::{self, DataFile};
 use crate::{Error, Item, Result, RowError, SourceConfig};
 use aloe_record::{Progress, digest};
 use aloe_task::rows::Row;
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::OnceLock;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -17,7 +18,7 @@ use xxhash_rust::xxh3::xxh3_64;
 const RATED_BELOW: &str = "chosen_rated_below_rejected";
 
 /// What a row of a file is made into, apart from the others.
-enum Made {
+pub(crate) enum Made {
     Broken(RowError),
     /// How its ratings compare comes with it.
     Items(Dialect, Vec<Item>, Option<Ordering>),
@@ -25,35 +26,73 @@ enum Made {
     Row(Row),
 }
 
+impl Made {
+    /// About what it takes in memory.
+    pub(crate) fn n_bytes(&self) -> usize {
+        match self {
+            Made::Broken(_) => 0,
+            Made::Items(_, items, _) => items.iter().map(Item::n_bytes).sum(),
+            Made::Row(row) => source::size_of(row),
+        }
+    }
+}
+
+/// Makes something of a row; `dialect` is known once there was a row that can be read.
+pub(crate) fn made(
+    row: Result<Row, RowError>,
+    dialect: Option<Dialect>,
+    index: usize,
+    config: &SourceConfig,
+    file: &DataFile,
+) -> Made {
+    match (row, dialect) {
+        (Err(error), _) => Made::Broken(error),
+        (Ok(row), Some(dialect)) if dialect.is_by_file() => Made::Row(row),
+        (Ok(row), Some(dialect)) => match dialect::items(dialect, &row, index, id(config, file, &row.at), config) {
+            Ok(items) => Made::Items(dialect, items, dialect::rated(dialect, &row)),
+            Err(error) => Made::Broken(with_raw(error, &row)),
+        },
+        (Ok(_), None) => unreachable!("the first row that can be read has told the layout"),
+    }
+}
+
 impl Run<'_> {
-    /// Without a quarantine a single broken row ends the stage, so all rows are read once before any is kept: the memory of a
-    /// refusal is that of a batch of rows, whatever the size of the files.
-    pub(super) fn check_sources(&mut self, progress: &Progress) -> Result<()> {
+    /// Without a quarantine a single broken row ends the stage, so all rows are read once before any is taken. Gives the files, the first
+    /// ones in their order, whose rows the check could keep in `room` bytes.
+    pub(super) fn check_sources(&mut self, progress: &Progress, mut room: usize) -> Result<VecDeque<Kept>> {
+        let mut kept = VecDeque::new();
         if self.config.quarantine.is_on() {
-            return Ok(());
+            return Ok(kept);
         }
         for (source, config) in self.config.sources.iter().enumerate() {
             for file in source::files(&config.path)? {
                 progress.message(&format!("checking {}", file.label));
-                let found = check::file(config, &file, self.n_threads, self.cancel, &mut self.problems)?;
-                if found == Some(Dialect::RedTeamSamples) {
+                let (n_threads, problems) = (self.n_threads, &mut self.problems);
+                let checked = check::file(config, &file, n_threads, &mut room, self.cancel, problems)?;
+                if checked.known == Some(Dialect::RedTeamSamples) {
                     self.read_safe_answers(source)?;
                 }
+                kept.extend(checked.kept);
             }
         }
         if self.problems.total > 0 {
+            drop(kept);
             self.read_held_apart()?;
             self.stop_at_broken_rows()?;
+            return Ok(VecDeque::new());
         }
-        Ok(())
+        Ok(kept)
     }
 
-    pub(super) fn read_sources(&mut self, progress: &Progress) -> Result<()> {
+    pub(super) fn read_sources(&mut self, progress: &Progress, mut kept: VecDeque<Kept>) -> Result<()> {
         for source in 0..self.config.sources.len() {
             for file in source::files(&self.config.sources[source].path)? {
                 progress.message(&file.label);
                 self.report.sources[source].files.insert(file.label.clone(), digest::file(&file.path)?);
-                self.read_file(source, &file)?;
+                match kept.pop_front_if(|kept| kept.file == file) {
+                    Some(kept) => self.take_kept(source, kept)?,
+                    None => self.read_file(source, &file)?,
+                }
             }
             let (config, report) = (&self.config.sources[source], &mut self.report.sources[source]);
             report.skipped_files = source::skipped(&config.path)?;
@@ -62,6 +101,15 @@ impl Run<'_> {
             }
         }
         unique_ids(&self.items)
+    }
+
+    fn take_kept(&mut self, source: usize, kept: Kept) -> Result<()> {
+        let mut together = Vec::new();
+        for made in kept.rows {
+            self.take_made(source, made, &mut together)?;
+        }
+        self.report.sources[source].unused_columns.extend(kept.unused);
+        self.take_together(source, &kept.file, kept.known, &together)
     }
 
     fn read_file(&mut self, source: usize, file: &DataFile) -> Result<()> {
@@ -74,36 +122,34 @@ impl Run<'_> {
             unused = dialect::unused_columns(found, row, config);
             Ok(())
         };
-        let make = |index: usize, row: Result<Row, RowError>| match (row, known.get()) {
-            (Err(error), _) => Made::Broken(error),
-            (Ok(row), Some(dialect)) if dialect.is_by_file() => Made::Row(row),
-            (Ok(row), Some(dialect)) => {
-                match dialect::items(*dialect, &row, index, id(config, file, &row.at), config) {
-                    Ok(items) => Made::Items(*dialect, items, dialect::rated(*dialect, &row)),
-                    Err(error) => Made::Broken(with_raw(error, &row)),
-                }
-            }
-            (Ok(_), None) => unreachable!("the first row that can be read has told the layout"),
-        };
-        let mut rated = Vec::new();
-        let mut n_rows = 0;
+        let make = |index: usize, row: Result<Row, RowError>| made(row, known.get().copied(), index, config, file);
+        let mut together = Vec::new();
         source::read_on(&file.path, self.n_threads, &mut first, &make, &mut |made| {
-            n_rows += 1;
-            self.report.sources[source].n_read += 1;
-            if n_rows % 1024 == 0 {
-                self.cancel.check()?;
-            }
-            match made {
-                Made::Broken(error) => self.broken(source, error),
-                Made::Items(dialect, items, rated) => self.take_all(source, dialect, items, rated),
-                Made::Row(row) => rated.push(row),
-            }
-            self.flush_when_full()
+            self.take_made(source, made, &mut together)
         })?;
         self.report.sources[source].unused_columns.extend(unused);
-        match known.get() {
-            Some(Dialect::RedTeamSamples) => self.take_judged(source, file, &rated)?,
-            _ => self.take_rated(source, file, &rated)?,
+        self.take_together(source, file, known.into_inner(), &together)
+    }
+
+    /// Takes what was made of a row; those of `together` are made into something at their file's end.
+    fn take_made(&mut self, source: usize, made: Made, together: &mut Vec<Row>) -> Result<()> {
+        let report = &mut self.report.sources[source];
+        report.n_read += 1;
+        if report.n_read.is_multiple_of(1024) {
+            self.cancel.check()?;
+        }
+        match made {
+            Made::Broken(error) => self.broken(source, error),
+            Made::Items(dialect, items, rated) => self.take_all(source, dialect, items, rated),
+            Made::Row(row) => together.push(row),
+        }
+        self.flush_when_full()
+    }
+
+    fn take_together(&mut self, source: usize, file: &DataFile, known: Option<Dialect>, rows: &[Row]) -> Result<()> {
+        match known {
+            Some(Dialect::RedTeamSamples) => self.take_judged(source, file, rows)?,
+            _ => self.take_rated(source, file, rows)?,
         }
         for (dialect, n_rows) in std::mem::take(&mut self.n_by_dialect) {
             *self.report.sources[source].dialects.entry(dialect.name()).or_default() += n_rows;
@@ -183,7 +229,8 @@ fn unique_ids(items: &[Item]) -> Result<()> {
 /// `source/file:line`.
 pub(crate) fn id(config: &SourceConfig, file: &DataFile, at: &str) -> String {
     let prefix = file.path.to_string_lossy();
-    format!("{}/{}{}", config.name, file.label, at.strip_prefix(&*prefix).unwrap_or(at))
+    let inside = at.strip_prefix(&*prefix).unwrap_or(at);
+    [config.name.as_str(), "/", &file.label, inside].concat()
 }
 
 /// The broken row with its text, so that a quarantine loses nothing.

@@ -142,10 +142,11 @@ pub fn sign(
     };
     atomic::write_with(&path, |file| {
         let mut run = Run::new(config, n_threads, cancel);
-        run.check_sources(progress)?;
+        // A shard keeps no rows: two readings are its price for the memory of a block of them.
+        let kept = run.check_sources(progress, 0)?;
         let signer = Signer::new(&config.dedup);
         run.sink = Some(Sink { shard, signer, out: file, hasher: digest::Hasher::default(), n_rows: 0, n_signed: 0 });
-        run.read_sources(progress)?;
+        run.read_sources(progress, kept)?;
         run.stop_at_broken_rows()?;
         run.flush()?;
         if let Some(sink) = run.sink {

@@ -2,6 +2,7 @@
 
 mod account;
 mod everything;
+mod kept;
 mod one_line;
 mod planted;
 mod private;
@@ -9,7 +10,8 @@ mod shaped;
 mod shards;
 
 use super::*;
-use std::collections::BTreeMap;
+use serde_json::json;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
 fn starter() -> PathBuf {

@@ -133,7 +133,7 @@ impl Hasher for AsIs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::minhash::windows;
+    use crate::shingles::windows;
     use std::collections::{HashMap, HashSet};
 
     #[test]

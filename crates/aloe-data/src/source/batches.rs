@@ -43,6 +43,11 @@ fn size(value: &Value) -> usize {
     of_parts + 32
 }
 
+/// About what a row takes in memory.
+pub(crate) fn size_of(row: &Row) -> usize {
+    row.columns.iter().map(|(name, value)| name.len() + size(value)).sum::<usize>() + 512
+}
+
 impl Batch<'_> {
     fn add(&mut self, number: usize, found: Found<'_>) {
         let waiting = match found {

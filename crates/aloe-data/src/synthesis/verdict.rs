@@ -4,7 +4,7 @@
 //! Kept are attempts whose answer is the key, unless they merely restate the question (the two checks of the published sets, aloe.md 1.4),
 //! say nothing before the answer, hold a second answer's line, which would tell a blind reader, or lack one of the three published parts.
 
-use crate::minhash::windows;
+use crate::shingles::windows;
 use crate::simplify;
 use aloe_engine::FinishReason;
 use aloe_task::extract::{Reading, reasoned};
