@@ -179,6 +179,10 @@ impl Decoder {
         let dev = &self.device;
         let mid = ops::linear_add(dev, &self.flat(o), &layer.o, &input);
         drop(input);
+        let (norm, layers) = ((&layer.post_norm, self.config.rms_norm_eps), [&layer.gate, &layer.up, &layer.down]);
+        if let Some(next) = ops::norm_swiglu_linear_add(dev, &mid, norm, layers) {
+            return next;
+        }
         self.expect(&mid, &[&layer.gate, &layer.up]);
         let (gate, up) = self.gate_up(layer, &mid);
         self.expect(&mid, &[&layer.down]);
