@@ -174,6 +174,29 @@ impl Decoder {
         (q, k, v)
     }
 
+    /// [`Self::project`] with q of rows `wanted` alone.
+    pub(crate) fn project_for(
+        &self,
+        layer: &LayerWeights,
+        x: &Tensor,
+        rotation: &Rotation,
+        wanted: &[usize],
+    ) -> (Tensor, Tensor, Tensor) {
+        let (dev, kv) = (&self.device, self.config.num_key_value_heads);
+        let (norm, eps) = (&layer.input_norm, self.config.rms_norm_eps);
+        let project = |x: &Tensor, layers: &[&Linear]| ops::norm_linears(dev, x, norm, eps, layers);
+        let mut q = project(&x.gather_rows(wanted), &[&layer.q]).into_iter();
+        let mut both = project(x, &[&layer.k, &layer.v]).into_iter();
+        let next = |all: &mut std::vec::IntoIter<Tensor>, n_heads| {
+            self.heads(all.next().expect("each layer gives an output"), n_heads)
+        };
+        let mut q = next(&mut q, self.config.num_attention_heads);
+        let (mut k, v) = (next(&mut both, kv), next(&mut both, kv));
+        ops::rope(dev, &mut q, &rotation.gather_rows(wanted));
+        ops::rope(dev, &mut k, rotation);
+        (q, k, v)
+    }
+
     /// The rest of a layer for inference: o `[N, H, E]` and the layer's input `[N, D]` to the next layer's input.
     pub(crate) fn after_attention(&self, layer: &LayerWeights, o: Tensor, input: Tensor) -> Tensor {
         let dev = &self.device;
