@@ -319,6 +319,12 @@ impl<'a> Schedule<'a> {
 
     fn run(&mut self, selection: &Selection) -> Result<Pass> {
         let pieces = self.walk.pieces(selection);
+        // Of a pass nothing is wanted but the last token of a prompt and of each running sequence.
+        let (mut end, mut wanted) = (0, Vec::new());
+        for (piece, node) in pieces.iter().zip(&selection.nodes) {
+            end += piece.ids.len();
+            wanted.extend(self.ending.contains_key(node).then(|| end - 1));
+        }
         let (mut texts, mut caches) = (Vec::new(), Vec::new());
         let mut n_left = self.local.pack_tokens;
         for sequence in self.active.iter_mut().filter(|s| !s.is_done()) {
@@ -326,10 +332,12 @@ impl<'a> Schedule<'a> {
             let n = pending.len().min(n_left.max(1));
             n_left = n_left.saturating_sub(n);
             texts.push(pending[..n].to_vec());
+            end += n;
+            wanted.extend((n > 0).then(|| end - 1));
             caches.push(&mut sequence.cache);
         }
         let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-        self.local.pass(&pieces, &texts, &mut caches)
+        self.local.pass(&pieces, &texts, &mut caches, &wanted)
     }
 
     /// Draws the next token of every sequence whose ids have all been run.
@@ -340,22 +348,23 @@ impl<'a> Schedule<'a> {
         if ready.is_empty() {
             return Ok(());
         }
-        let logits = self.local.decoder.logits(&pass.hidden.gather_rows(&rows));
+        let logits = self.local.decoder.logits(&pass.hidden_of(&rows));
         let rows: Vec<&[f32]> = logits.as_f32().chunks(logits.shape()[1]).collect();
         accept_rows(self.local, &mut ready, &rows)
     }
 
     /// Prompts that ended in the pass become roots, in the order of the requests.
-    fn plant(&mut self, selection: &Selection, pass: Pass) {
+    fn plant(&mut self, selection: &Selection, mut pass: Pass) {
         let ending = &self.ending;
         let ends: HashMap<usize, usize> =
             selection.nodes.iter().zip(&pass.rows).map(|(&node, rows)| (node, rows.end - 1)).collect();
-        let caches = self.walk.store(selection, pass.kept, |node| ending.contains_key(&node));
+        let kept = std::mem::take(&mut pass.kept);
+        let caches = self.walk.store(selection, kept, |node| ending.contains_key(&node));
         if caches.is_empty() {
             return;
         }
         let rows: Vec<usize> = caches.iter().map(|(node, _)| ends[node]).collect();
-        let logits = self.local.decoder.logits(&pass.hidden.gather_rows(&rows));
+        let logits = self.local.decoder.logits(&pass.hidden_of(&rows));
         for ((node, cache), row) in caches.into_iter().zip(logits.as_f32().chunks(logits.shape()[1])) {
             let logits = Arc::new(row.to_vec());
             for request in self.ending.remove(&node).into_iter().flatten() {

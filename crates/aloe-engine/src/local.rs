@@ -168,15 +168,16 @@ impl Local {
         LayerPages { n: free_bytes / (KvCache::bytes_of(&self.decoder, 1) / n_layers), n_layers }
     }
 
-    /// One pass through the decoder, counted.
+    /// One pass through the decoder for the hidden states of rows `wanted`, counted.
     pub(crate) fn pass(
         &self,
         pieces: &[TreePiece<'_>],
         tokens: &[&[u32]],
         caches: &mut [&mut KvCache],
+        wanted: &[usize],
     ) -> Result<Pass> {
-        let pass = self.decoder.run(pieces, tokens, caches)?;
-        let n_tokens = pass.hidden.shape()[0] as u64;
+        let pass = self.decoder.run_for(pieces, tokens, caches, wanted)?;
+        let n_tokens = pass.rows.last().map_or(0, |rows| rows.end as u64);
         self.count(|counts| {
             counts.n_computed_tokens += n_tokens;
             counts.largest_pass_tokens = counts.largest_pass_tokens.max(n_tokens);
@@ -186,7 +187,7 @@ impl Local {
 
     /// [`Walk::select_alone`] with what comes before the last tokens run.
     pub(crate) fn select_alone(&self, walk: &mut Walk, held: impl Fn(usize) -> bool) -> Result<Selection> {
-        walk.select_alone(self.pack_tokens, held, |ids, cache| self.pass(&[], &[ids], &mut [cache]).map(drop))
+        walk.select_alone(self.pack_tokens, held, |ids, cache| self.pass(&[], &[ids], &mut [cache], &[]).map(drop))
     }
 
     pub(crate) fn count(&self, change: impl FnOnce(&mut EngineCounts)) {

@@ -233,37 +233,49 @@ impl Scoring<'_> {
             local.free_prefixes(true);
             selection = local.select_alone(&mut self.walk, |_| false)?;
         }
-        let pass = local.pass(&self.walk.pieces(&selection), &[], &mut [])?;
+        let (wanted, targets) = self.wanted(&selection);
+        let pass = local.pass(&self.walk.pieces(&selection), &[], &mut [], &wanted)?;
         self.walk.store(&selection, pass.kept, |_| false);
-        self.score_rows(&selection, &pass.hidden, &pass.rows)
+        self.score_rows(&pass.hidden, targets)
     }
 
-    fn score_rows(&mut self, selection: &Selection, hidden: &Tensor, rows: &[Range<usize>]) -> Result<()> {
-        let mut wanted: Vec<usize> = Vec::new();
-        let mut targets: Vec<(usize, Target)> = Vec::new();
-        for (&node, rows) in selection.nodes.iter().zip(rows) {
+    /// The rows of a pass that predict something, and what they predict, by their place among these rows.
+    fn wanted(&mut self, selection: &Selection) -> (Vec<usize>, Vec<(usize, Target)>) {
+        let (mut wanted, mut targets) = (Vec::new(), Vec::new());
+        let pieces = self.walk.pieces(selection);
+        let ends = pieces.iter().scan(0, |end, piece| {
+            *end += piece.ids.len();
+            Some(*end)
+        });
+        for (&node, end) in selection.nodes.iter().zip(ends) {
             for target in std::mem::take(&mut self.targets[node]) {
                 // A node's rows are the last of its piece: the text before it may have been run along.
-                let row = rows.end - self.walk.tree.node(node).ids.len() + target.offset;
+                let row = end - self.walk.tree.node(node).ids.len() + target.offset;
                 if wanted.last() != Some(&row) {
                     wanted.push(row);
                 }
                 targets.push((wanted.len() - 1, target));
             }
         }
+        (wanted, targets)
+    }
+
+    /// Scores the targets of rows of `hidden` `[R, D]`.
+    fn score_rows(&mut self, hidden: &Tensor, targets: Vec<(usize, Target)>) -> Result<()> {
+        let n_rows = hidden.shape()[0];
         let mut targets = targets.into_iter().peekable();
-        for (chunk, rows) in wanted.chunks(LOGIT_ROWS).enumerate() {
-            let mut logits = self.local.decoder.logits(&hidden.gather_rows(rows));
+        for from in (0..n_rows).step_by(LOGIT_ROWS) {
+            let rows = from..(from + LOGIT_ROWS).min(n_rows);
+            let mut logits = self.local.decoder.logits(&hidden.slice_rows(rows.start, rows.end));
             let vocab_size = logits.shape()[1];
             let device = &self.local.decoder.device;
-            let best: Vec<OnceLock<u32>> = rows.iter().map(|_| OnceLock::new()).collect();
+            let best: Vec<OnceLock<u32>> = rows.clone().map(|_| OnceLock::new()).collect();
             device.for_each(rows.len(), &|row| {
                 best[row].get_or_init(|| argmax(&logits.as_f32()[row * vocab_size..(row + 1) * vocab_size]));
             });
             ops::log_softmax_rows(device, &mut logits);
-            let end = chunk * LOGIT_ROWS + rows.len();
-            while let Some((row, target)) = targets.next_if(|(row, _)| *row < end) {
-                let row = row - chunk * LOGIT_ROWS;
+            while let Some((row, target)) = targets.next_if(|(row, _)| *row < rows.end) {
+                let row = row - rows.start;
                 let logp = f64::from(logits.as_f32()[row * vocab_size + target.id as usize]);
                 if !logp.is_finite() {
                     return Err(Error::NonFinite);

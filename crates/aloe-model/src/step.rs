@@ -36,12 +36,23 @@ pub struct TreePiece<'a> {
 /// What one pass gives.
 #[derive(Debug)]
 pub struct Pass {
-    /// Hidden states after the final norm `[N, D]`: the pieces' rows in order, then the caches' rows.
+    /// Hidden states after the final norm `[N, D]`: the pieces' rows in order, then the caches' rows; of [`Decoder::run_for`] only those
+    /// that were asked for.
     pub hidden: Tensor,
+    /// The rows that `hidden` holds.
+    pub hidden_rows: Vec<usize>,
     /// Rows of each piece, then of each cache.
     pub rows: Vec<Range<usize>>,
     /// For each piece its cache, where one was asked for.
     pub kept: Vec<Option<KvCache>>,
+}
+
+impl Pass {
+    /// Hidden states `[R, D]` of rows that were asked for.
+    pub fn hidden_of(&self, rows: &[usize]) -> Tensor {
+        let place = |row| self.hidden_rows.binary_search(row).expect("a row that was asked for");
+        self.hidden.gather_rows(&rows.iter().map(place).collect::<Vec<_>>())
+    }
 }
 
 /// Where a piece stands.
@@ -80,6 +91,28 @@ struct Layout<'a> {
 impl Decoder {
     /// Runs the pieces of a tree, and `tokens[i]` after what `caches[i]` holds, in one pass. The caches grow by their tokens.
     pub fn run(&self, pieces: &[TreePiece<'_>], tokens: &[&[u32]], caches: &mut [&mut KvCache]) -> Result<Pass> {
+        self.pass(pieces, tokens, caches, None)
+    }
+
+    /// [`Self::run`] for the hidden states of rows `wanted` alone, in rising order: rows are counted over the pieces and then the caches.
+    /// Of the last layer nothing is computed for other rows but keys and values; the bits are those of all rows.
+    pub fn run_for(
+        &self,
+        pieces: &[TreePiece<'_>],
+        tokens: &[&[u32]],
+        caches: &mut [&mut KvCache],
+        wanted: &[usize],
+    ) -> Result<Pass> {
+        self.pass(pieces, tokens, caches, Some(wanted))
+    }
+
+    fn pass(
+        &self,
+        pieces: &[TreePiece<'_>],
+        tokens: &[&[u32]],
+        caches: &mut [&mut KvCache],
+        wanted: Option<&[usize]>,
+    ) -> Result<Pass> {
         let layout = self.layout(pieces, tokens, caches)?;
         let cache_rows = &layout.rows[pieces.len()..];
         for (cache, rows) in caches.iter_mut().zip(cache_rows) {
@@ -89,29 +122,37 @@ impl Decoder {
         let mut kept_pages: Vec<Vec<Vec<KvPage>>> = layout.pieces.iter().map(Layout::empty_sets).collect();
         let mut x = self.weights.embedding(&self.device, &layout.ids);
         let rotation = self.rope.rotation(&self.device, &layout.positions);
+        // With all rows wanted there is nothing to pick.
+        let wanted = wanted.filter(|rows| rows.len() < layout.ids.len());
         for (i, layer) in self.weights.layers.iter().enumerate() {
-            let (q, k, v) = self.project(layer, &x, &rotation);
+            let wanted = wanted.filter(|_| i + 1 == self.weights.layers.len());
+            self.expect_cache(&x, caches, i);
+            let (q, k, v) = match wanted {
+                Some(rows) => self.project_for(layer, &x, &rotation, rows),
+                None => self.project(layer, &x, &rotation),
+            };
             ops::write_pages(&self.device, &k, &v, cache_writes(caches, cache_rows, i));
             let own = layout.write_pieces(self, i, &k, &v);
             let in_tree = (0..pieces.len()).map(|at| layout.pages(&own, at, i));
             let in_caches = caches.iter().map(|cache| cache.pages().iter().map(|set| &set.layers[i]).collect());
             let ends = layout.pieces.iter().map(Placed::end);
             let lens = ends.chain(caches.iter().zip(cache_rows).map(|(cache, rows)| cache.len() + rows.len()));
-            let sequences: Vec<PagedSequence<'_>> = layout
-                .rows
-                .iter()
-                .zip(in_tree.chain(in_caches))
-                .zip(lens)
+            let whole = (layout.rows.iter().zip(in_tree.chain(in_caches)).zip(lens))
                 .filter(|((rows, _), _)| !rows.is_empty())
-                .map(|((rows, pages), len_tokens)| PagedSequence { queries: rows.clone(), pages, len_tokens })
-                .collect();
-            let o = ops::attention_paged(&self.device, &q, &sequences, self.attention_scale());
-            self.expect(&x, &[&layer.o]);
-            x = self.after_attention(layer, o, x);
-            match self.weights.layers.get(i + 1) {
-                Some(next) => self.expect(&x, &[&next.q, &next.k, &next.v]),
-                None => self.expect(&x, &[&self.weights.head]),
+                .map(|((rows, pages), len_tokens)| PagedSequence { queries: rows.clone(), pages, len_tokens });
+            let sequences: Vec<PagedSequence<'_>> = match wanted {
+                Some(rows) => picked(whole, rows),
+                None => whole.collect(),
+            };
+            if let Some(rows) = wanted {
+                x = x.gather_rows(rows);
             }
+            self.expect(&x, &[&layer.o]);
+            let o = ops::attention_paged(&self.device, &q, &sequences, self.attention_scale());
+            x = match self.weights.layers.get(i + 1) {
+                Some(next) => self.after_attention(layer, o, x, &[&next.q, &next.k, &next.v]),
+                None => self.after_attention(layer, o, x, &[&self.weights.head]),
+            };
             for (own, sets) in own.into_iter().zip(&mut kept_pages) {
                 sets.iter_mut().zip(own).for_each(|(set, page)| set.push(page));
             }
@@ -122,7 +163,8 @@ impl Decoder {
         // From here on the caches count what is kept.
         drop(held);
         let kept = join(&layout.pieces, kept_pages);
-        Ok(Pass { hidden: self.final_norm(&x).0, rows: layout.rows, kept })
+        let hidden_rows = wanted.map_or_else(|| (0..layout.ids.len()).collect(), <[usize]>::to_vec);
+        Ok(Pass { hidden: self.final_norm(&x).0, hidden_rows, rows: layout.rows, kept })
     }
 
     /// Runs `tokens[i]` after what `caches[i]` holds, all in one pass, and adds them to the caches: prefill of one or several
@@ -137,15 +179,27 @@ impl Decoder {
         if let Some(i) = prompts.iter().position(|ids| ids.is_empty()) {
             return Err(Error::Input(format!("prompt {i} is empty, so there is nothing to continue")));
         }
-        let pass = self.run(&[], prompts, caches)?;
-        let last: Vec<usize> = pass.rows.iter().map(|rows| rows.end - 1).collect();
-        Ok(self.logits(&pass.hidden.gather_rows(&last)))
+        let mut end = 0;
+        let ends = prompts.iter().map(|ids| {
+            end += ids.len();
+            end - 1
+        });
+        Ok(self.logits(&self.run_for(&[], prompts, caches, &ends.collect::<Vec<_>>())?.hidden))
     }
 
     /// Adds one token to each cache; returns the logits that follow `[B, V]`.
     pub fn decode_step(&self, tokens: &[u32], caches: &mut [&mut KvCache]) -> Result<Tensor> {
         let one: Vec<&[u32]> = tokens.chunks(1).collect();
         Ok(self.logits(&self.extend(&one, caches)?))
+    }
+
+    /// Says that attention over the caches comes after the next product, when there are few rows; the first page is where it begins.
+    fn expect_cache(&self, x: &Tensor, caches: &[&mut KvCache], layer: usize) {
+        if let Some(set) = caches.first().and_then(|cache| cache.pages().first())
+            && x.shape()[0] <= Self::FEW_ROWS
+        {
+            ops::expect_page(&self.device, &set.layers[layer]);
+        }
     }
 
     fn layout<'a>(&self, pieces: &[TreePiece<'a>], tokens: &[&[u32]], caches: &[&mut KvCache]) -> Result<Layout<'a>> {
@@ -182,6 +236,24 @@ impl Decoder {
         layout.positions.extend((start..len).map(|position| position as u32));
         Ok(())
     }
+}
+
+/// The sequences' queries among rows `wanted`, each run of neighbours a sequence of its own; queries are counted over `wanted`.
+fn picked<'a>(sequences: impl Iterator<Item = PagedSequence<'a>>, wanted: &[usize]) -> Vec<PagedSequence<'a>> {
+    assert!(wanted.is_sorted_by(|a, b| a < b), "rows that do not rise");
+    let mut at = 0;
+    let mut found = Vec::new();
+    for PagedSequence { queries: rows, pages, len_tokens } in sequences {
+        let n = wanted[at..].iter().take_while(|row| rows.contains(row)).count();
+        for run in wanted[at..at + n].chunk_by(|a, b| a + 1 == *b) {
+            let after_run = rows.end - 1 - run[run.len() - 1];
+            let queries = at..at + run.len();
+            found.push(PagedSequence { queries, pages: pages.clone(), len_tokens: len_tokens - after_run });
+            at += run.len();
+        }
+    }
+    assert_eq!(at, wanted.len(), "a row past the last");
+    found
 }
 
 /// Where the rows of each cache go in one layer.

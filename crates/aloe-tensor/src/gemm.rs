@@ -3,12 +3,14 @@
 //! B lies in panels of 32 lanes; A gives one unit at a time, spread to all lanes. Each element of C is one f32 chain over the
 //! units in index order: blocks of units continue the chain through C, tails use masks, and the tile's height changes nothing.
 
+mod tasks;
 mod tile;
 
 use crate::device::{Device, Isa};
 use crate::pack::ZERO_LINE;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::tensor::Dtype;
+pub(crate) use tasks::{Tasks, even_share};
 use tile::{Bf16Product, F32Product, Product, Tile, WidenedProduct};
 
 /// Lanes of a panel.
@@ -19,7 +21,7 @@ pub(crate) const PANEL: usize = 32;
 const BLOCK_UNITS: usize = 320;
 
 /// Rows up to which weights are expected in memory rather than in a cache; more rows compute for longer than memory takes.
-const FEW_ROWS: usize = 48;
+pub(crate) const FEW_ROWS: usize = 48;
 
 /// Units after which a few rows in more than one tile take their next tile: what the first tile read is in the first-level
 /// cache still, and what comes next has time to arrive.
@@ -28,7 +30,11 @@ const STREAM_UNITS: usize = 96;
 /// How far ahead such a stream is fetched, in units.
 const STREAM_DISTANCE: usize = 96;
 
-/// What to fetch while a tile computes: `step` units of 32 bits for each unit of the product, from `from` on.
+/// Units of a chain, such as attention's, that is hardly longer than setting out on it: a tile of rows goes through all panels at once.
+const SHORT_CHAIN: usize = 64;
+
+/// What to fetch while a tile computes: `step` units of 32 bits for each unit of the product, from `from` on. Whole steps of a panel are
+/// wanted in the nearest cache, single lines in the second-level one.
 #[derive(Clone, Copy)]
 struct Ahead {
     from: *const u32,
@@ -71,15 +77,6 @@ pub(crate) struct Gemm {
     pub(crate) from_memory: bool,
 }
 
-/// Rows and panels of a product's tasks.
-#[derive(Clone, Copy)]
-pub(crate) struct Tasks {
-    pub(crate) n: usize,
-    rows: usize,
-    columns: usize,
-    row_tasks: usize,
-}
-
 // SAFETY: the pointers are only followed inside `run`, whose callers uphold their validity for the whole parallel loop.
 unsafe impl Send for Gemm {}
 // SAFETY: as above; tasks write disjoint parts of C.
@@ -103,17 +100,6 @@ impl Gemm {
         });
     }
 
-    /// How the product is shared out, with few rows `share` panels a task.
-    pub(crate) fn tasks(&self, threads: usize, share: usize) -> Tasks {
-        let panels = self.n.div_ceil(PANEL);
-        let (rows, columns) = match self.m <= FEW_ROWS && self.a_panel_stride == 0 && threads > 1 {
-            true => (self.m, share),
-            false => self.task_size(threads, panels),
-        };
-        let row_tasks = self.m.div_ceil(rows.max(1));
-        Tasks { n: row_tasks * panels.div_ceil(columns), rows, columns, row_tasks }
-    }
-
     /// One task of the product, on this thread.
     ///
     /// # Safety
@@ -122,33 +108,6 @@ impl Gemm {
         let (rows, lanes) = self.extent(tasks, task);
         let part = self.part(rows, lanes.start / PANEL..lanes.end.div_ceil(PANEL));
         part.run_here(isa);
-    }
-
-    /// Rows and lanes of C that a task writes.
-    pub(crate) fn extent(&self, tasks: Tasks, task: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
-        let Tasks { rows, columns, row_tasks, .. } = tasks;
-        // Tasks in a row share their panels, which stay in the shared cache.
-        let (row, lane) = (task % row_tasks * rows, task / row_tasks * columns * PANEL);
-        (row..(row + rows).min(self.m), lane..(lane + columns * PANEL).min(self.n))
-    }
-
-    /// Rows and panels of one task: about six tasks a thread, so that a disturbed thread does not hold up the rest.
-    fn task_size(&self, threads: usize, panels: usize) -> (usize, usize) {
-        // A task begins at a tile, and at a panel of A where A lies in panels.
-        let (most, tile) = if self.a_panel_stride > 0 { (256, PANEL) } else { (240, 12) };
-        if threads == 1 {
-            return (most, panels.min(16));
-        }
-        let enough = 6 * threads;
-        let (mut rows, mut columns) = (most, 16);
-        while self.m.div_ceil(rows) * panels.div_ceil(columns) < enough && (rows > 48 || columns > 4) {
-            if columns > 4 {
-                columns /= 2;
-            } else {
-                rows = (rows / 2).next_multiple_of(tile);
-            }
-        }
-        (rows, columns)
     }
 
     fn part(&self, rows: std::ops::Range<usize>, panels: std::ops::Range<usize>) -> Self {
@@ -169,6 +128,11 @@ impl Gemm {
         }
     }
 
+    /// Some rows of one panel, which go to `c` `[rows, 32]`.
+    pub(crate) fn panel_into(&self, rows: std::ops::Range<usize>, panel: usize, c: *mut f32) -> Self {
+        Self { c, c_stride: PANEL, ..self.part(rows, panel..panel + 1) }
+    }
+
     /// The product on this thread.
     ///
     /// # Safety
@@ -185,39 +149,6 @@ impl Gemm {
     pub(crate) unsafe fn run_inside<S: Simd>(self) {
         S::call(Blocks(self));
     }
-}
-
-/// Panels of a task over few rows, for products of so many panels each in one loop: the largest share, of three tasks a thread or
-/// more, that gives every thread the same number of panels; where there is none, the one that leaves the least to the busiest.
-pub(crate) fn even_share(panels: &[usize], threads: usize) -> usize {
-    let total: usize = panels.iter().sum();
-    let most = total.div_ceil(3 * threads).clamp(1, 64);
-    let mut best = (usize::MAX, most);
-    for share in (most.div_ceil(2)..=most).rev() {
-        best = best.min((busiest(panels, threads, share), share));
-        if best.0 == total.div_ceil(threads) {
-            break;
-        }
-    }
-    best.1
-}
-
-/// Panels of the thread that has most of them when tasks of `share` panels are given out in ranges of equal length, as the pool
-/// does.
-fn busiest(panels: &[usize], threads: usize, share: usize) -> usize {
-    let n_tasks: usize = panels.iter().map(|n| n.div_ceil(share)).sum();
-    let (mut most, mut sum, mut task, mut thread) = (0, 0, 0, 0);
-    for &n in panels {
-        for at in 0..n.div_ceil(share) {
-            while task >= (thread + 1) * n_tasks / threads {
-                (sum, thread) = (0, thread + 1);
-            }
-            sum += share.min(n - at * share);
-            most = most.max(sum);
-            task += 1;
-        }
-    }
-    most
 }
 
 /// All of one task, block of units by block of units.
@@ -333,6 +264,7 @@ unsafe fn panels<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
             _ if g.from_memory && g.m <= S::TILE_ROWS => left.div_ceil(PANEL),
             1..=3 if left > 3 * PANEL => 4,
             1..=6 if left > PANEL => 2,
+            _ if g.units <= SHORT_CHAIN && !P::widens::<S>() => left.div_ceil(PANEL),
             _ => 1,
         };
         let part = Gemm {
@@ -344,8 +276,8 @@ unsafe fn panels<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
         };
         match wide {
             _ if P::widens::<S>() && g.m > WIDEN_ROWS => rows_of_widened::<S, BY_UNIT>(&part),
-            4 if !g.from_memory => few_rows_4::<S, P>(&part),
-            2 if !g.from_memory => few_rows_2::<S, P>(&part),
+            4 if g.m <= 3 && !g.from_memory => few_rows_4::<S, P>(&part),
+            2 if g.m <= 6 && !g.from_memory => few_rows_2::<S, P>(&part),
             _ => rows_of_panel::<S, P, BY_UNIT>(&part),
         }
         lane += wide * PANEL;
@@ -383,15 +315,19 @@ unsafe fn few_rows_2<S: Simd, P: Product>(g: &Gemm) {
 
 #[inline(always)]
 unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
-    let mut row = 0;
+    let (mut row, mut tile) = (0, 0);
     let tiles = g.m.div_ceil(S::TILE_ROWS);
     while row < g.m {
-        // Few rows in several tiles wait for memory, but look at a part too long for the processor to see a stream: the first tile
-        // fetches what comes next.
-        let ahead = if BY_UNIT || !g.from_memory || g.m > FEW_ROWS || row > 0 || tiles == 1 {
-            Ahead::none(g)
-        } else {
-            Ahead { from: g.b.wrapping_add(STREAM_DISTANCE * PANEL), step: PANEL }
+        let ahead = match tile {
+            _ if BY_UNIT || !g.from_memory || tiles == 1 => Ahead::none(g),
+            // Many rows find the next panel in the second-level cache: the first two tiles fetch it, half each.
+            0 | 1 if g.m > FEW_ROWS => {
+                Ahead { from: g.b.wrapping_add(g.b_panel_stride + tile * g.units * LANES), step: LANES }
+            }
+            // Few rows in several tiles wait for memory, but look at a part too long for the processor to see a stream: the first tile
+            // fetches what comes next.
+            0 => Ahead { from: g.b.wrapping_add(STREAM_DISTANCE * PANEL), step: PANEL },
+            _ => Ahead::none(g),
         };
         // Tiles of even height: 16 rows go as 8 and 8, which keeps more chains in flight than 12 and 4.
         let in_panels = BY_UNIT && g.a_panel_stride > 0;
@@ -431,7 +367,7 @@ unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
                 _ => half_panels::<S, P, BY_UNIT>(part, ahead),
             }
         }
-        row += rows;
+        (row, tile) = (row + rows, tile + 1);
     }
 }
 

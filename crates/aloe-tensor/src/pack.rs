@@ -474,22 +474,22 @@ pub(crate) unsafe fn round_row<S: Simd>(x: *const f32, k: usize, out: *mut u16) 
 }
 
 /// Pairs of rows rounded to bf16 and interleaved, one unit per column; an odd last row is paired with zero.
-struct PairRows {
-    x: *const f32,
-    stride: usize,
-    rows: usize,
-    width: usize,
-    out_stride: usize,
+pub(crate) struct PairRows {
+    pub(crate) x: *const f32,
+    pub(crate) stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) width: usize,
+    pub(crate) out_stride: usize,
 }
 
 impl PairRows {
     /// Writes unit u of column c at `out + u * out_stride + c`.
-    fn onto(self, out: *mut u32) -> PairOnto {
+    pub(crate) fn onto(self, out: *mut u32) -> PairOnto {
         PairOnto { rows: self, out: out.cast() }
     }
 }
 
-struct PairOnto {
+pub(crate) struct PairOnto {
     rows: PairRows,
     out: *mut f32,
 }

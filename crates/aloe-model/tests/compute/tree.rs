@@ -2,7 +2,7 @@
 
 use crate::laws::{bits, decoder, everywhere, full_hidden, text};
 use aloe_model::testing::Tiny;
-use aloe_model::{After, Decoder, KvCache, KvMeter, TreePiece};
+use aloe_model::{After, Decoder, KvCache, KvMeter, Pass, TreePiece};
 use aloe_tensor::{Dtype, Tensor};
 use std::sync::Arc;
 
@@ -72,6 +72,7 @@ fn pieces_that_cross_pages_equal_separate_documents() {
                     .map(|(ids, parent)| TreePiece { ids, after: after(parent), keep })
                     .collect();
                 let pass = decoder.run(&pieces, &[], &mut []).expect("the pieces fit");
+                rows_asked_for_are_those_of_all(&decoder, &pieces, &pass);
                 for at in 0..pieces.len() {
                     let mut whole = texts[at].clone();
                     let mut parent = parents[at];
@@ -88,6 +89,24 @@ fn pieces_that_cross_pages_equal_separate_documents() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// No row, the last one, single ones with runs of two between them: the same hidden states, and caches that go on with the same bits.
+fn rows_asked_for_are_those_of_all(decoder: &Decoder, pieces: &[TreePiece<'_>], all: &Pass) {
+    let n = all.hidden.shape()[0];
+    let scattered = (0..n).filter(|row| matches!(row % 7, 1 | 4 | 5)).collect();
+    for wanted in [vec![], vec![n - 1], scattered] {
+        let some = decoder.run_for(pieces, &[], &mut [], &wanted).expect("the pieces fit");
+        assert_eq!(bits(&some.hidden), bits(&all.hidden.gather_rows(&wanted)), "rows {wanted:?}");
+        assert_eq!(bits(&some.hidden_of(&wanted)), bits(&all.hidden_of(&wanted)), "rows {wanted:?}");
+        for (one, other) in some.kept.iter().zip(&all.kept) {
+            let after = |cache: &Option<KvCache>| {
+                let mut branch = cache.as_ref()?.fork();
+                Some(bits(&decoder.extend(&[&[5]], &mut [&mut branch]).expect("the text fits")))
+            };
+            assert_eq!(after(one), after(other), "rows {wanted:?}");
         }
     }
 }

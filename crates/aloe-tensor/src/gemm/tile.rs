@@ -1,7 +1,7 @@
 //! The innermost part of the product: what one unit adds, and a few rows against a few vectors of lanes with sums in registers.
 
 use super::{Ahead, Gemm, PANEL};
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{Kernel, LANES, Simd, prefetch_near};
 
 /// What one unit adds to the chain.
 pub(super) trait Product: Copy {
@@ -211,9 +211,11 @@ unsafe fn chain<S: Simd, P: Product, const BY_UNIT: bool, const ROWS: usize, con
             let mut p = 0;
             while p < VECTORS.div_ceil(2) {
                 let line = fetch.wrapping_add(p * g.b_panel_stride);
-                S::prefetch(line.cast());
                 if ahead.step == PANEL {
+                    S::prefetch(line.cast());
                     S::prefetch(line.wrapping_add(LANES).cast());
+                } else {
+                    prefetch_near(line.cast());
                 }
                 p += 1;
             }

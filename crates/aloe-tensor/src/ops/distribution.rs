@@ -1,21 +1,53 @@
-//! One row of logits as a distribution, on the calling thread: rows run in parallel by the caller's loop.
+//! One row of logits as a distribution, on all threads that have nothing else to do: where a caller's loop runs the rows in parallel,
+//! each stays on its thread. Sums are of fixed parts, folded in order: the threads change no bit.
 
-use super::rows::LogSumExp;
+use super::rows::{ExpSum, Largest, PART};
 use crate::Device;
+use crate::pool::SharedMut;
 use crate::simd::{Kernel, LANES, Simd, exp, sum_lanes};
+
+/// Parts of one task.
+const PARTS: usize = 8;
+
+/// What `of` says of each part of a row, in order; `of` is given its first number and how many there are.
+fn of_parts<T: Copy + Default + Send + Sync>(
+    device: &Device,
+    n: usize,
+    of: &(dyn Fn(usize, usize) -> T + Sync),
+) -> Vec<T> {
+    let mut found = vec![T::default(); n.div_ceil(PART)];
+    let (n_parts, out) = (found.len(), SharedMut::new(&mut found));
+    device.for_each(n_parts.div_ceil(PARTS), &|task| {
+        for part in task * PARTS..((task + 1) * PARTS).min(n_parts) {
+            // SAFETY: each index has its own parts.
+            unsafe { out.slice(part, 1)[0] = of(part * PART, (n - part * PART).min(PART)) };
+        }
+    });
+    found
+}
 
 /// `ln(sum(exp(row)))` of a row that is not empty.
 pub fn log_sum_exp(device: &Device, row: &[f32]) -> f64 {
     assert!(!row.is_empty(), "the logarithm of an empty sum");
-    // SAFETY: all numbers of the row.
-    let (max, sum) = unsafe { device.isa().run(LogSumExp { row: row.as_ptr(), n: row.len() }) };
-    max as f64 + sum.ln()
+    let isa = device.isa();
+    // SAFETY: the numbers of a part of the row.
+    let largest =
+        of_parts(device, row.len(), &|from, n| unsafe { isa.run(Largest { row: row[from..][..n].as_ptr(), n }) });
+    let largest = largest.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+    let sums = of_parts(device, row.len(), &|from, n| {
+        // SAFETY: as above, and no more than a part.
+        unsafe { isa.run(ExpSum { row: row[from..][..n].as_ptr(), n, largest }) }
+    });
+    largest as f64 + sums.iter().sum::<f64>().ln()
 }
 
 /// Log-probabilities of a row, in place: `row - lse`.
 pub fn subtract_lse(device: &Device, row: &mut [f32], lse: f64) {
-    // SAFETY: the slice is valid by itself.
-    unsafe { device.isa().run(SubtractLse { row, lse }) }
+    let (n, row) = (row.len(), SharedMut::new(row));
+    super::elementwise(device, n, &|from, n| {
+        // SAFETY: each index has its own numbers.
+        unsafe { device.isa().run(SubtractLse { row: row.slice(from, n), lse }) }
+    });
 }
 
 /// In f64, which loses nothing of a large logit.
@@ -45,10 +77,14 @@ pub fn floors(top: f32, width: f32) -> [f32; FLOORS] {
 
 /// Sums of `exp(logp)` over the log-probabilities at or above each floor: descending floors give rising sums.
 pub fn masses(device: &Device, logps: &[f32], floors: &[f32; FLOORS]) -> [f64; FLOORS] {
-    // SAFETY: all numbers of the slice.
-    unsafe { device.isa().run(Masses { logps: logps.as_ptr(), n: logps.len(), floors }) }
+    let parts = of_parts(device, logps.len(), &|from, n| {
+        // SAFETY: the numbers of a part.
+        unsafe { device.isa().run(Masses { logps: logps[from..][..n].as_ptr(), n, floors }) }
+    });
+    std::array::from_fn(|j| parts.iter().map(|sums| sums[j] as f64).sum())
 }
 
+/// [`masses`] of at most [`PART`] numbers.
 struct Masses<'a> {
     logps: *const f32,
     n: usize,
@@ -56,38 +92,34 @@ struct Masses<'a> {
 }
 
 impl Kernel for Masses<'_> {
-    type Out = [f64; FLOORS];
+    type Out = [f32; FLOORS];
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> [f64; FLOORS] {
-        let mut total = [0.0f64; FLOORS];
+    unsafe fn run<S: Simd>(self) -> [f32; FLOORS] {
+        let mut sums = [S::splat(0.0); FLOORS];
         let mut i = 0;
-        // Chains of at most 64 terms in f32, folded into f64, as in `LogSumExp`.
         while i < self.n {
-            let end = (i + 64 * LANES).min(self.n);
-            let mut sums = [S::splat(0.0); FLOORS];
-            while i < end {
-                let n = (end - i).min(LANES);
-                let x = S::load_up_to(self.logps.wrapping_add(i), n);
-                let mut p = exp::<S>(x);
-                if n < LANES {
-                    let mut lanes = [0.0f32; LANES];
-                    S::store(lanes.as_mut_ptr(), p);
-                    lanes[n..].fill(0.0);
-                    p = S::load(lanes.as_ptr());
-                }
-                let mut j = 0;
-                while j < FLOORS {
-                    sums[j] = S::add(sums[j], S::zero_below(x, S::splat(self.floors[j]), p));
-                    j += 1;
-                }
-                i += LANES;
+            let n = (self.n - i).min(LANES);
+            let x = S::load_up_to(self.logps.wrapping_add(i), n);
+            let mut p = exp::<S>(x);
+            if n < LANES {
+                let mut lanes = [0.0f32; LANES];
+                S::store(lanes.as_mut_ptr(), p);
+                lanes[n..].fill(0.0);
+                p = S::load(lanes.as_ptr());
             }
             let mut j = 0;
             while j < FLOORS {
-                total[j] += sum_lanes::<S>(sums[j]) as f64;
+                sums[j] = S::add(sums[j], S::zero_below(x, S::splat(self.floors[j]), p));
                 j += 1;
             }
+            i += LANES;
+        }
+        let mut total = [0.0f32; FLOORS];
+        let mut j = 0;
+        while j < FLOORS {
+            total[j] = sum_lanes::<S>(sums[j]);
+            j += 1;
         }
         total
     }

@@ -24,7 +24,7 @@ pub(crate) fn adapted(device: &Device, x: &Tensor, layers: &[&Linear]) -> Vec<Te
             if together(lora) { inner.next() } else { products(device, &dropped(device, x, lora), &[lora.a()]).pop() };
         let h = scaled(h.expect("each A gives an output"), lora.scale());
         let o = layer.out_features();
-        add_product(device, &h, forward_panels(lora.b()), Out { c: y.as_f32_mut(), stride: o, accumulate: true });
+        add_product(device, &h, forward_panels(lora.b()), Out::onto(y.as_f32_mut(), o));
     }
     outputs
 }
@@ -34,7 +34,7 @@ pub(crate) fn add_grad_input(device: &Device, dy: &Tensor, lora: &Lora, dx: &mut
     let dh = scaled(grad_input(device, dy, lora.b()), lora.scale());
     let k = lora.a().in_features();
     let Some(mask) = lora.mask() else {
-        let out = Out { c: dx.as_f32_mut(), stride: k, accumulate: true };
+        let out = Out::onto(dx.as_f32_mut(), k);
         return add_product(device, &dh, &lora.a().backward(device, 0..lora.a().out_features()), out);
     };
     let mut through = grad_input(device, &dh, lora.a());

@@ -105,8 +105,7 @@ fn check_targets(targets: &[u32], head: &Linear) {
 /// Logits of all rows of x against a part of the vocabulary, bias included.
 fn chunk_logits(device: &Device, x: &[f32], head: &Linear, vocabulary: &Range<usize>, logits: &mut [f32]) {
     with_operand(device, Input::Plain(x), head, |a| {
-        let out = Out { c: &mut *logits, stride: vocabulary.len(), accumulate: false };
-        multiply_lanes(device, &a, head, vocabulary.clone(), out);
+        multiply_lanes(device, &a, head, vocabulary.clone(), Out::over(&mut *logits, vocabulary.len()));
     });
     if let Some(bias) = head.bias() {
         let bias = &bias.as_f32()[vocabulary.clone()];

@@ -12,6 +12,7 @@ use crate::pack::{Panels, Rows, Source, with_columns, with_rows};
 use crate::pool::SharedMut;
 use crate::quant::{Product, Task};
 use crate::{Device, Dtype, Linear, Tensor};
+use std::mem::MaybeUninit;
 
 /// `y = x W^T + b`: x `[N, K]` to `[N, O]`.
 pub fn linear(device: &Device, x: &Tensor, layer: &Linear) -> Tensor {
@@ -67,11 +68,12 @@ pub fn swiglu_linear_add(device: &Device, gate: &Tensor, up: &Tensor, layer: &Li
     all.pop().expect("one layer gives one output")
 }
 
-/// Says that the next product will be of these layers with few rows: each thread fetches the weights it will begin with, while other
-/// work is done, as such a product waits for memory and nothing else. A hint, without which nothing changes but the time.
+/// Says, before a product, that the one after it will be of these layers with few rows: each thread fetches the weights it will begin
+/// with as soon as it waits for the others, as such a product waits for memory and nothing else. A hint, without which nothing changes
+/// but the time.
 pub fn expect_layers(device: &Device, layers: &[&Linear]) {
-    /// What comes at once, and sets the processor's own fetching going.
-    const BYTES: usize = 4 << 10;
+    /// About what comes while threads meet and the next rows are made.
+    const BYTES: usize = 32 << 10;
     let panels: Vec<usize> = layers.iter().map(|layer| layer.out_features().div_ceil(PANEL)).collect();
     let share = even_share(&panels, device.threads());
     let n_tasks: usize = panels.iter().map(|n| n.div_ceil(share)).sum();
@@ -99,7 +101,9 @@ fn products_of(
     // Layers in a row that take the same operand go together.
     for part in layers.chunk_by(|a, b| a.operand() == b.operand()) {
         assert!(part.iter().all(|layer| layer.in_features() == k), "an input of {k} numbers a row for another layer");
-        let mut part_outputs: Vec<Vec<f32>> = part.iter().map(|layer| vec![0.0; n * layer.out_features()]).collect();
+        // Not zeroed: the products write every number, and clearing on one thread would hold up the others.
+        let mut part_outputs: Vec<Vec<f32>> =
+            part.iter().map(|layer| Vec::with_capacity(n * layer.out_features())).collect();
         let panels: Vec<usize> = part.iter().map(|layer| layer.out_features().div_ceil(PANEL)).collect();
         let share = even_share(&panels, device.threads());
         with_operand(device, input, part[0], |a| {
@@ -107,11 +111,13 @@ fn products_of(
                 let stride = layer.out_features();
                 // A bias comes before the residual, which is then added below.
                 let add = residual.filter(|_| layer.bias().is_none()).map(Tensor::as_f32);
-                Work::new((device, share), &a, layer, 0..stride, Out { c: y, stride, accumulate: false }).adding(add)
+                Work::new((device, share), &a, layer, 0..stride, Out::filling(y, n * stride, stride)).adding(add)
             });
             run_works(device, &works.collect::<Vec<_>>());
         });
         for (layer, mut y) in part.iter().zip(part_outputs) {
+            // SAFETY: the products above wrote all n rows.
+            unsafe { y.set_len(n * layer.out_features()) };
             if let Some(bias) = layer.bias() {
                 add_bias(device, &mut y, bias.as_f32());
             }
@@ -160,7 +166,7 @@ impl<'a> Work<'a> {
                 assert!(lanes.start.is_multiple_of(PANEL) && lanes.end <= weight.lanes && lanes.len() <= out.stride);
                 assert!(a.blocks == weight.blocks() && out.c.len() == a.m * out.stride && !out.accumulate);
                 let (first, n) = (lanes.start, lanes.len());
-                let product = Product { a: *a, weight, first, n, c: out.c.as_mut_ptr(), c_stride: out.stride };
+                let product = Product { a: *a, weight, first, n, c: out.c.as_mut_ptr().cast(), c_stride: out.stride };
                 let tasks = product.tasks(device.threads(), share);
                 Kind::Blocks(product, tasks)
             }
@@ -170,9 +176,12 @@ impl<'a> Work<'a> {
     }
 
     /// Adds numbers to the finished result, of which it has as many.
-    fn adding(self, add: Option<&'a [f32]>) -> Self {
-        let (m, stride) = match &self.kind {
-            Kind::Dense(gemm, _) => (gemm.m, gemm.c_stride),
+    fn adding(mut self, add: Option<&'a [f32]>) -> Self {
+        let (m, stride) = match &mut self.kind {
+            Kind::Dense(gemm, _) => {
+                gemm.add = add.map_or(std::ptr::null(), <[f32]>::as_ptr);
+                (gemm.m, gemm.c_stride)
+            }
             Kind::Blocks(product, _) => (product.a.m, product.c_stride),
         };
         assert!(add.is_none_or(|add| add.len() == m * stride), "{m} x {stride} and a residual of another size");
@@ -192,22 +201,17 @@ impl<'a> Work<'a> {
     /// # Safety
     /// C is writable as the product says, and nobody else touches this task's part of it.
     unsafe fn run(&self, task: usize, isa: crate::Isa) {
-        let (c, stride, rows, lanes) = match &self.kind {
-            Kind::Dense(gemm, tasks) => {
-                gemm.run_task(*tasks, task, isa);
-                let (rows, lanes) = gemm.extent(*tasks, task);
-                (gemm.c, gemm.c_stride, rows, lanes)
-            }
-            Kind::Blocks(product, (_, per_task)) => {
-                isa.run(Task { product: *product, task, per_task: *per_task });
-                let (rows, lanes) = product.extent(task, *per_task);
-                (product.c, product.c_stride, rows, lanes)
-            }
+        let (product, per_task) = match &self.kind {
+            // A dense product adds while its sums are in registers.
+            Kind::Dense(gemm, tasks) => return gemm.run_task(*tasks, task, isa),
+            Kind::Blocks(product, (_, per_task)) => (product, *per_task),
         };
+        isa.run(Task { product: *product, task, per_task });
         let Some(add) = self.add else { return };
+        let (rows, lanes) = product.extent(task, per_task);
         for row in rows {
-            let from = row * stride + lanes.start;
-            let c = std::slice::from_raw_parts_mut(c.wrapping_add(from), lanes.len());
+            let from = row * product.c_stride + lanes.start;
+            let c = std::slice::from_raw_parts_mut(product.c.wrapping_add(from), lanes.len());
             c.iter_mut().zip(&add[from..from + lanes.len()]).for_each(|(c, add)| *c += add);
         }
     }
@@ -254,7 +258,7 @@ pub(crate) fn grad_input(device: &Device, dy: &Tensor, layer: &Linear) -> Tensor
         for start in (0..o).step_by(rows_at_a_time) {
             let part = start..(start + rows_at_a_time).min(o);
             let a = a.units(units_of(layer.dtype(), start), units_of(layer.dtype(), part.len()));
-            let out = Out { c: &mut dx, stride: k, accumulate: start > 0 };
+            let out = if start > 0 { Out::onto(&mut dx, k) } else { Out::over(&mut dx, k) };
             match &whole {
                 Some(panels) => multiply(device, &a, panels, Lanes::all(panels), out),
                 None => {
@@ -289,7 +293,7 @@ pub fn linear_grad_weight(
 /// Adds `dy^T x` to dw `[o, K]`, x already packed over its columns.
 pub(crate) fn grad_weight_part(device: &Device, dy: &[f32], o: usize, x: &Panels, dw: &mut [f32]) {
     with_columns(device, dy, o, x.dtype, |a| {
-        multiply(device, &a, x, Lanes::all(x), Out { c: dw, stride: x.lanes, accumulate: true });
+        multiply(device, &a, x, Lanes::all(x), Out::onto(dw, x.lanes));
     });
 }
 
@@ -309,11 +313,30 @@ impl Lanes {
     }
 }
 
-/// Where a product goes.
+/// Where a product goes: numbers that it continues, or memory that it fills.
 pub(crate) struct Out<'a> {
-    pub(crate) c: &'a mut [f32],
-    pub(crate) stride: usize,
-    pub(crate) accumulate: bool,
+    c: &'a mut [MaybeUninit<f32>],
+    stride: usize,
+    accumulate: bool,
+}
+
+impl<'a> Out<'a> {
+    /// Added to what is there, in rows of `stride` numbers.
+    pub(crate) fn onto(c: &'a mut [f32], stride: usize) -> Self {
+        Self { accumulate: true, ..Self::over(c, stride) }
+    }
+
+    /// In place of what is there.
+    pub(crate) fn over(c: &'a mut [f32], stride: usize) -> Self {
+        // SAFETY: a number is a number that may not be one yet, and products write nothing but numbers.
+        let c = unsafe { &mut *(std::ptr::from_mut(c) as *mut [MaybeUninit<f32>]) };
+        Self { c, stride, accumulate: false }
+    }
+
+    /// The first `n` numbers of a vector that holds none yet, but has room for them.
+    fn filling(c: &'a mut Vec<f32>, n: usize, stride: usize) -> Self {
+        Self { c: &mut c.spare_capacity_mut()[..n], stride, accumulate: false }
+    }
 }
 
 /// `C (+)= A B` for as many rows as C has.
@@ -339,7 +362,7 @@ fn dense(a: &Rows, b: &Panels, lanes: Lanes, out: Out) -> Gemm {
         b: b.as_ptr().wrapping_add(lanes.first / PANEL * b.panel_stride() + lanes.unit * PANEL),
         b_panel_stride: b.panel_stride(),
         b_unit_stride: PANEL,
-        c: out.c.as_mut_ptr(),
+        c: out.c.as_mut_ptr().cast(),
         c_stride: out.stride,
         accumulate: out.accumulate,
         add: std::ptr::null(),

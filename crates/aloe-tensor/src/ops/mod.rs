@@ -7,6 +7,7 @@ mod activation;
 pub mod attention;
 pub mod distribution;
 mod embedding;
+mod gated;
 mod lora;
 pub mod loss;
 mod matmul;
@@ -22,9 +23,10 @@ pub use activation::{
 };
 pub use attention::{
     attention, attention_backward, attention_cached, attention_paged, attention_rounded, attention_rounded_backward,
-    write_pages,
+    expect_page, write_pages,
 };
 pub use embedding::{embedding, embedding_grad, embedding_grads};
+pub use gated::norm_swiglu_linear_add;
 pub use lora::lora_grad;
 pub use loss::{cross_entropy, cross_entropy_at_once, cross_entropy_backward};
 pub use matmul::{

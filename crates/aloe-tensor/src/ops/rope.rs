@@ -74,16 +74,10 @@ fn rotate(device: &Device, x: &mut Tensor, rotation: &Rotation, sign: f32) {
     device.for_each(n.div_ceil(ROWS), &|task| {
         for row in task * ROWS..((task + 1) * ROWS).min(n) {
             // SAFETY: each index has its own rows.
-            let heads = unsafe { out.slice(row * h * e, h * e) };
-            let turns = row * half..(row + 1) * half;
-            let (cos, sin) = (&rotation.cos[turns.clone()], &rotation.sin[turns]);
-            for head in heads.chunks_exact_mut(e) {
-                let (low, high) = head.split_at_mut(half);
-                for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(cos.iter().zip(sin)) {
-                    let sin = sin * sign;
-                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                }
-            }
+            let heads = unsafe { out.slice(row * h * e, h * e) }.as_mut_ptr();
+            let turn = Turn { x: heads, sign, width: h * e, turned: heads, ..rotation.of_row(row) };
+            // SAFETY: a row of x, in place, and its E/2 turns.
+            unsafe { device.isa().run(turn) }
         }
     });
 }
@@ -103,22 +97,31 @@ pub fn rope_rounded(device: &Device, x: &Tensor, rotation: &Rotation, back: bool
         device.for_each(n.div_ceil(ROWS), &|task| {
             let mut turned = vec![0.0f32; width];
             for row in task * ROWS..((task + 1) * ROWS).min(n) {
-                let turns = row * half;
-                let kernel = Turn {
-                    x: data[row * width..(row + 1) * width].as_ptr(),
-                    cos: rotation.cos[turns..turns + half].as_ptr(),
-                    sin: rotation.sin[turns..turns + half].as_ptr(),
-                    sign: if back { -1.0 } else { 1.0 },
-                    half,
-                    width,
-                    turned: turned.as_mut_ptr(),
-                    out: out.row(row),
-                };
+                let sign = if back { -1.0 } else { 1.0 };
+                let x = data[row * width..(row + 1) * width].as_ptr();
+                let turn = Turn { x, sign, width, turned: turned.as_mut_ptr(), ..rotation.of_row(row) };
                 // SAFETY: a row of x, its E/2 turns, a buffer of a row's length, and this index's own row of the result.
-                unsafe { device.isa().run(kernel) }
+                unsafe { device.isa().run(TurnRounded { turn, out: out.row(row) }) }
             }
         });
     })
+}
+
+impl Rotation {
+    /// The rotations of the given rows, in the given order.
+    pub fn gather_rows(&self, rows: &[usize]) -> Self {
+        let of = |table: &[f32]| {
+            rows.iter().flat_map(|row| &table[row * self.half..(row + 1) * self.half]).copied().collect()
+        };
+        Self { half: self.half, cos: of(&self.cos), sin: of(&self.sin) }
+    }
+
+    /// The turns of row `row`, without what is turned.
+    fn of_row(&self, row: usize) -> Turn {
+        let turns = row * self.half..(row + 1) * self.half;
+        let (cos, sin) = (self.cos[turns.clone()].as_ptr(), self.sin[turns].as_ptr());
+        Turn { x: std::ptr::null(), cos, sin, sign: 1.0, half: self.half, width: 0, turned: std::ptr::null_mut() }
+    }
 }
 
 /// One row, all heads.
@@ -129,8 +132,8 @@ struct Turn {
     sign: f32,
     half: usize,
     width: usize,
+    /// Of a row's length; x itself, to turn it in place.
     turned: *mut f32,
-    out: *mut u16,
 }
 
 impl Kernel for Turn {
@@ -153,7 +156,23 @@ impl Kernel for Turn {
             }
             head += 2 * self.half;
         }
-        round_row::<S>(self.turned, self.width, self.out);
+    }
+}
+
+/// The same rounded to bf16.
+struct TurnRounded {
+    turn: Turn,
+    out: *mut u16,
+}
+
+impl Kernel for TurnRounded {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (turned, width) = (self.turn.turned, self.turn.width);
+        self.turn.run::<S>();
+        round_row::<S>(turned, width, self.out);
     }
 }
 

@@ -112,7 +112,7 @@ pub(crate) fn weight_product(a: &Panels, b: &Panels, c: *mut f32, fresh: bool) -
 }
 
 /// The panels of a dense bf16 layer; f32 layers and blocks round otherwise.
-fn dense(layer: &Linear) -> Option<&Panels> {
+pub(crate) fn dense(layer: &Linear) -> Option<&Panels> {
     match layer.packed() {
         Packed::Dense(panels) if panels.dtype == Dtype::Bf16 => Some(panels),
         _ => None,

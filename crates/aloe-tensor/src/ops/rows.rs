@@ -18,8 +18,30 @@ impl Kernel for LogSumExp {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> (f32, f64) {
-        let low = S::splat(f32::NEG_INFINITY);
-        let mut max = low;
+        let largest = Largest { row: self.row, n: self.n }.run::<S>();
+        let (mut total, mut i) = (0.0f64, 0);
+        // A row of 150,000 loses nothing by its length.
+        while i < self.n {
+            let n = (self.n - i).min(PART);
+            total += ExpSum { row: self.row.wrapping_add(i), n, largest }.run::<S>();
+            i += n;
+        }
+        (largest, total)
+    }
+}
+
+/// The largest of `n` numbers.
+pub(crate) struct Largest {
+    pub(crate) row: *const f32,
+    pub(crate) n: usize,
+}
+
+impl Kernel for Largest {
+    type Out = f32;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f32 {
+        let mut max = S::splat(f32::NEG_INFINITY);
         let mut i = 0;
         while i + LANES <= self.n {
             max = S::max(max, S::load(self.row.wrapping_add(i)));
@@ -31,28 +53,38 @@ impl Kernel for LogSumExp {
             largest = if x > largest { x } else { largest };
             i += 1;
         }
-        let shift = S::splat(largest);
-        let mut total = 0.0f64;
-        i = 0;
-        // Chains of at most 64 terms in f32, folded into f64: a row of 150,000 loses nothing by its length.
-        while i < self.n {
-            let end = (i + 64 * LANES).min(self.n);
-            let mut sum = S::splat(0.0);
-            while i + LANES <= end {
-                sum = S::add(sum, exp::<S>(S::sub(S::load(self.row.wrapping_add(i)), shift)));
-                i += LANES;
-            }
-            if i < end {
-                let x = S::load_n(self.row.wrapping_add(i), end - i);
-                let mut lanes = [0.0f32; LANES];
-                S::store(lanes.as_mut_ptr(), exp::<S>(S::sub(x, shift)));
-                lanes[end - i..].fill(0.0);
-                sum = S::add(sum, S::load(lanes.as_ptr()));
-                i = end;
-            }
-            total += crate::simd::sum_lanes::<S>(sum) as f64;
+        largest
+    }
+}
+
+/// Numbers of a part of a row whose exponentials are summed in f32: chains of at most 64 terms, folded into f64.
+pub(crate) const PART: usize = 64 * LANES;
+
+/// Sum of `exp(x - largest)` over at most [`PART`] numbers.
+pub(crate) struct ExpSum {
+    pub(crate) row: *const f32,
+    pub(crate) n: usize,
+    pub(crate) largest: f32,
+}
+
+impl Kernel for ExpSum {
+    type Out = f64;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f64 {
+        let (shift, mut sum, mut i) = (S::splat(self.largest), S::splat(0.0), 0);
+        while i + LANES <= self.n {
+            sum = S::add(sum, exp::<S>(S::sub(S::load(self.row.wrapping_add(i)), shift)));
+            i += LANES;
         }
-        (largest, total)
+        if i < self.n {
+            let x = S::load_n(self.row.wrapping_add(i), self.n - i);
+            let mut lanes = [0.0f32; LANES];
+            S::store(lanes.as_mut_ptr(), exp::<S>(S::sub(x, shift)));
+            lanes[self.n - i..].fill(0.0);
+            sum = S::add(sum, S::load(lanes.as_ptr()));
+        }
+        crate::simd::sum_lanes::<S>(sum) as f64
     }
 }
 

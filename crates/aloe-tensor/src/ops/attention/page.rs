@@ -4,11 +4,13 @@
 //! attention packs nothing when it reads. A page knows its capacity only; how many positions are filled is the caller's count.
 //! Unwritten positions are zero: weights of unseen keys are zero, and zero times a finite number adds nothing.
 
+use super::BLOCK;
+use super::keys::transpose_rows;
 use crate::gemm::{PANEL, units_of};
-use crate::pack::Line;
+use crate::pack::{Line, PairRows, round_row, with_scratch};
 use crate::pages::Lines;
 use crate::pool::SharedMut;
-use crate::simd::LANES;
+use crate::simd::{Kernel, LANES, Simd};
 use crate::tensor::bf16_from_f32;
 use crate::{Device, Dtype, Tensor};
 use std::ops::Range;
@@ -68,6 +70,33 @@ impl KvPage {
         }
     }
 
+    /// Whether [`KvPage::fill`] can: rows of whole vectors of pairs.
+    fn fills(&self) -> bool {
+        self.dtype == Dtype::Bf16 && self.e.is_multiple_of(PANEL)
+    }
+
+    /// [`KvPage::write`] of all positions, in vectors.
+    fn fill(&mut self, device: &Device, k: &[f32], v: &[f32]) {
+        let width = self.heads * self.e;
+        assert!(k.len() == Self::POSITIONS * width && v.len() == k.len() && self.fills(), "{} numbers", k.len());
+        let (head_units, keys) = (self.head_units(), self.key_units() * Self::POSITIONS);
+        let page = self.lines.as_mut_ptr().cast::<u32>();
+        with_scratch(keys / LANES, |rows| {
+            for head in 0..self.heads {
+                let from = head * self.e;
+                let (k, v, to) = (k[from..].as_ptr(), v[from..].as_ptr(), page.wrapping_add(head * head_units));
+                let rows = rows.as_mut_ptr().cast();
+                let values = PairRows { x: v, stride: width, rows: Self::POSITIONS, width: self.e, out_stride: self.e };
+                // SAFETY: 64 rows of this head's E numbers, the page's place for them (E is its own row of values), and a buffer for the
+                // keys' units.
+                unsafe {
+                    device.isa().run(FillKeys { k, stride: width, e: self.e, rows, out: to });
+                    device.isa().run(values.onto(to.wrapping_add(keys)));
+                }
+            }
+        });
+    }
+
     fn write_head(&mut self, at: usize, head: usize, k: &[f32], v: &[f32]) {
         let (first, lanes, keys) = (head * self.head_units(), self.value_lanes(), self.key_units() * Self::POSITIONS);
         // SAFETY: lines are arrays of u32 without padding.
@@ -116,6 +145,39 @@ impl KvPage {
     }
 }
 
+/// Keys of 64 positions of one head as columns.
+struct FillKeys {
+    k: *const f32,
+    stride: usize,
+    e: usize,
+    rows: *mut u32, // [64, E/2]
+    out: *mut u32,  // [E/2, 64]
+}
+
+impl Kernel for FillKeys {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut rows = [std::ptr::null::<f32>(); BLOCK];
+        let mut i = 0;
+        while i < BLOCK {
+            let row = self.rows.wrapping_add(i * self.e / 2);
+            round_row::<S>(self.k.wrapping_add(i * self.stride), self.e, row.cast());
+            rows[i] = row.cast_const().cast();
+            i += 1;
+        }
+        transpose_rows::<S>(&rows, BLOCK, self.e / 2, self.out.cast());
+    }
+}
+
+/// Says, before a product, that attention comes after it and begins with this page: each thread fetches the head it will take first, as
+/// soon as it waits for the others. A hint, as [`crate::ops::expect_layers`].
+pub fn expect_page(device: &Device, page: &KvPage) {
+    let bytes = page.head_units() * size_of::<u32>();
+    device.soon(bytes, |thread| page.keys(thread * page.heads / device.threads()).cast());
+}
+
 /// Rows of new keys and values for one page.
 #[derive(Debug)]
 pub struct PageWrite<'a> {
@@ -134,7 +196,12 @@ pub fn write_pages(device: &Device, k: &Tensor, v: &Tensor, mut writes: Vec<Page
     let (k, v, n) = (k.as_f32(), v.as_f32(), writes.len());
     let part = |w: &mut PageWrite<'_>| {
         let range = w.rows.start * width..w.rows.end * width;
-        w.page.write(w.at, &k[range.clone()], &v[range]);
+        let (k, v) = (&k[range.clone()], &v[range]);
+        if w.rows.len() == KvPage::POSITIONS && w.page.fills() {
+            w.page.fill(device, k, v);
+        } else {
+            w.page.write(w.at, k, v);
+        }
     };
     let shared = SharedMut::new(&mut writes);
     // Two rows cost as much as sharing the work out.
@@ -144,4 +211,28 @@ pub fn write_pages(device: &Device, k: &Tensor, v: &Tensor, mut writes: Vec<Page
         // SAFETY: each index has its own writes, and each write its own page by the exclusive borrow.
         unsafe { shared.slice(from, WRITES.min(n - from)) }.iter_mut().for_each(part);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{devices, normal};
+
+    #[test]
+    fn a_page_filled_at_once_is_the_page_written_position_by_position() {
+        for device in devices() {
+            for (heads, e) in [(1, 32), (3, 64), (2, 128)] {
+                let (k, v) = (normal("k", &[64, heads, e]), normal("v", &[64, heads, e]));
+                let [mut filled, mut written] = [(); 2].map(|()| KvPage::new(Dtype::Bf16, heads, e));
+                assert!(filled.fills());
+                filled.fill(&device, k.as_f32(), v.as_f32());
+                for at in 0..64 {
+                    let row = |x: &Tensor| x.slice_rows(at, at + 1);
+                    written.write(at, row(&k).as_f32(), row(&v).as_f32());
+                }
+                assert!(filled.lines.iter().zip(&*written.lines).all(|(a, b)| a.0 == b.0), "{device:?} {heads}x{e}");
+            }
+        }
+        assert!(!KvPage::new(Dtype::Bf16, 1, 48).fills() && !KvPage::new(Dtype::F32, 1, 64).fills());
+    }
 }

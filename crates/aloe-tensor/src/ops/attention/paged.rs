@@ -5,7 +5,7 @@
 //! rows share the tile: the same bits in any company, in any batch, on any number of threads.
 
 use super::page::KvPage;
-use super::soften::{RowState, normalise, soften};
+use super::soften::{RowState, normalise, soften, soften_rounded};
 use super::{BLOCK, Heads};
 use crate::gemm::{Gemm, PANEL, units_of};
 use crate::pack::{round_row, with_scratch};
@@ -16,6 +16,9 @@ use std::ops::Range;
 
 /// Rows of a tile: queries times query heads of one key head.
 const TILE_ROWS: usize = 96;
+
+/// Rows that go through both products and the softmax together: their scores stay in the first-level cache beside a page.
+const PART_ROWS: usize = 24;
 
 /// New queries of one sequence against its pages, which already hold the new keys.
 #[derive(Clone, Debug)]
@@ -40,38 +43,45 @@ struct Query {
 /// Queries of no sequence get zeros.
 pub fn attention_paged(device: &Device, q: &Tensor, sequences: &[PagedSequence], scale: f32) -> Tensor {
     let &[n, h, e] = q.shape() else { panic!("q {:?}", q.shape()) };
-    let mut out = vec![0.0; q.len()];
     let Some(first) = sequences.iter().flat_map(|s| &s.pages).next() else {
-        return Tensor::from_f32(q.shape(), out);
+        return Tensor::zeros(q.shape(), Dtype::F32);
     };
     let (dtype, k) = (first.dtype(), first.kv_heads());
     assert!(h % k == 0 && first.head_dim() == e, "q {:?} over pages of {k} heads of {}", q.shape(), first.head_dim());
-    let queries = queries(sequences, n);
+    let (queries, idle) = queries(sequences, n);
     for page in sequences.iter().flat_map(|s| &s.pages) {
         assert!(page.dtype() == dtype && page.kv_heads() == k && page.head_dim() == e, "pages differ in shape or type");
     }
     let (heads, group) = (Heads { h, k, e }, h / k);
     let tile = tile_queries(queries.len(), group, device.threads(), k);
     let tiles: Vec<&[Query]> = queries.chunks(tile).collect();
-    let (o, isa) = (SharedMut::new(&mut out), device.isa());
-    device.for_each(tiles.len() * k, &|task| {
-        // Late tiles of a prefill see most keys: the long tasks go first.
-        let (queries, kv) = (tiles[tiles.len() - 1 - task / k], task % k);
-        let rows = queries.len() * group;
-        with_scratch(Buffers::lines(rows, e, dtype), |lines| {
-            let buffers = Buffers::new(lines.as_mut_ptr().cast(), rows, e, dtype);
-            let q = q.as_f32().as_ptr();
-            let tile = Tile { q, queries, sequences, kv, heads, scale, dtype, buffers, o: o.ptr() };
-            // SAFETY: rows of q and o are below N and distinct (checked in `queries`), pages have these heads; each (row,
-            // head) belongs to one task.
-            unsafe { isa.run(tile) }
+    let body = |o: *mut f32| {
+        let (o, isa) = (SharedMut::from_raw(o, q.len()), device.isa());
+        for row in idle {
+            // SAFETY: a row of o that no task writes.
+            unsafe { o.slice(row * h * e, h * e) }.fill(0.0);
+        }
+        device.for_each(tiles.len() * k, &|task| {
+            // A head's tasks follow each other, so that its pages stay in the second-level cache; late tiles of a prefill see most keys
+            // and go first.
+            let (queries, kv) = (tiles[tiles.len() - 1 - task % tiles.len()], task / tiles.len());
+            let rows = queries.len() * group;
+            with_scratch(Buffers::lines(rows, group, e, dtype), |lines| {
+                let buffers = Buffers::new(lines.as_mut_ptr().cast(), rows, group, e, dtype);
+                let q = q.as_f32().as_ptr();
+                let tile = Tile { q, queries, sequences, kv, heads, scale, dtype, buffers, o: o.ptr() };
+                // SAFETY: rows of q and o are below N and distinct (checked in `queries`), pages have these heads; each (row,
+                // head) belongs to one task.
+                unsafe { isa.run(tile) }
+            });
         });
-    });
-    Tensor::from_f32(q.shape(), out)
+    };
+    // SAFETY: each (row, head) is written by its task, or zeroed where the row is of no sequence.
+    unsafe { Tensor::written(q.shape(), body) }
 }
 
-/// Every query with the number of keys it sees, sequences with common pages next to each other.
-fn queries(sequences: &[PagedSequence], n: usize) -> Vec<Query> {
+/// Every query with the number of keys it sees, sequences with common pages next to each other; and the rows of no sequence.
+fn queries(sequences: &[PagedSequence], n: usize) -> (Vec<Query>, Vec<usize>) {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     order.sort_by_cached_key(|&s| sequences[s].pages.iter().map(|p| *p as *const KvPage as usize).collect::<Vec<_>>());
     let mut taken = vec![false; n];
@@ -85,7 +95,7 @@ fn queries(sequences: &[PagedSequence], n: usize) -> Vec<Query> {
             all.push(Query { row, sequence, visible: len_tokens - queries.len() + i + 1 });
         }
     }
-    all
+    (all, (0..n).filter(|&row| !taken[row]).collect())
 }
 
 /// Queries of a tile: as many as fit, but enough tiles for the threads, and of few tiles (k tasks each) an equal number for each.
@@ -97,12 +107,17 @@ fn tile_queries(n: usize, group: usize, threads: usize, k: usize) -> usize {
     n.div_ceil(tiles).clamp(1, most)
 }
 
+/// Queries that go through a page together.
+fn part_queries(group: usize) -> usize {
+    (PART_ROWS / group).max(1)
+}
+
 /// Scratch of a tile, each part a multiple of a cache line.
 #[derive(Clone, Copy)]
 struct Buffers {
     q: *mut u32,       // [rows, stride of q] units
-    weights: *mut u32, // [rows, 32] units, bf16 only
-    scores: *mut f32,  // [rows, 64]
+    weights: *mut u32, // [rows of a part, 32] units, bf16 only
+    scores: *mut f32,  // [rows of a part, 64]
     o: *mut f32,       // [rows, e]
     max: *mut f32,     // [rows]
     sum: *mut f32,     // [rows]
@@ -114,18 +129,19 @@ fn q_stride(e: usize, dtype: Dtype) -> usize {
 }
 
 impl Buffers {
-    fn sizes(rows: usize, e: usize, dtype: Dtype) -> [usize; 6] {
-        let weights = if dtype == Dtype::Bf16 { rows * BLOCK / 2 } else { 0 };
-        [rows * q_stride(e, dtype), weights, rows * BLOCK, rows * e, rows, rows].map(|n| n.next_multiple_of(LANES))
+    fn sizes(rows: usize, group: usize, e: usize, dtype: Dtype) -> [usize; 6] {
+        let part = rows.min(part_queries(group) * group);
+        let weights = if dtype == Dtype::Bf16 { part * BLOCK / 2 } else { 0 };
+        [rows * q_stride(e, dtype), weights, part * BLOCK, rows * e, rows, rows].map(|n| n.next_multiple_of(LANES))
     }
 
-    fn lines(rows: usize, e: usize, dtype: Dtype) -> usize {
-        Self::sizes(rows, e, dtype).iter().sum::<usize>() / LANES
+    fn lines(rows: usize, group: usize, e: usize, dtype: Dtype) -> usize {
+        Self::sizes(rows, group, e, dtype).iter().sum::<usize>() / LANES
     }
 
-    fn new(start: *mut f32, rows: usize, e: usize, dtype: Dtype) -> Self {
+    fn new(start: *mut f32, rows: usize, group: usize, e: usize, dtype: Dtype) -> Self {
         let mut at = 0;
-        let [q, weights, scores, o, max, sum] = Self::sizes(rows, e, dtype).map(|n| {
+        let [q, weights, scores, o, max, sum] = Self::sizes(rows, group, e, dtype).map(|n| {
             at += n;
             start.wrapping_add(at - n)
         });
@@ -203,24 +219,24 @@ impl Tile<'_> {
         None
     }
 
-    /// Keys of its page that some query of a run sees.
+    /// Keys of page `index` that some of these queries see.
     #[inline(always)]
-    fn seen(&self, run: &Run<'_>) -> usize {
-        self.queries[run.queries.clone()].iter().fold(0, |n, q| n.max((q.visible - run.index * BLOCK).min(BLOCK)))
+    fn seen(&self, index: usize, queries: Range<usize>) -> usize {
+        self.queries[queries].iter().fold(0, |n, q| n.max((q.visible - index * BLOCK).min(BLOCK)))
     }
 
-    /// Brings part `part` of `parts` of what a run reads of its page nearer.
+    /// Brings parts `part` of `parts` of what a run reads of its page nearer.
     #[inline(always)]
-    unsafe fn fetch<S: Simd>(&self, run: &Run<'_>, n_keys: usize, part: usize, parts: usize) {
-        let (units, per_unit) = (run.page.key_units(), BLOCK / LANES);
-        let (used, keys) = (n_keys.next_multiple_of(PANEL) / LANES, run.page.keys(self.kv));
-        for unit in part * units / parts..(part + 1) * units / parts {
+    unsafe fn fetch<S: Simd>(&self, run: &Run<'_>, n_keys: usize, part: Range<usize>, parts: usize) {
+        let share = |n: usize| part.start * n / parts..part.end * n / parts;
+        let (per_unit, used, keys) = (BLOCK / LANES, n_keys.next_multiple_of(PANEL) / LANES, run.page.keys(self.kv));
+        for unit in share(run.page.key_units()) {
             for line in 0..used {
                 S::prefetch(keys.wrapping_add((unit * per_unit + line) * LANES).cast());
             }
         }
-        let (lines, values) = (units_of(self.dtype, n_keys) * run.page.value_lanes() / LANES, run.page.values(self.kv));
-        for line in part * lines / parts..(part + 1) * lines / parts {
+        let values = run.page.values(self.kv);
+        for line in share(units_of(self.dtype, n_keys) * run.page.value_lanes() / LANES) {
             S::prefetch(values.wrapping_add(line * LANES).cast());
         }
     }
@@ -231,11 +247,12 @@ impl Tile<'_> {
         self.queries[r / self.group()].row * self.heads.h + self.kv * self.group() + r % self.group()
     }
 
+    /// The state of tile row `r`, which is the `at`-th of its part.
     #[inline(always)]
-    fn state(&self, r: usize) -> RowState {
+    fn state(&self, r: usize, at: usize) -> RowState {
         let (e, b) = (self.heads.e, &self.buffers);
         RowState {
-            scores: b.scores.wrapping_add(r * BLOCK),
+            scores: b.scores.wrapping_add(at * BLOCK),
             max: b.max.wrapping_add(r),
             sum: b.sum.wrapping_add(r),
             o: b.o.wrapping_add(r * e),
@@ -263,17 +280,31 @@ impl Tile<'_> {
         }
     }
 
-    /// The queries of a run over the keys of its page; meanwhile what the next run reads comes nearer.
+    /// The queries of a run over the keys of its page, part by part; meanwhile what the next run reads comes nearer.
     #[inline(always)]
-    unsafe fn step<S: Simd>(&self, at: &Run<'_>, next: Option<&Run<'_>>) {
+    unsafe fn step<S: Simd>(&self, run: &Run<'_>, next: Option<&Run<'_>>) {
+        let next = next.map(|next| (next, self.seen(next.index, next.queries.clone())));
+        let (first, n) = (run.queries.start, run.queries.len());
+        let mut from = 0;
+        while from < n {
+            let to = (from + part_queries(self.group())).min(n);
+            if let Some((next, n_keys)) = next {
+                self.fetch::<S>(next, n_keys, from..to, n);
+            }
+            self.part::<S>(run, first + from..first + to);
+            from = to;
+        }
+    }
+
+    /// Some queries of a run over the keys of its page.
+    #[inline(always)]
+    unsafe fn part<S: Simd>(&self, run: &Run<'_>, queries: Range<usize>) {
         let (e, b, group) = (self.heads.e, &self.buffers, self.group());
-        let (page, run) = (at.page, at.queries.clone());
-        let seen = |q: &Query| (q.visible - at.index * BLOCK).min(BLOCK);
-        let (n_keys, next_keys) = (self.seen(at), next.map_or(0, |next| self.seen(next)));
-        let (first, stride) = (run.start * group, q_stride(e, self.dtype));
+        let (page, n_keys) = (run.page, self.seen(run.index, queries.clone()));
+        let (first, stride) = (queries.start * group, q_stride(e, self.dtype));
         let scores = Gemm {
             dtype: self.dtype,
-            m: run.len() * group,
+            m: queries.len() * group,
             n: n_keys,
             units: page.key_units(),
             a: b.q.wrapping_add(first * stride),
@@ -283,36 +314,34 @@ impl Tile<'_> {
             b: page.keys(self.kv),
             b_panel_stride: PANEL,
             b_unit_stride: BLOCK,
-            c: b.scores.wrapping_add(first * BLOCK),
+            c: b.scores,
             c_stride: BLOCK,
             accumulate: false,
             add: std::ptr::null(),
             from_memory: false,
         };
         scores.run_inside::<S>();
-        for (i, query) in self.queries[run.clone()].iter().enumerate() {
-            if let Some(next) = next {
-                self.fetch::<S>(next, next_keys, i, run.len());
-            }
-            for r in first + i * group..first + (i + 1) * group {
-                soften::<S>(&self.state(r), self.scale, seen(query));
-            }
-        }
-        let (mut weights, mut weights_stride) = (b.scores.cast::<u32>(), BLOCK);
-        if self.dtype == Dtype::Bf16 {
-            (weights, weights_stride) = (b.weights, BLOCK / 2);
-            for r in first..first + scores.m {
-                round_row::<S>(
-                    b.scores.wrapping_add(r * BLOCK),
-                    BLOCK,
-                    weights.wrapping_add(r * weights_stride).cast(),
-                );
+        for (i, query) in self.queries[queries].iter().enumerate() {
+            let seen = (query.visible - run.index * BLOCK).min(BLOCK);
+            for at in i * group..(i + 1) * group {
+                let state = self.state(first + at, at);
+                match self.dtype {
+                    Dtype::F32 => soften::<S>(&state, self.scale, seen),
+                    Dtype::Bf16 => {
+                        let weights = b.weights.wrapping_add(at * BLOCK / 2).cast();
+                        soften_rounded::<S>(&state, self.scale, seen, weights);
+                    }
+                }
             }
         }
+        let (weights, weights_stride) = match self.dtype {
+            Dtype::F32 => (b.scores.cast::<u32>(), BLOCK),
+            Dtype::Bf16 => (b.weights, BLOCK / 2),
+        };
         let values = Gemm {
             n: e,
             units: units_of(self.dtype, n_keys),
-            a: weights.wrapping_add(first * weights_stride),
+            a: weights,
             a_stride: weights_stride,
             b: page.values(self.kv),
             b_unit_stride: page.value_lanes(),
@@ -327,7 +356,7 @@ impl Tile<'_> {
     #[inline(always)]
     unsafe fn finish<S: Simd>(&self) {
         for r in 0..self.queries.len() * self.group() {
-            normalise::<S>(&self.state(r), self.o.wrapping_add(self.global(r) * self.heads.e));
+            normalise::<S>(&self.state(r, 0), self.o.wrapping_add(self.global(r) * self.heads.e));
         }
     }
 }

@@ -178,8 +178,7 @@ impl<'a> Walk<'a> {
             self.each_row(vocabulary, logits, inputs, None);
             partial.resize(n * d, 0.0);
             with_rows(device, logits, v, self.head.dtype(), |a| {
-                let out = Out { c: &mut partial, stride: d, accumulate: false };
-                multiply(device, &a, &weight, Lanes::all(&weight), out);
+                multiply(device, &a, &weight, Lanes::all(&weight), Out::over(&mut partial, d));
             });
             if let Some((dw, fresh)) = &mut dw {
                 if *fresh {
