@@ -49,7 +49,7 @@ pub use merge::{MergeReport, merge, merge_folder, merge_tensor, tensor_digest};
 pub use method::merge_group;
 pub use plan::{DEFAULT_MEMORY, MergeOptions, MergePlan, PlannedTensor, plan};
 pub use source::Source;
-pub use sparsify::{dare_mask, mask_key};
+pub use sparsify::{dare_mask, mask_key, mask_names};
 pub use stats::TensorStats;
 
 /// The result of everything in this crate.

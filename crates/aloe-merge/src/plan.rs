@@ -8,6 +8,7 @@ use crate::config::{BaseUse, MergeConfig, MergeDtype, TensorParameters};
 use crate::group::Group;
 use crate::inputs::{Outline, Outlines, PlannedModel, check_architecture};
 use crate::source::{Rows, Source};
+use crate::tokenizer_file::TokenizerFile;
 use crate::vocabulary::{self, RowMap, Vocabulary};
 use crate::{Error, Mistake, Result, inputs, memory, notes, special_ids, template_tokens, tokenizer};
 use aloe_model::{Config, Role, TensorSpec};
@@ -100,6 +101,8 @@ pub struct MergePlan {
     /// The embedding's rows and the head's, where a vocabulary was asked for.
     pub(crate) rows: Option<[Arc<RowMap>; 2]>,
     pub(crate) slices: Vec<PlannedSlice>,
+    /// The names of the models to their masks; of one that is not merged, as written.
+    pub(crate) mask_names: Vec<String>,
     /// The name of the document, part of what keys the masks.
     pub(crate) document: Option<String>,
     pub(crate) seed: u64,
@@ -144,10 +147,13 @@ fn of_document(config: &MergeConfig, options: &MergeOptions, outlines: &Outlines
         notes.extend(model.base_note()?);
     }
     let vocabulary = vocabulary::build(config, &models, &mut notes)?;
-    match &vocabulary {
-        Some(vocabulary) => set_vocabulary(&mut out_config, vocabulary, &models, leader, &mut notes)?,
+    let shortened = match &vocabulary {
+        Some(vocabulary) => {
+            set_vocabulary(&mut out_config, vocabulary, &models, leader, &mut notes)?;
+            None
+        }
         None => compare_vocabularies(&models, leader, out_config.vocab_size, &mut notes)?,
-    }
+    };
     let ranges = layer_ranges(config, &models)?;
     set_layers(&mut out_config, ranges.iter().map(|slice| slice[0].1 - slice[0].0).sum());
     let tensors = tensors(config, &models, &out_config, &ranges)?;
@@ -158,6 +164,9 @@ fn of_document(config: &MergeConfig, options: &MergeOptions, outlines: &Outlines
     let dtype = config.dtype.unwrap_or_else(|| widest(&models));
     let tokenizer = vocabulary.as_ref().map_or(leader, |vocabulary| vocabulary.donor);
     let mut files = tokenizer::files(&models, tokenizer, config.chat_template.as_ref(), &mut notes)?;
+    if let Some(file) = &shortened {
+        tokenizer::put_vocabulary(&mut files, file, &mut notes)?;
+    }
     if let Some(vocabulary) = &vocabulary {
         tokenizer::put_vocabulary(&mut files, &vocabulary.file, &mut notes)?;
         special_ids::in_generation_config(&mut files, vocabulary, leader)?;
@@ -174,7 +183,11 @@ fn of_document(config: &MergeConfig, options: &MergeOptions, outlines: &Outlines
         base: slice.base.filter(|_| uses_base),
         reference: slice.base,
     });
-    let tokenizer_bytes = if vocabulary.is_some() { memory::tokenizer_bytes(&models) } else { 0 };
+    let tokenizer_bytes = match (&vocabulary, &shortened) {
+        (Some(_), _) => memory::tokenizer_bytes(&models),
+        (None, Some(_)) => memory::tokenizer_bytes(&models[leader..=leader]),
+        (None, None) => 0,
+    };
     let mut plan = MergePlan {
         base: config.base,
         dtype,
@@ -188,6 +201,7 @@ fn of_document(config: &MergeConfig, options: &MergeOptions, outlines: &Outlines
         tokenizer_bytes,
         rows,
         slices: slices.collect(),
+        mask_names: config.mask_names(),
         document: config.name.clone(),
         seed: options.seed,
         method: config.method,
@@ -218,7 +232,12 @@ fn set_vocabulary(
 }
 
 /// Without a chosen vocabulary, rows stay where they are: extra rows at the end are left out, and ids must mean the same.
-fn compare_vocabularies(models: &[PlannedModel], leader: usize, n_rows: usize, notes: &mut Vec<String>) -> Result<()> {
+fn compare_vocabularies(
+    models: &[PlannedModel],
+    leader: usize,
+    n_rows: usize,
+    notes: &mut Vec<String>,
+) -> Result<Option<TokenizerFile>> {
     for model in models.iter().filter(|model| model.config.vocab_size > n_rows) {
         let found = model.config.vocab_size;
         notes.push(format!(
@@ -380,7 +399,7 @@ impl MergePlan {
 
     /// Who each input of a slice is to its masks.
     fn mask_keys(&self, slice: &PlannedSlice) -> Vec<String> {
-        let key = |model: &usize| crate::mask_key(self.document.as_deref(), &self.models[*model].name);
+        let key = |model: &usize| crate::mask_key(self.document.as_deref(), &self.mask_names[*model]);
         slice.models.iter().map(key).collect()
     }
 
