@@ -1,12 +1,13 @@
 //! From a configuration to opened models and the list of tensors with everything that applies to them. All that can be refused is
 //! refused here, before a byte is written.
 //!
-//! Refuses models of another architecture or shape, tied beside untied heads, layers that a model does not have, embeddings with fewer rows
+//! Refuses models of another architecture or shape, tied beside untied heads, embeddings with fewer rows
 //! than the result's, and tokenizers that give an id two meanings (unless the configuration says whose vocabulary holds).
 
 use crate::config::{BaseUse, MergeConfig, MergeDtype, TensorParameters};
 use crate::group::Group;
 use crate::inputs::{Outline, Outlines, PlannedModel, check_architecture};
+use crate::layers::{layer_ranges, place, set_layers};
 use crate::source::{Rows, Source};
 use crate::tokenizer_file::TokenizerFile;
 use crate::vocabulary::{self, RowMap, Vocabulary};
@@ -258,47 +259,6 @@ fn row_maps(config: &MergeConfig, vocabulary: &Vocabulary) -> Result<[Arc<RowMap
     Ok([of(0)?, of(config.slices.len() - 1)?])
 }
 
-/// First layer and end per source of every slice; all layers where the configuration says nothing.
-pub(crate) fn layer_ranges(config: &MergeConfig, models: &[PlannedModel]) -> Result<Vec<Vec<(usize, usize)>>> {
-    let mut mistakes = Vec::new();
-    let mut ranges = Vec::new();
-    for slice in &config.slices {
-        let mut of_slice = Vec::new();
-        for source in &slice.sources {
-            let model = &models[source.model];
-            let n_layers = model.config.num_hidden_layers;
-            let (first, end) = source.layers.unwrap_or((0, n_layers));
-            if end > n_layers {
-                let text = format!("layer_range [{first}, {end}] of {}, which has {n_layers} layers", model.name);
-                mistakes.push(Mistake { line: source.line, text });
-            }
-            of_slice.push((first, end));
-        }
-        let odd = of_slice.iter().zip(&slice.sources).find(|(r, _)| r.1 - r.0 != of_slice[0].1 - of_slice[0].0);
-        if let Some((range, source)) = odd {
-            let (found, expected) = (range.1 - range.0, of_slice[0].1 - of_slice[0].0);
-            let (name, first) = (&models[source.model].name, &models[slice.sources[0].model].name);
-            let text = format!("num_hidden_layers of {name} is {found}, that of {first} is {expected}: use slices");
-            mistakes.push(Mistake { line: source.line, text });
-        }
-        ranges.push(of_slice);
-    }
-    if mistakes.is_empty() { Ok(ranges) } else { Err(Error::Config { path: config.path.clone(), mistakes }) }
-}
-
-/// Sets the number of layers, also in lists of the source's config.json that have one entry per layer.
-fn set_layers(config: &mut Config, n_layers: usize) {
-    let before = config.num_hidden_layers;
-    config.num_hidden_layers = n_layers;
-    if n_layers == before {
-        return;
-    }
-    if let Some(types) = config.raw.get_mut("layer_types").and_then(serde_json::Value::as_array_mut) {
-        let last = types.last().cloned().unwrap_or_else(|| "full_attention".into());
-        types.resize(n_layers, last);
-    }
-}
-
 /// The tensors of the result with what applies to each.
 pub(crate) fn tensors(
     config: &MergeConfig,
@@ -332,33 +292,6 @@ pub(crate) fn tensors(
         }
     }
     if mistakes.is_empty() { Ok(planned) } else { Err(Error::Config { path: config.path.clone(), mistakes }) }
-}
-
-/// Where a tensor stands: its slice, its layer within, and the place `t` of gradients.
-struct Place {
-    slice: usize,
-    offset: usize,
-    t: f64,
-}
-
-/// `t` runs from 0 to 1 over the layers of a slice, is 1 in a slice of one layer, and 0 before and after the layers (mergekit, `plan.py`).
-fn place(role: Role, ranges: &[Vec<(usize, usize)>]) -> Place {
-    match role {
-        Role::Embed => Place { slice: 0, offset: 0, t: 0.0 },
-        Role::FinalNorm | Role::Head => Place { slice: ranges.len() - 1, offset: 0, t: 0.0 },
-        Role::Layer(index, _) | Role::LoraA(index, _) | Role::LoraB(index, _) => {
-            let mut offset = index;
-            for (slice, sources) in ranges.iter().enumerate() {
-                let n = sources[0].1 - sources[0].0;
-                if offset < n {
-                    let t = if n == 1 { 1.0 } else { offset as f64 / (n - 1) as f64 };
-                    return Place { slice, offset, t };
-                }
-                offset -= n;
-            }
-            unreachable!("the result has as many layers as its slices")
-        }
-    }
 }
 
 /// torch's promotion over all inputs: a half type only if every tensor has it.
