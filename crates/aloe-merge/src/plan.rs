@@ -184,10 +184,9 @@ fn of_document(config: &MergeConfig, options: &MergeOptions, outlines: &Outlines
         base: slice.base.filter(|_| uses_base),
         reference: slice.base,
     });
-    let tokenizer_bytes = match (&vocabulary, &shortened) {
-        (Some(_), _) => memory::tokenizer_bytes(&models),
-        (None, Some(_)) => memory::tokenizer_bytes(&models[leader..=leader]),
-        (None, None) => 0,
+    let tokenizer_bytes = match &vocabulary {
+        Some(vocabulary) => memory::tokenizer_bytes(&models, vocabulary),
+        None => memory::compared_bytes(&models, leader, shortened.is_some()),
     };
     let mut plan = MergePlan {
         base: config.base,

@@ -292,6 +292,11 @@ impl Vocabulary {
         }
     }
 
+    /// How many tokens a model of the configuration has.
+    pub(crate) fn n_tokens_of(&self, model: usize) -> usize {
+        self.ids[model].len()
+    }
+
     /// The id of a token in the result.
     pub(crate) fn id(&self, token: &str) -> Option<u32> {
         self.tokens.iter().find(|(_, known)| *known == token).map(|(id, _)| *id)

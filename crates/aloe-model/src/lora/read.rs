@@ -135,7 +135,7 @@ impl LoraAdapter {
                 let is_of = |part: &str| name.split('.').any(|known| known == part);
                 let text = match is_of("embed_tokens") || is_of("lm_head") {
                     true => {
-                        "LoRA on the embedding or the head is not supported; merge the adapter into its model with PEFT \
+                        "this part of LoRA on the embedding or the head is not supported; merge the adapter into its model with PEFT \
                          (merge_and_unload, then save_pretrained) and name that folder instead"
                     }
                     false => "belongs to no weight of the model that LoRA can change",

@@ -207,20 +207,16 @@ fn a_refused_configuration_or_adapter_says_whose_it_is_and_what_to_do() {
         "adapter_config.json",
         r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["lm_head"], "bias": "none"}"#,
     );
-    let names = ["A", "B"].map(|end| format!("base_model.model.lm_head.lora_{end}.weight"));
-    let header = json!({
-        &names[0]: {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]},
-        &names[1]: {"dtype": "F32", "shape": [2, 1], "data_offsets": [8, 16]},
-    })
-    .to_string();
-    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 16]].concat();
+    let name = "base_model.model.model.embed_tokens.lora_embedding_A";
+    let header = json!({ name: {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]} }).to_string();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 8]].concat();
     put(&adapter, "adapter_model.safetensors", bytes);
     options.folders.insert("tone".into(), adapter);
     let text = dare("").replace("model: a", "model: b+tone").replace("{model: b,", "{model: base,");
     let out = dir.path().join("merged");
     let error = run(&text, &out, &options).unwrap_err().to_string();
     assert!(
-        error.contains("lm_head.lora_A.weight: LoRA on the embedding or the head is not supported; merge the adapter"),
+        error.contains("embed_tokens.lora_embedding_A: this part of LoRA on the embedding or the head is not supported; merge the adapter"),
         "{error}"
     );
 }
