@@ -1,6 +1,6 @@
 //! The result's `README.md`: what was merged, how, with the YAML and the figures of the task vectors. The stage's record has the rest.
 
-use crate::config::MergeConfig;
+use crate::config::{MergeConfig, Sparsification};
 use crate::figures::shown;
 use crate::merge::MergeReport;
 use crate::stats::TensorStats;
@@ -24,6 +24,7 @@ pub(crate) fn readme(config: &MergeConfig, report: &MergeReport) -> String {
     );
     text += "Models merged:\n\n";
     report.models.iter().for_each(|name| text += &format!("- `{name}`\n"));
+    text += &masks(config);
     let fence = fence(&config.text);
     let _ = writeln!(text, "\n## Configuration\n\n{fence}yaml\n{}\n{fence}", config.text.trim_end());
     for merge in std::iter::once(report).chain(&report.earlier) {
@@ -37,6 +38,22 @@ pub(crate) fn readme(config: &MergeConfig, report: &MergeReport) -> String {
         report.notes.iter().for_each(|note| text += &format!("- {note}\n"));
     }
     text
+}
+
+/// What keys the random masks, for methods that have some: who writes the models' paths otherwise gets the same ones.
+fn masks(config: &MergeConfig) -> String {
+    if !matches!(config.method.sparsification(), Some(Sparsification::Random | Sparsification::ByRank)) {
+        return String::new();
+    }
+    let names = config.mask_names();
+    let merged = config.merged_models();
+    let keys = config.models.iter().zip(&names).filter(|(model, _)| merged.contains(model));
+    let keys: Vec<String> = keys.map(|(_, name)| format!("`{name}`")).collect();
+    let document = if config.name.is_some() { ", the name of the document" } else { "" };
+    format!(
+        "\nThe random masks depend on the seed, the tensor{document} and the last component of a model's name (more where two models share it): {}.\n",
+        keys.join(", ")
+    )
 }
 
 fn figures(report: &MergeReport) -> String {

@@ -1,10 +1,14 @@
 //! `aloe merge --check`: the plan as text or JSON, without writing: models, sizes, memory, and the tensors grouped by equal parameters.
 
 use crate::card::kind_of;
-use crate::config::{MergeConfig, MergeDtype, Parameter, ParameterValue, TokenRow, TokenizerChoice, TokenizerSource};
+use crate::config::{
+    MergeConfig, MergeDtype, Parameter, ParameterValue, TokenRow, TokenRule, TokenizerChoice, TokenizerSource,
+};
 use crate::error::size;
 use crate::plan::{MergeOptions, MergePlan, PlannedTensor};
+use aloe_model::Role;
 use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 impl MergePlan {
@@ -132,28 +136,72 @@ impl MergePlan {
         groups
     }
 
-    /// Tensors of equal parameters and sources, each group with the kinds of tensors in it.
+    /// Tensors of equal parameters and sources, a line for each set of layers with the kinds of tensors that stand in all of them.
     fn groups(&self, text: &mut String) {
         for group in self.grouped() {
-            let n: usize = group.iter().map(|tensor| tensor.spec.n_elements()).sum();
-            let bytes = n * if self.out_dtype == MergeDtype::Float32 { 4 } else { 2 };
-            let mut kinds: Vec<String> = Vec::new();
-            for kind in group.iter().map(|tensor| kind_of(&tensor.spec.hf_name)) {
-                if !kinds.contains(&kind) {
-                    kinds.push(kind);
+            let mut places: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
+            for tensor in &group {
+                places.entry(kind_of(&tensor.spec.hf_name)).or_default().extend(layer_of(tensor));
+            }
+            let mut lines: Vec<(&BTreeSet<usize>, Vec<&PlannedTensor>)> = Vec::new();
+            for tensor in &group {
+                let layers = &places[&kind_of(&tensor.spec.hf_name)];
+                match lines.iter_mut().find(|(known, _)| *known == layers) {
+                    Some((_, tensors)) => tensors.push(tensor),
+                    None => lines.push((layers, vec![tensor])),
                 }
             }
-            let slice = if self.n_slices() > 1 { format!("slice {}, ", group[0].slice + 1) } else { String::new() };
-            let _ = writeln!(
-                text,
-                "{slice}{} tensors from {} on ({}), {n} parameters, {}: {}",
-                group.len(),
-                group[0].spec.hf_name,
-                kinds.join(", "),
-                size(bytes as u64),
-                group[0].parameters.line()
-            );
+            lines.iter().for_each(|(layers, tensors)| self.group_line(layers, tensors, text));
         }
+    }
+
+    fn group_line(&self, layers: &BTreeSet<usize>, tensors: &[&PlannedTensor], text: &mut String) {
+        let n: usize = tensors.iter().map(|tensor| tensor.spec.n_elements()).sum();
+        let bytes = n * if self.out_dtype == MergeDtype::Float32 { 4 } else { 2 };
+        let mut kinds: Vec<String> = Vec::new();
+        for kind in tensors.iter().map(|tensor| kind_of(&tensor.spec.hf_name)) {
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+        let slice = if self.n_slices() > 1 { format!("slice {}, ", tensors[0].slice + 1) } else { String::new() };
+        let _ = writeln!(
+            text,
+            "{slice}{} tensor{} {} ({}), {n} parameters, {}: {}",
+            tensors.len(),
+            if tensors.len() == 1 { "" } else { "s" },
+            shown_layers(layers),
+            kinds.join(", "),
+            size(bytes as u64),
+            tensors[0].parameters.line()
+        );
+    }
+}
+
+fn layer_of(tensor: &PlannedTensor) -> Option<usize> {
+    match tensor.spec.role {
+        Role::Layer(layer, _) | Role::LoraA(layer, _) | Role::LoraB(layer, _) => Some(layer),
+        Role::Embed | Role::FinalNorm | Role::Head => None,
+    }
+}
+
+/// `of layers 0 to 3, 7`; `outside the layers` for none.
+fn shown_layers(layers: &BTreeSet<usize>) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &layer in layers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == layer => *last = layer,
+            _ => runs.push((layer, layer)),
+        }
+    }
+    let runs: Vec<String> = runs
+        .into_iter()
+        .map(|(first, last)| if first == last { first.to_string() } else { format!("{first} to {last}") })
+        .collect();
+    match (layers.len(), runs.join(", ")) {
+        (0, _) => "outside the layers".into(),
+        (1, one) => format!("of layer {one}"),
+        (_, several) => format!("of layers {several}"),
     }
 }
 
@@ -180,7 +228,9 @@ fn tokenizer_json(choice: &TokenizerChoice, config: &MergeConfig) -> Value {
         TokenRow::Token(model, token) => json!({"kind": "model_token", "model": name(*model), "token": token}),
         TokenRow::Id(model, id) => json!({"kind": "model_token", "model": name(*model), "token_id": id}),
     };
-    let rules = choice.tokens.iter().map(|(token, rule)| {
+    let mut in_order: Vec<(&String, &TokenRule)> = choice.tokens.iter().collect();
+    in_order.sort_by_key(|(_, rule)| rule.place);
+    let rules = in_order.into_iter().map(|(token, rule)| {
         let value = json!({"source": rule.source.as_ref().map(row), "force": rule.force});
         (token.clone(), value)
     });

@@ -93,6 +93,8 @@ pub enum TokenizerSource {
 /// Where a token's row comes from in models that lack it, or in all with `force`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenRule {
+    /// Its place among the rules of the file, from 0: new tokens get their ids in this order.
+    pub place: usize,
     /// Line in the file.
     pub line: usize,
     /// The row; none means mergekit's own choice.
@@ -228,6 +230,18 @@ impl MergeConfig {
     /// The name of the base model.
     pub fn base_name(&self) -> Option<&str> {
         self.base.map(|index| self.models[index].name.as_str())
+    }
+
+    /// What keys the random masks of each model, in the order of `models`: [`crate::mask_names`] of those that are merged, the base among
+    /// them. One that gives its tokenizer alone changes no mask.
+    pub fn mask_names(&self) -> Vec<String> {
+        let merged: Vec<usize> = (0..self.models.len()).filter(|&at| !self.models[at].gives_tokenizer_only).collect();
+        let names: Vec<&str> = merged.iter().map(|&at| self.models[at].name.as_str()).collect();
+        let mut found: Vec<String> = self.models.iter().map(|model| model.name.clone()).collect();
+        for (at, name) in merged.into_iter().zip(crate::mask_names(&names)) {
+            found[at] = name;
+        }
+        found
     }
 
     /// The models and adapters that must exist before the merge: all names but those of earlier documents.

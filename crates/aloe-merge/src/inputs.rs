@@ -112,7 +112,7 @@ impl PlannedModel {
         let dir = folder_of(name, options)?;
         let beside = Beside::Folder(dir.clone());
         let config = match beside.read_json::<serde_json::Value>("config.json")? {
-            Some(json) => Config::from_json(&json)?,
+            Some(json) => Config::from_json(&json).map_err(|error| named(name, error))?,
             None => leader.clone(),
         };
         let weights = Weights::Unused;
@@ -137,7 +137,7 @@ impl PlannedModel {
     }
 
     fn in_folder(name: &str, dir: PathBuf) -> Result<Self> {
-        let checkpoint = Checkpoint::open(&dir)?;
+        let checkpoint = Checkpoint::open(&dir).map_err(|error| named(name, error))?;
         let files = TensorFiles::open(&dir)?;
         let mut opened = HashMap::new();
         for spec in checkpoint.specs() {
@@ -243,6 +243,14 @@ impl PlannedModel {
             false => "",
         };
         Err(Error::tensor(name, &self.name, format!("has shape {shape:?}, expected {:?}{hint}", spec.shape)))
+    }
+}
+
+/// A refusal of a configuration names no file: the model says whose it is.
+fn named(model: &str, error: aloe_model::Error) -> Error {
+    match error {
+        aloe_model::Error::Config { .. } => Error::model(model, error.to_string()),
+        other => other.into(),
     }
 }
 

@@ -2,7 +2,7 @@
 //! that depend on the seed, the tensor and the model alone.
 //!
 //! Reading order: `yaml` (text -> trees), `config` (trees -> checked configuration), `inputs` (names -> opened models and LoRA adapters),
-//! `vocabulary` (whose tokens, which rows; `special_ids`), `plan` (tensors and their parameters; `memory`, `notes`, `untrained`; `check`
+//! `vocabulary` (whose tokens, which rows; `special_ids`), `plan` (tensors and their parameters; `layers`, `memory`, `notes`, `untrained`; `check`
 //! prints it), `merge` (the spine), `source`,
 //! `group`, `tile` and `scratch` (how a tensor is read in pieces), `hashing` (digests of what is read and written), `flush`, `method` (one file per method), `sparsify` and `fibres` (what methods share),
 //! `figures` (what the record and the card tell), `tokenizer`, `named_template`, `template_tokens`, `card` and `report` (files beside the weights). `search` (its own loop) proposes YAMLs and keeps what they score.
@@ -20,6 +20,7 @@ mod group;
 mod half;
 mod hashing;
 mod inputs;
+mod layers;
 mod memory;
 mod merge;
 mod method;
@@ -49,7 +50,7 @@ pub use merge::{MergeReport, merge, merge_folder, merge_tensor, tensor_digest};
 pub use method::merge_group;
 pub use plan::{DEFAULT_MEMORY, MergeOptions, MergePlan, PlannedTensor, plan};
 pub use source::Source;
-pub use sparsify::{dare_mask, mask_key};
+pub use sparsify::{dare_mask, mask_key, mask_names};
 pub use stats::TensorStats;
 
 /// The result of everything in this crate.

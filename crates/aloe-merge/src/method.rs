@@ -35,6 +35,10 @@ pub(crate) trait Kernel: Sync {
 
 /// Does what the method must know of the whole tensor.
 pub(crate) fn prepare(method: Method, group: &Group) -> Result<Box<dyn Kernel>> {
+    // A slice of the base alone under a method that merges differences to it: there are none.
+    if group.base.is_some() && group.sources.len() == 1 {
+        return Ok(Box::new(passthrough::Base));
+    }
     Ok(match method {
         Method::Linear => Box::new(linear::Linear::prepare(group)),
         Method::Slerp => Box::new(slerp::Slerp::prepare(group)?),

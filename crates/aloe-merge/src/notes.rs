@@ -2,14 +2,17 @@
 //! tokens that no model trained. Refuses nothing.
 
 use crate::Result;
-use crate::config::{MergeConfig, Method, OutputSlice, Parameter, RescaleKind, Setting, Sparsification};
+use crate::config::{BaseUse, MergeConfig, Method, OutputSlice, Parameter, RescaleKind, Setting, Sparsification};
 use crate::plan::MergePlan;
 use crate::untrained;
 
 /// The notes.
 pub(crate) fn of_plan(config: &MergeConfig, plan: &MergePlan) -> Result<Vec<String>> {
     let mut notes: Vec<String> =
-        rescale(config, plan).into_iter().chain(without_effect(config)).chain(unequal_slices(config)).collect();
+        [rescale(config, plan), without_effect(config), unequal_slices(config), base_alone(config)]
+            .into_iter()
+            .flatten()
+            .collect();
     notes.extend(untrained::notes(plan)?);
     Ok(notes)
 }
@@ -43,6 +46,20 @@ fn unequal_slices(config: &MergeConfig) -> Option<String> {
             "the first slice has {first} source{} and the last one {last}: mergekit 0.1.5 leaves the later ones out of the final norm and \
              the head; here all of them are merged",
             if first == 1 { "" } else { "s" }
+        )
+    })
+}
+
+/// Slices that merge no change into the base.
+fn base_alone(config: &MergeConfig) -> Option<String> {
+    let is_alone = |slice: &OutputSlice| slice.base.is_some() && slice.sources.len() == 1;
+    let uses_base = config.method.base_use() != BaseUse::Ignored;
+    let alone = config.slices.iter().enumerate().filter(|(_, slice)| uses_base && is_alone(slice));
+    let places: Vec<String> = alone.map(|(at, _)| (at + 1).to_string()).collect();
+    (!places.is_empty()).then(|| {
+        format!(
+            "slice {} has the base model alone: its layers are the base's, and no part of the figures of task vectors",
+            places.join(", ")
         )
     })
 }

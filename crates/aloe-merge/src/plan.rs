@@ -1,13 +1,15 @@
 //! From a configuration to opened models and the list of tensors with everything that applies to them. All that can be refused is
 //! refused here, before a byte is written.
 //!
-//! Refuses models of another architecture or shape, tied beside untied heads, layers that a model does not have, embeddings with fewer rows
+//! Refuses models of another architecture or shape, tied beside untied heads, embeddings with fewer rows
 //! than the result's, and tokenizers that give an id two meanings (unless the configuration says whose vocabulary holds).
 
 use crate::config::{BaseUse, MergeConfig, MergeDtype, TensorParameters};
 use crate::group::Group;
 use crate::inputs::{Outline, Outlines, PlannedModel, check_architecture};
+use crate::layers::{layer_ranges, place, set_layers};
 use crate::source::{Rows, Source};
+use crate::tokenizer_file::TokenizerFile;
 use crate::vocabulary::{self, RowMap, Vocabulary};
 use crate::{Error, Mistake, Result, inputs, memory, notes, special_ids, template_tokens, tokenizer};
 use aloe_model::{Config, Role, TensorSpec};
@@ -100,6 +102,8 @@ pub struct MergePlan {
     /// The embedding's rows and the head's, where a vocabulary was asked for.
     pub(crate) rows: Option<[Arc<RowMap>; 2]>,
     pub(crate) slices: Vec<PlannedSlice>,
+    /// The names of the models to their masks; of one that is not merged, as written.
+    pub(crate) mask_names: Vec<String>,
     /// The name of the document, part of what keys the masks.
     pub(crate) document: Option<String>,
     pub(crate) seed: u64,
@@ -144,10 +148,13 @@ fn of_document(config: &MergeConfig, options: &MergeOptions, outlines: &Outlines
         notes.extend(model.base_note()?);
     }
     let vocabulary = vocabulary::build(config, &models, &mut notes)?;
-    match &vocabulary {
-        Some(vocabulary) => set_vocabulary(&mut out_config, vocabulary, &models, leader, &mut notes)?,
+    let shortened = match &vocabulary {
+        Some(vocabulary) => {
+            set_vocabulary(&mut out_config, vocabulary, &models, leader, &mut notes)?;
+            None
+        }
         None => compare_vocabularies(&models, leader, out_config.vocab_size, &mut notes)?,
-    }
+    };
     let ranges = layer_ranges(config, &models)?;
     set_layers(&mut out_config, ranges.iter().map(|slice| slice[0].1 - slice[0].0).sum());
     let tensors = tensors(config, &models, &out_config, &ranges)?;
@@ -158,6 +165,9 @@ fn of_document(config: &MergeConfig, options: &MergeOptions, outlines: &Outlines
     let dtype = config.dtype.unwrap_or_else(|| widest(&models));
     let tokenizer = vocabulary.as_ref().map_or(leader, |vocabulary| vocabulary.donor);
     let mut files = tokenizer::files(&models, tokenizer, config.chat_template.as_ref(), &mut notes)?;
+    if let Some(file) = &shortened {
+        tokenizer::put_vocabulary(&mut files, file, &mut notes)?;
+    }
     if let Some(vocabulary) = &vocabulary {
         tokenizer::put_vocabulary(&mut files, &vocabulary.file, &mut notes)?;
         special_ids::in_generation_config(&mut files, vocabulary, leader)?;
@@ -174,7 +184,10 @@ fn of_document(config: &MergeConfig, options: &MergeOptions, outlines: &Outlines
         base: slice.base.filter(|_| uses_base),
         reference: slice.base,
     });
-    let tokenizer_bytes = if vocabulary.is_some() { memory::tokenizer_bytes(&models) } else { 0 };
+    let tokenizer_bytes = match &vocabulary {
+        Some(vocabulary) => memory::tokenizer_bytes(&models, vocabulary),
+        None => memory::compared_bytes(&models, leader, shortened.is_some()),
+    };
     let mut plan = MergePlan {
         base: config.base,
         dtype,
@@ -188,6 +201,7 @@ fn of_document(config: &MergeConfig, options: &MergeOptions, outlines: &Outlines
         tokenizer_bytes,
         rows,
         slices: slices.collect(),
+        mask_names: config.mask_names(),
         document: config.name.clone(),
         seed: options.seed,
         method: config.method,
@@ -218,7 +232,12 @@ fn set_vocabulary(
 }
 
 /// Without a chosen vocabulary, rows stay where they are: extra rows at the end are left out, and ids must mean the same.
-fn compare_vocabularies(models: &[PlannedModel], leader: usize, n_rows: usize, notes: &mut Vec<String>) -> Result<()> {
+fn compare_vocabularies(
+    models: &[PlannedModel],
+    leader: usize,
+    n_rows: usize,
+    notes: &mut Vec<String>,
+) -> Result<Option<TokenizerFile>> {
     for model in models.iter().filter(|model| model.config.vocab_size > n_rows) {
         let found = model.config.vocab_size;
         notes.push(format!(
@@ -237,47 +256,6 @@ fn row_maps(config: &MergeConfig, vocabulary: &Vocabulary) -> Result<[Arc<RowMap
         rows.map_err(|mistake| Error::Config { path: config.path.clone(), mistakes: vec![mistake] })
     };
     Ok([of(0)?, of(config.slices.len() - 1)?])
-}
-
-/// First layer and end per source of every slice; all layers where the configuration says nothing.
-pub(crate) fn layer_ranges(config: &MergeConfig, models: &[PlannedModel]) -> Result<Vec<Vec<(usize, usize)>>> {
-    let mut mistakes = Vec::new();
-    let mut ranges = Vec::new();
-    for slice in &config.slices {
-        let mut of_slice = Vec::new();
-        for source in &slice.sources {
-            let model = &models[source.model];
-            let n_layers = model.config.num_hidden_layers;
-            let (first, end) = source.layers.unwrap_or((0, n_layers));
-            if end > n_layers {
-                let text = format!("layer_range [{first}, {end}] of {}, which has {n_layers} layers", model.name);
-                mistakes.push(Mistake { line: source.line, text });
-            }
-            of_slice.push((first, end));
-        }
-        let odd = of_slice.iter().zip(&slice.sources).find(|(r, _)| r.1 - r.0 != of_slice[0].1 - of_slice[0].0);
-        if let Some((range, source)) = odd {
-            let (found, expected) = (range.1 - range.0, of_slice[0].1 - of_slice[0].0);
-            let (name, first) = (&models[source.model].name, &models[slice.sources[0].model].name);
-            let text = format!("num_hidden_layers of {name} is {found}, that of {first} is {expected}: use slices");
-            mistakes.push(Mistake { line: source.line, text });
-        }
-        ranges.push(of_slice);
-    }
-    if mistakes.is_empty() { Ok(ranges) } else { Err(Error::Config { path: config.path.clone(), mistakes }) }
-}
-
-/// Sets the number of layers, also in lists of the source's config.json that have one entry per layer.
-fn set_layers(config: &mut Config, n_layers: usize) {
-    let before = config.num_hidden_layers;
-    config.num_hidden_layers = n_layers;
-    if n_layers == before {
-        return;
-    }
-    if let Some(types) = config.raw.get_mut("layer_types").and_then(serde_json::Value::as_array_mut) {
-        let last = types.last().cloned().unwrap_or_else(|| "full_attention".into());
-        types.resize(n_layers, last);
-    }
 }
 
 /// The tensors of the result with what applies to each.
@@ -313,33 +291,6 @@ pub(crate) fn tensors(
         }
     }
     if mistakes.is_empty() { Ok(planned) } else { Err(Error::Config { path: config.path.clone(), mistakes }) }
-}
-
-/// Where a tensor stands: its slice, its layer within, and the place `t` of gradients.
-struct Place {
-    slice: usize,
-    offset: usize,
-    t: f64,
-}
-
-/// `t` runs from 0 to 1 over the layers of a slice, is 1 in a slice of one layer, and 0 before and after the layers (mergekit, `plan.py`).
-fn place(role: Role, ranges: &[Vec<(usize, usize)>]) -> Place {
-    match role {
-        Role::Embed => Place { slice: 0, offset: 0, t: 0.0 },
-        Role::FinalNorm | Role::Head => Place { slice: ranges.len() - 1, offset: 0, t: 0.0 },
-        Role::Layer(index, _) | Role::LoraA(index, _) | Role::LoraB(index, _) => {
-            let mut offset = index;
-            for (slice, sources) in ranges.iter().enumerate() {
-                let n = sources[0].1 - sources[0].0;
-                if offset < n {
-                    let t = if n == 1 { 1.0 } else { offset as f64 / (n - 1) as f64 };
-                    return Place { slice, offset, t };
-                }
-                offset -= n;
-            }
-            unreachable!("the result has as many layers as its slices")
-        }
-    }
 }
 
 /// torch's promotion over all inputs: a half type only if every tensor has it.
@@ -380,7 +331,7 @@ impl MergePlan {
 
     /// Who each input of a slice is to its masks.
     fn mask_keys(&self, slice: &PlannedSlice) -> Vec<String> {
-        let key = |model: &usize| crate::mask_key(self.document.as_deref(), &self.models[*model].name);
+        let key = |model: &usize| crate::mask_key(self.document.as_deref(), &self.mask_names[*model]);
         slice.models.iter().map(key).collect()
     }
 

@@ -10,7 +10,7 @@ mod top;
 
 pub(crate) use by_rank::RankMask;
 pub(crate) use random::Mask;
-pub use random::{dare_mask, mask_key};
+pub use random::{dare_mask, mask_key, mask_names};
 pub(crate) use top::Top;
 
 use crate::Result;

@@ -7,12 +7,15 @@ use crate::beside::Beside;
 use crate::special_ids;
 use crate::tokenizer::template_of;
 use aloe_model::Config;
-use aloe_text::{ChatTemplate, Message, Role};
+use aloe_text::{ChatTemplate, Date, Message, Role};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
 /// What the conversation's answer says; templates may trim it, so it has no white space.
 const ANSWER: &str = "aloe-answer-73";
+
+/// The day of the conversation: Llama 3.1's templates and later ones print today's date and fail without one. No result holds it.
+const ANY_DAY: &str = "2024-07-26";
 
 #[derive(serde::Deserialize)]
 struct AddedOnly {
@@ -74,8 +77,9 @@ fn rendered(template: &str, config: &Map<String, Value>) -> aloe_text::Result<St
     let template = ChatTemplate::new(template, "chat template")?;
     let talk = [Message::new(Role::User, "question"), Message::new(Role::Assistant, ANSWER)];
     let with_system = [&[Message::new(Role::System, "system")], &talk[..]].concat();
-    let whole = template.render_unopened(&with_system, config, false);
-    let found = whole.or_else(|_| template.render_unopened(&talk, config, false))?;
+    let date = Date::parse(ANY_DAY).ok();
+    let whole = template.render_unopened(&with_system, config, false, date);
+    let found = whole.or_else(|_| template.render_unopened(&talk, config, false, date))?;
     Ok(found)
 }
 

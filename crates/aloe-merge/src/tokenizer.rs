@@ -6,7 +6,8 @@
 use crate::beside::Beside;
 use crate::config::ChatTemplateChoice;
 use crate::inputs::PlannedModel;
-use crate::tokenizer_file::{TokenizerFile, list_in_config};
+use crate::tokenizer_file::{TokenizerFile, forget_in_config, list_in_config};
+use crate::vocabulary::note_past;
 use crate::{Error, Result, named_template};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,11 +34,12 @@ struct Vocabulary {
     added: BTreeSet<u64>,
 }
 
-/// Compares every model's tokenizer with the donor's on the ids they share.
-pub(crate) fn compare(models: &[PlannedModel], donor: usize, notes: &mut Vec<String>) -> Result<()> {
+/// Compares every model's tokenizer with the donor's on the ids they share. Gives the donor's without the tokens that lie past its embedding, where
+/// it has some, with a note: an id without a row ends a program that looks it up.
+pub(crate) fn compare(models: &[PlannedModel], donor: usize, notes: &mut Vec<String>) -> Result<Option<TokenizerFile>> {
     let Some(expected) = vocabulary(&models[donor].beside)? else {
         notes.push(format!("{} has no tokenizer.json: tokenizers were not compared", models[donor].name));
-        return Ok(());
+        return Ok(None);
     };
     for model in models.iter().enumerate().filter(|(index, _)| *index != donor).map(|(_, model)| model) {
         let name = &model.name;
@@ -73,7 +75,16 @@ pub(crate) fn compare(models: &[PlannedModel], donor: usize, notes: &mut Vec<Str
             ));
         }
     }
-    Ok(())
+    let n_rows = models[donor].config.vocab_size;
+    if expected.tokens.keys().all(|id| (*id as usize) < n_rows) {
+        return Ok(None);
+    }
+    drop(expected);
+    let Some(mut file) = TokenizerFile::open(&models[donor].beside)? else { return Ok(None) };
+    notes.extend(note_past(&models[donor], &file));
+    file.strip(n_rows);
+    file.pin_ids().map_err(|reason| Error::model(&models[donor].name, reason))?;
+    Ok(Some(file))
 }
 
 /// The donor's files with the chosen chat template, as (name, content).
@@ -189,8 +200,14 @@ pub(crate) fn put_vocabulary(
     files
         .retain(|(name, _)| name != "tokenizer.json" && name != "added_tokens.json" && !stale.contains(&name.as_str()));
     files.insert(0, ("tokenizer.json".to_owned(), text));
-    for (name, content) in files.iter_mut().filter(|(name, _)| name == "tokenizer_config.json") {
+    let is_changed = |name: &str| match name {
+        "tokenizer_config.json" => true,
+        "special_tokens_map.json" => !vocabulary.stripped().is_empty(),
+        _ => false,
+    };
+    for (name, content) in files.iter_mut().filter(|(name, _)| is_changed(name)) {
         let mut config = parse(name, content)?;
+        forget_in_config(&mut config, vocabulary);
         list_in_config(&mut config, vocabulary.appended());
         *content = serde_json::to_vec_pretty(&config).map_err(|error| json_error(name, &error))?;
         content.push(b'\n');

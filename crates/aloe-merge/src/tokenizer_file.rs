@@ -11,6 +11,8 @@ pub(crate) struct TokenizerFile {
     json: Value,
     /// Entries that were appended, for `tokenizer_config.json`.
     appended: Vec<Value>,
+    /// Tokens that were removed, by the ids they had.
+    stripped: BTreeMap<u32, String>,
     is_changed: bool,
     /// Id of every token, and whether it is an added one.
     known: HashMap<String, (u32, bool)>,
@@ -22,7 +24,8 @@ impl TokenizerFile {
     /// Opens the file of a model's folder; none where there is none.
     pub(crate) fn open(beside: &Beside) -> Result<Option<Self>> {
         let Some(json) = beside.read_json::<Value>("tokenizer.json")? else { return Ok(None) };
-        let mut file = Self { json, appended: Vec::new(), is_changed: false, known: HashMap::new(), n_ids: 0 };
+        let (appended, stripped, known) = (Vec::new(), BTreeMap::new(), HashMap::new());
+        let mut file = Self { json, appended, stripped, is_changed: false, known, n_ids: 0 };
         file.index();
         Ok(Some(file))
     }
@@ -81,19 +84,38 @@ impl TokenizerFile {
         self.tokens().into_iter().filter(|(id, _)| (*id as usize) < bound).map(|(id, token)| (token, id)).collect()
     }
 
+    /// The tokens that were removed, by the ids they had.
+    pub(crate) fn stripped(&self) -> &BTreeMap<u32, String> {
+        &self.stripped
+    }
+
+    /// Whether a token is there.
+    pub(crate) fn has(&self, token: &str) -> bool {
+        self.known.contains_key(token)
+    }
+
+    /// The tokens whose ids lie past an embedding of so many rows.
+    pub(crate) fn past(&self, n_rows: usize) -> BTreeMap<u32, String> {
+        self.tokens().into_iter().filter(|(id, _)| *id as usize >= n_rows).collect()
+    }
+
     /// Removes tokens whose ids lie past the embedding.
     pub(crate) fn strip(&mut self, n_rows: usize) {
-        let unused: BTreeSet<String> =
-            self.tokens().into_iter().filter(|(id, _)| *id as usize >= n_rows).map(|(_, token)| token).collect();
-        if unused.is_empty() {
+        let past = self.past(n_rows);
+        if past.is_empty() {
             return;
         }
+        let unused: BTreeSet<String> = past.values().cloned().collect();
+        self.stripped.extend(past);
         self.is_changed = true;
         if let Some(added) = self.json["added_tokens"].as_array_mut() {
             added.retain(|entry| entry["id"].as_u64().is_none_or(|id| (id as usize) < n_rows));
         }
         if let Some(vocab) = self.json["model"]["vocab"].as_object_mut() {
             vocab.retain(|token, _| !unused.contains(token));
+        }
+        if let Some(vocab) = self.json["model"]["vocab"].as_array_mut() {
+            vocab.truncate(n_rows);
         }
         if let Some(merges) = self.json["model"]["merges"].as_array_mut() {
             merges.retain(|merge| match merge {
@@ -277,6 +299,28 @@ impl TokenizerFile {
     fn next_id(&mut self) -> u32 {
         self.n_ids += 1;
         self.n_ids - 1
+    }
+}
+
+/// Takes removed tokens out of a `tokenizer_config.json` or a `special_tokens_map.json`, where transformers would add them again: entries of
+/// their ids, and names of special tokens that the result does not have.
+pub(crate) fn forget_in_config(config: &mut Value, file: &TokenizerFile) {
+    let content = |value: &Value| value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned);
+    let is_gone = |value: &Value| {
+        content(value).is_some_and(|token| !file.has(&token) && file.stripped.values().any(|gone| *gone == token))
+    };
+    let Some(entries) = config.as_object_mut() else { return };
+    if let Some(decoder) = entries.get_mut("added_tokens_decoder").and_then(Value::as_object_mut) {
+        let of_id = |id: &str| id.parse::<u32>().ok().and_then(|id| file.stripped.get(&id));
+        decoder.retain(|id, entry| of_id(id).is_none_or(|token| entry["content"].as_str() != Some(token)));
+    }
+    entries.retain(|key, value| !key.ends_with("_token") || !is_gone(value));
+    for key in ["additional_special_tokens", "extra_special_tokens"] {
+        match entries.get_mut(key) {
+            Some(Value::Array(list)) => list.retain(|value| !is_gone(value)),
+            Some(Value::Object(named)) => named.retain(|_, value| !is_gone(value)),
+            _ => {}
+        }
     }
 }
 

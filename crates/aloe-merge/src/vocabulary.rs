@@ -6,7 +6,7 @@
 //! the embedding counts as lacking. A token new to all (`tokens:`) takes its stated row in every model; mergekit, with `source: base`, lets the
 //! base keep whatever spare row stands there.
 
-use crate::config::{MergeConfig, TokenRow, TokenizerChoice, TokenizerSource};
+use crate::config::{MergeConfig, TokenRow, TokenRule, TokenizerChoice, TokenizerSource};
 use crate::inputs::PlannedModel;
 use crate::tokenizer_file::TokenizerFile;
 use crate::{Error, Mistake, Result};
@@ -128,6 +128,9 @@ pub(crate) fn build(
         |index: usize| Error::model(&models[index].name, "has no tokenizer.json: its tokenizer cannot be used");
     let mut leading = open(leader)?.ok_or_else(|| missing(leader))?;
     let of_leader = leading.tokens();
+    if donor == leader {
+        notes.extend(note_past(&models[leader], &leading));
+    }
     leading.strip(models[leader].config.vocab_size);
     let mut files = Vec::new();
     for (index, model) in models.iter().enumerate() {
@@ -150,7 +153,15 @@ pub(crate) fn build(
         TokenizerSource::Model(index) if index != leader => files[index].take().ok_or_else(|| missing(index))?,
         _ => leading,
     };
+    // A folder with a tokenizer alone has no embedding: its tokens get rows of their own.
+    if donor != leader && !models[donor].gives_tokenizer_only() {
+        notes.extend(note_past(&models[donor], &file));
+        file.strip(models[donor].config.vocab_size);
+    }
     if choice.source == TokenizerSource::Union {
+        for (model, file) in models.iter().zip(&files) {
+            notes.extend(file.as_ref().and_then(|file| note_past(model, file)));
+        }
         let others: Vec<(&TokenizerFile, usize)> = files
             .iter()
             .zip(models)
@@ -158,15 +169,34 @@ pub(crate) fn build(
             .collect();
         file.unite(&others, notes).map_err(|reason| Error::model(&models[leader].name, reason))?;
     }
-    for token in choice.tokens.keys() {
-        file.append_named(token, notes);
-    }
+    let mut named: Vec<(&String, &TokenRule)> = choice.tokens.iter().collect();
+    named.sort_by_key(|(_, rule)| rule.place);
+    named.into_iter().for_each(|(token, _)| file.append_named(token, notes));
     file.pin_ids().map_err(|reason| Error::model(&models[donor].name, reason))?;
     let tokens = file.tokens();
     let n_tokens = tokens.keys().next_back().map_or(0, |last| *last as usize + 1);
     let multiple = choice.pad_to_multiple_of.unwrap_or(1);
     let n_rows = n_tokens.next_multiple_of(multiple);
     Ok(Some(Vocabulary { donor, file, tokens, ids, n_rows, leading: of_leader }))
+}
+
+/// Tokens that take part nowhere: their ids lie past the model's embedding.
+pub(crate) fn note_past(model: &PlannedModel, file: &TokenizerFile) -> Option<String> {
+    let (n_rows, past) = (model.config.vocab_size, file.past(model.config.vocab_size));
+    let shown: Vec<String> = past.iter().take(5).map(|(id, token)| format!("{token:?} with id {id}")).collect();
+    let more =
+        if past.len() > shown.len() { format!(", and {} more", past.len() - shown.len()) } else { String::new() };
+    (!past.is_empty()).then(|| {
+        format!(
+            "the tokenizer of {} has {} past the {n_rows} rows of its embedding: {}{more}; no row belongs to {}, and the result's \
+             tokenizer does not take {} over",
+            model.name,
+            tokens(past.len()),
+            shown.join(", "),
+            if past.len() == 1 { "it" } else { "them" },
+            if past.len() == 1 { "it" } else { "them" },
+        )
+    })
 }
 
 /// Refuses rows by number (`token_id`) that a model's embedding does not have: what would be read there is another tensor.
@@ -260,6 +290,11 @@ impl Vocabulary {
             TokenRow::Token(model, wanted) => Ok(Donor::Of(input(*model)?, id(*model, wanted)?)),
             TokenRow::Id(model, row) => Ok(Donor::Of(input(*model)?, *row)),
         }
+    }
+
+    /// How many tokens a model of the configuration has.
+    pub(crate) fn n_tokens_of(&self, model: usize) -> usize {
+        self.ids[model].len()
     }
 
     /// The id of a token in the result.

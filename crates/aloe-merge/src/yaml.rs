@@ -22,6 +22,8 @@ pub struct Node {
     pub line: usize,
     /// What stands there.
     pub value: Value,
+    /// Whether it has an anchor, for aliases to refer to.
+    pub has_anchor: bool,
 }
 
 /// A YAML value.
@@ -45,6 +47,16 @@ impl Node {
         }
     }
 
+    /// Whether it or something in it has an anchor.
+    pub fn holds_anchor(&self) -> bool {
+        self.has_anchor
+            || match &self.value {
+                Value::Scalar(_) => false,
+                Value::Sequence(items) => items.iter().any(Self::holds_anchor),
+                Value::Mapping(entries) => entries.iter().any(|(_, value)| value.holds_anchor()),
+            }
+    }
+
     fn size(&self) -> usize {
         match &self.value {
             Value::Scalar(_) => 1,
@@ -63,7 +75,7 @@ pub fn parse(text: &str) -> Result<Vec<Node>, Mistake> {
     }
     builder.end_document();
     if builder.documents.is_empty() {
-        builder.documents.push(Node { line: 1, value: Value::Scalar(Scalar::Null) });
+        builder.documents.push(Node { line: 1, value: Value::Scalar(Scalar::Null), has_anchor: false });
     }
     Ok(builder.documents)
 }
@@ -97,16 +109,17 @@ impl Builder {
                 Ok(())
             }
             Event::Alias(anchor) => {
-                let Some(node) = self.anchors.get(&anchor).cloned() else {
+                let Some(mut node) = self.anchors.get(&anchor).cloned() else {
                     return Err(mistake(line, "an alias that refers to the node it stands in"));
                 };
+                node.has_anchor = false;
                 self.count(node.size(), line)?;
                 self.place(node)
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.count(1, line)?;
                 let scalar = resolve(&text, style, tag.as_deref(), line)?;
-                self.finish(anchor, Node { line, value: Value::Scalar(scalar) })
+                self.finish(Node { line, value: Value::Scalar(scalar), has_anchor: anchor > 0 }, anchor)
             }
             Event::SequenceStart(anchor, tag) => self.open(anchor, line, false, tag.as_deref()),
             Event::MappingStart(anchor, tag) => self.open(anchor, line, true, tag.as_deref()),
@@ -142,10 +155,10 @@ impl Builder {
                 refuse_special(item)?;
             }
         }
-        self.finish(open.anchor, Node { line: open.line, value })
+        self.finish(Node { line: open.line, value, has_anchor: open.anchor > 0 }, open.anchor)
     }
 
-    fn finish(&mut self, anchor: usize, node: Node) -> Result<(), Mistake> {
+    fn finish(&mut self, node: Node, anchor: usize) -> Result<(), Mistake> {
         if anchor > 0 {
             self.anchors.insert(anchor, node.clone());
         }

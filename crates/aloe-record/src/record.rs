@@ -26,6 +26,9 @@ pub struct Record {
     pub inputs: Map<String, Value>,
     /// Output file or folder name to digest.
     pub outputs: Map<String, Value>,
+    /// The files in output folders, by their paths: what tells them from files that somebody else put there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
     /// The seed.
     pub seed: u64,
     /// Program version.

@@ -136,15 +136,17 @@ impl ChatTemplate {
             .map_err(|_| Error::Template { origin: self.origin.clone(), message: "output is not UTF-8".to_owned() })
     }
 
-    /// What [`render_text`](Self::render_text) gives, where there is the `tokenizer_config.json` and no need to open a tokenizer.
+    /// What [`render_text`](Self::render_text) gives, where there is the `tokenizer_config.json` and no need to open a tokenizer; with a
+    /// date for templates that print today's.
     pub fn render_unopened(
         &self,
         messages: &[Message],
         tokenizer_config: &serde_json::Map<String, serde_json::Value>,
         add_generation_prompt: bool,
+        date: Option<Date>,
     ) -> Result<String> {
         let messages: Vec<_> = messages.iter().map(|m| (m.role.as_str(), m.content.as_str())).collect();
-        self.render_with(&messages, tokenizer_config, add_generation_prompt, None)
+        self.render_with(&messages, tokenizer_config, add_generation_prompt, date)
     }
 
     /// The text of whole messages, contents and all in one: for reading, not for ids.

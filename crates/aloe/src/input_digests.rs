@@ -2,6 +2,7 @@
 //! that of its bytes. Refuses what is not there, and a stage's folder that is not what its record says.
 
 use crate::failure::Failure;
+use crate::recipe::stage_config::outside_models;
 use crate::stage::Job;
 use crate::{known, outputs};
 use aloe_record::{Record, digest};
@@ -16,10 +17,20 @@ pub(crate) fn input_digests(job: &Job<'_>) -> anyhow::Result<Map<String, Value>>
         let found: Vec<Value> = paths.iter().map(|path| digest_of(path).map(Value::from)).collect::<Result<_, _>>()?;
         digests.insert(name.clone(), if found.len() == 1 { found[0].clone() } else { Value::from(found) });
     }
+    let names = names_of_files(job);
     for (at, path) in job.extra_files.iter().enumerate() {
-        digests.insert(format!("file {}", at + 1), Value::from(digest_of(path)?));
+        let name = names.get(at).cloned().unwrap_or_else(|| format!("file {}", at + 1));
+        digests.insert(name, Value::from(digest_of(path)?));
     }
     Ok(digests)
+}
+
+/// The names of the models that a merge's YAML names itself, as it writes them, in the order of the job's files.
+fn names_of_files(job: &Job<'_>) -> Vec<String> {
+    let yaml = job.used["yaml"].as_str().filter(|_| job.kind == "merge");
+    let given: Vec<String> = job.inputs.keys().cloned().collect();
+    let models = yaml.map(|yaml| outside_models(yaml, &given)).unwrap_or_default();
+    models.into_iter().map(|(name, _)| name).collect()
 }
 
 /// Digest of a stage's folder as later stages' records name it; `None` for another folder. Its outputs are not read.

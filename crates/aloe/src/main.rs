@@ -15,6 +15,7 @@ mod lineage;
 mod outputs;
 mod parity;
 mod recipe;
+mod replaced;
 mod served;
 mod sources;
 mod stage;

@@ -9,7 +9,7 @@ use crate::handoff::job_share;
 use crate::input_digests::{check_input, digest_of_stage, input_digests};
 use crate::recipe::checked::ROWS;
 use crate::weights::DtypeName;
-use crate::{known, leave, lineage, outputs, served};
+use crate::{known, leave, lineage, outputs, replaced, served};
 use aloe_record::atomic::OutputDir;
 use aloe_record::{Cancel, Record, atomic, digest};
 use aloe_tensor::{Device, Isa};
@@ -86,6 +86,11 @@ pub(crate) fn execute(
     job: &Job<'_>,
     work: impl FnOnce(&Path, &mut Record) -> anyhow::Result<()>,
 ) -> anyhow::Result<Done> {
+    let out = replaced::followed(job.out)?;
+    let (written, used, extra_files) = (job.written.clone(), job.used.clone(), job.extra_files.clone());
+    let job = &Job { kind: job.kind, name: job.name, written, used, inputs: job.inputs, extra_files, out: &out };
+    replaced::refuse_inputs(job.kind, job.out, job.paths())?;
+    replaced::refuse_foreign(job.kind, job.out)?;
     // A merge hashes its inputs while it reads them, unless there is a result that they may already have led to.
     let is_hashed_by_work = job.kind == "merge" && !job.out.exists();
     let inputs = match is_hashed_by_work {
@@ -95,7 +100,6 @@ pub(crate) fn execute(
     let device = context.device();
     let decides = decides(context, job, &inputs, device.isa().name());
     let fingerprint = digest_of_json(&decides)?;
-    refuse_foreign(job)?;
     let _made = MadeFolders::above(job.out)?;
     let _lock = Lock::take(job.out)?;
     OutputDir::recover(job.out)?;
@@ -110,6 +114,7 @@ pub(crate) fn execute(
         }
         return Ok(Done { record, was_done: true });
     }
+    replaced::refuse_to_lose_files(job.out)?;
     if is_held_against_other_rows {
         tell(&format!(
             "{}: the rows that its model was trained on changed; it is made anew and then replaced",
@@ -140,6 +145,7 @@ pub(crate) fn execute(
     served::note(&mut record, &servers, &context.cancel);
     job_share::note(&mut record)?;
     record.outputs = outputs::digests(folder.path())?;
+    record.files = replaced::files_below(folder.path());
     // What the work took elsewhere, before it came here.
     let earlier_s = earlier_s + record.elapsed_s;
     record.finish(folder.path(), started, earlier_s)?;
@@ -231,20 +237,6 @@ impl Drop for MadeFolders {
     }
 }
 
-/// A folder that holds something else than a stage of this kind is never replaced.
-fn refuse_foreign(job: &Job<'_>) -> anyhow::Result<()> {
-    let is_empty = !job.out.exists() || std::fs::read_dir(job.out).is_ok_and(|mut entries| entries.next().is_none());
-    if is_empty || Record::read(job.out).is_ok_and(|record| record.kind == job.kind) {
-        return Ok(());
-    }
-    let text = format!(
-        "{} exists and is not the output of an earlier `aloe {}`; nothing was written. Choose another folder to write, or remove it",
-        job.out.display(),
-        job.kind
-    );
-    Err(Failure::usage(text).into())
-}
-
 /// Notes the start of this session and returns the seconds that earlier, interrupted ones took: from each one's start to
 /// the last file it wrote.
 fn open_session(partial: &Path) -> anyhow::Result<f64> {
@@ -321,7 +313,7 @@ pub(crate) fn single<'a>(inputs: &'a Inputs, name: &str, kind: &str) -> anyhow::
 }
 
 /// Name of the file that tells which fingerprint a partial folder belongs to.
-const MARK: &str = ".fingerprint";
+pub(crate) const MARK: &str = ".fingerprint";
 
 /// Name of the file that holds the seconds of earlier sessions and the start of the present one.
 const SESSION: &str = ".session";
@@ -425,8 +417,9 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         "data" => "0.1.0+5",
         // 0.1.0+2: masks by the model's name, not its place; +3: nearswap's weight is a reciprocal times t; +4: task_arithmetic takes no density,
         // multislerp of no change is the base, named chat templates are mergekit's; +5: added tokens stand in the vocabulary of a union's tokenizer,
-        // texts end where the chosen tokenizer and template end them.
-        "merge" => "0.1.0+5",
+        // texts end where the chosen tokenizer and template end them; +6: masks by the last component of a model's name, new tokens in the order of
+        // the file, no tokens past the embedding, ends of templates that print the date.
+        "merge" => "0.1.0+6",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's. Of an evaluation also what is
         // made of the answers; 2: answers are read by position alike for every letter, figures by subject, length and calibration.
         "eval" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
@@ -649,6 +642,26 @@ mod tests {
         };
         assert!(execute(&context(), &job, |_, _| Ok(())).is_err());
         assert_eq!(std::fs::read_to_string(out.join("thesis.txt")).unwrap(), "years");
+    }
+
+    #[test]
+    fn a_stage_that_would_be_made_anew_keeps_files_that_it_did_not_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, input) = (dir.path().join("stage"), dir.path().join("in.txt"));
+        std::fs::write(&input, "a").unwrap();
+        assert!(!run(&out, &input, 1));
+        let inputs = Inputs::from([("data".to_owned(), vec![input.clone()])]);
+        for name in ["thesis.txt", ".gitattributes"] {
+            std::fs::write(out.join(name), "years").unwrap();
+            let (written, used) = (json!({"value": 2}), json!({"value": 2}));
+            let job = Job { kind: "data", name: "d", written, used, inputs: &inputs, extra_files: vec![], out: &out };
+            let error = execute(&context(), &job, |_, _| panic!("it works")).err().expect("the folder is replaced");
+            assert_eq!(crate::failure::exit_code(&error, 0), 2);
+            assert!(error.to_string().contains(&format!("did not write: {name}")), "{error}");
+            assert_eq!(std::fs::read_to_string(out.join("x")).unwrap(), "1");
+            std::fs::remove_file(out.join(name)).unwrap();
+        }
+        assert!(!run(&out, &input, 2));
     }
 
     #[test]

@@ -180,6 +180,32 @@ fn text_of(node: &Node) -> Option<&str> {
     }
 }
 
+/// Whether a key that mergekit does not know is there for its anchors: it has some, holds none of mergekit's own keys, and is not one of these
+/// with a letter or two wrong.
+fn only_holds_anchors(name: &str, value: &Node) -> bool {
+    let holds_key = match &value.value {
+        Value::Mapping(entries) => entries.iter().any(|(key, _)| KEYS.contains(&key_text(key).as_str())),
+        _ => false,
+    };
+    value.holds_anchor() && !holds_key && KEYS.iter().all(|known| n_edits(name, known) > 2)
+}
+
+/// Letters to put in, take out or replace to make one text of the other.
+fn n_edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (at, letter) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = at + 1;
+        for (place, other) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(letter != *other);
+            diagonal = row[place + 1];
+            row[place + 1] = replaced.min(diagonal + 1).min(row[place] + 1);
+        }
+    }
+    row[b.len()]
+}
+
 impl Reader {
     fn wrong(&mut self, line: usize, text: impl Into<String>) {
         self.mistakes.push(Mistake { line, text: text.into() });
@@ -251,7 +277,14 @@ impl Reader {
                 "allow_crimes" => {
                     self.note("allow_crimes has no effect: models of different architectures are refused".into())
                 }
+                // Many shared files have it; mergekit's seed is a flag of the command, as here.
+                "random_seed" => self.note("random_seed has no effect, in mergekit neither: give --seed".into()),
                 _ if KEYS.contains(&name.as_str()) || value.value == Value::Scalar(Scalar::Null) => {}
+                _ if only_holds_anchors(&name, value) => {
+                    self.note(format!(
+                        "the key {name} is passed over, as in mergekit: it holds anchors for the rest of the file"
+                    ));
+                }
                 _ => self.wrong(key.line, format!("unknown key {name}; known are {}", KEYS[..12].join(", "))),
             }
         }

@@ -307,3 +307,69 @@ fn tokens_may_have_sources_of_their_own() {
     );
     assert_eq!((choice.source, choice.pad_to_multiple_of), (TokenizerSource::Union, Some(64)));
 }
+
+/// What mergekit-evolve writes, and conditions as Python takes them.
+#[test]
+fn numbers_are_flags_as_mergekit_takes_them() {
+    let text = |value: &str| {
+        format!(
+            "models: [{{model: a, parameters: {{weight: 1}}}}]\nmerge_method: linear\nparameters: {{normalize: {value}, int8_mask: {value}}}\n"
+        )
+    };
+    for (value, expected) in [
+        ("1.0", true),
+        ("0.0", false),
+        ("1", true),
+        ("0", false),
+        ("0.5", true),
+        ("-2", true),
+        ("yes", true),
+        ("off", false),
+    ] {
+        let found = resolve(&parse(&text(value)).unwrap(), "x", 0.0);
+        assert_eq!(found.flag(Parameter::Normalize), expected, "{value}");
+    }
+    for value in [".nan", "\"true\"", ".inf"] {
+        assert!(mistakes(&text(value))[0].1.starts_with("normalize must be true or false"), "{value}");
+    }
+}
+
+#[test]
+fn a_key_that_only_holds_anchors_is_passed_over_and_a_misspelt_one_is_not() {
+    let text = |key: &str, value: &str| {
+        format!("{key}: {value}\nmodels: [{{model: a, parameters: {{weight: 1}}}}]\nmerge_method: linear\n")
+    };
+    let found = parse(
+        "defaults: &d {density: 0.6, weight: 0.5}\nmodels: [{model: a, parameters: *d}]\nbase_model: b\nmerge_method: ties\n",
+    )
+    .unwrap();
+    assert_eq!(densities(&resolve(&found, "x", 0.0)), [0.6]);
+    assert!(found.notes[0].starts_with("the key defaults is passed over"), "{:?}", found.notes);
+    for (key, value) in [("shared", "[&x 1, &y 2]"), ("x-paths", "{base: &p models/base}"), (".hidden", "&z 0.5")] {
+        assert_eq!(parse(&text(key, value)).unwrap().notes.len(), 1, "{key}");
+    }
+    for (key, value) in [
+        ("paramters", "&p {normalize: true}"),
+        ("parameter", "&p {normalize: true}"),
+        ("dtypes", "&p float32"),
+        ("extra", "&p {dtype: float32}"),
+        ("extra", "{weight: 1}"),
+        ("extra", "1"),
+    ] {
+        let found = mistakes(&text(key, value));
+        assert!(found[0].0 == 1 && found[0].1.starts_with(&format!("unknown key {key}")), "{found:?}");
+    }
+}
+
+#[test]
+fn what_mergekit_ignores_in_shared_files_is_taken_and_said_to_have_no_effect() {
+    let text = "models:\n- {model: a, layer_range: [0, 4]}\n- {model: b}\nmerge_method: slerp\nbase_model: a\nparameters: {t: 0.5, embed_slerp: true}\n\
+                random_seed: 7\n";
+    let found = parse(text).unwrap();
+    assert_eq!(found.slices[0].sources[0].layers, None);
+    for start in
+        ["layer_range of a under `models` has no effect", "embed_slerp has no effect", "random_seed has no effect"]
+    {
+        assert!(found.notes.iter().any(|note| note.starts_with(start)), "{:?}", found.notes);
+    }
+}

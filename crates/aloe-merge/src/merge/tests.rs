@@ -1,5 +1,6 @@
 //! Whole merges of small checkpoints: against mergekit's outputs (`oracles/mergekit_parity.py`), by law, and with bad input.
 
+mod as_mergekit;
 mod checks;
 mod encoding;
 mod figures;

@@ -3,6 +3,7 @@
 
 use super::Space;
 use crate::config::MergeConfig;
+use crate::layers::layer_ranges;
 use crate::plan::{self, MergeOptions, MergePlan};
 use crate::{Error, Result};
 use aloe_record::Cancel;
@@ -66,6 +67,6 @@ fn check_values(plan: &MergePlan, config: &MergeConfig) -> Result<()> {
             check_values(earlier, document)?;
         }
     }
-    let ranges = plan::layer_ranges(config, &plan.models)?;
+    let ranges = layer_ranges(config, &plan.models)?;
     plan::tensors(config, &plan.models, &plan.config, &ranges).map(|_| ())
 }

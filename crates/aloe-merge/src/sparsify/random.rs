@@ -1,5 +1,6 @@
 //! The random masks of DARE: each element is kept with probability `density`, whatever its neighbours, threads or shards.
 
+use crate::config::split_adapter;
 use aloe_record::CounterRng;
 use aloe_tensor::Isa;
 use std::ops::Range;
@@ -65,12 +66,37 @@ impl Mask {
     }
 }
 
-/// Who a model is to its masks: its name as the configuration writes it (no two inputs of a slice have one name), and the name of the
-/// document in a file of several. Not its place: models may change places, and two merges share a mask only for a model of one name. Not
-/// its folder: the masks are the same on every machine. The length stands before the document, so that no two keys are equal.
+/// Who a model is to its masks: its name among the models of its merge ([`mask_names`]), and the name of the document in a file of several. Not
+/// its place: models may change places, and two merges share a mask only for a model of one name. Not its folder: the masks are the same
+/// wherever the model lies. The length stands before the document, so that no two keys are equal.
 pub fn mask_key(document: Option<&str>, model: &str) -> String {
     let document = document.unwrap_or("");
     format!("{}:{document}/{model}", document.len())
+}
+
+/// The names of a merge's models as their masks know them: of a path its last component, so that `m/a`, `./m/a`, `/data/m/a/` and `org/a` have
+/// one mask, with as many components as tell it from the other models; of `model+adapter` both parts so. Models that no component tells
+/// apart keep what the configuration writes, which differs.
+pub fn mask_names(names: &[&str]) -> Vec<String> {
+    let parts: Vec<Vec<Vec<&str>>> =
+        names.iter().map(|name| split_adapter(name).into_iter().map(components).collect()).collect();
+    let last = |model: usize, n: usize| -> String {
+        let of_part = |part: &Vec<&str>| part[part.len().saturating_sub(n)..].join("/");
+        parts[model].iter().map(of_part).collect::<Vec<_>>().join("+")
+    };
+    let longest = parts.iter().flatten().map(Vec::len).max().unwrap_or(0);
+    let others = |model: usize| (0..names.len()).filter(move |other| *other != model);
+    let name = |model: usize| {
+        let alone = (1..=longest).find(|&n| others(model).all(|other| last(other, n) != last(model, n)));
+        alone.map_or_else(|| names[model].to_owned(), |n| last(model, n))
+    };
+    (0..names.len()).map(name).collect()
+}
+
+/// The components of a path that name something; of one that has none, such as `.` or `/`, the path itself.
+fn components(path: &str) -> Vec<&str> {
+    let found: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    if found.is_empty() { vec![path] } else { found }
 }
 
 /// The DARE mask that merging with `seed` uses for elements `range` of `tensor`, for the model of this [`mask_key`]: anyone can check one

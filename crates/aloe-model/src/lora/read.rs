@@ -138,7 +138,17 @@ impl LoraAdapter {
         let unknown = self.file.names().iter().find(|name| !known.contains(*name) && !self.is_tied_head(name));
         match unknown {
             None => Ok(()),
-            Some(name) => Err(self.bad(name, "belongs to no weight of the model that LoRA can change")),
+            Some(name) => {
+                let is_of = |part: &str| name.split('.').any(|known| known == part);
+                let text = match is_of("embed_tokens") || is_of("lm_head") {
+                    true => {
+                        "this part of LoRA on the embedding or the head is not supported; merge the adapter into its model with PEFT \
+                         (merge_and_unload, then save_pretrained) and name that folder instead"
+                    }
+                    false => "belongs to no weight of the model that LoRA can change",
+                };
+                Err(self.bad(name, text))
+            }
         }
     }
 

@@ -22,7 +22,10 @@ merge.yml is what mergekit-yaml reads, unchanged; models are folders, or names o
 
 Methods: linear, slerp, nuslerp, multislerp, karcher, passthrough, nearswap, model_stock, sce, task_arithmetic, ties, dare_ties, dare_linear,
 breadcrumbs, breadcrumbs_ties, della, della_linear. Writes a Hugging Face folder with README.md, mergekit_config.yml, report.html (plots by
-layer), merge.json (figures per tensor) and record.json (who the inputs were).";
+layer), merge.json (figures per tensor) and record.json (who the inputs were). A folder with files that no merge wrote is never replaced.
+
+The random masks of dare_* and della* depend on --seed, the tensor and the last component of a model's name: models/medical, ./models/medical/ and
+owner/medical have one mask. Models that share it are told apart by as many more components as that takes.";
 
 #[derive(Args)]
 pub(crate) struct MergeArgs {
@@ -33,7 +36,7 @@ pub(crate) struct MergeArgs {
     #[arg(required_unless_present_any = ["check", "tensor", "recipe"], conflicts_with = "recipe")]
     pub(crate) out: Option<PathBuf>,
     /// Resolve everything and print the plan of every document: parameters per group of tensors, sizes, memory, files; with a folder
-    /// to write, whether the result fits on its disk. With --json for scripts, every tensor named with what applies to it. Writes nothing
+    /// to write, whether the result may be written there and fits on its disk. With --json for scripts, every tensor named with what applies to it. Writes nothing
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) check: bool,
     /// Merge this tensor alone and print its figures and the SHA-256 of its bytes as the result's file will hold them. Writes nothing

@@ -10,8 +10,9 @@ use crate::commands::settings::set_all;
 use crate::commands::stages::check_expected;
 use crate::commands::threads_of;
 use crate::failure::Failure;
-use crate::recipe::checked::Recipe;
+use crate::recipe::checked::{Recipe, is_of_stage_name};
 use crate::recipe::stage_config::source_mistake;
+use crate::replaced;
 use crate::stage::{Context, Done};
 use crate::weights::{self, DtypeName};
 use aloe_record::Cancel;
@@ -149,10 +150,7 @@ fn merge_dry(
             true => writeln!(out, "{}", serde_json::to_string_pretty(&plan.json(config, &options))?)?,
             false => write!(out, "{}", plan.table(&options))?,
         }
-        if let Some(out) = &args.out {
-            plan.check_disk(&plain(out)?, &options)?;
-        }
-        return Ok(());
+        return args.out.as_deref().map_or(Ok(()), |out| check_out(&plain(out)?, config, &plan, &options));
     };
     let tensor = plan.tensors.iter().find(|tensor| &tensor.spec.hf_name == name);
     let tensor = tensor.ok_or_else(|| {
@@ -174,6 +172,21 @@ fn merge_dry(
         "task_vectors": stats,
     });
     Ok(writeln!(out, "{}", serde_json::to_string_pretty(&found)?)?)
+}
+
+/// Whether the result could be written there: what the merge itself would refuse.
+fn check_out(
+    out: &Path,
+    config: &aloe_merge::MergeConfig,
+    plan: &aloe_merge::MergePlan,
+    options: &aloe_merge::MergeOptions,
+) -> anyhow::Result<()> {
+    let out = replaced::followed(out)?;
+    let names = config.outside_models();
+    let inputs = names.iter().map(|name| options.folders.get(name).map_or(Path::new(name), PathBuf::as_path));
+    replaced::refuse_inputs("merge", &out, inputs)?;
+    replaced::refuse_foreign("merge", &out)?;
+    Ok(plan.check_disk(&out, options)?)
 }
 
 /// `aloe merge-search SETTINGS OUT`: `config` names the YAML, whose models are paths, as for mergekit.
@@ -374,12 +387,14 @@ fn run(request: Request<'_>, cancel: &Cancel) -> anyhow::Result<Done> {
     let out = plain(request.out)?;
     let name = out
         .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .ok_or_else(|| Failure::usage(format!("--out {} is not a folder's name", request.out.display())))?;
+        .and_then(|name| name.to_str())
+        .map(str::to_owned)
+        .ok_or_else(|| Failure::usage(format!("{} is not a folder's name in UTF-8", request.out.display())))?;
     let parent = out.parent().unwrap_or(Path::new("/")).to_path_buf();
     let mut entry = request.entry;
     entry.insert("kind".into(), Value::String(request.kind.to_owned()));
-    entry.insert("name".into(), Value::String(name));
+    // The names of a recipe's stages are narrower than those of folders: the folder's own name comes back below.
+    entry.insert("name".into(), Value::String(name.replace(|letter| !is_of_stage_name(letter), "-")));
     if !request.from.is_empty() {
         entry.insert("from".into(), Value::Table(request.from));
     }
@@ -391,7 +406,8 @@ fn run(request: Request<'_>, cancel: &Cancel) -> anyhow::Result<Done> {
     }
     document.insert("stage".into(), Value::Array(vec![Value::Table(entry)]));
     let text = toml::to_string(&document)?;
-    let recipe = Recipe::parse(Path::new("command line"), &text)?;
+    let mut recipe = Recipe::parse(Path::new("command line"), &text)?;
+    recipe.stages[0].name = name;
     let threads = threads_of(request.common.threads);
     let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, servers: None, cancel: cancel.clone() };
     run_stage(&recipe, &recipe.stages[0], &parent, &context)

@@ -223,6 +223,11 @@ fn check(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Recipe>
     Some(recipe)
 }
 
+/// Whether a stage's name, which becomes a folder, may hold this letter.
+pub(crate) fn is_of_stage_name(letter: char) -> bool {
+    letter.is_ascii_alphanumeric() || "-_.".contains(letter)
+}
+
 /// The stage's name (for later references) and the stage, if it has no mistakes.
 fn check_stage(
     text: &str,
@@ -237,7 +242,7 @@ fn check_stage(
         mistakes.push(Mistake { line, text: "a stage without `name`".to_owned() });
         String::new()
     });
-    if !name.is_empty() && !name.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter)) {
+    if !name.is_empty() && !name.chars().all(is_of_stage_name) {
         let text = format!("stage name {name:?} becomes a folder; use letters, digits, `-`, `_` and `.`");
         mistakes.push(Mistake { line, text });
     }

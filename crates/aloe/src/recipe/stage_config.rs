@@ -77,7 +77,7 @@ impl MergeStage {
 }
 
 /// Models that a merge's YAML names itself, as paths or as on the hub, with their folders.
-pub(super) fn outside_models(yaml: &str, inputs: &[String]) -> Vec<(String, PathBuf)> {
+pub(crate) fn outside_models(yaml: &str, inputs: &[String]) -> Vec<(String, PathBuf)> {
     let Ok(config) = aloe_merge::MergeConfig::parse(yaml, Path::new("yaml")) else { return Vec::new() };
     let names = config.outside_models().into_iter().filter(|name| !inputs.contains(name));
     names.map(|name| (name.clone(), crate::sources::merge_input(&name))).collect()

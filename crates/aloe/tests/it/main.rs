@@ -10,6 +10,7 @@ mod endpoint;
 mod faults;
 mod full_disk;
 mod handoff;
+mod merge_out;
 mod merge_search;
 mod merging;
 mod pins;

@@ -334,12 +334,13 @@ fn a_merge_killed_while_it_commits_stands_whole_or_not_at_all() {
 }
 
 /// A tokenizer of so many tokens, and `more` of its own.
-fn put_tokenizer(folder: &Path, n_tokens: usize, more: &str) {
+fn put_tokenizer(folder: &Path, n_tokens: usize, n_merges: usize, more: &str) {
     let mut vocabulary: serde_json::Map<String, Value> =
         (0..n_tokens - 1).map(|id| (format!("token number {id}"), json!(id))).collect();
     vocabulary.insert(more.to_owned(), json!(n_tokens - 1));
+    let merges: Vec<String> = (0..n_merges).map(|rank| format!("piece{rank} end")).collect();
     let tokenizer =
-        json!({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocabulary, "merges": []}});
+        json!({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocabulary, "merges": merges}});
     std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
 }
 
@@ -362,7 +363,7 @@ fn two_threads_stay_below_what_check_says_they_need_by_every_kind_of_method() {
         ("task_arithmetic", format!("{weighted}tokenizer_source: union\n")),
     ] {
         if text_of.contains("union") {
-            ["base", "a", "b"].iter().for_each(|name| put_tokenizer(&dir.path().join(name), 64_000, name));
+            ["base", "a", "b"].iter().for_each(|name| put_tokenizer(&dir.path().join(name), 64_000, 0, name));
         }
         let config = dir.path().join("merge.yml");
         let yaml = format!("{text_of}merge_method: {method}\nbase_model: {}\ndtype: bfloat16\n", path("base"));
@@ -379,5 +380,39 @@ fn two_threads_stay_below_what_check_says_they_need_by_every_kind_of_method() {
         println!("{method}: budget {budget} MiB, peak {:.1} MiB", peak as f64 / f64::from(1 << 20));
         assert!(peak > 0 && peak < budget << 20, "{peak} bytes with a budget of {budget} MiB: {yaml}");
         std::fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+/// Tokenizers of the sizes of SmolLM2's and Llama 3's over small weights: united, and compared with each other; many models too.
+#[test]
+fn the_stated_need_covers_tokenizers_of_real_size() {
+    for (n_tokens, n_merges) in [(49_152, 48_900), (128_256, 280_147)] {
+        let (dir, _) = dare(n_tokens, 32);
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        ["base", "a", "b"].iter().for_each(|name| put_tokenizer(&dir.path().join(name), n_tokens, n_merges, "last"));
+        let copies: Vec<String> = (0..7).map(|copy| path(&format!("copy{copy}"))).collect();
+        copies.iter().for_each(|copy| std::os::unix::fs::symlink(path("a"), copy).unwrap());
+        let model = |path: &String| format!("- {{model: {path}, parameters: {{weight: 0.1}}}}\n");
+        let two: String = [path("a"), path("b")].iter().map(model).collect();
+        let nine: String = copies.iter().map(model).collect::<String>() + &two;
+        for (models, choice) in [(&two, "tokenizer_source: union\n"), (&two, ""), (&nine, "chat_template: auto\n")] {
+            let config = dir.path().join("merge.yml");
+            let base = path("base");
+            let yaml = format!(
+                "models:\n{models}merge_method: task_arithmetic\nbase_model: {base}\ndtype: bfloat16\n{choice}"
+            );
+            std::fs::write(&config, &yaml).unwrap();
+            let (stdout, stderr, code) = run(&["merge", text(&config), "--check", "--json", "--threads", "1"]);
+            assert_eq!(code, 0, "{stderr}");
+            let plan: Value = serde_json::from_str(&stdout).unwrap();
+            let needed = plan["memory_bytes"].as_u64().unwrap();
+            let out = dir.path().join("out");
+            let mut command = aloe();
+            command.args(["merge", text(&config), text(&out), "--threads", "1"]);
+            let peak = peak(command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+            println!("{n_tokens} tokens, {choice:?}: stated {} MiB, peak {} MiB", needed >> 20, peak >> 20);
+            assert!(peak > 0 && peak < needed, "{peak} bytes, stated {needed}: {choice:?}");
+            std::fs::remove_dir_all(&out).unwrap();
+        }
     }
 }

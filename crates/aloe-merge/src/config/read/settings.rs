@@ -4,12 +4,19 @@ use super::{Reader, find, key_text};
 use crate::config::{Parameter, ParameterValue, Range, RescaleKind, Rule, Scope, Setting, Sparsification};
 use crate::yaml::{Node, Scalar, Value};
 
+/// Parameters of files that people share and that no mergekit of today reads.
+const WITHOUT_EFFECT: [&str; 1] = ["embed_slerp"];
+
 impl Reader {
     /// The `parameters` of a model (`model` is its name), or of a slice, a module or the whole file.
     pub(super) fn settings(&mut self, node: &Node, model: Option<&str>) -> Vec<(Parameter, Setting)> {
         let mut settings = Vec::new();
         for (key, value) in self.mapping(node, "parameters").unwrap_or_default() {
             let name = key_text(key);
+            if WITHOUT_EFFECT.contains(&name.as_str()) {
+                self.note(format!("{name} has no effect, in mergekit neither"));
+                continue;
+            }
             let Some(parameter) = Parameter::of_name(&name) else {
                 self.wrong(key.line, format!("unknown parameter {name}; known are {}", Parameter::names()));
                 continue;
@@ -139,8 +146,10 @@ fn scalar_value(scalar: &Scalar, parameter: Parameter) -> Option<ParameterValue>
         },
         Range::Flag => match scalar {
             Scalar::Bool(value) => Some(ParameterValue::Flag(*value)),
-            Scalar::Int(0) => Some(ParameterValue::Flag(false)),
-            Scalar::Int(1) => Some(ParameterValue::Flag(true)),
+            // As Python takes a number for a condition: mergekit-evolve writes `normalize: 1.0`.
+            Scalar::Int(_) | Scalar::Float(_) => {
+                number().filter(|v| v.is_finite()).map(|v| ParameterValue::Flag(v != 0.0))
+            }
             _ => None,
         },
     }

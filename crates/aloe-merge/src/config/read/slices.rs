@@ -117,8 +117,7 @@ impl Reader {
     fn source(&mut self, item: &Node, is_slice: bool) -> Option<SliceSource> {
         let what = if is_slice { "an entry of sources" } else { "an entry of models" };
         let entries = self.mapping(item, what)?;
-        let known: &[&str] = if is_slice { &["model", "layer_range", "parameters"] } else { &["model", "parameters"] };
-        self.only_keys(entries, known, "a model");
+        self.only_keys(entries, &["model", "layer_range", "parameters"], "a model");
         let Some(node) = find(entries, "model") else {
             self.wrong(item.line, format!("{what} without `model: PATH`"));
             return None;
@@ -126,7 +125,13 @@ impl Reader {
         let name = self.model_name(node)?;
         let settings = find(entries, "parameters").map_or_else(Vec::new, |node| self.settings(node, Some(&name)));
         let layers = match (is_slice, find(entries, "layer_range")) {
-            (false, _) => None,
+            (false, Some(_)) => {
+                self.note(format!(
+                    "layer_range of {name} under `models` has no effect, in mergekit neither: all layers are merged (`slices` takes some of them)"
+                ));
+                None
+            }
+            (false, None) => None,
             (true, Some(node)) => Some(self.layer_range(node)?),
             (true, None) => {
                 self.wrong(item.line, format!("model {name} without `layer_range: [FIRST, END]`"));
@@ -174,11 +179,19 @@ impl Reader {
             self.wrong(line, format!("base_model is missing: {} merges differences to a base", method.name()));
             return;
         }
-        for slice in &parts.slices {
+        let n_besides = |slice: &OutputSlice| {
             let uses_base = slice.base.is_some() && method.base_use() != BaseUse::Ignored;
-            let n = slice.sources.len().saturating_sub(usize::from(uses_base));
+            (slice.sources.len().saturating_sub(usize::from(uses_base)), uses_base)
+        };
+        let merges_some = parts.slices.iter().any(|slice| n_besides(slice).0 > 0);
+        for slice in &parts.slices {
+            let (n, uses_base) = n_besides(slice);
             let (least, most) = method.n_inputs();
-            if n == 0 && uses_base {
+            // No difference to the base is merged: these layers are the base's.
+            let is_base_alone = n == 0 && uses_base && method.base_use() == BaseUse::Required;
+            if is_base_alone && merges_some {
+                self.check_given(parts, slice, settings);
+            } else if n == 0 && uses_base {
                 self.wrong(slice.line, "no model besides the base: there is nothing to merge");
             } else if (n < least || n > most) && !slice.sources.is_empty() {
                 let beside = if uses_base { " besides the base" } else { "" };

@@ -44,7 +44,7 @@ impl Reader {
                     self.wrong(key.line, format!("a key of tokens must be a text, found {found}; quote it"));
                     continue;
                 };
-                if let Some(rule) = self.token_rule(value) {
+                if let Some(rule) = self.token_rule(value, tokens.len()) {
                     tokens.insert(token.to_owned(), rule);
                 }
             }
@@ -74,7 +74,7 @@ impl Reader {
         Some(TokenizerSource::Model(index))
     }
 
-    fn token_rule(&mut self, node: &Node) -> Option<TokenRule> {
+    fn token_rule(&mut self, node: &Node, place: usize) -> Option<TokenRule> {
         let entries = self.mapping(node, "a token")?;
         self.only_keys(entries, &["source", "force"], "a token");
         let force = match find(entries, "force").map(|node| &node.value) {
@@ -92,7 +92,7 @@ impl Reader {
         if source.is_none() && force {
             self.wrong(node.line, "force without `source`: there is no row to force");
         }
-        Some(TokenRule { line: node.line, source, force })
+        Some(TokenRule { place, line: node.line, source, force })
     }
 
     fn token_row(&mut self, node: &Node) -> Option<TokenRow> {
