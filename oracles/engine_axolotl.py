@@ -4,7 +4,7 @@
     python oracles/engine_axolotl.py validate    every configuration of tests/engine_cases through axolotl's own validation, as on H100s
                                                  -> tests/golden/engine_axolotl.json; then the ten misspelt keys of tests/engine.rs, which
                                                  it lets through (why our check exists)
-    python oracles/engine_axolotl.py losses      SFT, DPO, DPO in two chunks, and SFT and DPO with LoRA, ten steps, f32: axolotl started by engine.py with engine.yaml
+    python oracles/engine_axolotl.py losses      SFT, DPO and DPO in two chunks, ten steps, f32: axolotl started by engine.py with engine.yaml
                                                  from the run folder, our trainer on the same rows; losses, the movement of every tensor, the
                                                  checker's verdict and the import of axolotl's folder -> tests/golden/axolotl_losses.json
     python oracles/engine_axolotl.py rows        the 2,000 conversations of engine_trl.py, or with --data FOLDER/train.jsonl the first 2,000 that a data
@@ -98,7 +98,7 @@ def losses():
     from engine_trl import movement
 
     golden = {"versions": versions()}
-    for kind in ("sft", "dpo", "chunks", "lora", "lora-dpo"):
+    for kind in ("sft", "dpo", "chunks"):
         with tempfile.TemporaryDirectory() as folder:
             run = pathlib.Path(folder) / "run"
             subprocess.run([EXAMPLES / "engine_run", "write", run, kind, "1", "axolotl"], check=True)

@@ -11,9 +11,9 @@ use engine_run::{Kind, dpo_rows, sft_rows, train, write_base, write_run};
 use serde_json::Value;
 
 /// Losses that an engine logged against our own trainer's on the same rows. The bound is 1e-4 relative.
-fn compare(golden: &str, trainer: Trainer) {
+fn compare(golden: &str, trainer: Trainer, kinds: &[Kind]) {
     let golden: Value = serde_json::from_str(golden).unwrap();
-    for kind in Kind::ALL {
+    for &kind in kinds {
         let (run, name) = (tempfile::tempdir().unwrap(), kind.name());
         write_run(trainer, run.path(), kind, 1);
         let ours: Vec<f64> = train(run.path(), kind).iter().filter_map(|line| line["loss"].as_f64()).collect();
@@ -30,13 +30,13 @@ fn compare(golden: &str, trainer: Trainer) {
 /// rendered rows, f32, CPU.
 #[test]
 fn the_first_ten_losses_of_trl_on_our_rows_are_those_of_our_own_trainer() {
-    compare(include_str!("golden/trl_losses.json"), Trainer::Trl);
+    compare(include_str!("golden/trl_losses.json"), Trainer::Trl, &Kind::ALL);
 }
 
 /// `tests/golden/axolotl_losses.json` is written by `oracles/engine_axolotl.py losses`: axolotl 0.19 in the same way.
 #[test]
 fn the_first_ten_losses_of_axolotl_on_our_rows_are_those_of_our_own_trainer() {
-    compare(include_str!("golden/axolotl_losses.json"), Trainer::Axolotl);
+    compare(include_str!("golden/axolotl_losses.json"), Trainer::Axolotl, &[Kind::Sft, Kind::Dpo, Kind::Chunks]);
 }
 
 fn lines(path: &std::path::Path) -> Vec<Value> {

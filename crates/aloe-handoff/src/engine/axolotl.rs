@@ -7,12 +7,12 @@
 //! them as on H100s, and trains with them on a processor.
 
 use super::asked::{
-    attention, curve, first_warmup_steps, layer_class, loop_of, lora_dropout, lora_targets, losses, n_kept,
-    refused_by_all, refused_of_pairs, shares,
+    attention, curve, first_warmup_steps, layer_class, loop_of, losses, n_kept, refused_by_all, refused_of_pairs,
+    shares,
 };
 use super::yaml::Item;
 use super::{Settings, TrainSpec};
-use aloe_train::{DpoConfig, LoraConfig, SftConfig, TrainDtype};
+use aloe_train::{DpoConfig, SftConfig, TrainDtype};
 
 /// What axolotl cannot do of our settings.
 pub(super) fn refused(spec: &TrainSpec) -> Vec<String> {
@@ -36,6 +36,10 @@ pub(super) fn refused(spec: &TrainSpec) -> Vec<String> {
         on_processors && spec.resources.world_size() > 1,
         format!("nodes = {}: without GPUs axolotl trains in one process alone; use one node", spec.resources.n_nodes),
     );
+    refuse(
+        common.lora.is_some(),
+        "lora: its training by axolotl was not held against our own trainer's; use trainer = \"trl\"".to_owned(),
+    );
     match &spec.settings {
         Settings::Sft(config) => refuse(
             config.micro_batch_size != 1,
@@ -44,13 +48,7 @@ pub(super) fn refused(spec: &TrainSpec) -> Vec<String> {
                 config.micro_batch_size
             ),
         ),
-        Settings::Dpo(config) => {
-            refuse(
-                config.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0),
-                "lora.dropout: axolotl turns all dropout off for pairs; use 0".to_owned(),
-            );
-            mistakes.extend(refused_of_pairs(config, "axolotl"));
-        }
+        Settings::Dpo(config) => mistakes.extend(refused_of_pairs(config, "axolotl")),
     }
     mistakes
 }
@@ -76,26 +74,9 @@ pub(super) fn config(spec: &TrainSpec) -> Vec<(&'static str, Item)> {
         Settings::Sft(config) => entries.extend(sft(config, spec.context_len)),
         Settings::Dpo(config) => entries.extend(dpo(config, spec.context_len)),
     }
-    entries.extend(loop_of(&spec.settings).lora.into_iter().flat_map(lora));
     entries.extend(common(spec));
     entries.extend(machine(spec));
     entries
-}
-
-/// PEFT's updates, by PEFT's own products: axolotl turns on kernels of its own where nothing is said.
-fn lora(lora: &LoraConfig) -> Vec<(&'static str, Item)> {
-    vec![
-        ("adapter", "lora".into()),
-        ("lora_r", lora.rank.into()),
-        // Whole, or refused.
-        ("lora_alpha", (lora.alpha as u64).into()),
-        ("lora_dropout", lora_dropout(lora)),
-        ("lora_target_modules", lora_targets(lora)),
-        ("lora_mlp_kernel", false.into()),
-        ("lora_qkv_kernel", false.into()),
-        ("lora_o_kernel", false.into()),
-        ("lora_embedding_kernel", false.into()),
-    ]
 }
 
 /// Packed rows, one at a time. No row is longer than the model's context, and axolotl would give the model more positions for a longer
