@@ -40,15 +40,17 @@ pub(crate) fn readme(config: &MergeConfig, report: &MergeReport) -> String {
     text
 }
 
-/// What keys the random masks, for methods that have some: who writes the models' paths otherwise gets the same ones.
+/// What keys the random masks, for methods that have some, where that is not the models' names as written: who writes the paths otherwise gets
+/// the same masks.
 fn masks(config: &MergeConfig) -> String {
-    if !matches!(config.method.sparsification(), Some(Sparsification::Random | Sparsification::ByRank)) {
-        return String::new();
-    }
+    let is_random = matches!(config.method.sparsification(), Some(Sparsification::Random | Sparsification::ByRank));
     let names = config.mask_names();
     let merged = config.merged_models();
-    let keys = config.models.iter().zip(&names).filter(|(model, _)| merged.contains(model));
-    let keys: Vec<String> = keys.map(|(_, name)| format!("`{name}`")).collect();
+    let keyed: Vec<_> = config.models.iter().zip(&names).filter(|(model, _)| merged.contains(model)).collect();
+    if !is_random || keyed.iter().all(|(model, name)| model.name == **name) {
+        return String::new();
+    }
+    let keys: Vec<String> = keyed.iter().map(|(_, name)| format!("`{name}`")).collect();
     let document = if config.name.is_some() { ", the name of the document" } else { "" };
     format!(
         "\nThe random masks depend on the seed, the tensor{document} and the last component of a model's name (more where two models share it): {}.\n",
