@@ -28,8 +28,12 @@ pub(crate) struct Kept {
     pub(crate) known: Option<Dialect>,
     /// Columns of its first row that nothing reads.
     pub(crate) unused: Vec<String>,
-    pub(crate) rows: Vec<Made>,
+    /// In blocks, each freed once it is taken.
+    pub(crate) rows: Vec<Vec<Made>>,
 }
+
+/// Rows of a block.
+const N_BLOCK: usize = 1024;
 
 /// The layout that the recipe names.
 pub(crate) fn known_dialect(config: &SourceConfig) -> Option<Dialect> {
@@ -102,25 +106,32 @@ pub(crate) fn file(
             Made::Row(ref row) => problems_alone(known.get().copied(), row),
             Made::Items(..) => Vec::new(),
         };
-        // What is not kept is freed where it was made.
-        let kept = Some(made).filter(|_| broken.is_empty() && is_kept.load(Ordering::Relaxed));
-        (broken, kept)
+        // What is not kept is freed where it was made, and what is kept is measured there.
+        let is_kept = broken.is_empty() && is_kept.load(Ordering::Relaxed);
+        (broken, is_kept.then(|| (made.n_bytes(), made)))
     };
-    let (mut n_rows, mut rows) = (0, Vec::new());
+    let (mut n_rows, mut rows) = (0, Vec::<Vec<Made>>::new());
     source::read_on(&file.path, n_threads, &mut first, &make, &mut |(broken, kept)| {
         n_rows += 1;
         if n_rows % 1024 == 0 {
             cancel.check()?;
         }
-        let n_bytes = kept.as_ref().map_or(0, Made::n_bytes);
+        let n_bytes = kept.as_ref().map_or(0, |(n_bytes, _)| *n_bytes);
         if !broken.is_empty() || n_bytes > *room {
             is_kept.store(false, Ordering::Relaxed);
             (rows, *room) = (Vec::new(), 0);
         }
         broken.into_iter().for_each(|error| problems.add(error));
-        if is_kept.load(Ordering::Relaxed) {
+        if let Some((n_bytes, made)) = kept.filter(|_| is_kept.load(Ordering::Relaxed)) {
             *room -= n_bytes;
-            rows.extend(kept);
+            match rows.last_mut().filter(|block| block.len() < N_BLOCK) {
+                Some(block) => block.push(made),
+                None => {
+                    let mut block = Vec::with_capacity(N_BLOCK);
+                    block.push(made);
+                    rows.push(block);
+                }
+            }
         }
         Ok(())
     })?;

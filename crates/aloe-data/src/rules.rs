@@ -8,6 +8,7 @@ use aloe_tensor::Isa;
 use aloe_text::{Message, Role};
 use regex::Regex;
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::LazyLock;
 
 /// What became of a row.
@@ -170,16 +171,18 @@ fn is_clean(text: &str) -> bool {
     if [first, last].iter().any(|byte| byte.is_ascii_whitespace() || !byte.is_ascii()) {
         return false;
     }
-    let is_clean = |block: std::ops::Range<usize>| block.into_iter().all(|at| is_clean_at(bytes, at));
-    let (blocks, rest) = bytes[..bytes.len() - 1].as_chunks::<N_BLOCK>();
-    let following = bytes[1..].as_chunks::<N_BLOCK>().0;
-    let n_sure = N_BLOCK * blocks.len();
+    let is_clean = |block: Range<usize>| block.into_iter().all(|at| is_clean_at(bytes, at));
+    let n_pairs = bytes.len() - 1;
+    if n_pairs < N_BLOCK {
+        return is_clean(0..bytes.len());
+    }
+    // The last block ends with the text, whatever the one before it has seen.
+    let starts = (0..n_pairs - N_BLOCK).step_by(N_BLOCK).chain([n_pairs - N_BLOCK]);
     Isa::wide(|| {
-        let mut pairs = blocks.iter().zip(following).enumerate();
-        pairs.all(|(number, (block, next))| {
-            !may_be_unclean(block, next) || is_clean(N_BLOCK * number..N_BLOCK * (number + 1))
-        })
-    }) && is_clean(n_sure..n_sure + rest.len() + 1)
+        let mut blocks =
+            starts.filter_map(|start| Some((start, bytes[start..].first_chunk()?, bytes[start + 1..].first_chunk()?)));
+        blocks.all(|(start, block, next)| !may_be_unclean(block, next) || is_clean(start..start + N_BLOCK))
+    }) && is_clean_at(bytes, n_pairs)
 }
 
 /// Whether a byte of a block, with the one behind it, may begin what [`is_clean_at`] looks for: without a branch, for vectors.

@@ -194,7 +194,7 @@ fn simplify_byte(text: &[u8], at: usize, simplified: &mut Joined) -> usize {
 /// needs.
 pub(crate) fn simplify_start(text: &str, enough: usize) -> String {
     // Cut at a blank, which nothing reaches across.
-    let mut n_bytes = 2 * enough;
+    let mut n_bytes = enough + enough / 4;
     while let Some(n_rest) =
         text.as_bytes().get(n_bytes..).and_then(|rest| rest.iter().position(u8::is_ascii_whitespace))
     {

@@ -51,6 +51,11 @@ impl<'de> Visitor<'de> for Strict {
         Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("a number that is not finite"))
     }
 
+    /// A text as it stands in the file, in which serde_json lets no character below U+0020 pass.
+    fn visit_borrowed_str<E: serde::de::Error>(self, value: &'de str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+
     fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Value, E> {
         self.visit_string(value.to_owned())
     }
@@ -95,6 +100,7 @@ mod tests {
             (r#"{"a": 1, "a": 1}"#, "a key stands twice at line 1 column 12"),
             (r#"{"a": [{"b": 1, "b": 2}]}"#, "a key stands twice at line 1 column 19"),
             (r#"{"a": "x\u0000"}"#, "the text holds the character U+0000 at line 1 column 15"),
+            ("{\"a\": \"x\0\"}", "control character (\\u0000-\\u001F) found while parsing a string at line 1 column 9"),
         ] {
             assert_eq!(parse(text).unwrap_err().to_string(), message);
         }

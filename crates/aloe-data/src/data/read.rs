@@ -18,10 +18,14 @@ use xxhash_rust::xxh3::xxh3_64;
 const RATED_BELOW: &str = "chosen_rated_below_rejected";
 
 /// What a row of a file is made into, apart from the others.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly all are items, and a box each would be memory to ask for and give back"
+)]
 pub(crate) enum Made {
     Broken(RowError),
-    /// How its ratings compare comes with it.
-    Items(Dialect, Vec<Item>, Option<Ordering>),
+    /// An item and further ones of the same row; how its ratings compare comes with it.
+    Items(Dialect, Item, Vec<Item>, Option<Ordering>),
     /// It becomes something with the other rows of its file alone.
     Row(Row),
 }
@@ -31,7 +35,7 @@ impl Made {
     pub(crate) fn n_bytes(&self) -> usize {
         match self {
             Made::Broken(_) => 0,
-            Made::Items(_, items, _) => items.iter().map(Item::n_bytes).sum(),
+            Made::Items(_, item, others, _) => item.n_bytes() + others.iter().map(Item::n_bytes).sum::<usize>(),
             Made::Row(row) => source::size_of(row),
         }
     }
@@ -49,7 +53,7 @@ pub(crate) fn made(
         (Err(error), _) => Made::Broken(error),
         (Ok(row), Some(dialect)) if dialect.is_by_file() => Made::Row(row),
         (Ok(row), Some(dialect)) => match dialect::items(dialect, &row, index, id(config, file, &row.at), config) {
-            Ok(items) => Made::Items(dialect, items, dialect::rated(dialect, &row)),
+            Ok((item, others)) => Made::Items(dialect, item, others, dialect::rated(dialect, &row)),
             Err(error) => Made::Broken(with_raw(error, &row)),
         },
         (Ok(_), None) => unreachable!("the first row that can be read has told the layout"),
@@ -105,7 +109,7 @@ impl Run<'_> {
 
     fn take_kept(&mut self, source: usize, kept: Kept) -> Result<()> {
         let mut together = Vec::new();
-        for made in kept.rows {
+        for made in kept.rows.into_iter().flatten() {
             self.take_made(source, made, &mut together)?;
         }
         self.report.sources[source].unused_columns.extend(kept.unused);
@@ -140,7 +144,7 @@ impl Run<'_> {
         }
         match made {
             Made::Broken(error) => self.broken(source, error),
-            Made::Items(dialect, items, rated) => self.take_all(source, dialect, items, rated),
+            Made::Items(dialect, item, others, rated) => self.take_all(source, dialect, item, others, rated),
             Made::Row(row) => together.push(row),
         }
         self.flush_when_full()
@@ -158,11 +162,11 @@ impl Run<'_> {
     }
 
     /// Keeps the items of a row, but for a pair whose ratings say that its sides stand the wrong way round.
-    fn take_all(&mut self, source: usize, dialect: Dialect, items: Vec<Item>, rated: Option<Ordering>) {
+    fn take_all(&mut self, source: usize, dialect: Dialect, item: Item, others: Vec<Item>, rated: Option<Ordering>) {
         let report = &mut self.report.sources[source];
         report.n_equal_rating += usize::from(rated == Some(Ordering::Equal));
-        report.n_made += items.len() - 1;
-        for item in items {
+        report.n_made += others.len();
+        for item in std::iter::once(item).chain(others) {
             if rated == Some(Ordering::Less) {
                 self.report.sources[source].count_drop(RATED_BELOW);
                 self.ledger.push(Entry::without_item(item.id, source, "dropped", RATED_BELOW));

@@ -189,20 +189,23 @@ pub(crate) fn item(
     finish(dialect, row, id, config, body, asked)
 }
 
-/// All items of a row: one, but for self-instruct's, whose instances are a row each. The first is called `id`, the others `id/2` and so on.
+/// The items of a row: one, and self-instruct's further instances, which are a row each. The first is called `id`, the others `id/2` and so on.
 pub(crate) fn items(
     dialect: Dialect,
     row: &Row,
     index: usize,
     id: String,
     config: &SourceConfig,
-) -> Result<Vec<Item>, RowError> {
+) -> Result<(Item, Vec<Item>), RowError> {
     let parts = if dialect == Dialect::Instances { instruct::each_instance(row) } else { Vec::new() };
-    if parts.len() < 2 {
-        return Ok(vec![item(dialect, row, index, id, config)?]);
-    }
-    let name = |number: usize| if number == 0 { id.clone() } else { format!("{id}/{}", number + 1) };
-    parts.iter().enumerate().map(|(number, part)| item(dialect, part, index, name(number), config)).collect()
+    let Some((first, others)) = parts.split_first().filter(|(_, others)| !others.is_empty()) else {
+        return Ok((item(dialect, row, index, id, config)?, Vec::new()));
+    };
+    let others =
+        others.iter().zip(2..).map(|(part, number)| item(dialect, part, index, format!("{id}/{number}"), config));
+    // What is wrong with an earlier one is told first.
+    let first = item(dialect, first, index, id.clone(), config)?;
+    Ok((first, others.collect::<Result<_, _>>()?))
 }
 
 /// The columns of a row that say something and that its layout does not read; of layouts with columns of many names none are told.

@@ -314,9 +314,9 @@ fn columns_that_carry_meaning_are_read_and_those_that_cannot_be_are_refused_by_n
 #[test]
 fn every_instance_of_an_instruction_is_a_row() {
     let value = json!({"instruction": "I", "instances": [{"input": "x", "output": "1"}, {"input": "y", "output": "2"}, {"input": "", "output": "3"}]});
-    let items = items(Dialect::Instances, &row(value), 0, "s/f:3".into(), &config()).unwrap();
-    let shown: Vec<_> = items
-        .iter()
+    let (first, others) = items(Dialect::Instances, &row(value), 0, "s/f:3".into(), &config()).unwrap();
+    let shown: Vec<_> = std::iter::once(&first)
+        .chain(&others)
         .map(|item| (item.id.as_str(), item.messages()[0].content.as_str(), item.messages()[1].content.as_str()))
         .collect();
     assert_eq!(shown, [("s/f:3", "I\n\nx", "1"), ("s/f:3/2", "I\n\ny", "2"), ("s/f:3/3", "I", "3")]);
