@@ -101,7 +101,7 @@ impl Decoder {
             }
             let (q, k, v) = self.project(layer, &x, &rotation);
             let (o, _) = ops::attention(&self.device, &q, &k, &v, &batch.plan, self.attention_scale());
-            x = self.after_attention(layer, o, x);
+            x = self.after_attention(layer, o, x, &[]);
         }
         Ok(self.final_norm(&x).0)
     }
@@ -166,7 +166,6 @@ impl Decoder {
         let (h, kv) = (self.config.num_attention_heads, self.config.num_key_value_heads);
         let (norm, eps) = (&layer.input_norm, self.config.rms_norm_eps);
         let mut qkv = ops::norm_linears(dev, x, norm, eps, &[&layer.q, &layer.k, &layer.v]).into_iter();
-        self.expect(x, &[&layer.o]);
         let mut next = |n_heads| self.heads(qkv.next().expect("three layers give three outputs"), n_heads);
         let (mut q, mut k, v) = (next(h), next(kv), next(kv));
         ops::rope(dev, &mut q, rotation);
@@ -197,25 +196,29 @@ impl Decoder {
         (q, k, v)
     }
 
-    /// The rest of a layer for inference: o `[N, H, E]` and the layer's input `[N, D]` to the next layer's input.
-    pub(crate) fn after_attention(&self, layer: &LayerWeights, o: Tensor, input: Tensor) -> Tensor {
+    /// The rest of a layer for inference: o `[N, H, E]` and the layer's input `[N, D]` to the next layer's input, whose first products will
+    /// be of the layers `next`.
+    pub(crate) fn after_attention(&self, layer: &LayerWeights, o: Tensor, input: Tensor, next: &[&Linear]) -> Tensor {
         let dev = &self.device;
+        self.expect(&input, &[&layer.gate, &layer.up]);
         let mid = ops::linear_add(dev, &self.flat(o), &layer.o, &input);
         drop(input);
         let (norm, layers) = ((&layer.post_norm, self.config.rms_norm_eps), [&layer.gate, &layer.up, &layer.down]);
         if let Some(next) = ops::norm_swiglu_linear_add(dev, &mid, norm, layers) {
             return next;
         }
-        self.expect(&mid, &[&layer.gate, &layer.up]);
-        let (gate, up) = self.gate_up(layer, &mid);
         self.expect(&mid, &[&layer.down]);
+        let (gate, up) = self.gate_up(layer, &mid);
+        self.expect(&mid, next);
         ops::swiglu_linear_add(dev, &gate, &up, &layer.down, &mid)
     }
 
-    /// Says which layers come next when x `[N, ..]` has few rows, whose products wait for memory.
+    /// Rows whose products wait for memory.
+    pub(crate) const FEW_ROWS: usize = 8;
+
+    /// Says of which layers the product after the next is, when x `[N, ..]` has few rows.
     pub(crate) fn expect(&self, x: &Tensor, layers: &[&Linear]) {
-        const FEW_ROWS: usize = 8;
-        if x.shape()[0] <= FEW_ROWS {
+        if x.shape()[0] <= Self::FEW_ROWS && !layers.is_empty() {
             ops::expect_layers(&self.device, layers);
         }
     }

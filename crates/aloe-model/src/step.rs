@@ -126,6 +126,7 @@ impl Decoder {
         let wanted = wanted.filter(|rows| rows.len() < layout.ids.len());
         for (i, layer) in self.weights.layers.iter().enumerate() {
             let wanted = wanted.filter(|_| i + 1 == self.weights.layers.len());
+            self.expect_cache(&x, caches, i);
             let (q, k, v) = match wanted {
                 Some(rows) => self.project_for(layer, &x, &rotation, rows),
                 None => self.project(layer, &x, &rotation),
@@ -146,13 +147,12 @@ impl Decoder {
             if let Some(rows) = wanted {
                 x = x.gather_rows(rows);
             }
-            let o = ops::attention_paged(&self.device, &q, &sequences, self.attention_scale());
             self.expect(&x, &[&layer.o]);
-            x = self.after_attention(layer, o, x);
-            match self.weights.layers.get(i + 1) {
-                Some(next) => self.expect(&x, &[&next.q, &next.k, &next.v]),
-                None => self.expect(&x, &[&self.weights.head]),
-            }
+            let o = ops::attention_paged(&self.device, &q, &sequences, self.attention_scale());
+            x = match self.weights.layers.get(i + 1) {
+                Some(next) => self.after_attention(layer, o, x, &[&next.q, &next.k, &next.v]),
+                None => self.after_attention(layer, o, x, &[&self.weights.head]),
+            };
             for (own, sets) in own.into_iter().zip(&mut kept_pages) {
                 sets.iter_mut().zip(own).for_each(|(set, page)| set.push(page));
             }
@@ -191,6 +191,15 @@ impl Decoder {
     pub fn decode_step(&self, tokens: &[u32], caches: &mut [&mut KvCache]) -> Result<Tensor> {
         let one: Vec<&[u32]> = tokens.chunks(1).collect();
         Ok(self.logits(&self.extend(&one, caches)?))
+    }
+
+    /// Says that attention over the caches comes after the next product, when there are few rows; the first page is where it begins.
+    fn expect_cache(&self, x: &Tensor, caches: &[&mut KvCache], layer: usize) {
+        if let Some(set) = caches.first().and_then(|cache| cache.pages().first())
+            && x.shape()[0] <= Self::FEW_ROWS
+        {
+            ops::expect_page(&self.device, &set.layers[layer]);
+        }
     }
 
     fn layout<'a>(&self, pieces: &[TreePiece<'a>], tokens: &[&[u32]], caches: &[&mut KvCache]) -> Result<Layout<'a>> {

@@ -76,8 +76,9 @@ impl Share {
     }
 }
 
-/// Memory that a waiting thread may fetch, because the next loop will read it there: address and length, the latter written last.
+/// Memory that a thread may fetch while it waits, because the next loop will read it there. Written by the thread that starts loops alone.
 #[repr(align(128))]
+#[derive(Default)]
 struct Soon {
     start: AtomicUsize,
     bytes: AtomicUsize,
@@ -93,7 +94,10 @@ struct Finish {
 struct Shared {
     /// The caller's share first.
     shares: Vec<Share>,
+    /// What each thread may fetch once it is done with the running loop.
     soon: Vec<Soon>,
+    /// The same of the loop that starts next.
+    pending: Vec<Soon>,
     /// Written only while all indices are taken and done, read only by the holder of an index.
     job: UnsafeCell<Option<Job>>,
     finish: Finish,
@@ -129,7 +133,8 @@ impl Pool {
     pub(crate) fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
             shares: (0..threads.max(1)).map(|_| Share(AtomicU64::new(0))).collect(),
-            soon: (0..threads.max(1)).map(|_| Soon { start: 0.into(), bytes: 0.into() }).collect(),
+            soon: (0..threads.max(1)).map(|_| Soon::default()).collect(),
+            pending: (0..threads.max(1)).map(|_| Soon::default()).collect(),
             job: UnsafeCell::new(None),
             finish: Finish { done: AtomicUsize::new(0) },
             sleeping: AtomicUsize::new(0),
@@ -155,17 +160,15 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Says where each thread's part of the next loop will read from: the first `bytes` of it are fetched, by a worker while it waits
-    /// and by the caller now. Only a hint: addresses are never read from.
+    /// Says where each thread's part of the loop after the next will read from: of its first `bytes` a thread fetches what it can between
+    /// its last index of the next loop and the start of the one after. Only a hint: addresses are never read from.
     pub(crate) fn soon(&self, bytes: usize, start_of: impl Fn(usize) -> *const u8) {
         if IN_LOOP.get() {
             return;
         }
-        for (thread, soon) in self.shared.soon.iter().enumerate().skip(1) {
-            soon.start.store(start_of(thread).addr(), Ordering::Relaxed);
-            soon.bytes.store(bytes, Ordering::Release);
+        for (thread, pending) in self.shared.pending.iter().enumerate() {
+            pending.set(start_of(thread).addr(), bytes);
         }
-        fetch(start_of(0).addr(), bytes);
     }
 
     /// Runs `body(0..n)`, each index once, and returns when all are done. A panic of the body is passed on.
@@ -201,6 +204,9 @@ impl Shared {
         // SAFETY: the loop before is done and its indices are taken, so no thread holds one and none looks at the job.
         unsafe { *self.job.get() = Some(Job { body: erased, n }) };
         self.finish.done.store(0, Ordering::Relaxed);
+        for (soon, pending) in self.soon.iter().zip(&self.pending) {
+            soon.set(pending.start.load(Ordering::Relaxed), pending.bytes.swap(0, Ordering::Relaxed));
+        }
         // The workers' ranges first, as they have some way to come. Sequentially consistent, as are a worker's steps to bed: either
         // it sees this loop or we see it sleeping.
         for thread in (0..self.shares.len()).rev() {
@@ -211,9 +217,11 @@ impl Shared {
             self.wake.notify_all();
         }
         self.take_indices(0);
-        let mut spins = 0u32;
+        let (mut spins, mut ahead) = (0u32, self.soon[0].ahead());
+        // A little is asked for in any case: it comes while the caller prepares the next loop.
+        ahead.fetch(64);
         while self.finish.done.load(Ordering::Acquire) < n {
-            std::hint::spin_loop();
+            ahead.fetch_or_pause();
             spins += 1;
             if spins > 2000 {
                 std::thread::yield_now();
@@ -274,10 +282,10 @@ impl Shared {
     fn wait_after(&self, thread: usize, seen: u64) {
         let share = &self.shares[thread];
         let start = Instant::now();
-        let mut spins = 0u32;
+        let (mut spins, mut ahead) = (0u32, self.soon[thread].ahead());
         // The clock is looked at now and then only: a loop of a few microseconds must not wait for it.
         while share.seen(Ordering::Acquire).number() == seen {
-            self.soon[thread].fetch_some();
+            ahead.fetch_or_pause();
             spins += 1;
             if spins.is_multiple_of(64) && start.elapsed() >= SPIN {
                 let mut bed = lock(&self.bed);
@@ -294,23 +302,39 @@ impl Shared {
 
 const LINE: usize = 64;
 
-fn fetch(start: usize, bytes: usize) {
-    for at in (0..bytes).step_by(LINE) {
-        crate::simd::prefetch_near(std::ptr::without_provenance(start.wrapping_add(at)));
-    }
+/// What of [`Soon`] a waiting thread has not fetched yet.
+struct Ahead {
+    start: usize,
+    bytes: usize,
 }
 
 impl Soon {
-    /// A few cache lines of what is wanted soon, or a short pause.
-    fn fetch_some(&self) {
-        let bytes = self.bytes.load(Ordering::Acquire);
-        if bytes == 0 {
+    fn set(&self, start: usize, bytes: usize) {
+        self.start.store(start, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn ahead(&self) -> Ahead {
+        Ahead { start: self.start.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
+    }
+}
+
+impl Ahead {
+    /// A few cache lines, or a short pause when there are none left.
+    fn fetch_or_pause(&mut self) {
+        if self.bytes == 0 {
             return std::hint::spin_loop();
         }
-        let start = self.start.load(Ordering::Relaxed);
-        fetch(start, 8 * LINE);
-        self.start.store(start.wrapping_add(8 * LINE), Ordering::Relaxed);
-        self.bytes.store(bytes.saturating_sub(8 * LINE), Ordering::Relaxed);
+        self.fetch(8);
+    }
+
+    /// At most so many cache lines.
+    fn fetch(&mut self, lines: usize) {
+        let bytes = self.bytes.min(lines * LINE);
+        for at in (0..bytes).step_by(LINE) {
+            crate::simd::prefetch_near(std::ptr::without_provenance(self.start.wrapping_add(at)));
+        }
+        (self.start, self.bytes) = (self.start.wrapping_add(bytes), self.bytes - bytes);
     }
 }
 
@@ -334,8 +358,6 @@ fn worker(shared: &Shared, thread: usize) {
     let mut seen = 0;
     loop {
         shared.wait_after(thread, seen);
-        // What was wanted soon is wanted now, or no more.
-        shared.soon[thread].bytes.store(0, Ordering::Relaxed);
         if shared.stop.load(Ordering::Acquire) {
             return;
         }

@@ -16,7 +16,7 @@ use crate::pool::SharedMut;
 use crate::reference::Heads;
 use crate::{Device, Dtype, Tensor};
 use keys::Job;
-pub use page::{KvPage, PageWrite, write_pages};
+pub use page::{KvPage, PageWrite, expect_page, write_pages};
 pub use paged::{PagedSequence, attention_paged};
 pub use rounded::attention_rounded;
 pub use rounded_backward::{RoundedAttention, attention_rounded_backward};

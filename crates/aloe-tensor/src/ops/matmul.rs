@@ -68,11 +68,12 @@ pub fn swiglu_linear_add(device: &Device, gate: &Tensor, up: &Tensor, layer: &Li
     all.pop().expect("one layer gives one output")
 }
 
-/// Says that the next product will be of these layers with few rows: each thread fetches the weights it will begin with, while other
-/// work is done, as such a product waits for memory and nothing else. A hint, without which nothing changes but the time.
+/// Says, before a product, that the one after it will be of these layers with few rows: each thread fetches the weights it will begin
+/// with as soon as it waits for the others, as such a product waits for memory and nothing else. A hint, without which nothing changes
+/// but the time.
 pub fn expect_layers(device: &Device, layers: &[&Linear]) {
-    /// What comes at once, and sets the processor's own fetching going.
-    const BYTES: usize = 4 << 10;
+    /// About what comes while threads meet and the next rows are made.
+    const BYTES: usize = 32 << 10;
     let panels: Vec<usize> = layers.iter().map(|layer| layer.out_features().div_ceil(PANEL)).collect();
     let share = even_share(&panels, device.threads());
     let n_tasks: usize = panels.iter().map(|n| n.div_ceil(share)).sum();

@@ -23,7 +23,7 @@ pub use activation::{
 };
 pub use attention::{
     attention, attention_backward, attention_cached, attention_paged, attention_rounded, attention_rounded_backward,
-    write_pages,
+    expect_page, write_pages,
 };
 pub use embedding::{embedding, embedding_grad, embedding_grads};
 pub use gated::norm_swiglu_linear_add;

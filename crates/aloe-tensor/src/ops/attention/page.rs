@@ -171,6 +171,13 @@ impl Kernel for FillKeys {
     }
 }
 
+/// Says, before a product, that attention comes after it and begins with this page: each thread fetches the head it will take first, as
+/// soon as it waits for the others. A hint, as [`crate::ops::expect_layers`].
+pub fn expect_page(device: &Device, page: &KvPage) {
+    let bytes = page.head_units() * size_of::<u32>();
+    device.soon(bytes, |thread| page.keys(thread * page.heads / device.threads()).cast());
+}
+
 /// Rows of new keys and values for one page.
 #[derive(Debug)]
 pub struct PageWrite<'a> {
