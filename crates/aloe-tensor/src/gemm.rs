@@ -39,11 +39,21 @@ const SHORT_CHAIN: usize = 64;
 struct Ahead {
     from: *const u32,
     step: usize,
+    /// Tiles of rows that fetch, each where the one before ended.
+    tiles: usize,
 }
 
 impl Ahead {
     fn none(g: &Gemm) -> Self {
-        Self { from: g.b, step: 0 }
+        Self { from: g.b, step: 0, tiles: 0 }
+    }
+
+    /// What is left to the tiles after the next `n`, each of so many units.
+    #[inline(always)]
+    fn after(self, n: usize, units: usize) -> Self {
+        let n = n.min(self.tiles);
+        let (from, tiles) = (self.from.wrapping_add(n * units * self.step), self.tiles - n);
+        Self { from, tiles, step: if tiles > 0 { self.step } else { 0 } }
     }
 }
 
@@ -315,24 +325,24 @@ unsafe fn few_rows_2<S: Simd, P: Product>(g: &Gemm) {
 
 #[inline(always)]
 unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
-    let (mut row, mut tile) = (0, 0);
-    let tiles = g.m.div_ceil(S::TILE_ROWS);
+    let mut ahead = if BY_UNIT || !g.from_memory || g.m <= S::TILE_ROWS {
+        Ahead::none(g)
+    } else if g.m > FEW_ROWS {
+        // Many rows find the next panel in the second-level cache: the first two tiles fetch it, half each.
+        Ahead { from: g.b.wrapping_add(g.b_panel_stride), step: LANES, tiles: 2 }
+    } else {
+        // Few rows in several tiles wait for memory, but look at a part too long for the processor to see a stream: the first tile
+        // fetches what comes next.
+        Ahead { from: g.b.wrapping_add(STREAM_DISTANCE * PANEL), step: PANEL, tiles: 1 }
+    };
+    let mut row = 0;
     while row < g.m {
-        let ahead = match tile {
-            _ if BY_UNIT || !g.from_memory || tiles == 1 => Ahead::none(g),
-            // Many rows find the next panel in the second-level cache: the first two tiles fetch it, half each.
-            0 | 1 if g.m > FEW_ROWS => {
-                Ahead { from: g.b.wrapping_add(g.b_panel_stride + tile * g.units * LANES), step: LANES }
-            }
-            // Few rows in several tiles wait for memory, but look at a part too long for the processor to see a stream: the first tile
-            // fetches what comes next.
-            0 => Ahead { from: g.b.wrapping_add(STREAM_DISTANCE * PANEL), step: PANEL },
-            _ => Ahead::none(g),
-        };
-        // Tiles of even height: 16 rows go as 8 and 8, which keeps more chains in flight than 12 and 4.
+        // Tiles of even height: 16 rows go as 8 and 8, which keeps more chains in flight than 12 and 4. Those of one height go together.
         let in_panels = BY_UNIT && g.a_panel_stride > 0;
         let left = if in_panels { (g.m - row).min(PANEL - row % PANEL) } else { g.m - row };
-        let rows = left.div_ceil(left.div_ceil(S::TILE_ROWS));
+        let tiles = left.div_ceil(S::TILE_ROWS);
+        let rows = left.div_ceil(tiles);
+        let together = if S::TILE_ROWS == 12 && !in_panels { left - tiles * (rows - 1) } else { 1 };
         let a_start = match BY_UNIT {
             true if in_panels => row / PANEL * g.a_panel_stride + row % PANEL,
             true => row,
@@ -342,7 +352,7 @@ unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
             a: g.a.wrapping_add(a_start),
             c: g.c.wrapping_add(row * g.c_stride),
             add: moved(g.add, row * g.c_stride),
-            m: rows,
+            m: rows * together,
             ..*g
         };
         if S::TILE_ROWS == 12 {
@@ -367,7 +377,8 @@ unsafe fn rows_of_panel<S: Simd, P: Product, const BY_UNIT: bool>(g: &Gemm) {
                 _ => half_panels::<S, P, BY_UNIT>(part, ahead),
             }
         }
-        (row, tile) = (row + rows, tile + 1);
+        row += rows * together;
+        ahead = ahead.after(together, g.units);
     }
 }
 

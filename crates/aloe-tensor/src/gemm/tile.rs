@@ -95,7 +95,21 @@ impl Product for WidenedProduct {
     }
 }
 
-/// `ROWS` rows by `VECTORS` vectors of C, held in registers over the block's units; where C is wider, such a part after the other.
+/// Runs a body for each row of a tile, written out row by row: where an index is not known to the compiler, the sums go to memory and back.
+macro_rules! each_row {
+    ($rows:ident, $i:ident => $body:block) => {
+        each_row!(@ $rows, $i, $body, 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    (@ $rows:ident, $i:ident, $body:block, $($n:literal)*) => {
+        $(if $n < $rows {
+            let $i = $n;
+            $body
+        })*
+    };
+}
+
+/// `ROWS` rows (12 at most) by `VECTORS` vectors of C, held in registers over the block's units; where C is wider or higher, such a part
+/// after the other, all parts of a row of them before those of the next.
 pub(super) struct Tile<P, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> {
     pub(super) g: Gemm,
     pub(super) ahead: Ahead,
@@ -109,68 +123,104 @@ impl<P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> K
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let mut part = self.g;
+        let (mut row, mut ahead) = (self.g, self.ahead);
         loop {
-            self.one::<S>(&part);
-            if part.n <= VECTORS * LANES {
+            self.across::<S>(row, ahead);
+            if row.m <= ROWS {
                 return;
             }
-            part.n -= VECTORS * LANES;
-            part.b = part.b.wrapping_add(VECTORS / 2 * part.b_panel_stride);
-            part.c = part.c.wrapping_add(VECTORS * LANES);
-            part.add = super::moved(part.add, VECTORS * LANES);
+            row.m -= ROWS;
+            row.a = row.a.wrapping_add(ROWS * if BY_UNIT { 1 } else { row.a_stride });
+            row.c = row.c.wrapping_add(ROWS * row.c_stride);
+            row.add = super::moved(row.add, ROWS * row.c_stride);
+            ahead = ahead.after(1, row.units);
         }
     }
 }
 
 impl<P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> Tile<P, BY_UNIT, ROWS, VECTORS> {
+    /// The first `ROWS` rows.
+    #[inline(always)]
+    unsafe fn across<S: Simd>(&self, mut part: Gemm, ahead: Ahead) {
+        while part.n >= VECTORS * LANES {
+            self.whole::<S>(&part, ahead);
+            part.n -= VECTORS * LANES;
+            part.b = part.b.wrapping_add(VECTORS / 2 * part.b_panel_stride);
+            part.c = part.c.wrapping_add(VECTORS * LANES);
+            part.add = super::moved(part.add, VECTORS * LANES);
+        }
+        if part.n > 0 {
+            self.narrow::<S>(&part, ahead);
+        }
+    }
+
     /// The first `VECTORS` vectors of g.
     #[inline(always)]
-    unsafe fn one<S: Simd>(&self, g: &Gemm) {
-        let whole = g.n >= VECTORS * LANES;
+    unsafe fn whole<S: Simd>(&self, g: &Gemm, ahead: Ahead) {
         let mut acc = [[S::splat(0.0); VECTORS]; ROWS];
         if g.accumulate {
-            let mut i = 0;
-            while i < ROWS {
+            each_row!(ROWS, i => {
+                let row = g.c.wrapping_add(i * g.c_stride);
                 let mut v = 0;
                 while v < VECTORS {
-                    let p = g.c.wrapping_add(i * g.c_stride + v * LANES);
-                    acc[i][v] = if whole { S::load(p) } else { S::load_up_to(p, g.n.saturating_sub(v * LANES)) };
+                    acc[i][v] = S::load(row.wrapping_add(v * LANES));
                     v += 1;
                 }
-                i += 1;
-            }
+            });
         }
         if g.units >= LONG_CHAIN {
             fetch_c::<S, ROWS, VECTORS>(g);
         }
-        chain::<S, P, BY_UNIT, ROWS, VECTORS>(g, self.ahead, &mut acc);
+        chain::<S, P, BY_UNIT, ROWS, VECTORS>(g, ahead, &mut acc);
         if !g.add.is_null() {
-            let mut i = 0;
-            while i < ROWS {
+            each_row!(ROWS, i => {
+                let row = g.add.wrapping_add(i * g.c_stride);
                 let mut v = 0;
                 while v < VECTORS {
-                    let p = g.add.wrapping_add(i * g.c_stride + v * LANES);
-                    let add = if whole { S::load(p) } else { S::load_up_to(p, g.n.saturating_sub(v * LANES)) };
-                    acc[i][v] = S::add(acc[i][v], add);
+                    acc[i][v] = S::add(acc[i][v], S::load(row.wrapping_add(v * LANES)));
                     v += 1;
                 }
-                i += 1;
-            }
+            });
         }
-        let mut i = 0;
-        while i < ROWS {
+        each_row!(ROWS, i => {
+            let row = g.c.wrapping_add(i * g.c_stride);
             let mut v = 0;
             while v < VECTORS {
-                let p = g.c.wrapping_add(i * g.c_stride + v * LANES);
-                if whole {
-                    S::store(p, acc[i][v]);
-                } else {
-                    S::store_up_to(p, acc[i][v], g.n.saturating_sub(v * LANES));
-                }
+                S::store(row.wrapping_add(v * LANES), acc[i][v]);
                 v += 1;
             }
-            i += 1;
+        });
+    }
+
+    /// Fewer lanes than `VECTORS` vectors, by way of a tile that has room for all.
+    #[inline(always)]
+    unsafe fn narrow<S: Simd>(&self, g: &Gemm, ahead: Ahead) {
+        let mut all = [[S::splat(0.0); VECTORS]; ROWS];
+        let lanes = |v: usize| g.n.saturating_sub(v * LANES).min(LANES);
+        if g.accumulate {
+            for (i, row) in all.iter_mut().enumerate() {
+                for (v, sums) in row.iter_mut().enumerate() {
+                    *sums = S::load_up_to(g.c.wrapping_add(i * g.c_stride + v * LANES), lanes(v));
+                }
+            }
+        }
+        self.whole::<S>(
+            &Gemm {
+                n: VECTORS * LANES,
+                c: all.as_mut_ptr().cast(),
+                c_stride: VECTORS * LANES,
+                add: std::ptr::null(),
+                ..*g
+            },
+            ahead,
+        );
+        for (i, row) in all.iter().enumerate() {
+            for (v, sums) in row.iter().enumerate() {
+                let (at, n) = (i * g.c_stride + v * LANES, lanes(v));
+                let added =
+                    if g.add.is_null() { *sums } else { S::add(*sums, S::load_up_to(g.add.wrapping_add(at), n)) };
+                S::store_up_to(g.c.wrapping_add(at), added, n);
+            }
         }
     }
 }

@@ -7,19 +7,48 @@ use super::{LANES, Simd};
 /// Method of Cephes' expf (Moshier): `x = n ln 2 + r`, a polynomial of degree 5 in r.
 #[inline(always)]
 pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
-    let clamped = S::min(S::splat(88.37), S::max(S::splat(-87.336_54), x));
-    let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
+    exp_all::<S, 1>([x])[0]
+}
+
+/// [`exp`] of several vectors step by step, so that one's step is done while another's is awaited.
+#[inline(always)]
+pub(crate) unsafe fn exp_all<S: Simd, const N: usize>(x: [S::V; N]) -> [S::V; N] {
+    const COEFFICIENTS: [f32; 5] = [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+    let (mut n, mut r, mut p) = (x, x, x);
+    let mut i = 0;
+    while i < N {
+        r[i] = S::min(S::splat(88.37), S::max(S::splat(-87.336_54), x[i]));
+        n[i] = S::round(S::mul(r[i], S::splat(std::f32::consts::LOG2_E)));
+        i += 1;
+    }
     // ln 2 in two parts: n * 0.693359375 is exact, so that r keeps all its bits.
-    let r = S::fma(n, S::splat(-0.693_359_4), clamped);
-    let r = S::fma(n, S::splat(2.121_944_4e-4), r);
-    let mut p = S::splat(1.987_569_1e-4);
-    p = S::fma(p, r, S::splat(1.398_199_9e-3));
-    p = S::fma(p, r, S::splat(8.333_452e-3));
-    p = S::fma(p, r, S::splat(4.166_579_6e-2));
-    p = S::fma(p, r, S::splat(1.666_666_5e-1));
-    p = S::fma(p, r, S::splat(0.5));
-    let e = S::add(S::fma(p, S::mul(r, r), r), S::splat(1.0));
-    S::zero_below(x, S::splat(-87.336_54), S::times_power_of_two(e, n))
+    i = 0;
+    while i < N {
+        r[i] = S::fma(n[i], S::splat(-0.693_359_4), r[i]);
+        i += 1;
+    }
+    i = 0;
+    while i < N {
+        r[i] = S::fma(n[i], S::splat(2.121_944_4e-4), r[i]);
+        p[i] = S::splat(1.987_569_1e-4);
+        i += 1;
+    }
+    let mut degree = 0;
+    while degree < COEFFICIENTS.len() {
+        i = 0;
+        while i < N {
+            p[i] = S::fma(p[i], r[i], S::splat(COEFFICIENTS[degree]));
+            i += 1;
+        }
+        degree += 1;
+    }
+    i = 0;
+    while i < N {
+        let e = S::add(S::fma(p[i], S::mul(r[i], r[i]), r[i]), S::splat(1.0));
+        p[i] = S::zero_below(x[i], S::splat(-87.336_54), S::times_power_of_two(e, n[i]));
+        i += 1;
+    }
+    p
 }
 
 /// `1 / (1 + e^-x)`.

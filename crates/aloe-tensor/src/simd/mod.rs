@@ -16,7 +16,7 @@ mod math;
 mod portable;
 
 pub(crate) use ints::Vectors;
-pub(crate) use math::{exp, max_lanes, sigmoid, sum_lanes};
+pub(crate) use math::{exp, exp_all, max_lanes, sigmoid, sum_lanes};
 
 use crate::device::Isa;
 use crate::tensor::{bf16_from_f32, f32_from_bf16};

@@ -5,7 +5,7 @@
 //! rows share the tile: the same bits in any company, in any batch, on any number of threads.
 
 use super::page::KvPage;
-use super::soften::{RowState, normalise, soften, soften_rounded};
+use super::soften::{RowState, normalise, soften_rows};
 use super::{BLOCK, Heads};
 use crate::gemm::{Gemm, PANEL, units_of};
 use crate::pack::{round_row, with_scratch};
@@ -115,12 +115,13 @@ fn part_queries(group: usize) -> usize {
 /// Scratch of a tile, each part a multiple of a cache line.
 #[derive(Clone, Copy)]
 struct Buffers {
-    q: *mut u32,       // [rows, stride of q] units
-    weights: *mut u32, // [rows of a part, 32] units, bf16 only
-    scores: *mut f32,  // [rows of a part, 64]
-    o: *mut f32,       // [rows, e]
-    max: *mut f32,     // [rows]
-    sum: *mut f32,     // [rows]
+    q: *mut u32,        // [rows, stride of q] units
+    weights: *mut u32,  // [rows of a part, 32] units, bf16 only
+    scores: *mut f32,   // [rows of a part, 64]
+    row_sums: *mut f32, // [rows of a part, 16]
+    o: *mut f32,        // [rows, e]
+    max: *mut f32,      // [rows]
+    sum: *mut f32,      // [rows]
 }
 
 /// Units of a row of q, rounded up to whole vectors for the rounding kernel.
@@ -129,10 +130,11 @@ fn q_stride(e: usize, dtype: Dtype) -> usize {
 }
 
 impl Buffers {
-    fn sizes(rows: usize, group: usize, e: usize, dtype: Dtype) -> [usize; 6] {
+    fn sizes(rows: usize, group: usize, e: usize, dtype: Dtype) -> [usize; 7] {
         let part = rows.min(part_queries(group) * group);
         let weights = if dtype == Dtype::Bf16 { part * BLOCK / 2 } else { 0 };
-        [rows * q_stride(e, dtype), weights, part * BLOCK, rows * e, rows, rows].map(|n| n.next_multiple_of(LANES))
+        [rows * q_stride(e, dtype), weights, part * BLOCK, part * LANES, rows * e, rows, rows]
+            .map(|n| n.next_multiple_of(LANES))
     }
 
     fn lines(rows: usize, group: usize, e: usize, dtype: Dtype) -> usize {
@@ -141,11 +143,11 @@ impl Buffers {
 
     fn new(start: *mut f32, rows: usize, group: usize, e: usize, dtype: Dtype) -> Self {
         let mut at = 0;
-        let [q, weights, scores, o, max, sum] = Self::sizes(rows, group, e, dtype).map(|n| {
+        let [q, weights, scores, row_sums, o, max, sum] = Self::sizes(rows, group, e, dtype).map(|n| {
             at += n;
             start.wrapping_add(at - n)
         });
-        Self { q: q.cast(), weights: weights.cast(), scores, o, max, sum }
+        Self { q: q.cast(), weights: weights.cast(), scores, row_sums, o, max, sum }
     }
 }
 
@@ -247,12 +249,12 @@ impl Tile<'_> {
         self.queries[r / self.group()].row * self.heads.h + self.kv * self.group() + r % self.group()
     }
 
-    /// The state of tile row `r`, which is the `at`-th of its part.
+    /// The state of tile row `r`, which is the first of its part.
     #[inline(always)]
-    fn state(&self, r: usize, at: usize) -> RowState {
+    fn state(&self, r: usize) -> RowState {
         let (e, b) = (self.heads.e, &self.buffers);
         RowState {
-            scores: b.scores.wrapping_add(at * BLOCK),
+            scores: b.scores,
             max: b.max.wrapping_add(r),
             sum: b.sum.wrapping_add(r),
             o: b.o.wrapping_add(r * e),
@@ -321,19 +323,9 @@ impl Tile<'_> {
             from_memory: false,
         };
         scores.run_inside::<S>();
-        for (i, query) in self.queries[queries].iter().enumerate() {
-            let seen = (query.visible - run.index * BLOCK).min(BLOCK);
-            for at in i * group..(i + 1) * group {
-                let state = self.state(first + at, at);
-                match self.dtype {
-                    Dtype::F32 => soften::<S>(&state, self.scale, seen),
-                    Dtype::Bf16 => {
-                        let weights = b.weights.wrapping_add(at * BLOCK / 2).cast();
-                        soften_rounded::<S>(&state, self.scale, seen, weights);
-                    }
-                }
-            }
-        }
+        let seen = |at: usize| (self.queries[queries.start + at / group].visible - run.index * BLOCK).min(BLOCK);
+        let rounded = (self.dtype == Dtype::Bf16).then(|| b.weights.cast());
+        soften_rows::<S>(&self.state(first), scores.m, self.scale, seen, (b.row_sums, rounded));
         let (weights, weights_stride) = match self.dtype {
             Dtype::F32 => (b.scores.cast::<u32>(), BLOCK),
             Dtype::Bf16 => (b.weights, BLOCK / 2),
@@ -356,7 +348,7 @@ impl Tile<'_> {
     #[inline(always)]
     unsafe fn finish<S: Simd>(&self) {
         for r in 0..self.queries.len() * self.group() {
-            normalise::<S>(&self.state(r, 0), self.o.wrapping_add(self.global(r) * self.heads.e));
+            normalise::<S>(&self.state(r), self.o.wrapping_add(self.global(r) * self.heads.e));
         }
     }
 }

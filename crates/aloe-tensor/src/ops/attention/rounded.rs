@@ -4,7 +4,7 @@
 //! depends on its keys alone.
 
 use super::keys::{padded, transpose_rows};
-use super::soften::{RowState, normalise, soften_rounded};
+use super::soften::{RowState, normalise, soften_rows};
 use super::{AttentionPlan, BLOCK, Heads};
 use crate::gemm::{Gemm, PANEL};
 use crate::pack::{round_row, with_scratch};
@@ -16,6 +16,9 @@ use std::ops::Range;
 
 /// Rows of a tile: queries times query heads of one key head.
 const TILE_ROWS: usize = 96;
+
+/// Rows whose scores become weights together; they stay in the first-level cache.
+const SOFTENED_ROWS: usize = 24;
 
 /// Queries and the rows of the keys they see.
 pub(super) struct Job {
@@ -123,16 +126,17 @@ pub(super) fn check(q: &Rounded, k: &Rounded, v: &Rounded, heads: Heads) {
 /// Scratch of a tile, each part a multiple of a cache line.
 #[derive(Clone, Copy)]
 struct Buffers {
-    q: *mut u32,       // [rows, units of e]
-    scores: *mut f32,  // [rows, 64]
-    weights: *mut u32, // [rows, 32]
-    o: *mut f32,       // [rows, e]
-    max: *mut f32,     // [rows]
-    sum: *mut f32,     // [rows]
-    kt: *mut u32,      // [units of e, 64]
-    v: *mut u32,       // [32, padded e]
-    row: *mut f32,     // [e]
-    bits: *mut u16,    // [e]
+    q: *mut u32,        // [rows, units of e]
+    scores: *mut f32,   // [rows, 64]
+    weights: *mut u32,  // [rows, 32]
+    o: *mut f32,        // [rows, e]
+    max: *mut f32,      // [rows]
+    sum: *mut f32,      // [rows]
+    kt: *mut u32,       // [units of e, 64]
+    v: *mut u32,        // [32, padded e]
+    row: *mut f32,      // [e]
+    bits: *mut u16,     // [e]
+    row_sums: *mut f32, // [24, 16]
 }
 
 /// Units of a head, rounded up to whole vectors.
@@ -141,7 +145,7 @@ pub(super) fn units(e: usize) -> usize {
 }
 
 impl Buffers {
-    fn sizes(rows: usize, e: usize) -> [usize; 10] {
+    fn sizes(rows: usize, e: usize) -> [usize; 11] {
         [
             rows * units(e),
             rows * BLOCK,
@@ -153,6 +157,7 @@ impl Buffers {
             BLOCK / 2 * padded(e),
             e,
             e,
+            SOFTENED_ROWS * LANES,
         ]
         .map(|n| n.next_multiple_of(LANES))
     }
@@ -163,12 +168,12 @@ impl Buffers {
 
     fn new(start: *mut f32, rows: usize, e: usize) -> Self {
         let mut at = 0;
-        let [q, scores, weights, o, max, sum, kt, v, row, bits] = Self::sizes(rows, e).map(|n| {
+        let [q, scores, weights, o, max, sum, kt, v, row, bits, row_sums] = Self::sizes(rows, e).map(|n| {
             at += n;
             start.wrapping_add(at - n)
         });
         let (q, weights, kt, v, bits) = (q.cast(), weights.cast(), kt.cast(), v.cast(), bits.cast());
-        Self { q, scores, weights, o, max, sum, kt, v, row, bits }
+        Self { q, scores, weights, o, max, sum, kt, v, row, bits, row_sums }
     }
 }
 
@@ -257,9 +262,13 @@ impl Tile<'_> {
             from_memory: false,
         };
         scores.run_inside::<S>();
-        for r in 0..rows {
-            let seen = self.job.visible(self.from + r % self.n).saturating_sub(key).min(n_keys);
-            soften_rounded::<S>(&self.state(r), self.scale, seen, b.weights.wrapping_add(r * BLOCK / 2).cast());
+        let mut first = 0;
+        while first < rows {
+            let n = (rows - first).min(SOFTENED_ROWS);
+            let seen = |r: usize| self.job.visible(self.from + (first + r) % self.n).saturating_sub(key).min(n_keys);
+            let weights = Some(b.weights.wrapping_add(first * BLOCK / 2).cast());
+            soften_rows::<S>(&self.state(first), n, self.scale, seen, (b.row_sums, weights));
+            first += n;
         }
         pair_rows::<S>(&self.job.block(self.v, key, n_keys, first_unit), n_keys, e, b.v);
         let values = Gemm {

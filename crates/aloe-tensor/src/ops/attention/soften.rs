@@ -1,7 +1,7 @@
 //! One step of the online softmax: a row of up to 64 scores becomes weights, the running maximum, sum and output follow.
 
 use super::BLOCK;
-use crate::simd::{LANES, Simd, exp, max_lanes, sum_lanes};
+use crate::simd::{LANES, Simd, exp, exp_all, max_lanes, sum_lanes};
 
 /// The state of one query and head on its walk over the keys.
 #[derive(Clone, Copy)]
@@ -11,6 +11,20 @@ pub(super) struct RowState {
     pub(super) sum: *mut f32,
     pub(super) o: *mut f32, // [e]
     pub(super) e: usize,
+}
+
+impl RowState {
+    /// The state `n` rows on.
+    #[inline(always)]
+    fn later(&self, n: usize) -> Self {
+        Self {
+            scores: self.scores.wrapping_add(n * BLOCK),
+            max: self.max.wrapping_add(n),
+            sum: self.sum.wrapping_add(n),
+            o: self.o.wrapping_add(n * self.e),
+            e: self.e,
+        }
+    }
 }
 
 /// Scores of a row to weights, in place; the running output shrinks when the maximum grows. Keys past `seen` get weight 0, which
@@ -24,20 +38,6 @@ pub(super) unsafe fn soften<S: Simd>(state: &RowState, scale: f32, seen: usize) 
     let mut i = 0;
     while i < 4 {
         S::store(state.scores.wrapping_add(i * LANES), p[i]);
-        i += 1;
-    }
-}
-
-/// The same with the weights rounded to bf16 into `out` `[64]`.
-///
-/// # Safety
-/// As [`soften`], and 64 numbers to write.
-#[inline(always)]
-pub(super) unsafe fn soften_rounded<S: Simd>(state: &RowState, scale: f32, seen: usize, out: *mut u16) {
-    let p = weights::<S>(state, scale, seen);
-    let mut i = 0;
-    while i < 4 {
-        S::store_bf16(out.wrapping_add(i * LANES), p[i]);
         i += 1;
     }
 }
@@ -79,6 +79,65 @@ unsafe fn weights<S: Simd>(state: &RowState, scale: f32, seen: usize) -> [S::V; 
     state.max.write(now);
     scale_output::<S>(state, shrink);
     p
+}
+
+/// [`soften`] of rows that follow each other, `first` being the first: all maxima, then all weights, then all sums, as one row alone waits
+/// for its own steps most of the time. The bits are those of the rows one by one. Where `rounded` is given the weights go there, in bf16.
+/// A row that sees none of the block's keys has seen one before. `sums` has room for 16 numbers a row.
+///
+/// # Safety
+/// As [`soften`] for each row, with states one row apart; `sums` and `rounded` are writable for 16 and 64 numbers a row.
+#[inline(always)]
+pub(super) unsafe fn soften_rows<S: Simd>(
+    first: &RowState,
+    n: usize,
+    scale: f32,
+    seen: impl Fn(usize) -> usize,
+    (sums, rounded): (*mut f32, Option<*mut u16>),
+) {
+    let factor = S::splat(scale);
+    for at in 0..n {
+        let row = first.later(at);
+        for i in seen(at)..BLOCK {
+            row.scores.wrapping_add(i).write(f32::NEG_INFINITY);
+        }
+        let mut max = S::mul(S::load(row.scores), factor);
+        let mut i = LANES;
+        while i < BLOCK {
+            max = S::max(max, S::mul(S::load(row.scores.wrapping_add(i)), factor));
+            i += LANES;
+        }
+        let (block_max, before) = (max_lanes::<S>(max), row.max.read());
+        if block_max > before {
+            let shrink = exp::<S>(S::sub(S::splat(before), S::splat(block_max)));
+            row.sum.write(row.sum.read() * max_lanes::<S>(shrink));
+            row.max.write(block_max);
+            scale_output::<S>(&row, shrink);
+        }
+    }
+    for at in 0..n {
+        let (row, shift) = (first.later(at), S::splat(first.later(at).max.read()));
+        let mut p = [shift; 4];
+        let mut i = 0;
+        while i < 4 {
+            p[i] = S::sub(S::mul(S::load(row.scores.wrapping_add(i * LANES)), factor), shift);
+            i += 1;
+        }
+        p = exp_all::<S, 4>(p);
+        S::store(sums.wrapping_add(at * LANES), S::add(S::add(p[0], p[1]), S::add(p[2], p[3])));
+        i = 0;
+        while i < 4 {
+            match rounded {
+                Some(out) => S::store_bf16(out.wrapping_add(at * BLOCK + i * LANES), p[i]),
+                None => S::store(row.scores.wrapping_add(i * LANES), p[i]),
+            }
+            i += 1;
+        }
+    }
+    for at in 0..n {
+        let sum = first.later(at).sum;
+        sum.write(sum.read() + sum_lanes::<S>(S::load(sums.wrapping_add(at * LANES))));
+    }
 }
 
 #[inline(always)]
