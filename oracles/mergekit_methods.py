@@ -3,7 +3,8 @@
 Made with mergekit 0.1.5, torch 2.15 (CPU), transformers 5.23, peft, Python 3.11, PYTHONHASHSEED=0.
 Run: PYTHONHASHSEED=0 python oracles/mergekit_methods.py [crates/aloe-merge/tests/golden]
 Inputs are those of mergekit_parity.py with four layers; they are not stored. Kept of each result: a few tensors, its tensor names, and its
-config. Writes methods.safetensors (METHOD.DTYPE/TENSOR), configurations.json and configurations.safetensors (NAME/TENSOR).
+config. Writes methods.safetensors (METHOD.DTYPE/TENSOR), configurations.json and configurations.safetensors (NAME/TENSOR); and exact.safetensors, of
+methods of which mergekit rounds every step (ROUNDED): its own formula on the same inputs in float64, stored in float32.
 """
 
 import json
@@ -13,6 +14,7 @@ import sys
 import tempfile
 
 import mergekit_parity as parity
+import mergekit_smollm2 as checkpoints
 import numpy as np
 import torch
 import yaml
@@ -57,6 +59,8 @@ METHODS = {
     "della": TWO + OVER + "merge_method: della\n",
     "della_linear": TWO + OVER + "merge_method: della_linear\n",
 }
+
+ROUNDED = ["multislerp", "multislerp_free", "karcher", "model_stock_rows"]
 
 # In the shape of mergekit's README, docs/ and examples/.
 CONFIGURATIONS = {
@@ -155,6 +159,17 @@ def merge(text, root, out):
     return tensors
 
 
+def exact(text, root, dtype):
+    """The kept tensors as mergekit's formula gives them in float64 from the inputs in the merge's dtype."""
+    names = [path.name for path in root.iterdir() if path.is_dir()]
+    inputs = {}
+    for name in ("base", "a", "b", "far"):
+        files = checkpoints.tensors_of(root / name)
+        inputs[str(root / name)] = {tensor: (lambda read=read: read().to(dtype)) for tensor, read in files.items()}
+    tasks = checkpoints.planned(absolute(yaml.safe_load(text), root, names))
+    return {name: checkpoints.formula(tasks[name], inputs, torch.float64).float() for name in KEPT}
+
+
 def main(out):
     assert os.environ.get("PYTHONHASHSEED") == "0"
     torch.set_num_threads(1)
@@ -167,12 +182,17 @@ def main(out):
             write_tokenizer(root / name, plain, added)
             (out / f"{name}.json").write_text((root / name / "tokenizer.json").read_text())
         write_adapter(root)
-        kept = {}
+        kept, in_float64 = {}, {}
         for method, text in METHODS.items():
             for dtype in ("float32", "bfloat16"):
-                tensors = merge(text + f"dtype: {dtype}\n", root, results / f"{method}.{dtype}")
+                source = text + f"dtype: {dtype}\n"
+                tensors = merge(source, root, results / f"{method}.{dtype}")
                 kept |= {f"{method}.{dtype}/{name}": tensors[name].clone() for name in KEPT}
+                if method in ROUNDED:
+                    found = exact(source, root, getattr(torch, dtype))
+                    in_float64 |= {f"{method}.{dtype}/{name}": tensor for name, tensor in found.items()}
         save_file(kept, out / "methods.safetensors")
+        save_file(in_float64, out / "exact.safetensors")
         (out / "methods.json").write_text(json.dumps(METHODS, indent=1) + "\n")
         kept, described = {}, {}
         for name, text in CONFIGURATIONS.items():

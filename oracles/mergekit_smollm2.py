@@ -18,6 +18,9 @@ Below a row with `ties`: the tensors that have such, with mergekit run again so 
 knows no equal magnitudes and selects others, so the columns of truth say nothing there.
 Below a row with `more`: the tensor that is farthest apart, its largest distance in roundings, and what is left of it when mergekit runs again
 with one of torch's operations computed in float64 and rounded once, so that the operation that loses the digits is named.
+The last line of a run says whether it holds, tensor by tensor: ours equals mergekit's to the bound (one rounding of bfloat16; in f32 1e-6 of the value,
+or of the tensor's rms where it is smaller); or ours is within the bound of mergekit's formula in float64 and mergekit's own result is not; or ours is
+within the bound of mergekit with its sums, norms and angles in float64. Otherwise, and where kept counts differ, it FAILS and the exit code is 1.
 """
 
 import contextlib
@@ -354,6 +357,48 @@ class Row:
         return f"{run:22} {numbers} {self.ties:>7} {truth[0]:>7} {truth[1]:>7}"
 
 
+class Verdict:
+    """How many tensors of a run hold, and by what."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        self.n_equal = self.n_exact = self.n_wide = 0
+        self.failed, self.most = [], [0.0, 0.0]
+
+    def bounds(self, one, other, base):
+        """The largest distance in units of what is allowed."""
+        if self.dtype == "bf16":
+            allowed = one_rounding(self.dtype, other, one, base)
+        else:
+            allowed = 1e-6 * other.abs().maximum(other.square().mean().sqrt()).clamp(min=1e-30)
+        return ((one - other).abs() / allowed).max().item()
+
+    def add(self, name, ours, theirs, base, exact, wide):
+        """One tensor, in float64; `exact` and `wide` give mergekit's formula in float64, and with its sums in float64."""
+        if self.bounds(ours, theirs, base) <= 1:
+            self.n_equal += 1
+            return
+        distances = [self.bounds(result, exact(), base) for result in (ours, theirs)]
+        if distances[0] <= 1 < distances[1]:
+            self.n_exact += 1
+            self.most = [max(pair) for pair in zip(self.most, distances)]
+        elif self.bounds(ours, wide(), base) <= 1:
+            self.n_wide += 1
+        else:
+            self.failed.append(name)
+
+    def line(self):
+        parts = [f"{self.n_equal} tensors within the bound of mergekit"]
+        if self.n_exact:
+            most = f"ours {self.most[0]:.2f}, mergekit {self.most[1]:.3g} bounds at most"
+            parts.append(f"{self.n_exact} in which mergekit is farther than that from its formula in float64 and ours is not ({most})")
+        if self.n_wide:
+            parts.append(f"{self.n_wide} within the bound of mergekit with its sums in float64")
+        if self.failed:
+            parts.append(f"FAILS in {len(self.failed)}: {', '.join(self.failed[:3])}")
+        return "    " + "; ".join(parts)
+
+
 def compare_run(run, is_full):
     import torch
 
@@ -366,19 +411,26 @@ def compare_run(run, is_full):
     inputs = {str(folder): tensors_of(folder) for folder in names.values()}
     theirs, ours = tensors_of(place / "mergekit"), tensors_of(place / "ours")
     assert theirs.keys() == ours.keys(), theirs.keys() ^ ours.keys()
-    row, ordered = Row(dtype), Row(dtype)
+    row, ordered, verdict = Row(dtype), Row(dtype), Verdict(dtype)
     for name in theirs:
         assert ours[name]().dtype == theirs[name]().dtype == kind
         base, *models = (inputs[str(names[model])][name]().to(kind) for model in ("base", "medical", "general"))
         is_tie = at_threshold(method, settings, [model - base for model in models])
         exact = functools.cache(lambda name=name: formula(tasks[name], inputs, torch.float64))
-        n_ties = row.ties
+        again, n_ties = theirs[name]().double(), row.ties
         row.add(name, ours[name]().double(), theirs[name]().double(), base, is_tie, exact)
         if row.ties > n_ties:
             with lowest_index_first():
                 again = formula(tasks[name], inputs, kind).double()
             ordered.add(name, ours[name]().double(), again, base, torch.zeros_like(is_tie), exact)
-    print(row.line(run), kept_counts(place), flush=True)
+
+        def wide(name=name, is_ordered=row.ties > n_ties):
+            with lowest_index_first() if is_ordered else contextlib.nullcontext(), in_float64(OPERATIONS):
+                return formula(tasks[name], inputs, kind).double()
+
+        verdict.add(name, ours[name]().double(), again, base.double(), exact, wide)
+    kept = kept_counts(place)
+    print(row.line(run), kept, flush=True)
     if row.ties:
         print(ordered.line("    lowest index first"), flush=True)
     judged, order = (ordered, lowest_index_first) if row.ties else (row, contextlib.nullcontext)
@@ -390,6 +442,8 @@ def compare_run(run, is_full):
 
         with order():
             print(f"    {judged.worst}: {causes(tasks[judged.worst], inputs, kind, ours[judged.worst](), distance)}", flush=True)
+    print(verdict.line(), flush=True)
+    return not verdict.failed and "DIFFER" not in kept
 
 
 def compare(runs, is_full):
@@ -398,8 +452,9 @@ def compare(runs, is_full):
     torch.set_num_threads(1)
     columns = f"{'elements':>10} {'value':>8} {'rms':>8} {'differ':>9} {'one':>9} {'more':>8} {'farther':>8} {'ties':>7} {'ours':>7} {'theirs':>7}"
     print(f"{'run':22} {columns}  kept")
-    for run in runs:
-        compare_run(run, is_full)
+    failed = [run for run in runs if not compare_run(run, is_full)]
+    if failed:
+        sys.exit(f"{len(failed)} of {len(runs)} runs FAIL: {', '.join(failed)}")
 
 
 def kept_counts(place):
