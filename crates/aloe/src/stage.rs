@@ -480,6 +480,10 @@ fn resumable(kind: &str, mut decides: Value) -> Value {
     if let (true, Some(config)) = (kind == "synthesis", decides["config"].as_object_mut()) {
         config.retain(|key, _| !["tasks", "limit", "attempts", "blind", "in_parts"].contains(&key.as_str()));
     }
+    // The log of a merge search knows each point by all that decides its score: whatever is asked now uses those of them that it can.
+    if let ("merge-search", Some(all)) = (kind, decides.as_object_mut()) {
+        all.retain(|key, _| key == "kind");
+    }
     // Answers do not depend on who judges them, and the log keeps verdicts by judge.
     if let (true, Some(inputs)) = (matches!(kind, "eval" | "rejudge"), decides["inputs"].as_object_mut()) {
         inputs.remove("judge");

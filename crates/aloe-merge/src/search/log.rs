@@ -20,6 +20,7 @@ struct Entry<T> {
 pub struct PointLog<T> {
     log: Log,
     known: HashMap<String, (f64, T)>,
+    n_new: usize,
 }
 
 impl<T: Clone + Serialize + DeserializeOwned> PointLog<T> {
@@ -27,7 +28,35 @@ impl<T: Clone + Serialize + DeserializeOwned> PointLog<T> {
     pub fn open(path: &Path) -> Result<Self> {
         let (log, entries) = Log::open::<Entry<T>>(path).map_err(Error::from)?;
         let known = entries.into_iter().map(|entry| (entry.key, (entry.score, entry.detail))).collect();
-        Ok(Self { log, known })
+        Ok(Self { log, known, n_new: 0 })
+    }
+
+    /// Takes over what another log holds and this one does not; nobody may be writing the other one.
+    pub fn take_over(&mut self, path: &Path) -> Result<()> {
+        for entry in aloe_record::log::read::<Entry<T>>(path).map_err(Error::from)? {
+            if !self.known.contains_key(&entry.key) {
+                self.log.append(&entry).map_err(Error::from)?;
+                self.known.insert(entry.key, (entry.score, entry.detail));
+            }
+        }
+        self.log.sync().map_err(Error::from)
+    }
+
+    /// Writes the entries of `keys` that the log holds into a log of their own, in this order: the same bytes, however often the search was
+    /// interrupted and whatever else was scored before.
+    pub fn write(&self, keys: &[String], path: &Path) -> Result<()> {
+        let (mut log, _) = Log::open::<Entry<T>>(path).map_err(Error::from)?;
+        for key in keys {
+            if let Some((score, detail)) = self.get(key) {
+                log.append(&Entry { key: key.clone(), score, detail }).map_err(Error::from)?;
+            }
+        }
+        log.sync().map_err(Error::from)
+    }
+
+    /// How many points were put into it since it was opened.
+    pub fn n_new(&self) -> usize {
+        self.n_new
     }
 
     /// The key of a YAML under everything else that decides its score.
@@ -49,6 +78,7 @@ impl<T: Clone + Serialize + DeserializeOwned> PointLog<T> {
         self.log.append(&entry).map_err(Error::from)?;
         self.log.sync().map_err(Error::from)?;
         self.known.insert(key.to_owned(), scored.clone());
+        self.n_new += 1;
         Ok(())
     }
 }

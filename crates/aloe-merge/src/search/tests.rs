@@ -222,6 +222,42 @@ fn a_search_cut_anywhere_and_started_again_scores_no_point_twice_and_finds_the_s
     }
 }
 
+/// More evaluations, or more steps: the points of the shorter search stand among those of the longer one, of CMA-ES at its beginning, and are
+/// taken from what the shorter one wrote.
+#[test]
+fn a_longer_search_asks_for_what_a_shorter_one_did_not_score() {
+    let dir = tempfile::tempdir().unwrap();
+    for method in [Proposer::Grid, Proposer::Cmaes] {
+        let made = |n: usize| {
+            let settings = settings(method, n * n);
+            let knobs = json!({"models.*.parameters.weight": {"from": 0, "to": 2, "steps": n}, "parameters.lambda": {"from": 0, "to": 1, "steps": n}});
+            let space = match method {
+                Proposer::Cmaes => box_space(&settings),
+                Proposer::Grid => Space::new(YAML, &table(knobs), &settings).unwrap(),
+            };
+            (settings, space)
+        };
+        let path = |name: &str| dir.path().join(format!("{method:?}-{name}"));
+        let (settings, space) = made(5);
+        let (short, first) = run(&space, &settings, &path("short"), bowl);
+        let keys: Vec<String> =
+            short.points.iter().map(|point| PointLog::<u32>::key("scope", &space.yaml(&point.values))).collect();
+        PointLog::<u32>::open(&path("short")).unwrap().write(&keys, &path("written")).unwrap();
+        assert_eq!(std::fs::read(path("written")).unwrap(), std::fs::read(path("short")).unwrap());
+        let (settings, space) = made(9);
+        let (alone, all) = run(&space, &settings, &path("alone"), bowl);
+        PointLog::<u32>::open(&path("long")).unwrap().take_over(&path("written")).unwrap();
+        let (long, rest) = run(&space, &settings, &path("long"), bowl);
+        let values = |found: &Searched<u32>| found.points.iter().map(|point| point.values.clone()).collect::<Vec<_>>();
+        assert_eq!(values(&long), values(&alone));
+        if method == Proposer::Cmaes {
+            assert_eq!(all[..first.len()], first, "the first points are the same");
+        }
+        assert_eq!(rest, all.iter().filter(|point| !first.contains(point)).cloned().collect::<Vec<_>>());
+        assert_eq!(rest.len(), all.len() - first.len());
+    }
+}
+
 #[test]
 fn scores_under_another_scope_are_not_taken() {
     let dir = tempfile::tempdir().unwrap();

@@ -18,7 +18,7 @@ use aloe_engine::{Embedder, EngineOptions, Reranker};
 use aloe_eval::{Encoders, EvalConfig};
 use aloe_merge::search::{Outcome, PointCheck, PointLog, Proposer, Searched, Space, search};
 use aloe_merge::{MergeConfig, MergeOptions, MergeReport};
-use aloe_record::{Progress, Record, digest};
+use aloe_record::{Progress, Record, atomic, digest};
 use aloe_task::Split;
 use aloe_task::reported::Overlap;
 use serde::{Deserialize, Serialize};
@@ -83,6 +83,7 @@ pub(super) fn run(
     }
     let asker = Asker { stage, config: &config, encoders, inputs, scratch: &scratch.0, context };
     let mut log = PointLog::open(&log_path(stage, folder)?)?;
+    take_over_finished(&mut log, folder)?;
     let scope = scope(stage, record, context)?;
     let named = if stage.score_inputs { asker.named_inputs()? } else { Vec::new() };
     let total = named.len() + space.n_points(&stage.search);
@@ -94,6 +95,13 @@ pub(super) fn run(
         Some(reason) => Ok(Outcome::Refused(reason)),
         None => asker.score_merge(yaml).map(Outcome::from),
     })?;
+    let inputs = named.iter().map(|name| PointLog::<Answers>::key(&scope, &unmerged_yaml(name)));
+    let points = found.points.iter().map(|point| PointLog::<Answers>::key(&scope, &space.yaml(&point.values)));
+    let keys: Vec<String> = inputs.chain(points).collect();
+    log.write(&keys, &folder.join(SCORED))?;
+    if log.n_new() < keys.len() {
+        tell(&[format!("{} of {} models were asked now, the others had been before", log.n_new(), keys.len())]);
+    }
     drop(log);
     if let ([], Some(refused)) = (&found.points[..], found.refused.first()) {
         let point = space.describe(&refused.values);
@@ -155,6 +163,29 @@ fn log_path(stage: &MergeSearchStage, folder: &Path) -> anyhow::Result<PathBuf> 
     Ok(cache.join("points.log"))
 }
 
+/// The log of a finished search's scores, in the order asked for. A search with more points begins with it.
+const SCORED: &str = "points.log";
+
+/// What a finished search in the place of this one scored: its keys say what of it this one may use.
+fn take_over_finished(log: &mut PointLog<Answers>, folder: &Path) -> anyhow::Result<()> {
+    let finished = atomic::target(folder);
+    let scored = finished.join(SCORED);
+    let Ok(record) = Record::read(&finished) else { return Ok(()) };
+    if record.kind != "merge-search" || !scored.is_file() {
+        return Ok(());
+    }
+    if record.outputs.get(SCORED) != Some(&json!(digest::file(&scored)?)) {
+        tell(&[format!("{} was changed since it was written; its scores are not used", scored.display())]);
+        return Ok(());
+    }
+    Ok(log.take_over(&scored)?)
+}
+
+/// What stands for the YAML of a model that is asked as it is.
+fn unmerged_yaml(name: &str) -> String {
+    format!("unmerged {name}")
+}
+
 /// Digest of everything but the YAML that decides what a merge scores.
 fn scope(stage: &MergeSearchStage, record: &Record, context: &Context) -> anyhow::Result<String> {
     let decides = json!({
@@ -168,12 +199,19 @@ fn scope(stage: &MergeSearchStage, record: &Record, context: &Context) -> anyhow
 struct Scratch(PathBuf);
 
 impl Scratch {
+    /// Also removes what a kill left of the best merge, which may be another one now.
     fn open(folder: &Path) -> anyhow::Result<Self> {
-        let path = folder.join(".scratch");
-        if path.exists() {
-            std::fs::remove_dir_all(&path).map_err(aloe_record::Error::io("remove", &path))?;
+        for entry in std::fs::read_dir(folder).map_err(aloe_record::Error::io("list", folder))? {
+            let path = entry.map_err(aloe_record::Error::io("list", folder))?.path();
+            let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+            match path.is_dir() {
+                true => std::fs::remove_dir_all(&path),
+                false if is_hidden => Ok(()),
+                false => std::fs::remove_file(&path),
+            }
+            .map_err(aloe_record::Error::io("remove", &path))?;
         }
-        Ok(Self(path))
+        Ok(Self(folder.join(".scratch")))
     }
 }
 
@@ -219,7 +257,7 @@ impl Asker<'_> {
         for name in names {
             self.context.cancel.check()?;
             progress.message(&format!("unmerged {name}"));
-            let key = PointLog::<Answers>::key(scope, &format!("unmerged {name}"));
+            let key = PointLog::<Answers>::key(scope, &unmerged_yaml(name));
             let answers = match log.get(&key) {
                 Some((_, answers)) => {
                     progress.resume(1);

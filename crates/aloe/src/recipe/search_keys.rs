@@ -60,9 +60,10 @@ pub(crate) fn merge_search() -> String {
          in the YAML, which must stand there\n{}\nsearch\n{}\nExample of search.toml:\n{SEARCH_EXAMPLE}\nExamples:\n  aloe merge-search search.toml runs/search\n  \
          aloe merge-search search.toml runs/search --set search.method=cmaes --dtype bf16\n\nEach point is merged and asked here; a point's score is the \
          share of all questions that it answers right. A search on a reported set (MedQA test, MedMCQA validation, PubMedQA test, MMLU test, \
-         CareQA) is refused. Stop it at any time; the same command goes on. Relative paths start at the current folder.\n\nWrites the best merge as a \
+         CareQA) is refused. Stop it at any time; the same command goes on. So does one with more evaluations or a larger grid, after the end too: what is in points.log \
+         is not asked again, and cmaes begins with the same points. Relative paths start at the current folder.\n\nWrites the best merge as a \
          Hugging Face folder with merge.json and report.html, search.json (every point with its standard error, and what may be said of the \
-         best), search.html and record.json. A best that noise made is called that: exact McNemar tests against every other point and input, with \
+         best), search.html, points.log (the answers' marks) and record.json. A best that noise made is called that: exact McNemar tests against every other point and input, with \
          Holm's correction.",
         keys::list(SEARCH_STAGE, &defaults),
         keys::list(KNOB, &none),

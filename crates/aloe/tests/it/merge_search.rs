@@ -205,6 +205,81 @@ fn a_wider_search_with_the_same_point_cache_scores_what_is_new_alone() {
     assert_eq!(digests(&dir.path().join("wide")), digests(&dir.path().join("alone")), "the cache changes no byte");
 }
 
+/// After the end and after a kill, for both methods: what was scored is not asked again, and the files are those of the longer search alone.
+#[test]
+fn a_longer_search_in_the_place_of_a_shorter_one_asks_what_is_new_alone() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path(), &stories);
+    let grid = |values: &str| format!("models.0.parameters.weight = {{ values = [{values}] }}");
+    let range = "\"models.*.parameters.density\" = { from = 0.3, to = 1 }\n\"models.*.parameters.weight\" = { from = 0.1, to = 1 }";
+    let cases = [
+        ("grid", [grid("0.2, 0.9"), grid("0.2, 0.5, 0.9")], ["method = \"grid\"", "method = \"grid\""], (1, 6)),
+        (
+            "cmaes",
+            [range.into(), range.into()],
+            ["method = \"cmaes\"\nevaluations = 6", "method = \"cmaes\"\nevaluations = 12"],
+            (6, 15),
+        ),
+    ];
+    for (name, spaces, methods, (n_new, n_all)) in cases {
+        let settings = |at: usize| search_file(dir.path(), &spaces[at], methods[at], STARTER_DEV);
+        let (alone, there) = (dir.path().join(format!("alone-{name}")), dir.path().join(format!("there-{name}")));
+        let file = settings(0);
+        let (_, stderr, code) = search(&file, &there, &[]);
+        assert!(code == 0 && !stderr.contains("asked now"), "{stderr}");
+        let file = settings(1);
+        let (_, stderr, code) = search(&file, &there, &[]);
+        assert_eq!(code, 0, "{stderr}");
+        let said = format!("{n_new} of {n_all} models were asked now, the others had been before");
+        assert!(stderr.contains(&said), "{name}: {stderr}");
+        let (_, stderr, code) = search(&file, &alone, &[]);
+        assert_eq!(code, 0, "{stderr}");
+        assert_eq!(digests(&there), digests(&alone), "{name}: what was scored before changes no byte");
+        // A shorter search that a kill ended after its last score.
+        let killed = dir.path().join(format!("killed-{name}"));
+        let file = settings(0);
+        let args = ["merge-search", file.to_str().unwrap(), killed.to_str().unwrap(), "--dtype", "f32", "--seed", "5"];
+        let quiet = std::process::Stdio::null;
+        let mut child = aloe().args(args).stdout(quiet()).stderr(quiet()).spawn().unwrap();
+        let log = dir.path().join(format!(".killed-{name}.partial/.points.log"));
+        let n_lines = || std::fs::read_to_string(&log).map_or(0, |text| text.lines().count());
+        while n_lines() < 4 && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!killed.exists(), "the kill came too late");
+        let n_scored = n_lines();
+        let file = settings(1);
+        let (_, stderr, code) = search(&file, &killed, &[]);
+        assert_eq!(code, 0, "{stderr}");
+        let said = format!("{} of {n_all} models were asked now", n_all - n_scored);
+        assert!(stderr.contains(&said), "{name}: {said} is not in {stderr}");
+        assert_eq!(digests(&killed), digests(&alone), "{name}");
+    }
+}
+
+/// Scores that somebody edited are told and asked again.
+#[test]
+fn edited_scores_of_a_finished_search_are_not_used() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path(), &stories);
+    let grid = |values: &str| format!("models.0.parameters.weight = {{ values = [{values}] }}");
+    let out = dir.path().join("search");
+    let file = search_file(dir.path(), &grid("0.2, 0.9"), "method = \"grid\"", STARTER_DEV);
+    assert_eq!(search(&file, &out, &[]).2, 0);
+    let log = std::fs::read_to_string(out.join("points.log")).unwrap();
+    std::fs::write(out.join("points.log"), log.replacen("\"score\":", "\"score\":1", 1)).unwrap();
+    let file = search_file(dir.path(), &grid("0.2, 0.5, 0.9"), "method = \"grid\"", STARTER_DEV);
+    let (_, stderr, code) = search(&file, &out, &[]);
+    assert!(
+        code == 0 && stderr.contains("was changed since it was written") && !stderr.contains("asked now"),
+        "{stderr}"
+    );
+}
+
 #[test]
 fn a_search_on_a_reported_set_is_refused_before_the_first_merge_by_name_and_by_content() {
     let Some(stories) = stories() else { return };
