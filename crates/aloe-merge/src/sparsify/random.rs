@@ -5,6 +5,9 @@ use aloe_record::CounterRng;
 use aloe_tensor::Isa;
 use std::ops::Range;
 
+/// What every stage calls the folder of its model, and of its f32 weights.
+const OF_STAGES: [&str; 2] = ["model", "master"];
+
 /// Blocks of the generator side by side.
 const LANES: usize = 128;
 
@@ -75,8 +78,9 @@ pub fn mask_key(document: Option<&str>, model: &str) -> String {
 }
 
 /// The names of a merge's models as their masks know them: of a path its last component, so that `m/a`, `./m/a`, `/data/m/a/` and `org/a` have
-/// one mask, with as many components as tell it from the other models; of `model+adapter` both parts so. Models that no component tells
-/// apart keep what the configuration writes, which differs.
+/// one mask, with as many components as tell it from the other models; of `model+adapter` both parts so. A stage's `runs/a/model` and
+/// `runs/a/master` are `a`: every stage calls its model so, and two stages' models shall not share a mask. Models that no component
+/// tells apart keep what the configuration writes, which differs.
 pub fn mask_names(names: &[&str]) -> Vec<String> {
     let parts: Vec<Vec<Vec<&str>>> =
         names.iter().map(|name| split_adapter(name).into_iter().map(components).collect()).collect();
@@ -95,7 +99,10 @@ pub fn mask_names(names: &[&str]) -> Vec<String> {
 
 /// The components of a path that name something; of one that has none, such as `.` or `/`, the path itself.
 fn components(path: &str) -> Vec<&str> {
-    let found: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let mut found: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    if found.len() > 1 && found.last().is_some_and(|last| OF_STAGES.contains(last)) {
+        found.pop();
+    }
     if found.is_empty() { vec![path] } else { found }
 }
 

@@ -150,7 +150,7 @@ fn the_way_a_models_path_is_written_changes_no_mask() {
         run(&text, &dir.path().join("merged"), &options).unwrap();
         let readme = std::fs::read_to_string(dir.path().join("merged/model/README.md")).unwrap();
         assert!(
-            readme.contains("the last component of a model's name (more where two models share it): `a`, `b`."),
+            readme.contains("a model's name, which is the last component of its path (of a stage's `model` or `master` the stage; more where two models share it): `a`, `b`."),
             "{readme}"
         );
         load(&dir.path().join("merged/model"))
@@ -167,6 +167,56 @@ fn the_way_a_models_path_is_written_changes_no_mask() {
     assert_eq!(masks(&["m/base+loras/tone", "./m/base"]), ["base+tone", "base"]);
     // Nothing but the writing tells these apart.
     assert_eq!(masks(&["m/a", "./m/a", "/"]), ["m/a", "./m/a", "/"]);
+    assert_eq!(masks(&["r/a/model", "r/a/master"]), ["r/a/model", "r/a/master"]);
+    // What stages call all their models says nothing.
+    assert_eq!(masks(&["r/a/model", "r/b/master/", "base", "model"]), ["a", "b", "base", "model"]);
+    assert_eq!(masks(&["r/a/model", "s/a/model", "a"]), ["r/a", "s/a", "a"]);
+    assert_eq!(masks(&["base+r/tone/model"]), ["base+tone"]);
+}
+
+/// Elements of the first model alone are kept or not by its mask: two merges of one seed keep others where the models are others.
+#[test]
+fn models_of_two_stages_have_masks_of_their_own_within_a_merge_and_across_merges() {
+    let (dir, options) = models();
+    for stage in ["one", "two"] {
+        let folder = dir.path().join(stage).join("model");
+        std::fs::create_dir_all(&folder).unwrap();
+        for entry in std::fs::read_dir(dir.path().join("a")).unwrap().flatten() {
+            std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+        }
+    }
+    let root = dir.path().display();
+    let merged = |stages: &[&str]| {
+        let models: String = stages
+            .iter()
+            .map(|stage| format!("- {{model: {root}/{stage}/model, parameters: {{weight: 0.5, density: 0.5}}}}\n"))
+            .collect();
+        let text = format!("models:\n{models}base_model: base\nmerge_method: dare_linear\ndtype: float32\n");
+        run(&text, &dir.path().join("merged"), &options).unwrap();
+        load(&dir.path().join("merged/model"))
+    };
+    let (one, two, both) = (merged(&["one"]), merged(&["two"]), merged(&["one", "two"]));
+    let base = load(&dir.path().join("base"));
+    let (mut n, mut n_shared, mut n_kept) = (0, 0, [0, 0]);
+    for (tensor, (name, base)) in base.iter().enumerate() {
+        let tuned = value("a", name, base.len());
+        let [one, two, both] = [&one, &two, &both].map(|merged| &merged[tensor].1);
+        for at in 0..base.len() {
+            if tuned[at] == base[at] {
+                continue;
+            }
+            let kept = [one, two].map(|merged| merged[at] != base[at]);
+            n += 1;
+            n_shared += usize::from(kept[0] == kept[1]);
+            (0..2).for_each(|model| n_kept[model] += usize::from(kept[model]));
+            // One changed element kept by both counts twice, by one once: masks in a merge of both are those of the merges alone.
+            let sum = (one[at] - base[at]) + (two[at] - base[at]);
+            assert!((both[at] - base[at] - sum).abs() < 1e-7, "{name} {at}");
+        }
+    }
+    // Independent masks agree on half of the elements, within five standard deviations; one shared mask agrees on all.
+    let within = |count: usize| (count as f64 - 0.5 * n as f64).abs() < 2.5 * (n as f64).sqrt();
+    assert!(n > 5000 && within(n_shared) && within(n_kept[0]) && within(n_kept[1]), "{n_shared} and {n_kept:?} of {n}");
 }
 
 #[test]
