@@ -88,6 +88,18 @@ fn the_models_own_value_goes_before_the_global_one_and_a_filter_without_a_match_
     assert_eq!(weights("model.layers.1.self_attn.q_proj.weight", 0.5), [0.25, 0.25]);
 }
 
+/// As in mergekit, where the empty text occurs in every tensor's name.
+#[test]
+fn an_empty_filter_matches_every_tensor() {
+    let config = parse(
+        "models:\n- model: a\n  parameters:\n    weight: [{filter: mlp, value: 0.5}, {filter: '', value: 0.3}, {value: 1}]\n\
+         merge_method: linear\n",
+    )
+    .unwrap();
+    let weights = |tensor: &str| weights(&resolve(&config, tensor, 0.0));
+    assert_eq!((weights("lm_head.weight"), weights("model.layers.1.mlp.up_proj.weight")), (vec![0.3], vec![0.5]));
+}
+
 /// By hand: three values over five layers, t = 0, 1/4, 1/2, 3/4, 1, so that layer 1 lies half-way between the first two.
 #[test]
 fn a_gradient_is_interpolated_over_the_layers() {

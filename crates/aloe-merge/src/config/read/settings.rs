@@ -1,6 +1,6 @@
 //! The `parameters` of a configuration: which exist, where they may stand, and their values.
 
-use super::{Reader, find, key_text};
+use super::{Reader, find, key_text, text_of};
 use crate::config::{Parameter, ParameterValue, Range, RescaleKind, Rule, Scope, Setting, Sparsification};
 use crate::yaml::{Node, Scalar, Value};
 
@@ -86,6 +86,8 @@ impl Reader {
             }
         }
         let filter = match find(entries, "filter") {
+            // Empty, it occurs in every name, as in mergekit.
+            Some(node) if text_of(node) == Some("") => None,
             Some(node) => Some(self.text(node, "filter")?.to_owned()),
             None => None,
         };
