@@ -164,7 +164,7 @@ fn of_document(config: &MergeConfig, options: &MergeOptions, outlines: &Outlines
     }
     let dtype = config.dtype.unwrap_or_else(|| widest(&models));
     let tokenizer = vocabulary.as_ref().map_or(leader, |vocabulary| vocabulary.donor);
-    let mut files = tokenizer::files(&models, tokenizer, config.chat_template.as_ref(), &mut notes)?;
+    let mut files = tokenizer::files(&models, tokenizer, config, &mut notes)?;
     if let Some(file) = &shortened {
         tokenizer::put_vocabulary(&mut files, file, &mut notes)?;
     }

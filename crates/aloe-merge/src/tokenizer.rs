@@ -4,7 +4,7 @@
 //! fine-tune calls `<|im_start|>`) are noted, not refused: mergekit merges them too, and users do it knowingly.
 
 use crate::beside::Beside;
-use crate::config::ChatTemplateChoice;
+use crate::config::{ChatTemplateChoice, MergeConfig};
 use crate::inputs::PlannedModel;
 use crate::tokenizer_file::{TokenizerFile, forget_in_config, list_in_config};
 use crate::vocabulary::note_past;
@@ -91,7 +91,7 @@ pub(crate) fn compare(models: &[PlannedModel], donor: usize, notes: &mut Vec<Str
 pub(crate) fn files(
     models: &[PlannedModel],
     donor: usize,
-    choice: Option<&ChatTemplateChoice>,
+    config: &MergeConfig,
     notes: &mut Vec<String>,
 ) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = Vec::new();
@@ -102,9 +102,9 @@ pub(crate) fn files(
         notes.push(format!("{} has no tokenizer: the result has none either", models[donor].name));
         return Ok(files);
     }
-    match template(models, choice, notes)? {
+    match template(models, config.chat_template.as_ref(), notes)? {
         Some(template) => set_template(&mut files, &template)?,
-        None => hint_at_template(models, donor, notes)?,
+        None => hint_at_template(models, donor, config.tokenizer.is_some(), notes)?,
     }
     Ok(files)
 }
@@ -215,17 +215,25 @@ pub(crate) fn put_vocabulary(
     Ok(())
 }
 
-/// A base model often has no template while the models merged over it do: the result could not be chatted with.
-fn hint_at_template(models: &[PlannedModel], donor: usize, notes: &mut Vec<String>) -> Result<()> {
+/// A base model often has no template while the models merged over it do: the result could not be chatted with. Where the file chooses a
+/// vocabulary, that choice stands: another `tokenizer_source` would give up a union.
+fn hint_at_template(
+    models: &[PlannedModel],
+    donor: usize,
+    chooses_vocabulary: bool,
+    notes: &mut Vec<String>,
+) -> Result<()> {
     if template_of(&models[donor].beside)?.is_some() {
         return Ok(());
     }
     for PlannedModel { name, beside, .. } in models {
         if template_of(beside)?.is_some() {
             let donor = &models[donor].name;
-            notes.push(format!(
-                "the tokenizer of {donor} has no chat template, that of {name} has one: `tokenizer_source: {name}` would keep it"
-            ));
+            let advice = match chooses_vocabulary {
+                true => "`chat_template: auto` would take the one that most models have".to_owned(),
+                false => format!("`tokenizer_source: {name}` would keep it"),
+            };
+            notes.push(format!("the tokenizer of {donor} has no chat template, that of {name} has one: {advice}"));
             return Ok(());
         }
     }

@@ -142,6 +142,21 @@ fn the_token_that_ends_the_chosen_template_s_answers_ends_a_text() {
 }
 
 #[test]
+fn a_chosen_vocabulary_is_not_to_be_given_up_for_a_chat_template() {
+    let (_dir, options) = chat();
+    let hint = |settings: &str| {
+        let notes = notes_of(&dare(settings), &options).into_iter();
+        notes.filter(|note| note.starts_with("the tokenizer of base has no chat template")).collect::<Vec<_>>()
+    };
+    for settings in ["tokenizer_source: union\n", "tokenizer_source: base\n"] {
+        let found = hint(settings);
+        let [note] = &found[..] else { panic!("{settings}: {found:?}") };
+        assert!(note.ends_with("`chat_template: auto` would take the one that most models have"), "{note}");
+    }
+    assert!(hint("tokenizer_source: union\nchat_template: auto\n").is_empty());
+}
+
+#[test]
 fn a_row_that_the_base_borrows_is_not_said_to_be_unchanged() {
     let (_dir, options) = chat();
     let notes = notes_of(&dare("tokenizer_source: union\nchat_template: auto\n"), &options);
