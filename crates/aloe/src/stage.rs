@@ -92,7 +92,8 @@ pub(crate) fn execute(
     replaced::refuse_inputs(job.kind, job.out, job.paths())?;
     replaced::refuse_foreign(job.kind, job.out)?;
     // A merge hashes its inputs while it reads them, unless there is a result that they may already have led to.
-    let is_hashed_by_work = job.kind == "merge" && !job.out.exists();
+    let has_result = job.out.join("record.json").exists();
+    let is_hashed_by_work = job.kind == "merge" && !has_result;
     let inputs = match is_hashed_by_work {
         true => job.paths().try_for_each(check_input).map(|()| Map::new())?,
         false => input_digests(job)?,
@@ -120,7 +121,7 @@ pub(crate) fn execute(
             "{}: the rows that its model was trained on changed; it is made anew and then replaced",
             job.out.display()
         ));
-    } else if job.out.exists() && !is_other {
+    } else if has_result && !is_other {
         tell(&format!("{}: settings, inputs or outputs changed; it is made anew and then replaced", job.out.display()));
     }
     let folder = open_partial(job.kind, job.out, &resumable(job.kind, decides))?;

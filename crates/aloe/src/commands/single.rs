@@ -10,7 +10,7 @@ use crate::commands::settings::set_all;
 use crate::commands::stages::check_expected;
 use crate::commands::threads_of;
 use crate::failure::Failure;
-use crate::recipe::checked::{Recipe, is_of_stage_name};
+use crate::recipe::checked::{COMMAND_LINE, Recipe, is_of_stage_name};
 use crate::recipe::stage_config::source_mistake;
 use crate::replaced;
 use crate::stage::{Context, Done};
@@ -400,13 +400,14 @@ fn run(request: Request<'_>, cancel: &Cancel) -> anyhow::Result<Done> {
     }
     let mut document = Table::new();
     document.insert("name".into(), Value::String("command-line".into()));
-    document.insert("seed".into(), Value::Integer(i64::try_from(request.common.seed)?));
     if let Some(dtype) = request.dtype {
         document.insert("dtype".into(), Value::String(dtype.name().into()));
     }
     document.insert("stage".into(), Value::Array(vec![Value::Table(entry)]));
     let text = toml::to_string(&document)?;
-    let mut recipe = Recipe::parse(Path::new("command line"), &text)?;
+    let mut recipe = Recipe::parse(Path::new(COMMAND_LINE), &text)?;
+    // TOML's whole numbers end at 2^63; a seed does not.
+    recipe.set_seed(request.common.seed);
     recipe.stages[0].name = name;
     let threads = threads_of(request.common.threads);
     let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, servers: None, cancel: cancel.clone() };

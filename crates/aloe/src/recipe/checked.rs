@@ -164,11 +164,20 @@ fn gather_unset(mistakes: &mut Vec<Mistake>) {
     }
 }
 
+/// The path of a recipe that was made of flags and settings: nobody sees its text, so its lines and the name of its only stage say nothing.
+pub(crate) const COMMAND_LINE: &str = "command line";
+
 fn shown(path: &Path, mistakes: &[Mistake]) -> String {
-    let place = if path == Path::new("command line") { "settings" } else { "recipe" };
+    let is_made = path == Path::new(COMMAND_LINE);
+    let place = if is_made { "settings" } else { "recipe" };
     let noun = if mistakes.len() == 1 { "mistake" } else { "mistakes" };
-    let lines: Vec<String> =
-        mistakes.iter().map(|mistake| format!("  {}:{}: {}", path.display(), mistake.line, mistake.text)).collect();
+    let line = |mistake: &Mistake| match mistake.text.strip_prefix("stage \"").and_then(|text| text.split_once("\": "))
+    {
+        Some((_, text)) if is_made => format!("  {text}"),
+        None if is_made => format!("  {}", mistake.text),
+        _ => format!("  {}:{}: {}", path.display(), mistake.line, mistake.text),
+    };
+    let lines: Vec<String> = mistakes.iter().map(line).collect();
     format!("{} {noun} in the {place}; nothing was run\n{}", mistakes.len(), lines.join("\n"))
 }
 

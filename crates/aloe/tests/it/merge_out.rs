@@ -58,6 +58,28 @@ fn a_repeated_merge_never_deletes_files_that_it_did_not_write() {
 }
 
 #[test]
+fn an_empty_folder_is_written_like_none_and_every_seed_of_64_bits_goes() {
+    let (dir, config) = dare(300, 32);
+    let out = dir.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let seed = u64::MAX.to_string();
+    let merge = |seed: &str| run(&["merge", text(&config), text(&out), "--seed", seed]);
+    let (_, stderr, code) = merge(&seed);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(!stderr.contains("changed"), "nothing stood there: {stderr}");
+    let record: Value = serde_json::from_slice(&std::fs::read(out.join("record.json")).unwrap()).unwrap();
+    assert_eq!(record["seed"], u64::MAX);
+    let (stdout, stderr, code) = merge(&seed);
+    assert!(code == 0 && stdout.contains("was done already"), "{stdout}{stderr}");
+    let first = std::fs::read(out.join("model.safetensors")).unwrap();
+    let (_, stderr, code) = merge("9223372036854775808");
+    assert!(code == 0 && stderr.contains("settings, inputs or outputs changed"), "{stderr}");
+    assert!(std::fs::read(out.join("model.safetensors")).unwrap() != first, "another seed, other masks");
+    let (_, stderr, code) = merge("18446744073709551616");
+    assert!(code == 2 && stderr.contains("--seed"), "{stderr}");
+}
+
+#[test]
 fn a_result_is_not_written_over_around_or_into_an_input() {
     let (dir, config) = dare(300, 32);
     let merge = |config: &Path, out: &Path, relation: &str| {

@@ -337,6 +337,8 @@ fn a_bad_search_file_is_one_clear_error_before_any_work() {
         let file = search_file(dir.path(), space, method, STARTER_DEV);
         let (_, stderr, code) = search(&file, &out, &[]);
         assert!(code == 2 && stderr.contains(words), "{words:?} is not in {stderr}");
+        // Neither a line of a text that nobody wrote, nor a stage that nobody named.
+        assert!(!stderr.contains("command line") && !stderr.contains("stage \"search\""), "{stderr}");
         assert!(!out.exists(), "something was written");
     }
 }
