@@ -23,6 +23,13 @@ pub(crate) trait Rounding {
     /// The nearest value of the dtype. What is not finite stays so: of NaN, those that arithmetic makes and those that [`round_read`] gives;
     /// the addition that rounds would carry the payload of another into its sign.
     fn round(value: f32) -> f32;
+
+    /// [`Rounding::round`] of what was computed in float64 from values of the dtype, the same as of what float32 gives; in float32 itself nothing is
+    /// rounded before the end, so that the errors of several steps do not add up.
+    #[inline]
+    fn round_wide(value: f64) -> f64 {
+        f64::from(Self::round(value as f32))
+    }
 }
 
 /// float32: nothing is lost.
@@ -35,6 +42,11 @@ pub(crate) struct InF16;
 impl Rounding for InF32 {
     #[inline]
     fn round(value: f32) -> f32 {
+        value
+    }
+
+    #[inline]
+    fn round_wide(value: f64) -> f64 {
         value
     }
 }

@@ -419,7 +419,8 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         // 0.1.0+2: masks by the model's name, not its place; +3: nearswap's weight is a reciprocal times t; +4: task_arithmetic takes no density,
         // multislerp of no change is the base, named chat templates are mergekit's; +5: added tokens stand in the vocabulary of a union's tokenizer,
         // texts end where the chosen tokenizer and template end them; +6: masks by the last component of a model's name, new tokens in the order of
-        // the file, no tokens past the embedding, ends of templates that print the date; +7: of a stage's `model` and `master` the stage names the mask.
+        // the file, no tokens past the embedding, ends of templates that print the date; +7: of a stage's `model` and `master` the stage names the mask, model_stock in float32
+        // rounds once.
         "merge" => "0.1.0+7",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's. Of an evaluation also what is
         // made of the answers; 2: answers are read by position alike for every letter, figures by subject, length and calibration.

@@ -2,7 +2,8 @@
 //! `t = N cos / (1 + (N - 1) cos)`, result `t mean + (1 - t) base`. `filter_wise` gives each row its own angle.
 //!
 //! Source: arXiv 2403.19522; mergekit 0.1.5, `merge_methods/model_stock.py`: `cos` is the mean over pairs, products of norms count as at
-//! least 1e-6, a denominator below 1e-6 keeps the base; every operation is rounded to the merge dtype.
+//! least 1e-6, a denominator below 1e-6 keeps the base; every operation is rounded to the merge dtype. In float32 ours is rounded at the end
+//! alone: where `t` lies outside of 0 to 1 the terms are larger than their sum, and two results with an error each are 1e-6 apart.
 //!
 //! Parameters: `filter_wise` (off). The order of the models does not matter but to rounding.
 
@@ -19,7 +20,7 @@ use std::marker::PhantomData;
 pub(super) struct ModelStock<R> {
     fibres: Fibres,
     /// The interpolation's place per fibre.
-    places: Vec<f32>,
+    places: Vec<f64>,
     rounding: PhantomData<fn() -> R>,
 }
 
@@ -44,8 +45,8 @@ pub(super) fn prepare<R: Rounding>(group: &Group) -> Result<ModelStock<R>> {
     let n_fibres = totals.first().map_or(0, Vec::len);
     let places = (0..n_fibres)
         .map(|fibre| {
-            let norms: Vec<f32> = totals[..n].iter().map(|sums| R::round(sums[fibre].sqrt() as f32)).collect();
-            let products: Vec<f32> = totals[n..].iter().map(|sums| R::round(sums[fibre] as f32)).collect();
+            let norms: Vec<f64> = totals[..n].iter().map(|sums| R::round_wide(sums[fibre].sqrt())).collect();
+            let products: Vec<f64> = totals[n..].iter().map(|sums| R::round_wide(sums[fibre])).collect();
             place::<R>(&norms, &products)
         })
         .collect();
@@ -53,31 +54,33 @@ pub(super) fn prepare<R: Rounding>(group: &Group) -> Result<ModelStock<R>> {
 }
 
 /// `t` from the norms of the offsets and the products of all pairs.
-fn place<R: Rounding>(norms: &[f32], products: &[f32]) -> f32 {
+fn place<R: Rounding>(norms: &[f64], products: &[f64]) -> f64 {
+    let round = R::round_wide;
     let mut cosines = Vec::with_capacity(products.len());
     for (first, a) in norms.iter().enumerate() {
         for b in &norms[first + 1..] {
-            let scale = R::round(a * b).max(R::round(1e-6));
-            cosines.push(R::round(products[cosines.len()] / scale).clamp(-1.0, 1.0));
+            let scale = round(a * b).max(round(f64::from(1e-6f32)));
+            cosines.push(round(products[cosines.len()] / scale).clamp(-1.0, 1.0));
         }
     }
-    let cosine = R::round(cosines.iter().sum::<f32>() / cosines.len() as f32);
-    let n = norms.len() as f32;
-    let denominator = R::round(1.0 + R::round((n - 1.0) * cosine));
-    if denominator.abs() < 1e-6 { 0.0 } else { R::round(R::round(n * cosine) / denominator) }
+    let cosine = round(cosines.iter().sum::<f64>() / cosines.len() as f64);
+    let n = norms.len() as f64;
+    let denominator = round(1.0 + round((n - 1.0) * cosine));
+    if denominator.abs() < 1e-6 { 0.0 } else { round(round(n * cosine) / denominator) }
 }
 
 impl<R: Rounding> Kernel for ModelStock<R> {
     fn tile(&self, group: &Group, start: usize, out: &mut [f32]) -> Result<Option<TileSums>> {
         let range = start..start + out.len();
         let base = group.read_base(&range)?;
+        let round = R::round_wide;
         let inputs = group.others();
         let models = inputs.iter().map(|&input| group.read(input, &range)).collect::<Result<Vec<_>>>()?;
         for (at, out) in out.iter_mut().enumerate() {
             let t = self.places[self.fibres.of(start + at)];
-            let sum = models.iter().fold(0.0, |sum, model| R::round(sum + model[at]));
-            let average = R::round(sum / models.len() as f32);
-            *out = R::round(R::round(t * average) + R::round(R::round(1.0 - t) * base[at]));
+            let sum = models.iter().fold(0.0, |sum, model| round(sum + f64::from(model[at])));
+            let average = round(sum / models.len() as f64);
+            *out = round(round(t * average) + round(round(1.0 - t) * f64::from(base[at]))) as f32;
         }
         let deltas: Vec<Scratch> =
             models.iter().map(|model| model.iter().zip(&base).map(|(x, base)| x - base).collect()).collect();
@@ -88,6 +91,9 @@ impl<R: Rounding> Kernel for ModelStock<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Method;
+    use crate::merge_group;
+    use crate::method::tests::group_of;
     use crate::tile::InF32;
 
     /// Equal task vectors (cos 1): the mean, t = 1. At right angles: the base, t = 0. Two at 60 degrees: 2 (1/2) / (1 + 1/2) = 2/3. Three
@@ -99,5 +105,37 @@ mod tests {
         assert!((place::<InF32>(&[2.0, 1.0], &[1.0]) - 2.0 / 3.0).abs() < 1e-7);
         assert_eq!(place::<InF32>(&[1.0, 1.0, 1.0], &[0.25, 0.5, 0.75]), 0.75);
         assert_eq!(place::<InF32>(&[1.0, 1.0], &[-1.0]), 0.0);
+    }
+
+    /// Task vectors that point apart: `t` is about -2, and the terms of the sum are several times the result. Against the formula in float64.
+    #[test]
+    fn in_float32_nothing_is_lost_where_the_models_point_apart() {
+        let n = 512;
+        let noise = |seed: u64| {
+            let rng = aloe_record::CounterRng::new(seed, "model_stock", 0);
+            (0..n).map(|at| rng.at(at as u64) as f32 / u32::MAX as f32 - 0.5).collect::<Vec<f32>>()
+        };
+        let (base, one, two) = (noise(0), noise(1), noise(2));
+        let model = |change: &dyn Fn(usize) -> f32| (0..n).map(|at| base[at] + 0.1 * change(at)).collect::<Vec<f32>>();
+        let models = [model(&|at| one[at]), model(&|at| two[at]), model(&|at| -0.5 * (one[at] + two[at]))];
+        let group = group_of(Method::ModelStock, &[&base, &models[0], &models[1], &models[2]], vec![n], &[]);
+        let found = merge_group(Method::ModelStock, &group).unwrap().0;
+        let wide = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect::<Vec<f64>>();
+        let (base, models) = (wide(&base), models.map(|model| wide(&model)));
+        let offset = |model: usize| models[model].iter().zip(&base).map(|(x, base)| x - base).collect::<Vec<f64>>();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let cosine = |a: usize, b: usize| {
+            let (a, b) = (offset(a), offset(b));
+            dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt()
+        };
+        let mean = (cosine(0, 1) + cosine(0, 2) + cosine(1, 2)) / 3.0;
+        let t = 3.0 * mean / (1.0 + 2.0 * mean);
+        assert!(t < -2.0, "{t}");
+        let size = (dot(&base, &base) / n as f64).sqrt();
+        for at in 0..n {
+            let exact = t * (models[0][at] + models[1][at] + models[2][at]) / 3.0 + (1.0 - t) * base[at];
+            let far = (f64::from(found[at]) - exact).abs() / exact.abs().max(size);
+            assert!(far < 1.2e-7, "{at}: {far:.2e}");
+        }
     }
 }
