@@ -100,6 +100,27 @@ fn an_empty_filter_matches_every_tensor() {
     assert_eq!((weights("lm_head.weight"), weights("model.layers.1.mlp.up_proj.weight")), (vec![0.3], vec![0.5]));
 }
 
+#[test]
+fn a_wrong_value_is_one_mistake_and_not_said_to_be_missing_too() {
+    for weight in ["one", ".nan", "[]", "[1, x]", "{filter: mlp}"] {
+        let found =
+            mistakes(&format!("models:\n- model: a\n  parameters: {{weight: {weight}}}\nmerge_method: linear\n"));
+        assert_eq!(found.len(), 1, "{weight}: {found:?}");
+        assert!(found[0].0 == 3 && found[0].1.contains("weight"), "{weight}: {found:?}");
+    }
+}
+
+#[test]
+fn a_quoted_word_for_a_condition_is_one_as_in_mergekit() {
+    for (word, expected) in [("false", false), ("No", false), ("OFF", false), ("0", false), ("true", true), ("y", true)]
+    {
+        let text = format!(
+            "models: [{{model: a, parameters: {{weight: 1}}}}]\nmerge_method: linear\nparameters: {{normalize: '{word}'}}\n"
+        );
+        assert_eq!(resolve(&parse(&text).unwrap(), "x", 0.0).flag(Parameter::Normalize), expected, "{word}");
+    }
+}
+
 /// By hand: three values over five layers, t = 0, 1/4, 1/2, 3/4, 1, so that layer 1 lies half-way between the first two.
 #[test]
 fn a_gradient_is_interpolated_over_the_layers() {
@@ -341,7 +362,7 @@ fn numbers_are_flags_as_mergekit_takes_them() {
         let found = resolve(&parse(&text(value)).unwrap(), "x", 0.0);
         assert_eq!(found.flag(Parameter::Normalize), expected, "{value}");
     }
-    for value in [".nan", "\"true\"", ".inf"] {
+    for value in [".nan", "\"maybe\"", ".inf"] {
         assert!(mistakes(&text(value))[0].1.starts_with("normalize must be true or false"), "{value}");
     }
 }

@@ -22,10 +22,10 @@ impl Reader {
                 continue;
             };
             self.note_without_effect(parameter, model);
-            if let Some(rule) = self.rule(value, parameter, &name) {
-                self.check_kind(&rule, value.line);
-                settings.push((parameter, Setting { line: key.line, rule }));
-            }
+            // A wrong value was told and is given all the same: that it is missing would be a second mistake.
+            let rule = self.rule(value, parameter, &name).unwrap_or(Rule::Constant(ParameterValue::Number(1.0)));
+            self.check_kind(&rule, value.line);
+            settings.push((parameter, Setting { line: key.line, rule }));
         }
         settings
     }
@@ -152,6 +152,12 @@ fn scalar_value(scalar: &Scalar, parameter: Parameter) -> Option<ParameterValue>
             Scalar::Int(_) | Scalar::Float(_) => {
                 number().filter(|v| v.is_finite()).map(|v| ParameterValue::Flag(v != 0.0))
             }
+            // Quoted, a word is text to YAML and a condition to mergekit (pydantic's words for one).
+            Scalar::Text(text) => match text.to_lowercase().as_str() {
+                "true" | "yes" | "on" | "t" | "y" | "1" => Some(ParameterValue::Flag(true)),
+                "false" | "no" | "off" | "f" | "n" | "0" => Some(ParameterValue::Flag(false)),
+                _ => None,
+            },
             _ => None,
         },
     }
