@@ -53,8 +53,8 @@ fn masks(config: &MergeConfig) -> String {
     let keys: Vec<String> = keyed.iter().map(|(_, name)| format!("`{name}`")).collect();
     let document = if config.name.is_some() { ", the name of the document" } else { "" };
     format!(
-        "\nThe random masks depend on the seed, the tensor{document} and a model's name, which is the last component of its path (of a stage's `model` \
-         or `master` the stage; more where two models share it): {}.\n",
+        "\nThe random masks depend on the seed, the tensor{document} and a model's name, which is the last component of its path (of a stage's `model`, \
+         `master` or `adapter` the stage; more where two models share it): {}.\n",
         keys.join(", ")
     )
 }

@@ -5,8 +5,8 @@ use aloe_record::CounterRng;
 use aloe_tensor::Isa;
 use std::ops::Range;
 
-/// What every stage calls the folder of its model, and of its f32 weights.
-const OF_STAGES: [&str; 2] = ["model", "master"];
+/// What every stage calls the folder of its model, of its f32 weights and of its adapter.
+const OF_STAGES: [&str; 3] = ["model", "master", "adapter"];
 
 /// Blocks of the generator side by side.
 const LANES: usize = 128;
@@ -77,33 +77,67 @@ pub fn mask_key(document: Option<&str>, model: &str) -> String {
     format!("{}:{document}/{model}", document.len())
 }
 
-/// The names of a merge's models as their masks know them: of a path its last component, so that `m/a`, `./m/a`, `/data/m/a/` and `org/a` have
-/// one mask, with as many components as tell it from the other models; of `model+adapter` both parts so. A stage's `runs/a/model` and
-/// `runs/a/master` are `a`: every stage calls its model so, and two stages' models shall not share a mask. Models that no component
-/// tells apart keep what the configuration writes, which differs.
+/// The names of a merge's models as their masks know them, no two alike: of a path its last component, so that `m/a`, `./m/a`, `/data/m/a/` and
+/// `org/a` have one mask, with as many components as tell it from the other models; of `model+adapter` both parts so. A stage's `runs/a/model`,
+/// `runs/a/master` and `runs/a/adapter` are `a`: every stage calls them so, and two stages' models shall not share a mask; where that tells no two apart,
+/// `a/model` and `a/master`. Models that differ in the writing of one path alone keep it, behind a `./` that no other name begins with.
 pub fn mask_names(names: &[&str]) -> Vec<String> {
-    let parts: Vec<Vec<Vec<&str>>> =
+    let whole: Vec<Vec<Vec<String>>> =
         names.iter().map(|name| split_adapter(name).into_iter().map(components).collect()).collect();
-    let last = |model: usize, n: usize| -> String {
-        let of_part = |part: &Vec<&str>| part[part.len().saturating_sub(n)..].join("/");
-        parts[model].iter().map(of_part).collect::<Vec<_>>().join("+")
-    };
-    let longest = parts.iter().flatten().map(Vec::len).max().unwrap_or(0);
-    let others = |model: usize| (0..names.len()).filter(move |other| *other != model);
-    let name = |model: usize| {
-        let alone = (1..=longest).find(|&n| others(model).all(|other| last(other, n) != last(model, n)));
-        alone.map_or_else(|| names[model].to_owned(), |n| last(model, n))
+    let of_stages: Vec<Vec<Vec<String>>> =
+        whole.iter().map(|parts| parts.iter().map(|part| without_stage_folder(part)).collect()).collect();
+    let told = told_apart(&of_stages, 1).into_iter().zip(told_apart(&whole, 2));
+    let found: Vec<Option<String>> = told.map(|(short, long)| short.or(long)).collect();
+    let is_shared = |at: usize| (0..found.len()).any(|other| other != at && found[other] == found[at]);
+    let name = |at: usize| match &found[at] {
+        Some(name) if !is_shared(at) => name.clone(),
+        _ => format!("./{}", names[at]),
     };
     (0..names.len()).map(name).collect()
 }
 
-/// The components of a path that name something; of one that has none, such as `.` or `/`, the path itself.
-fn components(path: &str) -> Vec<&str> {
-    let mut found: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
-    if found.len() > 1 && found.last().is_some_and(|last| OF_STAGES.contains(last)) {
-        found.pop();
+/// Of each model the last components, at least `least`, that no other model ends with; `None` of one that has no such.
+fn told_apart(models: &[Vec<Vec<String>>], least: usize) -> Vec<Option<String>> {
+    let last = |model: usize, n: usize| -> String {
+        let of_part = |part: &Vec<String>| part[part.len().saturating_sub(n)..].join("/");
+        models[model].iter().map(of_part).collect::<Vec<_>>().join("+")
+    };
+    let longest = models.iter().flatten().map(Vec::len).max().unwrap_or(0);
+    let is_alone =
+        |model: usize, n: usize| (0..models.len()).all(|other| other == model || last(other, n) != last(model, n));
+    let name = |model: usize| (least..=longest).find(|&n| is_alone(model, n)).map(|n| last(model, n));
+    (0..models.len()).map(name).collect()
+}
+
+/// The components of a path that name something. Where these are none but a stage's, as of `./model`, those of the folder that it is; of a path
+/// that has none even so, such as `/`, the path itself.
+fn components(path: &str) -> Vec<String> {
+    let written = plain(path);
+    let is_of_stages = written.iter().all(|part| OF_STAGES.contains(&part.as_str()));
+    let found = match std::path::absolute(path) {
+        Ok(folder) if is_of_stages && folder.is_dir() => plain(&folder.to_string_lossy()),
+        _ => written,
+    };
+    if found.is_empty() { vec![path.to_owned()] } else { found }
+}
+
+/// A path's components without those that name nothing; `..` takes away the one before it.
+fn plain(path: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(found.pop()),
+            part => found.push(part.to_owned()),
+        }
     }
-    if found.is_empty() { vec![path] } else { found }
+    found
+}
+
+/// A path without what stages call their folders at its end, as long as something is left.
+fn without_stage_folder(path: &[String]) -> Vec<String> {
+    let named = path.iter().rposition(|part| !OF_STAGES.contains(&part.as_str()));
+    path[..named.map_or(path.len(), |at| at + 1)].to_vec()
 }
 
 /// The DARE mask that merging with `seed` uses for elements `range` of `tensor`, for the model of this [`mask_key`]: anyone can check one

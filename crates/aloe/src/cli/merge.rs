@@ -25,9 +25,9 @@ breadcrumbs, breadcrumbs_ties, della, della_linear. Writes a Hugging Face folder
 layer), merge.json (figures per tensor) and record.json (who the inputs were). A folder with files that no merge wrote is never replaced.
 
 The random masks of dare_* and della* depend on --seed, the tensor and a model's name, the last component of its path: models/medical,
-./models/medical/ and owner/medical have one mask, at one seed in every merge. Of runs/a/model and runs/a/master, as stages call their models, the name
-is a. Models of one merge that share a name are told apart by as many more components as that takes; models of one name in two merges have one mask, unless
-the seeds differ. The result's README.md lists the names where they are not the paths.";
+./models/medical/ and owner/medical have one mask, at one seed in every merge. Of runs/a/model, runs/a/master and runs/a/adapter, as stages call what they
+write, the name is a. Models of one merge never share a mask: those of one name are told apart by as many more components as that takes. Models of one
+name in two merges have one mask, unless the seeds differ. The result's README.md lists the names where they are not the paths.";
 
 #[derive(Args)]
 pub(crate) struct MergeArgs {

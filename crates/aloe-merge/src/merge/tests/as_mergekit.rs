@@ -150,7 +150,7 @@ fn the_way_a_models_path_is_written_changes_no_mask() {
         run(&text, &dir.path().join("merged"), &options).unwrap();
         let readme = std::fs::read_to_string(dir.path().join("merged/model/README.md")).unwrap();
         assert!(
-            readme.contains("a model's name, which is the last component of its path (of a stage's `model` or `master` the stage; more where two models share it): `a`, `b`."),
+            readme.contains("a model's name, which is the last component of its path (of a stage's `model`, `master` or `adapter` the stage; more where two models share it): `a`, `b`."),
             "{readme}"
         );
         load(&dir.path().join("merged/model"))
@@ -166,12 +166,35 @@ fn the_way_a_models_path_is_written_changes_no_mask() {
     assert_eq!(masks(&["m/base+x/tone", "m/base+y/tone", "m/base"]), ["m/base+x/tone", "m/base+y/tone", "base"]);
     assert_eq!(masks(&["m/base+loras/tone", "./m/base"]), ["base+tone", "base"]);
     // Nothing but the writing tells these apart.
-    assert_eq!(masks(&["m/a", "./m/a", "/"]), ["m/a", "./m/a", "/"]);
-    assert_eq!(masks(&["r/a/model", "r/a/master"]), ["r/a/model", "r/a/master"]);
+    assert_eq!(masks(&["m/a", "./m/a", "/"]), ["./m/a", "././m/a", "/"]);
+    assert_eq!(masks(&["r/a/model", "r/a/master"]), ["a/model", "a/master"]);
     // What stages call all their models says nothing.
     assert_eq!(masks(&["r/a/model", "r/b/master/", "base", "model"]), ["a", "b", "base", "model"]);
     assert_eq!(masks(&["r/a/model", "s/a/model", "a"]), ["r/a", "s/a", "a"]);
     assert_eq!(masks(&["base+r/tone/model"]), ["base+tone"]);
+    assert_eq!(masks(&["base+r/tone/adapter"]), ["base+tone"]);
+    // Nor does the way to a folder: these tests run in crates/aloe-merge.
+    assert_eq!(masks(&["r/b/../a/model", "../../m/b"]), ["a", "b"]);
+    assert_eq!(masks(&["src/..", ".."]), ["aloe-merge", "crates"]);
+}
+
+/// Any models of a list that was made to have short names equal longer ones, in either order.
+#[test]
+fn no_two_models_of_a_merge_share_a_mask() {
+    let all =
+        ["q/model", "q/master", "q/model/model", "model", "q", "a/q", "./a/q", "a/q+x/adapter", "q+x", "a/q/model+y/x"];
+    for subset in 0..1u32 << all.len() {
+        let mut names: Vec<&str> =
+            all.iter().enumerate().filter(|(at, _)| (subset >> at) & 1 == 1).map(|(_, name)| *name).collect();
+        let found = crate::mask_names(&names);
+        for (at, name) in found.iter().enumerate() {
+            assert!(!found[..at].contains(name), "{names:?} have {found:?}");
+        }
+        names.reverse();
+        let mut backwards = crate::mask_names(&names);
+        backwards.reverse();
+        assert_eq!(backwards, found, "{names:?}");
+    }
 }
 
 /// Elements of the first model alone are kept or not by its mask: two merges of one seed keep others where the models are others.
