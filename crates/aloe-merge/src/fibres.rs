@@ -51,16 +51,16 @@ impl Fibres {
 }
 
 /// Per value that `read` gives for each element, its sums over the fibres: `[values][fibres]`.
-pub(crate) fn sums(
+pub(crate) fn sums<T: Copy + Into<f64>>(
     group: &Group,
     fibres: Fibres,
-    read: impl Fn(&Range<usize>) -> Result<Vec<Vec<f32>>> + Sync,
+    read: impl Fn(&Range<usize>) -> Result<Vec<Vec<T>>> + Sync,
 ) -> Result<Vec<Vec<f64>>> {
     let n_elements = group.n_elements();
     let parts = run(group.threads, fibres.pieces(n_elements), |piece| match fibres {
         Fibres::Whole => Ok((0, read(&piece)?.iter().map(|values| vec![sum(values)]).collect::<Vec<_>>())),
         Fibres::Rows(n_cols) => {
-            let rows = |values: &Vec<f32>| values.chunks(n_cols).map(sum).collect::<Vec<f64>>();
+            let rows = |values: &Vec<T>| values.chunks(n_cols).map(sum).collect::<Vec<f64>>();
             Ok((piece.start / n_cols, read(&piece)?.iter().map(rows).collect()))
         }
         Fibres::Columns(n_cols) => Ok((0, column_sums(n_cols, piece, &read)?)),
@@ -75,10 +75,10 @@ pub(crate) fn sums(
     Ok(total)
 }
 
-fn column_sums(
+fn column_sums<T: Copy + Into<f64>>(
     n_cols: usize,
     piece: Range<usize>,
-    read: impl Fn(&Range<usize>) -> Result<Vec<Vec<f32>>>,
+    read: impl Fn(&Range<usize>) -> Result<Vec<Vec<T>>>,
 ) -> Result<Vec<Vec<f64>>> {
     let mut total: Vec<Vec<f64>> = Vec::new();
     let step = n_cols * (TILE / n_cols).max(1);
@@ -87,7 +87,7 @@ fn column_sums(
         total.resize(values.len(), vec![0.0; n_cols]);
         for (sums, values) in total.iter_mut().zip(&values) {
             for row in values.chunks(n_cols) {
-                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += Into::<f64>::into(*value));
             }
         }
     }

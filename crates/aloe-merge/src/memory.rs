@@ -27,8 +27,8 @@ impl MergePlan {
         let shapes = self.tensors.iter().map(|tensor| &tensor.spec.shape);
         let n_cols = shapes.map(|shape| shape.last().copied().unwrap_or(0) as u64).max().unwrap_or(0);
         let tile = (TILE as u64).max(n_cols) * 4;
-        // Offsets of all models, and the squares and products of all pairs.
-        let products = if self.method == Method::ModelStock { n_inputs * (n_inputs + 1) / 2 } else { 0 };
+        // Offsets of all models, and the squares and products of all pairs, in f64.
+        let products = if self.method == Method::ModelStock { n_inputs * (n_inputs + 2) } else { 0 };
         let per_thread = tile * (3 * n_inputs + 8 + products) + (3 << 20) + 40 * n_cols;
         let of_tensor = |tensor: &PlannedTensor| self.fibre_bytes(tensor, n_inputs) + tile_bytes(tensor, n_inputs);
         let noted = self.tensors.iter().map(of_tensor).max().unwrap_or(0) + self.row_bytes();

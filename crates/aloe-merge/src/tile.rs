@@ -24,8 +24,8 @@ pub(crate) trait Rounding {
     /// the addition that rounds would carry the payload of another into its sign.
     fn round(value: f32) -> f32;
 
-    /// [`Rounding::round`] of what was computed in float64 from values of the dtype, the same as of what float32 gives; in float32 itself nothing is
-    /// rounded before the end, so that the errors of several steps do not add up.
+    /// [`Rounding::round`] of one operation that was computed in float64 from values of the dtype, the same as of what float32 gives; in float32 itself
+    /// nothing is rounded here, so that the errors of several steps do not add up.
     #[inline]
     fn round_wide(value: f64) -> f64 {
         f64::from(Self::round(value as f32))
@@ -144,7 +144,7 @@ pub(crate) fn dots(a: &[f32], b: &[f32]) -> [f64; 3] {
 }
 
 /// Sum in f64, in eight lanes.
-pub(crate) fn sum(values: &[f32]) -> f64 {
+pub(crate) fn sum<T: Copy + Into<f64>>(values: &[T]) -> f64 {
     Isa::wide(
         #[inline(always)]
         || {
@@ -152,10 +152,10 @@ pub(crate) fn sum(values: &[f32]) -> f64 {
             let (chunks, rest) = values.as_chunks::<LANES>();
             for chunk in chunks {
                 for lane in 0..LANES {
-                    lanes[lane] += f64::from(chunk[lane]);
+                    lanes[lane] += Into::<f64>::into(chunk[lane]);
                 }
             }
-            lanes.iter().sum::<f64>() + rest.iter().map(|value| f64::from(*value)).sum::<f64>()
+            lanes.iter().sum::<f64>() + rest.iter().map(|value| Into::<f64>::into(*value)).sum::<f64>()
         },
     )
 }

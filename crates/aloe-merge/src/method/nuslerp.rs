@@ -49,13 +49,13 @@ pub(super) fn prepare<R: Rounding>(group: &Group) -> Result<Nuslerp<R>> {
         let base = group.read_base(range)?;
         Ok([group.delta::<R>(inputs[0], &base, range)?, group.delta::<R>(inputs[1], &base, range)?])
     };
-    let squares = sums(group, fibres, |range| {
+    let squares = sums::<f32>(group, fibres, |range| {
         let square = |values: Scratch| values.iter().map(|value| value * value).collect();
         Ok(vectors(range)?.map(square).into())
     })?;
     let norm = |square: f64| R::round(square.sqrt() as f32).max(R::round(1e-7));
     let norms: Vec<Vec<f32>> = squares.iter().map(|fibres| fibres.iter().map(|s| norm(*s)).collect()).collect();
-    let cosines = sums(group, fibres, |range| {
+    let cosines = sums::<f32>(group, fibres, |range| {
         let [first, second] = vectors(range)?;
         let products = range.clone().zip(first.iter().zip(&second)).map(|(element, (a, b))| {
             let fibre = fibres.of(element);

@@ -66,8 +66,10 @@ fn write_adapter(dir: &Path) {
     writer.finish().unwrap();
 }
 
-/// Largest distance of two tensors in units of 1e-6 times the size of the values (f32), or of the last place of bfloat16, of float16.
+/// Largest distance of two tensors in units of 1e-6 times the size of the values (f32), or of the last place of bfloat16, of float16. What is no
+/// number is infinitely far.
 pub(super) fn distance(ours: &[f32], theirs: &[f32], dtype: &str) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
     let size = theirs.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt() / (theirs.len() as f64).sqrt();
     let unit = |value: f32| match dtype {
         // Differences of near values lose digits: relative to the value, or to the tensor where the value is smaller.
@@ -78,12 +80,18 @@ pub(super) fn distance(ours: &[f32], theirs: &[f32], dtype: &str) -> f64 {
         }
     };
     let steps = ours.iter().zip(theirs).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs() / unit(*b));
-    steps.fold(0.0, f64::max)
+    steps.fold(0.0, |most, step| if step.is_nan() { f64::INFINITY } else { most.max(step) })
 }
 
-/// Methods that mergekit rounds to bfloat16 at every step, so that its result is farther than one rounding from its own formula in float64. Ours
-/// rounds once and must be that formula rounded; mergekit's must be as far as is said here, or the exception is not needed.
-const ROUNDED_AT_EVERY_STEP: [&str; 2] = ["multislerp_free", "karcher"];
+#[test]
+fn what_is_no_number_is_far_from_every_number() {
+    assert_eq!(distance(&[1.0, f32::NAN, 1.0], &[1.0; 3], "float32"), f64::INFINITY);
+    assert_eq!(distance(&[1.0, 1.0078125], &[1.0; 2], "bfloat16"), 1.0);
+}
+
+/// Methods that mergekit rounds to bfloat16 at every step, so that its result is farther than one rounding from its own formula in float64: by this
+/// many units here, or the exception is not needed. Ours rounds once and must be that formula rounded.
+const ROUNDED_AT_EVERY_STEP: [(&str, f64); 2] = [("multislerp_free", 1.968), ("karcher", 2.553)];
 /// Methods that take the largest of values, of which many are equal in bfloat16: which of those at the threshold is open in torch's sort.
 const THRESHOLDS: [&str; 4] = ["ties", "sce", "breadcrumbs", "breadcrumbs_ties"];
 
@@ -161,8 +169,8 @@ fn every_deterministic_method_equals_mergekit() {
                     assert!(n_kept.is_empty() || found.n_kept == n_kept, "{name}: {:?}, {n_kept:?}", found.n_kept);
                 }
                 let far = distance(&compared, &theirs, dtype);
-                let is_excepted = dtype == "bfloat16" && ROUNDED_AT_EVERY_STEP.contains(&method.as_str());
-                if far > if is_excepted { 4.0 } else { 1.0 } {
+                let excepted = ROUNDED_AT_EVERY_STEP.iter().find(|(name, _)| dtype == "bfloat16" && name == method);
+                if far > excepted.map_or(1.0, |(_, theirs)| theirs + 1.0) {
                     wrong.push(format!("{name}: {far:.2}"));
                 }
             }
@@ -175,7 +183,8 @@ fn every_deterministic_method_equals_mergekit() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// In f32 within 1e-6 of it; in bf16 the nearest number of bfloat16, but where two are equally near within what float32 tells apart.
+/// In f32 the nearest number of float32, which the file holds rounded as well; in bf16 that of bfloat16, but where two are equally near within what
+/// float32 tells apart.
 #[test]
 fn where_mergekit_rounds_every_step_the_result_is_its_formula_in_float64() {
     let (dir, options) = inputs();
@@ -185,7 +194,7 @@ fn where_mergekit_rounds_every_step_the_result_is_its_formula_in_float64() {
     let (golden, in_float64) = (open("methods"), open("exact"));
     for method in ["multislerp", "multislerp_free", "karcher", "model_stock_rows"] {
         for dtype in ["float32", "bfloat16"] {
-            // model_stock is rounded at every step here too, and equals mergekit.
+            // model_stock is rounded at every step here too, and is held against mergekit.
             if (method, dtype) == ("model_stock_rows", "bfloat16") {
                 continue;
             }
@@ -202,17 +211,18 @@ fn where_mergekit_rounds_every_step_the_result_is_its_formula_in_float64() {
                 theirs_most = theirs_most.max(distance(&theirs, &exact, dtype));
                 if dtype == "float32" {
                     let far = distance(&ours, &exact, dtype);
-                    assert!(far < 1.0, "{name}: {far:.2}e-6 from float64");
+                    assert!(far < 0.15, "{name}: {far:.2}e-6 from float64");
                 }
                 for (at, (ours, exact)) in ours.iter().zip(&exact).enumerate().filter(|_| dtype == "bfloat16") {
-                    let step = 2.0f64.powi(f64::from(exact.abs()).log2().floor() as i32 - 7);
+                    let step = 2.0f64.powi(f64::from(exact.abs().max(f32::MIN_POSITIVE)).log2().floor() as i32 - 7);
                     let far = (f64::from(*ours) - f64::from(*exact)).abs() / step;
                     assert!(far < 0.501, "{name} {at}: {far:.3} steps from float64");
                 }
             }
             println!("{method} {dtype}: mergekit {theirs_most:.2} units from float64");
-            let is_excepted = dtype == "bfloat16" && ROUNDED_AT_EVERY_STEP.contains(&method);
-            assert!(n > 1000 && (theirs_most > 1.0) == is_excepted, "{method} {dtype}: {theirs_most}");
+            let excepted = ROUNDED_AT_EVERY_STEP.iter().find(|(name, _)| dtype == "bfloat16" && *name == method);
+            let is_as_far = excepted.map_or(theirs_most <= 1.0, |(_, said)| (theirs_most - said).abs() < 0.001);
+            assert!(n > 1000 && is_as_far, "{method} {dtype}: {theirs_most}");
         }
     }
 }
