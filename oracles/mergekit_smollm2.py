@@ -19,12 +19,16 @@ knows no equal magnitudes and selects others, so the columns of truth say nothin
 Below a row with `more`: the tensor that is farthest apart, its largest distance in roundings, and what is left of it when mergekit runs again
 with one of torch's operations computed in float64 and rounded once, so that the operation that loses the digits is named.
 The last line of a run says whether it holds, tensor by tensor: ours equals mergekit's to the bound (one rounding of bfloat16; in f32 1e-6 of the value,
-or of the tensor's rms where it is smaller); or ours is within the bound of mergekit's formula in float64 and mergekit's own result is not; or ours is
-within the bound of mergekit with its sums, norms and angles in float64. Otherwise, and where kept counts differ, it FAILS and the exit code is 1.
+or of the tensor's rms where it is smaller), with `ties` to its run with the lowest index first, and to the
+other one where no magnitude is a tie; or ours is
+within the bound of mergekit's formula in float64 (in bf16 half a step, as a single rounding gives) and mergekit's own result is not; or ours is
+within the bound of mergekit with its sums, norms and angles in float64 and mergekit's own result is not. Otherwise, and where kept counts differ, it
+FAILS and the exit code is 1.
 """
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -184,10 +188,15 @@ def merge_both(runs, is_full):
             run_merge(MergeConfiguration.model_validate(settings), str(place / "mergekit"), options)
             (place / "mergekit/kept.json").write_text(json.dumps(kept))
             print(f"{run}: mergekit {time.time() - started:.0f} s", flush=True)
-        if not (place / "ours").exists():
+        # What another binary merged says nothing of this one.
+        made_by, binary = place / "ours.sha256", hashlib.sha256(ALOE.read_bytes()).hexdigest()
+        if not (place / "ours").exists() or not made_by.exists() or made_by.read_text() != binary:
+            shutil.rmtree(place / "ours", ignore_errors=True)
+            made_by.unlink(missing_ok=True)
             (place / "merge.yml").write_text(yaml.safe_dump(settings))
             started = time.time()
             subprocess.run([ALOE, "merge", place / "merge.yml", place / "ours", "--threads", "1"], check=True, capture_output=True)
+            made_by.write_text(binary)
             print(f"{run}: ours {time.time() - started:.0f} s", flush=True)
 
 
@@ -363,7 +372,7 @@ class Verdict:
     def __init__(self, dtype):
         self.dtype = dtype
         self.n_equal = self.n_exact = self.n_wide = 0
-        self.failed, self.most = [], [0.0, 0.0]
+        self.failed, self.most, self.most_wide = [], [0.0, 0.0], [0.0, 0.0]
 
     def bounds(self, one, other, base):
         """The largest distance in units of what is allowed."""
@@ -373,17 +382,21 @@ class Verdict:
             allowed = 1e-6 * other.abs().maximum(other.square().mean().sqrt()).clamp(min=1e-30)
         return ((one - other).abs() / allowed).max().item()
 
-    def add(self, name, ours, theirs, base, exact, wide):
-        """One tensor, in float64; `exact` and `wide` give mergekit's formula in float64, and with its sums in float64."""
-        if self.bounds(ours, theirs, base) <= 1:
+    def add(self, name, ours, theirs, untied, base, exact, wide):
+        """One tensor, in float64: mergekit's result with the lowest index first, and as it was but for ours at ties; `exact` and `wide` give its formula
+        in float64, and with its sums in float64."""
+        if self.bounds(ours, theirs, base) <= 1 and self.bounds(ours, untied, base) <= 1:
             self.n_equal += 1
             return
         distances = [self.bounds(result, exact(), base) for result in (ours, theirs)]
-        if distances[0] <= 1 < distances[1]:
+        if distances[0] <= (0.501 if self.dtype == "bf16" else 1) and distances[1] > 1:
             self.n_exact += 1
             self.most = [max(pair) for pair in zip(self.most, distances)]
-        elif self.bounds(ours, wide(), base) <= 1:
+            return
+        distances = [self.bounds(result, wide(), base) for result in (ours, theirs)]
+        if distances[0] <= 1 < distances[1]:
             self.n_wide += 1
+            self.most_wide = [max(pair) for pair in zip(self.most_wide, distances)]
         else:
             self.failed.append(name)
 
@@ -393,7 +406,8 @@ class Verdict:
             most = f"ours {self.most[0]:.2f}, mergekit {self.most[1]:.3g} bounds at most"
             parts.append(f"{self.n_exact} in which mergekit is farther than that from its formula in float64 and ours is not ({most})")
         if self.n_wide:
-            parts.append(f"{self.n_wide} within the bound of mergekit with its sums in float64")
+            most = f"ours {self.most_wide[0]:.2f}, mergekit {self.most_wide[1]:.3g} bounds at most"
+            parts.append(f"{self.n_wide} in which mergekit is farther than that from itself with its sums in float64 and ours is not ({most})")
         if self.failed:
             parts.append(f"FAILS in {len(self.failed)}: {', '.join(self.failed[:3])}")
         return "    " + "; ".join(parts)
@@ -428,7 +442,9 @@ def compare_run(run, is_full):
             with lowest_index_first() if is_ordered else contextlib.nullcontext(), in_float64(OPERATIONS):
                 return formula(tasks[name], inputs, kind).double()
 
-        verdict.add(name, ours[name]().double(), again, base.double(), exact, wide)
+        merged = ours[name]().double()
+        untied = torch.where(is_tie, merged, theirs[name]().double()) if row.ties > n_ties else again
+        verdict.add(name, merged, again, untied, base.double(), exact, wide)
     kept = kept_counts(place)
     print(row.line(run), kept, flush=True)
     if row.ties:
