@@ -101,7 +101,10 @@ pub(crate) fn decode<'i, T: DeserializeOwned>(
         let line = line_of(text, error.span().or(Some(table.span())));
         let removed = error.span().and_then(|span| remove_at(table.get_mut(), &span));
         let reason = error.message().trim();
-        let message = match &removed {
+        // The header of a table does not cover its keys, so the error's own words say where it is.
+        let said = error.to_string();
+        let place = said.trim_end().rsplit_once("\nin `").and_then(|(_, keys)| keys.strip_suffix('`'));
+        let message = match removed.as_deref().or(place) {
             Some(key) if !reason.contains(&format!("`{key}`")) => format!("{context}: `{key}`: {reason}"),
             _ => format!("{context}: {reason}"),
         };
@@ -168,6 +171,24 @@ mod tests {
         let lines: Vec<usize> = mistakes.iter().map(|mistake| mistake.line).collect();
         for line in [2, 3, 4, 5] {
             assert!(lines.contains(&line), "line {line} missing in {mistakes:?}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_in_a_table_of_its_own_names_table_and_key() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Outer {
+            #[allow(dead_code, reason = "only its type matters to the test")]
+            inner: Example,
+        }
+        for (line, words) in
+            [("lr = \"fast\"", "`inner.lr`: "), ("lr = 1\nstepz = 3", "`inner`: unknown field `stepz`")]
+        {
+            let text = format!("[[stage]]\n[stage.inner]\n{line}\n");
+            let mut mistakes = Vec::new();
+            let stage = Raw::read(&text, &mut mistakes).unwrap().stages.into_iter().next().unwrap();
+            assert!(decode::<Outer>(&text, "stage x", stage.table, &mut mistakes).is_none());
+            assert!(mistakes[0].text.contains(words), "{mistakes:?}");
         }
     }
 
