@@ -499,12 +499,15 @@ pub(super) fn list(keys: &[Key], defaults: &Value) -> String {
     keys.iter().map(|(name, about)| format!("  {name:<22}{:<14}{about}\n", shown(name, about, defaults))).collect()
 }
 
+/// What stands in the place of a default where the settings cannot be without the key.
+const REQUIRED: &str = "required";
+
 /// The default of a key in TOML: `required` where the settings cannot be without it, `-` where there is none.
 fn shown(name: &str, about: &str, defaults: &Value) -> String {
     match defaults.get(name) {
         _ if about.contains("default ") => String::new(),
-        None => "required".to_owned(),
-        Some(Value::Null) => "-".to_owned(),
+        // A setting that is not written where it is not set.
+        None | Some(Value::Null) => "-".to_owned(),
         Some(Value::Object(_)) => String::new(),
         Some(Value::Array(items)) if items.is_empty() => "[]".to_owned(),
         Some(Value::Number(number)) => short(number.as_f64().unwrap_or_default()),
@@ -526,12 +529,12 @@ fn json_of<T: serde::Serialize>(settings: &T) -> Value {
     serde_json::to_value(settings).unwrap_or_default()
 }
 
-/// The settings that `required` alone gives, without the required keys themselves.
+/// The settings that `required` alone gives; the required keys say that they are.
 pub(super) fn minimal<T: serde::Serialize + serde::de::DeserializeOwned>(required: &str) -> Value {
     let mut given = serde_json::from_str::<T>(required).map_or(Value::Null, |settings| json_of(&settings));
     let names: Value = serde_json::from_str(required).unwrap_or_default();
     for (name, _) in names.as_object().into_iter().flatten() {
-        given.as_object_mut().map(|given| given.remove(name));
+        given.as_object_mut().map(|given| given.insert(name.clone(), Value::from(REQUIRED)));
     }
     given
 }
@@ -642,6 +645,8 @@ mod tests {
             assert!(sft.contains(line), "{line:?} is not in {sft}");
         }
         assert!(data().contains("name                  required"), "{}", data());
+        assert!(eval().contains("tasks                 required"), "{}", eval());
+        assert!(eval().contains("quantize              -"), "{}", eval());
         assert!(redteam().contains("n_prompts             120"), "{}", redteam());
     }
 

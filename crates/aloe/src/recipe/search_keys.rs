@@ -49,6 +49,15 @@ pub(crate) const SEARCH_EXAMPLE: &str = r#"  config = "merge.yml"
   split = "validation"
 "#;
 
+/// The tables of a search by CMA-ES, which takes ranges without steps.
+pub(crate) const CMAES_EXAMPLE: &str = r#"  [space]
+  "models.*.parameters.density" = { from = 0.3, to = 0.9 }
+  models.0.parameters.weight = { from = 0.2, to = 0.8 }
+  [search]
+  method = "cmaes"
+  evaluations = 60
+"#;
+
 /// The keys of `aloe merge-search`, with an example.
 pub(crate) fn merge_search() -> String {
     let required = r#"{"yaml": "", "space": {}, "search": {"method": "grid"}, "eval": {"tasks": [], "data": ""}}"#;
@@ -57,8 +66,8 @@ pub(crate) fn merge_search() -> String {
     let none = serde_json::json!({"from, to": null, "steps": null, "values": null, "paths": null});
     format!(
         "Settings: keys of the TOML file, of --set KEY=VALUE and of a recipe's stage\n{}\nspace: one entry a knob, named by the place of its number \
-         in the YAML, which must stand there\n{}\nsearch\n{}\nExample of search.toml:\n{SEARCH_EXAMPLE}\nExamples:\n  aloe merge-search search.toml runs/search\n  \
-         aloe merge-search search.toml runs/search --set search.method=cmaes --dtype bf16\n\nEach point is merged and asked here; a point's score is the \
+         in the YAML, which must stand there\n{}\nsearch\n{}\nExample of search.toml:\n{SEARCH_EXAMPLE}For cmaes in its place:\n{CMAES_EXAMPLE}\nExamples:\n  aloe merge-search search.toml runs/search\n  \
+         aloe merge-search search.toml runs/search --set search.evaluations=200 --dtype bf16\n\nEach point is merged and asked here; a point's score is the \
          share of all questions that it answers right. A search on a reported set (MedQA test, MedMCQA validation, PubMedQA test, MMLU test, \
          CareQA) is refused. Stop it at any time; the same command goes on. So does one with more evaluations or a larger grid, after the end too: what is in points.log \
          is not asked again, and cmaes begins with the same points. Relative paths start at the current folder.\n\nWrites the best merge as a \
@@ -81,9 +90,14 @@ mod tests {
         let mut table: toml::Table = toml::from_str(&SEARCH_EXAMPLE.replace("$ALOE_DATA", "data")).unwrap();
         table.remove("config").unwrap();
         table.insert("yaml".into(), yaml.into());
-        let stage: MergeSearchStage = table.try_into().unwrap();
-        let (space, _) = stage.checked().map_err(|mistakes| mistakes.join("\n")).unwrap();
-        assert_eq!(space.n_points(&stage.search), 8);
+        let n_points = |table: toml::Table| {
+            let stage: MergeSearchStage = table.try_into().unwrap();
+            let (space, _) = stage.checked().map_err(|mistakes| mistakes.join("\n")).unwrap();
+            space.n_points(&stage.search)
+        };
+        assert_eq!(n_points(table.clone()), 8);
+        table.extend(toml::from_str::<toml::Table>(CMAES_EXAMPLE).unwrap());
+        assert!((40..=60).contains(&n_points(table)));
     }
 
     #[test]
