@@ -114,6 +114,7 @@ impl Verdict {
                 )
             }
         });
+        words.extend(self.not_above_an_input().map(|text| format!("{text}.")));
         let n_others = self.points.len() - 1;
         let n_tests = n_others + self.inputs.len();
         if n_tests > 0 {
@@ -165,6 +166,14 @@ impl Verdict {
         }
     }
 
+    /// The best of the unmerged inputs, where no merge scored above it.
+    fn not_above_an_input(&self) -> Option<String> {
+        let best = self.inputs.iter().reduce(|best, row| if row.acc.value > best.acc.value { row } else { best })?;
+        let is_above = self.points[self.best].acc.value > best.acc.value;
+        (!is_above)
+            .then(|| format!("No merge scored above the unmerged {} ({:.2} %)", best.name, 100.0 * best.acc.value))
+    }
+
     /// The second of the points by score; of several the first asked.
     fn runner_up(&self) -> Option<&Row> {
         let others = self.points.iter().enumerate().filter(|(at, _)| *at != self.best).map(|(_, row)| row);
@@ -180,13 +189,11 @@ impl Verdict {
             n_tied => format!("a tie of {n_tied} of {} points, the first", self.points.len()),
         };
         let told = self.told_apart();
-        let told = if self.points.len() + self.inputs.len() > 1 {
-            format!("; {}{}", told[..1].to_lowercase(), &told[1..])
-        } else {
-            String::new()
-        };
+        let after = |text: &str| format!("; {}{}", text[..1].to_lowercase(), &text[1..]);
+        let told = if self.points.len() + self.inputs.len() > 1 { after(&told) } else { String::new() };
+        let not_above = self.not_above_an_input().map_or_else(String::new, |text| after(&text));
         format!(
-            "{head}: {}: {:.2} % +- {:.2} ({}, {} split, {} questions){told}",
+            "{head}: {}: {:.2} % +- {:.2} ({}, {} split, {} questions){not_above}{told}",
             space.describe(&found.points[self.best].values),
             100.0 * acc.value,
             100.0 * acc.stderr,
