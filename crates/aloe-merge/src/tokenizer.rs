@@ -104,7 +104,7 @@ pub(crate) fn files(
     }
     match template(models, config.chat_template.as_ref(), notes)? {
         Some(template) => set_template(&mut files, &template)?,
-        None => hint_at_template(models, donor, config.tokenizer.is_some(), notes)?,
+        None => hint_at_template(models, donor, config, notes)?,
     }
     Ok(files)
 }
@@ -220,7 +220,7 @@ pub(crate) fn put_vocabulary(
 fn hint_at_template(
     models: &[PlannedModel],
     donor: usize,
-    chooses_vocabulary: bool,
+    config: &MergeConfig,
     notes: &mut Vec<String>,
 ) -> Result<()> {
     if template_of(&models[donor].beside)?.is_some() {
@@ -229,9 +229,9 @@ fn hint_at_template(
     for PlannedModel { name, beside, .. } in models {
         if template_of(beside)?.is_some() {
             let donor = &models[donor].name;
-            let advice = match chooses_vocabulary {
-                true => "`chat_template: auto` would take the one that most models have".to_owned(),
-                false => format!("`tokenizer_source: {name}` would keep it"),
+            let advice = match &config.tokenizer {
+                Some(_) => "`chat_template: auto` would take the one that most models have".to_owned(),
+                None => format!("`tokenizer_source: {name}` would keep it"),
             };
             notes.push(format!("the tokenizer of {donor} has no chat template, that of {name} has one: {advice}"));
             return Ok(());

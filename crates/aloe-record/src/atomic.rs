@@ -66,6 +66,15 @@ impl OutputDir {
         Ok(Self { target: target.to_path_buf(), partial })
     }
 
+    /// Removes the partial folder of an interrupted run, where there is one.
+    pub fn discard(target: &Path) -> Result<()> {
+        let partial = sibling(target);
+        match fs::remove_dir_all(&partial) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &partial)(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Ends a [`OutputDir::commit`] that was cut off: puts back an older target that stands under its other name, or removes
     /// it where the new one is already in its place.
     pub fn recover(target: &Path) -> Result<()> {

@@ -25,9 +25,9 @@ pub(crate) fn input_digests(job: &Job<'_>) -> anyhow::Result<Map<String, Value>>
     Ok(digests)
 }
 
-/// The names of the models that a merge's YAML names itself, as it writes them, in the order of the job's files.
+/// The names of the models that the YAML of a merge or of a search over merges names itself, as it writes them, in the order of the job's files.
 fn names_of_files(job: &Job<'_>) -> Vec<String> {
-    let yaml = job.used["yaml"].as_str().filter(|_| job.kind == "merge");
+    let yaml = job.used["yaml"].as_str().filter(|_| matches!(job.kind, "merge" | "merge-search"));
     let given: Vec<String> = job.inputs.keys().cloned().collect();
     let models = yaml.map(|yaml| outside_models(yaml, &given)).unwrap_or_default();
     models.into_iter().map(|(name, _)| name).collect()

@@ -3,10 +3,13 @@
 //! cut in the middle of a character is no proof.
 
 use aloe_record::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The log of a merge search's scored points.
 pub(crate) const POINTS: &str = ".points.log";
+
+/// The file that holds the path of that log, where it lies in a folder that outlives the search.
+pub(crate) const POINT_CACHE: &str = ".point-cache";
 
 /// Removes a partial folder without work worth keeping; an interruption is told where the same command goes on.
 pub(crate) fn behind(kind: &str, partial: &Path, error: anyhow::Error) -> anyhow::Error {
@@ -41,14 +44,17 @@ pub(crate) fn resume_point(kind: &str, partial: &Path) -> Option<String> {
             let step = newest_step(&partial.join("state"))?;
             Some(format!("goes on after step {step}"))
         }
-        "merge-search" => match std::fs::read(partial.join(POINTS)) {
-            Ok(log) => {
-                let n_points = log.iter().filter(|&&byte| byte == b'\n').count();
-                (n_points > 0).then(|| format!("goes on from {n_points} scored models"))
+        // The log may hold scores of other settings too, so no number is promised.
+        "merge-search" => {
+            let cache = std::fs::read_to_string(partial.join(POINT_CACHE)).map(PathBuf::from);
+            let says = || Some("goes on from the models that were scored".to_owned());
+            match std::fs::read(cache.unwrap_or_else(|_| partial.join(POINTS))) {
+                Ok(log) if log.contains(&b'\n') => says(),
+                Ok(_) => None,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                Err(_) => says(),
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(_) => Some("goes on from its log of scored models".to_owned()),
-        },
+        }
         "rejudge" => {
             let log = std::fs::read(partial.join(".answers.log")).ok()?;
             let entries = log.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
@@ -125,7 +131,8 @@ fn has_content(folder: &Path) -> bool {
         if path.is_dir() {
             return has_content(&path);
         }
-        let is_mark = [".fingerprint", ".decides.json", ".session"].iter().any(|name| path.ends_with(name));
+        let is_mark =
+            [".fingerprint", ".decides.json", ".session", POINT_CACHE].iter().any(|name| path.ends_with(name));
         !is_mark && entry.metadata().map_or(true, |metadata| metadata.len() > 0)
     })
 }
@@ -152,6 +159,12 @@ mod tests {
         let log = "01234567 {\"run\":\"x\"}\n01234567 {\"judged\":{}}\n01234567 {\"judged\":{}}\n01234567 {\"judged\"";
         std::fs::write(dir.path().join(".answers.log"), log).unwrap();
         assert_eq!(say("rejudge"), "interrupted; the same command goes on from 2 verdicts");
+        assert_eq!(say("merge-search"), "interrupted; the same command starts this stage over");
+        let cache = tempfile::tempdir().unwrap();
+        let scored = cache.path().join("points.log");
+        std::fs::write(dir.path().join(POINT_CACHE), scored.to_str().unwrap()).unwrap();
+        std::fs::write(&scored, "01234567 {}\n").unwrap();
+        assert_eq!(say("merge-search"), "interrupted; the same command goes on from the models that were scored");
         assert_eq!(say("merge"), "interrupted; the same command starts this stage over");
         assert!(!dir.path().exists(), "a merge's partial folder is of no use");
     }

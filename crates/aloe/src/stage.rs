@@ -109,6 +109,10 @@ pub(crate) fn execute(
     let is_other = finished.as_ref().map_or(Ok(false), |record| served::is_other(record, &servers, &context.cancel))?;
     let is_held_against_other_rows = finished.as_ref().is_some_and(|record| lineage::has_changed(record, job.inputs));
     if let Some(record) = finished.filter(|_| !is_other && !is_held_against_other_rows) {
+        // What a kill left of a merge of other settings is of use to nobody, and nobody is writing it: the lock is held.
+        if job.kind == "merge" {
+            OutputDir::discard(job.out)?;
+        }
         // The mark goes last: it stands in a finished folder only when a kill came between the commit and this.
         if job.out.join(MARK).exists() {
             remove_hidden(job.out)?;
@@ -122,7 +126,9 @@ pub(crate) fn execute(
             job.out.display()
         ));
     } else if has_result && !is_other {
-        tell(&format!("{}: settings, inputs or outputs changed; it is made anew and then replaced", job.out.display()));
+        let scores = if job.kind == "merge-search" { "; of its scores those that fit are used" } else { "" };
+        let out = job.out.display();
+        tell(&format!("{out}: settings, inputs or outputs changed; it is made anew and then replaced{scores}"));
     }
     let folder = open_partial(job.kind, job.out, &resumable(job.kind, decides))?;
     let earlier_s = open_session(folder.path())?;
@@ -338,6 +344,18 @@ fn open_partial(kind: &str, out: &Path, decides: &Value) -> anyhow::Result<Outpu
             tell(&format!("{}: going on from an interrupted run", out.display()));
             return Ok(folder);
         }
+        // Its log knows each point by all that decides its score. What the run was, and its seconds, are another's.
+        Ok(_) if kind == "merge-search" => {
+            tell(&format!(
+                "{}: an interrupted run had other settings or inputs; of its scores those that fit are used",
+                out.display()
+            ));
+            let session = folder.path().join(SESSION);
+            if session.exists() {
+                std::fs::remove_file(&session).map_err(aloe_record::Error::io("remove", &session))?;
+            }
+            return begun(folder, decides, &fingerprint);
+        }
         Ok(_) => {
             refuse_to_lose(kind, folder.path(), decides)?;
             tell(&format!("{}: an interrupted run had other settings or inputs; starting over", out.display()));
@@ -346,9 +364,13 @@ fn open_partial(kind: &str, out: &Path, decides: &Value) -> anyhow::Result<Outpu
         // Starting over would remove checkpoints that may be whole.
         Err(error) => return Err(aloe_record::Error::io("read", &mark)(error).into()),
     }
-    let folder = OutputDir::fresh(out)?;
+    begun(OutputDir::fresh(out)?, decides, &fingerprint)
+}
+
+/// Notes what a partial folder belongs to.
+fn begun(folder: OutputDir, decides: &Value, fingerprint: &str) -> anyhow::Result<OutputDir> {
     atomic::write_json(&folder.path().join(DECIDES), decides)?;
-    atomic::write(&mark, fingerprint.as_bytes())?;
+    atomic::write(&folder.path().join(MARK), fingerprint.as_bytes())?;
     Ok(folder)
 }
 
@@ -406,7 +428,7 @@ fn finished(out: &Path, fingerprint: &str) -> anyhow::Result<Option<Record>> {
 pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
     let since = match kind {
         // What a merge and an evaluation give, and how a search asks for them.
-        "merge-search" => return format!("0.1.0+1, {}, {}", results_since("merge"), results_since("eval")).into(),
+        "merge-search" => return format!("0.1.0+2, {}, {}", results_since("merge"), results_since("eval")).into(),
         "pull" | "card" => "0.1.0",
         // sft: losses by data source; dpo: metrics by source of the pairs and with the chosen answers' NLL. bf16 training rounds each
         // operand once, attention's too.
@@ -419,8 +441,8 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         // 0.1.0+2: masks by the model's name, not its place; +3: nearswap's weight is a reciprocal times t; +4: task_arithmetic takes no density,
         // multislerp of no change is the base, named chat templates are mergekit's; +5: added tokens stand in the vocabulary of a union's tokenizer,
         // texts end where the chosen tokenizer and template end them; +6: masks by the last component of a model's name, new tokens in the order of
-        // the file, no tokens past the embedding, ends of templates that print the date; +7: of a stage's `model` and `master` the stage names the mask, model_stock in float32
-        // rounds once.
+        // the file, no tokens past the embedding, ends of templates that print the date; +7: of a stage's `model`, `master` and `adapter` the stage names the mask, no two models of a merge
+        // share one, model_stock in float32 rounds once.
         "merge" => "0.1.0+7",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's. Of an evaluation also what is
         // made of the answers; 2: answers are read by position alike for every letter, figures by subject, length and calibration.
@@ -482,9 +504,12 @@ fn resumable(kind: &str, mut decides: Value) -> Value {
     if let (true, Some(config)) = (kind == "synthesis", decides["config"].as_object_mut()) {
         config.retain(|key, _| !["tasks", "limit", "attempts", "blind", "in_parts"].contains(&key.as_str()));
     }
-    // The log of a merge search knows each point by all that decides its score: whatever is asked now uses those of them that it can.
-    if let ("merge-search", Some(all)) = (kind, decides.as_object_mut()) {
-        all.retain(|key, _| key == "kind");
+    // A merge search with more points goes on from one with fewer.
+    if let (true, Some(config)) = (kind == "merge-search", decides["config"].as_object_mut()) {
+        config.retain(|key, _| key != "space");
+        if let Some(search) = config.get_mut("search").and_then(Value::as_object_mut) {
+            search.retain(|key, _| key != "evaluations");
+        }
     }
     // Answers do not depend on who judges them, and the log keeps verdicts by judge.
     if let (true, Some(inputs)) = (matches!(kind, "eval" | "rejudge"), decides["inputs"].as_object_mut()) {
@@ -751,6 +776,32 @@ mod tests {
         std::fs::write(first.path().join("half"), "x").unwrap();
         assert!(open_partial("data", &out, &json!("one")).unwrap().path().join("half").exists());
         assert!(!open_partial("data", &out, &json!("two")).unwrap().path().join("half").exists());
+    }
+
+    /// More points are the same search; another seed is another one, whose seconds start at none, and the log stays for both.
+    #[test]
+    fn a_search_of_other_settings_keeps_the_log_and_not_the_seconds() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("stage");
+        let of = |seed: u64, evaluations: usize, space: &str| {
+            let config = json!({"yaml": "y", "space": space, "search": {"method": "grid", "evaluations": evaluations}});
+            resumable(
+                "merge-search",
+                json!({"kind": "merge-search", "config": config, "inputs": {"m": "1"}, "seed": seed}),
+            )
+        };
+        assert_eq!(of(1, 9, "a"), of(1, 12, "b"));
+        let first = open_partial("merge-search", &out, &of(1, 9, "a")).unwrap();
+        for name in [SESSION, leave::POINTS] {
+            std::fs::write(first.path().join(name), "5 5").unwrap();
+        }
+        let there = |seed: u64| {
+            let folder = open_partial("merge-search", &out, &of(seed, 9, "a")).unwrap();
+            [SESSION, leave::POINTS].map(|name| folder.path().join(name).exists())
+        };
+        assert_eq!(there(1), [true, true]);
+        assert_eq!(there(2), [false, true]);
+        assert_eq!(there(2), [false, true]);
     }
 
     #[test]

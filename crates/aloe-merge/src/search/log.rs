@@ -42,9 +42,12 @@ impl<T: Clone + Serialize + DeserializeOwned> PointLog<T> {
         self.log.sync().map_err(Error::from)
     }
 
-    /// Writes the entries of `keys` that the log holds into a log of their own, in this order: the same bytes, however often the search was
-    /// interrupted and whatever else was scored before.
+    /// Writes the entries of `keys` that the log holds into a new log at `path`, in this order: the same bytes, however often the search was
+    /// interrupted and whatever else was scored before. A file that is there goes first.
     pub fn write(&self, keys: &[String], path: &Path) -> Result<()> {
+        if path.exists() {
+            std::fs::remove_file(path).map_err(aloe_record::Error::io("remove", path)).map_err(Error::from)?;
+        }
         let (mut log, _) = Log::open::<Entry<T>>(path).map_err(Error::from)?;
         for key in keys {
             if let Some((score, detail)) = self.get(key) {

@@ -11,7 +11,7 @@ mod verdict;
 use super::stages::{MergeSummary, Opened, move_up, open_engine, tell};
 use super::timeout_of;
 use crate::failure::Failure;
-use crate::leave::POINTS;
+use crate::leave::{POINT_CACHE, POINTS};
 use crate::recipe::search_stage::MergeSearchStage;
 use crate::stage::{Context, Inputs, results_since};
 use aloe_engine::{Embedder, EngineOptions, Reranker};
@@ -66,17 +66,10 @@ pub(super) fn run(
     let (space, config) = stage.checked().map_err(|mistakes| Failure::usage(mistakes.join("\n")))?;
     let notes = check_selection(&config)?;
     tell(&notes);
-    let encoder_options = EngineOptions {
-        threads: context.threads,
-        request_timeout: timeout_of(stage.eval.request_timeout),
-        cancel: context.cancel.clone(),
-        ..EngineOptions::default()
-    };
-    let embedder = stage.eval.embedder.as_deref();
-    let embedder = embedder.map(|model| Embedder::open(&model.to_string_lossy(), &encoder_options)).transpose()?;
-    let reranker = stage.eval.reranker.as_deref().map(|path| Reranker::open(path, context.threads)).transpose()?;
+    let (embedder, reranker) = open_encoders(stage, context)?;
     let encoders = Encoders { embedder: embedder.as_ref(), reranker: reranker.as_ref(), classifier: None };
-    let scratch = Scratch::open(folder)?;
+    leave_the_log_alone(folder)?;
+    let scratch = Scratch(folder.join(".scratch"));
     let mut check = PointCheck::new(merge_options(stage, inputs, context, false));
     if stage.search.method == Proposer::Grid {
         check.all(&space.grid(), &space, &context.cancel)?;
@@ -95,13 +88,9 @@ pub(super) fn run(
         Some(reason) => Ok(Outcome::Refused(reason)),
         None => asker.score_merge(yaml).map(Outcome::from),
     })?;
-    let inputs = named.iter().map(|name| PointLog::<Answers>::key(&scope, &unmerged_yaml(name)));
-    let points = found.points.iter().map(|point| PointLog::<Answers>::key(&scope, &space.yaml(&point.values)));
-    let keys: Vec<String> = inputs.chain(points).collect();
-    log.write(&keys, &folder.join(SCORED))?;
-    if log.n_new() < keys.len() {
-        tell(&[format!("{} of {} models were asked now, the others had been before", log.n_new(), keys.len())]);
-    }
+    let unmerged_texts = named.iter().map(|name| unmerged_yaml(name));
+    let merged_texts = found.points.iter().map(|point| space.yaml(&point.values));
+    keep_scores(&log, &scope, unmerged_texts.chain(merged_texts), folder)?;
     drop(log);
     if let ([], Some(refused)) = (&found.points[..], found.refused.first()) {
         let point = space.describe(&refused.values);
@@ -113,6 +102,7 @@ pub(super) fn run(
     progress.finish();
     tell(&report.notes);
     page::write(stage, (&space, &config), (&found, &verdict), &notes, folder)?;
+    page::add_to_card(stage, &verdict, folder)?;
     record.result("summary", verdict.summary(&space, &found, &config))?;
     record.result("table", format!("{}\n{}\n", verdict.table(&space, &found).text(), verdict.words.join("\n")))?;
     record.result("note", &stage.note)?;
@@ -156,15 +146,60 @@ fn merge_options(stage: &MergeSearchStage, inputs: &Inputs, context: &Context, w
     }
 }
 
-/// Where scores are kept: in the stage's own partial folder, or in the folder asked for.
-fn log_path(stage: &MergeSearchStage, folder: &Path) -> anyhow::Result<PathBuf> {
-    let Some(cache) = &stage.point_cache else { return Ok(folder.join(POINTS)) };
-    std::fs::create_dir_all(cache).map_err(aloe_record::Error::io("create", cache))?;
-    Ok(cache.join("points.log"))
+/// What finds examples for the questions, where the evaluation has some.
+fn open_encoders(stage: &MergeSearchStage, context: &Context) -> anyhow::Result<(Option<Embedder>, Option<Reranker>)> {
+    let options = EngineOptions {
+        threads: context.threads,
+        request_timeout: timeout_of(stage.eval.request_timeout),
+        cancel: context.cancel.clone(),
+        ..EngineOptions::default()
+    };
+    let embedder = stage.eval.embedder.as_deref();
+    let embedder = embedder.map(|model| Embedder::open(&model.to_string_lossy(), &options)).transpose()?;
+    let reranker = stage.eval.reranker.as_deref().map(|path| Reranker::open(path, context.threads)).transpose()?;
+    Ok((embedder, reranker))
 }
 
-/// The log of a finished search's scores, in the order asked for. A search with more points begins with it.
+/// Where scores are kept: in the stage's own partial folder, or in the folder asked for, which is noted there for who is told where an
+/// interrupted search goes on.
+fn log_path(stage: &MergeSearchStage, folder: &Path) -> anyhow::Result<PathBuf> {
+    let Some(cache) = &stage.point_cache else {
+        let _ = std::fs::remove_file(folder.join(POINT_CACHE));
+        return Ok(folder.join(POINTS));
+    };
+    let whole = |path: &Path| std::path::absolute(path).map_err(aloe_record::Error::io("find", path));
+    let target = atomic::target(folder);
+    if whole(cache)?.starts_with(whole(&target)?) {
+        let text = format!(
+            "point_cache {} lies in {}, which a search replaces whole: give a folder outside of it",
+            cache.display(),
+            target.display()
+        );
+        return Err(Failure::usage(text).into());
+    }
+    std::fs::create_dir_all(cache).map_err(aloe_record::Error::io("create", cache))?;
+    let path = cache.join(SCORED);
+    atomic::write(&folder.join(POINT_CACHE), path.to_string_lossy().as_bytes())?;
+    Ok(path)
+}
+
+/// The log of scores in a point cache; and of a finished search's scores, in the order asked for. A search with more points begins with it.
 const SCORED: &str = "points.log";
+
+/// Writes the scores of the models that these texts stand for, and tells how many of them were there before.
+fn keep_scores(
+    log: &PointLog<Answers>,
+    scope: &str,
+    texts: impl Iterator<Item = String>,
+    folder: &Path,
+) -> anyhow::Result<()> {
+    let keys: Vec<String> = texts.map(|text| PointLog::<Answers>::key(scope, &text)).collect();
+    log.write(&keys, &folder.join(SCORED))?;
+    if log.n_new() < keys.len() {
+        tell(&[format!("{} of {} models were asked now, the others had been before", log.n_new(), keys.len())]);
+    }
+    Ok(())
+}
 
 /// What a finished search in the place of this one scored: its keys say what of it this one may use.
 fn take_over_finished(log: &mut PointLog<Answers>, folder: &Path) -> anyhow::Result<()> {
@@ -195,25 +230,24 @@ fn scope(stage: &MergeSearchStage, record: &Record, context: &Context) -> anyhow
     Ok(digest::bytes(serde_json::to_string(&decides)?.as_bytes()))
 }
 
+/// Removes from the partial folder what a kill left of the best merge, which may be another one now, and of a scratch folder: all but
+/// the hidden files, the log of scores and the stage's own.
+fn leave_the_log_alone(folder: &Path) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(aloe_record::Error::io("list", folder))? {
+        let path = entry.map_err(aloe_record::Error::io("list", folder))?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        match path.is_dir() {
+            true => std::fs::remove_dir_all(&path),
+            false if is_hidden => Ok(()),
+            false => std::fs::remove_file(&path),
+        }
+        .map_err(aloe_record::Error::io("remove", &path))?;
+    }
+    Ok(())
+}
+
 /// The hidden folder that merges are made in; it goes however the search ends, and what a kill left goes at the next start.
 struct Scratch(PathBuf);
-
-impl Scratch {
-    /// Also removes what a kill left of the best merge, which may be another one now.
-    fn open(folder: &Path) -> anyhow::Result<Self> {
-        for entry in std::fs::read_dir(folder).map_err(aloe_record::Error::io("list", folder))? {
-            let path = entry.map_err(aloe_record::Error::io("list", folder))?.path();
-            let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-            match path.is_dir() {
-                true => std::fs::remove_dir_all(&path),
-                false if is_hidden => Ok(()),
-                false => std::fs::remove_file(&path),
-            }
-            .map_err(aloe_record::Error::io("remove", &path))?;
-        }
-        Ok(Self(folder.join(".scratch")))
-    }
-}
 
 impl Drop for Scratch {
     fn drop(&mut self) {

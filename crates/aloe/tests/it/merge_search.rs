@@ -137,6 +137,8 @@ fn a_grids_table_and_best_merge_are_those_of_separate_merges_and_evaluations() {
         );
         assert_eq!(found["inputs"][at]["acc"], results["tasks"][0]["acc"], "{name}");
     }
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(card.contains("## How the numbers were chosen") && card.contains("biased upward"), "{card}");
     let html = std::fs::read_to_string(out.join("search.html")).unwrap();
     assert!(html.contains("<svg") && html.contains("density: "), "{html}");
     assert!(!out.join(".scratch").exists() && !out.join(".points.log").exists());
@@ -243,8 +245,9 @@ fn a_longer_search_in_the_place_of_a_shorter_one_asks_what_is_new_alone() {
         let quiet = std::process::Stdio::null;
         let mut child = aloe().args(args).stdout(quiet()).stderr(quiet()).spawn().unwrap();
         let log = dir.path().join(format!(".killed-{name}.partial/.points.log"));
-        let n_lines = || std::fs::read_to_string(&log).map_or(0, |text| text.lines().count());
-        while n_lines() < 4 && child.try_wait().unwrap().is_none() {
+        // Of a line that the kill cuts the log keeps nothing.
+        let n_lines = || std::fs::read(&log).map_or(0, |text| text.iter().filter(|&&byte| byte == b'\n').count());
+        while n_lines() < 2 && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(2));
         }
         child.kill().unwrap();
@@ -258,6 +261,55 @@ fn a_longer_search_in_the_place_of_a_shorter_one_asks_what_is_new_alone() {
         assert!(stderr.contains(&said), "{name}: {said} is not in {stderr}");
         assert_eq!(digests(&killed), digests(&alone), "{name}");
     }
+}
+
+/// What decides a score besides the YAML, changed one after the other under a finished search: no model is spared being asked.
+#[test]
+fn scores_of_another_model_question_seed_dtype_or_limit_are_not_used() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path(), &stories);
+    let questions = dir.path().join("data/mcqa");
+    std::fs::create_dir_all(&questions).unwrap();
+    for entry in std::fs::read_dir(root().join("starter/mcqa")).unwrap().flatten() {
+        std::fs::copy(entry.path(), questions.join(entry.file_name())).unwrap();
+    }
+    let file = search_file(
+        dir.path(),
+        "models.0.parameters.weight = { values = [0.2, 0.9] }",
+        "method = \"grid\"",
+        STARTER_DEV,
+    );
+    let text = std::fs::read_to_string(&file).unwrap();
+    let starter = root().join("starter").canonicalize().unwrap();
+    std::fs::write(&file, text.replace(starter.to_str().unwrap(), dir.path().join("data").to_str().unwrap())).unwrap();
+    let out = dir.path().join("search");
+    let searched = |more: &[&str]| {
+        let (_, stderr, code) = run(&[&["merge-search", file.to_str().unwrap(), out.to_str().unwrap()], more].concat());
+        assert_eq!(code, 0, "{stderr}");
+        assert!(!stderr.contains("asked now"), "{more:?}: {stderr}");
+        stderr
+    };
+    searched(&["--seed", "5", "--dtype", "f32"]);
+    let edited = |path: &Path, edit: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = std::fs::read(path).unwrap();
+        edit(&mut bytes);
+        std::fs::write(path, bytes).unwrap();
+    };
+    edited(&dir.path().join("b/model.safetensors"), &|bytes| *bytes.last_mut().unwrap() ^= 1);
+    let said = searched(&["--seed", "5", "--dtype", "f32"]);
+    assert!(said.contains("of its scores those that fit are used"), "{said}");
+    for entry in std::fs::read_dir(&questions).unwrap().flatten() {
+        // A letter of a word in every file, not of a key.
+        edited(&entry.path(), &|bytes| {
+            let text = String::from_utf8(bytes.clone()).unwrap();
+            *bytes = text.replacen(" patient", " person", 1).replacen(" with", " having", 1).into_bytes();
+        });
+    }
+    searched(&["--seed", "5", "--dtype", "f32"]);
+    searched(&["--seed", "6", "--dtype", "f32"]);
+    searched(&["--seed", "6", "--dtype", "bf16"]);
+    searched(&["--seed", "6", "--dtype", "bf16", "--set", "eval.limit=6"]);
 }
 
 /// Scores that somebody edited are told and asked again.
@@ -329,9 +381,13 @@ fn a_bad_search_file_is_one_clear_error_before_any_work() {
         (
             "models.0.parameters.weight = { from = 0, to = 1, steps = 2 }",
             "method = \"random\"",
-            "unknown variant `random`",
+            "`search.method`: unknown variant `random`",
         ),
-        ("models.0.parameters.weight = { from = 0, to = 1, steps = 2 }", "methd = \"grid\"", "unknown field `methd`"),
+        (
+            "models.0.parameters.weight = { from = 0, to = 1, steps = 2 }",
+            "methd = \"grid\"",
+            "`search`: unknown field `methd`",
+        ),
     ];
     for (space, method, words) in cases {
         let file = search_file(dir.path(), space, method, STARTER_DEV);
@@ -341,6 +397,11 @@ fn a_bad_search_file_is_one_clear_error_before_any_work() {
         assert!(!stderr.contains("command line") && !stderr.contains("stage \"search\""), "{stderr}");
         assert!(!out.exists(), "something was written");
     }
+    let file = search_file(dir.path(), GRID, "method = \"grid\"", STARTER_DEV);
+    let inside = format!("point_cache={}/cache", out.display());
+    let (_, stderr, code) = search(&file, &out, &["--set", &inside]);
+    assert!(code == 2 && stderr.contains("point_cache") && stderr.contains("outside"), "{stderr}");
+    assert!(!out.exists() && !out.with_file_name(".search.partial").exists(), "something was written");
 }
 
 /// The stage's folder is a model to a later stage, and its dtype is the recipe's.
@@ -365,6 +426,8 @@ fn a_recipe_searches_and_a_later_stage_starts_from_the_best() {
     let (stdout, stderr, code) = run(&["run", recipe.to_str().unwrap(), "--out", out.to_str().unwrap()]);
     assert_eq!(code, 0, "{stderr}");
     assert!(out.join("search/master/model.safetensors").exists() && out.join("search/model/config.json").exists());
+    let card = std::fs::read_to_string(out.join("search/model/README.md")).unwrap();
+    assert!(card.contains("## How the numbers were chosen"), "{card}");
     let (found, after) = (json(&out.join("search/search.json")), json(&out.join("after/results.json")));
     let best = &found["points"][found["best"].as_u64().unwrap() as usize - 1];
     assert_eq!(best["acc"], after["tasks"][0]["acc"]);

@@ -27,6 +27,17 @@ pub(super) fn write(
     Ok(page(stage, space, (found, verdict), notes).write(&folder.join("search.html"))?)
 }
 
+/// Says in the card of the merge, which goes wherever the weights go, that it was chosen among others and what may be said of it.
+pub(super) fn add_to_card(stage: &MergeSearchStage, verdict: &Verdict, folder: &Path) -> anyhow::Result<()> {
+    let card = if stage.master { folder.join("model/README.md") } else { folder.join("README.md") };
+    let text = std::fs::read_to_string(&card).map_err(aloe_record::Error::io("read", &card))?;
+    let words: String = verdict.words.iter().map(|sentence| format!("- {sentence}\n")).collect();
+    Ok(atomic::write(
+        &card,
+        format!("{text}\n## How the numbers were chosen\n\nBy a search (`aloe merge-search`).\n\n{words}").as_bytes(),
+    )?)
+}
+
 /// What was found: the table and what may be said of the best.
 pub(super) fn figures(space: &Space, found: &Searched<Answers>, verdict: &Verdict) -> Map<String, Value> {
     let answers = |row: &Row, answers: &Answers| {
