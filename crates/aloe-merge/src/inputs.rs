@@ -137,6 +137,13 @@ impl PlannedModel {
     }
 
     fn in_folder(name: &str, dir: PathBuf) -> Result<Self> {
+        if !dir.join("config.json").is_file() {
+            let reason = match dir.join("adapter_config.json").is_file() {
+                true => format!("it is a LoRA adapter: write the model that it changes before it, `MODEL+{name}`"),
+                false => format!("{} holds no model (no config.json)", dir.display()),
+            };
+            return Err(Error::model(name, reason));
+        }
         let checkpoint = Checkpoint::open(&dir).map_err(|error| named(name, error))?;
         let files = TensorFiles::open(&dir)?;
         let mut opened = HashMap::new();

@@ -4,7 +4,7 @@ mod settings;
 mod slices;
 mod tokens;
 
-use super::{BaseUse, ChatTemplateChoice, InputModel, METHODS, MergeConfig, MergeDtype, Method};
+use super::{BaseUse, ChatTemplateChoice, InputModel, METHODS, MergeConfig, MergeDtype, Method, Parameter};
 use crate::yaml::{Node, Scalar, Value};
 use crate::{Mistake, named_template};
 use std::path::Path;
@@ -109,8 +109,19 @@ fn unused(named: &[(usize, MergeConfig)]) -> Result<usize, Mistake> {
         [] => Err(Mistake { line: named[0].0, text: "documents use each other in a circle".into() }),
         [.., at] => {
             let names: Vec<&str> = unused.iter().filter_map(|at| named[*at].1.name.as_deref()).collect();
+            let mut strangers: Vec<&str> = Vec::new();
+            for name in models().flat_map(|model| super::split_adapter(&model.name)) {
+                let is_document = named.iter().any(|(_, config)| config.name.as_deref() == Some(name));
+                if !is_document && !name.contains('/') && !Path::new(name).exists() && !strangers.contains(&name) {
+                    strangers.push(name);
+                }
+            }
+            let hint = match strangers.len() {
+                0 => String::new(),
+                _ => format!("; if a document was meant by one of {}, its name is misspelt", strangers.join(", ")),
+            };
             let text = format!(
-                "every document has a `name` and no other one uses {}: leave out the `name` of the one that is the result",
+                "every document has a `name` and no other one uses {}: leave out the `name` of the one that is the result{hint}",
                 names.join(", ")
             );
             Err(Mistake { line: named[at].0, text })
@@ -265,7 +276,9 @@ impl Reader {
         for (key, _) in entries {
             let name = key_text(key);
             if !known.contains(&name.as_str()) {
-                self.wrong(key.line, format!("unknown key {name} of {of}; known are {}", known.join(", ")));
+                let is_misplaced = known.contains(&"parameters") && Parameter::of_name(&name).is_some();
+                let hint = if is_misplaced { "; write it under parameters" } else { "" };
+                self.wrong(key.line, format!("unknown key {name} of {of}; known are {}{hint}", known.join(", ")));
             }
         }
     }

@@ -153,7 +153,7 @@ fn all_mistakes_are_listed_at_once_with_their_lines() {
     for (index, expected) in [
         "density must be a number from 0 to 1, found the integer 2",
         "found the integer 7; quote it",
-        "unknown key weight of a model",
+        "unknown key weight of a model; known are model, layer_range, parameters; write it under parameters",
         "merge_method arcee_fusion of mergekit is not supported",
         "unknown key base_modle",
         "float64 is not supported",
@@ -307,6 +307,7 @@ fn where_all_documents_have_names_the_one_that_no_other_uses_is_the_result() {
     let found = mistakes(&two);
     assert_eq!(found[0].0, 11, "{found:?}");
     assert!(found[0].1.contains("no other one uses last, second: leave out the `name`"), "{found:?}");
+    assert!(found[0].1.ends_with("; if a document was meant by one of z, x, y, its name is misspelt"), "{found:?}");
     let circle = named([
         document("last", ["second", "z"]),
         document("first", ["last", "y"]),
@@ -349,20 +350,11 @@ fn numbers_are_flags_as_mergekit_takes_them() {
             "models: [{{model: a, parameters: {{weight: 1}}}}]\nmerge_method: linear\nparameters: {{normalize: {value}, int8_mask: {value}}}\n"
         )
     };
-    for (value, expected) in [
-        ("1.0", true),
-        ("0.0", false),
-        ("1", true),
-        ("0", false),
-        ("0.5", true),
-        ("-2", true),
-        ("yes", true),
-        ("off", false),
-    ] {
+    for (value, expected) in [("1.0", true), ("0.0", false), ("1", true), ("0", false), ("yes", true), ("off", false)] {
         let found = resolve(&parse(&text(value)).unwrap(), "x", 0.0);
         assert_eq!(found.flag(Parameter::Normalize), expected, "{value}");
     }
-    for value in [".nan", "\"maybe\"", ".inf"] {
+    for value in [".nan", "\"maybe\"", ".inf", "0.5", "2", "-2"] {
         assert!(mistakes(&text(value))[0].1.starts_with("normalize must be true or false"), "{value}");
     }
 }

@@ -372,6 +372,13 @@ fn bad_inputs_are_refused_before_any_work() {
         "tie_word_embeddings is true, that of base is false",
     );
 
+    let folder = dir.join("lora");
+    std::fs::create_dir(&folder).unwrap();
+    let of_folder = good.replace("model: a", &format!("model: {}", folder.display()));
+    refused(&of_folder, &options, dir, "holds no model (no config.json)");
+    put(&folder, "adapter_config.json", "{}");
+    refused(&of_folder, &options, dir, "it is a LoRA adapter: write the model that it changes before it");
+
     let weights = dir.join("a/model.safetensors");
     let whole = std::fs::read(&weights).unwrap();
     for keep in [0, 4, 100, whole.len() - 1] {

@@ -148,9 +148,9 @@ fn scalar_value(scalar: &Scalar, parameter: Parameter) -> Option<ParameterValue>
         },
         Range::Flag => match scalar {
             Scalar::Bool(value) => Some(ParameterValue::Flag(*value)),
-            // As Python takes a number for a condition: mergekit-evolve writes `normalize: 1.0`.
+            // As pydantic takes a number for a condition, 0 and 1 alone: mergekit-evolve writes `normalize: 1.0`.
             Scalar::Int(_) | Scalar::Float(_) => {
-                number().filter(|v| v.is_finite()).map(|v| ParameterValue::Flag(v != 0.0))
+                number().filter(|v| *v == 0.0 || *v == 1.0).map(|v| ParameterValue::Flag(v == 1.0))
             }
             // Quoted, a word is text to YAML and a condition to mergekit (pydantic's words for one).
             Scalar::Text(text) => match text.to_lowercase().as_str() {
