@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(place::<InF32>(&[1.0, 1.0], &[-1.0]), 0.0);
     }
 
-    /// Task vectors that point apart: `t` is about -60, which shows an error of the angle and of terms that are many times the result. Against the
+    /// Task vectors that point apart: `t` is about -100, which shows an error of the angle and of terms that are many times the result. Against the
     /// formula in float64.
     #[test]
     fn in_float32_nothing_is_lost_where_the_models_point_apart() {
@@ -121,7 +121,7 @@ mod tests {
             (0..n).map(|at| rng.at(at as u64) as f32 / u32::MAX as f32 - 0.5).collect::<Vec<f32>>()
         };
         let (base, one, two) = (noise(0), noise(1), noise(2));
-        let two: Vec<f32> = two.iter().zip(&one).map(|(two, one)| two - 0.2 * one).collect();
+        let two: Vec<f32> = two.iter().zip(&one).map(|(two, one)| two - 0.3 * one).collect();
         let model = |change: &dyn Fn(usize) -> f32| (0..n).map(|at| base[at] + 0.1 * change(at)).collect::<Vec<f32>>();
         let models = [model(&|at| one[at]), model(&|at| two[at]), model(&|at| -0.5 * (one[at] + two[at]))];
         let group = group_of(Method::ModelStock, &[&base, &models[0], &models[1], &models[2]], vec![n], &[]);
@@ -141,7 +141,7 @@ mod tests {
         for at in 0..n {
             let exact = t * (models[0][at] + models[1][at] + models[2][at]) / 3.0 + (1.0 - t) * base[at];
             let far = (f64::from(found[at]) - exact).abs() / exact.abs().max(size);
-            assert!(far < 1.2e-7, "{at}: {far:.2e}");
+            assert!(far < 8e-8, "{at}: {far:.2e}");
         }
     }
 }
