@@ -292,15 +292,19 @@ pub(crate) fn folder_of(name: &str, options: &MergeOptions) -> Result<PathBuf> {
     Err(Error::model(name, reason))
 }
 
-/// That a model is not there, and what to do: where its name may be one of the Hub's, `owner/name`, pull it.
+/// That a model is not there, where it was looked for, and what to do: where its name may be one of the Hub's, `owner/name`, pull it.
 pub fn no_folder(name: &str) -> String {
     let is_path = name.starts_with(['/', '.', '~']) || name.matches('/').count() != 1;
-    match is_path {
+    let text = match is_path {
         true => format!("there is no folder {name}"),
         false => format!(
             "there is no folder {name}; pull it first (`aloe pull hf:{name} --out DIR`) and write its path; the Hugging Face cache \
              holds no snapshot of it"
         ),
+    };
+    match std::env::current_dir() {
+        Ok(here) if !name.starts_with(['/', '~']) => format!("{text}; relative paths start at {}", here.display()),
+        _ => text,
     }
 }
 

@@ -360,6 +360,8 @@ fn bad_inputs_are_refused_before_any_work() {
     let small = MergeOptions { memory: 1 << 20, ..options.clone() };
     refused(&good, &small, dir, "MiB is too small");
     refused(&good.replace("model: a", "model: nobody/nothing"), &options, dir, "there is no folder nobody/nothing");
+    let here = format!("; relative paths start at {}", std::env::current_dir().unwrap().display());
+    refused(&good.replace("model: a", "model: nobody/nothing"), &options, dir, &here);
     let no_match = good.replace("weight: 0.4", "weight: [{filter: mlp, value: 1}]");
     refused(&no_match, &options, dir, "model a has no weight for model.embed_tokens.weight");
 
