@@ -132,9 +132,9 @@ mod tests {
         let t = 3.0 * mean / (1.0 + 2.0 * mean);
         assert!(t < -2.0, "{t}");
         let size = (dot(&base, &base) / n as f64).sqrt();
-        for at in 0..n {
+        for (at, found) in found.iter().enumerate() {
             let exact = t * (models[0][at] + models[1][at] + models[2][at]) / 3.0 + (1.0 - t) * base[at];
-            let far = (f64::from(found[at]) - exact).abs() / exact.abs().max(size);
+            let far = (f64::from(*found) - exact).abs() / exact.abs().max(size);
             assert!(far < 1.2e-7, "{at}: {far:.2e}");
         }
     }
