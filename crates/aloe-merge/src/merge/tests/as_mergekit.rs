@@ -224,17 +224,17 @@ fn models_of_two_stages_have_masks_of_their_own_within_a_merge_and_across_merges
     for (tensor, (name, base)) in base.iter().enumerate() {
         let tuned = value("a", name, base.len());
         let [one, two, both] = [&one, &two, &both].map(|merged| &merged[tensor].1);
-        for at in 0..base.len() {
-            if tuned[at] == base[at] {
+        for (at, base) in base.iter().enumerate() {
+            if tuned[at] == *base {
                 continue;
             }
-            let kept = [one, two].map(|merged| merged[at] != base[at]);
+            let kept = [one, two].map(|merged| merged[at] != *base);
             n += 1;
             n_shared += usize::from(kept[0] == kept[1]);
             (0..2).for_each(|model| n_kept[model] += usize::from(kept[model]));
             // One changed element kept by both counts twice, by one once: masks in a merge of both are those of the merges alone.
-            let sum = (one[at] - base[at]) + (two[at] - base[at]);
-            assert!((both[at] - base[at] - sum).abs() < 1e-7, "{name} {at}");
+            let sum = (one[at] - *base) + (two[at] - *base);
+            assert!((both[at] - *base - sum).abs() < 1e-7, "{name} {at}");
         }
     }
     // Independent masks agree on half of the elements, within five standard deviations; one shared mask agrees on all.
