@@ -8,7 +8,7 @@
 //!
 //! Reading order: `listing` (which servers, which model), `announced` (servers of a job, found by files), `probe` (what they can do), `samples`, `replicas` (one request through to
 //! its answer), `health`, `prompt_logps`, `next_token`, `answer` and `vectors` (what is believed), `canary` and `watch` (whether the weights are still
-//! the same); `embeddings`.
+//! the same), `journal` (what a kill must not lose); `embeddings`.
 
 pub mod announced;
 mod answer;
@@ -18,6 +18,7 @@ mod embeddings;
 mod embeddings_tests;
 mod health;
 mod identity;
+mod journal;
 mod listing;
 mod next_token;
 mod probe;
@@ -36,6 +37,7 @@ mod watch_tests;
 
 pub use crate::endpoint::canary::CanaryAnswers;
 pub(crate) use crate::endpoint::embeddings::Embeddings;
+pub(crate) use crate::endpoint::journal::Journal;
 pub use crate::endpoint::listing::listed;
 
 use crate::encode;
@@ -133,6 +135,11 @@ impl Endpoint {
         self.replicas.connections()
     }
 
+    /// See [`crate::Engine::keep_answers`].
+    pub(crate) fn journal(&self) -> &Journal {
+        self.replicas.journal()
+    }
+
     /// The first answers to the canary of scores or of generated answers; `None` where it is not taken.
     pub(crate) fn canary(&self, call: Call, cancel: &Cancel) -> Result<Option<CanaryAnswers>> {
         let watch = match (call, &self.text) {
@@ -225,7 +232,12 @@ impl Endpoint {
         id: &str,
         asking: &Asking,
     ) -> Result<Vec<(f64, bool)>> {
-        match self.replicas.ask("/completions", &form.body(&self.model, ids), asking)? {
+        let body = form.body(&self.model, ids);
+        let kept = self.replicas.journal().request("/completions", &body);
+        if let Some(scored) = kept.found() {
+            return Ok(scored);
+        }
+        match self.replicas.ask("/completions", &body, asking)? {
             Reply::Refused(reason) => Err(Error::Request { id: id.to_owned(), reason }),
             Reply::Json(answer, at) => {
                 self.check_model(&answer, at)?;
@@ -236,7 +248,9 @@ impl Endpoint {
                     );
                     self.replicas.error(at, reason)
                 };
-                form.read(&answer, ids, |id| text.tokenizer.token(id)).map_err(wrong)
+                let scored = form.read(&answer, ids, |id| text.tokenizer.token(id)).map_err(wrong)?;
+                kept.keep(&scored, self.replicas.base(at));
+                Ok(scored)
             }
         }
     }

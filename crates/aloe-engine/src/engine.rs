@@ -1,5 +1,6 @@
 //! Opening a model and the three calls. Where in the walk: strategies build requests, this answers them.
 
+use crate::endpoint::Journal;
 use crate::endpoint::announced::SERVERS;
 use crate::{
     CacheCounts, Cached, CanaryAnswers, Completion, Continuation, Endpoint, EngineCounts, Error, GenerateRequest,
@@ -289,6 +290,33 @@ impl Engine {
             Self::Local(_) => Ok(None),
             Self::Endpoint(endpoint) => endpoint.canary(call, cancel),
             Self::Cached(cached) => cached.engine.canary(call, cancel),
+        }
+    }
+
+    /// Keeps each answer of an endpoint in the file at `path` as it comes, before a canary vouches for it: what a kill would lose.
+    /// Returns how many answers of the same `run` an earlier process left there: they are given in their requests' place, each
+    /// once, and hold as long as [`Engine::canary`] answers as it did then. Nothing is kept of a local model, which computes the same
+    /// again.
+    pub fn keep_answers(&self, path: &Path, run: &str) -> Result<usize> {
+        self.journal().map_or(Ok(0), |journal| journal.open(path, run))
+    }
+
+    /// What the requests from now on are for: an answer that is kept is given to the same request for the same end alone.
+    pub fn ask_for(&self, what: &str) {
+        if let Some(journal) = self.journal() {
+            journal.ask_for(what);
+        }
+    }
+
+    /// The caller has kept all answers that it was handed: what [`Engine::keep_answers`] kept of them may go.
+    pub fn forget_answers(&self) -> Result<()> {
+        self.journal().map_or(Ok(()), Journal::forget)
+    }
+
+    fn journal(&self) -> Option<&Journal> {
+        match self.without_cache() {
+            Self::Endpoint(endpoint) => Some(endpoint.journal()),
+            Self::Local(_) | Self::Cached(_) => None,
         }
     }
 

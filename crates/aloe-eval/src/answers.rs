@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 /// How long answers may stay unforced to the disk: a kill loses none of them, a loss of power at most these.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
+/// The file of what the engine keeps of a server's answers before a log like this one has them.
+pub(crate) const KEPT: &str = ".requests.log";
+
 /// Refuses to go on with the answers at `path` when the endpoint answers known questions otherwise than it did for them.
 pub(crate) fn check_same(then: &CanaryAnswers, now: &CanaryAnswers, path: &Path) -> Result<()> {
     match then.difference(now) {
@@ -126,9 +129,10 @@ impl AnswerLog {
         Ok(found)
     }
 
-    /// Holds an endpoint against what it answered to known questions when the answers in the log were given, or notes it.
-    pub(crate) fn hold(&mut self, now: Option<CanaryAnswers>) -> Result<()> {
-        let has_answers = !self.samples.is_empty() || !self.solved.is_empty();
+    /// Holds an endpoint against what it answered to known questions when the answers in the log were given, and the `n_kept` that the
+    /// engine kept, or notes it.
+    pub(crate) fn hold(&mut self, now: Option<CanaryAnswers>, n_kept: usize) -> Result<()> {
+        let has_answers = !self.samples.is_empty() || !self.solved.is_empty() || n_kept > 0;
         match (&self.canary, now) {
             (Some(then), Some(now)) if has_answers => {
                 check_same(then, &now, &self.path)?;

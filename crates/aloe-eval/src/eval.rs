@@ -1,7 +1,7 @@
 //! The spine of an evaluation: questions -> prompts -> answers -> scores -> files. Where in the walk: called by the `eval`
 //! command and by the recipe; everything it does is one call away.
 
-use crate::answers::AnswerLog;
+use crate::answers::{AnswerLog, KEPT};
 use crate::report::{self, EvalResults, TaskResult};
 use crate::strategy::{self, Plan, TaskRun};
 use crate::{Error, EvalConfig, Result, Sample, asked, noise, specialty};
@@ -37,7 +37,8 @@ pub fn eval(
     let tasks = load(config)?;
     let fingerprint = report::fingerprint(engine.identity(), config, encoders)?;
     let mut log = AnswerLog::open(&out.join(".answers.log"), &fingerprint)?;
-    log.hold(engine.canary(config.strategy.call(), cancel)?)?;
+    let n_kept = engine.keep_answers(&out.join(KEPT), &fingerprint)?;
+    log.hold(engine.canary(config.strategy.call(), cancel)?, n_kept)?;
     asked::write(out, &tasks)?;
     progress.set_total(tasks.iter().map(|(_, questions, _)| questions.len() as u64).sum());
     let mut results = Vec::new();
@@ -80,6 +81,7 @@ fn answer_all(run: &TaskRun, plan: &Plan, log: &mut AnswerLog) -> Result<Vec<Sam
         });
         log.sync(true)?;
         answered?;
+        run.engine.forget_answers()?;
     }
     let samples: Vec<Sample> = samples.into_iter().flatten().collect();
     let n_refused = samples.iter().filter(|sample| sample.refused.is_some()).count();

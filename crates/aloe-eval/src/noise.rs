@@ -64,6 +64,7 @@ pub(crate) fn floor(run: &TaskRun, plan: &Plan, samples: &[Sample], log: &mut An
     run.progress.grow(first.len() as u64);
     run.progress.resume((first.len() - missing.len()) as u64);
     run.progress.message(&format!("{}: {} questions a second time", run.task.name(), first.len()));
+    engine.ask_for(&format!("{} again", run.task.name()));
     let answered = plan.answer(&TaskRun { engine, ..*run }, &missing, &mut |sample| {
         if sample.refused.is_none() {
             log.append_again(&run.questions[sample.index], &sample)?;
@@ -74,7 +75,9 @@ pub(crate) fn floor(run: &TaskRun, plan: &Plan, samples: &[Sample], log: &mut An
         Ok(())
     });
     log.sync(true)?;
+    engine.ask_for("");
     answered?;
+    engine.forget_answers()?;
     let pairs: Vec<(&Sample, &Sample)> =
         first.into_iter().filter_map(|sample| Some((sample, again[sample.index].as_ref()?))).collect();
     let below = match plan {

@@ -3,6 +3,7 @@
 //!
 //! Responses are cut at `max_new_tokens` (48): enough to see a refusal, too short to be of use to anybody.
 
+use crate::answers::KEPT;
 use crate::judge::{self, Judge, Judging};
 use crate::redteam_log::RedTeamLog;
 use crate::redteam_report::{Judgement, RedTeamResults, RedTeamSample};
@@ -75,7 +76,8 @@ pub fn redteam(
     let asked = plan(engine, questions, harmless, config)?;
     judge.map(Judge::check).transpose()?;
     let key = judge.map(Judge::key).unwrap_or_default();
-    let mut log = RedTeamLog::open(&out.join(".answers.log"), &fingerprint(engine, &asked, config), &key)?;
+    let fingerprint = fingerprint(engine, &asked, config);
+    let mut log = RedTeamLog::open(&out.join(".answers.log"), &fingerprint, &key)?;
     let n_harmful = asked.iter().filter(|one| one.sample.style.is_some()).count();
     let n_judged = judge.map_or(0, |judge| n_harmful + judge.labels.len());
     progress.set_total((asked.len() + n_judged) as u64);
@@ -85,7 +87,8 @@ pub fn redteam(
     }
     // The judge is measured first: one that cannot be used is found before the model is asked anything.
     let error = judge.map(|judge| measure(judge, &mut log, progress, cancel)).transpose()?;
-    log.hold(engine.canary(Call::Generate, cancel)?)?;
+    let n_kept = engine.keep_answers(&out.join(KEPT), &fingerprint)?;
+    log.hold(engine.canary(Call::Generate, cancel)?, n_kept)?;
     answer_all(engine, &asked, config.rule, &mut log, progress, cancel)?;
     judge.map(|judge| judge_all(judge, &mut log, progress, cancel)).transpose()?;
     let samples = judged_samples(&log);
@@ -145,6 +148,7 @@ fn answer_all(
         );
         log.sync()?;
         answered?;
+        engine.forget_answers()?;
     }
     refused.check(asked.len(), "prompts")
 }

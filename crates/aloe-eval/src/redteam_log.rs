@@ -87,10 +87,11 @@ impl RedTeamLog {
         Ok(found)
     }
 
-    /// Holds an endpoint against what it answered to known questions when the responses in the log were given, or notes it.
-    pub(crate) fn hold(&mut self, now: Option<CanaryAnswers>) -> Result<()> {
+    /// Holds an endpoint against what it answered to known questions when the responses in the log were given, and the `n_kept` that the
+    /// engine kept, or notes it.
+    pub(crate) fn hold(&mut self, now: Option<CanaryAnswers>, n_kept: usize) -> Result<()> {
         match (&self.canary, now) {
-            (Some(then), Some(now)) if !self.samples.is_empty() => check_same(then, &now, &self.path)?,
+            (Some(then), Some(now)) if !self.samples.is_empty() || n_kept > 0 => check_same(then, &now, &self.path)?,
             (_, Some(now)) => {
                 self.log.append(&Entry::Canary(now.clone()))?;
                 self.canary = Some(now);

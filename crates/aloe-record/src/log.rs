@@ -45,6 +45,13 @@ impl Log {
         self.file.write_all(line.as_bytes()).map_err(Error::io("write", &self.path))
     }
 
+    /// Drops all entries.
+    pub fn clear(&mut self) -> Result<()> {
+        self.file.set_len(0).map_err(Error::io("truncate", &self.path))?;
+        self.file.seek(SeekFrom::Start(0)).map_err(Error::io("seek", &self.path))?;
+        Ok(())
+    }
+
     /// Forces what was appended to the disk.
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(Error::io("sync", &self.path))

@@ -74,6 +74,9 @@ pub(crate) fn resume_point(kind: &str, partial: &Path) -> Option<String> {
             let lines = log[..whole].split(|&byte| byte == b'\n');
             let entries: Vec<&[u8]> = lines.filter_map(|line| line.get(9..)).collect();
             let count = |what: &str| entries.iter().filter(|json| json.starts_with(what.as_bytes())).count();
+            let kept = std::fs::read(partial.join(".requests.log")).unwrap_or_default();
+            let is_kept = |line: &&[u8]| line.get(9..).is_some_and(|json| json.starts_with(b"{\"answered\""));
+            let n_kept = kept.split(|&byte| byte == b'\n').filter(is_kept).count();
             let (answered, solved) = (count("{\"answered\""), count("{\"solved\""));
             let noun = match kind {
                 "eval" => "answered question",
@@ -81,7 +84,7 @@ pub(crate) fn resume_point(kind: &str, partial: &Path) -> Option<String> {
                 _ => "answer",
             };
             match (answered, solved) {
-                (0, 0) => None,
+                (0, 0) => (n_kept > 0).then(|| format!("goes on from {n_kept} answered requests")),
                 (0, solved) => Some(format!("goes on after worked example {solved} of the pool")),
                 _ => Some(format!("goes on from {answered} {noun}s")),
             }

@@ -8,6 +8,7 @@
 //! with its answers.
 
 use super::health::{LONGEST_PAUSE, State};
+use super::journal::Journal;
 use super::listing;
 use super::senders::Senders;
 use super::watch::Watch;
@@ -74,6 +75,7 @@ pub(super) struct Shared {
     changed: Condvar,
     /// What a server that comes back must still answer.
     pub(super) watches: Mutex<Vec<Arc<Watch>>>,
+    pub(super) journal: Journal,
 }
 
 /// A request's place at a server, given back when dropped.
@@ -108,8 +110,9 @@ impl Replicas {
         }
         let (states, changed) = (Mutex::new(states), Condvar::new());
         let (model, listed, watches) = (model.to_owned(), listed.to_owned(), Mutex::default());
-        let senders = Arc::default();
-        Self { shared: Arc::new(Shared { connections, clients, model, listed, states, senders, changed, watches }) }
+        let (senders, journal) = (Arc::default(), Journal::default());
+        let shared = Shared { connections, clients, model, listed, states, senders, changed, watches, journal };
+        Self { shared: Arc::new(shared) }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -127,6 +130,10 @@ impl Replicas {
     }
 
     /// The address of server `at`.
+    pub(super) fn journal(&self) -> &Journal {
+        &self.shared.journal
+    }
+
     pub(super) fn base(&self, at: usize) -> &str {
         self.shared.clients[at].base()
     }
@@ -373,7 +380,7 @@ impl Shared {
         state.is_checked = true;
         let (shared, was_out, n_before) = (Arc::clone(self), state.is_out, state.n_since);
         std::thread::spawn(move || {
-            let asked = Instant::now();
+            let (asked, mark) = (Instant::now(), shared.journal.mark());
             let mut outcome = shared.clients[at].get("/models", CHECK_TIMEOUT);
             let mut lie = match &outcome {
                 Outcome::Json(listing) => shared.other_listing(listing),
@@ -390,9 +397,13 @@ impl Shared {
             state.is_checked = false;
             match outcome {
                 Outcome::Json(_) => match lie {
-                    Some(_) => state.lie = lie,
+                    Some(_) => {
+                        shared.journal.disown(shared.clients[at].base());
+                        state.lie = lie;
+                    }
                     None => {
                         if was_out {
+                            shared.journal.prove(shared.clients[at].base(), mark);
                             state.prove(asked, n_before);
                         }
                         state.is_out = false;

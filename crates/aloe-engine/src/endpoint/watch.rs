@@ -250,6 +250,7 @@ impl Replicas {
             state.is_proving = true;
             state.n_since
         };
+        let mark = self.shared.journal.mark();
         let said = self.shared.ask_canary(at, &watch.canary, 0, cancel);
         let state = &mut self.shared.lock()[at];
         state.is_proving = false;
@@ -267,8 +268,14 @@ impl Replicas {
             Err(_) => return,
         };
         match lie {
-            Some(difference) => state.lie = Some(other_weights(&difference)),
-            None => state.prove(sent, n_before),
+            Some(difference) => {
+                self.shared.journal.disown(self.base(at));
+                state.lie = Some(other_weights(&difference));
+            }
+            None => {
+                self.shared.journal.prove(self.base(at), mark);
+                state.prove(sent, n_before);
+            }
         }
     }
 }

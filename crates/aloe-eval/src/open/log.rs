@@ -78,11 +78,12 @@ impl OpenLog {
         Error::OtherRun { path: self.path.display().to_string() }
     }
 
-    /// Holds an endpoint against what it answered to known questions when the answers in the log were given, or notes it.
-    pub(crate) fn hold(&mut self, now: Option<CanaryAnswers>) -> Result<()> {
+    /// Holds an endpoint against what it answered to known questions when the answers in the log were given, and the `n_kept` that the
+    /// engine kept, or notes it.
+    pub(crate) fn hold(&mut self, now: Option<CanaryAnswers>, n_kept: usize) -> Result<()> {
         let Some(now) = now else { return Ok(()) };
         match &self.canary {
-            Some(then) if !self.samples.is_empty() => check_same(then, &now, &self.path),
+            Some(then) if !self.samples.is_empty() || n_kept > 0 => check_same(then, &now, &self.path),
             _ => {
                 self.log.append(&Entry::Canary(now.clone()))?;
                 self.canary = Some(now);

@@ -12,6 +12,7 @@ pub mod panel;
 pub mod report;
 mod sample;
 
+use crate::answers::KEPT;
 use crate::strategy::handed;
 use crate::{Error, Result, report as files, score};
 use aloe_engine::{Call, Engine, EngineIdentity, GenerateRequest, Prompt, Sampling};
@@ -119,7 +120,8 @@ pub fn answer(
     let mut log = OpenLog::open(&out.join(".answers.log"), &fingerprint)?;
     progress.set_total(asked.len() as u64);
     progress.resume(log.samples.len() as u64);
-    log.hold(engine.canary(Call::Generate, cancel)?)?;
+    let n_kept = engine.keep_answers(&out.join(KEPT), &fingerprint)?;
+    log.hold(engine.canary(Call::Generate, cancel)?, n_kept)?;
     let samples = answer_all(engine, config, &asked, &mut log, progress, cancel)?;
     let (model, protocol) = (engine.identity().clone(), config.protocol);
     Ok(OpenRun { model, settings, protocol, tasks, judges: Vec::new(), samples, log })
@@ -165,6 +167,7 @@ fn answer_all(
         );
         log.sync()?;
         answered?;
+        engine.forget_answers()?;
     }
     for (&at, sample) in &log.samples {
         samples[at] = sample.clone();

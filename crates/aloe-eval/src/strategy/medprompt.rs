@@ -196,6 +196,7 @@ fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<(Vec<S
         };
         log.sync(true)?;
         collected?;
+        run.engine.forget_answers()?;
     }
     run.progress.message(&run.task.name());
     let solved: Vec<Solved> = solved.into_iter().flatten().collect();

@@ -8,6 +8,7 @@ mod embedder;
 mod handing;
 mod interrupt;
 mod judge;
+mod killed;
 mod lies;
 mod noise;
 mod open_answers;

@@ -1,0 +1,97 @@
+//! A client that is killed in mid-run: no request that a server answered is sent again.
+
+use super::server::{Model, Reply, Server};
+use super::{eval, lines, starter};
+use crate::{aloe, stories};
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Bodies with how often each was answered.
+type Answered = Arc<Mutex<HashMap<String, usize>>>;
+
+/// A server that falls silent after `n_answers` requests, until it is told to go on.
+fn falls_silent(
+    n_answers: usize,
+    reply: impl Fn(&super::Asked) -> Reply + Send + Sync + 'static,
+) -> (Server, Answered, Arc<AtomicBool>) {
+    let (answered, goes_on) = (Answered::default(), Arc::new(AtomicBool::new(false)));
+    let (counts, is_on) = (Arc::clone(&answered), Arc::clone(&goes_on));
+    let server = Server::start(move |at, asked| {
+        while at >= n_answers && !is_on.load(Ordering::SeqCst) {
+            std::thread::park_timeout(Duration::from_secs(1));
+        }
+        let reply = reply(asked);
+        *counts.lock().unwrap().entry(asked.body.to_string()).or_default() += 1;
+        reply
+    });
+    (server, answered, goes_on)
+}
+
+/// Starts `aloe eval MODEL` with `more` and kills it when all of its 16 connections wait for an answer.
+fn killed(server: &Server, n_answers: usize, out: &Path, more: &[&str]) {
+    let mut command = aloe();
+    command.args(["eval", &server.model(), "--data", &starter(), "--dtype", "f32", "--out", out.to_str().unwrap()]);
+    let mut child = command.args(more).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let started = Instant::now();
+    while server.n_asked() < n_answers + 16 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+        assert!(started.elapsed().as_secs() < 60, "{} requests came", server.n_asked());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// An evaluation killed after `n_answers` answers and gone on with: what is asked again, but for the noise floor's second asking, are
+/// the 16 requests that were under way; and the files are those of a run that nobody killed.
+fn check(
+    n_answers: usize,
+    more: &[&str],
+    n_twice: usize,
+    reply: impl Fn(&super::Asked) -> Reply + Clone + Send + Sync + 'static,
+) {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, answered, goes_on) = falls_silent(n_answers, reply.clone());
+    let out = dir.path().join("killed");
+    killed(&server, n_answers, &out, more);
+    let first: Vec<String> = answered.lock().unwrap().keys().cloned().collect();
+    goes_on.store(true, Ordering::SeqCst);
+    // Those whose client is gone are answered now.
+    std::thread::sleep(Duration::from_millis(1500));
+    answered.lock().unwrap().retain(|body, _| first.contains(body));
+    let (_, stderr, code) = eval(&server.model(), &out, more);
+    assert_eq!(code, 0, "{stderr}");
+    let answered = answered.lock().unwrap().clone();
+    let n_again: usize = first.iter().filter(|body| answered[*body] > 2).count();
+    assert_eq!(n_again, 0, "answered before the kill, and asked again beside the noise floor");
+    let n_asked: usize = answered.values().sum();
+    assert_eq!(n_asked - answered.len(), n_twice, "of {} requests", answered.len());
+    let whole = Server::start(move |_, asked| reply(asked));
+    let unbroken = dir.path().join("unbroken");
+    assert_eq!(eval(&whole.model(), &unbroken, more).2, 0);
+    assert_eq!(lines(&unbroken.join("samples.jsonl")), lines(&out.join("samples.jsonl")));
+}
+
+#[test]
+fn scores_that_a_killed_client_was_given_are_not_asked_for_again() {
+    let Some(stories) = stories() else { return };
+    let model = Arc::new(Model::open(&stories));
+    let tokenizer = ["--tokenizer", stories.to_str().unwrap()];
+    let more = [&["--tasks", "starter_mcqa", "--protocol", "lm-eval"][..], &tokenizer].concat();
+    // 25 of 60 questions have 100 options: these are scored a second time.
+    check(101, &more, 100, move |asked| model.echo(asked));
+}
+
+#[test]
+fn votes_that_a_killed_client_was_given_are_not_asked_for_again() {
+    let more = ["--server-template", "--tasks", "starter_mcqa", "--strategy", "sc-cot", "--set", "n_samples=3"];
+    let answer = |asked: &super::Asked| {
+        let length = asked.body["messages"].to_string().len() as u64 + asked.body["seed"].as_u64().unwrap_or_default();
+        super::text(&format!("Answer: {}", ["A", "B", "C", "D"][(length % 4) as usize]))
+    };
+    check(70, &more, 99, answer);
+}
