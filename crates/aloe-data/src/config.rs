@@ -401,6 +401,12 @@ impl DataConfig {
                 "`rendered` needs `tokenizer`, the model folder whose tokenizer and template make the ids".to_owned(),
             );
         }
+        if self.template.is_some() && self.tokenizer.is_none() {
+            mistakes.push(
+                "`template` is for counting with `tokenizer`, which is not given; `templates` are another thing"
+                    .to_owned(),
+            );
+        }
         if self.output == OutputKind::Pairs && self.templates.is_on() {
             mistakes.push("`templates` is for `output = \"sft\"`".to_owned());
         }

@@ -1,6 +1,7 @@
 //! The whole stage on made files, on the starter set (counts of its READMEs) and on the published files.
 
 mod account;
+mod early;
 mod everything;
 mod kept;
 mod one_line;
