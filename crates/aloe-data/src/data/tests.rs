@@ -7,6 +7,7 @@ mod kept;
 mod one_line;
 mod planted;
 mod private;
+mod rated;
 mod shaped;
 mod shards;
 
