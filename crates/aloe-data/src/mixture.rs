@@ -82,6 +82,45 @@ fn groups(items: &[Item]) -> Vec<u64> {
     (0..items.len()).map(of_row).collect()
 }
 
+/// Chooses and orders.
+pub(crate) fn mix(items: &[Item], config: &DataConfig) -> Mixture {
+    let mut mixture = Mixture::default();
+    let [hold_out, cap, weight, order] =
+        ["data/hold-out", "data/cap", "data/weight", "data/order"].map(|purpose| Draw::of(config.seed, purpose));
+    let mut by_source: HashMap<usize, Vec<usize>> = HashMap::new();
+    let groups = if config.hold_out > 0.0 { groups(items) } else { Vec::new() };
+    for (index, item) in items.iter().enumerate() {
+        if groups.get(index).is_some_and(|&group| hold_out.share_of(group) < config.hold_out) {
+            mixture.held_out.push(index);
+        } else {
+            by_source.entry(item.source).or_default().push(index);
+        }
+    }
+    let mut copies: Vec<(u64, u64, usize)> = Vec::new();
+    for (source, mut rows) in by_source {
+        let settings = &config.sources[source];
+        if let Some(max_rows) = settings.max_rows {
+            rows.sort_by_key(|&row| (cap.key(&items[row].id), row));
+            mixture.over_cap.extend(rows.drain(max_rows.min(rows.len())..));
+        }
+        for row in rows {
+            let id = &items[row].id;
+            let whole = settings.weight.floor();
+            let extra = settings.weight > whole && weight.share(id) < settings.weight - whole;
+            let n_copies = whole as u64 + u64::from(extra);
+            if n_copies == 0 {
+                mixture.weighted_out.push(row);
+            }
+            for copy in 0..n_copies {
+                copies.push((order.key(&format!("{id}\n{copy}")), copy, row));
+            }
+        }
+    }
+    copies.sort_unstable();
+    mixture.train = copies.into_iter().map(|(_, _, row)| row).collect();
+    mixture
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,43 +200,4 @@ mod tests {
         assert!(train.is_disjoint(&held_out) && train.len() + held_out.len() == 100, "{train:?} {held_out:?}");
         assert!((15..=45).contains(&held_out.len()), "{}", held_out.len());
     }
-}
-
-/// Chooses and orders.
-pub(crate) fn mix(items: &[Item], config: &DataConfig) -> Mixture {
-    let mut mixture = Mixture::default();
-    let [hold_out, cap, weight, order] =
-        ["data/hold-out", "data/cap", "data/weight", "data/order"].map(|purpose| Draw::of(config.seed, purpose));
-    let mut by_source: HashMap<usize, Vec<usize>> = HashMap::new();
-    let groups = if config.hold_out > 0.0 { groups(items) } else { Vec::new() };
-    for (index, item) in items.iter().enumerate() {
-        if groups.get(index).is_some_and(|&group| hold_out.share_of(group) < config.hold_out) {
-            mixture.held_out.push(index);
-        } else {
-            by_source.entry(item.source).or_default().push(index);
-        }
-    }
-    let mut copies: Vec<(u64, u64, usize)> = Vec::new();
-    for (source, mut rows) in by_source {
-        let settings = &config.sources[source];
-        if let Some(max_rows) = settings.max_rows {
-            rows.sort_by_key(|&row| (cap.key(&items[row].id), row));
-            mixture.over_cap.extend(rows.drain(max_rows.min(rows.len())..));
-        }
-        for row in rows {
-            let id = &items[row].id;
-            let whole = settings.weight.floor();
-            let extra = settings.weight > whole && weight.share(id) < settings.weight - whole;
-            let n_copies = whole as u64 + u64::from(extra);
-            if n_copies == 0 {
-                mixture.weighted_out.push(row);
-            }
-            for copy in 0..n_copies {
-                copies.push((order.key(&format!("{id}\n{copy}")), copy, row));
-            }
-        }
-    }
-    copies.sort_unstable();
-    mixture.train = copies.into_iter().map(|(_, _, row)| row).collect();
-    mixture
 }

@@ -1,7 +1,7 @@
 //! The recipe of every published file, through the binary: each file of the folder trains or is compared with, and every row is accounted for.
 //! What is printed is the account of LOG.md.
 
-use crate::{root, run};
+use crate::{aloe, root};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,26 +15,36 @@ fn tell(source: &Value) {
     let name = source["name"].as_str().unwrap();
     let parts = ["account", "dropped", "changed", "n_tokens", "n_target_tokens", "identifiers", "without_template"];
     let told: Vec<String> = parts.iter().map(|part| format!("{part} {}", source[*part])).collect();
-    println!("{name}: {}", told.join("; "));
+    eprintln!("{name}: {}", told.join("; "));
 }
 
 fn n_lines(path: &Path) -> u64 {
     std::fs::read_to_string(path).unwrap().lines().count() as u64
 }
 
+/// A folder with Llama 3's tokenizer, whose own files have no template.
+fn tokenizer(models: &Path, folder: PathBuf) -> PathBuf {
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(models.join("llama3-tokenizer/tokenizer.json"), folder.join("tokenizer.json")).unwrap();
+    let special = serde_json::json!({"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"});
+    std::fs::write(folder.join("tokenizer_config.json"), special.to_string()).unwrap();
+    folder
+}
+
 /// Runs a data stage of the recipe and holds its files against its manifest, which it gives.
-fn stage(name: &str, dir: &Path) -> Value {
+fn stage(name: &str, tokenizer: &Path, dir: &Path) -> Value {
     let (recipe, out) = (root().join("recipes/all-data.toml"), dir.join(name));
     let args = ["data", "run", "--recipe", recipe.to_str().unwrap(), "--stage", name, "--out", out.to_str().unwrap()];
     let start = std::time::Instant::now();
-    let (_, stderr, code) = run(&args);
-    assert_eq!(code, 0, "{stderr}");
+    let ended = aloe().args(args).env("TOKENIZER", tokenizer).output().unwrap();
+    let stderr = String::from_utf8(ended.stderr).unwrap();
+    assert!(ended.status.success(), "{stderr}");
     let manifest = read(&out.join("manifest.json"));
-    println!("{name}: {:.1} s\n{stderr}", start.elapsed().as_secs_f64());
+    eprintln!("{name}: {:.1} s\n{stderr}", start.elapsed().as_secs_f64());
     for key in
         ["account", "licences", "tasks", "tokens_by_task", "n_held_apart_questions", "duplicate_clusters", "notices"]
     {
-        println!("{key}: {}", manifest[key]);
+        eprintln!("{key}: {}", manifest[key]);
     }
     let count = |account: &Value, key: &str| account[key].as_u64().unwrap_or(0);
     let mut n_read = 0;
@@ -70,14 +80,15 @@ fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
 
 #[test]
 fn every_published_file_goes_through_the_data_stages_of_one_recipe_and_every_row_is_accounted_for() {
-    let (Some(data), Some(_)) = (std::env::var_os("ALOE_DATA").map(PathBuf::from), std::env::var_os("ALOE_MODELS"))
-    else {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let (Some(data), Some(models)) = (folder("ALOE_DATA"), folder("ALOE_MODELS")) else {
         assert!(std::env::var_os("ALOE_REQUIRE").is_none(), "ALOE_DATA or ALOE_MODELS is not set");
-        println!("not run: ALOE_DATA or ALOE_MODELS is not set");
+        eprintln!("not run: ALOE_DATA or ALOE_MODELS is not set");
         return;
     };
     let dir = tempfile::tempdir().unwrap();
-    let (mixture, pairs) = (stage("mixture", dir.path()), stage("pairs", dir.path()));
+    let tokenizer = tokenizer(&models, dir.path().join("tokenizer"));
+    let (mixture, pairs) = (stage("mixture", &tokenizer, dir.path()), stage("pairs", &tokenizer, dir.path()));
     assert_eq!(mixture["account"]["n_read"], 30_233, "the sum of the READMEs' counts");
     assert_eq!((&pairs["account"]["n_read"], &pairs["account"]["n_quarantined"]), (&3812.into(), &9.into()));
     let mut read = BTreeSet::new();

@@ -28,7 +28,11 @@ fn a_tokenizer_or_template_that_cannot_be_used_is_refused_before_a_row_is_read()
         assert!(std::env::var_os("ALOE_REQUIRE").is_none(), "ALOE_MODELS is not set, but ALOE_REQUIRE is");
         return;
     };
-    let tokenizer = models.join("llama3-tokenizer");
+    let tokenizer = dir.path().join("llama3");
+    std::fs::create_dir(&tokenizer).unwrap();
+    std::fs::copy(models.join("llama3-tokenizer/tokenizer.json"), tokenizer.join("tokenizer.json")).unwrap();
+    let special = json!({"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"});
+    std::fs::write(tokenizer.join("tokenizer_config.json"), special.to_string()).unwrap();
     let text = refused(json!({"sources": sources, "tokenizer": tokenizer, "template": "llama4"}));
     assert!(text.contains("llama4") && !text.contains("rows.jsonl"), "{text}");
     // Its turns end in words that the tokenizer has no token for.
