@@ -245,6 +245,10 @@ pub struct Rules {
     pub unanswered_end: bool,
     /// Drop pairs whose two sides are the same.
     pub equal_sides: bool,
+    /// Drop pairs whose published ratings put the chosen side below the rejected one. Not written where it is on, so that stages that were
+    /// finished before it was a switch stand.
+    #[serde(skip_serializing_if = "is_on")]
+    pub chosen_rated_below_rejected: bool,
     /// Drop red-team rows in an attack style that is kept for evaluation.
     pub held_out_style: bool,
     /// Drop synthetic rows whose reasoning betrays that the answer was given beforehand.
@@ -252,6 +256,10 @@ pub struct Rules {
     /// Capitals and punctuation: texts in capitals alone to sentence case, curly quotes straight, repeated `!`, `?` and commas once,
     /// no space before a stop. Off: it also touches texts that mean it so.
     pub standardise: bool,
+}
+
+fn is_on(switch: &bool) -> bool {
+    *switch
 }
 
 impl Default for Rules {
@@ -265,6 +273,7 @@ impl Default for Rules {
             drop_empty: true,
             unanswered_end: true,
             equal_sides: true,
+            chosen_rated_below_rejected: true,
             held_out_style: true,
             betraying: true,
             standardise: false,
@@ -399,6 +408,12 @@ impl DataConfig {
         if self.rendered && self.tokenizer.is_none() {
             mistakes.push(
                 "`rendered` needs `tokenizer`, the model folder whose tokenizer and template make the ids".to_owned(),
+            );
+        }
+        if self.template.is_some() && self.tokenizer.is_none() {
+            mistakes.push(
+                "`template` is for counting with `tokenizer`, which is not given; `templates` are another thing"
+                    .to_owned(),
             );
         }
         if self.output == OutputKind::Pairs && self.templates.is_on() {

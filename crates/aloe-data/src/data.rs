@@ -73,6 +73,9 @@ pub fn run_with(
     config.check()?;
     let mut run = Run::new(config, n_threads, cancel);
     let mut steps = Steps::start();
+    // What can be wrong about them is told before rows are read and models asked.
+    let text = render::open(config)?;
+    run.check_merged()?;
     if let Some(path) = &config.verdicts {
         run.reviewed = Reviewed::of(Verdicts::read(path)?);
     }
@@ -86,6 +89,7 @@ pub fn run_with(
     run.check_kinds()?;
     run.take_identifiers()?;
     run.apply_rules()?;
+    run.check_subjects()?;
     steps.end("cleaning");
     progress.set_total(2 * run.items.len() as u64);
     let mut duplicates = match &config.duplicates {
@@ -106,7 +110,7 @@ pub fn run_with(
     run.add_templates(&mixture)?;
     run.count(&mixture)?;
     steps.end("mixing");
-    run.render(out, &mixture)?;
+    run.render(text.as_ref(), out, &mixture)?;
     steps.end("rendering");
     run.write(out, &mixture, &duplicates, &overlaps)?;
     steps.end("writing");

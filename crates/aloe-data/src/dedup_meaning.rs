@@ -4,6 +4,7 @@
 //!
 //! What is embedded is the text that duplicates are judged by (question and answer; dialogues with their speakers). An embedder reads the
 //! beginning of long texts only: rows that differ later than that are told apart by nothing here, so their number is counted.
+//! Rows of other system messages are never joined, nor a dialogue with a single exchange, as little as by words.
 
 use crate::dedup::{Duplicate, UnionFind, stays};
 use crate::meaning::cosine;
@@ -30,11 +31,6 @@ pub(crate) fn find(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<(Vec<Duplicate>, usize)> {
-    if items.len() > MAX_ROWS {
-        let text =
-            format!("`dedup.semantic` compares all pairs of at most {MAX_ROWS} rows, and there are {}", items.len());
-        return Err(Error::Config { mistakes: vec![text] });
-    }
     progress.message("duplicates by meaning");
     progress.grow(items.len() as u64);
     let texts: Vec<String> = items.iter().map(Item::dedup_text).collect();
@@ -42,7 +38,8 @@ pub(crate) fn find(
     let n_cut = embedded.iter().filter(|one| one.n_cut_tokens > 0).count();
     let vectors: Vec<Vec<f32>> = embedded.into_iter().map(|one| one.vector).collect();
     cancel.check()?;
-    let roots = near(&vectors, threshold, n_threads);
+    let kinds: Vec<(bool, Option<&str>)> = items.iter().map(|item| (item.is_dialogue(), item.system())).collect();
+    let roots = near(&vectors, &kinds, threshold, n_threads);
     let kept = stays(&roots, dedup.keep, |row| texts[row].chars().count());
     let dropped = kept.into_iter().enumerate().filter(|(row, kept)| row != kept);
     let found = dropped.enumerate().map(|(at, (dropped, kept))| Duplicate {
@@ -56,11 +53,21 @@ pub(crate) fn find(
     Ok((found.collect(), n_cut))
 }
 
-/// For each row the first of its cluster.
-fn near(vectors: &[Vec<f32>], threshold: f64, n_threads: usize) -> Vec<usize> {
+/// Refuses more rows than can be compared, before any is embedded.
+pub(crate) fn check_number(n_rows: usize) -> Result<()> {
+    if n_rows <= MAX_ROWS {
+        return Ok(());
+    }
+    let text = format!("`dedup.semantic` compares all pairs of at most {MAX_ROWS} rows, and there are {n_rows}");
+    Err(Error::Config { mistakes: vec![text] })
+}
+
+/// For each row the first of its cluster; rows of different `kinds` are never joined.
+fn near<K: PartialEq + Sync>(vectors: &[Vec<f32>], kinds: &[K], threshold: f64, n_threads: usize) -> Vec<usize> {
     let numbered: Vec<(usize, &Vec<f32>)> = vectors.iter().enumerate().collect();
     let earlier = |&(row, vector): &(usize, &Vec<f32>)| -> Vec<usize> {
-        (0..row).filter(|&other| cosine(vector, &vectors[other]) >= threshold).collect()
+        let is_near = |&other: &usize| kinds[row] == kinds[other] && cosine(vector, &vectors[other]) >= threshold;
+        (0..row).filter(is_near).collect()
     };
     let mut clusters = UnionFind::new(vectors.len());
     for (row, others) in parallel::map(n_threads, &numbered, earlier).into_iter().enumerate() {
@@ -79,9 +86,27 @@ mod tests {
         let at = |degrees: f32| vec![degrees.to_radians().cos(), degrees.to_radians().sin()];
         let vectors: Vec<Vec<f32>> = [0.0, 90.0, 20.0, 100.0, 35.0].map(at).to_vec();
         for n_threads in [1, 2, 5] {
-            assert_eq!(near(&vectors, 0.93, n_threads), [0, 1, 0, 1, 0]);
-            assert_eq!(near(&vectors, 0.95, n_threads), [0, 1, 2, 1, 2]);
-            assert_eq!(near(&vectors, 0.99, n_threads), [0, 1, 2, 3, 4]);
+            assert_eq!(near(&vectors, &[(); 5], 0.93, n_threads), [0, 1, 0, 1, 0]);
+            assert_eq!(near(&vectors, &[(); 5], 0.95, n_threads), [0, 1, 2, 1, 2]);
+            assert_eq!(near(&vectors, &[(); 5], 0.99, n_threads), [0, 1, 2, 3, 4]);
         }
+    }
+
+    /// As above, but the third row is of another kind: the fifth lies 35 degrees from the first then, and nothing joins them.
+    #[test]
+    fn rows_of_different_kinds_are_not_joined_nor_others_through_them() {
+        let at = |degrees: f32| vec![degrees.to_radians().cos(), degrees.to_radians().sin()];
+        let vectors: Vec<Vec<f32>> = [0.0, 90.0, 20.0, 100.0, 35.0].map(at).to_vec();
+        let adult = Some("The patient is an adult.");
+        let kinds = [adult, adult, Some("The patient is a child."), adult, adult];
+        assert_eq!(near(&vectors, &kinds, 0.93, 2), [0, 1, 2, 1, 4]);
+    }
+
+    #[test]
+    fn more_rows_than_can_be_compared_are_refused_with_their_number() {
+        assert!(check_number(MAX_ROWS).is_ok());
+        assert!(
+            check_number(MAX_ROWS + 1).unwrap_err().to_string().contains("at most 50000 rows, and there are 50001")
+        );
     }
 }

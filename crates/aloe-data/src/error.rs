@@ -177,6 +177,14 @@ pub enum Error {
         /// All counted, twenty shown.
         problems: Problems,
     },
+    /// A file of which no row can be read: a quarantine cannot keep what it holds, so the stage does not go on without it.
+    #[error("{}: {reason}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// A file without a single row.
     #[error("{}: the data set is empty", path.display())]
     EmptyFile {

@@ -65,7 +65,7 @@ pub struct Item {
     pub question: Option<Box<Question>>,
     /// Preference stage, when the row names one.
     pub stage: Option<u64>,
-    /// Rows of one group stay on one side of the hold-out: the base question of red-team variants.
+    /// Rows of one group stay on one side of the hold-out, as rows of one question do: the base question of red-team variants.
     pub group: Option<String>,
     /// Attack style of a red-team row.
     pub style: Option<String>,
@@ -138,12 +138,10 @@ impl Item {
         first.filter(|message| message.role == Role::System).map(|message| message.content.as_str())
     }
 
-    /// What keeps rows together in the hold-out: the group, else the first user message.
-    pub fn group_key(&self) -> String {
-        self.group.clone().unwrap_or_else(|| {
-            let first = self.each_message().find(|message| message.role == Role::User);
-            first.map_or_else(|| self.id.clone(), |message| crate::simplify(&message.content))
-        })
+    /// What the first user says, simplified: rows with the same stay on one side of the hold-out.
+    pub(crate) fn question_key(&self) -> Option<String> {
+        let first = self.each_message().find(|message| message.role == Role::User);
+        first.map(|message| crate::simplify(&message.content)).filter(|text| !text.is_empty())
     }
 
     /// About what it takes in memory: its texts, which a question beside them says again, and some for each row.

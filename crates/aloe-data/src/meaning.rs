@@ -164,7 +164,15 @@ pub(crate) fn find(
             let run = Run { engine: judge, progress, cancel };
             let words: Vec<(&str, &str)> =
                 shown.iter().map(|pair| (held[pair.held].as_str(), texts[pair.text].1.as_str())).collect();
-            let verdicts = judged(run, (config, readers.seed), out, &words, &mut found.report)?;
+            let verdicts =
+                judged(run, (config, readers.seed), out, &words, &mut found.report).map_err(|error| match error {
+                    // The judge knows a pair by its digest, which names no row to a reader.
+                    Error::AllRefused { n, reason } => {
+                        let (row, at) = (&items[shown[0].row].id, index.at(shown[0].held));
+                        Error::AllRefused { n, reason: format!("{row} beside {at}: {reason}") }
+                    }
+                    other => other,
+                })?;
             for (pair, verdict) in shown.into_iter().zip(verdicts) {
                 let is_near = pair.cosine >= config.threshold;
                 match verdict {

@@ -2,7 +2,7 @@
 //! of itself as near duplicates, rows that got no template. Sentences only; nothing is changed by them.
 
 use crate::manifest::SourceReport;
-use crate::{Account, DataConfig, DataReport, QualityReport};
+use crate::{Account, DataConfig, DataReport, MeaningReport, QualityReport};
 use aloe_engine::NextTold;
 use std::collections::BTreeMap;
 
@@ -33,6 +33,7 @@ pub(crate) fn find(config: &DataConfig, report: &DataReport) -> Vec<String> {
     found.extend(report.sources.iter().filter_map(|one| without_template(&one.name, &one.without_template)));
     found.extend(report.quality.iter().flat_map(told));
     found.extend(unread(report.n_held_apart_broken));
+    found.extend(report.meaning.as_ref().and_then(unjudged));
     let n_unused = report.n_verdicts_unused;
     found.extend((n_unused > 0).then(|| {
         format!(
@@ -95,6 +96,18 @@ fn unread(n_broken: usize) -> Option<String> {
         format!(
             "{n_broken} evaluation rows are broken and no training row was compared with them: what they ask may stand in train.jsonl. \
              quarantine.jsonl names each"
+        )
+    })
+}
+
+/// A judge that speaks otherwise than it was asked to leaves the decision to the threshold.
+fn unjudged(meaning: &MeaningReport) -> Option<String> {
+    let n_pairs = meaning.n_same + meaning.n_different + meaning.n_unjudged;
+    (meaning.n_unjudged > 0).then(|| {
+        format!(
+            "judge {}: on {} of {n_pairs} pairs of a row and an evaluation question it said neither True nor False, so `meaning.threshold` decided. \
+             unjudged.jsonl names each with its reply",
+            meaning.judge, meaning.n_unjudged
         )
     })
 }
@@ -195,6 +208,22 @@ mod tests {
             text.contains("none of its 3 rows") && text.contains("`question_id`") && text.contains("`s`"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn pairs_that_a_judge_gave_no_verdict_on_are_told_with_their_number() {
+        let meaning = |n_unjudged| MeaningReport {
+            judge: "m".into(),
+            n_same: 1,
+            n_different: 2,
+            n_unjudged,
+            ..MeaningReport::default()
+        };
+        let report = |n_unjudged| DataReport { meaning: Some(meaning(n_unjudged)), ..DataReport::default() };
+        let told = |n_unjudged| find(&DataConfig::default(), &report(n_unjudged)).join("; ");
+        assert_eq!(told(0), "");
+        let text = told(4);
+        assert!(text.contains("judge m: on 4 of 7 pairs") && text.contains("unjudged.jsonl"), "{text}");
     }
 
     #[test]

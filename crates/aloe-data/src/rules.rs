@@ -117,7 +117,7 @@ static GAPS: LazyLock<Regex> = LazyLock::new(|| {
     pattern(r"(?P<before>(?:^|\n)?[ \t]*)\x00(?:[ \t]*\x00)*(?P<after>[ \t]*)(?:(?P<stop>[.,;:!?])(?P<end>\s|$))?")
 });
 static ANSWER_LINE: LazyLock<Regex> =
-    LazyLock::new(|| pattern(r"(?s)^(?P<why>.*?)\s*(?P<line>Answer: \[?[A-Za-z]+\]?)\s*$"));
+    LazyLock::new(|| pattern(r"(?s)^(?P<why>.*?)\s*(?P<line>Answer: \[?(?:Option )?(?P<key>[A-Za-z]+)\]?)\s*$"));
 static BARE_KEY: LazyLock<Regex> = LazyLock::new(|| {
     pattern(
         r"^(?:the )?(?:correct )?(?:ans|answer|option)?(?: is)?(?: option)? ?[a-e0](?: ie| i e)?(?: (?P<rest>.*))?$",
@@ -320,9 +320,7 @@ fn cut_unanswered(item: &mut Item) -> bool {
 }
 
 fn contentless(item: &mut Item) -> bool {
-    if item.task != "mcqa" && item.question.is_none() {
-        return false;
-    }
+    let is_mcqa = item.task == "mcqa" || item.question.is_some();
     let choices: Vec<String> =
         item.question.iter().flat_map(|question| question.choices.iter().map(|choice| simplify(choice))).collect();
     let Body::Conversation(conversation) = &mut item.body else { return false };
@@ -330,6 +328,11 @@ fn contentless(item: &mut Item) -> bool {
         return false;
     };
     let Some(parts) = ANSWER_LINE.captures(&last.content) else { return false };
+    // The published rows are instructions, which say by the answer alone that they are multiple choice: it ends in a letter, or in `[Option]`.
+    let is_key = |key: &str| key.len() == 1 || key == "Option";
+    if !is_mcqa && !parts.name("key").is_some_and(|key| is_key(key.as_str())) {
+        return false;
+    }
     let why = parts.name("why").map_or("", |found| found.as_str());
     if why.is_empty() || !explains_nothing(why, &choices) {
         return false;
@@ -586,6 +589,26 @@ mod tests {
             "All of the above nerves are motor.",
         ] {
             assert_eq!(check("Q?", &format!("{why}\nAnswer: [C]"), "mcqa").0, Outcome::Kept(vec![]), "{why}");
+        }
+    }
+
+    /// Table B7's own example, and the rows that the published sets are: instruction and output, without a layout that names options.
+    #[test]
+    fn an_instruction_row_that_ends_in_an_options_key_is_reduced_too_and_other_answers_are_not() {
+        for (answer, reduced) in [
+            ("Explanation: All of the above\nAnswer: [Option]", "Answer: [Option]"),
+            ("Explanation: All of the above\nAnswer: D", "Answer: D"),
+            ("Explanation: None of the above\nAnswer: [Option B]", "Answer: [Option B]"),
+            ("Explanation: nan\nAnswer: Option B", "Answer: Option B"),
+        ] {
+            let (outcome, left) = check("Which of these? A. x B. y", answer, "instruction");
+            assert_eq!((outcome, left.as_str()), (Outcome::Kept(vec!["contentless_mcqa"]), reduced), "{answer}");
+            assert_eq!(check("Which of these?", answer, "mcqa").1, reduced);
+        }
+        for answer in
+            ["None\nAnswer: yes", "See explanation\nAnswer: Aspirin", "It is the aorta.\nAnswer: B", "Answer: B"]
+        {
+            assert_eq!(check("Which?", answer, "instruction").0, Outcome::Kept(vec![]), "{answer}");
         }
     }
 

@@ -2,7 +2,8 @@
 //! also gzipped.
 //!
 //! The format is found by content; only a file named as CSV, TSV or text has to be JSON to its first line's end to be read as such. A broken row is handed on as a [`RowError`] and reading goes on, except where the file's own
-//! brackets are broken. Rows over 1 MiB and bytes that are not UTF-8 are broken rows; a file without rows is an error.
+//! brackets are broken. Rows over 1 MiB and bytes that are not UTF-8 are broken rows; a file without rows, and one of which none can be
+//! read, is an error.
 
 mod batches;
 mod parquet;
@@ -154,9 +155,6 @@ fn dispatch(path: &Path, each_found: &mut dyn FnMut(Found<'_>) -> Result<()>) ->
     if &magic[..n_magic] == b"PAR1" {
         return parquet::read(path, each);
     }
-    if matches!(magic[..2], [0xFF, 0xFE] | [0xFE, 0xFF]) {
-        return each(Err(RowError::new(format!("{}:1:1", path.display()), UTF16)));
-    }
     let file = File::open(path).map_err(Error::io("read", path))?;
     let mut source: Box<dyn BufRead> = if magic[..2] == [0x1f, 0x8b] {
         Box::new(BufReader::with_capacity(1 << 18, flate2::read::MultiGzDecoder::new(BufReader::new(file))))
@@ -172,6 +170,9 @@ fn dispatch(path: &Path, each_found: &mut dyn FnMut(Found<'_>) -> Result<()>) ->
         if n_bytes == 0 {
             return Ok(());
         }
+    }
+    if matches!(first[..], [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..]) {
+        return Err(Error::Unreadable { path: path.to_path_buf(), reason: UTF16.to_owned() });
     }
     let start = first.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&first).trim_ascii_start();
     let is_cut = first.len() as u64 == MAX_LINE_BYTES;
@@ -364,6 +365,9 @@ fn parse(bytes: &[u8], path: &Path, line: usize, column: usize, at: String) -> R
 
 const NO_OBJECT: &str = "expected an object";
 
+const ONE_OBJECT: &str =
+    "one object over several lines is no file of rows; write each row on one line, as with `jq -c .`, or all in a list";
+
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -379,7 +383,9 @@ fn kind(value: &Value) -> &'static str {
 fn read_elements(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Result<()> {
     let mut shared = Map::new();
     let mut pending = Vec::new();
-    let mut has_list = false;
+    let (mut has_list, mut has_row) = (false, false);
+    // Beside a text under a row's own column everything is a column: this is one row and no file of rows.
+    let mut is_one = false;
     let mut last_line = 0;
     for element in Elements::new(source) {
         match element {
@@ -395,16 +401,21 @@ fn read_elements(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Resul
                 let row = parse(&element.bytes, path, element.line, element.column, at);
                 match (row, element.key) {
                     (Err(error), Some(key)) if error.reason.starts_with(NO_OBJECT) => {
+                        is_one |= !has_list && ROW_KEYS.contains(&key.as_str());
                         shared.insert(key, serde_json::from_slice(&element.bytes).unwrap_or(Value::Null));
                         // Beside a list of rows, before or after it, such values describe the file.
                         pending.extend((!has_list).then_some(error));
                     }
+                    (Ok(row), Some(key)) if is_one && !has_list && !has_row => {
+                        shared.insert(key, Value::Object(row.columns));
+                    }
                     (Ok(mut row), Some(key)) => {
+                        has_row = true;
                         row.columns.insert("_key".into(), Value::String(key));
                         each(Ok(row))?;
                     }
                     (Ok(mut row), None) => {
-                        has_list = true;
+                        (has_list, has_row) = (true, true);
                         pending.clear();
                         for (name, value) in &shared {
                             row.columns.entry(name.clone()).or_insert_with(|| value.clone());
@@ -420,7 +431,13 @@ fn read_elements(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Resul
             }
         }
     }
-    pending.into_iter().try_for_each(|error| each(Err(error)))
+    match pending.first() {
+        Some(first) if !has_row => {
+            let raw = serde_json::to_string(&shared).ok();
+            each(Err(RowError { raw, ..RowError::new(&first.at, ONE_OBJECT) }))
+        }
+        _ => pending.into_iter().try_for_each(|error| each(Err(error))),
+    }
 }
 
 #[cfg(test)]

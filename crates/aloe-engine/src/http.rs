@@ -2,10 +2,12 @@
 //! kind of outcome, whether, when and where to ask again.
 
 mod names;
+mod shown;
 
 use crate::Error;
 use names::Names;
 use serde_json::Value;
+use shown::shown;
 use std::time::Duration;
 use ureq::unversioned::transport::DefaultConnector;
 
@@ -69,7 +71,7 @@ impl Client {
         if let Some(key) = &self.key {
             request = request.header("Authorization", format!("Bearer {key}"));
         }
-        read(request.config().timeout_global(Some(timeout)).build().call())
+        read(request.config().timeout_global(Some(timeout)).build().call(), b"")
     }
 
     /// Posts `body`.
@@ -93,7 +95,7 @@ impl Client {
             request = request.header("Authorization", format!("Bearer {key}"));
         }
         request = request.header("Content-Type", "application/json");
-        read(request.config().timeout_global(Some(timeout.min(self.timeout))).build().send(body))
+        read(request.config().timeout_global(Some(timeout.min(self.timeout))).build().send(body), body)
     }
 
     /// An error about this server.
@@ -102,7 +104,8 @@ impl Client {
     }
 }
 
-fn read(sent: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Outcome {
+/// What came of sending `body`; no reason holds what it says.
+fn read(sent: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>, body: &[u8]) -> Outcome {
     let mut response = match sent {
         Ok(response) => response,
         Err(error @ ureq::Error::Timeout(_)) => return Outcome::Broken(error.to_string()),
@@ -120,10 +123,9 @@ fn read(sent: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>
         Err(error) => return Outcome::Lost(format!("the answer cannot be read: {error}")),
     };
     if status == 200 {
-        return serde_json::from_str(&text).map_or_else(|error| not_json(&text, &kind, &error), Outcome::Json);
+        return serde_json::from_str(&text).map_or_else(|error| not_json(&text, &kind, &error, body), Outcome::Json);
     }
-    let shown: String = text.chars().take(300).collect();
-    let reason = format!("HTTP status {status}: {shown}");
+    let reason = format!("HTTP status {status}: {}", shown(&text, body));
     match status {
         429 | 503 => {
             let retry_after = retry_after.and_then(|value| value.parse().ok()).map(Duration::from_secs);
@@ -144,7 +146,7 @@ fn is_lost(error: &ureq::Error) -> bool {
 }
 
 /// The beginning of what came instead tells a proxy's page from a cut answer.
-fn not_json(text: &str, kind: &str, error: &serde_json::Error) -> Outcome {
-    let shown: String = text.chars().take(60).collect();
+fn not_json(text: &str, kind: &str, error: &serde_json::Error, body: &[u8]) -> Outcome {
+    let shown: String = shown(text, body).chars().take(60).collect();
     Outcome::Broken(format!("the answer is not JSON ({error}; content type {kind:?}, it begins {shown:?})"))
 }

@@ -41,12 +41,18 @@ impl Row {
         }
     }
 
-    /// A whole number, also when written as text.
+    /// A whole number, also when written as text or, as pandas writes a column with gaps, as `4.0`.
     pub fn integer(&self, column: &str) -> Result<i64> {
         let found = self.columns.get(column);
+        // Beyond 2^53 a double does not tell whole numbers apart.
+        let whole =
+            |number: f64| (number.fract() == 0.0 && number.abs() < 9_007_199_254_740_992.0).then_some(number as i64);
         match found {
-            Some(Value::Number(number)) => number.as_i64(),
-            Some(Value::String(text)) => text.trim().parse().ok(),
+            Some(Value::Number(number)) => number.as_i64().or_else(|| number.as_f64().and_then(whole)),
+            Some(Value::String(text)) => {
+                let text = text.trim();
+                text.strip_suffix(".0").unwrap_or(text).parse().ok()
+            }
             _ => None,
         }
         .ok_or_else(|| self.unexpected(column, "a whole number", found))
@@ -351,6 +357,26 @@ mod tests {
         assert!(error.starts_with("a.jsonl:2:5: not a JSON row"), "cut off before the line's end: {error}");
         let error = check("a.jsonl", "[1]\n").unwrap_err().to_string();
         assert!(error.starts_with("a.jsonl:1: expected a JSON object"), "{error}");
+    }
+
+    /// pandas writes a column of whole numbers with a gap as `4.0`, in JSON and in CSV.
+    #[test]
+    fn a_whole_number_is_one_however_it_is_written_and_a_half_is_none() {
+        let of = |value: &str| check("a.jsonl", &format!("{{\"n\": {value}}}\n")).unwrap()[0].integer("n").ok();
+        for (value, expected) in [
+            ("4", Some(4)),
+            ("4.0", Some(4)),
+            ("-1.0", Some(-1)),
+            ("\" 4 \"", Some(4)),
+            ("\"4.0\"", Some(4)),
+            ("4.5", None),
+            ("1e300", None),
+            ("\"4.5\"", None),
+            ("\".0\"", None),
+            ("null", None),
+        ] {
+            assert_eq!(of(value), expected, "{value}");
+        }
     }
 
     #[test]

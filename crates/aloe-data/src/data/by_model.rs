@@ -29,6 +29,9 @@ impl Run<'_> {
         out: &Path,
         progress: &Progress,
     ) -> Result<Vec<Overlap>> {
+        if self.config.dedup.semantic.is_some() {
+            dedup_meaning::check_number(self.items.len())?;
+        }
         let Some(embedder) = models.embedder.filter(|_| index.len() > 0) else { return Ok(Vec::new()) };
         let readers = Readers { embedder, judge: models.judge, seed: self.config.seed, n_threads: self.n_threads };
         let config = self.config.meaning.unwrap_or_default();

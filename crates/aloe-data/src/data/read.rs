@@ -17,6 +17,13 @@ use xxhash_rust::xxh3::xxh3_64;
 /// The rule that drops a pair whose chosen side is rated below its rejected one.
 const RATED_BELOW: &str = "chosen_rated_below_rejected";
 
+/// The rated rows of a source's files, with their ids.
+#[derive(Default)]
+struct Rated {
+    rows: Vec<Row>,
+    ids: Vec<String>,
+}
+
 /// What a row of a file is made into, apart from the others.
 #[allow(
     clippy::large_enum_variant,
@@ -26,7 +33,7 @@ pub(crate) enum Made {
     Broken(RowError),
     /// An item and further ones of the same row; how its ratings compare comes with it.
     Items(Dialect, Item, Vec<Item>, Option<Ordering>),
-    /// It becomes something with the other rows of its file alone.
+    /// It becomes something with other rows alone, of its file or its source.
     Row(Row),
 }
 
@@ -90,14 +97,17 @@ impl Run<'_> {
 
     pub(super) fn read_sources(&mut self, progress: &Progress, mut kept: VecDeque<Kept>) -> Result<()> {
         for source in 0..self.config.sources.len() {
+            let mut rated = Rated::default();
             for file in source::files(&self.config.sources[source].path)? {
                 progress.message(&file.label);
                 self.report.sources[source].files.insert(file.label.clone(), digest::file(&file.path)?);
                 match kept.pop_front_if(|kept| kept.file == file) {
-                    Some(kept) => self.take_kept(source, kept)?,
-                    None => self.read_file(source, &file)?,
+                    Some(kept) => self.take_kept(source, kept, &mut rated)?,
+                    None => self.read_file(source, &file, &mut rated)?,
                 }
             }
+            self.take_rated(source, &rated);
+            self.count_dialects(source);
             let (config, report) = (&self.config.sources[source], &mut self.report.sources[source]);
             report.skipped_files = source::skipped(&config.path)?;
             if let Some(expected) = config.expect_rows.filter(|expected| *expected != report.n_read) {
@@ -107,16 +117,16 @@ impl Run<'_> {
         unique_ids(&self.items)
     }
 
-    fn take_kept(&mut self, source: usize, kept: Kept) -> Result<()> {
+    fn take_kept(&mut self, source: usize, kept: Kept, rated: &mut Rated) -> Result<()> {
         let mut together = Vec::new();
         for made in kept.rows.into_iter().flatten() {
             self.take_made(source, made, &mut together)?;
         }
         self.report.sources[source].unused_columns.extend(kept.unused);
-        self.take_together(source, &kept.file, kept.known, &together)
+        self.take_together(source, &kept.file, kept.known, together, rated)
     }
 
-    fn read_file(&mut self, source: usize, file: &DataFile) -> Result<()> {
+    fn read_file(&mut self, source: usize, file: &DataFile, rated: &mut Rated) -> Result<()> {
         let config = &self.config.sources[source];
         let known = OnceLock::new();
         let mut unused = Vec::new();
@@ -132,7 +142,7 @@ impl Run<'_> {
             self.take_made(source, made, &mut together)
         })?;
         self.report.sources[source].unused_columns.extend(unused);
-        self.take_together(source, file, known.into_inner(), &together)
+        self.take_together(source, file, known.into_inner(), together, rated)
     }
 
     /// Takes what was made of a row; those of `together` are made into something at their file's end.
@@ -150,15 +160,27 @@ impl Run<'_> {
         self.flush_when_full()
     }
 
-    fn take_together(&mut self, source: usize, file: &DataFile, known: Option<Dialect>, rows: &[Row]) -> Result<()> {
-        match known {
-            Some(Dialect::RedTeamSamples) => self.take_judged(source, file, rows)?,
-            _ => self.take_rated(source, file, rows)?,
+    /// At a file's end: a run's judged answers are a file; rated rows wait for those of the source's other files.
+    fn take_together(
+        &mut self,
+        source: usize,
+        file: &DataFile,
+        known: Option<Dialect>,
+        rows: Vec<Row>,
+        rated: &mut Rated,
+    ) -> Result<()> {
+        if known == Some(Dialect::RedTeamSamples) {
+            return self.take_judged(source, file, &rows);
         }
+        rated.ids.extend(rows.iter().map(|row| id(&self.config.sources[source], file, &row.at)));
+        rated.rows.extend(rows);
+        Ok(())
+    }
+
+    fn count_dialects(&mut self, source: usize) {
         for (dialect, n_rows) in std::mem::take(&mut self.n_by_dialect) {
             *self.report.sources[source].dialects.entry(dialect.name()).or_default() += n_rows;
         }
-        Ok(())
     }
 
     /// Keeps the items of a row, but for a pair whose ratings say that its sides stand the wrong way round.
@@ -167,7 +189,7 @@ impl Run<'_> {
         report.n_equal_rating += usize::from(rated == Some(Ordering::Equal));
         report.n_made += others.len();
         for item in std::iter::once(item).chain(others) {
-            if rated == Some(Ordering::Less) {
+            if rated == Some(Ordering::Less) && self.config.rules.chosen_rated_below_rejected {
                 self.report.sources[source].count_drop(RATED_BELOW);
                 self.ledger.push(Entry::without_item(item.id, source, "dropped", RATED_BELOW));
             } else {
@@ -191,26 +213,24 @@ impl Run<'_> {
         }
     }
 
-    fn take_rated(&mut self, source: usize, file: &DataFile, rows: &[Row]) -> Result<()> {
+    /// Pairs of a source's rated rows, once all of its files are read: the rows of a prompt may stand in several.
+    fn take_rated(&mut self, source: usize, rated: &Rated) {
         let config = &self.config.sources[source];
+        let Rated { rows, ids } = rated;
         let grouped = help_steer::group(rows, config.rating_gap.unwrap_or(1));
         for (row, error) in grouped.broken {
             self.broken(source, with_raw(error, &rows[row]));
         }
         for (row, body) in grouped.pairs {
-            let row = &rows[row];
-            let made = dialect::finish(Dialect::HelpSteer, row, id(config, file, &row.at), config, body, None);
+            let made = dialect::finish(Dialect::HelpSteer, &rows[row], ids[row].clone(), config, body, None);
             self.take(source, Dialect::HelpSteer, made);
         }
         for (rule, dropped) in [("merged_into_pair", grouped.merged), ("no_rating_gap", grouped.no_gap)] {
             for row in dropped {
-                let at = &rows[row].at;
                 self.report.sources[source].count_drop(rule);
-                let id = id(config, file, at);
-                self.ledger.push(Entry::without_item(id, source, "dropped", rule));
+                self.ledger.push(Entry::without_item(ids[row].clone(), source, "dropped", rule));
             }
         }
-        Ok(())
     }
 }
 

@@ -4,9 +4,9 @@
 
 use super::Run;
 use crate::mixture::Mixture;
-use crate::{Body, Error, Item, Result, parallel};
+use crate::{Body, DataConfig, Error, Item, Result, parallel};
 use aloe_record::{atomic, digest};
-use aloe_text::TextModel;
+use aloe_text::{Conversation, Message, TextModel};
 use serde_json::json;
 use std::io::Write as _;
 use std::path::Path;
@@ -24,18 +24,31 @@ struct Rendered {
     line: Option<Vec<u8>>,
 }
 
+/// The recipe's tokenizer with its template, which has rendered an exchange, behind a system message where it wants one: what it cannot do
+/// for any row it is refused for here.
+pub(super) fn open(config: &DataConfig) -> Result<Option<TextModel>> {
+    let Some(folder) = &config.tokenizer else { return Ok(None) };
+    let opened = TextModel::open(folder).and_then(|text| match &config.template {
+        Some(name) => text.with_template(name),
+        None => Ok(text),
+    });
+    let tried = opened.and_then(|text| {
+        let exchange = vec![Message::user("Hi"), Message::assistant("Yes")];
+        let behind_system = [vec![Message::system("Be kind.")], exchange.clone()].concat();
+        let encode = |messages| text.encode_conversation(&Conversation { messages });
+        encode(exchange).or_else(|error| encode(behind_system).map_err(|_| error))?;
+        Ok(text)
+    });
+    Ok(Some(tried.map_err(|source| Error::Text { at: folder.display().to_string(), source })?))
+}
+
 impl Run<'_> {
-    /// Counts tokens, and writes `rendered.jsonl` and `rendered_hold_out.jsonl` where `rendered` is set.
-    pub(super) fn render(&mut self, out: &Path, mixture: &Mixture) -> Result<()> {
-        let Some(folder) = &self.config.tokenizer else { return Ok(()) };
-        let opened = TextModel::open(folder).and_then(|text| match &self.config.template {
-            Some(name) => text.with_template(name),
-            None => Ok(text),
-        });
-        let text = opened.map_err(|source| Error::Text { at: folder.display().to_string(), source })?;
-        self.render_rows(&text, &mixture.train, out, "rendered.jsonl", true)?;
+    /// Counts tokens by `text`, and writes `rendered.jsonl` and `rendered_hold_out.jsonl` where `rendered` is set.
+    pub(super) fn render(&mut self, text: Option<&TextModel>, out: &Path, mixture: &Mixture) -> Result<()> {
+        let Some(text) = text else { return Ok(()) };
+        self.render_rows(text, &mixture.train, out, "rendered.jsonl", true)?;
         if self.config.rendered && self.config.hold_out > 0.0 {
-            self.render_rows(&text, &mixture.held_out, out, "rendered_hold_out.jsonl", false)?;
+            self.render_rows(text, &mixture.held_out, out, "rendered_hold_out.jsonl", false)?;
         }
         Ok(())
     }

@@ -69,6 +69,8 @@ pub struct DedupReport {
     duplicates: String,
 }
 
+const OTHER_ROWS: &str = "it was made of other rows or settings than this stage's; run `aloe data dedup` again";
+
 /// A line of the merge's `duplicates.jsonl`.
 #[derive(Serialize, Deserialize)]
 struct Line {
@@ -297,15 +299,21 @@ fn check_shards(folders: &[PathBuf]) -> Result<(Vec<ShardReport>, usize)> {
     }
 }
 
+impl Run<'_> {
+    /// Refuses a merge of other settings or files before any row is read.
+    pub(super) fn check_merged(&self) -> Result<()> {
+        let Some(folder) = &self.config.duplicates else { return Ok(()) };
+        let report: DedupReport = atomic::read_json(&folder.join("dedup.json"))?;
+        if report.settings == settings(self.config)? { Ok(()) } else { Err(broken(folder, OTHER_ROWS)) }
+    }
+}
+
 /// The duplicates that a merge found, for the rows of this run: dropped row, row that stays, rule.
 pub(super) fn read_merged(folder: &Path, run: &Run<'_>) -> Result<Vec<(usize, usize, &'static str)>> {
     let report: DedupReport = atomic::read_json(&folder.join("dedup.json"))?;
     let path = folder.join("duplicates.jsonl");
-    if report.settings != settings(run.config)? || report.n_rows != run.items.len() {
-        return Err(broken(
-            folder,
-            "it was made of other rows or settings than this stage's; run `aloe data dedup` again",
-        ));
+    if report.n_rows != run.items.len() {
+        return Err(broken(folder, OTHER_ROWS));
     }
     if digest::file(&path)? != report.duplicates {
         return Err(broken(&path, "its content is not what the merge wrote"));

@@ -4,9 +4,26 @@
 use super::Run;
 use super::ledger::Entry;
 use crate::mixture::Mixture;
-use crate::{Error, Result, templates};
+use crate::{Error, Item, Result, templates};
 
 impl Run<'_> {
+    /// Refuses rows that a template would have no subject for, before duplicates are sought and models asked: also those that would not be
+    /// written, for which of them are is known at the end alone.
+    pub(super) fn check_subjects(&self) -> Result<()> {
+        if !self.config.templates.is_on() {
+            return Ok(());
+        }
+        let lists = self.config.templates.lists();
+        let lacks = |item: &&Item| item.subject.trim().is_empty() && templates::sub_task(item, &lists).is_some();
+        match self.items.iter().find(lacks) {
+            Some(item) => {
+                let name = self.config.sources[item.source].name.clone();
+                Err(Error::NoSubject { name, at: item.at.to_string() })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Each row that is written gets one template, however often it stands in the mixture; rows whose task has none stay as they are.
     pub(super) fn add_templates(&mut self, mixture: &Mixture) -> Result<()> {
         if !self.config.templates.is_on() {
@@ -22,10 +39,6 @@ impl Run<'_> {
                 *self.report.sources[item.source].without_template.entry(item.task.clone()).or_default() += 1;
                 continue;
             };
-            if item.subject.trim().is_empty() {
-                let name = self.config.sources[item.source].name.clone();
-                return Err(Error::NoSubject { name, at: item.at.to_string() });
-            }
             let template = templates::apply(item, task, list, self.config.seed);
             let entry = Entry::of(item, "changed", format!("template {template}"));
             *self.report.sources[item.source].templates.entry(template).or_default() += 1;

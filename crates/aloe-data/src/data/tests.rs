@@ -1,11 +1,13 @@
 //! The whole stage on made files, on the starter set (counts of its READMEs) and on the published files.
 
 mod account;
+mod early;
 mod everything;
 mod kept;
 mod one_line;
 mod planted;
 mod private;
+mod rated;
 mod shaped;
 mod shards;
 
@@ -519,6 +521,12 @@ fn a_medmcqa_file_counts_its_keys_as_its_content_says_whatever_its_name() {
         assert_eq!(answers(name, &from_0, None).unwrap(), expected, "{name}");
         assert_eq!(answers(name, &from_1, None).unwrap(), expected, "{name}");
     }
+    let written = String::from_utf8(from_0.clone()).unwrap();
+    let by_pandas = ["1", "3", "0"]
+        .iter()
+        .fold(written, |text, key| text.replace(&format!("\"cop\":{key},"), &format!("\"cop\":{key}.0,")));
+    assert!(by_pandas.contains("\"cop\":0.0,"));
+    assert_eq!(answers("dev.json", by_pandas.as_bytes(), None).unwrap(), expected);
     let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     packed.write_all(&from_1).unwrap();
     assert_eq!(answers("dev.json.gz", &packed.finish().unwrap(), None).unwrap(), expected);

@@ -30,12 +30,7 @@ struct Answer {
 fn rated(rows: &[Row], index: usize) -> Result<(String, Answer), RowError> {
     let row = &rows[index];
     let rating = |column: &str| {
-        // pandas writes a column with gaps as 4.0.
-        let whole = row.columns.get(column).and_then(|value| value.as_f64()).filter(|value| value.fract() == 0.0);
-        let value = match whole {
-            Some(whole) => whole as i64,
-            None => row.integer(column).map_err(|error| RowError::from_task(&row.at, &error))?,
-        };
+        let value = row.integer(column).map_err(|error| RowError::from_task(&row.at, &error))?;
         let fits = (0..=4).contains(&value);
         fits.then_some(value)
             .ok_or_else(|| RowError::new(&row.at, format!("column `{column}`: expected 0 to 4, found another number")))
@@ -46,7 +41,7 @@ fn rated(rows: &[Row], index: usize) -> Result<(String, Answer), RowError> {
     Ok((text(row, "prompt")?, Answer { row: index, response, rank }))
 }
 
-/// Pairs of a whole file whose sides lie at least `gap` points apart, in the order of the prompts' first rows.
+/// Pairs of all rows of a source whose sides lie at least `gap` points apart, in the order of the prompts' first rows.
 pub(crate) fn group(rows: &[Row], gap: u8) -> Grouped {
     let mut grouped = Grouped::default();
     let mut prompts: Vec<(String, Vec<Answer>)> = Vec::new();

@@ -7,6 +7,7 @@ pub(crate) mod help_steer;
 mod instruct;
 pub(crate) mod mapped;
 mod mcqa;
+mod messages;
 pub(crate) mod own_answers;
 mod preference;
 
@@ -14,6 +15,7 @@ use crate::{Body, Error, Item, Place, Result, RowError, SourceConfig};
 use aloe_task::Question;
 use aloe_task::rows::{Row, shown_name};
 use aloe_text::{Conversation, Message, Pair, Role};
+use messages::message_list;
 use serde_json::Value;
 use std::cmp::Ordering;
 
@@ -83,7 +85,7 @@ impl Dialect {
         serde_json::to_value(self).ok().and_then(|name| name.as_str().map(String::from)).unwrap_or_default()
     }
 
-    /// Whether rows become pairs only with the other rows of their file.
+    /// Whether rows become pairs only with other rows, of their file or their source.
     pub(crate) fn is_by_file(self) -> bool {
         matches!(self, Self::HelpSteer | Self::RedTeamSamples)
     }
@@ -268,7 +270,7 @@ fn body(
         Dialect::HhRlhf => preference::hh_rlhf(row)?,
         Dialect::MedSafetyBench => preference::med_safety_bench(row, config.rejected_openings)?,
         Dialect::HelpSteer | Dialect::RedTeamSamples => {
-            return Err(RowError::new(&row.at, "rated and judged rows become pairs only as a whole file"));
+            return Err(RowError::new(&row.at, "rated and judged rows become pairs only together"));
         }
         Dialect::RedTeam | Dialect::RedTeamAttempts => {
             return Err(RowError::new(&row.at, "a red-team question without answers is not a training row"));
@@ -360,6 +362,11 @@ fn optional(row: &Row, column: &str) -> Result<Option<String>, RowError> {
 pub const SPEAKERS: &str =
     "system; user, human, prompter (all user); assistant, gpt, chatgpt, bing, bard, model (all assistant)";
 
+fn is_assistant(name: &str) -> bool {
+    let name = name.trim().to_lowercase();
+    ["gpt", "assistant", "chatgpt", "bing", "bard", "model"].contains(&name.as_str())
+}
+
 /// Names that are refused and may stand in an error; any other may be a person's.
 const SHOWN_SPEAKERS: [&str; 14] = [
     "tool",
@@ -383,7 +390,7 @@ fn role(row: &Row, name: &str) -> Result<Role, RowError> {
     match name.trim().to_lowercase().as_str() {
         "system" => Ok(Role::System),
         "human" | "user" | "prompter" => Ok(Role::User),
-        "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => Ok(Role::Assistant),
+        name if is_assistant(name) => Ok(Role::Assistant),
         other => {
             let other = if SHOWN_SPEAKERS.contains(&other) {
                 format!("`{other}`")
@@ -398,12 +405,16 @@ fn role(row: &Row, name: &str) -> Result<Role, RowError> {
 
 /// Whether a column says anything.
 fn is_filled(row: &Row, column: &str) -> bool {
-    match row.columns.get(column) {
-        None | Some(Value::Null) => false,
-        Some(Value::String(text)) => !text.trim().is_empty() && text.trim() != "[]",
-        Some(Value::Array(list)) => !list.is_empty(),
-        Some(Value::Object(parts)) => !parts.is_empty(),
-        Some(_) => true,
+    row.columns.get(column).is_some_and(is_said)
+}
+
+fn is_said(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::String(text) => !text.trim().is_empty() && text.trim() != "[]",
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(parts) => !parts.is_empty(),
+        _ => true,
     }
 }
 
@@ -412,19 +423,6 @@ fn refuse(row: &Row, column: &str, what: &str) -> Result<(), RowError> {
     let reason =
         || format!("column `{column}` holds {what}, which this layout does not read; leave it out or write `messages`");
     if is_filled(row, column) { Err(RowError::new(&row.at, reason())) } else { Ok(()) }
-}
-
-/// A list of `{role, content}` or `{from, value}`.
-fn message_list(row: &Row, column: &str, value: &Value) -> Result<Vec<Message>, RowError> {
-    let wrong = |what: &str| RowError::new(&row.at, format!("column `{column}`: expected {what}"));
-    let list = value.as_array().ok_or_else(|| wrong("a list of messages"))?;
-    let one = |entry: &Value| -> Result<Message, RowError> {
-        let part = |names: [&str; 2]| names.iter().find_map(|name| entry.get(*name)).and_then(Value::as_str);
-        let speaker = part(["role", "from"]).ok_or_else(|| wrong("messages with `role` or `from`"))?;
-        let content = part(["content", "value"]).ok_or_else(|| wrong("messages with `content` or `value` as text"))?;
-        Ok(Message::new(role(row, speaker)?, content))
-    };
-    list.iter().map(one).collect()
 }
 
 /// A conversation in which system comes first and somebody answers.

@@ -356,3 +356,36 @@ fn columns_that_say_something_and_are_not_read_are_named() {
     let row = row(json!({"question": "Q", "answer": "A", "reasoning": "Long.", "note": "", "id": 7, "context": "C"}));
     assert_eq!(unused_columns(Dialect::QuestionResponse, &row, &config()), ["reasoning", "id"]);
 }
+
+/// What OpenAI's fine-tuning format, axolotl and agents' logs write beside a message's text.
+#[test]
+fn a_message_that_must_not_be_trained_on_or_is_more_than_its_text_is_refused() {
+    let messages = |asked: Value, said: Value| {
+        let part = |role: &str, more: Value| {
+            let mut message = json!({"role": role, "content": "x"});
+            message.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            message
+        };
+        json!({"messages": [part("user", asked), part("assistant", said)]})
+    };
+    for said in [
+        json!({"weight": 0}),
+        json!({"weight": 0.0}),
+        json!({"train": false}),
+        json!({"trainable": 0}),
+        json!({"masked": true}),
+        json!({"weight": "0"}),
+        json!({"tool_calls": [{"id": "x"}]}),
+        json!({"function_call": {"name": "x"}}),
+    ] {
+        let name = said.as_object().unwrap().keys().next().unwrap().clone();
+        let error = refused(messages(json!({}), said));
+        assert!(error.starts_with("f.jsonl:3: column `messages`") && error.contains(&format!("`{name}`")), "{error}");
+    }
+    for (asked, said) in [
+        (json!({"weight": 0, "train": false, "name": "y"}), json!({"weight": 1, "train": true, "masked": false})),
+        (json!({}), json!({"tool_calls": [], "function_call": null, "weight": null})),
+    ] {
+        assert_eq!(check(messages(asked, said)).1, "user: x / assistant: x");
+    }
+}

@@ -46,10 +46,10 @@ const NO_CAPITALS: [&str; 14] =
 /// `Okafor, Ngozi` behind a label.
 static SECOND: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(&format!(r"^,[ ](?P<name>{WORD})(?:[\n.;,)]|$)")).expect("a fixed pattern"));
-/// What makes the words before it a thing.
+/// What makes the words before it a thing, `Graves' disease` and `Parkinson's test`; `Mrs. Okafor's daughter` is hers.
 static MEDICAL: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(
-        r"(?i)^(?:['’]s?\b|[ ](?:disease|syndrome|sign|test|criteria|classification|score|scale|index|reflex|phenomenon|manoeuvre|maneuver|law|procedure|operation|stain|solution|lymphoma|sarcoma|coma|palsy|anaemia|anemia)\b)",
+        r"(?i)^(?:['’]s?)?(?:[ ](?:disease|syndrome|sign|test|criteria|classification|score|scale|index|reflex|phenomenon|manoeuvre|maneuver|law|procedure|operation|stain|solution|lymphoma|sarcoma|coma|palsy|anaemia|anemia)\b)",
     )
     .expect("a fixed pattern")
 });

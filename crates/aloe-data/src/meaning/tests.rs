@@ -131,6 +131,33 @@ fn a_verdict_keeps_a_row_beside_the_question_it_names_and_not_beside_another() {
     assert_eq!(found(&[nearest[0].as_str(), other]), (vec!["f:1".to_owned(), "f:2".into()], 0), "none is left");
 }
 
+/// The same question and answer behind two system messages, behind one of them again, and as a dialogue's beginning.
+#[test]
+fn rows_of_other_system_messages_and_dialogues_are_no_duplicates_in_meaning() {
+    let Some(models) = folder("ALOE_MODELS") else { return };
+    let embedder =
+        Embedder::open(models.join("all-minilm-l6-v2").to_str().unwrap(), &EngineOptions::default()).unwrap();
+    let behind = |id: usize, system: &str, turns: &[&str]| {
+        let mut row = item(id, turns);
+        if let Body::Conversation(conversation) = &mut row.body {
+            conversation.messages.insert(0, Message::system(system));
+        }
+        row
+    };
+    let (adult, child) = ("The patient is an adult after an infarction.", "The patient is a child with influenza.");
+    let asked = ["May I give aspirin to this patient?", "Yes, that is fine."];
+    let again = ["May I give this patient aspirin?", "Yes, that is fine."];
+    let more = [asked[0], asked[1], "Thank you.", "You are welcome."];
+    let items = [behind(0, adult, &asked), behind(1, child, &asked), behind(2, adult, &again), behind(3, adult, &more)];
+    let out = tempfile::tempdir().unwrap();
+    let (progress, cancel) = (Progress::silent(), Cancel::default());
+    let dedup = crate::Dedup::default();
+    let found =
+        crate::dedup_meaning::find(&items, &embedder, (0.8, &dedup), out.path(), 2, &progress, &cancel).unwrap().0;
+    let dropped: Vec<(&str, &str)> = found.iter().map(|one| (one.dropped.as_str(), one.kept.as_str())).collect();
+    assert_eq!(dropped, [("2", "0")]);
+}
+
 /// Words of exams for others, longest first; what is left keeps its order.
 const REWORDED: [(&str, &str); 44] = [
     ("comes to the physician because of", "sees a doctor about"),

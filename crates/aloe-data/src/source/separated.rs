@@ -57,11 +57,27 @@ pub(super) fn read(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Res
                     each(row(&own, cells, at, &record))?;
                     names = Some(own);
                 }
-                None => names = Some(cells),
+                None => match other_delimiter(&cells, delimiter) {
+                    Some(reason) => return Err(Error::Unreadable { path: path.to_path_buf(), reason }),
+                    None => names = Some(cells),
+                },
             },
             (Some(names), Ok(cells)) => each(row(names, cells, at, &record))?,
         }
     }
+}
+
+/// Why a header of a single cell is none: it holds what parts cells in files that spreadsheets write in other countries, or under another
+/// name.
+fn other_delimiter(header: &[String], delimiter: u8) -> Option<String> {
+    let [only] = header else { return None };
+    let (own, kind) = if delimiter == b'\t' { ("tab", ".tsv") } else { ("comma", ".csv") };
+    let others = [(b';', "semicolons"), (b'\t', "tabs"), (b'|', "bars"), (b',', "commas")];
+    let is_there = |&&(byte, _): &&(u8, &str)| byte != delimiter && only.as_bytes().contains(&byte);
+    let (_, found) = others.iter().find(is_there)?;
+    Some(format!(
+        "its first line has no {own} but {found}; the cells of a {kind} file are parted by {own}s alone: write it so, or name it rightly"
+    ))
 }
 
 /// How a row ended.
@@ -97,6 +113,8 @@ struct Records {
     is_behind_quote: bool,
     /// The line of the next byte, from 1.
     line: u64,
+    /// The byte before was a return that ended a line: old spreadsheets end lines with it alone, Windows with a break behind it.
+    is_behind_return: bool,
     /// The row as it stands in the file.
     raw: Vec<u8>,
     is_begun: bool,
@@ -116,6 +134,7 @@ impl Records {
             place: Place::CellStart,
             is_behind_quote: false,
             line: 1,
+            is_behind_return: false,
             raw: Vec::new(),
             is_begun: false,
             source,
@@ -144,7 +163,9 @@ impl Records {
                 if line.is_none() && !is_line_end(*byte) {
                     line = Some(self.line);
                 }
-                self.line += u64::from(*byte == b'\n');
+                let is_return = *byte == b'\r' && self.place != Place::Quoted;
+                self.line += u64::from(is_return || (*byte == b'\n' && !self.is_behind_return));
+                self.is_behind_return = is_return;
                 let next = after(self.place, *byte, self.delimiter);
                 self.is_behind_quote |= self.place == Place::Quote && next == Place::Plain;
                 self.place = next;

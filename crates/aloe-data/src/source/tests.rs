@@ -19,6 +19,14 @@ fn check(name: &str, content: &[u8]) -> (Vec<Row>, Vec<RowError>) {
     (rows, broken)
 }
 
+/// Why no row of a file is read.
+fn refused(name: &str, content: &[u8]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    std::fs::write(&path, content).unwrap();
+    read(&path, &mut |row| panic!("a row of it: {row:?}")).unwrap_err().to_string()
+}
+
 fn places(rows: &[Row]) -> Vec<&str> {
     rows.iter().map(|row| row.at.as_str()).collect()
 }
@@ -99,6 +107,23 @@ fn a_column_that_stands_twice_in_a_header_breaks_its_rows_and_columns_without_a_
     assert!(rows.is_empty());
     assert_eq!(broken[0].to_string(), "a.csv:2: column `q` stands twice in the header");
     assert_eq!(check("a.csv", b",q,\n1,one,2\n").0.len(), 1);
+}
+
+/// Lines end with a return alone, as old spreadsheets write them; inside a quote it is text.
+#[test]
+fn lines_of_csv_that_end_with_a_return_alone_are_counted_one_by_one() {
+    let (rows, broken) = check("a.csv", b"a,b\r1,2\r\r\"x\ry\",3\r4,5");
+    assert!(broken.is_empty());
+    assert_eq!(places(&rows), ["a.csv:2", "a.csv:4", "a.csv:5"]);
+    assert_eq!(rows[1].text("a").unwrap(), "x\ry");
+}
+
+#[test]
+fn a_table_whose_cells_are_parted_otherwise_than_its_name_says_is_refused_with_what_parts_them() {
+    assert!(refused("a.csv", b"question;answer\nA?;b\n").contains("no comma but semicolons"));
+    assert!(refused("a.csv", b"question\tanswer\nA?\tb\n").contains("no comma but tabs"));
+    assert!(refused("a.tsv", b"question,answer\nA?,b\n").contains("no tab but commas"));
+    assert_eq!(check("a.csv", b"text\nA; b\n").0.len(), 1, "one column is a table too");
 }
 
 #[test]
@@ -238,26 +263,66 @@ fn files_of_a_folder_that_are_not_read_are_named_and_documents_are_not() {
     assert_eq!(files(texts.path()).unwrap().len(), 1, "text files where there are no others");
 }
 
+/// A Parquet file of one column of texts, a row group for each list; `codec` packs it.
+fn write_parquet(path: &Path, kind: &str, groups: &[&[&[u8]]], codec: ::parquet::basic::Compression) {
+    use ::parquet::data_type::{ByteArray, ByteArrayType};
+    use ::parquet::file::{properties::WriterProperties, writer::SerializedFileWriter};
+    let schema = format!("message rows {{ REQUIRED BYTE_ARRAY a{kind}; }}");
+    let schema = std::sync::Arc::new(::parquet::schema::parser::parse_message_type(&schema).unwrap());
+    let properties = WriterProperties::builder().set_compression(codec).build();
+    let file = File::create(path).unwrap();
+    let mut writer = SerializedFileWriter::new(file, schema, std::sync::Arc::new(properties)).unwrap();
+    for group in groups {
+        let mut rows = writer.next_row_group().unwrap();
+        let mut column = rows.next_column().unwrap().unwrap();
+        let values: Vec<ByteArray> = group.iter().map(|value| ByteArray::from(value.to_vec())).collect();
+        column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+        column.close().unwrap();
+        rows.close().unwrap();
+    }
+    writer.close().unwrap();
+}
+
+#[test]
+fn parquet_is_read_however_it_is_packed_and_refused_by_its_name_where_that_is_not_known() {
+    use ::parquet::basic::Compression;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.parquet");
+    let texts: Vec<String> = (0..200).map(|number| format!("text {number} of many alike")).collect();
+    let values: Vec<&[u8]> = texts.iter().map(String::as_bytes).collect();
+    for codec in [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::GZIP(Default::default()),
+        Compression::BROTLI(Default::default()),
+        Compression::LZ4,
+        Compression::LZ4_RAW,
+        Compression::ZSTD(Default::default()),
+    ] {
+        write_parquet(&path, " (UTF8)", &[&values], codec);
+        let mut found = Vec::new();
+        read(&path, &mut |row| {
+            found.push(row.unwrap().text("a").unwrap());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(found, texts, "{codec}");
+    }
+    // The codec stands behind the column's path in the footer: field 4, 0 for none; 6 is LZO's 3 as Thrift writes it.
+    write_parquet(&path, " (UTF8)", &[&values], Compression::UNCOMPRESSED);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let name = b"\x19\x18\x01a\x15\x00";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+    bytes[at + name.len() - 1] = 6;
+    assert!(refused("a.parquet", &bytes).contains("a.parquet: its columns are packed with LZO"));
+    assert!(refused("a.parquet", b"PAR1 and no more").contains("a.parquet: not Parquet"));
+}
+
 /// A Parquet file of two row groups; byte strings that are not UTF-8 in a column of text, and in one of bytes.
 #[test]
 fn a_parquet_row_that_is_not_utf8_is_named_by_its_number_and_the_next_row_group_is_read() {
-    use ::parquet::data_type::{ByteArray, ByteArrayType};
-    use ::parquet::file::{properties::WriterProperties, writer::SerializedFileWriter};
     let write = |path: &Path, kind: &str, groups: &[&[&[u8]]]| {
-        let schema = format!("message rows {{ REQUIRED BYTE_ARRAY a{kind}; }}");
-        let schema = std::sync::Arc::new(::parquet::schema::parser::parse_message_type(&schema).unwrap());
-        let file = File::create(path).unwrap();
-        let mut writer =
-            SerializedFileWriter::new(file, schema, std::sync::Arc::new(WriterProperties::builder().build())).unwrap();
-        for group in groups {
-            let mut rows = writer.next_row_group().unwrap();
-            let mut column = rows.next_column().unwrap().unwrap();
-            let values: Vec<ByteArray> = group.iter().map(|value| ByteArray::from(value.to_vec())).collect();
-            column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
-            column.close().unwrap();
-            rows.close().unwrap();
-        }
-        writer.close().unwrap();
+        write_parquet(path, kind, groups, ::parquet::basic::Compression::UNCOMPRESSED);
     };
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.parquet");
@@ -315,7 +380,12 @@ fn a_list_of_rows_inside_one_object_is_read_with_the_columns_beside_it() {
     );
     // One row over several lines is no file of rows, and is not passed over.
     let (rows, broken) = check("a.json", b"{\n \"behavior\": \"x\",\n \"n\": 1\n}\n");
-    assert_eq!((rows.len(), broken.len()), (0, 2));
+    assert_eq!((rows.len(), broken.len()), (0, 1));
+    assert!(broken[0].to_string().starts_with("a.json:2: one object over several lines"), "{}", broken[0]);
+    let (rows, broken) =
+        check("a.json", b"{\n \"question\": \"x\",\n \"options\": {\"A\": \"y\"},\n \"answer\": \"A\"\n}\n");
+    assert_eq!((rows.len(), broken.len()), (0, 1), "its options are no row");
+    assert_eq!(broken[0].raw.as_deref(), Some("{\"question\":\"x\",\"options\":{\"A\":\"y\"},\"answer\":\"A\"}"));
 }
 
 #[test]
@@ -330,12 +400,11 @@ fn a_row_of_one_mebibyte_is_read_and_a_byte_more_is_refused() {
 fn a_file_of_another_encoding_is_named_with_the_way_to_convert_it() {
     let utf16: Vec<u8> =
         [0xFF, 0xFE].into_iter().chain("{\"a\": 1}\n".encode_utf16().flat_map(u16::to_le_bytes)).collect();
-    let (rows, broken) = check("a.jsonl", &utf16);
-    assert_eq!((rows.len(), broken.len()), (0, 1));
-    assert!(
-        broken[0].to_string().starts_with("a.jsonl:1:1: the file is UTF-16, not UTF-8")
-            && broken[0].reason.contains("iconv")
-    );
+    let error = refused("a.jsonl", &utf16);
+    assert!(error.contains("a.jsonl: the file is UTF-16, not UTF-8") && error.contains("iconv"), "{error}");
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut packed, &utf16).unwrap();
+    assert!(refused("a.jsonl.gz", &packed.finish().unwrap()).contains("the file is UTF-16"));
     let (_, broken) = check("b.jsonl", b"{\"a\": \"caf\xe9\"}\n");
     assert_eq!(broken[0].to_string(), "b.jsonl:1:11: not UTF-8");
 }

@@ -80,6 +80,9 @@ impl Embeddings {
 
 /// A text that is not taken.
 fn refused(at: usize, text: &str, reason: &str) -> Error {
-    let shown: String = text.chars().take(40).collect();
-    Error::Request { id: String::new(), reason: format!("text {at} ({shown:?}) has no embedding: {reason}") }
+    let n_chars = text.chars().count();
+    Error::Request {
+        id: String::new(),
+        reason: format!("text {at} (of {n_chars} characters) has no embedding: {reason}"),
+    }
 }

@@ -69,9 +69,9 @@ fn a_server_without_embeddings_is_refused_with_what_it_lacks() {
     assert!(error.to_string().contains("start it with --embeddings"), "{error}");
 }
 
-/// The batch is refused for one of its texts, which is then named; nothing is cut.
+/// The batch is refused for one of its texts, which is then named, not by its words; nothing is cut.
 #[test]
-fn a_text_that_a_server_refuses_is_named() {
+fn a_text_that_a_server_refuses_is_named_by_its_place_and_length() {
     let embedder = open(|texts| match texts.iter().any(|text| text.starts_with("long")) {
         true => ("400 Bad Request", json!({"error": "too many tokens"})),
         false => lengths(texts),
@@ -80,7 +80,7 @@ fn a_text_that_a_server_refuses_is_named() {
     let mut texts: Vec<String> = (0..40).map(|n| format!("text {n}")).collect();
     texts[35] = "long ".repeat(50);
     let error = embed(&embedder, &texts).unwrap_err().to_string();
-    assert!(error.contains("text 35 (\"long long long") && error.contains("too many tokens"), "{error}");
+    assert!(error.contains("text 35 (of 250 characters)") && error.contains("too many tokens"), "{error}");
     let error = embed(&embedder, &[String::new()]).unwrap_err().to_string();
     assert!(error.contains("a text without tokens has no embedding"), "{error}");
 }

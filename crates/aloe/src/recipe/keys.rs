@@ -191,6 +191,10 @@ const RULES: &[Key] = &[
     ("drop_empty", "drop rows with an empty question or answer"),
     ("unanswered_end", "take a user's last turn off a dialogue that nobody answered"),
     ("equal_sides", "drop pairs whose two sides are the same"),
+    (
+        "chosen_rated_below_rejected",
+        "drop pairs whose ratings put the chosen side below the rejected one; default true",
+    ),
     ("held_out_style", "drop red-team rows in an attack style that is kept for evaluation"),
     ("betraying", "drop synthetic rows whose reasoning betrays that the answer was given"),
     (
@@ -213,7 +217,7 @@ const FILTERS: &[Key] = &[
 ];
 
 const DEDUP: &[Key] = &[
-    ("keep", "which row of duplicates stays: first (by sources, files and lines; the default) or longest"),
+    ("keep", "which row of duplicates stays: first (by sources, files and lines) or longest; default first"),
     ("exact", "rows equal but for case and punctuation"),
     (
         "minhash",
@@ -496,17 +500,14 @@ pub(crate) fn card() -> String {
 
 /// One line a key: name, default, meaning.
 pub(super) fn list(keys: &[Key], defaults: &Value) -> String {
-    keys.iter().map(|(name, about)| format!("  {name:<22}{:<14}{about}\n", shown(name, about, defaults))).collect()
+    keys.iter().map(|(name, about)| format!("  {name:<21} {:<13} {about}\n", shown(name, about, defaults))).collect()
 }
-
-/// What stands in the place of a default where the settings cannot be without the key.
-const REQUIRED: &str = "required";
 
 /// The default of a key in TOML: `required` where the settings cannot be without it, `-` where there is none.
 fn shown(name: &str, about: &str, defaults: &Value) -> String {
     match defaults.get(name) {
-        _ if about.contains("default ") => String::new(),
-        // A setting that is not written where it is not set.
+        _ if about.to_lowercase().contains("default ") => String::new(),
+        // What is not there is not written either.
         None | Some(Value::Null) => "-".to_owned(),
         Some(Value::Object(_)) => String::new(),
         Some(Value::Array(items)) if items.is_empty() => "[]".to_owned(),
@@ -522,6 +523,11 @@ fn shown(name: &str, about: &str, defaults: &Value) -> String {
 
 /// A number as people write it: `2e-5`, `0.9`, `2048`.
 fn short(number: f64) -> String {
+    // Of a setting in single precision its own digits, not those of its double.
+    let single = number as f32;
+    if f64::from(single) == number && single.abs() >= 1e-3 {
+        return format!("{single}");
+    }
     if number != 0.0 && number.abs() < 1e-3 { format!("{number:e}") } else { format!("{number}") }
 }
 
@@ -529,15 +535,17 @@ fn json_of<T: serde::Serialize>(settings: &T) -> Value {
     serde_json::to_value(settings).unwrap_or_default()
 }
 
-/// The settings that `required` alone gives; the required keys say that they are.
+/// The settings that `required` alone gives; in the place of each required key's value stands that it is required.
 pub(super) fn minimal<T: serde::Serialize + serde::de::DeserializeOwned>(required: &str) -> Value {
     let mut given = serde_json::from_str::<T>(required).map_or(Value::Null, |settings| json_of(&settings));
     let names: Value = serde_json::from_str(required).unwrap_or_default();
     for (name, _) in names.as_object().into_iter().flatten() {
-        given.as_object_mut().map(|given| given.insert(name.clone(), Value::from(REQUIRED)));
+        given.as_object_mut().map(|given| given.insert(name.clone(), REQUIRED.into()));
     }
     given
 }
+
+const REQUIRED: &str = "required";
 
 /// Defaults of a data stage and of one of its sources.
 fn data_defaults() -> (Value, Value) {
@@ -648,6 +656,39 @@ mod tests {
         assert!(eval().contains("tasks                 required"), "{}", eval());
         assert!(eval().contains("quantize              -"), "{}", eval());
         assert!(redteam().contains("n_prompts             120"), "{}", redteam());
+    }
+
+    /// By hand, from the settings: a key that may be absent is not required, however its absence is written.
+    #[test]
+    fn help_calls_required_what_the_settings_cannot_be_without_and_nothing_else() {
+        let all =
+            [sft(), dpo(), data(), eval(), rejudge(), redteam(), card(), super::super::synthesis_stage::synthesis()];
+        let required: Vec<String> = all
+            .iter()
+            .flat_map(|text| text.lines())
+            .filter(|line| line.starts_with("  ") && line.split_whitespace().nth(1) == Some("required"))
+            .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
+            .collect();
+        let by_hand = [
+            "sources",
+            "name",
+            "path",
+            "licence",
+            "tasks",
+            "data",
+            "questions",
+            "model_name",
+            "base_model",
+            "developed_by",
+            "contact",
+            "licence",
+            "languages",
+            "power",
+        ];
+        assert_eq!(required, by_hand);
+        let text = super::super::synthesis_stage::synthesis();
+        assert!(text.contains("temperature           0.7           of attempts"), "{text}");
+        assert!(data().contains("  chosen_rated_below_rejected               drop pairs"), "{}", data());
     }
 
     #[test]

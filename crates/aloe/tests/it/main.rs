@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on says so and stops")]
 
+mod all_data;
 mod answer_cache;
 mod bad_input;
 mod data_killed;

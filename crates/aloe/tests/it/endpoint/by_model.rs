@@ -231,3 +231,44 @@ fn rows_that_say_the_same_in_other_words_are_duplicates_where_that_is_asked_for(
     let (_, stderr, code) = data(dir.path(), &rows, "dedup = { semantic = 0.85 }");
     assert!(code == 2 && stderr.contains("`dedup.semantic` needs the input `embedder`"), "{stderr}");
 }
+
+/// Servers that repeat what they refuse: an embedder, then a judge, each with the row or the question in its answer.
+#[test]
+fn no_error_holds_the_text_of_a_row_that_a_server_repeats() {
+    let dir = tempfile::tempdir().unwrap();
+    write_lines(&dir.path().join("held.jsonl"), &[json!({"question": "Which organ of Ngozi Okafor makes insulin?"})]);
+    let rows = [row("Where is insulin made in Zebulon Quartermain?", "In the pancreas.")];
+    let judge = Server::start(|_, asked: &Asked| {
+        let said = json!({"detail": [{"msg": "Input is not taken", "input": asked.body["messages"]}]});
+        Reply::Refused(said.to_string())
+    });
+    let embedder = |refuses: bool| {
+        Server::start(move |_, asked: &Asked| {
+            let inputs = asked.body["input"].as_array().unwrap();
+            if refuses && inputs.iter().any(|text| text.as_str().unwrap().contains("insulin")) {
+                return Reply::Refused(format!("cannot embed: {}", asked.body["input"]));
+            }
+            let one = |(at, _): (usize, &Value)| json!({"index": at, "embedding": [1.0, 0.0]});
+            Reply::Json(json!({"data": inputs.iter().enumerate().map(one).collect::<Vec<_>>()}))
+        })
+    };
+    for (embedder, told) in [(embedder(true), "has no embedding"), (embedder(false), "Input is not taken")] {
+        let from = format!("from = {{ embedder = \"{}\", judge = \"{}\" }}\n", embedder.model(), judge.model());
+        let (stdout, stderr, code) = data(dir.path(), &rows, &format!("{from}decontaminate = [\"held.jsonl\"]"));
+        assert!(code != 0 && stderr.contains(told) && stderr.contains("[..]"), "{code} {stderr}");
+        for word in ["Zebulon", "Quartermain", "Ngozi", "Okafor", "insulin"] {
+            assert!(!format!("{stdout}{stderr}").contains(word), "{word}: {stdout}{stderr}");
+        }
+    }
+    // Its row and the question beside it are named by their places.
+    let (_, stderr, _) = data(
+        dir.path(),
+        &rows,
+        &format!(
+            "from = {{ embedder = \"{}\", judge = \"{}\" }}\ndecontaminate = [\"held.jsonl\"]",
+            embedder(false).model(),
+            judge.model()
+        ),
+    );
+    assert!(stderr.contains("s/rows.jsonl:1 beside ") && stderr.contains("held.jsonl:1: "), "{stderr}");
+}

@@ -17,6 +17,8 @@ pub(crate) enum Reply {
     Raw(&'static str, String),
     /// Another status, with a header line that may be empty.
     Status(&'static str, &'static str),
+    /// Status 400 with this text.
+    Refused(String),
     /// The connection is closed without an answer, as by a process that died.
     Dies,
 }
@@ -157,6 +159,7 @@ fn serve(mut stream: &TcpStream, served: &Served) -> Option<()> {
         Reply::Json(value) => ("200 OK", "", json, value.to_string()),
         Reply::Raw(kind, text) => ("200 OK", "", kind, text),
         Reply::Status(status, header) => (status, header, json, json!({ "error": status }).to_string()),
+        Reply::Refused(text) => ("400 Bad Request", "", json, text),
         Reply::Dies => {
             let _ = stream.shutdown(std::net::Shutdown::Both);
             return None;
