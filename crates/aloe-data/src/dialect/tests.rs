@@ -350,9 +350,3 @@ fn a_question_with_options_is_multiple_choice_and_one_whose_answer_may_be_two_is
     let open = json!({"question": "Q?", "options": [], "answer": "x"});
     assert_eq!(check(open).0, Dialect::QuestionResponse, "without options it is an open question");
 }
-
-#[test]
-fn columns_that_say_something_and_are_not_read_are_named() {
-    let row = row(json!({"question": "Q", "answer": "A", "reasoning": "Long.", "note": "", "id": 7, "context": "C"}));
-    assert_eq!(unused_columns(Dialect::QuestionResponse, &row, &config()), ["reasoning", "id"]);
-}
