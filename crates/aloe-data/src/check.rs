@@ -2,11 +2,12 @@
 //! there is room, for the rows themselves, which are not read a second time then.
 
 use crate::data::{Made, made};
-use crate::dialect::{Dialect, answer_keys, help_steer, own_answers, unused_columns};
+use crate::dialect::{Dialect, Unused, answer_keys, help_steer, own_answers};
 use crate::source::{self, DataFile};
 use crate::{Error, Problems, Result, RowError, SourceConfig};
 use aloe_record::Cancel;
 use aloe_task::rows::Row;
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,8 +27,8 @@ pub(crate) struct Checked {
 pub(crate) struct Kept {
     pub(crate) file: DataFile,
     pub(crate) known: Option<Dialect>,
-    /// Columns of its first row that nothing reads.
-    pub(crate) unused: Vec<String>,
+    /// Columns of its rows that nothing reads, as [`Unused::into_columns`].
+    pub(crate) unused: BTreeMap<String, bool>,
     /// In blocks, each freed once it is taken.
     pub(crate) rows: Vec<Vec<Made>>,
 }
@@ -40,7 +41,7 @@ pub(crate) fn known_dialect(config: &SourceConfig) -> Option<Dialect> {
     if config.columns.is_empty() { config.dialect } else { Some(Dialect::Mapped) }
 }
 
-/// The layout of a file's rows, found from the first; of MedMCQA's from all.
+/// The layout of a file's rows, found from one of the first; of MedMCQA's from all.
 pub(crate) fn dialect_of(known: &mut Option<Dialect>, row: &Row, file: &DataFile) -> Result<Dialect> {
     if let Some(known) = *known {
         return Ok(known);
@@ -90,17 +91,15 @@ pub(crate) fn file(
     cancel: &Cancel,
     problems: &mut Problems,
 ) -> Result<Checked> {
-    let known = OnceLock::new();
-    let mut unused = Vec::new();
+    let (known, unused) = (OnceLock::new(), Unused::default());
     let mut first = |row: &Row| {
         let found = layout(&mut known_dialect(config), row, file, config)?;
         known.get_or_init(|| found);
-        unused = unused_columns(found, row, config);
         Ok(())
     };
     let is_kept = AtomicBool::new(*room > 0);
     let make = |index: usize, row: Result<Row, RowError>| {
-        let made = made(row, known.get().copied(), index, config, file);
+        let made = made(row, known.get().copied(), index, config, file, &unused);
         let broken = match made {
             Made::Broken(error) => return (vec![error], None),
             Made::Row(ref row) => problems_alone(known.get().copied(), row),
@@ -135,7 +134,7 @@ pub(crate) fn file(
         }
         Ok(())
     })?;
-    let known = known.into_inner();
+    let (known, unused) = (known.into_inner(), unused.into_columns());
     let kept = is_kept.into_inner().then(|| Kept { file: file.clone(), known, unused, rows });
     Ok(Checked { known, kept })
 }

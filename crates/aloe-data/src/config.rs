@@ -169,6 +169,9 @@ pub struct SourceConfig {
     /// Subject for rows that name none.
     #[serde(default)]
     pub subject: Option<String>,
+    /// Split of the published set that the rows are of; where absent, what a row's column `split` or the file's name says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
     /// A system message put before each conversation or prompt that has none.
     #[serde(default)]
     pub system: Option<String>,
@@ -202,6 +205,16 @@ fn one() -> f64 {
 }
 
 impl SourceConfig {
+    /// What is wrong with the stated licence of rows that an earlier stage took in under the licence `kept`: it must not allow more.
+    pub fn licence_mistake(&self, kept: &str) -> Option<String> {
+        let reason = licence::allows_more(&self.licence, kept)?;
+        Some(format!(
+            "source `{}`: its rows carry the licence `{kept}` from an earlier stage, which {reason}, and the stated licence `{}` does not say so; \
+             state `{kept}`, or of several licences all, joined by AND",
+            self.name, self.licence
+        ))
+    }
+
     /// The settings of rows that are only compared with.
     pub(crate) fn plain() -> SourceConfig {
         SourceConfig {
@@ -216,6 +229,7 @@ impl SourceConfig {
             weight: 1.0,
             task: None,
             subject: None,
+            split: None,
             system: None,
             attack_styles: false,
             rejected_openings: false,
@@ -371,9 +385,8 @@ impl DataConfig {
     /// A quarantine file is written whole: it must be no file that is read, and nothing else than an earlier quarantine.
     fn check_quarantine(&self, mistakes: &mut Vec<String>) {
         let Quarantine::File(path) = &self.quarantine else { return };
-        let canonical = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-        let own = canonical(path);
-        if let Some(read) = self.files().into_iter().find(|read| own.starts_with(canonical(read))) {
+        let own = aloe_record::atomic::real(path);
+        if let Some(read) = self.files().into_iter().find(|read| own.starts_with(aloe_record::atomic::real(read))) {
             mistakes.push(format!(
                 "`quarantine` {} is read by this stage ({}); name another file",
                 path.display(),
@@ -470,6 +483,10 @@ impl DataConfig {
         if let Some(reason) = licence::forbids(&stated, &self.uses()) {
             mistake(format!("licence `{}` {reason}; the recipe states the use", source.licence));
         }
+        for kept in licence::kept_in(&source.path) {
+            mistakes.extend(source.licence_mistake(&kept));
+        }
+        let mut mistake = |text: String| mistakes.push(format!("source `{name}`: {text}"));
         if !(source.weight > 0.0 && source.weight <= 100.0) {
             mistake(format!("`weight` is {}; it must be above 0 and at most 100", source.weight));
         }

@@ -1,6 +1,6 @@
 //! The spine of a data stage: read, clean, take duplicates out, take overlaps out, mix, write with an account of every row.
 //!
-//! Writes into `out`: `train.jsonl` (`messages`, or `prompt`/`chosen`/`rejected`, with `id` and `source`), `hold_out.jsonl`,
+//! Writes into `out`: `train.jsonl` (`messages`, or `prompt`/`chosen`/`rejected`, with `id`, `source`, `licence`, `split`, `task` and `subject`), `hold_out.jsonl`,
 //! `manifest.json`, `report.html`, `ledger.jsonl` (each row changed, dropped, held out or left out, and its rule), `duplicates.jsonl`, `overlaps.jsonl` and, when asked
 //! for, `quarantine.jsonl`, `rendered.jsonl` and `rendered_hold_out.jsonl`, `unjudged.jsonl` (pairs without a judge's verdict) and
 //! `scores.jsonl` (of quality). The same settings and files give the same bytes.
@@ -22,6 +22,7 @@ use crate::{
 use aloe_record::{Cancel, Progress, atomic, digest};
 use aloe_text::{Message, Pair, Role};
 use ledger::Entry;
+use licences::licence_of;
 use serde::Serialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -87,6 +88,7 @@ pub fn run_with(
     steps.end("questions");
     run.stop_at_broken_rows()?;
     run.check_kinds()?;
+    run.check_licences()?;
     run.take_identifiers()?;
     run.apply_rules()?;
     run.check_subjects()?;
@@ -184,6 +186,7 @@ impl<'a> Run<'a> {
                 Ok(())
             })?;
         self.report.n_held_apart_questions = index.len();
+        self.report.n_held_apart_too_common = index.n_too_common;
         self.report.held_apart_rows = index.n_by_file.clone();
         Ok(index)
     }
@@ -287,7 +290,7 @@ impl<'a> Run<'a> {
             Quarantine::InFolder(true) => {
                 written.push(("quarantine.jsonl", self.write_quarantine(&out.join("quarantine.jsonl"))?));
             }
-            Quarantine::File(path) => drop(self.write_quarantine(path)?),
+            Quarantine::File(path) => self.report.quarantine = Some((path.clone(), self.write_quarantine(path)?)),
         }
         written.append(&mut self.by_model);
         self.report.outputs.extend(written.into_iter().map(|(name, digest)| (name.to_owned(), digest)));
@@ -302,20 +305,65 @@ impl<'a> Run<'a> {
     }
 
     fn line<'b>(&'b self, item: &'b Item) -> Line<'b> {
+        let or_none = |text: &'b Option<String>| text.as_deref().unwrap_or_default();
         let (source, id) = (self.config.sources[item.source].name.as_str(), item.id.as_str());
+        let (task, subject, made) = (item.task.as_str(), item.subject.as_str(), or_none(&item.made));
+        let (licence, split) = (licence_of(item, self.config), item.split.as_deref().unwrap_or_default());
         match &item.body {
-            Body::Conversation(conversation) => Line::Conversation { messages: &conversation.messages, source, id },
-            Body::Pair(Pair { prompt, chosen, rejected }) => Line::Pair { prompt, chosen, rejected, source, id },
+            Body::Conversation(conversation) => {
+                let messages = &conversation.messages;
+                Line::Conversation { messages, source, id, licence, split, task, subject, made }
+            }
+            Body::Pair(Pair { prompt, chosen, rejected }) => {
+                let (question_id, style) = (or_none(&item.group), or_none(&item.style));
+                Line::Pair {
+                    prompt,
+                    chosen,
+                    rejected,
+                    source,
+                    id,
+                    licence,
+                    split,
+                    task,
+                    subject,
+                    made,
+                    question_id,
+                    style,
+                }
+            }
         }
     }
 }
 
-/// A row as it is written.
+/// A row as it is written. All rows have all columns, empty where nothing is known: readers that take the columns of the first rows for
+/// those of all, as Hugging Face's do, fail on one that comes later.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Line<'a> {
-    Conversation { messages: &'a [Message], source: &'a str, id: &'a str },
-    Pair { prompt: &'a [Message], chosen: &'a [Message], rejected: &'a [Message], source: &'a str, id: &'a str },
+    Conversation {
+        messages: &'a [Message],
+        source: &'a str,
+        id: &'a str,
+        licence: &'a str,
+        split: &'a str,
+        task: &'a str,
+        subject: &'a str,
+        made: &'a str,
+    },
+    Pair {
+        prompt: &'a [Message],
+        chosen: &'a [Message],
+        rejected: &'a [Message],
+        source: &'a str,
+        id: &'a str,
+        licence: &'a str,
+        split: &'a str,
+        task: &'a str,
+        subject: &'a str,
+        made: &'a str,
+        question_id: &'a str,
+        style: &'a str,
+    },
 }
 
 /// What the rules make of a row.
@@ -371,6 +419,7 @@ mod by_model;
 mod count;
 mod identify;
 mod ledger;
+mod licences;
 pub(crate) mod own_answers;
 mod read;
 mod render;

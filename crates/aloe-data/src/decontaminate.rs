@@ -20,7 +20,7 @@ use crate::identifiers;
 use crate::scored::Questions;
 use crate::simplify::plain;
 use crate::source;
-use crate::{Item, Result, RowError, parallel, simplify};
+use crate::{Error, Item, Result, RowError, parallel, simplify};
 use aloe_record::{Cancel, Progress};
 use aloe_task::Question;
 use held_file::tested_pmids;
@@ -65,6 +65,8 @@ const LONGEST_STEM: usize = 24;
 const SHORTEST_STEM: usize = 6;
 const N_TELLING: usize = 3;
 
+/// A paragraph, a line or a message of fewer words is taken for no whole question.
+const SHORTEST_WHOLE: usize = 4;
 /// Telling words of a paragraph, a line or a stem that is taken for a whole question.
 const N_TELLING_PART: usize = 2;
 
@@ -94,9 +96,9 @@ pub struct Overlap {
     pub row: String,
     /// Where the evaluation question stands: folder, file and line.
     pub question_at: String,
-    /// The question's words.
+    /// The question as written, with its options by letter.
     pub question: String,
-    /// The row's first user message.
+    /// The row's message in which it was found.
     pub row_text: String,
     /// Why.
     #[serde(flatten)]
@@ -123,6 +125,8 @@ pub(crate) struct Index {
     held: Vec<Held>,
     /// Of them, masked forms of the question before.
     n_masked: usize,
+    /// Of them, questions that words find only beside their options, or as all that a row asks.
+    pub(crate) n_too_common: usize,
     /// Whether the rows' identifiers are masked: then questions are looked for in their masked form too.
     is_masked: bool,
     runs_13: Runs,
@@ -188,46 +192,67 @@ impl Index {
     fn read_file(&mut self, file: &HeldFile, broken: &mut dyn FnMut(RowError) -> Result<()>) -> Result<()> {
         let tested = tested_pmids(&file.path)?;
         let prefix = file.path.display().to_string();
-        let (mut n_rows, mut n_taken) = (0, 0);
+        let (mut n_rows, mut n_taken, mut n_broken) = (0, 0, 0);
+        // Train questions of a red-team file are there to be trained on; where the file has no others, it was named for them.
+        let (mut of_train, mut has_other_split) = (Vec::new(), false);
         source::read(&file.path, &mut |row| {
             n_rows += 1;
             let row = match row {
                 Ok(row) => row,
-                Err(error) => return broken(error),
+                Err(error) => {
+                    n_broken += 1;
+                    return broken(error);
+                }
             };
             let pmid = row.columns.get("_key").and_then(|key| key.as_str());
-            let is_other = tested.as_ref().zip(pmid).is_some_and(|(tested, pmid)| !tested.contains(pmid));
-            // Train questions of a red-team file are there to be trained on.
-            let is_train = row.columns.get("split").and_then(|split| split.as_str()) == Some("train");
-            if is_other || (is_train && !Dialect::detect(&row).is_ok_and(Dialect::is_mcqa)) {
+            if tested.as_ref().zip(pmid).is_some_and(|(tested, pmid)| !tested.contains(pmid)) {
                 return Ok(());
             }
+            let is_red_team = Dialect::detect(&row).is_ok_and(|dialect| dialect == Dialect::RedTeam);
+            let is_train = is_red_team && row.columns.get("split").and_then(|split| split.as_str()) == Some("train");
+            has_other_split |= is_red_team && !is_train;
             match held::texts(&row, n_rows) {
                 Ok(texts) => {
-                    n_taken += 1;
                     let at = format!("{}{}", file.label, row.at.strip_prefix(&prefix).unwrap_or_default());
-                    for text in texts {
-                        let number = self.add(&at, &text, None);
-                        if self.is_masked {
-                            self.add_masked(&at, &text, number);
-                        }
+                    if is_train {
+                        of_train.push((at, texts));
+                    } else {
+                        n_taken += 1;
+                        self.add_row(&at, &texts);
                     }
                     Ok(())
                 }
-                Err(error) => broken(with_raw(error, &row)),
+                Err(error) => {
+                    n_broken += 1;
+                    broken(with_raw(error, &row))
+                }
             }
         })?;
+        if !has_other_split {
+            n_taken += of_train.len();
+            of_train.iter().for_each(|(at, texts)| self.add_row(at, texts));
+        }
+        if n_taken == 0 && n_broken == 0 {
+            let reason = if tested.is_some() { " by test_ground_truth.json beside it" } else { "" };
+            return Err(Error::NoQuestions { path: file.path.clone(), n_rows, reason });
+        }
         self.n_by_file.insert(file.label.clone(), n_taken);
         Ok(())
     }
 
+    /// The questions of a row, each also as masking writes it where the training rows are masked.
+    fn add_row(&mut self, at: &str, texts: &[held::Held]) {
+        for text in texts {
+            let number = self.add(at, text, None);
+            if self.is_masked {
+                self.add_masked(at, text, number);
+            }
+        }
+    }
+
     fn add_scored(&mut self, file: &HeldFile, questions: &[(String, held::Held)]) {
         for (line, text) in questions {
-            let at = format!("{}{line}", file.label);
-            let number = self.add(&at, text, None);
-            if self.is_masked {
-                self.add_masked(&at, text, number);
-            }
+            self.add_row(&format!("{}{line}", file.label), std::slice::from_ref(text));
         }
         self.n_by_file.insert(file.label.clone(), questions.len());
     }
@@ -263,7 +288,7 @@ impl Index {
         }
         let n_runs_8 = add_runs(&mut self.runs_8, &words, 8, 3);
         let n_words = words.len();
-        if n_words >= 4 {
+        if n_words >= SHORTEST_WHOLE {
             self.whole.entry(words.whole_hash()).or_default().push(id);
         }
         let options = option_set(options);
@@ -276,6 +301,8 @@ impl Index {
         if options.len() >= 3 {
             self.by_options.entry(hash(&options.join("\n"))).or_default().push(id);
         }
+        let is_findable = n_words >= SHORTEST_WHOLE && n_telling(&stem) >= N_TELLING_PART;
+        self.n_too_common += usize::from(base.is_none() && !is_findable);
         let (at, base) = (at.to_owned(), base.unwrap_or(number));
         self.held.push(Held { at, base, asked, telling: telling(&stem), stem, options, n_runs_13, n_runs_8 });
         number
@@ -304,6 +331,13 @@ impl Index {
     /// Each question as written, with its options.
     pub(crate) fn held_texts(&self) -> impl Iterator<Item = (&str, &[String])> {
         self.held.iter().map(|held| (held.asked.0.as_str(), held.asked.1.as_slice()))
+    }
+
+    /// Question `id` as written, a line for each of its options.
+    pub(crate) fn shown(&self, id: usize) -> String {
+        let (stem, options) = &self.held[id].asked;
+        let options = ('A'..).zip(options).map(|(letter, option)| format!("\n{letter}. {option}"));
+        std::iter::once(stem.clone()).chain(options).collect()
     }
 
     /// Where question `id` stands.

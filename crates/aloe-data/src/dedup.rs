@@ -314,6 +314,8 @@ mod tests {
             group: None,
             style: None,
             made: None,
+            licence: None,
+            split: None,
             body: Body::Conversation(Conversation { messages }),
         }
     }

@@ -107,6 +107,8 @@ impl Rows {
             group: None,
             style: None,
             made: None,
+            licence: None,
+            split: None,
             body,
         })
     }

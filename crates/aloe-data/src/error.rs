@@ -117,6 +117,20 @@ pub enum Error {
         /// Their id.
         id: String,
     },
+    /// A file of evaluation questions that no row would be compared with.
+    #[error(
+        "{}: none of its {n_rows} rows is an evaluation question{reason}, so that no training row would be compared with it; take it out of \
+         `decontaminate`, or name the file that holds the questions",
+        path.display()
+    )]
+    NoQuestions {
+        /// The file.
+        path: PathBuf,
+        /// Its rows.
+        n_rows: usize,
+        /// Why, where that is known.
+        reason: &'static str,
+    },
     /// A source is not what the recipe expects.
     #[error(
         "source `{name}`: `expect_rows` is {expected}, and its files hold {found} rows; is this the published set?"
@@ -200,7 +214,11 @@ pub enum Error {
         source: aloe_text::Error,
     },
     /// Nothing is left.
-    #[error("no row is left for training: {n_read} rows read, {n_dropped} dropped (see the counts by rule: {by_rule})")]
+    #[error(
+        "no row is left for training: {n_read} rows read, {n_dropped} dropped{}{}",
+        counted(by_rule),
+        broken(problems)
+    )]
     EmptyResult {
         /// Rows read.
         n_read: usize,
@@ -208,6 +226,8 @@ pub enum Error {
         n_dropped: usize,
         /// Counts by rule.
         by_rule: String,
+        /// Broken rows: all counted, twenty shown.
+        problems: Problems,
     },
     /// Passages that cannot be read.
     #[error("{} broken passages:{problems}", problems.total)]
@@ -256,6 +276,14 @@ pub enum Error {
     /// Writing the output folder, or a stop asked for.
     #[error(transparent)]
     Record(#[from] aloe_record::Error),
+}
+
+fn counted(by_rule: &str) -> String {
+    if by_rule.is_empty() { String::new() } else { format!(" (see the counts by rule: {by_rule})") }
+}
+
+fn broken(problems: &Problems) -> String {
+    if problems.total == 0 { String::new() } else { format!(", {} broken:{problems}", problems.total) }
 }
 
 impl Error {

@@ -263,6 +263,8 @@ mod tests {
             group: None,
             style: None,
             made: None,
+            licence: None,
+            split: None,
             body,
         }
     }

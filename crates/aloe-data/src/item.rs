@@ -71,6 +71,10 @@ pub struct Item {
     pub style: Option<String>,
     /// How a synthetic row says it came about, such as `self-generated` or `gold-conditioned`.
     pub made: Option<String>,
+    /// The licence that the row itself carries, from an earlier data stage; `None` is that of its source.
+    pub licence: Option<Arc<str>>,
+    /// The split of its published set, where that is known.
+    pub split: Option<Arc<str>>,
     /// The text.
     pub body: Body,
 }
@@ -85,6 +89,16 @@ pub enum Body {
 }
 
 impl Item {
+    /// Holds what both say together with `before`: path, licence and split are those of a whole file.
+    pub(crate) fn share(&mut self, before: &Item) {
+        self.at.share(&before.at);
+        for (own, other) in [(&mut self.licence, &before.licence), (&mut self.split, &before.split)] {
+            if own == other {
+                own.clone_from(other);
+            }
+        }
+    }
+
     /// All messages in order; a pair's prompt, chosen and rejected.
     pub fn messages(&self) -> Vec<&Message> {
         self.each_message().collect()

@@ -4,6 +4,9 @@
 //! A licence that is not in the table allows nothing that is asked: it is named, never guessed at by parts of its name.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::Path;
 
 /// What the result is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,26 +63,77 @@ const SHARE_ALIKE: [&str; 12] = [
     "lgpl",
 ];
 
-/// Whether the words say that nobody stated a licence.
+/// Words that say that nobody stated a licence, wherever they stand.
+const UNSTATED: [&str; 10] = [
+    "unknown",
+    "unspecified",
+    "unstated",
+    "unlicensed",
+    "unlicenced",
+    "undisclosed",
+    "undetermined",
+    "unclear",
+    "tbd",
+    "todo",
+];
+/// What is said of a licence that somebody looked for, each behind `not` or `none`.
+const NOT_FOUND: [&str; 10] =
+    ["stated", "specified", "given", "known", "found", "provided", "disclosed", "determined", "declared", "mentioned"];
+/// Texts that say as little, with the word `licence` or without it.
+const NOTHING: [&str; 14] = [
+    "",
+    "none",
+    "no",
+    "null",
+    "n a",
+    "na",
+    "nan",
+    "other",
+    "others",
+    "missing",
+    "not available",
+    "not applicable",
+    "to be determined",
+    "without",
+];
+
+/// Whether the words say that nobody stated a licence, or where one may be looked for.
 pub(crate) fn is_unstated(licence: &str) -> bool {
-    const WORDS: [&str; 14] = [
-        "unknown",
-        "none",
-        "null",
-        "n/a",
-        "na",
-        "nan",
-        "other",
-        "others",
-        "tbd",
-        "todo",
-        "unspecified",
-        "not specified",
-        "unlicensed",
-        "no license",
-    ];
-    let lower = licence.trim().to_lowercase();
-    !lower.chars().any(char::is_alphanumeric) || WORDS.contains(&lower.as_str())
+    let lower = licence.to_lowercase();
+    let words: Vec<&str> = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let is_licence = |word: &str| ["licence", "license", "licences", "licenses", "licensing"].contains(&word);
+    let said: Vec<&str> = words.iter().copied().filter(|word| !is_licence(word)).collect();
+    words.iter().any(|word| UNSTATED.contains(word))
+        || words.windows(2).any(|two| {
+            (["not", "none"].contains(&two[0]) && NOT_FOUND.contains(&two[1]))
+                || (["no", "without"].contains(&two[0]) && is_licence(two[1]))
+        })
+        || ["see", "check", "ask"].iter().any(|verb| words.first() == Some(verb))
+        || NOTHING.contains(&said.join(" ").as_str())
+}
+
+/// Every use that a licence may forbid.
+const USES: [Use; 4] = [Use::Commercial, Use::Derivatives, Use::OtherTerms, Use::BeyondResearch];
+
+/// The first thing that `kept` forbids and `stated` does not, in words.
+pub(crate) fn allows_more(stated: &str, kept: &str) -> Option<String> {
+    if stated.trim().eq_ignore_ascii_case(kept.trim()) {
+        return None;
+    }
+    USES.into_iter().find_map(|asked| forbids(kept, &[asked]).filter(|_| forbids(stated, &[asked]).is_none()))
+}
+
+/// The licences under which the rows of a stage's folder, or of a file in it, were taken in, as its manifest names them; those of a pulled set,
+/// as its record does. None of any other path.
+pub(crate) fn kept_in(path: &Path) -> BTreeSet<String> {
+    let folder = if path.is_dir() { Some(path) } else { path.parent() };
+    let Some(folder) = folder.filter(|folder| folder.join("record.json").is_file()) else { return BTreeSet::new() };
+    let read = |name: &str| aloe_record::atomic::read_json::<Value>(&folder.join(name)).unwrap_or_default();
+    let (manifest, record) = (read("manifest.json"), read("record.json"));
+    let stated = manifest["sources"].as_array().into_iter().flatten().map(|source| &source["licence"]);
+    let pulled = std::iter::once(&record["results"]["licence"]).filter(|_| record["kind"] == "pull");
+    let of_rows = manifest["licences"].as_object().into_iter().flatten().map(|(licence, _)| licence.clone());
+    stated.chain(pulled).filter_map(|licence| licence.as_str().map(String::from)).chain(of_rows).collect()
 }
 
 /// The first stated use that the licence does not allow, in words; `None` when it allows all.
@@ -236,11 +290,61 @@ mod tests {
 
     #[test]
     fn words_that_state_nothing_are_no_licence() {
-        for licence in ["", " ", "?", "-", "N/A", "none", "Unknown", "other", "TBD"] {
+        for licence in [
+            "",
+            " ",
+            "?",
+            "-",
+            "N/A",
+            "none",
+            "Unknown",
+            "other",
+            "TBD",
+            "unknown license",
+            "no licence",
+            "license: unknown",
+            "Unknown (scraped)",
+            "not stated",
+            "unlicenced",
+            "see website",
+            "License: other",
+            "none stated",
+            "licence not available",
+        ] {
             assert!(is_unstated(licence), "{licence}");
         }
-        for licence in ["mit", "CC BY 4.0", "research only", "my own"] {
+        for licence in [
+            "mit",
+            "CC BY 4.0",
+            "research only",
+            "my own",
+            "Unlicense",
+            "MIT License",
+            "licence of the hospital, not for commerce",
+            "for research, not available for commercial use",
+        ] {
             assert!(!is_unstated(licence), "{licence}");
+        }
+    }
+
+    #[test]
+    fn a_licence_allows_more_than_another_that_forbids_something_it_does_not() {
+        for (stated, kept) in [
+            ("mit", "cc-by-nc-4.0"),
+            ("mit", "my own"),
+            ("cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
+            ("mit or cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ] {
+            assert!(allows_more(stated, kept).is_some(), "{stated}, {kept}");
+        }
+        for (stated, kept) in [
+            ("mit", "apache-2.0"),
+            ("CC BY-NC 4.0", "cc-by-nc-4.0"),
+            ("my own", "my own"),
+            ("my own", "cc-by-nc-4.0"),
+            ("cc-by-sa-4.0 AND cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ] {
+            assert_eq!(allows_more(stated, kept), None, "{stated}, {kept}");
         }
     }
 

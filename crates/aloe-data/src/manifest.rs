@@ -3,6 +3,7 @@
 use crate::{Item, MeaningReport, Problems, QualityReport, Step};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 /// One source: what it is, what became of its rows, what it brings to the training rows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -17,9 +18,12 @@ pub struct SourceReport {
     pub skipped_files: Vec<String>,
     /// The layouts found, a row count each.
     pub dialects: BTreeMap<String, usize>,
-    /// Columns of the files' first rows that say something and that their layout does not read.
+    /// Columns of the files' rows that say something and that their layout does not read.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unused_columns: BTreeSet<String>,
+    /// Those of them that hold a sentence in some row, for the notice.
+    #[serde(skip)]
+    pub unused_sentences: BTreeSet<String>,
     /// Rows in the files, broken ones included.
     pub n_read: usize,
     /// Rows that could not be read.
@@ -70,6 +74,14 @@ impl SourceReport {
 
     pub(crate) fn count_drop(&mut self, rule: &str) {
         *self.dropped.entry(rule.to_owned()).or_default() += 1;
+    }
+
+    /// `columns` by name, and whether a row holds a sentence there.
+    pub(crate) fn count_unused(&mut self, columns: BTreeMap<String, bool>) {
+        for (name, is_sentence) in columns {
+            self.unused_sentences.extend(is_sentence.then(|| name.clone()));
+            self.unused_columns.insert(name);
+        }
     }
 
     /// The sums by reason, from the counts above and the rows that the mixture left out.
@@ -189,22 +201,29 @@ impl Account {
     }
 }
 
+impl Account {
+    /// [`Account`] in words; `overlaps` are those of rows with evaluation questions.
+    fn words(&self, overlaps: &str) -> String {
+        let term = |n_rows: usize, what: &str| if n_rows > 0 { format!(" + {n_rows} {what}") } else { String::new() };
+        let (exact, near) = (self.n_exact_duplicate, self.n_near_duplicate);
+        [
+            format!("{} rows read", self.n_read),
+            term(self.n_made, "made"),
+            term(self.n_repeated, "repeated by weight"),
+            format!(" = {} for training + {} held out + {} dropped", self.n_train, self.n_held_out, self.n_dropped()),
+            format!(" ({overlaps}{exact} exact duplicates, {near} near duplicates, {} by rules)", self.n_rules),
+            term(self.n_over_cap, "over max_rows"),
+            term(self.n_weighted_out, "left out by weight"),
+            term(self.n_quarantined, "quarantined"),
+        ]
+        .concat()
+    }
+}
+
 /// `127 rows read = 116 for training + 0 held out + 11 dropped (3 overlap evaluation, ..)`; other terms where there are such rows.
 impl std::fmt::Display for Account {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let term = |f: &mut std::fmt::Formatter<'_>, n_rows: usize, what: &str| {
-            if n_rows > 0 { write!(f, " + {n_rows} {what}") } else { Ok(()) }
-        };
-        write!(f, "{} rows read", self.n_read)?;
-        term(f, self.n_made, "made")?;
-        term(f, self.n_repeated, "repeated by weight")?;
-        write!(f, " = {} for training + {} held out + {} dropped", self.n_train, self.n_held_out, self.n_dropped())?;
-        let (exact, near) = (self.n_exact_duplicate, self.n_near_duplicate);
-        write!(f, " ({} overlap evaluation, {exact} exact duplicates, {near} near duplicates, ", self.n_overlap)?;
-        write!(f, "{} by rules)", self.n_rules)?;
-        term(f, self.n_over_cap, "over max_rows")?;
-        term(f, self.n_weighted_out, "left out by weight")?;
-        term(f, self.n_quarantined, "quarantined")
+        f.write_str(&self.words(&format!("{} overlap evaluation, ", self.n_overlap)))
     }
 }
 
@@ -223,6 +242,9 @@ pub struct DataReport {
     pub notices: Vec<String>,
     /// Evaluation questions that rows were compared with.
     pub n_held_apart_questions: usize,
+    /// Of them, those of fewer than four words, or of fewer than two telling ones: words alone find them only beside their options.
+    #[serde(skip_serializing_if = "is_none")]
+    pub n_held_apart_too_common: usize,
     /// Evaluations of the recipe whose questions these are, by split and task; files that the settings name come beside.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub compared_with: Vec<String>,
@@ -269,12 +291,23 @@ pub struct DataReport {
     pub broken: Problems,
     /// File to SHA-256.
     pub outputs: BTreeMap<String, String>,
+    /// The file of broken rows that the settings name, and its SHA-256; no part of the manifest, as it lies elsewhere.
+    #[serde(skip)]
+    pub quarantine: Option<(PathBuf, String)>,
     /// What each step took; no part of the manifest.
     #[serde(skip)]
     pub steps: Vec<Step>,
 }
 
 impl DataReport {
+    /// The account in words. Where there was no evaluation question, it says so in place of how many rows overlap one.
+    pub fn summary(&self) -> String {
+        match self.n_held_apart_questions {
+            0 => format!("{}; compared with no evaluation question", self.account.words("")),
+            _ => self.account.to_string(),
+        }
+    }
+
     /// Sums the sources' accounts, which must be settled.
     pub(crate) fn settle(&mut self) {
         self.account = self.sources.iter().fold(Account::default(), |sum, source| sum.add(&source.account));

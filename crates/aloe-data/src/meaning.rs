@@ -112,6 +112,15 @@ pub(crate) struct Found {
     pub(crate) report: MeaningReport,
 }
 
+/// What one of a row's messages asks.
+struct Asked {
+    row: usize,
+    /// The message's number.
+    message: usize,
+    /// As it is compared.
+    text: String,
+}
+
 /// A row's text near a question.
 #[derive(Clone, Debug, PartialEq)]
 struct Pair {
@@ -135,8 +144,9 @@ pub(crate) fn find(
     (progress, cancel): (&Progress, &Cancel),
 ) -> Result<Found> {
     let held: Vec<String> = index.held_texts().map(|(stem, options)| compared(stem, options)).collect();
-    let texts: Vec<(usize, String)> =
-        items.iter().enumerate().flat_map(|(row, item)| asked(item).into_iter().map(move |text| (row, text))).collect();
+    let of_row =
+        |(row, item): (usize, &Item)| asked(item).into_iter().map(move |(message, text)| Asked { row, message, text });
+    let texts: Vec<Asked> = items.iter().enumerate().flat_map(of_row).collect();
     let mut found = Found::default();
     found.report.embedder = readers.embedder.name().to_owned();
     found.report.n_texts = texts.len();
@@ -148,11 +158,11 @@ pub(crate) fn find(
         Ok(all.into_iter().map(|one| one.vector).collect())
     };
     let held_vectors = embed(&held)?;
-    let row_vectors = embed(&texts.iter().map(|(_, text)| text.clone()).collect::<Vec<_>>())?;
+    let row_vectors = embed(&texts.iter().map(|one| one.text.clone()).collect::<Vec<_>>())?;
     let floor = if readers.judge.is_some() { config.judge_from.min(config.threshold) } else { config.threshold };
     let near = pairs(&row_vectors, &held_vectors, floor, readers.n_threads);
     let near: Vec<Pair> =
-        near.into_iter().map(|(text, held, cosine)| Pair { row: texts[text].0, text, held, cosine }).collect();
+        near.into_iter().map(|(text, held, cosine)| Pair { row: texts[text].row, text, held, cosine }).collect();
     // Of a reader's verdict no judge is asked, and what it keeps takes no other row's place among a question's neighbours.
     let kept = |pair: &Pair| is_kept(&items[pair.row].id, index.at(pair.held));
     let (kept, near): (Vec<Pair>, Vec<Pair>) = near.into_iter().partition(kept);
@@ -163,7 +173,7 @@ pub(crate) fn find(
             let shown = candidates(near, config);
             let run = Run { engine: judge, progress, cancel };
             let words: Vec<(&str, &str)> =
-                shown.iter().map(|pair| (held[pair.held].as_str(), texts[pair.text].1.as_str())).collect();
+                shown.iter().map(|pair| (held[pair.held].as_str(), texts[pair.text].text.as_str())).collect();
             let verdicts =
                 judged(run, (config, readers.seed), out, &words, &mut found.report).map_err(|error| match error {
                     // The judge knows a pair by its digest, which names no row to a reader.
@@ -201,8 +211,8 @@ pub(crate) fn find(
             let overlap = Overlap {
                 row: items[row].id.clone(),
                 question_at: index.at(pair.held).to_owned(),
-                question: held[pair.held].clone(),
-                row_text: texts[pair.text].1.clone(),
+                question: index.shown(pair.held),
+                row_text: items[row].messages()[texts[pair.text].message].content.clone(),
                 evidence,
             };
             (row, overlap)
@@ -229,21 +239,22 @@ fn compared(stem: &str, options: &[String]) -> String {
     format!("{stem} {}", sorted.join(", "))
 }
 
-/// What a row's user messages ask, one text each.
-fn asked(item: &Item) -> Vec<String> {
-    if let Some(question) = &item.question {
-        return vec![compared(&question.stem, &question.choices)];
-    }
+/// What a row's user messages ask, one text each, behind the message's number.
+fn asked(item: &Item) -> Vec<(usize, String)> {
     let messages = item.messages();
-    let messages = messages.into_iter().filter(|message| message.role == Role::User);
-    let texts = messages.map(|message| {
+    let mut messages = messages.into_iter().enumerate().filter(|(_, message)| message.role == Role::User);
+    if let Some(question) = &item.question {
+        let first = messages.next().map_or(0, |(at, _)| at);
+        return vec![(first, compared(&question.stem, &question.choices))];
+    }
+    let texts = messages.map(|(at, message)| {
         let options: Vec<String> =
             OPTION_LINE.captures_iter(&message.content).map(|found| found[1].to_owned()).collect();
         let stem = OPTION_LINE.replace_all(&message.content, "");
         let stem = stem.trim();
-        compared(stem.strip_prefix("Question:").unwrap_or(stem), &options)
+        (at, compared(stem.strip_prefix("Question:").unwrap_or(stem), &options))
     });
-    texts.filter(|text| !text.is_empty()).collect()
+    texts.filter(|(_, text)| !text.is_empty()).collect()
 }
 
 /// Every (row, held, cosine) at `floor` or nearer, by row and then by held.

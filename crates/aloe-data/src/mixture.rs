@@ -135,6 +135,8 @@ mod tests {
             source: 0,
             task: String::new(),
             subject: String::new(),
+            licence: None,
+            split: None,
             question: None,
             stage: None,
             group: group.map(String::from),

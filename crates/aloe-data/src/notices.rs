@@ -34,6 +34,8 @@ pub(crate) fn find(config: &DataConfig, report: &DataReport) -> Vec<String> {
     found.extend(report.quality.iter().flat_map(told));
     found.extend(unread(report.n_held_apart_broken));
     found.extend(report.meaning.as_ref().and_then(unjudged));
+    found.extend(too_common(report));
+    found.extend(report.sources.iter().filter_map(unread_columns));
     let n_unused = report.n_verdicts_unused;
     found.extend((n_unused > 0).then(|| {
         format!(
@@ -112,6 +114,28 @@ fn unjudged(meaning: &MeaningReport) -> Option<String> {
     })
 }
 
+fn too_common(report: &DataReport) -> Option<String> {
+    let (n, n_all) = (report.n_held_apart_too_common, report.n_held_apart_questions);
+    (n > 0 && report.meaning.is_none()).then(|| {
+        format!(
+            "{n} of {n_all} evaluation questions have fewer than four words, or than two telling ones: words find them in a row that lists \
+             their options, and may miss them in one that does not; the input `embedder` compares by meaning"
+        )
+    })
+}
+
+fn unread_columns(source: &SourceReport) -> Option<String> {
+    let names: Vec<&str> = source.unused_sentences.iter().take(5).map(String::as_str).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "source `{}`: columns that hold sentences and that its layout does not read: {}; nobody trains on them. `columns` maps columns of \
+             other names",
+            source.name,
+            names.join(", ")
+        )
+    })
+}
+
 fn unwrapped(name: &str, n_made: usize, n_rows: usize) -> Option<String> {
     (n_made == 0 && n_rows > 0).then(|| {
         format!(
@@ -185,6 +209,7 @@ fn hold_out(wanted: f64, account: &Account) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MeaningReport;
 
     #[test]
     fn a_hold_out_within_a_factor_of_two_is_not_told_and_one_beyond_or_empty_is() {
@@ -231,6 +256,25 @@ mod tests {
         assert_eq!(without_template("s", &BTreeMap::new()), None);
         let text = without_template("s", &BTreeMap::from([("chat".into(), 3), ("summary".into(), 1)])).unwrap();
         assert!(text.contains("3 of task `chat`, 1 of task `summary`") && text.contains("`s`"), "{text}");
+    }
+
+    #[test]
+    fn questions_that_words_may_miss_are_told_unless_they_are_compared_by_meaning() {
+        let report = |n| DataReport { n_held_apart_questions: 40, n_held_apart_too_common: n, ..DataReport::default() };
+        assert_eq!(too_common(&report(0)), None);
+        let text = too_common(&report(3)).unwrap();
+        assert!(text.starts_with("3 of 40 evaluation questions") && text.contains("`embedder`"), "{text}");
+        assert_eq!(too_common(&DataReport { meaning: Some(MeaningReport::default()), ..report(3) }), None);
+    }
+
+    #[test]
+    fn columns_with_sentences_that_nothing_reads_are_told_and_those_with_words_are_not() {
+        let mut source = SourceReport { name: "s".into(), ..SourceReport::default() };
+        source.count_unused(BTreeMap::from([("id".into(), false)]));
+        assert_eq!(unread_columns(&source), None);
+        source.count_unused(BTreeMap::from([("id".into(), false), ("rationale".into(), true)]));
+        let text = unread_columns(&source).unwrap();
+        assert!(text.contains("`s`") && text.contains("not read: rationale;"), "{text}");
     }
 
     #[test]

@@ -19,16 +19,8 @@ pub(crate) fn draw(
     overlaps: &[Overlap],
 ) -> Page {
     let mut page = Page::new("Training data");
-    page.paragraph(&format!("Rows ({}): {}.", report.output, report.account));
-    let of = match report.compared_with.as_slice() {
-        [] => String::new(),
-        names => format!(" (the recipe's {}, and files that the settings name)", names.join(", ")),
-    };
-    let n_dropped = report.n_overlaps - report.n_overlaps_kept;
-    page.paragraph(&format!(
-        "Compared with {} evaluation questions{of}: {} rows overlapped, {n_dropped} of them were dropped and {} kept by a reader's verdict.",
-        report.n_held_apart_questions, report.n_overlaps, report.n_overlaps_kept
-    ));
+    page.paragraph(&format!("Rows ({}): {}.", report.output, report.summary()));
+    compared(&mut page, report);
     for notice in &report.notices {
         page.paragraph(&format!("Note: {notice}."));
     }
@@ -87,6 +79,21 @@ pub(crate) fn draw(
     }
     page.table(&duplicate_table(duplicates));
     page
+}
+
+fn compared(page: &mut Page, report: &DataReport) {
+    if report.n_held_apart_questions == 0 {
+        return;
+    }
+    let of = match report.compared_with.as_slice() {
+        [] => String::new(),
+        names => format!(" (the recipe's {}, and files that the settings name)", names.join(", ")),
+    };
+    let n_dropped = report.n_overlaps - report.n_overlaps_kept;
+    page.paragraph(&format!(
+        "Compared with {} evaluation questions{of}: {} rows overlapped, {n_dropped} of them were dropped and {} kept by a reader's verdict.",
+        report.n_held_apart_questions, report.n_overlaps, report.n_overlaps_kept
+    ));
 }
 
 fn meaning(found: &MeaningReport) -> String {
@@ -274,8 +281,20 @@ fn clusters(report: &DataReport) -> BarPlot {
     BarPlot { title: "Clusters of duplicates by their rows".into(), x_label: "clusters".into(), bars, reference: None }
 }
 
+/// Characters of a duplicate that are shown.
+const N_SHOWN_OF_DUPLICATE: usize = 400;
+/// And of an overlap: options and numbers, by which a reader tells two questions apart, come last.
+const N_SHOWN_OF_OVERLAP: usize = 2400;
+
 fn cut(text: &str) -> String {
-    if text.chars().count() <= 400 { text.to_owned() } else { text.chars().take(397).chain("...".chars()).collect() }
+    cut_at(text, N_SHOWN_OF_DUPLICATE)
+}
+
+fn cut_at(text: &str, most: usize) -> String {
+    match text.chars().count() <= most {
+        true => text.to_owned(),
+        false => text.chars().take(most - 3).chain("...".chars()).collect(),
+    }
 }
 
 fn overlap_table(overlaps: &[Overlap]) -> Table {
@@ -285,9 +304,9 @@ fn overlap_table(overlaps: &[Overlap]) -> Table {
         let evidence = &overlap.evidence;
         table.row(vec![
             overlap.row.clone(),
-            cut(&overlap.row_text),
+            cut_at(&overlap.row_text, N_SHOWN_OF_OVERLAP),
             overlap.question_at.clone(),
-            cut(&overlap.question),
+            cut_at(&overlap.question, N_SHOWN_OF_OVERLAP),
             format!("{} {}", evidence.test, evidence.score),
             cut(&evidence.shared),
         ]);

@@ -419,6 +419,8 @@ mod tests {
             group: None,
             style: None,
             made: None,
+            licence: None,
+            split: None,
             body: Body::Conversation(Conversation {
                 messages: vec![Message::user(question), Message::assistant(answer)],
             }),

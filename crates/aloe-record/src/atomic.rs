@@ -40,6 +40,18 @@ pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_str(&text).map_err(|error| Error::Json { path: path.to_path_buf(), reason: error.to_string() })
 }
 
+/// The absolute path without links, as far as it exists: where a file that is yet to be written would stand.
+pub fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    for above in path.ancestors() {
+        if let (Ok(found), Ok(rest)) = (above.canonicalize(), path.strip_prefix(above)) {
+            // Joining nothing would add a slash.
+            return if rest.as_os_str().is_empty() { found } else { found.join(rest) };
+        }
+    }
+    path
+}
+
 /// A folder that appears under its name only when [`OutputDir::commit`] is called.
 ///
 /// Work goes into `.NAME.partial` beside the target. Dropping without a commit leaves the partial folder, so that a

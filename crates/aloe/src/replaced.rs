@@ -3,7 +3,7 @@
 
 use crate::failure::Failure;
 use crate::stage::MARK;
-use aloe_record::{Record, digest};
+use aloe_record::{Record, atomic, digest};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -123,7 +123,7 @@ fn below(out: &Path, path: &Path) -> String {
 /// Refuses a folder to write that is an input or holds one, which would be gone when it is replaced; for a merge also one that lies inside an
 /// input, which would then hold the result of itself.
 pub(crate) fn refuse_inputs<'a>(kind: &str, out: &Path, inputs: impl Iterator<Item = &'a Path>) -> anyhow::Result<()> {
-    let target = real(out);
+    let target = atomic::real(out);
     for input in inputs {
         let Ok(found) = input.canonicalize() else { continue };
         let is_model = matches!(kind, "merge" | "merge-search") && MODEL.iter().any(|file| found.join(file).is_file());
@@ -141,17 +141,6 @@ pub(crate) fn refuse_inputs<'a>(kind: &str, out: &Path, inputs: impl Iterator<It
         return Err(Failure::usage(text).into());
     }
     Ok(())
-}
-
-/// The path without links, as far as it exists.
-fn real(path: &Path) -> PathBuf {
-    for above in path.ancestors() {
-        if let (Ok(found), Ok(rest)) = (above.canonicalize(), path.strip_prefix(above)) {
-            // Joining nothing would add a slash.
-            return if rest.as_os_str().is_empty() { found } else { found.join(rest) };
-        }
-    }
-    path.to_path_buf()
 }
 
 /// Where a folder to write really stands: what a link leads to, whether that exists or not, so that the link stays a link.

@@ -8,6 +8,7 @@ use crate::failure::Failure;
 use crate::handoff::job_share;
 use crate::input_digests::{check_input, digest_of_stage, input_digests};
 use crate::recipe::checked::ROWS;
+use crate::recipe::quarantines;
 use crate::weights::DtypeName;
 use crate::{known, leave, lineage, outputs, replaced, served};
 use aloe_record::atomic::OutputDir;
@@ -417,7 +418,9 @@ fn finished(out: &Path, fingerprint: &str) -> anyhow::Result<Option<Record>> {
         return Ok(None);
     }
     let Ok(record) = Record::read(out) else { return Ok(None) };
-    let unchanged = record.fingerprint == fingerprint && outputs::digests(out)? == record.outputs;
+    let unchanged = record.fingerprint == fingerprint
+        && outputs::digests(out)? == record.outputs
+        && quarantines::is_as_written(&record);
     Ok(unchanged.then_some(record))
 }
 
@@ -437,7 +440,9 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         // manifest, rows of 1 MiB at most; +4: rows with a question's id are held out by the whole id, its number included; +5: rows that share a
         // line have ids of their own, signs and system messages tell rows apart, columns beside a row are read, leaks by whole stems, broken
         // quotes of CSV files are broken rows; +6: rows of one question's text stand on one side of the hold-out whatever their ids, ratings of a
-        // prompt are joined across files, contentless instruction rows, numbered streets and names before an apostrophe are found.
+        // prompt are joined across files, contentless instruction rows, numbered streets and names before an apostrophe are found, rows say their
+        // licence, split, task and subject, which a stage behind reads, MedQA's rationales are read and its steps are no subjects, overlaps are
+        // shown as written.
         "data" => "0.1.0+6",
         // 0.1.0+2: masks by the model's name, not its place; +3: nearswap's weight is a reciprocal times t; +4: task_arithmetic takes no density,
         // multislerp of no change is the base, named chat templates are mergekit's; +5: added tokens stand in the vocabulary of a union's tokenizer,
@@ -448,8 +453,8 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's. Of an evaluation also what is
         // made of the answers; 2: answers are read by position alike for every letter, figures by subject, length and calibration.
         "eval" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
-        // Also which solutions are kept; 2: those in three parts.
-        "synthesis" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
+        // Also which solutions are kept; 2: those in three parts; 3: MedQA's rationales are shown to the writer.
+        "synthesis" => return format!("{}, 3", aloe_engine::ANSWERS_SINCE).into(),
         // Also what its samples tell; 2: whether an answer was cut at its limit.
         "redteam" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
         "rejudge" => aloe_engine::ANSWERS_SINCE,

@@ -1,10 +1,11 @@
 //! The account of a run at its end: what trains, what was left out, and how large the clusters of duplicates are.
 
 use super::Run;
+use super::licences::licence_of;
 use crate::dedup::Duplicate;
 use crate::manifest::LeftOut;
 use crate::mixture::Mixture;
-use crate::{Error, Result, notices};
+use crate::{Error, Quarantine, Result, notices};
 use std::collections::BTreeMap;
 
 impl Run<'_> {
@@ -12,7 +13,7 @@ impl Run<'_> {
         for &row in &mixture.train {
             let item = &self.items[row];
             self.report.sources[item.source].count_train(item);
-            *self.report.licences.entry(self.config.sources[item.source].licence.clone()).or_default() += 1;
+            *self.report.licences.entry(licence_of(item, self.config).to_owned()).or_default() += 1;
             *self.report.tasks.entry(item.task.clone()).or_default() += 1;
         }
         for &row in &mixture.held_out {
@@ -21,14 +22,22 @@ impl Run<'_> {
         self.report.n_train = mixture.train.len();
         self.report.n_held_out = mixture.held_out.len();
         if mixture.train.is_empty() {
-            let n_read = self.report.sources.iter().map(|source| source.n_read).sum();
-            let dropped = self.report.dropped();
-            let by_rule: Vec<String> = dropped.iter().map(|(rule, n)| format!("{rule} {n}")).collect();
-            let n_dropped = dropped.values().sum();
-            return Err(Error::EmptyResult { n_read, n_dropped, by_rule: by_rule.join(", ") });
+            return self.refuse_nothing();
         }
         self.settle(mixture);
         Ok(())
+    }
+
+    /// The stage's folder is not written, so that broken rows are told here, and go to the quarantine that lies elsewhere.
+    fn refuse_nothing(&mut self) -> Result<()> {
+        let n_read = self.report.sources.iter().map(|source| source.n_read).sum();
+        let dropped = self.report.dropped();
+        let by_rule: Vec<String> = dropped.iter().map(|(rule, n)| format!("{rule} {n}")).collect();
+        if let Quarantine::File(path) = &self.config.quarantine {
+            self.write_quarantine(path)?;
+        }
+        let problems = std::mem::take(&mut self.problems);
+        Err(Error::EmptyResult { n_read, n_dropped: dropped.values().sum(), by_rule: by_rule.join(", "), problems })
     }
 
     /// Sizes of the clusters of duplicates, the row that stays counted.

@@ -1,5 +1,6 @@
 //! `ledger.jsonl`: what happened to each row that did not go to training as it was read: changed, kept by a verdict, dropped, held out or
-//! left out, with the rule. A row in no line of it stands in `train.jsonl` unchanged, or broken in the quarantine.
+//! left out, with the rule. A row in no line of it stands in `train.jsonl` unchanged, where it says the same of itself, or broken in the
+//! quarantine.
 //!
 //! Ids are `source/file:line`; the folder stands in the record's settings, so that the ledger's bytes do not depend on where the data
 //! lies. Never holds text of rows, but for the subject that a row's own column names.
@@ -11,6 +12,7 @@ use crate::{DataConfig, Item, Result};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 use std::path::Path;
+use std::sync::Arc;
 
 /// One event of one row.
 #[derive(Clone)]
@@ -23,6 +25,9 @@ pub(super) struct Entry {
     subject: String,
     /// How a synthetic row says it came about.
     made: Option<String>,
+    /// A row's own; else its source's.
+    licence: Option<Arc<str>>,
+    split: Option<Arc<str>>,
     /// Identifiers by kind, without their text.
     identifiers: Counts,
 }
@@ -30,7 +35,8 @@ pub(super) struct Entry {
 impl Entry {
     pub(super) fn of(item: &Item, action: &'static str, rule: impl Into<Cow<'static, str>>) -> Entry {
         let (task, subject, made) = (item.task.clone(), item.subject.clone(), item.made.clone());
-        Entry { task, subject, made, ..Entry::without_item(item.id.clone(), item.source, action, rule) }
+        let (licence, split) = (item.licence.clone(), item.split.clone());
+        Entry { task, subject, made, licence, split, ..Entry::without_item(item.id.clone(), item.source, action, rule) }
     }
 
     /// Of a row that became no item of its own.
@@ -41,7 +47,8 @@ impl Entry {
         rule: impl Into<Cow<'static, str>>,
     ) -> Entry {
         let (task, subject, identifiers) = (String::new(), String::new(), Counts::new());
-        Entry { id, action, rule: rule.into(), source, task, subject, made: None, identifiers }
+        let (made, licence, split) = (None, None, None);
+        Entry { id, action, rule: rule.into(), source, task, subject, made, licence, split, identifiers }
     }
 
     pub(super) fn with(self, identifiers: Counts) -> Entry {
@@ -55,7 +62,8 @@ impl Entry {
             action: self.action,
             rule: &self.rule,
             source: &source.name,
-            licence: &source.licence,
+            licence: self.licence.as_deref().unwrap_or(&source.licence),
+            split: self.split.as_deref().unwrap_or_default(),
             task: &self.task,
             subject: &self.subject,
             made: self.made.as_deref(),
@@ -72,6 +80,8 @@ struct Line<'a> {
     rule: &'a str,
     source: &'a str,
     licence: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    split: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     task: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]

@@ -4,7 +4,7 @@
 use super::Run;
 use super::ledger::Entry;
 use crate::check::{self, Kept, known_dialect, layout};
-use crate::dialect::{self, Dialect, help_steer};
+use crate::dialect::{self, Dialect, Unused, help_steer};
 use crate::source::{self, DataFile};
 use crate::{Error, Item, Result, RowError, SourceConfig};
 use aloe_record::{Progress, digest};
@@ -48,22 +48,30 @@ impl Made {
     }
 }
 
-/// Makes something of a row; `dialect` is known once there was a row that can be read.
+/// Makes something of a row and notes its unread columns; `dialect` is known once there was a row that can be read.
 pub(crate) fn made(
     row: Result<Row, RowError>,
     dialect: Option<Dialect>,
     index: usize,
     config: &SourceConfig,
     file: &DataFile,
+    unused: &Unused,
 ) -> Made {
-    match (row, dialect) {
-        (Err(error), _) => Made::Broken(error),
-        (Ok(row), Some(dialect)) if dialect.is_by_file() => Made::Row(row),
-        (Ok(row), Some(dialect)) => match dialect::items(dialect, &row, index, id(config, file, &row.at), config) {
-            Ok((item, others)) => Made::Items(dialect, item, others, dialect::rated(dialect, &row)),
-            Err(error) => Made::Broken(with_raw(error, &row)),
-        },
-        (Ok(_), None) => unreachable!("the first row that can be read has told the layout"),
+    let (row, dialect) = match (row, dialect) {
+        (Err(error), _) => return Made::Broken(error),
+        (Ok(row), Some(dialect)) => (row, dialect),
+        (Ok(_), None) => unreachable!("a row that can be read has told the layout"),
+    };
+    if dialect.is_by_file() {
+        unused.note(dialect, &row, config);
+        return Made::Row(row);
+    }
+    match dialect::items(dialect, &row, index, id(config, file, &row.at), config) {
+        Ok((item, others)) => {
+            unused.note(dialect, &row, config);
+            Made::Items(dialect, item, others, dialect::rated(dialect, &row))
+        }
+        Err(error) => Made::Broken(with_raw(error, &row)),
     }
 }
 
@@ -122,26 +130,25 @@ impl Run<'_> {
         for made in kept.rows.into_iter().flatten() {
             self.take_made(source, made, &mut together)?;
         }
-        self.report.sources[source].unused_columns.extend(kept.unused);
+        self.report.sources[source].count_unused(kept.unused);
         self.take_together(source, &kept.file, kept.known, together, rated)
     }
 
     fn read_file(&mut self, source: usize, file: &DataFile, rated: &mut Rated) -> Result<()> {
         let config = &self.config.sources[source];
-        let known = OnceLock::new();
-        let mut unused = Vec::new();
+        let (known, unused) = (OnceLock::new(), Unused::default());
         let mut first = |row: &Row| {
             let found = layout(&mut known_dialect(config), row, file, config)?;
             known.get_or_init(|| found);
-            unused = dialect::unused_columns(found, row, config);
             Ok(())
         };
-        let make = |index: usize, row: Result<Row, RowError>| made(row, known.get().copied(), index, config, file);
+        let make =
+            |index: usize, row: Result<Row, RowError>| made(row, known.get().copied(), index, config, file, &unused);
         let mut together = Vec::new();
         source::read_on(&file.path, self.n_threads, &mut first, &make, &mut |made| {
             self.take_made(source, made, &mut together)
         })?;
-        self.report.sources[source].unused_columns.extend(unused);
+        self.report.sources[source].count_unused(unused.into_columns());
         self.take_together(source, file, known.into_inner(), together, rated)
     }
 
@@ -205,7 +212,7 @@ impl Run<'_> {
                 *self.n_by_dialect.entry(dialect).or_default() += 1;
                 item.source = source;
                 if let Some(before) = self.items.last() {
-                    item.at.share(&before.at);
+                    item.share(before);
                 }
                 self.items.push(item);
             }
@@ -281,6 +288,8 @@ mod tests {
             group: None,
             style: None,
             made: None,
+            licence: None,
+            split: None,
             body: Body::Conversation(Conversation { messages: Vec::new() }),
         };
         let items: Vec<Item> = ids.iter().enumerate().map(item).collect();

@@ -3,6 +3,7 @@
 //! functions of `aloe-text`. Rows longer than a training stage's `max_len` are written whole: dropping or splitting them is that stage's.
 
 use super::Run;
+use super::licences::licence_of;
 use crate::mixture::Mixture;
 use crate::{Body, DataConfig, Error, Item, Result, parallel};
 use aloe_record::{atomic, digest};
@@ -105,7 +106,8 @@ impl Run<'_> {
         *source.n_tokens.get_or_insert(0) += rendered.n_tokens;
         *source.n_target_tokens.get_or_insert(0) += rendered.n_targets;
         *self.report.tokens_by_task.entry(item.task.clone()).or_default() += rendered.n_tokens;
-        *self.report.tokens_by_licence.entry(source.licence.clone()).or_default() += rendered.n_tokens;
+        *self.report.tokens_by_licence.entry(licence_of(item, self.config).to_owned()).or_default() +=
+            rendered.n_tokens;
     }
 }
 

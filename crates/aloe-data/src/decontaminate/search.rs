@@ -8,7 +8,7 @@ use super::{
 use super::{hash, n_telling, option_set, rounded, telling};
 use crate::simplify::plain;
 use crate::{Item, simplify};
-use aloe_text::{Message, Role};
+use aloe_text::Role;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Paragraphs from the end of a text that are looked at as a question's beginning: the text is read anew for each.
@@ -20,6 +20,15 @@ type IsIn<'a> = dyn Fn(&u32) -> bool + 'a;
 /// The digits of a text's numbers in order: points, commas and separators of thousands are what changed punctuation changes.
 fn numbers(text: &str) -> Vec<String> {
     NUMBER.find_iter(text).map(|found| found.as_str().replace([',', '.'], "")).collect()
+}
+
+/// A question that a row holds.
+struct Hit {
+    /// Its number.
+    question: usize,
+    /// The number of the row's message that holds it.
+    message: usize,
+    evidence: Evidence,
 }
 
 impl Index {
@@ -39,27 +48,25 @@ impl Index {
 
     /// The first overlap of `item` with a question that is not `is_out`, if any.
     pub(crate) fn overlap(&self, item: &Item, is_out: &dyn Fn(usize) -> bool) -> Option<Overlap> {
-        let (at, evidence) = self.hit(item, is_out)?;
-        let held = &self.held[at];
-        let asked = item.messages().into_iter().find(|message| message.role == Role::User);
+        let hit = self.hit(item, is_out)?;
+        let message = item.each_message().nth(hit.message);
         Some(Overlap {
             row: item.id.clone(),
-            question_at: held.at.clone(),
-            question: held.stem.clone(),
-            row_text: asked.map(|message| message.content.clone()).unwrap_or_default(),
-            evidence,
+            question_at: self.held[hit.question].at.clone(),
+            question: self.shown(hit.question),
+            row_text: message.map(|message| message.content.clone()).unwrap_or_default(),
+            evidence: hit.evidence,
         })
     }
 
-    /// The number of the first question that `item` holds and that is not `is_out`, and why it was taken for it.
-    fn hit(&self, item: &Item, is_out: &dyn Fn(usize) -> bool) -> Option<(usize, Evidence)> {
+    /// The first question that `item` holds and that is not `is_out`.
+    fn hit(&self, item: &Item, is_out: &dyn Fn(usize) -> bool) -> Option<Hit> {
         let is_in = |id: &u32| !is_out(*id as usize);
         let messages = item.messages();
-        let asked: Vec<&str> = messages
-            .iter()
-            .filter(|message| message.role == Role::User)
-            .map(|message| message.content.as_str())
-            .collect();
+        let text = |at: usize| messages[at].content.as_str();
+        let users: Vec<usize> = (0..messages.len()).filter(|at| messages[*at].role == Role::User).collect();
+        let asked: Vec<&str> = users.iter().map(|at| text(*at)).collect();
+        let first = users.first().copied().unwrap_or_default();
         let options = match &item.question {
             Some(question) => question.choices.clone(),
             // Three options take three lines; the pattern is slow and most questions have one.
@@ -67,30 +74,29 @@ impl Index {
             None => OPTION_LINE.captures_iter(&asked.join("\n")).map(|found| found[1].to_owned()).collect(),
         };
         let hit = if options.is_empty() { None } else { self.same_options(&options, &asked, item, &is_in) };
+        let n_listed = |at: &&usize| OPTION_LINE.find_iter(text(**at)).count();
+        let hit = hit.map(|hit| (users.iter().rev().max_by_key(n_listed).copied().unwrap_or(first), hit));
         // Simplified once: it is most of the work.
         let simple: Vec<String> = messages.iter().map(|message| simplify(&message.content)).collect();
         let words: Vec<Words<'_>> = simple.iter().map(|text| Words::of(text)).collect();
-        let texts = || messages.iter().zip(&words);
-        let asked = || texts().filter(|(message, _)| message.role == Role::User);
-        let whole = |(message, words): (&&Message, &Words<'_>)| self.whole_question(&message.content, words, &is_in);
-        let hit = hit.or_else(|| asked().find_map(whole));
-        let parts = |(message, _): (&&Message, &Words<'_>)| self.part_of(&message.content, &is_in);
-        let hit = hit.or_else(|| asked().find_map(parts));
-        let hit = hit.or_else(|| {
-            let stem = item.question.as_ref()?.stem.as_str();
-            self.whole_part(stem, &is_in)
-        });
-        let stems = |(message, words): (&&Message, &Words<'_>)| self.stem_and_options(&message.content, words, &is_in);
-        let hit = hit.or_else(|| texts().find_map(stems));
-        let hit = hit.or_else(|| words.iter().find_map(|words| self.shared_runs(words, &is_in)));
-        let inside = |(message, words): (&&Message, &Words<'_>)| self.stem_inside(&message.content, words, &is_in);
-        let hit = hit.or_else(|| asked().find_map(inside));
-        hit.map(|(id, evidence)| (id as usize, evidence))
+        let whole = |at: usize| Some((at, self.whole_question(text(at), &words[at], &is_in)?));
+        let hit = hit.or_else(|| users.iter().copied().find_map(whole));
+        let parts = |at: usize| Some((at, self.part_of(text(at), &is_in)?));
+        let hit = hit.or_else(|| users.iter().copied().find_map(parts));
+        let stem = || Some((first, self.whole_part(&item.question.as_ref()?.stem, &is_in)?));
+        let hit = hit.or_else(stem);
+        let stems = |at: usize| Some((at, self.stem_and_options(text(at), &words[at], &is_in)?));
+        let hit = hit.or_else(|| (0..messages.len()).find_map(stems));
+        let runs = |at: usize| Some((at, self.shared_runs(&words[at], &is_in)?));
+        let hit = hit.or_else(|| (0..messages.len()).find_map(runs));
+        let inside = |at: usize| Some((at, self.stem_inside(text(at), &words[at], &is_in)?));
+        let (message, (question, evidence)) = hit.or_else(|| users.iter().copied().find_map(inside))?;
+        Some(Hit { question: question as usize, message, evidence })
     }
 
     /// The first question that `item` holds and why, by its number among those that [`Index::of`] was given.
     pub(crate) fn trained(&self, item: &Item) -> Option<(usize, Evidence)> {
-        self.hit(item, &|_| false).map(|(id, evidence)| (self.held[id].base, evidence))
+        self.hit(item, &|_| false).map(|hit| (self.held[hit.question].base, hit.evidence))
     }
 
     fn same_options(

@@ -9,7 +9,11 @@ pub(crate) mod mapped;
 mod mcqa;
 mod messages;
 pub(crate) mod own_answers;
+mod own_line;
 mod preference;
+mod unused;
+
+pub(crate) use unused::Unused;
 
 use crate::{Body, Error, Item, Place, Result, RowError, SourceConfig};
 use aloe_task::Question;
@@ -210,28 +214,6 @@ pub(crate) fn items(
     Ok((first, others.collect::<Result<_, _>>()?))
 }
 
-/// The columns of a row that say something and that its layout does not read; of layouts with columns of many names none are told.
-pub(crate) fn unused_columns(dialect: Dialect, row: &Row, config: &SourceConfig) -> Vec<String> {
-    let read: &[&str] = match dialect {
-        Dialect::Alpaca => &["instruction", "input", "output", "system", "history"],
-        Dialect::Instances => &["instruction", "instances"],
-        Dialect::Sharegpt => &["conversations", "conversation", "system"],
-        Dialect::Messages => &["messages", "system"],
-        Dialect::QuestionResponse | Dialect::Medquad => {
-            &["question", "prompt", "response", "answer", "completion", "context", "system", "system_prompt"]
-        }
-        Dialect::Dpo | Dialect::DpoMix | Dialect::HhRlhf => &["prompt", "chosen", "rejected"],
-        Dialect::Mapped => &[],
-        _ => return Vec::new(),
-    };
-    // What every layout may say, and what is said of a synthetic row.
-    let any = ["stage", "style", "question_id", "made", "subject", "task", "chosen_rating", "rejected_rating", "_key"];
-    let is_read = |name: &String| {
-        read.contains(&name.as_str()) || any.contains(&name.as_str()) || config.columns.values().any(|own| own == name)
-    };
-    row.columns.keys().filter(|name| !is_read(name) && is_filled(row, name)).map(|name| shown_name(name)).collect()
-}
-
 /// How a pair's published ratings compare: that of the chosen side with that of the rejected one.
 pub(crate) fn rated(dialect: Dialect, row: &Row) -> Option<Ordering> {
     if dialect.task() == "preference" { preference::rated(row) } else { None }
@@ -297,12 +279,15 @@ pub(crate) fn finish(
     if let Some(system) = &config.system {
         add_system(&mut body, system);
     }
-    // Rows of `aloe synthesis` say themselves what they are.
-    let said = |column: &str| match row.has("made") {
+    // Rows of `aloe synthesis` and of a data stage say themselves what they are.
+    let says = row.has("made") || own_line::is(row);
+    let said = |column: &str| match says {
         true => Ok(optional(row, column)?.filter(|text| !text.trim().is_empty())),
         false => Ok(None),
     };
     let subject = match &asked {
+        // Of MedQA that is the step of the exam, `step2&3`, which is no subject.
+        Some(_) if dialect == Dialect::Medqa => None,
         Some(question) => Some(question.subject.clone()).filter(|subject| !subject.is_empty()),
         None => said("subject")?,
     };
@@ -318,6 +303,8 @@ pub(crate) fn finish(
         group: group(dialect, row)?,
         style: optional(row, "style")?,
         made: said("made")?,
+        licence: own_line::licence(row)?,
+        split: own_line::split(row, config),
         body,
     })
 }

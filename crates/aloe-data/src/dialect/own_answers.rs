@@ -265,6 +265,8 @@ mod tests {
             group: id.map(String::from),
             style: style.map(|style| style.name().to_owned()),
             made: None,
+            licence: None,
+            split: None,
             body: Body::Conversation(Conversation { messages }),
         }
     }

@@ -351,12 +351,6 @@ fn a_question_with_options_is_multiple_choice_and_one_whose_answer_may_be_two_is
     assert_eq!(check(open).0, Dialect::QuestionResponse, "without options it is an open question");
 }
 
-#[test]
-fn columns_that_say_something_and_are_not_read_are_named() {
-    let row = row(json!({"question": "Q", "answer": "A", "reasoning": "Long.", "note": "", "id": 7, "context": "C"}));
-    assert_eq!(unused_columns(Dialect::QuestionResponse, &row, &config()), ["reasoning", "id"]);
-}
-
 /// What OpenAI's fine-tuning format, axolotl and agents' logs write beside a message's text.
 #[test]
 fn a_message_that_must_not_be_trained_on_or_is_more_than_its_text_is_refused() {

@@ -26,6 +26,8 @@ fn item(id: usize, turns: &[&str]) -> Item {
         group: None,
         style: None,
         made: None,
+        licence: None,
+        split: None,
         body: Body::Conversation(Conversation { messages }),
     }
 }
@@ -73,9 +75,10 @@ fn a_reply_is_true_or_false_alone_or_no_verdict() {
 #[test]
 fn short_questions_are_compared_with_their_options_in_any_order_and_long_ones_without() {
     let short = item(0, &["Question: Which is true?\nB. Nine\nA. Eight", "A"]);
-    assert_eq!(asked(&short), ["Which is true? Eight, Nine"]);
+    assert_eq!(asked(&short), [(0, "Which is true? Eight, Nine".to_owned())]);
     let long = "In which of these many organs of the body is insulin made each day?";
-    assert_eq!(asked(&item(0, &[&format!("{long}\nA. Liver\nB. Pancreas"), "B", "Sure?", "Yes."])), [long, "Sure?"]);
+    let dialogue = item(0, &[&format!("{long}\nA. Liver\nB. Pancreas"), "B", "Sure?", "Yes."]);
+    assert_eq!(asked(&dialogue), [(0, long.to_owned()), (2, "Sure?".to_owned())]);
 }
 
 /// The folder that a variable names, or a note of what did not run.

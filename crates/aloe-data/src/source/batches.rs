@@ -13,6 +13,8 @@ use std::path::Path;
 /// of a file that is only checked stays that of some rows.
 const MAX_BYTES: usize = 4 << 20;
 const MAX_ROWS: usize = 8192;
+/// Rows of a file that are looked at for its layout.
+const MOST_SHOWN: usize = 64;
 
 /// A row that waits.
 enum Waiting {
@@ -68,18 +70,26 @@ impl Batch<'_> {
         self.bytes.len() + self.n_bytes_of_rows >= MAX_BYTES || self.rows.len() >= MAX_ROWS
     }
 
-    /// Parses up to the first row that can be read and shows it.
+    /// Parses up to the first row whose layout is known and shows it, so that a row that lacks a column is a broken row wherever it
+    /// stands. Gives whether there was one; where the layout of none is known, what is wrong with the first.
     fn show_first(&mut self, first: &mut dyn FnMut(&Row) -> Result<()>) -> Result<bool> {
+        let (mut unknown, mut n_shown) = (None, 0);
         for (_, waiting) in &mut self.rows {
             if let Waiting::Line(line, place) = waiting {
                 *waiting = Waiting::Row(parse_line(self.path, *line, &self.bytes[place.clone()]));
             }
-            if let Waiting::Row(Ok(row)) = waiting {
-                first(row)?;
-                return Ok(true);
+            let Waiting::Row(Ok(row)) = waiting else { continue };
+            match first(row) {
+                Ok(()) => return Ok(true),
+                Err(error @ Error::UnknownDialect { .. }) => unknown = unknown.or(Some(error)),
+                Err(error) => return Err(error),
+            }
+            n_shown += 1;
+            if n_shown == MOST_SHOWN {
+                break;
             }
         }
-        Ok(false)
+        unknown.map_or(Ok(false), Err)
     }
 
     /// Makes all rows and forgets them.
@@ -103,8 +113,8 @@ impl Batch<'_> {
 /// Makes something of a row, whose number in the file is given, from 0.
 pub(crate) type Make<'a, T> = &'a (dyn Fn(usize, Result<Row, RowError>) -> T + Sync);
 
-/// Reads `path` on `n_threads` threads. `first` sees the first row that can be read before any row is made; `take` gets what is made, in
-/// file order. Gives the number of rows, broken ones included.
+/// Reads `path` on `n_threads` threads. `first` sees the first row that can be read before any row is made, and where its layout is not known
+/// those behind it, up to one whose is; `take` gets what is made, in file order. Gives the number of rows, broken ones included.
 pub(crate) fn read_on<T: Send>(
     path: &Path,
     n_threads: usize,

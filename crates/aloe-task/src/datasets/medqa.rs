@@ -1,8 +1,8 @@
 //! MedQA (USMLE), four and five options (Jin et al. 2020).
 //!
 //! Layouts: GBaker/MedQA-USMLE-4-options and the original lines (`question, options{A..}, answer, answer_idx`),
-//! bigbio's source (`options[{key, value}]`), and GBaker's `-hf` (`sent1, sent2, ending0..3, label`). `meta_info` and
-//! `metamap_phrases` may be missing.
+//! bigbio's source (`options[{key, value}]`), GBaker's `-hf` (`sent1, sent2, ending0..3, label`), and MMedBench's lines, which have a
+//! `rationale` beside the question. `meta_info`, which says of which step of the exam a question is, and `metamap_phrases` may be missing.
 
 use crate::rows::{self, Row};
 use crate::{Error, Question, Result, Split, Task};
@@ -51,7 +51,16 @@ pub fn question(row: &Row, n_choices: usize, id: String) -> Result<Question> {
         return Err(row.refuse(format!("expected {n_choices} options, found {}", choices.len())));
     }
     let subject = row.optional_text("meta_info")?.unwrap_or_default();
-    Question { id, stem, context: None, choices, key, subject, explanation: None, source: row.at.clone() }.checked()
+    let explanation = explanation_column(row).and_then(|column| row.text(column).ok());
+    Question { id, stem, context: None, choices, key, subject, explanation, source: row.at.clone() }.checked()
+}
+
+/// The column with the reference rationale, where the row has one: MMedBench's `rationale`, which the reference's chains of thought were
+/// written from, or `explanation` or `exp` of other copies of the set.
+pub fn explanation_column(row: &Row) -> Option<&'static str> {
+    let says =
+        |column: &&str| row.columns.get(*column).and_then(Value::as_str).is_some_and(|text| !text.trim().is_empty());
+    ["rationale", "explanation", "exp"].into_iter().find(says)
 }
 
 fn hf_row(row: &Row) -> Result<(String, Vec<String>, usize)> {

@@ -35,6 +35,21 @@ fn medqa_reads_all_three_layouts_to_the_same_question() {
     assert_eq!((a.key, a.choices[1].as_str()), (1, "two"));
 }
 
+#[test]
+fn medqa_reads_the_rationale_that_mmedbench_and_other_copies_have_beside_the_question() {
+    let check = |more: &str| {
+        let json = format!(
+            r#"{{"question":"q","options":{{"A":"one","B":"two","C":"3","D":"4"}},"answer_idx":"B","answer":"two","meta_info":"step1"{more}}}"#
+        );
+        medqa::question(&row(&json), 4, "x".into()).unwrap().explanation
+    };
+    assert_eq!(check(""), None);
+    assert_eq!(check(r#","exp":null,"explanation":" ","rationale":["not text"]"#), None);
+    assert_eq!(check(r#","exp":"third""#).as_deref(), Some("third"));
+    assert_eq!(check(r#","exp":"third","rationale":"first","explanation":"second""#).as_deref(), Some("first"));
+    assert_eq!(check(r#","exp":"third","explanation":"second""#).as_deref(), Some("second"));
+}
+
 fn refused(result: Result<Question>, part: &str) {
     let message = result.unwrap_err().to_string();
     assert!(message.contains("f:7") && message.contains(part), "{message}");

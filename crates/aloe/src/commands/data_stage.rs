@@ -3,6 +3,7 @@
 use crate::commands::stages::{Opened, move_up, open_engine, tell};
 use crate::commands::timeout_of;
 use crate::recipe::checked::ROWS;
+use crate::recipe::quarantines;
 use crate::recipe::stage_config::PullConfig;
 use crate::sources::rows;
 use crate::stage::{Context, Inputs, single};
@@ -10,6 +11,7 @@ use aloe_data::{DataConfig, Models, Scorers};
 use aloe_engine::{Embedder, Engine, EngineOptions};
 use aloe_record::{Progress, Record};
 use anyhow::Context as _;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// Runs the stage into `folder`.
@@ -43,7 +45,10 @@ pub(super) fn run(
     let report = aloe_data::run_with(config, models, folder, context.threads, &progress, &context.cancel)?;
     progress.finish();
     tell(&report.notices);
-    record.result("summary", report.account.to_string())?;
+    record.result("summary", report.summary())?;
+    if let Some((path, sha256)) = &report.quarantine {
+        record.result(quarantines::RESULT, json!({"path": std::path::absolute(path)?, "sha256": sha256}))?;
+    }
     record.result("data", &report)?;
     record.result("steps", &report.steps)?;
     Ok(())

@@ -7,8 +7,8 @@ use crate::failure::Failure;
 use crate::handoff::returned;
 use crate::handoff::rewrite::trainer_of;
 use crate::recipe::checked::{Input, Recipe, Stage};
-use crate::recipe::compared;
 use crate::recipe::stage_config::StageConfig;
+use crate::recipe::{compared, quarantines};
 use crate::stage::{Context, Done, Inputs};
 use aloe_handoff::plan::is_run_folder;
 use aloe_handoff::{Trainer, Where};
@@ -42,6 +42,7 @@ pub(crate) fn run(args: &RunArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let threads = threads_of(if args.threads == 0 { recipe.threads } else { args.threads });
     let context = Context { seed: recipe.seed, threads, dtype: recipe.dtype, servers, cancel: cancel.clone() };
     check_inputs(&recipe, only)?;
+    quarantines::refuse_in_folders(&recipe, &recipe.stages, &out)?;
     if only.is_none() {
         stages::tell(&compared::notices(&recipe, &out));
     }
@@ -139,6 +140,7 @@ fn inputs_of(recipe: &Recipe, stage: &Stage, out: &Path) -> anyhow::Result<Input
 
 /// Runs one stage of a recipe into `out/NAME`.
 pub(crate) fn run_stage(recipe: &Recipe, stage: &Stage, out: &Path, context: &Context) -> anyhow::Result<Done> {
+    quarantines::refuse_in_folders(recipe, [stage], out)?;
     let inputs = inputs_of(recipe, stage, out)?;
     let target = out.join(&stage.name);
     let default = if recipe.place == Some(Where::Slurm) { Trainer::Trl } else { Trainer::Aloe };

@@ -3,10 +3,10 @@
 //! Relative paths start at the recipe's `root` (a folder relative to the recipe file; default: the recipe's own).
 //! `$NAME/...` at the start of a string is replaced by the environment variable.
 
-use super::compared;
-use super::named_stages::{misplaced, rowless, rows_of_stages};
+use super::named_stages::{freer, misplaced, rowless, rows_of_stages};
 use super::raw::{Mistake, Raw, RawStage, decode, line_of};
 use super::stage_config::StageConfig;
+use super::{compared, quarantines};
 use crate::cli::MAX_THREADS;
 use crate::failure::Failure;
 use crate::weights::{self, DtypeName};
@@ -197,7 +197,8 @@ fn check(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Recipe>
         let line = raw_stage.line;
         match check_stage(text, raw_stage, written, &all_names, mistakes) {
             (name, Some(stage)) => {
-                for text in rowless(&stage, &stages).into_iter().chain(misplaced(&stage, &all_names)) {
+                let found = rowless(&stage, &stages).into_iter().chain(misplaced(&stage, &all_names));
+                for text in found.chain(freer(&stage, &stages)) {
                     mistakes.push(Mistake { line, text });
                 }
                 all_names.push(name);
@@ -218,6 +219,8 @@ fn check(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Option<Recipe>
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     mistakes.extend(compared::compare(&mut stages).into_iter().map(|(at, text)| Mistake { line: lines[at], text }));
     let root = head.root.as_deref().map_or_else(|| folder.to_path_buf(), |root| folder.join(root));
+    let shared = quarantines::shared(&stages, &root).into_iter();
+    mistakes.extend(shared.map(|(at, text)| Mistake { line: lines[at], text }));
     for (stage, line) in stages.iter().zip(lines) {
         let model = stage.from.iter().find_map(|(key, inputs)| match inputs.as_slice() {
             [Input::Path(path)] if key == "model" => path.to_str(),

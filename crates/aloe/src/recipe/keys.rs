@@ -173,6 +173,10 @@ const SOURCE: &[Key] = &[
     ("weight", "times each training row appears: 2 twice, 0.5 every other row"),
     ("task", "sub-task named in the manifest"),
     ("subject", "subject of rows that name none"),
+    (
+        "split",
+        "split of the published set that the rows are of; by default what their column split says, else the only split that their file's name names",
+    ),
     ("system", "system message for rows without one"),
     ("attack_styles", "pairs only: wrap each red-team question in every attack style that is not held out"),
     ("rejected_openings", "pairs only: a fixed compliant opening as the rejected side where a row has none"),
@@ -433,7 +437,7 @@ pub(crate) fn data() -> String {
     format!(
         "{}\n{}\nEach source\n{}\nrules\n{}\nfilters\n{}\ndedup\n{}\nmeaning\n{}\nquality\n{}\n{DATA_INPUTS}\nExample of data.toml:\n{DATA_EXAMPLE}\nExamples:\n  aloe data run --config data.toml \
          --out runs/data\n  aloe data run --recipe recipes/quickstart.toml --stage data-medical\n\nWrites train.jsonl (conversations or \
-         pairs), hold_out.jsonl, manifest.json, report.html, ledger.jsonl, duplicates.jsonl, overlaps.jsonl, unjudged.jsonl (with a judge), scores.jsonl (with a scorer) and record.json into --out.",
+         pairs, each with its id, source, licence, split, task and subject), hold_out.jsonl, manifest.json, report.html, ledger.jsonl, duplicates.jsonl, overlaps.jsonl, unjudged.jsonl (with a judge), scores.jsonl (with a scorer) and record.json into --out.",
         HEADING,
         list(DATA, &defaults),
         list(SOURCE, &source).replace("@DIALECTS@", &dialects().join(", ")).replace("@SPEAKERS@", aloe_data::SPEAKERS),

@@ -4,6 +4,7 @@ use super::checked::{Input, ROWS, Stage};
 use super::raw::Mistake;
 use super::stage_config::StageConfig;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// The stages whose rows a data stage reads are inputs of it like others: `rows`.
 pub(super) fn rows_of_stages(
@@ -42,6 +43,38 @@ pub(super) fn rowless(stage: &Stage, earlier: &[Stage]) -> Vec<String> {
         )
     };
     named.map(say).collect()
+}
+
+/// Sources whose stated licence allows more than one under which an earlier stage took their rows in.
+pub(super) fn freer(stage: &Stage, earlier: &[Stage]) -> Vec<String> {
+    let StageConfig::Data(data) = &stage.config else { return Vec::new() };
+    let mut found = Vec::new();
+    for source in &data.sources {
+        let Some((name, _)) = source.of_stage() else { continue };
+        for kept in licences_of(name, earlier) {
+            let mistake = source.licence_mistake(&kept);
+            found.extend(mistake.map(|text| format!("stage {:?}: {text}", stage.name)));
+        }
+    }
+    found
+}
+
+/// The licences of the rows that a stage makes, those of the stages behind it included.
+fn licences_of(name: &str, stages: &[Stage]) -> BTreeSet<String> {
+    let Some(at) = stages.iter().position(|stage| stage.name == name) else { return BTreeSet::new() };
+    let mut found = BTreeSet::new();
+    match &stages[at].config {
+        StageConfig::Pull(config) => found.extend(config.licence.clone()),
+        StageConfig::Data(data) => {
+            for source in &data.sources {
+                found.insert(source.licence.clone());
+                let behind = source.of_stage().map(|(behind, _)| licences_of(behind, &stages[..at]));
+                found.extend(behind.unwrap_or_default());
+            }
+        }
+        _ => {}
+    }
+    found
 }
 
 /// Settings of other kinds of stages that name an earlier stage as a data stage's sources do.
@@ -98,6 +131,24 @@ mod tests {
         let refused = refused(&text);
         let told = "recipe.toml:16: stage \"again\": a source's path names stage \"sft\", which is of kind sft and makes no rows";
         assert!(refused.starts_with("1 mistake") && refused.contains(told), "{refused}");
+    }
+
+    #[test]
+    fn a_licence_that_allows_more_than_that_of_a_stage_behind_is_refused_before_anything_runs() {
+        let of = |name: &str, path: &str, licence: &str| data(name, path).replace("\"mit\"", &format!("{licence:?}"));
+        let one = of("one", "g.jsonl", "cc-by-nc-4.0");
+        let refused = refused(&format!("{PULL}{one}{}", of("two", "stage:one", "mit")));
+        let told = "stage \"two\": source `g`: its rows carry the licence `cc-by-nc-4.0` from an earlier stage, which forbids commercial use";
+        assert!(refused.contains(told), "{refused}");
+        // Nor does a stage in between free them; the licence itself, or a stricter one, may be stated.
+        let chain = |last: &str| {
+            let middle = of("two", "stage:one", "cc-by-nc-sa-4.0");
+            format!("name = \"x\"\n{PULL}{one}{middle}{}", of("three", "stage:two/hold_out.jsonl", last))
+        };
+        let parse = |text: &str| Recipe::parse(Path::new("recipe.toml"), text).map(|_| ());
+        assert!(parse(&chain("mit")).unwrap_err().to_string().contains("2 mistakes"));
+        assert!(parse(&chain("cc-by-nc-4.0")).unwrap_err().to_string().contains("`cc-by-nc-sa-4.0`"));
+        parse(&chain("cc-by-nc-sa-4.0")).unwrap();
     }
 
     #[test]

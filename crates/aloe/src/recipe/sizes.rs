@@ -116,9 +116,11 @@ fn is_wanted(row: &Row, config: &DataConfig) -> bool {
 /// style that is neither plain nor held out.
 fn variants(rows: &[&Row]) -> usize {
     let n_styles = Style::ALL.iter().filter(|style| !style.is_held_out() && **style != Style::Baseline).count();
-    let style = |row: &Row| row.optional_text("style").ok().flatten().filter(|style| !style.trim().is_empty());
-    let is_plain = |row: &Row| style(row).is_none_or(|style| style == Style::Baseline.name());
-    let is_wrapped = |row: &Row| (row.has("question_id") || row.has("harmful_medical_request")) && is_plain(row);
+    // Rows of a data stage have all columns, empty where nothing is known.
+    let said = |row: &Row, column| row.optional_text(column).ok().flatten().filter(|text| !text.trim().is_empty());
+    let is_plain = |row: &Row| said(row, "style").is_none_or(|style| style == Style::Baseline.name());
+    let is_asked = |row: &Row| said(row, "question_id").is_some() || row.has("harmful_medical_request");
+    let is_wrapped = |row: &Row| is_asked(row) && is_plain(row);
     rows.iter().filter(|row| is_wrapped(row)).count() * n_styles
 }
 
@@ -156,7 +158,7 @@ fn data_files(folder: &Path, found: &mut Vec<PathBuf>) {
 }
 
 /// Columns that hold text a model is trained on, over all layouts that `aloe data` knows.
-const TEXT_COLUMNS: [&str; 36] = [
+const TEXT_COLUMNS: [&str; 37] = [
     "A",
     "B",
     "C",
@@ -190,6 +192,7 @@ const TEXT_COLUMNS: [&str; 36] = [
     "qtext",
     "question",
     "QUESTION",
+    "rationale",
     "rejected",
     "response",
     "safe_response",

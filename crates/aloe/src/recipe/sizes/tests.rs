@@ -61,6 +61,7 @@ fn attack_styles_wrap_plain_questions_with_an_id_and_requests_of_med_safety_benc
     };
     assert_eq!(rows_of(&[request.clone(), request]), 2 + 20);
     assert_eq!(rows_of(&[pair(json!({})), pair(json!({"question_id": "q1"}))]), 2 + 10);
+    assert_eq!(rows_of(&[pair(json!({"question_id": "", "style": ""}))]), 1, "a data stage knows of no question");
     let wrapped = [json!({"question_id": "q1", "style": "json"}), json!({"question_id": "q2", "style": "baseline"})];
     assert_eq!(rows_of(&wrapped.map(pair)), 2 + 10);
 }

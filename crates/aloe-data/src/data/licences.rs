@@ -1,0 +1,32 @@
+//! The step that holds the licences of rows that come from earlier stages against those that their sources state: a stage in between makes
+//! no row freer than it was.
+
+use super::Run;
+use crate::{DataConfig, Error, Item, Result, licence};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+impl Run<'_> {
+    /// Refuses a stated licence that allows more than a row's own. Where it forbids more, the row goes under it from here on.
+    pub(super) fn check_licences(&mut self) -> Result<()> {
+        let mut is_own_kept: BTreeMap<(usize, Arc<str>), bool> = BTreeMap::new();
+        let mut mistakes = Vec::new();
+        for item in &mut self.items {
+            let Some(own) = &item.licence else { continue };
+            let source = &self.config.sources[item.source];
+            let is_kept = *is_own_kept.entry((item.source, Arc::clone(own))).or_insert_with(|| {
+                mistakes.extend(source.licence_mistake(own));
+                licence::allows_more(own, &source.licence).is_none()
+            });
+            if !is_kept {
+                item.licence = None;
+            }
+        }
+        if mistakes.is_empty() { Ok(()) } else { Err(Error::Config { mistakes }) }
+    }
+}
+
+/// The licence of a row: its own, else its source's.
+pub(super) fn licence_of<'a>(item: &'a Item, config: &'a DataConfig) -> &'a str {
+    item.licence.as_deref().unwrap_or(&config.sources[item.source].licence)
+}
