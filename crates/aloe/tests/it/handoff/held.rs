@@ -81,7 +81,7 @@ fn what_an_engine_refuses_is_told_before_anything_is_made_and_leaves_an_earlier_
     std::fs::write(&recipe, whole.replace("max_len = 256", "max_len = 2")).unwrap();
     let (said, code) = plan_again(dir.path(), &out);
     assert!(code != 0 && said.contains("none is left to train on"), "{said}");
-    let (_, said, code) = run(&["run", out.to_str().unwrap()]);
+    let (_, said, code) = run(&["resume", out.to_str().unwrap()]);
     assert!(code == 2 && said.contains("is no run folder"), "{said}");
     // And the next plan finds its place free.
     std::fs::write(&recipe, whole).unwrap();
@@ -216,11 +216,12 @@ fn what_a_site_asks_for_now_is_held_against_the_plan_before_anything_is_submitte
     assert!(!said.contains("stage \"merge\""), "{said}");
     assert!(states(&out, None).iter().all(|(_, phase)| phase == "planned"));
     swap(&cluster, "gpus_per_node = 2\n", "gpus_per_node = 0\n");
-    // A limit of a second for an engine that takes a minute.
-    swap(&cluster, "time = \"0:10:00\"", "time = 1");
+    // A limit of three seconds for an engine that takes a minute.
+    swap(&cluster, "signal_before = 30", "signal_before = 1");
+    swap(&cluster, "time = \"0:10:00\"", "time = 3");
     write_program(&dir.path().join("engine/bin/torchrun"), "#!/bin/sh\nexec sleep 60\n");
     let (_, said, code) = run(&["run", out.to_str().unwrap()]);
-    assert!(code == 1 && said.contains("the time limit of 1 s"), "{said}");
+    assert!(code == 1 && said.contains("the time limit of 3 s"), "{said}");
 }
 
 /// A Python that takes what names a made-up number of steps, and nothing else.
