@@ -10,9 +10,10 @@
                                                  model; one that is asked to stop saves its step, ends, and goes on to the same bytes, with two
                                                  processes too; one whose loss spikes ends at once
     python oracles/engine_trl.py noise           NEFTune's noise by document
-    python oracles/engine_trl.py rows            2,000 conversations (several turns, system messages, all scripts, empty questions and answers) with
-                                                 SmolLM2's template, ChatML and Llama 3: TRL's own preparation of messages.jsonl with the marked
-                                                 template against our ids and labels
+    python oracles/engine_trl.py rows            2,000 conversations (several turns, system messages, all scripts, empty questions and answers), or
+                                                 with --data FOLDER/train.jsonl the first 2,000 that a data stage wrote, with SmolLM2's template,
+                                                 ChatML and Llama 3: TRL's own preparation of messages.jsonl with the marked template against our
+                                                 ids and labels
 
 Build first: cargo build --release -p aloe-handoff --examples. `rows` needs ALOE_MODELS and ALOE_DATA.
 Pinned: python 3.11, trl 1.16.0, transformers 5.23.0, accelerate 1.15.0, torch 2.15.0, datasets 5.2.0. Seed of the made rows: 5.
@@ -276,6 +277,9 @@ def rows():
 
     models = pathlib.Path(os.environ["ALOE_MODELS"])
     made = made_rows()
+    if "--data" in sys.argv:
+        path = sys.argv[sys.argv.index("--data") + 1]
+        made = [{"messages": json.loads(line)["messages"]} for line in open(path, encoding="utf-8")][:2000]
     smollm2 = models / "smollm2-135m-instruct-q4_1/model.gguf"
     cases = [("SmolLM2's own template", smollm2, []), ("SmolLM2 with ChatML", smollm2, ["chatml"]), ("Llama 3", models / "llama3-tokenizer", ["llama3"])]
     for name, tokenizer_from, template in cases:

@@ -202,6 +202,10 @@ impl Cluster {
             text.push_str(&format!("export {name}={}\n", quoted(value)));
         }
         if let Some(folder) = self.engines.get(trainer.name()) {
+            // Without this the job would take whatever python comes next on the path.
+            let python = folder.join("bin/python").to_string_lossy().into_owned();
+            let said = format!("cluster.toml: {} of [engines] has no {python} on this node", trainer.name());
+            text.push_str(&format!("[ -x {} ] || {{ echo {} >&2; exit 78; }}\n", quoted(&python), quoted(&said)));
             text.push_str(&format!("export PATH={}:\"$PATH\"\n", quoted(&folder.join("bin").to_string_lossy())));
         }
         text
@@ -458,14 +462,25 @@ time = 600
 
     #[test]
     fn what_a_job_sets_up_survives_the_shell() {
-        let cluster = Cluster::parse(WHOLE).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let trl = dir.path().join("it's trl");
+        let text = WHOLE.replace("\"/opt/trl\"", &format!("{:?}", trl.display().to_string()));
+        let cluster = Cluster::parse(&text).unwrap();
         let prelude = cluster.prelude(Trainer::Trl);
         let script = format!(
             "module() {{ echo \"module $*\"; }}\n{}\necho \"$NCCL_DEBUG\"; echo \"${{PATH%%:*}}\"",
             prelude.replace("source /etc/profile.d/modules.sh", ":")
         );
-        let output = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), "module load cuda/12.8\nit's WARN\n/opt/trl/bin\n");
+        let run = || std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
+        let said = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let missing = run();
+        assert_eq!(missing.status.code(), Some(78));
+        let expected = format!("cluster.toml: trl of [engines] has no {}/bin/python on this node\n", trl.display());
+        assert_eq!(said(missing.stderr), expected);
+        std::fs::create_dir_all(trl.join("bin")).unwrap();
+        std::os::unix::fs::symlink("/bin/true", trl.join("bin/python")).unwrap();
+        let expected = format!("module load cuda/12.8\nit's WARN\n{}/bin\n", trl.display());
+        assert_eq!(said(run().stdout), expected);
         assert_eq!(cluster.billing(&stage("merge", "m")), ["--partition=acc", "--account=bsc99", "--exclusive"]);
     }
 }

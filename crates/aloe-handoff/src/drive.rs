@@ -4,6 +4,7 @@
 //! Both may be repeated, interrupted and run by several clients: a lock keeps clients apart, and an event is written only where
 //! the state it was decided on still stands.
 
+use crate::home;
 use crate::job::{done_mark, is_done};
 use crate::lock::{StageLock, is_held};
 use crate::plan::{RunPlan, StagePlan};
@@ -48,6 +49,7 @@ pub fn look(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler) -> Result<()>
 
 /// One look; `client` is the caller's lock, where it has it.
 fn pass(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler, client: Option<&StageLock>) -> Result<()> {
+    home::claim(run, plan)?;
     for stage in &plan.stages {
         // First: what waited for a failed stage is cancelled, whether or not its own job is still known.
         cancel_after_failure(run, stage, scheduler)?;
@@ -83,14 +85,21 @@ fn adopt(run: &Path, stage: &StagePlan, name: &str, scheduler: &dyn Scheduler, _
 /// How the word about a job begins that somebody must release.
 const HELD: &str = "it is held: ";
 
+/// How the word about a job begins that waits for more than its turn.
+const WAITS: &str = "it waits: ";
+
 /// What the scheduler says of a job, against what the job said itself.
 fn settle(run: &Path, stage: &StagePlan, job: &str, state: &StageState, scheduler: &dyn Scheduler) -> Result<()> {
     let reason_of_end = match scheduler.observe(job, state.job_name.as_deref())? {
-        Observed::Waiting if state.reason.as_ref().is_some_and(|reason| reason.starts_with(HELD)) => {
+        Observed::Waiting if has_noted(state, HELD) => {
             return note(run, stage, job, "it was released and waits".to_owned());
+        }
+        Observed::Waiting if has_noted(state, WAITS) => {
+            return note(run, stage, job, "it waits for its turn".to_owned());
         }
         Observed::Waiting | Observed::Running => return Ok(()),
         Observed::Held(reason) => return note(run, stage, job, format!("{HELD}{reason}")),
+        Observed::Delayed(reason) => return note(run, stage, job, format!("{WAITS}{reason}")),
         Observed::EndedWell => "its job ended well without DONE in its place".to_owned(),
         // A requeued job that found its orphan at work and gave up has failed in Slurm's eyes; the work goes on.
         Observed::Failed(_) if is_held(run, &stage.name)? => return Ok(()),
@@ -109,6 +118,10 @@ fn settle(run: &Path, stage: &StagePlan, job: &str, state: &StageState, schedule
         Observed::Unknown => "its job vanished: the scheduler does not know it and nobody holds its lock".to_owned(),
     };
     end(run, stage, job, Event::Failed { job: Some(job.to_owned()), reason: reason_of_end })
+}
+
+fn has_noted(state: &StageState, beginning: &str) -> bool {
+    state.reason.as_ref().is_some_and(|reason| reason.starts_with(beginning))
 }
 
 /// Writes what holds a job back and tells it, once.
@@ -197,7 +210,7 @@ pub fn submit(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler) -> Result<V
     if !mistakes.is_empty() {
         return Err(Error::Preflight { mistakes });
     }
-    let token = state::run_token(run)?;
+    let token = home::run_token(run)?;
     let mut submitted = Vec::new();
     for together in wanted.chunk_by(|a, b| goes_with(a, b) && scheduler.has_arrays()) {
         match together {
@@ -364,10 +377,20 @@ fn submitted(run: &Path, stage: &StagePlan, job: &str) -> Result<()> {
 
 /// Cancels every job of the run.
 pub fn cancel(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler, reason: &str) -> Result<()> {
+    home::claim(run, plan)?;
     // The last first: a scheduler must not start one because the one before it was cancelled.
     for stage in plan.stages.iter().rev() {
         let state = state::read(run, &stage.name)?;
         let Some(job) = state.job.filter(|_| state.phase.is_open()) else { continue };
+        let is_gone = scheduler.observe(&job, state.job_name.as_deref())? == Observed::Unknown;
+        if is_gone && is_held(run, &stage.name)? {
+            // What a killed job left behind is no job any more: nobody can be asked to end it.
+            aloe_record::tell(&format!(
+                "{}: job {job} is gone, and something that it started still works on {}; end that by hand, it cannot be cancelled",
+                stage.name,
+                state.host.as_deref().unwrap_or("its machine")
+            ));
+        }
         cancel_own(&job, state.job_name.as_deref(), scheduler)?;
         if state.phase == Phase::Submitted {
             end(run, stage, &job, Event::Cancelled { reason: reason.to_owned() })?;

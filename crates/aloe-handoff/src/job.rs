@@ -17,7 +17,7 @@ use crate::{Error, Result};
 use aloe_engine::announced::JOB_VARIABLE;
 use aloe_record::atomic;
 pub(crate) use cause::how;
-use cause::{cause, engine_log, n_bytes};
+use cause::{LogsBefore, cause};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
@@ -76,9 +76,10 @@ pub enum Outcome {
 
 /// Runs the stage called `name`.
 pub fn run(job: &Job<'_>, name: &str) -> Result<Outcome> {
-    let plan = RunPlan::read(job.run)?;
+    let of_site = job.run.join("cluster.toml");
+    let cluster = Cluster::read(&of_site)?;
+    let plan = RunPlan::read(job.run)?.at_site(&cluster, &of_site)?;
     let stage = plan.stage(name)?;
-    let cluster = Cluster::read(&job.run.join("cluster.toml"))?;
     let holder = format!("job {} on {}", job.id, job.host);
     // An orphan of this very job's earlier session may still be at work: its node's daemon was killed, not the node.
     let goes_on = || (job.asked)() == Asked::Nothing;
@@ -156,7 +157,7 @@ fn work(job: &Job<'_>, stage: &StagePlan, cluster: &Cluster, lock: &StageLock) -
     let started = Instant::now();
     // Once: the digests of a large checkpoint take minutes, and a check has no use for it.
     let beginning = resume::newest(job.run, stage);
-    let said_before = n_bytes(&job.run.join(engine_log(stage)));
+    let said_before = LogsBefore::of(job, stage);
     if let Some(reason) = gets_nowhere(job, stage, &beginning)? {
         return Ok(Outcome::Failed(reason));
     }
@@ -168,7 +169,7 @@ fn work(job: &Job<'_>, stage: &StagePlan, cluster: &Cluster, lock: &StageLock) -
                 return Ok(Outcome::Failed(format!(
                     "{script}: {}{}",
                     how(status),
-                    cause(job, stage, script, said_before)
+                    cause(job, stage, script, &said_before)
                 )));
             }
             Ended::Asked(Asked::Save) => return requeue(job, stage, &beginning),

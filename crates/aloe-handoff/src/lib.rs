@@ -2,8 +2,8 @@
 //! Slurm or on this machine, and takes results back only after checking them. Trains nothing itself.
 //!
 //! Reading order: [`plan`] (what a run folder holds: the seam of all other files), `shard` (parts of a stage), `engine`
-//! (configurations for TRL and axolotl, and their check), `verify` (what comes back), `cluster` (a site), `sbatch` (scripts), `state` and `lock` (what
-//! happened), `job` (one job), `serving` (servers beside its work), `scheduler` and `drive` (where and in which order jobs run), `bundle`
+//! (configurations for TRL and axolotl, and their check), `verify` (what comes back), `cluster` (a site), `sbatch` (scripts), `state`, `lock` and `home` (what
+//! happened, and to which folder), `job` (one job), `serving` (servers beside its work), `scheduler` and `drive` (where and in which order jobs run), `bundle`
 //! (a run folder as one file).
 
 pub mod bundle;
@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod drive;
 pub mod engine;
 mod error;
+mod home;
 pub mod job;
 pub mod lock;
 pub mod plan;

@@ -6,6 +6,7 @@
 //! `stages/NN-NAME/` (`engine.yaml`, `job.sbatch`, `check.sh`, `env.lock`, `inputs.sha256`), `out/NAME/` (results, as `aloe run`
 //! writes them), `work/NAME/` (what an engine writes before it is verified), `state/` (what happened; never part of the plan).
 
+use crate::cluster::Cluster;
 use crate::{Error, Result};
 use aloe_record::{atomic, digest};
 use serde::{Deserialize, Serialize};
@@ -128,6 +129,43 @@ impl RunPlan {
         })
     }
 
+    /// The plan with what `cluster.toml` asks for now: a site may change time limits and processors of a run folder. How many processes train
+    /// together stands in an engine's configuration, and how many shards there are in the stages themselves: those that differ are refused.
+    /// Stages that the file says nothing of ask for what was planned.
+    pub fn at_site(mut self, cluster: &Cluster, file: &Path) -> Result<Self> {
+        let mut mistakes = Vec::new();
+        let parts = self.stages.iter().filter_map(|stage| Some(stage.shard()?.of.to_owned()));
+        let parts: Vec<String> = parts.collect();
+        for stage in &mut self.stages {
+            let name = stage.in_recipe().to_owned();
+            let Ok(mut asked) = cluster.resources(stage.kind_in_recipe(), &name) else { continue };
+            let n_planned = parts.iter().filter(|of| **of == name).count().max(1);
+            if stage.shard().is_none() && n_planned > 1 {
+                // Whoever gathers asks no model.
+                asked.gpus_per_node = 0;
+            }
+            let mut refuse = |key: &str, planned: u32, found: u32, is_fixed: bool| {
+                if planned != found && is_fixed {
+                    mistakes.push(format!(
+                        "stage {:?} was planned with {key} = {planned}, not {found}: plan it anew, or write {planned}",
+                        stage.name
+                    ));
+                }
+            };
+            let planned = stage.resources;
+            refuse("nodes", planned.n_nodes, asked.n_nodes, true);
+            let is_fixed = stage.trainer != Trainer::Aloe || asked.gpus_per_node == 0;
+            refuse("gpus_per_node", planned.gpus_per_node, asked.gpus_per_node, is_fixed);
+            let n_shards = cluster.shards(stage.kind_in_recipe(), &name);
+            refuse("shards", n_planned as u32, n_shards, stage.shard().is_none());
+            stage.resources = asked;
+        }
+        match mistakes.is_empty() {
+            true => Ok(self),
+            false => Err(Error::Mistakes { path: file.to_path_buf(), mistakes }),
+        }
+    }
+
     /// Names are unique and fit to be folders, and each stage follows those it needs.
     fn check(&self) -> Result<(), String> {
         let mut earlier: Vec<&str> = Vec::new();
@@ -180,6 +218,50 @@ mod tests {
             |n_nodes, gpus_per_node| Resources { n_nodes, gpus_per_node, cpus_per_node: 1, time_limit_s: 60 };
         assert_eq!(resources(2, 4).world_size(), 8);
         assert_eq!(resources(2, 0).world_size(), 2);
+    }
+
+    #[test]
+    fn a_site_changes_time_and_processors_of_a_plan_and_not_what_its_configurations_hold() {
+        let stage = |name: &str, kind: &str, trainer, gpus_per_node| StagePlan {
+            name: name.into(),
+            kind: kind.into(),
+            folder: format!("stages/01-{name}").into(),
+            after: vec![],
+            trainer,
+            resources: Resources { n_nodes: 1, gpus_per_node, cpus_per_node: 4, time_limit_s: 600 },
+        };
+        let stages = vec![
+            stage("a", "sft", Trainer::Trl, 4),
+            stage("b.1-of-2", crate::shard::EVAL_SHARD, Trainer::Aloe, 1),
+            stage("b.2-of-2", crate::shard::EVAL_SHARD, Trainer::Aloe, 1),
+            stage("b", "eval", Trainer::Aloe, 0),
+        ];
+        let plan = RunPlan { version: 1, name: "r".into(), place: Where::Slurm, recipe_sha256: String::new(), stages };
+        let at = |sft: &str, eval: &str| {
+            let text = format!(
+                "name = \"s\"\naloe = \"/a\"\n[resources.default]\nnodes = 1\n[resources.sft]\n{sft}\n[resources.eval]\n{eval}\n"
+            );
+            plan.clone().at_site(&Cluster::parse(&text).unwrap(), Path::new("cluster.toml"))
+        };
+        let sft = "gpus_per_node = 4\ncpus_per_node = 8\ntime = \"1:00:00\"";
+        let eval = "gpus_per_node = 2\ncpus_per_node = 4\ntime = 600\nshards = 2";
+        let found = at(sft, eval).unwrap();
+        let of = |at: usize| {
+            let Resources { gpus_per_node, cpus_per_node, time_limit_s, .. } = found.stages[at].resources;
+            (gpus_per_node, cpus_per_node, time_limit_s)
+        };
+        assert_eq!([of(0), of(1), of(3)], [(4, 8, 3600), (2, 4, 600), (0, 4, 600)]);
+        let said =
+            at(&sft.replace("gpus_per_node = 4", "gpus_per_node = 2"), &eval.replace("shards = 2", "shards = 3"));
+        let said = said.unwrap_err().to_string();
+        for part in
+            ["stage \"a\" was planned with gpus_per_node = 4, not 2", "stage \"b\" was planned with shards = 2, not 3"]
+        {
+            assert!(said.contains(part) && said.contains("2 mistakes"), "{said}");
+        }
+        assert!(at(&format!("nodes = 2\n{sft}"), eval).unwrap_err().to_string().contains("nodes = 1, not 2"));
+        // Nothing is said of it.
+        assert_eq!(at("cpus_per_node = 9", eval).unwrap().stages[0], plan.stages[0]);
     }
 
     #[test]

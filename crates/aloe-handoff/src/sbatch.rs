@@ -10,8 +10,8 @@ use crate::slurm_time;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-/// `job.sbatch`: asks for the stage's resources and hands over to `aloe job` in the run folder. Account and partition are those of
-/// `cluster.toml` when the run was planned, for those who submit by hand; `aloe run` gives the present ones.
+/// `job.sbatch`: asks for the stage's resources and hands over to `aloe job` in the run folder. What it asks for is what `cluster.toml` said
+/// when the run was planned, for those who submit by hand; `aloe run` gives what it says now.
 pub fn job_script(plan: &RunPlan, stage: &StagePlan, cluster: &Cluster) -> String {
     let about = format!(
         "# The job of stage {:?} ({} by {}) of run {:?}. `aloe run RUN` submits it after the stages it needs; by hand, once\n\
@@ -84,19 +84,25 @@ exec "$ALOE" job . {job}
 const OFFLINE: &str = "export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 \
                        AXOLOTL_DO_NOT_TRACK=1";
 
-/// `run.sh`: verifies the inputs, runs `before` where there is something, and `command` in its place. `aloe` as the first word stands for the
+/// `run.sh`: verifies the inputs and the versions of env.lock, runs what must come `before`, and `command` in its place. `aloe` as the first word stands for the
 /// program, `torchrun` is run on each node with its rank.
-pub fn run_script(stage: &StagePlan, before: &[String], command: &[String]) -> String {
+pub fn run_script(stage: &StagePlan, before: &[Vec<String>], command: &[String]) -> String {
     let folder = stage.folder.display();
     let mut text = format!(
         "#!/bin/bash\n# The work of stage {:?}, started by `aloe job` in the run folder, with the environment of cluster.toml.\nset -euo pipefail\n\
          {OFFLINE}\nsha256sum --quiet --check {folder}/inputs.sha256\n",
         stage.name
     );
-    if !before.is_empty() {
-        let _ = writeln!(text, "{}", words(before));
+    for command in before {
+        let _ = writeln!(text, "{}", words(command));
     }
     if stage.trainer == Trainer::Aloe {
+        let _ = writeln!(
+            text,
+            "# Another version may make something else of it.\n\
+             pinned=$(sed -n 's/^aloe==//p' {folder}/env.lock) found=$(\"$ALOE\" --version)\n\
+             if [ \"$found\" != \"aloe $pinned\" ]; then echo \"$ALOE is $found, pinned $pinned in {folder}/env.lock\" >&2; exit 78; fi"
+        );
         let _ = writeln!(text, "exec {}", words(command));
         return text;
     }
@@ -153,7 +159,7 @@ MASTER_ADDR=$(scontrol show node "$head" -o | sed -n 's/.* NodeAddr=\([^ ]*\).*/
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
 # A step does not inherit --cpus-per-task since Slurm 22.05: without it all ranks of a machine share one core.
-exec srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task={cpus} --kill-on-bad-exit=1 bash -c '
+exec srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-{cpus}}}" --kill-on-bad-exit=1 bash -c '
 exec torchrun --nnodes={nodes} --node_rank="$SLURM_NODEID" --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" "$@"' \
   torchrun {} {end}
 "#,
@@ -336,10 +342,35 @@ mod tests {
     }
 
     #[test]
+    fn another_version_of_the_program_than_planned_does_not_do_a_stages_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("stages/01-sft");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("env.lock"), env_lock(&[("aloe", "0.1.0")])).unwrap();
+        let script = run_script(&stage(Trainer::Aloe, 1), &[], &argv(&["aloe", "run", "recipe.toml"]));
+        let says = |version: &str| {
+            let body = format!("if [ $1 = --version ]; then echo aloe {version}; else echo \"$@\" >> ran; fi");
+            write_program(&dir.path().join("aloe"), &body);
+            let mut command = Command::new("bash");
+            let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+            command.args(["-c", &script]).current_dir(dir.path()).env("ALOE", "aloe").env("PATH", path);
+            command.output().unwrap()
+        };
+        write_program(&dir.path().join("sha256sum"), "exit 0");
+        let other = says("0.2.0");
+        assert_eq!(other.status.code(), Some(78));
+        let said = String::from_utf8(other.stderr).unwrap();
+        assert_eq!(said, "aloe is aloe 0.2.0, pinned 0.1.0 in stages/01-sft/env.lock\n");
+        assert!(!dir.path().join("ran").exists());
+        assert!(says("0.1.0").status.success());
+        assert_eq!(std::fs::read_to_string(dir.path().join("ran")).unwrap(), "run recipe.toml\n");
+    }
+
+    #[test]
     fn what_must_come_before_an_engine_ends_the_script_where_it_fails() {
         let dir = tempfile::tempdir().unwrap();
         let before = argv(&["aloe", "job", ".", "sft", "--render"]);
-        let script = run_script(&stage(Trainer::Trl, 1), &before, &argv(&["echo", "trained"]));
+        let script = run_script(&stage(Trainer::Trl, 1), &[before], &argv(&["echo", "trained"]));
         let aloe = "echo \"$@\" > asked; exit $(cat code)";
         let programs = [("sha256sum", "exit 0"), ("python", "exit 0"), ("aloe", aloe)];
         let program = dir.path().join("bin/aloe");

@@ -47,6 +47,8 @@ pub enum Observed {
     Waiting,
     /// It waits for somebody to release it: why, and what to do.
     Held(String),
+    /// It waits for something that its turn alone does not bring, a limit for one: what.
+    Delayed(String),
     /// It runs, or is being stopped.
     Running,
     /// It ended with exit code 0.

@@ -307,24 +307,6 @@ pub fn now_unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
 
-/// This run folder's own name among jobs, of no other folder, copies excepted: drawn once and kept in `state/`.
-pub fn run_token(run: &Path) -> Result<String> {
-    use std::io::Read as _;
-    let path = run.join("state").join("token");
-    if let Ok(token) = std::fs::read_to_string(&path) {
-        return Ok(token.trim().to_owned());
-    }
-    let mut bytes = [0u8; 4];
-    let source = Path::new("/dev/urandom");
-    let mut file = std::fs::File::open(source).map_err(aloe_record::Error::io("open", source))?;
-    file.read_exact(&mut bytes).map_err(aloe_record::Error::io("read", source))?;
-    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    aloe_record::atomic::write(&path, token.as_bytes())?;
-    // Of two that draw at once the last to rename wins; both read what stands.
-    let found = std::fs::read_to_string(&path).map_err(aloe_record::Error::io("read", &path))?;
-    Ok(found.trim().to_owned())
-}
-
 /// Refused: what the state does not allow.
 pub(crate) fn refused(stage: &str, reason: impl Into<String>) -> Error {
     Error::State { stage: stage.to_owned(), reason: reason.into() }
@@ -461,12 +443,5 @@ mod tests {
         let refused = update(dir.path(), "sft", |_| Ok(None)).unwrap_err().to_string();
         assert!(refused.contains("line 1 fails its checksum"), "{refused}");
         assert!(before.elapsed() < Duration::from_secs(10));
-    }
-
-    #[test]
-    fn the_token_of_a_folder_is_drawn_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = run_token(dir.path()).unwrap();
-        assert_eq!((first.len(), run_token(dir.path()).unwrap()), (8, first));
     }
 }

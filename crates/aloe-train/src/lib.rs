@@ -53,7 +53,7 @@ pub use memory::{peak_bytes, working_bytes};
 pub use pairs::Truncate;
 pub use preference::PreferenceLoss;
 pub use rendered::{DpoBatches, PackedRow, SftBatches};
-pub use schedule::Decay;
+pub use schedule::{Decay, Schedule};
 pub use settings::{Context, TrainDtype, start_weights};
 pub use sft::{LongRows, SftConfig, SftInputs, SftReport, SftRow, SourceReport, sft};
 pub use sft_rows::trained_rows;

@@ -21,22 +21,22 @@ pub enum Decay {
 
 /// A learning-rate curve over `total_steps`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Schedule {
+pub struct Schedule {
     /// The highest rate.
-    pub(crate) peak: f64,
+    pub peak: f64,
     /// Steps of the linear rise from 0.
-    pub(crate) warmup_steps: u64,
+    pub warmup_steps: u64,
     /// All steps, the warm-up included.
-    pub(crate) total_steps: u64,
+    pub total_steps: u64,
     /// The curve after the warm-up.
-    pub(crate) decay: Decay,
+    pub decay: Decay,
     /// The lowest rate after the warm-up, as a share of the peak.
-    pub(crate) floor: f64,
+    pub floor: f64,
 }
 
 impl Schedule {
     /// The rate of the optimizer step `step`, counted from 0.
-    pub(crate) fn lr(&self, step: u64) -> f64 {
+    pub fn lr(&self, step: u64) -> f64 {
         self.peak * self.factor(step)
     }
 

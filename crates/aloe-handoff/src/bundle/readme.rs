@@ -26,7 +26,8 @@ The first unpacks (the file may have been given another name); under Slurm, to s
 digest and names weights that are still to be put in place; `sha256sum --check SHA256SUMS` does the first half by the system's own means. The
 third starts the stages, {place}; `aloe run --help` and `aloe status --help` say more. Nothing asks the network.
 
-cluster.toml is yours to change: partition, account, limits, engines. `aloe = \"./bin/aloe\"` is the packed program ({arch} Linux, glibc 2.28 or
+cluster.toml is yours to change: partition, account, time limits, processors, engines, models. Nodes, GPUs of a training and shards are part of
+the plan: others need a plan of their own, and `aloe run` says so. `aloe = \"./bin/aloe\"` is the packed program ({arch} Linux, glibc 2.28 or
 newer); paths that begin with ./ start at this folder.
 
 Stages

@@ -137,6 +137,70 @@ fn strings(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
+/// All files of a folder, as `cp -r` copies them.
+fn copied(from: &Path, to: &Path) {
+    let done = std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap();
+    assert!(done.success());
+}
+
+#[test]
+fn a_copy_of_a_run_folder_neither_cancels_nor_takes_the_jobs_of_the_one_it_was_copied_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run, copy) = (dir.path().join("run"), dir.path().join("copy"));
+    std::fs::create_dir(&run).unwrap();
+    let fake = Fake::slurm();
+    submit(&run, &plan(), &fake).unwrap();
+    fake.set("1", Observed::Running);
+    say(&run, "a", started("1"));
+    say(&run, "a", done("1"));
+    say(&run, "b", started("2"));
+    fake.set("2", Observed::Running);
+    copied(&run, &copy);
+    cancel(&copy, &plan(), &fake, "aloe cancel").unwrap();
+    assert_eq!([fake.of("2"), fake.of("3")], [Observed::Running, Observed::Waiting]);
+    assert_eq!(
+        (phases(&copy), phases(&run)),
+        (vec!["done", "cancelled", "cancelled"], vec!["done", "running", "submitted"])
+    );
+    let reason = state::read(&copy, "b").unwrap().reason.unwrap();
+    let origin = run.canonicalize().unwrap();
+    assert_eq!(reason, format!("this folder is a copy of {}, whose job 2 it is", origin.display()));
+    // The copy goes on by itself, under names of its own, and the origin by its own.
+    reset(&copy, &plan(), &fake).unwrap();
+    submit(&copy, &plan(), &fake).unwrap();
+    assert_eq!(phases(&copy), ["done", "submitted", "submitted"]);
+    let names: Vec<String> = fake.jobs.borrow().values().map(|(name, _)| name.clone()).collect();
+    let tokens: std::collections::BTreeSet<&str> = names.iter().filter_map(|name| name.split('-').nth(1)).collect();
+    assert_eq!((names.len(), tokens.len()), (5, 2), "{names:?}");
+    look(&run, &plan(), &fake).unwrap();
+    assert_eq!(phases(&run), ["done", "running", "submitted"]);
+    // A move is no copy.
+    let moved = dir.path().join("moved");
+    std::fs::rename(&run, &moved).unwrap();
+    look(&moved, &plan(), &fake).unwrap();
+    assert_eq!(phases(&moved), ["done", "running", "submitted"]);
+}
+
+#[test]
+fn why_a_job_waits_that_waits_for_more_than_its_turn_is_told_and_when_that_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::slurm();
+    submit(dir.path(), &plan(), &fake).unwrap();
+    let reason = || {
+        look(dir.path(), &plan(), &fake).unwrap();
+        state::read(dir.path(), "a").unwrap().reason
+    };
+    assert_eq!(reason(), None);
+    fake.set("1", Observed::Delayed("Slurm says PartitionTimeLimit".into()));
+    assert_eq!((reason(), reason()), (Some("it waits: Slurm says PartitionTimeLimit".into()), reason()));
+    assert_eq!(phases(dir.path()), ["submitted"; 3]);
+    fake.set("1", Observed::Waiting);
+    assert_eq!(reason().as_deref(), Some("it waits for its turn"));
+    let n_notes =
+        state::entries(dir.path(), "a").unwrap().iter().filter(|one| matches!(one.event, Event::Noted { .. })).count();
+    assert_eq!(n_notes, 2);
+}
+
 #[test]
 fn the_whole_chain_is_submitted_at_once_each_stage_after_those_it_needs_and_only_once() {
     let dir = tempfile::tempdir().unwrap();

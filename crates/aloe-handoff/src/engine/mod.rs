@@ -111,6 +111,7 @@ impl TrainSpec {
         Expectation {
             start: self.model.clone(),
             start_sha256: Default::default(),
+            template_sha256: None,
             rows_sha256: None,
             n_steps: self.n_steps,
             world_size: self.resources.world_size(),
@@ -227,6 +228,12 @@ fn module(spec: &TrainSpec) -> &'static str {
 
 /// Refuses what the engine cannot do of the settings before the rows are there: whatever their number.
 pub fn refuse_settings(spec: &TrainSpec) -> Result<Written, Error> {
+    pretended_config(spec)?;
+    Ok(Written { command: command(spec), files: Vec::new(), notices: asked::notices(spec) })
+}
+
+/// The configuration of a stage whose rows are not there yet, with a number of steps made up.
+pub fn pretended_config(spec: &TrainSpec) -> Result<String, Error> {
     let n_chunks = match &spec.settings {
         Settings::Sft(_) => 0,
         Settings::Dpo(config) => config.chunks,
@@ -235,9 +242,7 @@ pub fn refuse_settings(spec: &TrainSpec) -> Result<Written, Error> {
     // So many that a share of them is a warm-up that every engine takes.
     let n_steps = common.warmup_steps.max(1 << 20);
     let chunk_steps = if n_chunks > 1 { vec![n_steps; n_chunks] } else { Vec::new() };
-    let spec = TrainSpec { n_steps, chunk_steps, ..spec.clone() };
-    config(&spec)?;
-    Ok(Written { command: command(&spec), files: Vec::new(), notices: asked::notices(&spec) })
+    config(&TrainSpec { n_steps, chunk_steps, ..spec.clone() })
 }
 
 /// `torchrun --nproc-per-node=N stages/NN-NAME/engine.py MODULE --config stages/NN-NAME/engine.yaml`.

@@ -101,7 +101,12 @@ fn sft(
     Ok(Rendered {
         n_steps: batches.n_steps,
         chunk_steps: Vec::new(),
-        counts: Counts { n_rows: report.n_rows as u64, n_tokens: report.n_tokens, n_targets: report.n_targets },
+        counts: Counts {
+            n_rows: report.n_rows as u64,
+            n_tokens: report.n_tokens,
+            n_targets: report.n_targets,
+            n_held_out: report.n_held_out as u64,
+        },
         files: files(),
         notices,
     })
@@ -141,7 +146,12 @@ fn dpo(
     Ok(Rendered {
         n_steps: batches.n_steps,
         chunk_steps: if config.chunks > 1 { batches.chunk_steps.clone() } else { Vec::new() },
-        counts: Counts { n_rows: report.n_pairs as u64, n_tokens: report.n_tokens, n_targets: report.n_targets },
+        counts: Counts {
+            n_rows: report.n_pairs as u64,
+            n_tokens: report.n_tokens,
+            n_targets: report.n_targets,
+            n_held_out: report.n_held_out as u64,
+        },
         files: files(),
         notices,
     })

@@ -77,6 +77,23 @@ fn work_that_ends_well_and_fails_its_check_is_a_failure() {
 }
 
 #[test]
+fn a_failure_ends_with_the_words_of_its_own_attempt() {
+    let dir = tempfile::tempdir().unwrap();
+    // As the local scheduler has it: what a job says goes to the end of one log.
+    let says = |words: &str| format!("echo {words} >> state/a/local.log; exit 3");
+    let failed = |words: &str, id: &str| {
+        run_folder(dir.path(), words, "true");
+        run_plain(dir.path(), id, "a")
+    };
+    let long = "x".repeat(450);
+    let first = failed(&says(&long), "local-1-1");
+    assert_eq!(first, Outcome::Failed(format!("run.sh: exit code 3; state/a/local.log ends with: {long}")));
+    assert_eq!(failed("exit 4", "local-2-2"), Outcome::Failed("run.sh: exit code 4".into()));
+    let third = failed(&says("second"), "local-3-3");
+    assert_eq!(third, Outcome::Failed("run.sh: exit code 3; state/a/local.log ends with: second".into()));
+}
+
+#[test]
 fn a_stage_does_not_begin_before_those_it_needs_are_done() {
     let dir = tempfile::tempdir().unwrap();
     run_folder(dir.path(), "echo x >> ran", "true");

@@ -37,8 +37,20 @@ impl Slurm {
         submission_run.join(&stage.folder).join("job.sbatch").to_string_lossy().into_owned()
     }
 
-    /// The limits of a partition, or of the one that jobs go to where none is named: the longest time in seconds, where it has one.
+    /// The limits of a partition, or of the one that jobs go to where none is named: the longest time in seconds, where it has one. Of a list of
+    /// partitions the longest of all: a job goes to one that takes it.
     fn partition(named: Option<&str>) -> Result<Option<(String, Option<u64>)>> {
+        let Some(names) = named.filter(|named| named.contains(',')) else { return Self::one_partition(named) };
+        let mut longest = Some(0);
+        for name in names.split(',').filter(|name| !name.is_empty()) {
+            // --test-only names one that is not there.
+            let Some((_, most_s)) = Self::one_partition(Some(name))? else { return Ok(None) };
+            longest = longest.zip(most_s).map(|(one, other)| one.max(other));
+        }
+        Ok(Some((names.to_owned(), longest)))
+    }
+
+    fn one_partition(named: Option<&str>) -> Result<Option<(String, Option<u64>)>> {
         let mut arguments = vec!["show", "partition", "-o"];
         arguments.extend(named);
         let said = call("scontrol", &arguments)?;
@@ -76,6 +88,22 @@ impl Slurm {
         }
         let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         Err(failed("sbatch", if reason.is_empty() { format!("said {said:?}") } else { reason }))
+    }
+
+    /// What a stage asks for now, over what its script says of the time when it was planned.
+    fn options(&self, stage: &StagePlan) -> Vec<String> {
+        let asked = &stage.resources;
+        let mut options = vec![
+            format!("--nodes={}", asked.n_nodes),
+            format!("--cpus-per-task={}", asked.cpus_per_node),
+            format!("--time={}", slurm_time::show(asked.time_limit_s)),
+            format!("--signal=B:USR1@{}", self.cluster.slurm.signal_before_s),
+        ];
+        if asked.gpus_per_node > 0 {
+            options.push(format!("--gpus-per-node={}", asked.gpus_per_node));
+        }
+        options.extend(self.cluster.billing(stage));
+        options
     }
 
     /// The most GPUs of one node of a partition, or of any.
@@ -131,6 +159,7 @@ fn observed(state: &str, reason: &str, exit_code: &str) -> Observed {
             let why = if reason.is_empty() || reason == "None" { state } else { reason };
             Observed::Held(why.to_owned())
         }
+        "PENDING" if is_of_a_limit(reason) => Observed::Delayed(format!("Slurm says {reason}")),
         "PENDING" | "REQUEUED" | "REQUEUE_FED" | "RESV_DEL_HOLD" => Observed::Waiting,
         "RUNNING" | "COMPLETING" | "CONFIGURING" | "SUSPENDED" | "STOPPED" | "SIGNALING" | "STAGE_OUT" | "RESIZING" => {
             Observed::Running
@@ -144,6 +173,18 @@ fn observed(state: &str, reason: &str, exit_code: &str) -> Observed {
         "" => Observed::Unknown,
         other => Observed::Failed(format!("Slurm says {other}")),
     }
+}
+
+/// Whether a job pends for a reason that other jobs' ends may never take away: a limit, an account, a partition that is down.
+fn is_of_a_limit(reason: &str) -> bool {
+    const REASONS: [&str; 8] =
+        ["Account", "Assoc", "BadConstraints", "Invalid", "Licenses", "Partition", "QOS", "ReqNodeNotAvail"];
+    REASONS.into_iter().any(|beginning| reason.starts_with(beginning))
+}
+
+/// A path as `--output` takes it, where a `%` begins a pattern.
+fn in_pattern(path: &Path) -> String {
+    path.display().to_string().replace('%', "%%")
 }
 
 /// The fields of a line of sacct.
@@ -207,10 +248,10 @@ impl Scheduler for Slurm {
                 ));
                 continue;
             }
-            let billing = self.cluster.billing(stage);
+            let options = self.options(stage);
             let script = Self::script(run, stage);
             let mut arguments = vec!["--test-only"];
-            arguments.extend(billing.iter().map(String::as_str));
+            arguments.extend(options.iter().map(String::as_str));
             arguments.push(&script);
             let said = call("sbatch", &arguments)?;
             if !said.ok {
@@ -224,8 +265,8 @@ impl Scheduler for Slurm {
     fn submit(&self, submission: &Submission<'_>) -> Result<String> {
         let folder = state::folder(submission.run, &submission.stage.name);
         std::fs::create_dir_all(&folder).map_err(aloe_record::Error::io("create", &folder))?;
-        let mut options = vec![format!("--output={}/slurm-%j.log", folder.display())];
-        options.extend(self.cluster.billing(submission.stage));
+        let mut options = vec![format!("--output={}/slurm-%j.log", in_pattern(&folder))];
+        options.extend(self.options(submission.stage));
         let script = Self::script(submission.run, submission.stage);
         Self::sbatch(submission.run, submission.name, submission.after, options, script)
     }
@@ -242,13 +283,13 @@ impl Scheduler for Slurm {
             std::fs::create_dir_all(&folder).map_err(aloe_record::Error::io("create", &folder))?;
             let shard = stage.shard().ok_or_else(no_shard)?;
             indices.push(shard.index.to_string());
-            output = folder.with_file_name(format!("{}.%a-of-{}", shard.of, shard.n));
+            output = PathBuf::from(in_pattern(&folder)).with_file_name(format!("{}.%a-of-{}", shard.of, shard.n));
         }
         let first = array.shards.first().ok_or_else(no_shard)?;
         let script = first.array_script().ok_or_else(no_shard)?;
         let mut options =
             vec![format!("--array={}", indices.join(",")), format!("--output={}/slurm-%A_%a.log", output.display())];
-        options.extend(self.cluster.billing(first));
+        options.extend(self.options(first));
         let script = array.run.join(script).to_string_lossy().into_owned();
         Self::sbatch(array.run, array.name, array.after, options, script)
     }
@@ -326,6 +367,10 @@ mod tests {
         }
         assert_eq!(observed("REQUEUE_HOLD", "None", ""), Observed::Held("REQUEUE_HOLD".into()));
         assert_eq!(observed("PENDING", "Resources", ""), Observed::Waiting);
+        for reason in ["PartitionTimeLimit", "QOSMaxWallDurationPerJobLimit", "AssocGrpCPUMinutesLimit"] {
+            assert_eq!(observed("PENDING", reason, ""), Observed::Delayed(format!("Slurm says {reason}")));
+        }
+        assert_eq!(in_pattern(Path::new("/a/r %x 2")), "/a/r %%x 2");
         assert!(matches!(observed("CANCELLED by 0", "", ""), Observed::Cancelled(_)));
         assert_eq!(observed("COMPLETING", "", ""), Observed::Running);
         assert!(matches!(observed("NODE_FAIL", "", ""), Observed::Failed(_)));

@@ -2,6 +2,7 @@
 //!
 //! Python writes NaN as a bare word, which is no JSON; it is read here as the text "NaN", so that such a file is judged and not refused.
 
+use super::curve::Curve;
 use super::{Expectation, Facts, Findings};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ const STATE: &str = "trainer_state.json";
 /// Findings of one kind that are listed one by one; the rest are counted.
 const LISTED: usize = 5;
 
-pub(super) fn check(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectation) {
+pub(super) fn check(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectation, curve: Option<&Curve>) {
     sessions(findings, facts, expected);
     let Some(state) = read(findings, STATE).and_then(|text| parsed(findings, STATE, &text)) else { return };
     let done = state["global_step"].as_u64().unwrap_or(0);
@@ -24,7 +25,10 @@ pub(super) fn check(findings: &mut Findings<'_>, facts: &mut Facts, expected: &E
     let steps: Vec<&Value> = history.iter().filter(|entry| entry.get("loss").is_some()).collect();
     numbers(findings, &steps, expected);
     order(findings, &steps, expected);
-    falls_once(findings, &steps, expected);
+    match curve {
+        Some(curve) => rates(findings, &steps, curve),
+        None => falls_once(findings, &steps, expected),
+    }
     spikes(findings, &steps, expected);
     agree(findings, &steps);
     facts.losses = steps.iter().map(|entry| number(&entry["loss"])).collect();
@@ -50,11 +54,15 @@ fn sessions(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectati
         if session["max_steps"].as_u64() != Some(expected.n_steps) {
             findings.add(SESSIONS, what("max_steps"), expected.n_steps, &session["max_steps"]);
         }
-        if let (Some(rows), Some(found)) = (&expected.rows_sha256, session["rows_sha256"].as_str())
-            && at >= first
-            && rows != found
+        if let Some(rows) = expected.rows_sha256.as_ref().filter(|_| at >= first)
+            && session["rows_sha256"].as_str() != Some(rows.as_str())
         {
+            let found = session["rows_sha256"].as_str().unwrap_or("none");
             findings.add(SESSIONS, what("rows_sha256"), rows, found);
+        }
+        let is_named = |devices: &Vec<Value>| !devices.is_empty() && devices.iter().all(Value::is_string);
+        if !session["devices"].as_array().is_some_and(is_named) {
+            findings.add(SESSIONS, what("devices"), "their names", &session["devices"]);
         }
         for (package, version) in &expected.versions {
             if session["versions"][package].as_str() != Some(version) {
@@ -68,6 +76,7 @@ fn sessions(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectati
             last.map_or_else(|| "nothing".to_owned(), |entry| format!("{} at step {}", entry["event"], entry["step"]));
         findings.add(SESSIONS, "last event", format!("end at step {}", expected.n_steps), found);
     }
+    durations(findings, &entries);
     if let Some(session) = begun.last() {
         let whole = |key: &str| session[key].as_u64().and_then(|value| u32::try_from(value).ok()).unwrap_or(0);
         (facts.world_size, facts.n_hosts, facts.n_sessions) = (whole("world_size"), whole("n_hosts"), begun.len());
@@ -80,6 +89,27 @@ fn sessions(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectati
     facts.seconds = entries.iter().filter_map(|entry| entry["seconds"].as_f64()).sum();
 }
 
+/// A session lasted no longer than the clock says between its beginning and its end: what it cost is told by it.
+fn durations(findings: &mut Findings<'_>, entries: &[Value]) {
+    /// The clock may be set while it lasts.
+    const SET_S: f64 = 60.0;
+    let mut begun_s = f64::NAN;
+    for entry in entries {
+        let at_s = entry["unix_s"].as_f64().unwrap_or(f64::NAN);
+        if entry["event"] == "begin" {
+            begun_s = at_s;
+            continue;
+        }
+        let most_s = at_s - begun_s + SET_S;
+        let is_so = entry["seconds"].as_f64().is_some_and(|seconds| (0.0..=most_s).contains(&seconds));
+        if !is_so {
+            let what =
+                format!("seconds of the {} at step {}", entry["event"].as_str().unwrap_or("entry"), entry["step"]);
+            findings.add(SESSIONS, what, format!("at most {most_s:.0}, by unix_s"), &entry["seconds"]);
+        }
+    }
+}
+
 /// Losses and gradient norms must be finite, and a loss of exactly 0 is a hidden NaN.
 fn numbers(findings: &mut Findings<'_>, steps: &[&Value], expected: &Expectation) {
     for key in ["loss", "grad_norm"] {
@@ -89,6 +119,9 @@ fn numbers(findings: &mut Findings<'_>, steps: &[&Value], expected: &Expectation
     if !expected.loss_may_be_zero {
         let zero: Vec<&&Value> = steps.iter().filter(|entry| number(&entry["loss"]) == 0.0).collect();
         listed(findings, &zero, "loss", "above 0 (a NaN that the engine hides is logged as 0)");
+        if !steps.is_empty() && steps.iter().all(|entry| number(&entry["grad_norm"]) == 0.0) {
+            findings.add(STATE, "grad_norm", "above 0 in some step", format!("0 in all {}", steps.len()));
+        }
     }
 }
 
@@ -114,6 +147,21 @@ fn order(findings: &mut Findings<'_>, steps: &[&Value], expected: &Expectation) 
     } else if found.len() as u64 != expected.n_steps {
         findings.add(STATE, "logged steps", expected.n_steps, found.len());
     }
+}
+
+/// Every step was made with the rate that was planned for it; the first other one is told, and how many there are.
+fn rates(findings: &mut Findings<'_>, steps: &[&Value], curve: &Curve) {
+    let is_other = |entry: &&&Value| {
+        let planned = curve.rate(&entry["step"]);
+        // Of a step that was not planned the order tells.
+        planned.is_some_and(|planned| !((number(&entry["learning_rate"]) - planned).abs() <= 1e-6 * curve.peak))
+    };
+    let others: Vec<&&Value> = steps.iter().filter(is_other).collect();
+    let Some(first) = others.first() else { return };
+    let planned = curve.rate(&first["step"]).unwrap_or_default();
+    let more = if others.len() > 1 { format!(", and {} more steps like it", others.len() - 1) } else { String::new() };
+    let what = format!("learning_rate of step {}", first["step"]);
+    findings.add(STATE, what, format!("{planned:e}, as planned"), format!("{}{more}", first["learning_rate"]));
 }
 
 /// A learning rate that has fallen rises again with the next chunk alone: a run that lost its optimizer starts its schedule afresh.

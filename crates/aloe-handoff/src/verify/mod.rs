@@ -6,6 +6,7 @@
 //! digests of a folder that passed, and [`fn@import`] makes a stage's output of it.
 
 mod adapter;
+mod curve;
 mod import;
 mod log;
 mod manifest;
@@ -13,12 +14,14 @@ mod text;
 mod weights;
 
 use aloe_train::LoraConfig;
+use curve::Curve;
 pub use import::{ImportReport, import};
 pub use manifest::{NewestCheckpoint, TrainedWith, newest_checkpoint, newest_checkpoint_of, seal, unseal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+pub use text::digest_of_template;
 
 /// What a stage's output must be, written when the run is planned.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,9 +29,13 @@ use std::path::{Path, PathBuf};
 pub struct Expectation {
     /// The checkpoint that training started from: shapes, tokenizer and template are its own, and every tensor must have left it.
     pub start: PathBuf,
-    /// Digests of files of that folder, where it is a model of the site and no stage's output: the rows were rendered with them.
+    /// Digests of files of that folder, where it is a model of the site and no stage's output: the rows were rendered with its tokenizer, and it
+    /// is its weights that every tensor must have left.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub start_sha256: BTreeMap<String, String>,
+    /// Digest of the chat template that the rows were rendered with, where it is the start's own: it must still be the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_sha256: Option<String>,
     /// Digest of the rows that the engine trains on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows_sha256: Option<String>,
@@ -93,6 +100,9 @@ pub struct Counts {
     pub n_tokens: u64,
     /// Those that are predicted.
     pub n_targets: u64,
+    /// Rows or pairs that are held out: neither trained on nor evaluated by a foreign trainer.
+    #[serde(default)]
+    pub n_held_out: u64,
 }
 
 /// One thing that is not as it must be.
@@ -186,11 +196,12 @@ impl Findings<'_> {
 pub fn check(folder: &Path, expected: &Expectation) -> Verdict {
     let mut findings = Findings { folder, list: Vec::new(), notices: Vec::new() };
     let mut facts = Facts::default();
-    log::check(&mut findings, &mut facts, expected);
+    let curve = Curve::of(expected);
+    log::check(&mut findings, &mut facts, expected, curve.as_ref());
     text::check(&mut findings, expected);
     match expected.lora() {
         Some(lora) => adapter::check(&mut findings, &mut facts, expected, &lora),
-        None => weights::check(&mut findings, &mut facts, expected),
+        None => weights::check(&mut findings, &mut facts, expected, curve.as_ref()),
     }
     manifest::check(&mut findings);
     Verdict { findings: findings.list, notices: findings.notices, facts }

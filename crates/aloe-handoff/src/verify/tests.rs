@@ -51,11 +51,11 @@ fn tokenizer() -> Value {
 
 fn begin(step: u64) -> Value {
     json!({"event": "begin", "unix_s": 1.0, "step": step, "max_steps": N_STEPS, "world_size": 8, "n_hosts": 2,
-        "devices": ["NVIDIA H100"], "versions": {"trl": "1.16.0", "torch": "2.15.0"}})
+        "rows_sha256": "ab".repeat(32), "devices": ["NVIDIA H100"], "versions": {"trl": "1.16.0", "torch": "2.15.0"}})
 }
 
 fn end(step: u64) -> Value {
-    json!({"event": "end", "unix_s": 2.0, "step": step, "seconds": 3600.0})
+    json!({"event": "end", "unix_s": 3601.0, "step": step, "seconds": 3600.0})
 }
 
 impl Folder {
@@ -162,6 +162,7 @@ fn start(kind: Tiny, folder: &Path) -> Expectation {
     Expectation {
         start: folder.to_path_buf(),
         start_sha256: Default::default(),
+        template_sha256: None,
         rows_sha256: Some("ab".repeat(32)),
         n_steps: N_STEPS,
         world_size: 8,
@@ -330,6 +331,17 @@ fn faults_of_logs() -> Vec<Fault> {
         fault("one machine of two", |f| f.sessions[0]["n_hosts"] = json!(1), "sessions.jsonl", "n_hosts"),
         fault("another version", |f| f.sessions[0]["versions"]["trl"] = json!("1.15.0"), "sessions.jsonl", "trl"),
         fault("no end", |f| f.sessions.truncate(1), "sessions.jsonl", "last event"),
+        fault("no rows", |f| f.sessions[0]["rows_sha256"] = Value::Null, "sessions.jsonl", "rows_sha256 of session 1"),
+        fault("no devices", |f| f.sessions[0]["devices"] = json!([]), "sessions.jsonl", "devices of session 1"),
+        fault("no seconds", |f| f.sessions[1]["seconds"] = Value::Null, "sessions.jsonl", "seconds of the end"),
+        fault("more hours than there were", |f| f.sessions[1]["seconds"] = json!(1e9), "sessions.jsonl", "seconds of"),
+        fault("no time of its end", |f| f.sessions[1]["unix_s"] = Value::Null, "sessions.jsonl", "seconds of the end"),
+        fault(
+            "no gradient in any step",
+            |f| f.steps.iter_mut().for_each(|step| step.2 = "0.0".to_owned()),
+            "trainer_state.json",
+            "grad_norm",
+        ),
         fault(
             "too few steps",
             |f| (f.global_step, f.steps) = (79, f.steps[..79].to_vec()),
@@ -364,7 +376,8 @@ fn every_planted_fault_is_found_by_file_and_name() {
     let dir = tempfile::tempdir().unwrap();
     let expected = start(Tiny::Llama, &dir.path().join("start"));
     let all: Vec<Fault> = [faults_of_weights(), faults_of_text(), faults_of_logs()].into_iter().flatten().collect();
-    assert!(all.len() >= 30, "{}", all.len());
+    assert!(all.len() >= 40, "{}", all.len());
+    let mut missed = Vec::new();
     for (at, fault) in all.iter().enumerate() {
         let folder = dir.path().join(format!("fault-{at}"));
         let mut made = Folder::good(Tiny::Llama);
@@ -373,13 +386,16 @@ fn every_planted_fault_is_found_by_file_and_name() {
         (fault.after)(&folder);
         let verdict = check(&folder, &expected);
         let hit = |finding: &&Finding| finding.file.contains(fault.file) && finding.what.contains(fault.what);
-        assert!(verdict.findings.iter().find(hit).is_some(), "{}: {:#?}", fault.name, verdict.findings);
+        if !verdict.findings.iter().any(|finding| hit(&finding)) {
+            missed.push(format!("{}: {:#?}", fault.name, verdict.findings));
+        }
         // One fault is one thing to read, unless it stands in every tensor or shard.
         let is_one =
             !["bf16 in place of f32", "a missing shard", "an index of other shards", "a truncated file", "a pickle"]
                 .contains(&fault.name);
         assert!(!is_one || verdict.findings.len() <= 2, "{}: {:#?}", fault.name, verdict.findings);
     }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
 }
 
 #[test]
@@ -503,6 +519,89 @@ fn a_start_that_is_not_the_one_that_was_planned_with_is_found_by_its_digest() {
     let findings = check(&folder, &expected).findings;
     assert!(findings.len() == 1 && findings[0].what == "start (sha256)", "{findings:#?}");
     assert_eq!((findings[0].file.as_str(), findings[0].expected.as_str()), ("tokenizer.json", digest.as_str()));
+}
+
+/// Weights that somebody put in place of those that were planned with, and a template that the site's model has got since.
+#[test]
+fn a_start_with_other_weights_or_another_template_than_the_rows_were_rendered_with_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("start");
+    let mut expected = start(Tiny::Llama, &at);
+    let folder = dir.path().join("work");
+    let bpe = |token: &str| {
+        json!({"version": "1.0", "added_tokens": [{"id": 1, "content": token, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true}], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"},
+            "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": {"a": 0, token: 1, "b": 2}, "unk_token": "a"}})
+    };
+    let good = Folder { tokenizer: bpe("<s>"), ..Folder::good(Tiny::Llama) };
+    Folder { tensors: tensors(&tiny_config(Tiny::Llama), 0.0), ..good.clone() }.write(&at);
+    good.write(&folder);
+    let weights = aloe_record::digest::file(&at.join("model.safetensors")).unwrap();
+    expected.start_sha256 = [("model.safetensors".to_owned(), weights)].into();
+    expected.template_sha256 = Some(digest_of_template("{{ messages }}"));
+    assert_eq!(check(&folder, &expected).findings, []);
+    // The returned folder has it too, as an export from that start would.
+    for folder in [&at, &folder] {
+        std::fs::write(folder.join("chat_template.jinja"), "<<USER>>{{ messages }}").unwrap();
+    }
+    let findings = check(&folder, &expected).findings;
+    assert!(findings.len() == 1 && findings[0].what == "template of the start (sha256)", "{findings:#?}");
+    std::fs::remove_file(at.join("chat_template.jinja")).unwrap();
+    std::fs::remove_file(folder.join("chat_template.jinja")).unwrap();
+    let findings = check(&folder, &expected).findings;
+    assert!(findings.len() == 1 && findings[0].found == "none", "{findings:#?}");
+    expected.template_sha256 = None;
+    let path = at.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let findings = check(&folder, &expected).findings;
+    assert!(findings.len() == 1 && findings[0].file == "model.safetensors", "{findings:#?}");
+}
+
+/// A folder of 80 steps with a warm-up of 4 to a constant rate of 8e-5, each changed by one of `makes`, and what is found in it.
+fn found_of(makes: &[&dyn Fn(&mut Folder)]) -> Vec<Vec<Finding>> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut expected = start(Tiny::Llama, &dir.path().join("start"));
+    expected.stage.config = json!({"lr": 8e-5, "schedule": "constant", "betas": [0.9, 0.999], "warmup_steps": 4, "warmup_ratio": 0.0,
+        "lr_floor": 0.0, "weight_decay": 0.01});
+    let found = |(at, make): (usize, &&dyn Fn(&mut Folder))| {
+        let mut made = Folder::good(Tiny::Llama);
+        made.steps.iter_mut().for_each(|step| step.3 = 8e-5 * ((step.0 - 1) as f64 / 4.0).min(1.0));
+        make(&mut made);
+        let folder = dir.path().join(at.to_string());
+        made.write(&folder);
+        check(&folder, &expected).findings
+    };
+    makes.iter().enumerate().map(found).collect()
+}
+
+#[test]
+fn another_learning_rate_than_planned_is_found_in_every_step_or_in_one() {
+    let times = |factor: f64| move |f: &mut Folder| f.steps.iter_mut().for_each(|step| step.3 *= factor);
+    let found = found_of(&[&|_| {}, &times(10.0), &times(0.0), &times(1.001), &|f| f.steps[60].3 = 0.0]);
+    assert_eq!(found[0], []);
+    // The first step of a warm-up has the rate 0.
+    for findings in &found[1..4] {
+        assert!(findings.len() == 1 && findings[0].what == "learning_rate of step 2", "{findings:#?}");
+        assert!(findings[0].found.contains("and 78 more steps"), "{findings:#?}");
+    }
+    assert!(found[4].len() == 1 && found[4][0].what == "learning_rate of step 61", "{:#?}", found[4]);
+}
+
+/// 80 steps carry a weight by some 0.03 at most, whatever the gradients; the made folder is 0.001 away from its start.
+#[test]
+fn a_weight_that_no_update_reaches_is_found_by_its_tensor() {
+    let found = found_of(&[&|f| f.tensor("1.mlp.up").values[7] += 0.1, &|f| {
+        f.tensors.iter_mut().for_each(|tensor| tensor.values.reverse())
+    }]);
+    let far = &found[0];
+    assert!(far.len() == 1 && far[0].what.contains("layers.1.mlp.up_proj"), "{far:#?}");
+    assert!(far[0].found.starts_with("a weight 1.01e-1 away"), "{far:#?}");
+    // Weights of the right shape and of another training.
+    assert!(found[1].len() > 10, "{:#?}", found[1]);
 }
 
 /// The rate rises again at step 61, where the second chunk begins; without one there the optimizer was lost.
@@ -647,5 +746,9 @@ fn a_model_of_other_rows_is_found_by_the_sessions_that_trained_it() {
         assert_eq!((findings[0].expected.as_str(), findings[0].found.as_str()), ("new", "old"));
     }
     assert_eq!(checked(&[of(0, "old"), of(20, "old"), of(0, "new"), end(N_STEPS)], &expected, "anew"), []);
-    assert_eq!(checked(&[begin(0), end(N_STEPS)], &expected, "of an earlier version's start script"), []);
+    // The start script writes them down in every session that trained what is there.
+    let mut untold = begin(0);
+    untold["rows_sha256"] = Value::Null;
+    let findings = checked(&[untold, end(N_STEPS)], &expected, "untold");
+    assert!(findings.len() == 1 && findings[0].found == "none", "{findings:#?}");
 }

@@ -6,12 +6,14 @@
 
 use super::{Expectation, Findings};
 use aloe_model::Config;
+use aloe_text::TextModel;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
+const TEMPLATE: &str = "chat_template.jinja";
 
 pub(super) fn check(findings: &mut Findings<'_>, expected: &Expectation) {
     let folder = findings.folder.to_path_buf();
@@ -38,11 +40,27 @@ pub(super) fn check(findings: &mut Findings<'_>, expected: &Expectation) {
     }
     let (start, found) = (template(&expected.start), template(&folder));
     if start != found {
-        let digest = |text: Option<String>| {
-            text.map_or_else(|| "none".to_owned(), |text| aloe_record::digest::bytes(text.as_bytes())[..16].to_owned())
-        };
-        findings.add("chat_template.jinja", "template (sha256)", digest(start), digest(found));
+        let digest = |text: Option<String>| text.map_or_else(|| "none".to_owned(), |text| digest_of_template(&text));
+        findings.add(TEMPLATE, "template (sha256)", digest(start), digest(found));
     }
+    if let Some(planned) = &expected.template_sha256 {
+        match digest_of_start(&expected.start) {
+            Ok(found) if found == *planned => {}
+            Ok(found) => findings.add(TEMPLATE, "template of the start (sha256)", planned, found),
+            Err(error) => findings.add(TEMPLATE, "start", "a tokenizer with a template", error),
+        }
+    }
+}
+
+/// The digest that [`Expectation::template_sha256`] holds, in short.
+pub fn digest_of_template(source: &str) -> String {
+    aloe_record::digest::bytes(source.as_bytes())[..16].to_owned()
+}
+
+/// That of the start's template now.
+fn digest_of_start(start: &Path) -> Result<String, aloe_text::Error> {
+    let template = TextModel::open(start)?.template;
+    Ok(template.map_or_else(|| "none".to_owned(), |template| digest_of_template(template.source())))
 }
 
 fn json(path: &Path) -> Result<Value, String> {

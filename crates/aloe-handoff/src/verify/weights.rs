@@ -1,5 +1,6 @@
 //! The weights of a returned folder: every tensor there, of the right shape, f32, finite, and away from where it started.
 
+use super::curve::Curve;
 use super::{Expectation, Facts, Findings};
 use aloe_model::{Config, FileDtype, ModelSource, SafeTensorsFile, arch};
 use serde_json::Value;
@@ -13,7 +14,7 @@ struct Files {
     places: BTreeMap<String, String>,
 }
 
-pub(super) fn check(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectation) {
+pub(super) fn check(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectation, curve: Option<&Curve>) {
     let start = match ModelSource::open(&expected.start) {
         Ok(start) => start,
         Err(error) => return findings.add("config.json", "start", "a checkpoint", error),
@@ -51,17 +52,41 @@ pub(super) fn check(findings: &mut Findings<'_>, facts: &mut Facts, expected: &E
             findings.add(file_name, name, "finite numbers", format!("{n_bad} of {} that are not", after.len()));
             continue;
         }
-        let (mut start_of, mut update_of) = (0f64, 0f64);
-        for (&w0, &w) in before.iter().zip(&after) {
-            start_of += f64::from(w0).powi(2);
-            update_of += (f64::from(w) - f64::from(w0)).powi(2);
-        }
-        if update_of == 0.0 {
+        let moved = Movement::of(&before, &after);
+        let farthest = curve.map(|curve| curve.farthest(moved.largest));
+        if moved.update_sum == 0.0 {
             findings.add(file_name, name, "moved from where it started", "the start's values");
+        } else if let Some(farthest) = farthest.filter(|farthest| moved.farthest > *farthest) {
+            let planned =
+                format!("within {farthest:.2e} of the start, as far as AdamW goes by the planned learning rates");
+            findings.add(file_name, name, planned, format!("a weight {:.2e} away", moved.farthest));
         }
-        (start_sum, update_sum) = (start_sum + start_of, update_sum + update_of);
+        (start_sum, update_sum) = (start_sum + moved.start_sum, update_sum + moved.update_sum);
     }
     facts.moved = if start_sum > 0.0 { (update_sum / start_sum).sqrt() } else { 0.0 };
+}
+
+/// A tensor against its start: sums of squares of the start and of the update, the farthest and the largest weight.
+#[derive(Default)]
+struct Movement {
+    start_sum: f64,
+    update_sum: f64,
+    farthest: f64,
+    largest: f64,
+}
+
+impl Movement {
+    fn of(before: &[f32], after: &[f32]) -> Self {
+        let mut found = Self::default();
+        for (&w0, &w) in before.iter().zip(after) {
+            let (w0, w) = (f64::from(w0), f64::from(w));
+            found.start_sum += w0.powi(2);
+            found.update_sum += (w - w0).powi(2);
+            found.farthest = found.farthest.max((w - w0).abs());
+            found.largest = found.largest.max(w0.abs()).max(w.abs());
+        }
+        found
+    }
 }
 
 /// Opens what weight files there are; the index and the shards must say the same.

@@ -173,7 +173,7 @@ pub(crate) struct JobArgs {
     /// Seconds until the work is stopped, where no scheduler does it
     #[arg(long)]
     pub(crate) time_limit: Option<u64>,
-    /// Of a training stage whose rows an earlier job made: only write them for its engine, with its configuration
+    /// Of a training stage of another engine: only hold its start and other inputs against the plan, and render rows that an earlier job made
     #[arg(long, conflicts_with_all = ["name", "time_limit"])]
     pub(crate) render: bool,
 }

@@ -54,14 +54,22 @@ fn open(path: &Path, asked: Option<Where>) -> anyhow::Result<Opened> {
     Ok(Opened { run, plan, place, scheduler })
 }
 
+/// The same to submit from it: each stage asks for what `cluster.toml` says now.
+fn open_to_submit(path: &Path, asked: Option<Where>) -> anyhow::Result<Opened> {
+    let opened = open(path, asked)?;
+    let file = opened.run.join("cluster.toml");
+    let plan = opened.plan.at_site(&Cluster::read(&file)?, &file)?;
+    Ok(Opened { plan, ..opened })
+}
+
 /// `aloe run RUN`: submits what is not done.
 pub(crate) fn run(args: &StatusArgs, waits: WaitArgs, cancel: &Cancel) -> anyhow::Result<()> {
-    go_on(&open(&args.run, args.place)?, args.json, waits, cancel)
+    go_on(&open_to_submit(&args.run, args.place)?, args.json, waits, cancel)
 }
 
 /// `aloe resume RUN`: the same, and once more what failed or was cancelled.
 pub(crate) fn resume(args: &ResumeArgs, cancel: &Cancel) -> anyhow::Result<()> {
-    let opened = open(&args.of.run, args.of.place)?;
+    let opened = open_to_submit(&args.of.run, args.of.place)?;
     let again = drive::reset(&opened.run, &opened.plan, opened.scheduler.as_ref())?;
     if !again.is_empty() {
         aloe_record::tell(&format!("tried again: {}", again.join(", ")));
@@ -285,7 +293,8 @@ pub(crate) fn job(args: &JobArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let array = array.and_then(|(array, index)| Some(array_job_id(&array, index.parse().ok()?)));
     let slurm = array.or_else(|| variable("SLURM_JOB_ID"));
     let id = slurm.clone().or_else(|| job_id(std::process::id())).unwrap_or_default();
-    let plan = RunPlan::read(&run)?;
+    let file = run.join("cluster.toml");
+    let plan = RunPlan::read(&run)?.at_site(&Cluster::read(&file)?, &file)?;
     let limit = Duration::from_secs(plan.stage(&args.stage)?.resources.time_limit_s);
     let restarts = variable("SLURM_RESTART_COUNT").and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
     let requeue = || match &slurm {
@@ -319,7 +328,7 @@ pub(crate) fn job(args: &JobArgs, cancel: &Cancel) -> anyhow::Result<()> {
     Ok(job::ended_well(&args.stage, &outcome)?)
 }
 
-/// What a foreign trainer reads, where the plan could not hold it.
+/// What comes before a foreign trainer: a check of what it starts from, and what it reads where the plan could not hold it.
 fn render(run: &Path, name: &str) -> anyhow::Result<()> {
     std::env::set_current_dir(run).with_context(|| format!("cannot enter {}", run.display()))?;
     let plan = RunPlan::read(Path::new("."))?;

@@ -5,7 +5,7 @@
 
 use crate::cli::VerifyArgs;
 use crate::failure::Failure;
-use crate::handoff::returned;
+use crate::handoff::returned::{self, machines, processes};
 use crate::stage::{Context, Inputs, Job, execute};
 use aloe_handoff::Trainer;
 use aloe_handoff::verify::{self, Expectation, Verdict};
@@ -60,11 +60,11 @@ fn report(verdict: &Verdict, args: &VerifyArgs) -> anyhow::Result<()> {
     if verdict.is_good() {
         writeln!(
             out,
-            "{}: {} steps on {} processes of {} machines, {} tensors, all finite and moved (|dW|/|W| {:.2e}), ids and template unchanged",
+            "{}: {} steps on {} of {}, {} tensors, all finite and moved (|dW|/|W| {:.2e}), ids and template unchanged",
             args.folder.display(),
             facts.n_steps,
-            facts.world_size,
-            facts.n_hosts,
+            processes(facts.world_size),
+            machines(facts.n_hosts),
             facts.n_tensors,
             facts.moved
         )?;

@@ -108,12 +108,16 @@ pub(crate) fn figures(
     );
     record.result("summary", summary)?;
     let versions: Vec<String> = report.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let held_out = match stage.counts.n_held_out {
+        0 => String::new(),
+        n => format!("; {n} held-out rows were not evaluated there"),
+    };
     let how = format!(
-        "trained by {} ({}) by {} on {} machines ({devices}), {:.3} device-hours; held-out rows were not evaluated there",
+        "trained by {} ({}) by {} on {} ({devices}), {:.3} device-hours{held_out}",
         report.engine,
         versions.join(", "),
         processes(report.world_size),
-        report.n_hosts,
+        machines(report.n_hosts),
         report.device_hours
     );
     let notices: Vec<&String> = std::iter::once(&how).chain(&verdict.notices).collect();
@@ -127,7 +131,11 @@ pub(crate) fn figures(
     Ok(record.result("handoff", report)?)
 }
 
-fn processes(n: u32) -> String {
+pub(crate) fn machines(n: u32) -> String {
+    if n == 1 { "1 machine".to_owned() } else { format!("{n} machines") }
+}
+
+pub(crate) fn processes(n: u32) -> String {
     if n == 1 { "1 process".to_owned() } else { format!("{n} processes") }
 }
 

@@ -6,11 +6,13 @@ use super::write::inputs_of;
 use crate::commands::rows;
 use crate::commands::run::is_address;
 use crate::failure::Failure;
+use crate::input_digests::check_input;
 use crate::recipe::checked::{Input, Recipe, Stage};
 use crate::recipe::stage_config::StageConfig;
 use aloe_handoff::engine::{self, Rows, RowsInput, Settings, TrainSpec};
-use aloe_handoff::verify::{Counts, Expectation};
-use aloe_handoff::{Cluster, RunPlan, StagePlan, Trainer, sbatch, serving};
+use aloe_handoff::verify::{Counts, Expectation, digest_of_template};
+use aloe_handoff::{Cluster, Resources, RunPlan, StagePlan, Trainer, sbatch, serving};
+use aloe_model::Arch;
 use aloe_record::{atomic, digest};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,7 +51,7 @@ pub(crate) fn write(
 /// What a stage's job runs.
 struct Work {
     /// What comes before it in the same job.
-    before: Vec<String>,
+    before: Vec<Vec<String>>,
     command: Vec<String>,
     checks: Vec<Vec<String>>,
     /// Files of the run folder that were written for it.
@@ -115,6 +117,12 @@ fn checks(planned: &StagePlan) -> Vec<Vec<String>> {
     ]
 }
 
+/// What comes before an engine: its start and its other inputs are still those of the plan and of the stages that made them, and the rows are
+/// rendered where an earlier job made them.
+fn made_ready(name: &str) -> Vec<Vec<String>> {
+    vec![words(&["aloe", "job", ".", name, "--render"])]
+}
+
 /// Whether a training stage's rows are there before any job.
 fn has_rows(stage: &Stage) -> bool {
     let is_made = |input: &Input| matches!(input, Input::Stage(_));
@@ -128,30 +136,45 @@ fn foreign_later(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &
     let start = start::of(recipe, stage, cluster)?;
     let spec = spec(planned, settings_of(stage)?, &start);
     let written = engine::refuse_settings(&spec)?;
+    let noted = note_start(planned, &start)?;
     let mut notices = written.notices;
     notices.push(format!(
         "the rows of {name} are made by a job: its own job renders them and writes the configuration of {}, which is then not in the plan",
         trainer.name()
     ));
     Ok(Work {
-        before: words(&["aloe", "job", ".", name, "--render"]),
+        before: made_ready(name),
         command: written.command,
         checks: checks(planned),
-        files: Vec::new(),
+        files: noted,
         of_site: start.of_site,
         pins: engine::pins(&spec),
         notices,
     })
 }
 
-/// In the job of a stage whose rows an earlier job made: writes what [`write()`] writes for others, but the scripts. What an earlier session
-/// wrote of the same rows stays.
+/// In a job: refuses a start and other inputs that are not what they were, before an engine has used its hours. For a stage whose rows an
+/// earlier job made it writes what [`write()`] writes for others, but the scripts; what an earlier session wrote of the same rows stays.
 pub(crate) fn render(
     recipe: &Recipe,
     stage: &Stage,
     planned: &StagePlan,
     cluster: &Cluster,
 ) -> anyhow::Result<Vec<String>> {
+    for (_, inputs) in &stage.from {
+        for input in inputs {
+            if let Input::Stage(at) = input {
+                check_input(&Path::new("out").join(&recipe.stages[*at].name))?;
+            }
+        }
+    }
+    let noted = planned.folder.join(START);
+    if noted.is_file() {
+        start::refuse_other(&start::weights(recipe, stage, cluster)?, &atomic::read_json(&noted)?)?;
+    }
+    if has_rows(stage) {
+        return Ok(Vec::new());
+    }
     let text = start::of(recipe, stage, cluster)?.text;
     let made_of = MadeOf::of(planned, &single(recipe, stage, "data")?, &text)?;
     if rendered::is_there(planned, &made_of) {
@@ -160,6 +183,55 @@ pub(crate) fn render(
     let work = foreign(recipe, stage, planned, cluster)?;
     rendered::note(planned, made_of, &work.files)?;
     Ok(work.notices)
+}
+
+/// The configuration that the job of a stage will write whose rows are not there yet, with a number of steps made up; `None` of others.
+pub(crate) fn pretended_config(
+    recipe: &Recipe,
+    stage: &Stage,
+    planned: &StagePlan,
+    cluster: &Cluster,
+) -> anyhow::Result<Option<String>> {
+    if has_rows(stage) {
+        return Ok(None);
+    }
+    let spec = spec(planned, settings_of(stage)?, &start::of(recipe, stage, cluster)?);
+    Ok(Some(engine::pretended_config(&spec)?))
+}
+
+/// What a foreign trainer would refuse of a stage's settings, before anything of the plan is made: whatever model and rows it will have.
+pub(super) fn refused_settings(stage: &Stage, trainer: Trainer, resources: Resources) -> anyhow::Result<Vec<String>> {
+    let spec = TrainSpec {
+        trainer,
+        settings: settings_of(stage)?,
+        arch: Arch::Llama,
+        context_len: usize::MAX,
+        stage: PathBuf::from("stages/stage"),
+        model: PathBuf::from("model"),
+        rows: PathBuf::from("rows"),
+        work: PathBuf::from("work"),
+        n_steps: 0,
+        chunk_steps: Vec::new(),
+        counts: Counts::default(),
+        resources,
+    };
+    match engine::refuse_settings(&spec) {
+        Ok(_) => Ok(Vec::new()),
+        Err(engine::Error::Settings { mistakes }) => Ok(mistakes),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The file of a stage's folder with the digests of the start's files, where it is a model of the site.
+const START: &str = "start.json";
+
+fn note_start(planned: &StagePlan, start: &Start) -> anyhow::Result<Vec<String>> {
+    if start.digests.is_empty() {
+        return Ok(Vec::new());
+    }
+    let path = planned.folder.join(START);
+    atomic::write_json(&path, &start.digests)?;
+    Ok(vec![path.to_string_lossy().into_owned()])
 }
 
 fn settings_of(stage: &Stage) -> anyhow::Result<Settings> {
@@ -204,23 +276,28 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
         }
     };
     let trainer = planned.trainer;
-    let mut notices = not_evaluated(&spec.settings, &rows, trainer);
+    let mut notices = Vec::new();
     let input = RowsInput { trainer, settings: &spec.settings, text: &start.text, model: &start.config, rows };
     let folder = spec.rows.clone();
     let rendered = engine::render_rows(input, &folder)?;
     spec.n_steps = rendered.n_steps;
     spec.chunk_steps = rendered.chunk_steps;
     spec.counts = rendered.counts;
+    notices.extend(not_evaluated(&planned.name, &spec));
     let pins = engine::pins(&spec);
     let written = engine::write(&spec, &planned.folder)?;
     let expected = planned.folder.join("expected.json");
     // The rows were rendered with this tokenizer: what stands under the link at another site must be the same.
     let mut expectation: Expectation = atomic::read_json(&expected)?;
+    let noted = if has_rows(stage) { note_start(planned, &start)? } else { Vec::new() };
     expectation.start_sha256 = start.digests;
+    let of_start = start.text.template.as_ref().filter(|_| start::template_of(stage).is_none());
+    expectation.template_sha256 = of_start.map(|template| digest_of_template(template.source()));
     let rows = folder.join(engine::ROWS);
     expectation.rows_sha256 = Some(digest::file(&rows)?);
     atomic::write_json(&expected, &expectation)?;
-    let of_start = expectation.start_sha256.iter();
+    // Weights are held by the job's first command, which does not read them again in every session.
+    let of_start = expectation.start_sha256.iter().filter(|(name, _)| !name.contains(".safetensors"));
     let of_site =
         of_start.map(|(name, digest)| (expectation.start.join(name).to_string_lossy().into_owned(), digest.clone()));
     notices.extend([rendered.notices, written.notices].concat());
@@ -228,33 +305,25 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
         files.iter().map(|file| folder.join(file).to_string_lossy().into_owned()).collect()
     };
     Ok(Work {
-        before: Vec::new(),
+        before: made_ready(&planned.name),
         command: written.command,
         checks: checks(planned),
-        files: [below(&folder, &rendered.files), below(&planned.folder, &written.files)].concat(),
+        files: [below(&folder, &rendered.files), below(&planned.folder, &written.files), noted].concat(),
         of_site: of_site.chain(start.of_site).collect(),
         pins,
         notices,
     })
 }
 
-/// Rows are held out by the data stage, and a trainer that is given none of them evaluates none.
-fn not_evaluated(settings: &Settings, rows: &Rows, trainer: Trainer) -> Vec<String> {
-    let n = match rows {
-        Rows::Sft(_, held_out) => held_out.len(),
-        Rows::Dpo(_, held_out) => held_out.len(),
-    };
-    let eval_every = match settings {
-        Settings::Sft(config) => config.eval_every,
-        Settings::Dpo(config) => config.eval_every,
-    };
-    if n == 0 || eval_every > 0 {
-        return Vec::new();
-    }
-    vec![format!(
-        "{n} held-out rows are neither trained on nor evaluated by {}, where our own trainer evaluates them at the end",
-        trainer.name()
-    )]
+/// Rows are held out by the data stage or by `held_out_share`, and a trainer that is given none of them evaluates none.
+fn not_evaluated(name: &str, spec: &TrainSpec) -> Option<String> {
+    let n = spec.counts.n_held_out;
+    (n > 0).then(|| {
+        format!(
+            "{name}: {n} held-out rows are neither trained on nor evaluated by {}, where our own trainer evaluates them at the end",
+            spec.trainer.name()
+        )
+    })
 }
 
 fn single(recipe: &Recipe, stage: &Stage, name: &str) -> anyhow::Result<PathBuf> {

@@ -2,6 +2,7 @@
 //! from, whose folder is at hand; the template may have been named on the way.
 
 use crate::failure::Failure;
+use crate::known;
 use crate::recipe::checked::{Input, Recipe, Stage};
 use crate::recipe::stage_config::{MergeStage, StageConfig};
 use crate::stage::model_of;
@@ -22,22 +23,30 @@ pub(crate) struct Start {
     pub(crate) config: Config,
     /// The checkpoint folder in the run folder, as it will be when the stage's job begins: f32 masters where there are any.
     pub(crate) weights: PathBuf,
-    /// Digests of its configuration and tokenizer, where it is a model of the site or a copy of one: of anything else the stage's inputs
-    /// have them, or an earlier stage makes it.
+    /// Digests of its configuration, tokenizer, template and weights, where it is a model of the site; of a copy of one those of the
+    /// configuration and the tokenizer. Of anything else the stage's inputs have them, or an earlier stage makes it.
     pub(crate) digests: BTreeMap<String, String>,
-    /// Digests by their paths in the run folder, of the model of the site whose tokenizer the rows are rendered with.
+    /// Digests by their paths in the run folder, of the text files of the model of the site whose tokenizer the rows are rendered with.
     pub(crate) of_site: BTreeMap<String, String>,
 }
 
 /// The start of `stage`, a training stage of a run folder's recipe; called in the run folder.
 pub(crate) fn of(recipe: &Recipe, stage: &Stage, cluster: &Cluster) -> anyhow::Result<Start> {
-    let input = model_input(stage).ok_or_else(|| Failure::usage("it has no input `model`"))?;
+    let input = named_model(stage)?;
     let weights = weights_of(recipe, input, cluster)?;
-    let copied_from = match input {
-        Input::Path(_) => at_hand(&weights, cluster),
+    let digests = match input {
+        Input::Path(_) => {
+            let folder = at_hand(&weights, cluster);
+            let mut found = digests_of(&folder, Path::new(""), &TEXT_FILES)?;
+            found.extend(digests_of_weights(&folder)?);
+            found
+        }
+        // A copy has these as they were.
         Input::Stage(at) => match &recipe.stages[*at].config {
-            StageConfig::Pull(config) => at_hand(Path::new(&config.source), cluster),
-            _ => weights.clone(),
+            StageConfig::Pull(config) => {
+                digests_of(&at_hand(Path::new(&config.source), cluster), Path::new(""), &TEXT_FILES[..2])?
+            }
+            _ => BTreeMap::new(),
         },
     };
     let (named, on_the_way) = origin(recipe, input, tokenizer_input).map_err(|earlier| {
@@ -69,12 +78,20 @@ pub(crate) fn of(recipe: &Recipe, stage: &Stage, cluster: &Cluster) -> anyhow::R
         None => text,
     };
     let config = shape_of(recipe, input, &text, cluster)?;
-    let digests = digests_of(&copied_from, Path::new(""))?;
     let of_site = match folder.strip_prefix(&whole) {
-        Ok(inside) => digests_of(&folder, &named.join(inside))?,
+        Ok(inside) => digests_of(&folder, &named.join(inside), &TEXT_FILES)?,
         Err(_) => BTreeMap::new(),
     };
     Ok(Start { text, config, weights, digests, of_site })
+}
+
+/// The folder of [`Start::weights`] alone.
+pub(crate) fn weights(recipe: &Recipe, stage: &Stage, cluster: &Cluster) -> anyhow::Result<PathBuf> {
+    weights_of(recipe, named_model(stage)?, cluster)
+}
+
+fn named_model(stage: &Stage) -> anyhow::Result<&Input> {
+    model_input(stage).ok_or_else(|| Failure::usage("it has no input `model`").into())
 }
 
 /// The shape of the model that a training starts from: of a merge it is its base's, or its first model's, with as many embeddings as the
@@ -113,12 +130,51 @@ fn origin<'r>(
     }
 }
 
-/// Digests of the files that decide what rows mean, by their names below `named`; none of a folder that lies in the run folder.
-fn digests_of(folder: &Path, named: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-    let names = ["config.json", "tokenizer.json"].into_iter();
-    let files = names.filter(|name| folder.is_absolute() && folder.join(name).is_file());
+/// Files of a model that decide what rows mean and how the trained model is used; copies of a model have the first two as they were.
+const TEXT_FILES: [&str; 6] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+];
+
+/// Digests of the weights of a model of the site by their names; none of a folder that lies in the run folder.
+fn digests_of_weights(folder: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().filter(|_| folder.is_absolute());
+    for path in entries.map(|entry| entry.path()).filter(|path| path.is_file()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") {
+            found.insert(name, known::digest(&path, known::store().as_deref())?);
+        }
+    }
+    Ok(found)
+}
+
+/// Refuses to train from a model of the site that is not the one that was planned with, as far as `digests` tell. Large files that were
+/// hashed before and did not change since are not read again.
+pub(crate) fn refuse_other(start: &Path, digests: &BTreeMap<String, String>) -> anyhow::Result<()> {
+    for (name, planned) in digests {
+        let path = start.join(name);
+        let found = known::digest(&path, known::store().as_deref())?;
+        if found != *planned {
+            let text = format!(
+                "{} is not the file that was planned with (sha256 {found}, not {planned}); plan anew, or put the other one back",
+                path.display()
+            );
+            return Err(Failure::usage(text).into());
+        }
+    }
+    Ok(())
+}
+
+/// Digests of those of `names` that are there, by their names below `named`; none of a folder that lies in the run folder.
+fn digests_of(folder: &Path, named: &Path, names: &[&str]) -> anyhow::Result<BTreeMap<String, String>> {
+    let files = names.iter().filter(|name| folder.is_absolute() && folder.join(name).is_file());
     let plain = |path: PathBuf| path.components().filter(|part| part.as_os_str() != ".").collect::<PathBuf>();
-    let of = |name: &str| {
+    let of = |name: &&str| {
         let path = plain(named.join(name)).to_string_lossy().into_owned();
         Ok((path, aloe_record::digest::file(&folder.join(name))?))
     };
@@ -140,7 +196,8 @@ fn model_input(stage: &Stage) -> Option<&Input> {
     stage.from.iter().find(|(name, _)| name == "model").and_then(|(_, inputs)| inputs.first())
 }
 
-fn template_of(stage: &Stage) -> Option<&str> {
+/// The template that a training stage names itself.
+pub(super) fn template_of(stage: &Stage) -> Option<&str> {
     match &stage.config {
         StageConfig::Sft(config) => config.chat_template.as_deref(),
         StageConfig::Dpo(config) => config.chat_template.as_deref(),

@@ -59,6 +59,12 @@ pub(crate) fn write(
     check_files(&recipe, &rewritten)?;
     refuse_own(run, &rewritten)?;
     let made = make_here(&recipe, &cluster, run, threads, cancel)?;
+    // First: without it nothing of an earlier plan can be run when this one comes to no end. Nothing of it has begun.
+    let earlier = run.join(PLAN);
+    if earlier.is_file() {
+        std::fs::remove_file(&earlier).with_context(|| format!("cannot remove {}", earlier.display()))?;
+        atomic::remove_folder(&run.join("state"))?;
+    }
     for folder in WRITTEN.map(|name| run.join(name)) {
         atomic::remove_folder(&folder)?;
     }
@@ -175,6 +181,10 @@ fn check_stages(recipe: &Recipe, cluster: &Cluster, default: Trainer, place: Whe
             Ok(asked) if scripts::served_model(recipe, stage, cluster).is_some() => {
                 let serving = cluster.serving.as_ref();
                 mistakes.extend(serving.and_then(|serving| serving.mistake(&stage.name, asked.gpus_per_node)));
+            }
+            Ok(asked) if trainer != Trainer::Aloe => {
+                let refused = scripts::refused_settings(stage, trainer, asked)?;
+                mistakes.extend(refused.into_iter().map(|mistake| format!("stage {:?}: {mistake}", stage.name)));
             }
             Ok(_) => {}
             Err(mistake) => mistakes.push(mistake),

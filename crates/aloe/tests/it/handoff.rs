@@ -8,6 +8,7 @@ mod chain;
 mod data_shards;
 mod engines;
 mod faults;
+mod held;
 mod limits;
 mod made_rows;
 mod planned;

@@ -31,9 +31,9 @@ fn write_checkpoint(folder: &Path, shift: f32) {
 
 fn write_logs(folder: &Path, world_size: u32) {
     let versions = json!({"trl": "1.16.0", "torch": "2.15.0"});
-    let begin = json!({"event": "begin", "step": 0, "max_steps": N_STEPS, "world_size": world_size, "n_hosts": 1,
+    let begin = json!({"event": "begin", "unix_s": 1000.0, "step": 0, "max_steps": N_STEPS, "world_size": world_size, "n_hosts": 1,
         "devices": ["NVIDIA H100"], "versions": versions});
-    let end = json!({"event": "end", "step": N_STEPS, "seconds": 1800.0});
+    let end = json!({"event": "end", "unix_s": 2800.0, "step": N_STEPS, "seconds": 1800.0});
     std::fs::write(folder.join("sessions.jsonl"), format!("{begin}\n{end}\n")).unwrap();
     let entry =
         |step: u64| json!({"step": step, "loss": 2.0 - step as f64 / 10.0, "grad_norm": 1.0, "learning_rate": 1e-5});
@@ -73,7 +73,7 @@ fn a_model_from_another_trainer_is_checked_taken_over_and_told_as_its_own() {
     write_run(dir.path());
     let (stdout, stderr, code) = verify(dir.path(), &[]);
     assert_eq!(code, 0, "{stdout}{stderr}");
-    assert!(stdout.contains("6 steps on 4 processes of 1 machines"), "{stdout}");
+    assert!(stdout.contains("6 steps on 4 processes of 1 machine,"), "{stdout}");
     assert!(dir.path().join("work/tune/MANIFEST.json").is_file());
     let at = |name: &str| dir.path().join(name).display().to_string();
     let more = ["--out", &at("out/tune"), "--model", &at("out/base"), "--data", &at("out/data")];

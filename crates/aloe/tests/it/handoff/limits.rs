@@ -42,10 +42,33 @@ fn under_slurm_what_a_partition_does_not_give_is_refused_and_nothing_is_submitte
     let gpus = "gpus_per_node = 8\ntime = 600";
     refused("wide", "acc", gpus, "stage \"scores\" asks for 8 GPUs a node; nodes of the partition have 4 at most");
     refused("lost", "nowhere", "gpus_per_node = 0\ntime = 600", "invalid partition specified: nowhere");
+    // The longest of a list is acc's three days.
+    let days = "gpus_per_node = 0\ntime = \"5-00:00:00\"";
+    let part = "stage \"scores\" asks for 5-00:00:00, partition debug,acc gives 3-00:00:00 at most";
+    refused("list", "debug,acc", days, part);
     let jobs = rig.slurm("squeue", &["--noheader", "--states=all"]);
     assert_eq!(jobs, "", "something was submitted");
     // The same within the limits is run, under a name that is one word.
     let out = planned(dir.path(), "well", "debug", "gpus_per_node = 0\ntime = \"0:30:00\"");
     rig.aloe_ok(&["run", out.to_str().unwrap()]);
     rig.wait_until(&out, std::time::Duration::from_secs(120), |phases| phases == ["done"]);
+}
+
+/// A folder whose name holds what Slurm takes for a pattern, at a site that gives more time and processors than were planned.
+#[test]
+fn under_slurm_a_job_asks_for_what_its_site_says_now_from_a_folder_of_any_name() {
+    let (Some(_), Some(rig)) = (stories(), Rig::start()) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let out = planned(dir.path(), "r %x 2", "debug,acc", "gpus_per_node = 0\ntime = \"0:10:00\"");
+    let cluster = out.join("cluster.toml");
+    let text = std::fs::read_to_string(&cluster).unwrap();
+    let text =
+        text.replace("time = \"0:10:00\"", "time = \"0:20:00\"").replace("cpus_per_node = 2", "cpus_per_node = 4");
+    std::fs::write(&cluster, text).unwrap();
+    rig.aloe_ok(&["run", out.to_str().unwrap()]);
+    let asked = rig.slurm("squeue", &["--noheader", "--states=all", "--format=%l %C"]);
+    assert_eq!(asked.trim(), "20:00 4");
+    rig.wait_until(&out, std::time::Duration::from_secs(120), |phases| phases == ["done"]);
+    let logs = std::fs::read_dir(out.join("state/scores")).unwrap().flatten();
+    assert!(logs.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().starts_with("slurm-")));
 }

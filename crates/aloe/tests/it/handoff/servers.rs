@@ -157,6 +157,7 @@ fn a_served_stage_asks_both_servers_of_its_job_gives_what_an_address_gives_and_l
     assert_eq!(code, 0, "{said}\n{}", served.log());
     let asked = served.written("asked");
     assert!(asked.len() == 2 && asked.iter().all(|one| one.len() > 4), "{asked:?}");
+    assert_eq!(served.written("pid").len(), 2, "a server was started twice");
     assert_eq!(served.samples(), samples_by_address(&stories));
     served.assert_nothing_is_left();
     let record = std::fs::read_to_string(served.run.join("out/scores/record.json")).unwrap();
@@ -167,6 +168,36 @@ fn a_served_stage_asks_both_servers_of_its_job_gives_what_an_address_gives_and_l
     let weights = results["model"]["weights"].as_str().unwrap();
     assert!(weights.strip_prefix("served ").is_some_and(|digest| digest.len() == 64), "{weights}");
     assert_eq!(results["model"]["name"], "01-stories260K");
+}
+
+/// Two tasks with another number of options each, by two rules of reading an answer.
+#[test]
+fn a_model_is_loaded_once_a_server_for_all_tasks_of_its_stage() {
+    let Some(stories) = stories() else { return };
+    let served = planned(&stories, "local", "good", QUICK);
+    let recipe = served.dir.path().join("served.toml");
+    let text = std::fs::read_to_string(&recipe).unwrap();
+    let tasks = text.replace("tasks = [\"starter_mcqa\"]", "tasks = [\"starter_mcqa\", \"starter_pubmedqa\"]");
+    assert_ne!(tasks, text);
+    std::fs::write(&recipe, tasks).unwrap();
+    let cluster = served.dir.path().join("cluster.toml");
+    let [recipe, cluster] = [&recipe, &cluster].map(|path| path.to_str().unwrap());
+    let out = served.run.to_str().unwrap();
+    let (_, said, code) = run(&["plan", recipe, "--where", "local", "--cluster", cluster, "--out", out]);
+    assert_eq!(code, 0, "{said}");
+    let (said, code) = served.run_it("run");
+    assert_eq!(code, 0, "{said}\n{}", served.log());
+    let samples = served.samples();
+    for task in ["starter_mcqa", "starter_pubmedqa"] {
+        assert!(
+            samples.contains(&format!("\"task\":\"{task}\"")),
+            "{task}: {}",
+            samples.lines().next().unwrap_or_default()
+        );
+    }
+    // A process of the mock is one load of the model.
+    assert_eq!(served.written("pid").len(), 2, "two replicas, whatever the tasks");
+    served.assert_nothing_is_left();
 }
 
 #[test]
