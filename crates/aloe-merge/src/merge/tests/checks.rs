@@ -284,7 +284,8 @@ fn the_budget_counts_what_the_method_notes() {
     let tokenizers = 3 * (3 * size + 640 * 64) - 2 * 2 * size;
     assert_eq!(needs(&dare("tokenizer_source: union\n")) - needs(&dare("")), tokenizers + rows);
     let stock = format!("{MODELS_AB}merge_method: model_stock\ndtype: float32\n");
-    assert_eq!(needs(&stock) - needs(&dare("")), 6 * 4 * crate::tile::TILE as u64, "three squares and three products");
+    // What f64 takes beyond the f32 of three offsets, and in f64 three squares and three products.
+    assert_eq!(needs(&stock) - needs(&dare("")), (3 + 2 * 6) * 4 * crate::tile::TILE as u64);
     // By rows: of the 64, three squares and three products of pieces and whole, and a place.
     let by_row = format!("{stock}parameters: {{filter_wise: true}}\n");
     assert_eq!(needs(&by_row) - needs(&stock), 64 * (2 * 6 * 8 + 4));
