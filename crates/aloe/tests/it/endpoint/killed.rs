@@ -82,16 +82,19 @@ fn scores_that_a_killed_client_was_given_are_not_asked_for_again() {
     let model = Arc::new(Model::open(&stories));
     let tokenizer = ["--tokenizer", stories.to_str().unwrap()];
     let more = [&["--tasks", "starter_mcqa", "--protocol", "lm-eval"][..], &tokenizer].concat();
-    // 25 of 60 questions have 100 options: these are scored a second time.
-    check(101, &more, 100, move |asked| model.echo(asked));
+    // All 60 questions of four options each are scored a second time.
+    check(101, &more, 240, move |asked| model.echo(asked));
 }
 
 #[test]
 fn votes_that_a_killed_client_was_given_are_not_asked_for_again() {
     let more = ["--server-template", "--tasks", "starter_mcqa", "--strategy", "sc-cot", "--set", "n_samples=3"];
     let answer = |asked: &super::Asked| {
-        let length = asked.body["messages"].to_string().len() as u64 + asked.body["seed"].as_u64().unwrap_or_default();
-        super::text(&format!("Answer: {}", ["A", "B", "C", "D"][(length % 4) as usize]))
+        let number = |name: &str| asked.body[name].as_u64().unwrap_or_default();
+        let first = asked.body["messages"].to_string().len() as u64 + number("seed");
+        let letter = |at: u64| format!("Answer: {}", ["A", "B", "C", "D"][((first + at) % 4) as usize]);
+        super::server::texts(&(0..number("n")).map(letter).collect::<Vec<_>>())
     };
-    check(70, &more, 99, answer);
+    // One request asks for a question's three votes; 33 questions are asked twice.
+    check(20, &more, 33, answer);
 }
