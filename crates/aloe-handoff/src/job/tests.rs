@@ -319,13 +319,13 @@ fn a_failure_names_the_engines_log_and_its_last_words_and_a_check_the_jobs_own()
     let failed = run_plain(dir.path(), "7", "a");
     assert_eq!(failed, Outcome::Failed("run.sh: exit code 1; work/a/engine.log ends with: 7 | 8 | 9".into()));
     // The next session ends before its engine is started.
-    std::fs::write(dir.path().join("stages/a/run.sh"), "exit 2").unwrap();
-    std::fs::write(dir.path().join("state/a/slurm-9.log"), "error: the rows are others\n").unwrap();
+    let says = |words: &str, id: u32| format!("echo {words} >> state/a/slurm-{id}.log");
+    let run_9 = format!("{}; exit 2", says("error: the rows are others", 9));
+    std::fs::write(dir.path().join("stages/a/run.sh"), run_9).unwrap();
     let failed = run_plain(dir.path(), "9", "a");
     let said = "run.sh: exit code 2; state/a/slurm-9.log ends with: error: the rows are others";
     assert_eq!(failed, Outcome::Failed(said.into()));
-    std::fs::write(dir.path().join("stages/a/run.sh"), "true").unwrap();
-    std::fs::write(dir.path().join("state/a/slurm-8.log"), "work/a: 2 findings\n\n").unwrap();
+    std::fs::write(dir.path().join("stages/a/run.sh"), says("work/a: 2 findings", 8)).unwrap();
     let failed = run_plain(dir.path(), "8", "a");
     assert_eq!(
         failed,
