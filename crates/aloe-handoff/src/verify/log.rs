@@ -154,7 +154,10 @@ fn rates(findings: &mut Findings<'_>, steps: &[&Value], curve: &Curve) {
     let is_other = |entry: &&&Value| {
         let planned = curve.rate(&entry["step"]);
         // Of a step that was not planned the order tells.
-        planned.is_some_and(|planned| !((number(&entry["learning_rate"]) - planned).abs() <= 1e-6 * curve.peak))
+        planned.is_some_and(|planned| {
+            let away = (number(&entry["learning_rate"]) - planned).abs();
+            away.is_nan() || away > 1e-6 * curve.peak
+        })
     };
     let others: Vec<&&Value> = steps.iter().filter(is_other).collect();
     let Some(first) = others.first() else { return };
