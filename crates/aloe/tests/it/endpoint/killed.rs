@@ -95,6 +95,6 @@ fn votes_that_a_killed_client_was_given_are_not_asked_for_again() {
         let letter = |at: u64| format!("Answer: {}", ["A", "B", "C", "D"][((first + at) % 4) as usize]);
         super::server::texts(&(0..number("n")).map(letter).collect::<Vec<_>>())
     };
-    // One request asks for a question's three votes; 33 questions are asked twice.
-    check(20, &more, 33, answer);
+    // One request asks for a question's three votes; each question is asked twice.
+    check(20, &more, 60, answer);
 }
