@@ -5,7 +5,7 @@
 //! ask again. The first entry is the run's fingerprint; a log of another run is refused, never mixed in.
 
 use crate::{Error, Result, Sample};
-use aloe_engine::CanaryAnswers;
+use aloe_engine::{CanaryAnswers, Engine};
 use aloe_record::digest;
 use aloe_record::log::Log;
 use aloe_task::worked::Worked;
@@ -17,8 +17,21 @@ use std::time::{Duration, Instant};
 /// How long answers may stay unforced to the disk: a kill loses none of them, a loss of power at most these.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
+/// The name of this log and of those like it.
+const LOG: &str = ".answers.log";
+
 /// The file of what the engine keeps of a server's answers before a log like this one has them.
-pub(crate) const KEPT: &str = ".requests.log";
+const KEPT: &str = ".requests.log";
+
+/// The log of the run in `out` that is to be opened, and how many answers of a server an earlier process left beside it, which the engine
+/// keeps from now on as they come. Without a log there is no canary to hold them against: they are dropped.
+pub(crate) fn kept(engine: &Engine, out: &Path, fingerprint: &str) -> Result<(PathBuf, usize)> {
+    let (log, kept) = (out.join(LOG), out.join(KEPT));
+    if log.metadata().map_or(true, |file| file.len() == 0) {
+        let _ = std::fs::remove_file(&kept);
+    }
+    Ok((log, engine.keep_answers(&kept, fingerprint)?))
+}
 
 /// Refuses to go on with the answers at `path` when the endpoint answers known questions otherwise than it did for them.
 pub(crate) fn check_same(then: &CanaryAnswers, now: &CanaryAnswers, path: &Path) -> Result<()> {
@@ -79,7 +92,7 @@ enum Entry {
     Again(Box<Kept<Sample>>),
 }
 
-fn kept<T: Clone>(question: &Question, what: &T) -> Kept<T> {
+fn of_question<T: Clone>(question: &Question, what: &T) -> Kept<T> {
     Kept { question: content_digest(question), what: what.clone() }
 }
 
@@ -195,17 +208,17 @@ impl AnswerLog {
     }
 
     pub(crate) fn append(&mut self, question: &Question, sample: &Sample) -> Result<()> {
-        self.log.append(&Entry::Answered(Box::new(kept(question, sample))))?;
+        self.log.append(&Entry::Answered(Box::new(of_question(question, sample))))?;
         self.sync(false)
     }
 
     pub(crate) fn append_again(&mut self, question: &Question, sample: &Sample) -> Result<()> {
-        self.log.append(&Entry::Again(Box::new(kept(question, sample))))?;
+        self.log.append(&Entry::Again(Box::new(of_question(question, sample))))?;
         self.sync(false)
     }
 
     pub(crate) fn append_solved(&mut self, question: &Question, solved: &Solved) -> Result<()> {
-        self.log.append(&Entry::Solved(kept(question, solved)))?;
+        self.log.append(&Entry::Solved(of_question(question, solved)))?;
         self.sync(false)
     }
 
@@ -217,7 +230,7 @@ impl AnswerLog {
         field: &str,
     ) -> Result<()> {
         let told = Specialty { task: task.to_owned(), index, field: field.to_owned() };
-        self.log.append(&Entry::Specialty(kept(question, &told)))?;
+        self.log.append(&Entry::Specialty(of_question(question, &told)))?;
         self.sync(false)
     }
 

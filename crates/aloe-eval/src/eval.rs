@@ -1,7 +1,7 @@
 //! The spine of an evaluation: questions -> prompts -> answers -> scores -> files. Where in the walk: called by the `eval`
 //! command and by the recipe; everything it does is one call away.
 
-use crate::answers::{AnswerLog, KEPT};
+use crate::answers::{self, AnswerLog};
 use crate::report::{self, EvalResults, TaskResult};
 use crate::strategy::{self, Plan, TaskRun};
 use crate::{Error, EvalConfig, Result, Sample, asked, noise, specialty};
@@ -36,8 +36,8 @@ pub fn eval(
     config.check()?;
     let tasks = load(config)?;
     let fingerprint = report::fingerprint(engine.identity(), config, encoders)?;
-    let mut log = AnswerLog::open(&out.join(".answers.log"), &fingerprint)?;
-    let n_kept = engine.keep_answers(&out.join(KEPT), &fingerprint)?;
+    let (path, n_kept) = answers::kept(engine, out, &fingerprint)?;
+    let mut log = AnswerLog::open(&path, &fingerprint)?;
     log.hold(engine.canary(config.strategy.call(), cancel)?, n_kept)?;
     asked::write(out, &tasks)?;
     progress.set_total(tasks.iter().map(|(_, questions, _)| questions.len() as u64).sum());

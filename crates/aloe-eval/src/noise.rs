@@ -77,7 +77,9 @@ pub(crate) fn floor(run: &TaskRun, plan: &Plan, samples: &[Sample], log: &mut An
     log.sync(true)?;
     engine.ask_for("");
     answered?;
-    engine.forget_answers()?;
+    if !missing.is_empty() {
+        engine.forget_answers()?;
+    }
     let pairs: Vec<(&Sample, &Sample)> =
         first.into_iter().filter_map(|sample| Some((sample, again[sample.index].as_ref()?))).collect();
     let below = match plan {

@@ -3,7 +3,7 @@
 //!
 //! Responses are cut at `max_new_tokens` (48): enough to see a refusal, too short to be of use to anybody.
 
-use crate::answers::KEPT;
+use crate::answers;
 use crate::judge::{self, Judge, Judging};
 use crate::redteam_log::RedTeamLog;
 use crate::redteam_report::{Judgement, RedTeamResults, RedTeamSample};
@@ -77,7 +77,8 @@ pub fn redteam(
     judge.map(Judge::check).transpose()?;
     let key = judge.map(Judge::key).unwrap_or_default();
     let fingerprint = fingerprint(engine, &asked, config);
-    let mut log = RedTeamLog::open(&out.join(".answers.log"), &fingerprint, &key)?;
+    let (path, n_kept) = answers::kept(engine, out, &fingerprint)?;
+    let mut log = RedTeamLog::open(&path, &fingerprint, &key)?;
     let n_harmful = asked.iter().filter(|one| one.sample.style.is_some()).count();
     let n_judged = judge.map_or(0, |judge| n_harmful + judge.labels.len());
     progress.set_total((asked.len() + n_judged) as u64);
@@ -87,7 +88,6 @@ pub fn redteam(
     }
     // The judge is measured first: one that cannot be used is found before the model is asked anything.
     let error = judge.map(|judge| measure(judge, &mut log, progress, cancel)).transpose()?;
-    let n_kept = engine.keep_answers(&out.join(KEPT), &fingerprint)?;
     log.hold(engine.canary(Call::Generate, cancel)?, n_kept)?;
     answer_all(engine, &asked, config.rule, &mut log, progress, cancel)?;
     judge.map(|judge| judge_all(judge, &mut log, progress, cancel)).transpose()?;

@@ -85,8 +85,7 @@ impl Journal {
         }
     }
 
-    /// The caller has written down everything it was handed: the file is emptied. What is left of an earlier process's answers belongs
-    /// to questions that it had written down whole.
+    /// The caller has written down everything it was handed: only answers of an earlier process that were not asked for stay in the file.
     pub(crate) fn forget(&self) -> Result<()> {
         self.lock().as_mut().map_or(Ok(()), Open::begin)
     }
@@ -153,11 +152,21 @@ impl Kept<'_> {
 }
 
 impl Open {
+    /// Begins the file anew with what an earlier process was answered and nobody has asked for yet: it may belong to a later task or
+    /// window. The canary of this process vouches for it, so that it has no server.
     fn begin(&mut self) -> Result<()> {
-        (self.is_full, self.found) = (false, HashMap::new());
-        self.mark = Mark { n_answers: 0, n_emptied: self.mark.n_emptied + 1 };
+        self.is_full = false;
+        self.mark =
+            Mark { n_answers: self.found.values().map(VecDeque::len).sum(), n_emptied: self.mark.n_emptied + 1 };
         self.log.clear()?;
-        Ok(self.log.append(&Entry::Run(self.run.clone()))?)
+        self.log.append(&Entry::Run(self.run.clone()))?;
+        for (key, answers) in &self.found {
+            for answer in answers {
+                let (key, answer) = (key.clone(), answer.clone());
+                self.log.append(&Entry::Answered { key, server: String::new(), answer })?;
+            }
+        }
+        Ok(())
     }
 
     fn key(&self, path: &str, body: &Value) -> String {
@@ -242,11 +251,20 @@ mod tests {
         journal.ask_for("");
         assert_eq!(found(&journal, "y"), Some(3));
         put(&journal, "z", 5, "a");
-        journal.forget().unwrap();
-        put(&journal, "z", 6, "a");
         drop(journal);
         let (journal, n_found) = open(&path, "run");
-        assert_eq!((n_found, found(&journal, "z")), (1, Some(6)), "the caller has the others");
+        assert_eq!((n_found, found(&journal, "z")), (5, Some(5)));
+        put(&journal, "later", 6, "a");
+        journal.forget().unwrap();
+        put(&journal, "latest", 7, "a");
+        drop(journal);
+        let (journal, n_found) = open(&path, "run");
+        let left = ["x", "x", "y", "z", "later", "latest"].map(|body| found(&journal, body));
+        assert_eq!(
+            (n_found, left),
+            (5, [Some(1), Some(2), Some(3), None, None, Some(7)]),
+            "the caller has what it asked for"
+        );
     }
 
     #[test]

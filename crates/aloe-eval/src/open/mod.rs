@@ -12,7 +12,7 @@ pub mod panel;
 pub mod report;
 mod sample;
 
-use crate::answers::KEPT;
+use crate::answers;
 use crate::strategy::handed;
 use crate::{Error, Result, report as files, score};
 use aloe_engine::{Call, Engine, EngineIdentity, GenerateRequest, Prompt, Sampling};
@@ -117,10 +117,10 @@ pub fn answer(
     }
     let settings = config.settings();
     let fingerprint = fingerprint(engine.identity(), &settings, &asked);
-    let mut log = OpenLog::open(&out.join(".answers.log"), &fingerprint)?;
+    let (path, n_kept) = answers::kept(engine, out, &fingerprint)?;
+    let mut log = OpenLog::open(&path, &fingerprint)?;
     progress.set_total(asked.len() as u64);
     progress.resume(log.samples.len() as u64);
-    let n_kept = engine.keep_answers(&out.join(KEPT), &fingerprint)?;
     log.hold(engine.canary(Call::Generate, cancel)?, n_kept)?;
     let samples = answer_all(engine, config, &asked, &mut log, progress, cancel)?;
     let (model, protocol) = (engine.identity().clone(), config.protocol);

@@ -83,7 +83,11 @@ fn scores_that_a_killed_client_was_given_are_not_asked_for_again() {
     let tokenizer = ["--tokenizer", stories.to_str().unwrap()];
     let more = [&["--tasks", "starter_mcqa", "--protocol", "lm-eval"][..], &tokenizer].concat();
     // All 60 questions of four options each are scored a second time.
-    check(101, &more, 240, move |asked| model.echo(asked));
+    let of_first = Arc::clone(&model);
+    check(101, &more, 240, move |asked| of_first.echo(asked));
+    // Killed in the second task: 18 questions of three options, behind the probe and twice 240 of the first.
+    let of_both = [&["--tasks", "starter_mcqa,starter_pubmedqa", "--protocol", "lm-eval"][..], &tokenizer].concat();
+    check(1 + 480 + 20, &of_both, 240 + 54, move |asked| model.echo(asked));
 }
 
 #[test]
