@@ -327,6 +327,10 @@ fn contentless(item: &mut Item) -> bool {
     let Some(last) = conversation.messages.last_mut().filter(|message| message.role == Role::Assistant) else {
         return false;
     };
+    // Looked for first: the pattern reads every text to its end, and few hold these words.
+    if !last.content.contains("Answer: ") {
+        return false;
+    }
     let Some(parts) = ANSWER_LINE.captures(&last.content) else { return false };
     // The published rows are instructions, which say by the answer alone that they are multiple choice: it ends in a letter, or in `[Option]`.
     let is_key = |key: &str| key.len() == 1 || key == "Option";
