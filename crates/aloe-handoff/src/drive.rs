@@ -42,14 +42,29 @@ pub fn status(run: &Path, plan: &RunPlan) -> Result<Vec<Status>> {
 }
 
 /// Holds every open stage against the scheduler, and cancels what follows a stage that did not end well. A submission that a client has
-/// begun is left to that client while it lives.
+/// begun is left to that client while it lives, and a copy of a run folder is left as it is.
 pub fn look(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler) -> Result<()> {
     pass(run, plan, scheduler, None)
 }
 
 /// One look; `client` is the caller's lock, where it has it.
 fn pass(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler, client: Option<&StageLock>) -> Result<()> {
-    home::claim(run, plan)?;
+    match client {
+        Some(client) => {
+            home::claim(run, plan, client)?;
+        }
+        None => {
+            if let Some(from) = home::copied_from(run)? {
+                aloe_record::tell(&format!(
+                    "note: {} looks like a copy of {}; its jobs are not asked about here; `aloe run`, `resume` or `cancel` makes it a run of \
+                     its own",
+                    run.display(),
+                    from.display()
+                ));
+                return Ok(());
+            }
+        }
+    }
     for stage in &plan.stages {
         // First: what waited for a failed stage is cancelled, whether or not its own job is still known.
         cancel_after_failure(run, stage, scheduler)?;
@@ -377,7 +392,8 @@ fn submitted(run: &Path, stage: &StagePlan, job: &str) -> Result<()> {
 
 /// Cancels every job of the run.
 pub fn cancel(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler, reason: &str) -> Result<()> {
-    home::claim(run, plan)?;
+    let client = client_lock(run)?;
+    home::claim(run, plan, &client)?;
     // The last first: a scheduler must not start one because the one before it was cancelled.
     for stage in plan.stages.iter().rev() {
         let state = state::read(run, &stage.name)?;

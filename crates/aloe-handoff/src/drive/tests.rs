@@ -156,6 +156,11 @@ fn a_copy_of_a_run_folder_neither_cancels_nor_takes_the_jobs_of_the_one_it_was_c
     say(&run, "b", started("2"));
     fake.set("2", Observed::Running);
     copied(&run, &copy);
+    // It may as well be the run itself by way of a mount with its own numbers: looking writes nothing.
+    let token = std::fs::read(copy.join("state/token")).unwrap();
+    look(&copy, &plan(), &fake).unwrap();
+    assert_eq!((phases(&copy), phases(&run)), (vec!["done", "running", "submitted"], phases(&copy)));
+    assert_eq!(std::fs::read(copy.join("state/token")).unwrap(), token);
     cancel(&copy, &plan(), &fake, "aloe cancel").unwrap();
     assert_eq!([fake.of("2"), fake.of("3")], [Observed::Running, Observed::Waiting]);
     assert_eq!(
