@@ -110,11 +110,11 @@ fn settle(run: &Path, stage: &StagePlan, job: &str, state: &StageState, schedule
             return note(run, stage, job, "it was released and waits".to_owned());
         }
         Observed::Waiting if has_noted(state, WAITS) => {
-            return note(run, stage, job, "it waits for its turn".to_owned());
+            return note_at_times(run, stage, job, "it waits for its turn".to_owned());
         }
         Observed::Waiting | Observed::Running => return Ok(()),
         Observed::Held(reason) => return note(run, stage, job, format!("{HELD}{reason}")),
-        Observed::Delayed(reason) => return note(run, stage, job, format!("{WAITS}{reason}")),
+        Observed::Delayed(reason) => return note_at_times(run, stage, job, format!("{WAITS}{reason}")),
         Observed::EndedWell => "its job ended well without DONE in its place".to_owned(),
         // A requeued job that found its orphan at work and gave up has failed in Slurm's eyes; the work goes on.
         Observed::Failed(_) if is_held(run, &stage.name)? => return Ok(()),
@@ -137,6 +137,21 @@ fn settle(run: &Path, stage: &StagePlan, job: &str, state: &StageState, schedule
 
 fn has_noted(state: &StageState, beginning: &str) -> bool {
     state.reason.as_ref().is_some_and(|reason| reason.starts_with(beginning))
+}
+
+/// The least time between two notes of why a job waits: Slurm's reason may be another at every look, a limit now and its turn then.
+const BETWEEN_NOTES_S: u64 = 3600;
+
+/// Writes why a job waits, unless something was noted of it within the last hour.
+fn note_at_times(run: &Path, stage: &StagePlan, job: &str, reason: String) -> Result<()> {
+    let since = state::now_unix_s().saturating_sub(BETWEEN_NOTES_S);
+    let is_recent = |entry: &state::Entry| {
+        entry.at_unix_s > since && matches!(&entry.event, Event::Noted { job: noted, .. } if noted == job)
+    };
+    match state::entries(run, &stage.name)?.iter().any(is_recent) {
+        true => Ok(()),
+        false => note(run, stage, job, reason),
+    }
 }
 
 /// Writes what holds a job back and tells it, once.
