@@ -7,7 +7,7 @@
 use crate::home;
 use crate::job::{done_mark, is_done};
 use crate::lock::{StageLock, is_held};
-use crate::plan::{RunPlan, StagePlan};
+use crate::plan::{RunPlan, StagePlan, is_set_aside};
 use crate::scheduler::{Array, Observed, Scheduler, Submission, array_job_id};
 use crate::state::{self, Event, Phase, StageState, refused, update};
 use crate::{Error, Result};
@@ -263,10 +263,14 @@ fn goes_with(a: &StagePlan, b: &StagePlan) -> bool {
 }
 
 fn client_lock(run: &Path) -> Result<StageLock> {
-    StageLock::of_client(run)?.map_err(|who| {
-        let reason = format!("{who} is submitting this run; wait for it");
-        Error::Folder { path: run.to_path_buf(), reason }
-    })
+    let wrong = |reason| Error::Folder { path: run.to_path_buf(), reason };
+    let client = StageLock::of_client(run)?;
+    let client = client.map_err(|who| wrong(format!("{who} is submitting or planning this run; wait for it")))?;
+    // This client read the plan before, and waited for the lock of whoever set it aside.
+    if is_set_aside(run) {
+        return Err(wrong("another plan is being written over it; wait for it".to_owned()));
+    }
+    Ok(client)
 }
 
 /// Lets stages that failed or were cancelled be tried again, after a last look at what became of them. Returns their names.
