@@ -7,7 +7,7 @@
 use crate::home;
 use crate::job::{done_mark, is_done};
 use crate::lock::{StageLock, is_held};
-use crate::plan::{RunPlan, StagePlan};
+use crate::plan::{RunPlan, StagePlan, is_set_aside};
 use crate::scheduler::{Array, Observed, Scheduler, Submission, array_job_id};
 use crate::state::{self, Event, Phase, StageState, refused, update};
 use crate::{Error, Result};
@@ -42,14 +42,29 @@ pub fn status(run: &Path, plan: &RunPlan) -> Result<Vec<Status>> {
 }
 
 /// Holds every open stage against the scheduler, and cancels what follows a stage that did not end well. A submission that a client has
-/// begun is left to that client while it lives.
+/// begun is left to that client while it lives, and a copy of a run folder is left as it is.
 pub fn look(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler) -> Result<()> {
     pass(run, plan, scheduler, None)
 }
 
 /// One look; `client` is the caller's lock, where it has it.
 fn pass(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler, client: Option<&StageLock>) -> Result<()> {
-    home::claim(run, plan)?;
+    match client {
+        Some(client) => {
+            home::claim(run, plan, client)?;
+        }
+        None => {
+            if let Some(from) = home::copied_from(run)? {
+                aloe_record::tell(&format!(
+                    "note: {} looks like a copy of {}; its jobs are not asked about here; `aloe run`, `resume` or `cancel` makes it a run of \
+                     its own",
+                    run.display(),
+                    from.display()
+                ));
+                return Ok(());
+            }
+        }
+    }
     for stage in &plan.stages {
         // First: what waited for a failed stage is cancelled, whether or not its own job is still known.
         cancel_after_failure(run, stage, scheduler)?;
@@ -95,11 +110,11 @@ fn settle(run: &Path, stage: &StagePlan, job: &str, state: &StageState, schedule
             return note(run, stage, job, "it was released and waits".to_owned());
         }
         Observed::Waiting if has_noted(state, WAITS) => {
-            return note(run, stage, job, "it waits for its turn".to_owned());
+            return note_at_times(run, stage, job, "it waits for its turn".to_owned());
         }
         Observed::Waiting | Observed::Running => return Ok(()),
         Observed::Held(reason) => return note(run, stage, job, format!("{HELD}{reason}")),
-        Observed::Delayed(reason) => return note(run, stage, job, format!("{WAITS}{reason}")),
+        Observed::Delayed(reason) => return note_at_times(run, stage, job, format!("{WAITS}{reason}")),
         Observed::EndedWell => "its job ended well without DONE in its place".to_owned(),
         // A requeued job that found its orphan at work and gave up has failed in Slurm's eyes; the work goes on.
         Observed::Failed(_) if is_held(run, &stage.name)? => return Ok(()),
@@ -122,6 +137,21 @@ fn settle(run: &Path, stage: &StagePlan, job: &str, state: &StageState, schedule
 
 fn has_noted(state: &StageState, beginning: &str) -> bool {
     state.reason.as_ref().is_some_and(|reason| reason.starts_with(beginning))
+}
+
+/// The least time between two notes of why a job waits: Slurm's reason may be another at every look, a limit now and its turn then.
+const BETWEEN_NOTES_S: u64 = 3600;
+
+/// Writes why a job waits, unless something was noted of it within the last hour.
+fn note_at_times(run: &Path, stage: &StagePlan, job: &str, reason: String) -> Result<()> {
+    let since = state::now_unix_s().saturating_sub(BETWEEN_NOTES_S);
+    let is_recent = |entry: &state::Entry| {
+        entry.at_unix_s > since && matches!(&entry.event, Event::Noted { job: noted, .. } if noted == job)
+    };
+    match state::entries(run, &stage.name)?.iter().any(is_recent) {
+        true => Ok(()),
+        false => note(run, stage, job, reason),
+    }
 }
 
 /// Writes what holds a job back and tells it, once.
@@ -233,10 +263,14 @@ fn goes_with(a: &StagePlan, b: &StagePlan) -> bool {
 }
 
 fn client_lock(run: &Path) -> Result<StageLock> {
-    StageLock::of_client(run)?.map_err(|who| {
-        let reason = format!("{who} is submitting this run; wait for it");
-        Error::Folder { path: run.to_path_buf(), reason }
-    })
+    let wrong = |reason| Error::Folder { path: run.to_path_buf(), reason };
+    let client = StageLock::of_client(run)?;
+    let client = client.map_err(|who| wrong(format!("{who} is submitting or planning this run; wait for it")))?;
+    // This client read the plan before, and waited for the lock of whoever set it aside.
+    if is_set_aside(run) {
+        return Err(wrong("another plan is being written over it; wait for it".to_owned()));
+    }
+    Ok(client)
 }
 
 /// Lets stages that failed or were cancelled be tried again, after a last look at what became of them. Returns their names.
@@ -377,7 +411,8 @@ fn submitted(run: &Path, stage: &StagePlan, job: &str) -> Result<()> {
 
 /// Cancels every job of the run.
 pub fn cancel(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler, reason: &str) -> Result<()> {
-    home::claim(run, plan)?;
+    let client = client_lock(run)?;
+    home::claim(run, plan, &client)?;
     // The last first: a scheduler must not start one because the one before it was cancelled.
     for stage in plan.stages.iter().rev() {
         let state = state::read(run, &stage.name)?;

@@ -3,7 +3,7 @@
 //! `state/token` holds the name, and where it was drawn: the number of the folder `state/` in its file system, which a move keeps and a copy
 //! does not, and the run folder's path, which file systems without lasting numbers keep. The only absolute path that `state/` holds.
 
-use crate::lock::is_held;
+use crate::lock::{StageLock, is_held};
 use crate::plan::RunPlan;
 use crate::state::{Event, update};
 use crate::{Error, Result};
@@ -70,16 +70,25 @@ pub(crate) fn run_token(run: &Path) -> Result<String> {
     Ok(stands.token)
 }
 
-/// What a copy of a run folder was at work on is not its own: those jobs go on in the folder that it was copied from. They are given up here,
-/// and neither asked about nor cancelled there, and the copy gets a name of its own. Returns the folder that it was copied from.
-pub(crate) fn claim(run: &Path, plan: &RunPlan) -> Result<Option<PathBuf>> {
-    let Some(home) = Home::read(run) else { return Ok(None) };
+/// The folder that this one is a copy of, as far as number and path tell: a mount with its own numbers and another path (sshfs, CIFS) looks the
+/// same, so that who only looks asks this and claims nothing. Nothing is written.
+pub(crate) fn copied_from(run: &Path) -> Result<Option<PathBuf>> {
+    let Some(Home { place: Some((inode, path)), .. }) = Home::read(run) else { return Ok(None) };
     let here = place_of(run)?;
-    let from = match home.place {
-        Some(place) if place == here => return Ok(None),
-        Some((inode, path)) if inode != here.0 && path != here.1 => path,
+    Ok((inode != here.0 && path != here.1).then_some(path))
+}
+
+/// What a copy of a run folder was at work on is not its own: those jobs go on in the folder that it was copied from. They are given up here,
+/// and neither asked about nor cancelled there, and the copy gets a name of its own. Only who submits or cancels claims, with the lock of
+/// the clients: of two in a copy one draws the name. Returns the folder that it was copied from.
+pub(crate) fn claim(run: &Path, plan: &RunPlan, _client: &StageLock) -> Result<Option<PathBuf>> {
+    let Some(home) = Home::read(run) else { return Ok(None) };
+    let Some(from) = copied_from(run)? else {
         // It was moved, or is of an earlier version.
-        _ => return Home::write(run, &home.token).map(|()| None),
+        if home.place != Some(place_of(run)?) {
+            Home::write(run, &home.token)?;
+        }
+        return Ok(None);
     };
     let mut given_up = Vec::new();
     for stage in &plan.stages {
@@ -122,14 +131,15 @@ mod tests {
             recipe_sha256: String::new(),
             stages: vec![],
         };
-        assert_eq!(claim(&two, &plan).unwrap(), None);
+        let client = StageLock::of_client(&two).unwrap().unwrap();
+        assert_eq!((copied_from(&two).unwrap(), claim(&two, &plan, &client).unwrap()), (None, None));
         assert_eq!(run_token(&two).unwrap(), first);
         // What lies where it was before is no longer it.
         let path = two.canonicalize().unwrap();
         assert_eq!(Home::read(&two).unwrap().place.unwrap().1, path);
         // Of an earlier version: the name alone.
         std::fs::write(Home::path(&two), "0123abcd").unwrap();
-        assert_eq!((claim(&two, &plan).unwrap(), run_token(&two).unwrap().as_str()), (None, "0123abcd"));
+        assert_eq!((claim(&two, &plan, &client).unwrap(), run_token(&two).unwrap().as_str()), (None, "0123abcd"));
         assert_eq!(Home::read(&two).unwrap().place.unwrap().1, path);
     }
 }

@@ -197,6 +197,10 @@ impl RunPlan {
 /// Name of the plan in a run folder.
 pub const PLAN: &str = "run.json";
 
+/// What the plan is called from when another one is written over it until that one stands: nothing can be run then, and the folder is still
+/// known as one of ours in which nothing had begun.
+pub const SET_ASIDE: &str = ".run.json.old";
+
 /// The folder below `models/` that stands for a model of `cluster.toml`: its name with what paths do not take as `-`.
 pub fn model_folder(name: &str) -> String {
     let plain = |letter: char| if letter.is_ascii_alphanumeric() || "_.".contains(letter) { letter } else { '-' };
@@ -206,6 +210,11 @@ pub fn model_folder(name: &str) -> String {
 /// Whether `path` is a run folder.
 pub fn is_run_folder(path: &Path) -> bool {
     path.join(PLAN).is_file()
+}
+
+/// Whether the plan of `path` was set aside for another one that does not stand yet.
+pub fn is_set_aside(path: &Path) -> bool {
+    !is_run_folder(path) && path.join(SET_ASIDE).is_file()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! whoever wrote it.
 //!
 //! Every change is made by [`update`]: take the log's lock, fold, decide, append, sync. So two writers never decide on the same
-//! old state. Time is part of the entries, never of a decision.
+//! old state. Time is part of the entries, never of a decision on where a stage stands.
 
 use crate::{Error, Result};
 use aloe_record::log::{self, Log};

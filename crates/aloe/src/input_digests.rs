@@ -66,6 +66,16 @@ pub(crate) fn check_input(path: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Refuses a stage's folder of whose outputs the one that `opened` is, or lies in, is not what its record says; the others are not read. Where
+/// `opened` is no single output, all are held against it.
+pub(crate) fn check_opened(folder: &Path, opened: &Path) -> anyhow::Result<()> {
+    let inside = opened.strip_prefix(folder).ok().and_then(|inside| inside.iter().next());
+    match (inside.and_then(|name| name.to_str()), Record::read(folder)) {
+        (Some(name), Ok(record)) => outputs::check_one(folder, &record, name),
+        _ => check_input(folder),
+    }
+}
+
 /// The log of known files; none for what lies in a stage's folder, which was written by it and is read every time.
 fn store_for(path: &Path) -> Option<PathBuf> {
     let whole = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());

@@ -34,8 +34,23 @@ pub(crate) fn check(folder: &Path, record: &Record) -> anyhow::Result<()> {
     let Some(name) = names.into_iter().find(|name| found.get(*name) != record.outputs.get(*name)) else {
         return Ok(());
     };
+    Err(refusal(folder, record, name, found.contains_key(name)))
+}
+
+/// The same of one output alone: the others are not read.
+pub(crate) fn check_one(folder: &Path, record: &Record, name: &str) -> anyhow::Result<()> {
     let path = folder.join(name);
-    let (state, itself) = match (found.contains_key(name), record.outputs.contains_key(name)) {
+    let found = path.exists().then(|| digest_once(&path)).transpose()?;
+    match found.as_deref() == record.outputs.get(name).and_then(Value::as_str) {
+        true => Ok(()),
+        false => Err(refusal(folder, record, name, found.is_some())),
+    }
+}
+
+/// Why `folder` is refused for its output `name`, which is there or not.
+fn refusal(folder: &Path, record: &Record, name: &str, is_there: bool) -> anyhow::Error {
+    let path = folder.join(name);
+    let (state, itself) = match (is_there, record.outputs.contains_key(name)) {
         (true, true) => ("is not what the stage wrote", true),
         (true, false) => ("was not written by the stage", false),
         _ => ("is missing", false),
@@ -43,7 +58,7 @@ pub(crate) fn check(folder: &Path, record: &Record) -> anyhow::Result<()> {
     let mut text = format!("{} {state} (its record.json is of other bytes)", name_changed(&path, folder).display());
     text.push_str("; run the stage that made it again");
     if !itself {
-        return Err(Failure::usage(text).into());
+        return Failure::usage(text).into();
     }
     if path.is_dir() {
         text.push_str(&format!(", or give {}/ itself as the input", path.display()));
@@ -52,7 +67,7 @@ pub(crate) fn check(folder: &Path, record: &Record) -> anyhow::Result<()> {
     } else {
         text.push_str(&format!(", or give {} itself as the input", path.display()));
     }
-    Err(Failure::usage(text).into())
+    Failure::usage(text).into()
 }
 
 /// The file of a changed folder that was written after the record, where just one was; the folder otherwise, since its digest is

@@ -656,9 +656,14 @@ mod tests {
         assert!(run(&second, &first, 2), "the bytes are back");
         std::fs::write(first.join("more"), "1").unwrap();
         assert!(refused().contains("first/more was not written by the stage"));
+        // Who opens one output alone is not refused for another.
+        let opened = |path: &Path| crate::input_digests::check_opened(&first, path).map_err(|error| error.to_string());
+        assert_eq!(opened(&first.join("x")), Ok(()));
+        assert!(opened(&first).unwrap_err().contains("first/more"));
         std::fs::remove_file(first.join("more")).unwrap();
         std::fs::remove_file(first.join("x")).unwrap();
         assert!(refused().contains("first/x is missing"));
+        assert!(opened(&first.join("x/part")).unwrap_err().contains("first/x is missing"));
     }
 
     #[test]

@@ -156,6 +156,11 @@ fn a_copy_of_a_run_folder_neither_cancels_nor_takes_the_jobs_of_the_one_it_was_c
     say(&run, "b", started("2"));
     fake.set("2", Observed::Running);
     copied(&run, &copy);
+    // It may as well be the run itself by way of a mount with its own numbers: looking writes nothing.
+    let token = std::fs::read(copy.join("state/token")).unwrap();
+    look(&copy, &plan(), &fake).unwrap();
+    assert_eq!((phases(&copy), phases(&run)), (vec!["done", "running", "submitted"], phases(&copy)));
+    assert_eq!(std::fs::read(copy.join("state/token")).unwrap(), token);
     cancel(&copy, &plan(), &fake, "aloe cancel").unwrap();
     assert_eq!([fake.of("2"), fake.of("3")], [Observed::Running, Observed::Waiting]);
     assert_eq!(
@@ -182,23 +187,36 @@ fn a_copy_of_a_run_folder_neither_cancels_nor_takes_the_jobs_of_the_one_it_was_c
 }
 
 #[test]
-fn why_a_job_waits_that_waits_for_more_than_its_turn_is_told_and_when_that_is_over() {
+fn why_a_job_waits_that_waits_for_more_than_its_turn_is_told_and_when_that_is_over_once_an_hour() {
     let dir = tempfile::tempdir().unwrap();
     let fake = Fake::slurm();
     submit(dir.path(), &plan(), &fake).unwrap();
-    let reason = || {
+    let reason_of = |stage: &str| {
         look(dir.path(), &plan(), &fake).unwrap();
-        state::read(dir.path(), "a").unwrap().reason
+        state::read(dir.path(), stage).unwrap().reason
     };
+    let reason = || reason_of("a");
     assert_eq!(reason(), None);
     fake.set("1", Observed::Delayed("Slurm says PartitionTimeLimit".into()));
     assert_eq!((reason(), reason()), (Some("it waits: Slurm says PartitionTimeLimit".into()), reason()));
     assert_eq!(phases(dir.path()), ["submitted"; 3]);
-    fake.set("1", Observed::Waiting);
-    assert_eq!(reason().as_deref(), Some("it waits for its turn"));
-    let n_notes =
-        state::entries(dir.path(), "a").unwrap().iter().filter(|one| matches!(one.event, Event::Noted { .. })).count();
-    assert_eq!(n_notes, 2);
+    // Slurm's reason goes to and fro: no word of it within the hour.
+    for observed in [Observed::Waiting, Observed::Delayed("Slurm says QOSMaxJobs".into()), Observed::Waiting] {
+        fake.set("1", observed);
+        assert_eq!(reason().as_deref(), Some("it waits: Slurm says PartitionTimeLimit"));
+    }
+    let n_notes = |stage: &str| {
+        let entries = state::entries(dir.path(), stage).unwrap();
+        entries.iter().filter(|one| matches!(one.event, Event::Noted { .. })).count()
+    };
+    assert_eq!(n_notes("a"), 1);
+    // That of `b` was noted over an hour ago.
+    let path = state::folder(dir.path(), "b").join("events.log");
+    let (mut log, _) = aloe_record::log::Log::open::<state::Entry>(&path).unwrap();
+    let event = Event::Noted { job: "2".into(), reason: "it waits: Slurm says PartitionTimeLimit".into() };
+    log.append(&state::Entry { at_unix_s: state::now_unix_s() - 3601, alive_unix_s: None, event }).unwrap();
+    drop(log);
+    assert_eq!((reason_of("b").as_deref(), n_notes("b")), (Some("it waits for its turn"), 2));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::write::inputs_of;
 use crate::commands::rows;
 use crate::commands::run::is_address;
 use crate::failure::Failure;
-use crate::input_digests::check_input;
+use crate::input_digests::{check_input, check_opened};
 use crate::recipe::checked::{Input, Recipe, Stage};
 use crate::recipe::stage_config::StageConfig;
 use aloe_handoff::engine::{self, Rows, RowsInput, Settings, TrainSpec};
@@ -155,22 +155,30 @@ fn foreign_later(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &
 
 /// In a job: refuses a start and other inputs that are not what they were, before an engine has used its hours. For a stage whose rows an
 /// earlier job made it writes what [`write()`] writes for others, but the scripts; what an earlier session wrote of the same rows stays.
+///
+/// What earlier stages made is read and hashed in every session, of a model what the engine opens: a store of what is known already does not
+/// vouch for what a stage wrote. Large files of a model of the site are read again only where they changed.
 pub(crate) fn render(
     recipe: &Recipe,
     stage: &Stage,
     planned: &StagePlan,
     cluster: &Cluster,
 ) -> anyhow::Result<Vec<String>> {
-    for (_, inputs) in &stage.from {
+    let opened = start::weights(recipe, stage, cluster)?;
+    for (key, inputs) in &stage.from {
         for input in inputs {
             if let Input::Stage(at) = input {
-                check_input(&Path::new("out").join(&recipe.stages[*at].name))?;
+                let folder = Path::new("out").join(&recipe.stages[*at].name);
+                match key.as_str() {
+                    "model" => check_opened(&folder, &opened)?,
+                    _ => check_input(&folder)?,
+                }
             }
         }
     }
     let noted = planned.folder.join(START);
     if noted.is_file() {
-        start::refuse_other(&start::weights(recipe, stage, cluster)?, &atomic::read_json(&noted)?)?;
+        start::refuse_other(&opened, &atomic::read_json(&noted)?)?;
     }
     if has_rows(stage) {
         return Ok(Vec::new());
@@ -296,7 +304,7 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
     let rows = folder.join(engine::ROWS);
     expectation.rows_sha256 = Some(digest::file(&rows)?);
     atomic::write_json(&expected, &expectation)?;
-    // Weights are held by the job's first command, which does not read them again in every session.
+    // Weights are held by the job's first command, which reads them again only where they changed since they were hashed here.
     let of_start = expectation.start_sha256.iter().filter(|(name, _)| !name.contains(".safetensors"));
     let of_site =
         of_start.map(|(name, digest)| (expectation.start.join(name).to_string_lossy().into_owned(), digest.clone()));

@@ -14,7 +14,8 @@ use crate::recipe::compared;
 use crate::recipe::plan::plan;
 use crate::recipe::stage_config::StageConfig;
 use crate::stage::Context;
-use aloe_handoff::plan::{PLAN, is_run_folder};
+use aloe_handoff::lock::StageLock;
+use aloe_handoff::plan::{PLAN, SET_ASIDE, is_run_folder, is_set_aside};
 use aloe_handoff::{Cluster, Resources, RunPlan, StagePlan, Trainer, Where, shard, state};
 use aloe_record::{Cancel, atomic, digest};
 use anyhow::Context as _;
@@ -59,12 +60,7 @@ pub(crate) fn write(
     check_files(&recipe, &rewritten)?;
     refuse_own(run, &rewritten)?;
     let made = make_here(&recipe, &cluster, run, threads, cancel)?;
-    // First: without it nothing of an earlier plan can be run when this one comes to no end. Nothing of it has begun.
-    let earlier = run.join(PLAN);
-    if earlier.is_file() {
-        std::fs::remove_file(&earlier).with_context(|| format!("cannot remove {}", earlier.display()))?;
-        atomic::remove_folder(&run.join("state"))?;
-    }
+    set_aside(run)?;
     for folder in WRITTEN.map(|name| run.join(name)) {
         atomic::remove_folder(&folder)?;
     }
@@ -87,7 +83,37 @@ pub(crate) fn write(
     }
     // Last: a folder with a plan is whole.
     atomic::write_json(&run.join(PLAN), &plan)?;
+    remove_if_there(&run.join(SET_ASIDE))?;
     Ok(Planned { plan, made, notices })
+}
+
+/// Takes an earlier plan and its state out of the way. Under its own name it would look whole when this one comes to no end, and train until
+/// a command is not found; removed, nobody would know the folder as one of ours: it gets another name until the new one stands.
+fn set_aside(run: &Path) -> anyhow::Result<()> {
+    if is_run_folder(run) {
+        let client = StageLock::of_client(run)?;
+        let _client = client.map_err(|who| {
+            Failure::usage(format!("{who} is submitting the run {}; it is not planned over", run.display()))
+        })?;
+        // It may have been started since the first check, while data was made.
+        refuse_begun(run)?;
+        let (from, to) = (run.join(PLAN), run.join(SET_ASIDE));
+        std::fs::rename(&from, &to).with_context(|| format!("cannot rename {}", from.display()))?;
+    }
+    // With the lock let go, whose file NFS would keep in the folder: without a plan no client begins. After a plan that came to no end, again.
+    if is_set_aside(run) {
+        atomic::remove_folder(&run.join("state"))?;
+    }
+    Ok(())
+}
+
+fn remove_if_there(path: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A run folder's copy of the file would look for a path that begins with `./` in the run folder.
@@ -134,6 +160,10 @@ fn refuse_begun(run: &Path) -> anyhow::Result<()> {
                 return Err(Failure::usage(text).into());
             }
         }
+        return Ok(());
+    }
+    // A plan over it came to no end.
+    if is_set_aside(run) {
         return Ok(());
     }
     let is_ours =
@@ -450,4 +480,44 @@ pub(super) fn inputs_of(stage: &Stage) -> anyhow::Result<std::collections::BTree
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_began_while_data_was_made_is_kept_and_a_plan_that_came_to_no_end_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path();
+        let stage = StagePlan {
+            name: "a".into(),
+            kind: "merge".into(),
+            folder: "stages/a".into(),
+            after: vec![],
+            trainer: Trainer::Aloe,
+            resources: Resources { n_nodes: 1, gpus_per_node: 0, cpus_per_node: 1, time_limit_s: 60 },
+        };
+        std::fs::write(run.join("recipe.toml"), "").unwrap();
+        let (name, recipe_sha256) = ("r".into(), digest::bytes(b""));
+        let plan = RunPlan { version: 1, name, place: Where::Local, recipe_sha256, stages: vec![stage] };
+        atomic::write_json(&run.join(PLAN), &plan).unwrap();
+        std::fs::write(run.join("notes.txt"), "somebody's").unwrap();
+        // The earlier check was before it was submitted.
+        refuse_begun(run).unwrap();
+        state::update(run, "a", |_| Ok(Some(state::Event::Submitting { name: "x".into() }))).unwrap();
+        let said = set_aside(run).unwrap_err().to_string();
+        assert!(said.contains("a run that has begun (stage \"a\" is submitting)"), "{said}");
+        assert!(is_run_folder(run) && state::read(run, "a").unwrap().phase == state::Phase::Submitting);
+        let reason = "sbatch".to_owned();
+        state::update(run, "a", |_| Ok(Some(state::Event::NotSubmitted { reason }))).unwrap();
+        // Twice: the first came to no end.
+        for _ in 0..2 {
+            refuse_begun(run).unwrap();
+            set_aside(run).unwrap();
+            assert!(!is_run_folder(run) && !run.join("state").exists());
+        }
+        std::fs::remove_file(run.join(SET_ASIDE)).unwrap();
+        assert!(refuse_begun(run).unwrap_err().to_string().contains("is no run folder"));
+    }
 }
