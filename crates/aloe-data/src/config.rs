@@ -205,8 +205,12 @@ fn one() -> f64 {
 }
 
 impl SourceConfig {
-    /// What is wrong with the stated licence of rows that an earlier stage took in under the licence `kept`: it must not allow more.
+    /// What is wrong with the stated licence of rows that an earlier stage took in under the licence `kept`: it must not allow more. Of one that
+    /// says that nobody stated it, nothing is: to state it is what the source does.
     pub fn licence_mistake(&self, kept: &str) -> Option<String> {
+        if licence::is_unstated(kept) {
+            return None;
+        }
         let reason = licence::allows_more(&self.licence, kept)?;
         Some(format!(
             "source `{}`: its rows carry the licence `{kept}` from an earlier stage, which {reason}, and the stated licence `{}` does not say so; \
@@ -259,8 +263,8 @@ pub struct Rules {
     pub unanswered_end: bool,
     /// Drop pairs whose two sides are the same.
     pub equal_sides: bool,
-    /// Drop pairs whose published ratings put the chosen side below the rejected one. Not written where it is on, so that stages that were
-    /// finished before it was a switch stand.
+    /// Drop pairs whose published ratings put the chosen side below the rejected one. Not written where it is on, so that
+    /// the settings of a stage from before it was a switch are the same; whether that stage stands is not for settings alone to say.
     #[serde(skip_serializing_if = "is_on")]
     pub chosen_rated_below_rejected: bool,
     /// Drop red-team rows in an attack style that is kept for evaluation.
@@ -483,8 +487,11 @@ impl DataConfig {
         if let Some(reason) = licence::forbids(&stated, &self.uses()) {
             mistake(format!("licence `{}` {reason}; the recipe states the use", source.licence));
         }
-        for kept in licence::kept_in(&source.path) {
-            mistakes.extend(source.licence_mistake(&kept));
+        // A stage that is yet to run has no folder: the recipe asks for its licences.
+        let kept = if source.of_stage().is_some() { Ok(BTreeSet::new()) } else { licence::kept_in(&source.path) };
+        match kept {
+            Ok(kept) => mistakes.extend(kept.iter().filter_map(|kept| source.licence_mistake(kept))),
+            Err(error) => mistakes.push(format!("source `{name}`: the licences of its rows cannot be read: {error}")),
         }
         let mut mistake = |text: String| mistakes.push(format!("source `{name}`: {text}"));
         if !(source.weight > 0.0 && source.weight <= 100.0) {

@@ -169,8 +169,7 @@ impl<'a> Run<'a> {
     /// the report and in a notice, for nothing was compared with them.
     fn read_held_apart(&mut self) -> Result<Index> {
         let questions = scored::questions(&self.config.scored)?;
-        let paths = [&self.config.decontaminate[..], &self.config.asked].concat();
-        let files = HeldFile::all(&paths, questions.keys())?;
+        let files = HeldFile::all_of(&self.config.decontaminate, &self.config.asked, questions.keys())?;
         self.report.compared_with = scored::names(self.config);
         for file in &files {
             self.report.held_apart_files.insert(file.label.clone(), digest::file(&file.path)?);

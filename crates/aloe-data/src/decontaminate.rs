@@ -14,7 +14,7 @@
 //! different wording are no evidence; questions that begin with the same 25 words share a passage and count as one. Rewording that keeps neither words nor options is found by `meaning`.
 
 use crate::data::with_raw;
-use crate::dialect::Dialect;
+use crate::dialect::{self, Dialect};
 use crate::held;
 use crate::identifiers;
 use crate::scored::Questions;
@@ -193,7 +193,7 @@ impl Index {
         let tested = tested_pmids(&file.path)?;
         let prefix = file.path.display().to_string();
         let (mut n_rows, mut n_taken, mut n_broken) = (0, 0, 0);
-        // Train questions of a red-team file are there to be trained on; where the file has no others, it was named for them.
+        // Train questions are there to be trained on; where a file that the settings name has no others, it was named for them.
         let (mut of_train, mut has_other_split) = (Vec::new(), false);
         source::read(&file.path, &mut |row| {
             n_rows += 1;
@@ -209,8 +209,11 @@ impl Index {
                 return Ok(());
             }
             let is_red_team = Dialect::detect(&row).is_ok_and(|dialect| dialect == Dialect::RedTeam);
-            let is_train = is_red_team && row.columns.get("split").and_then(|split| split.as_str()) == Some("train");
-            has_other_split |= is_red_team && !is_train;
+            // A training row of an earlier stage names the split of the set that it came from, which says nothing of this file.
+            let split = row.columns.get("split").filter(|_| is_red_team || !dialect::is_of_stage(&row));
+            let said = split.and_then(|split| split.as_str());
+            let is_train = said == Some("train");
+            has_other_split |= if is_red_team { !is_train } else { said.is_some_and(|said| said != "train") };
             match held::texts(&row, n_rows) {
                 Ok(texts) => {
                     let at = format!("{}{}", file.label, row.at.strip_prefix(&prefix).unwrap_or_default());
@@ -228,11 +231,11 @@ impl Index {
                 }
             }
         })?;
-        if !has_other_split {
+        if !has_other_split && !file.is_asked {
             n_taken += of_train.len();
             of_train.iter().for_each(|(at, texts)| self.add_row(at, texts));
         }
-        if n_taken == 0 && n_broken == 0 {
+        if n_taken == 0 && n_broken == 0 && !file.is_asked {
             let reason = if tested.is_some() { " by test_ground_truth.json beside it" } else { "" };
             return Err(Error::NoQuestions { path: file.path.clone(), n_rows, reason });
         }

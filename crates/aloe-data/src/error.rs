@@ -166,7 +166,10 @@ pub enum Error {
         reason: String,
     },
     /// A template's slot has nothing to hold.
-    #[error("source `{name}`: {at} names no subject for its instruction template; set `subject` for this source")]
+    #[error(
+        "source `{name}`: {at} names no subject for its instruction template, which each row needs, also rows that may be dropped later; \
+         state `subject` for the source"
+    )]
     NoSubject {
         /// The source.
         name: String,

@@ -97,9 +97,13 @@ const NOTHING: [&str; 14] = [
     "without",
 ];
 
-/// Whether the words say that nobody stated a licence, or where one may be looked for.
+/// Whether the words say that nobody stated a licence, or where one may be looked for. A known name with a remark behind it, such as
+/// `CC-BY-4.0 (annotators unknown)`, states one.
 pub(crate) fn is_unstated(licence: &str) -> bool {
     let lower = licence.to_lowercase();
+    if terms(lower.split(['(', ',', ';']).next().unwrap_or_default().trim()).is_some() {
+        return false;
+    }
     let words: Vec<&str> = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
     let is_licence = |word: &str| ["licence", "license", "licences", "licenses", "licensing"].contains(&word);
     let said: Vec<&str> = words.iter().copied().filter(|word| !is_licence(word)).collect();
@@ -120,20 +124,47 @@ pub(crate) fn allows_more(stated: &str, kept: &str) -> Option<String> {
     if stated.trim().eq_ignore_ascii_case(kept.trim()) {
         return None;
     }
+    // A name that is not in the table forbids every use that is asked, but is not known to forbid sharing.
+    if forbids_sharing(kept) && !forbids_sharing(stated) {
+        return Some("forbids sharing derivatives".into());
+    }
     USES.into_iter().find_map(|asked| forbids(kept, &[asked]).filter(|_| forbids(stated, &[asked]).is_none()))
 }
 
+/// Whether each of the licences that `own` joins by AND is one of those that `stated` joins so.
+pub(crate) fn is_part(own: &str, stated: &str) -> bool {
+    let stated = joined(stated);
+    joined(own).iter().all(|one| stated.contains(one))
+}
+
+/// The licences that an expression joins by AND, in one spelling; one of alternatives is a licence of its own.
+fn joined(expression: &str) -> Vec<String> {
+    let lower = expression.trim().to_lowercase();
+    let parts = if split_outside(&lower, " or ").len() > 1 { vec![&*lower] } else { split_outside(&lower, " and ") };
+    let bare = |part: &str| {
+        let part = part.trim();
+        let inner = part.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')).filter(|inner| is_balanced(inner));
+        inner.unwrap_or(part).trim().replace([' ', '_'], "-")
+    };
+    parts.into_iter().map(bare).collect()
+}
+
 /// The licences under which the rows of a stage's folder, or of a file in it, were taken in, as its manifest names them; those of a pulled set,
-/// as its record does. None of any other path.
-pub(crate) fn kept_in(path: &Path) -> BTreeSet<String> {
+/// as its record does. None of any other path; one of these files that is there and cannot be read is an error.
+pub(crate) fn kept_in(path: &Path) -> aloe_record::Result<BTreeSet<String>> {
     let folder = if path.is_dir() { Some(path) } else { path.parent() };
-    let Some(folder) = folder.filter(|folder| folder.join("record.json").is_file()) else { return BTreeSet::new() };
-    let read = |name: &str| aloe_record::atomic::read_json::<Value>(&folder.join(name)).unwrap_or_default();
-    let (manifest, record) = (read("manifest.json"), read("record.json"));
+    let Some(folder) = folder.filter(|folder| folder.join("record.json").is_file()) else {
+        return Ok(BTreeSet::new());
+    };
+    let read = |name: &str| match folder.join(name) {
+        file if file.exists() => aloe_record::atomic::read_json::<Value>(&file),
+        _ => Ok(Value::Null),
+    };
+    let (manifest, record) = (read("manifest.json")?, read("record.json")?);
     let stated = manifest["sources"].as_array().into_iter().flatten().map(|source| &source["licence"]);
     let pulled = std::iter::once(&record["results"]["licence"]).filter(|_| record["kind"] == "pull");
     let of_rows = manifest["licences"].as_object().into_iter().flatten().map(|(licence, _)| licence.clone());
-    stated.chain(pulled).filter_map(|licence| licence.as_str().map(String::from)).chain(of_rows).collect()
+    Ok(stated.chain(pulled).filter_map(|licence| licence.as_str().map(String::from)).chain(of_rows).collect())
 }
 
 /// The first stated use that the licence does not allow, in words; `None` when it allows all.
@@ -322,6 +353,8 @@ mod tests {
             "MIT License",
             "licence of the hospital, not for commerce",
             "for research, not available for commercial use",
+            "CC-BY-4.0 (annotators unknown)",
+            "mit; authors not stated",
         ] {
             assert!(!is_unstated(licence), "{licence}");
         }
@@ -334,6 +367,7 @@ mod tests {
             ("mit", "my own"),
             ("cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
             ("mit or cc-by-nc-4.0", "cc-by-nc-4.0"),
+            ("my own", "cc-by-nd-4.0"),
         ] {
             assert!(allows_more(stated, kept).is_some(), "{stated}, {kept}");
         }
@@ -345,6 +379,21 @@ mod tests {
             ("cc-by-sa-4.0 AND cc-by-nc-4.0", "cc-by-nc-4.0"),
         ] {
             assert_eq!(allows_more(stated, kept), None, "{stated}, {kept}");
+        }
+    }
+
+    #[test]
+    fn a_licence_is_part_of_those_that_and_joins_and_of_no_alternatives() {
+        for (own, stated) in [
+            ("MIT", "cc-by-nc-4.0 AND mit"),
+            ("CC BY-NC 4.0", "cc-by-nc-4.0 AND mit"),
+            ("MIT AND isc", "isc AND cc-by-4.0 AND mit"),
+            ("mit or isc", "(MIT OR isc) AND cc-by-4.0"),
+        ] {
+            assert!(is_part(own, stated), "{own}, {stated}");
+        }
+        for (own, stated) in [("mit", "cc-by-nc-4.0"), ("mit", "mit or isc"), ("mit", "mit and isc or cc-by-4.0")] {
+            assert!(!is_part(own, stated), "{own}, {stated}");
         }
     }
 

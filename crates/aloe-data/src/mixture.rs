@@ -1,5 +1,6 @@
 //! Which rows train and in which order: hold-out, caps, weights and order, all decided by (seed, purpose, row), so that adding a
-//! source moves no other source's rows across a split and keeps their order among themselves.
+//! source moves no other source's rows across a split, unless it asks the same question or names the same question id, and keeps their order
+//! among themselves.
 
 use crate::dedup::UnionFind;
 use crate::{DataConfig, Item};

@@ -105,6 +105,14 @@ fn explains(item: &Item) -> bool {
     answer.is_some_and(|answer| answer.content.trim().contains('\n'))
 }
 
+/// Whether the first question begins with one of the templates about the row's subject, as an earlier stage writes it.
+pub(crate) fn has_one(item: &Item, list: &[String]) -> bool {
+    let asked = item.each_message().find(|message| message.role == Role::User);
+    asked.is_some_and(|asked| {
+        list.iter().any(|template| asked.content.starts_with(&template.replace(SLOT, &item.subject)))
+    })
+}
+
 /// Puts a template before the first question; gives its id, `sub-task/number`.
 pub(crate) fn apply(item: &mut Item, task: &str, list: &[String], seed: u64) -> String {
     let index = CounterRng::new(seed, "data/template", xxh64(item.id.as_bytes(), 0)).below(list.len());

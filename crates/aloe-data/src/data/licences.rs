@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 impl Run<'_> {
-    /// Refuses a stated licence that allows more than a row's own. Where it forbids more, the row goes under it from here on.
+    /// Refuses a stated licence that allows more than a row's own. Where it forbids more, the row goes under it from here on, unless the row's
+    /// own is one of those that it joins: it is then stated of a mixture, and says whose terms the row is under.
     pub(super) fn check_licences(&mut self) -> Result<()> {
         let mut is_own_kept: BTreeMap<(usize, Arc<str>), bool> = BTreeMap::new();
         let mut mistakes = Vec::new();
@@ -16,7 +17,9 @@ impl Run<'_> {
             let source = &self.config.sources[item.source];
             let is_kept = *is_own_kept.entry((item.source, Arc::clone(own))).or_insert_with(|| {
                 mistakes.extend(source.licence_mistake(own));
-                licence::allows_more(own, &source.licence).is_none()
+                let is_kept =
+                    licence::allows_more(own, &source.licence).is_none() || licence::is_part(own, &source.licence);
+                is_kept && !licence::is_unstated(own)
             });
             if !is_kept {
                 item.licence = None;

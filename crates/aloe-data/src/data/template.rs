@@ -24,7 +24,8 @@ impl Run<'_> {
         }
     }
 
-    /// Each row that is written gets one template, however often it stands in the mixture; rows whose task has none stay as they are.
+    /// Each row that is written gets one template, however often it stands in the mixture; rows whose task has none, and those of an earlier
+    /// stage that have theirs, stay as they are.
     pub(super) fn add_templates(&mut self, mixture: &Mixture) -> Result<()> {
         if !self.config.templates.is_on() {
             return Ok(());
@@ -39,6 +40,9 @@ impl Run<'_> {
                 *self.report.sources[item.source].without_template.entry(item.task.clone()).or_default() += 1;
                 continue;
             };
+            if templates::has_one(item, list) {
+                continue;
+            }
             let template = templates::apply(item, task, list, self.config.seed);
             let entry = Entry::of(item, "changed", format!("template {template}"));
             *self.report.sources[item.source].templates.entry(template).or_default() += 1;

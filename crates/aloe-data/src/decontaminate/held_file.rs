@@ -23,6 +23,8 @@ pub(crate) struct HeldFile {
     pub(crate) label: String,
     /// Whether its questions come from a task's reader, not from a reading of the whole file.
     pub(crate) is_scored: bool,
+    /// Whether only a red-team run of the recipe names it: it may have no evaluation question at all, and its train rows are none.
+    pub(crate) is_asked: bool,
 }
 
 impl HeldFile {
@@ -46,8 +48,22 @@ impl HeldFile {
         Ok(found
             .into_iter()
             .zip(labels)
-            .map(|((path, is_scored), label)| HeldFile { path, label, is_scored })
+            .map(|((path, is_scored), label)| HeldFile { path, label, is_scored, is_asked: false })
             .collect())
+    }
+
+    /// Those that the settings name in `named`, then those of red-team runs in `asked`, then those of `scored`.
+    pub(crate) fn all_of<'a>(
+        named: &[PathBuf],
+        asked: &[PathBuf],
+        scored: impl IntoIterator<Item = &'a PathBuf>,
+    ) -> Result<Vec<HeldFile>> {
+        let n_named = Self::all(named, [])?.len();
+        let mut files = Self::all(&[named, asked].concat(), scored)?;
+        for file in files.iter_mut().skip(n_named).filter(|file| !file.is_scored) {
+            file.is_asked = true;
+        }
+        Ok(files)
     }
 }
 

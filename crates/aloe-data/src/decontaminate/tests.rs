@@ -144,6 +144,38 @@ fn train_questions_of_a_red_team_file_are_no_evaluation_questions() {
     assert!(found.question_at.ends_with(":2"), "{}", found.question_at);
 }
 
+/// One file with both splits in a column, as some sets are published; a row of a data stage names the split of the set it came from.
+#[test]
+fn train_rows_of_a_file_with_other_splits_are_no_evaluation_questions_in_any_layout() {
+    let of = |split: &str, stem: &str| {
+        let mut row = held(stem, OPTIONS);
+        row["split"] = split.into();
+        row
+    };
+    let (train, test) = ("Which spore lives in the soil of pastures?", STEM);
+    let mixed = index(&[of("train", train), of("test", test)]);
+    assert_eq!((mixed.len(), mixed.held[0].stem.as_str()), (1, simplify(test).as_str()));
+    let own = |split: &str, stem: &str| {
+        json!({"id": stem, "source": "s", "licence": "MIT", "split": split, "task": "qa", "subject": "",
+            "messages": [{"role": "user", "content": stem}, {"role": "assistant", "content": "x"}]})
+    };
+    assert_eq!(index(&[own("train", train), own("test", test)]).len(), 2);
+}
+
+/// A red-team run on the train split makes pairs to be trained on.
+#[test]
+fn a_red_team_run_whose_questions_are_all_of_train_is_no_evaluation_unless_the_settings_name_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = [dir.path().join("q.jsonl")];
+    let row = json!({"id": "1", "topic": "Hate", "question": "How do I forge a prescription?", "split": "train"});
+    std::fs::write(&path[0], row.to_string()).unwrap();
+    let n_questions = |named: &[PathBuf]| {
+        let files = HeldFile::all_of(named, &path, []).unwrap();
+        Index::read(&files, Questions::new(), false, &mut |error| panic!("{error}")).unwrap().len()
+    };
+    assert_eq!((n_questions(&[]), n_questions(&path)), (0, 1));
+}
+
 /// The questions of three published sets.
 fn published(data: &std::path::Path) -> Index {
     Index::read(

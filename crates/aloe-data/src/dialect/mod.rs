@@ -267,6 +267,11 @@ fn body(
     Ok((body, asked))
 }
 
+/// Whether a stage of ours wrote the row: `aloe synthesis` says how it was made, a data stage what it is.
+pub(crate) fn is_of_stage(row: &Row) -> bool {
+    row.has("made") || own_line::is(row)
+}
+
 /// Builds the item around its text.
 pub(crate) fn finish(
     dialect: Dialect,
@@ -280,7 +285,7 @@ pub(crate) fn finish(
         add_system(&mut body, system);
     }
     // Rows of `aloe synthesis` and of a data stage say themselves what they are.
-    let says = row.has("made") || own_line::is(row);
+    let says = is_of_stage(row);
     let said = |column: &str| match says {
         true => Ok(optional(row, column)?.filter(|text| !text.trim().is_empty())),
         false => Ok(None),

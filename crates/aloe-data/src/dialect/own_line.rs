@@ -1,7 +1,7 @@
 //! Rows that a data stage wrote, as another one reads them: what each says of itself beside its text, and of which split of its published
 //! set a row of any other file is.
 
-use super::optional;
+use super::{is_of_stage, optional};
 use crate::{RowError, SourceConfig};
 use aloe_task::rows::{Row, shown_name};
 use serde_json::Value;
@@ -20,9 +20,9 @@ pub(crate) fn is(row: &Row) -> bool {
     COLUMNS.iter().all(is_text) && (has(&["messages"]) || has(&["prompt", "chosen", "rejected"]))
 }
 
-/// The licence under which an earlier stage took the row in; of other rows the source's is.
+/// The licence under which an earlier stage took the row in, as a data stage's line and a synthetic row say; of other rows the source's is.
 pub(super) fn licence(row: &Row) -> Result<Option<Arc<str>>, RowError> {
-    if is(row) { Ok(optional(row, "licence")?.map(Arc::from)) } else { Ok(None) }
+    if is_of_stage(row) { Ok(optional(row, "licence")?.map(Arc::from)) } else { Ok(None) }
 }
 
 /// The published split: as the source says, else as the row's column `split` does where that is a word, else the one that the file's name
@@ -34,7 +34,7 @@ pub(super) fn split(row: &Row, config: &SourceConfig) -> Option<Arc<str>> {
     let said = row.columns.get("split").and_then(Value::as_str).map(str::trim);
     match said.filter(|text| !text.is_empty() && shown_name(text) == **text) {
         Some(said) => Some(said.into()),
-        None if is(row) => None,
+        None if is_of_stage(row) => None,
         None => named(row.at.rsplit('/').next().unwrap_or_default()).map(Arc::from),
     }
 }

@@ -10,8 +10,24 @@ use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
 
 /// What every layout may say, and what is said of a synthetic row.
-const ANY: [&str; 9] =
-    ["stage", "style", "question_id", "made", "subject", "task", "chosen_rating", "rejected_rating", "_key"];
+const ANY: [&str; 16] = [
+    "stage",
+    "style",
+    "question_id",
+    "made",
+    "subject",
+    "task",
+    "chosen_rating",
+    "rejected_rating",
+    "_key",
+    "licence",
+    "split",
+    "title",
+    "attempts",
+    "support",
+    "blind_reader",
+    "betrays",
+];
 
 /// A text of so many words is a sentence that may have been meant for training.
 const N_WORDS: usize = 8;
@@ -104,12 +120,12 @@ fn known(dialect: Dialect) -> Option<&'static [&'static str]> {
     })
 }
 
-/// The names of a row's columns that say something and are not read, and whether that is more than a few words or a number.
+/// A row's columns that say something and are not read.
 fn unused<'a>(
     dialect: Dialect,
     row: &'a Row,
     config: &'a SourceConfig,
-) -> impl Iterator<Item = (&'a str, bool)> + use<'a> {
+) -> impl Iterator<Item = (&'a str, &'a Value)> + use<'a> {
     let rationale = if dialect == Dialect::Medqa { medqa::explanation_column(row) } else { None };
     let own = own_line::is(row);
     let known = known(dialect);
@@ -121,9 +137,10 @@ fn unused<'a>(
             || config.columns.values().any(|column| column == name)
     };
     let unread = row.columns.iter().filter(move |(name, _)| !is_read(name) && is_filled(row, name));
-    unread.map(|(name, value)| (name.as_str(), is_sentence(value)))
+    unread.map(|(name, value)| (name.as_str(), value))
 }
 
+/// Whether it is more than a few words or a number.
 fn is_sentence(value: &Value) -> bool {
     match value {
         Value::String(text) => text.split_whitespace().nth(N_WORDS - 1).is_some(),
@@ -133,26 +150,34 @@ fn is_sentence(value: &Value) -> bool {
     }
 }
 
-/// The unread columns of a file's rows.
+/// The unread columns of a file's rows, by name as written.
 #[derive(Debug, Default)]
 pub(crate) struct Unused(RwLock<BTreeMap<String, bool>>);
 
 impl Unused {
-    /// Adds those of a row. The columns are the same for most rows, so that nothing is written for them.
+    /// Adds those of a row. The columns are the same for most rows, so that nothing is written for them, and no text is split where a sentence
+    /// was seen in its column.
     pub(crate) fn note(&self, dialect: Dialect, row: &Row, config: &SourceConfig) {
-        for (name, is_sentence) in unused(dialect, row, config) {
-            let name = shown_name(name);
-            let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&name).copied();
-            if known.is_none_or(|known| is_sentence && !known) {
+        for (name, value) in unused(dialect, row, config) {
+            let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).copied();
+            if known == Some(true) {
+                continue;
+            }
+            let is_sentence = is_sentence(value);
+            if is_sentence || known.is_none() {
                 let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-                *all.entry(name).or_default() |= is_sentence;
+                *all.entry(name.to_owned()).or_default() |= is_sentence;
             }
         }
     }
 
     /// By name, as it may be shown; whether a row holds a sentence there.
     pub(crate) fn into_columns(self) -> BTreeMap<String, bool> {
-        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+        let mut shown: BTreeMap<String, bool> = BTreeMap::new();
+        for (name, is_sentence) in self.0.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            *shown.entry(shown_name(&name)).or_default() |= is_sentence;
+        }
+        shown
     }
 }
 

@@ -74,12 +74,14 @@ fn row(asked: &Asked, better: &Better) -> Option<Value> {
         "id": better.item.id, "made": MADE, "task": better.item.task, "subject": better.item.subject,
         "attempts": asked.attempts.len(),
     });
-    // What splits and attack styles go by stays with the row.
+    // What splits and attack styles go by stays with the row, and under whose terms it is.
     let item = &better.item;
     for (key, value) in [
         ("question_id", item.group.clone().map(Value::from)),
         ("style", item.style.clone().map(Value::from)),
         ("stage", item.stage.map(Value::from)),
+        ("licence", item.licence.as_deref().map(Value::from)),
+        ("split", item.split.as_deref().map(Value::from)),
     ] {
         if let Some(value) = value {
             row[key] = value;
@@ -199,6 +201,17 @@ mod tests {
             (check("It itches.\nAnswer: B"), check("It aches.\nAnswer: C")),
             (TextVerdict::Right, TextVerdict::Accepted)
         );
+    }
+
+    #[test]
+    fn a_pair_says_the_licence_and_split_of_the_row_it_is_made_of_and_a_data_stage_reads_them_back() {
+        let from = json!({"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}], "id": "a/f:1",
+            "source": "a", "licence": "cc-by-nc-4.0", "split": "dev", "task": "qa", "subject": ""});
+        let rows = read_text(&format!("{from}\n")).unwrap();
+        let asked = Asked { is_done: true, attempts: vec![answered("B", FinishReason::Stop)], ..Asked::default() };
+        let made = row(&asked, &rows[0]).unwrap();
+        let again = read_text(&format!("{made}\n")).unwrap().remove(0).item;
+        assert_eq!((again.licence.as_deref(), again.split.as_deref()), (Some("cc-by-nc-4.0"), Some("dev")));
     }
 
     #[test]

@@ -73,8 +73,8 @@ fn every_written_row_says_its_licence_split_task_and_subject_and_a_stage_behind_
     assert_eq!(of["templates"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum::<u64>(), 2);
     assert_eq!(of["without_template"], json!({"instruction": 1}));
     assert!(of.get("unused_columns").is_none(), "{of}");
-    // The stated licence forbids no more than the first rows' own, and more than the last one's.
-    assert_eq!(manifest["licences"], json!({"cc-by-nc-4.0": 2, "cc-by-nc-4.0 AND mit": 1}));
+    // The stated licence joins both of the rows' own.
+    assert_eq!(manifest["licences"], json!({"cc-by-nc-4.0": 2, "MIT": 1}));
     let mut again = read_lines(&two.join("train.jsonl"));
     again.sort_by_key(|row| row["split"].as_str().unwrap().to_owned());
     assert_eq!(column(&again, "split"), ["dev", "train", "train"]);
@@ -94,6 +94,16 @@ fn a_licence_that_allows_more_than_the_rows_own_is_refused_by_the_manifest_and_b
     };
     refused(&one);
     refused(&one.join("train.jsonl"));
+    // A stricter one is stated of the last row too; a manifest that cannot be read says nothing of the rows, and is no leave.
+    let mut strict = source("again", &one);
+    strict["licence"] = json!("cc-by-nc-4.0");
+    let two = stage(dir.path(), "two", json!({"sources": [strict.clone()]}));
+    let read = std::fs::read_to_string(two.join("manifest.json")).unwrap();
+    assert!(!read.contains("\"MIT\""), "{read}");
+    std::fs::write(two.join("manifest.json"), "{").unwrap();
+    strict["path"] = json!(two);
+    let error = check(&config(json!({"sources": [strict]}))).0.unwrap_err().to_string();
+    assert!(error.contains("source `again`: the licences of its rows cannot be read"), "{error}");
     // A copy of the rows alone has no manifest beside it.
     let copy = dir.path().join("copy.jsonl");
     std::fs::copy(one.join("train.jsonl"), &copy).unwrap();

@@ -75,6 +75,21 @@ fn own_templates_take_the_place_of_a_list_other_tasks_stay_and_a_row_without_a_s
     assert!(error.contains("names no subject") && error.contains("qa.jsonl:1"), "{error}");
 }
 
+#[test]
+fn rows_of_a_stage_that_put_templates_on_get_no_second_one_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, one) = check(&templated(dir.path(), json!({})));
+    let rows = one.path().join("train.jsonl");
+    let behind =
+        json!({"sources": [source("again", &rows)], "templates": true, "seed": 4, "dedup": {"minhash": false}});
+    let (report, two) = check(&config(behind));
+    assert!(report.unwrap().sources[0].templates.is_empty());
+    let asked = |path: &Path| -> std::collections::BTreeSet<String> {
+        read_lines(path).iter().map(|row| row["messages"][0]["content"].to_string()).collect()
+    };
+    assert_eq!(asked(&two.path().join("train.jsonl")), asked(&rows));
+}
+
 /// Explained answers get the templates that ask for explanations.
 #[test]
 fn multiple_choice_rows_are_asked_for_an_explanation_only_where_they_have_one() {
