@@ -20,7 +20,7 @@ Below a row with `more`: the tensor that is farthest apart, its largest distance
 with one of torch's operations computed in float64 and rounded once, so that the operation that loses the digits is named.
 The last line of a run says whether it holds, tensor by tensor: ours equals mergekit's to the bound (one rounding of bfloat16; in f32 1e-6 of the value,
 or of the tensor's rms where it is smaller), with `ties` to its run with the lowest index first, and to the
-other one where no magnitude is a tie; or ours is
+other one where no magnitude is a tie (but for sce, whose weights are sums over all selected elements); or ours is
 within the bound of mergekit's formula in float64 (in bf16 half a step, as a single rounding gives) and mergekit's own result is not; or ours is
 within the bound of mergekit with its sums, norms and angles in float64 and mergekit's own result is not. Otherwise, and where kept counts differ, it
 FAILS and the exit code is 1.
@@ -443,7 +443,9 @@ def compare_run(run, is_full):
                 return formula(tasks[name], inputs, kind).double()
 
         merged = ours[name]().double()
-        untied = torch.where(is_tie, merged, theirs[name]().double()) if row.ties > n_ties else again
+        # sce weighs the models by all their selected elements: which of the tied ones are selected moves the others too.
+        is_apart = row.ties > n_ties and not method.startswith("sce")
+        untied = torch.where(is_tie, merged, theirs[name]().double()) if is_apart else again
         verdict.add(name, merged, again, untied, base.double(), exact, wide)
     kept = kept_counts(place)
     print(row.line(run), kept, flush=True)
