@@ -2,6 +2,8 @@
 //! here, byte by byte, not by the writers that the checker's readers belong to.
 
 mod adapter;
+mod checkpoints;
+mod rates;
 
 use super::*;
 use aloe_model::testing::{Tiny, fill, tiny_config};
@@ -561,69 +563,6 @@ fn a_start_with_other_weights_or_another_template_than_the_rows_were_rendered_wi
     assert!(findings.len() == 1 && findings[0].file == "model.safetensors", "{findings:#?}");
 }
 
-/// A folder of 80 steps with a warm-up of 4 to a constant rate of 8e-5, each changed by one of `makes`, and what is found in it.
-fn found_of(makes: &[&dyn Fn(&mut Folder)]) -> Vec<Vec<Finding>> {
-    let dir = tempfile::tempdir().unwrap();
-    let mut expected = start(Tiny::Llama, &dir.path().join("start"));
-    expected.stage.config = json!({"lr": 8e-5, "schedule": "constant", "betas": [0.9, 0.999], "warmup_steps": 4, "warmup_ratio": 0.0,
-        "lr_floor": 0.0, "weight_decay": 0.01});
-    let found = |(at, make): (usize, &&dyn Fn(&mut Folder))| {
-        let mut made = Folder::good(Tiny::Llama);
-        made.steps.iter_mut().for_each(|step| step.3 = 8e-5 * ((step.0 - 1) as f64 / 4.0).min(1.0));
-        make(&mut made);
-        let folder = dir.path().join(at.to_string());
-        made.write(&folder);
-        check(&folder, &expected).findings
-    };
-    makes.iter().enumerate().map(found).collect()
-}
-
-#[test]
-fn another_learning_rate_than_planned_is_found_in_every_step_or_in_one() {
-    let times = |factor: f64| move |f: &mut Folder| f.steps.iter_mut().for_each(|step| step.3 *= factor);
-    let found = found_of(&[&|_| {}, &times(10.0), &times(0.0), &times(1.001), &|f| f.steps[60].3 = 0.0]);
-    assert_eq!(found[0], []);
-    // The first step of a warm-up has the rate 0.
-    for findings in &found[1..4] {
-        assert!(findings.len() == 1 && findings[0].what == "learning_rate of step 2", "{findings:#?}");
-        assert!(findings[0].found.contains("and 78 more steps"), "{findings:#?}");
-    }
-    assert!(found[4].len() == 1 && found[4][0].what == "learning_rate of step 61", "{:#?}", found[4]);
-}
-
-/// 80 steps carry a weight by some 0.03 at most, whatever the gradients; the made folder is 0.001 away from its start.
-#[test]
-fn a_weight_that_no_update_reaches_is_found_by_its_tensor() {
-    let found = found_of(&[&|f| f.tensor("1.mlp.up").values[7] += 0.1, &|f| {
-        f.tensors.iter_mut().for_each(|tensor| tensor.values.reverse())
-    }]);
-    let far = &found[0];
-    assert!(far.len() == 1 && far[0].what.contains("layers.1.mlp.up_proj"), "{far:#?}");
-    assert!(far[0].found.starts_with("a weight 1.01e-1 away"), "{far:#?}");
-    // Weights of the right shape and of another training.
-    assert!(found[1].len() > 10, "{:#?}", found[1]);
-}
-
-/// The rate rises again at step 61, where the second chunk begins; without one there the optimizer was lost.
-#[test]
-fn a_learning_rate_rises_again_where_a_chunk_begins_and_nowhere_else() {
-    let dir = tempfile::tempdir().unwrap();
-    let expected = start(Tiny::Llama, &dir.path().join("start"));
-    let mut folder = Folder::good(Tiny::Llama);
-    folder.restart(60);
-    folder.write(&dir.path().join("work"));
-    let chunks = |steps: &[u64]| {
-        let chunks = steps.iter().map(|&n_steps| Chunk { n_steps, warmup_steps: 0 }).collect();
-        check(&dir.path().join("work"), &Expectation { chunks, ..expected.clone() }).findings
-    };
-    assert_eq!(chunks(&[60, 20]), []);
-    assert_eq!(chunks(&[30, 30, 20]), []);
-    for wrong in [&[][..], &[58, 22], &[61, 19], &[20, 60]] {
-        let findings = chunks(wrong);
-        assert!(findings.len() == 1 && findings[0].what == "learning_rate of step 61", "{wrong:?}: {findings:?}");
-    }
-}
-
 #[test]
 fn a_sealed_folder_that_changes_in_one_bit_is_found() {
     let dir = tempfile::tempdir().unwrap();
@@ -639,84 +578,6 @@ fn a_sealed_folder_that_changes_in_one_bit_is_found() {
     std::fs::write(&path, &bytes).unwrap();
     let findings = check(&folder, &expected).findings;
     assert!(findings.len() == 1 && findings[0].what.contains("model.safetensors has sha256"), "{findings:#?}");
-}
-
-#[test]
-fn training_goes_on_from_the_newest_checkpoint_that_is_whole_and_tells_why_not_from_a_newer_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let checkpoint = |step: u64| {
-        let folder = dir.path().join(format!("checkpoint-{step}"));
-        std::fs::create_dir(&folder).unwrap();
-        for name in ["model.safetensors", "optimizer.pt", "trainer_state.json"] {
-            std::fs::write(folder.join(name), format!("{name} {step}")).unwrap();
-        }
-        folder
-    };
-    assert_eq!(newest_checkpoint(dir.path()), NewestCheckpoint::default());
-    for step in [5, 20, 100, 110, 120] {
-        seal(&checkpoint(step), step).unwrap();
-    }
-    let unfinished = checkpoint(130);
-    std::fs::write(dir.path().join("checkpoint-120/optimizer.pt"), "optimizer.pt 119").unwrap();
-    std::fs::remove_file(dir.path().join("checkpoint-110/optimizer.pt")).unwrap();
-    let newest = newest_checkpoint(dir.path());
-    assert_eq!(newest.found, Some((dir.path().join("checkpoint-100"), 100)));
-    assert_eq!(newest.passed_over.len(), 3, "{newest:?}");
-    assert!(
-        newest.passed_over[0].contains("no MANIFEST.json")
-            && newest.passed_over[0].contains(unfinished.to_str().unwrap())
-    );
-    assert!(
-        newest.passed_over[1].contains("optimizer.pt has") && newest.passed_over[2].contains("optimizer.pt is missing")
-    );
-}
-
-#[test]
-fn a_checkpoint_of_another_step_or_other_inputs_or_without_an_optimizer_is_passed_over() {
-    let dir = tempfile::tempdir().unwrap();
-    let checkpoint = |step: u64, manifest_of: u64, inputs: &str, names: &[&str]| {
-        let folder = dir.path().join(format!("checkpoint-{step}"));
-        std::fs::create_dir(&folder).unwrap();
-        let mut files = serde_json::Map::new();
-        for name in names {
-            std::fs::write(folder.join(name), name).unwrap();
-            let sha256 = aloe_record::digest::bytes(name.as_bytes());
-            files.insert((*name).to_owned(), json!({"size": name.len(), "sha256": sha256}));
-        }
-        let manifest = json!({"step": manifest_of, "inputs": inputs, "files": files});
-        std::fs::write(folder.join("MANIFEST.json"), manifest.to_string()).unwrap();
-    };
-    let whole = ["model.safetensors", "optimizer.bin", "trainer_state.json"];
-    checkpoint(10, 10, "ours", &whole);
-    checkpoint(20, 20, "ours", &[]);
-    checkpoint(30, 30, "ours", &["model.safetensors", "trainer_state.json"]);
-    checkpoint(40, 30, "ours", &whole);
-    checkpoint(50, 50, "of another recipe", &whole);
-    let ours = TrainedWith { digest: "ours".into(), of_plan: None };
-    let newest = newest_checkpoint_of(dir.path(), Some(&ours));
-    assert_eq!(newest.found, Some((dir.path().join("checkpoint-10"), 10)));
-    let reasons = ["other rows or settings", "of step 30", "names no optimizer", "names no weights"];
-    assert_eq!(newest.passed_over.len(), reasons.len(), "{newest:?}");
-    for (found, reason) in newest.passed_over.iter().zip(reasons) {
-        assert!(found.contains(reason), "{found} does not say {reason}");
-    }
-    assert_eq!(newest_checkpoint(dir.path()).found, Some((dir.path().join("checkpoint-50"), 50)));
-    // Where a job rendered the rows, an earlier version noted the plan alone, or nothing.
-    checkpoint(60, 60, "the plan", &whole);
-    checkpoint(70, 70, "", &whole);
-    let untold = dir.path().join("checkpoint-70/MANIFEST.json");
-    let text = std::fs::read_to_string(&untold).unwrap();
-    std::fs::write(&untold, text.replace(r#""inputs":"""#, r#""inputs":null"#)).unwrap();
-    let rendered = TrainedWith { of_plan: Some("the plan".into()), ..ours.clone() };
-    let newest = newest_checkpoint_of(dir.path(), Some(&rendered));
-    assert_eq!(newest.found, Some((dir.path().join("checkpoint-10"), 10)));
-    for (found, step) in newest.passed_over.iter().zip([70, 60]) {
-        let said = format!("checkpoint-{step}: an earlier version of aloe saved it without a note of the rows");
-        assert!(found.contains(&said), "{found}");
-    }
-    assert!(newest.passed_over[2].contains("other rows or settings"), "{newest:?}");
-    // Where the plan has the rows, a checkpoint in its folder is of them.
-    assert_eq!(newest_checkpoint_of(dir.path(), Some(&ours)).found, Some((dir.path().join("checkpoint-70"), 70)));
 }
 
 /// The rows were made anew with as many of them, so that steps, shapes and losses tell nothing.
