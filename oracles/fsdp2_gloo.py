@@ -29,6 +29,17 @@ import sys
 STEPS, ROWS, LENGTH, SEED = 3, 4, 24, 7
 
 
+def leave():
+    """Ends a process of a group when all are here. torch's own teardown aborts now and then ("terminate called without an active exception", 2 of
+    20 runs), after everything was compared and written."""
+    import torch.distributed as dist
+
+    dist.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def train(out):
     import torch
     import torch.distributed as dist
@@ -72,7 +83,7 @@ def train(out):
         (out / "log.json").write_text(json.dumps({"world_size": world, "losses": losses}) + "\n")
         print(f"{out}: world size {world}, losses {losses}", flush=True)
     if is_group:
-        dist.destroy_process_group()
+        leave()
 
 
 def compare(one, two):
@@ -138,7 +149,7 @@ def reference():
                 print(f"{name}: {len(units)} units, the largest of {max(units)} of {n_all} elements, logits apart {apart:.1e}", flush=True)
     one_layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32
     assert found == {"whole": (1, n_all), "by layer": (9, max(one_layer, 2 * 96 * 32 + 32))}, found
-    dist.destroy_process_group()
+    leave()
 
 
 def checkpoint(out):
@@ -215,7 +226,7 @@ def checkpoint(out):
     assert sum(tensor.numel() for tensor in whole.values()) == (n_params if rank == 0 else 0)
     if rank == 0:
         print("the step after loading is the same, bit for bit; the whole model is in the first process", flush=True)
-    dist.destroy_process_group()
+    leave()
 
 
 def main():
