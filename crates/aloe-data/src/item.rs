@@ -37,7 +37,7 @@ impl Place {
 
     /// Holds the path together with `other`, where it is the same.
     pub(crate) fn share(&mut self, other: &Place) {
-        if self.path == other.path {
+        if !Arc::ptr_eq(&self.path, &other.path) && self.path == other.path {
             self.path = Arc::clone(&other.path);
         }
     }
@@ -121,12 +121,12 @@ pub(crate) struct Alike(HashSet<Arc<About>>);
 const MOST_ALIKE: usize = 1 << 12;
 
 impl Alike {
-    /// Holds what `item` says together with what rows before it said, `before` the last of them.
+    /// Holds what `item` says together with what rows before it said, `before` the last of them. The item is not looked at where it holds both
+    /// already: it was made on another thread, and is far away.
     pub(crate) fn share(&mut self, item: &mut Item, before: Option<&Item>) {
         if let Some(before) = before {
             item.at.share(&before.at);
-            if item.about == before.about {
-                item.about = Arc::clone(&before.about);
+            if item.shares_about(&before.about) {
                 return;
             }
         }
@@ -141,6 +141,16 @@ impl Alike {
 }
 
 impl Item {
+    /// Whether it says what `other` does; then it is held once.
+    pub(crate) fn shares_about(&mut self, other: &Arc<About>) -> bool {
+        let is_held = Arc::ptr_eq(&self.about, other);
+        let is_same = is_held || self.about == *other;
+        if is_same && !is_held {
+            self.about = Arc::clone(other);
+        }
+        is_same
+    }
+
     /// A row that says nothing beside its text.
     #[cfg(test)]
     pub(crate) fn plain(id: impl Into<String>, body: Body) -> Item {

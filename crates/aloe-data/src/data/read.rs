@@ -6,13 +6,13 @@ use super::ledger::Entry;
 use crate::check::{known_dialect, layout, problem_alone};
 use crate::dialect::{self, Dialect, Unused, help_steer};
 use crate::source::{self, DataFile, Source};
-use crate::{Error, Item, Result, RowError, SourceConfig};
+use crate::{About, Error, Item, Place, Result, RowError, SourceConfig};
 use aloe_record::Progress;
 use aloe_task::rows::Row;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The rule that drops a pair whose chosen side is rated below its rejected one.
@@ -26,10 +26,6 @@ struct Rated {
 }
 
 /// What a row of a file is made into, apart from the others.
-#[allow(
-    clippy::large_enum_variant,
-    reason = "nearly all are items, and a box each would be memory to ask for and give back"
-)]
 enum Made {
     Broken(RowError),
     /// An item and further ones of the same row; how its ratings compare comes with it.
@@ -74,7 +70,8 @@ impl Run<'_> {
                 progress.message(&file.label);
                 let opened = Source::hashed(&file.path)?;
                 self.read_file(source, &file, &opened, &mut rated)?;
-                self.report.sources[source].files.insert(file.label, opened.digest()?);
+                let digest = opened.digest()?;
+                self.report.sources[source].files.extend(digest.map(|digest| (file.label, digest)));
             }
             if self.is_kept {
                 self.take_rated(source, &rated);
@@ -119,10 +116,17 @@ impl Run<'_> {
             Ok(())
         };
         let (is_strict, is_kept) = (!self.config.quarantine.is_on(), AtomicBool::new(self.is_kept));
-        // What is not kept is freed where it was made.
+        // Of the file's first row; most say the same. What is not kept, or held already, is freed where it was made.
+        let usual: OnceLock<(Place, Arc<About>)> = OnceLock::new();
         let make = |index: usize, row: Result<Row, RowError>| {
             let dialect = known.get().copied();
             let made = match made(row, dialect, index, config, file, &unused) {
+                Made::Items(dialect, mut item, others, rated) => {
+                    let (at, about) = usual.get_or_init(|| (item.at.clone(), Arc::clone(&item.about)));
+                    item.at.share(at);
+                    item.shares_about(about);
+                    Made::Items(dialect, item, others, rated)
+                }
                 Made::Row(row) if is_strict => problem_alone(dialect, &row).map_or(Made::Row(row), Made::Broken),
                 made => made,
             };
@@ -131,7 +135,10 @@ impl Run<'_> {
         let mut together = Vec::new();
         source::read_on(opened, self.n_threads, &mut first, &make, &mut |made| {
             self.take_made(source, made, &mut together)?;
-            is_kept.store(self.is_kept, Relaxed);
+            if !self.is_kept {
+                is_kept.store(false, Relaxed);
+                opened.hash_no_more();
+            }
             Ok(())
         })?;
         self.report.sources[source].count_unused(unused.into_columns());
@@ -202,6 +209,7 @@ impl Run<'_> {
     /// Keeps an item or counts a broken row.
     pub(super) fn take(&mut self, source: usize, dialect: Dialect, made: Result<Item, RowError>) {
         match made {
+            Ok(_) if !self.is_kept => {}
             Ok(mut item) => {
                 *self.n_by_dialect.entry(dialect).or_default() += 1;
                 item.source = source;
@@ -265,7 +273,7 @@ pub(crate) fn with_raw(error: RowError, row: &Row) -> RowError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Body, Place};
+    use crate::Body;
     use aloe_text::Conversation;
 
     fn check(ids: &[&str]) -> Option<String> {

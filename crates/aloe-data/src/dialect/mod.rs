@@ -425,7 +425,9 @@ fn refuse(row: &Row, column: &str, what: &str) -> Result<(), RowError> {
 }
 
 /// A conversation in which system comes first and somebody answers.
-fn conversation(row: &Row, messages: Vec<Message>) -> Result<Body, RowError> {
+fn conversation(row: &Row, mut messages: Vec<Message>) -> Result<Body, RowError> {
+    // Room for messages that do not come is most of a short row's memory.
+    messages.shrink_to_fit();
     check_order(row, &messages)?;
     if !messages.iter().any(|message| message.role == Role::Assistant) {
         return Err(RowError::new(&row.at, "no message is the assistant's"));

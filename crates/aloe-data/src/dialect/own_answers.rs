@@ -229,6 +229,7 @@ pub(crate) fn pairs(rows: &[Row], given: &SafeAnswers) -> Paired {
 mod tests {
     use super::*;
     use crate::Place;
+    use crate::Rare;
     use aloe_text::{Conversation, Pair};
     use serde_json::json;
 

@@ -12,19 +12,20 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Source {
     path: PathBuf,
     file: File,
-    hasher: Option<RefCell<Hasher>>,
+    /// `None` once nobody wants the digest.
+    hasher: RefCell<Option<Hasher>>,
 }
 
 impl Source {
     /// To be read alone.
     pub(crate) fn open(path: &Path) -> Result<Source> {
         let file = File::open(path).map_err(Error::io("read", path))?;
-        Ok(Source { path: path.to_path_buf(), file, hasher: None })
+        Ok(Source { path: path.to_path_buf(), file, hasher: RefCell::default() })
     }
 
     /// To be read once, from its beginning, and hashed.
     pub(crate) fn hashed(path: &Path) -> Result<Source> {
-        Ok(Source { hasher: Some(RefCell::default()), ..Source::open(path)? })
+        Ok(Source { hasher: RefCell::new(Some(Hasher::default())), ..Source::open(path)? })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -45,18 +46,26 @@ impl Source {
         Ok(magic)
     }
 
+    /// Nobody wants the digest any more.
+    pub(crate) fn hash_no_more(&self) {
+        self.hasher.take();
+    }
+
     /// SHA-256 of the whole file, what no reader asked for included.
-    pub(crate) fn digest(self) -> Result<String> {
+    pub(crate) fn digest(self) -> Result<Option<String>> {
+        if self.hasher.borrow().is_none() {
+            return Ok(None);
+        }
         io::copy(&mut &self, &mut io::sink()).map_err(Error::io("read", &self.path))?;
-        Ok(self.hasher.map(|hasher| hasher.into_inner().hex()).unwrap_or_default())
+        Ok(self.hasher.take().map(Hasher::hex))
     }
 }
 
 impl Read for &Source {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let n_bytes = (&self.file).read(into)?;
-        if let Some(hasher) = &self.hasher {
-            hasher.borrow_mut().update(&into[..n_bytes]);
+        if let Some(hasher) = &mut *self.hasher.borrow_mut() {
+            hasher.update(&into[..n_bytes]);
         }
         Ok(n_bytes)
     }
@@ -84,11 +93,14 @@ mod tests {
             std::fs::write(&path, bytes).unwrap();
             let opened = Source::hashed(&path).unwrap();
             let _ = read_on(&opened, 2, &mut |_| Ok(()), &|_, row| row.is_ok(), &mut |_| Ok(()));
-            assert_eq!(opened.digest().unwrap(), digest::file(&path).unwrap(), "{name}");
-            // A reader that stops at its first row.
+            assert_eq!(opened.digest().unwrap(), Some(digest::file(&path).unwrap()), "{name}");
+            // A reader that stops at its first row, and one whose user wants no digest any more.
             let opened = Source::hashed(&path).unwrap();
             let _ = dispatch(&opened, &mut |_| Err(Error::EmptyFile { path: path.clone() }));
-            assert_eq!(opened.digest().unwrap(), digest::file(&path).unwrap(), "{name}");
+            assert_eq!(opened.digest().unwrap(), Some(digest::file(&path).unwrap()), "{name}");
+            let opened = Source::hashed(&path).unwrap();
+            opened.hash_no_more();
+            assert_eq!(opened.digest().unwrap(), None, "{name}");
         }
     }
 }

@@ -211,7 +211,7 @@ mod tests {
         let asked = Asked { is_done: true, attempts: vec![answered("B", FinishReason::Stop)], ..Asked::default() };
         let made = row(&asked, &rows[0]).unwrap();
         let again = read_text(&format!("{made}\n")).unwrap().remove(0).item;
-        assert_eq!((again.licence.as_deref(), again.split.as_deref()), (Some("cc-by-nc-4.0"), Some("dev")));
+        assert_eq!((again.about.licence.as_deref(), again.about.split.as_deref()), (Some("cc-by-nc-4.0"), Some("dev")));
     }
 
     #[test]
