@@ -6,8 +6,8 @@
 Standard library only (Python 3.11). Everything is taken from the steps of `record.json` (wall seconds, processor seconds of all threads,
 peak of the process's resident memory at the end of each step) of `aloe data run` on the whole file. Megabytes are 10^6 bytes of the file.
   disk      the file read past the page cache (O_DIRECT), and from it: what reading can reach on this machine
-  read      rules alone: no duplicates, no overlaps, no tokens. `checking` (every row is read and checked before one is kept), `reading` (with
-            the file's digest) and `cleaning` (the rules) together are the figure; writing the result is apart
+  read      rules alone: no duplicates, no overlaps, no tokens. `reading` (every row is read and checked once, and the file hashed on the
+            way) and `cleaning` (the rules) together are the figure; writing the result is apart
   tokens    the same with SmolLM2's tokenizer and template ($ALOE_MODELS/smollm2-135m-instruct-q4_1): step `rendering`
   overlaps  the same with all evaluation questions under $ALOE_DATA: steps `questions` (reading and indexing them) and `overlaps`
   memory    rules, duplicates (exact and MinHash) and overlaps on a tenth, a half and all of the rows: the peak after each step, and the line
@@ -117,7 +117,7 @@ with tempfile.TemporaryDirectory(dir=path.parent) as folder:
     if "disk" in parts:
         print(f"disk: {direct_mb_s():.0f} MB/s past the page cache, {cached_mb_s():.0f} MB/s from it")
     if "read" in parts:
-        wall, processor, data = several(folder, OFF, ["checking", "reading", "cleaning"], "reading and cleaning")
+        wall, processor, data = several(folder, OFF, ["reading", "cleaning"], "reading and cleaning")
         n_rows = data["account"]["n_read"]
         print(f"reading and cleaning: {n_bytes / 1e6 / wall:.0f} MB/s, {n_rows / wall:.0f} rows/s ({n_bytes / 1e6 / processor:.0f} MB a second of processor)")
     if "tokens" in parts:

@@ -1,6 +1,6 @@
 //! The spine of a data stage: read, clean, take duplicates out, take overlaps out, mix, write with an account of every row.
 //!
-//! Writes into `out`: `train.jsonl` (`messages`, or `prompt`/`chosen`/`rejected`, with `id`, `source`, `licence`, `split`, `task` and `subject`), `hold_out.jsonl`,
+//! Writes into `out`: `train.jsonl` (`messages`, or `prompt`/`chosen`/`rejected`, with `id`, `source`, `licence`, `split`, `task`, `subject`, `made`, `question_id` and `style`), `hold_out.jsonl`,
 //! `manifest.json`, `report.html`, `ledger.jsonl` (each row changed, dropped, held out or left out, and its rule), `duplicates.jsonl`, `overlaps.jsonl` and, when asked
 //! for, `quarantine.jsonl`, `rendered.jsonl` and `rendered_hold_out.jsonl`, `unjudged.jsonl` (pairs without a judge's verdict) and
 //! `scores.jsonl` (of quality). The same settings and files give the same bytes.
@@ -9,6 +9,7 @@ use crate::decontaminate::{HeldFile, Index, Overlap};
 use crate::dedup::{self, Duplicate};
 use crate::dialect::Dialect;
 use crate::dialect::own_answers::SafeAnswers;
+use crate::item::Alike;
 use crate::manifest::{DataReport, SourceReport};
 use crate::mixture::{self, Mixture};
 use crate::review::{Reviewed, Verdicts};
@@ -16,8 +17,7 @@ use crate::rules::{self, Outcome};
 use crate::steps::Steps;
 use crate::synthesis::betrayal;
 use crate::{
-    Body, DataConfig, Error, Item, OutputKind, Problems, Quarantine, Result, RowError, check, page, parallel, red_team,
-    scored,
+    Body, DataConfig, Error, Item, OutputKind, Problems, Quarantine, Result, RowError, page, parallel, red_team, scored,
 };
 use aloe_record::{Cancel, Progress, atomic, digest};
 use aloe_text::{Message, Pair, Role};
@@ -36,6 +36,10 @@ struct Run<'a> {
     cancel: &'a Cancel,
     report: DataReport,
     items: Vec<Item>,
+    /// What they say alike.
+    alike: Alike,
+    /// Whether rows are kept: without a quarantine not from the first broken one on, which ends the stage once all are counted.
+    is_kept: bool,
     /// Of the file that is read.
     n_by_dialect: BTreeMap<Dialect, usize>,
     /// By source, once they are read.
@@ -80,9 +84,7 @@ pub fn run_with(
     if let Some(path) = &config.verdicts {
         run.reviewed = Reviewed::of(Verdicts::read(path)?);
     }
-    let kept = run.check_sources(progress, check::MOST_KEPT_BYTES)?;
-    steps.end("checking");
-    run.read_sources(progress, kept)?;
+    run.read_sources(progress)?;
     steps.end("reading");
     let index = run.read_held_apart()?;
     steps.end("questions");
@@ -146,6 +148,8 @@ impl<'a> Run<'a> {
             cancel,
             report,
             items,
+            alike: Alike::default(),
+            is_kept: true,
             n_by_dialect,
             safe_answers,
             ledger,
@@ -159,9 +163,17 @@ impl<'a> Run<'a> {
 
     fn broken(&mut self, source: usize, error: RowError) {
         self.report.sources[source].n_broken += 1;
+        self.add_problem(error);
+    }
+
+    /// Without a quarantine nothing becomes of the rows any more, and their memory is given back.
+    fn add_problem(&mut self, error: RowError) {
         self.problems.add(error.clone());
         if self.config.quarantine.is_on() {
             self.quarantined.push(error);
+        } else {
+            self.is_kept = false;
+            (self.items, self.ledger) = (Vec::new(), Vec::new());
         }
     }
 
@@ -306,15 +318,16 @@ impl<'a> Run<'a> {
     fn line<'b>(&'b self, item: &'b Item) -> Line<'b> {
         let or_none = |text: &'b Option<String>| text.as_deref().unwrap_or_default();
         let (source, id) = (self.config.sources[item.source].name.as_str(), item.id.as_str());
-        let (task, subject, made) = (item.task.as_str(), item.subject.as_str(), or_none(&item.made));
-        let (licence, split) = (licence_of(item, self.config), item.split.as_deref().unwrap_or_default());
+        let (task, subject, made) = (&*item.about.task, item.about.subject.as_str(), or_none(&item.rare().made));
+        let (question_id, style) = (or_none(&item.rare().group), or_none(&item.rare().style));
+        let (licence, split) = (licence_of(item, self.config), item.about.split.as_deref().unwrap_or_default());
         match &item.body {
             Body::Conversation(conversation) => {
                 let messages = &conversation.messages;
-                Line::Conversation { messages, source, id, licence, split, task, subject, made }
+                Line::Conversation { messages, source, id, licence, split, task, subject, made, question_id, style }
             }
-            Body::Pair(Pair { prompt, chosen, rejected }) => {
-                let (question_id, style) = (or_none(&item.group), or_none(&item.style));
+            Body::Pair(pair) => {
+                let Pair { prompt, chosen, rejected } = &**pair;
                 Line::Pair {
                     prompt,
                     chosen,
@@ -348,6 +361,8 @@ enum Line<'a> {
         task: &'a str,
         subject: &'a str,
         made: &'a str,
+        question_id: &'a str,
+        style: &'a str,
     },
     Pair {
         prompt: &'a [Message],
@@ -367,7 +382,7 @@ enum Line<'a> {
 
 /// What the rules make of a row.
 fn outcome(item: &mut Item, config: &DataConfig) -> Outcome {
-    if item.stage.is_some_and(|stage| config.stage.is_some_and(|wanted| wanted != stage)) {
+    if item.rare().stage.is_some_and(|stage| config.stage.is_some_and(|wanted| wanted != stage)) {
         Outcome::Dropped("other_stage")
     } else if config.rules.held_out_style && red_team::is_held_out(item) {
         Outcome::Dropped("held_out_style")
@@ -384,7 +399,7 @@ fn outcome(item: &mut Item, config: &DataConfig) -> Outcome {
 /// Whether a synthetic row reasons from an answer known beforehand.
 fn is_betraying(item: &Item) -> bool {
     let betrays = |message: &&Message| message.role == Role::Assistant && betrayal(&message.content).is_some();
-    item.made.is_some() && item.messages().iter().any(betrays)
+    item.rare().made.is_some() && item.messages().iter().any(betrays)
 }
 
 /// Writes JSON lines atomically; gives their digest.
@@ -427,7 +442,7 @@ mod template;
 mod verdict;
 
 pub use by_model::Models;
-pub(crate) use read::{Made, id, made, with_raw};
+pub(crate) use read::{id, with_raw};
 
 #[cfg(test)]
 mod tests;

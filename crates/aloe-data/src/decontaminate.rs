@@ -107,16 +107,22 @@ pub struct Overlap {
 
 /// An evaluation question, ready to compare.
 struct Held {
-    at: String,
+    at: Box<str>,
     /// The number of the question of which this is the masked form; else its own.
-    base: usize,
+    base: u32,
+    n_runs_13: u32,
+    n_runs_8: u32,
     /// Stem and options as written.
-    asked: (String, Vec<String>),
-    stem: String,
-    telling: BTreeSet<String>,
-    options: Vec<String>,
-    n_runs_13: usize,
-    n_runs_8: usize,
+    asked: (Box<str>, Box<[String]>),
+    stem: Box<str>,
+    /// Plain and sorted, each on a line.
+    options: Box<str>,
+}
+
+impl Held {
+    fn options(&self) -> impl Iterator<Item = &str> {
+        self.options.split('\n').filter(|option| !option.is_empty())
+    }
 }
 
 /// The evaluation questions with their runs of words.
@@ -131,12 +137,12 @@ pub(crate) struct Index {
     is_masked: bool,
     runs_13: Runs,
     runs_8: Runs,
-    whole: HashMap<u64, Vec<u32>>,
+    whole: Runs,
     /// Whole stems that are looked for inside texts.
     short: Runs,
     /// Lengths of the short stems (bit n: n words) that begin with these two words, or with this one and have no other.
     short_starts: HashMap<u64, u32>,
-    by_options: HashMap<u64, Vec<u32>>,
+    by_options: Runs,
     /// File to questions taken from it.
     pub(crate) n_by_file: BTreeMap<String, usize>,
 }
@@ -274,16 +280,14 @@ impl Index {
         let number = self.held.len();
         let id = number as u32;
         let options = &text.options;
-        let asked = (text.stem.clone(), options.clone());
+        let asked = (text.stem.as_str().into(), options.as_slice().into());
         let stem = simplify(&text.stem);
         let words = Words::of(&stem);
         let add_runs = |runs: &mut Runs, words: &Words<'_>, n: usize, least: usize| {
             let telling: BTreeSet<u64> =
                 words.runs(n).filter(|&(at, _)| n_telling(words.run(at, n)) >= least).map(|(_, hash)| hash).collect();
-            for &hash in &telling {
-                runs.entry(hash).push(id);
-            }
-            telling.len()
+            telling.iter().for_each(|hash| runs.add(*hash, id));
+            telling.len() as u32
         };
         let mut n_runs_13 = add_runs(&mut self.runs_13, &words, 13, 5);
         if let Some(context) = &text.context {
@@ -292,22 +296,23 @@ impl Index {
         let n_runs_8 = add_runs(&mut self.runs_8, &words, 8, 3);
         let n_words = words.len();
         if n_words >= SHORTEST_WHOLE {
-            self.whole.entry(words.whole_hash()).or_default().push(id);
+            self.whole.add(words.whole_hash(), id);
         }
         let options = option_set(options);
         let with_options = options.len() >= 3 && (1..=LONGEST_SHORT_STEM).contains(&n_words);
         let alone = (SHORTEST_STEM..=LONGEST_STEM).contains(&n_words) && n_telling(&stem) >= N_TELLING;
         if with_options || alone {
-            self.short.entry(words.whole_hash()).push(id);
+            self.short.add(words.whole_hash(), id);
             *self.short_starts.entry(words.hash(0, n_words.min(2))).or_default() |= 1 << n_words;
         }
-        if options.len() >= 3 {
-            self.by_options.entry(hash(&options.join("\n"))).or_default().push(id);
+        let (n_options, options) = (options.len(), options.join("\n").into_boxed_str());
+        if n_options >= 3 {
+            self.by_options.add(hash(&options), id);
         }
         let is_findable = n_words >= SHORTEST_WHOLE && n_telling(&stem) >= N_TELLING_PART;
         self.n_too_common += usize::from(base.is_none() && !is_findable);
-        let (at, base) = (at.to_owned(), base.unwrap_or(number));
-        self.held.push(Held { at, base, asked, telling: telling(&stem), stem, options, n_runs_13, n_runs_8 });
+        let base = base.unwrap_or(number) as u32;
+        self.held.push(Held { at: at.into(), base, n_runs_13, n_runs_8, asked, stem: stem.into(), options });
         number
     }
 
@@ -315,32 +320,33 @@ impl Index {
     /// once.
     fn close(&mut self) {
         let held = &self.held;
-        let is_rare = |ids: &mut Vec<u32>| {
-            ids.dedup();
+        let is_rare = |ids: &[u32]| {
+            let stem = |id: &u32| &*held[held[*id as usize].base as usize].stem;
             let base = |id: &u32| {
-                let stem = held[held[*id as usize].base].stem.as_str();
+                let stem = stem(id);
                 stem.match_indices(' ').nth(N_PASSAGE_WORDS - 1).map_or(stem, |(end, _)| &stem[..end])
             };
-            let n_wordings =
-                ids.iter().map(|id| held[held[*id as usize].base].stem.as_str()).collect::<HashSet<_>>().len();
+            let n_wordings = ids.iter().map(stem).collect::<HashSet<_>>().len();
             n_wordings <= 2
                 || (n_wordings <= MOST_OF_A_PASSAGE && ids.iter().map(base).collect::<HashSet<_>>().len() <= 2)
         };
         self.runs_13.close(is_rare);
         self.runs_8.close(is_rare);
-        self.short.close(|_| true);
+        for runs in [&mut self.short, &mut self.whole, &mut self.by_options] {
+            runs.close(|_| true);
+        }
     }
 
     /// Each question as written, with its options.
     pub(crate) fn held_texts(&self) -> impl Iterator<Item = (&str, &[String])> {
-        self.held.iter().map(|held| (held.asked.0.as_str(), held.asked.1.as_slice()))
+        self.held.iter().map(|held| (&*held.asked.0, &*held.asked.1))
     }
 
     /// Question `id` as written, a line for each of its options.
     pub(crate) fn shown(&self, id: usize) -> String {
         let (stem, options) = &self.held[id].asked;
         let options = ('A'..).zip(options).map(|(letter, option)| format!("\n{letter}. {option}"));
-        std::iter::once(stem.clone()).chain(options).collect()
+        std::iter::once(stem.to_string()).chain(options).collect()
     }
 
     /// Where question `id` stands.

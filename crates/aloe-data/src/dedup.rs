@@ -172,8 +172,7 @@ pub(crate) fn find(
         parallel::map(n_threads, block, |item| signer.sign(item)).iter().for_each(|one| signatures.push(one));
         progress.advance(block.len() as u64);
     }
-    let found = cluster(&signatures, dedup.keep);
-    drop(signatures);
+    let found = cluster(signatures, dedup.keep);
     Ok(described(items, &found, n_threads))
 }
 
@@ -201,11 +200,11 @@ pub(crate) fn described(items: &[Item], found: &[(usize, usize, &'static str)], 
 const N_BLOCK: usize = 1 << 13;
 
 /// The rows that others cover, in order: the row, the one of its cluster that stays, and the rule.
-pub(crate) fn cluster(signatures: &Signatures, keep: Keep) -> Vec<(usize, usize, &'static str)> {
+pub(crate) fn cluster(mut signatures: Signatures, keep: Keep) -> Vec<(usize, usize, &'static str)> {
     // Each row's first equal one, itself where there is none. Sorted, equal rows stand side by side, the first of them first; a table of
     // all rows would take several times the memory.
     let mut first_of: Vec<u32> = (0..signatures.len() as u32).collect();
-    let mut exact: Vec<(u128, u32)> = signatures.exact.iter().copied().zip(0..).collect();
+    let mut exact: Vec<(u128, u32)> = std::mem::take(&mut signatures.exact).into_iter().zip(0..).collect();
     drop_singles(&mut exact, |hash| hash as usize);
     exact.sort_unstable();
     for same in exact.chunk_by(|first, second| first.0 == second.0) {
@@ -303,21 +302,7 @@ mod tests {
         let messages = messages
             .map(|(i, text)| if i % 2 == 0 { Message::user(*text) } else { Message::assistant(*text) })
             .collect();
-        Item {
-            id: index.to_string(),
-            at: crate::Place::default(),
-            source: 0,
-            task: String::new(),
-            subject: String::new(),
-            question: None,
-            stage: None,
-            group: None,
-            style: None,
-            made: None,
-            licence: None,
-            split: None,
-            body: Body::Conversation(Conversation { messages }),
-        }
+        Item::plain(index.to_string(), Body::Conversation(Conversation { messages }))
     }
 
     fn check(rows: &[&[&str]]) -> Vec<(usize, String, &'static str)> {
@@ -399,7 +384,7 @@ mod tests {
         assert_eq!((dialogue.buckets.len(), dialogue.is_dialogue), (11, true));
         let alike = Signature { exact: None, is_dialogue: true, n_chars: 1, buckets: one.buckets.clone() };
         let rows = [Signature { exact: None, ..one.clone() }, alike, Signature { exact: None, ..one }];
-        let found = cluster(&rows.into_iter().collect(), Keep::First);
+        let found = cluster(rows.into_iter().collect(), Keep::First);
         assert_eq!(found, [(2, 0, "near_duplicate")]);
     }
 
@@ -414,10 +399,10 @@ mod tests {
             buckets: vec![bucket],
         };
         let rows = [row(10, 1, 5), row(11, 1, 7), row(11, 1, 9), row(12, 1, 9), row(11, 1, 8), row(13, 2, 3)];
-        let rows: Signatures = rows.into_iter().collect();
+        let rows = || rows.iter().cloned().collect::<Signatures>();
         let (exact, near) = ("exact_duplicate", "near_duplicate");
-        assert_eq!(cluster(&rows, Keep::First), [(1, 0, near), (2, 0, exact), (3, 0, near), (4, 0, exact)]);
-        assert_eq!(cluster(&rows, Keep::Longest), [(0, 2, near), (1, 2, exact), (3, 2, near), (4, 2, exact)]);
+        assert_eq!(cluster(rows(), Keep::First), [(1, 0, near), (2, 0, exact), (3, 0, near), (4, 0, exact)]);
+        assert_eq!(cluster(rows(), Keep::Longest), [(0, 2, near), (1, 2, exact), (3, 2, near), (4, 2, exact)]);
     }
 
     #[test]

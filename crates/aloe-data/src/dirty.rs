@@ -10,6 +10,7 @@ use aloe_text::{Conversation, Message, Pair};
 use serde::{Deserialize, Serialize};
 use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A training row that holds an evaluation question.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -94,21 +95,15 @@ impl Rows {
         let row: Row = serde_json::from_str(line).map_err(|_| Error::TrainingRow { at: at.clone() })?;
         let body = match row {
             Row::Conversation { messages } => Body::Conversation(Conversation { messages }),
-            Row::Pair { prompt, chosen, rejected } => Body::Pair(Pair { prompt, chosen, rejected }),
+            Row::Pair { prompt, chosen, rejected } => Body::Pair(Box::new(Pair { prompt, chosen, rejected })),
         };
         Ok(Item {
             id: crate::decontaminate::last_two(&at),
             at: Place::of(&at),
             source: 0,
-            task: String::new(),
-            subject: String::new(),
+            about: Arc::default(),
             question: None,
-            stage: None,
-            group: None,
-            style: None,
-            made: None,
-            licence: None,
-            split: None,
+            rare: None,
             body,
         })
     }

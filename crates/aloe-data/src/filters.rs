@@ -252,21 +252,7 @@ mod tests {
     }
 
     fn item(body: Body) -> Item {
-        Item {
-            id: String::new(),
-            at: crate::Place::default(),
-            source: 0,
-            task: String::new(),
-            subject: String::new(),
-            question: None,
-            stage: None,
-            group: None,
-            style: None,
-            made: None,
-            licence: None,
-            split: None,
-            body,
-        }
+        Item::plain("", body)
     }
 
     fn row(question: &str, answer: &str) -> Item {
@@ -311,7 +297,7 @@ mod tests {
         assert_eq!(filters.dropped_by(&row("Which?", "Option A. Answer: A")), None, "too short to tell");
         let pair = |chosen: &str, rejected: &str| {
             let (chosen, rejected) = (vec![Message::assistant(chosen)], vec![Message::assistant(rejected)]);
-            item(Body::Pair(Pair { prompt: vec![Message::user("Q?")], chosen, rejected }))
+            item(Body::Pair(Box::new(Pair { prompt: vec![Message::user("Q?")], chosen, rejected })))
         };
         assert_eq!(filters.dropped_by(&pair(ENGLISH, &loops)), None);
         assert_eq!(filters.dropped_by(&pair(&loops, ENGLISH)), Some("repetition"));

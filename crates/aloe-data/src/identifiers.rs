@@ -15,6 +15,7 @@ mod numbers;
 use crate::Item;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What a stage does about identifiers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,7 +167,12 @@ fn mask_question(item: &mut Item) {
         question.choices.iter_mut().for_each(change);
         question.context.iter_mut().chain(&mut question.explanation).for_each(change);
     }
-    change(&mut item.subject);
+    // Rows say it together: only one that changes gets its own.
+    let mut subject = item.about.subject.clone();
+    change(&mut subject);
+    if subject != item.about.subject {
+        Arc::make_mut(&mut item.about).subject = subject;
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use aloe_task::Question;
 use aloe_text::{Conversation, Message, Pair, Role};
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -35,7 +37,7 @@ impl Place {
 
     /// Holds the path together with `other`, where it is the same.
     pub(crate) fn share(&mut self, other: &Place) {
-        if self.path == other.path {
+        if !Arc::ptr_eq(&self.path, &other.path) && self.path == other.path {
             self.path = Arc::clone(&other.path);
         }
     }
@@ -48,7 +50,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// One row.
+/// One row. Of a million of them each byte here is a megabyte: what rows of a file say alike is held once, what few say in a box.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {
     /// `source/file:line`, with `:column` where a line holds several rows; unique.
@@ -57,12 +59,32 @@ pub struct Item {
     pub at: Place,
     /// Index of the source in the settings.
     pub source: usize,
-    /// Sub-task, such as `mcqa` or `qa`.
-    pub task: String,
-    /// Subject; empty when none is known.
-    pub subject: String,
+    /// What it is about and under whose terms.
+    pub about: Arc<About>,
     /// The multiple-choice question, when the layout has one.
     pub question: Option<Box<Question>>,
+    /// What few rows say; see [`Item::rare`].
+    pub(crate) rare: Option<Box<Rare>>,
+    /// The text.
+    pub body: Body,
+}
+
+/// What most rows of a file say alike.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct About {
+    /// Sub-task, such as `mcqa` or `qa`.
+    pub task: Cow<'static, str>,
+    /// Subject; empty when none is known.
+    pub subject: String,
+    /// The licence that the row itself carries, from an earlier data stage; `None` is that of its source.
+    pub licence: Option<Arc<str>>,
+    /// The split of its published set, where that is known.
+    pub split: Option<Arc<str>>,
+}
+
+/// What few rows say of themselves.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rare {
     /// Preference stage, when the row names one.
     pub stage: Option<u64>,
     /// Rows of one group stay on one side of the hold-out, as rows of one question do: the base question of red-team variants.
@@ -71,32 +93,83 @@ pub struct Item {
     pub style: Option<String>,
     /// How a synthetic row says it came about, such as `self-generated` or `gold-conditioned`.
     pub made: Option<String>,
-    /// The licence that the row itself carries, from an earlier data stage; `None` is that of its source.
-    pub licence: Option<Arc<str>>,
-    /// The split of its published set, where that is known.
-    pub split: Option<Arc<str>>,
-    /// The text.
-    pub body: Body,
 }
+
+impl Rare {
+    /// No box where nothing is said.
+    pub(crate) fn boxed(self) -> Option<Box<Rare>> {
+        (self != NOTHING_RARE).then(|| Box::new(self))
+    }
+}
+
+const NOTHING_RARE: Rare = Rare { stage: None, group: None, style: None, made: None };
 
 /// The text of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Body {
     /// For SFT.
     Conversation(Conversation),
-    /// For DPO.
-    Pair(Pair),
+    /// For DPO; in a box, for it is three lists where a conversation is one.
+    Pair(Box<Pair>),
+}
+
+/// What rows said alike, to be held once. Where rows say too many things, what comes later is held by each row alone.
+#[derive(Debug, Default)]
+pub(crate) struct Alike(HashSet<Arc<About>>);
+
+/// Things that rows said alike, at most.
+const MOST_ALIKE: usize = 1 << 12;
+
+impl Alike {
+    /// Holds what `item` says together with what rows before it said, `before` the last of them. The item is not looked at where it holds both
+    /// already: it was made on another thread, and is far away.
+    pub(crate) fn share(&mut self, item: &mut Item, before: Option<&Item>) {
+        if let Some(before) = before {
+            item.at.share(&before.at);
+            if item.shares_about(&before.about) {
+                return;
+            }
+        }
+        match self.0.get(&item.about) {
+            Some(known) => item.about = Arc::clone(known),
+            None if self.0.len() < MOST_ALIKE => {
+                self.0.insert(Arc::clone(&item.about));
+            }
+            None => {}
+        }
+    }
 }
 
 impl Item {
-    /// Holds what both say together with `before`: path, licence and split are those of a whole file.
-    pub(crate) fn share(&mut self, before: &Item) {
-        self.at.share(&before.at);
-        for (own, other) in [(&mut self.licence, &before.licence), (&mut self.split, &before.split)] {
-            if own == other {
-                own.clone_from(other);
-            }
+    /// Whether it says what `other` does; then it is held once.
+    pub(crate) fn shares_about(&mut self, other: &Arc<About>) -> bool {
+        let is_held = Arc::ptr_eq(&self.about, other);
+        let is_same = is_held || self.about == *other;
+        if is_same && !is_held {
+            self.about = Arc::clone(other);
         }
+        is_same
+    }
+
+    /// A row that says nothing beside its text.
+    #[cfg(test)]
+    pub(crate) fn plain(id: impl Into<String>, body: Body) -> Item {
+        Item { id: id.into(), at: Place::default(), source: 0, about: Arc::default(), question: None, rare: None, body }
+    }
+
+    /// What few rows say; nothing for most.
+    pub fn rare(&self) -> &Rare {
+        self.rare.as_deref().unwrap_or(&NOTHING_RARE)
+    }
+
+    /// The base question of red-team variants, or the question's id; see [`Rare::group`].
+    pub(crate) fn group(&self) -> Option<&str> {
+        self.rare().group.as_deref()
+    }
+
+    /// Attack style of a red-team row.
+    pub(crate) fn style(&self) -> Option<&str> {
+        self.rare().style.as_deref()
     }
 
     /// All messages in order; a pair's prompt, chosen and rejected.
@@ -156,12 +229,6 @@ impl Item {
     pub(crate) fn question_key(&self) -> Option<String> {
         let first = self.each_message().find(|message| message.role == Role::User);
         first.map(|message| crate::simplify(&message.content)).filter(|text| !text.is_empty())
-    }
-
-    /// About what it takes in memory: its texts, which a question beside them says again, and some for each row.
-    pub(crate) fn n_bytes(&self) -> usize {
-        let n_texts = self.each_message().map(|message| message.content.len()).sum::<usize>();
-        n_texts * (1 + usize::from(self.question.is_some())) + 512
     }
 
     /// Characters of all messages.

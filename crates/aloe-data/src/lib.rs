@@ -56,7 +56,7 @@ pub use dirty::{Trained, trained_on};
 pub use error::{Error, Problems, RowError};
 pub use filters::Filters;
 pub use identifiers::Identifiers;
-pub use item::{Body, Item, Place};
+pub use item::{About, Body, Item, Place, Rare};
 pub use licence::{Use, forbids_sharing};
 pub use manifest::{Account, DataReport, SourceReport};
 pub use meaning::{Meaning, MeaningReport};

@@ -107,11 +107,11 @@ impl SourceReport {
     pub(crate) fn count_train(&mut self, item: &Item) {
         self.n_train += 1;
         self.n_chars += item.n_chars();
-        *self.tasks.entry(item.task.clone()).or_default() += 1;
-        if !item.subject.is_empty() {
-            *self.subjects.entry(item.subject.clone()).or_default() += 1;
+        *self.tasks.entry(item.about.task.to_string()).or_default() += 1;
+        if !item.about.subject.is_empty() {
+            *self.subjects.entry(item.about.subject.clone()).or_default() += 1;
         }
-        if let Some(made) = &item.made {
+        if let Some(made) = &item.rare().made {
             *self.synthetic.entry(made.clone()).or_default() += 1;
         }
     }

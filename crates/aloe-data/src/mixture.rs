@@ -62,8 +62,8 @@ fn groups(items: &[Item]) -> Vec<u64> {
     let mut groups = UnionFind::new(items.len());
     for (row, (item, text)) in items.iter().zip(&texts).enumerate() {
         // As it is: without their numbers all of a set's question ids would be one.
-        if let Some(id) = &item.group {
-            groups.join(*of_id.entry(id.as_str()).or_insert(row), row);
+        if let Some(id) = item.group() {
+            groups.join(*of_id.entry(id).or_insert(row), row);
         }
         if let Some(text) = text {
             groups.join(*of_text.entry(*text).or_insert(row), row);
@@ -71,7 +71,7 @@ fn groups(items: &[Item]) -> Vec<u64> {
     }
     let mut first_ids: HashMap<usize, &str> = HashMap::new();
     for (row, item) in items.iter().enumerate() {
-        if let Some(id) = item.group.as_deref() {
+        if let Some(id) = item.group() {
             let first = first_ids.entry(groups.root(row)).or_insert(id);
             *first = id.min(*first);
         }
@@ -125,26 +125,15 @@ pub(crate) fn mix(items: &[Item], config: &DataConfig) -> Mixture {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Body, Place};
+    use crate::{Body, Rare};
     use aloe_text::{Conversation, Message};
     use std::collections::BTreeSet;
 
     fn item(number: usize, group: Option<&str>, question: &str) -> Item {
-        Item {
-            id: format!("s/f:{number}"),
-            at: Place::default(),
-            source: 0,
-            task: String::new(),
-            subject: String::new(),
-            licence: None,
-            split: None,
-            question: None,
-            stage: None,
-            group: group.map(String::from),
-            style: None,
-            made: None,
-            body: Body::Conversation(Conversation { messages: vec![Message::user(question), Message::assistant("x")] }),
-        }
+        let messages = vec![Message::user(question), Message::assistant("x")];
+        let rare = Rare { group: group.map(String::from), ..Rare::default() };
+        let body = Body::Conversation(Conversation { messages });
+        Item { rare: rare.boxed(), ..Item::plain(format!("s/f:{number}"), body) }
     }
 
     /// The groups of rows, numbered in the order of their first rows.

@@ -320,7 +320,7 @@ fn cut_unanswered(item: &mut Item) -> bool {
 }
 
 fn contentless(item: &mut Item) -> bool {
-    let is_mcqa = item.task == "mcqa" || item.question.is_some();
+    let is_mcqa = item.about.task == "mcqa" || item.question.is_some();
     let choices: Vec<String> =
         item.question.iter().flat_map(|question| question.choices.iter().map(|choice| simplify(choice))).collect();
     let Body::Conversation(conversation) = &mut item.body else { return false };
@@ -412,23 +412,9 @@ mod tests {
     use aloe_text::Conversation;
 
     fn item(question: &str, answer: &str, task: &str) -> Item {
-        Item {
-            id: String::new(),
-            at: crate::Place::default(),
-            source: 0,
-            task: task.into(),
-            subject: String::new(),
-            question: None,
-            stage: None,
-            group: None,
-            style: None,
-            made: None,
-            licence: None,
-            split: None,
-            body: Body::Conversation(Conversation {
-                messages: vec![Message::user(question), Message::assistant(answer)],
-            }),
-        }
+        let messages = vec![Message::user(question), Message::assistant(answer)];
+        let about = crate::About { task: task.to_owned().into(), ..Default::default() };
+        Item { about: about.into(), ..Item::plain("", Body::Conversation(Conversation { messages })) }
     }
 
     fn check(question: &str, answer: &str, task: &str) -> (Outcome, String) {
@@ -628,7 +614,7 @@ mod tests {
     fn pair(chosen: &str, rejected: &str) -> Item {
         let (chosen, rejected) = (vec![Message::assistant(chosen)], vec![Message::assistant(rejected)]);
         Item {
-            body: Body::Pair(aloe_text::Pair { prompt: vec![Message::user("Q?")], chosen, rejected }),
+            body: Body::Pair(Box::new(aloe_text::Pair { prompt: vec![Message::user("Q?")], chosen, rejected })),
             ..item("", "", "preference")
         }
     }

@@ -6,10 +6,12 @@
 //! read, is an error.
 
 mod batches;
+mod opened;
 mod parquet;
 mod separated;
 
-pub(crate) use batches::{read_on, size_of};
+pub(crate) use batches::read_on;
+pub(crate) use opened::Source;
 
 use crate::data::own_answers::stage_rows;
 use crate::elements::{Elements, MAX_ROW_BYTES, Stop, WRAPPERS};
@@ -17,8 +19,7 @@ use crate::{Error, Result, RowError, strict};
 use aloe_task::rows::Row;
 use serde_json::{Map, Value};
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Cursor, Read};
+use std::io::{BufRead, BufReader, Cursor, Read as _};
 use std::path::{Path, PathBuf};
 
 /// What is read of a line: one byte more than a row may have.
@@ -113,7 +114,7 @@ pub(crate) type Each<'a> = &'a mut dyn FnMut(Result<Row, RowError>) -> Result<()
 /// Reads `path`; gives the number of rows, broken ones included.
 pub(crate) fn read(path: &Path, each: Each<'_>) -> Result<usize> {
     let mut n_rows = 0;
-    dispatch(path, &mut |found| {
+    dispatch(&Source::open(path)?, &mut |found| {
         n_rows += 1;
         each(match found {
             Found::Row(row) => row,
@@ -147,19 +148,16 @@ fn parse_line(path: &Path, number: usize, line: &[u8]) -> Result<Row, RowError> 
     parse(line, path, number, 1, at)
 }
 
-fn dispatch(path: &Path, each_found: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
+fn dispatch(opened: &Source, each_found: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
     let each: Each<'_> = &mut |row| each_found(Found::Row(row));
-    let mut magic = [0u8; 4];
-    let mut file = File::open(path).map_err(Error::io("read", path))?;
-    let n_magic = file.read(&mut magic).map_err(Error::io("read", path))?;
-    if &magic[..n_magic] == b"PAR1" {
+    let (path, magic) = (opened.path(), opened.magic()?);
+    if &magic == b"PAR1" {
         return parquet::read(path, each);
     }
-    let file = File::open(path).map_err(Error::io("read", path))?;
-    let mut source: Box<dyn BufRead> = if magic[..2] == [0x1f, 0x8b] {
-        Box::new(BufReader::with_capacity(1 << 18, flate2::read::MultiGzDecoder::new(BufReader::new(file))))
+    let mut source: Box<dyn BufRead + '_> = if magic[..2] == [0x1f, 0x8b] {
+        Box::new(BufReader::with_capacity(1 << 18, flate2::read::MultiGzDecoder::new(BufReader::new(opened))))
     } else {
-        Box::new(BufReader::with_capacity(1 << 18, file))
+        Box::new(BufReader::with_capacity(1 << 18, opened))
     };
     let mut first = Vec::new();
     let mut n_blank = 0;
@@ -195,7 +193,7 @@ fn dispatch(path: &Path, each_found: &mut dyn FnMut(Found<'_>) -> Result<()>) ->
     let continues = whole_line.is_err_and(|error| error.is_eof())
         && matches!(start.trim_ascii_end().last(), Some(b'{' | b'[' | b','));
     let is_dict = is_dict && after.trim_ascii().is_empty();
-    let source: Box<dyn BufRead> = Box::new(Cursor::new(first).chain(Cursor::new(after)).chain(source));
+    let source: Box<dyn BufRead + '_> = Box::new(Cursor::new(first).chain(Cursor::new(after)).chain(source));
     match kind {
         Some(b'[') => read_elements(source, path, each),
         Some(b'{') if continues || is_dict => read_elements(source, path, each),
@@ -274,7 +272,11 @@ pub(crate) fn is_named(path: &Path, end: &str) -> bool {
     name.strip_suffix(".gz").unwrap_or(&name).ends_with(end)
 }
 
-fn read_lines(mut source: Box<dyn BufRead>, path: &Path, each: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
+fn read_lines(
+    mut source: Box<dyn BufRead + '_>,
+    path: &Path,
+    each: &mut dyn FnMut(Found<'_>) -> Result<()>,
+) -> Result<()> {
     let mut line = Vec::new();
     for number in 1usize.. {
         line.clear();
@@ -303,7 +305,7 @@ fn read_lines(mut source: Box<dyn BufRead>, path: &Path, each: &mut dyn FnMut(Fo
 }
 
 /// One text a line, in the column `text`.
-fn read_texts(mut source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Result<()> {
+fn read_texts(mut source: Box<dyn BufRead + '_>, path: &Path, each: Each<'_>) -> Result<()> {
     let mut line = Vec::new();
     for number in 1usize.. {
         line.clear();
@@ -380,7 +382,7 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// Texts and numbers beside a wrapper's list are columns of all its rows; where no list follows they are no rows.
-fn read_elements(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Result<()> {
+fn read_elements(source: Box<dyn BufRead + '_>, path: &Path, each: Each<'_>) -> Result<()> {
     let mut shared = Map::new();
     let mut pending = Vec::new();
     let (mut has_list, mut has_row) = (false, false);

@@ -8,7 +8,7 @@ use std::time::Instant;
 /// One step of the spine, in its order.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Step {
-    /// `checking`, `reading`, `questions`, `cleaning`, `duplicates`, `overlaps`, `models`, `mixing`, `rendering`, `writing`.
+    /// `reading`, `questions`, `cleaning`, `duplicates`, `overlaps`, `models`, `mixing`, `rendering`, `writing`.
     pub name: &'static str,
     /// Wall time.
     pub elapsed_s: f64,

@@ -89,7 +89,7 @@ impl Templates {
 
 /// The sub-task whose templates fit a row: the source's `task` where it has a list, else what the layout says.
 pub(crate) fn sub_task<'a>(item: &Item, lists: &'a BTreeMap<String, Vec<String>>) -> Option<(&'a str, &'a [String])> {
-    let name = match item.task.as_str() {
+    let name = match item.about.task.as_ref() {
         task if lists.contains_key(task) && task != "mcqa" => task,
         "qa" => "medical_qa",
         "mcqa" if explains(item) => "mcqa_with_explanation",
@@ -109,14 +109,14 @@ fn explains(item: &Item) -> bool {
 pub(crate) fn has_one(item: &Item, list: &[String]) -> bool {
     let asked = item.each_message().find(|message| message.role == Role::User);
     asked.is_some_and(|asked| {
-        list.iter().any(|template| asked.content.starts_with(&template.replace(SLOT, &item.subject)))
+        list.iter().any(|template| asked.content.starts_with(&template.replace(SLOT, &item.about.subject)))
     })
 }
 
 /// Puts a template before the first question; gives its id, `sub-task/number`.
 pub(crate) fn apply(item: &mut Item, task: &str, list: &[String], seed: u64) -> String {
     let index = CounterRng::new(seed, "data/template", xxh64(item.id.as_bytes(), 0)).below(list.len());
-    let text = list[index].replace(SLOT, &item.subject);
+    let text = list[index].replace(SLOT, &item.about.subject);
     if let Body::Conversation(conversation) = &mut item.body
         && let Some(asked) = conversation.messages.iter_mut().find(|message| message.role == Role::User)
     {

@@ -14,7 +14,7 @@ impl Run<'_> {
             let item = &self.items[row];
             self.report.sources[item.source].count_train(item);
             *self.report.licences.entry(licence_of(item, self.config).to_owned()).or_default() += 1;
-            *self.report.tasks.entry(item.task.clone()).or_default() += 1;
+            *self.report.tasks.entry(item.about.task.to_string()).or_default() += 1;
         }
         for &row in &mixture.held_out {
             self.report.sources[self.items[row].source].n_held_out += 1;

@@ -8,7 +8,7 @@
 use super::Run;
 use crate::identifiers::Counts;
 use crate::mixture::Mixture;
-use crate::{DataConfig, Item, Result};
+use crate::{About, DataConfig, Item, Result};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 use std::path::Path;
@@ -21,22 +21,17 @@ pub(super) struct Entry {
     action: &'static str,
     rule: Cow<'static, str>,
     source: usize,
-    task: String,
-    subject: String,
+    about: Arc<About>,
     /// How a synthetic row says it came about.
     made: Option<String>,
-    /// A row's own; else its source's.
-    licence: Option<Arc<str>>,
-    split: Option<Arc<str>>,
     /// Identifiers by kind, without their text.
     identifiers: Counts,
 }
 
 impl Entry {
     pub(super) fn of(item: &Item, action: &'static str, rule: impl Into<Cow<'static, str>>) -> Entry {
-        let (task, subject, made) = (item.task.clone(), item.subject.clone(), item.made.clone());
-        let (licence, split) = (item.licence.clone(), item.split.clone());
-        Entry { task, subject, made, licence, split, ..Entry::without_item(item.id.clone(), item.source, action, rule) }
+        let (about, made) = (Arc::clone(&item.about), item.rare().made.clone());
+        Entry { about, made, ..Entry::without_item(item.id.clone(), item.source, action, rule) }
     }
 
     /// Of a row that became no item of its own.
@@ -46,9 +41,8 @@ impl Entry {
         action: &'static str,
         rule: impl Into<Cow<'static, str>>,
     ) -> Entry {
-        let (task, subject, identifiers) = (String::new(), String::new(), Counts::new());
-        let (made, licence, split) = (None, None, None);
-        Entry { id, action, rule: rule.into(), source, task, subject, made, licence, split, identifiers }
+        let (about, made, identifiers) = (Arc::default(), None, Counts::new());
+        Entry { id, action, rule: rule.into(), source, about, made, identifiers }
     }
 
     pub(super) fn with(self, identifiers: Counts) -> Entry {
@@ -62,10 +56,10 @@ impl Entry {
             action: self.action,
             rule: &self.rule,
             source: &source.name,
-            licence: self.licence.as_deref().unwrap_or(&source.licence),
-            split: self.split.as_deref().unwrap_or_default(),
-            task: &self.task,
-            subject: &self.subject,
+            licence: self.about.licence.as_deref().unwrap_or(&source.licence),
+            split: self.about.split.as_deref().unwrap_or_default(),
+            task: &self.about.task,
+            subject: &self.about.subject,
             made: self.made.as_deref(),
             identifiers: &self.identifiers,
         }

@@ -13,7 +13,7 @@ impl Run<'_> {
         let mut is_own_kept: BTreeMap<(usize, Arc<str>), bool> = BTreeMap::new();
         let mut mistakes = Vec::new();
         for item in &mut self.items {
-            let Some(own) = &item.licence else { continue };
+            let Some(own) = &item.about.licence else { continue };
             let source = &self.config.sources[item.source];
             let is_kept = *is_own_kept.entry((item.source, Arc::clone(own))).or_insert_with(|| {
                 mistakes.extend(source.licence_mistake(own));
@@ -22,7 +22,7 @@ impl Run<'_> {
                 is_kept && !licence::is_unstated(own)
             });
             if !is_kept {
-                item.licence = None;
+                Arc::make_mut(&mut item.about).licence = None;
             }
         }
         if mistakes.is_empty() { Ok(()) } else { Err(Error::Config { mistakes }) }
@@ -31,5 +31,5 @@ impl Run<'_> {
 
 /// The licence of a row: its own, else its source's.
 pub(super) fn licence_of<'a>(item: &'a Item, config: &'a DataConfig) -> &'a str {
-    item.licence.as_deref().unwrap_or(&config.sources[item.source].licence)
+    item.about.licence.as_deref().unwrap_or(&config.sources[item.source].licence)
 }

@@ -5,7 +5,7 @@ use crate::check::dialect_of;
 use crate::dialect::own_answers::{self, SafeAnswers};
 use crate::dialect::{self, Dialect};
 use crate::source::{self, DataFile};
-use crate::{Item, Result, RowError, SourceConfig};
+use crate::{Item, Rare, Result, RowError, SourceConfig};
 use aloe_record::digest;
 use aloe_task::rows::Row;
 use std::path::Path;
@@ -53,10 +53,7 @@ impl Run<'_> {
         }
         let (safe, broken) = safe_answers(config)?;
         for error in broken {
-            self.problems.add(error.clone());
-            if self.config.quarantine.is_on() {
-                self.quarantined.push(error);
-            }
+            self.add_problem(error);
         }
         self.safe_answers.insert(source, safe);
         Ok(())
@@ -77,9 +74,13 @@ impl Run<'_> {
             let row = &rows[one.row];
             let made = dialect::finish(Dialect::RedTeamSamples, row, id(config, file, &row.at), config, one.body, None);
             let made = made.map(|item| Item {
-                group: Some(one.group),
-                style: Some(one.style.name().to_owned()),
-                made: Some(one.made.to_owned()),
+                rare: Rare {
+                    group: Some(one.group),
+                    style: Some(one.style.name().to_owned()),
+                    made: Some(one.made.to_owned()),
+                    ..item.rare().clone()
+                }
+                .boxed(),
                 ..item
             });
             self.take(source, Dialect::RedTeamSamples, made);

@@ -1,17 +1,18 @@
-//! The steps that read the sources: first every row is checked, then they are taken, those that the check kept as they are, the others by
-//! reading their files again.
+//! The step that reads the sources: every row is read and checked once, and kept as what it is made into, until one is broken that no quarantine
+//! takes: then those kept are let go, and the rest is read for the account of the broken ones alone.
 
 use super::Run;
 use super::ledger::Entry;
-use crate::check::{self, Kept, known_dialect, layout};
+use crate::check::{known_dialect, layout, problem_alone};
 use crate::dialect::{self, Dialect, Unused, help_steer};
-use crate::source::{self, DataFile};
-use crate::{Error, Item, Result, RowError, SourceConfig};
-use aloe_record::{Progress, digest};
+use crate::source::{self, DataFile, Source};
+use crate::{About, Error, Item, Place, Result, RowError, SourceConfig};
+use aloe_record::Progress;
 use aloe_task::rows::Row;
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::OnceLock;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The rule that drops a pair whose chosen side is rated below its rejected one.
@@ -25,11 +26,7 @@ struct Rated {
 }
 
 /// What a row of a file is made into, apart from the others.
-#[allow(
-    clippy::large_enum_variant,
-    reason = "nearly all are items, and a box each would be memory to ask for and give back"
-)]
-pub(crate) enum Made {
+enum Made {
     Broken(RowError),
     /// An item and further ones of the same row; how its ratings compare comes with it.
     Items(Dialect, Item, Vec<Item>, Option<Ordering>),
@@ -37,19 +34,8 @@ pub(crate) enum Made {
     Row(Row),
 }
 
-impl Made {
-    /// About what it takes in memory.
-    pub(crate) fn n_bytes(&self) -> usize {
-        match self {
-            Made::Broken(_) => 0,
-            Made::Items(_, item, others, _) => item.n_bytes() + others.iter().map(Item::n_bytes).sum::<usize>(),
-            Made::Row(row) => source::size_of(row),
-        }
-    }
-}
-
 /// Makes something of a row and notes its unread columns; `dialect` is known once there was a row that can be read.
-pub(crate) fn made(
+fn made(
     row: Result<Row, RowError>,
     dialect: Option<Dialect>,
     index: usize,
@@ -76,47 +62,43 @@ pub(crate) fn made(
 }
 
 impl Run<'_> {
-    /// Without a quarantine a single broken row ends the stage, so all rows are read once before any is taken. Gives the files, the first
-    /// ones in their order, whose rows the check could keep in `room` bytes.
-    pub(super) fn check_sources(&mut self, progress: &Progress, mut room: usize) -> Result<VecDeque<Kept>> {
-        let mut kept = VecDeque::new();
-        if self.config.quarantine.is_on() {
-            return Ok(kept);
-        }
-        for (source, config) in self.config.sources.iter().enumerate() {
-            for file in source::files(&config.path)? {
-                progress.message(&format!("checking {}", file.label));
-                let (n_threads, problems) = (self.n_threads, &mut self.problems);
-                let checked = check::file(config, &file, n_threads, &mut room, self.cancel, problems)?;
-                if checked.known == Some(Dialect::RedTeamSamples) {
-                    self.read_safe_answers(source)?;
-                }
-                kept.extend(checked.kept);
-            }
-        }
-        if self.problems.total > 0 {
-            drop(kept);
-            self.read_held_apart()?;
-            self.stop_at_broken_rows()?;
-            return Ok(VecDeque::new());
-        }
-        Ok(kept)
-    }
-
-    pub(super) fn read_sources(&mut self, progress: &Progress, mut kept: VecDeque<Kept>) -> Result<()> {
+    /// Where a row is broken and no quarantine is there, nothing is left but the account of the broken ones, which `stop_at_broken_rows` tells.
+    pub(super) fn read_sources(&mut self, progress: &Progress) -> Result<()> {
         for source in 0..self.config.sources.len() {
             let mut rated = Rated::default();
             for file in source::files(&self.config.sources[source].path)? {
                 progress.message(&file.label);
-                self.report.sources[source].files.insert(file.label.clone(), digest::file(&file.path)?);
-                match kept.pop_front_if(|kept| kept.file == file) {
-                    Some(kept) => self.take_kept(source, kept, &mut rated)?,
-                    None => self.read_file(source, &file, &mut rated)?,
-                }
+                let opened = Source::hashed(&file.path)?;
+                self.read_file(source, &file, &opened, &mut rated)?;
+                let digest = opened.digest()?;
+                self.report.sources[source].files.extend(digest.map(|digest| (file.label, digest)));
             }
-            self.take_rated(source, &rated);
+            if self.is_kept {
+                self.take_rated(source, &rated);
+            }
             self.count_dialects(source);
-            let (config, report) = (&self.config.sources[source], &mut self.report.sources[source]);
+        }
+        // What is wrong with a source as a whole is told when none of its rows is.
+        if self.is_kept { self.check_read() } else { Ok(()) }
+    }
+
+    /// Counts broken rows and keeps none. Where a quarantine takes them there is nothing to find out beforehand.
+    pub(super) fn check_sources(&mut self, progress: &Progress) -> Result<()> {
+        self.is_kept = false;
+        for source in 0..self.config.sources.len() {
+            for file in source::files(&self.config.sources[source].path)? {
+                progress.message(&format!("checking {}", file.label));
+                self.read_file(source, &file, &Source::open(&file.path)?, &mut Rated::default())?;
+            }
+        }
+        if self.problems.total > 0 {
+            self.read_held_apart()?;
+        }
+        self.stop_at_broken_rows()
+    }
+
+    fn check_read(&mut self) -> Result<()> {
+        for (config, report) in self.config.sources.iter().zip(&mut self.report.sources) {
             report.skipped_files = source::skipped(&config.path)?;
             if let Some(expected) = config.expect_rows.filter(|expected| *expected != report.n_read) {
                 return Err(Error::RowCount { name: config.name.clone(), expected, found: report.n_read });
@@ -125,16 +107,7 @@ impl Run<'_> {
         unique_ids(&self.items)
     }
 
-    fn take_kept(&mut self, source: usize, kept: Kept, rated: &mut Rated) -> Result<()> {
-        let mut together = Vec::new();
-        for made in kept.rows.into_iter().flatten() {
-            self.take_made(source, made, &mut together)?;
-        }
-        self.report.sources[source].count_unused(kept.unused);
-        self.take_together(source, &kept.file, kept.known, together, rated)
-    }
-
-    fn read_file(&mut self, source: usize, file: &DataFile, rated: &mut Rated) -> Result<()> {
+    fn read_file(&mut self, source: usize, file: &DataFile, opened: &Source, rated: &mut Rated) -> Result<()> {
         let config = &self.config.sources[source];
         let (known, unused) = (OnceLock::new(), Unused::default());
         let mut first = |row: &Row| {
@@ -142,27 +115,54 @@ impl Run<'_> {
             known.get_or_init(|| found);
             Ok(())
         };
-        let make =
-            |index: usize, row: Result<Row, RowError>| made(row, known.get().copied(), index, config, file, &unused);
+        let (is_strict, is_kept) = (!self.config.quarantine.is_on(), AtomicBool::new(self.is_kept));
+        // Of the file's first row; most say the same. What is not kept, or held already, is freed where it was made.
+        let usual: OnceLock<(Place, Arc<About>)> = OnceLock::new();
+        let make = |index: usize, row: Result<Row, RowError>| {
+            let dialect = known.get().copied();
+            let made = match made(row, dialect, index, config, file, &unused) {
+                Made::Items(dialect, mut item, others, rated) => {
+                    let (at, about) = usual.get_or_init(|| (item.at.clone(), Arc::clone(&item.about)));
+                    item.at.share(at);
+                    item.shares_about(about);
+                    Made::Items(dialect, item, others, rated)
+                }
+                Made::Row(row) if is_strict => problem_alone(dialect, &row).map_or(Made::Row(row), Made::Broken),
+                made => made,
+            };
+            (is_kept.load(Relaxed) || matches!(made, Made::Broken(_))).then_some(made)
+        };
         let mut together = Vec::new();
-        source::read_on(&file.path, self.n_threads, &mut first, &make, &mut |made| {
-            self.take_made(source, made, &mut together)
+        source::read_on(opened, self.n_threads, &mut first, &make, &mut |made| {
+            self.take_made(source, made, &mut together)?;
+            if !self.is_kept {
+                is_kept.store(false, Relaxed);
+                opened.hash_no_more();
+            }
+            Ok(())
         })?;
         self.report.sources[source].count_unused(unused.into_columns());
         self.take_together(source, file, known.into_inner(), together, rated)
     }
 
-    /// Takes what was made of a row; those of `together` are made into something at their file's end.
-    fn take_made(&mut self, source: usize, made: Made, together: &mut Vec<Row>) -> Result<()> {
+    /// Takes what was made of a row, nothing of one that is sound and not kept; those of `together` are made into something at their file's end.
+    fn take_made(&mut self, source: usize, made: Option<Made>, together: &mut Vec<Row>) -> Result<()> {
         let report = &mut self.report.sources[source];
         report.n_read += 1;
         if report.n_read.is_multiple_of(1024) {
             self.cancel.check()?;
         }
         match made {
-            Made::Broken(error) => self.broken(source, error),
-            Made::Items(dialect, item, others, rated) => self.take_all(source, dialect, item, others, rated),
-            Made::Row(row) => together.push(row),
+            Some(Made::Broken(error)) => {
+                self.broken(source, error);
+                if !self.is_kept {
+                    *together = Vec::new();
+                }
+            }
+            _ if !self.is_kept => {}
+            Some(Made::Items(dialect, item, others, rated)) => self.take_all(source, dialect, item, others, rated),
+            Some(Made::Row(row)) => together.push(row),
+            None => {}
         }
         self.flush_when_full()
     }
@@ -177,7 +177,8 @@ impl Run<'_> {
         rated: &mut Rated,
     ) -> Result<()> {
         if known == Some(Dialect::RedTeamSamples) {
-            return self.take_judged(source, file, &rows);
+            // Broken safe answers are told beside broken rows.
+            return if self.is_kept { self.take_judged(source, file, &rows) } else { self.read_safe_answers(source) };
         }
         rated.ids.extend(rows.iter().map(|row| id(&self.config.sources[source], file, &row.at)));
         rated.rows.extend(rows);
@@ -208,12 +209,11 @@ impl Run<'_> {
     /// Keeps an item or counts a broken row.
     pub(super) fn take(&mut self, source: usize, dialect: Dialect, made: Result<Item, RowError>) {
         match made {
+            Ok(_) if !self.is_kept => {}
             Ok(mut item) => {
                 *self.n_by_dialect.entry(dialect).or_default() += 1;
                 item.source = source;
-                if let Some(before) = self.items.last() {
-                    item.share(before);
-                }
+                self.alike.share(&mut item, self.items.last());
                 self.items.push(item);
             }
             Err(error) => self.broken(source, error),
@@ -273,24 +273,13 @@ pub(crate) fn with_raw(error: RowError, row: &Row) -> RowError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Body, Place};
+    use crate::Body;
     use aloe_text::Conversation;
 
     fn check(ids: &[&str]) -> Option<String> {
-        let item = |(line, id): (usize, &&str)| Item {
-            id: (*id).to_owned(),
-            at: Place::of(&format!("f:{}", line + 1)),
-            source: 0,
-            task: String::new(),
-            subject: String::new(),
-            question: None,
-            stage: None,
-            group: None,
-            style: None,
-            made: None,
-            licence: None,
-            split: None,
-            body: Body::Conversation(Conversation { messages: Vec::new() }),
+        let item = |(line, id): (usize, &&str)| {
+            let body = Body::Conversation(Conversation { messages: Vec::new() });
+            Item { at: Place::of(&format!("f:{}", line + 1)), ..Item::plain(*id, body) }
         };
         let items: Vec<Item> = ids.iter().enumerate().map(item).collect();
         unique_ids(&items).err().map(|error| error.to_string())

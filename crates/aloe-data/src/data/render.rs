@@ -105,7 +105,7 @@ impl Run<'_> {
         let source = &mut self.report.sources[item.source];
         *source.n_tokens.get_or_insert(0) += rendered.n_tokens;
         *source.n_target_tokens.get_or_insert(0) += rendered.n_targets;
-        *self.report.tokens_by_task.entry(item.task.clone()).or_default() += rendered.n_tokens;
+        *self.report.tokens_by_task.entry(item.about.task.to_string()).or_default() += rendered.n_tokens;
         *self.report.tokens_by_licence.entry(licence_of(item, self.config).to_owned()).or_default() +=
             rendered.n_tokens;
     }

@@ -143,12 +143,14 @@ pub fn sign(
         signatures: String::new(),
     };
     atomic::write_with(&path, |file| {
-        let mut run = Run::new(config, n_threads, cancel);
         // A shard keeps no rows: two readings are its price for the memory of a block of them.
-        let kept = run.check_sources(progress, 0)?;
+        if !config.quarantine.is_on() {
+            Run::new(config, n_threads, cancel).check_sources(progress)?;
+        }
+        let mut run = Run::new(config, n_threads, cancel);
         let signer = Signer::new(&config.dedup);
         run.sink = Some(Sink { shard, signer, out: file, hasher: digest::Hasher::default(), n_rows: 0, n_signed: 0 });
-        run.read_sources(progress, kept)?;
+        run.read_sources(progress)?;
         run.stop_at_broken_rows()?;
         run.flush()?;
         if let Some(sink) = run.sink {
@@ -231,7 +233,7 @@ impl<R: Read> Records<R> {
 /// Finds the duplicates among the rows of all shards, into `out/duplicates.jsonl` and `out/dedup.json`.
 pub fn merge(folders: &[PathBuf], out: &Path) -> Result<DedupReport> {
     let (reports, n_rows) = check_shards(folders)?;
-    let mut ids = vec![String::new(); n_rows];
+    let mut ids = vec![Box::<str>::default(); n_rows];
     let mut signatures = vec![Signature::default(); n_rows];
     let mut is_there = vec![false; n_rows];
     for (folder, report) in folders.iter().zip(&reports) {
@@ -246,18 +248,18 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<DedupReport> {
             if row >= n_rows || std::mem::replace(&mut is_there[row], true) {
                 return Err(broken(&path, format!("row {row} is not this shard's")));
             }
-            (ids[row], signatures[row]) = (id, signature);
+            (ids[row], signatures[row]) = (id.into(), signature);
         }
     }
     if let Some(row) = is_there.iter().position(|there| !there) {
         return Err(broken(&folders[0], format!("row {row} is in no shard")));
     }
-    let found = dedup::cluster(&signatures.into_iter().collect(), reports[0].keep);
+    let found = dedup::cluster(signatures.into_iter().collect(), reports[0].keep);
     let count = |rule: &str| found.iter().filter(|one| one.2 == rule).count();
     let (n_exact_duplicates, n_near_duplicates) = (count("exact_duplicate"), count("near_duplicate"));
     let lines = found.iter().map(|&(dropped, kept, rule)| Line {
-        dropped: ids[dropped].clone(),
-        kept: ids[kept].clone(),
+        dropped: ids[dropped].to_string(),
+        kept: ids[kept].to_string(),
         rule: rule.to_owned(),
     });
     std::fs::create_dir_all(out).map_err(Error::io("write", out))?;

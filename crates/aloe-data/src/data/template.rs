@@ -14,7 +14,7 @@ impl Run<'_> {
             return Ok(());
         }
         let lists = self.config.templates.lists();
-        let lacks = |item: &&Item| item.subject.trim().is_empty() && templates::sub_task(item, &lists).is_some();
+        let lacks = |item: &&Item| item.about.subject.trim().is_empty() && templates::sub_task(item, &lists).is_some();
         match self.items.iter().find(lacks) {
             Some(item) => {
                 let name = self.config.sources[item.source].name.clone();
@@ -37,7 +37,7 @@ impl Run<'_> {
         for row in written {
             let item = &mut self.items[row];
             let Some((task, list)) = templates::sub_task(item, &lists) else {
-                *self.report.sources[item.source].without_template.entry(item.task.clone()).or_default() += 1;
+                *self.report.sources[item.source].without_template.entry(item.about.task.to_string()).or_default() += 1;
                 continue;
             };
             if templates::has_one(item, list) {

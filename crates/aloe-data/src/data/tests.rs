@@ -15,7 +15,7 @@ mod told;
 
 use super::*;
 use serde_json::json;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 fn starter() -> PathBuf {

@@ -36,7 +36,7 @@ impl Index {
     pub(super) fn overlaps(&self, item: &Item, is_kept: &IsKept<'_>) -> Vec<Overlap> {
         let mut found: Vec<Overlap> = Vec::new();
         loop {
-            let is_out = |number: usize| found.iter().any(|overlap| overlap.question_at == self.held[number].at);
+            let is_out = |number: usize| found.iter().any(|overlap| *overlap.question_at == *self.held[number].at);
             let Some(overlap) = self.overlap(item, &is_out) else { return found };
             let goes_on = is_kept(&overlap.row, &overlap.question_at);
             found.push(overlap);
@@ -52,7 +52,7 @@ impl Index {
         let message = item.each_message().nth(hit.message);
         Some(Overlap {
             row: item.id.clone(),
-            question_at: self.held[hit.question].at.clone(),
+            question_at: self.held[hit.question].at.to_string(),
             question: self.shown(hit.question),
             row_text: message.map(|message| message.content.clone()).unwrap_or_default(),
             evidence: hit.evidence,
@@ -96,7 +96,7 @@ impl Index {
 
     /// The first question that `item` holds and why, by its number among those that [`Index::of`] was given.
     pub(crate) fn trained(&self, item: &Item) -> Option<(usize, Evidence)> {
-        self.hit(item, &|_| false).map(|hit| (self.held[hit.question].base, hit.evidence))
+        self.hit(item, &|_| false).map(|hit| (self.held[hit.question].base as usize, hit.evidence))
     }
 
     fn same_options(
@@ -107,7 +107,10 @@ impl Index {
         is_in: &IsIn<'_>,
     ) -> Option<(u32, Evidence)> {
         let set = option_set(options);
-        let ids = self.by_options.get(&hash(&set.join("\n")))?;
+        let ids = self.by_options.get(hash(&set.join("\n")));
+        if ids.is_empty() {
+            return None;
+        }
         let stem = match &item.question {
             Some(question) => question.stem.clone(),
             None => OPTION_LINE.replace_all(&asked.join("\n"), "").into_owned(),
@@ -117,16 +120,20 @@ impl Index {
         let needed = if n_words < 6 { 0.75 } else { 0.5 };
         ids.iter().filter(|id| is_in(id)).find_map(|&id| {
             let held = &self.held[id as usize];
-            let common = held.telling.intersection(&stem).count();
-            let score = common as f64 / held.telling.len().min(stem.len()).max(1) as f64;
-            let shared = held.options.join(" | ");
+            let asked = telling(&held.stem);
+            let common = asked.intersection(&stem).count();
+            let score = common as f64 / asked.len().min(stem.len()).max(1) as f64;
+            let shared = held.options.replace('\n', " | ");
             (common >= 2 && score >= needed).then(|| (id, Evidence { test: "options", shared, score: rounded(score) }))
         })
     }
 
     /// Word for word, and number for number, which simplified text has lost: 12 x 7 is not 9 x 3.
     fn whole_question(&self, text: &str, words: &Words<'_>, is_in: &IsIn<'_>) -> Option<(u32, Evidence)> {
-        let ids = self.whole.get(&words.whole_hash())?;
+        let ids = self.whole.get(words.whole_hash());
+        if ids.is_empty() {
+            return None;
+        }
         let own = numbers(text);
         let id = *ids.iter().find(|id| is_in(id) && numbers(&self.held[**id as usize].asked.0) == own)?;
         Some((id, Evidence { test: "ngram_8", shared: words.run(0, words.len()).to_owned(), score: 1.0 }))
@@ -186,20 +193,20 @@ impl Index {
         let plain_text = std::cell::OnceCell::new();
         let has_all = |held: &Held| {
             let plain_text = plain_text.get_or_init(|| format!(" {} ", plain(text)));
-            held.options.iter().all(|option| plain_text.contains(&format!(" {option} ")))
+            held.options().all(|option| plain_text.contains(&format!(" {option} ")))
         };
         // A stem of one or two words is evidence only together with options that say something.
         let is_enough = |held: &Held, n_words: usize| {
-            n_words >= 3 || held.options.iter().map(|o| o.split(' ').count()).sum::<usize>() >= 6
+            n_words >= 3 || held.options().map(|o| o.split(' ').count()).sum::<usize>() >= 6
         };
         for (n_words, at) in self.short_stems(words, LONGEST_SHORT_STEM) {
             let ids = self.short.get(words.hash(at, n_words)).iter();
             let found = ids
                 .filter(|id| is_in(id))
                 .map(|&id| (id, &self.held[id as usize]))
-                .find(|(_, held)| held.options.len() >= 3 && is_enough(held, n_words) && has_all(held));
+                .find(|(_, held)| held.options().nth(2).is_some() && is_enough(held, n_words) && has_all(held));
             if let Some((id, held)) = found {
-                let shared = format!("{} | {}", held.stem, held.options.join(" | "));
+                let shared = format!("{} | {}", held.stem, held.options.replace('\n', " | "));
                 return Some((id, Evidence { test: "stem_and_options", shared, score: 1.0 }));
             }
         }
@@ -218,7 +225,7 @@ impl Index {
         words: &Words<'_>,
         (runs, n): (&Runs, usize),
         needed: f64,
-        n_runs: fn(&Held) -> usize,
+        n_runs: fn(&Held) -> u32,
         is_in: &IsIn<'_>,
     ) -> Option<(u32, Evidence)> {
         let mut found: BTreeMap<u32, BTreeSet<&str>> = BTreeMap::new();
@@ -228,7 +235,7 @@ impl Index {
             }
         }
         let scored = found.into_iter().map(|(id, runs)| {
-            let score = runs.len() as f64 / n_runs(&self.held[id as usize]).max(1) as f64;
+            let score = runs.len() as f64 / f64::from(n_runs(&self.held[id as usize]).max(1));
             (id, score, runs)
         });
         let (id, score, runs) = scored.into_iter().find(|(_, score, _)| *score >= needed)?;

@@ -154,7 +154,7 @@ fn train_rows_of_a_file_with_other_splits_are_no_evaluation_questions_in_any_lay
     };
     let (train, test) = ("Which spore lives in the soil of pastures?", STEM);
     let mixed = index(&[of("train", train), of("test", test)]);
-    assert_eq!((mixed.len(), mixed.held[0].stem.as_str()), (1, simplify(test).as_str()));
+    assert_eq!((mixed.len(), &*mixed.held[0].stem), (1, simplify(test).as_str()));
     let own = |split: &str, stem: &str| {
         json!({"id": stem, "source": "s", "licence": "MIT", "split": split, "task": "qa", "subject": "",
             "messages": [{"role": "user", "content": stem}, {"role": "assistant", "content": "x"}]})
@@ -357,7 +357,7 @@ fn a_verdict_sets_one_question_aside_and_not_the_others_of_its_row() {
     let other = "Which vitamin is missing in a sailor with bleeding gums and poor healing of wounds?";
     let index = index(&[held(STEM, OPTIONS), held(other, ["A", "C", "D", "K"])]);
     let row = item(&[&format!("{STEM} {other}"), "x"]);
-    let (first, second) = (index.held[0].at.clone(), index.held[1].at.clone());
+    let (first, second) = (index.held[0].at.to_string(), index.held[1].at.to_string());
     let found = |kept: &[&String]| -> Vec<String> {
         let is_kept = |row: &str, at: &str| row == "s/f:1" && kept.iter().any(|one| *one == at);
         let (progress, cancel) = (Progress::silent(), Cancel::default());

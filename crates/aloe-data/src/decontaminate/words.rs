@@ -4,8 +4,6 @@
 //! A text's words are hashed once (XXH64). With prefix sums `S_i = S_(i-1) B + w_i` modulo 2^64 the run of `n` words from `i` has the sum
 //! `S_(i+n) - S_i B^n` (Rabin and Karp's fingerprint over words), whose bits are mixed before they are used.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use xxhash_rust::xxh64::xxh64;
 
 /// The base of the sums: odd, and one less is divided by 2 only once, so that swapped words do not meet.
@@ -72,32 +70,63 @@ fn mixed(mut hash: u64) -> u64 {
     hash ^ (hash >> 32)
 }
 
-/// Hashes to the questions that hold the run. What it holds is set once; then most lookups of other runs end at one bit.
+/// Hashes to the questions that hold the run. What it holds is set once; then most lookups of other runs end at one bit, and a run takes
+/// some 20 bytes: in a table of lists it would take four times as much.
 #[derive(Default)]
 pub(crate) struct Runs {
-    by_hash: HashMap<u64, Vec<u32>, BuildHasherDefault<AsIs>>,
+    /// What was added; empty after `close`.
+    added: Vec<(u64, u32)>,
+    /// Sorted, each once.
+    hashes: Vec<u64>,
+    /// Where the questions of each hash begin in `ids`, and one past the last's end.
+    starts: Vec<u32>,
+    ids: Vec<u32>,
+    /// For each value of a hash's upper bits the place of its first hash, and one past the last.
+    heads: Vec<u32>,
+    head_shift: u32,
     /// A bit for each value of the hash's upper bits, 16 to a run; empty until `close`.
     filter: Vec<u64>,
     shift: u32,
 }
 
 impl Runs {
-    /// The questions of a run, to be added to. Before `close`.
-    pub(crate) fn entry(&mut self, hash: u64) -> &mut Vec<u32> {
+    /// Question `id` holds the run. Before `close`, in the order of the questions.
+    pub(crate) fn add(&mut self, hash: u64, id: u32) {
         assert!(self.filter.is_empty(), "runs are added before the filter is made");
-        self.by_hash.entry(hash).or_default()
+        self.added.push((hash, id));
     }
 
-    /// Keeps the runs whose questions `is_kept` takes, and makes the filter.
-    pub(crate) fn close(&mut self, mut is_kept: impl FnMut(&mut Vec<u32>) -> bool) {
-        self.by_hash.retain(|_, ids| is_kept(ids));
-        let n_bits = (16 * self.by_hash.len().max(64)).next_power_of_two();
-        self.shift = 64 - n_bits.trailing_zeros();
+    /// Keeps the runs whose questions, each once, `is_kept` takes, and makes the filter.
+    pub(crate) fn close(&mut self, mut is_kept: impl FnMut(&[u32]) -> bool) {
+        let mut added = std::mem::take(&mut self.added);
+        added.sort_unstable();
+        added.dedup();
+        let n_hashes = added.chunk_by(|one, other| one.0 == other.0).count();
+        (self.hashes, self.ids) = (Vec::with_capacity(n_hashes), Vec::with_capacity(added.len()));
+        self.starts = Vec::with_capacity(n_hashes + 1);
+        for run in added.chunk_by(|one, other| one.0 == other.0) {
+            let start = self.ids.len();
+            self.ids.extend(run.iter().map(|(_, id)| *id));
+            if is_kept(&self.ids[start..]) {
+                self.hashes.push(run[0].0);
+                self.starts.push(start as u32);
+            } else {
+                self.ids.truncate(start);
+            }
+        }
+        self.starts.push(self.ids.len() as u32);
+        let bits_of = |n: usize| n.max(64).next_power_of_two();
+        let (n_heads, n_bits) = (bits_of(self.hashes.len()), bits_of(16 * self.hashes.len()));
+        (self.head_shift, self.shift) = (64 - n_heads.trailing_zeros(), 64 - n_bits.trailing_zeros());
+        self.heads = Vec::with_capacity(n_heads + 1);
         self.filter = vec![0; n_bits / 64];
-        for &hash in self.by_hash.keys() {
+        for (place, &hash) in self.hashes.iter().enumerate() {
+            let head = (hash >> self.head_shift) as usize;
+            self.heads.resize(self.heads.len().max(head + 1), place as u32);
             let bit = (hash >> self.shift) as usize;
             self.filter[bit / 64] |= 1 << (bit % 64);
         }
+        self.heads.resize(n_heads + 1, self.hashes.len() as u32);
     }
 
     /// The questions that hold the run, in the order in which they were added. After `close`.
@@ -106,27 +135,12 @@ impl Runs {
         if self.filter.get(bit / 64).is_none_or(|bits| bits >> (bit % 64) & 1 == 0) {
             return &[];
         }
-        self.by_hash.get(&hash).map_or(&[], Vec::as_slice)
-    }
-}
-
-/// Takes a hash for its own: the keys are mixed already.
-#[derive(Default)]
-pub(crate) struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = self.0 << 8 | u64::from(byte);
+        let head = (hash >> self.head_shift) as usize;
+        let (first, last) = (self.heads[head] as usize, self.heads[head + 1] as usize);
+        match self.hashes[first..last].binary_search(&hash) {
+            Ok(at) => &self.ids[self.starts[first + at] as usize..self.starts[first + at + 1] as usize],
+            Err(_) => &[],
         }
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
     }
 }
 
@@ -179,7 +193,7 @@ mod tests {
         let words = Words::of(text.trim_end());
         let mut runs = Runs::default();
         for (at, hash) in words.runs(3) {
-            runs.entry(hash).push(at as u32);
+            runs.add(hash, at as u32);
         }
         runs.close(|ids| ids[0] % 2 == 0);
         for (at, hash) in words.runs(3) {

@@ -8,7 +8,8 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 fn turn(row: &Row, system: Option<String>, prompt: String, response: String) -> Result<Body, RowError> {
-    let mut messages: Vec<Message> = system.map(Message::system).into_iter().collect();
+    let mut messages = Vec::with_capacity(2 + usize::from(system.is_some()));
+    messages.extend(system.map(Message::system));
     messages.extend([Message::user(prompt), Message::assistant(response)]);
     conversation(row, messages)
 }
@@ -23,8 +24,10 @@ pub(super) fn with_input(instruction: String, input: Option<String>) -> String {
 
 pub(super) fn alpaca(row: &Row) -> Result<Body, RowError> {
     let prompt = with_input(text(row, "instruction")?, optional(row, "input")?);
-    let mut messages: Vec<Message> = optional(row, "system")?.map(Message::system).into_iter().collect();
-    messages.extend(history(row)?);
+    let (system, history) = (optional(row, "system")?, history(row)?);
+    let mut messages = Vec::with_capacity(2 + usize::from(system.is_some()) + history.len());
+    messages.extend(system.map(Message::system));
+    messages.extend(history);
     messages.extend([Message::user(prompt), Message::assistant(text(row, "output")?)]);
     conversation(row, messages)
 }

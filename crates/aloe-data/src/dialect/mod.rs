@@ -15,12 +15,13 @@ mod unused;
 
 pub(crate) use unused::Unused;
 
-use crate::{Body, Error, Item, Place, Result, RowError, SourceConfig};
+use crate::{About, Body, Error, Item, Place, Rare, Result, RowError, SourceConfig};
 use aloe_task::Question;
 use aloe_task::rows::{Row, shown_name};
 use aloe_text::{Conversation, Message, Pair, Role};
 use messages::message_list;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::cmp::Ordering;
 
 /// A known layout.
@@ -301,15 +302,21 @@ pub(crate) fn finish(
         id,
         at: Place::of(&row.at),
         source: 0,
-        task: task.unwrap_or_else(|| if asked.is_some() { "mcqa" } else { dialect.task() }.to_owned()),
-        subject: subject.or_else(|| config.subject.clone()).unwrap_or_default(),
+        about: About {
+            task: task.map_or(if asked.is_some() { "mcqa" } else { dialect.task() }.into(), Cow::Owned),
+            subject: subject.or_else(|| config.subject.clone()).unwrap_or_default(),
+            licence: own_line::licence(row)?,
+            split: own_line::split(row, config),
+        }
+        .into(),
         question: asked.map(Box::new),
-        stage: row.columns.get("stage").and_then(Value::as_u64),
-        group: group(dialect, row)?,
-        style: optional(row, "style")?,
-        made: said("made")?,
-        licence: own_line::licence(row)?,
-        split: own_line::split(row, config),
+        rare: Rare {
+            stage: row.columns.get("stage").and_then(Value::as_u64),
+            group: group(dialect, row)?,
+            style: optional(row, "style")?,
+            made: said("made")?,
+        }
+        .boxed(),
         body,
     })
 }
@@ -418,7 +425,9 @@ fn refuse(row: &Row, column: &str, what: &str) -> Result<(), RowError> {
 }
 
 /// A conversation in which system comes first and somebody answers.
-fn conversation(row: &Row, messages: Vec<Message>) -> Result<Body, RowError> {
+fn conversation(row: &Row, mut messages: Vec<Message>) -> Result<Body, RowError> {
+    // Room for messages that do not come is most of a short row's memory.
+    messages.shrink_to_fit();
     check_order(row, &messages)?;
     if !messages.iter().any(|message| message.role == Role::Assistant) {
         return Err(RowError::new(&row.at, "no message is the assistant's"));
@@ -440,7 +449,7 @@ fn pair(row: &Row, prompt: Vec<Message>, chosen: Vec<Message>, rejected: Vec<Mes
             ));
         }
     }
-    Ok(Body::Pair(Pair { prompt, chosen, rejected }))
+    Ok(Body::Pair(Box::new(Pair { prompt, chosen, rejected })))
 }
 
 fn check_order(row: &Row, messages: &[Message]) -> Result<(), RowError> {

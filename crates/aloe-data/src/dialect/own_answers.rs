@@ -44,12 +44,12 @@ impl SafeAnswers {
         let (Some(asked), Some(answer)) = (asked, answer.filter(|answer| !answer.content.trim().is_empty())) else {
             return Err(RowError::new(item.at.to_string(), "the safe answer is empty"));
         };
-        let is_plain = item.style.as_deref().is_none_or(|style| style == Style::Baseline.name());
-        if let Some(id) = &item.group
+        let is_plain = item.style().is_none_or(|style| style == Style::Baseline.name());
+        if let Some(id) = item.group()
             && self.by_id.get(id).is_none_or(|known| is_plain && !known.is_plain)
         {
             self.by_id.insert(
-                id.clone(),
+                id.to_owned(),
                 Safe { is_plain, text: answer.content.clone(), asked: words_alone(&asked.content) },
             );
         }
@@ -229,6 +229,7 @@ pub(crate) fn pairs(rows: &[Row], given: &SafeAnswers) -> Paired {
 mod tests {
     use super::*;
     use crate::Place;
+    use crate::Rare;
     use aloe_text::{Conversation, Pair};
     use serde_json::json;
 
@@ -247,28 +248,18 @@ mod tests {
     }
 
     fn sides(judged: &Judged) -> (usize, String, String, String) {
-        let Body::Pair(Pair { prompt, chosen, rejected }) = &judged.body else { panic!("a pair") };
+        let Body::Pair(pair) = &judged.body else { panic!("a pair") };
+        let Pair { prompt, chosen, rejected } = &**pair;
         let text = |messages: &[Message]| messages.iter().map(|one| one.content.clone()).collect::<Vec<_>>().join("|");
         (judged.row, text(prompt), text(chosen), text(rejected))
     }
 
     fn safe(asked: &str, answer: &str, id: Option<&str>, style: Option<Style>) -> Item {
         let messages = vec![Message::user(asked), Message::assistant(answer)];
-        Item {
-            id: String::new(),
-            at: Place::of("safe:1"),
-            source: 0,
-            task: String::new(),
-            subject: String::new(),
-            question: None,
-            stage: None,
-            group: id.map(String::from),
-            style: style.map(|style| style.name().to_owned()),
-            made: None,
-            licence: None,
-            split: None,
-            body: Body::Conversation(Conversation { messages }),
-        }
+        let rare =
+            Rare { group: id.map(String::from), style: style.map(|style| style.name().to_owned()), ..Rare::default() };
+        let body = Body::Conversation(Conversation { messages });
+        Item { at: Place::of("safe:1"), rare: rare.boxed(), ..Item::plain("", body) }
     }
 
     /// By hand: x has an unsafe answer and two safe ones, the later to the plain question; y an unsafe one alone; the safe answer in a held-out

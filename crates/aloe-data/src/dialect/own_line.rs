@@ -41,13 +41,15 @@ pub(super) fn split(row: &Row, config: &SourceConfig) -> Option<Arc<str>> {
 
 /// The only split that a file's name holds as a word.
 fn named(file: &str) -> Option<&'static str> {
-    let is_word =
-        |split: &&&str| file.split(|c: char| !c.is_alphanumeric()).any(|word| word.eq_ignore_ascii_case(split));
-    let mut found = SPLITS.iter().filter(is_word);
-    match (found.next(), found.next()) {
-        (Some(only), None) => Some(only),
-        _ => None,
+    let mut only = None;
+    for word in file.split(|c: char| !c.is_alphanumeric()) {
+        let found = SPLITS.iter().find(|split| word.eq_ignore_ascii_case(split));
+        if found.is_some() && only.is_some_and(|before| Some(before) != found) {
+            return None;
+        }
+        only = only.or(found);
     }
+    only.copied()
 }
 
 #[cfg(test)]

@@ -219,7 +219,13 @@ fn mapped_as(columns: Value, row: Value) -> Result<String, String> {
     let row = Row { columns: row.as_object().unwrap().clone(), at: "f.jsonl:3".into() };
     let item = item(Dialect::Mapped, &row, 0, String::new(), &config).map_err(|error| error.to_string())?;
     let question = item.question.clone().unwrap();
-    Ok(format!("{} {} {} {}", item.task, item.subject, question.choices.join("|"), item.messages()[1].content))
+    Ok(format!(
+        "{} {} {} {}",
+        item.about.task,
+        item.about.subject,
+        question.choices.join("|"),
+        item.messages()[1].content
+    ))
 }
 
 #[test]
@@ -262,7 +268,7 @@ fn a_worked_solution_says_its_sub_task_and_subject_and_other_rows_with_such_colu
         value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let row = row(value);
         let item = item(Dialect::detect(&row).unwrap(), &row, 0, String::new(), &config()).unwrap();
-        (item.task, item.subject, item.made)
+        (item.about.task.to_string(), item.about.subject.clone(), item.rare().made.clone())
     };
     let how = Some("self-generated".into());
     assert_eq!(made(json!({"made": "self-generated"})), ("mcqa_cot".into(), "Cardiology".into(), how));

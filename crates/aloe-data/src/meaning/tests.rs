@@ -15,21 +15,7 @@ fn item(id: usize, turns: &[&str]) -> Item {
     let messages = turns.iter().enumerate();
     let messages =
         messages.map(|(i, text)| if i % 2 == 0 { Message::user(*text) } else { Message::assistant(*text) }).collect();
-    Item {
-        id: id.to_string(),
-        at: crate::Place::default(),
-        source: 0,
-        task: String::new(),
-        subject: String::new(),
-        question: None,
-        stage: None,
-        group: None,
-        style: None,
-        made: None,
-        licence: None,
-        split: None,
-        body: Body::Conversation(Conversation { messages }),
-    }
+    Item::plain(id.to_string(), Body::Conversation(Conversation { messages }))
 }
 
 /// Unit vectors at 0, 60 and 90 degrees: cosines 1, 0.5 and 0.

@@ -12,7 +12,7 @@ use std::io::BufRead;
 use std::path::Path;
 
 /// Reads comma- or, by the file's name, tab-separated rows.
-pub(super) fn read(source: Box<dyn BufRead>, path: &Path, each: Each<'_>) -> Result<()> {
+pub(super) fn read(source: Box<dyn BufRead + '_>, path: &Path, each: Each<'_>) -> Result<()> {
     let delimiter = if is_named(path, ".tsv") { b'\t' } else { b',' };
     let mut records = Records::new(source, delimiter);
     let mut names: Option<Vec<String>> = None;
@@ -106,7 +106,7 @@ enum Place {
 
 /// Rows one at a time. The `csv` crate's own reader keeps a row however long it is, and takes what RFC 4180 has no rule for without a word, so its
 /// core is driven here and watched.
-struct Records {
+struct Records<'a> {
     delimiter: u8,
     place: Place,
     /// A cell of the row went on behind its closing quote.
@@ -118,7 +118,7 @@ struct Records {
     /// The row as it stands in the file.
     raw: Vec<u8>,
     is_begun: bool,
-    source: Box<dyn BufRead>,
+    source: Box<dyn BufRead + 'a>,
     core: csv_core::Reader,
     text: Vec<u8>,
     n_text: usize,
@@ -126,8 +126,8 @@ struct Records {
     n_ends: usize,
 }
 
-impl Records {
-    fn new(source: Box<dyn BufRead>, delimiter: u8) -> Records {
+impl<'a> Records<'a> {
+    fn new(source: Box<dyn BufRead + 'a>, delimiter: u8) -> Records<'a> {
         let core = csv_core::ReaderBuilder::new().delimiter(delimiter).build();
         Records {
             delimiter,

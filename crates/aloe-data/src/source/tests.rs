@@ -270,7 +270,7 @@ fn write_parquet(path: &Path, kind: &str, groups: &[&[&[u8]]], codec: ::parquet:
     let schema = format!("message rows {{ REQUIRED BYTE_ARRAY a{kind}; }}");
     let schema = std::sync::Arc::new(::parquet::schema::parser::parse_message_type(&schema).unwrap());
     let properties = WriterProperties::builder().set_compression(codec).build();
-    let file = File::create(path).unwrap();
+    let file = std::fs::File::create(path).unwrap();
     let mut writer = SerializedFileWriter::new(file, schema, std::sync::Arc::new(properties)).unwrap();
     for group in groups {
         let mut rows = writer.next_row_group().unwrap();

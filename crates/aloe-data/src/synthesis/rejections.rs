@@ -71,17 +71,17 @@ fn row(asked: &Asked, better: &Better) -> Option<Value> {
     let side = |last: Message| better.prompt.iter().cloned().chain([last]).collect::<Vec<_>>();
     let mut row = json!({
         "chosen": side(better.chosen.clone()), "rejected": side(Message::assistant(answered.text.trim())),
-        "id": better.item.id, "made": MADE, "task": better.item.task, "subject": better.item.subject,
+        "id": better.item.id, "made": MADE, "task": better.item.about.task, "subject": better.item.about.subject,
         "attempts": asked.attempts.len(),
     });
     // What splits and attack styles go by stays with the row, and under whose terms it is.
     let item = &better.item;
     for (key, value) in [
-        ("question_id", item.group.clone().map(Value::from)),
-        ("style", item.style.clone().map(Value::from)),
-        ("stage", item.stage.map(Value::from)),
-        ("licence", item.licence.as_deref().map(Value::from)),
-        ("split", item.split.as_deref().map(Value::from)),
+        ("question_id", item.group().map(Value::from)),
+        ("style", item.style().map(Value::from)),
+        ("stage", item.rare().stage.map(Value::from)),
+        ("licence", item.about.licence.as_deref().map(Value::from)),
+        ("split", item.about.split.as_deref().map(Value::from)),
     ] {
         if let Some(value) = value {
             row[key] = value;
@@ -211,7 +211,7 @@ mod tests {
         let asked = Asked { is_done: true, attempts: vec![answered("B", FinishReason::Stop)], ..Asked::default() };
         let made = row(&asked, &rows[0]).unwrap();
         let again = read_text(&format!("{made}\n")).unwrap().remove(0).item;
-        assert_eq!((again.licence.as_deref(), again.split.as_deref()), (Some("cc-by-nc-4.0"), Some("dev")));
+        assert_eq!((again.about.licence.as_deref(), again.about.split.as_deref()), (Some("cc-by-nc-4.0"), Some("dev")));
     }
 
     #[test]

@@ -134,3 +134,30 @@ fn pairs_keep_their_question_and_style_for_a_stage_behind() {
         (vec!["q1".to_owned()], vec!["baseline".to_owned()])
     );
 }
+
+/// Rewordings of ten questions, which their ids alone join, written by one stage and held out by the next; a held-out style goes there too.
+#[test]
+fn conversations_keep_their_question_and_style_for_a_stage_behind_and_no_rewording_crosses_its_hold_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chat.jsonl");
+    let topics = ["asthma", "gout", "croup", "mumps", "lupus", "scurvy", "sepsis", "angina", "eczema", "goitre"];
+    let wordings = ["What is X?", "Please explain X.", "Tell a student about X.", "As a pirate, describe X."];
+    let row = |at: usize| {
+        let (topic, wording) = (topics[at / 4], wordings[at % 4]);
+        let style = if at == 39 { "technical_report" } else { "baseline" };
+        json!({"instruction": wording.replace('X', topic), "input": "", "output": format!("It is {topic}, answer {at}."),
+            "question_id": topic, "style": style})
+        .to_string()
+    };
+    std::fs::write(&path, (0..40).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+    let dedup = json!({"exact": false, "minhash": false});
+    let first = json!({"sources": [source("chat", &path)], "dedup": dedup, "rules": {"held_out_style": false}});
+    let one = stage(dir.path(), "one", first);
+    let second = json!({"sources": [source("again", &one)], "dedup": dedup, "hold_out": 0.4, "seed": 3});
+    let (report, out) = check(&config(second));
+    assert_eq!(report.unwrap().dropped(), counts(&[("held_out_style", 1)]));
+    let side = |name: &str| column(&read_lines(&out.path().join(name)), "question_id");
+    let (train, held_out) = (side("train.jsonl"), side("hold_out.jsonl"));
+    assert_eq!(train.len() + held_out.len(), 39);
+    assert!(!held_out.is_empty() && train.iter().all(|id| topics.contains(&id.as_str()) && !held_out.contains(id)));
+}

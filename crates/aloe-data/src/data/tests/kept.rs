@@ -24,45 +24,88 @@ fn sources(dir: &Path) -> DataConfig {
     config(json!({"sources": all, "output": "pairs"}))
 }
 
-/// The names of the kept files, and all that a run holds once its sources are read, as text.
-fn read_with(config: &DataConfig, room: usize) -> Result<(Vec<String>, String)> {
+/// All that a run holds once its sources are read, as text.
+fn read_on(config: &DataConfig, n_threads: usize) -> Result<String> {
     let cancel = Cancel::default();
-    let mut run = Run::new(config, 2, &cancel);
-    let kept: VecDeque<_> = run.check_sources(&Progress::silent(), room)?;
-    let names = kept.iter().map(|kept| kept.file.label.clone()).collect();
-    run.read_sources(&Progress::silent(), kept)?;
-    let ledger = serde_json::to_value(&run.report).unwrap();
-    Ok((names, format!("{:?} {ledger} {}", run.items, run.ledger.len())))
+    let mut run = Run::new(config, n_threads, &cancel);
+    run.read_sources(&Progress::silent())?;
+    let report = serde_json::to_value(&run.report).unwrap();
+    let read = format!("{:?} {report} {}", run.items, run.ledger.len());
+    run.stop_at_broken_rows()?;
+    Ok(read)
 }
 
-#[test]
-fn rows_that_the_check_kept_are_those_of_their_files_whatever_there_is_room_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = sources(dir.path());
-    let (none, expected) = read_with(&config, 0).unwrap();
-    assert!(none.is_empty() && expected.contains("chosen_rated_below_rejected") && expected.contains("seen"));
-    let (all, found) = read_with(&config, usize::MAX).unwrap();
-    assert_eq!(all, ["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"]);
-    assert!(found == expected, "all files kept");
-    // Room for all but some rows of the last file; for most rows of the first; for no row.
-    for (room, names) in [(1_565_000, vec!["a.jsonl", "b.jsonl", "c.jsonl"]), (3000 * 512, vec![]), (1, vec![])] {
-        let (kept, found) = read_with(&config, room).unwrap();
-        assert_eq!(kept, names, "room for {room} bytes");
-        assert!(found == expected, "room for {room} bytes");
+/// The same with every file read row by row and none in parallel: as one JSON array each.
+fn as_arrays(dir: &Path) {
+    for name in ["a", "b", "c", "d"] {
+        let text = std::fs::read_to_string(dir.join(format!("{name}.jsonl"))).unwrap();
+        let path = dir.join("other").join(format!("{name}.jsonl"));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, format!("[{}]", text.replace('\n', ",\n"))).unwrap();
     }
 }
 
 #[test]
-fn nothing_is_kept_once_a_row_is_broken_and_all_broken_rows_are_told() {
+fn rows_are_the_same_on_any_number_of_threads_and_in_any_format() {
     let dir = tempfile::tempdir().unwrap();
     let config = sources(dir.path());
+    let expected = read_on(&config, 1).unwrap();
+    assert!(expected.contains("chosen_rated_below_rejected") && expected.contains("seen"));
+    assert!(read_on(&config, 2).unwrap() == expected && read_on(&config, 3).unwrap() == expected);
+    as_arrays(dir.path());
+    let digests = |text: &str| regex::Regex::new("[0-9a-f]{64}").unwrap().replace_all(text, "").into_owned();
+    let mut other = config.clone();
+    for source in &mut other.sources {
+        source.path = dir.path().join("other").join(source.path.file_name().unwrap());
+    }
+    let found = read_on(&other, 2).unwrap().replace("/other/", "/");
+    assert!(digests(&found) == digests(&expected));
+}
+
+/// Of a file of several batches whose second row is broken, and of those behind it.
+#[test]
+fn no_row_is_kept_from_the_first_broken_one_on_and_all_broken_rows_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = sources(dir.path());
+    let broken = "{\"instruction\": 1}\n";
+    let first = format!("{{\"instruction\": \"Q\", \"output\": \"A\"}}\n{broken}");
+    let path = dir.path().join("a.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, first + &format!("{text}\n").repeat(10) + broken).unwrap();
     for name in ["b.jsonl", "d.jsonl"] {
         let path = dir.path().join(name);
         let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, text + "\n{\"instruction\": 1}\n").unwrap();
+        std::fs::write(&path, text + "\n" + broken).unwrap();
     }
-    for room in [0, usize::MAX] {
-        let error = read_with(&config, room).unwrap_err().to_string();
-        assert!(error.contains("b.jsonl:4") && error.contains("d.jsonl:41"), "{error}");
+    // What is wrong with a source as a whole is told behind what is wrong with rows.
+    config.sources[3].expect_rows = Some(7);
+    for n_threads in [1, 2] {
+        let cancel = Cancel::default();
+        let mut run = Run::new(&config, n_threads, &cancel);
+        run.read_sources(&Progress::silent()).unwrap();
+        assert!(run.items.is_empty() && run.ledger.is_empty() && !run.is_kept);
+        assert_eq!(run.items.capacity(), 0, "their memory is given back");
+        let error = run.stop_at_broken_rows().unwrap_err().to_string();
+        for at in ["a.jsonl:2", "a.jsonl:30003", "b.jsonl:4", "d.jsonl:41"] {
+            assert!(error.contains(at), "{at} in {error}");
+        }
     }
+}
+
+#[test]
+fn a_million_rows_do_not_say_a_million_times_what_they_say_alike() {
+    assert!(size_of::<Item>() <= 104, "{} bytes beside a row's texts", size_of::<Item>());
+    let dir = tempfile::tempdir().unwrap();
+    let config = sources(dir.path());
+    let cancel = Cancel::default();
+    let mut run = Run::new(&config, 2, &cancel);
+    run.read_sources(&Progress::silent()).unwrap();
+    let (first, last) = (&run.items[0], run.items.last().unwrap());
+    assert_eq!((first.about.task.as_ref(), run.items[1].about.task.as_ref()), ("instruction", "instruction"));
+    assert!(
+        run.items[..3000].iter().all(|item| std::sync::Arc::ptr_eq(&item.about, &first.about) && item.rare.is_none())
+    );
+    assert!(std::sync::Arc::ptr_eq(&last.about, &first.about), "also behind rows that say something else");
+    let pair = run.items.iter().find(|item| matches!(item.body, Body::Pair(_))).unwrap();
+    assert_eq!(pair.about.task, "preference");
 }

@@ -61,7 +61,7 @@ fn masking_leaves_no_identifier_anywhere_in_a_row() {
     let config = config(json!({"sources": [source("s", &path)], "identifiers": "mask"}));
     let cancel = Cancel::default();
     let mut run = Run::new(&config, 1, &cancel);
-    run.read_sources(&Progress::silent(), VecDeque::new()).unwrap();
+    run.read_sources(&Progress::silent()).unwrap();
     assert!(format!("{:?}", run.items[0].question).contains("Okafor"), "the row has a question");
     run.take_identifiers().unwrap();
     let text = format!("{:?}", run.items);

@@ -125,7 +125,7 @@ fn verdicts_hold_for_hits_by_meaning_too_and_a_hit_of_both_steps_is_told_once() 
     let cancel = Cancel::default();
     let mut run = Run::new(&config, 1, &cancel);
     run.reviewed = Reviewed::of(Verdicts::read(&verdicts).unwrap());
-    run.read_sources(&Progress::silent(), VecDeque::new()).unwrap();
+    run.read_sources(&Progress::silent()).unwrap();
     let hit = |row: usize, at: &str, test: &'static str| {
         let evidence = crate::Evidence { test, shared: String::new(), score: 1.0 };
         let (row_text, question) = (String::new(), String::new());
