@@ -4,7 +4,8 @@
     python oracles/engine_axolotl.py validate    every configuration of tests/engine_cases through axolotl's own validation, as on H100s
                                                  -> tests/golden/engine_axolotl.json; then the ten misspelt keys of tests/engine.rs, which
                                                  it lets through (why our check exists)
-    python oracles/engine_axolotl.py losses      SFT, DPO and DPO in two chunks, ten steps, f32: axolotl started by engine.py with engine.yaml
+    python oracles/engine_axolotl.py losses [KIND..]
+                                                 SFT, DPO, DPO in two chunks, and with held-out rows, ten steps, f32: axolotl started by engine.py with engine.yaml
                                                  from the run folder, our trainer on the same rows; losses, the movement of every tensor, the
                                                  checker's verdict and the import of axolotl's folder -> tests/golden/axolotl_losses.json
     python oracles/engine_axolotl.py rows        the 2,000 conversations of engine_trl.py, or with --data FOLDER/train.jsonl the first 2,000 that a data
@@ -56,7 +57,7 @@ def validate():
         assert isinstance(read.learning_rate, float) and read.shuffle_merged_datasets is False and read.logging_steps == 1, name
         written = yaml.safe_load(text)
         for key, value in written.items():
-            if key in ("datasets", "fsdp_config"):
+            if key in ("datasets", "test_datasets", "fsdp_config"):
                 continue
             assert read[key] == value, (name, key, value, read[key])
         for key, value in written.get("fsdp_config", {}).items():
@@ -95,10 +96,11 @@ def judged(run, kind):
 
 def losses():
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
-    from engine_trl import movement
+    from engine_trl import farthest_held_out, held_out, movement
 
-    golden = {"versions": versions()}
-    for kind in ("sft", "dpo", "chunks"):
+    path = GOLDEN / "axolotl_losses.json"
+    golden = {**(json.loads(path.read_text()) if sys.argv[2:] else {}), "versions": versions()}
+    for kind in sys.argv[2:] or ("sft", "dpo", "chunks", "held", "patience", "held-dpo"):
         with tempfile.TemporaryDirectory() as folder:
             run = pathlib.Path(folder) / "run"
             subprocess.run([EXAMPLES / "engine_run", "write", run, kind, "1", "axolotl"], check=True)
@@ -115,7 +117,12 @@ def losses():
             assert worst <= 1e-4 and move <= 1e-2 and not said["findings"]
             print("  import:", said["import"]["engine"], said["import"]["export"], "newest checkpoint", said["newest"])
             golden[kind] = theirs
-    (GOLDEN / "axolotl_losses.json").write_text(json.dumps(golden) + "\n")
+            if kind in ("held", "patience", "held-dpo"):
+                farthest = farthest_held_out(run, kind)
+                print(f"  held out: worst difference {farthest:.1e}, weights of step", said["facts"]["held_out"]["exported_step"])
+                assert farthest <= 1e-4
+                golden[f"{kind}, held out"] = held_out(run, kind)
+    path.write_text(json.dumps(golden) + "\n")
 
 
 def compared(name, made, tokenizer_from, template):

@@ -2,7 +2,7 @@
 """Holds what `aloe-handoff` writes for TRL against TRL itself. Parts, each its own process:
 
     python oracles/engine_trl.py accept          every configuration of tests/engine_cases through TRL's own parser -> tests/golden/engine_trl.json
-    python oracles/engine_trl.py losses          SFT, DPO, DPO in two chunks, and SFT and DPO with LoRA, ten steps, f32, CPU: TRL started by engine.py with engine.yaml from the
+    python oracles/engine_trl.py losses [KIND..] SFT, DPO, DPO in two chunks, SFT and DPO with LoRA, and with held-out rows, ten steps, f32, CPU: TRL started by engine.py with engine.yaml from the
                                                  run folder, our trainer on the same rows; losses, the movement of every tensor, the checker's verdict and the
                                                  import of TRL's folder; again with two processes -> tests/golden/trl_losses.json
     python oracles/engine_trl.py faults          a run that is resumed from an earlier checkpoint (before, within and after a chunk) ends with the
@@ -24,6 +24,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -70,7 +71,7 @@ def accept():
 def start(run, kind, n_processes, *more):
     stage = f"stages/01-{kind}"
     torchrun = pathlib.Path(sys.executable).parent / "torchrun"
-    module = "trl.scripts.sft" if kind in ("sft", "lora") else "trl.scripts.dpo"
+    module = "trl.scripts.sft" if kind in ("sft", "lora", "held", "patience") else "trl.scripts.dpo"
     command = [torchrun, "--standalone", f"--nproc-per-node={n_processes}", f"{stage}/engine.py", module, "--config", f"{stage}/engine.yaml"]
     return subprocess.run([*command, *more], cwd=run, capture_output=True, text=True)
 
@@ -83,13 +84,14 @@ def judged(run, kind):
 def faults():
     from safetensors.torch import load_file, save_file
 
-    # The second chunk begins after step 5: a run resumed from step 4 still has to turn to it, one from step 8 has turned.
-    for kind, steps in (("chunks", [4, 8]), ("sft", [8]), ("lora", [4])):
+    # The second chunk begins after step 5: a run resumed from step 4 still has to turn to it, one from step 8 has turned. With held-out rows the
+    # best weights may be those of a checkpoint before the one that is gone on from, and none is evaluated twice.
+    for kind, steps in (("chunks", [4, 8]), ("sft", [8]), ("lora", [4]), ("held", [6])):
         with tempfile.TemporaryDirectory() as folder:
             run = pathlib.Path(folder) / "run"
             subprocess.run([EXAMPLES / "engine_run", "write", run, kind, "1"], check=True)
             config = run / f"stages/01-{kind}/engine.yaml"
-            config.write_text(config.read_text().replace("save_total_limit: 2", "save_total_limit: 9"))
+            config.write_text(re.sub(r"save_total_limit: \d", "save_total_limit: 9", config.read_text()))
             train(run, kind, 1)
             model = run / f"work/{kind}/{'adapter_' if kind == 'lora' else ''}model.safetensors"
             whole = model.read_bytes()
@@ -158,6 +160,23 @@ def train(run, kind, n_processes):
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
+def held_out(run, kind):
+    """What held-out rows said, as the engine logged it."""
+    state = json.loads((run / f"work/{kind}/trainer_state.json").read_text())
+    return [entry for entry in state["log_history"] if "eval_loss" in entry]
+
+
+def farthest_held_out(run, kind):
+    """The largest difference of a held-out loss from our own trainer's."""
+    theirs = held_out(run, kind)
+    lines = [json.loads(line) for line in (run / "ours/metrics.jsonl").read_text().splitlines()]
+    key = "held_out_nll" if kind in ("held", "patience") else "held_out_loss"
+    ours = [(line["step"], line[key]) for line in lines if key in line]
+    print("  held out, theirs", [(entry["step"], round(entry["eval_loss"], 6)) for entry in theirs], "ours", [(step, round(loss, 6)) for step, loss in ours])
+    assert [entry["step"] for entry in theirs] == [step for step, _ in ours]
+    return max(abs(entry["eval_loss"] - loss) / loss for entry, (_, loss) in zip(theirs, ours))
+
+
 def movement(run, kind):
     """The tensor whose movement differs most from ours, and by how much. Of low-rank updates those of B, which begins as zero, and of A
     all of it."""
@@ -175,8 +194,11 @@ def movement(run, kind):
 
 
 def losses():
-    golden = {"versions": versions()}
-    for kind in ("sft", "dpo", "chunks", "lora", "lora-dpo"):
+    all_kinds = ("sft", "dpo", "chunks", "lora", "lora-dpo", "held", "patience", "held-dpo")
+    kinds = sys.argv[2:] or all_kinds
+    path = GOLDEN / "trl_losses.json"
+    golden = {**(json.loads(path.read_text()) if sys.argv[2:] else {}), "versions": versions()}
+    for kind in kinds:
         for n_processes in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
                 run = pathlib.Path(folder) / "run"
@@ -199,7 +221,13 @@ def losses():
                 assert not hosts and len(said["findings"]) == n_processes - 1, said["findings"]
                 if n_processes == 1:
                     golden[kind] = theirs
-    (GOLDEN / "trl_losses.json").write_text(json.dumps(golden) + "\n")
+                if kind in ("held", "patience", "held-dpo"):
+                    farthest = farthest_held_out(run, kind)
+                    print(f"  held out: worst difference {farthest:.1e}, weights of step", said["facts"]["held_out"]["exported_step"])
+                    assert farthest <= 1e-4
+                    if n_processes == 1:
+                        golden[f"{kind}, held out"] = held_out(run, kind)
+    path.write_text(json.dumps(golden) + "\n")
 
 
 def noise():

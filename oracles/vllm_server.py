@@ -45,7 +45,7 @@ def serve(model, port, dtype):
     swap = {"Name:": "Name: vllm", "Version:": f"Version: {VERSION}+cpu"}
     (named / "METADATA").write_text("\n".join(swap.get(line.split(" ")[0], line) for line in lines) + "\n")
     shutil.copy(wheel / "entry_points.txt", named / "entry_points.txt")
-    env = dict(os.environ, HF_HUB_OFFLINE="1", VLLM_CPU_KVCACHE_SPACE="2", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
+    env = dict(os.environ, HF_HUB_OFFLINE="1", VLLM_CPU_KVCACHE_SPACE="2", VLLM_CPU_NUM_OF_RESERVED_CPU="0", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
     os.execve(sys.executable, [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "m",
                                "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--max-model-len", "4096",
                                "--no-enable-chunked-prefill", "--enforce-eager"], env)

@@ -220,6 +220,11 @@ impl DpoData {
         self.order_of(chunk, epoch).into_iter().map(|at| &self.pairs[at].ids).collect()
     }
 
+    /// The held-out pairs.
+    pub(crate) fn held_out(&self) -> impl Iterator<Item = &EncodedPair> {
+        self.held_out.iter().map(|pair| &pair.ids)
+    }
+
     /// Pairs of each chunk.
     pub(crate) fn chunk_sizes(&self) -> Vec<usize> {
         (0..self.config.chunks).map(|chunk| self.range(chunk).len()).collect()

@@ -140,6 +140,11 @@ pub struct PairSourceHeldOut {
 }
 
 impl DpoReport {
+    /// The 95 % interval of a mean margin of `n` pairs by Student's t, from its standard error.
+    pub fn margin_interval(mean: f64, standard_error: f64, n: usize) -> [f64; 2] {
+        interval(mean, standard_error, n)
+    }
+
     /// What the metrics and the guard know at the end.
     pub(crate) fn fill(&mut self, run: &Run<'_>, data: &DpoData) {
         let numbers = |field: &str| run.metrics.numbers(field);

@@ -62,6 +62,11 @@ impl SftBatches {
     pub fn batch(&mut self, step: u64) -> Vec<PackedRow> {
         self.data.packed_rows(step)
     }
+
+    /// The held-out rows, packed as the local trainer evaluates them.
+    pub fn held_out(&self) -> Vec<PackedRow> {
+        self.data.held_out_rows()
+    }
 }
 
 /// A preference stage's batches.
@@ -117,5 +122,10 @@ impl DpoBatches {
         let order = self.data.ordered(chunk, step / per_epoch);
         let first = (step % per_epoch) as usize * self.batch_size;
         order[first..first + self.batch_size].to_vec()
+    }
+
+    /// The held-out pairs.
+    pub fn held_out(&self) -> impl Iterator<Item = &EncodedPair> {
+        self.data.held_out()
     }
 }

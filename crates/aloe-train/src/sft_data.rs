@@ -231,11 +231,21 @@ impl SftData {
         self.held_out.first().or(self.documents.first()).map_or(&[], |document| &document.ids)
     }
 
-    fn held_out_nll(&self, decoder: &Decoder, context: &Context) -> Result<Nll<'_>> {
+    /// The held-out documents in packed rows, as indices.
+    fn held_out_packing(&self) -> Vec<Vec<usize>> {
         let lens: Vec<usize> = self.held_out.iter().map(|document| document.ids.len()).collect();
-        let rows = first_fit_decreasing(&lens, &(0..lens.len()).collect::<Vec<_>>(), self.max_len).rows;
+        first_fit_decreasing(&lens, &(0..lens.len()).collect::<Vec<_>>(), self.max_len).rows
+    }
+
+    /// The same as ids.
+    pub(crate) fn held_out_rows(&self) -> Vec<PackedRow> {
+        let rows = self.held_out_packing();
+        rows.iter().map(|row| packed_row(row.iter().map(|&at| &self.held_out[at]))).collect()
+    }
+
+    fn held_out_nll(&self, decoder: &Decoder, context: &Context) -> Result<Nll<'_>> {
         let mut found = Nll::default();
-        for row in rows {
+        for row in self.held_out_packing() {
             context.cancel.check()?;
             let documents: Vec<&Document> = row.iter().map(|&at| &self.held_out[at]).collect();
             let (batch, targets) = packed(&documents);

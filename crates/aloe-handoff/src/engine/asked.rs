@@ -2,7 +2,7 @@
 
 use super::yaml::Item;
 use super::{Settings, TrainSpec};
-use crate::plan::Resources;
+use crate::plan::{Resources, Trainer};
 use aloe_model::Arch;
 use aloe_model::lora::LORA_TARGETS;
 use aloe_train::{
@@ -28,7 +28,6 @@ pub(super) struct Loop<'a> {
     pub(super) batch_size: usize,
     pub(super) micro_batch_size: usize,
     eval_every: u64,
-    patience: u64,
     keep_best: bool,
     sample_every: u64,
     on_nonfinite: OnNonFinite,
@@ -58,7 +57,6 @@ macro_rules! loop_of {
             batch_size: config.batch_size,
             micro_batch_size: config.micro_batch_size,
             eval_every: config.eval_every,
-            patience: config.patience,
             keep_best: config.keep_best,
             sample_every: config.sample_every,
             on_nonfinite: config.on_nonfinite,
@@ -76,6 +74,52 @@ pub(super) fn loop_of(settings: &Settings) -> Loop<'_> {
     }
 }
 
+/// The same as the stage's engine takes it: axolotl keeps the documents of packed rows apart in rows that come alone. How many come at once is
+/// a matter of memory and no part of what is asked for.
+pub(super) fn loop_for(spec: &TrainSpec) -> Loop<'_> {
+    let common = loop_of(&spec.settings);
+    match (spec.trainer, &spec.settings) {
+        (Trainer::Axolotl, Settings::Sft(_)) => Loop { micro_batch_size: 1, ..common },
+        _ => common,
+    }
+}
+
+/// Held-out evaluations while an engine trains: before the first step, every so many, and after the last.
+pub(super) struct Evaluation {
+    /// Steps from one to the next.
+    pub(super) every: u64,
+    /// Whether the weights of the best one are written.
+    pub(super) keep_best: bool,
+}
+
+/// Those of a stage; `None` where nothing is held out.
+pub(super) fn evaluation(spec: &TrainSpec) -> Option<Evaluation> {
+    let common = loop_of(&spec.settings);
+    let every = if common.eval_every > 0 { common.eval_every } else { spec.n_steps };
+    (spec.counts.n_held_out > 0).then_some(Evaluation { every, keep_best: common.keep_best })
+}
+
+/// Whether the settings speak of held-out rows, which may not be counted yet.
+pub(super) fn asks_for_held_out(settings: &Settings) -> bool {
+    let share = match settings {
+        Settings::Sft(config) => config.held_out_share,
+        Settings::Dpo(config) => config.held_out_share,
+    };
+    share > 0.0 || loop_of(settings).eval_every > 0
+}
+
+/// Steps between checkpoints; 0 for none. Best weights are those of a checkpoint, so with them every evaluation makes one.
+pub(super) fn save_every(spec: &TrainSpec) -> u64 {
+    let every = loop_of(&spec.settings).checkpoint_every;
+    evaluation(spec).filter(|evaluation| evaluation.keep_best).map_or(every, |evaluation| evaluation.every)
+}
+
+/// The seed of an engine's own generators, which take 32 bits. It decides nothing but noise and dropout: order, held-out choice and the start
+/// of low-rank updates are ours, by the whole seed.
+pub(super) fn engine_seed(common: &Loop<'_>) -> u64 {
+    common.seed & u64::from(u32::MAX)
+}
+
 /// Steps of the warm-up; a share is rounded up, as our own trainer does.
 pub(super) fn warmup_steps(common: &Loop<'_>, n_steps: u64) -> u64 {
     if common.warmup_ratio > 0.0 { (common.warmup_ratio * n_steps as f64).ceil() as u64 } else { common.warmup_steps }
@@ -88,7 +132,7 @@ pub(super) fn first_warmup_steps(common: &Loop<'_>, spec: &TrainSpec) -> u64 {
 
 /// What no engine does for us, whichever it is.
 pub(super) fn refused_by_all(spec: &TrainSpec, engine: &str) -> Vec<String> {
-    let common = loop_of(&spec.settings);
+    let common = loop_for(spec);
     let mut mistakes = Vec::new();
     let mut refuse = |is_so: bool, text: String| {
         if is_so {
@@ -104,10 +148,6 @@ pub(super) fn refused_by_all(spec: &TrainSpec, engine: &str) -> Vec<String> {
         ),
     );
     refuse(spec.n_steps == 0, "n_steps: there is nothing to train on".to_owned());
-    refuse(
-        common.seed > u64::from(u32::MAX),
-        format!("seed = {}: {engine}'s generators take seeds below 2^32", common.seed),
-    );
     if let Some(lora) = common.lora {
         refuse(lora.base != LoraBase::Dense, format!("lora.base = \"q8\": {engine} holds the frozen weights as f32"));
         refuse(
@@ -122,12 +162,6 @@ pub(super) fn refused_by_all(spec: &TrainSpec, engine: &str) -> Vec<String> {
         );
     }
     refuse(
-        common.eval_every > 0 || common.patience > 0 || common.keep_best,
-        format!(
-            "eval_every, patience, keep_best: {engine} is given no held-out rows; evaluate the stage's output in an eval stage"
-        ),
-    );
-    refuse(
         common.sample_every > 0 || !common.prompts.is_empty(),
         format!("sample_every, sample_prompts: {engine} answers no prompts while it trains"),
     );
@@ -139,13 +173,6 @@ pub(super) fn refused_by_all(spec: &TrainSpec, engine: &str) -> Vec<String> {
         common.on_spike == OnSpike::Skip,
         format!("on_spike = \"skip\": {engine} cannot leave a step out; use \"stop\" or \"keep\""),
     );
-    refuse(
-        common.lr_floor > 0.0 && common.schedule == Decay::Linear,
-        format!(
-            "lr_floor = {} with schedule = \"linear\": {engine} has a floor under the cosine alone",
-            common.lr_floor
-        ),
-    );
     if let Settings::Dpo(config) = &spec.settings {
         refuse(
             config.chunks > 1 && config.reference == ReferenceAt::ChunkStart,
@@ -154,34 +181,16 @@ pub(super) fn refused_by_all(spec: &TrainSpec, engine: &str) -> Vec<String> {
                  chunk as a stage"
             ),
         );
-        refuse(
-            config.reference_cache.is_some(),
-            format!("reference_cache: {engine} computes the reference's log-probabilities itself"),
-        );
     }
     mistakes
 }
 
-/// What the preference losses of TRL, which axolotl calls too, do not do.
-pub(super) fn refused_of_pairs(config: &DpoConfig, engine: &str) -> Vec<String> {
-    let mut mistakes = Vec::new();
-    if config.loss == PreferenceLoss::Sigmoid && config.label_smoothing > 0.0 {
-        mistakes.push(format!(
-            "label_smoothing = {} with loss = \"sigmoid\": {engine}'s sigmoid loss ignores it; its robust loss does not",
-            config.label_smoothing
-        ));
-    }
-    if config.nll_weight > 0.0 && config.batch_size != config.micro_batch_size {
-        mistakes.push(format!(
-            "nll_weight = {}: {engine} takes the mean over the tokens of micro_batch_size pairs, not of the step's batch_size",
-            config.nll_weight
-        ));
-    }
-    mistakes
-}
-
-/// TRL's names of a stage's losses, with the weight of each where there are two.
+/// TRL's names of a stage's losses, with the weight of each where there are several.
+///
+/// Its sigmoid loss ignores label smoothing. Ours, (1 - e) A + e B with A = -log s(x) and B = -log s(-x), is a sum of two of its losses: its robust
+/// loss is ((1 - e) A - e B) / (1 - 2 e), so that 2 (1 - e) A - (1 - 2 e) robust = (1 - e) A + e B.
 pub(super) fn losses(config: &DpoConfig) -> (Vec<Item>, Vec<Item>) {
+    let smoothing = config.label_smoothing;
     let name = match config.loss {
         PreferenceLoss::Sigmoid => "sigmoid",
         PreferenceLoss::Robust => "robust",
@@ -190,13 +199,22 @@ pub(super) fn losses(config: &DpoConfig) -> (Vec<Item>, Vec<Item>) {
         PreferenceLoss::SigmoidNorm => "sigmoid_norm",
         PreferenceLoss::ApoZero => "apo_zero",
     };
-    match config.nll_weight > 0.0 {
-        true => (vec![name.into(), "sft".into()], vec![1.0.into(), config.nll_weight.into()]),
-        false => (vec![name.into()], Vec::new()),
+    let mut weighted = match config.loss {
+        PreferenceLoss::Sigmoid if smoothing > 0.0 => {
+            vec![(name, 2.0 * (1.0 - smoothing)), ("robust", -(1.0 - 2.0 * smoothing))]
+        }
+        _ => vec![(name, 1.0)],
+    };
+    if config.nll_weight > 0.0 {
+        weighted.push(("sft", config.nll_weight));
     }
+    let weights = weighted.iter().map(|&(_, weight)| weight.into()).collect();
+    let names: Vec<Item> = weighted.iter().map(|&(name, _)| name.into()).collect();
+    let is_one = names.len() == 1;
+    (names, if is_one { Vec::new() } else { weights })
 }
 
-/// transformers' name of a stage's learning-rate curve, and its settings.
+/// transformers' name of a stage's learning-rate curve, and its settings. It has no floor under a line: the start script puts it there.
 pub(super) fn curve(common: &Loop<'_>) -> (&'static str, Option<Item>) {
     match common.schedule {
         Decay::Cosine if common.lr_floor > 0.0 => {
@@ -217,9 +235,10 @@ pub(super) fn attention(spec: &TrainSpec) -> &'static str {
     }
 }
 
-/// Checkpoints to keep: the newest one has no digests while they are made, and the one before it must still be there.
+/// Checkpoints to keep: the newest one has no digests while they are made, and the one before it must still be there. The best one is kept
+/// beside them.
 pub(super) fn n_kept(common: &Loop<'_>) -> usize {
-    common.keep_last.max(2)
+    common.keep_last.max(2) + usize::from(common.keep_best)
 }
 
 /// The names of the matrices that get an update.
@@ -238,6 +257,26 @@ pub(super) fn lora_dropout(lora: &LoraConfig) -> Item {
 pub(super) fn notices(spec: &TrainSpec) -> Vec<String> {
     let common = loop_of(&spec.settings);
     let mut notices = Vec::new();
+    if let Some(evaluation) = evaluation(spec).filter(|evaluation| evaluation.keep_best) {
+        notices.push(format!(
+            "keep_best: a checkpoint is saved at every held-out evaluation ({} steps) in place of checkpoint_every = {}, since the best weights \
+             are those of a checkpoint",
+            evaluation.every, common.checkpoint_every
+        ));
+    }
+    if loop_for(spec).micro_batch_size != common.micro_batch_size {
+        notices.push(format!(
+            "micro_batch_size = {}: {} takes packed rows one at a time",
+            common.micro_batch_size,
+            spec.trainer.name()
+        ));
+    }
+    if let Settings::Dpo(DpoConfig { reference_cache: Some(_), .. }) = &spec.settings {
+        notices.push(format!(
+            "reference_cache: {} computes the reference's log-probabilities itself; nothing is read from there or left there",
+            spec.trainer.name()
+        ));
+    }
     if common.on_spike == OnSpike::Stop {
         notices.push(
             "on_spike = \"stop\": the start script ends the training at a spike, after the update of its step was made"

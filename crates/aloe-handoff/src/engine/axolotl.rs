@@ -7,11 +7,11 @@
 //! them as on H100s, and trains with them on a processor.
 
 use super::asked::{
-    attention, curve, first_warmup_steps, layer_class, loop_of, losses, n_kept, refused_by_all, refused_of_pairs,
-    shares,
+    attention, curve, engine_seed, evaluation, first_warmup_steps, layer_class, loop_for, loop_of, losses, n_kept,
+    refused_by_all, save_every, shares,
 };
 use super::yaml::Item;
-use super::{Settings, TrainSpec};
+use super::{HELD_OUT, Settings, TrainSpec};
 use aloe_train::{DpoConfig, SftConfig, TrainDtype};
 
 /// What axolotl cannot do of our settings.
@@ -25,10 +25,6 @@ pub(super) fn refused(spec: &TrainSpec) -> Vec<String> {
         }
     };
     refuse(
-        first_warmup_steps(&common, spec) == 1,
-        "warmup_steps = 1: axolotl makes 2 of it; use 0 or at least 2".to_owned(),
-    );
-    refuse(
         on_processors && common.dtype == TrainDtype::Bf16,
         "dtype = \"bf16\": axolotl takes it on GPUs alone; use \"f32\" without them".to_owned(),
     );
@@ -40,16 +36,6 @@ pub(super) fn refused(spec: &TrainSpec) -> Vec<String> {
         common.lora.is_some(),
         "lora: its training by axolotl was not held against our own trainer's; use trainer = \"trl\"".to_owned(),
     );
-    match &spec.settings {
-        Settings::Sft(config) => refuse(
-            config.micro_batch_size != 1,
-            format!(
-                "micro_batch_size = {}: axolotl keeps the documents of packed rows apart in rows that come alone; use 1",
-                config.micro_batch_size
-            ),
-        ),
-        Settings::Dpo(config) => mistakes.extend(refused_of_pairs(config, "axolotl")),
-    }
     mistakes
 }
 
@@ -70,6 +56,14 @@ pub(super) fn config(spec: &TrainSpec) -> Vec<(&'static str, Item)> {
         ("shuffle_merged_datasets", false.into()),
         ("val_set_size", 0.0.into()),
     ];
+    if evaluation(spec).is_some() {
+        let rows = Item::Map(vec![
+            ("path", path(&spec.rows.join(HELD_OUT))),
+            ("ds_type", "json".into()),
+            ("split", "train".into()),
+        ]);
+        entries.push(("test_datasets", Item::List(vec![rows])));
+    }
     match &spec.settings {
         Settings::Sft(config) => entries.extend(sft(config, spec.context_len)),
         Settings::Dpo(config) => entries.extend(dpo(config, spec.context_len)),
@@ -113,7 +107,7 @@ fn dpo(config: &DpoConfig, context_len: usize) -> Vec<(&'static str, Item)> {
 }
 
 fn common(spec: &TrainSpec) -> Vec<(&'static str, Item)> {
-    let common = loop_of(&spec.settings);
+    let common = loop_for(spec);
     let (at_once, before_update) =
         shares(common.batch_size, common.micro_batch_size, &spec.resources).unwrap_or((common.micro_batch_size, 1));
     let (curve, curve_settings) = curve(&common);
@@ -134,13 +128,24 @@ fn common(spec: &TrainSpec) -> Vec<(&'static str, Item)> {
         ("adam_epsilon", common.eps.into()),
         ("weight_decay", common.weight_decay.into()),
         ("max_grad_norm", common.clip.into()),
-        ("seed", common.seed.into()),
+        ("seed", engine_seed(&common).into()),
         ("logging_steps", 1usize.into()),
     ]);
-    if common.checkpoint_every > 0 {
+    if let Some(evaluation) = evaluation(spec) {
+        entries.extend([
+            ("eval_strategy", "steps".into()),
+            ("eval_steps", evaluation.every.into()),
+            ("eval_batch_size", at_once.into()),
+            ("load_best_model_at_end", evaluation.keep_best.into()),
+        ]);
+        if evaluation.keep_best {
+            entries.extend([("metric_for_best_model", "eval_loss".into()), ("greater_is_better", false.into())]);
+        }
+    }
+    if save_every(spec) > 0 {
         entries.extend([
             ("save_strategy", "steps".into()),
-            ("save_steps", common.checkpoint_every.into()),
+            ("save_steps", save_every(spec).into()),
             ("save_total_limit", n_kept(&common).into()),
         ]);
     } else {

@@ -10,8 +10,9 @@ with exit code 4. When the file `STOP` appears in the output folder it saves a c
 Nothing is sent anywhere.
 
 What a configuration of the engine cannot say is set in the program itself: chunks of pairs (`expected.json` beside the configuration has
-their steps), NEFTune by document, where LoRA's updates begin, a reference sharded by layer, and for axolotl f32 masters, a step's mean over
-all its targets, the order of the rows, NaN as NaN.
+their steps), a floor under a line of learning rates, the mean of a step's negative log-likelihood over all its chosen tokens, held-out
+figures that weigh every token or pair alike, patience, NEFTune by document, where LoRA's updates begin, a reference sharded by layer, and for
+axolotl f32 masters, a step's mean over all its targets, the order of the rows, a warm-up of one step, the best weights of pairs, NaN as NaN.
 """
 
 import collections
@@ -26,6 +27,7 @@ import socket
 import sys
 import threading
 import time
+import types
 
 PINNED = {
     "trl": {"trl": "1.16.0", "transformers": "5.23.0", "accelerate": "1.15.0"},
@@ -225,40 +227,191 @@ def save_whole_model():
         plugin.set_state_dict_type("FULL_STATE_DICT")
 
 
-def start_anew(chunks):
-    """Chunks of pairs, one after the other: with each the learning rate's curve (warm-up included) and AdamW's moments start anew; weights and
-    reference go on. A resumed run has the moments of its checkpoint, and loses them where the next chunk begins as it would have."""
+def own_curve(chunks, floor):
+    """Learning rates that no scheduler of transformers has: with each chunk of pairs the curve (warm-up included) starts anew, and a line ends at a
+    floor, a share of the highest rate."""
     import torch
-    from transformers import Trainer, TrainerCallback, get_scheduler
+    from transformers import Trainer, get_scheduler
     from torch.optim.lr_scheduler import LambdaLR
-
-    firsts = [sum(chunk["n_steps"] for chunk in chunks[:at]) for at in range(len(chunks))]
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         if self.lr_scheduler is None:
             args, unused = self.args, torch.optim.SGD([torch.zeros(1)], lr=self.args.learning_rate)
+            pieces = chunks or [{"n_steps": num_training_steps, "warmup_steps": args.get_warmup_steps(num_training_steps)}]
+            firsts = [sum(piece["n_steps"] for piece in pieces[:at]) for at in range(len(pieces))]
             curves = [
                 get_scheduler(
-                    args.lr_scheduler_type, unused, chunk["warmup_steps"], chunk["n_steps"], scheduler_specific_kwargs=args.lr_scheduler_kwargs
+                    args.lr_scheduler_type, unused, piece["warmup_steps"], piece["n_steps"], scheduler_specific_kwargs=args.lr_scheduler_kwargs
                 ).lr_lambdas[0]
-                for chunk in chunks
+                for piece in pieces
             ]
 
             def factor(step):
                 at = max(at for at, first in enumerate(firsts) if first <= step)
-                return curves[at](step - firsts[at])
+                step, warmup = step - firsts[at], pieces[at]["warmup_steps"]
+                return curves[at](step) if step < warmup else curves[at](step) * (1 - floor) + floor
 
             self.lr_scheduler = LambdaLR(optimizer if optimizer is not None else self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    Trainer.create_scheduler = create_scheduler
+
+
+def moments_anew(chunks):
+    """AdamW's moments start anew with each chunk; weights and reference go on. A resumed run has the moments of its checkpoint, and loses them where
+    the next chunk begins as it would have."""
+    from transformers import TrainerCallback
+
+    firsts = [sum(chunk["n_steps"] for chunk in chunks[:at]) for at in range(1, len(chunks))]
+
     class Anew(TrainerCallback):
         def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
-            if state.global_step in firsts[1:]:
+            if state.global_step in firsts:
                 optimizer.state.clear()
 
-    Trainer.create_scheduler = create_scheduler
     return Anew
+
+
+def chosen_tokens(inputs):
+    """Tokens of a batch's chosen answers."""
+    return int(inputs["completion_mask"].chunk(2)[0].sum())
+
+
+def weigh(trainer, weight):
+    """Gives TRL's loss `sft`, the mean negative log-likelihood of a batch's chosen tokens, another weight beside the preference loss."""
+    trainer.loss_weights = [weight if name == "sft" else own for name, own in zip(trainer.loss_types, trainer.loss_weights)]
+
+
+def mean_over_all_chosen_tokens(weight):
+    """TRL takes that mean over the tokens of each batch by itself, and a step's loss is the mean of its batches: here each batch's weight is its
+    share of the step's chosen tokens, so that the mean is over all of them, as in our own trainer."""
+    import torch
+    from trl import DPOTrainer
+
+    collect, compute = DPOTrainer.get_batch_samples, DPOTrainer.compute_loss
+
+    def get_batch_samples(self, *given, **named):
+        batches, n_items = collect(self, *given, **named)
+        found = torch.tensor([sum(chosen_tokens(batch) for batch in batches), len(batches)], device=self.args.device)
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(found)
+        n_tokens, n_batches = found.tolist()
+        self.batches_per_chosen_token = n_batches / max(n_tokens, 1)
+        return batches, n_items
+
+    def compute_loss(self, model, inputs, *given, **named):
+        if self.model.training:
+            weigh(self, weight * chosen_tokens(inputs) * self.batches_per_chosen_token)
+        return compute(self, model, inputs, *given, **named)
+
+    DPOTrainer.get_batch_samples, DPOTrainer.compute_loss = get_batch_samples, compute_loss
+
+
+def give_held_out(path):
+    """`trl sft` and `trl dpo` take held-out rows from the part `test` of what they train on; ours are a file beside it."""
+    import datasets
+    import trl
+
+    load = trl.get_dataset
+
+    def with_held_out(*given, **named):
+        found = load(*given, **named)
+        found["test"] = datasets.load_dataset("json", data_files=str(path), split="train")
+        return found
+
+    trl.get_dataset = with_held_out
+
+
+def evaluate_held_out(nll_weight):
+    """Held-out figures as our own trainer has them, logged as `eval_loss` and the like: of rows the negative log-likelihood of a predicted token, of
+    pairs means over pairs (and of `eval_nll` over chosen tokens). transformers takes the mean of its batches' means, and counts some rows twice
+    where they do not fill the last batch of every process. Here each row or pair is a batch, and what does not fill the processes is evaluated
+    by all of them and counted once."""
+    import torch
+    from transformers import Trainer
+
+    def of_row(trainer, model, inputs):
+        n = int((inputs["labels"] != -100).sum())
+        inputs["use_cache"] = False  # with a cache transformers does not look for the documents of a packed row
+        return {"loss": trainer.compute_loss(model, inputs).item() * n, "targets": n}
+
+    def of_pair(trainer, model, inputs):
+        n = chosen_tokens(inputs)
+        weigh(trainer, 0.0)
+        loss = trainer.compute_loss(model, inputs).item()
+        found = {name: values[-1] for name, values in trainer._metrics["eval"].items()}
+        margin = found["rewards/margins"]
+        return {
+            "loss": loss, "pairs": 1, "chosen_tokens": n, "nll": -found["logps/chosen"], "margin": margin, "margin_squared": margin * margin,
+            "reward_accuracy": found["rewards/accuracies"], "logp_accuracy": float(found["logps/chosen"] > found["logps/rejected"]),
+            "reward_chosen": found["rewards/chosen"], "reward_rejected": found["rewards/rejected"],
+        }
+
+    def means(sums):
+        if "pairs" not in sums:
+            return {"eval_loss": sums["loss"] / sums["targets"], "eval_targets": round(sums["targets"])}
+        n, n_tokens, squared = sums.pop("pairs"), sums.pop("chosen_tokens"), sums.pop("margin_squared")
+        nll = sums.pop("nll") / n_tokens
+        found = {f"eval_{name}": value / n for name, value in sums.items()}
+        if n > 1:
+            found["eval_margin_se"] = math.sqrt(max(squared - n * found["eval_margin"] ** 2, 0.0) / (n - 1) / n)
+        return {**found, "eval_loss": found["eval_loss"] + nll_weight * nll, "eval_nll": nll, "eval_pairs": round(n)}
+
+    def evaluate(self, *given, **named):
+        if self.state.global_step > 0 and not self.control.should_evaluate:
+            return {}  # the evaluation of the start, in a session that goes on from a checkpoint
+        rows = self._remove_unused_columns(self.eval_dataset, description="evaluation")
+        rank, world, n = self.args.process_index, self.args.world_size, len(rows)
+        whole = n - n % world
+        mine = [(at, 1.0) for at in range(rank, whole, world)] + [(at, 1.0 / world) for at in range(whole, n)]
+        accelerator, sums = self.accelerator, collections.defaultdict(float)
+        # TRL's figures of a pair are gathered from all processes: each keeps its own here.
+        accelerator.gather = accelerator.gather_for_metrics = lambda found, *given, **named: found
+        self.model.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for at, share in mine:
+                inputs = self._prepare_inputs(self.data_collator([rows[at]]))
+                of = of_pair if "completion_mask" in inputs else of_row
+                for name, value in of(self, self.model, inputs).items():
+                    sums[name] += value * share
+        del accelerator.gather, accelerator.gather_for_metrics
+        if world > 1:
+            found = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.args.device)
+            torch.distributed.all_reduce(found)
+            sums = dict(zip(sums, found.tolist()))
+        if hasattr(self, "_metrics"):
+            self._metrics["eval"].clear()
+        figures = means(sums)
+        self.log(dict(figures))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures
+
+    begin = Trainer.__init__
+
+    def with_own_evaluation(self, *given, **named):
+        begin(self, *given, **named)
+        self.evaluate = types.MethodType(evaluate, self)
+
+    Trainer.__init__ = with_own_evaluation
+
+
+def stop_without_better(patience):
+    """So many held-out evaluations in a row without a better one end the training. transformers' own rule forgets its count in a session that goes
+    on from a checkpoint; here it is counted from the log, which a checkpoint has."""
+    from transformers import TrainerCallback
+
+    class Patience(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            best, n_without = math.inf, 0
+            # The start does not take part, and what is no number is never better.
+            for loss in [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry and entry["step"] > 0]:
+                best, n_without = (loss, 0) if loss < best else (best, n_without + 1)
+            if n_without >= patience:
+                print(f"step {state.global_step}: {n_without} held-out evaluations without a better one; ended, as patience says", file=sys.stderr)
+                control.should_training_stop = True
+
+    return Patience
 
 
 # As PEFT names them, in the order in which our own trainer numbers a layer's updates.
@@ -341,8 +494,8 @@ def noise_by_document():
     return Positions
 
 
-def set_up_axolotl():
-    """What axolotl has no key for, and TRL's configuration says."""
+def set_up_axolotl(config):
+    """What axolotl has no key for (of pairs no key of the best weights), and TRL's configuration says."""
     import axolotl.utils.config
     import torch
     from axolotl.core.trainers.base import AxolotlTrainer
@@ -350,9 +503,9 @@ def set_up_axolotl():
 
     resolve = axolotl.utils.config.resolve_dtype
 
-    def with_f32_masters(config):
-        resolve(config)
-        config.torch_dtype = torch.float32
+    def with_f32_masters(resolved):
+        resolve(resolved)
+        resolved.torch_dtype = torch.float32
 
     begin = Trainer.__init__
 
@@ -360,6 +513,9 @@ def set_up_axolotl():
         args = named["args"] if "args" in named else given[1]
         args.train_sampling_strategy, args.logging_nan_inf_filter = "sequential", False
         args.average_tokens_across_devices = args.world_size > 1
+        args.warmup_steps = config["warmup_steps"]  # of 1 it makes 2
+        if config.get("load_best_model_at_end"):
+            args.load_best_model_at_end, args.metric_for_best_model, args.greater_is_better = True, "eval_loss", False
         begin(self, *given, **named)
 
     begin_sft = AxolotlTrainer.__init__
@@ -429,15 +585,26 @@ def main():
         take_rendered_pairs()
         layers = (config.get("fsdp_config") or {}).get("transformer_layer_cls_to_wrap", [])
         shard_reference_by_layer([layers] if isinstance(layers, str) else layers)
-    if expected.get("chunks"):
-        callbacks.append(start_anew(expected["chunks"]))
-    settings = expected["stage"]["config"]
+    settings, chunks = expected["stage"]["config"], expected.get("chunks")
+    has_floor = settings["schedule"] == "linear" and settings["lr_floor"] > 0
+    if chunks or has_floor:
+        own_curve(chunks, settings["lr_floor"] if has_floor else 0.0)
+    if chunks:
+        callbacks.append(moments_anew(chunks))
+    if settings.get("nll_weight"):
+        mean_over_all_chosen_tokens(settings["nll_weight"])
+    if expected["evaluates_held_out"]:
+        if engine == "trl":
+            give_held_out(pathlib.Path(config["datasets"][0]["data_files"]).with_name("held_out.jsonl"))
+        evaluate_held_out(settings.get("nll_weight", 0.0))
+        if settings["patience"] > 0:
+            callbacks.append(stop_without_better(settings["patience"]))
     if settings.get("lora"):
         callbacks.append(start_updates(settings["lora"], settings["seed"]))
     if config.get("neftune_noise_alpha"):
         callbacks.append(noise_by_document())
     if engine == "axolotl":
-        set_up_axolotl()
+        set_up_axolotl(config)
     transformers.trainer.DEFAULT_CALLBACKS.extend(callbacks)
     sys.argv = [module, *rest]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

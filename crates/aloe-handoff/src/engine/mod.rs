@@ -18,7 +18,7 @@ use crate::verify::{Chunk, Counts, Expectation, PlannedStage};
 use aloe_model::Arch;
 use aloe_train::{DpoConfig, OnSpike, PreferenceLoss, SftConfig};
 use check::{Manifest, Program, check_config};
-pub use rows::{ROWS, Rendered, Rows, RowsInput, render_rows};
+pub use rows::{HELD_OUT, ROWS, Rendered, Rows, RowsInput, render_rows};
 use std::path::{Path, PathBuf};
 
 /// The file of an engine's configuration, in the stage's folder.
@@ -122,6 +122,7 @@ impl TrainSpec {
                 .collect(),
             stops_at_spikes,
             loss_may_be_zero,
+            evaluates_held_out: asked::evaluation(self).is_some(),
             chunks: self.chunks(),
             stage: PlannedStage { kind: kind.to_owned(), name, config, counts: self.counts },
         }
@@ -242,7 +243,9 @@ pub fn pretended_config(spec: &TrainSpec) -> Result<String, Error> {
     // So many that a share of them is a warm-up that every engine takes.
     let n_steps = common.warmup_steps.max(1 << 20);
     let chunk_steps = if n_chunks > 1 { vec![n_steps; n_chunks] } else { Vec::new() };
-    config(&TrainSpec { n_steps, chunk_steps, ..spec.clone() })
+    let n_held_out = u64::from(asked::asks_for_held_out(&spec.settings));
+    let counts = Counts { n_held_out, ..spec.counts };
+    config(&TrainSpec { n_steps, chunk_steps, counts, ..spec.clone() })
 }
 
 /// `torchrun --nproc-per-node=N stages/NN-NAME/engine.py MODULE --config stages/NN-NAME/engine.yaml`.

@@ -1,7 +1,7 @@
 //! A stage's rows for a foreign trainer: rendered by our tokenizer, template and mask, packed and ordered as our own trainer would.
 //!
-//! Into `data/NAME/` go `rendered.jsonl` (ids, which the configurations use), `messages.jsonl` (the same rows as messages, for other
-//! tools) and `template.jinja` (with `{% generation %}` marks where the template is of a known form and renders these rows alike).
+//! Into `data/NAME/` go `rendered.jsonl` (ids, which the configurations use), `held_out.jsonl` (those of held-out rows, where there are
+//! any), `messages.jsonl` (the rows that are trained on as messages, for other tools) and `template.jinja` (with `{% generation %}` marks where the template is of a known form and renders these rows alike).
 //! Both engines get whole steps: packed rows of all epochs in order, each epoch's last step filled up with rows that train nothing.
 
 use super::template::marked;
@@ -10,7 +10,7 @@ use crate::plan::Trainer;
 use crate::verify::Counts;
 use aloe_model::Config;
 use aloe_record::atomic;
-use aloe_text::{Message, TextModel};
+use aloe_text::{EncodedPair, Message, TextModel};
 use aloe_train::{DpoBatches, DpoConfig, DpoInputs, DpoRow, PackedRow, SftBatches, SftConfig, SftInputs, SftRow};
 use serde_json::{Value, json};
 use std::io::{BufWriter, Write};
@@ -18,6 +18,9 @@ use std::path::Path;
 
 /// The file of ids that an engine trains on.
 pub const ROWS: &str = "rendered.jsonl";
+
+/// The file of ids that it evaluates while it trains, in the same form; only where rows are held out.
+pub const HELD_OUT: &str = "held_out.jsonl";
 
 /// The rows of a data stage.
 #[derive(Clone, Debug)]
@@ -93,6 +96,7 @@ fn sft(
             rows.iter().cloned().chain(fillers).try_for_each(|row| write(&packed_row(trainer, &row)))
         })
     })?;
+    held_out(folder, batches.held_out().iter().map(|row| packed_row(trainer, row)))?;
     lines(&folder.join("messages.jsonl"), |write| batches.conversations().try_for_each(|row| write(&json!(row))))?;
     let chats: Vec<&[Message]> = batches.conversations().map(|row| row.messages.as_slice()).collect();
     let report = &batches.report;
@@ -106,8 +110,9 @@ fn sft(
             n_tokens: report.n_tokens,
             n_targets: report.n_targets,
             n_held_out: report.n_held_out as u64,
+            n_held_out_targets: report.n_held_out_targets as u64,
         },
-        files: files(),
+        files: files(folder),
         notices,
     })
 }
@@ -120,12 +125,10 @@ fn dpo(
     folder: &Path,
 ) -> Result<Rendered, Error> {
     lines(&folder.join(ROWS), |write| {
-        (0..batches.n_steps).try_for_each(|step| {
-            batches.batch(step).into_iter().try_for_each(|pair| {
-                write(&json!({"prompt_ids": pair.prompt_ids, "chosen_ids": pair.chosen_ids, "rejected_ids": pair.rejected_ids}))
-            })
-        })
+        (0..batches.n_steps)
+            .try_for_each(|step| batches.batch(step).into_iter().try_for_each(|pair| write(&pair_row(pair))))
     })?;
+    held_out(folder, batches.held_out().map(pair_row))?;
     lines(&folder.join("messages.jsonl"), |write| batches.pairs().try_for_each(|pair| write(&json!(pair))))?;
     let chats: Vec<Vec<Message>> = batches.pairs().map(|pair| [&pair.prompt[..], &pair.chosen].concat()).collect();
     let chats: Vec<&[Message]> = chats.iter().map(Vec::as_slice).collect();
@@ -151,14 +154,34 @@ fn dpo(
             n_tokens: report.n_tokens,
             n_targets: report.n_targets,
             n_held_out: report.n_held_out as u64,
+            n_held_out_targets: 0,
         },
-        files: files(),
+        files: files(folder),
         notices,
     })
 }
 
-fn files() -> Vec<String> {
-    [ROWS, "messages.jsonl", "template.jinja"].map(str::to_owned).to_vec()
+fn files(folder: &Path) -> Vec<String> {
+    let names = [ROWS, HELD_OUT, "messages.jsonl", "template.jinja"];
+    names.into_iter().filter(|name| folder.join(name).is_file()).map(str::to_owned).collect()
+}
+
+/// Writes the held-out rows; without any there is no such file, also where an earlier plan left one.
+fn held_out(folder: &Path, rows: impl Iterator<Item = Value>) -> Result<(), Error> {
+    let (path, mut rows) = (folder.join(HELD_OUT), rows.peekable());
+    if rows.peek().is_some() {
+        return lines(&path, |write| rows.try_for_each(|row| write(&row)));
+    }
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(aloe_record::Error::io("remove", &path)(error).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn pair_row(pair: &EncodedPair) -> Value {
+    json!({"prompt_ids": pair.prompt_ids, "chosen_ids": pair.chosen_ids, "rejected_ids": pair.rejected_ids})
 }
 
 /// Writes `template.jinja`; a sentence where it could not be marked.

@@ -40,22 +40,12 @@ fn every_setting_that_trl_lacks_is_refused_by_its_name_and_all_are_told_together
         ("lora.base", with_lora(LoraConfig { base: LoraBase::Q8, ..LoraConfig::default() })),
         ("lora.train_embeddings", with_lora(LoraConfig { train_embeddings: true, ..LoraConfig::default() })),
         ("lora.alpha = 1.5", with_lora(LoraConfig { alpha: 1.5, ..LoraConfig::default() })),
-        ("eval_every", SftConfig { eval_every: 5, ..sft() }),
-        ("patience", SftConfig { patience: 1, ..sft() }),
-        ("keep_best", SftConfig { keep_best: true, ..sft() }),
         ("sample_every", SftConfig { sample_every: 5, sample_prompts: vec!["x".into()], ..sft() }),
         ("on_nonfinite", SftConfig { on_nonfinite: OnNonFinite::Skip, ..sft() }),
         ("on_spike", SftConfig { on_spike: OnSpike::Skip, ..sft() }),
-        ("lr_floor", SftConfig { lr_floor: 0.1, schedule: aloe_train::Decay::Linear, ..sft() }),
-        ("seed", SftConfig { seed: 1 << 32, ..sft() }),
         ("batch_size", SftConfig { batch_size: 7, micro_batch_size: 2, ..sft() }),
     ];
-    let dpo_cases = [
-        ("reference", DpoConfig { chunks: 4, reference: ReferenceAt::ChunkStart, ..dpo.clone() }),
-        ("reference_cache", DpoConfig { reference_cache: Some("x".into()), ..dpo.clone() }),
-        ("label_smoothing", DpoConfig { label_smoothing: 0.1, ..dpo.clone() }),
-        ("nll_weight", DpoConfig { nll_weight: 0.2, ..dpo.clone() }),
-    ];
+    let dpo_cases = [("reference", DpoConfig { chunks: 4, reference: ReferenceAt::ChunkStart, ..dpo.clone() })];
     let cases = sft_cases.into_iter().map(|(name, config)| (name, Settings::Sft(config)));
     let cases = cases.chain(dpo_cases.into_iter().map(|(name, config)| (name, Settings::Dpo(config))));
     for (name, settings) in cases {
@@ -64,12 +54,69 @@ fn every_setting_that_trl_lacks_is_refused_by_its_name_and_all_are_told_together
     }
     let one_chunk = DpoConfig { reference: ReferenceAt::ChunkStart, ..dpo.clone() };
     assert!(config(&spec(Settings::Dpo(one_chunk))).is_ok(), "the start of the only chunk is that of the stage");
-    let both = SftConfig { on_spike: OnSpike::Skip, eval_every: 5, ..sft() };
+    let both = SftConfig { on_spike: OnSpike::Skip, on_nonfinite: OnNonFinite::Skip, ..sft() };
     assert_eq!(config(&spec(Settings::Sft(both))).unwrap_err().to_string().lines().count(), 2);
-    // TRL's robust loss smooths, and one pair a step needs no mean over several.
-    let robust = DpoConfig { loss: PreferenceLoss::Robust, label_smoothing: 0.1, ..dpo.clone() };
-    assert!(config(&spec(Settings::Dpo(robust))).is_ok());
-    assert!(config(&spec(Settings::Dpo(DpoConfig { nll_weight: 0.2, batch_size: 1, ..dpo }))).is_ok());
+}
+
+/// With e = 0.1: 2 (1 - e) = 1.8 times the sigmoid loss less (1 - 2 e) = 0.8 times the robust one, as `losses` derives.
+#[test]
+fn smoothing_of_the_sigmoid_loss_and_the_likelihood_term_are_weighted_sums_of_trls_losses() {
+    let of = |config: DpoConfig, trainer| config_of(Settings::Dpo(config), trainer);
+    let smoothed = DpoConfig { label_smoothing: 0.1, dtype: TrainDtype::F32, ..DpoConfig::default() };
+    let text = of(smoothed.clone(), Trainer::Trl);
+    let expected = "\nloss_type: [sigmoid, robust]\nloss_weights: [1.8, -0.8]\nlabel_smoothing: 0.1\n";
+    assert!(text.contains(expected), "{text}");
+    let text = of(DpoConfig { nll_weight: 0.2, ..smoothed }, Trainer::Axolotl);
+    assert!(text.contains("\ndpo_loss_type: [sigmoid, robust, sft]\ndpo_loss_weights: [1.8, -0.8, 0.2]\n"), "{text}");
+    let robust = DpoConfig { loss: PreferenceLoss::Robust, label_smoothing: 0.1, ..DpoConfig::default() };
+    assert!(of(robust, Trainer::Trl).contains("\nloss_type: [robust]\nlabel_smoothing: 0.1\n"));
+}
+
+fn config_of(settings: Settings, trainer: Trainer) -> String {
+    let gpus = resources(1, 1);
+    config(&TrainSpec { trainer, resources: gpus, ..spec(settings) }).unwrap()
+}
+
+/// An evaluation makes a checkpoint where the best weights are asked for, since they are taken from one; otherwise both go their own way.
+#[test]
+fn held_out_rows_are_evaluated_every_so_many_steps_and_the_best_weights_come_from_a_checkpoint() {
+    let of = |config: SftConfig, trainer, n_held_out| {
+        let counts = Counts { n_held_out, ..Counts::default() };
+        let spec = TrainSpec { trainer, counts, resources: resources(1, 1), ..spec(Settings::Sft(config)) };
+        config_with_notices(&spec)
+    };
+    let asked = SftConfig { eval_every: 5, checkpoint_every: 7, ..sft() };
+    let (text, _) = of(asked.clone(), Trainer::Trl, 3);
+    let evaluated = "\neval_strategy: steps\neval_steps: 5\neval_on_start: true\nper_device_eval_batch_size: 1\n";
+    assert!(text.contains(&format!("{evaluated}save_strategy: steps\nsave_steps: 7\nsave_total_limit: 2\n")), "{text}");
+    let (text, notices) = of(SftConfig { keep_best: true, ..asked.clone() }, Trainer::Trl, 3);
+    let best = "load_best_model_at_end: true\nmetric_for_best_model: eval_loss\ngreater_is_better: false\n";
+    let saved = "save_strategy: steps\nsave_steps: 5\nsave_total_limit: 3\n";
+    assert!(text.contains(&format!("{evaluated}{best}{saved}")), "{text}");
+    assert!(notices.iter().any(|notice| notice.contains("in place of checkpoint_every = 7")), "{notices:?}");
+    let (text, _) = of(SftConfig { keep_best: true, ..asked.clone() }, Trainer::Axolotl, 3);
+    assert!(text.contains("\ntest_datasets: [") && text.contains("data/tune/held_out.jsonl"), "{text}");
+    assert!(text.contains("\neval_steps: 5\n") && text.contains("\nload_best_model_at_end: true\n"), "{text}");
+    // Without a number of steps at the start and the end, and without rows never.
+    let (text, _) = of(SftConfig { eval_every: 0, ..asked.clone() }, Trainer::Trl, 3);
+    assert!(text.contains("\neval_steps: 12\n"), "{text}");
+    for trainer in [Trainer::Trl, Trainer::Axolotl] {
+        let (text, _) = of(asked.clone(), trainer, 0);
+        assert!(!text.contains("eval_steps") && !text.contains("held_out"), "{text}");
+    }
+}
+
+fn config_with_notices(spec: &TrainSpec) -> (String, Vec<String>) {
+    (config(spec).unwrap(), asked::notices(spec))
+}
+
+#[test]
+fn a_seed_beyond_32_bits_and_a_cache_of_references_hinder_no_engine() {
+    let text = config_of(Settings::Sft(SftConfig { seed: (7 << 32) + 5, ..sft() }), Trainer::Trl);
+    assert!(text.contains("\nseed: 5\ndata_seed: 5\n"), "{text}");
+    let cached = DpoConfig { reference_cache: Some("x".into()), ..DpoConfig::default() };
+    let (_, notices) = config_with_notices(&spec(Settings::Dpo(cached)));
+    assert!(notices.iter().any(|notice| notice.contains("nothing is read from there")), "{notices:?}");
 }
 
 /// Flash attention has no f32 (its kernels raise), and of two checkpoints the older one is whole while the newer one's digests are made.
@@ -145,18 +192,19 @@ fn what_axolotl_lacks_beyond_trl_is_refused_by_its_name() {
     let (gpus, none) = (resources(1, 4), resources(1, 0));
     let sft_of = |config: SftConfig| Settings::Sft(SftConfig { batch_size: 8, ..config });
     for (name, found) in [
-        ("micro_batch_size = 2", of(sft_of(SftConfig { micro_batch_size: 2, ..sft() }), gpus)),
-        ("warmup_steps = 1", of(sft_of(SftConfig { warmup_steps: 1, ..sft() }), gpus)),
         ("dtype = \"bf16\"", of(sft_of(SftConfig { dtype: TrainDtype::Bf16, ..sft() }), none)),
         ("nodes = 2", of(sft_of(sft()), resources(2, 0))),
         ("lora: ", of(sft_of(with_lora(LoraConfig::default())), gpus)),
-        ("nll_weight", of(Settings::Dpo(DpoConfig { nll_weight: 0.2, ..DpoConfig::default() }), gpus)),
     ] {
         let error = config(&found).expect_err(name).to_string();
         assert!(error.contains(name) && error.lines().count() == 1, "{name}: {error}");
         assert!(error.contains("axolotl"), "{error}");
     }
     assert!(config(&of(sft_of(sft()), none)).is_ok());
+    // Packed rows come alone there, and as many make a step: 8 by 4 processes are 2 each.
+    let (text, notices) = config_with_notices(&of(sft_of(SftConfig { micro_batch_size: 2, ..sft() }), gpus));
+    assert!(text.contains("\nmicro_batch_size: 1\ngradient_accumulation_steps: 2\n"), "{text}");
+    assert!(notices.iter().any(|notice| notice.contains("takes packed rows one at a time")), "{notices:?}");
     // A longer one makes axolotl give the model more positions, which `aloe verify` refuses on return.
     let longer = of(sft_of(SftConfig { max_len: 9000, ..sft() }), none);
     assert!(config(&longer).unwrap().contains("\nsequence_len: 8192\n"));

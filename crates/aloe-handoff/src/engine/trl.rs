@@ -5,8 +5,8 @@
 //! The values' meaning was read in TRL 1.16.0 and transformers 5.23.0; `oracles/engine_trl.py` has TRL's own parser take them.
 
 use super::asked::{
-    attention, curve, first_warmup_steps, layer_class, loop_of, lora_dropout, lora_targets, losses, n_kept,
-    refused_by_all, refused_of_pairs, shares,
+    attention, curve, engine_seed, evaluation, first_warmup_steps, layer_class, loop_of, lora_dropout, lora_targets,
+    losses, n_kept, refused_by_all, save_every, shares,
 };
 use super::yaml::Item;
 use super::{Settings, TrainSpec};
@@ -14,11 +14,7 @@ use aloe_train::{DpoConfig, LoraConfig, SftConfig, TrainDtype};
 
 /// What TRL cannot do of our settings.
 pub(super) fn refused(spec: &TrainSpec) -> Vec<String> {
-    let mut mistakes = refused_by_all(spec, "TRL");
-    if let Settings::Dpo(config) = &spec.settings {
-        mistakes.extend(refused_of_pairs(config, "TRL"));
-    }
-    mistakes
+    refused_by_all(spec, "TRL")
 }
 
 /// The configuration, in the order in which it is read best.
@@ -108,17 +104,34 @@ fn common(spec: &TrainSpec) -> Vec<(&'static str, Item)> {
         ("adam_epsilon", common.eps.into()),
         ("weight_decay", common.weight_decay.into()),
         ("max_grad_norm", common.clip.into()),
-        ("seed", common.seed.into()),
-        ("data_seed", common.seed.into()),
+        ("seed", engine_seed(&common).into()),
+        ("data_seed", engine_seed(&common).into()),
         ("logging_steps", 1usize.into()),
         ("logging_nan_inf_filter", false.into()),
         ("disable_tqdm", true.into()),
-        ("eval_strategy", "no".into()),
     ]);
-    if common.checkpoint_every > 0 {
+    match evaluation(spec) {
+        Some(evaluation) => {
+            entries.extend([
+                ("eval_strategy", "steps".into()),
+                ("eval_steps", evaluation.every.into()),
+                ("eval_on_start", true.into()),
+                ("per_device_eval_batch_size", at_once.into()),
+            ]);
+            if evaluation.keep_best {
+                entries.extend([
+                    ("load_best_model_at_end", true.into()),
+                    ("metric_for_best_model", "eval_loss".into()),
+                    ("greater_is_better", false.into()),
+                ]);
+            }
+        }
+        None => entries.push(("eval_strategy", "no".into())),
+    }
+    if save_every(spec) > 0 {
         entries.extend([
             ("save_strategy", "steps".into()),
-            ("save_steps", common.checkpoint_every.into()),
+            ("save_steps", save_every(spec).into()),
             ("save_total_limit", n_kept(&common).into()),
         ]);
     } else {

@@ -33,6 +33,8 @@ pub struct ImportReport {
     pub n_sessions: usize,
     /// Optimizer steps.
     pub n_steps: u64,
+    /// Those that were planned: more, where patience ended the training before.
+    pub n_planned_steps: u64,
     /// Mean loss over the first tenth of the steps.
     pub loss_first_tenth: f64,
     /// Mean loss over the last tenth of the steps.
@@ -72,6 +74,7 @@ pub fn import(
         device_hours: facts.seconds * f64::from(facts.world_size) / 3600.0,
         n_sessions: facts.n_sessions,
         n_steps: facts.n_steps,
+        n_planned_steps: expected.n_steps,
         loss_first_tenth: mean(&facts.losses[..tenth]),
         loss_last_tenth: mean(&facts.losses[facts.losses.len() - tenth..]),
         export,

@@ -3,28 +3,31 @@
 //! Python writes NaN as a bare word, which is no JSON; it is read here as the text "NaN", so that such a file is judged and not refused.
 
 use super::curve::Curve;
-use super::{Expectation, Facts, Findings};
+use super::{Expectation, Facts, Findings, held_out};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 const SESSIONS: &str = "sessions.jsonl";
 const LOG: &str = "log.jsonl";
-const STATE: &str = "trainer_state.json";
+pub(super) const STATE: &str = "trainer_state.json";
 /// Findings of one kind that are listed one by one; the rest are counted.
 const LISTED: usize = 5;
 
 pub(super) fn check(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectation, curve: Option<&Curve>) {
-    sessions(findings, facts, expected);
-    let Some(state) = read(findings, STATE).and_then(|text| parsed(findings, STATE, &text)) else { return };
+    let state = read(findings, STATE).and_then(|text| parsed(findings, STATE, &text));
+    let history = state.as_ref().and_then(|state| state["log_history"].as_array().cloned()).unwrap_or_default();
+    let last = held_out::last_step(expected, &history);
+    sessions(findings, facts, expected, last);
+    let Some(state) = state else { return };
     let done = state["global_step"].as_u64().unwrap_or(0);
     facts.n_steps = done;
-    if done != expected.n_steps {
-        findings.add(STATE, "global_step", expected.n_steps, done);
+    if done != last {
+        findings.add(STATE, "global_step", last, done);
     }
-    let history = state["log_history"].as_array().cloned().unwrap_or_default();
+    held_out::check(findings, facts, expected, &state, &history, last);
     let steps: Vec<&Value> = history.iter().filter(|entry| entry.get("loss").is_some()).collect();
     numbers(findings, &steps, expected);
-    order(findings, &steps, expected);
+    order(findings, &steps, last);
     match curve {
         Some(curve) => rates(findings, &steps, curve),
         None => falls_once(findings, &steps, expected),
@@ -35,7 +38,7 @@ pub(super) fn check(findings: &mut Findings<'_>, facts: &mut Facts, expected: &E
 }
 
 /// World size, machines, versions and the end of every session.
-fn sessions(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectation) {
+fn sessions(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectation, last_step: u64) {
     let Some(text) = read(findings, SESSIONS) else { return };
     let entries: Vec<Value> = text.lines().filter_map(|line| parsed(findings, SESSIONS, line)).collect();
     let begun: Vec<&Value> = entries.iter().filter(|entry| entry["event"] == "begin").collect();
@@ -71,10 +74,10 @@ fn sessions(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectati
         }
     }
     let last = entries.last();
-    if last.is_none_or(|entry| entry["event"] != "end" || entry["step"].as_u64() != Some(expected.n_steps)) {
+    if last.is_none_or(|entry| entry["event"] != "end" || entry["step"].as_u64() != Some(last_step)) {
         let found =
             last.map_or_else(|| "nothing".to_owned(), |entry| format!("{} at step {}", entry["event"], entry["step"]));
-        findings.add(SESSIONS, "last event", format!("end at step {}", expected.n_steps), found);
+        findings.add(SESSIONS, "last event", format!("end at step {last_step}"), found);
     }
     durations(findings, &entries);
     if let Some(session) = begun.last() {
@@ -135,7 +138,7 @@ fn listed(findings: &mut Findings<'_>, bad: &[&&Value], key: &str, expected: &st
 }
 
 /// Each step once, from 1 to the last.
-fn order(findings: &mut Findings<'_>, steps: &[&Value], expected: &Expectation) {
+fn order(findings: &mut Findings<'_>, steps: &[&Value], last: u64) {
     let found: Vec<u64> = steps.iter().map(|entry| entry["step"].as_u64().unwrap_or(0)).collect();
     if let Some((at, step)) = found.iter().enumerate().find(|&(at, &step)| step != at as u64 + 1) {
         findings.add(
@@ -144,8 +147,8 @@ fn order(findings: &mut Findings<'_>, steps: &[&Value], expected: &Expectation) 
             format!("step {}", at + 1),
             format!("step {step}"),
         );
-    } else if found.len() as u64 != expected.n_steps {
-        findings.add(STATE, "logged steps", expected.n_steps, found.len());
+    } else if found.len() as u64 != last {
+        findings.add(STATE, "logged steps", last, found.len());
     }
 }
 
@@ -232,7 +235,7 @@ fn agree(findings: &mut Findings<'_>, steps: &[&Value]) {
 }
 
 /// A number, or a text that spells one.
-fn number(value: &Value) -> f64 {
+pub(super) fn number(value: &Value) -> f64 {
     match value {
         Value::String(text) => text.trim().parse().unwrap_or(f64::NAN),
         value => value.as_f64().unwrap_or(f64::NAN),

@@ -7,6 +7,7 @@
 
 mod adapter;
 mod curve;
+mod held_out;
 mod import;
 mod log;
 mod manifest;
@@ -51,6 +52,9 @@ pub struct Expectation {
     pub stops_at_spikes: bool,
     /// Whether a loss of exactly 0 can be true: of the hinge loss alone.
     pub loss_may_be_zero: bool,
+    /// Whether the engine was given held-out rows to evaluate; not in a plan of an earlier version.
+    #[serde(default)]
+    pub evaluates_held_out: bool,
     /// Chunks of pairs, one after the other: with each the learning rate's curve and AdamW's moments start anew. None where the pairs
     /// are not cut.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -100,9 +104,12 @@ pub struct Counts {
     pub n_tokens: u64,
     /// Those that are predicted.
     pub n_targets: u64,
-    /// Rows or pairs that are held out: neither trained on nor evaluated by a foreign trainer.
+    /// Rows or pairs that are held out: not trained on, evaluated while the engine trains.
     #[serde(default)]
     pub n_held_out: u64,
+    /// Tokens of held-out rows that are predicted; 0 of pairs.
+    #[serde(default)]
+    pub n_held_out_targets: u64,
 }
 
 /// One thing that is not as it must be.
@@ -144,10 +151,26 @@ pub struct Facts {
     /// Loss of each step, in their order.
     #[serde(skip)]
     pub losses: Vec<f64>,
+    /// What held-out rows said, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<HeldOut>,
     /// Tensors of the model.
     pub n_tensors: usize,
     /// |W - W0| / |W0| over all weights.
     pub moved: f64,
+}
+
+/// Held-out figures of a training by another program: `loss`, of rows per predicted token with `targets`, of pairs with the rewards.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct HeldOut {
+    /// Before the first step.
+    pub before: serde_json::Map<String, serde_json::Value>,
+    /// Under the weights that are written.
+    pub after: serde_json::Map<String, serde_json::Value>,
+    /// The step of those weights.
+    pub exported_step: u64,
+    /// The last step that was made.
+    pub last_step: u64,
 }
 
 /// The outcome of a check.

@@ -3,6 +3,7 @@
 
 mod adapter;
 mod checkpoints;
+mod held_out;
 mod rates;
 
 use super::*;
@@ -172,6 +173,7 @@ fn start(kind: Tiny, folder: &Path) -> Expectation {
         versions: [("trl".to_owned(), "1.16.0".to_owned())].into(),
         stops_at_spikes: true,
         loss_may_be_zero: false,
+        evaluates_held_out: false,
         chunks: Vec::new(),
         stage: PlannedStage::default(),
     }

@@ -49,6 +49,12 @@ pub(crate) fn cases() -> Vec<(String, TrainSpec)> {
     let lora = LoraConfig { rank: 8, alpha: 16.0, dropout: 0.05, ..LoraConfig::default() };
     add("sft-lora", of_sft(SftConfig { lora: Some(lora.clone()), ..sft.clone() }, 1, 4));
     add("sft-lora-cpu", of_sft(SftConfig { lora: Some(lora.clone()), dtype: TrainDtype::F32, ..sft.clone() }, 1, 0));
+    add("sft-linear-floor", of_sft(SftConfig { schedule: Decay::Linear, lr_floor: 0.1, ..sft.clone() }, 1, 4));
+    let held = Counts { n_held_out: 40, n_held_out_targets: 4000, ..Counts::default() };
+    let with_held = |spec: TrainSpec| TrainSpec { counts: held, ..spec };
+    add("sft-held-out", with_held(of_sft(SftConfig { eval_every: 20, patience: 3, ..sft.clone() }, 2, 4)));
+    add("sft-held-out-cpu", with_held(of_sft(SftConfig { dtype: TrainDtype::F32, ..sft.clone() }, 1, 0)));
+    add("sft-best", with_held(of_sft(SftConfig { eval_every: 20, keep_best: true, ..sft.clone() }, 2, 4)));
     add("sft-qwen2", TrainSpec { arch: Arch::Qwen2, ..of_sft(sft.clone(), 1, 4) });
     add("sft-mistral", TrainSpec { arch: Arch::Mistral, ..of_sft(SftConfig { betas: [0.9, 0.95], ..sft }, 1, 4) });
     let dpo = DpoConfig { batch_size: 32, ..DpoConfig::default() };
@@ -71,15 +77,18 @@ pub(crate) fn cases() -> Vec<(String, TrainSpec)> {
     add("dpo-lora-dropout", of_dpo(DpoConfig { lora: Some(lora), ..dpo.clone() }, 1, 4));
     let chunks = of_dpo(DpoConfig { chunks: 3, warmup_ratio: 0.1, ..dpo.clone() }, 8, 4);
     add("dpo-chunks", TrainSpec { chunk_steps: vec![80; 3], ..chunks });
-    let nll = DpoConfig { nll_weight: 0.2, batch_size: 4, micro_batch_size: 4, ..dpo };
+    let best = DpoConfig { eval_every: 24, patience: 2, keep_best: true, ..dpo.clone() };
+    add("dpo-best", with_held(of_dpo(best, 4, 4)));
+    add("dpo-smoothed", of_dpo(DpoConfig { label_smoothing: 0.15, ..dpo.clone() }, 1, 4));
+    let nll = DpoConfig { nll_weight: 0.2, batch_size: 32, micro_batch_size: 4, ..dpo };
     add("dpo-nll", of_dpo(nll, 1, 1));
     found
 }
 
-/// The same stages for axolotl, but for those that it refuses: several processes and bf16 without GPUs, several packed rows at once, LoRA.
+/// The same stages for axolotl, but for those that it refuses: several processes and bf16 without GPUs, LoRA.
 #[allow(dead_code, reason = "each user takes a part of this file")]
 pub(crate) fn axolotl_cases() -> Vec<(String, TrainSpec)> {
-    let refused = |name: &str| matches!(name, "sft-cpu-2-nodes" | "sft-micro-batch") || name.contains("lora");
+    let refused = |name: &str| name == "sft-cpu-2-nodes" || name.contains("lora");
     let of = |(name, spec): (String, TrainSpec)| (name, TrainSpec { trainer: Trainer::Axolotl, ..spec });
     cases().into_iter().filter(|(name, _)| !refused(name)).map(of).collect()
 }

@@ -11,7 +11,7 @@ use aloe_model::{CheckpointWriter, Config};
 use aloe_record::{Cancel, CounterRng, Progress};
 use aloe_tensor::{Device, Dtype};
 use aloe_text::{Conversation, Message, Pair, TextModel};
-use aloe_train::{Context, DpoConfig, DpoInputs, DpoRow, LoraConfig, SftConfig, SftInputs, SftRow, TrainDtype};
+use aloe_train::{Context, Decay, DpoConfig, DpoInputs, DpoRow, LoraConfig, SftConfig, SftInputs, SftRow, TrainDtype};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -26,10 +26,21 @@ pub(crate) enum Kind {
     Lora,
     /// Pairs, the same.
     LoraDpo,
+    /// Conversations of which some are held out: the weights of the best evaluation are kept.
+    Held,
+    /// The same, ended by patience.
+    Patience,
+    /// Pairs of which some are held out, with smoothing and a likelihood term.
+    HeldDpo,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] = [Self::Sft, Self::Dpo, Self::Chunks, Self::Lora, Self::LoraDpo];
+    pub(crate) const ALL: [Self; 8] =
+        [Self::Sft, Self::Dpo, Self::Chunks, Self::Lora, Self::LoraDpo, Self::Held, Self::Patience, Self::HeldDpo];
+
+    /// Those that axolotl trains too.
+    pub(crate) const OF_ALL: [Self; 6] =
+        [Self::Sft, Self::Dpo, Self::Chunks, Self::Held, Self::Patience, Self::HeldDpo];
 
     /// The stage's name.
     pub(crate) fn name(self) -> &'static str {
@@ -39,6 +50,9 @@ impl Kind {
             Self::Chunks => "chunks",
             Self::Lora => "lora",
             Self::LoraDpo => "lora-dpo",
+            Self::Held => "held",
+            Self::Patience => "patience",
+            Self::HeldDpo => "held-dpo",
         }
     }
 }
@@ -147,6 +161,40 @@ pub(crate) fn settings(kind: Kind) -> Settings {
             Settings::Dpo(config) => Settings::Dpo(DpoConfig { lora: Some(lora()), lr: 2e-2, ..config }),
             other => other,
         },
+        // A floor under a line, a warm-up of one step, a seed beyond 32 bits: what an engine has no key for.
+        Kind::Held => match settings(Kind::Sft) {
+            Settings::Sft(config) => Settings::Sft(SftConfig {
+                held_out_share: 0.25,
+                eval_every: 3,
+                keep_best: true,
+                schedule: Decay::Linear,
+                lr_floor: 0.3,
+                warmup_steps: 1,
+                seed: (1 << 32) + 3,
+                // At which held-out rows get worse before the end.
+                lr: 2e-2,
+                ..config
+            }),
+            other => other,
+        },
+        Kind::Patience => match settings(Kind::Held) {
+            Settings::Sft(config) => {
+                Settings::Sft(SftConfig { eval_every: 2, patience: 1, keep_best: false, lr: 5e-2, ..config })
+            }
+            other => other,
+        },
+        Kind::HeldDpo => match settings(Kind::Dpo) {
+            Settings::Dpo(config) => Settings::Dpo(DpoConfig {
+                epochs: 3,
+                max_steps: Some(10),
+                held_out_share: 0.2,
+                eval_every: 4,
+                label_smoothing: 0.1,
+                nll_weight: 0.3,
+                ..config
+            }),
+            other => other,
+        },
         Kind::Chunks => Settings::Dpo(DpoConfig {
             chunks: 2,
             batch_size: 2,
@@ -172,13 +220,10 @@ pub(crate) fn write_run(trainer: Trainer, run: &Path, kind: Kind, n_nodes: u32) 
     let model = write_base(&base);
     let text = TextModel::open(&base).unwrap();
     let rows = match kind {
-        Kind::Sft | Kind::Lora => Rows::Sft(sft_rows(), Vec::new()),
-        Kind::Dpo | Kind::Chunks | Kind::LoraDpo => Rows::Dpo(dpo_rows(), Vec::new()),
+        Kind::Sft | Kind::Lora | Kind::Held | Kind::Patience => Rows::Sft(sft_rows(), Vec::new()),
+        Kind::Dpo | Kind::Chunks | Kind::LoraDpo | Kind::HeldDpo => Rows::Dpo(dpo_rows(), Vec::new()),
     };
-    let mut settings = settings(kind);
-    if let (Trainer::Axolotl, Settings::Sft(config)) = (trainer, &mut settings) {
-        config.micro_batch_size = 1; // In f32 it changes no bit of ours.
-    }
+    let settings = settings(kind);
     let input = RowsInput { trainer, settings: &settings, text: &text, model: &model, rows };
     let rendered = engine::render_rows(input, &run.join("data").join(kind.name())).unwrap();
     let spec = TrainSpec {

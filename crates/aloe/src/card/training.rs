@@ -120,7 +120,7 @@ fn handed_off(one: &Evidence) -> String {
     });
     format!(
         "#### {}: {what} by {}\n\n{}\n\nSteps {}; loss {} -> {} (first and last tenth), by {} processes on {} machines ({}) in {} sessions. \
-         Versions: {}. The result was checked before it was used: steps, finite losses and gradients, every weight.{gpus}{}\n\n",
+         Versions: {}. The result was checked before it was used: steps, finite losses and gradients, every weight.{}{gpus}{}\n\n",
         one.stage,
         shown(&report["engine"]),
         hyperparameters(used),
@@ -132,8 +132,35 @@ fn handed_off(one: &Evidence) -> String {
         devices.join(", "),
         shown(&report["n_sessions"]),
         versions.join(", "),
+        held_out(&one.record.kind, &one.record.results[one.record.kind.as_str()]),
         export(report)
     )
+}
+
+/// Held-out figures of such a stage, where it had any.
+fn held_out(kind: &str, report: &Value) -> String {
+    let n = report["n_held_out"].as_u64().unwrap_or(0);
+    match (kind, n) {
+        (_, 0) => String::new(),
+        ("sft", _) => format!(
+            " Held-out negative log-likelihood a token {} -> {} over {} tokens.",
+            number(&report["held_out_nll_before"]),
+            number(&report["held_out_nll_after"]),
+            shown(&report["n_held_out_targets"])
+        ),
+        _ => format!(
+            " Held-out pairs {n}: loss {} -> {}, share whose chosen answer is more probable {} -> {}, reward margin {}.",
+            number(&report["held_out_loss_before"]),
+            number(&report["held_out_loss_after"]),
+            number(&report["held_out_logp_accuracy_before"]),
+            number(&report["held_out_logp_accuracy_after"]),
+            margin(
+                &report["held_out_margin_after"],
+                &report["held_out_margin_se_after"],
+                &report["held_out_margin_interval_after"]
+            )
+        ),
+    }
 }
 
 /// Each data source's part, where the record tells them apart.

@@ -1,12 +1,12 @@
 //! Rows that a job renders for a foreign trainer: noted with what they were made of, so that the next session of the job takes them as they
 //! are, and with the digests of what decides the training, which tell its checkpoints and its finished model from those of other rows.
 //!
-//! Two files beside the stage's scripts. `rendered.sha256` (as sha256sum reads it) has the ids and labels and the engine's configuration, and
-//! nothing else: a checkpoint is known by it, and another version's start script makes no other rows. `rendered.json` has every file.
+//! Two files beside the stage's scripts. `rendered.sha256` (as sha256sum reads it) has the ids and labels, those of held-out rows too (by them
+//! the best weights are chosen), and the engine's configuration, and nothing else: a checkpoint is known by it, and another version's start script makes no other rows. `rendered.json` has every file.
 
 use crate::failure::Failure;
 use crate::input_digests::digest_of_stage;
-use aloe_handoff::engine::{CONFIG, ROWS};
+use aloe_handoff::engine::{CONFIG, HELD_OUT, ROWS};
 use aloe_handoff::resume::RENDERED;
 use aloe_handoff::{StagePlan, sbatch, verify};
 use aloe_record::{atomic, digest};
@@ -73,7 +73,8 @@ pub(super) fn is_there(planned: &StagePlan, made_of: &MadeOf) -> bool {
 pub(super) fn note(planned: &StagePlan, made_of: MadeOf, files: &[String]) -> anyhow::Result<()> {
     let files: BTreeMap<String, String> =
         files.iter().map(|file| Ok((file.clone(), digest::file(Path::new(file))?))).collect::<anyhow::Result<_>>()?;
-    let decides = |file: &str| Path::new(file).file_name().is_some_and(|name| name == ROWS || name == CONFIG);
+    let decides =
+        |file: &str| Path::new(file).file_name().is_some_and(|name| name == ROWS || name == HELD_OUT || name == CONFIG);
     let mut trained_with = files.clone();
     trained_with.retain(|file, _| decides(file));
     let lines = sbatch::inputs_file(&trained_with);

@@ -108,25 +108,28 @@ pub(crate) fn figures(
     );
     record.result("summary", summary)?;
     let versions: Vec<String> = report.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
-    let held_out = match stage.counts.n_held_out {
-        0 => String::new(),
-        n => format!("; {n} held-out rows were not evaluated there"),
-    };
     let how = format!(
-        "trained by {} ({}) by {} on {} ({devices}), {:.3} device-hours{held_out}",
+        "trained by {} ({}) by {} on {} ({devices}), {:.3} device-hours",
         report.engine,
         versions.join(", "),
         processes(report.world_size),
         machines(report.n_hosts),
         report.device_hours
     );
-    let notices: Vec<&String> = std::iter::once(&how).chain(&verdict.notices).collect();
     let counts = &stage.counts;
-    let figures = json!({
+    let held_out = verdict.facts.held_out.as_ref();
+    let planned = report.n_planned_steps;
+    let told = held_out.map_or_else(Vec::new, |held_out| held_out.notices(planned));
+    let notices: Vec<&String> = std::iter::once(&how).chain(&told).chain(&verdict.notices).collect();
+    let mut figures = json!({
         "n_rows": counts.n_rows, "n_pairs": counts.n_rows, "n_tokens": counts.n_tokens, "n_targets": counts.n_targets,
+        "n_held_out": counts.n_held_out, "stopped_early": report.n_steps < planned,
         "n_steps": report.n_steps, "loss_first_tenth": report.loss_first_tenth, "loss_last_tenth": report.loss_last_tenth,
         "export": report.export, "notices": notices,
     });
+    if let (Some(figures), Some(held_out)) = (figures.as_object_mut(), held_out) {
+        figures.extend(held_out.report(&stage.kind, counts.n_held_out));
+    }
     record.result(&stage.kind, figures)?;
     Ok(record.result("handoff", report)?)
 }

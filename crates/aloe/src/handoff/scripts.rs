@@ -291,7 +291,6 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
     spec.n_steps = rendered.n_steps;
     spec.chunk_steps = rendered.chunk_steps;
     spec.counts = rendered.counts;
-    notices.extend(not_evaluated(&planned.name, &spec));
     let pins = engine::pins(&spec);
     let written = engine::write(&spec, &planned.folder)?;
     let expected = planned.folder.join("expected.json");
@@ -320,17 +319,6 @@ fn foreign(recipe: &Recipe, stage: &Stage, planned: &StagePlan, cluster: &Cluste
         of_site: of_site.chain(start.of_site).collect(),
         pins,
         notices,
-    })
-}
-
-/// Rows are held out by the data stage or by `held_out_share`, and a trainer that is given none of them evaluates none.
-fn not_evaluated(name: &str, spec: &TrainSpec) -> Option<String> {
-    let n = spec.counts.n_held_out;
-    (n > 0).then(|| {
-        format!(
-            "{name}: {n} held-out rows are neither trained on nor evaluated by {}, where our own trainer evaluates them at the end",
-            spec.trainer.name()
-        )
     })
 }
 

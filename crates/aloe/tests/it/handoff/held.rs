@@ -64,13 +64,13 @@ fn what_an_engine_refuses_is_told_before_anything_is_made_and_leaves_an_earlier_
     let before = digests_of_plan(&out);
     let recipe = dir.path().join("tiny.toml");
     let whole = std::fs::read_to_string(&recipe).unwrap();
-    swap(&recipe, "batch_size = 8", "batch_size = 8\nloss = \"sigmoid\"\nlabel_smoothing = 0.1");
-    swap(&recipe, "epochs = 1\nmax_len = 256", "epochs = 1\neval_every = 5\nmax_len = 256");
+    swap(&recipe, "batch_size = 8", "batch_size = 8\nchunks = 2\nreference = \"chunk_start\"");
+    swap(&recipe, "epochs = 1\nmax_len = 256", "epochs = 1\non_spike = \"skip\"\nmax_len = 256");
     for folder in [&out, &dir.path().join("fresh")] {
         let (said, code) = plan_again(dir.path(), folder);
         assert_eq!(code, 2, "{said}");
         for part in
-            ["stage \"sft-a\": eval_every", "stage \"sft-b\": eval_every", "stage \"dpo\": label_smoothing = 0.1"]
+            ["stage \"sft-a\": on_spike", "stage \"sft-b\": on_spike", "stage \"dpo\": reference = \"chunk_start\""]
         {
             assert!(said.contains(part), "{part} is not in {said}");
         }
@@ -91,7 +91,7 @@ fn what_an_engine_refuses_is_told_before_anything_is_made_and_leaves_an_earlier_
 }
 
 #[test]
-fn rows_that_held_out_share_sets_apart_are_told_where_nobody_evaluates_them() {
+fn rows_that_are_held_out_are_handed_over_and_evaluated() {
     let Some(stories) = stories() else { return };
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
@@ -112,12 +112,25 @@ fn rows_that_held_out_share_sets_apart_are_told_where_nobody_evaluates_them() {
     // Of thirty rows nine are set apart; one may be too long to be evaluated.
     let n_held_out = counts("10-sft-a").unwrap();
     assert!((8..=9).contains(&n_held_out), "{n_held_out}");
-    let notes: Vec<&str> =
-        said.lines().filter(|line| line.contains("held-out rows are neither trained on nor")).collect();
-    assert!(notes.iter().any(|note| note.contains(&format!("sft-a: {n_held_out} held-out rows"))), "{said}");
     // sft-b sets none apart; the pairs are held out by their data stage.
-    assert_eq!(notes.len(), 2, "{notes:?}");
     assert_eq!(counts("20-sft-b"), Some(0));
+    let n_pairs = counts("40-dpo").unwrap();
+    assert!(n_pairs > 0);
+    for (stage, name, n_rows) in
+        [("10-sft-a", "sft-a", n_held_out), ("20-sft-b", "sft-b", 0), ("40-dpo", "dpo", n_pairs)]
+    {
+        let rows = std::fs::read_to_string(out.join("data").join(name).join("held_out.jsonl")).unwrap_or_default();
+        // Several rows may stand in one packed row; pairs do not.
+        let n_lines = rows.lines().count() as u64;
+        assert!(
+            if name == "dpo" { n_lines == n_rows } else { (n_lines > 0) == (n_rows > 0) && n_lines <= n_rows },
+            "{name}: {n_lines}"
+        );
+        let text = |file: &str| std::fs::read_to_string(out.join("stages").join(stage).join(file)).unwrap();
+        assert_eq!(text("engine.yaml").contains("\neval_strategy: steps\n"), n_rows > 0, "{name}");
+        // The job refuses other ones.
+        assert_eq!(text("inputs.sha256").contains("held_out.jsonl"), n_rows > 0, "{name}");
+    }
 }
 
 /// A copy of stories260K as the site has it.

@@ -1,7 +1,6 @@
 //! A real llama-server on the quickstart's base model, asked 100 of the shared questions: for scores it is refused by its name, for worked
 //! answers it is taken. Needs the environment of `oracles/llama_server.py`: `ALOE_LLAMA`,
 //! or llama in ~/.cache/aloe-venvs, made of `.ci/engines-llama.txt`; with `ALOE_REQUIRE_ENGINES=1` its absence fails.
-//! `.ci/engines` leaves it out: it takes minutes.
 
 use crate::{root, run};
 use serde_json::Value;
@@ -61,11 +60,11 @@ impl Drop for Server {
     }
 }
 
-/// 100 questions of CareQA with more flags.
+/// 100 short questions of MedMCQA with more flags.
 fn evaluate(model: &str, tokenizer: &Path, out: &Path, more: &[&str]) -> (String, i32) {
     let data = std::env::var("ALOE_DATA").expect("asked before");
     let (tokenizer, out) = (tokenizer.to_str().unwrap(), out.to_str().unwrap());
-    let arguments = ["eval", model, "--data", &data, "--tasks", "careqa_en", "--limit", "100", "--out", out];
+    let arguments = ["eval", model, "--data", &data, "--tasks", "medmcqa", "--limit", "100", "--out", out];
     let (_, said, code) = run(&[&arguments[..], &["--tokenizer", tokenizer], more].concat());
     (said, code)
 }
