@@ -86,6 +86,7 @@ fn check_dpo(golden: &Value, tolerance: f64, params: impl Fn(&str) -> Params) {
         let out = tempfile::tempdir().unwrap();
         let model = case["model"].as_str().unwrap();
         let found = run_dpo(params(model), &pairs(golden), &config, out.path(), &context(2)).unwrap();
+        let mut worst = (0.0, 0, "");
         for (field, expected) in case["steps"].as_object().unwrap() {
             let (values, expected) = (found.numbers(field), expected.as_array().unwrap());
             let (loss, nll) = (&case["loss"], &case["nll_weight"]);
@@ -93,12 +94,19 @@ fn check_dpo(golden: &Value, tolerance: f64, params: impl Fn(&str) -> Params) {
             for (step, (value, expected)) in values.iter().zip(expected).enumerate() {
                 let expected = expected.as_f64().unwrap();
                 let error = (value - expected).abs() / expected.abs().max(1.0);
+                if error > worst.0 {
+                    worst = (error, step, field.as_str());
+                }
                 assert!(
                     error <= tolerance,
                     "{model} {loss} nll {nll}: step {step}: {field} {value} is not {expected} ({error:.1e})"
                 );
             }
         }
+        println!(
+            "{model} {} nll {}: worst {:.1e} ({} at step {})",
+            case["loss"], case["nll_weight"], worst.0, worst.2, worst.1
+        );
     }
 }
 
