@@ -50,7 +50,7 @@ pub use export::{ExportReport, hand_back};
 pub use finished::RESULTS_SINCE;
 pub use guard::{OnNonFinite, OnSpike, Spike, first_spike};
 pub use lora::{LoraBase, LoraConfig, LoraReport, LoraTarget, hand_back_adapter};
-pub use measure::{SftSize, StepCost, StepShape, measure_step, sft_size};
+pub use measure::{DpoSize, SftSize, StepCost, StepShape, dpo_size, measure_step, sft_size};
 pub use memory::{peak_bytes, working_bytes};
 pub use pairs::Truncate;
 pub use preference::PreferenceLoss;

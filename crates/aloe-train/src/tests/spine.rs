@@ -4,7 +4,7 @@ use super::context;
 use crate::dpo::{DpoConfig, DpoInputs, DpoRow, ReferenceAt, dpo};
 use crate::guard::OnSpike;
 use crate::lora::{open_learner, start_decoder};
-use crate::measure::sft_size;
+use crate::measure::{dpo_size, sft_size};
 use crate::settings::{Context, TrainDtype};
 use crate::sft::{LongRows, SftConfig, SftInputs, SftReport, SftRow, sft};
 use crate::statistics::Estimate;
@@ -139,6 +139,18 @@ fn sft_then_dpo_write_loadable_folders_and_report_what_they_did() {
     let aligned = dpo(&dpo_config(), inputs, &at("dpo"), &context(2)).unwrap();
     assert_eq!(aligned.start_digest, master.digest().unwrap());
     assert_eq!((aligned.n_pairs, aligned.n_held_out, aligned.steps_per_chunk.clone()), (24, 6, vec![3, 3]));
+    let size = dpo_size(&dpo_config(), &dpo_rows(30), &[], &text).unwrap();
+    assert_eq!(
+        (size.n_pairs, size.n_tokens, size.n_trained, size.n_steps),
+        (24, aligned.n_tokens, aligned.n_tokens, 6)
+    );
+    // One pair a micro-batch here; with four, batches of four.
+    let together = DpoConfig { micro_batch_size: 4, ..dpo_config() };
+    let together = dpo_size(&together, &dpo_rows(30), &[], &text).unwrap();
+    assert!(
+        together.n_largest > 2 * size.n_largest && together.n_largest <= 4 * size.n_largest,
+        "{size:?} {together:?}"
+    );
     assert!((aligned.held_out_loss_before.unwrap() - std::f64::consts::LN_2).abs() < 1e-12);
     check_change(aligned.held_out_nll_change, aligned.held_out_nll_before, aligned.held_out_nll_after);
     let accuracies = (aligned.held_out_logp_accuracy_before, aligned.held_out_logp_accuracy_after);
