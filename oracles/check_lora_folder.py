@@ -48,7 +48,7 @@ def ours(aloe, work, folder, texts):
     requests = work / "requests.jsonl"
     rows = [{"id": str(at), "prompt_ids": ids[:1], "continuations": [ids[1:]]} for at, ids in enumerate(texts)]
     requests.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [aloe, "score", folder, requests, "--dtype", "f32", "--out", work / "scores.jsonl"]
+    command = [aloe, "score", folder, "--requests", requests, "--dtype", "f32", "--out", work / "scores.jsonl"]
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
     return [json.loads(line)["continuations"][0]["logps"] for line in open(work / "scores.jsonl")]
 

@@ -9,7 +9,8 @@ Works (SmolLM2-135M, bf16, 2 threads):
 
 What is timed. aloe: the whole process (reading, tokenising, loading, training, writing masters, export and record). TRL: building the
 trainer (packing, reference), training and saving; not its imports (10 s), the model's load or the tokenising. Peak: the process's largest
-resident set. TRL's settings to choose from, `--setting WEIGHTS-BATCH[-compile]`: weights `autocast` (f32 masters, bf16 autocast) or `pure` (all in
+resident set. The runs count as the same work when tokens agree within 1 % and steps within 2 % or one (packings differ; both stand in the line),
+pairs with equal steps. TRL's settings to choose from, `--setting WEIGHTS-BATCH[-compile]`: weights `autocast` (f32 masters, bf16 autocast) or `pure` (all in
 bf16: no masters); rows (pairs) a forward pass, the rest of the step by accumulation; torch.compile. sdpa and fused AdamW always.
 
     HF_HUB_OFFLINE=1 ALOE_DATA=... python oracles/trl_peers.py WORK ALOE_BINARY MODEL_FOLDER --probe pure-1,pure-2,autocast-1
@@ -84,14 +85,15 @@ def ours(options, folder):
     seconds = time.time() - started
     assert status == 0, command
     steps = [line for line in map(json.loads, open(out / "metrics.jsonl")) if "loss" in line]
-    return {"seconds": seconds, "peak_mib": used.ru_maxrss / 1024, "steps": len(steps), "loss": statistics.mean(step["loss"] for step in steps[-3:])}
+    found = {"seconds": seconds, "peak_mib": used.ru_maxrss / 1024, "steps": len(steps), "tokens": sum(step["tokens"] for step in steps)}
+    return found | {"loss": statistics.mean(step["loss"] for step in steps[-3:])}
 
 
 def theirs(options, setting, folder):
     command = [sys.executable, __file__, options.work, str(options.aloe), str(options.model), "--worker", str(folder), "--setting", setting]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        return {"seconds": float("nan"), "peak_mib": float("nan"), "steps": 0, "loss": float("nan"), "error": done.stderr.strip()[-300:]}
+        return {"seconds": float("nan"), "peak_mib": float("nan"), "steps": 0, "tokens": 0, "loss": float("nan"), "error": done.stderr.strip()[-300:]}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -135,8 +137,22 @@ def worker(options, setting, folder):
         trainer = noting(SFTTrainer)(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=adapter)
     result = trainer.train()
     trainer.save_model(str(folder / "trl"))
-    found = {"seconds": time.time() - started, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "steps": result.global_step, "loss": statistics.mean(losses[-3:])}
+    counted = {"steps": result.global_step, "tokens": int(trainer._total_train_tokens)}
+    found = counted | {"seconds": time.time() - started, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "loss": statistics.mean(losses[-3:])}
     print(json.dumps(found))
+
+
+def incomparable(work, mine, other):
+    """Why two runs are not the same work, or "". Every row is trained on once by both; first-fit and best-fit decreasing may pack them into one step more
+    or less. A pair's prompt is counted once by one and twice by the other, so that pairs are held to the steps."""
+    if "error" in other:
+        return "the peer failed"
+    apart = abs(mine["steps"] - other["steps"])
+    if apart > (0 if work == "dpo" else max(1, 0.02 * other["steps"])):
+        return f"{mine['steps']} and {other['steps']} steps"
+    if work != "dpo" and abs(mine["tokens"] - other["tokens"]) > 0.01 * other["tokens"]:
+        return f"{mine['tokens']} and {other['tokens']} tokens"
+    return ""
 
 
 def main():
@@ -159,7 +175,7 @@ def main():
         folder = pathlib.Path(folder)
         n_rows, n_tokens = make_rows(options, folder)
         print(f"{options.work}: {n_rows} rows, {n_tokens} tokens", flush=True)
-        show = lambda name, found: f"{name} {found['seconds']:.1f} s, {found['peak_mib']:.0f} MiB, {found['steps']} steps, loss {found['loss']:.3f} {found.get('error', '')}"
+        show = lambda name, found: f"{name} {found['seconds']:.1f} s, {found['peak_mib']:.0f} MiB, {found['steps']} steps of {found['tokens']} tokens, loss {found['loss']:.3f} {found.get('error', '')}"
         for setting in options.probe:
             print(show(setting, theirs(options, setting, folder)), flush=True)
         if options.probe:
@@ -168,8 +184,8 @@ def main():
         ratios = []
         for _ in range(options.rounds):
             mine, other = ours(options, folder), theirs(options, options.setting, folder)
-            if "error" in other or mine["steps"] != other["steps"]:
-                sys.exit(f"no comparison: {show('aloe', mine)} | {show(options.setting, other)}")
+            if reason := incomparable(options.work, mine, other):
+                sys.exit(f"no comparison ({reason}): {show('aloe', mine)} | {show(options.setting, other)}")
             ratios.append((other["seconds"] / mine["seconds"], mine["peak_mib"] / other["peak_mib"]))
             print(show("aloe", mine), "|", show(options.setting, other), f"| {ratios[-1][0]:.2f} times, memory {ratios[-1][1]:.2f}", flush=True)
         speeds, memory = zip(*ratios)

@@ -397,7 +397,7 @@ impl Objective for DpoData {
             for ((pair, &policy), &at) in pairs.iter().zip(&policies).zip(micro) {
                 let (n_chosen, n_rejected) = (pair.ids.chosen_ids.len(), pair.ids.rejected_ids.len());
                 let outcome = preference.outcome(policy, self.reference[at], n_chosen, n_rejected);
-                tally.add(pair, &policy, &outcome);
+                tally.add(pair, &policy, &self.reference[at], &outcome);
                 let scaled = |grad: f64| grad / batch.len() as f64;
                 let by_chosen = scaled(outcome.grad_chosen) + nll_slope;
                 dlogps.extend(std::iter::repeat_n(by_chosen as f32, n_chosen));
@@ -432,7 +432,8 @@ impl Objective for DpoData {
         let mut tally = Tally::new(self.config.nll_weight);
         for ((pair, policy), reference) in pairs.iter().zip(&policies).zip(&self.held_out_reference) {
             let (n_chosen, n_rejected) = (pair.ids.chosen_ids.len(), pair.ids.rejected_ids.len());
-            tally.add(pair, policy, &preference.outcome(*policy, *reference, n_chosen, n_rejected));
+            let outcome = preference.outcome(*policy, *reference, n_chosen, n_rejected);
+            tally.add(pair, policy, reference, &outcome);
         }
         Ok(tally.held_out_fields(self.is_by_set()))
     }

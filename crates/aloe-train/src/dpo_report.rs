@@ -5,7 +5,7 @@ use crate::export::ExportReport;
 use crate::finished;
 use crate::lora::LoraReport;
 use crate::run::Run;
-use crate::tally::interval;
+use crate::statistics::{Estimate, interval};
 use serde::{Deserialize, Serialize};
 
 /// What a preference stage found: the content of its record's results. Rewards are those of the loss's reference.
@@ -49,8 +49,22 @@ pub struct DpoReport {
     pub held_out_logp_accuracy_before: Option<f64>,
     /// The same after training.
     pub held_out_logp_accuracy_after: Option<f64>,
+    /// Standard errors of both.
+    pub held_out_logp_accuracy_se_before: Option<f64>,
+    /// See before.
+    pub held_out_logp_accuracy_se_after: Option<f64>,
+    /// After minus before, over the same pairs.
+    pub held_out_logp_accuracy_change: Option<Estimate>,
+    /// Two-sided exact McNemar test of it.
+    pub held_out_logp_accuracy_change_p: Option<f64>,
     /// Share of held-out pairs with the higher reward on the chosen answer, after training (before it, all rewards are 0).
     pub held_out_reward_accuracy_after: Option<f64>,
+    /// Its standard error.
+    pub held_out_reward_accuracy_se_after: Option<f64>,
+    /// Its 95 % interval by Wilson.
+    pub held_out_reward_accuracy_interval_after: Option<[f64; 2]>,
+    /// Two-sided exact test of it against one half, pairs with equal rewards left out.
+    pub held_out_reward_accuracy_p_after: Option<f64>,
     /// Mean held-out reward margin after training; before it, it is 0.
     pub held_out_margin_after: Option<f64>,
     /// Its standard error.
@@ -65,6 +79,12 @@ pub struct DpoReport {
     pub held_out_nll_before: Option<f64>,
     /// The same after training.
     pub held_out_nll_after: Option<f64>,
+    /// Standard errors of both, each pair a cluster of tokens.
+    pub held_out_nll_se_before: Option<f64>,
+    /// See before.
+    pub held_out_nll_se_after: Option<f64>,
+    /// After minus before, over the same pairs.
+    pub held_out_nll_change: Option<Estimate>,
     /// The same figures by source of the pairs.
     pub by_source: Vec<PairSourceReport>,
     /// Pairs whose reference log-probabilities another run had left in `reference_cache`.
@@ -117,8 +137,20 @@ pub struct PairSourceHeldOut {
     pub logp_accuracy_before: f64,
     /// The same after training.
     pub logp_accuracy_after: f64,
+    /// After minus before, over the same pairs.
+    pub logp_accuracy_change: Option<Estimate>,
+    /// Two-sided exact McNemar test of it.
+    pub logp_accuracy_change_p: Option<f64>,
     /// Share with the higher reward on the chosen answer, after training.
     pub reward_accuracy_after: f64,
+    /// Its 95 % interval by Wilson.
+    pub reward_accuracy_interval_after: Option<[f64; 2]>,
+    /// Negative log-probability of a chosen token before training.
+    pub nll_before: Option<f64>,
+    /// The same after training.
+    pub nll_after: Option<f64>,
+    /// After minus before, over the same pairs.
+    pub nll_change: Option<Estimate>,
     /// Mean reward of the chosen answers after training.
     pub reward_chosen_after: f64,
     /// Mean reward of the rejected answers after training.
@@ -157,7 +189,15 @@ impl DpoReport {
         self.margin_last_tenth = finished::tenths(&numbers("rewards/margins")).1;
         self.held_out_logp_accuracy_before = first("held_out_logp_accuracy");
         self.held_out_logp_accuracy_after = last("held_out_logp_accuracy");
+        self.held_out_logp_accuracy_se_before = first("held_out_logp_accuracy_se");
+        self.held_out_logp_accuracy_se_after = last("held_out_logp_accuracy_se");
+        self.held_out_logp_accuracy_change = Estimate::read("held_out_logp_accuracy_change", last);
+        self.held_out_logp_accuracy_change_p = last("held_out_logp_accuracy_change_p");
         self.held_out_reward_accuracy_after = last("held_out_reward_accuracy");
+        self.held_out_reward_accuracy_se_after = last("held_out_reward_accuracy_se");
+        self.held_out_reward_accuracy_interval_after =
+            Estimate::read("held_out_reward_accuracy", last).and_then(|found| found.interval);
+        self.held_out_reward_accuracy_p_after = last("held_out_reward_accuracy_p");
         self.held_out_margin_after = last("held_out_margin");
         self.held_out_margin_se_after = last("held_out_margin_se");
         self.held_out_margin_interval_after = self
@@ -168,6 +208,9 @@ impl DpoReport {
         self.held_out_loss_after = last("held_out_loss");
         self.held_out_nll_before = first("held_out_nll_loss");
         self.held_out_nll_after = last("held_out_nll_loss");
+        self.held_out_nll_se_before = first("held_out_nll_loss_se");
+        self.held_out_nll_se_after = last("held_out_nll_loss_se");
+        self.held_out_nll_change = Estimate::read("held_out_nll_loss_change", last);
         self.by_source = data.sets().into_iter().map(|(set, counts)| source_report(run, set, counts, data)).collect();
         self.n_references_reused = data.n_references_reused;
         self.exported_step = run.exported_step();
@@ -190,6 +233,13 @@ fn source_report(run: &Run<'_>, set: &str, (n_pairs, n_held_out): (usize, usize)
     let margin_se_after = after("held_out_margin_se");
     let margin_after = last("held_out_margin");
     let held_out = PairSourceHeldOut {
+        logp_accuracy_change: Estimate::read("held_out_logp_accuracy_change", after),
+        logp_accuracy_change_p: after("held_out_logp_accuracy_change_p"),
+        reward_accuracy_interval_after: Estimate::read("held_out_reward_accuracy", after)
+            .and_then(|found| found.interval),
+        nll_before: numbers("held_out_nll_loss").first().copied(),
+        nll_after: after("held_out_nll_loss"),
+        nll_change: Estimate::read("held_out_nll_loss_change", after),
         logp_accuracy_before: first("held_out_logp_accuracy"),
         logp_accuracy_after: last("held_out_logp_accuracy"),
         reward_accuracy_after: last("held_out_reward_accuracy"),

@@ -5,7 +5,7 @@
 //! `sft` (spine), `sft_rows` (rows to documents), `sft_data` (documents to batches to a loss), `pack`, `neftune`, `run` (the step
 //! loop), `learner` (forward, backward, update), `schedule`, `guard`, `sampler`, `sight` (what a person watches), `state`,
 //! `export`, `lora` (which weights are trained, and their hand-over); `timing` times steps. DPO swaps in `dpo`, `dpo_data`, `pairs`,
-//! `reference`, `reference_cache`, `preference`, `tally` and `dpo_report`. `rendered` hands the same batches to other trainers.
+//! `reference`, `reference_cache`, `preference`, `tally` and `dpo_report`. `statistics` has the errors of held-out figures. `rendered` hands the same batches to other trainers.
 
 mod dpo;
 mod dpo_data;
@@ -14,6 +14,7 @@ mod error;
 mod export;
 mod finished;
 mod guard;
+mod held_out_rows;
 mod learner;
 mod lora;
 mod measure;
@@ -35,6 +36,7 @@ mod sft_data;
 mod sft_rows;
 mod sight;
 mod state;
+mod statistics;
 mod tally;
 mod tensorboard;
 #[cfg(test)]
@@ -48,7 +50,7 @@ pub use export::{ExportReport, hand_back};
 pub use finished::RESULTS_SINCE;
 pub use guard::{OnNonFinite, OnSpike, Spike, first_spike};
 pub use lora::{LoraBase, LoraConfig, LoraReport, LoraTarget, hand_back_adapter};
-pub use measure::{SftSize, StepCost, StepShape, measure_step, sft_size};
+pub use measure::{DpoSize, SftSize, StepCost, StepShape, dpo_size, measure_step, sft_size};
 pub use memory::{peak_bytes, working_bytes};
 pub use pairs::Truncate;
 pub use preference::PreferenceLoss;
@@ -57,6 +59,7 @@ pub use schedule::{Decay, Schedule};
 pub use settings::{Context, TrainDtype, start_weights};
 pub use sft::{LongRows, SftConfig, SftInputs, SftReport, SftRow, SourceReport, sft};
 pub use sft_rows::trained_rows;
+pub use statistics::Estimate;
 pub use timing::{StepTimes, StepWork, time_lora_steps, time_steps};
 
 /// The result of everything in this crate.

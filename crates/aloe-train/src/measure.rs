@@ -1,8 +1,11 @@
-//! What training will take, before it is run: the size of a supervised stage's data, and the time of one step on this machine.
+//! What training will take, before it is run: the size of a stage's data, and the time of one step on this machine.
 
 use crate::Result;
+use crate::dpo::{DpoConfig, DpoRow};
+use crate::dpo_data::DpoData;
 use crate::lora::{LoraConfig, open_learner};
 use crate::pack::first_fit_decreasing;
+use crate::pairs;
 use crate::settings::{TrainDtype, keep};
 use crate::sft::{SftConfig, SftReport, SftRow};
 use crate::sft_rows::{encode, keep_usable, set_apart};
@@ -39,6 +42,48 @@ pub fn sft_size(config: &SftConfig, mut rows: Vec<SftRow>, has_held_out: bool, t
     let n_steps = [by_epochs, config.max_steps].into_iter().flatten().min().unwrap_or(0);
     let n_trained = n_tokens * n_steps / per_epoch.max(1);
     Ok(SftSize { n_rows: documents.len() as u64, n_tokens, n_steps, n_trained })
+}
+
+/// Size of a preference stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DpoSize {
+    /// Pairs trained on.
+    pub n_pairs: u64,
+    /// Tokens of one epoch, prompts once.
+    pub n_tokens: u64,
+    /// Optimizer steps over all chunks and epochs.
+    pub n_steps: u64,
+    /// Tokens over all steps.
+    pub n_trained: u64,
+    /// Tokens of the largest micro-batch: what decides the peak memory.
+    pub n_largest: u64,
+}
+
+/// Encodes, drops and orders the pairs as the stage will; all its numbers are exact.
+pub fn dpo_size(config: &DpoConfig, rows: &[DpoRow], held_out: &[DpoRow], text: &TextModel) -> Result<DpoSize> {
+    let limits = pairs::Limits { max_len: config.max_len, truncate: config.truncate, vocab_size: usize::MAX };
+    let encoded = |rows: &[DpoRow]| pairs::encode(rows, text, &limits);
+    let (data, report) = DpoData::from_pairs(config, encoded(rows)?, encoded(held_out)?)?;
+    let mut size = DpoSize { n_pairs: report.n_pairs as u64, n_tokens: report.n_tokens, ..DpoSize::default() };
+    for (chunk, n_steps) in data.steps_per_chunk().into_iter().enumerate() {
+        let mut left = n_steps as usize;
+        for epoch in 0..config.epochs {
+            let order = data.ordered(chunk, epoch);
+            for batch in order.chunks(config.batch_size).take(left) {
+                for micro in batch.chunks(config.micro_batch_size) {
+                    let n_tokens = micro
+                        .iter()
+                        .map(|pair| (pair.prompt_ids.len() + pair.chosen_ids.len() + pair.rejected_ids.len()) as u64);
+                    let n_tokens: u64 = n_tokens.sum();
+                    size.n_trained += n_tokens;
+                    size.n_largest = size.n_largest.max(n_tokens);
+                }
+            }
+            left = left.saturating_sub(order.len().div_ceil(config.batch_size));
+        }
+        size.n_steps += n_steps;
+    }
+    Ok(size)
 }
 
 /// What decides what a step takes.

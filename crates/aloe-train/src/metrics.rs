@@ -51,6 +51,13 @@ impl Metrics {
         self.lines().filter(|line| line["step"] == step).filter_map(|line| line.get(field)?.as_f64()).last()
     }
 
+    /// The last array of numbers called `field` that the lines of `step` hold.
+    pub(crate) fn array_at(&self, step: u64, field: &str) -> Option<Vec<f64>> {
+        let lines = self.lines().filter(|line| line["step"] == step);
+        let found = lines.filter_map(|line| line.get(field)?.as_array().cloned()).last()?;
+        found.iter().map(Value::as_f64).collect()
+    }
+
     /// The numbers in the last `object` that the lines of `step` hold, by their name.
     pub(crate) fn numbers_at(&self, step: u64, object: &str) -> BTreeMap<String, f64> {
         let lines = self.lines().filter(|line| line["step"] == step);

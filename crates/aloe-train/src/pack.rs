@@ -10,6 +10,9 @@ use crate::sft::SftRow;
 use aloe_record::CounterRng;
 use aloe_text::Encoded;
 
+/// Between a row's place and the number of its piece.
+pub(crate) const PIECE: &str = " (piece ";
+
 /// One encoded training row.
 #[derive(Clone, Debug)]
 pub(crate) struct Document {
@@ -28,6 +31,11 @@ impl Document {
     pub(crate) fn new(row: &SftRow, source: String, encoded: Encoded) -> Self {
         assert_eq!(encoded.ids.len(), encoded.loss_mask.len(), "{source}: ids and loss mask");
         Self { source, data_source: row.data_source.clone(), ids: encoded.ids, loss_mask: encoded.loss_mask }
+    }
+
+    /// Where its row stands: pieces that a long row was cut into have one.
+    pub(crate) fn row(&self) -> &str {
+        self.source.rsplit_once(PIECE).map_or(&self.source, |(row, _)| row)
     }
 
     /// Name of the data source, where the row names one.

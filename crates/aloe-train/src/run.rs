@@ -45,6 +45,9 @@ pub(crate) trait Objective {
     fn accumulate(&mut self, learner: &mut Learner, step: u64, context: &Context) -> Result<StepLoss>;
     /// Held-out numbers under the present weights; empty when nothing is held out.
     fn evaluate(&mut self, learner: &Learner, context: &Context) -> Result<Map<String, Value>>;
+    /// Takes up what the evaluation of the start has noted, in this session or an earlier one: what is told as a change is so the same
+    /// after a restart.
+    fn started(&mut self, _metrics: &Metrics) {}
 }
 
 /// A run in progress.
@@ -118,11 +121,12 @@ impl<'a> Run<'a> {
 
     /// Notes the held-out numbers and the answers before the first step, once.
     pub(crate) fn evaluate_start(&mut self, objective: &mut impl Objective) -> Result<()> {
-        if self.cursor.step > 0 || !self.metrics.text().is_empty() {
-            return Ok(());
+        let is_new = self.cursor.step == 0 && self.metrics.text().is_empty();
+        if is_new {
+            self.evaluate(objective)?;
         }
-        self.evaluate(objective)?;
-        self.sample()
+        objective.started(&self.metrics);
+        if is_new { self.sample() } else { Ok(()) }
     }
 
     /// Steps `first..first + schedule.total_steps`, from where the cursor stands. `first` belongs to a fresh optimizer.

@@ -5,11 +5,13 @@
 //! or cut into pieces where that is asked for; those and rows without a trained token are counted and named; nothing is truncated.
 
 use crate::export::ExportReport;
+use crate::held_out_rows::{HELD_OUT_SE, change_at, changes_at};
 use crate::lora::{LoraConfig, LoraReport, Start, hand_over, open_learner, refuse_untrained};
 use crate::run::Run;
 use crate::sampler::Sampler;
 use crate::settings::{Context, declare_config, keep, loop_fields, open_text, refuse, start_weights};
 use crate::sft_data::{HELD_OUT_BY_SOURCE, LOSS_BY_SOURCE, SftData};
+use crate::statistics::Estimate;
 use crate::{Result, finished};
 use aloe_model::ModelSource;
 use aloe_text::Conversation;
@@ -116,6 +118,12 @@ pub struct SourceReport {
     pub held_out_nll_before: Option<f64>,
     /// The same under the weights that are written.
     pub held_out_nll_after: Option<f64>,
+    /// Standard errors of both, each row a cluster of tokens.
+    pub held_out_nll_se_before: Option<f64>,
+    /// See before.
+    pub held_out_nll_se_after: Option<f64>,
+    /// After minus before over the same rows: above 0 is forgetting.
+    pub held_out_nll_change: Option<Estimate>,
 }
 
 /// What a supervised stage found: the content of its record's results.
@@ -155,6 +163,12 @@ pub struct SftReport {
     pub held_out_nll_before: Option<f64>,
     /// The same under the weights that are written.
     pub held_out_nll_after: Option<f64>,
+    /// Standard errors of both, each row a cluster of tokens.
+    pub held_out_nll_se_before: Option<f64>,
+    /// See before.
+    pub held_out_nll_se_after: Option<f64>,
+    /// After minus before over the same rows: above 0 is forgetting.
+    pub held_out_nll_change: Option<Estimate>,
     /// The step whose weights are written: the last one, or with `keep_best` that of the best evaluation.
     pub exported_step: u64,
     /// Whether `patience` ended the training before its last step.
@@ -231,7 +245,10 @@ impl SftReport {
         (self.loss_first_tenth, self.loss_last_tenth) = finished::tenths(&run.metrics.numbers("loss"));
         self.held_out_nll_before = held_out.first().copied();
         self.held_out_nll_after = run.held_out_after("held_out_nll");
+        self.held_out_nll_se_before = run.metrics.number_at(0, HELD_OUT_SE);
+        self.held_out_nll_se_after = run.held_out_after(HELD_OUT_SE);
         self.exported_step = run.exported_step();
+        self.held_out_nll_change = change_at(&run.metrics, self.exported_step);
         self.stopped_early = run.cursor.held_out.has_stopped;
         self.notices.extend(finished::held_out_notice(run, self.held_out_nll_before.zip(self.held_out_nll_after)));
         let losses = run.metrics.numbers_in(LOSS_BY_SOURCE);
@@ -239,15 +256,32 @@ impl SftReport {
             run.metrics.numbers_at(0, HELD_OUT_BY_SOURCE),
             run.metrics.numbers_at(self.exported_step, HELD_OUT_BY_SOURCE),
         );
+        let errors_at = |step| run.metrics.numbers_at(step, &format!("{HELD_OUT_SE}_by_source"));
+        let errors = (errors_at(0), errors_at(self.exported_step));
+        let changes = changes_at(&run.metrics, self.exported_step);
         for (source, of) in &mut self.by_source {
             (of.loss_first_tenth, of.loss_last_tenth) =
                 losses.get(source).map_or((0.0, 0.0), |losses| finished::tenths(losses));
             of.held_out_nll_before = before.get(source).copied();
             of.held_out_nll_after = after.get(source).copied();
+            (of.held_out_nll_se_before, of.held_out_nll_se_after) =
+                (errors.0.get(source).copied(), errors.1.get(source).copied());
+            of.held_out_nll_change = changes.get(source).copied();
         }
+        self.notices.extend(self.by_source.iter().filter_map(|(source, of)| forgotten(source, of)));
         self.n_non_finite = run.cursor.guard.n_non_finite;
         self.n_spikes = run.cursor.guard.n_spikes;
         self.resumed_from_step = run.resumed_from;
         self.notices.extend(run.notices.iter().cloned());
     }
+}
+
+/// A line on a data source whose held-out rows have got worse, where the interval of the change says so: it can hide in the mean of all.
+fn forgotten(source: &str, of: &SourceReport) -> Option<String> {
+    let change = of.held_out_nll_change?;
+    let [low, high] = change.interval.filter(|[low, _]| *low > 0.0)?;
+    Some(format!(
+        "held-out rows of {source} got worse: {:+.4} a token (95 % interval {low:+.4} to {high:+.4}, {} rows)",
+        change.mean, of.n_held_out
+    ))
 }

@@ -2,8 +2,10 @@
 //! row names.
 
 use crate::guard::{OnNonFinite, OnSpike};
+use crate::held_out_rows::Rows;
 use crate::learner::{Learner, Targets, target_logps};
 use crate::lora::ControlIds;
+use crate::metrics::Metrics;
 use crate::neftune::noise;
 use crate::pack::{Document, epoch_rows, first_fit_decreasing};
 use crate::rendered::PackedRow;
@@ -19,6 +21,14 @@ use aloe_text::TextModel;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What the held-out rows took at the start, to which changes are told.
+enum Start {
+    /// The start is still to be evaluated.
+    ToCome,
+    /// Summed negative log-likelihoods in the order of [`Rows`]; none of a checkpoint that an older program wrote.
+    Noted(Option<Vec<f64>>),
+}
+
 /// Encoded rows and how they are packed.
 pub(crate) struct SftData {
     documents: Vec<Document>,
@@ -32,6 +42,7 @@ pub(crate) struct SftData {
     /// Whether the rows name at least two data sources, so that losses are told apart by them.
     has_sources: bool,
     n_rows_per_epoch: usize,
+    start: Start,
     /// The packed rows of the epoch last asked for.
     epoch_rows: Option<(u64, Vec<Vec<usize>>)>,
 }
@@ -98,6 +109,7 @@ impl SftData {
             neftune_alpha: config.neftune_alpha,
             has_sources,
             n_rows_per_epoch: 0,
+            start: Start::ToCome,
             epoch_rows: None,
         };
         data.n_rows_per_epoch = data.rows_of(0).len();
@@ -243,15 +255,18 @@ impl SftData {
         rows.iter().map(|row| packed_row(row.iter().map(|&at| &self.held_out[at]))).collect()
     }
 
-    fn held_out_nll(&self, decoder: &Decoder, context: &Context) -> Result<Nll<'_>> {
-        let mut found = Nll::default();
+    /// Of all held-out documents together, and of each one.
+    fn held_out_nll(&self, decoder: &Decoder, context: &Context) -> Result<(Nll<'_>, Vec<f64>)> {
+        let (mut found, mut each) = (Nll::default(), vec![0.0; self.held_out.len()]);
         for row in self.held_out_packing() {
             context.cancel.check()?;
             let documents: Vec<&Document> = row.iter().map(|&at| &self.held_out[at]).collect();
             let (batch, targets) = packed(&documents);
-            found.add(&documents, &target_logps(decoder, &batch, targets)?);
+            for (at, sum) in row.iter().zip(found.add(&documents, &target_logps(decoder, &batch, targets)?)) {
+                each[*at] = sum;
+            }
         }
-        Ok(found)
+        Ok((found, each))
     }
 }
 
@@ -264,9 +279,9 @@ struct Nll<'a> {
 }
 
 impl<'a> Nll<'a> {
-    /// Adds the log-probabilities of the documents' targets, in their order.
-    fn add(&mut self, documents: &[&'a Document], logps: &[f32]) {
-        let mut rest = logps;
+    /// Adds the log-probabilities of the documents' targets, in their order; gives what each document takes.
+    fn add(&mut self, documents: &[&'a Document], logps: &[f32]) -> Vec<f64> {
+        let (mut rest, mut each) = (logps, Vec::with_capacity(documents.len()));
         for document in documents {
             let (own, others) = rest.split_at(document.n_targets());
             let source = document.data_source().map(|source| self.by_source.entry(source).or_default());
@@ -279,8 +294,10 @@ impl<'a> Nll<'a> {
                 *of = (of.0 + sum, of.1 + own.len());
             }
             self.n_targets += own.len();
+            each.push(sum);
             rest = others;
         }
+        each
     }
 
     fn mean(&self) -> f64 {
@@ -331,14 +348,27 @@ impl Objective for SftData {
     fn evaluate(&mut self, learner: &Learner, context: &Context) -> Result<Map<String, Value>> {
         let mut fields = Map::new();
         if !self.held_out.is_empty() {
-            let nll = self.held_out_nll(learner.decoder(), context)?;
+            let (nll, each) = self.held_out_nll(learner.decoder(), context)?;
             fields.insert("held_out_nll".into(), json!(nll.mean()));
             fields.insert("held_out_targets".into(), json!(nll.n_targets));
             if self.has_sources {
                 fields.insert(HELD_OUT_BY_SOURCE.into(), nll.means_by_source());
             }
+            let rows = Rows::of(&self.held_out, &each);
+            let start = match &self.start {
+                Start::ToCome => {
+                    fields.insert(HELD_OUT_ROWS.into(), json!(rows.sums()));
+                    None
+                }
+                Start::Noted(sums) => sums.as_deref(),
+            };
+            fields.extend(rows.errors(start, self.has_sources));
         }
         Ok(fields)
+    }
+
+    fn started(&mut self, metrics: &Metrics) {
+        self.start = Start::Noted(metrics.array_at(0, HELD_OUT_ROWS));
     }
 }
 
@@ -346,6 +376,8 @@ impl Objective for SftData {
 pub(crate) const LOSS_BY_SOURCE: &str = "loss_by_source";
 /// Held-out negative log-likelihood by data source.
 pub(crate) const HELD_OUT_BY_SOURCE: &str = "held_out_nll_by_source";
+/// What each held-out row takes at the start.
+const HELD_OUT_ROWS: &str = "held_out_rows_nll";
 
 /// Documents side by side, with the rows that predict trained tokens.
 fn packed(documents: &[&Document]) -> (PackedBatch, Targets) {

@@ -6,7 +6,7 @@
 //! `max_len` tokens; each but the first begins with half a row of what came before, as context that is not trained on. Either way
 //! every answer's token is trained on once.
 
-use crate::pack::Document;
+use crate::pack::{Document, PIECE};
 use crate::sft::{LongRows, SftConfig, SftReport, SftRow};
 use crate::{Error, Result};
 use aloe_record::CounterRng;
@@ -54,7 +54,7 @@ pub(crate) fn encode(rows: &[SftRow], text: &TextModel, config: &SftConfig) -> R
         }
         let (pieces, is_inside) = pieces(row, text, config.max_len)?;
         cut.add(&Cut { n_rows: 1, n_inside: usize::from(is_inside), n_pieces: pieces.len() });
-        let name = |at: usize| format!("{} (piece {})", row.source, at + 1);
+        let name = |at: usize| format!("{}{PIECE}{})", row.source, at + 1);
         documents.extend(pieces.into_iter().enumerate().map(|(at, piece)| Document::new(row, name(at), piece)));
     }
     Ok((documents, cut))

@@ -1,10 +1,11 @@
 //! What a set of pairs came to, whole and by source: means under TRL's names for the training steps, and for the held-out pairs
-//! the same with the standard error of the margin.
+//! the same with their standard errors and with what changed since the stage's start, pair by pair.
 //!
 //! A source is where a row's data came from (`dpo-demo`, `hh-harmless`): a mean over all of them can rise while one falls.
 
 use crate::pairs::Example;
 use crate::preference::{PairLogps, PairOutcome};
+use crate::statistics::{Estimate, even_split_p, wilson};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -23,11 +24,20 @@ struct Sums {
     reward_chosen: f64,
     reward_rejected: f64,
     n_reward_right: usize,
-    n_logp_right: usize,
     logps_chosen: f64,
     logps_rejected: f64,
     n_chosen_tokens: usize,
-    margins: Vec<f64>,
+    pairs: Vec<Held>,
+}
+
+/// What the errors of a held-out figure need of one pair.
+struct Held {
+    margin: f64,
+    /// Whether the chosen answer is the more probable one, for the reference and for the policy.
+    is_right: [bool; 2],
+    /// The chosen answer's negative log-probability for both, and its tokens.
+    nll: [f64; 2],
+    n_tokens: f64,
 }
 
 impl<'a> Tally<'a> {
@@ -35,10 +45,12 @@ impl<'a> Tally<'a> {
         Self { nll_weight, ..Self::default() }
     }
 
-    pub(crate) fn add(&mut self, pair: &'a Example, policy: &PairLogps, outcome: &PairOutcome) {
+    /// Of held-out pairs `reference` holds the log-probabilities at the stage's start, to which changes are told.
+    pub(crate) fn add(&mut self, pair: &'a Example, policy: &PairLogps, reference: &PairLogps, outcome: &PairOutcome) {
         let n_chosen_tokens = pair.ids.chosen_ids.len();
-        self.all.add(policy, outcome, n_chosen_tokens);
-        self.by_set.entry(&pair.set).or_default().add(policy, outcome, n_chosen_tokens);
+        for sums in [&mut self.all, self.by_set.entry(&pair.set).or_default()] {
+            sums.add(policy, reference, outcome, n_chosen_tokens);
+        }
     }
 
     /// What is minimised: the mean preference loss, and `nll_weight` times the mean negative log-probability of a chosen token.
@@ -72,17 +84,21 @@ impl<'a> Tally<'a> {
 }
 
 impl Sums {
-    fn add(&mut self, policy: &PairLogps, outcome: &PairOutcome, n_chosen_tokens: usize) {
+    fn add(&mut self, policy: &PairLogps, reference: &PairLogps, outcome: &PairOutcome, n_chosen_tokens: usize) {
         self.n += 1;
         self.loss += outcome.loss;
         self.reward_chosen += outcome.reward_chosen;
         self.reward_rejected += outcome.reward_rejected;
         self.n_reward_right += usize::from(outcome.reward_chosen > outcome.reward_rejected);
-        self.n_logp_right += usize::from(policy.chosen > policy.rejected);
         self.logps_chosen += policy.chosen;
         self.logps_rejected += policy.rejected;
         self.n_chosen_tokens += n_chosen_tokens;
-        self.margins.push(outcome.reward_chosen - outcome.reward_rejected);
+        self.pairs.push(Held {
+            margin: outcome.reward_chosen - outcome.reward_rejected,
+            is_right: [reference, policy].map(|logps| logps.chosen > logps.rejected),
+            nll: [reference, policy].map(|logps| -logps.chosen),
+            n_tokens: n_chosen_tokens as f64,
+        });
     }
 
     fn mean(&self, sum: f64) -> f64 {
@@ -113,53 +129,57 @@ impl Sums {
     }
 
     fn held_out_fields(&self, suffix: &str, nll_weight: f64, fields: &mut Map<String, Value>) {
-        let mut insert = |name: &str, value: Value| fields.insert(format!("held_out_{name}{suffix}"), value);
+        let mut insert = |name: &str, value: Value| {
+            fields.insert(format!("held_out_{name}{suffix}"), value);
+        };
         insert("loss", json!(self.total(nll_weight)));
-        insert("logp_accuracy", json!(self.mean(self.n_logp_right as f64)));
-        insert("reward_accuracy", json!(self.mean(self.n_reward_right as f64)));
         insert("margin", json!(self.mean(self.reward_chosen - self.reward_rejected)));
-        if let Some(se) = standard_error(&self.margins) {
+        if let Some(se) = Estimate::of_mean(self.pairs.iter().map(|pair| pair.margin)).se {
             insert("margin_se", json!(se));
         }
         insert("reward_chosen", json!(self.mean(self.reward_chosen)));
         insert("reward_rejected", json!(self.mean(self.reward_rejected)));
         insert("logps_chosen", json!(self.mean(self.logps_chosen)));
         insert("logps_rejected", json!(self.mean(self.logps_rejected)));
-        insert("nll_loss", json!(self.nll()));
         insert("pairs", json!(self.n));
+        for (name, value) in self.held_out_errors() {
+            insert(&name, json!(value));
+        }
+    }
+
+    /// Standard errors, and changes since the start over the same pairs. At the start all rewards are 0, so that the reward accuracy has no
+    /// change: it is held against one half, pairs with equal rewards left out.
+    fn held_out_errors(&self) -> Vec<(String, f64)> {
+        let count = |of: &dyn Fn(&Held) -> bool| self.pairs.iter().filter(|pair| of(pair)).count();
+        let mean = |of: &dyn Fn(&Held) -> f64| Estimate::of_mean(self.pairs.iter().map(of));
+        let a_token = |of: &dyn Fn(&Held) -> f64| {
+            Estimate::of_ratio(&self.pairs.iter().map(|pair| (of(pair), pair.n_tokens)).collect::<Vec<_>>())
+        };
+        let without_interval = |estimate: Estimate| Estimate { interval: None, ..estimate };
+        let [logp_accuracy, logp_change] =
+            [mean(&|pair| one(pair.is_right[1])), mean(&|pair| one(pair.is_right[1]) - one(pair.is_right[0]))];
+        let interval = Some(wilson(self.n_reward_right, self.n));
+        let reward_accuracy = Estimate { interval, ..mean(&|pair| one(pair.margin > 0.0)) };
+        let mut found = [
+            without_interval(logp_accuracy).named("logp_accuracy"),
+            logp_change.named("logp_accuracy_change"),
+            reward_accuracy.named("reward_accuracy"),
+            without_interval(a_token(&|pair| pair.nll[1])).named("nll_loss"),
+            a_token(&|pair| pair.nll[1] - pair.nll[0]).named("nll_loss_change"),
+        ]
+        .concat();
+        let won = count(&|pair| pair.is_right[1] && !pair.is_right[0]);
+        let lost = count(&|pair| pair.is_right[0] && !pair.is_right[1]);
+        found.push(("logp_accuracy_change_p".into(), even_split_p(won, lost)));
+        let wrong = count(&|pair| pair.margin < 0.0);
+        found.push(("reward_accuracy_p".into(), even_split_p(self.n_reward_right, wrong)));
+        found
     }
 }
 
-/// Standard error of the mean, with n - 1; none of fewer than two values.
-fn standard_error(values: &[f64]) -> Option<f64> {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (values.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt())
-}
-
-/// The 95 % interval of a mean of `n` values: mean plus and minus Student's quantile times the standard error. It takes the
-/// pairs as drawn independently; pairs that share a prompt are not, and make it too narrow.
-pub(crate) fn interval(mean: f64, standard_error: f64, n: usize) -> [f64; 2] {
-    let half = student_975(n.saturating_sub(1)) * standard_error;
-    [mean - half, mean + half]
-}
-
-/// The 97.5 % quantile of Student's t: tables for few degrees of freedom, then the expansion of Abramowitz and Stegun 26.7.5.
-fn student_975(degrees: usize) -> f64 {
-    const FIRST: [f64; 5] = [f64::INFINITY, 12.706_205, 4.302_653, 3.182_446, 2.776_445];
-    const Z: f64 = 1.959_963_985;
-    if let Some(&quantile) = FIRST.get(degrees) {
-        return quantile;
-    }
-    let v = degrees as f64;
-    let terms = [
-        (Z.powi(3) + Z) / 4.0,
-        (5.0 * Z.powi(5) + 16.0 * Z.powi(3) + 3.0 * Z) / 96.0,
-        (3.0 * Z.powi(7) + 19.0 * Z.powi(5) + 17.0 * Z.powi(3) - 15.0 * Z) / 384.0,
-        (79.0 * Z.powi(9) + 776.0 * Z.powi(7) + 1482.0 * Z.powi(5) - 1920.0 * Z.powi(3) - 945.0 * Z) / 92160.0,
-    ];
-    Z + terms[0] / v + terms[1] / v.powi(2) + terms[2] / v.powi(3) + terms[3] / v.powi(4)
+/// 1 for true.
+fn one(holds: bool) -> f64 {
+    f64::from(u8::from(holds))
 }
 
 #[cfg(test)]
@@ -180,9 +200,13 @@ mod tests {
     fn means_of_all_and_by_source_are_as_worked_by_hand() {
         let (a, b) = (pair("a", 2), pair("b", 4));
         let mut tally = Tally::new(0.5);
-        tally.add(&a, &PairLogps { chosen: -2.0, rejected: -3.0 }, &outcome(1.0, 0.5, 0.1));
-        tally.add(&b, &PairLogps { chosen: -7.0, rejected: -3.0 }, &outcome(2.0, -0.5, 0.3));
-        tally.add(&b, &PairLogps { chosen: -1.0, rejected: -5.0 }, &outcome(3.0, 0.3, 0.2));
+        let mut add = |pair, start: [f64; 2], now: [f64; 2], outcome: &PairOutcome| {
+            let [reference, policy] = [start, now].map(|[chosen, rejected]| PairLogps { chosen, rejected });
+            tally.add(pair, &policy, &reference, outcome);
+        };
+        add(&a, [-3.0, -2.0], [-2.0, -3.0], &outcome(1.0, 0.5, 0.1));
+        add(&b, [-6.0, -8.0], [-7.0, -3.0], &outcome(2.0, -0.5, 0.3));
+        add(&b, [-5.0, -4.0], [-1.0, -5.0], &outcome(3.0, 0.3, 0.2));
         // Preference 2; chosen tokens 2 + 4 + 4 with -10 in all: 2 + 0.5 * 1.
         assert_eq!(tally.loss(), 2.5);
         let step = tally.step_fields(true);
@@ -198,17 +222,32 @@ mod tests {
         assert!((held_out["held_out_margin_se"].as_f64().unwrap() - 0.360_555_127_546_398_9).abs() < 1e-12);
         assert!(!held_out.contains_key("held_out_margin_se/a"), "one pair has no standard error");
         assert_eq!(held_out["held_out_loss/a"], 1.5);
+        check_errors(&held_out);
         assert!(tally.step_fields(false).keys().all(|name| !name.ends_with("/a")));
     }
 
-    #[test]
-    fn the_interval_uses_students_quantiles_of_the_tables() {
-        // Tables of Student's t at 0.975.
-        for (degrees, quantile) in [(1, 12.7062), (4, 2.7764), (5, 2.5706), (10, 2.2281), (28, 2.0484), (100, 1.9840)] {
-            let found = student_975(degrees);
-            assert!((found - quantile).abs() < 5e-4, "{degrees}: {found}");
+    /// Of the three pairs above the start has the second right, the end the first and third: 2/3 - 1/3, changes 1, -1, 1 with rests 2/3,
+    /// -4/3, 2/3 and sqrt((4 + 16 + 4) / 9 / 2 / 3) = 2/3; McNemar 2 won, 1 lost of 3: 2 * (1 + 3) / 8 = 1. Two of three rewards are
+    /// right: rests 1/3, 1/3, -2/3, sqrt(6 / 9 / 2 / 3) = 1/3. Chosen NLL 2, 7, 1 over 2, 4, 4 tokens: 1, rests 0, 3, -3,
+    /// sqrt(3 / 2 * 18) / 10; from 3, 6, 5: changes -1, 1, -4, -4 / 10 = -0.4, rests -0.2, 2.6, -2.4, sqrt(1.5 * 12.56) / 10.
+    fn check_errors(held_out: &Map<String, Value>) {
+        for (name, expected) in [
+            ("logp_accuracy_se", 1.0 / 3.0),
+            ("logp_accuracy_change", 1.0 / 3.0),
+            ("logp_accuracy_change_se", 2.0 / 3.0),
+            ("logp_accuracy_change_p", 1.0),
+            ("reward_accuracy_se", 1.0 / 3.0),
+            ("reward_accuracy_p", 1.0),
+            ("nll_loss_se", 0.519_615_242_270_663_2),
+            ("nll_loss_change", -0.4),
+            ("nll_loss_change_se", 0.434_050_688_282_795_4),
+            // 4.302653 is Student's quantile of two degrees.
+            ("nll_loss_change_high", -0.4 + 4.302_653 * 0.434_050_688_282_795_4),
+        ] {
+            let found = held_out[&format!("held_out_{name}")].as_f64().unwrap();
+            assert!((found - expected).abs() < 1e-9, "{name}: {found} is not {expected}");
         }
-        let [low, high] = interval(0.2, 0.1, 11);
-        assert!((low + 0.0228).abs() < 1e-4 && (high - 0.4228).abs() < 1e-4, "{low} {high}");
+        assert!(held_out.contains_key("held_out_nll_loss_change_se/b"));
+        assert!(!held_out.contains_key("held_out_nll_loss_change_se/a"), "one pair has no error");
     }
 }

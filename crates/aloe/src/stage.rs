@@ -433,8 +433,8 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         "merge-search" => return format!("0.1.0+2, {}, {}", results_since("merge"), results_since("eval")).into(),
         "pull" | "card" => "0.1.0",
         // sft: losses by data source; dpo: metrics by source of the pairs and with the chosen answers' NLL. bf16 training rounds each
-        // operand once, attention's too.
-        "sft" | "dpo" => aloe_train::RESULTS_SINCE,
+        // operand once, attention's too. 2: held-out figures with their errors and with what changed since the start.
+        "sft" | "dpo" => return format!("{}, 2", aloe_train::RESULTS_SINCE).into(),
         // Table B5 exactly, MedMCQA's keys by content, evaluation rows counted by file; +3: identifiers, templates and tokens by task in the
         // manifest, rows of 1 MiB at most; +4: rows with a question's id are held out by the whole id, its number included; +5: rows that share a
         // line have ids of their own, signs and system messages tell rows apart, columns beside a row are read, leaks by whole stems, broken

@@ -1,17 +1,19 @@
 //! What the held-out rows decide, the noise that they never see, and losses told apart by data source.
 
+use super::spine::{check_change, sft_config, words, write_model};
 use super::{Outcome, context, run_sft, tiny};
 use crate::learner::{Learner, Targets};
 use crate::neftune::noise;
 use crate::pack::Document;
 use crate::schedule::Decay;
 use crate::settings::TrainDtype;
-use crate::sft::SftConfig;
+use crate::sft::{SftConfig, SftInputs, SftRow, sft};
 use crate::sft_data::SftData;
 use crate::{Error, Result};
 use aloe_model::testing::fill;
 use aloe_model::{PackedBatch, Role};
 use aloe_tensor::Dtype;
+use aloe_text::{Conversation, Message};
 use serde_json::Value;
 
 /// Random tokens: what is learnt of the training rows is wrong for the others.
@@ -135,4 +137,39 @@ fn the_losses_of_the_data_sources_weighted_by_their_tokens_give_the_loss() {
     let out = tempfile::tempdir().unwrap();
     let alone = run_sft(tiny("llama"), &one_source, &config(), out.path(), &context(2)).unwrap();
     assert!(!alone.metrics.contains("by_source"));
+}
+
+/// A source that only the held-out rows have is what training forgets: its rows are random words behind an answer that the training rows
+/// never give.
+#[test]
+fn a_source_that_is_only_held_out_has_its_change_with_an_error_and_getting_worse_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(&dir.path().join("base"));
+    let row = |of: &str, at: usize, answer: String| SftRow {
+        source: format!("{of}.jsonl:{}", at + 1),
+        data_source: Some(of.into()),
+        conversation: Conversation { messages: vec![Message::user(words(at, 4)), Message::assistant(answer)] },
+    };
+    let medical = |at: usize| row("medical", at, "w1 w2 w3 w4 w5".into());
+    let general = |at: usize| row("general", at, format!("w{} w{} w{}", 20 + at, 30 + at, 40 + at));
+    let held_out = (40..48).map(medical).chain((0..8).map(general)).collect();
+    let inputs = SftInputs { start: dir.path().join("base"), rows: (0..40).map(medical).collect(), held_out };
+    let config = SftConfig {
+        epochs: Some(8),
+        lr: 3e-3,
+        keep_best: false,
+        sample_every: 0,
+        sample_prompts: Vec::new(),
+        ..sft_config()
+    };
+    let report = sft(&config, inputs, &dir.path().join("out"), &context(2)).unwrap();
+    let (medical, general) = (&report.by_source["medical"], &report.by_source["general"]);
+    assert_eq!((general.n_rows, general.n_held_out, medical.n_rows, medical.n_held_out), (0, 8, 40, 8));
+    for of in [medical, general] {
+        check_change(of.held_out_nll_change, of.held_out_nll_before, of.held_out_nll_after);
+    }
+    assert!(medical.held_out_nll_change.unwrap().interval.unwrap()[1] < 0.0, "{medical:?}");
+    assert!(general.held_out_nll_change.unwrap().interval.unwrap()[0] > 0.0, "{general:?}");
+    let told: Vec<&String> = report.notices.iter().filter(|notice| notice.contains(" got worse: ")).collect();
+    assert!(matches!(told.as_slice(), [one] if one.contains("rows of general got worse: +")), "{:?}", report.notices);
 }

@@ -4,9 +4,10 @@ use super::context;
 use crate::dpo::{DpoConfig, DpoInputs, DpoRow, ReferenceAt, dpo};
 use crate::guard::OnSpike;
 use crate::lora::{open_learner, start_decoder};
-use crate::measure::sft_size;
+use crate::measure::{dpo_size, sft_size};
 use crate::settings::{Context, TrainDtype};
 use crate::sft::{LongRows, SftConfig, SftInputs, SftReport, SftRow, sft};
+use crate::statistics::Estimate;
 use crate::{Error, Result};
 use aloe_model::testing::{Tiny, tiny_random};
 use aloe_model::{CheckpointWriter, Decoder, ModelSource, PackedBatch};
@@ -120,6 +121,7 @@ fn sft_then_dpo_write_loadable_folders_and_report_what_they_did() {
     let report = sft(&sft_config(), inputs, &at("sft"), &context(2)).unwrap();
     assert_eq!((report.n_rows, report.n_held_out, report.n_too_long), (32, 8, 0));
     assert!(report.held_out_nll_after.unwrap() < report.held_out_nll_before.unwrap());
+    check_change(report.held_out_nll_change, report.held_out_nll_before, report.held_out_nll_after);
     assert!(report.loss_last_tenth < report.loss_first_tenth);
     assert!(report.n_targets > 0 && report.n_targets < report.n_tokens);
     assert!(report.export.update_norm > 0.0 && report.export.master_changed_share > 0.9);
@@ -137,7 +139,25 @@ fn sft_then_dpo_write_loadable_folders_and_report_what_they_did() {
     let aligned = dpo(&dpo_config(), inputs, &at("dpo"), &context(2)).unwrap();
     assert_eq!(aligned.start_digest, master.digest().unwrap());
     assert_eq!((aligned.n_pairs, aligned.n_held_out, aligned.steps_per_chunk.clone()), (24, 6, vec![3, 3]));
+    let size = dpo_size(&dpo_config(), &dpo_rows(30), &[], &text).unwrap();
+    assert_eq!(
+        (size.n_pairs, size.n_tokens, size.n_trained, size.n_steps),
+        (24, aligned.n_tokens, aligned.n_tokens, 6)
+    );
+    // One pair a micro-batch here; with four, batches of four.
+    let together = DpoConfig { micro_batch_size: 4, ..dpo_config() };
+    let together = dpo_size(&together, &dpo_rows(30), &[], &text).unwrap();
+    assert!(
+        together.n_largest > 2 * size.n_largest && together.n_largest <= 4 * size.n_largest,
+        "{size:?} {together:?}"
+    );
     assert!((aligned.held_out_loss_before.unwrap() - std::f64::consts::LN_2).abs() < 1e-12);
+    check_change(aligned.held_out_nll_change, aligned.held_out_nll_before, aligned.held_out_nll_after);
+    let accuracies = (aligned.held_out_logp_accuracy_before, aligned.held_out_logp_accuracy_after);
+    assert!(
+        (aligned.held_out_logp_accuracy_change.unwrap().mean - (accuracies.1.unwrap() - accuracies.0.unwrap())).abs()
+            < 1e-12
+    );
     assert_eq!(aligned.n_steps, 6);
     assert_eq!(aligned.notices.len(), 1, "{:?}", aligned.notices);
     assert!(aligned.notices[0].contains("moments and the learning-rate schedule"), "{:?}", aligned.notices);
@@ -161,9 +181,18 @@ fn a_reference_opened_again_has_the_copies_that_training_began_with() {
     assert_ne!(hidden(&Decoder::open(&source, Dtype::Bf16, &device).unwrap()), hidden(&again));
 }
 
+/// The paired difference is that of the means, and lies inside its interval.
+pub(super) fn check_change(change: Option<Estimate>, before: Option<f64>, after: Option<f64>) {
+    let change = change.unwrap();
+    assert!((change.mean - (after.unwrap() - before.unwrap())).abs() < 1e-9, "{change:?} {before:?} {after:?}");
+    let [low, high] = change.interval.unwrap();
+    assert!(low < change.mean && change.mean < high && change.se.unwrap() > 0.0, "{change:?}");
+}
+
 fn check_sources_and_samples(report: &SftReport, out: &Path) {
     let sums = report.by_source.values().fold((0, 0, 0), |sums, of| {
         assert!(of.held_out_nll_after.unwrap() < of.held_out_nll_before.unwrap(), "{of:?}");
+        check_change(of.held_out_nll_change, of.held_out_nll_before, of.held_out_nll_after);
         assert!(of.loss_last_tenth < of.loss_first_tenth, "{of:?}");
         (sums.0 + of.n_rows, sums.1 + of.n_held_out, sums.2 + of.n_targets)
     });

@@ -85,7 +85,7 @@ fn sft(one: &Evidence) -> String {
     let (used, report) = (&one.record.config_used, &one.record.results["sft"]);
     format!(
         "#### {}: supervised fine-tuning\n\n{}\n\nRows {}, trained tokens {} of {}, steps {}; loss {} -> {} (first and last tenth); held-out \
-         negative log-likelihood a token {} -> {} over {} tokens.{}{}{}\n\n",
+         negative log-likelihood a token {} -> {} over {} tokens{}.{}{}{}\n\n",
         one.stage,
         hyperparameters(used),
         shown(&report["n_rows"]),
@@ -94,9 +94,10 @@ fn sft(one: &Evidence) -> String {
         shown(&report["n_steps"]),
         number(&report["loss_first_tenth"]),
         number(&report["loss_last_tenth"]),
-        number(&report["held_out_nll_before"]),
-        number(&report["held_out_nll_after"]),
+        with_error(&report["held_out_nll_before"], &report["held_out_nll_se_before"]),
+        with_error(&report["held_out_nll_after"], &report["held_out_nll_se_after"]),
         shown(&report["n_held_out_targets"]),
+        change(&report["held_out_nll_change"]),
         by_source(report),
         notices(report),
         export(report)
@@ -167,13 +168,15 @@ fn held_out(kind: &str, report: &Value) -> String {
 fn by_source(report: &Value) -> String {
     let line = |(source, of): (&String, &Value)| {
         format!(
-            "{source} (rows {}, trained tokens {}): loss {} -> {}, held-out {} -> {}",
+            "{source} (rows {}, trained tokens {}, rows held out {}): loss {} -> {}, held-out {} -> {}{}",
             shown(&of["n_rows"]),
             shown(&of["n_targets"]),
+            shown(&of["n_held_out"]),
             number(&of["loss_first_tenth"]),
             number(&of["loss_last_tenth"]),
-            number(&of["held_out_nll_before"]),
-            number(&of["held_out_nll_after"])
+            with_error(&of["held_out_nll_before"], &of["held_out_nll_se_before"]),
+            with_error(&of["held_out_nll_after"], &of["held_out_nll_se_after"]),
+            change(&of["held_out_nll_change"])
         )
     };
     let lines: Vec<String> = report["by_source"].as_object().into_iter().flatten().map(line).collect();
@@ -184,7 +187,8 @@ fn dpo(one: &Evidence) -> String {
     let (used, report) = (&one.record.config_used, &one.record.results["dpo"]);
     format!(
         "#### {}: direct preference optimisation\n\n{}\n\nPairs {}, steps {}; loss {} -> {}; held-out pairs {}: share whose chosen answer is more \
-         probable {} -> {}, share with the higher reward on the chosen answer {} after training, reward margin {}.{}{}\n\n{}",
+         probable {} -> {}{}, share with the higher reward on the chosen answer {} after training, reward margin {}, negative log-likelihood of a \
+         chosen token {} -> {}{}.{}{}\n\n{}",
         one.stage,
         hyperparameters(used),
         shown(&report["n_pairs"]),
@@ -192,18 +196,47 @@ fn dpo(one: &Evidence) -> String {
         number(&report["loss_first_tenth"]),
         number(&report["loss_last_tenth"]),
         shown(&report["n_held_out"]),
-        number(&report["held_out_logp_accuracy_before"]),
-        number(&report["held_out_logp_accuracy_after"]),
-        number(&report["held_out_reward_accuracy_after"]),
+        with_error(&report["held_out_logp_accuracy_before"], &report["held_out_logp_accuracy_se_before"]),
+        with_error(&report["held_out_logp_accuracy_after"], &report["held_out_logp_accuracy_se_after"]),
+        change(&report["held_out_logp_accuracy_change"]) + &exact(&report["held_out_logp_accuracy_change_p"]),
+        margin(
+            &report["held_out_reward_accuracy_after"],
+            &report["held_out_reward_accuracy_se_after"],
+            &report["held_out_reward_accuracy_interval_after"]
+        ) + &exact(&report["held_out_reward_accuracy_p_after"]),
         margin(
             &report["held_out_margin_after"],
             &report["held_out_margin_se_after"],
             &report["held_out_margin_interval_after"]
         ),
+        with_error(&report["held_out_nll_before"], &report["held_out_nll_se_before"]),
+        with_error(&report["held_out_nll_after"], &report["held_out_nll_se_after"]),
+        change(&report["held_out_nll_change"]),
         notices(report),
         export(report),
         by_pair_source(report)
     )
+}
+
+/// A number with its standard error, where there is one.
+fn with_error(value: &Value, standard_error: &Value) -> String {
+    match standard_error {
+        Value::Null => number(value),
+        error => format!("{} (standard error {})", number(value), number(error)),
+    }
+}
+
+/// A paired difference after a pair of numbers: `, change -0.8310 (standard error 0.0250, 95 % interval -0.8800 to -0.7820)`.
+fn change(estimate: &Value) -> String {
+    match estimate {
+        Value::Null => String::new(),
+        found => format!(", change {}", margin(&found["mean"], &found["se"], &found["interval"])),
+    }
+}
+
+/// The p value of an exact test, where there is one.
+fn exact(p: &Value) -> String {
+    if p.is_null() { String::new() } else { format!(", exact test p {}", number(p)) }
 }
 
 /// A mean with its standard error and interval.
@@ -220,6 +253,14 @@ fn margin(mean: &Value, standard_error: &Value, interval: &Value) -> String {
     }
 }
 
+/// A share with its interval.
+fn interval(share: &Value, interval: &Value) -> String {
+    match interval.as_array().map(Vec::as_slice) {
+        Some([low, high]) => format!("{} (95 % interval {} to {})", number(share), number(low), number(high)),
+        _ => number(share),
+    }
+}
+
 /// The preference figures of each source, where there is more than one.
 fn by_pair_source(report: &Value) -> String {
     let sources = report["by_source"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -227,20 +268,25 @@ fn by_pair_source(report: &Value) -> String {
         return String::new();
     }
     let mut text = String::from(
-        "| source | pairs | margin in training | held out | more probable before | after | higher reward after | reward margin after |\n\
-         |---|---|---|---|---|---|---|---|\n",
+        "| source | pairs | margin in training | held out | more probable before | after | higher reward after | reward margin after | chosen NLL before | after |\n\
+         |---|---|---|---|---|---|---|---|---|---|\n",
     );
     for source in sources {
         let held_out = &source["held_out"];
         let cells = if held_out.is_null() {
-            "- | - | - | -".to_owned()
+            "- | - | - | - | - | -".to_owned()
         } else {
             format!(
-                "{} | {} | {} | {}",
+                "{} | {}{}{} | {} | {} | {} | {}{}",
                 number(&held_out["logp_accuracy_before"]),
                 number(&held_out["logp_accuracy_after"]),
-                number(&held_out["reward_accuracy_after"]),
-                margin(&held_out["margin_after"], &held_out["margin_se_after"], &held_out["margin_interval_after"])
+                change(&held_out["logp_accuracy_change"]),
+                exact(&held_out["logp_accuracy_change_p"]),
+                interval(&held_out["reward_accuracy_after"], &held_out["reward_accuracy_interval_after"]),
+                margin(&held_out["margin_after"], &held_out["margin_se_after"], &held_out["margin_interval_after"]),
+                number(&held_out["nll_before"]),
+                number(&held_out["nll_after"]),
+                change(&held_out["nll_change"])
             )
         };
         text.push_str(&format!(
@@ -365,14 +411,31 @@ mod tests {
     #[test]
     fn a_margin_is_printed_with_its_error_and_interval_and_by_source_where_there_are_several() {
         let held_out = json!({"logp_accuracy_before": 0.5, "logp_accuracy_after": 0.625, "reward_accuracy_after": 0.75,
+            "reward_accuracy_interval_after": [0.4093, 0.9285], "logp_accuracy_change_p": 1.0,
+            "logp_accuracy_change": {"mean": 0.125, "se": 0.125, "interval": [-0.1706, 0.4206]}, "nll_before": 2.5, "nll_after": 2.25,
             "margin_after": 0.25, "margin_se_after": 0.125, "margin_interval_after": [-0.01, 0.51]});
         let source = |name: &str, held_out: &Value| json!({"source": name, "n_pairs": 40, "n_held_out": 8, "margin_last_tenth": 0.5, "held_out": held_out});
         let text = by_pair_source(&json!({"by_source": [source("hh", &held_out), source("own", &Value::Null)]}));
         assert!(text.contains(
-            "| hh | 40 | 0.5000 | 8 | 0.5000 | 0.6250 | 0.7500 | 0.2500 (standard error 0.1250, 95 % interval -0.0100 to 0.5100) |"
+            "| hh | 40 | 0.5000 | 8 | 0.5000 | 0.6250, change 0.1250 (standard error 0.1250, 95 % interval -0.1706 to 0.4206), exact test p 1.0000 | \
+             0.7500 (95 % interval 0.4093 to 0.9285) | 0.2500 (standard error 0.1250, 95 % interval -0.0100 to 0.5100) | 2.5000 | 2.2500 |"
         ));
-        assert!(text.contains("| own | 40 | 0.5000 | 8 | - | - | - | - |"), "{text}");
+        assert!(text.contains("| own | 40 | 0.5000 | 8 | - | - | - | - | - | - |"), "{text}");
         assert_eq!(by_pair_source(&json!({"by_source": [source("hh", &held_out)]})), "");
         assert_eq!(margin(&Value::Null, &Value::Null, &Value::Null), "not recorded");
+    }
+
+    #[test]
+    fn held_out_figures_are_printed_with_their_errors_and_what_changed() {
+        let of = json!({"n_rows": 3, "n_targets": 9, "n_held_out": 2, "loss_first_tenth": 2.0, "loss_last_tenth": 1.0,
+            "held_out_nll_before": 2.5, "held_out_nll_after": 2.75, "held_out_nll_se_before": 0.125, "held_out_nll_se_after": 0.25,
+            "held_out_nll_change": {"mean": 0.25, "se": 0.0625, "interval": [-0.5441, 1.0441]}});
+        assert_eq!(
+            by_source(&json!({"by_source": {"general": of}})),
+            " By data source: general (rows 3, trained tokens 9, rows held out 2): loss 2.0000 -> 1.0000, held-out 2.5000 (standard error 0.1250) -> \
+             2.7500 (standard error 0.2500), change 0.2500 (standard error 0.0625, 95 % interval -0.5441 to 1.0441)."
+        );
+        // A record of an earlier program has no errors.
+        assert_eq!(with_error(&json!(2.5), &Value::Null) + &change(&Value::Null) + &exact(&Value::Null), "2.5000");
     }
 }

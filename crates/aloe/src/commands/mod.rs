@@ -27,6 +27,7 @@ mod show_mask;
 mod single;
 pub(crate) mod stages;
 mod synthesis;
+mod trained;
 mod verify;
 mod view;
 mod with_servers;

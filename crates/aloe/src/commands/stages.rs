@@ -2,7 +2,7 @@
 //! the record. `aloe run` and the subcommands both come through here.
 
 use crate::commands::{
-    data_stage, memory_of, merge_search, open, rows, synthesis, tell_cache, tell_evictions, timeout_of,
+    data_stage, memory_of, merge_search, open, rows, synthesis, tell_cache, tell_evictions, timeout_of, trained,
 };
 use crate::failure::Failure;
 use crate::input_digests::unread_files;
@@ -138,19 +138,7 @@ fn sft(
     let mut report = aloe_train::sft(config, inputs, folder, &train_context(context, "sft", "tokens", config.dtype))?;
     report.notices.extend(system_notice);
     tell(&report.notices);
-    let held_out = match (report.held_out_nll_before, report.held_out_nll_after) {
-        (Some(before), Some(after)) => format!(", held-out NLL {before:.3} -> {after:.3}"),
-        _ => String::new(),
-    };
-    let summary = format!(
-        "{} rows, {} steps, loss {:.3} -> {:.3}{held_out}{}",
-        report.n_rows,
-        report.n_steps,
-        report.loss_first_tenth,
-        report.loss_last_tenth,
-        lora_summary(report.lora.as_ref())
-    );
-    record.result("summary", summary)?;
+    record.result("summary", trained::sft(&report))?;
     write_plots(folder, "sft")?;
     record.result("sft", &report)?;
     Ok(())
@@ -168,37 +156,10 @@ fn dpo(
     let inputs = DpoInputs { start, rows: rows.train, held_out: rows.held_out };
     let report = aloe_train::dpo(config, inputs, folder, &train_context(context, "dpo", "pairs", config.dtype))?;
     tell(&report.notices);
-    let accuracy = report.held_out_reward_accuracy_after.map(|after| format!(", held-out reward accuracy {after:.2}"));
-    let margin = report.held_out_margin_after.zip(report.held_out_margin_interval_after).map(|(mean, [low, high])| {
-        format!(", margin {mean:.3} (95 % interval {low:.3} to {high:.3}, {} pairs)", report.n_held_out)
-    });
-    let held_out: String = [accuracy, margin].into_iter().flatten().collect();
-    let summary = format!(
-        "{} pairs, {} steps, loss {:.3} -> {:.3}{held_out}{}",
-        report.n_pairs,
-        report.n_steps,
-        report.loss_first_tenth,
-        report.loss_last_tenth,
-        lora_summary(report.lora.as_ref())
-    );
-    record.result("summary", summary)?;
+    record.result("summary", trained::dpo(&report))?;
     write_plots(folder, "dpo")?;
     record.result("dpo", &report)?;
     Ok(())
-}
-
-/// How much LoRA trained and what merging changed, for a stage's line.
-fn lora_summary(report: Option<&aloe_train::LoraReport>) -> String {
-    report.map_or_else(String::new, |lora| {
-        format!(
-            ", LoRA {:.2} M of {:.1} M weights on {}, merged logits {:.4} off (mean; max {:.3})",
-            lora.n_trained as f64 / 1e6,
-            lora.n_model as f64 / 1e6,
-            lora.base,
-            lora.logit_difference_mean,
-            lora.logit_difference_max
-        )
-    })
 }
 
 /// `report.html`: every logged number over the steps.

@@ -96,6 +96,8 @@ pub(super) struct Known {
     pub(super) epoch_tokens: Option<u64>,
     pub(super) tokens: Option<u64>,
     generated: Option<u64>,
+    /// Tokens of a preference stage's largest micro-batch, where its pairs are written.
+    largest: Option<u64>,
     record: Option<Record>,
     /// A checkpoint of this stage's model, or of the one it starts from, that is at hand.
     pub(super) checkpoint: Option<PathBuf>,
@@ -217,11 +219,21 @@ fn measured(
                 Known { steps, epoch_tokens: tokens, tokens: trained, ..known }
             }
         },
-        StageConfig::Dpo(config) => {
-            let steps = rows.map(|rows| preference_steps(config, rows));
-            let tokens_of = |(tokens, rows)| aligned(config, tokens, rows);
-            Known { steps, epoch_tokens: tokens, tokens: tokens.zip(rows).map(tokens_of), ..known }
-        }
+        StageConfig::Dpo(config) => match written.and_then(|path| sizes::paired(config, &path, text)) {
+            Some(size) => Known {
+                rows: Some(size.n_pairs),
+                steps: Some(size.n_steps),
+                epoch_tokens: Some(size.n_tokens),
+                tokens: Some(size.n_trained),
+                largest: Some(size.n_largest),
+                ..known
+            },
+            None => {
+                let steps = rows.map(|rows| preference_steps(config, rows));
+                let tokens_of = |(tokens, rows)| aligned(config, tokens, rows);
+                Known { steps, epoch_tokens: tokens, tokens: tokens.zip(rows).map(tokens_of), ..known }
+            }
+        },
         StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::Synthesis(_) | StageConfig::MergeSearch(_) => {
             Known { generated, ..known }
         }
@@ -382,9 +394,10 @@ fn memory(recipe: &Recipe, stage: &Stage, known: &Known) -> Option<u64> {
             training(config.dtype, config.recompute, config.lora.as_ref(), n_tokens)
         }
         StageConfig::Dpo(config) => {
-            // The largest micro-batch decides; twice the mean stands for it.
+            // The largest micro-batch decides; where the pairs are still to be written, twice the mean stands for it.
             let mean = known.epoch_tokens? as f64 / known.rows?.max(1) as f64;
-            let n_tokens = (2.0 * mean).min(2.0 * config.max_len as f64) * config.micro_batch_size as f64;
+            let expected = (2.0 * mean).min(2.0 * config.max_len as f64) * config.micro_batch_size as f64;
+            let n_tokens = known.largest.map_or(expected, |n_tokens| n_tokens as f64);
             training(config.dtype, config.recompute, config.lora.as_ref(), n_tokens)
         }
         // A few tiles a thread, whatever the size of the models.

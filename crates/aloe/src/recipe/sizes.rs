@@ -100,11 +100,27 @@ pub(crate) fn packed(
     path: &Path,
     text: Option<&TextModel>,
 ) -> Option<aloe_train::SftSize> {
-    let file = if path.is_dir() { path.join("train.jsonl") } else { path.to_path_buf() };
-    let text = text.filter(|_| file.metadata().is_ok_and(|file| file.len() <= LARGEST_PACKED_BYTES))?;
-    let text = config.chat_template.as_ref().map_or(Some(text.clone()), |name| text.with_template(name).ok())?;
+    let text = template_of(path, config.chat_template.as_deref(), text)?;
     let rows = crate::commands::rows::conversations(path).ok()?;
     aloe_train::sft_size(config, rows.train, !rows.held_out.is_empty(), &text).ok()
+}
+
+/// The same of a preference stage.
+pub(crate) fn paired(
+    config: &aloe_train::DpoConfig,
+    path: &Path,
+    text: Option<&TextModel>,
+) -> Option<aloe_train::DpoSize> {
+    let text = template_of(path, config.chat_template.as_deref(), text)?;
+    let rows = crate::commands::rows::pairs(path).ok()?;
+    aloe_train::dpo_size(config, &rows.train, &rows.held_out, &text).ok()
+}
+
+/// The tokenizer with a stage's template, where its rows are few enough to be encoded whole.
+fn template_of(path: &Path, chat_template: Option<&str>, text: Option<&TextModel>) -> Option<TextModel> {
+    let file = if path.is_dir() { path.join("train.jsonl") } else { path.to_path_buf() };
+    let text = text.filter(|_| file.metadata().is_ok_and(|file| file.len() <= LARGEST_PACKED_BYTES))?;
+    chat_template.map_or(Some(text.clone()), |name| text.with_template(name).ok())
 }
 
 fn is_wanted(row: &Row, config: &DataConfig) -> bool {

@@ -14,10 +14,10 @@ const PINNED: [(&str, &str, &str); 9] = [
     ("base", "08c0bfcc28c3169e", "08c0bfcc28c3169e"),
     ("rows", "b417b05f8f0089c1", "b417b05f8f0089c1"),
     ("pairs", "ca4279f6543f62fd", "ca4279f6543f62fd"),
-    ("sft-a", "bd985a174c207bcc", "f368613250a761f7"),
-    ("sft-b", "b95228335049c098", "a8712d99eea9924e"),
+    ("sft-a", "330adfe50427bc3b", "746f0b0b7d81c3a3"),
+    ("sft-b", "fb8f30e8508d0ea1", "461adad2ff87b816"),
     ("merge", "52df5e0f8b9b2763", "c87f8ccd7cff1939"),
-    ("dpo", "1622f624e0e96b92", "813c51b99c90607c"),
+    ("dpo", "321ace0e62e368d6", "ca9a0163d383baca"),
     ("after", "6029bcbc53dd40f7", "1eadac01bca5787d"),
     ("attacks", "1ae93e5ee341018b", "83b452284ba96e3e"),
 ];

@@ -100,10 +100,9 @@ fn check_plan(recipe: &Path, out: &Path) {
         let record = std::fs::read_to_string(out.join(stage).join("record.json")).unwrap();
         let record: serde_json::Value = serde_json::from_str(&record).unwrap();
         let report = &record["results"][row["kind"].as_str().unwrap()];
-        if row["kind"] == "sft" {
-            assert_eq!((&row["rows"], &row["tokens"]), (&report["n_rows"], &report["n_tokens"]), "{stage}");
-            assert_eq!(row["steps"], report["n_steps"], "{stage}");
-        }
+        let n_rows = if row["kind"] == "sft" { &report["n_rows"] } else { &report["n_pairs"] };
+        assert_eq!((&row["rows"], &row["tokens"]), (n_rows, &report["n_tokens"]), "{stage}");
+        assert_eq!(row["steps"], report["n_steps"], "{stage}");
     }
 }
 
