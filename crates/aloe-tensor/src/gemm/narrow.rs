@@ -10,14 +10,17 @@ use crate::simd::{Kernel, LANES, Simd, prefetch_near};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+/// Most rows of a tile that widens: two more, and there are not enough registers left to widen in.
+const MOST_ROWS: usize = 10;
+
 /// Fewest rows of a first tile that others follow: more rows than go into one are shared out evenly.
-const FEWEST_KEPT: usize = 7;
+const FEWEST_KEPT: usize = 6;
 
 /// All rows and panels of g.
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd>(g: &Gemm) {
     assert!(!g.a_by_unit, "rows by unit meet plain panels alone");
-    if S::PAIRS_BF16 && g.m <= S::TILE_ROWS {
+    if S::PAIRS_BF16 && g.m <= MOST_ROWS {
         return one_tile::<S>(g);
     }
     let step = match g.m {
@@ -60,16 +63,15 @@ unsafe fn some_units<S: Simd>(g: &Gemm, panel: usize, units: Range<usize>, kept:
     // What comes next: further down the panel, or for many rows the block of the next panel.
     let (ahead, is_near) = if g.m <= FEW_ROWS { (STREAM_DISTANCE / 2 * PAIR, true) } else { (g.b_panel_stride, false) };
     let first = First { part, b, from, first_unit: units.start, kept, fetch: from.wrapping_add(ahead), is_near };
-    let rows = if S::PAIRS_BF16 { g.m.div_ceil(g.m.div_ceil(S::TILE_ROWS).max(1)) } else { 0 };
-    let rows = if rows < FEWEST_KEPT { 0 } else { rows };
+    let rows = g.m.div_ceil(g.m.div_ceil(MOST_ROWS).max(1));
+    let rows = if rows < FEWEST_KEPT || !S::PAIRS_BF16 { 0 } else { rows };
     match rows {
         0 => S::call(Narrow::<true, 0>(first)),
+        6 => S::call(Narrow::<true, 6>(first)),
         7 => S::call(Narrow::<true, 7>(first)),
         8 => S::call(Narrow::<true, 8>(first)),
         9 => S::call(Narrow::<true, 9>(first)),
-        10 => S::call(Narrow::<true, 10>(first)),
-        11 => S::call(Narrow::<true, 11>(first)),
-        _ => S::call(Narrow::<true, 12>(first)),
+        _ => S::call(Narrow::<true, 10>(first)),
     }
     if rows < g.m {
         let rest = Gemm {
@@ -103,9 +105,7 @@ unsafe fn one_tile<S: Simd>(g: &Gemm) {
         7 => S::call(Narrow::<false, 7>(first)),
         8 => S::call(Narrow::<false, 8>(first)),
         9 => S::call(Narrow::<false, 9>(first)),
-        10 => S::call(Narrow::<false, 10>(first)),
-        11 => S::call(Narrow::<false, 11>(first)),
-        _ => S::call(Narrow::<false, 12>(first)),
+        _ => S::call(Narrow::<false, 10>(first)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! How a product is shared out: parts of its rows and panels that are tasks of a parallel loop.
 
-use super::{FEW_ROWS, Gemm, PANEL};
+use super::{FEW_ROWS, Gemm, NARROW, PANEL};
 use std::ops::Range;
 
 /// Rows and panels of a product's tasks.
@@ -35,7 +35,12 @@ impl Gemm {
             return Tasks { n: panels.div_ceil(share), tile: self.m, row_parts: 1, columns: Columns::Of(share) };
         }
         // A task begins at a tile, and at a panel of A where A lies in panels.
-        let (tile, most_rows) = if self.a_panel_stride > 0 { (PANEL, 256) } else { (12, 240) };
+        let (tile, most_rows) = match self.a_panel_stride {
+            // A narrow panel is widened once a task: the more rows, the less often.
+            0 if self.b_unit_stride == NARROW => (12, 264),
+            0 => (12, 240),
+            _ => (PANEL, 256),
+        };
         let (row_parts, column_parts) = self.parts(threads, panels, most_rows);
         Tasks { n: row_parts * column_parts, tile, row_parts, columns: Columns::Parts(column_parts) }
     }
@@ -127,7 +132,7 @@ mod tests {
             a_panel_stride,
             b: std::ptr::null(),
             b_panel_stride: 0,
-            b_unit_stride: 0,
+            b_unit_stride: PANEL,
             c: std::ptr::null_mut(),
             c_stride: 0,
             accumulate: false,
