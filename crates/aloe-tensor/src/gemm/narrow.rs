@@ -16,6 +16,12 @@ const MOST_ROWS: usize = 10;
 /// Fewest rows of a first tile that others follow: more rows than go into one are shared out evenly.
 const FEWEST_KEPT: usize = 6;
 
+/// Fewest rows of a tile by itself that fetches ahead: fewer wait for memory and nothing else, and the processor fetches for them.
+const FEWEST_FETCHING: usize = 5;
+
+/// How far ahead, in pairs of units: about a small page.
+const FETCH_PAIRS: usize = 21;
+
 /// All rows and panels of g.
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd>(g: &Gemm) {
@@ -62,7 +68,7 @@ unsafe fn some_units<S: Simd>(g: &Gemm, panel: usize, units: Range<usize>, kept:
     let from = b.wrapping_add(first_pair(g.units) + units.start / 2 * PAIR);
     // What comes next: further down the panel, or for many rows the block of the next panel.
     let (ahead, is_near) = if g.m <= FEW_ROWS { (STREAM_DISTANCE / 2 * PAIR, true) } else { (g.b_panel_stride, false) };
-    let first = First { part, b, from, first_unit: units.start, kept, fetch: from.wrapping_add(ahead), is_near };
+    let first = First { part, b, from, first_unit: units.start, kept, ahead, is_near };
     let rows = g.m.div_ceil(g.m.div_ceil(MOST_ROWS).max(1));
     let rows = if rows < FEWEST_KEPT || !S::PAIRS_BF16 { 0 } else { rows };
     match rows {
@@ -92,9 +98,8 @@ unsafe fn some_units<S: Simd>(g: &Gemm, panel: usize, units: Range<usize>, kept:
 /// As many rows as go into a tile: one panel after the other, in one stream.
 #[inline(always)]
 unsafe fn one_tile<S: Simd>(g: &Gemm) {
-    let from = g.b.wrapping_add(first_pair(g.units));
-    let first =
-        First { part: *g, b: g.b, from, first_unit: 0, kept: std::ptr::null_mut(), fetch: from, is_near: false };
+    let (from, kept) = (g.b.wrapping_add(first_pair(g.units)), std::ptr::null_mut());
+    let first = First { part: *g, b: g.b, from, first_unit: 0, kept, ahead: FETCH_PAIRS * PAIR, is_near: true };
     match g.m {
         1 => S::call(Narrow::<false, 1>(first)),
         2 => S::call(Narrow::<false, 2>(first)),
@@ -121,8 +126,8 @@ struct First {
     first_unit: usize,
     /// Where a tile that keeps what it widens puts it.
     kept: *mut u32,
-    /// What such a tile fetches meanwhile, as much as it reads: into the nearest cache, or the second one.
-    fetch: *const u32,
+    /// How far ahead of what it reads it fetches as much: into the nearest cache, or the second one.
+    ahead: usize,
     is_near: bool,
 }
 
@@ -179,7 +184,7 @@ impl<const KEEP: bool, const ROWS: usize> Narrow<KEEP, ROWS> {
     /// The units of a panel, up to one with an escape or a last odd one at full speed.
     #[inline(always)]
     unsafe fn chain<S: Simd>(&self, acc: &mut [[S::V; 2]; ROWS]) {
-        let First { part: g, b, from, first_unit, kept, fetch, is_near } = self.0;
+        let First { part: g, b, from, first_unit, kept, ahead, is_near } = self.0;
         let exponents = S::exponents(b.cast());
         let mut escapes = escapes(b);
         while let [escape, rest @ ..] = escapes
@@ -192,8 +197,8 @@ impl<const KEEP: bool, const ROWS: usize> Narrow<KEEP, ROWS> {
             let next = escapes.first().map_or(g.units, |escape| escape.unit as usize - first_unit);
             let stop = next.min(g.units) & !1;
             while unit < stop {
-                if KEEP {
-                    self.fetch::<S>(fetch.wrapping_add(unit / 2 * PAIR), is_near);
+                if KEEP || ROWS >= FEWEST_FETCHING {
+                    fetch::<S>(pair.wrapping_add(ahead), is_near);
                 }
                 let wide = S::widen_pair(exponents, pair);
                 if KEEP {
@@ -223,16 +228,17 @@ impl<const KEEP: bool, const ROWS: usize> Narrow<KEEP, ROWS> {
             (unit, pair, a) = (unit + 2, pair.wrapping_add(PAIR), a.wrapping_add(2));
         }
     }
+}
 
-    #[inline(always)]
-    unsafe fn fetch<S: Simd>(&self, from: *const u32, is_near: bool) {
-        for line in 0..PAIR / LANES {
-            let line = from.wrapping_add(line * LANES);
-            if is_near {
-                S::prefetch(line.cast());
-            } else {
-                prefetch_near(line.cast());
-            }
+/// A pair of units.
+#[inline(always)]
+unsafe fn fetch<S: Simd>(from: *const u32, is_near: bool) {
+    for line in 0..PAIR / LANES {
+        let line = from.wrapping_add(line * LANES);
+        if is_near {
+            S::prefetch(line.cast());
+        } else {
+            prefetch_near(line.cast());
         }
     }
 }
