@@ -80,8 +80,11 @@ fn exponent(bits: u16) -> usize {
     usize::from(bits >> 7 & 0xff)
 }
 
+/// In place of a code: the exponent is not in the table.
+const NO_CODE: u8 = 0x80;
+
 /// The sixteen most frequent exponents of a panel, and which of them each exponent is.
-fn table(plain: &[Line]) -> ([u16; EXPONENTS], [Option<u8>; 256]) {
+fn table(plain: &[Line]) -> ([u16; EXPONENTS], [u8; 256]) {
     // Neighbours count apart, as a count waits for the one before it.
     let mut counts = [[0u32; 256]; 4];
     for line in plain {
@@ -93,10 +96,10 @@ fn table(plain: &[Line]) -> ([u16; EXPONENTS], [Option<u8>; 256]) {
     let n = |e: usize| counts.iter().map(|counts| counts[e]).sum::<u32>();
     let mut order: [usize; 256] = std::array::from_fn(|e| e);
     order.sort_by_key(|&e| std::cmp::Reverse(n(e)));
-    let (mut exponents, mut codes) = ([0; EXPONENTS], [None; 256]);
+    let (mut exponents, mut codes) = ([0; EXPONENTS], [NO_CODE; 256]);
     for (code, &e) in order.iter().enumerate().take(EXPONENTS) {
         exponents[code] = (e as u16) << 7;
-        codes[e] = Some(code as u8);
+        codes[e] = code as u8;
     }
     (exponents, codes)
 }
@@ -115,22 +118,23 @@ pub(crate) fn narrowed(plain: &[Line], out: &mut [Line]) -> bool {
         to.fill(ZERO_LINE);
         for (odd, unit) in from.chunks_exact(2).enumerate() {
             let halves = halves_of(unit);
-            let mut words = [0u16; PANEL];
-            for (at, &bits) in halves.iter().enumerate() {
-                let (word, second) = (at % PANEL, at / PANEL);
-                let code = codes[exponent(bits)].unwrap_or_else(|| {
+            let mut named_here = halves.map(|bits| codes[exponent(bits)]);
+            if named_here.iter().fold(0, |all, code| all | code) & NO_CODE != 0 {
+                for (at, code) in named_here.iter_mut().enumerate().filter(|(_, code)| **code == NO_CODE) {
+                    *code = 0;
                     if let Some(line) = room.get_mut(n_escapes / ESCAPES_PER_LINE) {
                         let slot = n_escapes % ESCAPES_PER_LINE * 2;
                         line.0[slot] = (2 * pair + odd) as u32;
-                        line.0[slot + 1] = at as u32 | u32::from(bits) << 16;
+                        line.0[slot + 1] = at as u32 | u32::from(halves[at]) << 16;
                     }
                     n_escapes += 1;
-                    0
-                });
-                words[word] |= (bits & SIGN_AND_MANTISSA).rotate_right(8 * second as u32);
-                named[word] |= u16::from(code) << (8 * odd + 4 * second);
+                }
             }
-            to[odd] = line_of(&words);
+            let rest = |at: usize| halves[at] & SIGN_AND_MANTISSA;
+            to[odd] = line_of(&std::array::from_fn(|at| rest(at) | rest(PANEL + at).rotate_right(8)));
+            for (at, named) in named.iter_mut().enumerate() {
+                *named |= u16::from(named_here[at] | named_here[PANEL + at] << 4) << (8 * odd);
+            }
         }
         to[2] = line_of(&named);
     }
