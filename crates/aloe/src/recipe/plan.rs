@@ -12,7 +12,7 @@ use super::stage_config::StageConfig;
 use crate::weights::{DtypeName, Quantize};
 use aloe_model::ModelSource;
 use aloe_record::Record;
-use aloe_tensor::Device;
+use aloe_tensor::{Device, Isa};
 use aloe_text::TextModel;
 use aloe_train::{LoraBase, LoraConfig, TrainDtype};
 use serde::Serialize;
@@ -391,7 +391,7 @@ fn memory(recipe: &Recipe, stage: &Stage, known: &Known) -> Option<u64> {
         StageConfig::Merge(_) => 0.0625 * GIB,
         StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::Synthesis(_) | StageConfig::MergeSearch(_) => {
             // Where there are products of bf16, a model that only answers is held in twelve bits a number and a little (narrow.rs of aloe-tensor).
-            let bf16 = if aloe_tensor::Isa::best() == aloe_tensor::Isa::Avx512Bf16 { 1.52 } else { 2.0 };
+            let bf16 = if Isa::best() == Isa::Avx512Bf16 { 1.52 } else { 2.0 };
             let weights = match (stage.config.quantize(), recipe.dtype) {
                 // A block of 32 weights and its 16-bit scale; heads and small models take a little more.
                 (Some(Quantize::Q8), _) => 34.0 / 32.0 * parameters,
