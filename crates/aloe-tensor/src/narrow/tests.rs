@@ -106,9 +106,9 @@ fn a_feed_forward_block_of_narrow_weights_has_the_bits_of_plain_ones() {
 
 /// Numbers of one panel: 16 exponents twice as often as any other, and `n` numbers of other exponents, from the end on.
 fn with_escapes(k: usize, n: usize) -> Vec<u16> {
-    let mut all: Vec<u16> = (0..PANEL * k).map(|i| ((100 + i % EXPONENTS) << 7 | i % 128) as u16).collect();
+    let mut all: Vec<u16> = (0..PANEL * k).map(|i| ((100 + i % EXPONENTS) * 128 + i % 128) as u16).collect();
     let end = all.len();
-    all[end - n..].iter_mut().enumerate().for_each(|(i, bits)| *bits = ((i % 90) << 7 | 5) as u16);
+    all[end - n..].iter_mut().enumerate().for_each(|(i, bits)| *bits = ((i % 90) * 128 + 5) as u16);
     all
 }
 
