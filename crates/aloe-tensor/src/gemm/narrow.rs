@@ -10,8 +10,9 @@ use crate::simd::{Kernel, LANES, Simd, prefetch_near};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Most rows of a tile that widens: two more, and there are not enough registers left to widen in.
+/// Most rows of a tile that widens, and of one that keeps what it widens: with more, there are not enough registers left to widen in.
 const MOST_ROWS: usize = 10;
+const MOST_KEPT: usize = 8;
 
 /// Fewest rows of a first tile that others follow: more rows than go into one are shared out evenly.
 const FEWEST_KEPT: usize = 6;
@@ -69,15 +70,13 @@ unsafe fn some_units<S: Simd>(g: &Gemm, panel: usize, units: Range<usize>, kept:
     // What comes next: further down the panel, or for many rows the block of the next panel.
     let (ahead, is_near) = if g.m <= FEW_ROWS { (STREAM_DISTANCE / 2 * PAIR, true) } else { (g.b_panel_stride, false) };
     let first = First { part, b, from, first_unit: units.start, kept, ahead, is_near };
-    let rows = g.m.div_ceil(g.m.div_ceil(MOST_ROWS).max(1));
+    let rows = g.m.div_ceil(g.m.div_ceil(MOST_KEPT).max(1));
     let rows = if rows < FEWEST_KEPT || !S::PAIRS_BF16 { 0 } else { rows };
     match rows {
         0 => S::call(Narrow::<true, 0>(first)),
         6 => S::call(Narrow::<true, 6>(first)),
         7 => S::call(Narrow::<true, 7>(first)),
-        8 => S::call(Narrow::<true, 8>(first)),
-        9 => S::call(Narrow::<true, 9>(first)),
-        _ => S::call(Narrow::<true, 10>(first)),
+        _ => S::call(Narrow::<true, 8>(first)),
     }
     if rows < g.m {
         let rest = Gemm {
