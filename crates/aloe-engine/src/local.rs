@@ -48,7 +48,7 @@ impl Local {
             dtype: format.name().to_owned(),
             path: device.isa().name().to_owned(),
         };
-        let decoder = Decoder::open_as(&source, format, &device)?;
+        let decoder = Decoder::open_to_answer(&source, format, &device)?;
         let kv_budget_bytes = options.kv_budget_bytes.unwrap_or_else(default_kv_budget_bytes);
         Ok(Self {
             decoder,

@@ -5,7 +5,7 @@
 #![expect(clippy::print_stdout, reason = "a measuring program prints")]
 
 use aloe_model::testing::fill;
-use aloe_model::{Decoder, KvCache, ModelSource};
+use aloe_model::{Decoder, KvCache, ModelSource, WeightFormat};
 use aloe_tensor::{Device, Dtype, ops};
 use std::path::Path;
 use std::time::Instant;
@@ -95,7 +95,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let path = args.next().ok_or("usage: growth MODEL [threads]")?;
     let threads = args.next().map_or(Ok(0), |n| n.parse())?;
-    let decoder = Decoder::open(&ModelSource::open(Path::new(&path))?, Dtype::Bf16, &Device::cpu(threads))?;
+    let (source, format) = (ModelSource::open(Path::new(&path))?, WeightFormat::Dense(Dtype::Bf16));
+    let decoder = Decoder::open_to_answer(&source, format, &Device::cpu(threads))?;
     println!("{}; loaded, {:.0} MiB\n", decoder.device.name(), resident_mib());
     by_length(&decoder)?;
     by_streams(&decoder)?;

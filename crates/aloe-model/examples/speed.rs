@@ -1,5 +1,5 @@
 //! Tokens per second and peak memory of training, prefill and decoding: `speed MODEL [f32|bf16|q8|q4|gguf] [tokens] [threads]`;
-//! with 0 tokens nothing is trained, and weights in blocks never are.
+//! with 0 tokens nothing is trained, and the weights are held as for answers alone; weights in blocks never are trained.
 //!
 //! Beside wall time it prints processor time, which with one thread is comparable on a busy machine too.
 //! Fixed input: ids by formula. For the dated figures in LOG.md; not part of the product.
@@ -98,7 +98,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let n = args.next().map_or(Ok(2048), |n| n.parse())?;
     let threads = args.next().map_or(Ok(0), |n| n.parse())?;
     let source = ModelSource::open(Path::new(&path))?;
-    let mut decoder = Decoder::open_as(&source, format, &Device::cpu(threads))?;
+    let open = if n > 0 { Decoder::open_as } else { Decoder::open_to_answer };
+    let mut decoder = open(&source, format, &Device::cpu(threads))?;
     println!("{}, {}; loaded, {} MB", decoder.device.name(), format.name(), peak_mb());
     for b in [1, 16] {
         generate(&decoder, b)?;

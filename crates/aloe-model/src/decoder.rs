@@ -52,6 +52,12 @@ impl Decoder {
         Ok(Self::new(source.config().clone(), weights, format.dtype(), device))
     }
 
+    /// The same for a model that is never trained, with the weights as [`Weights::load_to_answer`] holds them.
+    pub fn open_to_answer(source: &ModelSource, format: WeightFormat, device: &Device) -> Result<Self> {
+        let weights = Weights::load_to_answer(source, format, device)?;
+        Ok(Self::new(source.config().clone(), weights, format.dtype(), device))
+    }
+
     /// A decoder over given weights.
     pub fn new(config: Config, weights: Weights, dtype: Dtype, device: &Device) -> Self {
         let rope = RopeTable::new(inv_freq(&config));

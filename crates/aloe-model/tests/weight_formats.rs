@@ -3,7 +3,7 @@
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a test that did not run says so")]
 
 use aloe_model::{Decoder, ModelSource, PackedBatch, WeightFormat};
-use aloe_tensor::{Device, Dtype, Linear};
+use aloe_tensor::{Device, Dtype, Isa, Linear};
 use std::path::PathBuf;
 
 /// The packaged model, or `None` (said on stderr) when `ALOE_MODELS` is not set; `ALOE_REQUIRE=1` makes that a failure.
@@ -67,5 +67,29 @@ fn logits_of_weights_in_blocks_are_near_those_of_their_f32_values() {
         println!("{}: {far:.4} of the f32 logits' norm, {} MB", format.name(), bytes >> 20);
         assert!(far < most, "{}: {far}", format.name());
         assert!((bytes as f64) < f32_bytes as f64 * bits / 32.0 * 1.01, "{}: {bytes} of {f32_bytes}", format.name());
+    }
+}
+
+#[test]
+fn a_model_that_only_answers_holds_less_and_computes_the_same_bits_whatever_the_rows_and_threads() {
+    let Some(source) = model(SMOLLM2) else { return };
+    let ids: Vec<u32> = (0..70).map(|i| 100 + i * 397 % 40_000).collect();
+    for isa in [Isa::Avx512Bf16, Isa::Avx2].into_iter().filter(|isa| isa.available()) {
+        let plain = Decoder::open_as(&source, WeightFormat::Dense(Dtype::Bf16), &Device::cpu_with(isa, 2)).unwrap();
+        for threads in [1, 2] {
+            let device = Device::cpu_with(isa, threads);
+            let narrow = Decoder::open_to_answer(&source, WeightFormat::Dense(Dtype::Bf16), &device).unwrap();
+            let share = narrow.weights.nbytes() as f64 / plain.weights.nbytes() as f64;
+            let expected = if isa == Isa::Avx512Bf16 { 0.75..0.77 } else { 1.0..1.0001 };
+            assert!(expected.contains(&share), "{isa:?}: {share}");
+            for n in [1, 2, 5, 16, 40, 70] {
+                let logits = |decoder: &Decoder| {
+                    let hidden = decoder.hidden(&PackedBatch::from_documents(&[&ids[..n]])).unwrap();
+                    decoder.logits(&hidden).into_f32_vec()
+                };
+                let same = logits(&narrow).iter().zip(&logits(&plain)).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{isa:?}, {threads} threads, {n} tokens");
+            }
+        }
     }
 }

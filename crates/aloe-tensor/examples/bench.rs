@@ -1,6 +1,6 @@
 //! Prints GFLOP/s, GB/s and the share of the machine's limit of the kernels: `cargo run --release -p aloe-tensor --example bench`.
 //!
-//! Arguments: `threads=2`, `cpu=avx2`, and parts to run (`one`, `few`, `many`, `formats`, `hot`, `attention`, `grads`; all when none is named). The machine may
+//! Arguments: `threads=2`, `cpu=avx2`, and parts to run (`one`, `few`, `many`, `formats`, `hot`, `narrow`, `attention`, `grads`; all when none is named). The machine may
 //! be shared: each measurement is taken in turn with a probe (a plain read of the same bytes, or the product of one hot tile), and
 //! the ratio of the medians is printed beside the rates.
 #![expect(clippy::print_stdout, reason = "a bench reports by printing")]
@@ -121,6 +121,42 @@ fn many_rows(device: &Device, name: &str, (m, o, k): (usize, usize, usize), make
     );
 }
 
+/// bf16 in twelve bits a number beside plain bf16, in turns.
+fn narrow(device: &Device, (o, k): (usize, usize), counts: &[usize]) {
+    let copies = if HOT.load(Ordering::Relaxed) { 1 } else { (160_usize << 20).div_ceil(2 * o * k).clamp(1, 400) };
+    let weight = normal(&[o, k]).cast(Dtype::Bf16);
+    let all = |make: &dyn Fn() -> Linear| (0..copies).map(|_| make()).collect::<Vec<_>>();
+    let plain = all(&|| Linear::new_on(device, weight.clone(), None));
+    let narrow = all(&|| Linear::narrow_of(device, &weight, None));
+    for &m in counts {
+        let x = filled(&[m, k]);
+        let turn = |layers: &[Linear], at: &mut usize| {
+            drop(linear(device, &x, &layers[*at]));
+            *at = (*at + 1) % layers.len();
+        };
+        let (mut at, mut narrow_at) = (0, 0);
+        let (probe, body) = interleaved(&mut || turn(&plain, &mut at), &mut || turn(&narrow, &mut narrow_at));
+        println!(
+            "narrow ({}) {m:4} x {o} x {k}: {:8.1} us, plain {:8.1} us; plain takes {:4.2} times as long",
+            narrow[0].is_narrow(),
+            body * 1e6,
+            probe * 1e6,
+            probe / body
+        );
+    }
+}
+
+/// About normal numbers: sums of four uniform ones.
+fn normal(shape: &[usize]) -> Tensor {
+    let mut state = 7u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let n = shape.iter().product();
+    Tensor::from_f32(shape, (0..n).map(|_| 0.04 * (0..4).map(|_| uniform()).sum::<f32>()).collect())
+}
+
 /// A name, and how a weight becomes a layer.
 type Format<'a> = (String, Box<dyn Fn(Tensor) -> Linear + 'a>);
 
@@ -237,6 +273,11 @@ fn main() {
             {
                 many_rows(&device, &name, shape, &*make);
             }
+        }
+    }
+    if wants("narrow") {
+        for shape in [(1536, 576), (576, 1536), (49152, 576), (4096, 4096), (4096, 14336)] {
+            narrow(&device, shape, &[1, 2, 4, 8, 10, 12, 16, 32, 512]);
         }
     }
     if wants("attention") {

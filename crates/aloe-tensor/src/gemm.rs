@@ -3,6 +3,7 @@
 //! B lies in panels of 32 lanes; A gives one unit at a time, spread to all lanes. Each element of C is one f32 chain over the
 //! units in index order: blocks of units continue the chain through C, tails use masks, and the tile's height changes nothing.
 
+mod narrow;
 mod tasks;
 mod tile;
 
@@ -57,6 +58,9 @@ impl Ahead {
     }
 }
 
+/// In place of the stride of units: the panels of B are narrow.
+pub(crate) const NARROW: usize = 0;
+
 /// One product. Pointers are in units of 32 bits.
 #[derive(Clone, Copy)]
 pub(crate) struct Gemm {
@@ -73,7 +77,8 @@ pub(crate) struct Gemm {
     pub(crate) a_by_unit: bool,
     /// With `a_by_unit`: rows lie in panels of 32, this far apart; 0 when all lie side by side.
     pub(crate) a_panel_stride: usize,
-    /// Unit u of lane l of panel p is at `p * b_panel_stride + u * b_unit_stride + l`.
+    /// Unit u of lane l of panel p is at `p * b_panel_stride + u * b_unit_stride + l`; a stride of units of [`NARROW`] says that the panels
+    /// are narrow ones (`narrow.rs`) and begin at multiples of their stride.
     pub(crate) b: *const u32,
     pub(crate) b_panel_stride: usize,
     pub(crate) b_unit_stride: usize,
@@ -170,6 +175,9 @@ impl Kernel for Blocks {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let g = self.0;
+        if g.b_unit_stride == NARROW {
+            return narrow::run::<S>(&g);
+        }
         if g.from_memory && g.m > S::TILE_ROWS && g.m <= FEW_ROWS && !g.a_by_unit {
             return match g.dtype {
                 Dtype::F32 => stream::<S, F32Product>(&g),

@@ -25,6 +25,7 @@ mod laps;
 mod linear;
 mod lora;
 mod mmap;
+mod narrow;
 pub mod ops;
 mod pack;
 mod pages;

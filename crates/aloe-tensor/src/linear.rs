@@ -64,6 +64,39 @@ impl Linear {
         Self::packed_as(Packed::Dense(forward), (o, k), bias)
     }
 
+    /// As [`Self::from_bf16_bytes`], in twelve bits a number where the device's kernels are faster so and the numbers allow it (`narrow.rs`):
+    /// the same numbers and products, but never trained.
+    pub fn narrow_from_bf16_bytes(device: &Device, [o, k]: [usize; 2], bytes: &[u8], bias: Option<Tensor>) -> Self {
+        Self::narrow_or_plain(device, Source::Bf16Bytes(bytes), [o, k], bias)
+    }
+
+    /// The same of a bf16 weight `[O, K]`.
+    pub fn narrow_of(device: &Device, weight: &Tensor, bias: Option<Tensor>) -> Self {
+        let &[o, k] = weight.shape() else { panic!("weight {:?}", weight.shape()) };
+        Self::narrow_or_plain(device, Source::Bf16(weight.as_bf16_bits()), [o, k], bias)
+    }
+
+    fn narrow_or_plain(device: &Device, source: Source, [o, k]: [usize; 2], bias: Option<Tensor>) -> Self {
+        let narrow = device.isa().pairs_bf16().then(|| Panels::narrowed(device, source, (o, k))).flatten();
+        let panels = narrow.unwrap_or_else(|| {
+            let mut plain = Panels::kept(Dtype::Bf16, o, k);
+            plain.fill_from_rows(device, source, k);
+            plain
+        });
+        Self::packed_as(Packed::Dense(panels), (o, k), bias)
+    }
+
+    /// Whether the weight is held in twelve bits a number.
+    pub fn is_narrow(&self) -> bool {
+        matches!(&self.packed, Packed::Dense(panels) if panels.is_narrow())
+    }
+
+    /// Of panels made by a test.
+    #[cfg(test)]
+    pub(crate) fn of_panels(panels: Panels, shape: (usize, usize), bias: Option<Tensor>) -> Self {
+        Self::packed_as(Packed::Dense(panels), shape, bias)
+    }
+
     fn packed_as(packed: Packed, (out_features, in_features): (usize, usize), bias: Option<Tensor>) -> Self {
         if let Some(bias) = &bias {
             assert_eq!(bias.shape(), [out_features], "bias against weight [{out_features}, {in_features}]");

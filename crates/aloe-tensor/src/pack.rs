@@ -1,12 +1,15 @@
 //! Operands of the matrix product laid out as `gemm` reads them: panels of 32 lanes for B, padded rows for A.
 
-use crate::device::Device;
+use crate::device::{Device, Isa};
 use crate::dither::{DitherRow, dithered};
-use crate::gemm::{PANEL, units_of};
+use crate::gemm::{NARROW, PANEL, units_of};
+use crate::narrow;
 use crate::pages::Lines;
 use crate::pool::SharedMut;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::tensor::{Dtype, bf16_from_f32, f32_from_bf16};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A cache line of units; a vector of lines is aligned for the vector loads.
 #[derive(Clone, Copy, Debug)]
@@ -70,12 +73,14 @@ impl Source<'_> {
     }
 }
 
-/// The B operand in panels of 32 lanes: unit u of lane l of panel p at `(p * units + u) * 32 + l`, zero past the last lane.
+/// The B operand in panels of 32 lanes: unit u of lane l of panel p at `(p * units + u) * 32 + l`, zero past the last lane; or in twelve
+/// bits a number, as `narrow.rs` says.
 #[derive(Clone, Debug)]
 pub(crate) struct Panels {
     pub(crate) dtype: Dtype,
     pub(crate) lanes: usize,
     pub(crate) units: usize,
+    is_narrow: bool,
     lines: Lines,
 }
 
@@ -92,7 +97,7 @@ impl Panels {
 
     fn over(dtype: Dtype, lanes: usize, elements: usize, lines: impl FnOnce(usize) -> Lines) -> Self {
         let units = units_of(dtype, elements);
-        Self { dtype, lanes, units, lines: lines(lanes.div_ceil(PANEL) * units * PANEL / LANES) }
+        Self { dtype, lanes, units, is_narrow: false, lines: lines(lanes.div_ceil(PANEL) * units * PANEL / LANES) }
     }
 
     /// Panels that `write` fills entirely, given their start and the units from one panel to the next.
@@ -108,7 +113,52 @@ impl Panels {
         let units = units_of(dtype, elements);
         let n = lanes.div_ceil(PANEL) * units * PANEL / LANES;
         let lines = Lines::written(n, |start| write(SharedMut::from_raw(start.cast(), n * LANES), units * PANEL));
-        Self { dtype, lanes, units, lines }
+        Self { dtype, lanes, units, is_narrow: false, lines }
+    }
+
+    /// The rows of a bf16 matrix `[lanes, k]` in narrow panels, for a weight; `None` where a panel has too many numbers beside its exponents.
+    pub(crate) fn narrowed(device: &Device, source: Source, (lanes, k): (usize, usize)) -> Option<Self> {
+        assert_eq!(source.len(), lanes * k, "packing rows");
+        let units = units_of(Dtype::Bf16, k);
+        let size = narrow::panel_lines(units);
+        let mut lines = Lines::kept(lanes.div_ceil(PANEL) * size);
+        let (out, all_fit) = (SharedMut::new(&mut lines), AtomicBool::new(true));
+        device.for_each(lanes.div_ceil(PANEL), &|panel| {
+            if !all_fit.load(Ordering::Relaxed) {
+                return;
+            }
+            let rows = panel * PANEL..lanes.min((panel + 1) * PANEL);
+            let mut plain = vec![ZERO_LINE; units * PANEL / LANES];
+            rows_into_panel(device.isa(), (source, Dtype::Bf16), rows, k, &mut plain);
+            // SAFETY: each index has its own panel.
+            if !narrow::narrowed(&plain, unsafe { out.slice(panel * size, size) }) {
+                all_fit.store(false, Ordering::Relaxed);
+            }
+        });
+        all_fit.into_inner().then_some(Self { dtype: Dtype::Bf16, lanes, units, is_narrow: true, lines })
+    }
+
+    /// Whether the panels are narrow.
+    pub(crate) fn is_narrow(&self) -> bool {
+        self.is_narrow
+    }
+
+    /// Narrow panels as plain ones, for one operation.
+    pub(crate) fn widened(&self, device: &Device) -> Self {
+        assert!(self.is_narrow, "panels that are plain");
+        let isa = device.isa();
+        let mut wide = Self::new(self.dtype, self.lanes, 2 * self.units);
+        let (out, size) = wide.panels_mut();
+        device.for_each(self.lanes.div_ceil(PANEL), &|panel| {
+            // A pair has two units, of which the last may not be wanted.
+            let mut lines = vec![ZERO_LINE; size.next_multiple_of(2 * PANEL / LANES)];
+            let b = self.as_ptr().wrapping_add(panel * self.panel_stride());
+            // SAFETY: a narrow panel of so many units is there, and room for an even number of them.
+            unsafe { isa.run(narrow::Widen { b, units: self.units, out: lines.as_mut_ptr().cast() }) };
+            // SAFETY: each index has its own panel.
+            unsafe { out.slice(panel * size, size) }.copy_from_slice(&lines[..size]);
+        });
+        wide
     }
 
     pub(crate) fn as_ptr(&self) -> *const u32 {
@@ -119,19 +169,33 @@ impl Panels {
         self.lines.len() * size_of::<Line>()
     }
 
-    /// Units from one panel to the next.
+    /// Units of 32 bits from one panel to the next.
     pub(crate) fn panel_stride(&self) -> usize {
-        self.units * PANEL
+        if self.is_narrow { narrow::panel_lines(self.units) * LANES } else { self.units * PANEL }
+    }
+
+    /// Of a plain panel from one unit to the next; narrow ones say so.
+    pub(crate) fn unit_stride(&self) -> usize {
+        if self.is_narrow { NARROW } else { PANEL }
     }
 
     /// Bits of the units of one lane, in order.
     pub(crate) fn lane_units(&self, lane: usize) -> impl Iterator<Item = u32> + '_ {
         let (panel, at) = (lane / PANEL, lane % PANEL);
+        let narrow = self.is_narrow.then(|| {
+            let b = self.as_ptr().wrapping_add(panel * self.panel_stride());
+            // SAFETY: the panel is one of ours.
+            unsafe { narrow::lane_units(b, self.units, at) }
+        });
         let first = panel * self.units * PANEL / LANES + at / LANES;
-        (0..self.units).map(move |u| self.lines[first + u * PANEL / LANES].0[at % LANES])
+        (0..self.units).map(move |u| match &narrow {
+            Some(units) => units[u],
+            None => self.lines[first + u * PANEL / LANES].0[at % LANES],
+        })
     }
 
     fn panels_mut(&mut self) -> (SharedMut<Line>, usize) {
+        assert!(!self.is_narrow, "narrow panels are written once");
         let size = self.units * PANEL / LANES;
         (SharedMut::new(&mut self.lines), size)
     }
@@ -139,36 +203,12 @@ impl Panels {
     /// Lanes are the rows of a `[lanes, k]` matrix.
     pub(crate) fn fill_from_rows(&mut self, device: &Device, source: Source, k: usize) {
         assert_eq!((source.len(), self.units), (self.lanes * k, units_of(self.dtype, k)), "packing rows");
-        let (lanes, units, dtype, isa) = (self.lanes, self.units, self.dtype, device.isa());
+        let (lanes, dtype, isa) = (self.lanes, self.dtype, device.isa());
         let (out, size) = self.panels_mut();
         device.for_each(lanes.div_ceil(PANEL), &|panel| {
             // SAFETY: each index has its own panel.
             let lines = unsafe { out.slice(panel * size, size) };
-            let stride = units.next_multiple_of(LANES);
-            let mut rows = vec![0u32; PANEL * stride];
-            let mut row_of_copies = vec![0f32; if matches!(source, Source::Masters(_)) { k } else { 0 }];
-            for (i, row) in rows.chunks_exact_mut(stride.max(1)).enumerate().take(lanes - panel * PANEL) {
-                let from = (panel * PANEL + i) * k;
-                match (source, dtype) {
-                    (Source::F32(data), Dtype::Bf16) => {
-                        let x = data[from..from + k].as_ptr();
-                        // SAFETY: k elements to read; a row's stride holds k rounded up to 32.
-                        unsafe { isa.run(RoundRow { source: PlainRow(x), k, out: row.as_mut_ptr().cast() }) }
-                    }
-                    (Source::Masters(data), Dtype::Bf16) => {
-                        let copies = &mut row_of_copies[..];
-                        // SAFETY: safe code; the copies are numbers of bf16, which rounding leaves as they are (subnormal ones may become zero); a row's stride holds k
-                        // rounded up to 32.
-                        unsafe {
-                            isa.run(DitherRow { values: &data[from..from + k], first: from, out: &mut *copies });
-                            isa.run(RoundRow { source: PlainRow(copies.as_ptr()), k, out: row.as_mut_ptr().cast() });
-                        }
-                    }
-                    _ => source.units(dtype, from, k, row),
-                }
-            }
-            // SAFETY: 32 rows of `stride` units are there to read, and `units` pairs of lines to write.
-            unsafe { isa.run(RowsToPanel { rows: rows.as_ptr(), stride, units, out: lines.as_mut_ptr().cast() }) }
+            rows_into_panel(isa, (source, dtype), panel * PANEL..lanes.min((panel + 1) * PANEL), k, lines);
         });
     }
 
@@ -219,6 +259,37 @@ impl Panels {
             unsafe { isa.run(pairs.onto(lines.as_mut_ptr().cast())) }
         });
     }
+}
+
+/// Rows of a matrix with k columns, 32 at most, as a panel.
+fn rows_into_panel(isa: Isa, (source, dtype): (Source, Dtype), rows: Range<usize>, k: usize, lines: &mut [Line]) {
+    let units = units_of(dtype, k);
+    let stride = units.next_multiple_of(LANES);
+    assert_eq!(lines.len(), units * PANEL / LANES, "a panel of {units} units");
+    let mut units_of_rows = vec![0u32; PANEL * stride];
+    let mut row_of_copies = vec![0f32; if matches!(source, Source::Masters(_)) { k } else { 0 }];
+    for (i, row) in rows.zip(units_of_rows.chunks_exact_mut(stride.max(1))) {
+        let from = i * k;
+        match (source, dtype) {
+            (Source::F32(data), Dtype::Bf16) => {
+                let x = data[from..from + k].as_ptr();
+                // SAFETY: k elements to read; a row's stride holds k rounded up to 32.
+                unsafe { isa.run(RoundRow { source: PlainRow(x), k, out: row.as_mut_ptr().cast() }) }
+            }
+            (Source::Masters(data), Dtype::Bf16) => {
+                let copies = &mut row_of_copies[..];
+                // SAFETY: safe code; the copies are numbers of bf16, which rounding leaves as they are (subnormal ones may become zero); a row's
+                // stride holds k rounded up to 32.
+                unsafe {
+                    isa.run(DitherRow { values: &data[from..from + k], first: from, out: &mut *copies });
+                    isa.run(RoundRow { source: PlainRow(copies.as_ptr()), k, out: row.as_mut_ptr().cast() });
+                }
+            }
+            _ => source.units(dtype, from, k, row),
+        }
+    }
+    // SAFETY: 32 rows of `stride` units are there to read, and `units` pairs of lines to write.
+    unsafe { isa.run(RowsToPanel { rows: units_of_rows.as_ptr(), stride, units, out: lines.as_mut_ptr().cast() }) }
 }
 
 /// Unit `u` of columns `first..first + width` of a matrix with `r` rows of `stride` elements.

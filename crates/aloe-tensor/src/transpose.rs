@@ -12,6 +12,8 @@ pub(crate) fn transposed(device: &Device, from: &Panels, part: Range<usize>, k: 
     assert!(part.start.is_multiple_of(PANEL) && part.end <= from.lanes, "lanes {part:?} of {}", from.lanes);
     assert!(part.end == from.lanes || part.end.is_multiple_of(PANEL), "lanes {part:?} of {}", from.lanes);
     assert_eq!(from.units, units_of(from.dtype, k), "a weight with {k} columns");
+    let wide = from.is_narrow().then(|| from.widened(device));
+    let from = wide.as_ref().unwrap_or(from);
     // SAFETY: each index writes all units of its panel.
     unsafe {
         Panels::written(from.dtype, k, part.len(), |out, size| {

@@ -1,6 +1,6 @@
 //! How a product is shared out: parts of its rows and panels that are tasks of a parallel loop.
 
-use super::{FEW_ROWS, Gemm, PANEL};
+use super::{FEW_ROWS, Gemm, NARROW, PANEL};
 use std::ops::Range;
 
 /// Rows and panels of a product's tasks.
@@ -35,8 +35,13 @@ impl Gemm {
             return Tasks { n: panels.div_ceil(share), tile: self.m, row_parts: 1, columns: Columns::Of(share) };
         }
         // A task begins at a tile, and at a panel of A where A lies in panels.
-        let (tile, most_rows) = if self.a_panel_stride > 0 { (PANEL, 256) } else { (12, 240) };
-        let (row_parts, column_parts) = self.parts(threads, panels, most_rows);
+        let (tile, most_rows, fewest_panels) = match self.a_panel_stride {
+            // A narrow panel is widened once a task: the more rows, the less often.
+            0 if self.b_unit_stride == NARROW => (12, 264, 1),
+            0 => (12, 240, 3),
+            _ => (PANEL, 256, 3),
+        };
+        let (row_parts, column_parts) = self.parts(threads, (panels, fewest_panels), most_rows);
         Tasks { n: row_parts * column_parts, tile, row_parts, columns: Columns::Parts(column_parts) }
     }
 
@@ -55,12 +60,12 @@ impl Gemm {
 
     /// Parts of rows and of panels, all of nearly one size: eight tasks a thread where there is enough to do, so that a disturbed thread
     /// does not hold up the rest, and as many for each thread as for the others.
-    fn parts(&self, threads: usize, panels: usize, most_rows: usize) -> (usize, usize) {
+    fn parts(&self, threads: usize, (panels, fewest_panels): (usize, usize), most_rows: usize) -> (usize, usize) {
         let (mut rows, mut columns) = (self.m.div_ceil(most_rows), panels.div_ceil(16));
         if threads == 1 {
             return (rows, columns);
         }
-        let (most_row_parts, most_columns) = (self.m.div_ceil(48), panels.div_ceil(3));
+        let (most_row_parts, most_columns) = (self.m.div_ceil(48), panels.div_ceil(fewest_panels));
         while rows * columns < 8 * threads {
             if columns < most_columns {
                 columns += 1;
@@ -127,7 +132,7 @@ mod tests {
             a_panel_stride,
             b: std::ptr::null(),
             b_panel_stride: 0,
-            b_unit_stride: 0,
+            b_unit_stride: PANEL,
             c: std::ptr::null_mut(),
             c_stride: 0,
             accumulate: false,
@@ -140,8 +145,10 @@ mod tests {
     fn tasks_are_all_of_a_product_once_and_begin_at_tiles_and_panels() {
         for m in [1, 12, 48, 49, 100, 512, 2049] {
             for n in [1, 31, 33, 192, 576, 1530] {
-                for (threads, stride) in [(1, 0), (2, 0), (3, 0), (2, 7)] {
-                    let gemm = product(m, n, stride);
+                for (threads, stride, unit_stride) in
+                    [(1, 0, PANEL), (2, 0, PANEL), (3, 0, PANEL), (2, 7, PANEL), (1, 0, NARROW), (2, 0, NARROW)]
+                {
+                    let gemm = Gemm { b_unit_stride: unit_stride, ..product(m, n, stride) };
                     let tasks = gemm.tasks(threads, even_share(&[n.div_ceil(PANEL)], threads));
                     let mut seen = vec![0u8; m * n];
                     for task in 0..tasks.n {
@@ -161,13 +168,17 @@ mod tests {
     fn two_threads_get_the_same_work_within_a_twentieth() {
         for m in [100, 512, 700, 2048] {
             for n in [192, 576, 1536, 1024, 4096, 14336] {
-                let gemm = product(m, n, 0);
-                let tasks = gemm.tasks(2, 0);
-                let work = |tasks_of: Range<usize>| -> usize {
-                    tasks_of.map(|task| gemm.extent(tasks, task)).map(|(rows, lanes)| rows.len() * lanes.len()).sum()
-                };
-                let (first, second) = (work(0..tasks.n / 2), work(tasks.n / 2..tasks.n));
-                assert!(20 * first.abs_diff(second) <= m * n, "{m} x {n}: {first} and {second}");
+                for gemm in [product(m, n, 0), Gemm { b_unit_stride: NARROW, ..product(m, n, 0) }] {
+                    let tasks = gemm.tasks(2, 0);
+                    let work = |tasks_of: Range<usize>| -> usize {
+                        tasks_of
+                            .map(|task| gemm.extent(tasks, task))
+                            .map(|(rows, lanes)| rows.len() * lanes.len())
+                            .sum()
+                    };
+                    let (first, second) = (work(0..tasks.n / 2), work(tasks.n / 2..tasks.n));
+                    assert!(20 * first.abs_diff(second) <= m * n, "{m} x {n}: {first} and {second}");
+                }
             }
         }
     }

@@ -108,6 +108,8 @@ macro_rules! each_row {
     };
 }
 
+pub(super) use each_row;
+
 /// `ROWS` rows (12 at most) by `VECTORS` vectors of C, held in registers over the block's units; where C is wider or higher, such a part
 /// after the other, all parts of a row of them before those of the next.
 pub(super) struct Tile<P, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> {

@@ -350,6 +350,7 @@ fn dense(a: &Rows, b: &Panels, lanes: Lanes, out: Out) -> Gemm {
     let m = out.c.len().checked_div(out.stride).unwrap_or(0);
     assert!(lanes.first.is_multiple_of(PANEL) && lanes.first + lanes.n <= b.lanes && lanes.unit + a.units <= b.units);
     assert!(lanes.n <= out.stride);
+    assert!(lanes.unit == 0 || !b.is_narrow(), "narrow panels are multiplied whole");
     Gemm {
         dtype: b.dtype,
         m,
@@ -361,7 +362,7 @@ fn dense(a: &Rows, b: &Panels, lanes: Lanes, out: Out) -> Gemm {
         a_panel_stride: 0,
         b: b.as_ptr().wrapping_add(lanes.first / PANEL * b.panel_stride() + lanes.unit * PANEL),
         b_panel_stride: b.panel_stride(),
-        b_unit_stride: PANEL,
+        b_unit_stride: b.unit_stride(),
         c: out.c.as_mut_ptr().cast(),
         c_stride: out.stride,
         accumulate: out.accumulate,

@@ -120,6 +120,31 @@ pub(crate) trait Simd: Vectors {
         Self::fma(Self::lower_bf16(a), Self::lower_bf16(b), upper)
     }
 
+    /// The table of sixteen exponents of a narrow panel (`narrow.rs`), for [`Self::widen_pair`].
+    #[inline(always)]
+    unsafe fn exponents(p: *const u16) -> Self::V {
+        Self::load_n(p.cast(), 8)
+    }
+
+    /// A pair of units of a narrow panel, escapes apart, as a plain panel has them: halves of the even unit, then of the odd one.
+    #[inline(always)]
+    unsafe fn widen_pair(exponents: Self::V, p: *const u32) -> [[Self::V; 2]; 2] {
+        let (mut table, mut units) = ([0u16; 32], [[[0u16; 32]; 2]; 2]);
+        Self::store(table.as_mut_ptr().cast(), exponents);
+        let words = |line: usize| p.wrapping_add(line * LANES).cast::<u16>();
+        for (odd, halves) in units.iter_mut().enumerate() {
+            for (second, half) in halves.iter_mut().enumerate() {
+                for (at, bits) in half.iter_mut().enumerate() {
+                    let rest = words(odd).wrapping_add(at).read_unaligned().rotate_left(8 * second as u32);
+                    let code = words(2).wrapping_add(at).read_unaligned() >> (8 * odd + 4 * second) & 0xf;
+                    *bits = rest & 0x807f | table[usize::from(code)];
+                }
+            }
+        }
+        let load = |half: &[u16; 32]| Self::load(half.as_ptr().cast());
+        [[load(&units[0][0]), load(&units[0][1])], [load(&units[1][0]), load(&units[1][1])]]
+    }
+
     /// Sum of the lanes, halves added until one is left.
     #[inline(always)]
     unsafe fn sum_lanes(v: Self::V) -> f32 {
