@@ -4,7 +4,7 @@
 use crate::answers::{self, AnswerLog};
 use crate::report::{self, EvalResults, TaskResult};
 use crate::strategy::{self, Plan, TaskRun};
-use crate::{Error, EvalConfig, Result, Sample, asked, noise, specialty};
+use crate::{Error, EvalConfig, Result, Sample, asked, noise, specialty, view};
 use aloe_engine::{Embedder, Engine, Reranker};
 use aloe_record::{Cancel, Progress, atomic};
 use aloe_task::{Question, Task};
@@ -39,6 +39,7 @@ pub fn eval(
     let (path, n_kept) = answers::kept(engine, out, &fingerprint)?;
     let mut log = AnswerLog::open(&path, &fingerprint)?;
     log.hold(engine.canary(config.strategy.call(), cancel)?, n_kept)?;
+    encoders.classifier.map(|classifier| log.hold_classifier(classifier, cancel)).transpose()?;
     asked::write(out, &tasks)?;
     progress.set_total(tasks.iter().map(|(_, questions, _)| questions.len() as u64).sum());
     let mut results = Vec::new();
@@ -58,6 +59,7 @@ pub fn eval(
     let results = EvalResults::new(engine.identity(), config, encoders, results);
     report::write_samples(&out.join("samples.jsonl"), &all_samples)?;
     atomic::write_json(&out.join("results.json"), &results)?;
+    view::keep_index(out);
     progress.finish();
     Ok(results)
 }
@@ -121,7 +123,8 @@ fn mark_specialties(run: &TaskRun, samples: &mut [Sample], log: &mut AnswerLog) 
         log.append_specialty(&run.questions[at], &task, at, field)
     });
     log.sync(true)?;
-    told
+    told?;
+    Ok(classifier.forget_answers()?)
 }
 
 /// Each task with its questions up to the limit, and how many its file holds.
