@@ -4,7 +4,7 @@
 use crate::answers::{self, AnswerLog};
 use crate::report::{self, EvalResults, TaskResult};
 use crate::strategy::{self, Plan, TaskRun};
-use crate::{Error, EvalConfig, Result, Sample, asked, noise, specialty, view};
+use crate::{Error, EvalConfig, Result, Sample, asked, noise, specialty};
 use aloe_engine::{Embedder, Engine, Reranker};
 use aloe_record::{Cancel, Progress, atomic};
 use aloe_task::{Question, Task};
@@ -59,7 +59,6 @@ pub fn eval(
     let results = EvalResults::new(engine.identity(), config, encoders, results);
     report::write_samples(&out.join("samples.jsonl"), &all_samples)?;
     atomic::write_json(&out.join("results.json"), &results)?;
-    view::keep_index(out);
     progress.finish();
     Ok(results)
 }

@@ -12,8 +12,7 @@ mod run;
 mod texts;
 
 pub use figures::{Agreement, Bin, Calibration, agreement, calibration, confidence, positions};
-pub(crate) use run::keep_index;
-pub use run::{Run, TaskRow, index_path};
+pub use run::{Run, TaskRow, index_path, keep_index};
 
 use crate::metrics::Estimate;
 use crate::stats::wilson;

@@ -49,8 +49,9 @@ pub fn index_path(folder: &Path) -> PathBuf {
     folder.with_file_name(format!(".{finished}.index"))
 }
 
-/// Keeps the index of a long run that has just finished, so that its first opening is as fast as the next.
-pub(crate) fn keep_index(folder: &Path) {
+/// Keeps the index of a long run in `folder` that has just finished, so that its first opening is as fast as the next. A run is none the
+/// worse without one: that is told, and no error.
+pub fn keep_index(folder: &Path) {
     let len = |name: &str| folder.join(name).metadata().map_or(0, |file| file.len());
     if len("samples.jsonl") + len(asked::FILE) < KEPT_FROM_BYTES as u64 {
         return;
