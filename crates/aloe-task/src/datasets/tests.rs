@@ -52,7 +52,7 @@ fn the_hubs_parquet_layouts_are_read_with_their_lists_and_keys() {
         );
         assert_eq!([&found[0].id, &found[1].id], ids, "{}", task.name());
         assert_eq!([&found[0].subject, &found[1].subject], subjects, "{}", task.name());
-        assert!(found[1].source.ends_with("test-00000-of-00001.parquet:2"), "{}", found[1].source);
+        assert!(found[1].source.ends_with("test-00000-of-00001.parquet#2"), "{}", found[1].source);
     };
     let five = [&insulin[..], &["Lung"]].concat();
     let medqa = ["medqa_4options_test_0", "medqa_4options_test_1"];
