@@ -185,7 +185,8 @@ impl Index {
     }
 
     fn keep<L>(&mut self, name: &str, made: Vec<Made<L>>) -> Rows<L> {
-        let mut all = Rows { rows: Vec::new(), texts: Texts::default() };
+        let n_rows = made.iter().map(|one| one.rows.len()).sum();
+        let mut all = Rows { rows: Vec::with_capacity(n_rows), texts: Texts::default() };
         let mut kept = Vec::with_capacity(made.len());
         for one in made {
             if one.segment.n_rows > 0 {
