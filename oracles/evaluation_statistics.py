@@ -5,6 +5,8 @@ Writes crates/aloe-eval/tests/golden/statistics.json: per quantity a list of inp
 Run: python oracles/evaluation_statistics.py            (a minute or two)
 """
 
+import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -96,6 +98,94 @@ def bootstrap():
     return rows
 
 
+def philox(counter, key):
+    """Philox 4x32-10, as crates/aloe-record/src/rng.rs."""
+    c0, c1, c2, c3 = counter
+    for _ in range(10):
+        first, second = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = second >> 32 ^ c1 ^ key[0], second & 0xFFFFFFFF, first >> 32 ^ c3 ^ key[1], first & 0xFFFFFFFF
+        key = ((key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF)
+    return c0, c1, c2, c3
+
+
+def uniforms(seed, purpose, item):
+    """The stream of 53-bit numbers of aloe's generator."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).hexdigest()
+    key = (int(digest[:8], 16), int(digest[8:16], 16))
+    for block in itertools.count():
+        a, b, c, d = philox((block, 0, item, 0), key)
+        yield (a << 21 | b >> 11) / 2**53
+        yield (c << 21 | d >> 11) / 2**53
+
+
+def binomial(n, part, whole, stream):
+    """A binomial count from one uniform number, turned over from the mode outwards, as crates/aloe-eval/src/bootstrap.rs. The probabilities are scipy's."""
+    if n == 0 or part == whole:
+        return n
+    p = part / whole
+    mode = min(int((n + 1) * p), n)
+    pmf = scipy.stats.binom(n, p).pmf(np.arange(n + 1)) if (n, part, whole) not in PMFS else PMFS[n, part, whole]
+    PMFS[n, part, whole] = pmf
+    left = next(stream) - pmf[mode]
+    if left < 0:
+        return mode
+    for step in range(1, n + 1):
+        for k in (mode + step, mode - step):
+            if 0 <= k <= n:
+                left -= pmf[k]
+                if left < 0:
+                    return k
+    return mode
+
+
+PMFS = {}
+
+
+class Drawn(np.random.Generator):
+    """A generator whose integers are the clusters that aloe draws: scipy's bootstrap takes them as its own."""
+
+    def __init__(self, kinds, places, seed, purpose):
+        super().__init__(np.random.PCG64(0))
+        self.kinds, self.places, self.seed, self.purpose, self.item = kinds, places, seed, purpose, 0
+
+    def integers(self, low, high=None, size=None, dtype=np.int64, endpoint=False):
+        n_draws, n = size
+        assert (low, high, n) == (0, n, sum(count for *_, count in self.kinds)), (low, high, size)
+        rows = np.empty(size, dtype=np.int64)
+        for row in rows:
+            stream, left, whole, at = uniforms(self.seed, self.purpose, self.item), n, n, 0
+            for place, (*_, count) in zip(self.places, self.kinds):
+                k = binomial(left, count, whole, stream)
+                row[at : at + k] = place
+                at, left, whole = at + k, left - k, whole - count
+            self.item += 1
+        return rows
+
+
+def bootstrap_drawn():
+    """scipy's percentile bootstrap on the very draws of aloe: of right answers, of paired differences, of abstracts with several questions."""
+    random = np.random.default_rng(7)
+    clustered = [(float(random.integers(-c, c + 1)), float(c)) for c in random.integers(1, 5, 150)]
+    cases = [("golden", 3, [(1.0, 1.0)] * 7 + [(0.0, 1.0)] * 13), ("golden", 3, [(1.0, 1.0)] * 801 + [(0.0, 1.0)] * 472)]
+    for both, first, second in ((65, 5, 30), (91, 4, 5), (60, 0, 40), (800, 161, 312), (350, 0, 0)):
+        cases.append(("paired-bootstrap", 1, [(0.0, 1.0)] * both + [(-1.0, 1.0)] * first + [(1.0, 1.0)] * second))
+    cases.append(("paired-bootstrap", 0, clustered))
+    rows = []
+    for purpose, seed, clusters in cases:
+        clusters = sorted(clusters)
+        kinds = [(s, c, len(list(same))) for (s, c), same in itertools.groupby(clusters)]
+        places = np.cumsum([0] + [n for *_, n in kinds])[:-1]
+        sums, counts = (np.array(x) for x in zip(*clusters))
+        ratio = lambda s, c, axis: np.sum(s, axis=axis) / np.sum(c, axis=axis)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = scipy.stats.bootstrap((sums, counts), ratio, paired=True, vectorized=True, n_resamples=10_000, confidence_level=0.95, method="percentile", rng=Drawn(kinds, places, seed, purpose))
+        low, high = np.percentile(result.bootstrap_distribution, [2.5, 97.5])
+        assert math.isclose(low, result.confidence_interval.low, abs_tol=1e-12) and math.isclose(high, result.confidence_interval.high, abs_tol=1e-12)
+        rows.append({"purpose": purpose, "seed": seed, "n_draws": 10_000, "kinds": [[s, c, n] for s, c, n in kinds], "low": float(low), "high": float(high)})
+    return rows
+
+
 def calibration():
     """ECE with bins (i/10, (i+1)/10], 0 in the first; confidence is the largest probability, the prediction its first option. Brier over all options."""
     rows = []
@@ -173,7 +263,7 @@ def student():
 
 
 def main():
-    parts = [mcnemar_exact, wilson, stderrs, grouped_stderrs, bootstrap, calibration, clustered, holm, smallest_difference, student]
+    parts = [mcnemar_exact, wilson, stderrs, grouped_stderrs, bootstrap, calibration, clustered, holm, smallest_difference, student, bootstrap_drawn]
     header = "numpy 2.4.6, scipy 1.17.1, statsmodels 0.15.0, pandas 3.1.1, scikit-learn 1.9.1, lm-eval 0.4.13; seed 20240426"
     text = '{"versions":' + json.dumps(header)
     for part in parts:

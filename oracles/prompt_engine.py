@@ -178,11 +178,40 @@ def odd(problem):
     return any(option != option.strip() or not option.strip() for option in problem["options"].values())
 
 
-def messages_of(revision, dataset, description):
+def messages_of(revision, dataset, description, examples=()):
     system = revision.templates.datasets_prompts[revision.constants.EXAMPLES_CONVERSION[dataset]]["system_prompt"]
     if revision.name == "first":
-        return revision.model.Model.get_chat_template(None, system, [], description)
-    return revision.model.BaseModel.get_messages(None, system, [], description)
+        return revision.model.Model.get_chat_template(None, system, list(examples), description)
+    return revision.model.BaseModel.get_messages(None, system, list(examples), description)
+
+
+def rotated(letters, by):
+    by %= len(letters)
+    return letters[by:] + letters[:by]
+
+
+def solutions_of(revision, problems, places):
+    """What `load_solutions` makes of a database of these problems: of each a wrong answer and a right one, which was written in an order of its own, or in
+    that of the options where the place is even (no `description`, as in a database that was built by hand)."""
+    database = {}
+    for place in places:
+        problem = problems[place]
+        letters = "".join(problem["options"])
+        right = {"result": problem["correct_answer"], "response": f"  Because of {place}.\nAnswer: [A] \n"}
+        if place % 2:
+            right |= {"order": rotated(letters, place), "description": revision.utils.get_problem_description(problem, rotated(letters, place))}
+        wrong = {"result": rotated(letters, letters.index(problem["correct_answer"]) + 1)[0], "response": "Wrong."}
+        database[str(place)] = problem | {"generations": [wrong, right]}
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "generations.json").write_text(json.dumps(database))
+        state = random.getstate()
+        found = revision.utils.load_solutions(folder)
+        random.setstate(state)
+    return list(found.values())
+
+
+def conversation(messages):
+    return digest("\x1e".join(message["role"] + "\x1f" + message["content"] for message in messages))
 
 
 def prompts(revisions):
@@ -198,9 +227,11 @@ def prompts(revisions):
             serving = [r for r in revisions if dataset in r.constants.EXAMPLES_CONVERSION]
             system, user = both(serving, lambda r: messages_of(r, dataset, description))
             assert (system["role"], user["role"]) == ("system", "user")
-            rows.append([index, order, digest(user["content"])])
+            places = [(index + step) % len(problems) for step in range(1, 6)]
+            talk = both(serving, lambda r: conversation(messages_of(r, dataset, description, solutions_of(r, problems, places))))
+            rows.append([index, order, digest(user["content"]), talk])
         content.append({"task": task, "dataset": dataset, "system": digest(system["content"]), "rows": rows})
-    write("aloe-task", "prompts", "prompt_engine 5fd13a6 and 21e68bd (medqa_5opt: 5fd13a6 alone): digests of the system prompt and of the user message; row = [index in the test split, order, digest]", sets=content)
+    write("aloe-task", "prompts", "prompt_engine 5fd13a6 and 21e68bd (medqa_5opt: 5fd13a6 alone): digests of the system prompt and of the user message; row = [index in the test split, order, digest, digest of the conversation with the five questions after it as examples]", sets=content)
 
 
 def entry(revision, result, shown):

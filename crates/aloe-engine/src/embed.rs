@@ -4,7 +4,7 @@
 use crate::endpoint::Embeddings;
 use crate::local::available_threads;
 use crate::{EngineOptions, Error, Result};
-use aloe_model::{BertEncoder, Decoder, ModelSource, PackedBatch, Pooling, unit};
+use aloe_model::{Arch, BertEncoder, Decoder, ModelSource, PackedBatch, Pooling, unit};
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::{Device, Dtype};
 use aloe_text::Tokenizer;
@@ -158,7 +158,18 @@ fn is_bert(folder: &Path) -> Result<bool> {
         return Err(Error::Open { model: folder.display().to_string(), reason: reason.into() });
     }
     let config: serde_json::Value = aloe_record::atomic::read_json(&path)?;
-    Ok(config["model_type"] == "bert")
+    let model_type = config["model_type"].as_str().unwrap_or_default();
+    let causal = Arch::ALL.map(Arch::model_type);
+    if model_type != "bert" && !causal.contains(&model_type) {
+        let reason = format!(
+            "{}: model_type: \"{model_type}\" is not supported; an embedder is bert, {} or {}",
+            path.display(),
+            causal[..causal.len() - 1].join(", "),
+            causal[causal.len() - 1]
+        );
+        return Err(Error::Open { model: folder.display().to_string(), reason });
+    }
+    Ok(model_type == "bert")
 }
 
 pub(crate) fn name_of(folder: &Path) -> String {
@@ -169,6 +180,21 @@ pub(crate) fn name_of(folder: &Path) -> String {
 mod tests {
     use super::*;
     use serde_json::Value;
+
+    #[test]
+    fn a_folder_of_another_architecture_is_refused_with_its_file_and_what_is_supported() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        for (config, found) in [("{\"model_type\": \"roberta\"}", "roberta"), ("{}", "")] {
+            std::fs::write(&path, config).unwrap();
+            let error = LocalEmbedder::open(dir.path(), 1).err().unwrap().to_string();
+            let expected = format!(
+                "{}: model_type: \"{found}\" is not supported; an embedder is bert, llama, qwen2 or mistral",
+                path.display()
+            );
+            assert!(error.ends_with(&expected), "{error}");
+        }
+    }
 
     /// Golden: transformers' last hidden state of stories260K in f32 (`oracles/tiny_encoders.py`).
     #[test]

@@ -5,9 +5,9 @@
 //! ask again. The first entry is the run's fingerprint; a log of another run is refused, never mixed in.
 
 use crate::{Error, Result, Sample};
-use aloe_engine::{CanaryAnswers, Engine};
-use aloe_record::digest;
+use aloe_engine::{Call, CanaryAnswers, Engine};
 use aloe_record::log::Log;
+use aloe_record::{Cancel, digest};
 use aloe_task::worked::Worked;
 use aloe_task::{Question, Task};
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,16 @@ pub(crate) fn kept(engine: &Engine, out: &Path, fingerprint: &str) -> Result<(Pa
         let _ = std::fs::remove_file(&kept);
     }
     Ok((log, engine.keep_answers(&kept, fingerprint)?))
+}
+
+/// As [`kept`], of a model beside the one under evaluation, whose answers stand in the same log: a judge, a classifier. `who` is all that
+/// decides its answers; `is_held` says whether the log has what it once answered to known questions, to hold it against.
+pub(crate) fn kept_beside(engine: &Engine, log: &Path, who: &str, is_held: bool) -> Result<usize> {
+    let kept = log.with_file_name(format!(".requests-{}.log", &digest::bytes(who.as_bytes())[..16]));
+    if !is_held {
+        let _ = std::fs::remove_file(&kept);
+    }
+    Ok(engine.keep_answers(&kept, who)?)
 }
 
 /// Refuses to go on with the answers at `path` when the endpoint answers known questions otherwise than it did for them.
@@ -85,6 +95,8 @@ enum Entry {
     Run(String),
     /// What an endpoint answered to known questions before what follows.
     Canary(CanaryAnswers),
+    /// The same of the one that tells specialties.
+    ClassifierCanary(CanaryAnswers),
     Solved(Kept<Solved>),
     Specialty(Kept<Specialty>),
     Answered(Box<Kept<Sample>>),
@@ -96,13 +108,13 @@ fn of_question<T: Clone>(question: &Question, what: &T) -> Kept<T> {
     Kept { question: content_digest(question), what: what.clone() }
 }
 
-/// The answers of a run that another process may be writing, as they came.
-pub(crate) fn read(path: &Path) -> Result<Vec<Sample>> {
-    let answered = |entry| match entry {
-        Entry::Answered(kept) => Some(kept.what),
-        _ => None,
-    };
-    Ok(aloe_record::log::read::<Entry>(path)?.into_iter().filter_map(answered).collect())
+/// The answer on a line of the log, without its line break; `None` on a line that says something else.
+pub(crate) fn answered(line: &[u8]) -> Result<Option<Sample>, String> {
+    match aloe_record::log::entry::<Entry>(line) {
+        Some(Entry::Answered(kept)) => Ok(Some(kept.what)),
+        Some(_) => Ok(None),
+        None => Err(aloe_record::log::DAMAGED.into()),
+    }
 }
 
 /// The open log with what it held.
@@ -110,6 +122,7 @@ pub(crate) struct AnswerLog {
     log: Log,
     path: PathBuf,
     canary: Option<CanaryAnswers>,
+    classifier_canary: Option<CanaryAnswers>,
     samples: Vec<Kept<Sample>>,
     again: Vec<Kept<Sample>>,
     solved: Vec<Kept<Solved>>,
@@ -128,11 +141,13 @@ impl AnswerLog {
         }
         let path = path.to_path_buf();
         let (samples, again, solved, specialties) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut found = Self { log, path, canary: None, samples, again, solved, specialties, synced: Instant::now() };
+        let (canary, classifier_canary, synced) = (None, None, Instant::now());
+        let mut found = Self { log, path, canary, classifier_canary, samples, again, solved, specialties, synced };
         for entry in entries {
             match entry {
                 Entry::Run(_) => return Err(Error::OtherRun { path: found.path.display().to_string() }),
                 Entry::Canary(canary) => found.canary = Some(canary),
+                Entry::ClassifierCanary(canary) => found.classifier_canary = Some(canary),
                 Entry::Solved(solved) => found.solved.push(solved),
                 Entry::Specialty(specialty) => found.specialties.push(specialty),
                 Entry::Answered(kept) => found.samples.push(*kept),
@@ -157,6 +172,22 @@ impl AnswerLog {
             (_, None) => {}
         }
         Ok(())
+    }
+
+    /// Lets the classifier keep its answers as they come, those of an earlier process first, and holds its server against what it answered
+    /// to known questions then, or notes it.
+    pub(crate) fn hold_classifier(&mut self, classifier: &Engine, cancel: &Cancel) -> Result<()> {
+        let who = serde_json::to_string(classifier.identity()).unwrap_or_default();
+        let n_kept = kept_beside(classifier, &self.path, &who, self.classifier_canary.is_some())?;
+        let Some(now) = classifier.canary(Call::Generate, cancel)? else { return Ok(()) };
+        match &self.classifier_canary {
+            Some(then) if !self.specialties.is_empty() || n_kept > 0 => check_same(then, &now, &self.path),
+            _ => {
+                self.log.append(&Entry::ClassifierCanary(now.clone()))?;
+                self.classifier_canary = Some(now);
+                Ok(())
+            }
+        }
     }
 
     /// The answers to `task` so far, by the places of its questions.

@@ -1,6 +1,7 @@
 //! Two runs over the same questions: paired tests, and the words for what may be said.
 
-use crate::stats::{Interval, cluster_bootstrap, holm, mcnemar_exact, smallest_difference};
+use crate::bootstrap::cluster_bootstrap;
+use crate::stats::{Interval, holm, mcnemar_exact, smallest_difference};
 use crate::{Encoders, Error, EvalConfig, EvalResults, Result, Sample, read_samples, report};
 use aloe_engine::EngineIdentity;
 use aloe_task::Task;
@@ -145,21 +146,27 @@ pub struct Comparisons {
 /// has its p-value adjusted by Holm for all of them, and its verdict speaks by that.
 pub fn compare_many(base: &Path, others: &[&Path], seed: u64) -> Result<Vec<Comparisons>> {
     let mut all = others.iter().map(|other| compare_runs(base, other, seed)).collect::<Result<Vec<_>>>()?;
-    // The row over all tasks repeats its tasks' questions; it is one more way to be lucky and counts as a test.
-    let p_values: Vec<f64> = all.iter().flat_map(|one| &one.rows).map(|row| row.p_value).collect();
-    if p_values.len() < 2 {
-        return Ok(all);
+    let tests = adjust(all.iter_mut().flat_map(|one| &mut one.rows).collect());
+    if tests.is_some() {
+        all.iter_mut().for_each(|one| one.tests.clone_from(&tests));
     }
-    let rows = all.iter_mut().flat_map(|one| &mut one.rows);
-    for (row, p_holm) in rows.zip(holm(&p_values)) {
+    Ok(all)
+}
+
+/// Adjusts the p-values of several tests by Holm, and their verdicts with them. Returns in words how many there are; none, and nothing is
+/// changed, for a single one.
+pub(crate) fn adjust(mut rows: Vec<&mut Comparison>) -> Option<String> {
+    // The row over all tasks repeats its tasks' questions; it is one more way to be lucky and counts as a test.
+    let p_values: Vec<f64> = rows.iter().map(|row| row.p_value).collect();
+    if p_values.len() < 2 {
+        return None;
+    }
+    for (row, p_holm) in rows.iter_mut().zip(holm(&p_values)) {
         row.p_holm = Some(p_holm);
         row.verdict = Verdict::of(row.interval, p_holm);
     }
     let n_tests = p_values.len();
-    let words =
-        format!("{n_tests} tests were made; verdicts hold for all of them together at the {ALPHA} level (Holm)");
-    all.iter_mut().for_each(|one| one.tests = Some(words.clone()));
-    Ok(all)
+    Some(format!("{n_tests} tests were made; verdicts hold for all of them together at the {ALPHA} level (Holm)"))
 }
 
 /// Compares the evaluations in two output folders, `later` minus `earlier`.
@@ -294,9 +301,13 @@ fn check_questions(earlier: &[Sample], config: &EvalConfig) -> Result<()> {
 /// Compares two runs task by task, in the order of the first, and over all tasks together when there are several. Both must
 /// hold the same questions.
 pub fn compare(first: &[Sample], second: &[Sample], seed: u64) -> Result<Vec<Comparison>> {
-    let pairs = pair(first, second)?;
+    Ok(compare_pairs(&pair(first, second)?, seed))
+}
+
+/// [`compare`] of questions that are paired already, at least one.
+pub(crate) fn compare_pairs(pairs: &[(&Sample, &Sample)], seed: u64) -> Vec<Comparison> {
     let mut tasks: Vec<&str> = Vec::new();
-    for (sample, _) in &pairs {
+    for (sample, _) in pairs {
         if !tasks.contains(&sample.task.as_str()) {
             tasks.push(&sample.task);
         }
@@ -317,7 +328,7 @@ pub fn compare(first: &[Sample], second: &[Sample], seed: u64) -> Result<Vec<Com
             |sample: &Sample| first_task.get(sample.stem_sha256.as_str()).is_none_or(|task| *task == sample.task);
         found.push(of("all tasks", &counts));
     }
-    Ok(found)
+    found
 }
 
 fn pair<'a>(first: &'a [Sample], second: &'a [Sample]) -> Result<Vec<(&'a Sample, &'a Sample)>> {

@@ -39,6 +39,7 @@ pub fn eval(
     let (path, n_kept) = answers::kept(engine, out, &fingerprint)?;
     let mut log = AnswerLog::open(&path, &fingerprint)?;
     log.hold(engine.canary(config.strategy.call(), cancel)?, n_kept)?;
+    encoders.classifier.map(|classifier| log.hold_classifier(classifier, cancel)).transpose()?;
     asked::write(out, &tasks)?;
     progress.set_total(tasks.iter().map(|(_, questions, _)| questions.len() as u64).sum());
     let mut results = Vec::new();
@@ -121,7 +122,8 @@ fn mark_specialties(run: &TaskRun, samples: &mut [Sample], log: &mut AnswerLog) 
         log.append_specialty(&run.questions[at], &task, at, field)
     });
     log.sync(true)?;
-    told
+    told?;
+    Ok(classifier.forget_answers()?)
 }
 
 /// Each task with its questions up to the limit, and how many its file holds.

@@ -2,13 +2,14 @@
 //!
 //! Reading order: `config`, `eval` (the spine), `asked` (the questions' file), `strategy/*` (prompts and answers), `vote`, `score` (one question's
 //! record), `noise` (what an endpoint's answers vary by), `metrics` (accuracy with its standard error, groups), `calibration`, `parts` (by subject, length, pool), `expect`, `report` (files and
-//! table); `stats` and `compare` for
+//! table); `stats`, `bootstrap` and `compare` for
 //! intervals and paired tests; `redteam` (its own spine) with `redteam_sample`, `redteam_log`, `redteam_report`, `redteam_rates`,
 //! `redteam_success` (by a judge's verdicts), `redteam_compare` and `judge`; `open` (its own spine) for answers in free
 //! text; `export`, `export_tree`, `rescore` and `gather` for finished runs; `view/*` for the page that shows a run.
 
 mod answers;
 mod asked;
+pub mod bootstrap;
 pub mod calibration;
 pub mod compare;
 mod config;

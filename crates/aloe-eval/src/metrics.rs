@@ -365,6 +365,20 @@ mod tests {
         assert_eq!(Counts::of(&one).acc_single, None);
     }
 
+    #[test]
+    fn answers_whose_reasoning_was_cut_out_are_counted_and_said() {
+        let cut = || Vote { reasoning_removed: true, ..vote(&[0, 1, 2, 3], Some(0)) };
+        let samples =
+            [sample(0, Some(0), vec![cut(), vote(&[0, 1, 2, 3], None), cut()]), sample(0, Some(0), vec![cut()])];
+        let counts = Counts::of(&samples);
+        assert_eq!(counts.n_reasoning_removed, Some(3));
+        let words = counts.sample_words().unwrap();
+        assert!(
+            words.starts_with("1 of 4 answers unparsed") && words.ends_with("; 3 answers with reasoning cut out"),
+            "{words}"
+        );
+    }
+
     /// By hand: order [2, 0, 1, 3] shows the key 0 second; the answer 2 was shown first.
     #[test]
     fn positions_are_counted_as_shown() {

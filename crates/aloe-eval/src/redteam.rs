@@ -84,7 +84,7 @@ pub fn redteam(
     progress.set_total((asked.len() + n_judged) as u64);
     progress.resume((log.samples.len() + log.labels.len() + log.verdicts.len()) as u64);
     if let Some(judge) = judge {
-        log.hold_judge(judge.engine.canary(Call::Generate, cancel)?)?;
+        log.hold_judge(judge.engine, cancel)?;
     }
     // The judge is measured first: one that cannot be used is found before the model is asked anything.
     let error = judge.map(|judge| measure(judge, &mut log, progress, cancel)).transpose()?;
@@ -267,6 +267,7 @@ fn measure(judge: &Judge, log: &mut RedTeamLog, progress: &Progress, cancel: &Ca
         });
         log.sync()?;
         judged?;
+        judge.engine.forget_answers()?;
     }
     let verdicts: Vec<GuardVerdict> = log.labels.values().cloned().collect();
     Ok(judge::error_of(judge.labels, &verdicts))
@@ -288,6 +289,7 @@ fn judge_all(judge: &Judge, log: &mut RedTeamLog, progress: &Progress, cancel: &
         });
         log.sync()?;
         judged?;
+        judge.engine.forget_answers()?;
     }
     Ok(())
 }

@@ -2,12 +2,13 @@
 //! them of one judge. Says what was compared and what was not. Rates of runs whose shares of empty responses differ by more than 5
 //! points are not comparable: a model that says nothing refuses nothing.
 
+use crate::bootstrap::cluster_bootstrap;
 use crate::compare::{N_DRAWS, Verdict as Conclusion, arithmetic_differences, chance};
 use crate::redteam::{self, RedTeamConfig};
 use crate::redteam_rates::clusters;
 use crate::redteam_report::{RedTeamResults, RedTeamSample};
 use crate::redteam_success::JudgedCounts;
-use crate::stats::{Interval, cluster_bootstrap, mcnemar_exact};
+use crate::stats::{Interval, mcnemar_exact};
 use crate::{Error, Result};
 use aloe_engine::Engine;
 use aloe_task::red_team::RedTeamQuestion;

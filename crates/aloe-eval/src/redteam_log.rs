@@ -4,10 +4,11 @@
 //! The first entry is the run's fingerprint; a log of another run is refused. Verdicts carry the judge's key, and those of
 //! another judge are passed over.
 
-use crate::answers::check_same;
+use crate::answers::{check_same, kept_beside};
 use crate::redteam_report::RedTeamSample;
 use crate::{Error, Result};
-use aloe_engine::CanaryAnswers;
+use aloe_engine::{Call, CanaryAnswers, Engine};
+use aloe_record::Cancel;
 use aloe_record::log::Log;
 use aloe_task::red_team::llama_guard::GuardVerdict;
 use serde::{Deserialize, Serialize};
@@ -101,9 +102,11 @@ impl RedTeamLog {
         Ok(())
     }
 
-    /// As `hold`, of the judge and its verdicts.
-    pub(crate) fn hold_judge(&mut self, now: Option<CanaryAnswers>) -> Result<()> {
-        let has_verdicts = !self.labels.is_empty() || !self.verdicts.is_empty();
+    /// As `hold`, of the judge and its verdicts, whose engine keeps its replies from now on as they come.
+    pub(crate) fn hold_judge(&mut self, engine: &Engine, cancel: &Cancel) -> Result<()> {
+        let n_kept = kept_beside(engine, &self.path, &self.judge, self.judge_canary.is_some())?;
+        let now = engine.canary(Call::Generate, cancel)?;
+        let has_verdicts = !self.labels.is_empty() || !self.verdicts.is_empty() || n_kept > 0;
         match (&self.judge_canary, now) {
             (Some(then), Some(now)) if has_verdicts => check_same(then, &now, &self.path)?,
             (_, Some(now)) => {

@@ -43,7 +43,7 @@ fn prompts(data: &Path, name: &str, shots: usize, n: usize) -> Vec<ChoicePrompt>
     let pool = if shots == 0 { Vec::new() } else { task.load_shot_pool(data, Split::Test, Protocol::LmEval).unwrap() };
     let chosen = match shots {
         0 => vec![Vec::new(); n],
-        _ => lm_eval::shot_indices(task, pool.len(), n, shots).unwrap(),
+        _ => lm_eval::shot_indices(task, &pool, n, shots).unwrap(),
     };
     let word = |(question, indices): (&Question, &Vec<usize>)| {
         let shots: Vec<&Question> = indices.iter().map(|&index| &pool[index]).collect();

@@ -50,7 +50,7 @@ fn prompts(data: &Path, golden: &Value, n: usize) -> Vec<(ChoicePrompt, usize)> 
         0 => Vec::new(),
         _ => task.load_shot_pool(data, Split::Test, Protocol::LmEval).unwrap(),
     };
-    let chosen = if shots == 0 { vec![vec![]; n] } else { lm_eval::shot_indices(task, pool.len(), n, shots).unwrap() };
+    let chosen = if shots == 0 { vec![vec![]; n] } else { lm_eval::shot_indices(task, &pool, n, shots).unwrap() };
     let form = ChatForm { is_chat: golden["chat"] == true, system: golden["system"].as_str() };
     let word = |(question, indices): (&Question, &Vec<usize>)| {
         let shots: Vec<&Question> = indices.iter().map(|&index| &pool[index]).collect();

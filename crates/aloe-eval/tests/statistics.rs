@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test binary")]
 
+use aloe_eval::bootstrap::cluster_bootstrap;
 use aloe_eval::calibration::Calibration;
 use aloe_eval::stats;
 use serde_json::Value;
@@ -81,11 +82,29 @@ fn the_bootstraps_ends_are_scipys_within_what_drawing_explains() {
         };
         for n_draws in [1000, 2000, 10_000] {
             let band = &row["bands"][n_draws.to_string()];
-            let found = stats::cluster_bootstrap(&clusters, n_draws, 3, "golden");
+            let found = cluster_bootstrap(&clusters, n_draws, 3, "golden");
             for (found, band) in [(found.low, &band["low"]), (found.high, &band["high"])] {
                 let (from, to) = (number(&band[0]) - 1e-9, number(&band[1]) + 1e-9);
                 assert!((from..=to).contains(&found), "{found} is not in {from}..{to}: {n_draws} draws of {n}");
             }
+        }
+    }
+}
+
+/// scipy's own bootstrap, given the draws that our generator makes (the oracle makes them anew in Python): paired differences of two runs,
+/// shares of right answers, abstracts of several questions.
+#[test]
+fn the_bootstraps_ends_are_scipys_to_nine_digits_on_the_same_draws() {
+    let golden = rows("bootstrap_drawn", 8);
+    for row in &golden {
+        let kinds = row["kinds"].as_array().unwrap().iter();
+        let clusters: Vec<(f64, f64)> = kinds
+            .flat_map(|kind| vec![(number(&kind[0]), number(&kind[1])); kind[2].as_u64().unwrap() as usize])
+            .collect();
+        let seed = row["seed"].as_u64().unwrap();
+        let found = cluster_bootstrap(&clusters, count(row, "n_draws"), seed, row["purpose"].as_str().unwrap());
+        for (found, expected) in [(found.low, number(&row["low"])), (found.high, number(&row["high"]))] {
+            assert!((found - expected).abs() <= 1e-9, "{found} is not {expected}: {}", row["kinds"]);
         }
     }
 }

@@ -25,6 +25,9 @@ pub enum Arch {
 }
 
 impl Arch {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Mistral];
+
     /// `model_type` in `config.json`.
     pub fn model_type(self) -> &'static str {
         match self {

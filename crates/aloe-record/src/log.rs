@@ -9,6 +9,9 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+/// What is wrong with a line that is whole and not as it was written.
+pub const DAMAGED: &str = "fails its checksum; the file was damaged after writing";
+
 /// An open log, locked for this process.
 pub struct Log {
     file: File,
@@ -80,17 +83,18 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<(Vec<T>, usiz
     let mut start = 0;
     while let Some(len) = bytes[start..].iter().position(|&byte| byte == b'\n') {
         let line = &bytes[start..start + len];
-        let entry = check_line(line).ok_or_else(|| Error::Log {
+        let found = entry(line).ok_or_else(|| Error::Log {
             path: path.to_path_buf(),
-            reason: format!("line {} fails its checksum; the file was damaged after writing", entries.len() + 1),
+            reason: format!("line {} {DAMAGED}", entries.len() + 1),
         })?;
-        entries.push(entry);
+        entries.push(found);
         start += len + 1;
     }
     Ok((entries, start))
 }
 
-fn check_line<T: DeserializeOwned>(line: &[u8]) -> Option<T> {
+/// The entry on a line, without its line break, of a log that a caller reads by the line; `None` for a damaged one ([`DAMAGED`]).
+pub fn entry<T: DeserializeOwned>(line: &[u8]) -> Option<T> {
     serde_json::from_slice(whole(line)?.1).ok()
 }
 

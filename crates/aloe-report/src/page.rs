@@ -124,14 +124,14 @@ impl Page {
     }
 
     /// Writes the page with a list of samples at its end, atomically. Such a page has a script, and forbids itself the network.
-    pub fn write_with_samples(&self, path: &Path, samples: &mut SampleBrowser) -> aloe_record::Result<()> {
+    pub fn write_with_samples(&self, path: &Path, samples: &SampleBrowser<'_>) -> aloe_record::Result<()> {
         aloe_record::atomic::write_with(path, |out| {
-            let write = |out: &mut std::io::BufWriter<std::fs::File>, samples: &mut SampleBrowser| {
+            let write = |out: &mut std::io::BufWriter<std::fs::File>| {
                 out.write_all(self.open(&SampleBrowser::head(STYLE)).as_bytes())?;
                 samples.write(out)?;
                 out.write_all(b"</body>\n</html>\n")
             };
-            write(out, samples).map_err(aloe_record::Error::io("write", path))
+            write(out).map_err(aloe_record::Error::io("write", path))
         })
     }
 }

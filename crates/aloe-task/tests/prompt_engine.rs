@@ -5,9 +5,11 @@
 
 use aloe_record::digest;
 use aloe_task::extract::{Reading, extract};
-use aloe_task::wording::prompt_engine::{description, system};
-use aloe_task::{Answer, AnswerRule, ChoiceOrder, Split, Task};
-use serde_json::Value;
+use aloe_task::wording::CotShot;
+use aloe_task::wording::prompt_engine::{description, messages, system};
+use aloe_task::{Answer, AnswerRule, ChoiceOrder, Question, Split, Task, worked};
+use aloe_text::{Message, Role};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 fn golden(name: &str) -> Value {
@@ -110,8 +112,56 @@ fn its_prompts_equal_ours_string_by_string_on_fifty_items_of_each_set() {
             assert_eq!(digest(system(question).unwrap()), set["system"].as_str().unwrap(), "{name}");
             let text = description(question, &order);
             assert_eq!(digest(&text), row[2].as_str().unwrap(), "{name} {}:\n{text}", question.id);
+            let talk = conversation(&questions, row[0].as_u64().unwrap() as usize, &order);
+            assert_eq!(digest(&talk), row[3].as_str().unwrap(), "{name} {}:\n{talk}", question.id);
             n_items += 1;
         }
     }
     assert!(n_items >= 550, "{n_items}");
+}
+
+/// The whole conversation with the five questions that follow as examples, out of a database as the oracle has it: of each a wrong answer
+/// and a right one, written in an order of its own where the place is odd.
+fn conversation(questions: &[Question], index: usize, order: &ChoiceOrder) -> String {
+    let letters = "ABCDE";
+    let mut database = serde_json::Map::new();
+    for place in (1..=5).map(|step| (index + step) % questions.len()) {
+        let question = &questions[place];
+        let n = question.choices.len();
+        let options: serde_json::Map<String, Value> =
+            letters.chars().zip(&question.choices).map(|(letter, text)| (letter.to_string(), json!(text))).collect();
+        let key = |at: usize| letters[at % n..=at % n].to_owned();
+        let mut right =
+            json!({ "result": key(question.key), "response": format!("  Because of {place}.\nAnswer: [A] \n") });
+        if place % 2 == 1 {
+            right["order"] = json!((0..n).map(|at| key(place + at)).collect::<String>());
+        }
+        let wrong = json!({ "result": key(question.key + 1), "response": "Wrong." });
+        let mut entry = json!({ "question": question.stem, "correct_answer": key(question.key), "options": options });
+        if let Some(context) = &question.context {
+            entry["context"] = json!(context.split('\n').collect::<Vec<_>>());
+        }
+        entry["generations"] = json!([wrong, right]);
+        database.insert(place.to_string(), entry);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("generations.json");
+    std::fs::write(&path, Value::Object(database).to_string()).unwrap();
+    let shots: Vec<CotShot> = worked::read(&path)
+        .unwrap()
+        .into_iter()
+        .map(|(question, n_attempts, right)| {
+            assert_eq!((n_attempts, right.len()), (2, 1));
+            let order = ChoiceOrder::from_indices(right[0].order.clone()).unwrap();
+            CotShot { question, order, response: right[0].text.clone() }
+        })
+        .collect();
+    let role = |message: &Message| match message.role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+    };
+    let messages = messages(&questions[index], order, &shots).unwrap();
+    let turns = messages.iter().map(|message| format!("{}\u{1f}{}", role(message), message.content));
+    turns.collect::<Vec<_>>().join("\u{1e}")
 }

@@ -192,8 +192,9 @@ pub(crate) enum Command {
         after_help = "Examples:\n  aloe view runs/eval\n  aloe view runs/quickstart/after --against runs/quickstart/before --out page.html\n\n\
                             The page's address says what is shown: page.html#task=pubmedqa&outcome=wrong&open=12. Its keys: search (with \
                             in=texts also in questions and answers), task, outcome (right, wrong, unparsed, refused, tie), changed (right-wrong, \
-                            wrong-right, answer, same), key and answer (letters), shown (place of the answer where options are shuffled), subject, \
-                            open (number of a sample). An evaluation that still runs is shown as far as it is."
+                            wrong-right, answer, same), against (letter of the run that changed is told of), key and answer (letters), shown (place of the answer where options are shuffled), subject, \
+                            open (number of a sample). An evaluation that still runs is shown as far as it is. Of a \
+                            long run an index is kept beside its folder, .RUN.index, by which it opens faster; it may be removed."
     )]
     View(ViewArgs),
     /// Red-team a model: questions times attack styles, answers, verdicts
@@ -568,9 +569,9 @@ pub(crate) struct RejudgeArgs {
 pub(crate) struct ViewArgs {
     /// Output folder of an evaluation, finished or under way
     pub(crate) run: PathBuf,
-    /// Another run over the same questions: paired tests, and which answers changed
+    /// Another run over the same questions: paired tests, and which answers changed; may be given several times
     #[arg(long, value_name = "RUN_B")]
-    pub(crate) against: Option<PathBuf>,
+    pub(crate) against: Vec<PathBuf>,
     /// File to write; default RUN.html beside the folder
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,

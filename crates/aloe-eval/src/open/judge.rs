@@ -4,7 +4,7 @@ use super::log::OpenLog;
 use super::sample::{JudgeReply, OpenSample};
 use crate::strategy::handed;
 use crate::{Error, Result};
-use aloe_engine::{Call, Engine, EngineIdentity, GenerateRequest, Prompt, Sampling};
+use aloe_engine::{Engine, EngineIdentity, GenerateRequest, Prompt, Sampling};
 use aloe_record::{Cancel, Progress, digest};
 use aloe_task::wording::open::{JUDGE_PROMPT_VERSION, OpenVerdict, judge_messages, verdict};
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,7 @@ pub(crate) fn judge_all(
     progress.message(&format!("judge {}", judge.name));
     progress.grow(judged.len() as u64);
     progress.resume((judged.len() - missing.len()) as u64);
-    log.hold_judge(&key, engine.canary(Call::Generate, cancel)?)?;
+    log.hold_judge(&key, engine, cancel)?;
     for window in missing.chunks(engine.window_requests()) {
         cancel.check()?;
         let requests: Vec<GenerateRequest> = window.iter().map(|&at| request(&samples[at], judge)).collect();
@@ -86,6 +86,7 @@ pub(crate) fn judge_all(
         );
         log.sync()?;
         asked?;
+        engine.forget_answers()?;
     }
     let refused: Vec<&String> = replies.iter().flatten().filter_map(|reply| reply.refused.as_ref()).collect();
     if let (Some(reason), true) = (refused.first(), refused.len() == judged.len()) {

@@ -4,9 +4,10 @@
 //! place among the like), so another panel asks the model nothing again, and its judges only what they have not said.
 
 use super::sample::{JudgeReply, OpenSample};
-use crate::answers::check_same;
+use crate::answers::{check_same, kept_beside};
 use crate::{Error, Result};
-use aloe_engine::CanaryAnswers;
+use aloe_engine::{Call, CanaryAnswers, Engine};
+use aloe_record::Cancel;
 use aloe_record::log::Log;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -92,12 +93,13 @@ impl OpenLog {
         }
     }
 
-    /// As `hold`, of a judge and its verdicts.
-    pub(crate) fn hold_judge(&mut self, judge: &str, now: Option<CanaryAnswers>) -> Result<()> {
-        let Some(now) = now else { return Ok(()) };
+    /// As `hold`, of a judge and its verdicts, whose engine keeps its replies from now on as they come.
+    pub(crate) fn hold_judge(&mut self, judge: &str, engine: &Engine, cancel: &Cancel) -> Result<()> {
+        let n_kept = kept_beside(engine, &self.path, judge, self.judge_canaries.contains_key(judge))?;
+        let Some(now) = engine.canary(Call::Generate, cancel)? else { return Ok(()) };
         let has_verdicts = self.verdicts.get(judge).is_some_and(|verdicts| !verdicts.is_empty());
         match self.judge_canaries.get(judge) {
-            Some(then) if has_verdicts => check_same(then, &now, &self.path),
+            Some(then) if has_verdicts || n_kept > 0 => check_same(then, &now, &self.path),
             _ => {
                 self.log.append(&Entry::JudgeCanary { judge: judge.to_owned(), answers: now.clone() })?;
                 self.judge_canaries.insert(judge.to_owned(), now);

@@ -20,7 +20,7 @@ pub(crate) fn prepare(run: &TaskRun) -> Result<Plan> {
     let pool = if k == 0 { Vec::new() } else { run.task.load_shot_pool(dir, split, protocol)? };
     let chosen = match run.config.protocol {
         _ if k == 0 => vec![Vec::new(); run.questions.len()],
-        Protocol::LmEval => lm_eval::shot_indices(run.task, pool.len(), run.questions.len(), k)?,
+        Protocol::LmEval => lm_eval::shot_indices(run.task, &pool, run.questions.len(), k)?,
         _ => {
             let same = SameQuestions::of(&pool.iter().collect::<Vec<_>>(), run.config.medprompt.same_question_jaccard);
             run.questions.iter().map(|question| own_shots(run, &pool, &same, question)).collect::<Result<_>>()?

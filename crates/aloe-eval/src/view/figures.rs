@@ -45,7 +45,8 @@ pub fn confidence(sample: &Sample) -> Option<f64> {
     (sample.votes.len() > 1).then(|| n_agree(sample) as f64 / sample.votes.len() as f64)
 }
 
-fn n_agree(sample: &Sample) -> usize {
+/// Votes for the predicted option.
+pub(super) fn n_agree(sample: &Sample) -> usize {
     sample.votes.iter().filter(|vote| vote.answer.is_some() && vote.answer == sample.predicted).count()
 }
 

@@ -1,52 +1,60 @@
-//! A page for looking at a run, or at two over the same questions: what was asked of which model, the table with intervals, plots, the
-//! paired comparison, and every sample with its texts. Where in the walk: called by `aloe view`; reads run folders, changes nothing.
+//! A page for looking at a run, or at several over the same questions: what was asked of which model, the table with intervals, plots, the
+//! paired comparisons, and every sample with its texts. Where in the walk: called by `aloe view`; reads run folders, changes nothing.
 //!
-//! Reading order: this file (the page, part by part), `run` (what is read), `figures` (what the plots show), `plots`.
+//! Reading order: this file (the page, part by part), `run` (what is read), `index` (how, and what is kept of it), `texts` (what of a line),
+//! `paired` (the comparisons), `figures` (what the plots show), `plots`.
 
 mod figures;
+mod index;
+mod paired;
 mod plots;
 mod run;
+mod texts;
 
 pub use figures::{Agreement, Bin, Calibration, agreement, calibration, confidence, positions};
-pub use run::{Run, TaskRow};
+pub use run::{Run, TaskRow, index_path, keep_index};
 
-use crate::compare::{ALPHA, Comparison, chance, compare};
 use crate::metrics::Estimate;
 use crate::stats::wilson;
 use crate::{Result, Sample};
-use aloe_engine::FinishReason;
-use aloe_report::{Align, Answered, Asked, Page, QuestionText, SampleBrowser, Table, VoteText};
-use std::collections::{BTreeSet, HashMap};
+use aloe_report::{Align, Answered, Asked, Page, SampleBrowser, Table};
+use std::collections::HashMap;
 use std::path::Path;
 
-/// Writes the page of `run`, compared with `against` where there is one. `notes` stand at its top.
-pub fn write(run: &Run, against: Option<&Run>, notes: &[String], path: &Path) -> Result<()> {
+/// What the runs of a page are called beside their names.
+const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+
+/// The most runs of a page.
+pub const MOST_RUNS: usize = LETTERS.len();
+
+/// Writes the page of `run`, compared with each of `against`; [`MOST_RUNS`] in all. `notes` stand at its top.
+pub fn write(run: &Run, against: &[Run], notes: &[String], path: &Path) -> Result<()> {
+    let runs: Vec<(&str, &Run)> =
+        [run].into_iter().chain(against).enumerate().map(|(at, run)| (&LETTERS[at..=at], run)).collect();
     let mut page = Page::new(&title(run, against));
-    let runs: Vec<(&str, &Run)> = [("A", run)].into_iter().chain(against.map(|other| ("B", other))).collect();
     let unfinished: Vec<String> = runs.iter().filter_map(unfinished).collect();
     page.list(notes.iter().chain(&unfinished).map(String::as_str));
     page.link_to_samples(&format!("To the {} samples", run.samples.len()));
     page.heading("Results");
     page.table(&results_table(&runs));
     page.list(warnings(&runs).iter().map(String::as_str));
-    if let Some(other) = against {
-        page.heading("A against B, question by question");
-        comparison(&mut page, run, other);
-    }
+    paired::add(&mut page, &runs);
     plots::add(&mut page, &runs);
     page.heading("Model and settings");
     page.table(&facts_table(&runs));
-    Ok(page.write_with_samples(path, &mut browser(run, against))?)
+    let names: Vec<String> = runs.iter().map(|(letter, run)| labelled(letter, run, runs.len())).collect();
+    Ok(page.write_with_samples(path, &browser(&runs, &names))?)
 }
 
-fn title(run: &Run, against: Option<&Run>) -> String {
-    match against {
-        Some(other) => format!("Evaluation {} against {}", run.name, other.name),
-        None => format!("Evaluation {}", run.name),
+fn title(run: &Run, against: &[Run]) -> String {
+    let others: Vec<&str> = against.iter().map(|other| other.name.as_str()).collect();
+    match others.is_empty() {
+        true => format!("Evaluation {}", run.name),
+        false => format!("Evaluation {} against {}", run.name, others.join(", ")),
     }
 }
 
-/// `A: ` before the name where there are two.
+/// `A: ` before the name where there are several.
 fn labelled(letter: &str, run: &Run, n_runs: usize) -> String {
     let strategy = run.strategy.as_ref().map_or_else(String::new, |strategy| format!(" ({strategy})"));
     if n_runs > 1 { format!("{letter}: {}{strategy}", run.name) } else { format!("{}{strategy}", run.name) }
@@ -104,7 +112,7 @@ fn results_table(runs: &[(&str, &Run)]) -> Table {
     table
 }
 
-/// Tasks in the order of the first run, then those only the second has, each with its rows.
+/// Tasks in the order of the first run, then those only others have, each with its rows.
 fn by_task<'a>(runs: &[(&'a str, &'a Run)]) -> Vec<(&'a str, Vec<(&'a str, &'a TaskRow)>)> {
     let mut tasks: Vec<(&str, Vec<(&str, &TaskRow)>)> = Vec::new();
     for &(letter, run) in runs {
@@ -130,76 +138,12 @@ fn warnings(runs: &[(&str, &Run)]) -> Vec<String> {
     runs.iter().flat_map(of_run).collect()
 }
 
-/// What may be said of `A - B`, over the questions that both hold.
-fn comparison(page: &mut Page, run: &Run, other: &Run) {
-    let key = |sample: &Sample| (sample.task.clone(), sample.id.clone());
-    let common: BTreeSet<(String, String)> = {
-        let of_other: BTreeSet<_> = other.samples.iter().map(key).collect();
-        run.samples.iter().map(key).filter(|one| of_other.contains(one)).collect()
-    };
-    let both =
-        |run: &Run| -> Vec<Sample> { run.samples.iter().filter(|one| common.contains(&key(one))).cloned().collect() };
-    let words = format!(
-        "{} of A's {} and B's {} questions are in both runs; differences are A minus B.",
-        common.len(),
-        run.samples.len(),
-        other.samples.len()
-    );
-    page.paragraph(&words);
-    // As `aloe eval --compare B` has it: the earlier run first, the difference is the later one's gain.
-    match compare(&both(other), &both(run), 0) {
-        Ok(rows) => {
-            page.table(&comparison_table(&rows));
-            let said = format!(
-                "McNemar's exact test and the interval of a paired bootstrap must both speak at the {ALPHA} level for a difference to be \
-                 concluded."
-            );
-            page.paragraph(&said);
-            chance(rows.len()).iter().for_each(|words| page.paragraph(&format!("{words}.")));
-        }
-        Err(error) => page.paragraph(&error.to_string()),
-    }
-}
-
-fn comparison_table(rows: &[Comparison]) -> Table {
-    let right = |name: &'static str| (name, Align::Right);
-    let mut table = Table::new(&[
-        ("task", Align::Left),
-        right("n"),
-        right("A %"),
-        right("B %"),
-        right("A - B"),
-        right("95 % interval"),
-        right("only A right"),
-        right("only B right"),
-        right("p"),
-        ("what may be said of A", Align::Left),
-    ]);
-    for row in rows {
-        table.row(vec![
-            row.task.clone(),
-            row.n.to_string(),
-            percent(row.second),
-            percent(row.first),
-            format!("{:+.2}", 100.0 * row.difference),
-            row.interval.percent(2),
-            row.n_only_second.to_string(),
-            row.n_only_first.to_string(),
-            format!("{:.4}", row.p_value),
-            row.verdict.words().to_owned(),
-        ]);
-    }
-    table
-}
-
-/// Model and settings, a line each; what differs between two runs is marked.
+/// Model and settings, a line each; what differs between the runs is marked.
 fn facts_table(runs: &[(&str, &Run)]) -> Table {
-    let two = runs.len() > 1;
-    let columns: Vec<(&str, Align)> = if two {
-        vec![("", Align::Left), ("", Align::Left), ("A", Align::Left), ("B", Align::Left)]
-    } else {
-        vec![("", Align::Left), ("", Align::Left)]
-    };
+    let several = runs.len() > 1;
+    let letters = runs.iter().map(|(letter, _)| (if several { *letter } else { "" }, Align::Left));
+    let columns: Vec<(&str, Align)> =
+        [("", Align::Left)].into_iter().chain(several.then_some(("", Align::Left))).chain(letters).collect();
     let mut table = Table::new(&columns);
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in runs.iter().flat_map(|(_, run)| &run.facts) {
@@ -210,80 +154,68 @@ fn facts_table(runs: &[(&str, &Run)]) -> Table {
     for name in names {
         let value = |run: &Run| run.facts.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
         let values: Vec<String> = runs.iter().map(|(_, run)| value(run).unwrap_or_default()).collect();
-        let differs = two.then(|| if values[0] == values[1] { String::new() } else { "differs".into() });
+        let is_same = values.iter().all(|value| *value == values[0]);
+        let differs = several.then(|| if is_same { String::new() } else { "differs".into() });
         table.row([name.to_owned()].into_iter().chain(differs).chain(values).collect());
     }
     table
 }
 
-/// The samples of `run` with what the other run made of them.
-fn browser(run: &Run, against: Option<&Run>) -> SampleBrowser {
-    let n_runs = if against.is_some() { 2 } else { 1 };
-    let names: Vec<String> = [("A", Some(run)), ("B", against)]
-        .into_iter()
-        .filter_map(|(letter, run)| Some(labelled(letter, run?, n_runs)))
-        .collect();
-    let mut browser = SampleBrowser::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    let others: HashMap<(&str, &str), &Sample> = against
-        .into_iter()
-        .flat_map(|other| other.samples.iter().map(|one| ((one.task.as_str(), one.id.as_str()), one)))
-        .collect();
-    for sample in &run.samples {
-        let key = (sample.task.clone(), sample.id.clone());
-        let question = [Some(run), against].into_iter().flatten().find_map(|run| run.questions.get(&key));
-        let text = question.map(|one| QuestionText {
-            stem: &one.stem,
-            context: one.context.as_deref(),
-            choices: &one.choices,
-        });
+/// The samples of the first run with what the others made of them.
+fn browser<'a>(runs: &[(&str, &'a Run)], names: &'a [String]) -> SampleBrowser<'a> {
+    let run = runs[0].1;
+    let questions = runs.iter().find_map(|(_, run)| run.questions.as_ref());
+    let texts: Vec<_> = names.iter().map(String::as_str).zip(runs.iter().map(|(_, run)| &run.texts)).collect();
+    let mut browser = SampleBrowser::new(&texts, questions.map(|found| &found.texts));
+    let is_at = |row: usize, sample: &Sample| {
+        let found = questions.and_then(|found| found.rows.get(row));
+        found.is_some_and(|(task, id)| *task == sample.task && *id == sample.id)
+    };
+    // Only of a run whose questions stand in another order than its samples.
+    let mut rows: Option<HashMap<(&str, &str), usize>> = None;
+    for (at, sample) in run.samples.iter().enumerate() {
+        let row = if is_at(at, sample) {
+            Some(at)
+        } else {
+            let asked = questions.iter().flat_map(|found| found.rows.iter().enumerate());
+            let rows = rows
+                .get_or_insert_with(|| asked.map(|(row, (task, id))| ((task.as_str(), id.as_str()), row)).collect());
+            rows.get(&(sample.task.as_str(), sample.id.as_str())).copied()
+        };
         let asked = Asked {
             task: &sample.task,
             id: &sample.id,
             subject: &sample.subject,
             n_choices: sample.n_choices,
             key: sample.key,
-            text,
+            row,
         };
-        let first = answered(sample);
-        let second = others.get(&(sample.task.as_str(), sample.id.as_str())).map(|one| answered(one));
-        match n_runs {
-            1 => browser.push(&asked, &[Some(&first)]),
-            _ => browser.push(&asked, &[Some(&first), second.as_ref()]),
-        }
+        let answers: Vec<Option<Answered>> = runs
+            .iter()
+            .map(|(_, run)| {
+                run.place_of(&sample.task, &sample.id, at).map(|at| answered(&run.samples[at], run.rows[at]))
+            })
+            .collect();
+        browser.push(&asked, &answers);
     }
     browser
 }
 
-fn answered(sample: &Sample) -> Answered<'_> {
+fn answered(sample: &Sample, row: usize) -> Answered {
+    let shown = sample.votes.iter().filter_map(|vote| {
+        let answer = vote.answer?;
+        vote.order.iter().position(|&option| option == answer)
+    });
     Answered {
         predicted: sample.predicted,
         is_right: sample.correct,
         is_tie: sample.tie,
-        refused: sample.refused.as_deref(),
-        prompt_sha256: &sample.prompt_sha256,
-        logps: sample.choices.iter().map(|choice| choice.logp).collect(),
-        votes: sample.votes.iter().map(vote_text).collect(),
-    }
-}
-
-fn vote_text(vote: &crate::Vote) -> VoteText<'_> {
-    VoteText {
-        order: &vote.order,
-        answer: vote.answer,
-        text: &vote.text,
-        finish_reason: reason(vote.finish_reason),
-        logp: vote.logp,
-        shots: &vote.shots,
-        reasoning_removed: vote.reasoning_removed,
-    }
-}
-
-fn reason(reason: FinishReason) -> &'static str {
-    match reason {
-        FinishReason::Stop => "a stop token or text",
-        FinishReason::Length => "the limit of new tokens",
-        FinishReason::Context => "the end of the model's context",
-        FinishReason::Other => "another reason of the server",
+        is_refused: sample.refused.is_some(),
+        n_votes: sample.votes.len(),
+        n_agree: figures::n_agree(sample),
+        shown: shown.fold(0, |bits, place| bits | 1u32.unbounded_shl(place as u32)),
+        is_shuffled: sample.votes.iter().any(|vote| !vote.order.is_sorted()),
+        row,
     }
 }
 

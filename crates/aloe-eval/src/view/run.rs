@@ -1,15 +1,19 @@
 //! A run as a reader looks at it: finished, from `results.json` and `samples.jsonl`; or still growing, from the hidden log of answers.
 
-use crate::asked::{self, AskedQuestion};
+use super::index::{Index, Rows};
+use super::texts;
+use crate::asked;
 use crate::metrics::Counts;
 use crate::report::EvalResults;
-use crate::{Error, Result, Sample, answers};
-use serde::de::DeserializeOwned;
+use crate::{Error, Result, Sample};
+use aloe_report::Texts;
 use serde_json::{Map, Value};
+use std::cell::OnceCell;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// From this size of a run's files on, an index of them is kept: shorter ones open as fast without.
+const KEPT_FROM_BYTES: usize = 1 << 22;
 
 /// A run, read.
 pub struct Run {
@@ -23,12 +27,43 @@ pub struct Run {
     pub tasks: Vec<TaskRow>,
     /// Averages over tasks: name, questions, accuracy with its standard error, comparability.
     pub groups: Vec<(String, usize, crate::metrics::Estimate, String)>,
-    /// The samples, without ids of tokens.
+    /// The samples, without ids of tokens and without texts.
     pub samples: Vec<Sample>,
-    /// Questions by task and id; empty for runs that did not keep them.
-    pub questions: HashMap<(String, String), AskedQuestion>,
+    /// Their texts, and which row of them belongs to each sample.
+    pub(super) texts: Texts,
+    pub(super) rows: Vec<usize>,
+    /// The questions' tasks and ids, and their texts; none for runs that did not keep them.
+    pub(super) questions: Option<Rows<(String, String)>>,
     /// Of a run that is not finished: how many questions there are in all, where known.
     pub unfinished: Option<Option<usize>>,
+    /// Why the index of a long run could not be kept.
+    pub unkept: Option<String>,
+    places: OnceCell<HashMap<(String, String), usize>>,
+}
+
+/// Where the index of the run in `folder`, finished or its partial one, is kept: beside it, hidden, since a stage's record vouches for all
+/// that lies within.
+pub fn index_path(folder: &Path) -> PathBuf {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let finished = name.strip_prefix('.').and_then(|name| name.strip_suffix(".partial")).unwrap_or(&name);
+    folder.with_file_name(format!(".{finished}.index"))
+}
+
+/// Keeps the index of a long run in `folder` that has just finished, so that its first opening is as fast as the next. A run is none the
+/// worse without one: that is told, and no error.
+pub fn keep_index(folder: &Path) {
+    let len = |name: &str| folder.join(name).metadata().map_or(0, |file| file.len());
+    if len("samples.jsonl") + len(asked::FILE) < KEPT_FROM_BYTES as u64 {
+        return;
+    }
+    let path = index_path(folder);
+    let unkept = match Run::read(folder, "", &path) {
+        Ok(run) => run.unkept,
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(reason) = unkept {
+        aloe_record::tell(&format!("warning: {} is not kept: {reason}", path.display()));
+    }
 }
 
 /// A task's line in the table.
@@ -44,29 +79,52 @@ pub struct TaskRow {
 }
 
 impl Run {
-    /// Reads a folder.
-    pub fn read(folder: &Path, name: &str) -> Result<Self> {
+    /// Reads a folder. A long run's index is taken from the file `index`, and kept there.
+    pub fn read(folder: &Path, name: &str, index: &Path) -> Result<Self> {
         let (results, log) = (folder.join("results.json"), folder.join(".answers.log"));
-        let questions: Vec<AskedQuestion> = match folder.join(asked::FILE) {
-            path if path.exists() => lines(&path, |one| one)?,
-            _ => Vec::new(),
+        let (path, mut kept) = (index, Index::open(index));
+        let questions = match folder.join(asked::FILE) {
+            questions if questions.exists() => Some(kept.rows(&questions, asked::FILE, &texts::QUESTIONS)?),
+            _ => None,
         };
-        if results.exists() {
+        let mut run = if results.exists() {
             let results: EvalResults = aloe_record::atomic::read_json(&results)?;
-            let samples = lines(&folder.join("samples.jsonl"), light)?;
-            return Ok(Self::finished(name, results, samples, questions));
-        }
-        if log.exists() {
+            let samples = kept.rows(&folder.join("samples.jsonl"), "samples.jsonl", &texts::SAMPLES)?;
+            Self::finished(name, results, samples, questions)
+        } else if log.exists() {
             let facts = asked_for(folder);
             let strategy = facts.iter().find(|(key, _)| key == "strategy").map(|(_, value)| value.clone());
-            return Ok(Self { facts, strategy, ..Self::growing(name, answers::read(&log)?, questions) });
+            let answered = kept.rows(&log, ".answers.log", &texts::ANSWERS)?;
+            Self { facts, strategy, ..Self::growing(name, answered, questions) }
+        } else {
+            let reason =
+                format!("{} holds no results.json of an evaluation and no answers of one that runs", folder.display());
+            return Err(Error::Config(reason));
+        };
+        if kept.n_bytes() >= KEPT_FROM_BYTES {
+            run.unkept = kept.write(path).err().map(|error| error.to_string());
         }
-        let reason =
-            format!("{} holds no results.json of an evaluation and no answers of one that runs", folder.display());
-        Err(Error::Config(reason))
+        Ok(run)
     }
 
-    fn finished(name: &str, results: EvalResults, samples: Vec<Sample>, questions: Vec<AskedQuestion>) -> Self {
+    /// The place of a question's sample, which in most runs over the same questions is `near`.
+    pub(super) fn place_of(&self, task: &str, id: &str, near: usize) -> Option<usize> {
+        if self.samples.get(near).is_some_and(|one| one.task == task && one.id == id) {
+            return Some(near);
+        }
+        let places = self.places.get_or_init(|| {
+            let key = |(at, one): (usize, &Sample)| ((one.task.clone(), one.id.clone()), at);
+            self.samples.iter().enumerate().map(key).collect()
+        });
+        places.get(&(task.to_owned(), id.to_owned())).copied()
+    }
+
+    fn finished(
+        name: &str,
+        results: EvalResults,
+        samples: Rows<Sample>,
+        questions: Option<Rows<(String, String)>>,
+    ) -> Self {
         let of_task = |result: crate::report::TaskResult| {
             let warnings = [
                 result.warning,
@@ -89,26 +147,30 @@ impl Run {
             strategy: results.settings.get("strategy").and_then(Value::as_str).map(str::to_owned),
             groups: groups.collect(),
             tasks: results.tasks.into_iter().map(of_task).collect(),
-            samples,
-            questions: by_id(questions),
+            rows: (0..samples.rows.len()).collect(),
+            samples: samples.rows,
+            texts: samples.texts,
+            questions,
             unfinished: None,
+            unkept: None,
+            places: OnceCell::new(),
         }
     }
 
     /// Answers come in any order; they are put into that of the questions.
-    fn growing(name: &str, answered: Vec<Sample>, questions: Vec<AskedQuestion>) -> Self {
+    fn growing(name: &str, answered: Rows<Sample>, questions: Option<Rows<(String, String)>>) -> Self {
         let mut tasks: Vec<String> = Vec::new();
-        let mut places: HashMap<(usize, usize), Sample> = HashMap::new();
-        for sample in answered {
+        let mut places: HashMap<(usize, usize), (usize, Sample)> = HashMap::new();
+        for (row, sample) in answered.rows.into_iter().enumerate() {
             let task = tasks.iter().position(|one| *one == sample.task).unwrap_or_else(|| {
                 tasks.push(sample.task.clone());
                 tasks.len() - 1
             });
-            places.insert((task, sample.index), light(sample));
+            places.insert((task, sample.index), (row, sample));
         }
-        let mut samples: Vec<((usize, usize), Sample)> = places.into_iter().collect();
-        samples.sort_by_key(|(place, _)| *place);
-        let samples: Vec<Sample> = samples.into_iter().map(|(_, sample)| sample).collect();
+        let mut placed: Vec<((usize, usize), (usize, Sample))> = places.into_iter().collect();
+        placed.sort_by_key(|(place, _)| *place);
+        let (rows, samples): (Vec<usize>, Vec<Sample>) = placed.into_iter().map(|(_, found)| found).unzip();
         let row = |task: String| {
             let of_task: Vec<Sample> = samples.iter().filter(|sample| sample.task == task).cloned().collect();
             let comparability = "not comparable: the run is not finished".into();
@@ -120,41 +182,15 @@ impl Run {
             strategy: None,
             groups: Vec::new(),
             tasks: tasks.into_iter().map(row).collect(),
-            unfinished: Some((!questions.is_empty()).then_some(questions.len())),
-            questions: by_id(questions),
+            unfinished: Some(questions.as_ref().map(|questions| questions.rows.len())),
             samples,
+            rows,
+            texts: answered.texts,
+            questions,
+            unkept: None,
+            places: OnceCell::new(),
         }
     }
-}
-
-/// JSON lines, each reduced as it is read: a long run's ids would fill the memory.
-fn lines<T: DeserializeOwned>(path: &Path, reduce: fn(T) -> T) -> Result<Vec<T>> {
-    let file = File::open(path).map_err(aloe_record::Error::io("read", path))?;
-    let read = |(at, line): (usize, std::io::Result<String>)| {
-        let line = line.map_err(aloe_record::Error::io("read", path))?;
-        let wrong = |error: serde_json::Error| {
-            let reason = format!("line {}: {error}", at + 1);
-            aloe_record::Error::Json { path: path.to_path_buf(), reason }
-        };
-        Ok(reduce(serde_json::from_str(&line).map_err(wrong)?))
-    };
-    BufReader::new(file).lines().enumerate().map(read).collect()
-}
-
-/// A sample without what no reader looks at: ids of tokens, and log-probabilities by token.
-fn light(mut sample: Sample) -> Sample {
-    sample.prompt_ids = Vec::new();
-    for choice in &mut sample.choices {
-        (choice.ids, choice.logps) = (Vec::new(), Vec::new());
-    }
-    for vote in &mut sample.votes {
-        (vote.ids, vote.prompt_ids) = (None, Vec::new());
-    }
-    sample
-}
-
-fn by_id(questions: Vec<AskedQuestion>) -> HashMap<(String, String), AskedQuestion> {
-    questions.into_iter().map(|question| ((question.task.clone(), question.id.clone()), question)).collect()
 }
 
 /// The settings that a run under way was started with, where the command left them beside its answers.

@@ -35,11 +35,15 @@ fn folder(dir: &Path, name: &str, n: usize, n_right: usize, seed: usize) -> Path
     out
 }
 
-fn page(dir: &Path, run: &Path, against: Option<&Path>) -> String {
-    let read = |folder: &Path| Run::read(folder, &folder.file_name().unwrap().to_string_lossy()).unwrap();
-    let (run, against) = (read(run), against.map(read));
+/// As `aloe view` reads it.
+fn read(folder: &Path) -> Run {
+    Run::read(folder, &folder.file_name().unwrap().to_string_lossy(), &index_path(folder)).unwrap()
+}
+
+fn page(dir: &Path, run: &Path, against: &[&Path]) -> String {
+    let against: Vec<Run> = against.iter().map(|folder| read(folder)).collect();
     let out = dir.join("page.html");
-    write(&run, against.as_ref(), &["a note".into()], &out).unwrap();
+    write(&read(run), &against, &["a note".into()], &out).unwrap();
     let html = std::fs::read_to_string(out).unwrap();
     // What follows is packed.
     html.split("<section id=\"samples\"").next().unwrap().to_owned()
@@ -58,7 +62,7 @@ fn row(cells: &[&str]) -> String {
 #[test]
 fn one_run_is_shown_with_its_table_interval_warnings_settings_and_plots() {
     let dir = tempfile::tempdir().unwrap();
-    let html = page(dir.path(), &folder(dir.path(), "one", 100, 60, 3), None);
+    let html = page(dir.path(), &folder(dir.path(), "one", 100, 60, 3), &[]);
     let cells = ["t", "100", "60.00", "5.00", "50.20 to 69.06", "3", "25.00", "not comparable: made up"];
     assert!(html.contains(&row(&cells)), "{html}");
     for words in [
@@ -82,7 +86,7 @@ fn one_run_is_shown_with_its_table_interval_warnings_settings_and_plots() {
 fn two_runs_are_compared_as_a_minus_b_over_the_questions_of_both_and_their_differences_are_marked() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (folder(dir.path(), "one", 100, 60, 3), folder(dir.path(), "two", 120, 20, 4));
-    let html = page(dir.path(), &a, Some(&b));
+    let html = page(dir.path(), &a, &[&b]);
     assert!(html.contains("100 of A&#39;s 100 and B&#39;s 120 questions are in both runs"), "{html}");
     assert!(html.contains("<td>t</td><td class=\"n\">100</td><td class=\"n\">60.00</td><td class=\"n\">20.00</td><td class=\"n\">+40.00</td>"), "{html}");
     assert!(
@@ -91,7 +95,7 @@ fn two_runs_are_compared_as_a_minus_b_over_the_questions_of_both_and_their_diffe
     );
     assert!(html.contains("<td>seed</td><td>differs</td><td>3</td><td>4</td>"), "{html}");
     assert!(html.contains("<td>strategy</td><td></td><td>loglikelihood</td><td>loglikelihood</td>"), "{html}");
-    let html = page(dir.path(), &b, Some(&a));
+    let html = page(dir.path(), &b, &[&a]);
     assert!(html.contains("<td class=\"n\">-40.00</td>") && html.contains("<td>lower</td>"), "{html}");
 }
 
@@ -101,9 +105,49 @@ fn runs_without_a_question_in_common_say_so_in_place_of_a_verdict() {
     let (a, b) = (folder(dir.path(), "one", 10, 6, 3), folder(dir.path(), "two", 10, 2, 4));
     let other = std::fs::read_to_string(b.join("samples.jsonl")).unwrap().replace("\"task\":\"t\"", "\"task\":\"u\"");
     std::fs::write(b.join("samples.jsonl"), other).unwrap();
-    let html = page(dir.path(), &a, Some(&b));
+    let html = page(dir.path(), &a, &[&b]);
     assert!(html.contains("0 of A&#39;s 10 and B&#39;s 10 questions are in both runs"), "{html}");
-    assert!(html.contains("cannot compare: the runs hold 0 and 0 questions"), "{html}");
+    assert!(html.contains("cannot compare: the runs hold 0 questions of each other"), "{html}");
+}
+
+/// Three runs of 100 questions, 60, 40 and 58 right: by hand, Holm's p of the first difference is twice its own, and the second of 2 in 100
+/// stands where it was (binomtest(0, 2).pvalue = 0.5; scipy: binomtest(0, 20).pvalue = 1.9e-6).
+#[test]
+fn several_runs_stand_in_one_table_and_plot_and_their_verdicts_hold_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b, c] = [("one", 60), ("two", 40), ("three", 58)].map(|(name, n)| folder(dir.path(), name, 100, n, n));
+    let html = page(dir.path(), &a, &[&b, &c]);
+    assert!(html.contains("Evaluation one against two, three"), "{html}");
+    for (letter, acc) in [("A", "60.00"), ("B", "40.00"), ("C", "58.00")] {
+        let cells = format!("<td>{letter}</td><td>t</td><td class=\"n\">100</td><td class=\"n\">{acc}</td>");
+        assert!(html.contains(&cells), "{letter}: {html}");
+    }
+    let interval = |letter: &str| {
+        let part = html.split(&format!("A against {letter}, question by question")).nth(1).unwrap();
+        let cells = part.split(" to ").next().unwrap().rsplit('>').next().unwrap().to_owned();
+        let end = part.split(" to ").nth(1).unwrap().split('<').next().unwrap();
+        format!("{cells} to {end}")
+    };
+    for (letter, cells, verdict) in [
+        ("B", ["100", "60.00", "40.00", "+20.00", &interval("B"), "20", "0", "0.0000", "0.0000"], "higher"),
+        (
+            "C",
+            ["100", "60.00", "58.00", "+2.00", &interval("C"), "2", "0", "0.5000", "0.5000"],
+            "no difference can be concluded",
+        ),
+    ] {
+        let cells: String = cells.map(|cell| format!("<td class=\"n\">{cell}</td>")).join("");
+        assert!(html.contains(&format!("<td>t</td>{cells}<td>{verdict}</td>")), "{letter}: {html}");
+    }
+    assert!(
+        html.contains("2 tests were made; verdicts hold for all of them together at the 0.05 level (Holm)."),
+        "{html}"
+    );
+    assert!(html.contains("<td>seed</td><td>differs</td><td>60</td><td>40</td><td>58</td>"), "{html}");
+    let plot = html.split("Plots</h2>").nth(1).unwrap().split("</figure>").next().unwrap();
+    for bar in ["A: one (loglikelihood): 60.00", "B: two (loglikelihood): 40.00", "C: three (loglikelihood): 58.00"] {
+        assert!(plot.contains(&format!("<title>t, {bar}</title>")), "{bar}: {plot}");
+    }
 }
 
 #[test]
@@ -112,6 +156,6 @@ fn a_line_that_is_no_sample_is_named() {
     let folder = folder(dir.path(), "one", 10, 6, 3);
     let lines = std::fs::read_to_string(folder.join("samples.jsonl")).unwrap();
     std::fs::write(folder.join("samples.jsonl"), &lines[..lines.len() - 9]).unwrap();
-    let error = Run::read(&folder, "one").err().unwrap().to_string();
+    let error = Run::read(&folder, "one", &index_path(&folder)).err().unwrap().to_string();
     assert!(error.contains("samples.jsonl: line 10: "), "{error}");
 }

@@ -3,52 +3,49 @@
 use super::pack;
 use serde::Serialize;
 
-/// A block is closed once it holds so many bytes or rows: one is unpacked in some milliseconds.
-const BLOCK_BYTES: usize = 1 << 18;
-const BLOCK_ROWS: usize = 512;
-
-/// Rows in the order they came.
-#[derive(Debug, Default)]
-pub(super) struct Blocks {
+/// The texts of a file in the order of its rows, as the page holds them: a block is some hundred rows, packed. Which of them a sample has
+/// is said by their numbers, so that two runs in another order share nothing but those.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Texts {
     /// The first row of each block.
-    pub(super) starts: Vec<usize>,
+    starts: Vec<u32>,
     packed: Vec<Vec<u8>>,
-    open: String,
-    n_open: usize,
-    n_closed: usize,
+    n_rows: usize,
 }
 
-impl Blocks {
-    /// Adds a row.
-    pub(super) fn push(&mut self, row: &impl Serialize) {
-        self.open.push(if self.n_open == 0 { '[' } else { ',' });
-        // Texts, numbers and lists always serialise; a log-probability that is no number becomes null.
-        self.open += &serde_json::to_string(row).unwrap_or_else(|_| "null".into());
-        self.n_open += 1;
-        if self.open.len() >= BLOCK_BYTES || self.n_open == BLOCK_ROWS {
-            self.close();
-        }
+impl Texts {
+    /// Adds the next `n_rows` rows, at least one, as [`pack_rows`] packed them.
+    pub fn push_block(&mut self, n_rows: usize, packed: Vec<u8>) {
+        self.starts.push(u32::try_from(self.n_rows).unwrap_or(u32::MAX));
+        self.packed.push(packed);
+        self.n_rows += n_rows;
     }
 
-    /// Ends the open block; the next row begins another.
-    pub(super) fn close(&mut self) {
-        if self.n_open > 0 {
-            self.open.push(']');
-            self.packed.push(pack::deflate(self.open.as_bytes()));
-            self.starts.push(self.n_closed);
-            self.n_closed += self.n_open;
-            self.n_open = 0;
-            self.open.clear();
-        }
+    /// How many rows there are.
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
     }
 
-    /// The closed blocks as elements that no browser runs; their ids are `name` and a number.
-    pub(super) fn elements(&self, name: &str) -> impl Iterator<Item = String> {
-        self.packed.iter().enumerate().map(move |(at, bytes)| element(&format!("{name}{at}"), bytes))
+    /// The first rows of the blocks that hold one of `rows`, and those blocks: a run that still grows has questions that nothing is
+    /// said of yet.
+    pub(super) fn used(&self, rows: impl Iterator<Item = u32>) -> Vec<(u32, &[u8])> {
+        let mut is_used = vec![false; self.starts.len()];
+        for row in rows {
+            if let Some(at) = self.starts.partition_point(|&start| start <= row).checked_sub(1) {
+                is_used[at] = true;
+            }
+        }
+        let blocks = self.starts.iter().zip(&self.packed).zip(is_used);
+        blocks.filter(|(_, is_used)| *is_used).map(|((&start, packed), _)| (start, packed.as_slice())).collect()
     }
 }
 
-/// Packed bytes as an element.
+/// Rows as a block of [`Texts`]. Texts, numbers and lists always serialise; a log-probability that is no number becomes null.
+pub fn pack_rows(rows: &[impl Serialize]) -> Vec<u8> {
+    pack::deflate(&serde_json::to_vec(rows).unwrap_or_else(|_| b"[]".to_vec()))
+}
+
+/// Packed bytes as an element that no browser runs.
 pub(super) fn element(id: &str, packed: &[u8]) -> String {
     format!("<script type=\"text/plain\" id=\"{id}\">{}</script>\n", pack::base64(packed))
 }
@@ -58,15 +55,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_close_by_rows_and_by_bytes_and_know_their_first_rows() {
-        let mut blocks = Blocks::default();
-        (0..BLOCK_ROWS + 3).for_each(|at| blocks.push(&at));
-        blocks.push(&"x".repeat(BLOCK_BYTES));
-        blocks.push(&1);
-        blocks.close();
-        blocks.close();
-        assert_eq!(blocks.starts, [0, BLOCK_ROWS, BLOCK_ROWS + 4]);
-        let ids: Vec<String> = blocks.elements("q").map(|one| one.split('"').nth(3).unwrap().to_owned()).collect();
-        assert_eq!(ids, ["q0", "q1", "q2"]);
+    fn blocks_know_their_first_rows_and_those_that_nothing_points_to_are_left_out() {
+        let mut texts = Texts::default();
+        [3, 1, 4].into_iter().for_each(|n_rows| texts.push_block(n_rows, vec![n_rows as u8]));
+        assert_eq!(texts.n_rows(), 8);
+        assert_eq!(texts.used([0, 3, 7].into_iter()), [(0, &[3u8][..]), (3, &[1][..]), (4, &[4][..])]);
+        assert_eq!(texts.used([2, 6, 4].into_iter()), [(0, &[3u8][..]), (4, &[4][..])]);
+        assert_eq!(texts.used([].into_iter()), []);
     }
 }

@@ -2,13 +2,15 @@
 //! hands over samples one by one; `Page::write_with_samples` puts this part at the page's end.
 //!
 //! Made for 200,000 samples: what is filtered by stands as columns of small integers, the texts as blocks that the browser unpacks when
-//! one is opened. The list is drawn before the blocks are read. Needs JavaScript, which the rest of a page does not; nothing is fetched
+//! one is opened. Whoever makes a page packs the blocks (`pack_rows`), and may keep them for the next one. The list is drawn before the blocks are read. Needs JavaScript, which the rest of a page does not; nothing is fetched
 //! (the page's Content-Security-Policy forbids it), and texts never become markup. Computes no result of its own.
 
 mod blocks;
 mod pack;
 
-use blocks::{Blocks, element};
+pub use blocks::{Texts, pack_rows};
+
+use blocks::element;
 use serde::Serialize;
 use serde_json::json;
 use std::collections::HashMap;
@@ -26,6 +28,9 @@ const TIE: u8 = 2;
 const REFUSED: u8 = 4;
 const ABSENT: u8 = 8;
 
+/// The row of a question or answer that has no texts; as in view.js.
+const NO_ROW: u32 = u32::MAX;
+
 /// What a sample is found by.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
@@ -39,11 +44,11 @@ pub struct Asked<'a> {
     pub n_choices: usize,
     /// The right option.
     pub key: usize,
-    /// The question's texts, where they are at hand.
-    pub text: Option<QuestionText<'a>>,
+    /// The row of its texts among the questions', where they are at hand.
+    pub row: Option<usize>,
 }
 
-/// A question's texts.
+/// A question's texts: a row of the questions'.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct QuestionText<'a> {
     /// The question.
@@ -55,14 +60,31 @@ pub struct QuestionText<'a> {
 }
 
 /// What one run made of a question.
-#[derive(Clone, Debug, Default)]
-pub struct Answered<'a> {
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Answered {
     /// The predicted option; none when no answer could be read.
     pub predicted: Option<usize>,
     /// Whether that is right.
     pub is_right: bool,
     /// Whether two options shared the most votes.
     pub is_tie: bool,
+    /// Whether the question was refused.
+    pub is_refused: bool,
+    /// Generated answers.
+    pub n_votes: usize,
+    /// Those of them that name the predicted option.
+    pub n_agree: usize,
+    /// One bit a shown position that an answer chose, the first position's the lowest.
+    pub shown: u32,
+    /// Whether options were shown in another order than the source's.
+    pub is_shuffled: bool,
+    /// The row of its texts among the run's.
+    pub row: usize,
+}
+
+/// The texts of what one run made of a question: a row of the run's.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct AnswerText<'a> {
     /// Why the question was refused.
     pub refused: Option<&'a str>,
     /// SHA-256 of the prompt.
@@ -92,33 +114,33 @@ pub struct VoteText<'a> {
     pub reasoning_removed: bool,
 }
 
-/// Samples of one run, or of two over the same questions, packed for a page.
-#[derive(Debug, Default)]
-pub struct SampleBrowser {
-    run_names: Vec<String>,
-    ids: Vec<String>,
+/// Samples of one run, or of several over the same questions, packed for a page.
+#[derive(Debug)]
+pub struct SampleBrowser<'a> {
+    ids: Vec<&'a str>,
     tasks: Names,
     subjects: Names,
     task: Vec<u16>,
     subject: Vec<u32>,
     n_choices: Vec<u8>,
     key: Vec<u8>,
-    runs: Vec<RunColumns>,
-    questions: Blocks,
-    has_questions: bool,
+    question_row: Vec<u32>,
+    runs: Vec<RunColumns<'a>>,
+    questions: Option<&'a Texts>,
     is_shuffled: bool,
 }
 
 /// A run's columns.
-#[derive(Debug, Default)]
-struct RunColumns {
+#[derive(Debug)]
+struct RunColumns<'a> {
+    name: &'a str,
     predicted: Vec<u8>,
     flags: Vec<u8>,
     n_votes: Vec<u16>,
     n_agree: Vec<u16>,
-    /// One bit a shown position that an answer chose.
     shown: Vec<u32>,
-    texts: Blocks,
+    row: Vec<u32>,
+    texts: &'a Texts,
 }
 
 /// Distinct names in the order of their first appearance.
@@ -142,31 +164,50 @@ impl Names {
 /// A column's name, type and bytes.
 type Column = (String, &'static str, Vec<u8>);
 
-impl SampleBrowser {
-    /// For the run or the two runs of these names; the second is compared with the first.
-    pub fn new(run_names: &[&str]) -> Self {
-        assert!((1..=2).contains(&run_names.len()), "one run or two, not {}", run_names.len());
+/// The texts of a kind as the page names them, with the blocks that it holds.
+type Blocks<'a> = (String, Vec<(u32, &'a [u8])>, usize);
+
+impl<'a> SampleBrowser<'a> {
+    /// For runs with their names and texts, the others to be compared with the first.
+    pub fn new(runs: &[(&'a str, &'a Texts)], questions: Option<&'a Texts>) -> Self {
+        assert!(!runs.is_empty(), "no run");
+        let columns = |&(name, texts): &(&'a str, &'a Texts)| RunColumns {
+            name,
+            predicted: Vec::new(),
+            flags: Vec::new(),
+            n_votes: Vec::new(),
+            n_agree: Vec::new(),
+            shown: Vec::new(),
+            row: Vec::new(),
+            texts,
+        };
         Self {
-            run_names: run_names.iter().map(|&name| name.to_owned()).collect(),
-            runs: run_names.iter().map(|_| RunColumns::default()).collect(),
-            ..Self::default()
+            ids: Vec::new(),
+            tasks: Names::default(),
+            subjects: Names::default(),
+            task: Vec::new(),
+            subject: Vec::new(),
+            n_choices: Vec::new(),
+            key: Vec::new(),
+            question_row: Vec::new(),
+            runs: runs.iter().map(columns).collect(),
+            questions,
+            is_shuffled: false,
         }
     }
 
     /// Adds a sample with what each run made of it; `None` where a run does not hold it.
-    pub fn push(&mut self, asked: &Asked<'_>, answers: &[Option<&Answered<'_>>]) {
+    pub fn push(&mut self, asked: &Asked<'a>, answers: &[Option<Answered>]) {
         assert_eq!(answers.len(), self.runs.len(), "one answer a run");
-        self.ids.push(asked.id.to_owned());
+        self.ids.push(asked.id);
         self.task.push(u16::try_from(self.tasks.place(asked.task)).unwrap_or(u16::MAX));
         self.subject.push(u32::try_from(self.subjects.place(asked.subject)).unwrap_or(u32::MAX));
         self.n_choices.push(small(asked.n_choices));
         self.key.push(small(asked.key));
-        self.has_questions |= asked.text.is_some();
-        self.questions.push(&asked.text);
+        self.question_row.push(asked.row.map_or(NO_ROW, row_number));
         for (run, answered) in self.runs.iter_mut().zip(answers) {
             run.push(*answered);
-            let mut votes = answered.iter().flat_map(|one| &one.votes);
-            self.is_shuffled |= votes.any(|vote| !vote.order.is_sorted());
+            self.is_shuffled |= answered.is_some_and(|one| one.is_shuffled);
         }
     }
 
@@ -190,34 +231,40 @@ impl SampleBrowser {
     }
 
     /// Writes the part: what the list needs, the script, then the texts.
-    pub(crate) fn write(&mut self, out: &mut impl Write) -> io::Result<()> {
-        let (meta, packed) = self.packed_columns();
+    pub(crate) fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let blocks = self.blocks();
+        let (meta, packed) = self.packed_columns(&blocks);
         out.write_all(SKELETON.as_bytes())?;
         writeln!(out, "<script type=\"application/json\" id=\"meta\">{}</script>", pack::json(&meta))?;
         out.write_all(element("columns", &packed).as_bytes())?;
         writeln!(out, "<script>{SCRIPT}</script>")?;
-        for (name, blocks) in self.blocks() {
-            blocks.elements(name).try_for_each(|one| out.write_all(one.as_bytes()))?;
+        for (kind, blocks, _) in &blocks {
+            for (at, (_, packed)) in blocks.iter().enumerate() {
+                out.write_all(element(&format!("{kind}-{at}"), packed).as_bytes())?;
+            }
         }
         Ok(())
     }
 
-    fn blocks(&self) -> Vec<(&'static str, &Blocks)> {
-        let questions = self.has_questions.then_some(("q", &self.questions));
-        questions.into_iter().chain(["a", "b"].into_iter().zip(self.runs.iter().map(|run| &run.texts))).collect()
+    fn blocks(&self) -> Vec<Blocks<'a>> {
+        let rows = |rows: &[u32]| rows.iter().copied().filter(|&row| row != NO_ROW).collect::<Vec<_>>().into_iter();
+        let questions =
+            self.questions.map(|texts| ("q".to_owned(), texts.used(rows(&self.question_row)), texts.n_rows()));
+        let runs = self.runs.iter().enumerate();
+        let runs = runs.map(|(at, run)| (format!("r{at}"), run.texts.used(rows(&run.row)), run.texts.n_rows()));
+        questions.into_iter().chain(runs).collect()
     }
 
     /// What the script must know, and the columns with the ids after them, the widest first, so that each is aligned.
-    fn packed_columns(&mut self) -> (serde_json::Value, Vec<u8>) {
-        self.questions.close();
-        self.runs.iter_mut().for_each(|run| run.texts.close());
+    fn packed_columns(&self, blocks: &[Blocks<'_>]) -> (serde_json::Value, Vec<u8>) {
         let mut columns: Vec<Column> = vec![
-            ("subject".into(), "u32", self.subject.iter().flat_map(|one| one.to_le_bytes()).collect()),
+            ("subject".into(), "u32", wide(&self.subject)),
+            ("q_row".into(), "u32", wide(&self.question_row)),
             ("task".into(), "u16", self.task.iter().flat_map(|one| one.to_le_bytes()).collect()),
             ("n_choices".into(), "u8", self.n_choices.clone()),
             ("key".into(), "u8", self.key.clone()),
         ];
-        ["a", "b"].into_iter().zip(&self.runs).for_each(|(letter, run)| columns.extend(run.columns(letter)));
+        self.runs.iter().enumerate().for_each(|(at, run)| columns.extend(run.columns(at)));
         columns.sort_by_key(|(_, kind, _)| ["u32", "u16", "u8"].iter().position(|one| one == kind));
         let mut bytes = Vec::new();
         let mut listed = Vec::new();
@@ -227,57 +274,54 @@ impl SampleBrowser {
         }
         let ids_offset = bytes.len();
         bytes.extend(serde_json::to_vec(&self.ids).unwrap_or_default());
-        let starts: serde_json::Map<String, serde_json::Value> =
-            self.blocks().into_iter().map(|(name, blocks)| (name.to_owned(), json!(blocks.starts))).collect();
+        let told = |(kind, blocks, n_rows): &Blocks<'_>| {
+            let starts: Vec<u32> = blocks.iter().map(|(start, _)| *start).collect();
+            (kind.clone(), json!({ "starts": starts, "n_rows": n_rows }))
+        };
+        let told: serde_json::Map<String, serde_json::Value> = blocks.iter().map(told).collect();
         let meta = json!({
-            "n": self.len(), "runs": self.run_names, "tasks": self.tasks.names, "subjects": self.subjects.names,
+            "n": self.len(), "runs": self.runs.iter().map(|run| run.name).collect::<Vec<_>>(),
+            "tasks": self.tasks.names, "subjects": self.subjects.names,
             "most_choices": self.n_choices.iter().max().unwrap_or(&0), "is_shuffled": self.is_shuffled,
-            "columns": listed, "ids_offset": ids_offset, "blocks": starts,
+            "columns": listed, "ids_offset": ids_offset, "blocks": told,
         });
         (meta, pack::deflate(&bytes))
     }
 }
 
-impl RunColumns {
-    fn push(&mut self, answered: Option<&Answered<'_>>) {
-        let Some(one) = answered else {
-            self.predicted.push(NONE);
-            self.flags.push(ABSENT);
-            self.n_votes.push(0);
-            self.n_agree.push(0);
-            self.shown.push(0);
-            self.texts.push(&());
-            return;
-        };
+impl RunColumns<'_> {
+    fn push(&mut self, answered: Option<Answered>) {
         let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
+        let absent = flag(answered.is_none(), ABSENT);
+        let one = answered.unwrap_or_default();
         self.predicted.push(one.predicted.map_or(NONE, small));
-        self.flags.push(flag(one.is_right, RIGHT) | flag(one.is_tie, TIE) | flag(one.refused.is_some(), REFUSED));
-        let n_agree = one.votes.iter().filter(|vote| vote.answer.is_some() && vote.answer == one.predicted).count();
-        self.n_votes.push(u16::try_from(one.votes.len()).unwrap_or(u16::MAX));
-        self.n_agree.push(u16::try_from(n_agree).unwrap_or(u16::MAX));
-        self.shown.push(one.votes.iter().filter_map(shown_at).fold(0, |bits, place| bits | 1u32.unbounded_shl(place)));
-        self.texts.push(&json!({
-            "refused": one.refused, "prompt_sha256": one.prompt_sha256, "logps": one.logps, "votes": one.votes,
-        }));
+        self.flags.push(absent | flag(one.is_right, RIGHT) | flag(one.is_tie, TIE) | flag(one.is_refused, REFUSED));
+        self.n_votes.push(u16::try_from(one.n_votes).unwrap_or(u16::MAX));
+        self.n_agree.push(u16::try_from(one.n_agree).unwrap_or(u16::MAX));
+        self.shown.push(one.shown);
+        self.row.push(answered.map_or(NO_ROW, |one| row_number(one.row)));
     }
 
-    fn columns(&self, letter: &str) -> [Column; 5] {
-        let named = |name: &str| format!("{letter}_{name}");
-        let wide = |column: &[u16]| column.iter().flat_map(|one| one.to_le_bytes()).collect();
+    fn columns(&self, at: usize) -> [Column; 6] {
+        let named = |name: &str| format!("r{at}_{name}");
+        let short = |column: &[u16]| column.iter().flat_map(|one| one.to_le_bytes()).collect();
         [
-            (named("shown"), "u32", self.shown.iter().flat_map(|one| one.to_le_bytes()).collect()),
-            (named("n_votes"), "u16", wide(&self.n_votes)),
-            (named("n_agree"), "u16", wide(&self.n_agree)),
+            (named("shown"), "u32", wide(&self.shown)),
+            (named("row"), "u32", wide(&self.row)),
+            (named("n_votes"), "u16", short(&self.n_votes)),
+            (named("n_agree"), "u16", short(&self.n_agree)),
             (named("predicted"), "u8", self.predicted.clone()),
             (named("flags"), "u8", self.flags.clone()),
         ]
     }
 }
 
-/// Where the chosen option was shown.
-fn shown_at(vote: &VoteText<'_>) -> Option<u32> {
-    let answer = vote.answer?;
-    vote.order.iter().position(|&original| original == answer).and_then(|place| u32::try_from(place).ok())
+fn wide(column: &[u32]) -> Vec<u8> {
+    column.iter().flat_map(|one| one.to_le_bytes()).collect()
+}
+
+fn row_number(row: usize) -> u32 {
+    u32::try_from(row).unwrap_or(NO_ROW)
 }
 
 /// An option as a byte; 255 is [`NONE`].

@@ -3,26 +3,49 @@
 use super::*;
 use std::io::Read as _;
 
-fn two_runs() -> SampleBrowser {
-    let mut browser = SampleBrowser::new(&["A: one", "B: </script><script>alert(1)"]);
+/// The texts of the questions, of a run that holds all three and of one that holds the second alone, in blocks of two rows and one.
+fn texts() -> [Texts; 3] {
     let choices: Vec<String> = ["yes", "no", "maybe"].map(str::to_owned).to_vec();
-    for at in 0..3usize {
-        let id = format!("id{at}");
-        let text = QuestionText { stem: "Stem", context: None, choices: &choices };
-        let asked = Asked { task: "t", id: &id, subject: ["s", "", "s"][at], n_choices: 3, key: at, text: Some(text) };
-        let vote = |order: &'static [usize], answer| VoteText {
-            order,
-            answer,
-            text: "<img src=x onerror=alert(1)>",
-            finish_reason: "stop",
-            logp: None,
-            shots: &[],
-            reasoning_removed: false,
+    let question = QuestionText { stem: "Stem", context: None, choices: &choices };
+    let vote = |order: &'static [usize], answer| VoteText {
+        order,
+        answer,
+        text: "<img src=x onerror=alert(1)>",
+        finish_reason: "stop",
+        logp: None,
+        shots: &[],
+        reasoning_removed: false,
+    };
+    let votes = vec![vote(&[2, 0, 1], Some(2)), vote(&[0, 1, 2], Some(2)), vote(&[0, 1, 2], None)];
+    let voted = AnswerText { votes, ..AnswerText::default() };
+    let refused = AnswerText { refused: Some("too long"), ..AnswerText::default() };
+    let [mut asked, mut first, mut second] = [Texts::default(), Texts::default(), Texts::default()];
+    asked.push_block(2, pack_rows(&[question, question]));
+    asked.push_block(1, pack_rows(&[question]));
+    first.push_block(2, pack_rows(&[&voted, &voted]));
+    first.push_block(1, pack_rows(&[&voted]));
+    second.push_block(1, pack_rows(&[&refused]));
+    [asked, first, second]
+}
+
+fn two_runs(texts: &[Texts; 3]) -> SampleBrowser<'_> {
+    let [asked, first, second] = texts;
+    let runs = [("A: one", first), ("B: </script><script>alert(1)", second)];
+    let mut browser = SampleBrowser::new(&runs, Some(asked));
+    for (at, id) in ["id0", "id1", "id2"].into_iter().enumerate() {
+        let asked = Asked { task: "t", id, subject: ["s", "", "s"][at], n_choices: 3, key: at, row: Some(at) };
+        let first = Answered {
+            predicted: Some(2),
+            is_right: at == 2,
+            n_votes: 3,
+            n_agree: 2,
+            shown: 0b101,
+            is_shuffled: true,
+            row: 2 - at,
+            ..Answered::default()
         };
-        let votes = vec![vote(&[2, 0, 1], Some(2)), vote(&[0, 1, 2], Some(2)), vote(&[0, 1, 2], None)];
-        let first = Answered { predicted: Some(2), is_right: at == 2, votes, ..Answered::default() };
-        let second = Answered { refused: Some("too long"), ..Answered::default() };
-        browser.push(&asked, &[Some(&first), (at == 1).then_some(&second)]);
+        let second = Answered { is_refused: true, ..Answered::default() };
+        browser.push(&asked, &[Some(first), (at == 1).then_some(second)]);
     }
     browser
 }
@@ -46,16 +69,18 @@ fn inflated(html: &str, id: &str) -> Vec<u8> {
     bytes
 }
 
-fn html(browser: &mut SampleBrowser) -> String {
+fn html() -> String {
+    let texts = texts();
+    let browser = two_runs(&texts);
     let mut bytes = Vec::new();
     browser.write(&mut bytes).unwrap();
     String::from_utf8(bytes).unwrap()
 }
 
-/// By hand: the first vote showed option 2 first, the second showed it third: bits 0 and 2 make 5; two of three votes agree.
+/// The first run's answers stand in its file the other way round; the second holds the second question alone.
 #[test]
 fn columns_stand_where_the_page_says() {
-    let html = html(&mut two_runs());
+    let html = html();
     let meta = html.split("id=\"meta\">").nth(1).unwrap().split("</script>").next().unwrap();
     let meta: serde_json::Value = serde_json::from_str(meta).unwrap();
     let bytes = inflated(&html, "columns");
@@ -73,23 +98,29 @@ fn columns_stand_where_the_page_says() {
     };
     assert_eq!(column("key"), [0, 1, 2]);
     assert_eq!(column("subject"), [0, 1, 0]);
-    assert_eq!((column("a_predicted"), column("b_predicted")), (vec![2; 3], vec![255; 3]));
-    assert_eq!((column("a_flags"), column("b_flags")), (vec![0, 0, 1], vec![8, 4, 8]));
-    assert_eq!((column("a_n_votes"), column("a_n_agree"), column("a_shown")), (vec![3; 3], vec![2; 3], vec![5; 3]));
+    assert_eq!((column("r0_predicted"), column("r1_predicted")), (vec![2; 3], vec![255; 3]));
+    assert_eq!((column("r0_flags"), column("r1_flags")), (vec![0, 0, 1], vec![8, 4, 8]));
+    assert_eq!((column("r0_n_votes"), column("r0_n_agree"), column("r0_shown")), (vec![3; 3], vec![2; 3], vec![5; 3]));
+    let none = u32::MAX;
+    assert_eq!(
+        (column("q_row"), column("r0_row"), column("r1_row")),
+        (vec![0, 1, 2], vec![2, 1, 0], vec![none, 0, none])
+    );
+    assert_eq!(meta["blocks"]["r0"], json!({ "starts": [0, 2], "n_rows": 3 }));
     let ids = &bytes[meta["ids_offset"].as_u64().unwrap() as usize..];
     assert_eq!(serde_json::from_slice::<Vec<String>>(ids).unwrap(), ["id0", "id1", "id2"]);
     assert_eq!((&meta["is_shuffled"], &meta["most_choices"]), (&true.into(), &3.into()));
-    let rows: serde_json::Value = serde_json::from_slice(&inflated(&html, "b0")).unwrap();
-    assert_eq!((&rows[0], &rows[1]["refused"]), (&serde_json::Value::Null, &"too long".into()));
+    let rows: serde_json::Value = serde_json::from_slice(&inflated(&html, "r1-0")).unwrap();
+    assert_eq!(rows[0]["refused"], "too long");
 }
 
 #[test]
 fn no_text_stands_in_the_page_as_markup() {
-    let html = html(&mut two_runs());
+    let html = html();
     assert!(!html.contains("<img") && !html.contains("alert(1)</"), "answers and names");
     assert_eq!(html.matches("<script").count(), html.matches("</script>").count());
-    // The names' own `<` are escaped: meta, columns, the script, and the blocks q0, a0, b0.
-    assert_eq!(html.matches("<script").count(), 6);
+    // The names' own `<` are escaped: meta, columns, the script, and the blocks q-0, q-1, r0-0, r0-1, r1-0.
+    assert_eq!(html.matches("<script").count(), 8);
     assert!(!SCRIPT.contains("innerHTML") && !SCRIPT.contains("</script") && !SCRIPT.contains("<!--"));
 }
 
@@ -105,5 +136,5 @@ fn the_policy_allows_this_script_and_no_other_and_no_network() {
 
 #[test]
 fn equal_samples_give_equal_bytes() {
-    assert_eq!(html(&mut two_runs()), html(&mut two_runs()));
+    assert_eq!(html(), html());
 }

@@ -3,7 +3,7 @@
 'use strict';
 (async () => {
   const ROW_PX = 28, SPARE_ROWS = 8, KEPT_BLOCKS = 48, PAGE_ROWS = 20;
-  const NONE = 255, RIGHT = 1, TIE = 2, REFUSED = 4, ABSENT = 8; // as in view/mod.rs
+  const NONE = 255, NO_ROW = 0xffffffff, RIGHT = 1, TIE = 2, REFUSED = 4, ABSENT = 8; // as in view/mod.rs
   const at = (id) => document.getElementById(id);
   const meta = JSON.parse(at('meta').textContent);
   const n = meta.n, isPaired = meta.runs.length > 1;
@@ -23,11 +23,12 @@
   for (const { name, kind, offset } of meta.columns) column[name] = new kinds[kind](packed, offset, n);
   const ids = JSON.parse(utf8.decode(new Uint8Array(packed, meta.ids_offset)));
   let lowerIds = null; // made at the first search
-  const run = (letter) => ({
-    predicted: column[letter + '_predicted'], flags: column[letter + '_flags'], nVotes: column[letter + '_n_votes'],
-    nAgree: column[letter + '_n_agree'], shown: column[letter + '_shown'],
+  const runs = meta.runs.map((_, index) => {
+    const of = (name) => column[`r${index}_${name}`];
+    return { predicted: of('predicted'), flags: of('flags'), nVotes: of('n_votes'), nAgree: of('n_agree'), shown: of('shown') };
   });
-  const a = run('a'), b = isPaired ? run('b') : null;
+  const a = runs[0];
+  let b = isPaired ? runs[1] : null; // what a is held against
 
   const waiting = []; // the page's end, with the last blocks, may not be read yet
   document.addEventListener('DOMContentLoaded', () => waiting.forEach((go) => go()));
@@ -51,28 +52,31 @@
     }
     return parsed.get(name);
   }
-  function place(letter, i) { // the block of sample i, and where in it
-    const starts = meta.blocks[letter];
+  const rowOf = (kind, i) => column[kind + '_row'][i];
+  function place(kind, i) { // the block of sample i's row, and where in it
+    const row = rowOf(kind, i), starts = meta.blocks[kind].starts;
     let low = 0, high = starts.length - 1;
     while (low < high) {
       const middle = (low + high + 1) >> 1;
-      if (starts[middle] <= i) low = middle; else high = middle - 1;
+      if (starts[middle] <= row) low = middle; else high = middle - 1;
     }
-    return [letter + low, i - starts[low]];
+    return [`${kind}-${low}`, row - starts[low]];
   }
-  async function texts(letter, i) {
-    const [name, row] = place(letter, i);
+  async function texts(kind, i) {
+    if (!meta.blocks[kind] || rowOf(kind, i) === NO_ROW) return null;
+    const [name, row] = place(kind, i);
     return (await block(name))[row];
   }
 
   // ---- state: what the fragment of the address says -----------------------------------------------------------------------------
-  const FIELDS = ['search', 'task', 'outcome', 'changed', 'key', 'answer', 'shown', 'subject'];
+  const FIELDS = ['search', 'task', 'outcome', 'against', 'changed', 'key', 'answer', 'shown', 'subject'];
   const letter = (option) => (option < 26 ? String.fromCharCode(65 + option) : String(option + 1));
   const options = (names) => names.map((name, i) => [String(i), name]);
   const letters = options(Array.from({ length: meta.most_choices }, (_, i) => letter(i)));
   const menus = {
     task: meta.tasks.map((name) => [name, name]),
     outcome: [['right', 'right'], ['wrong', 'wrong, all'], ['unparsed', 'unparsed'], ['refused', 'refused'], ['tie', 'tied vote']],
+    against: meta.runs.slice(2).map((_, index) => [letter(index + 2), letter(index + 2)]),
     changed: isPaired ? [['right-wrong', 'right → wrong'], ['wrong-right', 'wrong → right'], ['answer', 'another answer'], ['same', 'same answer']] : [],
     key: letters.map(([, name]) => [name, name]),
     answer: letters.map(([, name]) => [name, name]),
@@ -80,7 +84,7 @@
     subject: meta.subjects.length > 1 ? meta.subjects.map((name) => [name, name || '(none)']) : [],
   };
   for (const [id, entries] of Object.entries(menus)) {
-    const any = new Option('all', '');
+    const any = new Option(id === 'against' ? 'B' : 'all', '');
     at(id).replaceChildren(any, ...entries.map(([value, text]) => new Option(text, value === '' ? ' ' : value)));
     at(id).parentElement.hidden = entries.length < (id === 'task' ? 2 : 1);
   }
@@ -106,6 +110,7 @@
   // ---- filters ----------------------------------------------------------------------------------------------------------------
   function predicates() {
     const tests = [];
+    if (isPaired) b = runs[value('against') ? value('against').charCodeAt(0) - 65 : 1];
     const chosen = (id, list) => list.indexOf(value(id) === ' ' ? '' : value(id));
     const names = letters.map(([, name]) => name);
     if (value('task')) { const task = chosen('task', meta.tasks); tests.push((i) => column.task[i] === task); }
@@ -130,7 +135,8 @@
     if (search) {
       lowerIds ??= ids.map((id) => id.toLowerCase());
       const inTexts = at('in-texts').checked ? hits : null;
-      tests.push((i) => lowerIds[i].includes(search) || (inTexts !== null && inTexts[i] === 1));
+      const isHit = (i) => Object.keys(inTexts).some((kind) => inTexts[kind][rowOf(kind, i)] === 1);
+      tests.push((i) => lowerIds[i].includes(search) || (inTexts !== null && isHit(i)));
     }
     return tests;
   }
@@ -148,34 +154,34 @@
   }
   const number = (count) => count.toLocaleString('en');
   function tellCount(progress = '') {
-    let right = 0, rightB = 0, inB = 0;
-    for (const i of shownRows) {
-      right += a.flags[i] & RIGHT;
-      if (b && !(b.flags[i] & ABSENT)) { inB++; rightB += b.flags[i] & RIGHT; }
-    }
     const share = (count, of) => (of ? ((100 * count) / of).toFixed(2) + ' %' : '-');
-    const first = isPaired ? ' in A' : '';
-    const second = isPaired ? `, ${share(rightB, inB)} in B` : '';
-    at('count').textContent = `${number(shownRows.length)} of ${number(n)} samples, ${share(right, shownRows.length)} right${first}${second}${progress}`;
+    const shares = runs.map(({ flags }, index) => {
+      let right = 0, held = 0;
+      for (const i of shownRows) if (!(flags[i] & ABSENT)) { held++; right += flags[i] & RIGHT; }
+      return share(right, held) + (index === 0 ? ' right' : '') + (isPaired ? ' in ' + letter(index) : '');
+    });
+    at('count').textContent = `${number(shownRows.length)} of ${number(n)} samples, ${shares.join(', ')}${progress}`;
   }
   // Texts are searched block by block; a newer search ends an older one.
   async function scan() {
     const search = at('in-texts').checked ? value('search').toLowerCase() : '';
     if (search === hitsFor) return;
     hitsFor = search;
-    hits = search ? new Uint8Array(n) : null;
+    const kindsOf = Object.keys(meta.blocks);
+    hits = search ? Object.fromEntries(kindsOf.map((kind) => [kind, new Uint8Array(meta.blocks[kind].n_rows)])) : null;
     if (!search) return;
     const inJson = JSON.stringify(search).slice(1, -1).toLowerCase();
-    const kindsOf = Object.keys(meta.blocks), nBlocks = kindsOf.reduce((sum, kind) => sum + meta.blocks[kind].length, 0);
+    const nBlocks = kindsOf.reduce((sum, kind) => sum + meta.blocks[kind].starts.length, 0);
     let done = 0, drawn = performance.now();
     for (const kind of kindsOf) {
-      for (let index = 0; index < meta.blocks[kind].length; index++) {
-        const text = utf8.decode(await unpack(await element(kind + index)));
+      const starts = meta.blocks[kind].starts;
+      for (let index = 0; index < starts.length; index++) {
+        const text = utf8.decode(await unpack(await element(`${kind}-${index}`)));
         if (hitsFor !== search) return;
         done++;
         if (text.toLowerCase().includes(inJson)) {
           JSON.parse(text).forEach((row, i) => {
-            if (row && textOf(kind, row).toLowerCase().includes(search)) hits[meta.blocks[kind][index] + i] = 1;
+            if (row && textOf(kind, row).toLowerCase().includes(search)) hits[kind][starts[index] + i] = 1;
           });
         }
         if (performance.now() - drawn > 250) {
@@ -212,16 +218,17 @@
     made.style.top = place * ROW_PX + 'px';
     made.dataset.sample = i;
     made.append(make('span', 'nr', String(i + 1)));
-    for (const one of b ? [a, b] : [a]) { const [sign, kind] = mark(one, i); made.append(make('span', 'mark ' + kind, sign)); }
+    for (const one of runs) { const [sign, kind] = mark(one, i); made.append(make('span', 'mark ' + kind, sign)); }
     const votes = a.nVotes[i] > 1 ? ` ${a.nAgree[i]}/${a.nVotes[i]}` : '';
-    made.append(make('span', 'vs', `${letter(column.key[i])}: ${answered(a, i)}${b ? ' ' + answered(b, i) : ''}${votes}`));
+    made.append(make('span', 'vs', `${letter(column.key[i])}: ${runs.map((one) => answered(one, i)).join(' ')}${votes}`));
     made.append(make('span', 'id', ids[i]), make('span', 'stem'));
     return made;
   }
   function heads() {
-    const marks = b ? ['A', 'B'] : [''];
+    const names = runs.map((_, index) => letter(index)), marks = isPaired ? names : [''];
+    if (runs.length > 2) at('left').style.setProperty('--vs', `${3 + 1.1 * runs.length}rem`);
     at('heads').replaceChildren(make('span', 'nr', '#'), ...marks.map((name) => make('span', 'mark', name)),
-      make('span', 'vs', isPaired ? 'key: A B' : 'key: answer'), make('span', 'id', 'id'), make('span', 'stem', 'question'));
+      make('span', 'vs', isPaired ? 'key: ' + names.join(' ') : 'key: answer'), make('span', 'id', 'id'), make('span', 'stem', 'question'));
   }
   let excerptTimer = 0;
   function draw() {
@@ -240,7 +247,9 @@
     if (question) made.lastChild.textContent = question.stem.slice(0, 300).replace(/\s+/g, ' ');
   }
   function excerptIfAtHand(made) {
-    const [name, index] = meta.blocks.q ? place('q', Number(made.dataset.sample)) : [];
+    const i = Number(made.dataset.sample);
+    if (!meta.blocks.q || rowOf('q', i) === NO_ROW) return;
+    const [name, index] = place('q', i);
     if (parsed.has(name)) putExcerpt(made, parsed.get(name)[index]);
   }
   async function excerpt(made) {
@@ -251,8 +260,7 @@
   async function show() {
     const i = open, detail = at('detail');
     if (i < 0) { detail.replaceChildren(make('p', 'soft', 'Choose a sample: a click, or up and down in the list. / goes to the search.')); return; }
-    const [question, ...answers] = await Promise.all(
-      [meta.blocks.q ? texts('q', i) : null, texts('a', i), b ? texts('b', i) : null]);
+    const [question, ...answers] = await Promise.all([texts('q', i), ...runs.map((_, index) => texts('r' + index, i))]);
     if (i !== open) return;
     const parts = [make('h3', '', `${meta.tasks[column.task[i]]}/${ids[i]}`)];
     const subject = meta.subjects[column.subject[i]];
@@ -281,16 +289,16 @@
       const item = make('li', option === column.key[i] ? 'key' : ''), text = make('span');
       text.append(make('span', 'choice', question ? question.choices[option] ?? '' : ''));
       if (option === column.key[i]) text.append(make('span', 'tag right', 'key'));
-      (b ? [a, b] : [a]).forEach((one, at) => {
+      runs.forEach((one, at) => {
         if (one.predicted[i] !== option || one.flags[i] & ABSENT) return;
-        text.append(make('span', 'tag ' + (option === column.key[i] ? 'right' : 'wrong'), isPaired ? `answer of ${'AB'[at]}` : 'answer'));
+        text.append(make('span', 'tag ' + (option === column.key[i] ? 'right' : 'wrong'), isPaired ? `answer of ${letter(at)}` : 'answer'));
       });
       item.append(make('strong', '', letter(option)), text);
       shares.forEach((share, at) => {
         if (!share) return;
         const bar = make('span', 'prob'), length = make('i');
         length.style.width = (100 * share[option]).toFixed(2) + '%';
-        bar.append(make('span', '', isPaired ? 'AB'[at] : ''), length,
+        bar.append(make('span', '', isPaired ? letter(at) : ''), length,
           make('span', '', `${(100 * share[option]).toFixed(1)} % (logp ${answers[at].logps[option].toFixed(3)})`));
         item.append(bar);
       });
@@ -299,7 +307,7 @@
     return list;
   }
   function answer(i, at, name, text) {
-    const one = at === 0 ? a : b, parts = [];
+    const one = runs[at], parts = [];
     if (one.flags[i] & ABSENT || !text) return [make('h4', '', name), make('p', 'soft', 'This question is not in the run.')];
     const [sign, kind] = mark(one, i);
     const words = { '✓': 'right', '✗': 'wrong', '⊘': 'refused', '∅': 'unparsed' }[sign];

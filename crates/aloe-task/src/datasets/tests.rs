@@ -35,6 +35,36 @@ fn medqa_reads_all_three_layouts_to_the_same_question() {
     assert_eq!((a.key, a.choices[1].as_str()), (1, "two"));
 }
 
+/// Files that pyarrow wrote in the Hub's columns (`oracles/parquet_layouts.py`).
+#[test]
+fn the_hubs_parquet_layouts_are_read_with_their_lists_and_keys() {
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/parquet");
+    let bone = ["Tibia", "Ulna", "Femur", "Radius"];
+    let insulin = ["Pancreas", "Liver", "Spleen", "Kidney"];
+    let check = |task: Task, folder: &str, ids: [&str; 2], subjects: [&str; 2], second: &[&str]| {
+        let found = task.load(&golden.join(folder), Split::Test).unwrap();
+        assert_eq!(found.len(), 2, "{}", task.name());
+        assert_eq!((found[0].stem.as_str(), found[0].key), ("Which bone is in the thigh?", 2), "{}", task.name());
+        assert_eq!(found[0].choices, bone, "{}", task.name());
+        assert_eq!(
+            (&found[1].choices[..], found[1].key),
+            (&second.iter().map(|text| text.to_string()).collect::<Vec<_>>()[..], 0)
+        );
+        assert_eq!([&found[0].id, &found[1].id], ids, "{}", task.name());
+        assert_eq!([&found[0].subject, &found[1].subject], subjects, "{}", task.name());
+        assert!(found[1].source.ends_with("test-00000-of-00001.parquet#2"), "{}", found[1].source);
+    };
+    let five = [&insulin[..], &["Lung"]].concat();
+    let medqa = ["medqa_4options_test_0", "medqa_4options_test_1"];
+    check(Task::Medqa4, "lettered", medqa, ["step1", "step2&3"], &insulin);
+    check(Task::Medqa4, "hf", medqa, ["", ""], &insulin);
+    check(Task::CareqaEn, "", ["u-1", "u-2"], ["Medicine", "Biology"], &insulin);
+    check(Task::HeadqaEn, "", ["Cuaderno_2016_1_M_7", "Cuaderno_2013_1_B_8"], ["medicine", "biology"], &five);
+    let nerves = ["Phrenic", "Vagus", "Median", "Ulnar"];
+    let mmlu = ["mmlu_anatomy_test_0", "mmlu_anatomy_test_1"];
+    check(Task::Mmlu(Subject::Anatomy), "", mmlu, ["anatomy", "anatomy"], &nerves);
+}
+
 #[test]
 fn medqa_reads_the_rationale_that_mmedbench_and_other_copies_have_beside_the_question() {
     let check = |more: &str| {

@@ -55,12 +55,13 @@ fn delimited(prefix: &str, suffix: &str, delimiter: &str) -> String {
 /// For each of `n_questions` questions in file order, the pool indices of its `k` examples: MMLU takes the first `k` of
 /// dev; the others one `random.sample` per question from one generator, so a question's examples depend on its place. Where the pool is
 /// the test set itself (CareQA), one more is drawn and the question itself taken out (`ContextSampler.sample`).
-pub fn shot_indices(task: Task, n_pool: usize, n_questions: usize, k: usize) -> Result<Vec<Vec<usize>>> {
-    let n_drawn = k + usize::from(task.shots_from_test());
-    if n_drawn > n_pool {
-        let file = "its harness pool".into();
-        return Err(Error::Pool { task: task.name(), n_shots: k, n_pool, file });
+pub fn shot_indices(task: Task, pool: &[Question], n_questions: usize, k: usize) -> Result<Vec<Vec<usize>>> {
+    let n_others = pool.len().saturating_sub(usize::from(task.shots_from_test()));
+    if k > n_others {
+        let file = pool.first().map_or_else(|| "an empty file".to_owned(), |first| first.source.clone());
+        return Err(Error::Pool { task: task.name(), n_shots: k, n_pool: n_others, file });
     }
+    let (n_pool, n_drawn) = (pool.len(), k + pool.len() - n_others);
     if let Task::Mmlu(_) = task {
         return Ok(vec![(0..k).collect(); n_questions]);
     }
@@ -177,10 +178,30 @@ mod tests {
         assert!(text.starts_with("Be brief.Question:"), "as the harness joins them: {text}");
     }
 
+    fn pool(n: usize, file: &str) -> Vec<Question> {
+        let one = |at: usize| Question { source: format!("{file}:{}", at + 1), ..sample(&["a", "b"], None) };
+        (0..n).map(one).collect()
+    }
+
     #[test]
-    fn mmlu_takes_the_first_of_dev_and_more_examples_than_the_pool_holds_are_refused() {
-        let mmlu = Task::Mmlu(Subject::Anatomy);
-        assert_eq!(shot_indices(mmlu, 5, 2, 3).unwrap(), [[0, 1, 2], [0, 1, 2]]);
-        assert!(shot_indices(mmlu, 5, 2, 6).is_err());
+    fn mmlu_takes_the_first_of_dev_and_more_examples_than_the_pool_holds_are_refused_with_its_file() {
+        let (mmlu, dev) = (Task::Mmlu(Subject::Anatomy), pool(5, "mmlu/dev/anatomy_dev.csv"));
+        assert_eq!(shot_indices(mmlu, &dev, 2, 3).unwrap(), [[0, 1, 2], [0, 1, 2]]);
+        let refused = |task, pool: &[Question], k| shot_indices(task, pool, 2, k).unwrap_err().to_string();
+        let words = "6 examples asked for, but the pool of task `mmlu_anatomy` holds 5 (mmlu/dev/anatomy_dev.csv:1)";
+        assert_eq!(refused(mmlu, &dev, 6), words);
+        // Of six test questions five are others than the one that is asked.
+        let words = "6 examples asked for, but the pool of task `careqa_en` holds 5 (careqa/CareQA_en.json:1)";
+        assert_eq!(refused(Task::CareqaEn, &pool(6, "careqa/CareQA_en.json"), 6), words);
+        assert!(refused(Task::CareqaEn, &[], 1).ends_with("holds 0 (an empty file)"));
+    }
+
+    /// lm_eval 0.4.13: `ContextSampler(df=docs, rnd=1234).sample(2, eval_doc=docs[i])` for i of 0 to 5, six docs.
+    #[test]
+    fn careqas_examples_are_other_test_questions_as_the_harness_draws_them() {
+        let test = pool(6, "careqa/CareQA_en.json");
+        let expected = [[3, 4], [0, 4], [5, 0], [2, 1], [0, 5], [4, 3]];
+        assert_eq!(shot_indices(Task::CareqaEn, &test, 6, 2).unwrap(), expected);
+        assert_eq!(shot_indices(Task::CareqaEs, &test, 6, 5).unwrap().concat().len(), 30, "all others");
     }
 }

@@ -335,6 +335,7 @@ fn eval(
     let encoders = Encoders { embedder, reranker, classifier: classifier.as_ref() };
     let progress = Progress::new("eval", 0, "questions");
     let results = aloe_eval::eval(&engine, &config, encoders, folder, &progress, &context.cancel)?;
+    aloe_eval::view::keep_index(folder);
     compared.conclude(results, &config, folder, record)?;
     note_cache(&engine, &stage.answer_cache, record)?;
     note_memory(&engine, record)?;

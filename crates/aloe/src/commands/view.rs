@@ -1,30 +1,45 @@
-//! `aloe view`: a page for looking at an evaluation, finished or under way. Writes the page and nothing else, and never into the run's
-//! folder: a stage's record vouches for all that lies there.
+//! `aloe view`: a page for looking at an evaluation, finished or under way. Writes the page and, of long runs, an index beside the run;
+//! nothing into the run's folder: a stage's record vouches for all that lies there.
 
 use crate::cli::ViewArgs;
 use crate::failure::Failure;
 use crate::outputs;
-use aloe_eval::view::{Run, write};
+use aloe_eval::view::{MOST_RUNS, Run, index_path, write};
 use aloe_record::{Record, atomic};
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Reads the runs and writes the page.
 pub(crate) fn run(args: &ViewArgs) -> anyhow::Result<()> {
-    let names = names(&args.run, args.against.as_deref());
-    let mut notes = Vec::new();
-    let mut read = |folder: &Path, name: &str| -> anyhow::Result<Run> {
-        let folder = existing(folder)?;
-        notes.extend(changed(&folder).map(|words| format!("{name}: {words}")));
-        Ok(Run::read(&folder, name)?)
-    };
-    let first = read(&args.run, &names.0)?;
-    let second = args.against.as_deref().map(|folder| read(folder, &names.1)).transpose()?;
+    let folders: Vec<&Path> = [&args.run].into_iter().chain(&args.against).map(PathBuf::as_path).collect();
+    if folders.len() > MOST_RUNS {
+        return Err(Failure::usage(format!("{} runs: a page shows {MOST_RUNS} at most", folders.len())).into());
+    }
+    let found: Vec<PathBuf> = folders.iter().map(|folder| existing(folder)).collect::<anyhow::Result<_>>()?;
+    let names = names(&folders);
+    // What a record vouches for is hashed while the runs are read.
+    let (notes, runs) = std::thread::scope(|scope| {
+        let checked = scope.spawn(|| {
+            let notes = found.iter().zip(&names).map(|(folder, name)| Some(format!("{name}: {}", changed(folder)?)));
+            notes.flatten().collect::<Vec<String>>()
+        });
+        let read = |(folder, name): (&PathBuf, &String)| Run::read(folder, name, &index_path(folder));
+        let runs: aloe_eval::Result<Vec<Run>> = found.iter().zip(&names).map(read).collect();
+        (checked.join().unwrap_or_default(), runs)
+    });
+    let runs = runs?;
+    for (folder, run) in found.iter().zip(&runs) {
+        if let Some(reason) = &run.unkept {
+            let index = index_path(folder);
+            aloe_record::tell(&format!("warning: {} is not kept, and read anew next time: {reason}", index.display()));
+        }
+    }
     let out = match &args.out {
         Some(out) => out.clone(),
         None => beside(&args.run)?,
     };
-    write(&first, second.as_ref(), &notes, &out)?;
+    write(&runs[0], &runs[1..], &notes, &out)?;
     writeln!(std::io::stdout(), "{}", out.display())?;
     Ok(())
 }
@@ -65,19 +80,21 @@ fn beside(run: &Path) -> anyhow::Result<PathBuf> {
     Ok(whole.with_file_name(format!("{name}.html")))
 }
 
-/// The runs' names: their folders', with the folders above where those are alike.
-fn names(first: &Path, second: Option<&Path>) -> (String, String) {
-    let parts = |path: &Path| -> Vec<String> {
+/// The runs' names: their folders', with as many of the folders above as tell them apart.
+fn names(folders: &[&Path]) -> Vec<String> {
+    let parts = |path: &&Path| -> Vec<String> {
         let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         whole.components().rev().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect()
     };
-    let (first, second) = (parts(first), second.map(parts).unwrap_or_default());
-    let n_alike = first.iter().zip(&second).take_while(|(a, b)| a == b).count();
-    let name = |parts: &[String]| {
-        let taken: Vec<&str> = parts.iter().take(n_alike + 1).rev().map(String::as_str).collect();
-        taken.join("/")
+    let parts: Vec<Vec<String>> = folders.iter().map(parts).collect();
+    let named = |n: usize| -> Vec<String> {
+        let name = |parts: &Vec<String>| parts.iter().take(n).rev().map(String::as_str).collect::<Vec<_>>().join("/");
+        parts.iter().map(name).collect()
     };
-    (name(&first), name(&second))
+    let are_apart = |n: &usize| named(*n).iter().collect::<BTreeSet<_>>().len() == folders.len();
+    let most = parts.iter().map(Vec::len).max().unwrap_or(1);
+    // One folder twice has no two names.
+    named((1..=most).find(are_apart).unwrap_or(1))
 }
 
 #[cfg(test)]
@@ -86,10 +103,11 @@ mod tests {
 
     #[test]
     fn runs_are_called_by_their_folders_and_by_those_above_where_these_are_alike() {
-        let of = |a: &str, b: Option<&str>| names(Path::new(a), b.map(Path::new));
-        assert_eq!(of("/x/a/eval", None).0, "eval");
-        assert_eq!(of("/x/a/eval", Some("/x/b/base")), ("eval".into(), "base".into()));
-        assert_eq!(of("/x/a/eval", Some("/x/b/eval")), ("a/eval".into(), "b/eval".into()));
+        let of = |folders: &[&str]| names(&folders.iter().map(Path::new).collect::<Vec<_>>());
+        assert_eq!(of(&["/x/a/eval"]), ["eval"]);
+        assert_eq!(of(&["/x/a/eval", "/x/b/base"]), ["eval", "base"]);
+        assert_eq!(of(&["/x/a/eval", "/x/b/eval", "/x/b/base"]), ["a/eval", "b/eval", "b/base"]);
+        assert_eq!(of(&["/x/eval", "/x/eval"]), ["eval", "eval"]);
     }
 
     #[test]

@@ -268,6 +268,19 @@ fn medprompt_leaves_the_test_question_itself_out_of_its_examples_and_counts_it()
     let shots = |sample: &Value| sample["votes"][0]["shots"].to_string();
     assert!(!shots(&samples[1]).contains("again"), "{}", shots(&samples[1]));
     assert!([0, 2, 3].iter().all(|&at| shots(&samples[at]).contains("again")), "the copy serves other questions");
+    // The compatibility switch lets it in, says so, and still tells such questions apart.
+    let out = dir.path().join("included");
+    let more = ["--shots", "6", "--limit", "4", "--data", data.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let (_, stderr, code) = run(&[&args[..], &more, &["--set", "include_same=true"]].concat());
+    assert_eq!(code, 0, "{stderr}");
+    let task = &read(&out.join("results.json"))["tasks"][0];
+    let notes = &task["notes"];
+    assert_eq!(notes["excluded_as_the_question_itself"], 0, "{notes}");
+    assert_eq!(notes["included_although_the_question_itself"], 1, "{notes}");
+    assert_eq!(notes["filled_with_fixed_examples"], 0, "{notes}");
+    let sample = &lines(&out.join("samples.jsonl"))[1];
+    assert!(sample["votes"][0]["shots"].as_array().unwrap().last().unwrap() == "the-test-question-again", "{sample}");
+    assert_eq!(task["by_pool"].as_array().unwrap().len(), 2, "{task}");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! A client that is killed in mid-run: no request that a server answered is sent again.
 
-use super::server::{Model, Reply, Server};
+use super::server::{Model, Reply, Server, text};
 use super::{eval, lines, starter};
-use crate::{aloe, stories};
+use crate::{aloe, root, run, stories};
 use std::collections::HashMap;
 use std::path::Path;
 use std::process::Stdio;
@@ -33,11 +33,17 @@ fn falls_silent(
 
 /// Starts `aloe eval MODEL` with `more` and kills it when all of its 16 connections wait for an answer.
 fn killed(server: &Server, n_answers: usize, out: &Path, more: &[&str]) {
-    let mut command = aloe();
-    command.args(["eval", &server.model(), "--data", &starter(), "--dtype", "f32", "--out", out.to_str().unwrap()]);
-    let mut child = command.args(more).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let starter = starter();
+    let model = server.model();
+    let args = ["eval", &model, "--data", &starter, "--dtype", "f32", "--out", out.to_str().unwrap()];
+    killed_at(server, n_answers + 16, &[&args[..], more].concat());
+}
+
+/// Starts `aloe` and kills it when `server` was asked `n_asked` times.
+fn killed_at(server: &Server, n_asked: usize, args: &[&str]) {
+    let mut child = aloe().args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let started = Instant::now();
-    while server.n_asked() < n_answers + 16 {
+    while server.n_asked() < n_asked {
         assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
         assert!(started.elapsed().as_secs() < 60, "{} requests came", server.n_asked());
         std::thread::sleep(Duration::from_millis(20));
@@ -101,4 +107,94 @@ fn votes_that_a_killed_client_was_given_are_not_asked_for_again() {
     };
     // One request asks for a question's three votes; each question is asked twice.
     check(20, &more, 60, answer);
+}
+
+/// The client is killed when it was asked `n_at_kill` times: it then waits on all of its connections for the model beside the one under
+/// evaluation, which has given `n_answers` answers, and is asked for none of them again. Nor is `model` asked again what it answered
+/// before; `n_again` are the noise floor's. `n_asked` tells from the finished run how often the one beside must be asked in all.
+fn check_beside(
+    model: &Server,
+    (n_answers, n_at_kill, n_again): (usize, usize, usize),
+    beside: impl Fn(&super::Asked) -> Reply + Send + Sync + 'static,
+    args: impl Fn(&str, &str) -> Vec<String>,
+    n_asked: impl Fn(&Path) -> usize,
+) {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let (server, answered, goes_on) = falls_silent(n_answers, beside);
+    let args = args(&server.model(), out.to_str().unwrap());
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    killed_at(&server, n_at_kill, &args);
+    let first = answered.lock().unwrap().clone();
+    assert_eq!(first.values().sum::<usize>(), n_answers);
+    let n_model = model.n_asked();
+    goes_on.store(true, Ordering::SeqCst);
+    // Those whose client is gone are answered now.
+    std::thread::sleep(Duration::from_millis(1500));
+    answered.lock().unwrap().clone_from(&first);
+    let (_, stderr, code) = run(&args);
+    assert_eq!(code, 0, "{stderr}");
+    let n_answered: usize = answered.lock().unwrap().values().sum();
+    assert_eq!(n_answered, n_asked(&out), "answers beside, {n_answers} of them before the kill");
+    assert_eq!(model.n_asked(), n_model + n_again, "the model's answers stand");
+}
+
+fn owned(args: &[&str]) -> Vec<String> {
+    args.iter().map(|arg| (*arg).to_owned()).collect()
+}
+
+#[test]
+fn verdicts_that_a_killed_client_was_given_are_not_asked_for_again() {
+    let model = Server::start(|_, _| text("It is so."));
+    let beside = |_: &super::Asked| text("They agree.\n<VERDICT>1</VERDICT>");
+    let data = tempfile::tempdir().unwrap();
+    std::fs::create_dir(data.path().join("open")).unwrap();
+    let row = |at: usize| {
+        let row = serde_json::json!({ "id": at.to_string(), "question": format!("Is {at} a number?"), "correct_answer": "It is." });
+        format!("{row}\n")
+    };
+    let rows: String = (0..40).map(row).collect();
+    std::fs::write(data.path().join("open/starter_open_test.jsonl"), rows).unwrap();
+    let args = |judge: &str, out: &str| {
+        let args = ["eval", &model.model(), "--server-template", "--tasks", "starter_open", "--judge", judge];
+        owned(&[&args[..], &["--data", data.path().to_str().unwrap(), "--out", out]].concat())
+    };
+    check_beside(&model, (7, 7 + 16, 0), beside, args, |_| 40);
+}
+
+#[test]
+fn specialties_that_a_killed_client_was_told_are_not_asked_for_again() {
+    let model = Server::start(|_, asked| {
+        let n = asked.body["n"].as_u64().unwrap_or(1);
+        super::server::texts(&(0..n).map(|_| "Answer: [A]".to_owned()).collect::<Vec<_>>())
+    });
+    let beside = |_: &super::Asked| text("The category is: Surgery");
+    let args = |classifier: &str, out: &str| {
+        let args = ["eval", &model.model(), "--server-template", "--tasks", "starter_mcqa", "--strategy", "cot"];
+        let set = ["--limit", "20", "--set", &format!("specialties=\"{classifier}\"")];
+        owned(&[&args[..], &set, &["--data", &starter(), "--out", out]].concat())
+    };
+    check_beside(&model, (4, 4 + 16, 20), beside, args, |_| 20);
+}
+
+/// The judge of a red-team run is asked about its labelled responses first.
+#[test]
+fn verdicts_on_attacks_that_a_killed_client_was_given_are_not_asked_for_again() {
+    let Some(tokenizer) = super::judge::tokenizer() else { return };
+    let starter = root().join("starter/redteam").canonicalize().unwrap();
+    let file = |name: &str| starter.join(name).display().to_string();
+    let (questions, harmless, labels) = (file("questions.jsonl"), file("harmless.jsonl"), file("judge_labels.jsonl"));
+    let model = Server::start(|_, asked| super::judge::attacked(asked));
+    let n_labels = lines(Path::new(&labels)).len();
+    let args = |judge: &str, out: &str| {
+        let set = ["n_prompts=40", "n_harmless=2", &format!("judge={judge}"), &format!("judge_labels={labels}")];
+        let set: Vec<&str> = set.iter().flat_map(|one| ["--set", *one]).collect();
+        let args = ["redteam", &model.model(), "--questions", &questions, "--harmless", &harmless, "--out", out];
+        owned(&[&args[..], &["--tokenizer", &tokenizer], &set].concat())
+    };
+    let n_asked = |out: &Path| {
+        let samples = lines(&out.join("samples.jsonl"));
+        n_labels + samples.iter().filter(|sample| !sample["style"].is_null()).count()
+    };
+    check_beside(&model, (n_labels + 6, n_labels + 6 + 16, 0), |_| text("safe"), args, n_asked);
 }

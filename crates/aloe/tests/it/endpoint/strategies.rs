@@ -201,6 +201,53 @@ fn settings_that_only_medprompt_reads_are_refused_under_another_strategy_before_
     assert_eq!(server.n_asked(), 0);
 }
 
+/// The option named within the block is not the answer; a block that never ends has none.
+#[test]
+fn reasoning_blocks_are_cut_before_answers_are_read_and_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let server = Server::start(|_, asked| several(asked, |_| "<think>Answer: [B]</think>\nAnswer: [A]".into()));
+    let args = ["--tasks", "starter_mcqa", "--server-template", "--strategy", "cot", "--shots", "0", "--limit", "3"];
+    let (stdout, stderr, code) = eval_plain(&server.model(), &out, &args);
+    assert_eq!(code, 0, "{stderr}");
+    let task = &read(&out.join("results.json"))["tasks"][0];
+    assert_eq!((&task["n_reasoning_removed"], &task["n_unparsed"]), (&json!(3), &json!(0)), "{task}");
+    assert!(lines(&out.join("samples.jsonl")).iter().all(|sample| sample["predicted"] == 0));
+    assert!(stdout.contains("3 answers with reasoning cut out"), "{stdout}");
+}
+
+/// The run's folder holds what its record lists and nothing else; by the index and without it the page is the same.
+#[test]
+fn a_run_of_some_megabytes_leaves_the_index_beside_its_folder_by_which_view_opens_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let server = Server::start(|_, asked| several(asked, |_| format!("{}\nAnswer: [A]", "so ".repeat(30_000))));
+    let args = ["--tasks", "starter_mcqa", "--server-template", "--strategy", "cot", "--shots", "0"];
+    let (_, stderr, code) = eval_plain(&server.model(), &out, &args);
+    assert_eq!(code, 0, "{stderr}");
+    let names = |folder: &Path| {
+        let mut names: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&out), ["questions.jsonl", "record.json", "results.json", "samples.jsonl"]);
+    assert_eq!(names(dir.path()), [".out.index", "out"]);
+    let page = || {
+        let (_, stderr, code) = run(&["view", out.to_str().unwrap()]);
+        assert_eq!((code, stderr.as_str()), (0, ""), "{stderr}");
+        std::fs::read(dir.path().join("out.html")).unwrap()
+    };
+    let (index, by_index) = (dir.path().join(".out.index"), page());
+    let written = index.metadata().unwrap().modified().unwrap();
+    assert!(page() == by_index && index.metadata().unwrap().modified().unwrap() == written, "nothing to write");
+    std::fs::remove_file(&index).unwrap();
+    assert!(page() == by_index && index.exists());
+}
+
 /// A set of the user's own, as CSV with a TOML beside it; and what is wrong with it is told before anything is asked.
 #[test]
 fn a_set_of_the_users_own_is_asked_and_its_mistakes_are_named() {

@@ -1,0 +1,93 @@
+//! The paired comparisons of a page: the first run against each of the others, over the questions that both hold.
+
+use super::{Run, percent};
+use crate::compare::{ALPHA, Comparison, adjust, chance, compare_pairs};
+use crate::{Error, Result, Sample};
+use aloe_report::{Align, Page, Table};
+
+/// Adds what may be said of `A - B`, `A - C` and so on. Where there is more than one, verdicts hold for all of them together, as
+/// `aloe compare` has it.
+pub(super) fn add(page: &mut Page, runs: &[(&str, &Run)]) {
+    let Some((&(_, run), others)) = runs.split_first() else { return };
+    let mut found: Vec<(usize, Result<Vec<Comparison>>)> =
+        others.iter().map(|(_, other)| compared(run, other)).collect();
+    let all: Vec<&mut Comparison> = found.iter_mut().filter_map(|(_, rows)| rows.as_mut().ok()).flatten().collect();
+    let tests = match others.len() {
+        0 | 1 => chance(all.len()),
+        _ => adjust(all),
+    };
+    for ((letter, other), (n_common, rows)) in others.iter().zip(&found) {
+        page.heading(&format!("A against {letter}, question by question"));
+        let words = format!(
+            "{n_common} of A's {} and {letter}'s {} questions are in both runs; differences are A minus {letter}, and \
+             `only A` and `only {letter}` are the questions that one of them alone has right.",
+            run.samples.len(),
+            other.samples.len()
+        );
+        page.paragraph(&words);
+        match rows {
+            Ok(rows) => page.table(&table(letter, rows)),
+            Err(error) => page.paragraph(&error.to_string()),
+        }
+    }
+    if found.iter().any(|(_, rows)| rows.is_ok()) {
+        let said = format!(
+            "McNemar's exact test and the interval of a paired bootstrap must both speak at the {ALPHA} level for a difference to be \
+             concluded."
+        );
+        page.paragraph(&said);
+        tests.iter().for_each(|words| page.paragraph(&format!("{words}.")));
+    }
+}
+
+/// Questions in both runs, and the comparison over them. As `aloe eval --compare B` has it: the earlier run first, the difference is the
+/// later one's gain.
+fn compared(run: &Run, other: &Run) -> (usize, Result<Vec<Comparison>>) {
+    let pair = |(at, one): (usize, &Sample)| other.place_of(&one.task, &one.id, at).map(|place| (place, at));
+    let pairs: Vec<(usize, usize)> = run.samples.iter().enumerate().filter_map(pair).collect();
+    let pairs: Vec<(&Sample, &Sample)> =
+        pairs.into_iter().map(|(place, at)| (&other.samples[place], &run.samples[at])).collect();
+    let n_common = pairs.len();
+    if let Some((_, one)) = pairs.iter().find(|(a, b)| a.key != b.key) {
+        return (n_common, Err(Error::Unpaired(format!("{}/{} has two different keys", one.task, one.id))));
+    }
+    let none = || Error::Unpaired("the runs hold 0 questions of each other".into());
+    (n_common, if pairs.is_empty() { Err(none()) } else { Ok(compare_pairs(&pairs, 0)) })
+}
+
+fn table(letter: &str, rows: &[Comparison]) -> Table {
+    let right = |name: &'static str| (name, Align::Right);
+    let [other, difference, only] = [format!("{letter} %"), format!("A - {letter}"), format!("only {letter}")];
+    let is_adjusted = rows.iter().any(|row| row.p_holm.is_some());
+    let mut columns = vec![
+        ("task", Align::Left),
+        right("n"),
+        right("A %"),
+        (other.as_str(), Align::Right),
+        (difference.as_str(), Align::Right),
+        right("95 % interval"),
+        right("only A"),
+        (only.as_str(), Align::Right),
+        right("p"),
+    ];
+    columns.extend(is_adjusted.then(|| right("p (Holm)")));
+    columns.push(("what may be said of A", Align::Left));
+    let mut table = Table::new(&columns);
+    for row in rows {
+        let mut cells = vec![
+            row.task.clone(),
+            row.n.to_string(),
+            percent(row.second),
+            percent(row.first),
+            format!("{:+.2}", 100.0 * row.difference),
+            row.interval.percent(2),
+            row.n_only_second.to_string(),
+            row.n_only_first.to_string(),
+            format!("{:.4}", row.p_value),
+        ];
+        cells.extend(row.p_holm.map(|p| format!("{p:.4}")));
+        cells.push(row.verdict.words().to_owned());
+        table.row(cells);
+    }
+    table
+}
