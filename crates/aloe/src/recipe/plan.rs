@@ -140,10 +140,14 @@ fn checkpoint(stage: &Stage, known: &[Known], folder: &Path, is_done: bool) -> O
         }
         _ => None,
     };
-    own.or_else(|| match input(stage, "model").or_else(|| input(stage, "base"))? {
+    own.or_else(|| at_hand(input(stage, "model").or_else(|| input(stage, "base"))?, known))
+}
+
+fn at_hand(model: &Input, known: &[Known]) -> Option<PathBuf> {
+    match model {
         Input::Stage(at) => known.get(*at)?.checkpoint.clone(),
         Input::Path(path) => path.exists().then(|| crate::stage::model_of(path)),
-    })
+    }
 }
 
 /// The first model of the recipe that is at hand: fetched by an earlier run, or a path.
@@ -204,7 +208,14 @@ fn measured(
     let rows = counted.map(|size| size.rows).or(from_data.and_then(|data| data.rows)).or(stage.expect.rows);
     let tokens = counted.map(|size| size.tokens).or(from_data.and_then(|data| data.tokens)).or(stage.expect.tokens);
     let generated = counted.map(|size| size.generated).or_else(|| rows.and_then(|rows| generated(stage, rows)));
-    let known = Known { n_parameters, rows, tokens, ..Known::default() };
+    let size = Known { n_parameters, rows, tokens, ..Known::default() };
+    // What a stage trains is rendered with the template of the model it starts from, which may be one that an earlier stage was given.
+    let is_training = matches!(stage.config, StageConfig::Sft(_) | StageConfig::Dpo(_));
+    let start =
+        input(stage, "model").filter(|_| is_training && written.is_some()).and_then(|start| at_hand(start, known));
+    let of_start = start.and_then(|path| crate::commands::open_text(&path).ok());
+    let text = of_start.as_ref().or(text);
+    let known = size;
     match &stage.config {
         StageConfig::Sft(config) => match written.and_then(|path| sizes::packed(config, &path, text)) {
             Some(size) => Known {
