@@ -268,10 +268,14 @@ fn long_texts_are_encoded_without_panic_or_quadratic_time() {
         ("punctuation", &|size| "!".repeat(size)),
         ("random bytes", &random),
     ];
+    // The best of three: other work takes the processor now and then.
     let seconds = |text: &str| {
-        let start = Instant::now();
-        let n = model.tokenizer.encode_plain(text).unwrap().len();
-        (start.elapsed().as_secs_f64(), n)
+        let timed = || {
+            let start = Instant::now();
+            let n = model.tokenizer.encode_plain(text).unwrap().len();
+            (start.elapsed().as_secs_f64(), n)
+        };
+        (0..3).map(|_| timed()).min_by(|a, b| a.0.total_cmp(&b.0)).unwrap()
     };
     for (name, make) in kinds {
         let (short, long) = (make(1 << 17), make(1 << 19));
