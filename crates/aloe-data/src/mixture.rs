@@ -161,12 +161,14 @@ mod tests {
             item(6, None, "What is a stroke?"),
             item(7, None, ""),
             item(8, None, "??"),
+            // Its id alone leads to the first group, which has another one's name.
+            item(9, Some("8"), "Why do airways narrow?"),
         ];
-        assert_eq!(numbered(&items), [0, 0, 0, 0, 0, 1, 2, 3, 4], "texts that say nothing are not one question");
+        assert_eq!(numbered(&items), [0, 0, 0, 0, 0, 1, 2, 3, 4, 0], "texts that say nothing are not one question");
         // Rows of other groups behind them, of the group's own ids or of none, move nobody.
         let alone = groups(&items);
         let more: Vec<Item> =
-            items.iter().cloned().chain([item(9, None, "What is gout?"), item(10, Some("9"), "z")]).collect();
+            items.iter().cloned().chain([item(10, None, "What is gout?"), item(11, Some("9"), "z")]).collect();
         assert_eq!(groups(&more)[..items.len()], alone);
         assert_eq!(groups(&items[..1]), [hash("7")], "a group is drawn by its id where it has one");
         assert_eq!(groups(&items[6..7]), [hash("what is a stroke")], "and by its text where it has none");
