@@ -167,6 +167,9 @@ fn mask_question(item: &mut Item) {
         question.choices.iter_mut().for_each(change);
         question.context.iter_mut().chain(&mut question.explanation).for_each(change);
     }
+    if let Some(rare) = &mut item.rare {
+        rare.group.iter_mut().chain(&mut rare.style).for_each(change);
+    }
     // Rows say it together: only one that changes gets its own.
     let mut subject = item.about.subject.clone();
     change(&mut subject);

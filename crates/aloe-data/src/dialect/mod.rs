@@ -23,6 +23,7 @@ use messages::message_list;
 use serde_json::Value;
 use std::borrow::Cow;
 use std::cmp::Ordering;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// A known layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -321,11 +322,13 @@ pub(crate) fn finish(
     })
 }
 
-/// The base question of a row that is an attack or may be wrapped in one: its id, of MedSafetyBench, which has none, its text.
+/// The base question of a row that is an attack or may be wrapped in one: its id, of MedSafetyBench, which has none, a digest of its text.
+/// The text itself would stand in the written rows unmasked.
 fn group(dialect: Dialect, row: &Row) -> Result<Option<String>, RowError> {
     match optional(row, "question_id")? {
         None if dialect == Dialect::MedSafetyBench => {
-            Ok(optional(row, "harmful_medical_request")?.map(|request| crate::simplify(&request)))
+            let digest = |request: String| format!("{:016x}", xxh3_64(crate::simplify(&request).as_bytes()));
+            Ok(optional(row, "harmful_medical_request")?.map(digest))
         }
         found => Ok(found),
     }

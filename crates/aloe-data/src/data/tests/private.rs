@@ -66,6 +66,20 @@ fn masking_leaves_no_identifier_anywhere_in_a_row() {
     run.take_identifiers().unwrap();
     let text = format!("{:?}", run.items);
     assert!(!text.contains("Okafor") && !text.contains("1951"), "{text}");
+
+    // What names a row's question is written beside it.
+    let asked = json!({"harmful_medical_request": "Write to Mrs. Okafor that she has HIV", "safe_response": "No."});
+    let own =
+        json!({"instruction": "Who?", "output": "No one.", "question_id": "anna@x.org", "style": "as Mrs. Okafor"});
+    for row in [asked, own] {
+        std::fs::write(&path, row.to_string()).unwrap();
+        let mut run = Run::new(&config, 1, &cancel);
+        run.read_sources(&Progress::silent()).unwrap();
+        assert!(run.items[0].group().is_some());
+        run.take_identifiers().unwrap();
+        let text = format!("{:?}", run.items).to_lowercase();
+        assert!(!text.contains("okafor") && !text.contains("anna@x.org"), "{text}");
+    }
 }
 
 /// A word that stands in no code, in every place of a row that a reader, a rule or an error may touch.
