@@ -26,6 +26,7 @@ import os
 import pathlib
 import random
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,10 @@ def serve(model, port, dtype):
     (named / "METADATA").write_text("\n".join(swap.get(line.split(" ")[0], line) for line in lines) + "\n")
     shutil.copy(wheel / "entry_points.txt", named / "entry_points.txt")
     env = dict(os.environ, HF_HUB_OFFLINE="1", VLLM_CPU_KVCACHE_SPACE="2", VLLM_CPU_NUM_OF_RESERVED_CPU="0", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
+    if stat.S_ISFIFO(os.fstat(0).st_mode) and os.fork() == 0:
+        # Whoever started this group is gone when its end of the pipe is: then so is the group.
+        os.read(0, 1)
+        os.killpg(0, 9)
     os.execve(sys.executable, [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "m",
                                "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--max-model-len", "4096",
                                "--no-enable-chunked-prefill", "--enforce-eager"], env)

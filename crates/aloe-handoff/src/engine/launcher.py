@@ -399,7 +399,16 @@ def evaluate_held_out(nll_weight):
 def stop_without_better(patience):
     """So many held-out evaluations in a row without a better one end the training. transformers' own rule forgets its count in a session that goes
     on from a checkpoint; here it is counted from the log, which a checkpoint has."""
-    from transformers import TrainerCallback
+    from transformers import Trainer, TrainerCallback
+
+    run_epoch = Trainer._run_epoch
+
+    def unless_ended(self, *given, **named):
+        if not self.control.should_training_stop:
+            run_epoch(self, *given, **named)
+
+    # A session that goes on from the checkpoint where patience had run out trains no further step.
+    Trainer._run_epoch = unless_ended
 
     class Patience(TrainerCallback):
         def on_evaluate(self, args, state, control, **kwargs):
@@ -410,6 +419,9 @@ def stop_without_better(patience):
             if n_without >= patience:
                 print(f"step {state.global_step}: {n_without} held-out evaluations without a better one; ended, as patience says", file=sys.stderr)
                 control.should_training_stop = True
+
+        # transformers forgets that it was to stop.
+        on_train_begin = on_evaluate
 
     return Patience
 

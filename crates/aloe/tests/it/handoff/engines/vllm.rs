@@ -45,7 +45,7 @@ impl Server {
             .arg("serve")
             .arg(model)
             .args([&port.to_string(), "float32"])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(said.try_clone().unwrap())
             .stderr(said)
             .process_group(0)
