@@ -35,7 +35,8 @@ impl Document {
 
     /// Where its row stands: pieces that a long row was cut into have one.
     pub(crate) fn row(&self) -> &str {
-        self.source.rsplit_once(PIECE).map_or(&self.source, |(row, _)| row)
+        let piece = self.source.strip_suffix(')').and_then(|whole| whole.rsplit_once(PIECE));
+        piece.filter(|(_, n)| n.bytes().all(|byte| byte.is_ascii_digit())).map_or(&self.source, |(row, _)| row)
     }
 
     /// Name of the data source, where the row names one.

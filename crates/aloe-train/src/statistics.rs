@@ -66,8 +66,13 @@ impl Estimate {
 /// half. Equals `scipy.stats.binomtest(n_first, n_first + n_second, 0.5).pvalue`; 1 without a toss.
 pub(crate) fn even_split_p(n_first: usize, n_second: usize) -> f64 {
     let n = n_first + n_second;
-    let ln_choose = |k: usize| -> f64 { (1..=k).map(|i| ((n - k + i) as f64).ln() - (i as f64).ln()).sum() };
-    let tail: f64 = (0..=n_first.min(n_second)).map(|k| (ln_choose(k) - n as f64 * std::f64::consts::LN_2).exp()).sum();
+    // The logarithm of each split's chance from that of the split before it.
+    let mut ln_term = -(n as f64) * std::f64::consts::LN_2;
+    let mut tail = ln_term.exp();
+    for k in 1..=n_first.min(n_second) {
+        ln_term += ((n - k + 1) as f64).ln() - (k as f64).ln();
+        tail += ln_term.exp();
+    }
     (2.0 * tail).min(1.0)
 }
 
