@@ -12,7 +12,7 @@ use super::stage_config::StageConfig;
 use crate::weights::{DtypeName, Quantize};
 use aloe_model::ModelSource;
 use aloe_record::Record;
-use aloe_tensor::{Device, Isa};
+use aloe_tensor::Device;
 use aloe_text::TextModel;
 use aloe_train::{LoraBase, LoraConfig, TrainDtype};
 use serde::Serialize;
@@ -414,15 +414,14 @@ fn memory(recipe: &Recipe, stage: &Stage, known: &Known) -> Option<u64> {
         // A few tiles a thread, whatever the size of the models.
         StageConfig::Merge(_) => 0.0625 * GIB,
         StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::Synthesis(_) | StageConfig::MergeSearch(_) => {
-            // Where there are products of bf16, a model that only answers is held in twelve bits a number and a little (narrow.rs of aloe-tensor).
-            let bf16 = if Isa::best() == Isa::Avx512Bf16 { 1.52 } else { 2.0 };
             let weights = match (stage.config.quantize(), recipe.dtype) {
                 // A block of 32 weights and its 16-bit scale; heads and small models take a little more.
                 (Some(Quantize::Q8), _) => 34.0 / 32.0 * parameters,
                 (Some(Quantize::Q4), _) => 18.0 / 32.0 * parameters,
                 (None, Some(DtypeName::F32)) => 4.0 * parameters,
-                (None, None) => stored_bytes(stage).unwrap_or(bf16 * parameters),
-                (None, _) => bf16 * parameters,
+                (None, None) => stored_bytes(stage).unwrap_or(2.0 * parameters),
+                // At most: a processor that multiplies bf16 holds 1.5 (narrow.rs of aloe-tensor), and the plan may be made on another one.
+                (None, _) => 2.0 * parameters,
             };
             let generates = known.generated.unwrap_or(0) > 0;
             weights + if generates { 0.27 * GIB } else { 0.13 * GIB }
