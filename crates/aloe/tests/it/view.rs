@@ -92,7 +92,8 @@ fn seconds_of_view(folder: &Path) -> (f64, f64) {
     let began = std::time::Instant::now();
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", "\"$0\" view \"$1\" > /dev/null && times"]).arg(crate::aloe().get_program()).arg(folder);
-    let found = shell.output().unwrap();
+    let found = shell.env("LC_ALL", "C").output().unwrap();
+    assert!(found.status.success(), "{found:?}");
     let elapsed = began.elapsed().as_secs_f64();
     // The shell's own first, then its children's: `0m0.745s 0m0.253s`.
     let said = String::from_utf8(found.stdout).unwrap();
@@ -104,8 +105,8 @@ fn seconds_of_view(folder: &Path) -> (f64, f64) {
 }
 
 /// From the log to the page: by the index that the first opening keeps, the page is the same bytes and takes a fraction of the time; what
-/// was changed since stands in it. Two free processors make the page of 200,000 samples in under a second, of one processor second; twice
-/// that is asserted, since other tests run beside this.
+/// was changed since stands in it. Two free processors make the page of 200,000 samples in about one processor second; four are
+/// asserted, since other tests run beside this and other processors are slower.
 fn check_log(n: usize) {
     let dir = tempfile::tempdir().unwrap();
     let mut samples = all(n, 1, 3);
@@ -125,7 +126,7 @@ fn check_log(n: usize) {
         again.map(|(cpu, _)| cpu)
     );
     let fastest = again.iter().map(|(cpu, _)| *cpu).fold(f64::INFINITY, f64::min);
-    assert!(fastest < 2.0, "{fastest:.2} processor seconds");
+    assert!(fastest < 4.0, "{fastest:.2} processor seconds");
     samples[n / 2].id = "an-id-put-in-later".into();
     let lines = samples.iter().enumerate().map(|(at, one)| made::sample(one, at));
     made::write_lines(&folder.join("samples.jsonl"), lines);

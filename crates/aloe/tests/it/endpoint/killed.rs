@@ -22,7 +22,7 @@ fn falls_silent(
     let (counts, is_on) = (Arc::clone(&answered), Arc::clone(&goes_on));
     let server = Server::start(move |at, asked| {
         while at >= n_answers && !is_on.load(Ordering::SeqCst) {
-            std::thread::park_timeout(Duration::from_secs(1));
+            std::thread::park_timeout(Duration::from_millis(20));
         }
         let reply = reply(asked);
         *counts.lock().unwrap().entry(asked.body.to_string()).or_default() += 1;
