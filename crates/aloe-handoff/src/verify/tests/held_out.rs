@@ -74,7 +74,8 @@ fn a_missing_evaluation_one_of_fewer_rows_no_number_and_other_weights_than_the_b
         all[at] = entry;
         all
     };
-    let cases: [(&[(u64, &str, u64)], Value, &str); 6] = [
+    type Case<'a> = (&'a [(u64, &'a str, u64)], Value, &'a str);
+    let cases: [Case<'_>; 6] = [
         (&FOUR[1..], json!(40), "steps of held-out evaluations"),
         (&FOUR[..4], json!(40), "steps of held-out evaluations"),
         (&with(2, (40, "1.5", 89)), json!(40), "eval_targets of step 40"),
