@@ -120,12 +120,13 @@ fn twenty_sft_steps_of_both_tiny_decoders_equal_pytorch() {
 }
 
 /// Six losses with and without the NLL term, 50 steps at a rate that moves rewards by units. Both sides are f32, whose last place is 1.2e-7 of
-/// log-probabilities up to 70; a term left out or a slope wrong by 0.1 % is told from that at 1e-5.
+/// log-probabilities up to 70 (2.5e-6 was found; other processors sum in another order); a term left out or a slope wrong by 0.1 % is told from
+/// that at 3e-5.
 #[test]
 fn fifty_dpo_steps_of_every_loss_on_both_tiny_decoders_equal_trl() {
     let golden = golden(include_str!("../../tests/golden/dpo_steps.json"));
     assert_eq!(golden["cases"].as_array().unwrap().len(), 24);
-    check_dpo(&golden, 1e-5, tiny);
+    check_dpo(&golden, 3e-5, tiny);
 }
 
 /// SmolLM2 dequantised to f32; minutes long, so only with ALOE_SLOW=1.
