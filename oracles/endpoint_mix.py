@@ -9,7 +9,8 @@ The mocks answer 16 requests at once after 0.2 s each (80 a second), with the pr
   garbage   answers 1 % with half a JSON and 1 % with a page
 The canary's questions (seed 20261128) they pass on to the real server, as servers of one model must answer them alike.
 The speeds of one mock without faults and of the real server are measured first, each alone; the sum of the healthy ones is three mocks
-and the real one.
+and the real one. Ends with 1 where a request is lost, doubled, unanswered or has another's answer, where the silent server is asked 5 s after it fell
+silent, and below 90 % of that sum (the servers share this machine here: give the real one a core of its own with LLAMA_THREADS=1).
 
 Pinned: python 3.11 (standard library), xllamacpp 2026.10.11549 for the real server (`oracles/llama_server.py`). No seeds: faults come by count.
 Run: V/bin/python oracles/llama_server.py MODEL.gguf 8412 8 4096 &  then
@@ -22,6 +23,7 @@ import json
 import multiprocessing
 import pathlib
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -151,6 +153,9 @@ def main():
     print(f"mix: the silent one was last asked {silent['last_asked'] - silent['silent_since']:.2f} s after it fell silent")
     print(f"mix: {found['rate']:.0f} requests a second, {100 * found['rate'] / healthy:.0f} % of the healthy ones' sum ({healthy:.0f})")
     process.kill()
+    whole = not any(found[what] for what in ("lost", "doubled", "without_answer", "of_another_request"))
+    holds = whole and silent["last_asked"] - silent["silent_since"] < 5 and found["rate"] >= 0.9 * healthy
+    sys.exit(0 if holds else 1)
 
 
 if __name__ == "__main__":
