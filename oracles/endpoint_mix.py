@@ -150,6 +150,7 @@ def main():
     print(f"mix: {options.requests} requests in {found['seconds']:.1f} s; lost {found['lost']}, doubled {found['doubled']}, without an answer "
           f"{found['without_answer']}, with another request's {found['of_another_request']}")
     print(f"mix: {found['by_mocks']} answers by the mocks (they sent {answered} whole), {options.requests - found['by_mocks']} by the real server")
+    print("mix: whole answers " + ", ".join(f"{kind} {stats[kind].get('n_answered', 0)}" for kind in KINDS[1:]))
     print(f"mix: the silent one was last asked {silent['last_asked'] - silent['silent_since']:.2f} s after it fell silent")
     print(f"mix: {found['rate']:.0f} requests a second, {100 * found['rate'] / healthy:.0f} % of the healthy ones' sum ({healthy:.0f})")
     process.kill()

@@ -17,6 +17,8 @@ pub(super) struct State {
     pub(super) in_flight: usize,
     /// Requests it is given at once, at most; grows with its answers up to `most`.
     pub(super) limit: f64,
+    /// What refusals of requests that were under way together leave of it.
+    least: f64,
     pub(super) most: f64,
     /// The most that it may be sent at once.
     connections: f64,
@@ -52,6 +54,7 @@ impl State {
         Self {
             in_flight: 0,
             limit: connections as f64,
+            least: 1.0,
             most: connections as f64,
             connections: connections as f64,
             is_starting: true,
@@ -96,6 +99,23 @@ impl State {
         self.most = (self.most + 1.0 / ANSWERS_PER_SEAT).min(self.connections);
     }
 
+    /// Counts a 429 or 503 to a request sent at `started`, before [`State::fail`] does: one request less at once for each, and no less than half for
+    /// those that were under way together. With one more for each round of answers it settles one above what a server takes, and a server
+    /// that refuses one in thirty whatever it is sent keeps its sixteen; halving for each would leave it seven.
+    pub(super) fn refuse(&mut self, started: Instant) {
+        if self.last_failure.is_none_or(|last| last < started) {
+            self.least = (self.limit / 2.0).max(1.0);
+        }
+        self.is_starting = false;
+        self.limit = (self.limit - 1.0).max(self.least);
+    }
+
+    /// Counts an answer for what it is given at once.
+    pub(super) fn grow(&mut self) {
+        let growth = if self.is_starting { 1.0 } else { 1.0 / self.limit };
+        self.limit = (self.limit + growth).min(self.most);
+    }
+
     /// Whether it can be given a request now.
     pub(super) fn is_free(&self, now: Instant) -> bool {
         !self.is_out && self.not_before <= now && (self.in_flight as f64) < self.limit.floor()
@@ -133,6 +153,51 @@ mod tests {
         assert_eq!(state.most.floor(), 10.0);
         (0..2000).for_each(|_| state.recover());
         assert_eq!(state.most, 16.0);
+    }
+
+    /// A server that takes eight at once and refuses the rest of each round: by hand, 16 sent, 8 refused, so 8; its eight answers make it
+    /// nine; of nine one is refused. One that refuses each thirtieth request keeps nearly all it was given.
+    #[test]
+    fn refusals_leave_a_server_what_it_takes_and_few_at_random_nearly_all() {
+        let mut state = State::new(Instant::now(), 16);
+        let mut most = 0.0_f64;
+        for round in 0..50 {
+            let (started, sent) = (Instant::now(), state.limit.floor() as usize);
+            for _ in 8..sent {
+                state.refuse(started);
+                state.fail(started, "429", false);
+            }
+            (0..sent.min(8)).for_each(|_| state.grow());
+            if round > 0 {
+                assert!((8.0..=9.5).contains(&state.limit), "round {round}: {}", state.limit);
+            }
+            most = most.max(state.limit);
+        }
+        assert!(most > 8.9, "it tries one more from time to time: {most}");
+        let mut state = State::new(Instant::now(), 16);
+        let mut sum = 0.0;
+        for request in 1..=3000 {
+            if request % 30 == 7 {
+                let started = Instant::now();
+                state.refuse(started);
+                state.fail(started, "429", false);
+            } else {
+                state.grow();
+            }
+            sum += state.limit.floor();
+        }
+        assert!(sum / 3000.0 > 15.0, "{}", sum / 3000.0);
+    }
+
+    /// Sixteen refusals at once, as of a server that starts: by hand, half is left.
+    #[test]
+    fn refusals_of_what_was_under_way_together_leave_half() {
+        let (mut state, started) = (State::new(Instant::now(), 16), Instant::now());
+        for _ in 0..16 {
+            state.refuse(started);
+            state.fail(started, "503", false);
+        }
+        assert_eq!(state.limit, 8.0);
     }
 
     /// By hand: 0.25 s, doubled with each failure in a row; two that were under way together are one.
