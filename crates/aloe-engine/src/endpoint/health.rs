@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(state.most, 16.0);
     }
 
-    /// A server that takes eight at once and refuses the rest of each round: by hand, 16 sent, 8 refused, so 8; its eight answers make it
+    /// A server that takes eight at once and refuses the rest of each round: by hand, 16 sent, 8 refused, so 8; eight answers make it
     /// nine; of nine one is refused. One that refuses each thirtieth request keeps nearly all it was given.
     #[test]
     fn refusals_leave_a_server_what_it_takes_and_few_at_random_nearly_all() {
@@ -169,7 +169,7 @@ mod tests {
             }
             (0..sent.min(8)).for_each(|_| state.grow());
             if round > 0 {
-                assert!((8.0..=9.5).contains(&state.limit), "round {round}: {}", state.limit);
+                assert!((8.0..10.0).contains(&state.limit), "round {round}: {}", state.limit);
             }
             most = most.max(state.limit);
         }
