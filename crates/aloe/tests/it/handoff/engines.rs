@@ -4,6 +4,7 @@
 //! (`ALOE_DATA`) and of what else a test here waits for (`ALOE_SLOW`).
 
 mod llama_server;
+mod time_limit;
 mod vllm;
 
 use super::chain::{plan, states};
