@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Steps of either stage. With two of them at work on two cores they take over a minute, and Slurm tells the first one half a minute after its job
-/// began: on a machine that is ten times as fast it would be done by then.
+/// began: only on a machine that is several times as fast it would be done by then. A slow one has three minutes to make a step and save it.
 const N_STEPS: u64 = 2000;
 
 /// Two stages that differ in their name alone.
@@ -55,10 +55,10 @@ fn plan(dir: &Path, stories: &Path, trl: &Path, out: &Path) {
     let text = RECIPE.replace("@STORIES@", stories.to_str().unwrap()).replace("@STARTER@", starter.to_str().unwrap());
     let recipe = dir.join("limit.toml");
     std::fs::write(&recipe, [text, stage("whole"), stage("cut")].concat()).unwrap();
-    let more = format!("[stages.cut]\ntime = \"0:02:00\"\n[engines]\ntrl = \"{}\"\n", trl.display());
+    let more = format!("[stages.cut]\ntime = \"0:04:00\"\n[engines]\ntrl = \"{}\"\n", trl.display());
     let cluster = cluster_file(dir, &more);
-    let text = std::fs::read_to_string(&cluster).unwrap().replace("signal_before = 30", "signal_before = 90");
-    std::fs::write(&cluster, text).unwrap();
+    let text = std::fs::read_to_string(&cluster).unwrap().replace("signal_before = 30", "signal_before = 210");
+    std::fs::write(&cluster, text.replace("time = \"0:10:00\"", "time = \"0:30:00\"")).unwrap();
     let [recipe, cluster, out] = [&recipe, &cluster, &out.to_path_buf()].map(|path| path.to_str().unwrap().to_owned());
     let (_, said, code) = run(&["plan", &recipe, "--where", "slurm", "--cluster", &cluster, "--out", &out]);
     assert_eq!(code, 0, "{said}");
@@ -108,9 +108,9 @@ fn under_slurm_a_training_by_trl_that_its_limit_ends_goes_on_to_the_bytes_of_one
     let job = requeued(&rig, &run, "cut");
     let first = sessions(&run, "cut");
     // Slurm lets two minutes pass before a job that was put back begins again, and its next limit would come as early as this one.
-    rig.slurm("scontrol", &["update", &format!("JobId={job}"), "TimeLimit=10", "StartTime=now"]);
+    rig.slurm("scontrol", &["update", &format!("JobId={job}"), "TimeLimit=30", "StartTime=now"]);
     rig.wait_until(&run, Duration::from_secs(600), |phases| phases.iter().all(|phase| phase == "done"));
-    let saved = first[1].1;
+    let saved = first.last().map_or(0, |last| last.1);
     let event = |event: &str, step: u64| (event.to_owned(), step);
     assert!(saved > 0 && saved < N_STEPS, "{first:?}");
     assert_eq!(first, [event("begin", 0), event("stop", saved)]);
