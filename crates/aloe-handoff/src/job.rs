@@ -2,7 +2,7 @@
 //! its place. Under Slurm and on this machine alike; `aloe job` is this file.
 //!
 //! Told to save (USR1, some time before the limit) it stops the work, waits until it has saved, and goes back into the queue. Our own trainer
-//! saves on SIGTERM; a foreign one is asked by a file first, which its start script looks for after every step.
+//! saves on SIGTERM; a foreign one is asked by a file first, which its start script looks for after every step and before every held-out row.
 //! It never begins a stage that another job has, one that is done, or one whose inputs are not.
 
 mod cause;
@@ -223,7 +223,7 @@ fn gets_nowhere(job: &Job<'_>, stage: &StagePlan, beginning: &Beginning) -> Resu
     Ok((n_fruitless >= MAX_FRUITLESS).then(|| {
         format!(
             "{n_fruitless} sessions in a row left no whole checkpoint after step {step}: one step and a checkpoint must fit into signal_before of \
-             cluster.toml, and checkpoint_every steps into the time limit"
+             cluster.toml, and checkpoint_every steps, or one evaluation of the held-out rows, into the time limit"
         )
     }))
 }
@@ -340,7 +340,7 @@ pub const STAGE_VARIABLE: &str = "ALOE_STAGE";
 /// The script that does the work.
 const RUN: &str = "run.sh";
 
-/// What asks a foreign trainer's start script to save and to end; it looks for it after every step.
+/// What asks a foreign trainer's start script to save and to end; it looks for it after every step, and before every row of an evaluation.
 fn stop_file(job: &Job<'_>, stage: &StagePlan) -> PathBuf {
     job.run.join("work").join(&stage.name).join("STOP")
 }

@@ -6,8 +6,8 @@ Written by `aloe`, the same bytes for every stage. It refuses other versions tha
 already rendered through, and leaves in the stage's output folder what the checker needs: `sessions.jsonl` (versions, and the world size as
 the processes themselves counted it), `log.jsonl` (every logged step), `trainer_state.json`, and a `MANIFEST.json` in each checkpoint once
 it is whole. A loss or gradient norm that is not finite ends the run with exit code 3, a spike of either (where `expected.json` says so)
-with exit code 4. When the file `STOP` appears in the output folder it saves a checkpoint after the step at hand and ends with exit code 75.
-Nothing is sent anywhere.
+with exit code 4. When the file `STOP` appears in the output folder it saves a checkpoint after the step at hand and ends with exit code 75;
+a held-out evaluation is left for that at its next row, and made again by the session that goes on. Nothing is sent anywhere.
 
 What a configuration of the engine cannot say is set in the program itself: chunks of pairs (`expected.json` beside the configuration has
 their steps), a floor under a line of learning rates, the mean of a step's negative log-likelihood over all its chosen tokens, held-out
@@ -137,6 +137,11 @@ def watch(work, versions, stage):
 
         def on_train_begin(self, args, state, control, **kwargs):
             found, self.is_first = processes()
+            best = pathlib.Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            if args.load_best_model_at_end and state.best_global_step and not best.is_dir():
+                # transformers goes on and exports other weights.
+                print(f"{best} is gone, which has the best weights so far (keep_best): train anew", file=sys.stderr, flush=True)
+                os._exit(1)
             for entry in state.log_history:  # of a resumed run: the steps before its checkpoint
                 self.judge(entry)
             self.started = time.time()
@@ -168,12 +173,15 @@ def watch(work, versions, stage):
                 return None
             return self.spikes.judge(float(logs["loss"]), float(logs["grad_norm"]))
 
-        def on_step_end(self, args, state, control, **kwargs):
-            # One process looks and all do the same.
+        def is_asked_to_stop(self, args):
+            """One process looks and all do the same."""
             flag = torch.tensor([int(self.is_first and (work / "STOP").exists())], device=args.device)
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.broadcast(flag, 0)
-            if flag.item() and not control.should_training_stop:
+            return bool(flag.item())
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if self.is_asked_to_stop(args) and not control.should_training_stop:
                 self.stops = control.should_save = control.should_training_stop = True
             if control.should_save:
                 # Saving rotates: the checkpoint before this one must be known as whole by then.
@@ -203,17 +211,42 @@ def watch(work, versions, stage):
         def on_train_end(self, args, state, control, **kwargs):
             self.wait_for_digests()
             if self.stops:
-                # Without a collective, which would give up while a large checkpoint's digests are made.
-                while not self.is_first and not (pathlib.Path(args.output_dir) / f"checkpoint-{state.global_step}" / "MANIFEST.json").exists():
-                    time.sleep(0.2)
-                if self.is_first:
-                    append(work / "sessions.jsonl", {"event": "stop", "unix_s": time.time(), "step": state.global_step, "seconds": time.time() - self.started})
-                print(f"step {state.global_step}: saved and stopped, as was asked", file=sys.stderr, flush=True)
-                os._exit(75)
+                self.leave(args, state)
+            best, loaded = f"checkpoint-{state.best_global_step}", getattr(state, "loaded_checkpoint", None)
+            if args.load_best_model_at_end and state.best_global_step and loaded != best:
+                print(f"the weights of {best}, the best (keep_best), could not be loaded: {loaded} was", file=sys.stderr, flush=True)
+                os._exit(1)
             save_whole_model()
             if self.is_first:
                 state.save_to_json(str(work / "trainer_state.json"))
-                append(work / "sessions.jsonl", {"event": "end", "unix_s": time.time(), "step": state.global_step, "seconds": time.time() - self.started})
+                self.tell("end", state, best_loaded=loaded)
+
+        def tell(self, event, state, **more):
+            now = time.time()
+            append(work / "sessions.jsonl", {"event": event, "unix_s": now, "step": state.global_step, "seconds": now - self.started, **more})
+
+        def stop_in_evaluation(self, trainer, is_saved):
+            """Saves the step whose evaluation was left, unless this session began from it, and ends the session. There are no figures of a part of
+            the rows: whoever goes on from here evaluates first."""
+            if not is_saved:
+                self.wait_for_digests()
+                trainer._save_checkpoint(trainer.model_wrapped, None)
+                self.on_save(trainer.args, trainer.state, trainer.control)
+                self.wait_for_digests()
+            self.leave(trainer.args, trainer.state)
+
+        def leave(self, args, state):
+            step = state.global_step
+            if self.is_first:
+                self.tell("stop", state)
+            # Without a collective, which would give up while a large checkpoint's digests are made.
+            while step > 0 and not self.is_first and not (pathlib.Path(args.output_dir) / f"checkpoint-{step}" / "MANIFEST.json").exists():
+                time.sleep(0.2)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                # torchrun ends all processes once one has ended.
+                torch.distributed.barrier()
+            print(f"step {step}: {'saved and ' if step > 0 else ''}stopped, as was asked", file=sys.stderr, flush=True)
+            os._exit(75)
 
     return Watch
 
@@ -225,6 +258,37 @@ def save_whole_model():
     plugin = getattr(AcceleratorState(), "fsdp_plugin", None)
     if plugin is not None:
         plugin.set_state_dict_type("FULL_STATE_DICT")
+
+
+def train_no_further():
+    """A session that goes on from the checkpoint of the last step, or of the one where patience had run out, trains no further step; what it owes
+    is made before."""
+    from transformers import Trainer
+
+    run_epoch = Trainer._run_epoch
+
+    def unless_ended(self, *given, **named):
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        if not self.control.should_training_stop:
+            run_epoch(self, *given, **named)
+
+    Trainer._run_epoch = unless_ended
+
+
+def note_what_is_loaded():
+    """Where the best checkpoint holds no weights, transformers warns and goes on with the last ones."""
+    from transformers import Trainer
+
+    load = Trainer._load_best_model
+
+    def and_noted(self):
+        load(self)
+        folder = pathlib.Path(self.state.best_model_checkpoint)
+        if any(path.suffix in (".safetensors", ".distcp") for path in folder.rglob("*")):
+            self.state.loaded_checkpoint = folder.name
+
+    Trainer._load_best_model = and_noted
 
 
 def own_curve(chunks, floor):
@@ -327,7 +391,7 @@ def evaluate_held_out(nll_weight):
     """Held-out figures as our own trainer has them, logged as `eval_loss` and the like: of rows the negative log-likelihood of a predicted token, of
     pairs means over pairs (and of `eval_nll` over chosen tokens). transformers takes the mean of its batches' means, and counts some rows twice
     where they do not fill the last batch of every process. Here each row or pair is a batch, and what does not fill the processes is evaluated
-    by all of them and counted once."""
+    by all of them and counted once. Before each row it is looked whether somebody wants the training stopped."""
     import torch
     from transformers import Trainer
 
@@ -358,9 +422,16 @@ def evaluate_held_out(nll_weight):
             found["eval_margin_se"] = math.sqrt(max(squared - n * found["eval_margin"] ** 2, 0.0) / (n - 1) / n)
         return {**found, "eval_loss": found["eval_loss"] + nll_weight * nll, "eval_nll": nll, "eval_pairs": round(n)}
 
+    def is_owed(state):
+        """Of the step at which a session goes on: its evaluation was left when the session before was stopped."""
+        is_due = state.global_step % state.eval_steps == 0 or state.global_step >= state.max_steps
+        return is_due and not any(entry["step"] == state.global_step for entry in state.log_history if "eval_loss" in entry)
+
     def evaluate(self, *given, **named):
-        if self.state.global_step > 0 and not self.control.should_evaluate:
-            return {}  # the evaluation of the start, in a session that goes on from a checkpoint
+        # transformers evaluates at the start of every session.
+        goes_on = self.state.global_step > 0 and not self.control.should_evaluate
+        if goes_on and not is_owed(self.state):
+            return {}
         rows = self._remove_unused_columns(self.eval_dataset, description="evaluation")
         rank, world, n = self.args.process_index, self.args.world_size, len(rows)
         whole = n - n % world
@@ -368,14 +439,19 @@ def evaluate_held_out(nll_weight):
         accelerator, sums = self.accelerator, collections.defaultdict(float)
         # TRL's figures of a pair are gathered from all processes: each keeps its own here.
         accelerator.gather = accelerator.gather_for_metrics = lambda found, *given, **named: found
+        watch, is_stopped = next(one for one in self.callback_handler.callbacks if hasattr(one, "is_asked_to_stop")), False
         self.model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             for at, share in mine:
+                if is_stopped := watch.is_asked_to_stop(self.args):
+                    break
                 inputs = self._prepare_inputs(self.data_collator([rows[at]]))
                 of = of_pair if "completion_mask" in inputs else of_row
                 for name, value in of(self, self.model, inputs).items():
                     sums[name] += value * share
         del accelerator.gather, accelerator.gather_for_metrics
+        if is_stopped:
+            watch.stop_in_evaluation(self, is_saved=goes_on or self.state.global_step == 0)
         if world > 1:
             found = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.args.device)
             torch.distributed.all_reduce(found)
@@ -385,6 +461,9 @@ def evaluate_held_out(nll_weight):
         figures = means(sums)
         self.log(dict(figures))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        if goes_on and self._determine_best_metric(figures, None):
+            # As the training loop does it; the checkpoint of these weights is the one that this session began from.
+            self.state.best_model_checkpoint = os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         return figures
 
     begin = Trainer.__init__
@@ -399,16 +478,7 @@ def evaluate_held_out(nll_weight):
 def stop_without_better(patience):
     """So many held-out evaluations in a row without a better one end the training. transformers' own rule forgets its count in a session that goes
     on from a checkpoint; here it is counted from the log, which a checkpoint has."""
-    from transformers import Trainer, TrainerCallback
-
-    run_epoch = Trainer._run_epoch
-
-    def unless_ended(self, *given, **named):
-        if not self.control.should_training_stop:
-            run_epoch(self, *given, **named)
-
-    # A session that goes on from the checkpoint where patience had run out trains no further step.
-    Trainer._run_epoch = unless_ended
+    from transformers import TrainerCallback
 
     class Patience(TrainerCallback):
         def on_evaluate(self, args, state, control, **kwargs):
@@ -593,6 +663,7 @@ def main():
     import transformers.trainer
 
     callbacks = [watch(work, versions, path.parent)]
+    train_no_further()
     if expected["stage"]["kind"] == "dpo":
         take_rendered_pairs()
         layers = (config.get("fsdp_config") or {}).get("transformer_layer_cls_to_wrap", [])
@@ -609,6 +680,7 @@ def main():
         if engine == "trl":
             give_held_out(pathlib.Path(config["datasets"][0]["data_files"]).with_name("held_out.jsonl"))
         evaluate_held_out(settings.get("nll_weight", 0.0))
+        note_what_is_loaded()
         if settings["patience"] > 0:
             callbacks.append(stop_without_better(settings["patience"]))
     if settings.get("lora"):

@@ -1,10 +1,11 @@
 //! Held-out evaluations that an engine made while it trained: as many as were planned, each with a finite loss over all held-out rows, and what
 //! `patience` and `keep_best` must have done with them.
 
-use super::log::{STATE, number};
+use super::log::{SESSIONS, STATE, number};
 use super::{Expectation, Facts, Findings, HeldOut};
 use aloe_train::DpoReport;
 use serde_json::Value;
+use std::path::Path;
 
 /// What the stage's settings ask for.
 struct Asked {
@@ -42,12 +43,12 @@ pub(super) fn last_step(expected: &Expectation, history: &[Value]) -> u64 {
     expected.n_steps
 }
 
-/// Checks the evaluations up to `last` and takes their figures over.
+/// Checks the evaluations up to `last` and takes their figures over. `loaded` is the checkpoint whose weights the start script saw loaded at the end.
 pub(super) fn check(
     findings: &mut Findings<'_>,
     facts: &mut Facts,
     expected: &Expectation,
-    state: &Value,
+    (state, loaded): (&Value, Option<&Value>),
     history: &[Value],
     last: u64,
 ) {
@@ -81,11 +82,8 @@ pub(super) fn check(
         Some(best) if number(&entry["eval_loss"]).total_cmp(&number(&best["eval_loss"])).is_ge() => Some(best),
         _ => Some(entry),
     });
-    if let Some(best) = best.filter(|_| asked.keep_best)
-        && state["best_global_step"].as_u64() != Some(step(best))
-    {
-        let what = "best_global_step, whose weights are written (keep_best)";
-        findings.add(STATE, what, step(best), &state["best_global_step"]);
+    if let Some(best) = best.filter(|_| asked.keep_best) {
+        best_is_written(findings, step(best), state, loaded);
     }
     let exported = if asked.keep_best { best } else { found.last().copied() };
     facts.held_out = match (found.first(), exported) {
@@ -97,6 +95,24 @@ pub(super) fn check(
         }),
         _ => None,
     };
+}
+
+/// transformers goes by its state's word for the best step, and writes the last weights where that step's checkpoint is gone: the step, the
+/// checkpoint that it stands for, and what was loaded must be one.
+fn best_is_written(findings: &mut Findings<'_>, best: u64, state: &Value, loaded: Option<&Value>) {
+    if state["best_global_step"].as_u64() != Some(best) {
+        let what = "best_global_step, whose weights are written (keep_best)";
+        return findings.add(STATE, what, best, &state["best_global_step"]);
+    }
+    let name = format!("checkpoint-{best}");
+    let found = &state["best_model_checkpoint"];
+    if found.as_str().and_then(|path| Path::new(path).file_name()) != Some(name.as_ref()) {
+        findings.add(STATE, "best_model_checkpoint, whose weights are written (keep_best)", &name, found);
+    }
+    if loaded.and_then(Value::as_str) != Some(&name) {
+        let found = loaded.unwrap_or(&Value::Null);
+        findings.add(SESSIONS, "best_loaded, the weights that were written (keep_best)", &name, found);
+    }
 }
 
 fn evaluations(history: &[Value]) -> impl Iterator<Item = &Value> {

@@ -7,7 +7,7 @@ use super::{Expectation, Facts, Findings, held_out};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-const SESSIONS: &str = "sessions.jsonl";
+pub(super) const SESSIONS: &str = "sessions.jsonl";
 const LOG: &str = "log.jsonl";
 pub(super) const STATE: &str = "trainer_state.json";
 /// Findings of one kind that are listed one by one; the rest are counted.
@@ -17,14 +17,14 @@ pub(super) fn check(findings: &mut Findings<'_>, facts: &mut Facts, expected: &E
     let state = read(findings, STATE).and_then(|text| parsed(findings, STATE, &text));
     let history = state.as_ref().and_then(|state| state["log_history"].as_array().cloned()).unwrap_or_default();
     let last = held_out::last_step(expected, &history);
-    sessions(findings, facts, expected, last);
+    let loaded = sessions(findings, facts, expected, last);
     let Some(state) = state else { return };
     let done = state["global_step"].as_u64().unwrap_or(0);
     facts.n_steps = done;
     if done != last {
         findings.add(STATE, "global_step", last, done);
     }
-    held_out::check(findings, facts, expected, &state, &history, last);
+    held_out::check(findings, facts, expected, (&state, loaded.as_ref()), &history, last);
     let steps: Vec<&Value> = history.iter().filter(|entry| entry.get("loss").is_some()).collect();
     numbers(findings, &steps, expected);
     order(findings, &steps, last);
@@ -37,9 +37,9 @@ pub(super) fn check(findings: &mut Findings<'_>, facts: &mut Facts, expected: &E
     facts.losses = steps.iter().map(|entry| number(&entry["loss"])).collect();
 }
 
-/// World size, machines, versions and the end of every session.
-fn sessions(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectation, last_step: u64) {
-    let Some(text) = read(findings, SESSIONS) else { return };
+/// World size, machines, versions and the end of every session; gives the checkpoint that the last one loaded at its end.
+fn sessions(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectation, last_step: u64) -> Option<Value> {
+    let text = read(findings, SESSIONS)?;
     let entries: Vec<Value> = text.lines().filter_map(|line| parsed(findings, SESSIONS, line)).collect();
     let begun: Vec<&Value> = entries.iter().filter(|entry| entry["event"] == "begin").collect();
     if begun.is_empty() {
@@ -90,6 +90,7 @@ fn sessions(findings: &mut Findings<'_>, facts: &mut Facts, expected: &Expectati
             versions.filter_map(|(name, version)| Some((name.clone(), version.as_str()?.to_owned()))).collect();
     }
     facts.seconds = entries.iter().filter_map(|entry| entry["seconds"].as_f64()).sum();
+    entries.last().map(|entry| entry["best_loaded"].clone())
 }
 
 /// A session lasted no longer than the clock says between its beginning and its end: what it cost is told by it.

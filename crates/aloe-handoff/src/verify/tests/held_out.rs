@@ -2,8 +2,21 @@
 
 use super::*;
 
-/// A folder of `n_steps` steps with these evaluations (step, loss as Python writes it, tokens), 6 held-out rows of 90 predicted tokens.
+/// A folder of `n_steps` steps with these evaluations (step, loss as Python writes it, tokens), 6 held-out rows of 90 predicted tokens, and the best
+/// step's checkpoint loaded.
 fn checked(config: Value, evaluations: &[(u64, &str, u64)], n_steps: u64, best: Value) -> Verdict {
+    let name = best.as_u64().map(|step| format!("checkpoint-{step}"));
+    let path = name.as_ref().map(|name| format!("work/sft/{name}"));
+    checked_with(config, evaluations, n_steps, (best, json!(path), json!(name)))
+}
+
+/// The same with what the state says of the best step and of its checkpoint, and what was loaded.
+fn checked_with(
+    config: Value,
+    evaluations: &[(u64, &str, u64)],
+    n_steps: u64,
+    (best, best_path, loaded): (Value, Value, Value),
+) -> Verdict {
     let dir = tempfile::tempdir().unwrap();
     let mut expected = start(Tiny::Llama, &dir.path().join("start"));
     expected.evaluates_held_out = true;
@@ -13,6 +26,7 @@ fn checked(config: Value, evaluations: &[(u64, &str, u64)], n_steps: u64, best: 
     made.steps.truncate(n_steps as usize);
     made.log.truncate(n_steps as usize);
     (made.global_step, made.sessions) = (n_steps, vec![begin(0), end(n_steps)]);
+    made.sessions[1]["best_loaded"] = loaded;
     let folder = dir.path().join("work");
     made.write(&folder);
     let entry = |(step, loss, n): &(u64, &str, u64)| {
@@ -21,7 +35,8 @@ fn checked(config: Value, evaluations: &[(u64, &str, u64)], n_steps: u64, best: 
     let entries: String = evaluations.iter().map(entry).collect();
     let path = folder.join("trainer_state.json");
     let text = std::fs::read_to_string(&path).unwrap();
-    let with = format!(r#""best_global_step": {best}, "log_history": [{entries}"#);
+    let with =
+        format!(r#""best_global_step": {best}, "best_model_checkpoint": {best_path}, "log_history": [{entries}"#);
     std::fs::write(&path, text.replacen(r#""log_history": ["#, &with, 1)).unwrap();
     check(&folder, &expected)
 }
@@ -87,4 +102,29 @@ fn a_missing_evaluation_one_of_fewer_rows_no_number_and_other_weights_than_the_b
         let findings = checked(asks(20, 0, true), evaluations, 80, best).findings;
         assert!(findings.len() == 1 && findings[0].what == what, "{what}: {findings:#?}");
     }
+}
+
+/// The best of `FOUR` is step 40. transformers forgets a checkpoint that is gone, says so in its log, and exports the last weights.
+#[test]
+fn the_best_step_alone_does_not_vouch_for_the_weights_that_were_loaded() {
+    let with = |path: Value, loaded: Value| {
+        let found = checked_with(asks(20, 0, true), &FOUR, 80, (json!(40), path, loaded)).findings;
+        found.into_iter().map(|one| format!("{}: {}", one.file, one.what)).collect::<Vec<_>>()
+    };
+    let (best, other) = (json!("checkpoint-40"), json!("checkpoint-80"));
+    let of_path = "trainer_state.json: best_model_checkpoint, whose weights are written (keep_best)";
+    let of_weights = "sessions.jsonl: best_loaded, the weights that were written (keep_best)";
+    assert_eq!(with(json!("work/sft/checkpoint-40"), best.clone()), [""; 0]);
+    // As another site's absolute path, too.
+    assert_eq!(with(json!("/elsewhere/work/sft/checkpoint-40"), best.clone()), [""; 0]);
+    for path in [Value::Null, json!("work/sft/checkpoint-80"), json!("work/sft/checkpoint-400"), json!("")] {
+        assert_eq!(with(path.clone(), best.clone()), [of_path], "{path}");
+    }
+    for loaded in [Value::Null, other, json!("checkpoint-4"), json!(40)] {
+        assert_eq!(with(json!("work/sft/checkpoint-40"), loaded.clone()), [of_weights], "{loaded}");
+    }
+    assert_eq!(with(Value::Null, Value::Null), [of_path, of_weights]);
+    // Not asked for: what is loaded is not looked at.
+    let nothing = (Value::Null, Value::Null, Value::Null);
+    assert_eq!(checked_with(asks(20, 0, false), &FOUR, 80, nothing).findings, []);
 }

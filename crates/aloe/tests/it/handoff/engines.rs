@@ -1,16 +1,47 @@
 //! Stages that TRL trains, on processors, under a real Slurm: the chain SFT, merge, DPO 1, DPO 2, evaluations, red-teaming, card; and a
 //! training over two nodes. Stages that axolotl trains, on this machine. Needs the environments of `oracles/`: `ALOE_TRL` and
-//! `ALOE_AXOLOTL`, or trl and axolotl in ~/.cache/aloe-venvs; with `ALOE_REQUIRE_ENGINES=1` their absence fails.
+//! `ALOE_AXOLOTL`, or trl and axolotl in ~/.cache/aloe-venvs; with `ALOE_REQUIRE_ENGINES=1` their absence fails, and that of what they are given
+//! (`ALOE_DATA`) and of what else a test here waits for (`ALOE_SLOW`).
 
 mod llama_server;
+mod time_limit;
 mod vllm;
 
 use super::chain::{plan, states};
 use super::rig::Rig;
-use crate::{run, stories};
+use crate::run;
 use aloe_record::Record;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+fn is_required() -> bool {
+    std::env::var_os("ALOE_REQUIRE_ENGINES").is_some_and(|asked| asked != "0")
+}
+
+/// Whether a variable is set; said aloud where it is not, and failed where engines are required.
+fn is_set(variable: &str) -> bool {
+    let is_set = std::env::var_os(variable).is_some();
+    let may_be_missing = !is_required() && std::env::var_os("ALOE_REQUIRE").is_none();
+    assert!(is_set || may_be_missing, "{variable} is not set, but what needs it is required");
+    if !is_set {
+        eprintln!("not run: {variable} is not set");
+    }
+    is_set
+}
+
+/// Whether a server of others may be asked the shared questions.
+fn may_ask_shared_questions() -> bool {
+    if std::env::var_os("ALOE_SLOW").is_none() && !is_required() {
+        eprintln!("not run: ALOE_SLOW is not set");
+        return false;
+    }
+    is_set("ALOE_DATA")
+}
+
+/// What the engines train here.
+fn stories() -> Option<PathBuf> {
+    if is_set("ALOE_DATA") { crate::stories() } else { None }
+}
 
 /// The folder of an engine's environment, or `None` (said aloud).
 fn environment(engine: &str) -> Option<PathBuf> {
@@ -20,8 +51,7 @@ fn environment(engine: &str) -> Option<PathBuf> {
     let found = [named, cached].into_iter().flatten().find(|folder| folder.join("bin/torchrun").is_file());
     if found.is_none() {
         assert!(std::env::var_os(&variable).is_none(), "{variable} holds no bin/torchrun");
-        let is_required = std::env::var_os("ALOE_REQUIRE_ENGINES").is_some();
-        assert!(!is_required, "no environment of {engine}: .ci/engines makes one");
+        assert!(!is_required(), "no environment of {engine}: .ci/engines makes one");
         eprintln!("not run: no environment of {engine}");
     }
     found

@@ -21,8 +21,10 @@ fn python() -> Option<PathBuf> {
     };
     let found = pythons.filter(|python| python.is_file()).find(is_there);
     if found.is_none() {
-        let is_required = std::env::var_os("ALOE_REQUIRE_ENGINES").is_some();
-        assert!(!is_required, "no environment with llama.cpp's server: a venv of .ci/engines-llama.txt is one");
+        assert!(
+            !super::is_required(),
+            "no environment with llama.cpp's server: a venv of .ci/engines-llama.txt is one"
+        );
         eprintln!("not run: no environment with llama.cpp's server");
     }
     found
@@ -78,13 +80,7 @@ fn answered(out: &Path) -> BTreeSet<String> {
 
 #[test]
 fn llama_server_is_refused_for_scores_by_its_name_and_answers_a_hundred_shared_questions() {
-    if std::env::var_os("ALOE_SLOW").is_none() {
-        eprintln!("not run: ALOE_SLOW is not set");
-        return;
-    }
-    if std::env::var_os("ALOE_DATA").is_none() {
-        assert!(std::env::var_os("ALOE_REQUIRE").is_none(), "ALOE_DATA is not set, but ALOE_REQUIRE is");
-        eprintln!("not run: ALOE_DATA is not set");
+    if !super::may_ask_shared_questions() {
         return;
     }
     let Some(python) = python() else { return };
