@@ -214,7 +214,8 @@ impl SourceConfig {
         let reason = licence::allows_more(&self.licence, kept)?;
         // What a row says is text of a row: no licence is so long.
         let n_chars = kept.chars().count();
-        let kept = if n_chars > 60 { &*format!("(a text of {n_chars} characters)") } else { kept };
+        let long = format!("(a text of {n_chars} characters)");
+        let kept = if n_chars > 60 { &long } else { kept };
         Some(format!(
             "source `{}`: its rows carry the licence `{kept}`, which {reason}, and the stated licence `{}` does not say so; \
              state `{kept}`, or of several licences all, joined by AND",

@@ -274,15 +274,12 @@ pub(crate) fn is_named(path: &Path, end: &str) -> bool {
 }
 
 /// What stops the reading of lines: of a packed file that was cut off or damaged with the line that it stops in; what the system says, as it is.
-fn ends_at(path: &Path, number: usize) -> impl FnOnce(std::io::Error) -> Error {
-    let path = path.to_path_buf();
-    move |error| {
-        if error.raw_os_error().is_some() {
-            return Error::io("read", path)(error);
-        }
-        let text = format!("{error}, in line {number}; nothing from there on can be read");
-        Error::io("read", path)(std::io::Error::new(error.kind(), text))
+fn stopped(error: std::io::Error, path: &Path, number: usize) -> Error {
+    if error.raw_os_error().is_some() {
+        return Error::io("read", path)(error);
     }
+    let text = format!("{error}, in line {number}; nothing from there on can be read");
+    Error::io("read", path)(std::io::Error::new(error.kind(), text))
 }
 
 fn read_lines(
@@ -293,13 +290,16 @@ fn read_lines(
     let mut line = Vec::new();
     for number in 1usize.. {
         line.clear();
-        let n_bytes =
-            source.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(ends_at(path, number))?;
+        let n_bytes = source
+            .by_ref()
+            .take(MAX_LINE_BYTES)
+            .read_until(b'\n', &mut line)
+            .map_err(|error| stopped(error, path, number))?;
         if n_bytes == 0 {
             return Ok(());
         }
         if n_bytes > MAX_ROW_BYTES && line.last() != Some(&b'\n') {
-            source.skip_until(b'\n').map_err(ends_at(path, number))?;
+            source.skip_until(b'\n').map_err(|error| stopped(error, path, number))?;
             let at = format!("{}:{number}", path.display());
             each(Found::Row(Err(RowError::new(at, TOO_LONG))))?;
             continue;
@@ -322,14 +322,17 @@ fn read_texts(mut source: Box<dyn BufRead + '_>, path: &Path, each: Each<'_>) ->
     let mut line = Vec::new();
     for number in 1usize.. {
         line.clear();
-        let n_bytes =
-            source.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(ends_at(path, number))?;
+        let n_bytes = source
+            .by_ref()
+            .take(MAX_LINE_BYTES)
+            .read_until(b'\n', &mut line)
+            .map_err(|error| stopped(error, path, number))?;
         if n_bytes == 0 {
             return Ok(());
         }
         let at = format!("{}:{number}", path.display());
         if n_bytes > MAX_ROW_BYTES && line.last() != Some(&b'\n') {
-            source.skip_until(b'\n').map_err(ends_at(path, number))?;
+            source.skip_until(b'\n').map_err(|error| stopped(error, path, number))?;
             each(Err(RowError::new(at, TOO_LONG)))?;
             continue;
         }

@@ -43,19 +43,20 @@ mod tests {
             let text = payload.downcast_ref::<String>().cloned();
             text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap()
         };
+        let failed: Result<String, String> = std::hint::black_box(Err(secret.clone()));
         let list: Vec<u8> = std::hint::black_box(vec![1]);
         let cases: [(&(dyn Fn() + std::panic::RefUnwindSafe), &str); 6] = [
             (&|| drop(secret[1..].to_owned()), "byte index 1 is not a char boundary; it is inside"),
             (&|| drop(secret[..99].to_owned()), "byte index 99 is out of bounds of"),
-            (&|| drop(Err::<(), _>(&secret).unwrap()), "called .."),
+            (&|| drop(failed.clone().unwrap()), "called .."),
             (&|| assert_eq!(secret, "x", "a name"), "assertion failed: a name\n  left: .."),
             (&|| assert_eq!([2, 3], [3, 2]), "assertion failed\n  left: [2, 3]\n right: [3, 2]"),
-            (&|| drop(list[7]), "index out of bounds: the len is 1 but the index is 7"),
+            (&|| drop(vec![list[7]]), "index out of bounds: the len is 1 but the index is 7"),
         ];
         for (panicking, expected) in cases {
             let whole = told(panicking);
             let found = shown(&whole);
-            assert!(found.starts_with(expected) && !found.contains("Okafor"), "{found}");
+            assert!(found.contains(expected) && !found.contains("Okafor"), "{found}");
             assert!(whole.contains("Okafor") || !whole.contains('"'), "{whole}");
         }
     }
