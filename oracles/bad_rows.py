@@ -2,7 +2,8 @@
 """Sixty kinds of broken rows in a million good ones: `aloe data run` must name each by its line, in bounded memory (row R13).
 
 Python 3.11, no packages. Run: python oracles/bad_rows.py ALOE [--rows 1000000] [--seed 1]
-Three files of chat rows, each with twenty broken ones at random lines (a strict run shows twenty). For each file it runs the stage, which must
+Three files of chat rows, each with twenty broken ones at random lines (a strict run shows twenty), and one of all rows, of which the last alone
+is broken: nothing tells until then that the rows before it are not wanted. For each file it runs the stage, which must
 refuse it with exactly these lines, and prints seconds, MB/s of the whole command and its peak resident memory (VmHWM by wait4). Exit 1 where
 a line is missing, a good one is named, or the memory is above 256 MiB.
 """
@@ -94,9 +95,12 @@ KINDS = {
 }
 
 
-def write(path, kinds, n_rows, random_):
-    """The lines of the broken rows, counted from 1, by kind."""
-    places = dict(zip(sorted(random_.sample(range(3, n_rows - 3), len(kinds))), random_.sample(kinds, len(kinds))))
+def places_of(kinds, n_rows, random_):
+    """The kinds of broken rows by their lines, counted from 1."""
+    return dict(zip(sorted(random_.sample(range(3, n_rows - 3), len(kinds))), random_.sample(kinds, len(kinds))))
+
+
+def write(path, places, n_rows, random_):
     with open(path, "wb") as file:
         for number in range(1, n_rows + 1):
             if number in places:
@@ -105,7 +109,6 @@ def write(path, kinds, n_rows, random_):
                 continue
             words = " ".join(random_.choices(WORDS, k=30))
             file.write((GOOD % (f"Case {number}: {words}?", f"{words[::-1]} {number}")).encode() + b"\n")
-    return {line: kind for line, kind in places.items()}
 
 
 WORDS = "fever cough dose renal acute mild daily pain chest liver sodium tablet onset scan biopsy murmur edema rash nausea lesion".split()
@@ -122,9 +125,11 @@ def main():
     is_wrong = False
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        for part in range(3):
-            path = folder / f"part{part}.jsonl"
-            places = write(path, names[part::3], args.rows // 3, random.Random(args.seed + part))
+        for part in range(4):
+            path, random_ = folder / f"part{part}.jsonl", random.Random(args.seed + part)
+            n_rows = args.rows // 3 if part < 3 else args.rows
+            places = places_of(names[part::3], n_rows, random_) if part < 3 else {n_rows: "no closing brace"}
+            write(path, places, n_rows, random_)
             command = [args.aloe, "data", "run", "--out", str(folder / "out"), "--set", f'sources=[{{name="made",path="{path}",licence="mit"}}]']
             start = time.monotonic()
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

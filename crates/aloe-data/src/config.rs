@@ -205,15 +205,19 @@ fn one() -> f64 {
 }
 
 impl SourceConfig {
-    /// What is wrong with the stated licence of rows that an earlier stage took in under the licence `kept`: it must not allow more. Of one that
-    /// says that nobody stated it, nothing is: to state it is what the source does.
+    /// What is wrong with the stated licence of rows that an earlier stage took in under the licence `kept`, or that say so themselves: it must
+    /// not allow more. Of one that says that nobody stated it, nothing is: to state it is what the source does.
     pub fn licence_mistake(&self, kept: &str) -> Option<String> {
         if licence::is_unstated(kept) {
             return None;
         }
         let reason = licence::allows_more(&self.licence, kept)?;
+        // What a row says is text of a row: no licence is so long.
+        let n_chars = kept.chars().count();
+        let long = format!("(a text of {n_chars} characters)");
+        let kept = if n_chars > 60 { &long } else { kept };
         Some(format!(
-            "source `{}`: its rows carry the licence `{kept}` from an earlier stage, which {reason}, and the stated licence `{}` does not say so; \
+            "source `{}`: its rows carry the licence `{kept}`, which {reason}, and the stated licence `{}` does not say so; \
              state `{kept}`, or of several licences all, joined by AND",
             self.name, self.licence
         ))

@@ -29,6 +29,9 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 
+/// Bytes of rows, about: with what a stage takes beside them they stay within the 256 MiB that the check of a broken set may take.
+const MOST_UNCHECKED: usize = 128 << 20;
+
 /// Everything a run gathers on its way.
 struct Run<'a> {
     config: &'a DataConfig,
@@ -38,8 +41,12 @@ struct Run<'a> {
     items: Vec<Item>,
     /// What they say alike.
     alike: Alike,
-    /// Whether rows are kept: without a quarantine not from the first broken one on, which ends the stage once all are counted.
+    /// Whether rows are kept: without a quarantine not from the first broken one on, which ends the stage once all are counted, nor beyond
+    /// `most_unchecked`.
     is_kept: bool,
+    /// Bytes of rows that are kept, about, and how many may be before all rows of all sources are known to be sound.
+    n_unchecked: usize,
+    most_unchecked: usize,
     /// Of the file that is read.
     n_by_dialect: BTreeMap<Dialect, usize>,
     /// By source, once they are read.
@@ -142,6 +149,7 @@ impl<'a> Run<'a> {
         let (items, ledger, quarantined) = (Vec::new(), Vec::new(), Vec::new());
         let (problems, by_model, sink, reviewed) = (Problems::default(), Vec::new(), None, Reviewed::default());
         let (n_by_dialect, safe_answers) = (BTreeMap::new(), BTreeMap::new());
+        let most_unchecked = if config.quarantine.is_on() { usize::MAX } else { MOST_UNCHECKED };
         Run {
             config,
             n_threads,
@@ -150,6 +158,8 @@ impl<'a> Run<'a> {
             items,
             alike: Alike::default(),
             is_kept: true,
+            n_unchecked: 0,
+            most_unchecked,
             n_by_dialect,
             safe_answers,
             ledger,
@@ -158,22 +168,6 @@ impl<'a> Run<'a> {
             reviewed,
             sink,
             by_model,
-        }
-    }
-
-    fn broken(&mut self, source: usize, error: RowError) {
-        self.report.sources[source].n_broken += 1;
-        self.add_problem(error);
-    }
-
-    /// Without a quarantine nothing becomes of the rows any more, and their memory is given back.
-    fn add_problem(&mut self, error: RowError) {
-        self.problems.add(error.clone());
-        if self.config.quarantine.is_on() {
-            self.quarantined.push(error);
-        } else {
-            self.is_kept = false;
-            (self.items, self.ledger) = (Vec::new(), Vec::new());
         }
     }
 

@@ -1,5 +1,6 @@
 //! What can go wrong while preparing data. Broken rows are values ([`RowError`]) that are counted; the rest stops the run.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 /// How many row errors a message shows; all are counted.
@@ -15,6 +16,18 @@ pub struct RowError {
     /// The row as read, where it could be read at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raw: Option<String>,
+}
+
+/// Bytes of a broken row as text, those that are not UTF-8 as `\xE9`: a mark in their place would lose what they were.
+pub(crate) fn with_bytes(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            let _ = write!(text, "\\x{byte:02X}");
+        }
+    }
+    text
 }
 
 impl RowError {
@@ -201,6 +214,12 @@ pub enum Error {
         path: PathBuf,
         /// Why, and what to do.
         reason: String,
+    },
+    /// A file that somebody writes to.
+    #[error("{}: the file changed while it was read; run this again once it is whole", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
     },
     /// A file without a single row.
     #[error("{}: the data set is empty", path.display())]

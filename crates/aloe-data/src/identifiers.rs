@@ -14,6 +14,7 @@ mod numbers;
 
 use crate::Item;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -168,13 +169,17 @@ fn mask_question(item: &mut Item) {
         question.context.iter_mut().chain(&mut question.explanation).for_each(change);
     }
     if let Some(rare) = &mut item.rare {
-        rare.group.iter_mut().chain(&mut rare.style).for_each(change);
+        rare.group.iter_mut().chain(&mut rare.style).chain(&mut rare.made).for_each(change);
     }
     // Rows say it together: only one that changes gets its own.
-    let mut subject = item.about.subject.clone();
-    change(&mut subject);
-    if subject != item.about.subject {
-        Arc::make_mut(&mut item.about).subject = subject;
+    let changed = |text: &str| Some(masked(text)).filter(|masked| masked != text);
+    let subject = changed(&item.about.subject);
+    // A layout's own name for its task holds nothing of the row.
+    let task = if let Cow::Owned(task) = &item.about.task { changed(task) } else { None };
+    if subject.is_some() || task.is_some() {
+        let about = Arc::make_mut(&mut item.about);
+        about.subject = subject.unwrap_or_else(|| std::mem::take(&mut about.subject));
+        about.task = task.map_or_else(|| std::mem::take(&mut about.task), Cow::Owned);
     }
 }
 

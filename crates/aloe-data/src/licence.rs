@@ -116,6 +116,14 @@ pub(crate) fn is_unstated(licence: &str) -> bool {
         || NOTHING.contains(&said.join(" ").as_str())
 }
 
+/// Whether the table knows the licence, of several each.
+pub(crate) fn is_known(licence: &str) -> bool {
+    let lower = licence.trim().to_lowercase();
+    split_outside(&lower, " or ")
+        .into_iter()
+        .all(|way| in_each_way(way, &|one| terms(one).is_none().then_some(())).is_none())
+}
+
 /// Every use that a licence may forbid.
 const USES: [Use; 4] = [Use::Commercial, Use::Derivatives, Use::OtherTerms, Use::BeyondResearch];
 

@@ -10,11 +10,12 @@ mod opened;
 mod parquet;
 mod separated;
 
-pub(crate) use batches::read_on;
+pub(crate) use batches::{n_bytes, read_on};
 pub(crate) use opened::Source;
 
 use crate::data::own_answers::stage_rows;
 use crate::elements::{Elements, MAX_ROW_BYTES, Stop, WRAPPERS};
+use crate::error::with_bytes;
 use crate::{Error, Result, RowError, strict};
 use aloe_task::rows::Row;
 use serde_json::{Map, Value};
@@ -272,6 +273,15 @@ pub(crate) fn is_named(path: &Path, end: &str) -> bool {
     name.strip_suffix(".gz").unwrap_or(&name).ends_with(end)
 }
 
+/// What stops the reading of lines: of a packed file that was cut off or damaged with the line that it stops in; what the system says, as it is.
+fn stopped(error: std::io::Error, path: &Path, number: usize) -> Error {
+    if error.raw_os_error().is_some() {
+        return Error::io("read", path)(error);
+    }
+    let text = format!("{error}, in line {number}; nothing from there on can be read");
+    Error::io("read", path)(std::io::Error::new(error.kind(), text))
+}
+
 fn read_lines(
     mut source: Box<dyn BufRead + '_>,
     path: &Path,
@@ -280,13 +290,16 @@ fn read_lines(
     let mut line = Vec::new();
     for number in 1usize.. {
         line.clear();
-        let n_bytes =
-            source.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(Error::io("read", path))?;
+        let n_bytes = source
+            .by_ref()
+            .take(MAX_LINE_BYTES)
+            .read_until(b'\n', &mut line)
+            .map_err(|error| stopped(error, path, number))?;
         if n_bytes == 0 {
             return Ok(());
         }
         if n_bytes > MAX_ROW_BYTES && line.last() != Some(&b'\n') {
-            source.skip_until(b'\n').map_err(Error::io("read", path))?;
+            source.skip_until(b'\n').map_err(|error| stopped(error, path, number))?;
             let at = format!("{}:{number}", path.display());
             each(Found::Row(Err(RowError::new(at, TOO_LONG))))?;
             continue;
@@ -309,14 +322,17 @@ fn read_texts(mut source: Box<dyn BufRead + '_>, path: &Path, each: Each<'_>) ->
     let mut line = Vec::new();
     for number in 1usize.. {
         line.clear();
-        let n_bytes =
-            source.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(Error::io("read", path))?;
+        let n_bytes = source
+            .by_ref()
+            .take(MAX_LINE_BYTES)
+            .read_until(b'\n', &mut line)
+            .map_err(|error| stopped(error, path, number))?;
         if n_bytes == 0 {
             return Ok(());
         }
         let at = format!("{}:{number}", path.display());
         if n_bytes > MAX_ROW_BYTES && line.last() != Some(&b'\n') {
-            source.skip_until(b'\n').map_err(Error::io("read", path))?;
+            source.skip_until(b'\n').map_err(|error| stopped(error, path, number))?;
             each(Err(RowError::new(at, TOO_LONG)))?;
             continue;
         }
@@ -326,7 +342,7 @@ fn read_texts(mut source: Box<dyn BufRead + '_>, path: &Path, each: Each<'_>) ->
             Ok(text) => each(Ok(Row { columns: Map::from_iter([("text".to_owned(), text.into())]), at }))?,
             Err(error) => {
                 let at = format!("{at}:{}", error.valid_up_to() + 1);
-                let raw = Some(String::from_utf8_lossy(bytes).into_owned());
+                let raw = Some(with_bytes(bytes));
                 each(Err(RowError { raw, ..RowError::new(at, "not UTF-8") }))?;
             }
         }
@@ -344,7 +360,7 @@ fn parse(bytes: &[u8], path: &Path, line: usize, column: usize, at: String) -> R
             .rposition(|&byte| byte == b'\n')
             .map_or(before.len() + column - 1, |at| before.len() - at - 1);
         RowError {
-            raw: Some(String::from_utf8_lossy(bytes).into_owned()),
+            raw: Some(with_bytes(bytes)),
             ..RowError::new(format!("{}:{}:{}", path.display(), line + breaks, last + 1), "not UTF-8")
         }
     })?;

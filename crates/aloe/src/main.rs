@@ -13,6 +13,7 @@ mod known;
 mod leave;
 mod lineage;
 mod outputs;
+mod panics;
 mod parity;
 mod recipe;
 mod replaced;
@@ -32,6 +33,7 @@ use std::time::{Duration, Instant};
 static HEAP: aloe_tensor::Heap = aloe_tensor::Heap;
 
 fn main() -> ExitCode {
+    panics::keep_text_out();
     let cli = cli::Cli::parse();
     let cancel = Cancel::default();
     if let Err(error) = watch_signals(&cancel) {

@@ -443,8 +443,9 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         // licence, split, task and subject, which a stage behind reads, MedQA's rationales are read and its steps are no subjects, overlaps are
         // shown as written; +7: train rows of a file with other splits are no evaluation questions, nor are those of a red-team run alone, a row
         // gets no second template behind a stage, and keeps its licence where the stated one names it beside others; +8: conversations say
-        // their question's id and style as pairs do, which a stage behind holds out and drops by.
-        "data" => "0.1.0+8",
+        // their question's id and style as pairs do, which a stage behind holds out and drops by; +9: rows say the licence that their own column
+        // names, long names of streets are addresses, more eponyms are no names.
+        "data" => "0.1.0+9",
         // 0.1.0+2: masks by the model's name, not its place; +3: nearswap's weight is a reciprocal times t; +4: task_arithmetic takes no density,
         // multislerp of no change is the base, named chat templates are mergekit's; +5: added tokens stand in the vocabulary of a union's tokenizer,
         // texts end where the chosen tokenizer and template end them; +6: masks by the last component of a model's name, new tokens in the order of

@@ -2,7 +2,7 @@
 //! no row freer than it was.
 
 use super::Run;
-use crate::{DataConfig, Error, Item, Result, licence};
+use crate::{About, DataConfig, Error, Item, Result, licence};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,6 +12,8 @@ impl Run<'_> {
     pub(super) fn check_licences(&mut self) -> Result<()> {
         let mut is_own_kept: BTreeMap<(usize, Arc<str>), bool> = BTreeMap::new();
         let mut mistakes = Vec::new();
+        // What rows said alike they go on to say alike.
+        let mut before: Option<(Arc<About>, Arc<About>)> = None;
         for item in &mut self.items {
             let Some(own) = &item.about.licence else { continue };
             let source = &self.config.sources[item.source];
@@ -22,7 +24,15 @@ impl Run<'_> {
                 is_kept && !licence::is_unstated(own)
             });
             if !is_kept {
-                Arc::make_mut(&mut item.about).licence = None;
+                match &before {
+                    Some((with, without)) if Arc::ptr_eq(with, &item.about) => item.about = Arc::clone(without),
+                    _ => {
+                        let with = Arc::clone(&item.about);
+                        Arc::make_mut(&mut item.about).licence = None;
+                        self.alike.share(item, None);
+                        before = Some((with, Arc::clone(&item.about)));
+                    }
+                }
             }
         }
         if mistakes.is_empty() { Ok(()) } else { Err(Error::Config { mistakes }) }

@@ -1,5 +1,8 @@
 //! The step that reads the sources: every row is read and checked once, and kept as what it is made into, until one is broken that no quarantine
 //! takes: then those kept are let go, and the rest is read for the account of the broken ones alone.
+//!
+//! A large set whose only broken row is its last would be held whole until then. So what is kept without a quarantine before all rows are
+//! known to be sound is bounded ([`Run::most_unchecked`]): beyond that the rest is checked first, and where no row was broken all is read again.
 
 use super::Run;
 use super::ledger::Entry;
@@ -11,7 +14,7 @@ use aloe_record::Progress;
 use aloe_task::rows::Row;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -32,6 +35,21 @@ enum Made {
     Items(Dialect, Item, Vec<Item>, Option<Ordering>),
     /// It becomes something with other rows alone, of its file or its source.
     Row(Row),
+}
+
+/// Bytes that a row takes beside its texts, about.
+const N_BESIDE: usize = 256;
+
+impl Made {
+    /// Bytes that keeping it takes, about.
+    fn n_bytes(&self) -> usize {
+        let of_item = |item: &Item| N_BESIDE + item.each_message().map(|message| message.content.len()).sum::<usize>();
+        match self {
+            Made::Broken(_) => 0,
+            Made::Items(_, item, others, _) => of_item(item) + others.iter().map(of_item).sum::<usize>(),
+            Made::Row(row) => N_BESIDE + source::n_bytes(&row.columns),
+        }
+    }
 }
 
 /// Makes something of a row and notes its unread columns; `dialect` is known once there was a row that can be read.
@@ -64,6 +82,17 @@ fn made(
 impl Run<'_> {
     /// Where a row is broken and no quarantine is there, nothing is left but the account of the broken ones, which `stop_at_broken_rows` tells.
     pub(super) fn read_sources(&mut self, progress: &Progress) -> Result<()> {
+        self.read_all(progress)?;
+        if !self.is_kept && self.problems.total == 0 {
+            let reviewed = std::mem::take(&mut self.reviewed);
+            *self = Run { reviewed, most_unchecked: usize::MAX, ..Run::new(self.config, self.n_threads, self.cancel) };
+            self.read_all(progress)?;
+        }
+        // What is wrong with a source as a whole is told when none of its rows is.
+        if self.is_kept { self.check_read() } else { Ok(()) }
+    }
+
+    pub(super) fn read_all(&mut self, progress: &Progress) -> Result<()> {
         for source in 0..self.config.sources.len() {
             let mut rated = Rated::default();
             for file in source::files(&self.config.sources[source].path)? {
@@ -78,23 +107,7 @@ impl Run<'_> {
             }
             self.count_dialects(source);
         }
-        // What is wrong with a source as a whole is told when none of its rows is.
-        if self.is_kept { self.check_read() } else { Ok(()) }
-    }
-
-    /// Counts broken rows and keeps none. Where a quarantine takes them there is nothing to find out beforehand.
-    pub(super) fn check_sources(&mut self, progress: &Progress) -> Result<()> {
-        self.is_kept = false;
-        for source in 0..self.config.sources.len() {
-            for file in source::files(&self.config.sources[source].path)? {
-                progress.message(&format!("checking {}", file.label));
-                self.read_file(source, &file, &Source::open(&file.path)?, &mut Rated::default())?;
-            }
-        }
-        if self.problems.total > 0 {
-            self.read_held_apart()?;
-        }
-        self.stop_at_broken_rows()
+        Ok(())
     }
 
     fn check_read(&mut self) -> Result<()> {
@@ -118,6 +131,7 @@ impl Run<'_> {
         let (is_strict, is_kept) = (!self.config.quarantine.is_on(), AtomicBool::new(self.is_kept));
         // Of the file's first row; most say the same. What is not kept, or held already, is freed where it was made.
         let usual: OnceLock<(Place, Arc<About>)> = OnceLock::new();
+        let n_unchecked = AtomicUsize::new(self.n_unchecked);
         let make = |index: usize, row: Result<Row, RowError>| {
             let dialect = known.get().copied();
             let made = match made(row, dialect, index, config, file, &unused) {
@@ -130,19 +144,49 @@ impl Run<'_> {
                 Made::Row(row) if is_strict => problem_alone(dialect, &row).map_or(Made::Row(row), Made::Broken),
                 made => made,
             };
+            n_unchecked.fetch_add(made.n_bytes(), Relaxed);
             (is_kept.load(Relaxed) || matches!(made, Made::Broken(_))).then_some(made)
         };
         let mut together = Vec::new();
         source::read_on(opened, self.n_threads, &mut first, &make, &mut |made| {
             self.take_made(source, made, &mut together)?;
+            if self.is_kept && n_unchecked.load(Relaxed) > self.most_unchecked {
+                self.keep_none();
+            }
             if !self.is_kept {
                 is_kept.store(false, Relaxed);
                 opened.hash_no_more();
+                together = Vec::new();
             }
             Ok(())
         })?;
+        self.n_unchecked = n_unchecked.into_inner();
+        if !self.is_kept {
+            *rated = Rated::default();
+        }
         self.report.sources[source].count_unused(unused.into_columns());
         self.take_together(source, file, known.into_inner(), together, rated)
+    }
+
+    pub(super) fn broken(&mut self, source: usize, error: RowError) {
+        self.report.sources[source].n_broken += 1;
+        self.add_problem(error);
+    }
+
+    /// Without a quarantine nothing becomes of the rows any more, and their memory is given back.
+    pub(super) fn add_problem(&mut self, error: RowError) {
+        self.problems.add(error.clone());
+        if !self.config.quarantine.is_on() {
+            self.keep_none();
+        } else if self.sink.is_none() {
+            // A shard writes no quarantine; that is the run's that takes its merge.
+            self.quarantined.push(error);
+        }
+    }
+
+    fn keep_none(&mut self) {
+        self.is_kept = false;
+        (self.items, self.ledger) = (Vec::new(), Vec::new());
     }
 
     /// Takes what was made of a row, nothing of one that is sound and not kept; those of `together` are made into something at their file's end.
@@ -153,12 +197,7 @@ impl Run<'_> {
             self.cancel.check()?;
         }
         match made {
-            Some(Made::Broken(error)) => {
-                self.broken(source, error);
-                if !self.is_kept {
-                    *together = Vec::new();
-                }
-            }
+            Some(Made::Broken(error)) => self.broken(source, error),
             _ if !self.is_kept => {}
             Some(Made::Items(dialect, item, others, rated)) => self.take_all(source, dialect, item, others, rated),
             Some(Made::Row(row)) => together.push(row),

@@ -6,7 +6,8 @@
 
 use super::Run;
 use crate::dedup::{self, Signature, Signer};
-use crate::{DataConfig, Error, Keep, Result, parallel, source};
+use crate::source::{self, DataFile};
+use crate::{DataConfig, Error, Keep, Result, parallel};
 use aloe_record::{Cancel, Progress, atomic, digest};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -83,11 +84,11 @@ fn broken(path: &Path, reason: impl Into<String>) -> Error {
     Error::Shards { path: path.to_path_buf(), reason: reason.into() }
 }
 
-/// Digest of the settings and files that decide which rows there are and how they are signed.
-fn settings(config: &DataConfig) -> Result<String> {
+/// Digest of the settings and files that decide which rows there are and how they are signed; `digest_of` gives that of a source's file.
+fn settings(config: &DataConfig, digest_of: &dyn Fn(usize, &DataFile) -> Result<String>) -> Result<String> {
     let mut hasher = digest::Hasher::default();
     hasher.field(FORMAT.as_bytes());
-    for config in &config.sources {
+    for (index, config) in config.sources.iter().enumerate() {
         let source = (
             (&config.name, &config.dialect, &config.columns, &config.system, &config.task),
             (config.rejected_openings, config.rating_gap),
@@ -95,7 +96,7 @@ fn settings(config: &DataConfig) -> Result<String> {
         hasher.field(serde_json::to_string(&source).unwrap_or_default().as_bytes());
         for file in source::files(&config.path)? {
             hasher.field(file.label.as_bytes());
-            hasher.field(digest::file(&file.path)?.as_bytes());
+            hasher.field(digest_of(index, &file)?.as_bytes());
         }
         if let Some(path) = &config.safe_answers {
             for file in source::files(path)? {
@@ -119,6 +120,8 @@ pub(super) struct Sink<'a> {
     hasher: digest::Hasher,
     n_rows: usize,
     n_signed: usize,
+    /// What is told behind broken rows: the first row that is no row of the output.
+    other_kind: Option<Error>,
 }
 
 /// Signs one share of the rows into `out/signatures.bin` and `out/shard.json`.
@@ -139,24 +142,24 @@ pub fn sign(
         n_rows: 0,
         n_signed: 0,
         keep: config.dedup.keep,
-        settings: settings(config)?,
+        settings: String::new(),
         signatures: String::new(),
     };
     atomic::write_with(&path, |file| {
-        // A shard keeps no rows: two readings are its price for the memory of a block of them.
-        if !config.quarantine.is_on() {
-            Run::new(config, n_threads, cancel).check_sources(progress)?;
-        }
-        let mut run = Run::new(config, n_threads, cancel);
-        let signer = Signer::new(&config.dedup);
-        run.sink = Some(Sink { shard, signer, out: file, hasher: digest::Hasher::default(), n_rows: 0, n_signed: 0 });
+        // A shard keeps a block of rows and no more, and of signatures beside a broken row nothing is left.
+        let mut run = Run { most_unchecked: usize::MAX, ..Run::new(config, n_threads, cancel) };
+        let (signer, hasher) = (Signer::new(&config.dedup), digest::Hasher::default());
+        run.sink = Some(Sink { shard, signer, out: file, hasher, n_rows: 0, n_signed: 0, other_kind: None });
         run.read_sources(progress)?;
+        if !run.is_kept {
+            run.read_held_apart()?;
+        }
         run.stop_at_broken_rows()?;
         run.flush()?;
-        if let Some(sink) = run.sink {
-            (report.n_rows, report.n_signed, report.signatures) = (sink.n_rows, sink.n_signed, sink.hasher.hex());
-        }
-        Ok::<(), Error>(())
+        report.settings = run.settings()?;
+        let Some(sink) = run.sink else { return Ok(()) };
+        (report.n_rows, report.n_signed, report.signatures) = (sink.n_rows, sink.n_signed, sink.hasher.hex());
+        sink.other_kind.map_or(Ok(()), Err)
     })?;
     atomic::write_json(&out.join("shard.json"), &report)?;
     Ok(report)
@@ -169,7 +172,10 @@ impl Run<'_> {
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.check_kinds()?;
+        if let (Err(error), Some(sink)) = (self.check_kinds(), &mut self.sink) {
+            sink.other_kind.get_or_insert(error);
+            self.items.clear();
+        }
         self.take_identifiers()?;
         self.apply_rules()?;
         self.ledger.clear();
@@ -306,7 +312,16 @@ impl Run<'_> {
     pub(super) fn check_merged(&self) -> Result<()> {
         let Some(folder) = &self.config.duplicates else { return Ok(()) };
         let report: DedupReport = atomic::read_json(&folder.join("dedup.json"))?;
-        if report.settings == settings(self.config)? { Ok(()) } else { Err(broken(folder, OTHER_ROWS)) }
+        let found = settings(self.config, &|_, file| Ok(digest::file(&file.path)?))?;
+        if report.settings == found { Ok(()) } else { Err(broken(folder, OTHER_ROWS)) }
+    }
+
+    /// [`settings`] with the files as they were read.
+    fn settings(&self) -> Result<String> {
+        settings(self.config, &|source, file| {
+            let read = self.report.sources[source].files.get(&file.label).cloned();
+            read.ok_or_else(|| broken(&file.path, "it came while the other files were read; run this again"))
+        })
     }
 }
 
@@ -314,7 +329,7 @@ impl Run<'_> {
 pub(super) fn read_merged(folder: &Path, run: &Run<'_>) -> Result<Vec<(usize, usize, &'static str)>> {
     let report: DedupReport = atomic::read_json(&folder.join("dedup.json"))?;
     let path = folder.join("duplicates.jsonl");
-    if report.n_rows != run.items.len() {
+    if report.n_rows != run.items.len() || report.settings != run.settings()? {
         return Err(broken(folder, OTHER_ROWS));
     }
     if digest::file(&path)? != report.duplicates {

@@ -2,7 +2,7 @@
 //! set a row of any other file is.
 
 use super::{is_of_stage, optional};
-use crate::{RowError, SourceConfig};
+use crate::{RowError, SourceConfig, licence};
 use aloe_task::rows::{Row, shown_name};
 use serde_json::Value;
 use std::sync::Arc;
@@ -20,9 +20,17 @@ pub(crate) fn is(row: &Row) -> bool {
     COLUMNS.iter().all(is_text) && (has(&["messages"]) || has(&["prompt", "chosen", "rejected"]))
 }
 
-/// The licence under which an earlier stage took the row in, as a data stage's line and a synthetic row say; of other rows the source's is.
+/// The column in which the row says its licence: a data stage's line and a synthetic row that under which an earlier stage took them in, a row
+/// of a set that joins several its own, where that is a licence that is known. Of other rows the source's is.
+pub(super) fn licence_column(row: &Row) -> Option<&'static str> {
+    let is_licence = |name: &&str| row.columns.get(*name).and_then(Value::as_str).is_some_and(licence::is_known);
+    if is_of_stage(row) { Some("licence") } else { ["licence", "license"].into_iter().find(is_licence) }
+}
+
+/// What stands there.
 pub(super) fn licence(row: &Row) -> Result<Option<Arc<str>>, RowError> {
-    if is_of_stage(row) { Ok(optional(row, "licence")?.map(Arc::from)) } else { Ok(None) }
+    let said = licence_column(row).map(|name| optional(row, name)).transpose()?.flatten();
+    Ok(said.map(|text| text.trim().into()))
 }
 
 /// The published split: as the source says, else as the row's column `split` does where that is a word, else the one that the file's name
@@ -86,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_a_data_stage_says_its_own_licence_and_split_and_other_rows_do_not() {
+    fn a_line_of_a_data_stage_says_its_own_licence_and_split_and_of_other_rows_those_that_are_known_count() {
         let own = |split: &str| {
             let value = json!({"messages": [], "source": "a", "id": "a/f:1", "task": "mcqa", "subject": "", "licence": "cc-by-4.0",
                 "split": split});
@@ -95,7 +103,15 @@ mod tests {
         assert_eq!(licence(&own("dev")).unwrap().as_deref(), Some("cc-by-4.0"));
         assert_eq!(split(&own("dev"), &config(json!({}))).as_deref(), Some("dev"));
         assert_eq!(split(&own(""), &config(json!({}))), None);
-        let other = row(json!({"messages": [], "licence": "cc-by-4.0", "id": "7"}), "train.jsonl:1");
-        assert_eq!(licence(&other).unwrap(), None);
+        let other =
+            |name: &str, said: Value| licence(&row(json!({"messages": [], name: said}), "train.jsonl:1")).unwrap();
+        for name in ["licence", "license"] {
+            assert_eq!(other(name, json!(" CC BY-NC 4.0 ")).as_deref(), Some("CC BY-NC 4.0"));
+            for said in
+                [json!("unknown"), json!(""), json!("see https://example.org"), json!(7), json!(["mit"]), json!(null)]
+            {
+                assert_eq!(other(name, said.clone()), None, "{said}");
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
 
 /// What every layout may say, and what is said of a synthetic row.
-const ANY: [&str; 16] = [
+const ANY: [&str; 15] = [
     "stage",
     "style",
     "question_id",
@@ -20,7 +20,6 @@ const ANY: [&str; 16] = [
     "chosen_rating",
     "rejected_rating",
     "_key",
-    "licence",
     "split",
     "title",
     "attempts",
@@ -127,12 +126,12 @@ fn unused<'a>(
     config: &'a SourceConfig,
 ) -> impl Iterator<Item = (&'a str, &'a Value)> + use<'a> {
     let rationale = if dialect == Dialect::Medqa { medqa::explanation_column(row) } else { None };
-    let own = own_line::is(row);
+    let (own, licence) = (own_line::is(row), own_line::licence_column(row));
     let known = known(dialect);
     let is_read = move |name: &str| {
         known.is_none_or(|known| known.contains(&name))
             || ANY.contains(&name)
-            || rationale == Some(name)
+            || [rationale, licence].contains(&Some(name))
             || (own && own_line::COLUMNS.contains(&name))
             || config.columns.values().any(|column| column == name)
     };

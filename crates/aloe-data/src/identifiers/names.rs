@@ -43,9 +43,10 @@ static CAPITALS: LazyLock<Regex> = LazyLock::new(|| {
 /// Labels of forms in capitals that may follow a name or stand in its place.
 const NO_CAPITALS: [&str; 14] =
     ["DOB", "MRN", "ID", "SEX", "AGE", "DATE", "MALE", "FEMALE", "UNKNOWN", "NONE", "NOT", "NHS", "SSN", "WARD"];
-/// `Okafor, Ngozi` behind a label.
-static SECOND: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(&format!(r"^,[ ](?P<name>{WORD})(?:[\n.;,)]|$)")).expect("a fixed pattern"));
+/// `Okafor, Ngozi` behind a label; within a sentence behind a label of a name alone, for others name what a person is.
+static SECOND: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(&format!(r"^,[ ](?P<name>{WORD})(?:[\n.;,)]|$|(?P<goes_on>[ ]\p{{Ll}}))")).expect("a fixed pattern")
+});
 /// What makes the words before it a thing, `Graves' disease` and `Parkinson's test`; `Mrs. Okafor's daughter` is hers.
 static MEDICAL: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(
@@ -89,7 +90,10 @@ pub(super) fn find(text: &str, found: &mut Vec<Found>) {
             if (is_weak || !is_label) && is_thing {
                 name = "";
             }
-            let second = SECOND.captures(&text[words.start() + name.len()..]).and_then(|parts| parts.name("name"));
+            let is_of_name = ["name", "nombre", "apellidos"].iter().any(|word| label.contains(word));
+            let second = SECOND.captures(&text[words.start() + name.len()..]);
+            let second = second.filter(|parts| is_of_name || parts.name("goes_on").is_none());
+            let second = second.and_then(|parts| parts.name("name"));
             let second = second
                 .filter(|second| is_label && !is_weak && !name.is_empty() && !NO_NAME_WORDS.contains(second.as_str()));
             let name = &text[words.start()..words.start() + name.len() + second.map_or(0, |second| second.end())];

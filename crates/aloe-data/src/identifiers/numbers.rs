@@ -88,7 +88,7 @@ static ADDRESSES: LazyLock<[Regex; 4]> = LazyLock::new(|| {
     let town = r"\p{Lu}\p{Ll}+(?:[ -]\p{Lu}\p{Ll}+){0,2}";
     [
         pattern(&format!(
-            r"\b\d{{1,5}}[A-Za-z]?,?[ ](?:(?:[NS][EW]|[NSEW]\.?)[ ])?(?:(?:\p{{Lu}}[\p{{L}}'’]+\.?[ ]){{1,3}}{STREET_TYPE}|(?:\p{{Lu}}\p{{Ll}}+[ ])?\d{{1,3}}(?:st|nd|rd|th)[ ]{NUMBERED_STREET})\b\.?(?:[ ][NS][EW]\b)?(?:,?[ ](?:Apt|Apartment|Unit|Suite|Flat|Room|#)\.?[ ]?\w+)?(?:,[ ]{town}){{0,2}}(?:,?[ ]{STATE}[ ]\d{{5}}(?:-\d{{4}})?|,?[ ]{UK_CODE})?\b"
+            r"\b\d{{1,5}}[A-Za-z]?,?[ ](?:(?:[NS][EW]|[NSEW]\.?)[ ])?(?:(?:\p{{Lu}}[\p{{L}}'’]+\.?[ ]){{1,5}}{STREET_TYPE}|(?:\p{{Lu}}\p{{Ll}}+[ ])?\d{{1,3}}(?:st|nd|rd|th)[ ]{NUMBERED_STREET})\b\.?(?:[ ][NS][EW]\b)?(?:,?[ ](?:Apt|Apartment|Unit|Suite|Flat|Room|#)\.?[ ]?\w+)?(?:,[ ]{town}){{0,2}}(?:,?[ ]{STATE}[ ]\d{{5}}(?:-\d{{4}})?|,?[ ]{UK_CODE})?\b"
         )),
         pattern(&format!(r"\b{town},[ ]{STATE}[ ]\d{{5}}(?:-\d{{4}})?\b|\b{UK_CODE}\b")),
         pattern(r"\b[Pp]\.?[ ]?[Oo]\.?[ ]?[Bb]ox[ ]\d+\b"),

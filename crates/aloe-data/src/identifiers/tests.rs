@@ -170,6 +170,7 @@ fn an_address_on_a_numbered_street_is_found_whole_and_ranks_and_doctors_are_none
         "1600 Pennsylvania Avenue NW, Washington, DC 20500",
         "12 NE Hancock Road",
         "9 3rd Ave",
+        "1290 Martin Luther King Jr. Blvd, Atlanta, GA 30303",
     ] {
         assert_eq!(masked(&format!("Lives at {address}.")), "Lives at [ADDRESS].", "{address}");
     }
@@ -257,6 +258,9 @@ fn common_surnames_short_ones_and_capitals_are_names_and_scores_are_no_dates() {
         ("Mr. Li and Ms. Wu met Dr. Ng.", "Mr. [NAME] and Ms. [NAME] met Dr. [NAME]."),
         ("PATIENT NAME: JOHN SMITH DOB: unknown", "PATIENT NAME: [NAME] DOB: unknown"),
         ("Patient name: Okafor, Ngozi\nWard 3", "Patient name: [NAME]\nWard 3"),
+        ("Patient name: Okafor, Ngozi was seen.", "Patient name: [NAME] was seen."),
+        ("Signed by Okafor, Registrar in cardiology", "Signed by [NAME], Registrar in cardiology"),
+        ("Professor Röntgen found it, Dr. Semmelweis too.", "Professor Röntgen found it, Dr. Semmelweis too."),
         ("Write to a.ferrer (at) example.org soon.", "Write to [EMAIL] soon."),
         ("Mrs. Okafor's daughter rang.", "Mrs. [NAME]'s daughter rang."),
         ("He has Mr. Graves' disease.", "He has Mr. Graves' disease."),

@@ -7,7 +7,7 @@
 use super::{Found, Source, dispatch, parse_line};
 use crate::{Error, Result, RowError};
 use aloe_task::rows::Row;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope, ScopedJoinHandle};
@@ -49,6 +49,11 @@ struct Batch {
     parts: Vec<Part>,
 }
 
+/// Bytes that a row's columns take, about.
+pub(crate) fn n_bytes(columns: &Map<String, Value>) -> usize {
+    columns.values().map(size).sum()
+}
+
 /// Bytes of a value's texts, and some for each value.
 fn size(value: &Value) -> usize {
     let of_parts = match value {
@@ -64,7 +69,7 @@ impl Batch {
     fn add(&mut self, number: usize, found: Found<'_>) {
         let waiting = match found {
             Found::Row(row) => {
-                self.n_bytes_of_rows += row.as_ref().map_or(0, |row| row.columns.values().map(size).sum());
+                self.n_bytes_of_rows += row.as_ref().map_or(0, |row| n_bytes(&row.columns));
                 Waiting::Row(row)
             }
             Found::Line(line, bytes) => {

@@ -4,14 +4,40 @@
 use crate::{Error, Result};
 use aloe_record::digest::Hasher;
 use std::cell::RefCell;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// What tells that a file is still the one that was opened.
+#[derive(Debug, PartialEq, Eq)]
+struct State {
+    n_bytes: u64,
+    modified: Option<SystemTime>,
+    #[cfg(unix)]
+    device_and_inode: (u64, u64),
+}
+
+impl State {
+    fn of(found: &Metadata) -> State {
+        State {
+            n_bytes: found.len(),
+            modified: found.modified().ok(),
+            #[cfg(unix)]
+            device_and_inode: {
+                use std::os::unix::fs::MetadataExt as _;
+                (found.dev(), found.ino())
+            },
+        }
+    }
+}
 
 /// A file with the digest of what was read of it.
 pub(crate) struct Source {
     path: PathBuf,
     file: File,
+    /// When it was opened.
+    state: State,
     /// `None` once nobody wants the digest.
     hasher: RefCell<Option<Hasher>>,
 }
@@ -20,7 +46,8 @@ impl Source {
     /// To be read alone.
     pub(crate) fn open(path: &Path) -> Result<Source> {
         let file = File::open(path).map_err(Error::io("read", path))?;
-        Ok(Source { path: path.to_path_buf(), file, hasher: RefCell::default() })
+        let state = State::of(&file.metadata().map_err(Error::io("read", path))?);
+        Ok(Source { path: path.to_path_buf(), file, state, hasher: RefCell::default() })
     }
 
     /// To be read once, from its beginning, and hashed.
@@ -51,12 +78,17 @@ impl Source {
         self.hasher.take();
     }
 
-    /// SHA-256 of the whole file, what no reader asked for included.
+    /// SHA-256 of the whole file, what no reader asked for included. Refuses a file that was written to or replaced since it was opened: a
+    /// digest would stand for bytes that no row was made of.
     pub(crate) fn digest(self) -> Result<Option<String>> {
         if self.hasher.borrow().is_none() {
             return Ok(None);
         }
         io::copy(&mut &self, &mut io::sink()).map_err(Error::io("read", &self.path))?;
+        let found = std::fs::metadata(&self.path).map_err(Error::io("read", &self.path))?;
+        if State::of(&found) != self.state {
+            return Err(Error::Changed { path: self.path });
+        }
         Ok(self.hasher.take().map(Hasher::hex))
     }
 }
@@ -101,6 +133,38 @@ mod tests {
             let opened = Source::hashed(&path).unwrap();
             opened.hash_no_more();
             assert_eq!(opened.digest().unwrap(), None, "{name}");
+        }
+    }
+
+    /// The last has the length and the name of what was read.
+    #[test]
+    fn a_file_that_is_written_to_or_replaced_while_it_is_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("a.jsonl"), dir.path().join("b.jsonl"));
+        let append = |path: &Path| {
+            let mut file = File::options().append(true).open(path).unwrap();
+            io::Write::write_all(&mut file, b"{\"a\": 2}\n").unwrap();
+        };
+        let touch = |path: &Path| {
+            let file = File::options().append(true).open(path).unwrap();
+            file.set_modified(SystemTime::now() + std::time::Duration::from_secs(9)).unwrap();
+        };
+        let replace = |path: &Path| std::fs::rename(&other, path).unwrap();
+        let changes: [(&str, &dyn Fn(&Path)); 4] =
+            [("nothing", &|_| ()), ("append", &append), ("touch", &touch), ("replace", &replace)];
+        for (name, change) in changes {
+            std::fs::write(&path, "{\"a\": 1}\n").unwrap();
+            std::fs::write(&other, "{\"a\": 3}\n").unwrap();
+            let opened = Source::hashed(&path).unwrap();
+            read_on(&opened, 2, &mut |_| Ok(()), &|_, row| row.is_ok(), &mut |_| Ok(())).unwrap();
+            change(&path);
+            match opened.digest() {
+                Ok(found) => assert_eq!((name, found), ("nothing", Some(digest::file(&path).unwrap()))),
+                Err(error) => assert!(
+                    name != "nothing" && error.to_string().contains("changed while it was read"),
+                    "{name}: {error}"
+                ),
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use super::{Each, TOO_LONG, is_named};
 use crate::elements::MAX_ROW_BYTES;
+use crate::error::with_bytes;
 use crate::{Error, Result, RowError};
 use aloe_task::rows::{Row, shown_name};
 use serde_json::{Map, Value};
@@ -209,7 +210,7 @@ impl<'a> Records<'a> {
 
     /// The row as it stands in the file, for a quarantine.
     fn raw(&self) -> Option<String> {
-        Some(String::from_utf8_lossy(&self.raw).trim_matches(['\r', '\n']).to_owned())
+        Some(with_bytes(&self.raw).trim_matches(['\r', '\n']).to_owned())
     }
 
     fn record(&self) -> csv::ByteRecord {
@@ -262,7 +263,7 @@ fn raw(record: &csv::ByteRecord) -> Option<String> {
     let mut writer = csv::WriterBuilder::new().flexible(true).from_writer(Vec::new());
     writer.write_byte_record(record).ok()?;
     let bytes = writer.into_inner().ok()?;
-    Some(String::from_utf8_lossy(&bytes).trim_end_matches('\n').to_owned())
+    Some(with_bytes(&bytes).trim_end_matches('\n').to_owned())
 }
 
 fn row(names: &[String], cells: Vec<String>, at: String, record: &csv::ByteRecord) -> Result<Row, RowError> {

@@ -421,3 +421,43 @@ fn rows_on_one_line_carry_their_columns_from_the_second_on() {
     let (rows, _) = check("c.json", b"{\"k1\":{\"a\":\"x\"},\"k2\":{\"a\":\"y\"}}");
     assert_eq!(places(&rows), ["c.json:1", "c.json:1:22"]);
 }
+
+/// `café` in Latin-1.
+#[test]
+fn a_row_that_is_not_utf8_keeps_its_bytes_for_a_quarantine() {
+    let cases: [(&str, &[u8], &str); 5] = [
+        ("a.jsonl", b"{\"a\":\"caf\xe9\"}\n", r#"{"a":"caf\xE9"}"#),
+        ("a.json", b"[\n{\"a\":\"caf\xe9\"}]\n", r#"{"a":"caf\xE9"}"#),
+        ("a.txt", b"caf\xe9\n", r"caf\xE9"),
+        ("a.csv", b"q,a\ncaf\xe9,one\n", r"caf\xE9,one"),
+        ("b.csv", b"q,a\n\"x\"y,caf\xe9\n", r#""x"y,caf\xE9"#),
+    ];
+    for (name, bytes, raw) in cases {
+        let (_, broken) = check(name, bytes);
+        assert_eq!(broken.iter().map(|error| error.raw.as_deref()).collect::<Vec<_>>(), [Some(raw)], "{name}");
+    }
+}
+
+#[test]
+fn a_packed_file_that_is_cut_off_is_refused_with_the_line_that_it_ends_in() {
+    let text: String = (0..5000).map(|at| format!("{{\"a\": \"row {at} {}\"}}\n", at * 7919 % 5003)).collect();
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut packed, text.as_bytes()).unwrap();
+    let packed = packed.finish().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.jsonl.gz");
+    let stops_in = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let mut n_rows = 0;
+        let error = read(&path, &mut |row| {
+            n_rows += usize::from(row.is_ok());
+            Ok(())
+        });
+        (n_rows, error.unwrap_err().to_string())
+    };
+    let (n_rows, error) = stops_in(&packed[..packed.len() / 2]);
+    assert!(n_rows > 1000 && error.contains(&format!("in line {}; nothing", n_rows + 1)), "{n_rows}: {error}");
+    // Whole, with bytes behind it that are no further part.
+    let (n_rows, error) = stops_in(&[&packed[..], b"and so on"].concat());
+    assert!(n_rows == 5000 && error.contains("in line 5001"), "{n_rows}: {error}");
+}

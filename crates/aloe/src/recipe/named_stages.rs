@@ -138,7 +138,7 @@ mod tests {
         let of = |name: &str, path: &str, licence: &str| data(name, path).replace("\"mit\"", &format!("{licence:?}"));
         let one = of("one", "g.jsonl", "cc-by-nc-4.0");
         let refused = refused(&format!("{PULL}{one}{}", of("two", "stage:one", "mit")));
-        let told = "stage \"two\": source `g`: its rows carry the licence `cc-by-nc-4.0` from an earlier stage, which forbids commercial use";
+        let told = "stage \"two\": source `g`: its rows carry the licence `cc-by-nc-4.0`, which forbids commercial use";
         assert!(refused.contains(told), "{refused}");
         // Nor does a stage in between free them; the licence itself, or a stricter one, may be stated.
         let chain = |last: &str| {

@@ -161,3 +161,53 @@ fn conversations_keep_their_question_and_style_for_a_stage_behind_and_no_rewordi
     assert_eq!(train.len() + held_out.len(), 39);
     assert!(!held_out.is_empty() && train.iter().all(|id| topics.contains(&id.as_str()) && !held_out.contains(id)));
 }
+
+/// Of a million rows behind a stage each would hold a copy of its own.
+#[test]
+fn rows_that_lose_the_licence_that_they_came_with_go_on_to_say_together_what_they_say_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.jsonl");
+    let row =
+        |at: usize| json!({"instruction": format!("What is {at}?"), "output": format!("A number, {at}.")}).to_string();
+    std::fs::write(&path, (0..30).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+    let one = stage(dir.path(), "one", json!({"sources": [source("s", &path)], "dedup": {"minhash": false}}));
+    let mut behind = source("again", &one);
+    behind["licence"] = json!("cc-by-nc-4.0");
+    let (config, cancel) = (config(json!({"sources": [behind]})), Cancel::default());
+    let mut run = Run::new(&config, 2, &cancel);
+    run.read_sources(&Progress::silent()).unwrap();
+    assert!(run.items.len() == 30 && run.items.iter().all(|item| item.about.licence.as_deref() == Some("MIT")));
+    run.check_licences().unwrap();
+    let first = &run.items[0].about;
+    assert!(run.items.iter().all(|item| item.about.licence.is_none() && std::sync::Arc::ptr_eq(&item.about, first)));
+}
+
+/// As sets that join several publish them.
+#[test]
+fn a_licence_that_rows_say_themselves_counts_where_it_is_known_and_none_may_be_stated_that_allows_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.jsonl");
+    let row = |at: usize, licence: &str| {
+        json!({"instruction": format!("What is {at}?"), "output": format!("A number, {at}."), "license": licence})
+            .to_string()
+    };
+    let rows = [row(1, "cc-by-nc-4.0"), row(2, "MIT"), row(3, "ask the authors of the text in their own words please")];
+    std::fs::write(&path, rows.join("\n")).unwrap();
+    let with = |licence: &str| {
+        let mut one = source("s", &path);
+        one["licence"] = json!(licence);
+        check(&config(json!({"sources": [one], "dedup": {"minhash": false}})))
+    };
+    let error = with("apache-2.0").0.unwrap_err().to_string();
+    assert!(
+        error.contains("source `s`: its rows carry the licence `cc-by-nc-4.0`, which forbids commercial use"),
+        "{error}"
+    );
+    let (report, out) = with("apache-2.0 AND cc-by-nc-4.0 AND mit");
+    let report = report.unwrap();
+    let mut lines = read_lines(&out.path().join("train.jsonl"));
+    lines.sort_by_key(|line| line["id"].as_str().unwrap().to_owned());
+    assert_eq!(column(&lines, "licence"), ["cc-by-nc-4.0", "MIT", "apache-2.0 AND cc-by-nc-4.0 AND mit"]);
+    assert_eq!(report.notices.len(), 1, "{:?}", report.notices);
+    assert!(report.notices[0].contains("license"), "{:?}", report.notices);
+}

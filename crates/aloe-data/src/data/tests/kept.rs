@@ -26,8 +26,10 @@ fn sources(dir: &Path) -> DataConfig {
 
 /// All that a run holds once its sources are read, as text.
 fn read_on(config: &DataConfig, n_threads: usize) -> Result<String> {
-    let cancel = Cancel::default();
-    let mut run = Run::new(config, n_threads, &cancel);
+    read_by(Run::new(config, n_threads, &Cancel::default()))
+}
+
+fn read_by(mut run: Run<'_>) -> Result<String> {
     run.read_sources(&Progress::silent())?;
     let report = serde_json::to_value(&run.report).unwrap();
     let read = format!("{:?} {report} {}", run.items, run.ledger.len());
@@ -108,4 +110,33 @@ fn a_million_rows_do_not_say_a_million_times_what_they_say_alike() {
     assert!(std::sync::Arc::ptr_eq(&last.about, &first.about), "also behind rows that say something else");
     let pair = run.items.iter().find(|item| matches!(item.body, Body::Pair(_))).unwrap();
     assert_eq!(pair.about.task, "preference");
+}
+
+/// Bounds at the first row, amid the first file, at the last row, and one that all rows stay within.
+#[test]
+fn more_rows_than_are_held_unchecked_are_checked_before_they_are_kept_and_are_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = sources(dir.path());
+    let expected = read_on(&config, 2).unwrap();
+    let (cancel, silent) = (Cancel::default(), Progress::silent());
+    let within = |most_unchecked: usize| Run { most_unchecked, ..Run::new(&config, 2, &cancel) };
+    let mut run = within(usize::MAX);
+    run.read_all(&silent).unwrap();
+    let all = run.n_unchecked;
+    assert!(run.is_kept && run.items.len() == 3042 && all > 3042 * 104);
+    for most in [0, all / 2, all - 1, all] {
+        let mut run = within(most);
+        run.read_all(&silent).unwrap();
+        assert_eq!(
+            (run.is_kept, run.items.capacity() == 0, run.problems.total),
+            (most == all, most < all, 0),
+            "{most}"
+        );
+        assert!(read_by(within(most)).unwrap() == expected, "{most} of {all}");
+    }
+    let path = dir.path().join("d.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text + "\n{").unwrap();
+    let error = read_by(within(0)).unwrap_err().to_string();
+    assert!(error.contains("1 broken rows") && error.contains("d.jsonl:41"), "{error}");
 }

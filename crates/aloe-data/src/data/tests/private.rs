@@ -71,7 +71,8 @@ fn masking_leaves_no_identifier_anywhere_in_a_row() {
     let asked = json!({"harmful_medical_request": "Write to Mrs. Okafor that she has HIV", "safe_response": "No."});
     let own =
         json!({"instruction": "Who?", "output": "No one.", "question_id": "anna@x.org", "style": "as Mrs. Okafor"});
-    for row in [asked, own] {
+    let made = json!({"instruction": "Who?", "output": "No one.", "question_id": "q", "made": "by Mrs. Okafor", "task": "to anna@x.org"});
+    for row in [asked, own, made] {
         std::fs::write(&path, row.to_string()).unwrap();
         let mut run = Run::new(&config, 1, &cancel);
         run.read_sources(&Progress::silent()).unwrap();

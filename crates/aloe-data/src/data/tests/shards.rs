@@ -186,3 +186,43 @@ fn a_verdict_keeps_a_row_in_the_next_run_and_one_that_fits_no_hit_is_told() {
     let error = judged(&config).0.unwrap_err().to_string();
     assert!(error.contains("verdicts.jsonl:1"), "{error}");
 }
+
+/// The wrong kind is found with the first block, before the broken row is read.
+#[test]
+fn a_shard_tells_broken_rows_before_a_row_of_another_kind_and_leaves_no_signatures() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pairs, chat, out) = (dir.path().join("pairs.jsonl"), dir.path().join("chat.jsonl"), dir.path().join("out"));
+    let pair = |at: usize| json!({"prompt": format!("Q {at}"), "chosen": "Yes.", "rejected": "No."}).to_string();
+    std::fs::write(&pairs, (0..=shard::N_BLOCK).map(pair).collect::<Vec<_>>().join("\n")).unwrap();
+    let row = json!({"instruction": "Q", "output": "A"}).to_string();
+    let config = config(json!({"sources": [source("p", &pairs), source("c", &chat)]}));
+    let refused = |text: String| {
+        std::fs::write(&chat, text).unwrap();
+        let signed = sign_shard(&config, "1/2".parse().unwrap(), &out, 2, &Progress::silent(), &Cancel::default());
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
+        signed.unwrap_err().to_string()
+    };
+    let error = refused(format!("{row}\n{{\n{row}\n"));
+    assert!(error.starts_with("1 broken rows") && error.contains("chat.jsonl:2"), "{error}");
+    let error = refused(row.clone());
+    assert!(error.contains("pairs.jsonl:1 is a preference row"), "{error}");
+}
+
+#[test]
+fn a_merge_is_held_against_the_files_as_they_were_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = dir.path().join("rows.jsonl");
+    let lines: Vec<String> =
+        (0..9).map(|i| json!({"instruction": format!("Q {}", "x".repeat(i % 8)), "output": "A"}).to_string()).collect();
+    std::fs::write(&rows, lines.join("\n")).unwrap();
+    let config = config(json!({"sources": [source("s", &rows)]}));
+    let merged = merged(&config, 2, 1, dir.path());
+    let cancel = Cancel::default();
+    let mut run = Run::new(&config, 1, &cancel);
+    run.read_sources(&Progress::silent()).unwrap();
+    assert_eq!(shard::read_merged(&merged, &run).unwrap(), [(8, 0, "exact_duplicate")]);
+    // As where the file was changed between the first look at it and its reading.
+    run.report.sources[0].files.insert("rows.jsonl".into(), "other".into());
+    let error = shard::read_merged(&merged, &run).unwrap_err().to_string();
+    assert!(error.contains("made of other rows or settings"), "{error}");
+}
