@@ -128,15 +128,16 @@ def torch_settings(model_folder):
 def fastest(settings, lock):
     """The two fastest settings for each of our works; a work that is no peer's is an error."""
     rates = {}
-    for setting in settings:
+    for _, group in itertools.groupby(sorted(settings, key=lambda s: (s.peer, s.work)), key=lambda s: (s.peer, s.work)):
         with held(lock):
-            try:
-                rates[setting] = setting.run(True)
-            except Exception as error:  # noqa: BLE001: whatever a peer cannot do is named, and the others are timed
-                told = getattr(error, "stderr", None) or str(error) or repr(error)
-                print(f"{setting.work}, {setting}: not timed: {told.strip().splitlines()[-1]}", flush=True)
-                continue
-        print(f"{setting.work}, {setting}: {rates[setting]:.1f} tokens/s", flush=True)
+            for setting in group:
+                try:
+                    rates[setting] = setting.run(True)
+                except Exception as error:  # noqa: BLE001: whatever a peer cannot do is named, and the others are timed
+                    told = (getattr(error, "stderr", None) or str(error)).strip() or repr(error)
+                    print(f"{setting.work}, {setting}: not timed: {told.splitlines()[-1]}", flush=True)
+                    continue
+                print(f"{setting.work}, {setting}: {rates[setting]:.1f} tokens/s", flush=True)
     kept = {(work, form): sorted((s for s in rates if s.work == work and s.format in formats), key=rates.get)[-2:]
             for (work, form), formats in WORKS.items()}
     if not all(kept.values()):
