@@ -31,10 +31,10 @@ ROW = re.compile(r"((?:prefill|decode)[^:\x1b\r\n]*): ([\d.]+) tokens/s, (\d+) %
 
 
 @contextlib.contextmanager
-def memory_group(gib):
+def memory_group(name, gib):
     version_1 = pathlib.Path("/sys/fs/cgroup/memory")
     old = version_1.is_dir()
-    group = (version_1 if old else pathlib.Path("/sys/fs/cgroup")) / f"aloe-8b-{os.getpid()}"
+    group = (version_1 if old else pathlib.Path("/sys/fs/cgroup")) / f"aloe-8b-{name}-{os.getpid()}"
     group.mkdir()
     (group / ("memory.limit_in_bytes" if old else "memory.max")).write_text(str(gib << 30))
     (group / ("memory.swappiness" if old else "memory.swap.max")).write_text("0")
@@ -87,7 +87,7 @@ def rows_of(command, group):
 def check(aloe, folder, name, gib):
     print(f"{name} under {gib} GiB", flush=True)
     start = time.monotonic()
-    with memory_group(gib) as (group, used):
+    with memory_group(name, gib) as (group, used):
         rows, peak, code = rows_of([aloe, "bench", folder, "--runs", "1", *RUNS[name][1]], group)
         charged = int(used.read_text()) / (1 << 30)
     print(f"  {time.monotonic() - start:.0f} s, at most {peak:.2f} GiB resident, {charged:.2f} GiB charged with the page cache", flush=True)
