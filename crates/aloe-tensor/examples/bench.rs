@@ -1,6 +1,6 @@
 //! Prints GFLOP/s, GB/s and the share of the machine's limit of the kernels: `cargo run --release -p aloe-tensor --example bench`.
 //!
-//! Arguments: `threads=2`, `cpu=avx2`, and parts to run (`one`, `few`, `many`, `formats`, `hot`, `narrow`, `attention`, `grads`; all when none is named). The machine may
+//! Arguments: `threads=2`, `cpu=avx2`, `rows=1,12` (of `narrow`), and parts to run (`one`, `few`, `many`, `formats`, `hot`, `narrow`, `attention`, `grads`; all when none is named). The machine may
 //! be shared: each measurement is taken in turn with a probe (a plain read of the same bytes, or the product of one hot tile), and
 //! the ratio of the medians is printed beside the rates.
 #![expect(clippy::print_stdout, reason = "a bench reports by printing")]
@@ -276,8 +276,12 @@ fn main() {
         }
     }
     if wants("narrow") {
+        let counts = args.iter().find_map(|a| {
+            Some(a.strip_prefix("rows=")?.split(',').map(|n| n.parse().expect("rows= lists numbers")).collect())
+        });
+        let counts: Vec<usize> = counts.unwrap_or_else(|| (1..=16).chain([20, 24, 32, 48, 64, 256, 512]).collect());
         for shape in [(1536, 576), (576, 1536), (49152, 576), (4096, 4096), (4096, 14336)] {
-            narrow(&device, shape, &[1, 2, 4, 8, 10, 12, 16, 32, 512]);
+            narrow(&device, shape, &counts);
         }
     }
     if wants("attention") {

@@ -116,7 +116,7 @@ impl Panels {
         Self { dtype, lanes, units, is_narrow: false, lines }
     }
 
-    /// The rows of a bf16 matrix `[lanes, k]` in narrow panels, for a weight; `None` where a panel has too many numbers beside its exponents.
+    /// The rows of a bf16 matrix `[lanes, k]` in narrow panels, for a weight; `None` where a panel has too many numbers beside its table.
     pub(crate) fn narrowed(device: &Device, source: Source, (lanes, k): (usize, usize)) -> Option<Self> {
         assert_eq!(source.len(), lanes * k, "packing rows");
         let units = units_of(Dtype::Bf16, k);

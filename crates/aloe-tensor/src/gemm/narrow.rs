@@ -1,82 +1,99 @@
-//! The product with narrow panels (`crate::narrow`): a tile widens pairs of units in registers on their way to the sums. Where more rows
-//! follow, the first tile also keeps what it widened, as a block of a plain panel for the others. Sums are those of plain panels, bit for
-//! bit: the same numbers in the same order.
+//! The product with narrow panels (`crate::narrow`). One to four rows widen pairs of units in registers on their way to the sums. With
+//! more there are no registers left to widen in beside the sums, so a tile writes what it widens to a block of a plain panel, a pair of
+//! units before its rows need it, and reads it there; where more rows follow, they read the same block. Sums are those of plain panels,
+//! bit for bit: the same numbers in the same order.
 
 use super::tile::{Bf16Product, each_row};
 use super::{BLOCK_UNITS, FEW_ROWS, Gemm, PANEL, STREAM_DISTANCE, STREAM_UNITS, moved, rows_of_panel};
-use crate::narrow::{PAIR, escapes, first_pair, put, store_pair};
+use crate::narrow::{Escape, PAIR, escapes, first_pair, put, store_pair};
 use crate::pack::Line;
 use crate::simd::{Kernel, LANES, Simd, prefetch_near};
 use std::mem::MaybeUninit;
-use std::ops::Range;
 
-/// Most rows of a tile that widens, and of one that keeps what it widens: with more, there are not enough registers left to widen in.
-const MOST_ROWS: usize = 10;
-const MOST_KEPT: usize = 8;
+/// Most rows of a tile that widens in registers alone.
+const MOST_IN_REGISTERS: usize = 4;
 
-/// Fewest rows of a first tile that others follow: more rows than go into one are shared out evenly.
-const FEWEST_KEPT: usize = 6;
+/// Most rows of a tile: those of plain panels.
+const MOST_ROWS: usize = 12;
 
-/// Fewest rows of a tile by itself that fetches ahead: fewer wait for memory and nothing else, and the processor fetches for them.
-const FEWEST_FETCHING: usize = 5;
-
-/// How far ahead, in pairs of units: about a small page.
+/// How far ahead one tile alone fetches, in pairs of units: about a small page.
 const FETCH_PAIRS: usize = 21;
+
+/// Units of the block in which one tile alone has what it widens; a power of two, and used again and again.
+const ROUND: usize = 16;
 
 /// All rows and panels of g.
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd>(g: &Gemm) {
     assert!(!g.a_by_unit, "rows by unit meet plain panels alone");
-    if S::PAIRS_BF16 && g.m <= MOST_ROWS {
-        return one_tile::<S>(g);
+    if S::PAIRS_BF16 && g.m <= MOST_IN_REGISTERS {
+        return in_registers::<S>(g);
     }
+    let mut block = [const { MaybeUninit::<Line>::uninit() }; BLOCK_UNITS * PANEL / LANES];
+    let block: *mut u32 = block.as_mut_ptr().cast();
     let step = match g.m {
+        ..=MOST_ROWS if S::PAIRS_BF16 => g.units,
         ..=FEW_ROWS => STREAM_UNITS,
-        _ => g.units.div_ceil(g.units.div_ceil(BLOCK_UNITS).max(1)).max(1).next_multiple_of(2),
+        _ => g.units.div_ceil(g.units.div_ceil(BLOCK_UNITS).max(1)).next_multiple_of(2),
     };
-    let mut kept = [const { MaybeUninit::<Line>::uninit() }; BLOCK_UNITS * PANEL / LANES];
-    let kept: *mut u32 = kept.as_mut_ptr().cast();
     // Few rows take a panel whole, as they wait for memory; of many rows a block stays in the cache for all panels.
     let n_panels = g.n.div_ceil(PANEL);
-    let n_blocks = g.units.div_ceil(step).max(1);
+    let n_blocks = g.units.div_ceil(step.max(1)).max(1);
     let mut at = 0;
     while at < n_panels * n_blocks {
-        let (panel, block) =
+        let (panel, part) =
             if g.m <= FEW_ROWS { (at / n_blocks, at % n_blocks) } else { (at % n_panels, at / n_panels) };
-        some_units::<S>(g, panel, block * step..((block + 1) * step).min(g.units), kept);
+        some_units::<S>(g, panel, (part * step, step.min(g.units - part * step)), block);
         at += 1;
     }
 }
 
-/// All rows against some units of a panel.
+/// All rows against `n` units of a panel, from unit `first` on.
 #[inline(always)]
-unsafe fn some_units<S: Simd>(g: &Gemm, panel: usize, units: Range<usize>, kept: *mut u32) {
-    let is_last = units.end == g.units;
+unsafe fn some_units<S: Simd>(g: &Gemm, panel: usize, (first, n): (usize, usize), block: *mut u32) {
+    let is_last = first + n == g.units;
     let part = Gemm {
-        a: g.a.wrapping_add(units.start),
+        a: g.a.wrapping_add(first),
         c: g.c.wrapping_add(panel * PANEL),
         add: if is_last { moved(g.add, panel * PANEL) } else { std::ptr::null() },
         n: (g.n - panel * PANEL).min(PANEL),
-        units: units.len(),
-        accumulate: g.accumulate || units.start > 0,
-        b: kept,
+        units: n,
+        accumulate: g.accumulate || first > 0,
+        b: block,
         b_panel_stride: 0,
         b_unit_stride: PANEL,
         from_memory: false,
         ..*g
     };
     let b = g.b.wrapping_add(panel * g.b_panel_stride);
-    let from = b.wrapping_add(first_pair(g.units) + units.start / 2 * PAIR);
+    // Tiles as high as those of plain panels; the first one widens.
+    let rows = if S::PAIRS_BF16 { g.m.div_ceil(g.m.div_ceil(MOST_ROWS).max(1)) } else { 0 };
     // What comes next: further down the panel, or for many rows the block of the next panel.
-    let (ahead, is_near) = if g.m <= FEW_ROWS { (STREAM_DISTANCE / 2 * PAIR, true) } else { (g.b_panel_stride, false) };
-    let first = First { part, b, from, first_unit: units.start, kept, ahead, is_near };
-    let rows = g.m.div_ceil(g.m.div_ceil(MOST_KEPT).max(1));
-    let rows = if rows < FEWEST_KEPT || !S::PAIRS_BF16 { 0 } else { rows };
+    let (ahead, is_near) = match g.m {
+        m if m == rows => (FETCH_PAIRS * PAIR, true),
+        ..=FEW_ROWS => (STREAM_DISTANCE / 2 * PAIR, true),
+        _ => (g.b_panel_stride, false),
+    };
+    let widened = Widened {
+        panel: b,
+        from: b.wrapping_add(first_pair(g.units) + first / 2 * PAIR),
+        escapes: escapes(b),
+        first_unit: first,
+        block,
+        round: if g.m == rows { ROUND - 1 } else { usize::MAX },
+        ahead,
+        is_near,
+    };
     match rows {
-        0 => S::call(Narrow::<true, 0>(first)),
-        6 => S::call(Narrow::<true, 6>(first)),
-        7 => S::call(Narrow::<true, 7>(first)),
-        _ => S::call(Narrow::<true, 8>(first)),
+        0 => S::call(Tile::<0>(part, widened)),
+        5 => S::call(Tile::<5>(part, widened)),
+        6 => S::call(Tile::<6>(part, widened)),
+        7 => S::call(Tile::<7>(part, widened)),
+        8 => S::call(Tile::<8>(part, widened)),
+        9 => S::call(Tile::<9>(part, widened)),
+        10 => S::call(Tile::<10>(part, widened)),
+        11 => S::call(Tile::<11>(part, widened)),
+        _ => S::call(Tile::<12>(part, widened)),
     }
     if rows < g.m {
         let rest = Gemm {
@@ -94,139 +111,184 @@ unsafe fn some_units<S: Simd>(g: &Gemm, panel: usize, units: Range<usize>, kept:
     }
 }
 
-/// As many rows as go into a tile: one panel after the other, in one stream.
-#[inline(always)]
-unsafe fn one_tile<S: Simd>(g: &Gemm) {
-    let (from, kept) = (g.b.wrapping_add(first_pair(g.units)), std::ptr::null_mut());
-    let first = First { part: *g, b: g.b, from, first_unit: 0, kept, ahead: FETCH_PAIRS * PAIR, is_near: true };
-    match g.m {
-        1 => S::call(Narrow::<false, 1>(first)),
-        2 => S::call(Narrow::<false, 2>(first)),
-        3 => S::call(Narrow::<false, 3>(first)),
-        4 => S::call(Narrow::<false, 4>(first)),
-        5 => S::call(Narrow::<false, 5>(first)),
-        6 => S::call(Narrow::<false, 6>(first)),
-        7 => S::call(Narrow::<false, 7>(first)),
-        8 => S::call(Narrow::<false, 8>(first)),
-        9 => S::call(Narrow::<false, 9>(first)),
-        _ => S::call(Narrow::<false, 10>(first)),
-    }
-}
-
-/// A tile of the first rows.
+/// Units of a narrow panel on their way to a block of a plain one.
 #[derive(Clone, Copy)]
-struct First {
-    /// Rows, lanes and units that it is of.
-    part: Gemm,
-    /// Where the panel begins.
-    b: *const u32,
-    /// Its first pair of units.
+struct Widened<'a> {
+    /// Where the panel begins, with its table.
+    panel: *const u32,
+    /// Its first pair of units that is wanted.
     from: *const u32,
+    escapes: &'a [Escape],
     first_unit: usize,
-    /// Where a tile that keeps what it widens puts it.
-    kept: *mut u32,
-    /// How far ahead of what it reads it fetches as much: into the nearest cache, or the second one.
+    block: *mut u32,
+    /// Unit u goes to place `u & round` of the block.
+    round: usize,
+    /// How far ahead of what is read as much is fetched: into the nearest cache, or the second one.
     ahead: usize,
     is_near: bool,
 }
 
-/// `ROWS` rows over 32 lanes after the other; where `KEEP`, over 32 lanes alone, and what was widened is kept. Without rows that is all.
-struct Narrow<const KEEP: bool, const ROWS: usize>(First);
-
-impl<const KEEP: bool, const ROWS: usize> Kernel for Narrow<KEEP, ROWS> {
-    type Out = ();
-
+impl Widened<'_> {
+    /// Where a unit is.
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let mut first = self.0;
-        loop {
-            Self(first).panel::<S>();
-            if first.part.n <= PANEL {
-                return;
-            }
-            let step = first.part.b_panel_stride;
-            (first.b, first.from) = (first.b.wrapping_add(step), first.from.wrapping_add(step));
-            first.part.c = first.part.c.wrapping_add(PANEL);
-            first.part.add = moved(first.part.add, PANEL);
-            first.part.n -= PANEL;
+    fn place(&self, unit: usize) -> *mut u32 {
+        self.block.wrapping_add((unit & self.round) * PANEL)
+    }
+
+    /// Widens the pair of units from `unit` on, and fetches another.
+    #[inline(always)]
+    unsafe fn pair<S: Simd>(&mut self, uppers: S::V, unit: usize) {
+        let pair = self.from.wrapping_add(unit / 2 * PAIR);
+        fetch::<S>(pair.wrapping_add(self.ahead), self.is_near);
+        store_pair::<S>(S::widen_pair(uppers, pair), self.place(unit));
+        while let [escape, rest @ ..] = self.escapes
+            && (escape.unit as usize) < self.first_unit + unit + 2
+        {
+            put(escape, self.place(escape.unit as usize - self.first_unit));
+            self.escapes = rest;
         }
     }
 }
 
-impl<const KEEP: bool, const ROWS: usize> Narrow<KEEP, ROWS> {
-    #[inline(always)]
-    unsafe fn panel<S: Simd>(&self) {
-        let g = &self.0.part;
-        let lanes = [g.n.min(LANES), (g.n.min(PANEL)).saturating_sub(LANES)];
-        let mut acc = [[S::splat(0.0); 2]; ROWS];
-        if g.accumulate {
-            each_row!(ROWS, i => {
-                let row = g.c.wrapping_add(i * g.c_stride);
-                acc[i] = [S::load_up_to(row, lanes[0]), S::load_up_to(row.wrapping_add(LANES), lanes[1])];
-            });
-        }
-        self.chain::<S>(&mut acc);
-        if !g.add.is_null() {
-            each_row!(ROWS, i => {
-                let row = g.add.wrapping_add(i * g.c_stride);
-                acc[i][0] = S::add(acc[i][0], S::load_up_to(row, lanes[0]));
-                acc[i][1] = S::add(acc[i][1], S::load_up_to(row.wrapping_add(LANES), lanes[1]));
-            });
-        }
-        each_row!(ROWS, i => {
-            let row = g.c.wrapping_add(i * g.c_stride);
-            S::store_up_to(row, acc[i][0], lanes[0]);
-            S::store_up_to(row.wrapping_add(LANES), acc[i][1], lanes[1]);
-        });
-    }
+/// `ROWS` rows over 32 lanes, whose units are widened on the way. Without rows that is all.
+struct Tile<'a, const ROWS: usize>(Gemm, Widened<'a>);
 
-    /// The units of a panel, up to one with an escape or a last odd one at full speed.
+impl<const ROWS: usize> Kernel for Tile<'_, ROWS> {
+    type Out = ();
+
     #[inline(always)]
-    unsafe fn chain<S: Simd>(&self, acc: &mut [[S::V; 2]; ROWS]) {
-        let First { part: g, b, from, first_unit, kept, ahead, is_near } = self.0;
-        let exponents = S::exponents(b.cast());
-        let mut escapes = escapes(b);
-        while let [escape, rest @ ..] = escapes
-            && (escape.unit as usize) < first_unit
+    unsafe fn run<S: Simd>(self) {
+        let Self(g, mut widened) = self;
+        let mut acc = started::<S, ROWS>(&g);
+        while let [escape, rest @ ..] = widened.escapes
+            && (escape.unit as usize) < widened.first_unit
         {
-            escapes = rest;
+            widened.escapes = rest;
         }
-        let (mut unit, mut pair, mut a) = (0, from, g.a);
+        let uppers = S::upper_bytes(widened.panel.cast());
+        let (mut unit, mut a) = (0, g.a);
+        if g.units > 0 {
+            widened.pair::<S>(uppers, 0);
+        }
+        while unit + 2 < g.units {
+            widened.pair::<S>(uppers, unit + 2);
+            let b = widened.place(unit);
+            step_from::<S, ROWS>(&g, a, b, &mut acc);
+            step_from::<S, ROWS>(&g, a.wrapping_add(1), b.wrapping_add(PANEL), &mut acc);
+            (unit, a) = (unit + 2, a.wrapping_add(2));
+        }
+        while unit < g.units {
+            step_from::<S, ROWS>(&g, a, widened.place(unit), &mut acc);
+            (unit, a) = (unit + 1, a.wrapping_add(1));
+        }
+        finished::<S, ROWS>(&g, &acc);
+    }
+}
+
+/// A few rows against one panel after the other, in one stream.
+#[inline(always)]
+unsafe fn in_registers<S: Simd>(g: &Gemm) {
+    match g.m {
+        1 => S::call(InRegisters::<1>(*g)),
+        2 => S::call(InRegisters::<2>(*g)),
+        3 => S::call(InRegisters::<3>(*g)),
+        _ => S::call(InRegisters::<4>(*g)),
+    }
+}
+
+struct InRegisters<const ROWS: usize>(Gemm);
+
+impl<const ROWS: usize> Kernel for InRegisters<ROWS> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut g = self.0;
         loop {
-            let next = escapes.first().map_or(g.units, |escape| escape.unit as usize - first_unit);
-            let stop = next.min(g.units) & !1;
-            while unit < stop {
-                if KEEP || ROWS >= FEWEST_FETCHING {
-                    fetch::<S>(pair.wrapping_add(ahead), is_near);
-                }
-                let wide = S::widen_pair(exponents, pair);
-                if KEEP {
-                    store_pair::<S>(wide, kept.wrapping_add(unit * PANEL));
-                }
-                step::<S, ROWS>(&g, a, wide[0], acc);
-                step::<S, ROWS>(&g, a.wrapping_add(1), wide[1], acc);
-                (unit, pair, a) = (unit + 2, pair.wrapping_add(PAIR), a.wrapping_add(2));
-            }
-            if unit >= g.units {
+            let mut acc = started::<S, ROWS>(&g);
+            chain_in_registers::<S, ROWS>(&g, self.0.units, &mut acc);
+            finished::<S, ROWS>(&g, &acc);
+            if g.n <= PANEL {
                 return;
             }
-            let mut own = [[[0u32; LANES]; 2]; 2];
-            let plain = if KEEP { kept.wrapping_add(unit * PANEL) } else { own.as_mut_ptr().cast() };
-            store_pair::<S>(S::widen_pair(exponents, pair), plain);
-            while let [escape, rest @ ..] = escapes
-                && (escape.unit as usize) < first_unit + unit + 2
-            {
-                put(escape, plain.wrapping_add((escape.unit as usize - first_unit - unit) * PANEL));
-                escapes = rest;
-            }
-            for odd in 0..(g.units - unit).min(2) {
-                let half = plain.wrapping_add(odd * PANEL);
-                let wide = [S::load(half.cast()), S::load(half.wrapping_add(LANES).cast())];
-                step::<S, ROWS>(&g, a.wrapping_add(odd), wide, acc);
-            }
-            (unit, pair, a) = (unit + 2, pair.wrapping_add(PAIR), a.wrapping_add(2));
+            g.b = g.b.wrapping_add(g.b_panel_stride);
+            g.c = g.c.wrapping_add(PANEL);
+            g.add = moved(g.add, PANEL);
+            g.n -= PANEL;
         }
     }
+}
+
+/// The units of a panel, up to one with an escape or a last odd one at full speed.
+#[inline(always)]
+unsafe fn chain_in_registers<S: Simd, const ROWS: usize>(g: &Gemm, units: usize, acc: &mut [[S::V; 2]; ROWS]) {
+    let uppers = S::upper_bytes(g.b.cast());
+    let mut escapes = escapes(g.b);
+    let (mut unit, mut pair, mut a) = (0, g.b.wrapping_add(first_pair(units)), g.a);
+    loop {
+        let next = escapes.first().map_or(units, |escape| escape.unit as usize);
+        let stop = next.min(units) & !1;
+        while unit < stop {
+            let wide = S::widen_pair(uppers, pair);
+            step::<S, ROWS>(g, a, wide[0], acc);
+            step::<S, ROWS>(g, a.wrapping_add(1), wide[1], acc);
+            (unit, pair, a) = (unit + 2, pair.wrapping_add(PAIR), a.wrapping_add(2));
+        }
+        if unit >= units {
+            return;
+        }
+        let mut own = [[[0u32; LANES]; 2]; 2];
+        let plain: *mut u32 = own.as_mut_ptr().cast();
+        store_pair::<S>(S::widen_pair(uppers, pair), plain);
+        while let [escape, rest @ ..] = escapes
+            && (escape.unit as usize) < unit + 2
+        {
+            put(escape, plain.wrapping_add((escape.unit as usize - unit) * PANEL));
+            escapes = rest;
+        }
+        for odd in 0..(units - unit).min(2) {
+            step_from::<S, ROWS>(g, a.wrapping_add(odd), plain.wrapping_add(odd * PANEL), acc);
+        }
+        (unit, pair, a) = (unit + 2, pair.wrapping_add(PAIR), a.wrapping_add(2));
+    }
+}
+
+/// The sums that the first panel of g begins with.
+#[inline(always)]
+unsafe fn started<S: Simd, const ROWS: usize>(g: &Gemm) -> [[S::V; 2]; ROWS] {
+    let lanes = lanes(g);
+    let mut acc = [[S::splat(0.0); 2]; ROWS];
+    if g.accumulate {
+        each_row!(ROWS, i => {
+            let row = g.c.wrapping_add(i * g.c_stride);
+            acc[i] = [S::load_up_to(row, lanes[0]), S::load_up_to(row.wrapping_add(LANES), lanes[1])];
+        });
+    }
+    acc
+}
+
+/// Writes the sums of the first panel of g, with what is added to them.
+#[inline(always)]
+unsafe fn finished<S: Simd, const ROWS: usize>(g: &Gemm, acc: &[[S::V; 2]; ROWS]) {
+    let lanes = lanes(g);
+    let mut acc = *acc;
+    if !g.add.is_null() {
+        each_row!(ROWS, i => {
+            let row = g.add.wrapping_add(i * g.c_stride);
+            acc[i][0] = S::add(acc[i][0], S::load_up_to(row, lanes[0]));
+            acc[i][1] = S::add(acc[i][1], S::load_up_to(row.wrapping_add(LANES), lanes[1]));
+        });
+    }
+    each_row!(ROWS, i => {
+        let row = g.c.wrapping_add(i * g.c_stride);
+        S::store_up_to(row, acc[i][0], lanes[0]);
+        S::store_up_to(row.wrapping_add(LANES), acc[i][1], lanes[1]);
+    });
+}
+
+/// Lanes of both halves of the first panel.
+fn lanes(g: &Gemm) -> [usize; 2] {
+    [g.n.min(LANES), g.n.min(PANEL).saturating_sub(LANES)]
 }
 
 /// A pair of units.
@@ -252,4 +314,10 @@ unsafe fn step<S: Simd, const ROWS: usize>(g: &Gemm, a: *const u32, wide: [S::V;
         acc[i][1] = S::dot_bf16(acc[i][1], unit, wide[1]);
         i += 1;
     }
+}
+
+/// The same of a unit as a plain panel has it.
+#[inline(always)]
+unsafe fn step_from<S: Simd, const ROWS: usize>(g: &Gemm, a: *const u32, b: *const u32, acc: &mut [[S::V; 2]; ROWS]) {
+    step::<S, ROWS>(g, a, [S::load(b.cast()), S::load(b.wrapping_add(LANES).cast())], acc);
 }

@@ -350,7 +350,8 @@ fn dense(a: &Rows, b: &Panels, lanes: Lanes, out: Out) -> Gemm {
     let m = out.c.len().checked_div(out.stride).unwrap_or(0);
     assert!(lanes.first.is_multiple_of(PANEL) && lanes.first + lanes.n <= b.lanes && lanes.unit + a.units <= b.units);
     assert!(lanes.n <= out.stride);
-    assert!(lanes.unit == 0 || !b.is_narrow(), "narrow panels are multiplied whole");
+    // Where a narrow panel's units begin depends on their number.
+    assert!((lanes.unit, a.units) == (0, b.units) || !b.is_narrow(), "narrow panels are multiplied whole");
     Gemm {
         dtype: b.dtype,
         m,

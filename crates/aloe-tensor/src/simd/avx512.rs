@@ -104,49 +104,27 @@ unsafe fn interleave(low: __m512, high: __m512) -> (__m512, __m512) {
     )
 }
 
-/// Sixteen words, twice.
+/// Sixteen bytes, four times.
 #[inline(always)]
-unsafe fn exponents(p: *const u16) -> __m512 {
-    _mm512_castsi512_ps(_mm512_broadcast_i64x4(_mm256_maskz_loadu_epi64(0xf, p.cast())))
+unsafe fn upper_bytes(p: *const u8) -> __m512 {
+    _mm512_castsi512_ps(_mm512_broadcast_i32x4(_mm_maskz_loadu_epi32(0xf, p.cast())))
 }
 
-/// A word names its exponent by its lowest four bits: the table has all sixteen twice, so that the fifth bit does not matter.
 #[inline(always)]
-unsafe fn widen_pair(exponents: __m512, p: *const u32) -> [[__m512; 2]; 2] {
-    const SWAPPED: [u8; 64] = swapped();
-    let swapped = std::mem::transmute::<[u8; 64], __m512i>(SWAPPED);
-    let table = _mm512_castps_si512(exponents);
+unsafe fn widen_pair(upper_bytes: __m512, p: *const u32) -> [[__m512; 2]; 2] {
     let (even, odd) = (_mm512_maskz_loadu_epi32(0xffff, p.cast()), _mm512_maskz_loadu_epi32(0xffff, p.add(16).cast()));
-    let codes = _mm512_maskz_loadu_epi32(0xffff, p.add(32).cast());
-    [
-        [
-            with_exponents(even, codes, table),
-            with_exponents(_mm512_shuffle_epi8(even, swapped), _mm512_srli_epi16::<4>(codes), table),
-        ],
-        [
-            with_exponents(odd, _mm512_srli_epi16::<8>(codes), table),
-            with_exponents(_mm512_shuffle_epi8(odd, swapped), _mm512_srli_epi16::<12>(codes), table),
-        ],
-    ]
+    let (table, codes) = (_mm512_castps_si512(upper_bytes), _mm512_maskz_loadu_epi32(0xffff, p.add(32).cast()));
+    let four_bits = _mm512_set1_epi8(0xf);
+    let even_upper = _mm512_shuffle_epi8(table, _mm512_and_si512(codes, four_bits));
+    let odd_upper = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16::<4>(codes), four_bits));
+    [interleaved(even, even_upper), interleaved(odd, odd_upper)]
 }
 
+/// Words of the bytes of both: those of the lower half of each 16, and of the upper half.
 #[inline(always)]
-unsafe fn with_exponents(words: __m512i, codes: __m512i, table: __m512i) -> __m512 {
-    let rest = _mm512_set1_epi16(0x807fu16 as i16);
-    let exponents = _mm512_permutexvar_epi16(codes, table);
-    // (words and rest) or exponents.
-    _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xea>(words, rest, exponents))
-}
-
-/// For a shuffle that swaps the bytes of each word.
-const fn swapped() -> [u8; 64] {
-    let mut at = [0; 64];
-    let mut i = 0;
-    while i < 64 {
-        at[i] = (i as u8 % 16) ^ 1;
-        i += 1;
-    }
-    at
+unsafe fn interleaved(lower: __m512i, upper: __m512i) -> [__m512; 2] {
+    let (first, second) = (_mm512_unpacklo_epi8(lower, upper), _mm512_unpackhi_epi8(lower, upper));
+    [_mm512_castsi512_ps(first), _mm512_castsi512_ps(second)]
 }
 
 #[inline(always)]
@@ -291,12 +269,12 @@ macro_rules! avx512 {
                 interleave(low, high)
             }
             #[inline(always)]
-            unsafe fn exponents(p: *const u16) -> __m512 {
-                exponents(p)
+            unsafe fn upper_bytes(p: *const u8) -> __m512 {
+                upper_bytes(p)
             }
             #[inline(always)]
-            unsafe fn widen_pair(exponents: __m512, p: *const u32) -> [[__m512; 2]; 2] {
-                widen_pair(exponents, p)
+            unsafe fn widen_pair(upper_bytes: __m512, p: *const u32) -> [[__m512; 2]; 2] {
+                widen_pair(upper_bytes, p)
             }
             #[inline(always)]
             unsafe fn sum_lanes(v: __m512) -> f32 {

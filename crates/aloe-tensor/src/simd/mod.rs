@@ -19,6 +19,7 @@ pub(crate) use ints::Vectors;
 pub(crate) use math::{exp, exp_all, max_lanes, sigmoid, sum_lanes};
 
 use crate::device::Isa;
+use crate::narrow::byte_of;
 use crate::tensor::{bf16_from_f32, f32_from_bf16};
 
 /// Lanes of a vector.
@@ -120,24 +121,24 @@ pub(crate) trait Simd: Vectors {
         Self::fma(Self::lower_bf16(a), Self::lower_bf16(b), upper)
     }
 
-    /// The table of sixteen exponents of a narrow panel (`narrow.rs`), for [`Self::widen_pair`].
+    /// The table of sixteen upper bytes of a narrow panel (`narrow.rs`), for [`Self::widen_pair`].
     #[inline(always)]
-    unsafe fn exponents(p: *const u16) -> Self::V {
-        Self::load_n(p.cast(), 8)
+    unsafe fn upper_bytes(p: *const u8) -> Self::V {
+        Self::load_n(p.cast(), 4)
     }
 
     /// A pair of units of a narrow panel, escapes apart, as a plain panel has them: halves of the even unit, then of the odd one.
     #[inline(always)]
-    unsafe fn widen_pair(exponents: Self::V, p: *const u32) -> [[Self::V; 2]; 2] {
-        let (mut table, mut units) = ([0u16; 32], [[[0u16; 32]; 2]; 2]);
-        Self::store(table.as_mut_ptr().cast(), exponents);
-        let words = |line: usize| p.wrapping_add(line * LANES).cast::<u16>();
+    unsafe fn widen_pair(upper_bytes: Self::V, p: *const u32) -> [[Self::V; 2]; 2] {
+        let (mut table, mut units) = ([0u8; 64], [[[0u16; 32]; 2]; 2]);
+        Self::store(table.as_mut_ptr().cast(), upper_bytes);
+        let byte = |line: usize, at: usize| p.wrapping_add(line * LANES).cast::<u8>().wrapping_add(at).read();
         for (odd, halves) in units.iter_mut().enumerate() {
             for (second, half) in halves.iter_mut().enumerate() {
-                for (at, bits) in half.iter_mut().enumerate() {
-                    let rest = words(odd).wrapping_add(at).read_unaligned().rotate_left(8 * second as u32);
-                    let code = words(2).wrapping_add(at).read_unaligned() >> (8 * odd + 4 * second) & 0xf;
-                    *bits = rest & 0x807f | table[usize::from(code)];
+                for (word, bits) in half.iter_mut().enumerate() {
+                    let at = byte_of(32 * second + word);
+                    let code = byte(2, at) >> (4 * odd) & 0xf;
+                    *bits = u16::from_le_bytes([byte(odd, at), table[usize::from(code)]]);
                 }
             }
         }

@@ -200,3 +200,14 @@ fn tasks_over_few_rows_give_every_thread_the_same_number_of_panels_where_they_ca
     assert_eq!(even_share(&[128], 2), 16);
     assert_eq!((even_share(&[1], 2), even_share(&[7], 1), even_share(&[0], 3)), (1, 3, 1));
 }
+
+#[test]
+#[should_panic(expected = "narrow panels are multiplied whole")]
+fn a_part_of_the_units_of_narrow_panels_is_refused() {
+    let (device, k) = (Device::cpu(1), 600);
+    let weight = normal("w", &[32, k]).to_bf16_bits();
+    let panels = Panels::narrowed(&device, Source::Bf16(&weight), (32, k)).expect("few enough escapes");
+    let (row, mut y) = (vec![0u32; k / 2], vec![0.0; 32]);
+    let rows = Rows::new(row.as_ptr(), k / 2, k / 2);
+    multiply(&device, &rows.units(0, 256), &panels, Lanes::all(&panels), Out::over(&mut y, 32));
+}
