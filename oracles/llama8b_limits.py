@@ -36,9 +36,9 @@ def memory_group(name, gib):
     old = version_1.is_dir()
     group = (version_1 if old else pathlib.Path("/sys/fs/cgroup")) / f"aloe-8b-{name}-{os.getpid()}"
     group.mkdir()
-    (group / ("memory.limit_in_bytes" if old else "memory.max")).write_text(str(gib << 30))
-    (group / ("memory.swappiness" if old else "memory.swap.max")).write_text("0")
     try:
+        (group / ("memory.limit_in_bytes" if old else "memory.max")).write_text(str(gib << 30))
+        (group / ("memory.swappiness" if old else "memory.swap.max")).write_text("0")
         yield group, group / ("memory.max_usage_in_bytes" if old else "memory.peak")
     finally:
         # A process that has just ended is still counted for a moment.

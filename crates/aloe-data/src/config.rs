@@ -212,10 +212,9 @@ impl SourceConfig {
             return None;
         }
         let reason = licence::allows_more(&self.licence, kept)?;
-        // What a row says is text of a row: no licence is so long.
-        let n_chars = kept.chars().count();
-        let long = format!("(a text of {n_chars} characters)");
-        let kept = if n_chars > 60 { &long } else { kept };
+        // What a row says is text of a row, and shown where it is a licence that is known.
+        let text = format!("(a text of {} characters)", kept.chars().count());
+        let kept = if licence::is_known(kept) { kept } else { &text };
         Some(format!(
             "source `{}`: its rows carry the licence `{kept}`, which {reason}, and the stated licence `{}` does not say so; \
              state `{kept}`, or of several licences all, joined by AND",

@@ -18,13 +18,14 @@ pub struct RowError {
     pub raw: Option<String>,
 }
 
-/// Bytes of a broken row as text, those that are not UTF-8 as `\xE9`: a mark in their place would lose what they were.
+/// Bytes of a broken row as text, those that are not UTF-8 as `\x{E9}`: a mark in their place would lose what they were, and one
+/// that ends in a letter would hide a number behind it from the patterns of identifiers.
 pub(crate) fn with_bytes(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());
         for byte in chunk.invalid() {
-            let _ = write!(text, "\\x{byte:02X}");
+            let _ = write!(text, "\\x{{{byte:02X}}}");
         }
     }
     text

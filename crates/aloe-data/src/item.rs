@@ -76,7 +76,7 @@ pub struct About {
     pub task: Cow<'static, str>,
     /// Subject; empty when none is known.
     pub subject: String,
-    /// The licence that the row itself carries, from an earlier data stage; `None` is that of its source.
+    /// The licence that the row itself carries, from its set or from an earlier data stage; `None` is that of its source.
     pub licence: Option<Arc<str>>,
     /// The split of its published set, where that is known.
     pub split: Option<Arc<str>>,

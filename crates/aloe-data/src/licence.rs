@@ -257,7 +257,9 @@ fn terms(name: &str) -> Option<Terms> {
         _ => return None,
     };
     let base = base.trim().replace([' ', '_'], "-");
-    let base = base.trim_end_matches("-or-later").trim_end_matches("-only");
+    let base = ["-or-later", "-only", "-international", "-license", "-licence", "-deed"]
+        .iter()
+        .fold(base.as_str(), |base, end| base.strip_suffix(end).unwrap_or(base));
     let found = if OPEN.contains(&base) {
         Terms::default()
     } else if SHARE_ALIKE.contains(&base) {

@@ -128,8 +128,8 @@ fn unread_columns(source: &SourceReport) -> Option<String> {
     let names: Vec<&str> = source.unused_sentences.iter().take(5).map(String::as_str).collect();
     (!names.is_empty()).then(|| {
         format!(
-            "source `{}`: columns that hold sentences and that its layout does not read: {}; nobody trains on them. `columns` maps columns of \
-             other names",
+            "source `{}`: columns that hold sentences, or licences that the table does not know, and that its layout does not read: {}; nobody \
+             trains on them, and no licence of theirs counts. `columns` maps columns of other names",
             source.name,
             names.join(", ")
         )

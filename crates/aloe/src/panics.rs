@@ -22,7 +22,7 @@ fn said(info: &PanicHookInfo<'_>) -> String {
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default()
 }
 
-/// A panic's words up to the first that are quoted; numbers that an assertion compares stay.
+/// A panic's words up to the first that are quoted. Numbers that an assertion compares stay: outside tests none compares a text's bytes or ids.
 fn shown(said: &str) -> String {
     const COMPARED: &str = "assertion `left == right` failed";
     let (start, rest) = said.strip_prefix(COMPARED).map_or(("", said), |rest| ("assertion failed", rest));

@@ -1,4 +1,4 @@
-//! The step that holds the licences of rows that come from earlier stages against those that their sources state: a stage in between makes
+//! The step that holds the licences that rows carry, from their set or from earlier stages, against those that their sources state: a stage makes
 //! no row freer than it was.
 
 use super::Run;

@@ -43,7 +43,14 @@ const N_BESIDE: usize = 256;
 impl Made {
     /// Bytes that keeping it takes, about.
     fn n_bytes(&self) -> usize {
-        let of_item = |item: &Item| N_BESIDE + item.each_message().map(|message| message.content.len()).sum::<usize>();
+        let of_question = |question: &Question| {
+            let texts = question.choices.iter().map(String::len).sum::<usize>() + question.stem.len();
+            texts + question.context.iter().chain(&question.explanation).map(String::len).sum::<usize>()
+        };
+        let of_item = |item: &Item| {
+            let of_messages = item.each_message().map(|message| message.content.len()).sum::<usize>();
+            N_BESIDE + of_messages + item.question.as_deref().map_or(0, of_question)
+        };
         match self {
             Made::Broken(_) => 0,
             Made::Items(_, item, others, _) => of_item(item) + others.iter().map(of_item).sum::<usize>(),

@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-const FORMAT: &str = "aloe-signatures-4";
+const FORMAT: &str = "aloe-signatures-5";
 /// Rows that are in memory at a time.
 pub(super) const N_BLOCK: usize = 1 << 13;
 

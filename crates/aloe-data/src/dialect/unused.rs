@@ -2,7 +2,7 @@
 //! user hears of it here alone. They are gathered over all rows of a file, on any number of threads.
 
 use super::{Dialect, is_filled, own_line};
-use crate::SourceConfig;
+use crate::{SourceConfig, licence};
 use aloe_task::datasets::medqa;
 use aloe_task::rows::{Row, shown_name};
 use serde_json::Value;
@@ -149,6 +149,12 @@ fn is_sentence(value: &Value) -> bool {
     }
 }
 
+/// Whether a row says a licence that the table does not know: it goes under its source's, which somebody must look at.
+fn is_unknown_licence(name: &str, value: &Value) -> bool {
+    ["licence", "license"].contains(&name)
+        && value.as_str().is_some_and(|said| !said.trim().is_empty() && !licence::is_unstated(said))
+}
+
 /// The unread columns of a file's rows, by name as written.
 #[derive(Debug, Default)]
 pub(crate) struct Unused(RwLock<BTreeMap<String, bool>>);
@@ -162,7 +168,7 @@ impl Unused {
             if known == Some(true) {
                 continue;
             }
-            let is_sentence = is_sentence(value);
+            let is_sentence = is_sentence(value) || is_unknown_licence(name, value);
             if is_sentence || known.is_none() {
                 let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
                 *all.entry(name.to_owned()).or_default() |= is_sentence;
@@ -206,8 +212,17 @@ mod tests {
             json!({"question": "Q", "answer": "A", "note": "", "id": 7, "context": "C"}),
             json!({"question": "Q", "answer": "A", "reasoning": "Short.", "a name with spaces": "x"}),
             json!({"question": "Q", "answer": "A", "reasoning": long}),
+            json!({"question": "Q", "answer": "A", "license": "proprietary"}),
+            json!({"question": "Q", "answer": "A", "licence": "unknown"}),
+            json!({"question": "Q", "answer": "A", "licence": "MIT License"}),
         ];
-        let expected = [("(a name of 18 characters)", false), ("id", false), ("reasoning", true)];
+        let expected = [
+            ("(a name of 18 characters)", false),
+            ("id", false),
+            ("licence", false),
+            ("license", true),
+            ("reasoning", true),
+        ];
         assert_eq!(named(&check(&rows)), expected);
     }
 

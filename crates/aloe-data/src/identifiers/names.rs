@@ -92,7 +92,9 @@ pub(super) fn find(text: &str, found: &mut Vec<Found>) {
             }
             let is_of_name = ["name", "nombre", "apellidos"].iter().any(|word| label.contains(word));
             let second = SECOND.captures(&text[words.start() + name.len()..]);
-            let second = second.filter(|parts| is_of_name || parts.name("goes_on").is_none());
+            let is_medicine = |word: &str| KEEP.contains(&word.to_lowercase());
+            let second =
+                second.filter(|parts| parts.name("goes_on").is_none() || (is_of_name && !is_medicine(&parts["name"])));
             let second = second.and_then(|parts| parts.name("name"));
             let second = second
                 .filter(|second| is_label && !is_weak && !name.is_empty() && !NO_NAME_WORDS.contains(second.as_str()));

@@ -260,6 +260,8 @@ fn common_surnames_short_ones_and_capitals_are_names_and_scores_are_no_dates() {
         ("Patient name: Okafor, Ngozi\nWard 3", "Patient name: [NAME]\nWard 3"),
         ("Patient name: Okafor, Ngozi was seen.", "Patient name: [NAME] was seen."),
         ("Signed by Okafor, Registrar in cardiology", "Signed by [NAME], Registrar in cardiology"),
+        ("Patient name: Okafor, Metformin was started.", "Patient name: [NAME], Metformin was started."),
+        ("Full name: Li, Diabetes mellitus type 2", "Full name: [NAME], Diabetes mellitus type 2"),
         ("Professor Röntgen found it, Dr. Semmelweis too.", "Professor Röntgen found it, Dr. Semmelweis too."),
         ("Write to a.ferrer (at) example.org soon.", "Write to [EMAIL] soon."),
         ("Mrs. Okafor's daughter rang.", "Mrs. [NAME]'s daughter rang."),

@@ -17,8 +17,9 @@ pub(super) struct State {
     pub(super) in_flight: usize,
     /// Requests it is given at once, at most; grows with its answers up to `most`.
     pub(super) limit: f64,
-    /// What refusals of requests that were under way together leave of it.
+    /// What refusals of requests that were under way together leave of it, and when the first of them came.
     least: f64,
+    refused: Option<Instant>,
     pub(super) most: f64,
     /// The most that it may be sent at once.
     connections: f64,
@@ -55,6 +56,7 @@ impl State {
             in_flight: 0,
             limit: connections as f64,
             least: 1.0,
+            refused: None,
             most: connections as f64,
             connections: connections as f64,
             is_starting: true,
@@ -99,15 +101,17 @@ impl State {
         self.most = (self.most + 1.0 / ANSWERS_PER_SEAT).min(self.connections);
     }
 
-    /// Counts a 429 or 503 to a request sent at `started`, before [`State::fail`] does: one request less at once for each, and no less than half for
-    /// those that were under way together. With one more for each round of answers it settles one above what a server takes, and a server
-    /// that refuses one in thirty whatever it is sent keeps its sixteen; halving for each would leave it seven.
-    pub(super) fn refuse(&mut self, started: Instant) {
-        if self.last_failure.is_none_or(|last| last < started) {
+    /// Counts a 429 or 503 to a request sent at `started`. Where it costs a pause, half of what is sent at once is left, so that few come. Else one
+    /// less for each, and no less than half for those that were under way together: with one more for each round of answers that settles one above
+    /// what a server takes, and one that refuses one in thirty whatever it is sent keeps its sixteen, where halving would leave it seven.
+    pub(super) fn refuse(&mut self, started: Instant, pauses: bool) {
+        self.is_starting = false;
+        if self.refused.is_none_or(|first| first < started) {
+            self.refused = Some(Instant::now());
             self.least = (self.limit / 2.0).max(1.0);
         }
-        self.is_starting = false;
-        self.limit = (self.limit - 1.0).max(self.least);
+        let left = if pauses { self.least } else { (self.limit - 1.0).max(self.least) };
+        self.limit = self.limit.min(left);
     }
 
     /// Counts an answer for what it is given at once.
@@ -164,7 +168,7 @@ mod tests {
         for round in 0..50 {
             let (started, sent) = (Instant::now(), state.limit.floor() as usize);
             for _ in 8..sent {
-                state.refuse(started);
+                state.refuse(started, false);
                 state.fail(started, "429", false);
             }
             (0..sent.min(8)).for_each(|_| state.grow());
@@ -179,7 +183,7 @@ mod tests {
         for request in 1..=3000 {
             if request % 30 == 7 {
                 let started = Instant::now();
-                state.refuse(started);
+                state.refuse(started, false);
                 state.fail(started, "429", false);
             } else {
                 state.grow();
@@ -189,15 +193,25 @@ mod tests {
         assert!(sum / 3000.0 > 15.0, "{}", sum / 3000.0);
     }
 
-    /// Sixteen refusals at once, as of a server that starts: by hand, half is left.
+    /// Sixteen refusals at once, as of a server that starts: by hand, half is left, also behind a connection that broke off, and where each costs a
+    /// pause; a late refusal raises nothing.
     #[test]
     fn refusals_of_what_was_under_way_together_leave_half() {
-        let (mut state, started) = (State::new(Instant::now(), 16), Instant::now());
-        for _ in 0..16 {
-            state.refuse(started);
-            state.fail(started, "503", false);
+        for (pauses, n_broken) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
+            let (mut state, started) = (State::new(Instant::now(), 16), Instant::now());
+            (0..n_broken).for_each(|_| drop(state.fail(started, "reset", false)));
+            for _ in n_broken..16 {
+                state.refuse(started, pauses);
+                state.fail(started, "503", false);
+            }
+            assert_eq!(state.limit, 8.0, "{pauses} {n_broken}");
+            (state.most, state.limit) = (4.0, 4.0);
+            state.refuse(started, pauses);
+            assert!(state.limit <= 4.0, "{}", state.limit);
         }
-        assert_eq!(state.limit, 8.0);
+        let mut state = State::new(Instant::now(), 16);
+        state.refuse(Instant::now(), true);
+        assert_eq!(state.limit, 8.0, "one is enough where it costs a pause");
     }
 
     /// By hand: 0.25 s, doubled with each failure in a row; two that were under way together are one.

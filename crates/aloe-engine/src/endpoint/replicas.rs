@@ -4,8 +4,8 @@
 //! A server that fails is not asked for a time that doubles with each failure in a row, or for the time it names itself. One
 //! that falls silent while requests wait is asked for its list of models; when that too stays without an answer, what waits
 //! there goes elsewhere and it is given half as many at once when it is back. A server that comes back must still list the same model
-//! and answer the canary as at the start (`watch`). Each 429 and 503 takes one from the requests sent to a server at once, down to half of
-//! them for those under way together, and they grow again with its answers.
+//! and answer the canary as at the start (`watch`). With 429 and 503 the requests sent to a server at once are halved where it must be left
+//! alone for a while, else one fewer for each, and grow again with its answers.
 
 use super::health::{LONGEST_PAUSE, State};
 use super::journal::Journal;
@@ -314,7 +314,8 @@ impl Shared {
         let mut states = self.lock();
         let state = &mut states[seat.at];
         state.last_sign = Instant::now();
-        state.refuse(seat.started);
+        let pauses = self.is_alone() || retry_after.is_some_and(|asked| !asked.is_zero());
+        state.refuse(seat.started, pauses);
         let wait = state.fail(seat.started, reason, self.is_alone());
         if let Some(asked) = retry_after {
             // A day is as good as for ever, and no sum of it overflows.

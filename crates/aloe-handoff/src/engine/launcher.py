@@ -239,11 +239,13 @@ def watch(work, versions, stage):
             step = state.global_step
             if self.is_first:
                 self.tell("stop", state)
+            manifest = pathlib.Path(args.output_dir) / f"checkpoint-{step}" / "MANIFEST.json"
             # Without a collective, which would give up while a large checkpoint's digests are made.
-            while step > 0 and not self.is_first and not (pathlib.Path(args.output_dir) / f"checkpoint-{step}" / "MANIFEST.json").exists():
+            while step > 0 and not self.is_first and not manifest.exists():
                 time.sleep(0.2)
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                # torchrun ends all processes once one has ended.
+            is_whole = step == 0 or manifest.exists()
+            if is_whole and torch.distributed.is_available() and torch.distributed.is_initialized():
+                # torchrun ends all processes once one has ended: here, and at once where the first could not write its digests (a full disk).
                 torch.distributed.barrier()
             print(f"step {step}: {'saved and ' if step > 0 else ''}stopped, as was asked", file=sys.stderr, flush=True)
             os._exit(75)

@@ -123,6 +123,7 @@ impl TrainSpec {
             stops_at_spikes,
             loss_may_be_zero,
             evaluates_held_out: asked::evaluation(self).is_some(),
+            tells_loaded: true,
             chunks: self.chunks(),
             stage: PlannedStage { kind: kind.to_owned(), name, config, counts: self.counts },
         }

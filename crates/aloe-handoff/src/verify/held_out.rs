@@ -83,7 +83,7 @@ pub(super) fn check(
         _ => Some(entry),
     });
     if let Some(best) = best.filter(|_| asked.keep_best) {
-        best_is_written(findings, step(best), state, loaded);
+        best_is_written(findings, step(best), state, expected.tells_loaded.then_some(loaded));
     }
     let exported = if asked.keep_best { best } else { found.last().copied() };
     facts.held_out = match (found.first(), exported) {
@@ -98,8 +98,8 @@ pub(super) fn check(
 }
 
 /// transformers goes by its state's word for the best step, and writes the last weights where that step's checkpoint is gone: the step, the
-/// checkpoint that it stands for, and what was loaded must be one.
-fn best_is_written(findings: &mut Findings<'_>, best: u64, state: &Value, loaded: Option<&Value>) {
+/// checkpoint that it stands for, and what was loaded must be one; `loaded` is `None` where no start script says it.
+fn best_is_written(findings: &mut Findings<'_>, best: u64, state: &Value, loaded: Option<Option<&Value>>) {
     if state["best_global_step"].as_u64() != Some(best) {
         let what = "best_global_step, whose weights are written (keep_best)";
         return findings.add(STATE, what, best, &state["best_global_step"]);
@@ -109,7 +109,9 @@ fn best_is_written(findings: &mut Findings<'_>, best: u64, state: &Value, loaded
     if found.as_str().and_then(|path| Path::new(path).file_name()) != Some(name.as_ref()) {
         findings.add(STATE, "best_model_checkpoint, whose weights are written (keep_best)", &name, found);
     }
-    if loaded.and_then(Value::as_str) != Some(&name) {
+    if let Some(loaded) = loaded
+        && loaded.and_then(Value::as_str) != Some(&name)
+    {
         let found = loaded.unwrap_or(&Value::Null);
         findings.add(SESSIONS, "best_loaded, the weights that were written (keep_best)", &name, found);
     }

@@ -55,6 +55,9 @@ pub struct Expectation {
     /// Whether the engine was given held-out rows to evaluate; not in a plan of an earlier version.
     #[serde(default)]
     pub evaluates_held_out: bool,
+    /// Whether the start script says which checkpoint's weights it wrote at the end (`keep_best`); not in a plan of an earlier version.
+    #[serde(default)]
+    pub tells_loaded: bool,
     /// Chunks of pairs, one after the other: with each the learning rate's curve and AdamW's moments start anew. None where the pairs
     /// are not cut.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

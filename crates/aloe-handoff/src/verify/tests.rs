@@ -174,6 +174,7 @@ fn start(kind: Tiny, folder: &Path) -> Expectation {
         stops_at_spikes: true,
         loss_may_be_zero: false,
         evaluates_held_out: false,
+        tells_loaded: true,
         chunks: Vec::new(),
         stage: PlannedStage::default(),
     }

@@ -143,6 +143,14 @@ fn a_quarantined_row_is_masked_as_training_rows_are_and_its_file_is_its_owners_a
         let raw = read_lines(&file)[0]["raw"].as_str().unwrap().to_owned();
         assert!(raw.contains("Write to "), "{raw}");
         assert_eq!(raw.contains("ferrer") || raw.contains("Okafor"), !is_masked, "{mode}: {raw}");
+        // A no-break space of Latin-1 before a number does not hide it.
+        let other = dir.path().join("latin1.jsonl");
+        std::fs::write(&other, [b"{\"instruction\": \"SSN:\xa0123-45-6789\"\n", good.to_string().as_bytes()].concat())
+            .unwrap();
+        let (_, second) =
+            check(&config(json!({"sources": [source("s", &other)], "identifiers": mode, "quarantine": true})));
+        let raw = read_lines(&second.path().join("quarantine.jsonl"))[0]["raw"].as_str().unwrap().to_owned();
+        assert_eq!((raw.contains("SSN:"), raw.contains("123-45-6789")), (true, !is_masked), "{mode}: {raw}");
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt as _;
