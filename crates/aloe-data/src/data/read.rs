@@ -11,6 +11,7 @@ use crate::dialect::{self, Dialect, Unused, help_steer};
 use crate::source::{self, DataFile, Source};
 use crate::{About, Error, Item, Place, Result, RowError, SourceConfig};
 use aloe_record::Progress;
+use aloe_task::Question;
 use aloe_task::rows::Row;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;

@@ -199,7 +199,9 @@ mod tests {
     fn refusals_of_what_was_under_way_together_leave_half() {
         for (pauses, n_broken) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
             let (mut state, started) = (State::new(Instant::now(), 16), Instant::now());
-            (0..n_broken).for_each(|_| drop(state.fail(started, "reset", false)));
+            for _ in 0..n_broken {
+                state.fail(started, "reset", false);
+            }
             for _ in n_broken..16 {
                 state.refuse(started, pauses);
                 state.fail(started, "503", false);
