@@ -38,14 +38,15 @@ mod tests {
     #[test]
     fn a_panic_says_what_went_wrong_and_nothing_of_the_text_that_it_went_wrong_on() {
         let secret = std::hint::black_box("é Okafor".to_owned());
-        let told = |panicking: &(dyn Fn() + std::panic::RefUnwindSafe)| {
+        type Panicking<'a> = &'a (dyn Fn() + std::panic::RefUnwindSafe);
+        let told = |panicking: Panicking<'_>| {
             let payload = std::panic::catch_unwind(panicking).unwrap_err();
             let text = payload.downcast_ref::<String>().cloned();
             text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap()
         };
         let failed: Result<String, String> = std::hint::black_box(Err(secret.clone()));
         let list: Vec<u8> = std::hint::black_box(vec![1]);
-        let cases: [(&(dyn Fn() + std::panic::RefUnwindSafe), &str); 6] = [
+        let cases: [(Panicking<'_>, &str); 6] = [
             (&|| drop(secret[1..].to_owned()), "byte index 1 is not a char boundary; it is inside"),
             (&|| drop(secret[..99].to_owned()), "byte index 99 is out of bounds of"),
             (&|| drop(failed.clone().unwrap()), "called .."),

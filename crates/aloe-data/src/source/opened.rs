@@ -150,7 +150,8 @@ mod tests {
             file.set_modified(SystemTime::now() + std::time::Duration::from_secs(9)).unwrap();
         };
         let replace = |path: &Path| std::fs::rename(&other, path).unwrap();
-        let changes: [(&str, &dyn Fn(&Path)); 4] =
+        type Change<'a> = (&'a str, &'a dyn Fn(&Path));
+        let changes: [Change<'_>; 4] =
             [("nothing", &|_| ()), ("append", &append), ("touch", &touch), ("replace", &replace)];
         for (name, change) in changes {
             std::fs::write(&path, "{\"a\": 1}\n").unwrap();
