@@ -168,8 +168,10 @@ impl Decoder {
         let mut qkv = ops::norm_linears(dev, x, norm, eps, &[&layer.q, &layer.k, &layer.v]).into_iter();
         let mut next = |n_heads| self.heads(qkv.next().expect("three layers give three outputs"), n_heads);
         let (mut q, mut k, v) = (next(h), next(kv), next(kv));
+        lap("projections");
         ops::rope(dev, &mut q, rotation);
         ops::rope(dev, &mut k, rotation);
+        lap("rotation");
         (q, k, v)
     }
 
@@ -199,12 +201,27 @@ impl Decoder {
     /// The rest of a layer for inference: o `[N, H, E]` and the layer's input `[N, D]` to the next layer's input, whose first products will
     /// be of the layers `next`.
     pub(crate) fn after_attention(&self, layer: &LayerWeights, o: Tensor, input: Tensor, next: &[&Linear]) -> Tensor {
-        let dev = &self.device;
         self.expect(&input, &[&layer.gate, &layer.up]);
-        let mid = ops::linear_add(dev, &self.flat(o), &layer.o, &input);
+        let mid = ops::linear_add(&self.device, &self.flat(o), &layer.o, &input);
         drop(input);
+        lap("output");
+        self.feed_forward(layer, mid, next)
+    }
+
+    /// What follows attention over rows of which there are many: o `[N, H*E]` rounded once for a plain layer in bf16.
+    pub(crate) fn after_rounded_attention(&self, layer: &LayerWeights, o: &Rounded, input: Tensor) -> Tensor {
+        let mid = ops::linear_rounded_onto(&self.device, o, &layer.o, &input);
+        drop(input);
+        lap("output");
+        self.feed_forward(layer, mid, &[])
+    }
+
+    /// A layer's second half.
+    fn feed_forward(&self, layer: &LayerWeights, mid: Tensor, next: &[&Linear]) -> Tensor {
+        let dev = &self.device;
         let (norm, layers) = ((&layer.post_norm, self.config.rms_norm_eps), [&layer.gate, &layer.up, &layer.down]);
         if let Some(next) = ops::norm_swiglu_linear_add(dev, &mid, norm, layers) {
+            lap("feed-forward");
             return next;
         }
         self.expect(&mid, &[&layer.down]);

@@ -8,9 +8,9 @@ use crate::batch::check_ids;
 use crate::decoder::Decoder;
 use crate::kv::{Held, KvCache, PageSet, new_page};
 use crate::{Error, Result};
-use aloe_tensor::{KvPage, PageWrite, PagedSequence, Tensor, ops};
+use aloe_tensor::{Dtype, KvPage, Linear, PageWrite, PagedSequence, Tensor, lap, ops};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// What a piece of a tree stands after.
 #[derive(Clone, Copy, Debug)]
@@ -122,6 +122,7 @@ impl Decoder {
         let mut kept_pages: Vec<Vec<Vec<KvPage>>> = layout.pieces.iter().map(Layout::empty_sets).collect();
         let mut x = self.weights.embedding(&self.device, &layout.ids);
         let rotation = self.rope.rotation(&self.device, &layout.positions);
+        lap("embedding");
         // With all rows wanted there is nothing to pick.
         let wanted = wanted.filter(|rows| rows.len() < layout.ids.len());
         for (i, layer) in self.weights.layers.iter().enumerate() {
@@ -133,6 +134,7 @@ impl Decoder {
             };
             ops::write_pages(&self.device, &k, &v, cache_writes(caches, cache_rows, i));
             let own = layout.write_pieces(self, i, &k, &v);
+            lap("pages");
             let in_tree = (0..pieces.len()).map(|at| layout.pages(&own, at, i));
             let in_caches = caches.iter().map(|cache| cache.pages().iter().map(|set| &set.layers[i]).collect());
             let ends = layout.pieces.iter().map(Placed::end);
@@ -147,15 +149,22 @@ impl Decoder {
             if let Some(rows) = wanted {
                 x = x.gather_rows(rows);
             }
+            let scale = self.attention_scale();
+            if x.shape()[0] > FEW_STREAMS && rounds_its_input(&layer.o) {
+                let o = ops::attention_paged_rounded(&self.device, &q, &sequences, scale);
+                lap("attention");
+                x = self.after_rounded_attention(layer, &o, x);
+                keep_pages(own, &mut kept_pages);
+                continue;
+            }
             self.expect(&x, &[&layer.o]);
-            let o = ops::attention_paged(&self.device, &q, &sequences, self.attention_scale());
+            let o = ops::attention_paged(&self.device, &q, &sequences, scale);
+            lap("attention");
             x = match self.weights.layers.get(i + 1) {
                 Some(next) => self.after_attention(layer, o, x, &[&next.q, &next.k, &next.v]),
                 None => self.after_attention(layer, o, x, &[&self.weights.head]),
             };
-            for (own, sets) in own.into_iter().zip(&mut kept_pages) {
-                sets.iter_mut().zip(own).for_each(|(set, page)| set.push(page));
-            }
+            keep_pages(own, &mut kept_pages);
         }
         for (cache, rows) in caches.iter_mut().zip(cache_rows) {
             cache.grown(rows.len());
@@ -238,6 +247,21 @@ impl Decoder {
     }
 }
 
+/// Rows of a pass up to which it is taken for one of decoding.
+const FEW_STREAMS: usize = 48;
+
+/// Whether a layer is plain bf16, so that its input may be rounded by who makes it.
+fn rounds_its_input(layer: &Linear) -> bool {
+    layer.dtype() == Dtype::Bf16 && layer.block_format().is_none() && layer.lora().is_none() && layer.bias().is_none()
+}
+
+/// A layer's pages to those of the layers before.
+fn keep_pages(own: Vec<Vec<KvPage>>, kept: &mut [Vec<Vec<KvPage>>]) {
+    for (own, sets) in own.into_iter().zip(kept) {
+        sets.iter_mut().zip(own).for_each(|(set, page)| set.push(page));
+    }
+}
+
 /// The sequences' queries among rows `wanted`, each run of neighbours a sequence of its own; queries are counted over `wanted`.
 fn picked<'a>(sequences: impl Iterator<Item = PagedSequence<'a>>, wanted: &[usize]) -> Vec<PagedSequence<'a>> {
     assert!(wanted.is_sorted_by(|a, b| a < b), "rows that do not rise");
@@ -296,15 +320,13 @@ impl<'a> Layout<'a> {
         let mut own: Vec<Vec<KvPage>> = self.pieces.iter().map(|_| Vec::new()).collect();
         let deepest = self.pieces.iter().map(|placed| placed.depth).max().unwrap_or(0);
         for depth in 0..=deepest {
-            let level = || (0..self.pieces.len()).filter(|&at| self.pieces[at].depth == depth);
-            for at in level() {
-                let placed = &self.pieces[at];
-                let mut pages = Vec::new();
-                if !placed.start.is_multiple_of(KvCache::PAGE) {
-                    pages.push(self.page_before(&own, at, layer).clone());
-                }
-                pages.resize_with(placed.n_own_pages(), || new_page(decoder));
-                own[at] = pages;
+            let level: Vec<usize> = (0..self.pieces.len()).filter(|&at| self.pieces[at].depth == depth).collect();
+            let made: Vec<OnceLock<Vec<KvPage>>> = level.iter().map(|_| OnceLock::new()).collect();
+            decoder.device.for_each(level.len(), &|i| {
+                made[i].get_or_init(|| self.begun_pages(decoder, &own, level[i], layer));
+            });
+            for (at, pages) in level.into_iter().zip(made) {
+                own[at] = pages.into_inner().expect("each piece of the level was begun");
             }
             let mut writes = Vec::new();
             for (at, pages) in own.iter_mut().enumerate().filter(|(at, _)| self.pieces[*at].depth == depth) {
@@ -320,6 +342,17 @@ impl<'a> Layout<'a> {
             ops::write_pages(&decoder.device, k, v, writes);
         }
         own
+    }
+
+    /// Empty pages for piece `at` of one layer, the first with what stands before the piece.
+    fn begun_pages(&self, decoder: &Decoder, own: &[Vec<KvPage>], at: usize, layer: usize) -> Vec<KvPage> {
+        let placed = &self.pieces[at];
+        let mut pages = Vec::with_capacity(placed.n_own_pages());
+        if !placed.start.is_multiple_of(KvCache::PAGE) {
+            pages.push(self.page_before(own, at, layer).clone());
+        }
+        pages.resize_with(placed.n_own_pages(), || new_page(decoder));
+        pages
     }
 
     /// The part-filled page that piece `at` begins in, as what comes before the piece left it.

@@ -12,6 +12,7 @@ use crate::pack::ZERO_LINE;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::tensor::Dtype;
 pub(crate) use tasks::{Tasks, even_share};
+pub(crate) use tile::each_row;
 use tile::{Bf16Product, F32Product, Product, Tile, WidenedProduct};
 
 /// Lanes of a panel.
@@ -19,7 +20,7 @@ pub(crate) const PANEL: usize = 32;
 
 /// Most units of a block, of which a product takes equal ones: a panel's block stays in the first two cache levels while rows of A
 /// stream by, and C is not taken up again for a short rest.
-const BLOCK_UNITS: usize = 320;
+const BLOCK_UNITS: usize = 384;
 
 /// Rows up to which weights are expected in memory rather than in a cache; more rows compute for longer than memory takes.
 pub(crate) const FEW_ROWS: usize = 48;
@@ -176,7 +177,7 @@ impl Kernel for Blocks {
     unsafe fn run<S: Simd>(self) {
         let g = self.0;
         if g.b_unit_stride == NARROW {
-            return narrow::run::<S>(&g);
+            return S::call(Narrow(g));
         }
         if g.from_memory && g.m > S::TILE_ROWS && g.m <= FEW_ROWS && !g.a_by_unit {
             return match g.dtype {
@@ -212,6 +213,19 @@ impl Kernel for Blocks {
                 break;
             }
         }
+    }
+}
+
+/// Narrow panels, in a function of its own: the block that they are widened into lies on the stack, all pages of which are looked at when
+/// the function begins, and attention's small products, which never need it, would look at them too (7 % of its time).
+struct Narrow(Gemm);
+
+impl Kernel for Narrow {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        narrow::run::<S>(&self.0);
     }
 }
 
@@ -306,6 +320,32 @@ macro_rules! tile {
     ($s:ident, $p:ident, $by:expr, $rows:literal, $vectors:literal, $g:expr, $ahead:expr) => {
         $s::call(Tile::<$p, $by, $rows, $vectors> { g: $g, ahead: $ahead, product: std::marker::PhantomData })
     };
+}
+
+/// Six rows of bf16 over lanes of B that lie side by side in one cache, of which whole panels are read and no more.
+///
+/// # Safety
+/// As for [`Gemm::run`], and the instruction set is available.
+#[inline(always)]
+pub(crate) unsafe fn six_rows<S: Simd>(g: Gemm) {
+    assert!(g.m == 6 && g.dtype == Dtype::Bf16 && !g.a_by_unit, "{} rows of {:?}", g.m, g.dtype);
+    assert!(g.n.next_multiple_of(PANEL) <= g.b_unit_stride, "{} lanes in units of {}", g.n, g.b_unit_stride);
+    let rest = g.n % (2 * PANEL);
+    // A tile of four vectors reads two panels, also where it is asked for less: a last single one has its own.
+    let wide = if rest > PANEL { g.n } else { g.n - rest };
+    if wide > 0 {
+        tile!(S, Bf16Product, false, 6, 4, Gemm { n: wide, ..g }, Ahead::none(&g));
+    }
+    if wide < g.n {
+        let last = Gemm {
+            n: g.n - wide,
+            b: g.b.wrapping_add(wide / PANEL * g.b_panel_stride),
+            c: g.c.wrapping_add(wide),
+            add: moved(g.add, wide),
+            ..g
+        };
+        tile!(S, Bf16Product, false, 6, 2, last, Ahead::none(&last));
+    }
 }
 
 #[inline(always)]

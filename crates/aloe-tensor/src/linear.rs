@@ -256,6 +256,21 @@ impl Linear {
         &self.packed
     }
 
+    /// A narrow weight's panels as plain ones, for one product of `n` rows that are so many that widening it once costs less than in each
+    /// task; but not those of a weight that is too large to be found in a cache again.
+    pub(crate) fn widened_for(&self, device: &Device, n: usize) -> Option<Panels> {
+        const MANY_ROWS: usize = 256;
+        const MOST_NUMBERS: usize = 4 << 20;
+        match &self.packed {
+            Packed::Dense(panels)
+                if panels.is_narrow() && n >= MANY_ROWS && panels.lanes * self.in_features <= MOST_NUMBERS =>
+            {
+                Some(panels.widened(device))
+            }
+            _ => None,
+        }
+    }
+
     pub(crate) fn operand(&self) -> OperandKind {
         match &self.packed {
             Packed::Dense(panels) => OperandKind::Dense(panels.dtype),

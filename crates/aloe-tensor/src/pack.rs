@@ -146,19 +146,23 @@ impl Panels {
     /// Narrow panels as plain ones, for one operation.
     pub(crate) fn widened(&self, device: &Device) -> Self {
         assert!(self.is_narrow, "panels that are plain");
-        let isa = device.isa();
-        let mut wide = Self::new(self.dtype, self.lanes, 2 * self.units);
-        let (out, size) = wide.panels_mut();
-        device.for_each(self.lanes.div_ceil(PANEL), &|panel| {
-            // A pair has two units, of which the last may not be wanted.
-            let mut lines = vec![ZERO_LINE; size.next_multiple_of(2 * PANEL / LANES)];
-            let b = self.as_ptr().wrapping_add(panel * self.panel_stride());
-            // SAFETY: a narrow panel of so many units is there, and room for an even number of them.
-            unsafe { isa.run(narrow::Widen { b, units: self.units, out: lines.as_mut_ptr().cast() }) };
-            // SAFETY: each index has its own panel.
-            unsafe { out.slice(panel * size, size) }.copy_from_slice(&lines[..size]);
-        });
-        wide
+        let (isa, units) = (device.isa(), self.units);
+        // SAFETY: the loop writes all units of all panels.
+        unsafe {
+            Self::written(self.dtype, self.lanes, 2 * units, |out, size| {
+                device.for_each(self.lanes.div_ceil(PANEL), &|panel| {
+                    let b = self.as_ptr().wrapping_add(panel * self.panel_stride());
+                    let out = out.ptr().wrapping_add(panel * size);
+                    if units.is_multiple_of(2) {
+                        return isa.run(narrow::Widen { b, units, out });
+                    }
+                    // A pair has two units, of which the last is not wanted: it is the next panel's place.
+                    let mut lines = vec![ZERO_LINE; (units + 1) * PANEL / LANES];
+                    isa.run(narrow::Widen { b, units, out: lines.as_mut_ptr().cast() });
+                    out.copy_from_nonoverlapping(lines.as_ptr().cast(), size);
+                });
+            })
+        }
     }
 
     pub(crate) fn as_ptr(&self) -> *const u32 {

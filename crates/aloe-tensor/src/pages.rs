@@ -121,12 +121,17 @@ impl Lines {
 
     /// For pages of a cache, of which many have the same length.
     pub(crate) fn paged(len: usize) -> Self {
+        let mut lines = Self::paged_as_left(len);
+        lines.fill(ZERO_LINE);
+        lines
+    }
+
+    /// The same with what a page before left there.
+    fn paged_as_left(len: usize) -> Self {
         match if len > 0 { in_place(len) } else { None } {
             Some((region, place)) => {
                 let start = region.address(region.first + place * len * size_of::<Line>()).cast();
-                let mut lines = Self { start, len, owner: Owner::Place(region, place) };
-                lines.fill(ZERO_LINE);
-                lines
+                Self { start, len, owner: Owner::Place(region, place) }
             }
             None => Self::passing(len),
         }
@@ -193,7 +198,7 @@ impl Clone for Lines {
         let mut copy = match self.owner {
             Owner::Allocator(_) => Self::passing(self.len),
             Owner::Region(_) => Self::kept(self.len),
-            Owner::Place(..) => Self::paged(self.len),
+            Owner::Place(..) => Self::paged_as_left(self.len),
         };
         copy.copy_from_slice(self);
         copy

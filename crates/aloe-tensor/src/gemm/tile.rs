@@ -108,7 +108,7 @@ macro_rules! each_row {
     };
 }
 
-pub(super) use each_row;
+pub(crate) use each_row;
 
 /// `ROWS` rows (12 at most) by `VECTORS` vectors of C, held in registers over the block's units; where C is wider or higher, such a part
 /// after the other, all parts of a row of them before those of the next.
@@ -227,7 +227,8 @@ impl<P: Product, const BY_UNIT: bool, const ROWS: usize, const VECTORS: usize> T
     }
 }
 
-/// Units of a chain that takes longer than memory: meanwhile come what is added at its end and the sums that the next rows continue.
+/// Units of a chain that takes longer than memory: meanwhile come what is added at its end, where its sums go, and those that the next rows
+/// continue.
 const LONG_CHAIN: usize = 96;
 
 #[inline(always)]
@@ -240,9 +241,8 @@ unsafe fn fetch_c<S: Simd, const ROWS: usize, const VECTORS: usize>(g: &Gemm) {
             if !g.add.is_null() {
                 S::prefetch(g.add.wrapping_add(at).cast());
             }
-            if g.accumulate {
-                S::prefetch(g.c.wrapping_add(ROWS * g.c_stride + at).cast_const().cast());
-            }
+            let ahead = if g.accumulate { ROWS * g.c_stride } else { 0 };
+            S::prefetch(g.c.wrapping_add(ahead + at).cast_const().cast());
             v += 1;
         }
         i += 1;

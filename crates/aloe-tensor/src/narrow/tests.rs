@@ -59,7 +59,7 @@ fn products_with_a_narrow_weight_have_the_bits_of_those_with_a_plain_one() {
             let all = finite("products", o * k);
             let plain = |bias| Linear::new(Tensor::from_bf16_bits(&[o, k], all.clone()), bias);
             let narrow = |bias| narrow(&device, &all, o, k, bias);
-            for m in (1..=16).chain([24, 25, 37, 48, 49, 100, 251]) {
+            for m in (1..=16).chain([24, 25, 37, 48, 49, 100, 251, 300]) {
                 let what = format!("{device:?} {m}x{o}x{k}");
                 let (x, residual) = (normal("x", &[m, k]), normal("r", &[m, o]));
                 let same = |found: &Linear, expected: &Linear| {
@@ -94,7 +94,7 @@ fn narrow_and_plain_weights_over_one_input_give_the_bits_of_plain_ones() {
                     (true, (name, o)) => narrow(&device, &finite(name, o * k), o, k, None),
                     (false, _) => plain[at].clone(),
                 });
-                for n in [1, 3, 8, 12, 15, 48, 49, 130] {
+                for n in [1, 3, 8, 12, 15, 48, 49, 130, 260] {
                     let what = format!("{device:?} {is_narrow:?} {n}x{k}");
                     let (x, w) = (normal("x", &[n, k]), normal("w", &[k]));
                     let rounded = Rounded::new(&device, &x);
@@ -117,9 +117,17 @@ fn narrow_and_plain_weights_over_one_input_give_the_bits_of_plain_ones() {
 #[test]
 fn a_feed_forward_block_of_narrow_weights_has_the_bits_of_plain_ones() {
     for device in devices() {
-        for (n, d, f) in
-            [(1, 576, 1536), (4, 96, 200), (11, 576, 200), (16, 33, 97), (49, 33, 97), (130, 576, 200), (251, 40, 1030)]
-        {
+        for (n, d, f) in [
+            (1, 576, 1536),
+            (4, 96, 200),
+            (11, 576, 200),
+            (16, 33, 97),
+            (49, 33, 97),
+            (130, 576, 200),
+            (251, 40, 1030),
+            (290, 33, 97),
+            (300, 576, 200),
+        ] {
             let what = format!("{device:?} {n}x{d}x{f}");
             let layers = |make: &dyn Fn(&str, usize, usize) -> Linear| {
                 [make("gate", f, d), make("up", f, d), make("down", d, f)]

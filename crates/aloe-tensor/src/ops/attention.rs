@@ -17,7 +17,7 @@ use crate::reference::Heads;
 use crate::{Device, Dtype, Tensor};
 use keys::Job;
 pub use page::{KvPage, PageWrite, expect_page, write_pages};
-pub use paged::{PagedSequence, attention_paged};
+pub use paged::{PagedSequence, attention_paged, attention_paged_rounded};
 pub use rounded::attention_rounded;
 pub use rounded_backward::{RoundedAttention, attention_rounded_backward};
 use std::ops::Range;

@@ -7,7 +7,7 @@ use super::activation::gated;
 use super::norm::rms_norm_rounded;
 use super::rounded::{dense, linear_rounded_onto, product};
 use crate::gemm::{FEW_ROWS, Gemm, PANEL};
-use crate::pack::with_scratch;
+use crate::pack::{Panels, with_scratch};
 use crate::rounded::RowsOut;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::{Device, Linear, Rounded, Tensor};
@@ -34,7 +34,9 @@ pub fn norm_swiglu_linear_add(
 fn swiglu_of(device: &Device, x: &Rounded, gate: &Linear, up: &Linear) -> Option<Rounded> {
     let (n, f) = (x.rows(), gate.out_features());
     assert_eq!(up.out_features(), f, "gate against up");
-    let [gate, up] = [dense(gate)?, dense(up)?].map(|panels| product(x, panels, std::ptr::null_mut()));
+    let wide = [gate, up].map(|layer| layer.widened_for(device, n));
+    let of = |layer, wide: &Option<Panels>| Some(product(x, wide.as_ref().or(dense(layer))?, std::ptr::null_mut()));
+    let [gate, up] = [of(gate, &wide[0])?, of(up, &wide[1])?];
     let tasks = gate.tasks(device.threads(), 1);
     Some(Rounded::written(n, f, |out| {
         device.for_each(tasks.n, &|task| {

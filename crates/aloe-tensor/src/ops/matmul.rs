@@ -106,12 +106,14 @@ fn products_of(
             part.iter().map(|layer| Vec::with_capacity(n * layer.out_features())).collect();
         let panels: Vec<usize> = part.iter().map(|layer| layer.out_features().div_ceil(PANEL)).collect();
         let share = even_share(&panels, device.threads());
+        let wide: Vec<Option<Panels>> = part.iter().map(|layer| layer.widened_for(device, n)).collect();
         with_operand(device, input, part[0], |a| {
-            let works = part.iter().zip(&mut part_outputs).map(|(layer, y)| {
+            let works = part.iter().zip(&wide).zip(&mut part_outputs).map(|((layer, wide), y)| {
                 let stride = layer.out_features();
                 // A bias comes before the residual, which is then added below.
                 let add = residual.filter(|_| layer.bias().is_none()).map(Tensor::as_f32);
-                Work::new((device, share), &a, layer, 0..stride, Out::filling(y, n * stride, stride)).adding(add)
+                let out = Out::filling(y, n * stride, stride);
+                Work::new((device, share), &a, (layer, wide.as_ref()), 0..stride, out).adding(add)
             });
             run_works(device, &works.collect::<Vec<_>>());
         });
@@ -134,7 +136,7 @@ fn products_of(
 /// Rows `lanes` of the layer's weight against an operand made for it; starts at a multiple of 32.
 pub(crate) fn multiply_lanes(device: &Device, a: &Operand, layer: &Linear, lanes: std::ops::Range<usize>, out: Out) {
     let share = even_share(&[lanes.len().div_ceil(PANEL)], device.threads());
-    run_works(device, &[Work::new((device, share), a, layer, lanes, out)]);
+    run_works(device, &[Work::new((device, share), a, (layer, None), lanes, out)]);
 }
 
 /// One product, ready to be shared out, and what is added to its result (as C lies, `[N, O]`).
@@ -149,17 +151,17 @@ enum Kind<'a> {
 }
 
 impl<'a> Work<'a> {
-    /// With few rows, `share` panels are a task.
+    /// With few rows, `share` panels are a task. A narrow layer may have been widened.
     fn new(
         (device, share): (&Device, usize),
         a: &Operand,
-        layer: &'a Linear,
+        (layer, wide): (&'a Linear, Option<&Panels>),
         lanes: std::ops::Range<usize>,
         out: Out,
     ) -> Self {
         let kind = match (a, layer.packed()) {
             (Operand::Dense(a), Packed::Dense(panels)) => {
-                let gemm = dense(a, panels, Lanes { first: lanes.start, n: lanes.len(), unit: 0 }, out);
+                let gemm = dense(a, wide.unwrap_or(panels), Lanes { first: lanes.start, n: lanes.len(), unit: 0 }, out);
                 Kind::Dense(gemm, gemm.tasks(device.threads(), share))
             }
             (Operand::Blocks(a), Packed::Blocks(weight)) => {

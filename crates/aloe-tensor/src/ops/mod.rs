@@ -22,8 +22,8 @@ pub use activation::{
     SwigluRounded, add_in_place, gelu, scale, swiglu, swiglu_backward, swiglu_rounded, swiglu_rounded_backward,
 };
 pub use attention::{
-    attention, attention_backward, attention_cached, attention_paged, attention_rounded, attention_rounded_backward,
-    expect_page, write_pages,
+    attention, attention_backward, attention_cached, attention_paged, attention_paged_rounded, attention_rounded,
+    attention_rounded_backward, expect_page, write_pages,
 };
 pub use embedding::{embedding, embedding_grad, embedding_grads};
 pub use gated::norm_swiglu_linear_add;

@@ -16,8 +16,11 @@ pub fn linears_rounded(device: &Device, x: &Rounded, layers: &[&Linear]) -> Vec<
         return linears(device, &x.to_tensor(), layers);
     }
     let mut outputs: Vec<Vec<f32>> = layers.iter().map(|layer| Vec::with_capacity(n * layer.out_features())).collect();
-    let products: Vec<Gemm> =
-        layers.iter().zip(&mut outputs).map(|(layer, y)| forward(x, layer, y.as_mut_ptr(), std::ptr::null())).collect();
+    let wide: Vec<Option<Panels>> = layers.iter().map(|layer| layer.widened_for(device, n)).collect();
+    let product = |((layer, wide), y): ((&&Linear, &Option<Panels>), &mut Vec<f32>)| {
+        forward(x, (layer, wide.as_ref()), y.as_mut_ptr(), std::ptr::null())
+    };
+    let products: Vec<Gemm> = layers.iter().zip(&wide).zip(&mut outputs).map(product).collect();
     // SAFETY: operands and outputs fit each other; outputs are apart.
     unsafe { run_all(device, &products) };
     let finish = |(layer, mut y): (&&Linear, Vec<f32>)| {
@@ -41,8 +44,11 @@ pub fn linear_rounded_onto(device: &Device, x: &Rounded, layer: &Linear, onto: &
         add_in_place(device, &mut y, onto);
         return y;
     }
+    let wide = layer.widened_for(device, x.rows());
     // SAFETY: the product writes every element of y; `onto` has y's shape.
-    unsafe { Tensor::written(&shape, |y| run_all(device, &[forward(x, layer, y, onto.as_f32().as_ptr())])) }
+    unsafe {
+        Tensor::written(&shape, |y| run_all(device, &[forward(x, (layer, wide.as_ref()), y, onto.as_f32().as_ptr())]))
+    }
 }
 
 /// Sum over (dy, layer) of `dy W`: `[N, K]` f32, all layers having the same K.
@@ -119,9 +125,10 @@ pub(crate) fn dense(layer: &Linear) -> Option<&Panels> {
     }
 }
 
-fn forward(x: &Rounded, layer: &Linear, c: *mut f32, add: *const f32) -> Gemm {
+/// Over the layer's panels, or over those that it was widened to.
+fn forward(x: &Rounded, (layer, wide): (&Linear, Option<&Panels>), c: *mut f32, add: *const f32) -> Gemm {
     let panels = dense(layer).expect("the caller asked");
-    Gemm { add, ..product(x, panels, c) }
+    Gemm { add, ..product(x, wide.unwrap_or(panels), c) }
 }
 
 /// `c = x B`, all lanes of B.

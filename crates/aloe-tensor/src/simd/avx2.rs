@@ -58,6 +58,7 @@ unsafe fn enter<K: Kernel>(kernel: K) -> K::Out {
 impl Simd for Avx2 {
     const TILE_ROWS: usize = 4;
     const BLOCK_ROWS: usize = 2;
+    type Kept = V;
 
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Out {
@@ -145,11 +146,12 @@ impl Simd for Avx2 {
         ]
     }
     #[inline(always)]
-    unsafe fn zero_below(x: V, limit: V, y: V) -> V {
-        [
-            _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x[0], limit[0]), y[0]),
-            _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x[1], limit[1]), y[1]),
-        ]
+    unsafe fn not_below(x: V, limit: V) -> V {
+        [_mm256_cmp_ps::<_CMP_NLT_UQ>(x[0], limit[0]), _mm256_cmp_ps::<_CMP_NLT_UQ>(x[1], limit[1])]
+    }
+    #[inline(always)]
+    unsafe fn zero_others(kept: V, y: V) -> V {
+        [_mm256_and_ps(kept[0], y[0]), _mm256_and_ps(kept[1], y[1])]
     }
     #[inline(always)]
     unsafe fn upper_bf16(bits: V) -> V {

@@ -165,6 +165,7 @@ macro_rules! avx512 {
             const TILE_ROWS: usize = 12;
             const BLOCK_ROWS: usize = 6;
             const PAIRS_BF16: bool = $pairs;
+            type Kept = __mmask16;
 
             #[inline(always)]
             unsafe fn call<K: Kernel>(kernel: K) -> K::Out {
@@ -236,8 +237,12 @@ macro_rules! avx512 {
                 _mm512_scalef_ps(x, a)
             }
             #[inline(always)]
-            unsafe fn zero_below(x: __m512, limit: __m512, y: __m512) -> __m512 {
-                _mm512_maskz_mov_ps(!_mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, limit), y)
+            unsafe fn not_below(x: __m512, limit: __m512) -> __mmask16 {
+                _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, limit)
+            }
+            #[inline(always)]
+            unsafe fn zero_others(kept: __mmask16, y: __m512) -> __m512 {
+                _mm512_maskz_mov_ps(kept, y)
             }
             #[inline(always)]
             unsafe fn dot_bf16(acc: __m512, a: __m512, b: __m512) -> __m512 {

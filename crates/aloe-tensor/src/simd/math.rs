@@ -13,42 +13,85 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
 /// [`exp`] of several vectors step by step, so that one's step is done while another's is awaited.
 #[inline(always)]
 pub(crate) unsafe fn exp_all<S: Simd, const N: usize>(x: [S::V; N]) -> [S::V; N] {
-    const COEFFICIENTS: [f32; 5] = [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
-    let (mut n, mut r, mut p) = (x, x, x);
+    let mut all = [Exp::<S>::of(x[0]); N];
     let mut i = 0;
     while i < N {
-        r[i] = S::min(S::splat(88.37), S::max(S::splat(-87.336_54), x[i]));
-        n[i] = S::round(S::mul(r[i], S::splat(std::f32::consts::LOG2_E)));
+        all[i] = Exp::of(x[i]);
+        all[i].r = S::min(S::splat(88.37), all[i].r);
         i += 1;
     }
-    // ln 2 in two parts: n * 0.693359375 is exact, so that r keeps all its bits.
-    i = 0;
-    while i < N {
-        r[i] = S::fma(n[i], S::splat(-0.693_359_4), r[i]);
-        i += 1;
-    }
-    i = 0;
-    while i < N {
-        r[i] = S::fma(n[i], S::splat(2.121_944_4e-4), r[i]);
-        p[i] = S::splat(1.987_569_1e-4);
-        i += 1;
-    }
-    let mut degree = 0;
-    while degree < COEFFICIENTS.len() {
+    let mut step = 0;
+    while step < Exp::<S>::STEPS {
         i = 0;
         while i < N {
-            p[i] = S::fma(p[i], r[i], S::splat(COEFFICIENTS[degree]));
+            all[i].step(step);
             i += 1;
         }
-        degree += 1;
+        step += 1;
     }
+    let mut found = x;
     i = 0;
     while i < N {
-        let e = S::add(S::fma(p[i], S::mul(r[i], r[i]), r[i]), S::splat(1.0));
-        p[i] = S::zero_below(x[i], S::splat(-87.336_54), S::times_power_of_two(e, n[i]));
+        found[i] = all[i].p;
         i += 1;
     }
-    p
+    found
+}
+
+/// An exponential under way: a chain of dependent steps, which a caller may lay between other work. Without the bound from above that
+/// [`exp`] has, for numbers of which none is above 0: the bits are the same there.
+#[derive(Clone, Copy)]
+pub(crate) struct Exp<S: Simd> {
+    kept: S::Kept,
+    r: S::V,
+    n: S::V,
+    p: S::V,
+}
+
+impl<S: Simd> Exp<S> {
+    pub(crate) const STEPS: usize = 5;
+
+    #[inline(always)]
+    pub(crate) unsafe fn of(x: S::V) -> Self {
+        let least = S::splat(-87.336_54);
+        Self { kept: S::not_below(x, least), r: S::max(least, x), n: x, p: x }
+    }
+
+    /// Step number `at`, each once and in order.
+    #[inline(always)]
+    pub(crate) unsafe fn step(&mut self, at: usize) {
+        const COEFFICIENTS: [f32; 6] =
+            [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+        match at {
+            0 => {
+                self.n = S::round(S::mul(self.r, S::splat(std::f32::consts::LOG2_E)));
+                // ln 2 in two parts: n * 0.693359375 is exact, so that r keeps all its bits.
+                self.r = S::fma(self.n, S::splat(-0.693_359_4), self.r);
+            }
+            1 => {
+                self.r = S::fma(self.n, S::splat(2.121_944_4e-4), self.r);
+                self.p = S::fma(S::splat(COEFFICIENTS[0]), self.r, S::splat(COEFFICIENTS[1]));
+            }
+            2 => {
+                self.p = S::fma(self.p, self.r, S::splat(COEFFICIENTS[2]));
+                self.p = S::fma(self.p, self.r, S::splat(COEFFICIENTS[3]));
+            }
+            3 => {
+                self.p = S::fma(self.p, self.r, S::splat(COEFFICIENTS[4]));
+                self.p = S::fma(self.p, self.r, S::splat(COEFFICIENTS[5]));
+            }
+            _ => {
+                let e = S::add(S::fma(self.p, S::mul(self.r, self.r), self.r), S::splat(1.0));
+                self.p = S::zero_others(self.kept, S::times_power_of_two(e, self.n));
+            }
+        }
+    }
+
+    /// The result, after all steps.
+    #[inline(always)]
+    pub(crate) fn found(&self) -> S::V {
+        self.p
+    }
 }
 
 /// `1 / (1 + e^-x)`.

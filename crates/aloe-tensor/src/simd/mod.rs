@@ -16,7 +16,7 @@ mod math;
 mod portable;
 
 pub(crate) use ints::Vectors;
-pub(crate) use math::{exp, exp_all, max_lanes, sigmoid, sum_lanes};
+pub(crate) use math::{Exp, exp, exp_all, max_lanes, sigmoid, sum_lanes};
 
 use crate::device::Isa;
 use crate::narrow::byte_of;
@@ -78,8 +78,17 @@ pub(crate) trait Simd: Vectors {
     unsafe fn times_power_of_two(x: Self::V, a: Self::V) -> Self::V {
         Self::mul(x, Self::power_of_two(a))
     }
+    /// Which lanes of a vector are kept.
+    type Kept: Copy;
+    /// All but those where `x < limit`.
+    unsafe fn not_below(x: Self::V, limit: Self::V) -> Self::Kept;
+    /// y, but 0 in lanes that are not kept.
+    unsafe fn zero_others(kept: Self::Kept, y: Self::V) -> Self::V;
     /// y, but 0 in lanes where `x < limit`.
-    unsafe fn zero_below(x: Self::V, limit: Self::V, y: Self::V) -> Self::V;
+    #[inline(always)]
+    unsafe fn zero_below(x: Self::V, limit: Self::V, y: Self::V) -> Self::V {
+        Self::zero_others(Self::not_below(x, limit), y)
+    }
     /// The bf16 in the upper halves of the lanes' bits, as f32.
     unsafe fn upper_bf16(bits: Self::V) -> Self::V;
     /// The bf16 in the lower halves.

@@ -13,6 +13,7 @@ fn map2(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; 
 impl Simd for Portable {
     const TILE_ROWS: usize = 2;
     const BLOCK_ROWS: usize = 2;
+    type Kept = [bool; LANES];
 
     unsafe fn call<K: Kernel>(kernel: K) -> K::Out {
         kernel.run::<Self>()
@@ -88,8 +89,12 @@ impl Simd for Portable {
         a.map(|a| f32::from_bits(((a as i32 + 127) << 23) as u32))
     }
     #[inline(always)]
-    unsafe fn zero_below(x: Self::V, limit: Self::V, y: Self::V) -> Self::V {
-        std::array::from_fn(|i| if x[i] < limit[i] { 0.0 } else { y[i] })
+    unsafe fn not_below(x: Self::V, limit: Self::V) -> Self::Kept {
+        std::array::from_fn(|i| !matches!(x[i].partial_cmp(&limit[i]), Some(std::cmp::Ordering::Less)))
+    }
+    #[inline(always)]
+    unsafe fn zero_others(kept: Self::Kept, y: Self::V) -> Self::V {
+        std::array::from_fn(|i| if kept[i] { y[i] } else { 0.0 })
     }
     #[inline(always)]
     unsafe fn upper_bf16(bits: Self::V) -> Self::V {

@@ -4,15 +4,19 @@
 //! become one product over that page. A row's chains run over its own keys in order, page by page from position 0, whatever
 //! rows share the tile: the same bits in any company, in any batch, on any number of threads.
 
+mod whole;
+
 use super::page::KvPage;
-use super::soften::{RowState, normalise, soften_rows};
+use super::soften::{RowState, normalise, normalise_rounded, soften_rows};
 use super::{BLOCK, Heads};
 use crate::gemm::{Gemm, PANEL, units_of};
 use crate::pack::{round_row, with_scratch};
 use crate::pool::SharedMut;
+use crate::rounded::RowsOut;
 use crate::simd::{Kernel, LANES, Simd};
-use crate::{Device, Dtype, Tensor};
+use crate::{Device, Dtype, Rounded, Tensor};
 use std::ops::Range;
+use whole::{ROWS, Scored, queries_of_tiles};
 
 /// Rows of a tile: queries times query heads of one key head.
 const TILE_ROWS: usize = 96;
@@ -42,10 +46,38 @@ struct Query {
 /// equal bit for bit to [`super::attention`]; over bf16 pages the operands of both products are bf16, sums and softmax f32.
 /// Queries of no sequence get zeros.
 pub fn attention_paged(device: &Device, q: &Tensor, sequences: &[PagedSequence], scale: f32) -> Tensor {
-    let &[n, h, e] = q.shape() else { panic!("q {:?}", q.shape()) };
-    let Some(first) = sequences.iter().flat_map(|s| &s.pages).next() else {
+    if sequences.iter().all(|s| s.pages.is_empty()) {
         return Tensor::zeros(q.shape(), Dtype::F32);
-    };
+    }
+    // SAFETY: each (row, head) is written by its task, or zeroed where the row is of no sequence.
+    unsafe {
+        Tensor::written(q.shape(), |o| {
+            attend(device, q, sequences, scale, Output::F32(SharedMut::from_raw(o, q.len())));
+        })
+    }
+}
+
+/// [`attention_paged`] rounded to bf16, as a layer's product rounds it: `[N, H*E]`.
+pub fn attention_paged_rounded(device: &Device, q: &Tensor, sequences: &[PagedSequence], scale: f32) -> Rounded {
+    let &[n, h, e] = q.shape() else { panic!("q {:?}", q.shape()) };
+    if sequences.iter().all(|s| s.pages.is_empty()) || !e.is_multiple_of(LANES) {
+        return Rounded::new(device, &attention_paged(device, q, sequences, scale));
+    }
+    Rounded::written(n, h * e, |o| attend(device, q, sequences, scale, Output::Rounded(o)))
+}
+
+/// Where the result goes.
+#[derive(Clone, Copy)]
+enum Output {
+    F32(SharedMut<f32>), // [N, H, E]
+    /// Rows of H heads of whole vectors.
+    Rounded(RowsOut),
+}
+
+/// All rows of the output, for at least one page.
+fn attend(device: &Device, q: &Tensor, sequences: &[PagedSequence], scale: f32, o: Output) {
+    let &[n, h, e] = q.shape() else { panic!("q {:?}", q.shape()) };
+    let first = sequences.iter().flat_map(|s| &s.pages).next().expect("there is a page");
     let (dtype, k) = (first.dtype(), first.kv_heads());
     assert!(h % k == 0 && first.head_dim() == e, "q {:?} over pages of {k} heads of {}", q.shape(), first.head_dim());
     let (queries, idle) = queries(sequences, n);
@@ -55,29 +87,28 @@ pub fn attention_paged(device: &Device, q: &Tensor, sequences: &[PagedSequence],
     let (heads, group) = (Heads { h, k, e }, h / k);
     let tile = tile_queries(queries.len(), group, device.threads(), k);
     let tiles: Vec<&[Query]> = queries.chunks(tile).collect();
-    let body = |o: *mut f32| {
-        let (o, isa) = (SharedMut::from_raw(o, q.len()), device.isa());
-        for row in idle {
+    for row in idle {
+        match o {
             // SAFETY: a row of o that no task writes.
-            unsafe { o.slice(row * h * e, h * e) }.fill(0.0);
+            Output::F32(o) => unsafe { o.slice(row * h * e, h * e) }.fill(0.0),
+            // SAFETY: as above.
+            Output::Rounded(o) => unsafe { o.row(row).write_bytes(0, h * e) },
         }
-        device.for_each(tiles.len() * k, &|task| {
-            // A head's tasks follow each other, so that its pages stay in the second-level cache; late tiles of a prefill see most keys
-            // and go first.
-            let (queries, kv) = (tiles[tiles.len() - 1 - task % tiles.len()], task / tiles.len());
-            let rows = queries.len() * group;
-            with_scratch(Buffers::lines(rows, group, e, dtype), |lines| {
-                let buffers = Buffers::new(lines.as_mut_ptr().cast(), rows, group, e, dtype);
-                let q = q.as_f32().as_ptr();
-                let tile = Tile { q, queries, sequences, kv, heads, scale, dtype, buffers, o: o.ptr() };
-                // SAFETY: rows of q and o are below N and distinct (checked in `queries`), pages have these heads; each (row,
-                // head) belongs to one task.
-                unsafe { isa.run(tile) }
-            });
+    }
+    let isa = device.isa();
+    device.for_each(tiles.len() * k, &|task| {
+        // A head's tasks follow each other, so that its pages stay in the second-level cache; late tiles of a prefill see most keys
+        // and go first.
+        let (queries, kv) = (tiles[tiles.len() - 1 - task % tiles.len()], task / tiles.len());
+        let rows = queries.len() * group;
+        with_scratch(Buffers::lines(rows, group, e, dtype), |lines| {
+            let buffers = Buffers::new(lines.as_mut_ptr().cast(), rows, group, e, dtype);
+            let tile = Tile { q: q.as_f32().as_ptr(), queries, sequences, kv, heads, scale, dtype, buffers, o };
+            // SAFETY: rows of q and o are below N and distinct (checked in `queries`), pages have these heads; each (row,
+            // head) belongs to one task.
+            unsafe { isa.run(tile) }
         });
-    };
-    // SAFETY: each (row, head) is written by its task, or zeroed where the row is of no sequence.
-    unsafe { Tensor::written(q.shape(), body) }
+    });
 }
 
 /// Every query with the number of keys it sees, sequences with common pages next to each other; and the rows of no sequence.
@@ -104,7 +135,10 @@ fn tile_queries(n: usize, group: usize, threads: usize, k: usize) -> usize {
     let wanted = (2 * threads).div_ceil(k).max(n.div_ceil(most)).max(1);
     let is_even = |tiles: &usize| (tiles * k).is_multiple_of(threads);
     let tiles = (wanted..wanted + threads).find(is_even).unwrap_or(wanted);
-    n.div_ceil(tiles).clamp(1, most)
+    let even = n.div_ceil(tiles).clamp(1, most);
+    // Rows over whole pages go six at a time: of many tiles none leaves some over.
+    let of_tiles = queries_of_tiles(group);
+    if n > most && most >= of_tiles { even.next_multiple_of(of_tiles).min(most - most % of_tiles) } else { even }
 }
 
 /// Queries that go through a page together.
@@ -131,7 +165,8 @@ fn q_stride(e: usize, dtype: Dtype) -> usize {
 
 impl Buffers {
     fn sizes(rows: usize, group: usize, e: usize, dtype: Dtype) -> [usize; 7] {
-        let part = rows.min(part_queries(group) * group);
+        // Two tiles of whole pages have scores at once.
+        let part = rows.min(part_queries(group) * group).max(2 * ROWS);
         let weights = if dtype == Dtype::Bf16 { part * BLOCK / 2 } else { 0 };
         [rows * q_stride(e, dtype), weights, part * BLOCK, part * LANES, rows * e, rows, rows]
             .map(|n| n.next_multiple_of(LANES))
@@ -160,7 +195,7 @@ struct Tile<'a> {
     scale: f32,
     dtype: Dtype,
     buffers: Buffers,
-    o: *mut f32,
+    o: Output,
 }
 
 impl Kernel for Tile<'_> {
@@ -170,11 +205,12 @@ impl Kernel for Tile<'_> {
     unsafe fn run<S: Simd>(self) {
         self.start::<S>();
         let last = self.queries.iter().fold(0, |last, q| last.max(q.visible.div_ceil(BLOCK)));
-        let mut next = self.run_from(0, 0, last);
+        let (mut next, mut scored) = (self.run_from(0, 0, last), None);
         while let Some(run) = next {
             next = self.run_from(run.index, run.queries.end, last);
-            self.step::<S>(&run, next.as_ref());
+            self.step::<S>(&run, next.as_ref(), &mut scored);
         }
+        self.weigh_scored::<S>(&mut scored);
         self.finish::<S>();
     }
 }
@@ -186,14 +222,14 @@ struct Run<'a> {
     queries: Range<usize>,
 }
 
-impl Tile<'_> {
+impl<'a> Tile<'a> {
     fn group(&self) -> usize {
         self.heads.h / self.heads.k
     }
 
     /// The page with index `page` of a query, when it sees a key there.
     #[inline(always)]
-    fn page_of(&self, query: usize, page: usize) -> Option<&KvPage> {
+    fn page_of(&self, query: usize, page: usize) -> Option<&'a KvPage> {
         let q = &self.queries[query];
         if q.visible <= page * BLOCK {
             return None;
@@ -203,7 +239,7 @@ impl Tile<'_> {
 
     /// The first run from query `from` of page index `index` on, page after page.
     #[inline(always)]
-    fn run_from(&self, mut index: usize, mut from: usize, last: usize) -> Option<Run<'_>> {
+    fn run_from(&self, mut index: usize, mut from: usize, last: usize) -> Option<Run<'a>> {
         while index < last {
             while from < self.queries.len() {
                 if let Some(page) = self.page_of(from, index) {
@@ -266,6 +302,12 @@ impl Tile<'_> {
     unsafe fn start<S: Simd>(&self) {
         let (e, b, stride) = (self.heads.e, &self.buffers, q_stride(self.heads.e, self.dtype));
         let rows = self.queries.len() * self.group();
+        // All at once, as each row waits for memory.
+        for r in 0..rows {
+            for line in 0..e.div_ceil(LANES) {
+                S::prefetch(self.q.wrapping_add(self.global(r) * e + line * LANES).cast());
+            }
+        }
         for r in 0..rows {
             let (from, to) = (self.q.wrapping_add(self.global(r) * e), b.q.wrapping_add(r * stride));
             match self.dtype {
@@ -284,16 +326,24 @@ impl Tile<'_> {
 
     /// The queries of a run over the keys of its page, part by part; meanwhile what the next run reads comes nearer.
     #[inline(always)]
-    unsafe fn step<S: Simd>(&self, run: &Run<'_>, next: Option<&Run<'_>>) {
+    unsafe fn step<S: Simd>(&self, run: &Run<'_>, next: Option<&Run<'_>>, scored: &mut Option<Scored>) {
         let next = next.map(|next| (next, self.seen(next.index, next.queries.clone())));
         let (first, n) = (run.queries.start, run.queries.len());
         let mut from = 0;
         while from < n {
-            let to = (from + part_queries(self.group())).min(n);
+            let n_whole = if S::PAIRS_BF16 { self.n_whole(run, first + from..first + n) } else { 0 };
+            let to = if n_whole > 0 { from + n_whole } else { (from + part_queries(self.group())).min(n) };
             if let Some((next, n_keys)) = next {
                 self.fetch::<S>(next, n_keys, from..to, n);
             }
-            self.part::<S>(run, first + from..first + to);
+            if n_whole > 0 {
+                for row in ((first + from) * self.group()..(first + to) * self.group()).step_by(ROWS) {
+                    self.whole::<S>(run.page, row, scored);
+                }
+            } else {
+                self.weigh_scored::<S>(scored);
+                self.part::<S>(run, first + from..first + to);
+            }
             from = to;
         }
     }
@@ -347,8 +397,16 @@ impl Tile<'_> {
 
     #[inline(always)]
     unsafe fn finish<S: Simd>(&self) {
-        for r in 0..self.queries.len() * self.group() {
-            normalise::<S>(&self.state(r), self.o.wrapping_add(self.global(r) * self.heads.e));
+        let (e, group) = (self.heads.e, self.group());
+        for r in 0..self.queries.len() * group {
+            match self.o {
+                Output::F32(o) => normalise::<S>(&self.state(r), o.ptr().wrapping_add(self.global(r) * e)),
+                Output::Rounded(o) => {
+                    let head = self.kv * group + r % group;
+                    let to = o.row(self.queries[r / group].row).wrapping_add(head * e);
+                    normalise_rounded::<S>(&self.state(r), to);
+                }
+            }
         }
     }
 }

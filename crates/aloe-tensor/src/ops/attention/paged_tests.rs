@@ -1,13 +1,22 @@
 //! Attention over pages: against the plain twin, against the packed kernel, and the laws of company, sharing and threads.
 
 use super::*;
+use crate::Rounded;
 use crate::reference;
 use crate::tensor::{bf16_from_f32, f32_from_bf16};
 use crate::testing::{close, devices, normal, same_bits};
 use std::sync::Arc;
 
-const HEADS: [Heads; 4] =
-    [Heads { h: 1, k: 1, e: 8 }, Heads { h: 9, k: 3, e: 64 }, Heads { h: 4, k: 2, e: 50 }, Heads { h: 2, k: 2, e: 32 }];
+const HEADS: [Heads; 8] = [
+    Heads { h: 1, k: 1, e: 8 },
+    Heads { h: 9, k: 3, e: 64 },
+    Heads { h: 4, k: 2, e: 50 },
+    Heads { h: 2, k: 2, e: 32 },
+    Heads { h: 4, k: 1, e: 128 },
+    Heads { h: 7, k: 1, e: 64 },
+    Heads { h: 6, k: 1, e: 96 },
+    Heads { h: 2, k: 1, e: 80 },
+];
 
 /// Pages of one sequence, filled from rows of k and v in pieces of the given sizes.
 fn paged(dtype: Dtype, heads: Heads, k: &Tensor, v: &Tensor, pieces: &[usize]) -> Vec<Arc<KvPage>> {
@@ -123,5 +132,54 @@ fn pages_written_on_the_device_equal_pages_written_one_by_one() {
             attention_paged(&device, &q, &[PagedSequence { queries: 0..150, pages, len_tokens: 150 }], 0.3)
         };
         same_bits(run(pages.iter().collect()).as_f32(), run(refs(&one_by_one)).as_f32(), "pages");
+    }
+}
+
+/// A product rounds its rows; here attention has done so.
+#[test]
+fn a_rounded_output_is_the_output_rounded() {
+    for device in devices() {
+        for heads in HEADS {
+            for dtype in [Dtype::F32, Dtype::Bf16] {
+                let kv = [150, heads.k, heads.e];
+                let (k, v, q) = (normal("k", &kv), normal("v", &kv), normal("q", &[145, heads.h, heads.e]));
+                let pages = paged(dtype, heads, &k, &v, &[64]);
+                // Rows 130 to 134 are of no sequence.
+                let sequence = |queries, len_tokens| PagedSequence { queries, pages: refs(&pages), len_tokens };
+                let sequences = [sequence(0..130, 150), sequence(135..145, 130)];
+                let expected = Rounded::new(&device, &attention_paged(&device, &q, &sequences, 0.2)).to_tensor();
+                let found = attention_paged_rounded(&device, &q, &sequences, 0.2).to_tensor();
+                same_bits(found.as_f32(), expected.as_f32(), &format!("{device:?} {heads:?} {dtype:?}"));
+                assert!(found.slice_rows(130, 135).as_f32().iter().all(|o| *o == 0.0));
+                let none = attention_paged_rounded(&device, &q, &[], 0.2).to_tensor();
+                assert!(none.shape() == [145, heads.h * heads.e] && none.as_f32().iter().all(|o| *o == 0.0));
+            }
+        }
+    }
+}
+
+/// Queries alone take the steps of a softmax row by row, many over whole pages take them beside products.
+#[test]
+fn rows_over_whole_pages_have_the_bits_of_rows_alone() {
+    for device in devices() {
+        for heads in HEADS {
+            let (t, from) = (330, 300);
+            let kv = [t, heads.k, heads.e];
+            let (k, v, q) = (normal("k", &kv), normal("v", &kv), normal("q", &[t - from, heads.h, heads.e]));
+            let pages = paged(Dtype::Bf16, heads, &k, &v, &[64]);
+            for scale in [0.3, 3.0, -0.3] {
+                let run = |device: &Device, q: &Tensor, len_tokens| {
+                    let queries = 0..q.shape()[0];
+                    let sequence = PagedSequence { queries, pages: refs(&pages), len_tokens };
+                    attention_paged(device, q, &[sequence], scale)
+                };
+                let all = run(&device, &q, t);
+                for row in 0..t - from {
+                    let alone = run(&Device::cpu_with(device.isa(), 1), &q.slice_rows(row, row + 1), from + row + 1);
+                    let what = format!("{device:?} {heads:?} scale {scale}, row {row}");
+                    same_bits(alone.as_f32(), all.slice_rows(row, row + 1).as_f32(), &what);
+                }
+            }
+        }
     }
 }

@@ -16,7 +16,7 @@ pub(super) struct RowState {
 impl RowState {
     /// The state `n` rows on.
     #[inline(always)]
-    fn later(&self, n: usize) -> Self {
+    pub(super) fn later(&self, n: usize) -> Self {
         Self {
             scores: self.scores.wrapping_add(n * BLOCK),
             max: self.max.wrapping_add(n),
@@ -107,13 +107,7 @@ pub(super) unsafe fn soften_rows<S: Simd>(
             max = S::max(max, S::mul(S::load(row.scores.wrapping_add(i)), factor));
             i += LANES;
         }
-        let (block_max, before) = (max_lanes::<S>(max), row.max.read());
-        if block_max > before {
-            let shrink = exp::<S>(S::sub(S::splat(before), S::splat(block_max)));
-            row.sum.write(row.sum.read() * max_lanes::<S>(shrink));
-            row.max.write(block_max);
-            scale_output::<S>(&row, shrink);
-        }
+        raise::<S>(&row, max_lanes::<S>(max));
     }
     for at in 0..n {
         let (row, shift) = (first.later(at), S::splat(first.later(at).max.read()));
@@ -140,6 +134,21 @@ pub(super) unsafe fn soften_rows<S: Simd>(
     }
 }
 
+/// A row's state after scores of which `block_max` is the largest: where that is a new maximum, sum and output shrink.
+///
+/// # Safety
+/// As [`soften`].
+#[inline(always)]
+pub(super) unsafe fn raise<S: Simd>(row: &RowState, block_max: f32) {
+    let before = row.max.read();
+    if block_max > before {
+        let shrink = exp::<S>(S::sub(S::splat(before), S::splat(block_max)));
+        row.sum.write(row.sum.read() * max_lanes::<S>(shrink));
+        row.max.write(block_max);
+        scale_output::<S>(row, shrink);
+    }
+}
+
 #[inline(always)]
 unsafe fn scale_output<S: Simd>(state: &RowState, factor: S::V) {
     let mut x = 0;
@@ -163,5 +172,17 @@ pub(super) unsafe fn normalise<S: Simd>(state: &RowState, to: *mut f32) {
         let n = (state.e - x).min(LANES);
         S::store_up_to(to.wrapping_add(x), S::div(S::load_up_to(state.o.wrapping_add(x), n), divisor), n);
         x += LANES;
+    }
+}
+
+/// [`normalise`], rounded to bf16, for whole vectors.
+///
+/// # Safety
+/// As [`normalise`].
+#[inline(always)]
+pub(super) unsafe fn normalise_rounded<S: Simd>(state: &RowState, to: *mut u16) {
+    let divisor = S::splat(state.sum.read());
+    for x in (0..state.e).step_by(LANES) {
+        S::store_bf16(to.wrapping_add(x), S::div(S::load(state.o.wrapping_add(x)), divisor));
     }
 }
