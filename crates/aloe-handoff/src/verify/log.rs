@@ -3,13 +3,15 @@
 //! Python writes NaN as a bare word, which is no JSON; it is read here as the text "NaN", so that such a file is judged and not refused.
 
 use super::curve::Curve;
-use super::{Expectation, Facts, Findings, held_out};
+use super::{Expectation, Facts, Findings, PlannedStage, held_out};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 pub(super) const SESSIONS: &str = "sessions.jsonl";
 const LOG: &str = "log.jsonl";
 pub(super) const STATE: &str = "trainer_state.json";
+/// So many losses of different rows that are one number were not computed.
+const LEAST_LOSSES: usize = 8;
 /// Findings of one kind that are listed one by one; the rest are counted.
 const LISTED: usize = 5;
 
@@ -127,6 +129,21 @@ fn numbers(findings: &mut Findings<'_>, steps: &[&Value], expected: &Expectation
             findings.add(STATE, "grad_norm", "above 0 in some step", format!("0 in all {}", steps.len()));
         }
     }
+    // No two batches of rows have one loss, nor have pairs once the weights have moved.
+    let of_first = steps.first().map_or(f64::NAN, |entry| number(&entry["loss"]));
+    let is_one = steps.len() >= LEAST_LOSSES && steps.iter().all(|entry| number(&entry["loss"]) == of_first);
+    if is_one && of_first != 0.0 && !is_of_equal_models(of_first, &expected.stage) {
+        findings.add(STATE, "loss", "another one of other rows", format!("{of_first} in all {} steps", steps.len()));
+    }
+}
+
+/// Whether the loss of pairs is that of a model and a reference with the same weights, as it stays at a tiny rate: ln 2 for the logistic
+/// losses, 1 for hinge and APO-zero, 1 / (4 beta^2) for IPO.
+fn is_of_equal_models(loss: f64, stage: &PlannedStage) -> bool {
+    let beta = stage.config["beta"].as_f64().unwrap_or(f64::NAN);
+    let of_equal = [std::f64::consts::LN_2, 1.0, 0.25 / (beta * beta)];
+    // The engines log four digits.
+    stage.kind == "dpo" && of_equal.iter().any(|equal| (loss - equal).abs() <= 1e-3 * equal)
 }
 
 fn listed(findings: &mut Findings<'_>, bad: &[&&Value], key: &str, expected: &str) {
@@ -274,15 +291,24 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn pythons_bare_nan_is_read_as_text_and_texts_stay_as_they_are() {
         let text = quoted(r#"{"a": NaN, "b": [-Infinity, Infinity], "c": "NaN \" NaN", "Infinity": 1}"#);
         let value: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(
-            value,
-            serde_json::json!({"a": "NaN", "b": ["-Infinity", "Infinity"], "c": "NaN \" NaN", "Infinity": 1})
-        );
+        assert_eq!(value, json!({"a": "NaN", "b": ["-Infinity", "Infinity"], "c": "NaN \" NaN", "Infinity": 1}));
         assert!(number(&value["a"]).is_nan() && number(&value["b"][0]) == f64::NEG_INFINITY);
+    }
+
+    #[test]
+    fn the_loss_of_two_equal_models_may_stay_where_pairs_are_trained_on_and_no_other() {
+        let is_equal = |loss, kind: &str, config| {
+            is_of_equal_models(loss, &PlannedStage { kind: kind.to_owned(), config, ..PlannedStage::default() })
+        };
+        assert!(is_equal(0.6934, "dpo", json!({"beta": 0.1})) && is_equal(1.0, "dpo", Value::Null));
+        assert!(is_equal(25.0, "dpo", json!({"beta": 0.1})) && !is_equal(25.0, "dpo", json!({"beta": 0.2})));
+        assert!(!is_equal(2.5, "dpo", json!({"beta": 0.1})) && !is_equal(f64::NAN, "dpo", Value::Null));
+        assert!(!is_equal(0.6934, "sft", Value::Null));
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 const NAME: &str = "MANIFEST.json";
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Manifest {
     step: u64,
     /// Digest of the stage's `inputs.sha256` and `rendered.sha256`, of checkpoints: what was trained on and how.
@@ -20,7 +20,7 @@ struct Manifest {
     files: BTreeMap<String, Entry>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Entry {
     size: u64,
     sha256: String,
@@ -74,7 +74,8 @@ pub fn newest_checkpoint_of(work: &Path, inputs: Option<&TrainedWith>) -> Newest
     newest
 }
 
-/// Writes the manifest of a checked folder: its own files, without those of checkpoints, which have theirs.
+/// Writes the manifest of a checked folder: its own files, without those of checkpoints, which have theirs. One that has this manifest is left as
+/// it is: who may only read a folder that was sealed can check it too.
 pub fn seal(folder: &Path, step: u64) -> Result<(), aloe_record::Error> {
     let mut manifest = Manifest { step, ..Manifest::default() };
     let entries = std::fs::read_dir(folder).map_err(aloe_record::Error::io("list", folder))?;
@@ -87,7 +88,10 @@ pub fn seal(folder: &Path, step: u64) -> Result<(), aloe_record::Error> {
         let size = entry.metadata().map_err(aloe_record::Error::io("read", &entry.path()))?.len();
         manifest.files.insert(name, Entry { size, sha256: digest::file(&entry.path())? });
     }
-    atomic::write_json(&folder.join(NAME), &manifest)
+    match read(folder).is_ok_and(|sealed| sealed == manifest) {
+        true => Ok(()),
+        false => atomic::write_json(&folder.join(NAME), &manifest),
+    }
 }
 
 /// Removes the manifest of a folder, where it has one: what is in it is not what is asked for any more.

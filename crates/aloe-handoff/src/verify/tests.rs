@@ -348,6 +348,12 @@ fn faults_of_logs() -> Vec<Fault> {
             "grad_norm",
         ),
         fault(
+            "one loss for all rows",
+            |f| (1..=80).for_each(|step| f.loss(step, "2.5", "1.0")),
+            "trainer_state.json",
+            "loss",
+        ),
+        fault(
             "too few steps",
             |f| (f.global_step, f.steps) = (79, f.steps[..79].to_vec()),
             "trainer_state.json",
@@ -574,6 +580,11 @@ fn a_sealed_folder_that_changes_in_one_bit_is_found() {
     Folder::good(Tiny::Llama).write(&folder);
     seal(&folder, N_STEPS).unwrap();
     assert!(check(&folder, &expected).is_good());
+    // Whoever may only read it seals nothing anew.
+    let manifest = || std::os::unix::fs::MetadataExt::ino(&folder.join("MANIFEST.json").metadata().unwrap());
+    let sealed = manifest();
+    seal(&folder, N_STEPS).unwrap();
+    assert_eq!(manifest(), sealed);
     let path = folder.join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
     let at = bytes.len() - 2;
@@ -581,6 +592,8 @@ fn a_sealed_folder_that_changes_in_one_bit_is_found() {
     std::fs::write(&path, &bytes).unwrap();
     let findings = check(&folder, &expected).findings;
     assert!(findings.len() == 1 && findings[0].what.contains("model.safetensors has sha256"), "{findings:#?}");
+    seal(&folder, N_STEPS).unwrap();
+    assert!(manifest() != sealed && check(&folder, &expected).is_good());
 }
 
 /// The rows were made anew with as many of them, so that steps, shapes and losses tell nothing.

@@ -17,9 +17,20 @@ fn checked_with(
     n_steps: u64,
     (best, best_path, loaded): (Value, Value, Value),
 ) -> Verdict {
+    checked_by(config, evaluations, n_steps, (best, best_path, loaded), true)
+}
+
+/// The same, by a plan whose start script does or does not say what it loads.
+fn checked_by(
+    config: Value,
+    evaluations: &[(u64, &str, u64)],
+    n_steps: u64,
+    (best, best_path, loaded): (Value, Value, Value),
+    tells_loaded: bool,
+) -> Verdict {
     let dir = tempfile::tempdir().unwrap();
     let mut expected = start(Tiny::Llama, &dir.path().join("start"));
-    expected.evaluates_held_out = true;
+    (expected.evaluates_held_out, expected.tells_loaded) = (true, tells_loaded);
     let counts = Counts { n_held_out: 6, n_held_out_targets: 90, ..Counts::default() };
     expected.stage = PlannedStage { kind: "sft".to_owned(), config, counts, ..PlannedStage::default() };
     let mut made = Folder::good(Tiny::Llama);
@@ -124,6 +135,12 @@ fn the_best_step_alone_does_not_vouch_for_the_weights_that_were_loaded() {
         assert_eq!(with(json!("work/sft/checkpoint-40"), loaded.clone()), [of_weights], "{loaded}");
     }
     assert_eq!(with(Value::Null, Value::Null), [of_path, of_weights]);
+    // By a plan of an earlier version nobody says it.
+    let of_earlier = |path: &str| {
+        let said = (json!(40), json!(path), Value::Null);
+        checked_by(asks(20, 0, true), &FOUR, 80, said, false).findings.len()
+    };
+    assert_eq!((of_earlier("work/sft/checkpoint-40"), of_earlier("work/sft/checkpoint-80")), (0, 1));
     // Not asked for: what is loaded is not looked at.
     let nothing = (Value::Null, Value::Null, Value::Null);
     assert_eq!(checked_with(asks(20, 0, false), &FOUR, 80, nothing).findings, []);

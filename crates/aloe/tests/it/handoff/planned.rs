@@ -72,6 +72,19 @@ fn the_same_recipe_gives_the_same_plan_byte_for_byte_and_no_absolute_path_outsid
         for file in ["job.sbatch", "run.sh", "check.sh", "inputs.sha256", "env.lock"] {
             assert!(one.join("stages/10-sft-a").join(file).is_file(), "{file}");
         }
+        let pinned = std::fs::read_to_string(one.join("stages/10-sft-a/env.lock")).unwrap();
+        let datasets = pinned.lines().find_map(|line| line.strip_prefix("datasets=="));
+        let of_ci = |engine: &str| {
+            let path = format!("{}/../../.ci/engines-{engine}.txt", env!("CARGO_MANIFEST_DIR"));
+            let text = std::fs::read_to_string(path).unwrap();
+            text.lines().find_map(|line| line.strip_prefix("datasets==")).unwrap().trim().to_owned()
+        };
+        let expected = match trainer.as_str() {
+            "trainer = \"trl\"" => Some(of_ci("trl")),
+            "trainer = \"axolotl\"" => Some(of_ci("axolotl")),
+            _ => None,
+        };
+        assert_eq!(datasets.map(str::trim), expected.as_deref(), "{pinned}");
     }
 }
 
@@ -150,6 +163,30 @@ fn a_recipe_that_was_changed_after_it_was_planned_is_not_run() {
     std::fs::write(&recipe, text.replace("seed = 3", "seed = 4")).unwrap();
     let (_, said, code) = run(&["run", out.to_str().unwrap()]);
     assert!(code == 2 && said.contains("recipe.toml is not the one that was planned"), "{said}");
+}
+
+/// Its job would refuse it, after days in a queue perhaps. The alignment waits for all before it.
+#[test]
+fn a_configuration_that_was_changed_after_it_was_planned_is_refused_before_anything_is_submitted() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    cluster_file(dir.path(), "[engines]\ntrl = \"/opt/trl\"\n");
+    plan(dir.path(), &stories, &out, "local", &[("trainer = \"aloe\"", "trainer = \"trl\"")]);
+    let config = out.join("stages/40-dpo/engine.yaml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    for (to, part) in [
+        ("learnin_rate: ", "unknown key learnin_rate; did you mean learning_rate?"),
+        ("max_grad_norm: 9.0\nlearning_rate: ", "changed since it was planned; change the recipe, and plan anew"),
+    ] {
+        let changed = text.replacen("max_grad_norm: 1.0\n", "", 1).replacen("learning_rate: ", to, 1);
+        std::fs::write(&config, changed).unwrap();
+        let (_, said, code) = run(&["run", out.to_str().unwrap()]);
+        assert!(code != 0 && said.contains("nothing was submitted") && said.contains(part), "{said}");
+        assert!(said.contains("stages/40-dpo/engine.yaml: "), "{said}");
+        let phases = super::chain::states(&out, None);
+        assert!(phases.iter().all(|(_, phase)| phase == "planned"), "{phases:?}");
+    }
 }
 
 #[test]
