@@ -5,7 +5,7 @@
 //! probe's bandwidth, whichever is longer: no kernel of ours is its own measure. Prompts are random ids: no text is needed, and
 //! no token ends an answer.
 
-use crate::generate::Schedule;
+use crate::schedule::Manner;
 use crate::{Continuation, Error, GenerateRequest, Local, Prompt, Result, Sampling, ScoreRequest};
 use aloe_record::{Cancel, CounterRng, Progress};
 use aloe_tensor::{Device, Dtype, Linear, ProductKind, ReadProbe, run_products};
@@ -229,8 +229,8 @@ impl Local {
     }
 
     fn ask(&self, request: GenerateRequest) -> Result<()> {
-        let (requests, prompts) = ([request.clone()], vec![self.checked_prompt(&request)?]);
-        let results = Schedule::unstopped(self, &requests, prompts).finish(&Progress::silent(), &Cancel::default())?;
+        let entry = self.entry(&request, Manner { unstopped: true, ..Manner::default() })?;
+        let results = self.run_entries(vec![entry], &Progress::silent(), &Cancel::default())?;
         match results.first().and_then(|result| result.completions.first()) {
             Some(_) => Ok(()),
             None => Err(Error::Request { id: "bench".into(), reason: "nothing was generated".into() }),

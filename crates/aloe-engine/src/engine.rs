@@ -4,7 +4,8 @@ use crate::endpoint::Journal;
 use crate::endpoint::announced::SERVERS;
 use crate::{
     CacheCounts, Cached, CanaryAnswers, Completion, Continuation, Endpoint, EngineCounts, Error, GenerateRequest,
-    GenerateResult, Local, MAX_SAMPLES, NextRequest, NextResult, NextTold, Prompt, Result, ScoreRequest, ScoreResult,
+    GenerateResult, Local, MAX_SAMPLES, NextRequest, NextResult, NextTold, Prompt, Queue, Result, ScoreRequest,
+    ScoreResult,
 };
 use aloe_model::WeightFormat;
 use aloe_record::{Cancel, Progress};
@@ -280,6 +281,26 @@ impl Engine {
                 Ok(completion)
             }
             Self::Cached(cached) => cached.engine.generate_streaming(request, cancel, on_text),
+        }
+    }
+
+    /// Answers what `queue` holds, as it comes, until the queue is closed and empty. A request that cannot be answered is told so and the
+    /// others go on. A model in this process only; no cache is asked.
+    pub fn serve(&self, queue: &Queue, cancel: &Cancel) -> Result<()> {
+        match self.without_cache() {
+            Self::Local(local) => local.serve(queue, cancel),
+            Self::Endpoint(_) | Self::Cached(_) => Err(Error::Open {
+                model: self.identity().name.clone(),
+                reason: "servers answer for it already; serve a folder or a .gguf file".to_owned(),
+            }),
+        }
+    }
+
+    /// The context of a local model in tokens, and of these as many as the memory budget of keys and values has room for.
+    pub fn context_len(&self) -> Option<(usize, usize)> {
+        match self.without_cache() {
+            Self::Local(local) => Some((local.context_len(), local.room_tokens())),
+            Self::Endpoint(_) | Self::Cached(_) => None,
         }
     }
 

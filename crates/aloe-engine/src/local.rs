@@ -131,7 +131,7 @@ impl Local {
         }
     }
 
-    fn check_context(&self, id: &str, prompt_ids: &[u32], continuations: &[Vec<u32>]) -> Result<()> {
+    pub(crate) fn check_context(&self, id: &str, prompt_ids: &[u32], continuations: &[Vec<u32>]) -> Result<()> {
         let longest = prompt_ids.len() + continuations.iter().map(Vec::len).max().unwrap_or(0);
         let limit = self.context_len();
         if longest > limit {
@@ -199,6 +199,12 @@ impl Local {
         let counts = *self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let (kv_budget_bytes, peak_kv_bytes) = (self.kv_budget_bytes as u64, self.kv_meter.peak_bytes() as u64);
         EngineCounts { kv_budget_bytes, peak_kv_bytes, ..counts }
+    }
+
+    /// Tokens of the longest text that the context and the memory budget have room for.
+    pub(crate) fn room_tokens(&self) -> usize {
+        let n_pages = self.kv_budget_bytes / KvCache::bytes_of(&self.decoder, 1);
+        (n_pages * KvCache::PAGE).min(self.context_len())
     }
 
     /// The model's context in tokens.

@@ -175,8 +175,9 @@ impl Sampling {
         if !(self.min_p >= 0.0 && self.min_p < 1.0) {
             found.push(format!("min_p must be at least 0 and below 1, found {}", self.min_p));
         }
-        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            found.push(format!("repetition_penalty must be above 0, found {}", self.repetition_penalty));
+        // Beyond these a logit divided by it, or multiplied, may overflow.
+        if !(1e-6..=1e6).contains(&self.repetition_penalty) {
+            found.push(format!("repetition_penalty must be from 1e-6 to 1e6, found {}", self.repetition_penalty));
         }
         if self.max_new_tokens == 0 {
             found.push("max_new_tokens must be at least 1".to_owned());

@@ -78,6 +78,35 @@ pub(crate) fn argmax(values: &[f32]) -> u32 {
     values.iter().position(|&value| value == highest).unwrap_or(0) as u32
 }
 
+/// The `n` most probable tokens of a row of logits `[V]`, most probable first (the lowest id first among equals), with their
+/// log-probabilities as [`draw_tokens`] gives them.
+pub(crate) fn most_probable(device: &Device, logits: &[f32], n: usize) -> Vec<(u32, f32)> {
+    let lse = distribution::log_sum_exp(device, logits);
+    let logp = |id: u32| (f64::from(logits[id as usize]) - lse) as f32;
+    highest_ids(logits, n).into_iter().map(|id| (id, logp(id))).collect()
+}
+
+/// The indices of the `n` highest values, highest first; the lowest index first among equals.
+pub(crate) fn highest_ids(values: &[f32], n: usize) -> Vec<u32> {
+    if n == 0 {
+        return Vec::new();
+    }
+    let mut found: Vec<(u32, f32)> = Vec::with_capacity(n + 1);
+    let mut floor = f32::NEG_INFINITY;
+    for (id, &value) in values.iter().enumerate() {
+        if found.len() == n && value <= floor {
+            continue;
+        }
+        let at = found.partition_point(|&(_, other)| other >= value);
+        found.insert(at, (id as u32, value));
+        found.truncate(n);
+        if let (true, Some(last)) = (found.len() == n, found.last()) {
+            floor = last.1;
+        }
+    }
+    found.into_iter().map(|(id, _)| id).collect()
+}
+
 /// The highest value, in lanes so that the compiler can use vectors.
 fn highest(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 16];
@@ -261,6 +290,19 @@ mod tests {
     fn sample(logits: &[f32], sampling: &Sampling, item: u64) -> (u32, f32) {
         let uniform = CounterRng::new(1, "sample-test", item).uniform_f64();
         draw_tokens(&Device::cpu(1), &[Draw { logits, seen: &[], sampling, uniform }])[0]
+    }
+
+    /// Two equal ones stand in the order of their ids, also at the end of the list.
+    #[test]
+    fn the_most_probable_tokens_come_highest_first_and_the_lowest_id_first_among_equals() {
+        let values = [0.5, 2.0, -1.0, 2.0, 0.5, 3.0];
+        assert_eq!(highest_ids(&values, 4), [5, 1, 3, 0]);
+        assert_eq!(highest_ids(&values, 9), [5, 1, 3, 0, 4, 2]);
+        assert_eq!(highest_ids(&values, 0), [0; 0]);
+        // ln softmax of [0, ln 3] is [ln 1/4, ln 3/4].
+        let tops = most_probable(&Device::cpu(1), &[0.0, 3f32.ln()], 2);
+        assert_eq!((tops[0].0, tops[1].0), (1, 0));
+        assert!((tops[0].1 - 0.75f32.ln()).abs() < 1e-6 && (tops[1].1 - 0.25f32.ln()).abs() < 1e-6);
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use crate::generate::full_reason;
 use crate::sample::Draw;
-use crate::{Completion, FinishReason, GenerateRequest, Result, Sampling};
+use crate::{Completion, FinishReason, Result, Sampling};
 use aloe_model::KvCache;
 use aloe_record::CounterRng;
 use aloe_text::DecodeStream;
 
 /// What ends an answer beside its length.
+#[derive(Clone)]
 pub(crate) struct StopRules {
     ids: Vec<u32>,
     texts: Vec<String>,
@@ -48,10 +49,29 @@ pub(crate) struct SequencePlan<'a> {
     pub(crate) sample: usize,
     /// The prompt's ids.
     pub(crate) prompt: &'a [u32],
+    /// How it is drawn.
+    pub(crate) sampling: &'a Sampling,
     /// What ends the answer.
     pub(crate) stops: StopRules,
+    /// Its random stream.
+    pub(crate) rng: CounterRng,
     /// The most tokens it may add.
     pub(crate) room: usize,
+    /// Tokens told beside each drawn one.
+    pub(crate) n_top: usize,
+}
+
+/// What an answer gained since it was last asked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Gained {
+    /// The ids drawn.
+    pub ids: Vec<u32>,
+    /// Log-probability of each, as in [`Completion`].
+    pub logps: Vec<f32>,
+    /// The most probable tokens at each place, where they were asked for.
+    pub tops: Vec<Vec<(u32, f32)>>,
+    /// Text that no later token changes.
+    pub text: String,
 }
 
 /// One (request, sample) in the batch.
@@ -70,26 +90,33 @@ pub(crate) struct Sequence {
     room: usize,
     full_reason: FinishReason,
     logps: Vec<f32>,
+    n_top: usize,
+    tops: Vec<Vec<(u32, f32)>>,
+    /// Tokens and bytes of text that [`Sequence::gained`] gave out.
+    n_gained: (usize, usize),
     stream: DecodeStream,
     text: String,
     finish: Option<FinishReason>,
 }
 
 impl Sequence {
-    pub(crate) fn new(plan: SequencePlan<'_>, request: &GenerateRequest, cache: KvCache, stream: DecodeStream) -> Self {
-        let SequencePlan { request: at, sample, prompt, stops, room } = plan;
+    pub(crate) fn new(plan: SequencePlan<'_>, cache: KvCache, stream: DecodeStream) -> Self {
+        let SequencePlan { request, sample, prompt, sampling, stops, rng, room, n_top } = plan;
         Self {
-            request: at,
+            request,
             sample,
             cache,
-            sampling: request.sampling.clone(),
+            sampling: sampling.clone(),
             stops,
-            rng: CounterRng::new(request.sampling.seed, &format!("sample/{}", request.id), sample as u64),
+            rng,
             seen: prompt.to_vec(),
             prompt_len: prompt.len(),
             room,
-            full_reason: full_reason(request, room),
+            full_reason: full_reason(sampling, room),
             logps: Vec::new(),
+            n_top,
+            tops: Vec::new(),
+            n_gained: (0, 0),
             stream,
             text: String::new(),
             finish: None,
@@ -123,6 +150,36 @@ impl Sequence {
             self.finish = Some(FinishReason::Stop);
         }
         Ok(())
+    }
+
+    /// Tokens told beside each drawn one.
+    pub(crate) fn n_top(&self) -> usize {
+        self.n_top
+    }
+
+    /// The most probable tokens at the place of the next token.
+    pub(crate) fn note_tops(&mut self, tops: Vec<(u32, f32)>) {
+        self.tops.push(tops);
+    }
+
+    /// What is new since the last call.
+    pub(crate) fn gained(&mut self) -> Gained {
+        let text = self.settled_text();
+        let (n_ids, n_bytes) = (self.logps.len(), text.len());
+        let text = text.get(self.n_gained.1..).unwrap_or_default().to_owned();
+        let from = self.n_gained.0;
+        self.n_gained = (n_ids, n_bytes.max(self.n_gained.1));
+        Gained {
+            ids: self.seen[self.prompt_len + from..].to_vec(),
+            logps: self.logps[from..].to_vec(),
+            tops: std::mem::take(&mut self.tops),
+            text,
+        }
+    }
+
+    /// Why it ended; `None` while it goes on.
+    pub(crate) fn finish(&self) -> Option<FinishReason> {
+        self.finish
     }
 
     pub(crate) fn is_done(&self) -> bool {

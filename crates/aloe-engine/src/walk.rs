@@ -80,6 +80,11 @@ impl Walk {
         self.next == self.order.len()
     }
 
+    /// Tokens of the text up to the end of the next node; 0 after the last.
+    pub(crate) fn next_len(&self) -> usize {
+        self.order.get(self.next).map_or(0, |&node| self.tree.end(node))
+    }
+
     /// The next nodes, as many as fit: `max_tokens` to be run, and pages of one layer to be held. `held` nodes are kept beyond their
     /// branches.
     pub(crate) fn select(
@@ -183,6 +188,20 @@ impl Walk {
         let (next, subtree_end) = (self.next, &self.subtree_end);
         self.kept.retain(|&node, _| subtree_end[node] > next);
         returned
+    }
+
+    /// Leaves out what is still to come of texts that do not end at one of `ends`: nobody waits for them any more.
+    pub(crate) fn keep_only(&mut self, ends: &[usize]) {
+        let wanted: HashSet<usize> = ends.iter().flat_map(|&end| self.tree.path(ROOT, end)).collect();
+        let rest = self.order.split_off(self.next);
+        self.order.extend(rest.into_iter().filter(|node| wanted.contains(node)));
+        let places: HashMap<usize, usize> = self.order.iter().enumerate().map(|(at, &node)| (node, at + 1)).collect();
+        for node in self.tree.depth_first().into_iter().rev() {
+            let below = self.tree.children(node).iter().map(|&child| self.subtree_end[child]).max().unwrap_or(0);
+            self.subtree_end[node] = below.max(places.get(&node).copied().unwrap_or(0));
+        }
+        let (next, subtree_end) = (self.next, &self.subtree_end);
+        self.kept.retain(|&node, _| subtree_end[node] > next);
     }
 
     /// Drops what is kept.
