@@ -7,6 +7,7 @@ pub(crate) mod handoff;
 pub(crate) mod jobs;
 mod merge;
 pub(crate) mod results;
+pub(crate) mod serve;
 
 use crate::recipe::{keys, search_keys, synthesis_stage};
 use crate::weights::{DtypeName, Quantize};
@@ -161,6 +162,9 @@ pub(crate) enum Command {
         mut_arg("json", |arg| arg.help("Print the answer to --prompt as one JSON object on standard output"))
     )]
     Chat(ChatArgs),
+    /// Serve a model to OpenAI's clients
+    #[command(after_help = serve::SERVE_HELP)]
+    Serve(serve::ServeArgs),
     /// Prepare training data
     #[command(subcommand, after_help = SEE_HELP, after_long_help = keys::data())]
     Data(DataCommand),

@@ -21,6 +21,7 @@ mod rescore;
 pub(crate) mod rows;
 pub(crate) mod run;
 mod score;
+mod serve;
 mod settings;
 pub(crate) mod shards;
 mod show_mask;
@@ -53,6 +54,7 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
         Command::Rerank(args) => rerank::run(&args, cancel),
         Command::Bench(args) => bench::run(&args, cancel),
         Command::Chat(args) => chat::run(&args, cancel),
+        Command::Serve(args) => serve::run(&args, cancel),
         Command::ShowMask(args) => show_mask::run(&args),
         Command::Parity(args) => parity::run(&args, cancel),
         Command::Run(args) => run::run(&args, cancel),

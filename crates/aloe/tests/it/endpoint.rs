@@ -49,7 +49,7 @@ fn read(path: &Path) -> Value {
 }
 
 /// Stories260K with a chat template of plain text, since it has no turn tokens.
-fn stories_with_template(stories: &Path, to: &Path) -> PathBuf {
+pub(crate) fn stories_with_template(stories: &Path, to: &Path) -> PathBuf {
     std::fs::create_dir_all(to).unwrap();
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
         std::fs::copy(stories.join(name), to.join(name)).unwrap();

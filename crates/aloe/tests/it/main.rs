@@ -21,6 +21,7 @@ mod rendered;
 mod requests;
 mod revisions;
 mod road;
+mod serve;
 mod tidy;
 mod toy;
 mod training;

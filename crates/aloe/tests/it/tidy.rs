@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Crate -> crates it may name directly. `may use` is transitive, so each set is the closure.
 fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
-    let direct: [(&str, &[&str]); 13] = [
+    let direct: [(&str, &[&str]); 14] = [
         ("aloe-record", &[]),
         ("aloe-report", &["aloe-record"]),
         ("aloe-tensor", &["aloe-record"]),
@@ -20,7 +20,8 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("aloe-merge", &["aloe-text", "aloe-model", "aloe-report"]),
         ("aloe-handoff", &["aloe-text", "aloe-model", "aloe-engine", "aloe-train", "aloe-merge"]),
         ("aloe-eval", &["aloe-task", "aloe-data", "aloe-report"]),
-        ("aloe", &["aloe-data", "aloe-train", "aloe-merge", "aloe-eval", "aloe-report", "aloe-handoff"]),
+        ("aloe-serve", &["aloe-text", "aloe-engine"]),
+        ("aloe", &["aloe-data", "aloe-train", "aloe-merge", "aloe-eval", "aloe-report", "aloe-handoff", "aloe-serve"]),
     ];
     let mut closed: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (name, uses) in direct {
