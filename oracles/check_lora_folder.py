@@ -1,8 +1,9 @@
 """Adapters trained by `aloe sft`, loaded by PEFT: its logits, those of the merged master and aloe's own must be the same.
 
 Trains SmolLM2-135M for a few f32 steps on rows written here, once with embeddings frozen, once with them trained; then compares, over
-three texts and every position, PEFT (base folder + adapter/) with transformers on master/, and PEFT's log-probabilities with `aloe score`
-of master/. Limit 1e-4 (f32, at most 60 tokens).
+three texts and every position, PEFT (base folder + adapter/) with transformers on master/, both in float64 so that only what was written
+can differ, and PEFT's log-probabilities with `aloe score` of master/ in f32. Limit 1e-4 (at most 60 tokens). How far transformers' own f32
+is from its float64 is printed beside: an adapter that was trained hot makes logits on which f32 itself is off by more than the limit.
 
 Pinned: torch 2.15, transformers 5.23, peft 0.21. No seeds but aloe's own.
     HF_HUB_OFFLINE=1 python oracles/check_lora_folder.py ALOE_BINARY MODEL_FOLDER
@@ -66,13 +67,17 @@ def main():
             plain = [base(torch.tensor([ids])).logits[0] for ids in texts]
             adapted = peft.PeftModel.from_pretrained(base, out / "adapter").eval()
             found = [adapted(torch.tensor([ids])).logits[0] for ids in texts]
+            single = [master(torch.tensor([ids])).logits[0] for ids in texts]
+            adapted, master = adapted.double(), master.double()
+            exact = [adapted(torch.tensor([ids])).logits[0] for ids in texts]
             merged = [master(torch.tensor([ids])).logits[0] for ids in texts]
-            logps = [torch.log_softmax(l[:-1], -1).gather(1, torch.tensor(ids)[1:, None])[:, 0] for l, ids in zip(found, texts)]
+            logps = [torch.log_softmax(l[:-1], -1).gather(1, torch.tensor(ids)[1:, None])[:, 0] for l, ids in zip(exact, texts)]
             scored = [torch.tensor(l) for l in ours(aloe, work, out / "master", texts)]
             largest = lambda a, b: max(float((x - y).abs().max()) for x, y in zip(a, b))
-            moved, to_master, to_ours = largest(plain, found), largest(merged, found), largest(scored, logps)
+            moved, to_master, to_ours = largest(plain, found), largest(merged, exact), largest(scored, logps)
             print(f"embeddings trained: {train_embeddings}; the adapter moves logits by up to {moved:.3f}; PEFT against the merged master "
-                  f"{to_master:.2e}, against aloe's log-probabilities {to_ours:.2e}")
+                  f"{to_master:.2e}, against aloe's log-probabilities {to_ours:.2e}; transformers' f32 against its float64: PEFT "
+                  f"{largest(found, exact):.2e}, the merged master {largest(single, merged):.2e}")
             failed |= moved < 0.1 or to_master > LIMIT or to_ours > LIMIT
     sys.exit(1 if failed else 0)
 

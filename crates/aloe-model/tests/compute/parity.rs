@@ -5,8 +5,8 @@
 
 use crate::gradients::{loss_and_grads, relative_error};
 use crate::{documents, floats, golden, ids, largest_difference, open, outside, slices, targets};
-use aloe_model::{Grads, PackedBatch};
-use aloe_tensor::Dtype;
+use aloe_model::{Decoder, Grads, ModelSource, PackedBatch, WeightFormat};
+use aloe_tensor::{Device, Dtype};
 
 const MODEL: &str = "smollm2-135m-instruct-q4_1/model.gguf";
 
@@ -37,6 +37,34 @@ fn smollm2_logits_over_512_tokens_equal_transformers() {
         worst = worst.max(every);
     }
     assert!(worst < 2e-3 && worst_nll < 2e-3, "{worst} {worst_nll}");
+}
+
+#[test]
+fn smollm2_logits_in_fewer_bits_stay_near_those_of_transformers_in_f32() {
+    let Some(path) = outside("ALOE_MODELS", MODEL) else { return };
+    let golden = golden("smollm2_parity.json");
+    let source = ModelSource::open(&path).unwrap_or_else(|e| panic!("{e}"));
+    let tokens = ids(&golden["forward"]["ids"]);
+    for (format, most) in
+        [(WeightFormat::Dense(Dtype::Bf16), 0.02), (WeightFormat::Stored, 0.04), (WeightFormat::Q8, 0.04)]
+    {
+        let decoder = Decoder::open_as(&source, format, &Device::cpu(0)).unwrap_or_else(|e| panic!("{e}"));
+        let logits =
+            decoder.logits(&decoder.hidden(&PackedBatch::from_documents(&[&tokens])).expect("the prompt fits"));
+        let v = decoder.config.vocab_size;
+        let (mut apart, mut whole, mut n) = (0.0, 0.0, 0);
+        for row in golden["forward"]["rows"].as_array().expect("rows") {
+            let t = row["position"].as_u64().expect("a position") as usize;
+            for (id, expected) in ids(&row["ids"]).into_iter().zip(floats(&row["logits"])) {
+                apart += (f64::from(logits.as_f32()[t * v + id as usize]) - expected).powi(2);
+                whole += expected.powi(2);
+                n += 1;
+            }
+        }
+        let far = f64::sqrt(apart / whole);
+        eprintln!("{}: {far:.4} of the norm of {n} stored logits", format.name());
+        assert!(n > 100 && far < most, "{}: {far} over {n}", format.name());
+    }
 }
 
 #[test]

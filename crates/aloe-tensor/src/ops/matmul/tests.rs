@@ -57,6 +57,20 @@ fn linear_and_both_gradients_agree_with_the_plain_loops_on_every_instruction_set
 }
 
 #[test]
+fn products_as_long_and_as_wide_as_those_of_an_eight_billion_model_agree_with_the_plain_loops() {
+    for device in devices() {
+        for (n, o, k) in [(1, 70, 14336), (5, 70, 4096), (40, 70, 14336), (9, 4096, 64), (2, 14336, 64)] {
+            for dtype in [Dtype::F32, Dtype::Bf16] {
+                let (x, w) = (normal("x", &[n, k]), normal("w", &[o, k]).cast(dtype));
+                let expected = matrix(&x).rounded(dtype).times_transposed(&matrix(&w));
+                let found = linear(&device, &x, &Linear::new(w.clone(), None));
+                close(found.as_f32(), &expected.data, tolerance(k), &format!("{device:?} {dtype:?} {n}x{o}x{k}"));
+            }
+        }
+    }
+}
+
+#[test]
 fn a_row_of_the_output_does_not_depend_on_the_other_rows() {
     for device in devices() {
         for dtype in [Dtype::F32, Dtype::Bf16] {
