@@ -128,6 +128,7 @@ pub(crate) fn attempt(
             );
             log.sync()?;
             asked?;
+            run.engine.forget_answers()?;
         }
     }
     Ok(())

@@ -13,7 +13,7 @@ use crate::asking::log::{AnswerLog, Answered};
 use crate::asking::{self, Cost, Run};
 use crate::decontaminate::{Evidence, Index, IsKept, OPTION_LINE, Overlap, rounded};
 use crate::{Error, Item, Result, parallel, vectors};
-use aloe_engine::{Call, Embedder, Engine, GenerateRequest, Prompt, Sampling};
+use aloe_engine::{Embedder, Engine, GenerateRequest, Prompt, Sampling};
 use aloe_record::{Cancel, Progress, digest};
 use aloe_text::{Message, Role};
 use serde::{Deserialize, Serialize};
@@ -328,8 +328,7 @@ fn judged(
     let mut hasher = digest::Hasher::default();
     hasher.field(serde_json::to_string(identity).unwrap_or_default().as_bytes());
     hasher.field(format!("{INSTRUCTION}{seed}").as_bytes());
-    let mut log = AnswerLog::open(&out.join(".answers.log"), &hasher.hex())?;
-    log.hold(run.engine.canary(Call::Generate, run.cancel)?)?;
+    let mut log = AnswerLog::begin(run.engine, out, &hasher.hex(), run.cancel)?;
     let known: HashMap<String, Vec<Answered>> = asking::by_key(log.take());
     let key =
         |(question, row): &(&str, &str)| format!("judge/{}", digest::bytes(format!("{question}\0{row}").as_bytes()));

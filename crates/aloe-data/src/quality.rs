@@ -210,7 +210,7 @@ fn scored(
     let mut hasher = digest::Hasher::default();
     hasher.field(json!({"model": scorer.identity(), "scores": what, "exact": is_exact}).to_string().as_bytes());
     let mut log = AnswerLog::open(&out.join(format!(".{what}.log")), &hasher.hex())?;
-    log.hold(scorer.canary(if is_exact { Call::Score } else { Call::Generate }, cancel)?)?;
+    log.hold(scorer.canary(if is_exact { Call::Score } else { Call::Generate }, cancel)?, 0)?;
     let keys: Vec<String> = prompts.iter().map(|prompt| digest::bytes(prompt.as_bytes())).collect();
     let mut known: HashMap<String, std::result::Result<Digits, String>> = HashMap::new();
     for answered in log.take() {

@@ -31,7 +31,7 @@ pub use verdict::{LEAST_WORDS, RESTATED, Verdict};
 use crate::asking::log::{AnswerLog, Answered};
 use crate::asking::{self, Item, Run};
 use crate::{Error, Result};
-use aloe_engine::{Call, Engine, FinishReason, GenerateRequest, Prompt, Sampling};
+use aloe_engine::{Engine, FinishReason, GenerateRequest, Prompt, Sampling};
 use aloe_record::{Cancel, CounterRng, Progress, digest};
 use aloe_task::extract::{Reading, extract};
 use aloe_task::wording::synthesis::{blind_messages, messages};
@@ -88,8 +88,7 @@ pub fn run(
 ) -> Result<SynthesisReport> {
     config.check()?;
     let questions = load(config)?;
-    let mut log = AnswerLog::open(&out.join(".answers.log"), &config.fingerprint(engine.identity()))?;
-    log.hold(engine.canary(Call::Generate, cancel)?)?;
+    let mut log = AnswerLog::begin(engine, out, &config.fingerprint(engine.identity()), cancel)?;
     let known = asking::by_key(log.take());
     progress.set_total(questions.len() as u64);
     let run = Run { engine, progress, cancel };

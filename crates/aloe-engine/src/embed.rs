@@ -3,7 +3,7 @@
 
 use crate::endpoint::Embeddings;
 use crate::local::available_threads;
-use crate::{EngineOptions, Error, Result};
+use crate::{CanaryAnswers, EngineOptions, Error, Result};
 use aloe_model::{Arch, BertEncoder, Decoder, ModelSource, PackedBatch, Pooling, unit};
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::{Device, Dtype};
@@ -59,6 +59,23 @@ impl Embedder {
         match self {
             Self::Local(local) => &local.name,
             Self::Endpoint(endpoint) => endpoint.0.name(),
+        }
+    }
+
+    /// Keeps each answer of a server in the file at `path` as it comes, up to some hundred thousand texts, as
+    /// [`crate::Engine::keep_answers`] does, and returns how many an earlier process left there. Nothing is kept of a local encoder.
+    pub fn keep_answers(&self, path: &Path, run: &str) -> Result<usize> {
+        match self {
+            Self::Local(_) => Ok(0),
+            Self::Endpoint(endpoint) => endpoint.0.journal().open(path, run),
+        }
+    }
+
+    /// A server's first answer to a known text; `None` for a local encoder.
+    pub fn canary(&self) -> Option<CanaryAnswers> {
+        match self {
+            Self::Local(_) => None,
+            Self::Endpoint(endpoint) => Some(endpoint.0.canary()),
         }
     }
 

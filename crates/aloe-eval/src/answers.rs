@@ -5,7 +5,7 @@
 //! ask again. The first entry is the run's fingerprint; a log of another run is refused, never mixed in.
 
 use crate::{Error, Result, Sample};
-use aloe_engine::{Call, CanaryAnswers, Engine};
+use aloe_engine::{Call, CanaryAnswers, Embedder, Engine};
 use aloe_record::log::Log;
 use aloe_record::{Cancel, digest};
 use aloe_task::worked::Worked;
@@ -36,11 +36,16 @@ pub(crate) fn kept(engine: &Engine, out: &Path, fingerprint: &str) -> Result<(Pa
 /// As [`kept`], of a model beside the one under evaluation, whose answers stand in the same log: a judge, a classifier. `who` is all that
 /// decides its answers; `is_held` says whether the log has what it once answered to known questions, to hold it against.
 pub(crate) fn kept_beside(engine: &Engine, log: &Path, who: &str, is_held: bool) -> Result<usize> {
+    Ok(engine.keep_answers(&beside(log, who, is_held), who)?)
+}
+
+/// Where that is.
+fn beside(log: &Path, who: &str, is_held: bool) -> PathBuf {
     let kept = log.with_file_name(format!(".requests-{}.log", &digest::bytes(who.as_bytes())[..16]));
     if !is_held {
         let _ = std::fs::remove_file(&kept);
     }
-    Ok(engine.keep_answers(&kept, who)?)
+    kept
 }
 
 /// Refuses to go on with the answers at `path` when the endpoint answers known questions otherwise than it did for them.
@@ -97,6 +102,8 @@ enum Entry {
     Canary(CanaryAnswers),
     /// The same of the one that tells specialties.
     ClassifierCanary(CanaryAnswers),
+    /// The same of the one that finds Medprompt's neighbours.
+    EmbedderCanary(CanaryAnswers),
     Solved(Kept<Solved>),
     Specialty(Kept<Specialty>),
     Answered(Box<Kept<Sample>>),
@@ -123,6 +130,7 @@ pub(crate) struct AnswerLog {
     path: PathBuf,
     canary: Option<CanaryAnswers>,
     classifier_canary: Option<CanaryAnswers>,
+    embedder_canary: Option<CanaryAnswers>,
     samples: Vec<Kept<Sample>>,
     again: Vec<Kept<Sample>>,
     solved: Vec<Kept<Solved>>,
@@ -141,13 +149,15 @@ impl AnswerLog {
         }
         let path = path.to_path_buf();
         let (samples, again, solved, specialties) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let (canary, classifier_canary, synced) = (None, None, Instant::now());
-        let mut found = Self { log, path, canary, classifier_canary, samples, again, solved, specialties, synced };
+        let (canary, classifier_canary, embedder_canary, synced) = (None, None, None, Instant::now());
+        let mut found =
+            Self { log, path, canary, classifier_canary, embedder_canary, samples, again, solved, specialties, synced };
         for entry in entries {
             match entry {
                 Entry::Run(_) => return Err(Error::OtherRun { path: found.path.display().to_string() }),
                 Entry::Canary(canary) => found.canary = Some(canary),
                 Entry::ClassifierCanary(canary) => found.classifier_canary = Some(canary),
+                Entry::EmbedderCanary(canary) => found.embedder_canary = Some(canary),
                 Entry::Solved(solved) => found.solved.push(solved),
                 Entry::Specialty(specialty) => found.specialties.push(specialty),
                 Entry::Answered(kept) => found.samples.push(*kept),
@@ -187,6 +197,21 @@ impl AnswerLog {
                 self.classifier_canary = Some(now);
                 Ok(())
             }
+        }
+    }
+
+    /// As [`Self::hold_classifier`], of an embedder, whose vectors stand in the file of what it answered alone, until the run is finished.
+    pub(crate) fn hold_embedder(&mut self, embedder: &Embedder) -> Result<()> {
+        let kept = beside(&self.path, embedder.name(), self.embedder_canary.is_some());
+        let n_kept = embedder.keep_answers(&kept, embedder.name())?;
+        match (&self.embedder_canary, embedder.canary()) {
+            (Some(then), Some(now)) if n_kept > 0 => check_same(then, &now, &self.path),
+            (_, Some(now)) => {
+                self.log.append(&Entry::EmbedderCanary(now.clone()))?;
+                self.embedder_canary = Some(now);
+                Ok(())
+            }
+            (_, None) => Ok(()),
         }
     }
 

@@ -40,6 +40,7 @@ pub fn eval(
     let mut log = AnswerLog::open(&path, &fingerprint)?;
     log.hold(engine.canary(config.strategy.call(), cancel)?, n_kept)?;
     encoders.classifier.map(|classifier| log.hold_classifier(classifier, cancel)).transpose()?;
+    encoders.embedder.map(|embedder| log.hold_embedder(embedder)).transpose()?;
     asked::write(out, &tasks)?;
     progress.set_total(tasks.iter().map(|(_, questions, _)| questions.len() as u64).sum());
     let mut results = Vec::new();

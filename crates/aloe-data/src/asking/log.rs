@@ -1,9 +1,10 @@
 //! The log that lets an interrupted stage go on: every answer of the model as it came. Verdicts are not kept: they follow from the
 //! texts. The first entry is the run's fingerprint; a log of another run is refused. A question that was refused is not kept: it costs
-//! nothing to ask again.
+//! nothing to ask again. What a server answered and no canary vouches for yet stands in a file beside it, so that a kill loses none of it.
 
 use crate::{Error, Result};
-use aloe_engine::{CanaryAnswers, Completion, FinishReason};
+use aloe_engine::{Call, CanaryAnswers, Completion, Engine, FinishReason};
+use aloe_record::Cancel;
 use aloe_record::log::Log;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -64,6 +65,20 @@ pub(crate) struct AnswerLog {
 }
 
 impl AnswerLog {
+    /// Opens the log in `out` of generated answers of `engine`, which keeps each from now on as it comes, those of an earlier process
+    /// first; an endpoint is held against what it answered to known questions then.
+    pub(crate) fn begin(engine: &Engine, out: &Path, fingerprint: &str, cancel: &Cancel) -> Result<Self> {
+        let mut log = Self::open(&out.join(".answers.log"), fingerprint)?;
+        let kept = out.join(".requests.log");
+        if log.canary.is_none() {
+            // There is nothing to hold them against.
+            let _ = std::fs::remove_file(&kept);
+        }
+        let n_kept = engine.keep_answers(&kept, fingerprint)?;
+        log.hold(engine.canary(Call::Generate, cancel)?, n_kept)?;
+        Ok(log)
+    }
+
     pub(crate) fn open(path: &Path, fingerprint: &str) -> Result<Self> {
         let other = || Error::OtherRun { path: path.to_owned() };
         let (mut log, entries) = Log::open::<Entry>(path)?;
@@ -94,10 +109,12 @@ impl AnswerLog {
         Ok(found)
     }
 
-    /// Holds an endpoint against what it answered to known questions when the answers in the log were given, or notes it.
-    pub(crate) fn hold(&mut self, now: Option<CanaryAnswers>) -> Result<()> {
+    /// Holds an endpoint against what it answered to known questions when the answers in the log were given, and the `n_kept` that the
+    /// engine kept, or notes it.
+    pub(crate) fn hold(&mut self, now: Option<CanaryAnswers>, n_kept: usize) -> Result<()> {
         let Some(now) = now else { return Ok(()) };
-        match self.canary.as_ref().filter(|_| !self.answered.is_empty()).and_then(|then| then.difference(&now)) {
+        let has_answers = !self.answered.is_empty() || n_kept > 0;
+        match self.canary.as_ref().filter(|_| has_answers).and_then(|then| then.difference(&now)) {
             Some(difference) => Err(Error::OtherWeights { path: self.path.clone(), difference }),
             None => Ok(self.log.append(&Entry::Canary(now))?),
         }

@@ -7,7 +7,7 @@ use crate::asking::log::{AnswerLog, Answered};
 use crate::asking::{self, Cost, Item, Run};
 use crate::data::lines;
 use crate::{Error, Result};
-use aloe_engine::{Call, EngineIdentity, GenerateRequest, Prompt, Sampling};
+use aloe_engine::{EngineIdentity, GenerateRequest, Prompt, Sampling};
 use aloe_record::{CounterRng, atomic, digest};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -150,8 +150,7 @@ pub(super) fn make(
             .to_string()
             .as_bytes(),
     );
-    let mut log = AnswerLog::open(&out.join(".answers.log"), &hasher.hex())?;
-    log.hold(run.engine.canary(Call::Generate, run.cancel)?)?;
+    let mut log = AnswerLog::begin(run.engine, out, &hasher.hex(), run.cancel)?;
     let known = asking::by_key(log.take());
     run.progress.set_total(wanted.len() as u64);
     let keys = wanted.iter().map(|one| format!("{}/{}", one.id, &digest::bytes(one.content.as_bytes())[..16]));

@@ -1,7 +1,8 @@
 //! Sentence embeddings by OpenAI-compatible servers on `/v1/embeddings`. Texts go out as texts, and the server's own tokenizer reads
 //! them: what it refuses as too long is an error here and never cut.
 
-use super::canary::Canary;
+use super::canary::{Canary, CanaryAnswers};
+use super::journal::Journal;
 use super::listing;
 use super::replicas::{Asking, Replicas, Reply};
 use super::vectors;
@@ -14,6 +15,9 @@ use std::sync::Arc;
 
 /// Texts in one request.
 const BATCH: usize = 32;
+
+/// Answers that the journal takes at most: 131,072 texts, of which one takes some 3 kB there (384 numbers).
+const MOST_KEPT: usize = 4096;
 
 /// Servers of one embedding model.
 pub(crate) struct Embeddings {
@@ -46,6 +50,16 @@ impl Embeddings {
         &self.name
     }
 
+    /// See [`crate::Embedder::keep_answers`].
+    pub(crate) fn journal(&self) -> &Journal {
+        self.replicas.journal()
+    }
+
+    /// The first answer to the canary.
+    pub(crate) fn canary(&self) -> CanaryAnswers {
+        self.watch.first_answers()
+    }
+
     /// One unit vector per text.
     pub(crate) fn embed(&self, texts: &[String], progress: &Progress, cancel: &Cancel) -> Result<Vec<Vec<f32>>> {
         if let Some(at) = texts.iter().position(String::is_empty) {
@@ -63,12 +77,34 @@ impl Embeddings {
         Ok(batches.concat())
     }
 
+    /// Vectors as the journal has them; `None` where they are not of this model's length.
+    fn read_bits(&self, all: &[String]) -> Option<Vec<Vec<f32>>> {
+        let number = |digits: &str| Some(f32::from_bits(u32::from_str_radix(digits, 16).ok()?));
+        let vector = |bits: &String| -> Option<Vec<f32>> {
+            let found: Vec<f32> =
+                (0..bits.len()).step_by(8).map(|at| number(bits.get(at..at + 8)?)).collect::<Option<_>>()?;
+            (found.len() == self.dim).then_some(found)
+        };
+        all.iter().map(vector).collect()
+    }
+
     /// The vectors of the texts from number `start` on. Of a batch that is refused each text is sent alone, to name the one.
     fn batch(&self, start: usize, texts: &[String], asking: &Asking) -> Result<Vec<Vec<f32>>> {
         let body = json!({"model": self.model, "input": texts, "encoding_format": "float"});
+        let journal = self.replicas.journal();
+        let kept = journal.request("/embeddings", &body);
+        if let Some(vectors) = kept.found::<Vec<String>>().and_then(|all| self.read_bits(&all)) {
+            return Ok(vectors);
+        }
         match self.replicas.ask("/embeddings", &body, asking)? {
-            Reply::Json(answer, at) => vectors::read(&answer, texts.len(), Some(self.dim))
-                .map_err(|reason| self.replicas.error(at, format!("the embeddings cannot be used: {reason}"))),
+            Reply::Json(answer, at) => {
+                let vectors = vectors::read(&answer, texts.len(), Some(self.dim))
+                    .map_err(|reason| self.replicas.error(at, format!("the embeddings cannot be used: {reason}")))?;
+                if journal.n_answers() < MOST_KEPT {
+                    kept.keep(&vectors.iter().map(|vector| bits(vector)).collect::<Vec<_>>(), self.replicas.base(at));
+                }
+                Ok(vectors)
+            }
             Reply::Refused(reason) if texts.len() == 1 => Err(refused(start, &texts[0], &reason)),
             Reply::Refused(_) => {
                 let each = (0..texts.len()).map(|at| self.batch(start + at, &texts[at..=at], asking));
@@ -76,6 +112,11 @@ impl Embeddings {
             }
         }
     }
+}
+
+/// The bits of each number, eight hexadecimal digits: the same numbers when they are read again.
+fn bits(vector: &[f32]) -> String {
+    vector.iter().map(|number| format!("{:08x}", number.to_bits())).collect()
 }
 
 /// A text that is not taken.

@@ -100,6 +100,11 @@ impl Journal {
         self.lock().as_ref().map_or_else(Mark::default, |open| open.mark)
     }
 
+    /// How many answers the file holds.
+    pub(super) fn n_answers(&self) -> usize {
+        self.mark().n_answers
+    }
+
     /// The server was found the same as at the start, asked when the file was as far as `mark`.
     pub(super) fn prove(&self, server: &str, mark: Mark) {
         if self.mark().n_emptied == mark.n_emptied {

@@ -96,17 +96,90 @@ fn scores_that_a_killed_client_was_given_are_not_asked_for_again() {
     check(1 + 480 + 20, &of_both, 240 + 54, move |asked| model.echo(asked));
 }
 
+/// As many answers as are asked for, by what was sent alone.
+fn lettered(asked: &super::Asked) -> Reply {
+    let number = |name: &str| asked.body[name].as_u64();
+    let first = asked.body["messages"].to_string().len() as u64 + number("seed").unwrap_or_default();
+    let letter = |at: u64| format!("Answer: {}", ["A", "B", "C", "D"][((first + at) % 4) as usize]);
+    super::server::texts(&(0..number("n").unwrap_or(1)).map(letter).collect::<Vec<_>>())
+}
+
 #[test]
 fn votes_that_a_killed_client_was_given_are_not_asked_for_again() {
     let more = ["--server-template", "--tasks", "starter_mcqa", "--strategy", "sc-cot", "--set", "n_samples=3"];
-    let answer = |asked: &super::Asked| {
-        let number = |name: &str| asked.body[name].as_u64().unwrap_or_default();
-        let first = asked.body["messages"].to_string().len() as u64 + number("seed");
-        let letter = |at: u64| format!("Answer: {}", ["A", "B", "C", "D"][((first + at) % 4) as usize]);
-        super::server::texts(&(0..number("n")).map(letter).collect::<Vec<_>>())
-    };
     // One request asks for a question's three votes; each question is asked twice.
-    check(20, &more, 60, answer);
+    check(20, &more, 60, lettered);
+}
+
+/// No first try names an option, every second one does; killed among the second tries, when no question has a vote yet that stands in the
+/// run's own log.
+#[test]
+fn tries_of_the_retry_rule_that_a_killed_client_was_given_are_not_asked_for_again() {
+    let cot = ["--server-template", "--tasks", "starter_mcqa", "--strategy", "cot", "--protocol", "prompt-engine"];
+    let more = [&cot[..], &["--limit", "30", "--set", "retry=\"prompt-engine\""]].concat();
+    let answer = |asked: &super::Asked| match asked.body["max_tokens"].as_u64() >= Some(600) {
+        true => text("Answer: [B]"),
+        false => text("No idea."),
+    };
+    check(30 + 10, &more, 60, answer);
+}
+
+/// Two attempts at each of twenty pool questions, then two votes on each of ten questions, which are asked twice.
+const MEDPROMPT: [&str; 15] = [
+    "--server-template",
+    "--tasks",
+    "starter_mcqa",
+    "--strategy",
+    "medprompt",
+    "--limit",
+    "10",
+    "--shots",
+    "2",
+    "--set",
+    "pool_limit=20",
+    "--set",
+    "pool_attempts=2",
+    "--set",
+    "n_samples=2",
+];
+
+/// Killed in the midst of the pool, and of the votes.
+#[test]
+fn examples_and_votes_of_medprompt_that_a_killed_client_was_given_are_not_asked_for_again() {
+    check(15, &MEDPROMPT, 20, lettered);
+    check(40 + 4, &MEDPROMPT, 20, lettered);
+}
+
+/// The solved questions of the pool are one batch of texts, the ten questions another. The known text that every client asks for first is
+/// none of them.
+#[test]
+fn vectors_that_a_killed_client_was_given_are_not_asked_for_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let embedder = Server::start(|_, asked| {
+        let vector = |(at, text): (usize, &serde_json::Value)| {
+            let length = text.as_str().unwrap().len();
+            serde_json::json!({"index": at, "embedding": [length % 7, length % 11, 1.0]})
+        };
+        let inputs = asked.body["input"].as_array().unwrap().iter().enumerate();
+        Reply::Json(serde_json::json!({ "data": inputs.map(vector).collect::<Vec<_>>() }))
+    });
+    let address = format!("embedder={}", embedder.model());
+    let more = [&MEDPROMPT[..], &["--set", &address]].concat();
+    let n_batches = || {
+        let asked = embedder.asked();
+        asked.iter().filter(|one| one.body != asked[0].body).count()
+    };
+    let (server, _, goes_on) = falls_silent(40 + 4, lettered);
+    let out = dir.path().join("killed");
+    killed(&server, 40 + 4, &out, &more);
+    assert_eq!(n_batches(), 2);
+    goes_on.store(true, Ordering::SeqCst);
+    let (_, stderr, code) = eval(&server.model(), &out, &more);
+    assert_eq!((code, n_batches()), (0, 2), "{stderr}");
+    let (whole, unbroken) = (Server::start(|_, asked| lettered(asked)), dir.path().join("unbroken"));
+    assert_eq!(eval(&whole.model(), &unbroken, &more).2, 0);
+    assert_eq!(lines(&unbroken.join("samples.jsonl")), lines(&out.join("samples.jsonl")));
+    assert_eq!(n_batches(), 4, "another run embeds for itself");
 }
 
 /// The client is killed when it was asked `n_at_kill` times: it then waits on all of its connections for the model beside the one under
@@ -160,6 +233,22 @@ fn verdicts_that_a_killed_client_was_given_are_not_asked_for_again() {
         owned(&[&args[..], &["--data", data.path().to_str().unwrap(), "--out", out]].concat())
     };
     check_beside(&model, (7, 7 + 16, 0), beside, args, |_| 40);
+}
+
+/// No answer names an option, so every train question is asked of the writer twice. No model is under evaluation.
+#[test]
+fn attempts_of_a_killed_synthesis_that_the_writer_has_answered_are_not_asked_for_again() {
+    let none = Server::start(|_, _| text(""));
+    let args = |writer: &str, out: &str| {
+        let args = ["synthesis", writer, "--server-template", "--tasks", "starter_mcqa", "--set", "attempts=2"];
+        owned(&[&args[..], &["--data", &starter(), "--out", out]].concat())
+    };
+    let n_asked = |out: &Path| {
+        let n_attempts = lines(&out.join("attempts.jsonl")).len();
+        assert_eq!(n_attempts, 2 * lines(&root().join("starter/mcqa/starter_mcqa_train.jsonl")).len());
+        n_attempts
+    };
+    check_beside(&none, (20, 20 + 16, 0), |_| text("I do not know."), args, n_asked);
 }
 
 #[test]
