@@ -1,5 +1,5 @@
-"""Made rows in the columns of the Hub's Parquet files of MedQA (bigbio's source and GBaker's -hf), MMLU (cais/mmlu), CareQA and HEAD-QA, as the Hub's own
-tools write them: features of datasets 5.0, written by pyarrow.
+"""Made rows in the columns of the Hub's Parquet files of MedQA (bigbio's source and GBaker's -hf), PubMedQA (qiaojin's pqa_labeled and bigbio's first fold), MMLU
+(cais' and lukaemon's), CareQA (with options and open) and HEAD-QA, as the Hub's own tools write them: features of datasets 5.0, written by pyarrow.
 
 Writes crates/aloe-task/tests/golden/parquet/. The questions are ours; what each must be read as stands in the test.
 Run: python oracles/parquet_layouts.py            (seconds)
@@ -37,6 +37,22 @@ def main():
     write("careqa/CareQA_en/test-00000-of-00001.parquet", [("exam_id", pa.int64()), ("question", pa.string())] + [(f"op{i}", pa.string()) for i in range(1, 5)] + [("cop", pa.int64()), ("year", pa.int64()), ("category", pa.string()), ("unique_id", pa.string())], [
         {"exam_id": 1, "question": "Which bone is in the thigh?", "op1": "Tibia", "op2": "Ulna", "op3": "Femur", "op4": "Radius", "cop": 3, "year": 2020, "category": "Medicine", "unique_id": "u-1"},
         {"exam_id": 2, "question": "Which organ makes insulin?", "op1": "Pancreas", "op2": "Liver", "op3": "Spleen", "op4": "Kidney", "cop": 1, "year": 2021, "category": "Biology", "unique_id": "u-2"}])
+    write("lettered/mmlu/anatomy/test-00000-of-00001.parquet", [("input", pa.string())] + [(c, pa.string()) for c in "ABCD"] + [("target", pa.string())], [
+        {"input": "Which bone is in the thigh?", "A": "Tibia", "B": "Ulna", "C": "Femur", "D": "Radius", "target": "C"},
+        {"input": "Which nerve moves the diaphragm?", "A": "Phrenic", "B": "Vagus", "C": "Median", "D": "Ulnar", "target": "A"}])
+    parts = ["contexts", "labels", "meshes", "reasoning_required_pred", "reasoning_free_pred"]
+    context = lambda *texts: {part: [] for part in parts} | {"contexts": list(texts), "labels": ["METHODS", "RESULTS"][: len(texts)]}
+    write("pubmedqa/pqa_labeled/train-00000-of-00001.parquet", [("pubid", pa.int32()), ("question", pa.string()), ("context", pa.struct([(part, TEXTS) for part in parts])), ("long_answer", pa.string()), ("final_decision", pa.string())], [
+        {"pubid": 11, "question": "Is a train row a test row?", "context": context("It is not."), "long_answer": "No.", "final_decision": "no"},
+        {"pubid": 12, "question": "Does walking lower blood pressure?", "context": context("Forty adults walked.", "Some had lower pressure."), "long_answer": "It may.", "final_decision": "maybe"}])
+    (OUT / "pubmedqa/test_ground_truth.json").write_text('{"12": "maybe"}\n')
+    texts = ["QUESTION", "YEAR", "reasoning_required_pred", "reasoning_free_pred", "final_decision", "LONG_ANSWER"]
+    source = lambda decision, **row: dict.fromkeys(texts) | row | {"MESHES": [], "LABELS": [], "final_decision": decision}
+    write("source/pubmedqa/pubmed_qa_labeled_fold0_source/test-00000-of-00001.parquet", [(name, TEXTS if name in ("CONTEXTS", "LABELS", "MESHES") else pa.string()) for name in ["QUESTION", "CONTEXTS", "LABELS", "MESHES"] + texts[1:]], [
+        source("yes", QUESTION="Is it the first?", CONTEXTS=["It is."]),
+        source("maybe", QUESTION="Does walking lower blood pressure?", CONTEXTS=["Forty adults walked.", "Some had lower pressure."], LONG_ANSWER="It may.")])
+    write("careqa/CareQA_en_open/test-00000-of-00001.parquet", [("exam_id", pa.int64()), ("question", pa.string()), ("answer", pa.string()), ("answer_explanation", pa.string()), ("year", pa.int64()), ("category", pa.string()), ("unique_id", pa.string())], [
+        {"exam_id": 1, "question": "Which bone is in the thigh?", "answer": "The femur.", "answer_explanation": "It is the only one.", "year": 2020, "category": "Medicine", "unique_id": "u-1"}])
     answers = pa.list_(pa.struct([("aid", pa.int32()), ("atext", pa.string())]))
     numbered = lambda *texts: [{"aid": i, "atext": text} for i, text in enumerate(texts, 1)]
     write("headqa/en/test-00000-of-00001.parquet", [("name", pa.string()), ("year", pa.string()), ("category", pa.string()), ("qid", pa.int32()), ("qtext", pa.string()), ("ra", pa.int32()), ("image", pa.binary()), ("answers", answers)], [

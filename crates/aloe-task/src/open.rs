@@ -186,6 +186,17 @@ mod tests {
         assert_eq!((found[1].category.as_str(), found[1].source.as_str()), ("", "q.jsonl:2"));
     }
 
+    /// A made row that pyarrow wrote (`oracles/parquet_layouts.py`).
+    #[test]
+    fn careqas_open_questions_are_read_from_the_hubs_parquet_file() {
+        let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/parquet");
+        let found = OpenTask::CareqaOpen.load(&golden).unwrap();
+        let one = &found[0];
+        assert_eq!((found.len(), one.id.as_str(), one.category.as_str()), (1, "u-1", "Medicine"));
+        assert_eq!((one.question.as_str(), one.reference.as_str()), ("Which bone is in the thigh?", "The femur."));
+        assert_eq!(one.source, "careqa/CareQA_en_open/test-00000-of-00001.parquet#1");
+    }
+
     #[test]
     fn a_missing_column_an_empty_text_and_an_id_twice_are_refused_with_file_and_row() {
         let row = |id: &str, answer: &str| {

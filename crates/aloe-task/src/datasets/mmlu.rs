@@ -1,7 +1,8 @@
 //! MMLU's medical subjects (Hendrycks et al. 2021).
 //!
-//! Layouts: the header-less CSV files of data.tar (`question, A, B, C, D, letter`), as lukaemon/mmlu reads them, and cais/mmlu's Parquet
-//! files (`question, subject, choices, answer` from 0). The dev split is the five fixed examples; there is no train split of a subject.
+//! Layouts: the header-less CSV files of data.tar (`question, A, B, C, D, letter`), and Parquet files of cais/mmlu (`question, subject,
+//! choices, answer` from 0) or in lukaemon/mmlu's columns (`input, A, B, C, D, target`). The dev split is the five fixed examples; there is
+//! no train split of a subject.
 
 use crate::{Error, Question, Result, Split, Subject, Task, rows};
 use std::path::Path;
@@ -28,8 +29,12 @@ pub fn load(data_dir: &Path, split: Split, subject: Subject) -> Result<Vec<Quest
     rows.into_iter().enumerate().map(|(index, (cells, at))| question(subject, split, index, cells, at)).collect()
 }
 
-/// A row of cais/mmlu.
+/// A row of a Parquet file.
 fn hub_question(subject: Subject, split: Split, index: usize, row: &rows::Row) -> Result<Question> {
+    if row.has("input") {
+        let cells = ["input", "A", "B", "C", "D", "target"].iter().map(|name| row.text(name)).collect::<Result<_>>()?;
+        return question(subject, split, index, cells, row.at.clone());
+    }
     let (choices, answer) = (row.texts("choices")?, row.integer("answer")?);
     let key = usize::try_from(answer).ok().filter(|key| *key < choices.len()).ok_or_else(|| Error::Key {
         at: row.at.clone(),

@@ -63,6 +63,24 @@ fn the_hubs_parquet_layouts_are_read_with_their_lists_and_keys() {
     let nerves = ["Phrenic", "Vagus", "Median", "Ulnar"];
     let mmlu = ["mmlu_anatomy_test_0", "mmlu_anatomy_test_1"];
     check(Task::Mmlu(Subject::Anatomy), "", mmlu, ["anatomy", "anatomy"], &nerves);
+    check(Task::Mmlu(Subject::Anatomy), "lettered", mmlu, ["anatomy", "anatomy"], &nerves);
+}
+
+/// As above. Of the labelled rows, which are train and test, those that `test_ground_truth.json` lists are asked.
+#[test]
+fn pubmedqas_parquet_layouts_are_read_with_the_parts_of_their_abstracts() {
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/parquet");
+    let labelled = Task::Pubmedqa.load(&golden, Split::Test).unwrap();
+    let source = Task::Pubmedqa.load(&golden.join("source"), Split::Test).unwrap();
+    assert_eq!((labelled.len(), source.len()), (1, 2));
+    assert_eq!([&labelled[0].id, &source[0].id, &source[1].id], ["12", "pubmedqa_0", "pubmedqa_1"]);
+    assert_eq!((source[0].key, source[0].explanation.as_deref()), (0, None));
+    for question in [&labelled[0], &source[1]] {
+        assert_eq!(question.stem, "Does walking lower blood pressure?");
+        assert_eq!(question.context.as_deref(), Some("Forty adults walked.\nSome had lower pressure."));
+        assert_eq!((question.choices[question.key].as_str(), question.choices.len()), ("maybe", 3));
+        assert_eq!(question.explanation.as_deref(), Some("It may."));
+    }
 }
 
 #[test]
