@@ -1,6 +1,6 @@
 //! Bad input gets one clear error, the exit code of its kind, and leaves no file behind.
 
-use crate::{run, stories};
+use crate::{root, run, stories};
 use std::path::Path;
 
 /// Copies stories260K so that a test can damage it.
@@ -386,5 +386,23 @@ fn more_samples_or_threads_than_can_be_meant_are_refused_before_anything_is_open
         ("n_samples=65536", "nowhere does not exist"),
     ] {
         refused(&[&args[..], &["--set", setting]].concat(), words);
+    }
+}
+
+/// The train file of the starter set has 72 rows.
+#[test]
+fn more_examples_than_the_pool_holds_are_refused_with_its_file_and_row_under_either_protocol() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let starter = root().join("starter");
+    for protocol in ["aloe", "lm-eval"] {
+        let out = dir.path().join(protocol);
+        let args = ["eval", stories.to_str().unwrap(), "--tasks", "starter_mcqa", "--dtype", "f32", "--limit", "1"];
+        let more = ["--protocol", protocol, "--shots", "73", "--data", starter.to_str().unwrap()];
+        let (_, stderr, code) = run(&[&args[..], &more, &["--out", out.to_str().unwrap()]].concat());
+        let words =
+            "73 examples asked for, but the pool of task `starter_mcqa` holds 72 (mcqa/starter_mcqa_train.jsonl:1)";
+        assert!(code == 2 && stderr.contains(words), "{protocol}: {code} {stderr}");
+        assert!(!out.exists(), "{protocol}");
     }
 }
