@@ -1,6 +1,7 @@
 //! Two runs over the same questions: paired tests, and the words for what may be said.
 
 use crate::bootstrap::cluster_bootstrap;
+use crate::open::paired::{is_open, read_both};
 use crate::stats::{Interval, holm, mcnemar_exact, smallest_difference};
 use crate::{Encoders, Error, EvalConfig, EvalResults, Result, Sample, read_samples, report};
 use aloe_engine::EngineIdentity;
@@ -169,8 +170,17 @@ pub(crate) fn adjust(mut rows: Vec<&mut Comparison>) -> Option<String> {
     Some(format!("{n_tests} tests were made; verdicts hold for all of them together at the {ALPHA} level (Holm)"))
 }
 
-/// Compares the evaluations in two output folders, `later` minus `earlier`.
+/// Compares the evaluations in two output folders, `later` minus `earlier`. Of open answers those are right that the judges call so.
 pub fn compare_runs(earlier: &Path, later: &Path, seed: u64) -> Result<Comparisons> {
+    match (is_open(earlier)?, is_open(later)?) {
+        (false, false) => {}
+        (true, true) => return compare_open(earlier, later, seed),
+        (first, _) => {
+            let (open, other) = if first { (earlier, later) } else { (later, earlier) };
+            let (open, other) = (open.display(), other.display());
+            return Err(Error::Unpaired(format!("the questions of {open} are open, and those of {other} are not")));
+        }
+    }
     let results = |folder: &Path| aloe_record::atomic::read_json::<EvalResults>(&folder.join("results.json"));
     let (first, second) = (results(earlier)?, results(later)?);
     let samples = |folder: &Path| read_samples(&folder.join("samples.jsonl"));
@@ -189,6 +199,17 @@ pub fn compare_runs(earlier: &Path, later: &Path, seed: u64) -> Result<Compariso
         }
     }
     let note = format!("accuracy, question by question ({}){}", after.len(), differ(&differences));
+    Ok(Comparisons { note, tests: chance(rows.len()), rows, differences })
+}
+
+/// [`compare_runs`] of two runs of open answers, which one panel has judged.
+fn compare_open(earlier: &Path, later: &Path, seed: u64) -> Result<Comparisons> {
+    let (first, second) = read_both(earlier, later)?;
+    let (before, after) = (first.samples(), second.samples());
+    let rows = compare(&before, &after, seed)?;
+    let mut differences = settings_differences(&first.results.settings, &second.results.settings);
+    differences.extend(arithmetic_differences(&first.results.model, &second.results.model));
+    let note = format!("{}, question by question ({}){}", second.words(), after.len(), differ(&differences));
     Ok(Comparisons { note, tests: chance(rows.len()), rows, differences })
 }
 

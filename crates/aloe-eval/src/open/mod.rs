@@ -1,13 +1,14 @@
 //! The spine of open answers: questions -> answers -> words in common -> judges, one after the other -> panel -> files.
 //!
 //! Reading order: this file, `sample` (one question's record), `overlap` (ROUGE and BLEU), `judge` (one judge), `panel` (several), `labels`
-//! (their error by a person's labels), `report` (files and table), `log` (what an interrupted run goes on from). Called by the commands
-//! `eval` (with open tasks) and `rejudge`: models are opened and closed there, one at a time, because judges are large.
+//! (their error by a person's labels), `report` (files and table), `log` (what an interrupted run goes on from), `paired` (two finished runs).
+//! Called by the commands `eval` (with open tasks) and `rejudge`: models are opened and closed there, one at a time, because judges are large.
 
 mod judge;
 pub mod labels;
 mod log;
 pub mod overlap;
+pub(crate) mod paired;
 pub mod panel;
 pub mod report;
 mod sample;
@@ -220,6 +221,17 @@ pub fn take_up(folder: &Path, out: &Path, progress: &Progress) -> Result<OpenRun
     let OpenResults { model, settings, judges, tasks, .. } = results;
     let tasks = tasks.into_iter().map(|task| task.head).collect();
     Ok(OpenRun { model, settings, protocol, tasks, judges, samples, log })
+}
+
+/// Refuses the finished run in `folder` where its questions are open and what reads it knows questions with options alone.
+pub fn refuse_open(folder: &Path) -> Result<()> {
+    match paired::is_open(folder)? {
+        false => Ok(()),
+        true => Err(Error::Config(format!(
+            "{} holds answers to open questions, which aloe compare and aloe rejudge read; this command reads questions with options",
+            folder.display()
+        ))),
+    }
 }
 
 impl OpenRun {

@@ -88,6 +88,7 @@ impl Run {
             _ => None,
         };
         let mut run = if results.exists() {
+            crate::open::refuse_open(folder)?;
             let results: EvalResults = aloe_record::atomic::read_json(&results)?;
             let samples = kept.rows(&folder.join("samples.jsonl"), "samples.jsonl", &texts::SAMPLES)?;
             Self::finished(name, results, samples, questions)

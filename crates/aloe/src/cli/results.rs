@@ -8,8 +8,8 @@ pub(crate) const COMPARE_HELP: &str = "Examples:\n  aloe compare runs/base-eval 
 runs/sft-eval runs/dpo-eval --json\n\nEach RUN is compared with BASE question by question: the exact McNemar test and a paired bootstrap \
 (10,000 draws; abstracts are drawn where questions share one). Where more than one test is made, p-values are adjusted by Holm and the verdicts \
 speak by those. Verdicts: higher, lower, or no difference can be concluded. `smallest` is the difference in points that these questions would \
-show in 80 % of such comparisons (Connor 1987). Runs over other questions, or with other keys, are refused; in what else the runs differ is \
-said above the table.";
+show in 80 % of such comparisons (Connor 1987). Of open questions those answers are right that most of the run's judges call so, and runs of other \
+judges are refused. Runs over other questions, or with other keys, are refused; in what else the runs differ is said above the table.";
 
 /// `aloe compare`.
 #[derive(Args)]

@@ -4,6 +4,7 @@ use crate::cli::results::{ExportArgs, ExportFormat};
 use crate::commands::bench::date_of;
 use crate::failure::Failure;
 use aloe_eval::export::Exported;
+use aloe_eval::open::refuse_open;
 use aloe_eval::{EvalResults, export_tree, read_asked, read_samples};
 use aloe_record::{Record, atomic};
 use std::io::Write as _;
@@ -15,6 +16,7 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
         let text = format!("{} is not the output of an evaluation (no results.json)", args.run.display());
         return Err(Failure::usage(text).into());
     }
+    refuse_open(&args.run)?;
     let results: EvalResults = atomic::read_json(&path)?;
     let started_unix_s = Record::read(&args.run).map_or(0, |record| record.started_unix_s);
     let model = args.repo.clone().unwrap_or_else(|| results.model.name.clone());

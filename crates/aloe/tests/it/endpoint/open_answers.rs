@@ -144,6 +144,57 @@ fn a_panel_of_judges_gives_each_ones_accuracy_the_majority_and_full_agreement_an
     assert_eq!(model.n_asked(), 12);
 }
 
+/// One model says yes, the other no. Every judge calls yes right where the question's length is even, and no where it is a multiple of five.
+#[test]
+fn two_runs_are_compared_by_what_one_panel_calls_right_and_runs_of_other_panels_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let reader = || {
+        Server::start(|_, asked| {
+            let prompt = asked.body["messages"][0]["content"].as_str().unwrap();
+            let part = |from: &str, to: &str| prompt.split_once(from).unwrap().1.split_once(to).unwrap().0;
+            let n = part("[Question]\n", "\n[End of question]").len();
+            let is_yes = part("[Answer to grade]\n", "\n[End of answer to grade]") == "Yes.";
+            text(&reply(Some(if is_yes { n.is_multiple_of(2) } else { n.is_multiple_of(5) })))
+        })
+    };
+    let run_of = |name: &str, says: &'static str, judges: &[&Server]| {
+        let (model, out) = (Server::start(move |_, _| text(says)), dir.path().join(name));
+        let (_, stderr, code) = eval(&model, judges, &out, &[]);
+        assert_eq!(code, 0, "{stderr}");
+        out.display().to_string()
+    };
+    let (one, other) = (reader(), reader());
+    let (yes, no) = (run_of("yes", "Yes.", &[&one]), run_of("no", "No.", &[&other]));
+    let (stdout, stderr, code) = run(&["compare", &yes, &no, "--json"]);
+    assert_eq!(code, 0, "{stderr}");
+    let found: Value = serde_json::from_str(&stdout).unwrap();
+    let row = &found["runs"][0]["rows"][0];
+    let only_yes = n_right(|n| n.is_multiple_of(2) && !n.is_multiple_of(5));
+    let only_no = n_right(|n| !n.is_multiple_of(2) && n.is_multiple_of(5));
+    assert!(only_yes > 0 && only_no > 0 && only_yes != only_no, "{only_yes} and {only_no} of twelve tell nothing");
+    assert_eq!([&row["n_only_first"], &row["n_only_second"]], [&json!(only_yes), &json!(only_no)]);
+    let first = n_right(|n| n.is_multiple_of(2)) as f64 / 12.0;
+    assert!(row["n"] == 12 && (row["first"].as_f64().unwrap() - first).abs() < 1e-12, "{row}");
+    let (stdout, _, _) = run(&["compare", &yes, &no]);
+    assert!(stdout.contains("right by judge m, question by question (12)"), "{stdout}");
+    let refused = |run_b: &str, words: &str| {
+        let (_, stderr, code) = run(&["compare", &yes, run_b]);
+        assert!(code == 2 && stderr.contains(words), "{words:?} is not in {code} {stderr}");
+    };
+    for command in [vec!["view", &yes], vec!["export", &yes, "--format", "csv"]] {
+        let (_, stderr, code) = run(&command);
+        assert!(code == 2 && stderr.contains("holds answers to open questions"), "{command:?}: {code} {stderr}");
+    }
+    refused(&run_of("alone", "No.", &[]), "no judge has read the answers");
+    refused(&run_of("two", "No.", &[&one, &other]), "was judged by m and");
+    let closed = Server::start(|_, _| text("Answer: [A]"));
+    let (model, starter, out) = (closed.model(), starter(), dir.path().join("closed").display().to_string());
+    let args = ["eval", &model, "--server-template", "--tasks", "starter_mcqa", "--data", &starter, "--out", &out];
+    let (_, stderr, code) = run(&[&args[..], &["--strategy", "cot", "--shots", "0", "--limit", "2"]].concat());
+    assert_eq!(code, 0, "{stderr}");
+    refused(&out, "are open");
+}
+
 /// Labels say that even lengths up to 100 are right: of them and of the others the figures are counted again from the rules.
 #[test]
 fn answers_are_judged_again_and_judges_are_measured_by_labels_without_asking_the_model_anything() {
