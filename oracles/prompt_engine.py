@@ -231,7 +231,15 @@ def prompts(revisions):
             talk = both(serving, lambda r: conversation(messages_of(r, dataset, description, solutions_of(r, problems, places))))
             rows.append([index, order, digest(user["content"]), talk])
         content.append({"task": task, "dataset": dataset, "system": digest(system["content"]), "rows": rows})
-    write("aloe-task", "prompts", "prompt_engine 5fd13a6 and 21e68bd (medqa_5opt: 5fd13a6 alone): digests of the system prompt and of the user message; row = [index in the test split, order, digest, digest of the conversation with the five questions after it as examples]", sets=content)
+    write("aloe-task", "prompts", "prompt_engine 5fd13a6 and 21e68bd (medqa_5opt: 5fd13a6 alone): digests of the system prompt and of the user message; row = [index in the test split, order, digest, digest of the conversation with the five questions after it as examples]; open: OpenMedQA by 21e68bd alone, [index, digest of the conversation]", sets=content, open=open_prompts(revisions[-1]))
+
+
+def open_prompts(revision):
+    """The first 50 questions of OpenMedQA as `generate_answers` words them where no number of examples is set."""
+    system = revision.templates.datasets_prompts["qa"]["zero_shot_system_prompt"]
+    problems = json.load(open(DATA / "openmedqa/openmedqa_test.json", encoding="utf-8")).values()
+    word = lambda p: revision.model.BaseModel.generate_prompt_single_turn(types.SimpleNamespace(tokenizer=None), system, [], p["question"])
+    return [[i, conversation(word(p))] for i, p in enumerate(list(problems)[:50])]
 
 
 def entry(revision, result, shown):

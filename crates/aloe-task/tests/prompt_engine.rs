@@ -5,9 +5,11 @@
 
 use aloe_record::digest;
 use aloe_task::extract::{Reading, extract};
+use aloe_task::open::{OpenQuestion, OpenTask};
 use aloe_task::wording::CotShot;
+use aloe_task::wording::open::{OpenPrompt, prompt};
 use aloe_task::wording::prompt_engine::{description, messages, system};
-use aloe_task::{Answer, AnswerRule, ChoiceOrder, Question, Split, Task, worked};
+use aloe_task::{Answer, AnswerRule, ChoiceOrder, Protocol, Question, Split, Task, worked};
 use aloe_text::{Message, Role};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -15,6 +17,20 @@ use std::path::{Path, PathBuf};
 fn golden(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn data() -> Option<PathBuf> {
+    let data = std::env::var_os("ALOE_DATA").map(PathBuf::from);
+    if data.is_none() {
+        assert!(std::env::var_os("ALOE_REQUIRE").is_none(), "ALOE_REQUIRE is set but ALOE_DATA is not");
+        eprintln!("not run: ALOE_DATA is not set");
+    }
+    data
+}
+
+/// The first 16 hex digits.
+fn digest(text: &str) -> String {
+    digest::bytes(text.as_bytes())[..16].to_owned()
 }
 
 fn order_of(letters: &str) -> ChoiceOrder {
@@ -93,12 +109,7 @@ fn our_rule_reads_by_position_where_it_reads_by_the_order_of_options() {
 
 #[test]
 fn its_prompts_equal_ours_string_by_string_on_fifty_items_of_each_set() {
-    let Some(data) = std::env::var_os("ALOE_DATA").map(PathBuf::from) else {
-        assert!(std::env::var_os("ALOE_REQUIRE").is_none(), "ALOE_REQUIRE is set but ALOE_DATA is not");
-        eprintln!("not run: ALOE_DATA is not set");
-        return;
-    };
-    let digest = |text: &str| digest::bytes(text.as_bytes())[..16].to_owned();
+    let Some(data) = data() else { return };
     let golden = golden("prompt_engine_prompts.json");
     let mut n_items = 0;
     for set in golden["sets"].as_array().unwrap() {
@@ -156,12 +167,31 @@ fn conversation(questions: &[Question], index: usize, order: &ChoiceOrder) -> St
             CotShot { question, order, response: right[0].text.clone() }
         })
         .collect();
+    joined(&messages(&questions[index], order, &shots).unwrap())
+}
+
+/// As the oracle joins a conversation.
+fn joined(messages: &[Message]) -> String {
     let role = |message: &Message| match message.role {
         Role::System => "system",
         Role::User => "user",
         Role::Assistant => "assistant",
     };
-    let messages = messages(&questions[index], order, &shots).unwrap();
     let turns = messages.iter().map(|message| format!("{}\u{1f}{}", role(message), message.content));
     turns.collect::<Vec<_>>().join("\u{1e}")
+}
+
+#[test]
+fn its_conversations_on_openmedqa_equal_ours_string_by_string_on_fifty_items() {
+    let Some(data) = data() else { return };
+    let questions: Vec<OpenQuestion> = OpenTask::Openmedqa.load(&data).unwrap();
+    let golden = golden("prompt_engine_prompts.json");
+    let rows = golden["open"].as_array().unwrap();
+    assert!(rows.len() >= 50, "{}", rows.len());
+    for row in rows {
+        let question = &questions[row[0].as_u64().unwrap() as usize];
+        let OpenPrompt::Messages(messages) = prompt(Protocol::PromptEngine, question) else { panic!("plain text") };
+        let talk = joined(&messages);
+        assert_eq!(digest(&talk), row[1].as_str().unwrap(), "{}:\n{talk}", question.id);
+    }
 }

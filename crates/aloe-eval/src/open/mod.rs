@@ -47,9 +47,10 @@ pub struct OpenConfig {
 
 impl OpenConfig {
     /// The defaults: greedy, at most 256 tokens; under the harness's protocol an answer ends at an empty line, as in its `careqa_open`
-    /// (256 tokens are its own limit where a task names none).
+    /// (256 tokens are its own limit where a task names none). Under prompt_engine's at most 1,000, as there, where the model's
+    /// `generation_config.json` says how they are drawn.
     pub fn new(tasks: Vec<OpenTask>, data_dir: PathBuf, protocol: Protocol) -> Self {
-        let mut sampling = Sampling::greedy(256);
+        let mut sampling = Sampling::greedy(if protocol == Protocol::PromptEngine { 1000 } else { 256 });
         if protocol == Protocol::LmEval {
             sampling.stop = vec![LM_EVAL_STOP.to_owned()];
         }
@@ -116,6 +117,7 @@ pub fn answer(
         tasks.push(TaskHead::new(task, questions.len(), n_whole));
         asked.extend(questions.into_iter().enumerate().map(|(index, question)| (task, index, question)));
     }
+    check_template(engine, config, &asked)?;
     let settings = config.settings();
     let fingerprint = fingerprint(engine.identity(), &settings, &asked);
     let (path, n_kept) = answers::kept(engine, out, &fingerprint)?;
@@ -130,6 +132,21 @@ pub fn answer(
 
 type Asked = (OpenTask, usize, OpenQuestion);
 
+/// Refuses a model without a template of its own that takes prompt_engine's conversation: ChatML in its place would be said nowhere.
+fn check_template(engine: &Engine, config: &OpenConfig, asked: &[Asked]) -> Result<()> {
+    let (Some(text), Some((_, _, question))) = (engine.text(), asked.first()) else { return Ok(()) };
+    match prompt(config.protocol, question) {
+        OpenPrompt::Messages(messages)
+            if config.protocol == Protocol::PromptEngine && text.falls_back_to_chatml(&messages) =>
+        {
+            let reason =
+                "the model has no chat template that takes a system message and a question, which prompt_engine sends";
+            Err(Error::Config(reason.to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn answer_all(
     engine: &Engine,
     config: &OpenConfig,
@@ -143,7 +160,8 @@ fn answer_all(
     let missing: Vec<usize> = (0..asked.len()).filter(|at| !log.samples.contains_key(at)).collect();
     for window in missing.chunks(engine.window_requests()) {
         cancel.check()?;
-        let requests: Vec<GenerateRequest> = window.iter().map(|&at| request(config, &asked[at])).collect();
+        let requests: Vec<GenerateRequest> =
+            window.iter().map(|&at| request(config, engine.text().is_some(), &asked[at])).collect();
         let answered = handed(
             |take| engine.generate_into(&requests, &Progress::silent(), cancel, take),
             |of, result| {
@@ -184,8 +202,12 @@ fn answer_all(
     }
 }
 
-fn request(config: &OpenConfig, (task, _, question): &Asked) -> GenerateRequest {
+/// A server that renders by its own template takes plain messages only; prompt_engine strips what it has rendered.
+fn request(config: &OpenConfig, is_rendered_here: bool, (task, _, question): &Asked) -> GenerateRequest {
     let prompt = match prompt(config.protocol, question) {
+        OpenPrompt::Messages(messages) if is_rendered_here && config.protocol == Protocol::PromptEngine => {
+            Prompt::StrippedMessages(messages)
+        }
         OpenPrompt::Messages(messages) => Prompt::Messages(messages),
         OpenPrompt::Text(text) => Prompt::Text(text),
     };

@@ -22,6 +22,10 @@ then at most three sentences of reasons. Answer one question only.";
 const CAREQA_OPEN: &str = "Instructions: The following text is a medical question. Answer it in the most factual, concise and \
 informative way possible\"\n";
 
+/// prompt_engine's system prompt without examples (21e68bd, `datasets_prompts["qa"]`), which is how it asks where no number of them is set.
+const PROMPT_ENGINE: &str = "You are an expert medical assistant, dedicated to offering helpful, respectful, and truthful guidance. Your \
+task is to carefully address the medical question provided below.";
+
 /// What ends an answer under the harness's protocol (`until` of its `careqa_open`).
 pub const LM_EVAL_STOP: &str = "\n\n";
 
@@ -39,20 +43,23 @@ pub fn check(task: OpenTask, protocol: Protocol) -> Result<()> {
     let refuse = |reason: String| Err(Error::Wording { protocol: protocol.name().into(), reason });
     match (protocol, task) {
         (Protocol::Aloe, _) | (Protocol::LmEval, OpenTask::CareqaOpen | OpenTask::StarterOpen) => Ok(()),
+        (Protocol::PromptEngine, OpenTask::Openmedqa) => Ok(()),
         (Protocol::LmEval, OpenTask::Openmedqa) => refuse("has no task for OpenMedQA; use --protocol aloe".to_owned()),
         (Protocol::PromptEngine, _) => refuse(
-            "has no wording of open questions here; use --protocol aloe (judges follow its VERDICT protocol)".into(),
+            "has no open questions but OpenMedQA's; use --protocol aloe (judges follow its VERDICT protocol)".into(),
         ),
     }
 }
 
 /// The prompt for one question. The starter set borrows `careqa_open`'s wording under the harness's protocol.
 pub fn prompt(protocol: Protocol, question: &OpenQuestion) -> OpenPrompt {
+    let talk = |system: &str, asked: &str| {
+        OpenPrompt::Messages(vec![message(Role::System, system), message(Role::User, asked)])
+    };
     match protocol {
         Protocol::LmEval => OpenPrompt::Text(format!("{CAREQA_OPEN}{}", question.question)),
-        Protocol::Aloe | Protocol::PromptEngine => {
-            OpenPrompt::Messages(vec![message(Role::System, SYSTEM), message(Role::User, question.question.trim())])
-        }
+        Protocol::Aloe => talk(SYSTEM, question.question.trim()),
+        Protocol::PromptEngine => talk(PROMPT_ENGINE, &question.question),
     }
 }
 
@@ -178,7 +185,9 @@ mod tests {
         assert!(check(OpenTask::CareqaOpen, Protocol::LmEval).is_ok());
         let refused = check(OpenTask::Openmedqa, Protocol::LmEval).unwrap_err().to_string();
         assert!(refused.contains("OpenMedQA") && refused.contains("--protocol aloe"), "{refused}");
-        assert!(check(OpenTask::Openmedqa, Protocol::PromptEngine).is_err());
+        assert!(check(OpenTask::Openmedqa, Protocol::PromptEngine).is_ok());
+        let refused = check(OpenTask::CareqaOpen, Protocol::PromptEngine).unwrap_err().to_string();
+        assert!(refused.contains("OpenMedQA") && refused.contains("--protocol aloe"), "{refused}");
     }
 
     #[test]

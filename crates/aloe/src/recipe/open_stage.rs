@@ -232,4 +232,11 @@ mod tests {
         assert_eq!((config.sampling.stop, config.sampling.max_new_tokens), (vec!["\n\n".to_owned()], 256));
         assert!(refused("tasks = [\"openmedqa\"]\nprotocol = \"lm-eval\"").contains("OpenMedQA"));
     }
+
+    #[test]
+    fn prompt_engine_asks_openmedqa_for_a_thousand_tokens_at_most_and_words_no_other_open_set() {
+        let config = stage("tasks = [\"openmedqa\"]\nprotocol = \"prompt-engine\"").checked_open().unwrap();
+        assert_eq!((config.sampling.temperature, config.sampling.max_new_tokens), (0.0, 1000));
+        assert!(refused("tasks = [\"careqa_open\"]\nprotocol = \"prompt-engine\"").contains("use --protocol aloe"));
+    }
 }

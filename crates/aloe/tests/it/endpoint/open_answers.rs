@@ -344,6 +344,26 @@ fn an_interrupt_while_a_judge_is_asked_says_where_the_same_command_goes_on() {
     assert!(stderr.contains("the same command goes on from 12 answered questions"), "{stderr}");
 }
 
+/// Question texts go out as they stand in the file.
+#[test]
+fn openmedqa_is_asked_as_prompt_engine_asks_it_without_examples() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("openmedqa")).unwrap();
+    let row = json!({"x": {"id": "medqa_4opt_test_0", "question": " Which organ?\n", "correct_answer": "The liver"}});
+    std::fs::write(dir.path().join("openmedqa/openmedqa_test.json"), row.to_string()).unwrap();
+    let model = Server::start(|_, _| text("The liver."));
+    let (address, data, out) = (model.model(), dir.path().display().to_string(), dir.path().join("out"));
+    let args = ["eval", &address, "--server-template", "--tasks", "openmedqa", "--protocol", "prompt-engine"];
+    let (_, stderr, code) = run(&[&args[..], &["--data", &data, "--out", out.to_str().unwrap()]].concat());
+    assert_eq!(code, 0, "{stderr}");
+    let asked = &model.asked()[0].body;
+    let system = "You are an expert medical assistant, dedicated to offering helpful, respectful, and truthful guidance. Your task is \
+                  to carefully address the medical question provided below.";
+    let messages = json!([{"role": "system", "content": system}, {"role": "user", "content": " Which organ?\n"}]);
+    assert_eq!((&asked["messages"], &asked["max_tokens"]), (&messages, &json!(1000)));
+    assert_eq!(read(&out.join("results.json"))["settings"]["protocol"], "prompt-engine");
+}
+
 /// Stories260K answers; its context of 512 is too small to judge with, and SmolLM2 writes no whole verdict in six tokens.
 #[test]
 fn a_judge_in_this_process_that_gives_no_verdict_is_counted_and_two_local_runs_are_byte_for_byte_alike() {
