@@ -2,15 +2,16 @@
 """A model of Llama-3-8B's shape under a limit of memory: bf16 under 20 GiB, `--quantize q4` under 7 GiB, and how near prefill and one
 stream come to what the machine gives.
 
-Each run is `aloe bench FOLDER --runs 1` in a memory group (cgroup version 1 or 2, so root) of that size without swap, its page cache
-included, on a terminal of its own, because there a row is shown as soon as it is measured: it is ended when one stream was, as the rest
-takes many minutes. What is wanted of it: it ends by no signal of the kernel's, one stream takes at least 80 % of the rate at which memory
-gives the bytes that are read, and (bf16 alone) prefill of 512 tokens 60 % of the processor's rate of products.
+Each form is `aloe bench FOLDER --runs 3` (each run between probes of its own; medians) in a memory group (cgroup version 1 or 2, so root)
+of that size without swap, its page cache included, on a terminal of its own, because there a row is shown as soon as it is measured: it
+is ended when one stream was, as the rest takes many minutes. What is wanted of it: it ends by no signal of the kernel's, one stream takes
+at least 80 % of the rate at which memory gives the bytes that are read, and (bf16 alone) prefill of 512 tokens 60 % of the processor's
+rate of products.
 FOLDER is what llama8b_shape.py writes. With a file that was never read the load waits for the disk.
 
-Python 3.9 or newer, standard library only, Linux. About six minutes a run on two cores. Ends with 1 where something wanted is missed.
+Python 3.9 or newer, standard library only, Linux. About seven and ten minutes on two cores. Ends with 1 where something wanted is missed.
 
-    python3 oracles/llama8b_limits.py ALOE FOLDER [--only bf16|q4] [--gib N]
+    python3 oracles/llama8b_limits.py ALOE FOLDER [--only bf16|q4] [--gib N] [--runs 3]
 """
 
 import argparse
@@ -84,11 +85,11 @@ def rows_of(command, group):
     return rows, peak, 0 if is_whole else code
 
 
-def check(aloe, folder, name, gib):
+def check(aloe, folder, name, gib, runs):
     print(f"{name} under {gib} GiB", flush=True)
     start = time.monotonic()
     with memory_group(name, gib) as (group, used):
-        rows, peak, code = rows_of([aloe, "bench", folder, "--runs", "1", *RUNS[name][1]], group)
+        rows, peak, code = rows_of([aloe, "bench", folder, "--runs", str(runs), *RUNS[name][1]], group)
         charged = int(used.read_text()) / (1 << 30)
     print(f"  {time.monotonic() - start:.0f} s, at most {peak:.2f} GiB resident, {charged:.2f} GiB charged with the page cache", flush=True)
     missed = []
@@ -109,9 +110,10 @@ def main():
     parser.add_argument("folder")
     parser.add_argument("--only", choices=list(RUNS))
     parser.add_argument("--gib", type=int, help="another limit")
+    parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     names = [options.only] if options.only else list(RUNS)
-    found = [check(options.aloe, options.folder, name, options.gib or RUNS[name][0]) for name in names]
+    found = [check(options.aloe, options.folder, name, options.gib or RUNS[name][0], options.runs) for name in names]
     sys.exit(0 if all(found) else 1)
 
 

@@ -1,6 +1,6 @@
 //! How fast a local model works on this machine, beside what the machine could do at most.
 //!
-//! Each work is timed in turn with probes, products of registers and a plain read of memory, because machines are shared and their
+//! Each run of a work stands between probes, products of registers and a plain read of memory, because machines are shared and their
 //! speed changes; medians count. The limit of a work is the time its products take at the probes' rates, or its bytes at the
 //! probe's bandwidth, whichever is longer: no kernel of ours is its own measure. Prompts are random ids: no text is needed, and
 //! no token ends an answer.
@@ -31,9 +31,9 @@ pub struct BenchRow {
     pub tokens_per_s: f64,
     /// Tokens that went through the decoder in one run.
     pub n_computed_tokens: u64,
-    /// Tokens a second if the products ran at the probe's rate and the bytes at its bandwidth.
+    /// Tokens a second if the products ran at the probe's rate and the bytes at its bandwidth, by the probes before and after a run.
     pub limit_tokens_per_s: f64,
-    /// `tokens_per_s / limit_tokens_per_s`.
+    /// Median of the runs' shares, each of the limit beside that run: memory may change its speed from one run to the next.
     pub share_of_limit: f64,
     /// What the product probes beside this work give for its products, 10^9 operations a second: those of the weights' form, and of
     /// attention.
@@ -57,6 +57,43 @@ pub struct BenchReport {
     pub seed: u64,
     /// The works.
     pub rows: Vec<BenchRow>,
+}
+
+/// One run of a work.
+struct Run {
+    n_tokens: u64,
+    n_computed_tokens: u64,
+    seconds: f64,
+    cost: Cost,
+    limit: Rates,
+}
+
+impl Run {
+    fn tokens_per_s(&self) -> f64 {
+        self.n_tokens as f64 / self.seconds
+    }
+
+    fn limit_tokens_per_s(&self) -> f64 {
+        let Rates { gops, gb_per_s } = &self.limit;
+        self.n_tokens as f64 / self.cost.product_s(gops).max(self.cost.bytes / (gb_per_s * 1e9))
+    }
+}
+
+/// The medians of at least one run.
+fn row(work: &str, runs: &[Run]) -> BenchRow {
+    let of = |figure: &dyn Fn(&Run) -> f64| median(runs.iter().map(figure).collect());
+    let last = &runs[runs.len() - 1];
+    BenchRow {
+        work: work.to_owned(),
+        n_tokens: last.n_tokens,
+        seconds: of(&|run| run.seconds),
+        tokens_per_s: of(&Run::tokens_per_s),
+        n_computed_tokens: last.n_computed_tokens,
+        limit_tokens_per_s: of(&Run::limit_tokens_per_s),
+        share_of_limit: of(&|run| run.tokens_per_s() / run.limit_tokens_per_s()),
+        gops: of(&|run| run.cost.ops.iter().sum::<f64>() / run.cost.product_s(&run.limit.gops) / 1e9),
+        gb_per_s: of(&|run| run.limit.gb_per_s),
+    }
 }
 
 /// Products and bytes of one run of a work.
@@ -110,39 +147,21 @@ impl Local {
     ) -> Result<BenchRow> {
         (work.prepare)()?;
         (work.run)()?;
-        let (mut seconds, mut gops, mut gb_per_s) = (Vec::new(), [(); 3].map(|()| Vec::new()), Vec::new());
-        let (mut n_tokens, mut n_computed) = (0, 0);
+        let mut runs = Vec::with_capacity(n_runs);
         for _ in 0..n_runs.max(1) {
             cancel.check()?;
-            gops.iter_mut()
-                .zip(ProductKind::ALL)
-                .for_each(|(found, kind)| found.push(product_gops(&probes.device, kind)));
-            gb_per_s.push(probes.gb_per_s());
             self.free_prefixes(true);
             (work.prepare)()?;
-            let before = self.counts().n_computed_tokens;
-            let start = Instant::now();
-            n_tokens = (work.run)()?;
-            seconds.push(start.elapsed().as_secs_f64());
-            n_computed = self.counts().n_computed_tokens - before;
+            let before = probes.rates();
+            let (n_before, start) = (self.counts().n_computed_tokens, Instant::now());
+            let n_tokens = (work.run)()?;
+            let seconds = start.elapsed().as_secs_f64();
+            let n_computed_tokens = self.counts().n_computed_tokens - n_before;
+            let limit = before.mean(probes.rates());
+            runs.push(Run { n_tokens, n_computed_tokens, seconds, cost: (work.cost)(n_tokens), limit });
             progress.advance(1);
         }
-        let (seconds, gops, gb_per_s) = (median(seconds), gops.map(median), median(gb_per_s));
-        let cost = (work.cost)(n_tokens);
-        let product_s = cost.product_s(&gops);
-        let at_least_s = product_s.max(cost.bytes / (gb_per_s * 1e9));
-        let (tokens_per_s, limit_tokens_per_s) = (n_tokens as f64 / seconds, n_tokens as f64 / at_least_s);
-        Ok(BenchRow {
-            work: work.name.clone(),
-            n_tokens,
-            seconds,
-            tokens_per_s,
-            n_computed_tokens: n_computed,
-            limit_tokens_per_s,
-            share_of_limit: tokens_per_s / limit_tokens_per_s,
-            gops: cost.ops.iter().sum::<f64>() / product_s / 1e9,
-            gb_per_s,
-        })
+        Ok(row(&work.name, &runs))
     }
 
     fn works(&self, seed: u64) -> Vec<Work<'_>> {
@@ -313,9 +332,23 @@ impl Probes {
         Self { device: device.clone(), memory: ReadProbe::new(device, Self::MEMORY_BYTES) }
     }
 
-    fn gb_per_s(&self) -> f64 {
+    fn rates(&self) -> Rates {
         let seconds = fastest(3, || self.memory.read(&self.device));
-        self.memory.nbytes() as f64 / seconds / 1e9
+        let gops = ProductKind::ALL.map(|kind| product_gops(&self.device, kind));
+        Rates { gops, gb_per_s: self.memory.nbytes() as f64 / seconds / 1e9 }
+    }
+}
+
+/// What the probes found: 10^9 operations a second by kind of product, in the order of [`ProductKind::ALL`], and 10^9 bytes read.
+struct Rates {
+    gops: [f64; 3],
+    gb_per_s: f64,
+}
+
+impl Rates {
+    fn mean(self, other: Self) -> Self {
+        let gops = std::array::from_fn(|kind| (self.gops[kind] + other.gops[kind]) / 2.0);
+        Self { gops, gb_per_s: (self.gb_per_s + other.gb_per_s) / 2.0 }
     }
 }
 
@@ -343,6 +376,24 @@ mod tests {
     #[test]
     fn the_median_is_the_middle_value() {
         assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+    }
+
+    /// By hand: 100 tokens that read 80 GB and whose products are never the limit. Memory gave 40 GB/s beside two runs, 20 beside one
+    /// and fell from 40 to 20 in the middle of one; each run took twice what reading alone takes.
+    #[test]
+    fn a_share_is_of_what_memory_gave_beside_its_own_run() {
+        let rates = |gb_per_s| Rates { gops: [1e9; 3], gb_per_s };
+        let cost = Cost { ops: [1.0; 3], bytes: 80e9 };
+        let run = |seconds, before, after| {
+            let limit = rates(before).mean(rates(after));
+            Run { n_tokens: 100, n_computed_tokens: 101, seconds, cost, limit }
+        };
+        let runs = [run(4.0, 40.0, 40.0), run(4.0, 40.0, 40.0), run(16.0 / 3.0, 40.0, 20.0), run(8.0, 20.0, 20.0)];
+        let found = row("reading", &runs);
+        assert_eq!((found.n_tokens, found.n_computed_tokens, found.share_of_limit), (100, 101, 0.5));
+        // The upper middle one of each.
+        assert_eq!((found.seconds, found.tokens_per_s), (16.0 / 3.0, 25.0));
+        assert_eq!((found.limit_tokens_per_s, found.gb_per_s), (50.0, 40.0));
     }
 
     /// By hand, stories260K: D 64, 5 layers of 64 x 8 x (2 x 8 + 2 x 4) + 3 x 64 x 172 = 45,312 elements, head 512 x 64; a stream of
