@@ -63,6 +63,11 @@ impl Job {
         if self.causal { (j + self.queries.len()).saturating_sub(self.keys.len()) } else { 0 }
     }
 
+    /// The first of the tiles of 64 queries in which some query sees key `j`.
+    pub(super) fn first_tile(&self, j: usize) -> usize {
+        self.first_query(j) / BLOCK * BLOCK
+    }
+
     /// Up to 64 rows of keys from key `start` on as bits of head `kv`; rows past the last repeat it.
     #[inline(always)]
     pub(super) fn block(&self, x: &Rounded, start: usize, n: usize, first_unit: usize) -> [*const u32; BLOCK] {
