@@ -83,6 +83,7 @@ impl Decoder {
             let weights = &self.weights.layers[layer.index];
             let kept = match kept {
                 Kept::Input(input) => self.layer_kept(weights, input, &batch, &rotation).0,
+                Kept::RoundedInput(kept) => Kept::Rounded(self.rounded_layer_again(weights, kept, &rotation)),
                 kept => kept,
             };
             match kept {
@@ -93,7 +94,7 @@ impl Decoder {
                     (dx, dx_rounded) = (next, Some(rounded));
                 }
                 Kept::Whole(kept) => dx = self.layer_backward(weights, &kept, dx, (&batch, &rotation), &mut layer),
-                Kept::Input(_) => unreachable!("computed again above"),
+                Kept::Input(_) | Kept::RoundedInput(_) => unreachable!("computed again above"),
             }
         }
         EmbeddingGrad { ids: batch.ids, dx }

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::batch::PackedBatch;
 use crate::config::Config;
 use crate::decoder::Decoder;
-use crate::rounded::RoundedLayer;
+use crate::rounded::{RoundedInput, RoundedLayer};
 use crate::weights::LayerWeights;
 use aloe_tensor::{Dtype, Linear, Rotation, Rounded, Tensor, lap, ops};
 
@@ -32,6 +32,19 @@ pub(crate) enum Kept {
     Rounded(RoundedLayer),
     /// The layer's input `[N, D]`: the rest is computed again.
     Input(Tensor),
+    /// The same in bf16, with what attention gave.
+    RoundedInput(RoundedInput),
+}
+
+impl Kept {
+    /// Without what is computed again.
+    fn into_input(self) -> Self {
+        match self {
+            Self::Whole(layer) => Self::Input(layer.input),
+            Self::Rounded(layer) => Self::RoundedInput(layer.into_input()),
+            input => input,
+        }
+    }
 }
 
 /// How much memory a training pass may take for its activations.
@@ -40,7 +53,7 @@ pub enum Keep {
     /// All that the backward pass needs.
     #[default]
     All,
-    /// Each layer's input: a third more time, the same bits.
+    /// Each layer's input, in bf16 also its attention's output: up to a third more time, the same bits.
     Inputs,
 }
 
@@ -66,9 +79,11 @@ impl Activations {
         let heads = row(config.num_attention_heads * config.head_dim);
         let key_heads = row(config.num_key_value_heads * config.head_dim);
         let operands = 2 * (heads + key_heads + row(config.intermediate_size));
+        let lse = 4 * config.num_attention_heads;
         let layer = match keep {
+            Keep::Inputs if dtype == Dtype::Bf16 => 4 * d + lse + heads,
             Keep::Inputs => 4 * d,
-            Keep::All => 4 * (2 * d + config.num_attention_heads) + operands,
+            Keep::All => 4 * 2 * d + lse + operands,
         };
         config.num_hidden_layers * layer + 8 * d
     }
@@ -82,6 +97,7 @@ impl Activations {
             }
             Kept::Rounded(layer) => layer.nbytes(),
             Kept::Input(input) => input.nbytes(),
+            Kept::RoundedInput(layer) => layer.nbytes(),
         };
         self.hidden.nbytes() + self.last.nbytes() + self.layers.iter().map(layer).sum::<usize>()
     }
@@ -117,9 +133,8 @@ impl Decoder {
         lap("embedding");
         let mut layers = Vec::with_capacity(self.weights.layers.len());
         for weights in &self.weights.layers {
-            let input = (keep == Keep::Inputs).then(|| x.clone());
             let (kept, next) = self.layer_kept(weights, x, &batch, &rotation);
-            layers.push(input.map_or(kept, Kept::Input));
+            layers.push(if keep == Keep::Inputs { kept.into_input() } else { kept });
             x = next;
         }
         let (hidden, last_rstd) = self.final_norm(&x);

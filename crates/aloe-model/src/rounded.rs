@@ -24,7 +24,27 @@ pub(crate) struct RoundedLayer {
     up: Rounded,   // [N, F]
 }
 
+/// What of a layer is kept where the rest is computed again: at long context attention is most of a layer's forward pass, and its output
+/// is a twelfth of what a layer keeps.
+pub(crate) struct RoundedInput {
+    input: Tensor, // [N, D] f32
+    lse: Tensor,   // [N, H] f32
+    o: Rounded,    // [N, H*E]
+}
+
+impl RoundedInput {
+    /// Bytes held.
+    pub(crate) fn nbytes(&self) -> usize {
+        self.input.nbytes() + self.lse.nbytes() + self.o.nbytes()
+    }
+}
+
 impl RoundedLayer {
+    /// Without what is computed again.
+    pub(crate) fn into_input(self) -> RoundedInput {
+        RoundedInput { input: self.input, lse: self.lse, o: self.o }
+    }
+
     /// Bytes held.
     pub(crate) fn nbytes(&self) -> usize {
         [&self.input, &self.mid, &self.lse].map(Tensor::nbytes).iter().sum::<usize>()
@@ -59,32 +79,57 @@ impl Decoder {
         batch: &PackedBatch,
         rotation: &Rotation,
     ) -> (RoundedLayer, Tensor) {
+        let dev = &self.device;
+        let [q, k, v] = self.rounded_heads(weights, &input, rotation);
+        let (o, lse) =
+            ops::attention_rounded(dev, [&q, &k, &v], self.head_sizes(), &batch.plan, self.attention_scale());
+        lap("attention");
+        let (mid, SwigluRounded { product, gate, up }) = self.rounded_gates(weights, &input, &o);
+        let next = ops::linear_rounded_onto(dev, &product, &weights.down, &mid);
+        lap("feed-forward");
+        (RoundedLayer { input, mid, lse, q, k, v, o, gate, up }, next)
+    }
+
+    /// What of a layer was not kept.
+    pub(crate) fn rounded_layer_again(
+        &self,
+        weights: &LayerWeights,
+        kept: RoundedInput,
+        rotation: &Rotation,
+    ) -> RoundedLayer {
+        let RoundedInput { input, lse, o } = kept;
+        let [q, k, v] = self.rounded_heads(weights, &input, rotation);
+        let (mid, SwigluRounded { gate, up, .. }) = self.rounded_gates(weights, &input, &o);
+        RoundedLayer { input, mid, lse, q, k, v, o, gate, up }
+    }
+
+    /// A layer's input to rotated q and k, and v.
+    fn rounded_heads(&self, weights: &LayerWeights, input: &Tensor, rotation: &Rotation) -> [Rounded; 3] {
         let (dev, eps) = (&self.device, self.config.rms_norm_eps);
-        let (normed, _) = ops::rms_norm_rounded(dev, &input, &weights.input_norm, eps);
+        let (normed, _) = ops::rms_norm_rounded(dev, input, &weights.input_norm, eps);
         lap("norms");
         let qkv = ops::linears_rounded(dev, &normed, &[&weights.q, &weights.k, &weights.v]);
         drop(normed);
         lap("projections");
         let [q, k] = [&qkv[0], &qkv[1]].map(|x| ops::rope_rounded(dev, x, rotation, false));
         let v = Rounded::new(dev, &qkv[2]);
-        drop(qkv);
         lap("rotation");
-        let (o, lse) =
-            ops::attention_rounded(dev, [&q, &k, &v], self.head_sizes(), &batch.plan, self.attention_scale());
-        lap("attention");
-        let mid = ops::linear_rounded_onto(dev, &o, &weights.o, &input);
+        [q, k, v]
+    }
+
+    /// A layer's input and its attention's output to `mid` and what the last product reads.
+    fn rounded_gates(&self, weights: &LayerWeights, input: &Tensor, o: &Rounded) -> (Tensor, SwigluRounded) {
+        let (dev, eps) = (&self.device, self.config.rms_norm_eps);
+        let mid = ops::linear_rounded_onto(dev, o, &weights.o, input);
         lap("projections");
         let (normed, _) = ops::rms_norm_rounded(dev, &mid, &weights.post_norm, eps);
         lap("norms");
         let both = ops::linears_rounded(dev, &normed, &[&weights.gate, &weights.up]);
         drop(normed);
         lap("feed-forward");
-        let SwigluRounded { product, gate, up } = ops::swiglu_rounded(dev, &both[0], &both[1]);
-        drop(both);
+        let gates = ops::swiglu_rounded(dev, &both[0], &both[1]);
         lap("activation");
-        let next = ops::linear_rounded_onto(dev, &product, &weights.down, &mid);
-        lap("feed-forward");
-        (RoundedLayer { input, mid, lse, q, k, v, o, gate, up }, next)
+        (mid, gates)
     }
 
     /// From the gradient of the layer's output, f32 and rounded, to that of its input.

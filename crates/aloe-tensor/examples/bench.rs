@@ -1,20 +1,25 @@
 //! Prints GFLOP/s, GB/s and the share of the machine's limit of the kernels: `cargo run --release -p aloe-tensor --example bench`.
 //!
-//! Arguments: `threads=2`, `cpu=avx2`, `rows=1,12` (of `narrow`), and parts to run (`one`, `few`, `many`, `formats`, `hot`, `narrow`, `attention`, `grads`; all when none is named). The machine may
+//! Arguments: `threads=2`, `cpu=avx2`, `rows=1,12` (of `narrow`), `documents=16x512` (of `train`), and parts to run (`one`, `few`, `many`, `formats`, `hot`, `narrow`, `attention`, `train`, `grads`; all when none is named). The machine may
 //! be shared: each measurement is taken in turn with a probe (a plain read of the same bytes, or the product of one hot tile), and
 //! the ratio of the medians is printed beside the rates.
 #![expect(clippy::print_stdout, reason = "a bench reports by printing")]
 #![expect(unsafe_code, reason = "the standard library does not tell a thread's processor time")]
 
 use aloe_tensor::ops::{
-    attention, attention_backward, attention_paged, linear, linear_grad_input, linear_grad_weight, write_pages,
+    attention, attention_backward, attention_paged, attention_rounded, attention_rounded_backward, linear,
+    linear_grad_input, linear_grad_weight, write_pages,
 };
+use aloe_tensor::reference::Heads;
 use aloe_tensor::{
     AttentionInputs, AttentionPlan, BlockFormat, Device, Dtype, Isa, KvPage, Linear, PageWrite, PagedSequence,
-    ReadProbe, Tensor,
+    ReadProbe, Rounded, RoundedAttention, Tensor,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+#[global_allocator]
+static HEAP: aloe_tensor::Heap = aloe_tensor::Heap;
 
 fn filled(shape: &[usize]) -> Tensor {
     let n = shape.iter().product();
@@ -107,14 +112,18 @@ fn few_rows(device: &Device, name: &str, (o, k): (usize, usize), counts: &[usize
     }
 }
 
+/// A product of bf16 whose rate is the processor's limit for bf16, and its operations.
+fn hot_tile(device: &Device) -> (impl FnMut(), f64) {
+    let (hot, x) = (Linear::new(filled(&[512, 512]).cast(Dtype::Bf16), None), filled(&[480, 512]));
+    (move || drop(linear(device, &x, &hot)), 2.0 * (480 * 512 * 512) as f64)
+}
+
 /// Many rows, beside the bf16 product of a hot tile (its rate is the processor's limit for bf16).
 fn many_rows(device: &Device, name: &str, (m, o, k): (usize, usize, usize), make: &dyn Fn(Tensor) -> Linear) {
     let (x, layer) = (filled(&[m, k]), make(filled(&[o, k])));
-    let hot = Linear::new(filled(&[512, 512]).cast(Dtype::Bf16), None);
-    let hot_x = filled(&[480, 512]);
-    let (probe, body) =
-        interleaved(&mut || drop(linear(device, &hot_x, &hot)), &mut || drop(linear(device, &x, &layer)));
-    let (limit, rate) = (2.0 * (480 * 512 * 512) as f64 / probe / 1e9, 2.0 * (m * o * k) as f64 / body / 1e9);
+    let (mut hot, flop) = hot_tile(device);
+    let (probe, body) = interleaved(&mut hot, &mut || drop(linear(device, &x, &layer)));
+    let (limit, rate) = (flop / probe / 1e9, 2.0 * (m * o * k) as f64 / body / 1e9);
     println!(
         "{name:9} {m:4} x {o} x {k}: {rate:7.1} GFLOP/s, a hot bf16 tile {limit:6.1}; share {:4.0} %",
         100.0 * rate / limit
@@ -238,6 +247,30 @@ fn attend(device: &Device, t: usize) {
     }
 }
 
+/// Attention as bf16 training has it, over documents packed side by side, beside a hot tile.
+fn train_attention(device: &Device, n_documents: usize, t: usize) {
+    let heads = Heads { h: 9, k: 3, e: 64 };
+    let rows = |h: usize| Rounded::new(device, &normal(&[n_documents * t, h * heads.e]));
+    let (q, k, v, dout) = (rows(heads.h), rows(heads.k), rows(heads.k), rows(heads.h));
+    let plan = AttentionPlan::causal(&vec![t; n_documents]);
+    // Two products forward and five backward over the lower triangle.
+    let product = (n_documents * t * (t + 1) * heads.h * heads.e) as f64;
+    let (mut hot, flop) = hot_tile(device);
+    let (o, lse) = attention_rounded(device, [&q, &k, &v], heads, &plan, 0.125);
+    let (probe, forward) =
+        interleaved(&mut hot, &mut || drop(attention_rounded(device, [&q, &k, &v], heads, &plan, 0.125)));
+    let inputs = RoundedAttention { q: &q, k: &k, v: &v, o: &o, lse: &lse, heads };
+    let (probe2, backward) =
+        interleaved(&mut hot, &mut || drop(attention_rounded_backward(device, &dout, &inputs, &plan, 0.125)));
+    println!(
+        "training attention {n_documents} x {t}, H=9 K=3 E=64: {:6.1} ms, {:3.0} % of a hot bf16 tile; backward {:6.1} ms, {:3.0} %",
+        1e3 * forward,
+        100.0 * (2.0 * product / forward) / (flop / probe),
+        1e3 * backward,
+        100.0 * (5.0 * product / backward) / (flop / probe2),
+    );
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let threads = args.iter().find_map(|a| a.strip_prefix("threads=")?.parse().ok());
@@ -286,6 +319,14 @@ fn main() {
     }
     if wants("attention") {
         [512, 2048].iter().for_each(|t| attend(&device, *t));
+    }
+    if wants("train") {
+        let wanted = args.iter().find_map(|a| {
+            let (n, t) = a.strip_prefix("documents=")?.split_once('x')?;
+            Some(vec![(n.parse().expect("a number of documents"), t.parse().expect("tokens of a document"))])
+        });
+        let all = wanted.unwrap_or_else(|| vec![(1, 8192), (1, 2048), (16, 512), (20, 100)]);
+        all.iter().for_each(|(n, t)| train_attention(&device, *n, *t));
     }
     if wants("grads") {
         [Dtype::Bf16, Dtype::F32].iter().for_each(|dtype| grads(&device, *dtype));

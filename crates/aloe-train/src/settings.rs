@@ -75,8 +75,8 @@ macro_rules! loop_fields {
                 seed: u64 = 0,
                 /// Type of the compute copies.
                 dtype: $crate::settings::TrainDtype = $crate::settings::TrainDtype::Bf16,
-                /// Keep each layer's input alone for the backward pass and compute the rest again: a third more time, less memory, the
-                /// same bits.
+                /// Keep each layer's input for the backward pass, in bf16 also its attention's output, and compute the rest again: up to a
+                /// third more time, less memory, the same bits.
                 recompute: bool = false,
                 /// A built-in template's name or a `.jinja` file in place of the start model's own; written to the output.
                 chat_template: Option<String> = None,

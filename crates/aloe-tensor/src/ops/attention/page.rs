@@ -5,7 +5,8 @@
 //! Unwritten positions are zero: weights of unseen keys are zero, and zero times a finite number adds nothing.
 
 use super::BLOCK;
-use super::keys::transpose_rows;
+use super::keys::{padded, transpose_rows};
+use super::rounded::pair_rows;
 use crate::gemm::{PANEL, units_of};
 use crate::pack::{Line, PairRows, round_row, with_scratch};
 use crate::pages::Lines;
@@ -33,6 +34,29 @@ impl KvPage {
     pub fn new(dtype: Dtype, kv_heads: usize, head_dim: usize) -> Self {
         let mut page = Self { dtype, heads: kv_heads, e: head_dim, lines: Lines::passing(0) };
         page.lines = Lines::paged(kv_heads * page.head_units() / LANES);
+        page
+    }
+
+    /// A page for one operation, in bf16, of `n` positions whose keys and values of each head are rows of bf16. Keys past them are of no
+    /// meaning, but finite where the others are.
+    ///
+    /// # Safety
+    /// The first `n` rows have the `head_dim` numbers of the head to read, and the others are such rows too.
+    pub(super) unsafe fn passing(
+        device: &Device,
+        (kv_heads, head_dim): (usize, usize),
+        n: usize,
+        rows: impl Fn(usize) -> [[*const u32; BLOCK]; 2],
+    ) -> Self {
+        assert!(head_dim.is_multiple_of(2) && n <= BLOCK, "{n} rows of {head_dim}");
+        let mut page = Self { dtype: Dtype::Bf16, heads: kv_heads, e: head_dim, lines: Lines::passing(0) };
+        let (head_units, keys) = (page.head_units(), page.key_units() * BLOCK);
+        page.lines = Lines::written(kv_heads * head_units / LANES, |out| {
+            for head in 0..kv_heads {
+                let (keys_of, [k, v]) = (out.cast::<u32>().wrapping_add(head * head_units), rows(head));
+                device.isa().run(WriteRows { k, v, n, e: head_dim, keys: keys_of, values: keys_of.wrapping_add(keys) });
+            }
+        });
         page
     }
 
@@ -168,6 +192,32 @@ impl Kernel for FillKeys {
             i += 1;
         }
         transpose_rows::<S>(&rows, BLOCK, self.e / 2, self.out.cast());
+    }
+}
+
+/// Keys and values of a head from rows of bf16; the values past them are zero.
+struct WriteRows {
+    k: [*const u32; BLOCK],
+    v: [*const u32; BLOCK],
+    n: usize,
+    e: usize,
+    keys: *mut u32,   // [E/2, 64]
+    values: *mut u32, // [32, padded E], right behind
+}
+
+impl Kernel for WriteRows {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (units, lanes, pairs) = (self.e / 2, padded(self.e), self.n.div_ceil(2));
+        if self.n < BLOCK {
+            self.keys.write_bytes(0, units * BLOCK);
+        }
+        // Up to 15 units too many: they lie where the values go, which are more.
+        transpose_rows::<S>(&self.k.map(|row| row.cast()), self.n, units, self.keys.cast());
+        pair_rows::<S>(&self.v, self.n, self.e, self.values);
+        self.values.wrapping_add(pairs * lanes).write_bytes(0, (BLOCK / 2 - pairs) * lanes);
     }
 }
 

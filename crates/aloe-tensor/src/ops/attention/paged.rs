@@ -6,6 +6,7 @@
 
 mod whole;
 
+use super::keys::copy_row;
 use super::page::KvPage;
 use super::soften::{RowState, normalise, normalise_rounded, soften_rows};
 use super::{BLOCK, Heads};
@@ -52,7 +53,8 @@ pub fn attention_paged(device: &Device, q: &Tensor, sequences: &[PagedSequence],
     // SAFETY: each (row, head) is written by its task, or zeroed where the row is of no sequence.
     unsafe {
         Tensor::written(q.shape(), |o| {
-            attend(device, q, sequences, scale, Output::F32(SharedMut::from_raw(o, q.len())));
+            let o = Output::F32(SharedMut::from_raw(o, q.len()));
+            attend(device, &Call::causal(q, sequences, scale, o));
         })
     }
 }
@@ -63,28 +65,60 @@ pub fn attention_paged_rounded(device: &Device, q: &Tensor, sequences: &[PagedSe
     if sequences.iter().all(|s| s.pages.is_empty()) || !e.is_multiple_of(LANES) {
         return Rounded::new(device, &attention_paged(device, q, sequences, scale));
     }
-    Rounded::written(n, h * e, |o| attend(device, q, sequences, scale, Output::Rounded(o)))
+    Rounded::written(n, h * e, |o| attend(device, &Call::causal(q, sequences, scale, Output::Rounded(o))))
 }
 
-/// Where the result goes.
+/// Where queries come from: N rows of H heads.
 #[derive(Clone, Copy)]
-enum Output {
-    F32(SharedMut<f32>), // [N, H, E]
-    /// Rows of H heads of whole vectors.
+pub(super) enum Queries<'a> {
+    F32(&'a [f32]),
+    /// For bf16 pages.
+    Rounded(&'a Rounded),
+}
+
+/// Where the result goes: N rows of H heads.
+#[derive(Clone, Copy)]
+pub(super) enum Output {
+    F32(SharedMut<f32>),
+    /// From bf16 pages, or of whole vectors.
     Rounded(RowsOut),
 }
 
-/// All rows of the output, for at least one page.
-fn attend(device: &Device, q: &Tensor, sequences: &[PagedSequence], scale: f32, o: Output) {
-    let &[n, h, e] = q.shape() else { panic!("q {:?}", q.shape()) };
-    let first = sequences.iter().flat_map(|s| &s.pages).next().expect("there is a page");
-    let (dtype, k) = (first.dtype(), first.kv_heads());
-    assert!(h % k == 0 && first.head_dim() == e, "q {:?} over pages of {k} heads of {}", q.shape(), first.head_dim());
-    let (queries, idle) = queries(sequences, n);
-    for page in sequences.iter().flat_map(|s| &s.pages) {
-        assert!(page.dtype() == dtype && page.kv_heads() == k && page.head_dim() == e, "pages differ in shape or type");
+/// Attention over pages, whole.
+pub(super) struct Call<'a> {
+    pub(super) q: Queries<'a>,
+    /// N.
+    pub(super) n: usize,
+    pub(super) heads: Heads,
+    pub(super) sequences: &'a [PagedSequence<'a>],
+    /// Otherwise a query sees all of its sequence.
+    pub(super) causal: bool,
+    pub(super) scale: f32,
+    pub(super) o: Output,
+    /// Where the log-sum-exp of the scaled scores `[N, H]` of queries of a sequence goes.
+    pub(super) lse: Option<SharedMut<f32>>,
+}
+
+impl<'a> Call<'a> {
+    fn causal(q: &'a Tensor, sequences: &'a [PagedSequence<'a>], scale: f32, o: Output) -> Self {
+        let &[n, h, e] = q.shape() else { panic!("q {:?}", q.shape()) };
+        let page = sequences.iter().flat_map(|s| &s.pages).next().expect("there is a page");
+        let heads = Heads { h, k: page.kv_heads(), e };
+        Self { q: Queries::F32(q.as_f32()), n, heads, sequences, causal: true, scale, o, lse: None }
     }
-    let (heads, group) = (Heads { h, k, e }, h / k);
+}
+
+/// All rows of the output, for at least one page.
+pub(super) fn attend(device: &Device, call: &Call<'_>) {
+    let &Call { q, n, heads, sequences, causal, scale, o, lse } = call;
+    let Heads { h, k, e } = heads;
+    let dtype = sequences.iter().flat_map(|s| &s.pages).next().expect("there is a page").dtype();
+    for page in sequences.iter().flat_map(|s| &s.pages) {
+        let of_page = (page.dtype(), page.kv_heads(), page.head_dim());
+        assert!(of_page == (dtype, k, e) && h % k == 0, "pages of {of_page:?} for {heads:?}");
+    }
+    let (queries, idle) = queries(sequences, n, causal);
+    let group = h / k;
     let tile = tile_queries(queries.len(), group, device.threads(), k);
     let tiles: Vec<&[Query]> = queries.chunks(tile).collect();
     for row in idle {
@@ -103,7 +137,7 @@ fn attend(device: &Device, q: &Tensor, sequences: &[PagedSequence], scale: f32, 
         let rows = queries.len() * group;
         with_scratch(Buffers::lines(rows, group, e, dtype), |lines| {
             let buffers = Buffers::new(lines.as_mut_ptr().cast(), rows, group, e, dtype);
-            let tile = Tile { q: q.as_f32().as_ptr(), queries, sequences, kv, heads, scale, dtype, buffers, o };
+            let tile = Tile { q, queries, sequences, kv, heads, scale, dtype, buffers, o, lse };
             // SAFETY: rows of q and o are below N and distinct (checked in `queries`), pages have these heads; each (row,
             // head) belongs to one task.
             unsafe { isa.run(tile) }
@@ -112,7 +146,7 @@ fn attend(device: &Device, q: &Tensor, sequences: &[PagedSequence], scale: f32, 
 }
 
 /// Every query with the number of keys it sees, sequences with common pages next to each other; and the rows of no sequence.
-fn queries(sequences: &[PagedSequence], n: usize) -> (Vec<Query>, Vec<usize>) {
+fn queries(sequences: &[PagedSequence], n: usize, causal: bool) -> (Vec<Query>, Vec<usize>) {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     order.sort_by_cached_key(|&s| sequences[s].pages.iter().map(|p| *p as *const KvPage as usize).collect::<Vec<_>>());
     let mut taken = vec![false; n];
@@ -120,10 +154,12 @@ fn queries(sequences: &[PagedSequence], n: usize) -> (Vec<Query>, Vec<usize>) {
     for sequence in order {
         let PagedSequence { queries, pages, len_tokens } = &sequences[sequence];
         assert!(pages.len() * BLOCK >= *len_tokens, "{len_tokens} positions in {} pages", pages.len());
-        assert!(*len_tokens >= queries.len() && queries.end <= n, "queries {queries:?} of {n}, {len_tokens} keys");
+        let enough = if causal { queries.len() } else { 1 };
+        assert!(*len_tokens >= enough && queries.end <= n, "queries {queries:?} of {n}, {len_tokens} keys");
         for (i, row) in queries.clone().enumerate() {
             assert!(!std::mem::replace(&mut taken[row], true), "row {row} in two sequences");
-            all.push(Query { row, sequence, visible: len_tokens - queries.len() + i + 1 });
+            let visible = if causal { len_tokens - queries.len() + i + 1 } else { *len_tokens };
+            all.push(Query { row, sequence, visible });
         }
     }
     (all, (0..n).filter(|&row| !taken[row]).collect())
@@ -187,7 +223,7 @@ impl Buffers {
 }
 
 struct Tile<'a> {
-    q: *const f32,
+    q: Queries<'a>,
     queries: &'a [Query],
     sequences: &'a [PagedSequence<'a>],
     kv: usize,
@@ -196,6 +232,7 @@ struct Tile<'a> {
     dtype: Dtype,
     buffers: Buffers,
     o: Output,
+    lse: Option<SharedMut<f32>>,
 }
 
 impl Kernel for Tile<'_> {
@@ -285,6 +322,19 @@ impl<'a> Tile<'a> {
         self.queries[r / self.group()].row * self.heads.h + self.kv * self.group() + r % self.group()
     }
 
+    /// Where the query of tile row `r` lies, and its bytes.
+    #[inline(always)]
+    fn query(&self, r: usize) -> (*const f32, usize) {
+        let e = self.heads.e;
+        match self.q {
+            Queries::F32(q) => (q.as_ptr().wrapping_add(self.global(r) * e), size_of::<f32>() * e),
+            Queries::Rounded(q) => {
+                let head = self.kv * self.group() + r % self.group();
+                (q.row(self.queries[r / self.group()].row).wrapping_add(head * e).cast(), e * size_of::<u16>())
+            }
+        }
+    }
+
     /// The state of tile row `r`, which is the first of its part.
     #[inline(always)]
     fn state(&self, r: usize) -> RowState {
@@ -304,15 +354,17 @@ impl<'a> Tile<'a> {
         let rows = self.queries.len() * self.group();
         // All at once, as each row waits for memory.
         for r in 0..rows {
-            for line in 0..e.div_ceil(LANES) {
-                S::prefetch(self.q.wrapping_add(self.global(r) * e + line * LANES).cast());
+            let (from, bytes) = self.query(r);
+            for line in (0..bytes).step_by(size_of::<f32>() * LANES) {
+                S::prefetch(from.cast::<u8>().wrapping_add(line));
             }
         }
         for r in 0..rows {
-            let (from, to) = (self.q.wrapping_add(self.global(r) * e), b.q.wrapping_add(r * stride));
-            match self.dtype {
-                Dtype::F32 => super::keys::copy_row::<S>(from, e, to.cast()),
-                Dtype::Bf16 => round_row::<S>(from, e, to.cast()),
+            let (from, to) = (self.query(r).0, b.q.wrapping_add(r * stride));
+            match (self.q, self.dtype) {
+                (Queries::F32(_), Dtype::F32) => copy_row::<S>(from, e, to.cast()),
+                (Queries::F32(_), Dtype::Bf16) => round_row::<S>(from, e, to.cast()),
+                (Queries::Rounded(_), _) => copy_row::<S>(from, e / 2, to.cast()),
             }
             b.max.wrapping_add(r).write(f32::NEG_INFINITY);
             b.sum.wrapping_add(r).write(0.0);
@@ -397,15 +449,27 @@ impl<'a> Tile<'a> {
 
     #[inline(always)]
     unsafe fn finish<S: Simd>(&self) {
-        let (e, group) = (self.heads.e, self.group());
+        let (e, group, b) = (self.heads.e, self.group(), &self.buffers);
         for r in 0..self.queries.len() * group {
+            let state = self.state(r);
             match self.o {
-                Output::F32(o) => normalise::<S>(&self.state(r), o.ptr().wrapping_add(self.global(r) * e)),
+                Output::F32(o) => normalise::<S>(&state, o.ptr().wrapping_add(self.global(r) * e)),
                 Output::Rounded(o) => {
                     let head = self.kv * group + r % group;
                     let to = o.row(self.queries[r / group].row).wrapping_add(head * e);
-                    normalise_rounded::<S>(&self.state(r), to);
+                    if e.is_multiple_of(LANES) {
+                        normalise_rounded::<S>(&state, to);
+                    } else {
+                        // By way of buffers: whole vectors would write over the next head, which is another task's.
+                        assert!(e <= 2 * ROWS * BLOCK, "heads of {e}");
+                        normalise::<S>(&state, b.scores);
+                        round_row::<S>(b.scores, e, b.weights.cast());
+                        to.copy_from_nonoverlapping(b.weights.cast(), e);
+                    }
                 }
+            }
+            if let Some(lse) = self.lse {
+                lse.ptr().wrapping_add(self.global(r)).write(state.max.read() + state.sum.read().ln());
             }
         }
     }

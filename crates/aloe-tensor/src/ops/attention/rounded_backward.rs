@@ -1,23 +1,30 @@
-//! Backward pass over bf16 rows: a task takes one key head and some of a document's keys, block by block of 64, and for each block the
-//! tiles of 64 queries that see it. Scores are recomputed; nothing of size T x T is stored.
+//! Backward pass over bf16 rows: a task takes one key head and some of a document's keys, some blocks of 64 at a time, and for those the
+//! tiles of 64 queries that see them. Scores are recomputed; nothing of size T x T is stored.
 //!
 //! dk and dv of a key head are summed over its query heads in place. Where the keys of a document are shared out among tasks, each
 //! task sums its own dq, and the parts are added in the order of the keys: how the keys are shared depends on their number alone.
+//! How many blocks are taken together changes no bit: every sum runs over its queries, or its keys, in order.
 
-use super::keys::{groups, padded, transpose_rows};
+mod cell;
+mod parts;
+
+use super::backward::add_row;
+use super::keys::{padded, transpose_rows};
 use super::rounded::{Job, check, pair_rows, units};
 use super::{AttentionPlan, BLOCK, Heads};
 use crate::gemm::{Gemm, PANEL};
 use crate::ops::zeros;
 use crate::pack::with_scratch;
 use crate::pool::SharedMut;
-use crate::simd::{Kernel, LANES, Simd, exp, sum_lanes};
+use crate::simd::{Kernel, LANES, Simd, sum_lanes};
 use crate::{Device, Dtype, Rounded, Tensor};
+use cell::{Ahead, Cell, HeadRows};
+use parts::{QueryParts, tasks};
 use std::ops::Range;
 
-/// Keys of a task at least, and tasks that a document's keys are shared among at most.
-const PART_KEYS: usize = 256;
-const PARTS: usize = 4;
+/// Units of 32 bits of what belongs to the blocks of keys that are taken together: half of a second-level cache of 1 MiB, as the queries
+/// pass through the other half.
+const STRETCH_UNITS: usize = 1 << 17;
 
 /// The forward pass's inputs and results.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +51,31 @@ pub fn attention_rounded_backward(
     plan: &AttentionPlan,
     scale: f32,
 ) -> [Tensor; 3] {
+    backward(device, (dout, inputs), plan, scale, Walk::of(inputs.heads))
+}
+
+/// How cells follow each other, which changes no bit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Walk {
+    /// Blocks of keys taken together.
+    pub(super) blocks: usize,
+    /// Whether whole cells take their exponentials beside the products.
+    pub(super) beside: bool,
+}
+
+impl Walk {
+    pub(super) fn of(heads: Heads) -> Self {
+        Self { blocks: (STRETCH_UNITS / Buffers::units_of_block(heads)).clamp(1, 8), beside: true }
+    }
+}
+
+pub(super) fn backward(
+    device: &Device,
+    (dout, inputs): (&Rounded, &RoundedAttention),
+    plan: &AttentionPlan,
+    scale: f32,
+    walk: Walk,
+) -> [Tensor; 3] {
     let RoundedAttention { q, k, v, o, heads, .. } = *inputs;
     check(q, k, v, heads);
     let (n, m) = (q.rows(), k.rows());
@@ -52,16 +84,12 @@ pub fn attention_rounded_backward(
     let jobs = Job::all(plan, n, m);
     let delta = output_shares(device, dout, o, heads);
     let tasks = tasks(plan, &jobs, heads.k);
-    let mut dq = zeros(device, &[n, heads.h * heads.e]);
-    let n_parts = tasks.iter().map(|task| task.part + 1).max().unwrap_or(1);
-    let mut parts: Vec<Tensor> = (1..n_parts).map(|_| zeros(device, dq.shape())).collect();
+    let dq_parts = QueryParts::new(&tasks, &jobs, n, heads);
     let (mut dk, mut dv) = (zeros(device, &[m, heads.k * heads.e]), zeros(device, &[m, heads.k * heads.e]));
-    let out_dq: Vec<SharedMut<f32>> =
-        std::iter::once(&mut dq).chain(&mut parts).map(|part| SharedMut::new(part.as_f32_mut())).collect();
     let (out_dk, out_dv) = (SharedMut::new(dk.as_f32_mut()), SharedMut::new(dv.as_f32_mut()));
     device.for_each(tasks.len(), &|t| {
         let task = &tasks[t];
-        with_scratch(Buffers::lines(heads.e), |lines| {
+        with_scratch(Buffers::lines(heads, walk.blocks), |lines| {
             for &j in &task.jobs {
                 let part = Part {
                     dout,
@@ -71,8 +99,9 @@ pub fn attention_rounded_backward(
                     keys: task.keys.start..task.keys.end.min(jobs[j].keys.len()),
                     kv: task.kv,
                     scale,
-                    buffers: Buffers::new(lines.as_mut_ptr().cast(), heads.e),
-                    dq: out_dq[task.part].ptr(),
+                    walk,
+                    buffers: Buffers::new(lines.as_mut_ptr().cast(), heads, walk.blocks),
+                    dq: dq_parts.start(task.part),
                     dk: out_dk.ptr(),
                     dv: out_dv.ptr(),
                 };
@@ -82,39 +111,7 @@ pub fn attention_rounded_backward(
             }
         });
     });
-    parts.iter().for_each(|part| crate::ops::add_in_place(device, &mut dq, part));
-    [dq, dk, dv]
-}
-
-/// One task: these keys of these jobs, for one key head.
-struct Task {
-    jobs: Vec<usize>,
-    kv: usize,
-    keys: Range<usize>,
-    part: usize,
-}
-
-/// Long tasks first.
-fn tasks(plan: &AttentionPlan, jobs: &[Job], n_heads: usize) -> Vec<Task> {
-    let mut tasks = Vec::new();
-    for members in groups(plan) {
-        let n_keys = members.iter().map(|&j| jobs[j].keys.len()).max().unwrap_or(0);
-        // Jobs that share keys write the same rows: one task takes them all.
-        let n_parts = if members.len() > 1 { 1 } else { (n_keys / PART_KEYS).clamp(1, PARTS) };
-        let size = n_keys.div_ceil(n_parts).next_multiple_of(BLOCK);
-        for part in 0..n_parts {
-            let keys = part * size..if part + 1 == n_parts { n_keys } else { ((part + 1) * size).min(n_keys) };
-            for kv in 0..n_heads {
-                tasks.push(Task { jobs: members.clone(), kv, keys: keys.clone(), part });
-            }
-        }
-    }
-    let seen = |task: &Task| -> usize {
-        let of = |&j: &usize| jobs[j].queries.len().saturating_sub(jobs[j].first_query(task.keys.start));
-        task.jobs.iter().map(of).sum::<usize>() * task.keys.len()
-    };
-    tasks.sort_by_cached_key(|task| std::cmp::Reverse(seen(task)));
-    tasks
+    [dq_parts.sum(device), dk, dv]
 }
 
 /// Sum of `dout * o` of each query and head `[N, H]`: what the softmax takes off every score's gradient.
@@ -163,42 +160,51 @@ impl Kernel for Dot {
     }
 }
 
+/// Scratch of a task; what belongs to a block of keys lies block by block.
 #[derive(Clone, Copy)]
 struct Buffers {
     p: *mut f32,        // [64, 64] scores
-    ds: *mut f32,       // [64, 64] dout v^T
-    p_pairs: *mut u32,  // [32, 64] weights, two queries a unit
-    ds_pairs: *mut u32, // [32, 64] gradient of the scores, two queries a unit
-    ds_rows: *mut u32,  // [64, 32] the same, two keys a unit
-    kt: *mut u32,       // [units of e, 64]
-    vt: *mut u32,       // [units of e, 64]
-    k: *mut u32,        // [32, padded e]
-    q: *mut u32,        // [32, padded e]
-    dout: *mut u32,     // [32, padded e]
-    dk: *mut f32,       // [64, e]
-    dv: *mut f32,       // [64, e]
+    dp: *mut f32,       // [64, 64] dout v^T
+    ds_rows: *mut u32,  // [64, blocks, 32] gradient of the scores, two keys a unit
+    q: *mut u32,        // [group, 32, padded e], two queries a unit
+    dout: *mut u32,     // [group, 32, padded e], two queries a unit
+    p_pairs: *mut u32,  // [blocks, group, 32, 64] weights, two queries a unit
+    ds_pairs: *mut u32, // [blocks, group, 32, 64] gradient of the scores, two queries a unit
+    kt: *mut u32,       // [blocks, units of e, 64]
+    vt: *mut u32,       // [blocks, units of e, 64]
+    k: *mut u32,        // [blocks, 32, padded e], two keys a unit
+    dk: *mut f32,       // [blocks, 64, e]
+    dv: *mut f32,       // [blocks, 64, e]
 }
 
 impl Buffers {
-    fn sizes(e: usize) -> [usize; 12] {
-        let (s, half, t, p) = (BLOCK * BLOCK, BLOCK * BLOCK / 2, units(e) * BLOCK, BLOCK / 2 * padded(e));
+    fn sizes(Heads { h, k, e }: Heads, blocks: usize) -> [usize; 12] {
+        let (s, half, group) = (BLOCK * BLOCK, BLOCK * BLOCK / 2, h / k);
+        let (t, p) = (units(e) * BLOCK, BLOCK / 2 * padded(e));
         let d = (e * BLOCK).next_multiple_of(LANES);
-        [s, s, half, half, half, t, t, p, p, p, d, d]
+        let (pairs, rows) = (blocks * group * half, group * p);
+        [s, s, blocks * half, rows, rows, pairs, pairs, blocks * t, blocks * t, blocks * p, blocks * d, blocks * d]
     }
 
-    fn lines(e: usize) -> usize {
-        Self::sizes(e).iter().sum::<usize>() / LANES
+    /// What one more block of keys takes.
+    fn units_of_block(heads: Heads) -> usize {
+        let total = |blocks| Self::sizes(heads, blocks).iter().sum::<usize>();
+        total(2) - total(1)
     }
 
-    fn new(start: *mut f32, e: usize) -> Self {
+    fn lines(heads: Heads, blocks: usize) -> usize {
+        Self::sizes(heads, blocks).iter().sum::<usize>() / LANES
+    }
+
+    fn new(start: *mut f32, heads: Heads, blocks: usize) -> Self {
         let mut at = 0;
-        let [p, ds, p_pairs, ds_pairs, ds_rows, kt, vt, k, q, dout, dk, dv] = Self::sizes(e).map(|n| {
+        let [p, dp, ds_rows, q, dout, p_pairs, ds_pairs, kt, vt, k, dk, dv] = Self::sizes(heads, blocks).map(|n| {
             at += n;
             start.wrapping_add(at - n)
         });
-        let [p_pairs, ds_pairs, ds_rows, kt, vt, k, q, dout] =
-            [p_pairs, ds_pairs, ds_rows, kt, vt, k, q, dout].map(|units| units.cast());
-        Self { p, ds, p_pairs, ds_pairs, ds_rows, kt, vt, k, q, dout, dk, dv }
+        let [ds_rows, q, dout, p_pairs, ds_pairs, kt, vt, k] =
+            [ds_rows, q, dout, p_pairs, ds_pairs, kt, vt, k].map(|units| units.cast());
+        Self { p, dp, ds_rows, q, dout, p_pairs, ds_pairs, kt, vt, k, dk, dv }
     }
 }
 
@@ -211,6 +217,7 @@ struct Part<'a> {
     keys: Range<usize>,
     kv: usize,
     scale: f32,
+    walk: Walk,
     buffers: Buffers,
     dq: *mut f32,
     dk: *mut f32,
@@ -222,166 +229,181 @@ impl Kernel for Part<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        let step = self.walk.blocks * BLOCK;
         let mut key = self.keys.start;
         while key < self.keys.end {
-            self.key_block::<S>(key, BLOCK.min(self.keys.end - key));
-            key += BLOCK;
+            self.stretch::<S>(key..self.keys.end.min(key + step));
+            key += step;
         }
     }
 }
 
 impl Part<'_> {
+    fn group(&self) -> usize {
+        self.inputs.heads.h / self.inputs.heads.k
+    }
+
+    /// Keys that are taken together, with all queries that see them.
     #[inline(always)]
-    unsafe fn key_block<S: Simd>(&self, key: usize, n: usize) {
-        let Heads { h, k: kv_heads, e } = self.inputs.heads;
-        let (b, first_unit, group) = (&self.buffers, self.kv * e / 2, h / kv_heads);
-        let (k, v) =
-            (self.job.block(self.inputs.k, key, n, first_unit), self.job.block(self.inputs.v, key, n, first_unit));
-        transpose_rows::<S>(&k.map(|row| row.cast()), n, e / 2, b.kt.cast());
-        transpose_rows::<S>(&v.map(|row| row.cast()), n, e / 2, b.vt.cast());
-        pair_rows::<S>(&k, n, e, b.k);
-        let mut i = 0;
-        while i < (e * BLOCK).next_multiple_of(LANES) {
-            S::store(b.dk.wrapping_add(i), S::splat(0.0));
-            S::store(b.dv.wrapping_add(i), S::splat(0.0));
-            i += LANES;
+    unsafe fn stretch<S: Simd>(&self, keys: Range<usize>) {
+        let blocks = keys.len().div_ceil(BLOCK);
+        for block in 0..blocks {
+            self.pack::<S>(&keys, block);
         }
-        let mut query = self.job.first_query(key) / BLOCK * BLOCK;
-        while query < self.job.queries.len() {
-            for head in self.kv * group..(self.kv + 1) * group {
-                self.query_tile::<S>((key, n), query, head);
-            }
+        let n_queries = self.job.queries.len();
+        let mut query = self.job.first_tile(keys.start);
+        while query < n_queries {
+            let sees = |block: &usize| self.job.first_tile(keys.start + block * BLOCK) <= query;
+            let seen = keys.start..keys.end.min(keys.start + (0..blocks).take_while(sees).count() * BLOCK);
+            self.query_tile::<S>(&seen, query);
             query += BLOCK;
         }
-        for i in 0..n {
-            let row = (self.job.keys[key + i] * kv_heads + self.kv) * e;
-            super::backward::add_row::<S>(self.dk.wrapping_add(row), b.dk.wrapping_add(i * e), e);
-            super::backward::add_row::<S>(self.dv.wrapping_add(row), b.dv.wrapping_add(i * e), e);
+        let Heads { k: kv_heads, e, .. } = self.inputs.heads;
+        for i in 0..if n_queries > 0 { keys.len() } else { 0 } {
+            let row = (self.job.keys[keys.start + i] * kv_heads + self.kv) * e;
+            add_row::<S>(
+                self.dk.wrapping_add(row),
+                self.sums(self.buffers.dk, i / BLOCK).wrapping_add(i % BLOCK * e),
+                e,
+            );
+            add_row::<S>(
+                self.dv.wrapping_add(row),
+                self.sums(self.buffers.dv, i / BLOCK).wrapping_add(i % BLOCK * e),
+                e,
+            );
         }
     }
 
-    /// Rows of a head of the tile's queries, as bits; rows past the last repeat it.
+    /// A block's part of dk or dv.
     #[inline(always)]
-    fn rows(&self, x: &Rounded, query: usize, n: usize, head: usize) -> [*const u32; BLOCK] {
-        let first = self.job.queries.start + query;
-        let at = |i: usize| x.row(first + i.min(n - 1)).cast::<u32>().wrapping_add(head * self.inputs.heads.e / 2);
-        std::array::from_fn(at)
+    fn sums(&self, all: *mut f32, block: usize) -> *mut f32 {
+        all.wrapping_add(block * (self.inputs.heads.e * BLOCK).next_multiple_of(LANES))
     }
 
+    /// A block's part of kt or vt.
     #[inline(always)]
-    unsafe fn query_tile<S: Simd>(&self, (key, n_keys): (usize, usize), query: usize, head: usize) {
+    fn columns(&self, all: *mut u32, block: usize) -> *mut u32 {
+        all.wrapping_add(block * units(self.inputs.heads.e) * BLOCK)
+    }
+
+    /// The part of a block and the `head`-th head of the group of weights or gradients, `n` queries being in the tile.
+    #[inline(always)]
+    fn pairs(&self, all: *mut u32, block: usize, head: usize, n: usize) -> *mut u32 {
+        all.wrapping_add(block * self.group() * BLOCK / 2 * BLOCK + head * n.div_ceil(2) * BLOCK)
+    }
+
+    /// Keys and values of a block as the products read them.
+    #[inline(always)]
+    unsafe fn pack<S: Simd>(&self, keys: &Range<usize>, block: usize) {
+        let (e, b) = (self.inputs.heads.e, &self.buffers);
+        let key = keys.start + block * BLOCK;
+        let (n, first_unit) = (BLOCK.min(keys.end - key), self.kv * e / 2);
+        let (k, v) =
+            (self.job.block(self.inputs.k, key, n, first_unit), self.job.block(self.inputs.v, key, n, first_unit));
+        transpose_rows::<S>(&k.map(|row| row.cast()), n, e / 2, self.columns(b.kt, block).cast());
+        transpose_rows::<S>(&v.map(|row| row.cast()), n, e / 2, self.columns(b.vt, block).cast());
+        pair_rows::<S>(&k, n, e, b.k.wrapping_add(block * BLOCK / 2 * padded(e)));
+    }
+
+    /// A tile of queries of a head: rows of q and dout, and where its dq is.
+    #[inline(always)]
+    fn rows(&self, query: usize, head: usize) -> (HeadRows, HeadRows, *mut f32) {
+        let (Heads { h, e, .. }, first) = (self.inputs.heads, self.job.queries.start + query);
+        let rows = |x| HeadRows::new(x, first, head * e / 2);
+        (rows(self.inputs.q), rows(self.dout), self.dq.wrapping_add((first * h + head) * e))
+    }
+
+    /// What comes after a head of a tile: the next head, or the first one of the next tile.
+    #[inline(always)]
+    fn ahead(&self, query: usize, head: usize) -> Option<Ahead> {
         let Heads { h, e, .. } = self.inputs.heads;
-        let (b, n) = (&self.buffers, BLOCK.min(self.job.queries.len() - query));
-        let (q, dout) = (self.rows(self.inputs.q, query, n, head), self.rows(self.dout, query, n, head));
-        let scores = Gemm {
+        let is_last = head + 1 == (self.kv + 1) * self.group();
+        let (query, head) = if is_last { (query + BLOCK, self.kv * self.group()) } else { (query, head + 1) };
+        if query >= self.job.queries.len() {
+            return None;
+        }
+        let (q, dout, dq) = self.rows(query, head);
+        Some(Ahead { q, dout, dq, dq_stride: h * e, n: BLOCK.min(self.job.queries.len() - query), e })
+    }
+
+    /// All that a tile of queries adds, over the keys of a stretch that some of its queries see.
+    #[inline(always)]
+    unsafe fn query_tile<S: Simd>(&self, keys: &Range<usize>, query: usize) {
+        let (Heads { h, e, .. }, b, group) = (self.inputs.heads, &self.buffers, self.group());
+        let (n, blocks) = (BLOCK.min(self.job.queries.len() - query), keys.len().div_ceil(BLOCK));
+        let product = Gemm {
             dtype: Dtype::Bf16,
             m: n,
-            n: n_keys,
-            units: e / 2,
-            a: q[0],
-            a_stride: self.inputs.q.stride(),
+            n: e,
+            units: keys.len().div_ceil(2),
+            a: b.ds_rows,
+            a_stride: self.walk.blocks * BLOCK / 2,
             a_by_unit: false,
             a_panel_stride: 0,
-            b: b.kt,
+            b: b.k,
             b_panel_stride: PANEL,
-            b_unit_stride: BLOCK,
-            c: b.p,
-            c_stride: BLOCK,
-            accumulate: false,
+            b_unit_stride: padded(e),
+            c: self.dq,
+            c_stride: h * e,
+            accumulate: keys.start > self.keys.start,
             add: std::ptr::null(),
             from_memory: false,
         };
-        scores.run_inside::<S>();
-        Gemm { a: dout[0], a_stride: self.dout.stride(), b: b.vt, c: b.ds, ..scores }.run_inside::<S>();
-        let mut i = 0;
-        while i < n {
-            self.score_gradients::<S>((key, n_keys), query, i, i + 1 < n, head);
-            i += 2;
-        }
-        let dq = Gemm {
-            n: e,
-            units: n_keys.div_ceil(2),
-            a: b.ds_rows,
-            a_stride: BLOCK / 2,
-            b: b.k,
-            b_unit_stride: padded(e),
-            c: self.dq.wrapping_add(((self.job.queries.start + query) * h + head) * e),
-            c_stride: h * e,
-            accumulate: true,
-            ..scores
-        };
-        dq.run_inside::<S>();
-        pair_rows::<S>(&q, n, e, b.q);
-        pair_rows::<S>(&dout, n, e, b.dout);
-        let by_key = Gemm { m: n_keys, units: n.div_ceil(2), a_by_unit: true, a_stride: BLOCK, c_stride: e, ..dq };
-        Gemm { a: b.ds_pairs, b: b.q, c: b.dk, ..by_key }.run_inside::<S>();
-        Gemm { a: b.p_pairs, b: b.dout, c: b.dv, ..by_key }.run_inside::<S>();
-    }
-
-    /// Scores and dout v^T of two rows to weights and the gradient of q k^T, as the products want them.
-    #[inline(always)]
-    unsafe fn score_gradients<S: Simd>(
-        &self,
-        (key, n_keys): (usize, usize),
-        query: usize,
-        i: usize,
-        has_second: bool,
-        head: usize,
-    ) {
-        let b = &self.buffers;
-        let one = self.score_row::<S>((key, n_keys), query, i, head);
-        let other = if has_second { self.score_row::<S>((key, n_keys), query, i + 1, head) } else { one };
-        let mut x = 0;
-        while x < BLOCK {
-            let (p, ds) = one.at::<S>(x, self.scale);
-            S::store_bf16(b.ds_rows.wrapping_add(i * BLOCK / 2).cast::<u16>().wrapping_add(x), ds);
-            let (mut p2, mut ds2) = (S::splat(0.0), S::splat(0.0));
-            if has_second {
-                (p2, ds2) = other.at::<S>(x, self.scale);
-                S::store_bf16(b.ds_rows.wrapping_add((i + 1) * BLOCK / 2).cast::<u16>().wrapping_add(x), ds2);
+        for of_group in 0..group {
+            let head = self.kv * group + of_group;
+            let (q, dout, dq) = self.rows(query, head);
+            for block in 0..blocks {
+                self.cell::<S>(keys, (query, n), block, of_group);
             }
-            let to = i / 2 * BLOCK + x;
-            S::store(b.p_pairs.wrapping_add(to).cast(), S::pair_bf16(p, p2));
-            S::store(b.ds_pairs.wrapping_add(to).cast(), S::pair_bf16(ds, ds2));
-            x += LANES;
+            Gemm { c: dq, ..product }.run_inside::<S>();
+            let packed = of_group * n.div_ceil(2) * padded(e);
+            pair_rows::<S>(&q.block(n), n, e, b.q.wrapping_add(packed));
+            pair_rows::<S>(&dout.block(n), n, e, b.dout.wrapping_add(packed));
+        }
+        let by_key = Gemm { units: group * n.div_ceil(2), a_by_unit: true, a_stride: BLOCK, c_stride: e, ..product };
+        for block in 0..blocks {
+            let key = keys.start + block * BLOCK;
+            // The first tile that sees the block begins its sums.
+            let by_key = Gemm { m: BLOCK.min(keys.end - key), accumulate: query > self.job.first_tile(key), ..by_key };
+            let (p, ds) = (self.pairs(b.p_pairs, block, 0, n), self.pairs(b.ds_pairs, block, 0, n));
+            Gemm { a: ds, b: b.q, c: self.sums(b.dk, block), ..by_key }.run_inside::<S>();
+            Gemm { a: p, b: b.dout, c: self.sums(b.dv, block), ..by_key }.run_inside::<S>();
         }
     }
 
-    /// Row `i` of the tile, what it does not see masked.
+    /// Weights and gradients of the scores of a block and a head of the group.
     #[inline(always)]
-    unsafe fn score_row<S: Simd>(
-        &self,
-        (key, n_keys): (usize, usize),
-        query: usize,
-        i: usize,
-        head: usize,
-    ) -> ScoreRow {
-        let (scores, dp) = (self.buffers.p.wrapping_add(i * BLOCK), self.buffers.ds.wrapping_add(i * BLOCK));
-        let seen = self.job.visible(query + i).saturating_sub(key).min(n_keys);
-        for x in seen..BLOCK {
-            scores.wrapping_add(x).write(f32::NEG_INFINITY);
-            dp.wrapping_add(x).write(0.0);
+    unsafe fn cell<S: Simd>(&self, keys: &Range<usize>, (query, n): (usize, usize), block: usize, of_group: usize) {
+        let (Heads { h, e, .. }, b) = (self.inputs.heads, &self.buffers);
+        let (head, key) = (self.kv * self.group() + of_group, keys.start + block * BLOCK);
+        let ((q, dout, _), at) = (self.rows(query, head), (self.job.queries.start + query) * h + head);
+        let cell = Cell {
+            job: self.job,
+            query,
+            n,
+            key,
+            n_keys: BLOCK.min(keys.end - key),
+            q,
+            dout,
+            units: e / 2,
+            kt: self.columns(b.kt, block),
+            vt: self.columns(b.vt, block),
+            lse: self.inputs.lse.as_f32()[at..].as_ptr(),
+            delta: self.delta[at..].as_ptr(),
+            heads: h,
+            scale: self.scale,
+            p: b.p,
+            dp: b.dp,
+            p_pairs: self.pairs(b.p_pairs, block, of_group, n),
+            ds_pairs: self.pairs(b.ds_pairs, block, of_group, n),
+            ds_rows: b.ds_rows.wrapping_add(block * BLOCK / 2),
+            ds_stride: self.walk.blocks * BLOCK / 2,
+            ahead: if block == 0 { self.ahead(query, head) } else { None },
+        };
+        if S::PAIRS_BF16 && self.walk.beside && cell.is_whole() {
+            cell.whole::<S>();
+        } else {
+            cell.masked::<S>();
         }
-        let at = (self.job.queries.start + query + i) * self.inputs.heads.h + head;
-        ScoreRow { scores, dp, lse: self.inputs.lse.as_f32()[at], delta: self.delta[at] }
-    }
-}
-
-#[derive(Clone, Copy)]
-struct ScoreRow {
-    scores: *const f32,
-    dp: *const f32,
-    lse: f32,
-    delta: f32,
-}
-
-impl ScoreRow {
-    /// Weights of 16 keys and the gradient of their q k^T.
-    #[inline(always)]
-    unsafe fn at<S: Simd>(&self, x: usize, scale: f32) -> (S::V, S::V) {
-        let scale = S::splat(scale);
-        let p = exp::<S>(S::sub(S::mul(S::load(self.scores.wrapping_add(x)), scale), S::splat(self.lse)));
-        let ds = S::mul(S::mul(p, S::sub(S::load(self.dp.wrapping_add(x)), S::splat(self.delta))), scale);
-        (p, ds)
     }
 }

@@ -1,5 +1,6 @@
 //! Attention over bf16 rows: against the plain twin and the pages of a cache, and the laws of company, parts and threads.
 
+use super::rounded_backward::{Walk, backward};
 use super::*;
 use crate::reference;
 use crate::testing::{close, devices, normal, same_bits};
@@ -16,6 +17,8 @@ fn plans() -> Vec<(AttentionPlan, usize)> {
         block(70..80, &[0..70, 70..80]),
         block(80..145, &[0..70, 80..145]),
     ];
+    // Not in order, with queries and keys of neither before, between and behind.
+    let apart = vec![block(90..100, &[80..85, 85..100]), block(5..75, &[4..5, 5..75])];
     vec![
         (AttentionPlan::causal(&[1]), 1),
         (AttentionPlan::causal(&[64, 1, 65, 3]), 133),
@@ -23,6 +26,7 @@ fn plans() -> Vec<(AttentionPlan, usize)> {
         // Long enough that its keys are shared out among tasks.
         (AttentionPlan::causal(&[600, 31]), 631),
         (AttentionPlan { blocks: shared, causal: true }, 145),
+        (AttentionPlan { blocks: apart, causal: true }, 110),
     ]
 }
 
@@ -130,6 +134,31 @@ fn documents_packed_together_give_the_bits_they_give_alone() {
             same_bits(found.as_f32(), cut(whole).as_f32(), "gradients");
         }
         start += len;
+    }
+}
+
+#[test]
+fn keys_taken_together_and_exponentials_beside_products_change_no_bit_of_a_gradient() {
+    for device in devices() {
+        for (plan, n) in plans() {
+            if device.isa() == Isa::Portable && n > 200 {
+                continue;
+            }
+            for heads in HEADS {
+                let case = case(&device, n, heads);
+                let [q, k, v, dout] = &case.rounded;
+                let (o, lse) = attention_rounded(&device, [q, k, v], heads, &plan, 0.2);
+                let inputs = RoundedAttention { q, k, v, o: &o, lse: &lse, heads };
+                let run = |blocks, beside| backward(&device, (dout, &inputs), &plan, 0.2, Walk { blocks, beside });
+                let one_by_one = run(1, false);
+                for (blocks, beside) in [(1, true), (2, true), (3, false), (4, true), (8, true)] {
+                    for (found, expected) in run(blocks, beside).iter().zip(&one_by_one) {
+                        let what = format!("{device:?} {n} queries, {heads:?}, {blocks} blocks, {beside}");
+                        same_bits(found.as_f32(), expected.as_f32(), &what);
+                    }
+                }
+            }
+        }
     }
 }
 
