@@ -170,12 +170,9 @@ impl Counts {
     /// How many questions lack a letter's log-probability, in words; `None` where none does. Their unparsed ones lack all.
     pub(crate) fn partial_words(&self) -> Option<String> {
         let (n, n_none) = (self.n_partial, self.n_unparsed);
-        (n > 0).then(|| {
-            format!(
-                "questions without the log-probability of every letter: {n} (left out of the calibration), of these without any: {n_none} \
-                 (counted wrong)"
-            )
-        })
+        let none = if n_none > 0 { format!(", of these without any: {n_none} (counted wrong)") } else { String::new() };
+        let words = "questions without the log-probability of every letter";
+        (n > 0).then(|| format!("{words}: {n} (left out of the calibration){none}"))
     }
 
     /// How many questions were refused, in words; `None` where all were taken.
