@@ -11,7 +11,7 @@
 use crate::asking::Cost;
 use crate::asking::log::{AnswerLog, Answered};
 use crate::{Body, Item, Result};
-use aloe_engine::{Call, Engine, FinishReason, NextRequest, NextResult, NextTold, handed};
+use aloe_engine::{Call, Engine, FinishReason, NextRequest, NextResult, NextTold, Prompt, handed};
 use aloe_record::{Cancel, Progress, digest};
 use aloe_text::Role;
 use serde::{Deserialize, Serialize};
@@ -206,7 +206,8 @@ fn scored(
     asking: Asking,
 ) -> Result<Vec<std::result::Result<f64, String>>> {
     let Asking { out, progress, cancel } = asking;
-    let is_exact = scorer.gives_prompt_logps(cancel)?;
+    let told = scorer.next_told(false, cancel)?;
+    let is_exact = told == NextTold::Scored;
     let mut hasher = digest::Hasher::default();
     hasher.field(json!({"model": scorer.identity(), "scores": what, "exact": is_exact}).to_string().as_bytes());
     let mut log = AnswerLog::open(&out.join(format!(".{what}.log")), &hasher.hex())?;
@@ -225,7 +226,7 @@ fn scored(
         if !known.contains_key(key) {
             known.insert(key.clone(), Err("no answer came back".to_owned()));
             let wanted = (1..=6).map(|score| score.to_string()).collect();
-            due.push((key, NextRequest { id: format!("{what}/{at}"), prompt, wanted }));
+            due.push((key, NextRequest { id: format!("{what}/{at}"), prompt: Prompt::Text(prompt), wanted }));
         }
     }
     progress.resume((keys.len() - due.len()) as u64);
@@ -233,7 +234,7 @@ fn scored(
         cancel.check()?;
         let requests: Vec<NextRequest> = window.iter().map(|(_, request)| request.clone()).collect();
         let asked = handed(
-            |take| scorer.next_into(&requests, &Progress::silent(), cancel, take),
+            |take| scorer.next_into(&requests, told, &Progress::silent(), cancel, take),
             |at, result: aloe_engine::Result<NextResult>| -> Result<()> {
                 progress.advance(1);
                 let key = window[at].0;

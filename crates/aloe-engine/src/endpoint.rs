@@ -57,6 +57,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// A conversation that neither side may render.
+const UNRENDERED: &str = "prompts are sent as token ids; name the model's tokenizer folder with --tokenizer, or let the server \
+                          render chat messages with --server-template";
+
 /// Servers with one model, and the model asked for.
 pub struct Endpoint {
     replicas: Replicas,
@@ -70,8 +74,8 @@ pub struct Endpoint {
     pub(crate) identity: EngineIdentity,
     /// How the server gives prompt log-probabilities, once the probe has found out, and those of the canary.
     scored: Mutex<Option<(Form, Arc<Watch>)>>,
-    /// How the server tells probable next tokens, once found out.
-    next_told: Mutex<Option<NextTold>>,
+    /// How the server tells probable next tokens after raw texts and after conversations, once found out.
+    next_told: Mutex<[Option<NextTold>; 2]>,
     /// The canary of generated answers, once asked; none where the server does not take it.
     drawn: Mutex<Option<Option<Arc<Watch>>>>,
     /// The model that the first answer named.
@@ -107,7 +111,7 @@ impl Endpoint {
             text,
             identity,
             scored: Mutex::new(None),
-            next_told: Mutex::new(None),
+            next_told: Mutex::default(),
             drawn: Mutex::new(None),
             said: Mutex::new(None),
             unknown_fields: Mutex::default(),
@@ -185,13 +189,11 @@ impl Endpoint {
                 (_, Prompt::Messages(messages)) if self.server_template => self.chat(request, messages, asking),
                 _ if self.server_template => Err(Error::Request {
                     id: request.id.clone(),
-                    reason: "a server's template renders chat messages only: give messages, or leave out --server-template"
-                        .to_owned(),
+                    reason:
+                        "a server's template renders chat messages only: give messages, or leave out --server-template"
+                            .to_owned(),
                 }),
-                _ => Err(self.unusable(
-                    "prompts are sent as token ids; name the model's tokenizer folder with --tokenizer, or let the server \
-                     render chat messages with --server-template",
-                )),
+                _ => Err(self.unusable(UNRENDERED)),
             };
             progress.advance(request.n as u64);
             answered

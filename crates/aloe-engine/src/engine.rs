@@ -4,8 +4,7 @@ use crate::endpoint::Journal;
 use crate::endpoint::announced::SERVERS;
 use crate::{
     CacheCounts, Cached, CanaryAnswers, Completion, Continuation, Endpoint, EngineCounts, Error, GenerateRequest,
-    GenerateResult, Local, MAX_SAMPLES, NextRequest, NextResult, NextTold, Prompt, Queue, Result, ScoreRequest,
-    ScoreResult,
+    GenerateResult, Local, MAX_SAMPLES, NextRequest, NextResult, NextTold, Queue, Result, ScoreRequest, ScoreResult,
 };
 use aloe_model::WeightFormat;
 use aloe_record::{Cancel, Progress};
@@ -222,21 +221,32 @@ impl Engine {
         }
     }
 
-    /// As [`Engine::score_into`], the log-probabilities of texts as the next token: of a model that can be scored exactly, of another from
-    /// the most probable tokens that its server names. No cache is asked for those.
+    /// How [`Engine::next_into`] is told of next tokens, found out by a probe of a server: exactly where the model can be scored, else among
+    /// the most probable tokens that the server names. `is_chat` says whether the prompts are conversations. The server's own template
+    /// renders those, and a raw text as a user's message, only where it was opened to do so.
+    pub fn next_told(&self, is_chat: bool, cancel: &Cancel) -> Result<NextTold> {
+        match self.without_cache() {
+            Self::Endpoint(endpoint) => endpoint.next_told(is_chat, cancel),
+            Self::Local(_) | Self::Cached(_) => Ok(NextTold::Scored),
+        }
+    }
+
+    /// As [`Engine::score_into`], the log-probabilities of texts as the next token, as [`Engine::next_told`] said. No cache is asked for what
+    /// a server names.
     pub fn next_into(
         &self,
         requests: &[NextRequest],
+        told: NextTold,
         progress: &Progress,
         cancel: &Cancel,
         take: &mut Take<NextResult>,
     ) -> Result<()> {
-        if let (Self::Endpoint(endpoint), false) = (self.without_cache(), self.gives_prompt_logps(cancel)?) {
-            return endpoint.next_into(requests, progress, cancel, take);
+        if let (Self::Endpoint(endpoint), NextTold::Completions | NextTold::Chat) = (self.without_cache(), told) {
+            return endpoint.next_into(requests, told, progress, cancel, take);
         }
         let scored = |request: &NextRequest| ScoreRequest {
             id: request.id.clone(),
-            prompt: Prompt::Text(request.prompt.clone()),
+            prompt: request.prompt.clone(),
             continuations: request.wanted.iter().cloned().map(Continuation::Text).collect(),
         };
         let scored: Vec<ScoreRequest> = requests.iter().map(scored).collect();
@@ -245,6 +255,7 @@ impl Engine {
                 id: result.id,
                 logps: result.continuations.iter().map(|one| Some(one.sum())).collect(),
                 n_prompt_tokens: Some(result.prompt_ids.len()),
+                prompt_ids: Some(result.prompt_ids),
                 told: NextTold::Scored,
             };
             take(at, answer.map(told))

@@ -74,14 +74,14 @@ pub struct ScoreResult {
     pub continuations: Vec<Scored>,
 }
 
-/// Asks for the log-probabilities of texts as the next token after a raw text.
+/// Asks for the log-probabilities of texts as the next token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NextRequest {
     /// The caller's name for the request; returned with the answer.
     pub id: String,
-    /// What comes before, without a chat template.
-    pub prompt: String,
-    /// Each a token.
+    /// What comes before: a raw text or a conversation.
+    pub prompt: Prompt,
+    /// Each a token, with the space before it where the prompt's end has none.
     pub wanted: Vec<String>,
 }
 
@@ -93,7 +93,7 @@ pub enum NextTold {
     Scored,
     /// The most probable tokens that `/completions` names with one drawn token.
     Completions,
-    /// As `Completions`, but the prompt went to `/chat/completions` as a user's message, behind the server's template.
+    /// As `Completions`, but the prompt went to `/chat/completions`, behind the server's template; a raw text as a user's message.
     Chat,
 }
 
@@ -104,6 +104,8 @@ pub struct NextResult {
     pub id: String,
     /// One for each text, natural logarithm; `None` where the server does not name it among the most probable tokens.
     pub logps: Vec<Option<f64>>,
+    /// The prompt as the model saw it, where this side made its tokens.
+    pub prompt_ids: Option<Vec<u32>>,
     /// Tokens of the prompt, where told.
     pub n_prompt_tokens: Option<usize>,
     /// Where they are from.

@@ -1,7 +1,8 @@
 //! Whether a model is as sure as it is right: expected calibration error, Brier score and the bins of a reliability diagram.
 //!
 //! A log-likelihood run's probabilities are the softmax of the options' summed log-probabilities, a voted run's the shares of
-//! all samples that named each option: samples without a readable answer name none. One worked answer says nothing of its sureness.
+//! all samples that named each option: samples without a readable answer name none. One worked answer says nothing of its sureness, nor do
+//! next letters of which some are not told.
 
 use crate::Sample;
 use serde::{Deserialize, Serialize};
@@ -39,11 +40,11 @@ pub struct Bin {
 }
 
 impl Calibration {
-    /// Of a task's samples; `None` where they hold no probabilities. Refused questions are left out.
+    /// Of a task's samples; `None` where they hold no probabilities. Refused questions are left out, and those of which a letter is not told.
     pub fn of(samples: &[Sample]) -> Option<Self> {
         let answered: Vec<&Sample> = samples.iter().filter(|sample| sample.refused.is_none()).collect();
         let rows: Vec<(Vec<f64>, &Sample)> =
-            answered.iter().map(|sample| Some((probabilities(sample)?, *sample))).collect::<Option<_>>()?;
+            answered.iter().filter_map(|sample| Some((probabilities(sample)?, *sample))).collect();
         let of = match rows.first()?.1.votes.is_empty() {
             true => "softmax of the options' log-probabilities",
             false => "share of the samples",
@@ -84,8 +85,9 @@ fn bin_of(confidence: f64) -> usize {
 /// The probability of each option.
 pub fn probabilities(sample: &Sample) -> Option<Vec<f64>> {
     if !sample.choices.is_empty() {
-        let best = sample.choices.iter().map(|choice| choice.logp).fold(f64::NEG_INFINITY, f64::max);
-        let weights: Vec<f64> = sample.choices.iter().map(|choice| (choice.logp - best).exp()).collect();
+        let logps: Vec<f64> = sample.choices.iter().map(|choice| choice.logp).collect::<Option<_>>()?;
+        let best = logps.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = logps.iter().map(|logp| (logp - best).exp()).collect();
         let sum: f64 = weights.iter().sum();
         return Some(weights.into_iter().map(|weight| weight / sum).collect());
     }

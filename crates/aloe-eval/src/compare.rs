@@ -100,9 +100,9 @@ pub fn check_comparable(earlier: &Path, config: &EvalConfig) -> Result<Vec<Strin
         return Err(Error::Unpaired(text));
     }
     check_questions(&read_samples(&earlier.join("samples.jsonl"))?, config)?;
-    // Which encoders this run will have is not known here; `compare_runs` names them.
-    let (mut there, mut here) = (results.settings, report::settings(config, Encoders::default()));
-    for key in ["embedder", "reranker"] {
+    // Which encoders this run will have, and how its letters are told, is not known here; `compare_runs` names them.
+    let (mut there, mut here) = (results.settings, report::settings(config, Encoders::default(), None));
+    for key in ["embedder", "reranker", "told"] {
         there.remove(key);
         here.remove(key);
     }
@@ -286,7 +286,7 @@ fn differences(results: &EvalResults, config: &EvalConfig) -> Vec<String> {
     if let Some(task) = results.tasks.iter().find(|task| task.split != config.split) {
         reasons.push(format!("split: {} there, {} here", task.split.name(), config.split.name()));
     }
-    let mut settings = report::settings(config, Encoders::default());
+    let mut settings = report::settings(config, Encoders::default(), None);
     for key in ["protocol", "limit"] {
         let here = settings.remove(key).unwrap_or_default();
         let there = results.settings.get(key).cloned().unwrap_or_default();

@@ -1,8 +1,9 @@
 //! What to evaluate and how. Checked whole before anything runs.
 
 use crate::{Error, Result};
-use aloe_engine::{Call, MAX_SAMPLES, Sampling};
-use aloe_task::{Protocol, Split, Task};
+use aloe_engine::{Call, MAX_SAMPLES, NextTold, Sampling};
+use aloe_task::wording::{ChatForm, choice_prompt, letter_prompt};
+use aloe_task::{ChoicePrompt, Protocol, Question, Split, Task};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -12,6 +13,8 @@ use std::path::PathBuf;
 pub enum Strategy {
     /// The option with the highest log-probability.
     Loglikelihood,
+    /// The option whose letter is the most probable next token: what a server can tell that gives no log-probabilities of prompts.
+    NextLetter,
     /// One worked answer, greedy.
     Cot,
     /// Several sampled worked answers, majority vote.
@@ -25,23 +28,32 @@ impl Strategy {
     pub fn name(self) -> &'static str {
         match self {
             Self::Loglikelihood => "loglikelihood",
+            Self::NextLetter => "next-letter",
             Self::Cot => "cot",
             Self::ScCot => "sc-cot",
             Self::Medprompt => "medprompt",
         }
     }
 
-    /// What it asks of a model.
-    pub fn call(self) -> Call {
+    /// What it asks of a model; `told` says how it hears of next letters.
+    pub fn call(self, told: Option<NextTold>) -> Call {
         match self {
             Self::Loglikelihood => Call::Score,
-            Self::Cot | Self::ScCot | Self::Medprompt => Call::Generate,
+            Self::NextLetter if told == Some(NextTold::Scored) => Call::Score,
+            Self::NextLetter | Self::Cot | Self::ScCot | Self::Medprompt => Call::Generate,
         }
+    }
+
+    /// Whether options are weighed, and no answer is generated.
+    pub fn weighs_options(self) -> bool {
+        matches!(self, Self::Loglikelihood | Self::NextLetter)
     }
 
     /// From its name.
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Loglikelihood, Self::Cot, Self::ScCot, Self::Medprompt].into_iter().find(|found| found.name() == name)
+        [Self::Loglikelihood, Self::NextLetter, Self::Cot, Self::ScCot, Self::Medprompt]
+            .into_iter()
+            .find(|found| found.name() == name)
     }
 }
 
@@ -140,7 +152,7 @@ pub struct EvalConfig {
     pub limit: Option<usize>,
     /// The seed of example draws, option orders and sampling.
     pub seed: u64,
-    /// Answers per question; 1 for loglikelihood and cot.
+    /// Answers per question; 1 for loglikelihood, next-letter and cot.
     pub n_samples: usize,
     /// Whether the options are shown in another order in each sample.
     pub shuffle: bool,
@@ -148,7 +160,7 @@ pub struct EvalConfig {
     pub sampling: Sampling,
     /// Whether prompts are conversations in the model's chat template; else plain text.
     pub chat_template: bool,
-    /// System prompt in place of the protocol's own; for log-likelihoods beside it, as in lm-evaluation-harness.
+    /// System prompt in place of the protocol's own; where options are weighed beside it, as in lm-evaluation-harness.
     pub system: Option<String>,
     /// What is done with samples that name no option.
     pub retry: Retry,
@@ -176,7 +188,7 @@ impl EvalConfig {
             (true, _) => 0.7,
         };
         let shots = match strategy {
-            Strategy::Loglikelihood => 0,
+            Strategy::Loglikelihood | Strategy::NextLetter => 0,
             Strategy::Cot | Strategy::ScCot => 3,
             Strategy::Medprompt => 5,
         };
@@ -192,7 +204,7 @@ impl EvalConfig {
             n_samples: if votes { 5 } else { 1 },
             shuffle: strategy == Strategy::Medprompt,
             sampling: Sampling { max_new_tokens: 500, temperature, ..Sampling::default() },
-            chat_template: strategy != Strategy::Loglikelihood,
+            chat_template: !strategy.weighs_options(),
             system: None,
             retry: Retry::None,
             examples: None,
@@ -206,6 +218,15 @@ impl EvalConfig {
         }
     }
 
+    /// The prompt of a strategy that weighs options, and what is weighed behind it.
+    pub fn choice_prompt(&self, task: Task, question: &Question, shots: &[&Question]) -> Result<ChoicePrompt> {
+        let form = ChatForm { is_chat: self.chat_template, system: self.system.as_deref() };
+        Ok(match self.strategy {
+            Strategy::NextLetter => letter_prompt(self.protocol, question, shots, form)?,
+            _ => choice_prompt(task, self.protocol, question, shots, form)?,
+        })
+    }
+
     /// Refuses settings that do not go together, all at once.
     pub fn check(&self) -> Result<()> {
         let mut mistakes = self.sampling.mistakes();
@@ -214,12 +235,15 @@ impl EvalConfig {
                 mistakes.push(text.to_string());
             }
         };
-        let single = matches!(self.strategy, Strategy::Loglikelihood | Strategy::Cot);
+        let scored = self.strategy.weighs_options();
+        let single = scored || self.strategy == Strategy::Cot;
         refuse(self.tasks.is_empty(), "no task is named");
         refuse(self.limit == Some(0), "limit must be at least 1");
         refuse(self.n_samples == 0, "n_samples must be at least 1");
         refuse(self.n_samples > MAX_SAMPLES, &format!("n_samples must be at most {MAX_SAMPLES}"));
-        refuse(single && self.n_samples > 1, "loglikelihood and cot take one answer per question; use sc-cot for more");
+        let name = self.strategy.name();
+        let several = format!("{name} takes one answer per question; use sc-cot for more");
+        refuse(single && self.n_samples > 1, &several);
         refuse(single && self.shuffle, "only sc-cot and medprompt shuffle options");
         let alike = self.n_samples > 1 && self.sampling.temperature == 0.0 && !self.shuffle;
         refuse(alike, "greedy samples in one order are all alike: set a temperature or shuffle");
@@ -241,15 +265,18 @@ impl EvalConfig {
             let is_known = crate::expect::is_given(name, &self.tasks);
             refuse(!is_known, &format!("expect_accuracy {name}: no task or average of these tasks has that name"));
         }
-        let scored = self.strategy == Strategy::Loglikelihood;
-        refuse(scored && self.retry != Retry::None, "loglikelihood has no answers to retry");
+        refuse(scored && self.retry != Retry::None, &format!("{name} has no answers to retry"));
         let plain_system = scored && !self.chat_template && self.system.is_some() && self.protocol == Protocol::Aloe;
         refuse(plain_system, "a system prompt needs chat_template = true here");
         refuse(
             scored && self.protocol == Protocol::PromptEngine,
-            "protocol prompt-engine has no loglikelihood scoring",
+            &format!("protocol prompt-engine has no {name} scoring"),
         );
-        refuse(!scored && self.protocol == Protocol::LmEval, "protocol lm-eval has loglikelihood scoring only");
+        let is_loglikelihood = self.strategy == Strategy::Loglikelihood;
+        refuse(
+            !is_loglikelihood && self.protocol == Protocol::LmEval,
+            &format!("protocol lm-eval has loglikelihood scoring only, no {name}"),
+        );
         if mistakes.is_empty() { Ok(()) } else { Err(Error::Config(mistakes.join("; "))) }
     }
 }

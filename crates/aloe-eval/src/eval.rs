@@ -35,10 +35,11 @@ pub fn eval(
 ) -> Result<EvalResults> {
     config.check()?;
     let tasks = load(config)?;
-    let fingerprint = report::fingerprint(engine.identity(), config, encoders)?;
+    let told = strategy::told(engine, config, cancel)?;
+    let fingerprint = report::fingerprint(engine.identity(), config, encoders, told)?;
     let (path, n_kept) = answers::kept(engine, out, &fingerprint)?;
     let mut log = AnswerLog::open(&path, &fingerprint)?;
-    log.hold(engine.canary(config.strategy.call(), cancel)?, n_kept)?;
+    log.hold(engine.canary(config.strategy.call(told), cancel)?, n_kept)?;
     encoders.classifier.map(|classifier| log.hold_classifier(classifier, cancel)).transpose()?;
     encoders.embedder.map(|embedder| log.hold_embedder(embedder)).transpose()?;
     asked::write(out, &tasks)?;
@@ -57,7 +58,7 @@ pub fn eval(
         results.push(result);
         all_samples.extend(samples);
     }
-    let results = EvalResults::new(engine.identity(), config, encoders, results);
+    let results = EvalResults::new(engine.identity(), config, encoders, told, results);
     report::write_samples(&out.join("samples.jsonl"), &all_samples)?;
     atomic::write_json(&out.join("results.json"), &results)?;
     progress.finish();

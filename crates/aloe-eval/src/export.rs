@@ -2,7 +2,7 @@
 //! and Markdown tables. Nothing is computed anew; numbers are those of `results.json`.
 
 use crate::metrics::Estimate;
-use crate::report::{COMPARABLE, EvalResults, TaskResult};
+use crate::report::{COMPARABLE, EvalResults, TaskResult, told_words};
 use aloe_task::{Subject, Task};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -33,7 +33,9 @@ impl EvalResults {
     fn setup(&self) -> String {
         let chat = if self.setting("chat_template") == "true" { ", chat template" } else { "" };
         let system = if self.setting("system").is_empty() { "" } else { ", own system prompt" };
-        format!("{}, {}, {} shots{chat}{system}", self.setting("protocol"), self.setting("strategy"), self.n_shots())
+        let told = told_words(self.settings.get("told")).map_or_else(String::new, |words| format!(", {words}"));
+        let (protocol, strategy) = (self.setting("protocol"), self.setting("strategy"));
+        format!("{protocol}, {strategy}, {} shots{chat}{system}{told}", self.n_shots())
     }
 
     /// The harness's results JSON (0.4.13). The filter's name, `none` for its own scoring, says here how answers were got.

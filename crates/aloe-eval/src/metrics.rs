@@ -87,6 +87,9 @@ pub struct Counts {
     pub acc_norm: Option<Estimate>,
     /// Questions without any readable answer.
     pub n_unparsed: usize,
+    /// Questions of which a server did not tell every letter's log-probability, those without any included (next-letter only).
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub n_partial: usize,
     /// Questions that the model or its server refused: no answer, and wrong.
     #[serde(skip_serializing_if = "is_zero", default)]
     pub n_refused: usize,
@@ -133,6 +136,7 @@ impl Counts {
             acc: Estimate::of(&all),
             acc_norm: scored.then(|| Estimate::of_those(&all, |sample| sample.correct_norm == Some(true))),
             n_unparsed: taken().filter(|sample| sample.predicted.is_none()).count(),
+            n_partial: taken().filter(|sample| sample.choices.iter().any(|choice| choice.logp.is_none())).count(),
             n_refused: n - taken().count(),
             n_unparsed_samples: generated.then(|| votes().filter(|vote| vote.answer.is_none()).count()),
             n_samples: generated.then(|| votes().count()),
@@ -161,6 +165,14 @@ impl Counts {
             }
         }
         Some(words)
+    }
+
+    /// How many questions lack a letter's log-probability, in words; `None` where none does. Their unparsed ones lack all.
+    pub(crate) fn partial_words(&self) -> Option<String> {
+        let (n, n_none) = (self.n_partial, self.n_unparsed);
+        let none = if n_none > 0 { format!(", of these without any: {n_none} (counted wrong)") } else { String::new() };
+        let words = "questions without the log-probability of every letter";
+        (n > 0).then(|| format!("{words}: {n} (left out of the calibration){none}"))
     }
 
     /// How many questions were refused, in words; `None` where all were taken.

@@ -30,7 +30,7 @@ pub struct NoiseFloor {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Below {
-    /// Log-probabilities of the options' tokens.
+    /// Log-probabilities of the options' tokens; of letters those that were told both times.
     Scores {
         /// Tokens of the options.
         n_tokens: usize,
@@ -83,7 +83,7 @@ pub(crate) fn floor(run: &TaskRun, plan: &Plan, samples: &[Sample], log: &mut An
     let pairs: Vec<(&Sample, &Sample)> =
         first.into_iter().filter_map(|sample| Some((sample, again[sample.index].as_ref()?))).collect();
     let below = match plan {
-        Plan::Loglikelihood(_) => Below::scores(&pairs),
+        Plan::Loglikelihood(_) | Plan::NextLetter(..) => Below::scores(&pairs),
         Plan::Generate(_) => Below::texts(&pairs, plan.n_requests()),
     };
     Ok(Some(NoiseFloor::of(&pairs, below)))

@@ -6,7 +6,7 @@ use crate::metrics::{Counts, Group, groups};
 use crate::noise::NoiseFloor;
 use crate::parts::{self, Part};
 use crate::{Encoders, EvalConfig, Result, Sample};
-use aloe_engine::{Embedder, EngineIdentity};
+use aloe_engine::{Embedder, EngineIdentity, NextTold};
 use aloe_record::{atomic, digest};
 use aloe_task::{Protocol, Split, Task, worked};
 use serde::{Deserialize, Serialize};
@@ -198,8 +198,14 @@ fn comparability(task: Task, n_refused: usize, n: usize, n_whole: usize, config:
 
 impl EvalResults {
     /// Adds the averages.
-    pub fn new(model: &EngineIdentity, config: &EvalConfig, encoders: Encoders, tasks: Vec<TaskResult>) -> Self {
-        let settings = settings(config, encoders);
+    pub fn new(
+        model: &EngineIdentity,
+        config: &EvalConfig,
+        encoders: Encoders,
+        told: Option<NextTold>,
+        tasks: Vec<TaskResult>,
+    ) -> Self {
+        let settings = settings(config, encoders, told);
         let mut results = Self { model: model.clone(), settings, tasks, groups: Vec::new(), expected: Vec::new() };
         results.regroup(&config.expect);
         results
@@ -238,6 +244,9 @@ impl EvalResults {
             if let Some(words) = counts.sample_words() {
                 text += &format!("{:<36} {words}\n", "");
             }
+            if let Some(partial) = counts.partial_words() {
+                text += &format!("{:<36} {partial}\n", "");
+            }
             if let Some(refused) = result.counts.refused_words() {
                 text += &format!("{:<36} {refused}\n", "");
             }
@@ -247,6 +256,9 @@ impl EvalResults {
         }
         for result in &self.groups {
             text += &line(&result.group.name, result.group.n, result.group.acc, "", &result.comparability);
+        }
+        if let Some(words) = told_words(self.settings.get("told")) {
+            text += &format!("next-letter: {words}\n");
         }
         self.expected.iter().for_each(|one| text += &format!("{}\n", one.words()));
         text
@@ -269,7 +281,18 @@ fn group_comparability(group: &Group, tasks: &[TaskResult]) -> String {
     if n_partial == 0 { COMPARABLE.into() } else { format!("not comparable: {n_partial} of its tasks are not whole") }
 }
 
-pub(crate) fn settings(config: &EvalConfig, encoders: Encoders) -> Map<String, Value> {
+/// How the letters of `next-letter` were told, from the settings of its results, in words; `None` for other strategies.
+pub fn told_words(told: Option<&Value>) -> Option<&'static str> {
+    Some(match NextTold::deserialize(told?).ok()? {
+        NextTold::Scored => "each letter scored",
+        NextTold::Completions => "letters among the most probable next tokens that /v1/completions names",
+        NextTold::Chat => {
+            "letters among the most probable next tokens that /v1/chat/completions names (server template)"
+        }
+    })
+}
+
+pub(crate) fn settings(config: &EvalConfig, encoders: Encoders, told: Option<NextTold>) -> Map<String, Value> {
     let mut settings = Map::new();
     settings.insert("protocol".into(), json!(config.protocol));
     settings.insert("protocol_version".into(), json!(config.protocol.version()));
@@ -281,7 +304,10 @@ pub(crate) fn settings(config: &EvalConfig, encoders: Encoders) -> Map<String, V
     if let Some(system) = &config.system {
         settings.insert("system".into(), json!(system));
     }
-    if config.strategy != crate::Strategy::Loglikelihood {
+    if let Some(told) = told {
+        settings.insert("told".into(), json!(told));
+    }
+    if !config.strategy.weighs_options() {
         if config.retry != crate::Retry::None {
             settings.insert("retry".into(), json!(config.retry));
         }
@@ -312,8 +338,13 @@ pub(crate) fn settings(config: &EvalConfig, encoders: Encoders) -> Map<String, V
 }
 
 /// Digest of everything that decides the answers but the questions, which the log holds by their digests: model and settings.
-pub(crate) fn fingerprint(model: &EngineIdentity, config: &EvalConfig, encoders: Encoders) -> Result<String> {
-    let mut settings = settings(config, encoders);
+pub(crate) fn fingerprint(
+    model: &EngineIdentity,
+    config: &EvalConfig,
+    encoders: Encoders,
+    told: Option<NextTold>,
+) -> Result<String> {
+    let mut settings = settings(config, encoders, told);
     // More questions change no answer.
     settings.remove("limit");
     let mut hasher = digest::Hasher::default();
@@ -402,7 +433,8 @@ mod tests {
     fn the_table_and_the_words_hold_the_interval_beside_the_standard_error() {
         let one = result(Task::StarterMcqa, 20, 20, Split::Test);
         assert_eq!(one.words(), "starter_mcqa 100.0 % +- 0.0 (95 %: 83.9 to 100.0), nearly all answers one option");
-        let table = EvalResults::new(&identity(), &config(Split::Test, None), Encoders::default(), vec![one]).table();
+        let config = config(Split::Test, None);
+        let table = EvalResults::new(&identity(), &config, Encoders::default(), None, vec![one]).table();
         assert!(table.contains("100.00     0.00  83.89 to 100.00         0"), "{table}");
     }
 
@@ -420,7 +452,7 @@ mod tests {
             .collect();
         let groups = |tasks: &[TaskResult]| {
             let results =
-                EvalResults::new(&identity(), &config(Split::Test, None), Encoders::default(), tasks.to_vec());
+                EvalResults::new(&identity(), &config(Split::Test, None), Encoders::default(), None, tasks.to_vec());
             results.groups.into_iter().map(|one| (one.group.name, one.comparability)).collect::<Vec<_>>()
         };
         let names = ["mmlu_medical (macro mean)", "multimedqa (size-weighted)", "arithmetic mean (all sets)"];

@@ -3,7 +3,7 @@
 use crate::calibration::Calibration;
 use crate::metrics::Counts;
 use crate::report::{EvalResults, TaskResult, one_option};
-use crate::strategy::first_best;
+use crate::strategy::best_told;
 use crate::vote::elected;
 use crate::{AskedQuestion, Error, Result, Sample, Vote, parts};
 use aloe_engine::FinishReason;
@@ -78,8 +78,8 @@ fn recount(task: &mut TaskResult, samples: &[Sample]) {
 fn read(sample: &Sample, choices: &[String], rule: AnswerRule) -> Result<Sample> {
     let mut now = sample.clone();
     if !now.choices.is_empty() {
-        let predicted = first_best(now.choices.iter().map(|choice| choice.logp));
-        (now.predicted, now.correct) = (Some(predicted), predicted == now.key);
+        now.predicted = best_told(&now.choices);
+        now.correct = now.predicted == Some(now.key);
         return Ok(now);
     }
     if now.votes.is_empty() {

@@ -41,12 +41,12 @@ pub struct Sample {
     /// For log-likelihoods: whether the option with the highest log-probability per character is `key`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub correct_norm: Option<bool>,
-    /// SHA-256 of the prompt text (log-likelihoods) or of the prompt's messages as JSON (generation; the first sample's).
+    /// SHA-256 of the prompt text, or of the prompt's messages as JSON (of generated answers the first sample's).
     pub prompt_sha256: String,
     /// The prompt as the model saw it; empty where each sample has its own, and where a server renders it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub prompt_ids: Vec<u32>,
-    /// For log-likelihoods: one entry an option.
+    /// Where options are weighed: one entry an option.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub choices: Vec<ScoredChoice>,
     /// For generation: one entry a sample.
@@ -105,12 +105,12 @@ impl Sample {
 /// One option's score.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScoredChoice {
-    /// The continuation's ids.
+    /// The continuation's ids; empty for a next letter.
     pub ids: Vec<u32>,
-    /// Log-probability of each id.
+    /// Log-probability of each id; of a next letter the letter's, where told.
     pub logps: Vec<f64>,
-    /// Their sum.
-    pub logp: f64,
+    /// Their sum; none where a server does not name the letter among its most probable tokens.
+    pub logp: Option<f64>,
 }
 
 /// One generated answer.

@@ -101,7 +101,7 @@ fn the_questions_of_a_run_stand_beside_its_samples_line_by_line() {
 #[test]
 fn thread_count_changes_no_byte_of_scores_or_sampled_answers() {
     let (Some(one), Some(two)) = (engine(1), engine(2)) else { return };
-    for strategy in [Strategy::Loglikelihood, Strategy::ScCot] {
+    for strategy in [Strategy::Loglikelihood, Strategy::NextLetter, Strategy::ScCot] {
         let mut config = config(strategy, 2);
         config.shots = config.shots.min(1);
         assert_eq!(run(&one, &config), run(&two, &config), "{}", strategy.name());

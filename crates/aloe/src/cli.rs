@@ -528,10 +528,10 @@ pub(crate) struct EvalArgs {
     /// Whose prompts and rules: aloe, lm-eval or prompt-engine
     #[arg(long, default_value = "aloe", conflicts_with = "recipe")]
     pub(crate) protocol: String,
-    /// loglikelihood, cot, sc-cot or medprompt
+    /// loglikelihood, next-letter (the most probable letter as the next token), cot, sc-cot or medprompt
     #[arg(long, default_value = "loglikelihood", conflicts_with = "recipe")]
     pub(crate) strategy: String,
-    /// Examples before each question; default 0 for loglikelihood, 3 for cot and sc-cot, 5 for medprompt
+    /// Examples before each question; default 0 for loglikelihood and next-letter, 3 for cot and sc-cot, 5 for medprompt
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) shots: Option<usize>,
     /// Only the first N questions of each task; the result is labelled not comparable

@@ -2,11 +2,11 @@
 //! token is drawn and the most probable ones that the server names with it are read. A text that is not among them has none: that is a value,
 //! and the caller's to weigh.
 //!
-//! The prompt is sent as it is, without a template: as ids where the tokenizer is here, as text otherwise; where `/completions` gives no
-//! such list, as a user's message to `/chat/completions`, which is another prompt and is named so.
+//! The prompt is sent as ids where the tokenizer is here, a raw text as text otherwise. `/chat/completions`, where the server's own template
+//! makes another prompt of it, is asked on request only, and named so.
 
-use super::Endpoint;
 use super::replicas::{Asking, Reply};
+use super::{Endpoint, UNRENDERED};
 use crate::engine::Take;
 use crate::{Error, NextRequest, NextResult, NextTold, Prompt, Result, encode};
 use aloe_record::{Cancel, Progress};
@@ -19,7 +19,8 @@ const N_TOLD: usize = 20;
 /// Sums of probabilities may go so far over 1 by rounding.
 const SLACK: f64 = 1e-3;
 
-const FORMS: [NextTold; 2] = [NextTold::Completions, NextTold::Chat];
+/// Tokens with their log-probabilities.
+type Told = Vec<(String, f64)>;
 
 impl Endpoint {
     /// Whether scoring is possible, found out by a probe.
@@ -32,15 +33,36 @@ impl Endpoint {
         }
     }
 
+    /// See [`crate::Engine::next_told`]. A conversation that the server is to render is never scored: what it would score is our rendering.
+    pub(crate) fn next_told(&self, is_chat: bool, cancel: &Cancel) -> Result<NextTold> {
+        let mut known = self.next_told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(told) = known[usize::from(is_chat)] {
+            return Ok(told);
+        }
+        let forms: &[NextTold] = match (is_chat, self.server_template) {
+            (true, true) => &[NextTold::Chat],
+            (true, false) if self.text.is_none() => return Err(self.unusable(UNRENDERED)),
+            (false, true) => &[NextTold::Completions, NextTold::Chat],
+            (_, false) => &[NextTold::Completions],
+        };
+        let is_rendered_there = is_chat && self.server_template;
+        let told = match !is_rendered_there && self.gives_prompt_logps(cancel)? {
+            true => NextTold::Scored,
+            false => self.next_form(forms, cancel)?,
+        };
+        known[usize::from(is_chat)] = Some(told);
+        Ok(told)
+    }
+
     /// See [`crate::Engine::next_into`].
     pub(crate) fn next_into(
         &self,
         requests: &[NextRequest],
+        form: NextTold,
         progress: &Progress,
         cancel: &Cancel,
         take: &mut Take<NextResult>,
     ) -> Result<()> {
-        let form = self.next_form(cancel)?;
         let watch = self.watch_drawn(cancel)?;
         self.replicas.for_each(requests, watch.as_deref(), cancel, take, |request, asking| {
             let told = self.next_one(form, request, asking);
@@ -49,87 +71,91 @@ impl Endpoint {
         })
     }
 
-    /// The first form that gives a list for a known prompt.
-    fn next_form(&self, cancel: &Cancel) -> Result<NextTold> {
-        let mut known = self.next_told.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(form) = *known {
-            return Ok(form);
-        }
+    /// The first of `forms` that gives a list for a known prompt.
+    fn next_form(&self, forms: &[NextTold], cancel: &Cancel) -> Result<NextTold> {
         let mut found = Vec::new();
-        for form in FORMS {
-            let (path, body) = self.next_body(form, "One and one is")?;
+        for &form in forms {
+            let (path, body) = self.next_body(form, &Prompt::Text("One and one is".to_owned()))?;
             let reason = match self.replicas.ask(path, &body, &Asking::new(cancel))? {
                 Reply::Refused(reason) => reason,
                 Reply::Json(answer, at) => {
                     self.check_model(&answer, at)?;
                     match told(&answer) {
-                        Ok(_) => {
-                            *known = Some(form);
-                            return Ok(form);
-                        }
+                        Ok(_) => return Ok(form),
                         Err(reason) => reason,
                     }
                 }
             };
             found.push(format!("/v1{path}: {reason}"));
         }
+        let chat = match self.server_template {
+            true => "",
+            false => {
+                ". /v1/chat/completions, where the server's own template renders the prompt, is asked with --server-template alone"
+            }
+        };
         Err(self.unusable(format!(
-            "the server gives log-probabilities neither of a prompt nor of the most probable next tokens, so nothing can be scored. Tried {}",
+            "the server gives no log-probabilities of the most probable next tokens, so nothing can be scored. Tried {}{chat}",
             found.join("; ")
         )))
     }
 
-    fn next_body(&self, form: NextTold, prompt: &str) -> Result<(&'static str, Value)> {
+    fn next_body(&self, form: NextTold, prompt: &Prompt) -> Result<(&'static str, Value)> {
         let mut body = json!({"model": self.model, "max_tokens": 1, "temperature": 0});
-        let path = match form {
-            NextTold::Chat => {
-                body["messages"] = json!([{"role": "user", "content": prompt}]);
-                body["logprobs"] = json!(true);
-                body["top_logprobs"] = json!(N_TOLD);
-                "/chat/completions"
-            }
-            _ => {
-                body["prompt"] = match &self.text {
-                    Some(text) => json!(encode::prompt_ids(text, &Prompt::Text(prompt.to_owned()))?),
-                    None => json!(prompt),
-                };
-                body["logprobs"] = json!(N_TOLD);
-                "/completions"
-            }
+        if form == NextTold::Chat {
+            body["messages"] = match prompt {
+                Prompt::Messages(messages) => json!(messages),
+                Prompt::Text(text) => json!([{"role": "user", "content": text}]),
+                _ => return Err(self.unusable(UNRENDERED)),
+            };
+            body["logprobs"] = json!(true);
+            body["top_logprobs"] = json!(N_TOLD);
+            return Ok(("/chat/completions", body));
+        }
+        body["prompt"] = match (&self.text, prompt) {
+            (Some(text), prompt) => json!(encode::prompt_ids(text, prompt)?),
+            (None, Prompt::Text(text)) => json!(text),
+            (None, _) => return Err(self.unusable(UNRENDERED)),
         };
-        Ok((path, body))
+        body["logprobs"] = json!(N_TOLD);
+        Ok(("/completions", body))
     }
 
     fn next_one(&self, form: NextTold, request: &NextRequest, asking: &Asking) -> Result<NextResult> {
         let (path, body) = self.next_body(form, &request.prompt)?;
-        match self.replicas.ask(path, &body, asking)? {
-            Reply::Refused(reason) => Err(Error::Request { id: request.id.clone(), reason }),
-            Reply::Json(answer, at) => {
-                self.check_model(&answer, at)?;
-                let told = told(&answer)
-                    .map_err(|reason| self.replicas.error(at, format!("request {}: {reason}", request.id)))?;
-                let n_prompt_tokens = answer["usage"]["prompt_tokens"].as_u64().map(|n| n as usize);
-                let logps = request.wanted.iter().map(|wanted| of(wanted, &told)).collect();
-                Ok(NextResult { id: request.id.clone(), logps, n_prompt_tokens, told: form })
-            }
-        }
+        let kept = self.replicas.journal().request(path, &body);
+        let (told, n_prompt_tokens): (Told, Option<usize>) = match kept.found() {
+            Some(known) => known,
+            None => match self.replicas.ask(path, &body, asking)? {
+                Reply::Refused(reason) => return Err(Error::Request { id: request.id.clone(), reason }),
+                Reply::Json(answer, at) => {
+                    self.check_model(&answer, at)?;
+                    let told = told(&answer)
+                        .map_err(|reason| self.replicas.error(at, format!("request {}: {reason}", request.id)))?;
+                    let found = (told, answer["usage"]["prompt_tokens"].as_u64().map(|n| n as usize));
+                    kept.keep(&found, self.replicas.base(at));
+                    found
+                }
+            },
+        };
+        let logps = request.wanted.iter().map(|wanted| of(wanted, &told)).collect();
+        // Only ids are a list there.
+        let prompt_ids = serde_json::from_value(body["prompt"].clone()).ok();
+        Ok(NextResult { id: request.id.clone(), logps, prompt_ids, n_prompt_tokens, told: form })
     }
 }
 
 /// The tokens that an answer names for its first place. OpenAI's older layout (vLLM, SGLang) maps tokens to log-probabilities; the newer one
 /// of chat, which llama-server uses on both paths, lists them.
-fn told(answer: &Value) -> std::result::Result<Vec<(String, f64)>, String> {
+fn told(answer: &Value) -> std::result::Result<Told, String> {
     let logprobs = &answer["choices"][0]["logprobs"];
-    let pairs: Option<Vec<(String, f64)>> =
-        match (&logprobs["top_logprobs"][0], &logprobs["content"][0]["top_logprobs"]) {
-            (Value::Object(tops), _) => {
-                tops.iter().map(|(token, logp)| Some((token.clone(), logp.as_f64()?))).collect()
-            }
-            (_, Value::Array(tops)) => {
-                tops.iter().map(|top| Some((top["token"].as_str()?.to_owned(), top["logprob"].as_f64()?))).collect()
-            }
-            _ => return Err("the answer lists no probable tokens (`top_logprobs`)".to_owned()),
-        };
+    let pairs: Option<Told> = match (&logprobs["top_logprobs"][0], &logprobs["content"][0]["top_logprobs"]) {
+        (Value::Object(tops), _) => tops.iter().map(|(token, logp)| Some((token.clone(), logp.as_f64()?))).collect(),
+        (_, Value::Array(tops)) => {
+            tops.iter().map(|top| Some((top["token"].as_str()?.to_owned(), top["logprob"].as_f64()?))).collect()
+        }
+        _ => return Err("the answer lists no probable tokens (`top_logprobs`)".to_owned()),
+    };
     let pairs = pairs.filter(|pairs| !pairs.is_empty()).ok_or("`top_logprobs` is empty or holds no numbers")?;
     let sum: f64 = pairs.iter().map(|(_, logp)| logp.exp()).sum();
     match pairs.iter().find(|(_, logp)| !logp.is_finite() || *logp > SLACK) {
@@ -139,10 +165,12 @@ fn told(answer: &Value) -> std::result::Result<Vec<(String, f64)>, String> {
     }
 }
 
-/// Of the token that is `wanted`, or else of the most probable one that is it behind a space.
+/// Of the token that is `wanted`, or else of the most probable one that is it with or without a space before it: servers name a token that
+/// begins with a space in several ways.
 fn of(wanted: &str, told: &[(String, f64)]) -> Option<f64> {
-    let bare =
-        |token: &str| token.trim_matches(|c: char| c.is_whitespace() || c == '\u{2581}' || c == '\u{120}') == wanted;
+    let bare = |token: &str| {
+        token.trim_matches(|c: char| c.is_whitespace() || c == '\u{2581}' || c == '\u{120}') == wanted.trim()
+    };
     let exact = told.iter().find(|(token, _)| token == wanted).map(|(_, logp)| *logp);
     exact.or_else(|| told.iter().filter(|(token, _)| bare(token)).map(|(_, logp)| *logp).max_by(f64::total_cmp))
 }
@@ -151,7 +179,7 @@ fn of(wanted: &str, told: &[(String, f64)]) -> Option<f64> {
 mod tests {
     use super::*;
 
-    fn check(logprobs: Value) -> std::result::Result<Vec<(String, f64)>, String> {
+    fn check(logprobs: Value) -> std::result::Result<Told, String> {
         told(&json!({"choices": [{"logprobs": logprobs}]}))
     }
 
@@ -179,5 +207,8 @@ mod tests {
         let told =
             [(" 1".to_owned(), -0.5), ("1".to_owned(), -3.0), ("\u{2581}2".to_owned(), -4.0), ("\n2".to_owned(), -2.0)];
         assert_eq!((of("1", &told), of("2", &told), of("3", &told)), (Some(-3.0), Some(-2.0), None));
+        // The letter behind "Answer:" has a space, which some servers leave out.
+        let told = [("1".to_owned(), -0.5), (" 1".to_owned(), -3.0), ("2".to_owned(), -4.0), ("A1".to_owned(), -1.0)];
+        assert_eq!((of(" 1", &told), of(" 2", &told), of(" 3", &told)), (Some(-3.0), Some(-4.0), None));
     }
 }

@@ -47,7 +47,8 @@ impl Endpoint {
         };
         Err(self.unusable(format!(
             "{server} gives no usable prompt log-probabilities, which scoring needs on /v1/completions, as vLLM has them. \
-             Nothing was scored. Tried {}",
+             Nothing was scored. Tried {}. `aloe eval --strategy next-letter` is another protocol, of figures of its own, that takes a server's \
+             most probable next tokens",
             found.join("; ")
         )))
     }

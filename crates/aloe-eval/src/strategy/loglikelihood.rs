@@ -1,16 +1,17 @@
-//! The option with the highest summed log-probability after the prompt; the first wins a tie, as in numpy's argmax.
+//! The option with the highest summed log-probability after the prompt; the first wins a tie, as in numpy's argmax. The prompts, the draw of
+//! their examples and a question's record are `next_letter`'s too.
 
-use super::{TaskRun, first_best, handed, item};
+use super::{TaskRun, best_told, first_best, handed, item};
 use crate::same::SameQuestions;
 use crate::{Error, Result, Sample, ScoredChoice};
 use aloe_engine::{Continuation, Prompt, ScoreRequest, ScoreResult};
 use aloe_record::{CounterRng, Progress, digest};
-use aloe_task::wording::{ChatForm, Shown, choice_prompt, lm_eval};
-use aloe_task::{ChoicePrompt, Protocol, Question};
+use aloe_task::wording::{Shown, lm_eval};
+use aloe_task::{ChoicePrompt, Protocol, Question, Task};
 
 /// One prompt per question.
 pub(crate) struct Plan {
-    prompts: Vec<ChoicePrompt>,
+    pub(super) prompts: Vec<ChoicePrompt>,
 }
 
 /// Words every prompt; with shots, draws the examples.
@@ -26,10 +27,9 @@ pub(crate) fn prepare(run: &TaskRun) -> Result<Plan> {
             run.questions.iter().map(|question| own_shots(run, &pool, &same, question)).collect::<Result<_>>()?
         }
     };
-    let form = ChatForm { is_chat: run.config.chat_template, system: run.config.system.as_deref() };
     let prompts = run.questions.iter().zip(&chosen).map(|(question, indices)| {
         let shots: Vec<&Question> = indices.iter().map(|&index| &pool[index]).collect();
-        Ok(choice_prompt(run.task, run.config.protocol, question, &shots, form)?)
+        run.config.choice_prompt(run.task, question, &shots)
     });
     Ok(Plan { prompts: prompts.collect::<Result<_>>()? })
 }
@@ -72,39 +72,57 @@ impl Plan {
         let prompt = &self.prompts[index];
         ScoreRequest {
             id: format!("{}/{}", run.task.name(), run.questions[index].id),
-            prompt: match &prompt.shown {
-                Shown::Text(text) => Prompt::Text(text.clone()),
-                Shown::Messages(messages) => Prompt::Messages(messages.clone()),
-            },
+            prompt: shown(prompt),
             continuations: prompt.continuations.iter().map(|text| Continuation::Joint(text.clone())).collect(),
         }
     }
 
     fn sample(&self, run: &TaskRun, index: usize, result: ScoreResult) -> Result<Sample> {
         let (question, prompt) = (&run.questions[index], &self.prompts[index]);
-        let choices: Vec<ScoredChoice> = result
+        let sums: Vec<f64> = result.continuations.iter().map(|scored| scored.sum()).collect();
+        let choices = result
             .continuations
             .into_iter()
-            .map(|scored| ScoredChoice { logp: scored.sum(), ids: scored.ids, logps: scored.logps })
+            .map(|scored| ScoredChoice { logp: Some(scored.sum()), ids: scored.ids, logps: scored.logps })
             .collect();
-        let n_finite = choices.iter().filter(|choice| choice.logp.is_finite()).count();
-        if choices.len() != prompt.choices.len() || n_finite != choices.len() {
-            let (n, from) = (prompt.choices.len(), &question.source);
-            let reason = format!("{n} options, but {n_finite} finite log-probabilities (asked from {from})");
-            return Err(Error::Answer { id: result.id, reason });
-        }
-        let predicted = first_best(choices.iter().map(|choice| choice.logp));
-        let by_length = choices.iter().zip(&prompt.choices).map(|(c, text)| c.logp / text.chars().count() as f64);
-        Ok(Sample {
-            predicted: Some(predicted),
-            correct: predicted == question.key,
-            correct_norm: Some(first_best(by_length) == question.key),
-            prompt_sha256: digest::bytes(prompt.shown.to_digest().as_bytes()),
-            prompt_ids: result.prompt_ids,
-            choices,
-            ..Sample::unanswered(run.task.name(), index, question)
-        })
+        let sample = weighed(run.task, index, question, prompt, result.prompt_ids, choices)?;
+        let by_length = sums.iter().zip(&prompt.choices).map(|(logp, text)| logp / text.chars().count() as f64);
+        Ok(Sample { correct_norm: Some(first_best(by_length) == question.key), ..sample })
     }
+}
+
+/// The prompt as the engine takes it.
+pub(super) fn shown(prompt: &ChoicePrompt) -> Prompt {
+    match &prompt.shown {
+        Shown::Text(text) => Prompt::Text(text.clone()),
+        Shown::Messages(messages) => Prompt::Messages(messages.clone()),
+    }
+}
+
+/// A question's record by what its options weigh. One that weighs no number is a fault of the model's answer, one that is not told is not.
+pub(super) fn weighed(
+    task: Task,
+    index: usize,
+    question: &Question,
+    prompt: &ChoicePrompt,
+    prompt_ids: Vec<u32>,
+    choices: Vec<ScoredChoice>,
+) -> Result<Sample> {
+    let n_usable = choices.iter().filter(|choice| choice.logp.is_none_or(f64::is_finite)).count();
+    if choices.len() != prompt.choices.len() || n_usable != choices.len() {
+        let (n, from) = (prompt.choices.len(), &question.source);
+        let reason = format!("{n} options, but {n_usable} finite log-probabilities (asked from {from})");
+        return Err(Error::Answer { id: format!("{}/{}", task.name(), question.id), reason });
+    }
+    let predicted = best_told(&choices);
+    Ok(Sample {
+        predicted,
+        correct: predicted == Some(question.key),
+        prompt_sha256: digest::bytes(prompt.shown.to_digest().as_bytes()),
+        prompt_ids,
+        choices,
+        ..Sample::unanswered(task.name(), index, question)
+    })
 }
 
 #[cfg(test)]

@@ -1,19 +1,20 @@
 //! How an answer is got: each strategy prepares once per task, then hands many questions to the engine and gives each answer on as
 //! it comes.
 //!
-//! `loglikelihood` scores options; `cot`, `sc_cot` and `medprompt` choose examples and orders and share `generate`.
+//! `loglikelihood` scores options, `next_letter` asks the same of one token; `cot`, `sc_cot` and `medprompt` choose examples and orders and share `generate`.
 
 mod cot;
 mod generate;
 mod loglikelihood;
 mod medprompt;
+mod next_letter;
 mod retry;
 mod sc_cot;
 
 use crate::answers::AnswerLog;
-use crate::{Encoders, Error, EvalConfig, Result, Sample, Strategy};
-use aloe_engine::Engine;
+use crate::{Encoders, Error, EvalConfig, Result, Sample, ScoredChoice, Strategy};
 pub(crate) use aloe_engine::handed;
+use aloe_engine::{Engine, NextTold};
 use aloe_record::{Cancel, Progress, digest};
 use aloe_task::wording::fixed_shots;
 use aloe_task::{Question, Task};
@@ -35,6 +36,8 @@ pub(crate) struct TaskRun<'a> {
 pub(crate) enum Plan {
     /// Prompts and options.
     Loglikelihood(loglikelihood::Plan),
+    /// The same, and how the letters are told.
+    NextLetter(loglikelihood::Plan, NextTold),
     /// Examples and orders.
     Generate(generate::Plan),
 }
@@ -61,9 +64,21 @@ pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog, out: &Path) -> Result<
     Ok(plan)
 }
 
+/// How `next-letter` is told of its letters, before anything is asked; `None` for the other strategies.
+pub(crate) fn told(engine: &Engine, config: &EvalConfig, cancel: &Cancel) -> Result<Option<NextTold>> {
+    Ok(match config.strategy {
+        Strategy::NextLetter => Some(engine.next_told(config.chat_template, cancel)?),
+        _ => None,
+    })
+}
+
 fn chosen(run: &TaskRun, log: &mut AnswerLog, out: &Path) -> Result<Plan> {
     Ok(match run.config.strategy {
         Strategy::Loglikelihood => Plan::Loglikelihood(loglikelihood::prepare(run)?),
+        Strategy::NextLetter => {
+            let told = run.engine.next_told(run.config.chat_template, run.cancel)?;
+            Plan::NextLetter(loglikelihood::prepare(run)?, told)
+        }
         Strategy::Cot | Strategy::ScCot => {
             check_fixed(run, run.questions, run.config.shots)?;
             let is_single = run.config.strategy == Strategy::Cot;
@@ -82,7 +97,7 @@ impl Plan {
     /// Requests that a question takes.
     pub(crate) fn n_requests(&self) -> usize {
         match self {
-            Self::Loglikelihood(_) => 1,
+            Self::Loglikelihood(_) | Self::NextLetter(..) => 1,
             Self::Generate(plan) => plan.n_requests(),
         }
     }
@@ -96,6 +111,7 @@ impl Plan {
     ) -> Result<()> {
         match self {
             Self::Loglikelihood(plan) => plan.answer(run, indices, take),
+            Self::NextLetter(plan, told) => next_letter::answer(plan, *told, run, indices, take),
             Self::Generate(plan) => plan.answer(run, indices, take),
         }
     }
@@ -103,7 +119,7 @@ impl Plan {
     /// What the results should say about the preparation.
     pub(crate) fn notes(&self) -> Map<String, Value> {
         match self {
-            Self::Loglikelihood(_) => Map::new(),
+            Self::Loglikelihood(_) | Self::NextLetter(..) => Map::new(),
             Self::Generate(plan) => plan.notes.clone(),
         }
     }
@@ -118,6 +134,12 @@ pub(crate) fn first_best(values: impl Iterator<Item = f64>) -> usize {
         }
     }
     best.0
+}
+
+/// The option with the highest log-probability of those that have one, the first of equal ones; `None` where none has.
+pub(crate) fn best_told(choices: &[ScoredChoice]) -> Option<usize> {
+    let is_any = choices.iter().any(|choice| choice.logp.is_some());
+    is_any.then(|| first_best(choices.iter().map(|choice| choice.logp.unwrap_or(f64::NEG_INFINITY))))
 }
 
 /// A question's item number for random streams: from its task and id, not its place, so that a limit changes nothing.

@@ -33,14 +33,12 @@ pub struct Calibration {
     pub n: usize,
 }
 
-/// How sure an answer was: of log-likelihoods the highest softmax probability over the options' summed log-probabilities; of several
-/// votes the winner's share of all, unparsed ones included. `None` where there is no answer, or one vote alone.
+/// How sure an answer was: where options are weighed the highest softmax probability over their summed log-probabilities; of several
+/// votes the winner's share of all, unparsed ones included. `None` where there is no answer, one vote alone, or a letter that is not told.
 pub fn confidence(sample: &Sample) -> Option<f64> {
     let predicted = sample.predicted?;
     if !sample.choices.is_empty() {
-        let most = sample.choices.get(predicted)?.logp;
-        let sum: f64 = sample.choices.iter().map(|choice| (choice.logp - most).exp()).sum();
-        return Some(1.0 / sum);
+        return probabilities(sample)?.get(predicted).copied();
     }
     (sample.votes.len() > 1).then(|| n_agree(sample) as f64 / sample.votes.len() as f64)
 }

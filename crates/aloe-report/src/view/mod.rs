@@ -89,8 +89,8 @@ pub struct AnswerText<'a> {
     pub refused: Option<&'a str>,
     /// SHA-256 of the prompt.
     pub prompt_sha256: &'a str,
-    /// Summed log-probability by option, in nat; empty for generated answers.
-    pub logps: Vec<f64>,
+    /// Summed log-probability by option, in nat, none of a letter that is not told; empty for generated answers.
+    pub logps: Vec<Option<f64>>,
     /// The generated answers.
     pub votes: Vec<VoteText<'a>>,
 }

@@ -284,7 +284,7 @@
     return powers.map((power) => power / sum);
   }
   function choices(i, question, answers) {
-    const list = make('ol'), shares = answers.map((one) => (one?.logps?.length ? softmax(one.logps) : null));
+    const list = make('ol'), shares = answers.map((one) => (one?.logps?.length ? (one.logps.includes(null) ? [] : softmax(one.logps)) : null));
     for (let option = 0; option < column.n_choices[i]; option++) {
       const item = make('li', option === column.key[i] ? 'key' : ''), text = make('span');
       text.append(make('span', 'choice', question ? question.choices[option] ?? '' : ''));
@@ -297,9 +297,10 @@
       shares.forEach((share, at) => {
         if (!share) return;
         const bar = make('span', 'prob'), length = make('i');
-        length.style.width = (100 * share[option]).toFixed(2) + '%';
+        const logp = answers[at].logps[option], percent = 100 * (share[option] ?? 0);
+        length.style.width = percent.toFixed(2) + '%';
         bar.append(make('span', '', isPaired ? letter(at) : ''), length,
-          make('span', '', `${(100 * share[option]).toFixed(1)} % (logp ${answers[at].logps[option].toFixed(3)})`));
+          make('span', '', logp === null ? 'not told' : (share.length ? `${percent.toFixed(1)} % ` : '') + `(logp ${logp.toFixed(3)})`));
         item.append(bar);
       });
       list.append(item);

@@ -1,7 +1,7 @@
 //! The words of a prompt, one protocol per file. Nothing here reads files or knows a model.
 //!
-//! Two forms: [`choice_prompt`] for log-likelihood scoring (plain text, one continuation per option) and [`cot_messages`]
-//! for generated answers (a conversation whose last turn is the question).
+//! Three forms: [`choice_prompt`] for log-likelihood scoring (plain text, one continuation per option), [`letter_prompt`] where the
+//! continuations must be letters, and [`cot_messages`] for generated answers (a conversation whose last turn is the question).
 
 pub mod aloe;
 pub mod lm_eval;
@@ -134,6 +134,21 @@ pub fn choice_prompt(
         Protocol::LmEval => lm_eval::choice_prompt(task, question, shots, form),
         Protocol::Aloe => Ok(aloe::choice_prompt(question, shots, form)),
         Protocol::PromptEngine => Err(protocol.refuse("scores generated answers only; use sc-cot or medprompt")),
+    }
+}
+
+/// As [`choice_prompt`], with options by letters whatever the set: what can be asked of a model that tells its next token alone.
+pub fn letter_prompt(
+    protocol: Protocol,
+    question: &Question,
+    shots: &[&Question],
+    form: ChatForm<'_>,
+) -> Result<ChoicePrompt> {
+    match protocol {
+        Protocol::Aloe => Ok(aloe::letter_prompt(question, shots, form)),
+        Protocol::LmEval | Protocol::PromptEngine => {
+            Err(protocol.refuse("has no prompt for the next letter; use --protocol aloe"))
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use super::training::{number, shown};
 use super::{CardConfig, Evidence, of_kind, open_answers};
 use aloe_eval::EvalResults;
 use aloe_eval::noise::NoiseFloor;
+use aloe_eval::report::told_words;
 use serde_json::Value;
 
 /// The sections "Evaluation" and "Red teaming".
@@ -109,6 +110,9 @@ fn drawn(settings: &Value) -> String {
     if settings["chat_template"] == true {
         text += ", chat template";
     }
+    if let Some(words) = told_words(settings.get("told")) {
+        text += &format!(", {words}");
+    }
     if let Some(n) = settings.get("n_samples") {
         let temperature = shown(&settings["sampling"]["temperature"]);
         let shuffled = if settings["shuffle"] == true { ", options shuffled" } else { "" };
@@ -126,6 +130,9 @@ fn decisive(task: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(n) = count(&task["n_refused"]) {
         lines.push(format!("{n} questions were refused by the model or its server and counted wrong"));
+    }
+    if let Some(n) = count(&task["n_partial"]) {
+        lines.push(format!("the server did not tell the log-probability of every letter of {n} questions"));
     }
     if let Some(n) = count(&task["n_ties"]) {
         lines.push(format!("{n} votes were tied and went to the option named first"));
@@ -353,6 +360,22 @@ mod tests {
             &noisy,
             "- medqa: noise floor: 100 requests sent twice (100 more answers): texts changed in 7 of 100 requests (7.0 %), predictions \
              in 1 of 20 questions (5.0 %).\n\n",
+        );
+    }
+
+    #[test]
+    fn next_letters_are_named_with_how_they_were_told_and_what_was_not_told() {
+        let mut evidence = Evidence { stage: "letters".into(), record: aloe_record::Record::default() };
+        let settings =
+            json!({ "protocol": "aloe", "strategy": "next-letter", "shots": 0, "chat_template": true, "told": "chat" });
+        let task = json!({ "task": "medqa", "n": 60, "n_partial": 3, "comparability": "comparable" });
+        evidence.record.results.insert("eval".into(), json!({ "settings": settings, "tasks": [task] }));
+        let text = results(&evidence);
+        let told = "letters among the most probable next tokens that /v1/chat/completions names (server template)";
+        assert!(text.contains(&format!("strategy next-letter, 0 shots, chat template, {told}, dtype")), "{text}");
+        assert!(
+            text.contains("- medqa: the server did not tell the log-probability of every letter of 3 questions.\n"),
+            "{text}"
         );
     }
 

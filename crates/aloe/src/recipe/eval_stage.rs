@@ -21,7 +21,7 @@ pub(crate) struct EvalStage {
     /// `aloe`, `lm-eval` or `prompt-engine`.
     #[serde(default = "aloe")]
     pub(crate) protocol: String,
-    /// `loglikelihood`, `cot`, `sc-cot` or `medprompt`.
+    /// `loglikelihood`, `next-letter`, `cot`, `sc-cot` or `medprompt`.
     #[serde(default = "loglikelihood")]
     pub(crate) strategy: String,
     /// `test` (reported) or `validation` (for choosing).
@@ -147,8 +147,8 @@ impl EvalStage {
         }
         let strategy = Strategy::parse(&self.strategy);
         if strategy.is_none() {
-            let text = format!("no strategy {:?}; there are loglikelihood, cot, sc-cot, medprompt", self.strategy);
-            mistakes.push(text);
+            let known = "loglikelihood, next-letter, cot, sc-cot, medprompt";
+            mistakes.push(format!("no strategy {:?}; there are {known}", self.strategy));
         }
         let split = match self.split.as_str() {
             "test" => Split::Test,
@@ -170,7 +170,12 @@ impl EvalStage {
         config.sampling.top_p = self.top_p.unwrap_or(config.sampling.top_p);
         config.sampling.max_new_tokens = self.max_new_tokens.unwrap_or(config.sampling.max_new_tokens);
         config.sampling.stop.clone_from(&self.stop);
-        config.chat_template = self.chat_template.unwrap_or(config.chat_template);
+        // A server's template renders conversations alone.
+        let is_rendered_there = strategy == Strategy::NextLetter && self.server_template;
+        config.chat_template = self.chat_template.unwrap_or(config.chat_template || is_rendered_there);
+        if is_rendered_there && !config.chat_template {
+            mistakes.push("server_template renders conversations: leave it out, or chat_template = false".into());
+        }
         config.system.clone_from(&self.system);
         config.examples.clone_from(&self.examples);
         match Retry::parse(self.retry.as_deref().unwrap_or("none")) {

@@ -247,7 +247,10 @@ const QUALITY: &[Key] = &[
         "drop_lowest",
         "share of the scored rows, lowest complexity x quality first, that is dropped; rows without scores go too",
     ),
-    ("tokenizer", "scorer behind an endpoint: folder or .gguf whose tokenizer makes the prompts' tokens"),
+    (
+        "tokenizer",
+        "scorer behind an endpoint: folder or .gguf whose tokenizer makes the prompts' tokens; without it a server that has chat alone is asked behind its own template",
+    ),
 ];
 
 /// Inputs of a data stage, under its keys.
@@ -259,9 +262,15 @@ const EVAL: &[Key] = &[
     ("tasks", "list of task names, see below"),
     ("data", "folder with the benchmarks' files"),
     ("protocol", "whose wording and rules: aloe, lm-eval or prompt-engine"),
-    ("strategy", "loglikelihood, cot, sc-cot or medprompt"),
+    (
+        "strategy",
+        "loglikelihood, next-letter (the most probable of A, B, .. as the next token), cot, sc-cot or medprompt",
+    ),
     ("split", "test (reported) or validation (for choosing)"),
-    ("shots", "examples before each question; by default 0 for loglikelihood, 3 for cot and sc-cot, 5 for medprompt"),
+    (
+        "shots",
+        "examples before each question; by default 0 for loglikelihood and next-letter, 3 for cot and sc-cot, 5 for medprompt",
+    ),
     ("limit", "only the first N questions of each task; then not comparable"),
     ("n_samples", "answers per question; by default 5 for sc-cot and medprompt, else 1"),
     ("shuffle", "options in another order in each sample; by default true for medprompt only"),
@@ -271,7 +280,7 @@ const EVAL: &[Key] = &[
     ("stop", "list of texts that end an answer, beside the model's own end of turn"),
     (
         "chat_template",
-        "prompts are conversations in the model's chat template; by default true for generated answers, false for loglikelihood (true there is lm-evaluation-harness's --apply_chat_template)",
+        "prompts are conversations in the model's chat template; by default true for generated answers and for next-letter with server_template, else false (true for loglikelihood is lm-evaluation-harness's --apply_chat_template)",
     ),
     ("system", "system prompt in place of the protocol's own; \"\" for none"),
     (

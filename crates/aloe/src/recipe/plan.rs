@@ -287,7 +287,7 @@ fn generated(stage: &Stage, rows: u64) -> Option<u64> {
         StageConfig::Synthesis(config) => Some(rows * (config.attempts * config.max_new_tokens) as u64),
         StageConfig::Eval(config) => {
             let config = config.checked().ok()?;
-            let scored = config.strategy == aloe_eval::Strategy::Loglikelihood;
+            let scored = config.strategy.weighs_options();
             Some(if scored { 0 } else { rows * (config.n_samples * config.sampling.max_new_tokens) as u64 })
         }
         _ => None,

@@ -276,13 +276,11 @@ pub(crate) fn eval(config: &EvalConfig, meter: &Meter) -> Option<Size> {
 
 fn task_size(config: &EvalConfig, task: Task, questions: &[Question], meter: &Meter) -> Option<Size> {
     let n_questions = questions.len() as u64;
-    if config.strategy == Strategy::Loglikelihood {
+    if config.strategy.weighs_options() {
         let read = mean(&(0..questions.len()).collect::<Vec<_>>(), |&at| {
             let shots: Vec<&Question> =
                 (1..=config.shots).map(|further| &questions[(at + further) % questions.len()]).collect();
-            let form = wording::ChatForm { is_chat: config.chat_template, system: config.system.as_deref() };
-            let prompt = wording::choice_prompt(task, config.protocol, &questions[at], &shots, form);
-            prompt.map_or(0.0, |prompt| {
+            config.choice_prompt(task, &questions[at], &shots).map_or(0.0, |prompt| {
                 let before = match &prompt.shown {
                     wording::Shown::Text(text) => meter.text(text),
                     wording::Shown::Messages(messages) => meter.prompt(messages),

@@ -10,6 +10,7 @@ mod interrupt;
 mod judge;
 mod killed;
 mod lies;
+mod next_letter;
 mod noise;
 mod open_answers;
 mod preferences;

@@ -111,6 +111,17 @@ fn votes_that_a_killed_client_was_given_are_not_asked_for_again() {
     check(20, &more, 60, lettered);
 }
 
+/// The letter is by the length of what was sent. The server is asked what it can tell by each process, beside thirty questions.
+#[test]
+fn next_letters_that_a_killed_client_was_given_are_not_asked_for_again() {
+    let more = ["--server-template", "--tasks", "starter_mcqa", "--strategy", "next-letter", "--limit", "30"];
+    let letter = |asked: &super::Asked| {
+        let at = asked.body["messages"].to_string().len() % 4;
+        super::next_letter::named(&[(["A", "B", "C", "D"][at], 0.5), ("A", 0.1)])
+    };
+    check(1 + 8, &more, 30 + 1, letter);
+}
+
 /// No first try names an option, every second one does; killed among the second tries, when no question has a vote yet that stands in the
 /// run's own log.
 #[test]
