@@ -9,6 +9,8 @@ use std::sync::{Arc, OnceLock};
 /// Which kernels run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
+    /// As [`Isa::Avx512Bf16`], and products of bf16 with weights by the tiles of AMX.
+    Amx,
     /// AVX-512 with the dot products of bf16 and of bytes (VNNI), which processors got together.
     Avx512Bf16,
     /// AVX-512 (F, BW, DQ, VL); bf16 operands are widened.
@@ -33,10 +35,11 @@ impl Isa {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
+            let avx512_bf16 =
+                avx512 && is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
             match self {
-                Isa::Avx512Bf16 => {
-                    avx512 && is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni")
-                }
+                Isa::Amx => avx512_bf16 && crate::gemm::amx::available(),
+                Isa::Avx512Bf16 => avx512_bf16,
                 Isa::Avx512 => avx512,
                 Isa::Avx2 => avx2,
                 Isa::Portable => true,
@@ -49,7 +52,7 @@ impl Isa {
     }
 
     /// All of them, the best first.
-    pub const ALL: [Self; 4] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
+    pub const ALL: [Self; 5] = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
 
     /// The best this machine has, or what [`Isa::choose`] chose.
     pub fn best() -> Self {
@@ -70,7 +73,7 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         match Self::best() {
             // SAFETY: `best` is available on this machine.
-            Isa::Avx512Bf16 | Isa::Avx512 => return unsafe { with_avx512(work) },
+            Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => return unsafe { with_avx512(work) },
             // SAFETY: as above.
             Isa::Avx2 => return unsafe { with_avx2(work) },
             Isa::Portable => {}
@@ -78,9 +81,10 @@ impl Isa {
         work()
     }
 
-    /// For records: `avx512-bf16`, `avx512`, `avx2`, `portable`.
+    /// For records: `amx-bf16`, `avx512-bf16`, `avx512`, `avx2`, `portable`.
     pub fn name(self) -> &'static str {
         match self {
+            Isa::Amx => "amx-bf16",
             Isa::Avx512Bf16 => "avx512-bf16",
             Isa::Avx512 => "avx512",
             Isa::Avx2 => "avx2",

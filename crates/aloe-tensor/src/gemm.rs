@@ -3,6 +3,8 @@
 //! B lies in panels of 32 lanes; A gives one unit at a time, spread to all lanes. Each element of C is one f32 chain over the
 //! units in index order: blocks of units continue the chain through C, tails use masks, and the tile's height changes nothing.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 mod narrow;
 mod tasks;
 mod tile;
@@ -109,7 +111,7 @@ impl Gemm {
             return;
         }
         let share = even_share(&[self.n.div_ceil(PANEL)], device.threads());
-        let (tasks, isa) = (self.tasks(device.threads(), share), device.isa());
+        let (tasks, isa) = (self.tasks(device, share), device.isa());
         device.for_each(tasks.n, &|task| {
             // SAFETY: a part of this product; parts of different tasks write different elements of C.
             unsafe { self.run_task(tasks, task, isa) }
@@ -154,10 +156,14 @@ impl Gemm {
     /// # Safety
     /// As for [`Gemm::run`].
     pub(crate) unsafe fn run_here(self, isa: Isa) {
-        isa.run(Blocks(self));
+        match (isa, self.dtype) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Amx, Dtype::Bf16) => isa.run(amx::Tiles(self)),
+            _ => isa.run(Blocks(self)),
+        }
     }
 
-    /// The product from inside a kernel.
+    /// The product from inside a kernel, by vectors: one over a weight has other bits by tiles, and goes through [`Gemm::run_here`].
     ///
     /// # Safety
     /// As for [`Gemm::run`], and the instruction set is available.

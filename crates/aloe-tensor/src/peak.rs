@@ -4,16 +4,16 @@
 //! latency; each step multiplies a vector from a line that stays in the nearest cache (so that no step can be left out) by one that
 //! is held. What was done is counted by its result: every operand is one.
 
-use crate::Device;
 use crate::pool::SharedMut;
 use crate::simd::{Kernel, LANES, Simd};
+use crate::{Device, Isa};
 
 /// A kind of product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProductKind {
     /// f32, fused with the sum where the path has that.
     F32,
-    /// Pairs of bf16 summed in f32; as [`ProductKind::F32`] on a path that has to widen them.
+    /// Pairs of bf16 summed in f32, in tiles where the path has them; as [`ProductKind::F32`] on a path that has to widen them.
     Bf16,
     /// Bytes summed exactly in i32, four a lane.
     Int8,
@@ -42,7 +42,13 @@ pub fn run_products(device: &Device, kind: ProductKind, rounds: usize) -> f64 {
     let ones = [one; LANES * 16];
     device.for_each(n, &|at| {
         // SAFETY: the operands outlive the loop.
-        let products = unsafe { device.isa().run(Peak { kind, ones: ones.as_ptr(), rounds }) };
+        let products = unsafe {
+            match (device.isa(), kind) {
+                #[cfg(target_arch = "x86_64")]
+                (Isa::Amx, ProductKind::Bf16) => crate::gemm::amx::peak(rounds),
+                (isa, _) => isa.run(Peak { kind, ones: ones.as_ptr(), rounds }),
+            }
+        };
         // SAFETY: each index has its own place.
         unsafe { out.slice(at, 1)[0] = products };
     });
@@ -146,7 +152,7 @@ mod tests {
     fn every_operation_that_is_claimed_was_done() {
         for device in devices() {
             let name = device.isa().name();
-            let n_sums = if name.starts_with("avx512") {
+            let n_sums = if name.starts_with("avx512") || name == "amx-bf16" {
                 12
             } else if name == "avx2" {
                 5
@@ -158,7 +164,10 @@ mod tests {
                 (ProductKind::Bf16, if name == "avx512-bf16" { 2 } else { 1 }),
                 (ProductKind::Int8, 4),
             ] {
-                let expected = 1001 * 16 * n_sums * a_lane * 4 * 2 * 2;
+                let by_vectors = 1001 * 16 * n_sums * a_lane * 4 * 2 * 2;
+                // Four products of 16 x 16 x 32 in tiles.
+                let by_tiles = name == "amx-bf16" && kind == ProductKind::Bf16;
+                let expected = if by_tiles { 1001 * 4 * 16 * 16 * 32 * 4 * 2 * 2 } else { by_vectors };
                 assert_eq!(run_products(&device, kind, 1001), f64::from(expected), "{name} {kind:?}");
             }
         }

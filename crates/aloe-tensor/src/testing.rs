@@ -5,8 +5,7 @@ use aloe_record::rng::CounterRng;
 
 /// Every instruction set this machine has, on two threads.
 pub(crate) fn devices() -> Vec<Device> {
-    let all = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
-    all.into_iter().filter(|isa| isa.available()).map(|isa| Device::cpu_with(isa, 2)).collect()
+    Isa::ALL.into_iter().filter(|isa| isa.available()).map(|isa| Device::cpu_with(isa, 2)).collect()
 }
 
 /// Normal numbers that depend on the name alone.

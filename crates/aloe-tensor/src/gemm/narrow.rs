@@ -22,6 +22,9 @@ const FETCH_PAIRS: usize = 21;
 /// Units of the block in which one tile alone has what it widens; a power of two, and used again and again.
 const ROUND: usize = 16;
 
+/// The same of tiles of sixteen units, of which one is read while the next is widened.
+const TILE_ROUND: usize = 64;
+
 /// All rows and panels of g.
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd>(g: &Gemm) {
@@ -113,7 +116,7 @@ unsafe fn some_units<S: Simd>(g: &Gemm, panel: usize, (first, n): (usize, usize)
 
 /// Units of a narrow panel on their way to a block of a plain one.
 #[derive(Clone, Copy)]
-struct Widened<'a> {
+pub(super) struct Widened<'a> {
     /// Where the panel begins, with its table.
     panel: *const u32,
     /// Its first pair of units that is wanted.
@@ -129,9 +132,46 @@ struct Widened<'a> {
 }
 
 impl Widened<'_> {
+    /// Units from `first` on of a panel of g, to a block of their own or, of one that is read at once, to a few places of it in turn.
+    #[inline(always)]
+    pub(super) unsafe fn new(g: &Gemm, panel: usize, first: usize, block: *mut u32, is_read_at_once: bool) -> Self {
+        let b = g.b.wrapping_add(panel * g.b_panel_stride);
+        Self {
+            panel: b,
+            from: b.wrapping_add(first_pair(g.units) + first / 2 * PAIR),
+            escapes: escapes(b),
+            first_unit: first,
+            block,
+            round: if is_read_at_once { TILE_ROUND - 1 } else { usize::MAX },
+            ahead: FETCH_PAIRS * PAIR,
+            is_near: true,
+        }
+    }
+
+    /// Passes over the escapes of units before the first; gives what the others are widened with.
+    #[inline(always)]
+    pub(super) unsafe fn start<S: Simd>(&mut self) -> S::V {
+        while let [escape, rest @ ..] = self.escapes
+            && (escape.unit as usize) < self.first_unit
+        {
+            self.escapes = rest;
+        }
+        S::upper_bytes(self.panel.cast())
+    }
+
+    /// Widens `n` units from the even one `unit` on; of an odd number one more.
+    #[inline(always)]
+    pub(super) unsafe fn units<S: Simd>(&mut self, uppers: S::V, unit: usize, n: usize) {
+        let mut at = unit;
+        while at < unit + n {
+            self.pair::<S>(uppers, at);
+            at += 2;
+        }
+    }
+
     /// Where a unit is.
     #[inline(always)]
-    fn place(&self, unit: usize) -> *mut u32 {
+    pub(super) fn place(&self, unit: usize) -> *mut u32 {
         self.block.wrapping_add((unit & self.round) * PANEL)
     }
 
@@ -160,12 +200,7 @@ impl<const ROWS: usize> Kernel for Tile<'_, ROWS> {
     unsafe fn run<S: Simd>(self) {
         let Self(g, mut widened) = self;
         let mut acc = started::<S, ROWS>(&g);
-        while let [escape, rest @ ..] = widened.escapes
-            && (escape.unit as usize) < widened.first_unit
-        {
-            widened.escapes = rest;
-        }
-        let uppers = S::upper_bytes(widened.panel.cast());
+        let uppers = widened.start::<S>();
         let (mut unit, mut a) = (0, g.a);
         if g.units > 0 {
             widened.pair::<S>(uppers, 0);

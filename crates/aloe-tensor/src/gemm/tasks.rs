@@ -1,6 +1,7 @@
 //! How a product is shared out: parts of its rows and panels that are tasks of a parallel loop.
 
 use super::{FEW_ROWS, Gemm, NARROW, PANEL};
+use crate::{Device, Isa};
 use std::ops::Range;
 
 /// Rows and panels of a product's tasks.
@@ -29,13 +30,18 @@ fn even_part(at: usize, n: usize, parts: usize) -> Range<usize> {
 
 impl Gemm {
     /// How the product is shared out, with few rows `share` panels a task.
-    pub(crate) fn tasks(&self, threads: usize, share: usize) -> Tasks {
+    pub(crate) fn tasks(&self, device: &Device, share: usize) -> Tasks {
+        self.tasks_of(device.threads(), share, device.isa() == Isa::Amx)
+    }
+
+    fn tasks_of(&self, threads: usize, share: usize, by_tiles: bool) -> Tasks {
         let panels = self.n.div_ceil(PANEL);
         if self.m <= FEW_ROWS && self.a_panel_stride == 0 && threads > 1 {
             return Tasks { n: panels.div_ceil(share), tile: self.m, row_parts: 1, columns: Columns::Of(share) };
         }
         // A task begins at a tile, and at a panel of A where A lies in panels.
         let (tile, most_rows, fewest_panels) = match self.a_panel_stride {
+            0 if by_tiles => (32, 256, 3),
             // A narrow panel is widened once a task: the more rows, the less often.
             0 if self.b_unit_stride == NARROW => (12, 264, 1),
             0 => (12, 240, 3),
@@ -149,7 +155,7 @@ mod tests {
                     [(1, 0, PANEL), (2, 0, PANEL), (3, 0, PANEL), (2, 7, PANEL), (1, 0, NARROW), (2, 0, NARROW)]
                 {
                     let gemm = Gemm { b_unit_stride: unit_stride, ..product(m, n, stride) };
-                    let tasks = gemm.tasks(threads, even_share(&[n.div_ceil(PANEL)], threads));
+                    let tasks = gemm.tasks_of(threads, even_share(&[n.div_ceil(PANEL)], threads), false);
                     let mut seen = vec![0u8; m * n];
                     for task in 0..tasks.n {
                         let (rows, lanes) = gemm.extent(tasks, task);
@@ -169,7 +175,7 @@ mod tests {
         for m in [100, 512, 700, 2048] {
             for n in [192, 576, 1536, 1024, 4096, 14336] {
                 for gemm in [product(m, n, 0), Gemm { b_unit_stride: NARROW, ..product(m, n, 0) }] {
-                    let tasks = gemm.tasks(2, 0);
+                    let tasks = gemm.tasks_of(2, 0, false);
                     let work = |tasks_of: Range<usize>| -> usize {
                         tasks_of
                             .map(|task| gemm.extent(tasks, task))

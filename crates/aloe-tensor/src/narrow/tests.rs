@@ -190,7 +190,7 @@ fn numbers_of_any_exponent_stay_plain_and_so_does_what_an_instruction_set_gains_
                 Linear::narrow_of(&device, &weight, None),
                 Linear::narrow_from_bf16_bytes(&device, [o, k], &bytes[1..], None),
             ] {
-                assert_eq!(found.is_narrow(), is_fit && device.isa() == Isa::Avx512Bf16, "{device:?}");
+                assert_eq!(found.is_narrow(), is_fit && device.isa().pairs_bf16(), "{device:?}");
                 assert_eq!(found.weight().to_bf16_bits(), *all, "{device:?}");
                 assert_eq!(found.dtype(), Dtype::Bf16);
             }

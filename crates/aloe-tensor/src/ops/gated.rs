@@ -10,7 +10,7 @@ use crate::gemm::{FEW_ROWS, Gemm, PANEL};
 use crate::pack::{Panels, with_scratch};
 use crate::rounded::RowsOut;
 use crate::simd::{Kernel, LANES, Simd};
-use crate::{Device, Linear, Rounded, Tensor};
+use crate::{Device, Isa, Linear, Rounded, Tensor};
 use std::ops::Range;
 
 /// `x + swiglu(norm(x) Wgate^T, norm(x) Wup^T) Wdown^T` for x `[N, D]` and a norm of weight w `[D]`; `None` where rows are few or a layer is
@@ -37,16 +37,17 @@ fn swiglu_of(device: &Device, x: &Rounded, gate: &Linear, up: &Linear) -> Option
     let wide = [gate, up].map(|layer| layer.widened_for(device, n));
     let of = |layer, wide: &Option<Panels>| Some(product(x, wide.as_ref().or(dense(layer))?, std::ptr::null_mut()));
     let [gate, up] = [of(gate, &wide[0])?, of(up, &wide[1])?];
-    let tasks = gate.tasks(device.threads(), 1);
+    let tasks = gate.tasks(device, 1);
     Some(Rounded::written(n, f, |out| {
         device.for_each(tasks.n, &|task| {
             let (rows, lanes) = gate.extent(tasks, task);
             with_scratch(2 * rows.len() * PANEL / LANES, |lines| {
                 let panels = lanes.start / PANEL..lanes.end.div_ceil(PANEL);
-                let part = Part { gate, up, rows, panels, sums: lines.as_mut_ptr().cast(), out };
+                let isa = device.isa();
+                let part = Part { gate, up, rows, panels, sums: lines.as_mut_ptr().cast(), isa, out };
                 // SAFETY: both products are of these rows and lanes and write to the scratch; rows of the result hold F numbers rounded up
                 // to whole vectors, and each task has its own rows and panels of them.
-                unsafe { device.isa().run(part) }
+                unsafe { isa.run(part) }
             });
         });
     }))
@@ -59,6 +60,7 @@ struct Part {
     rows: Range<usize>,
     panels: Range<usize>,
     sums: *mut f32, // [2, rows, 32]
+    isa: Isa,
     out: RowsOut,
 }
 
@@ -71,8 +73,8 @@ impl Kernel for Part {
         let (gate, up) = (self.sums, self.sums.wrapping_add(n_rows * PANEL));
         let mut panel = self.panels.start;
         while panel < self.panels.end {
-            self.gate.panel_into(self.rows.clone(), panel, gate).run_inside::<S>();
-            self.up.panel_into(self.rows.clone(), panel, up).run_inside::<S>();
+            self.gate.panel_into(self.rows.clone(), panel, gate).run_here(self.isa);
+            self.up.panel_into(self.rows.clone(), panel, up).run_here(self.isa);
             let n_lanes = (self.gate.n - panel * PANEL).min(PANEL);
             let mut row = 0;
             while row < n_rows {
@@ -94,9 +96,9 @@ impl Kernel for Part {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Dtype;
     use crate::ops::{norm_linears, swiglu_linear_add};
     use crate::testing::{devices, normal, same_bits};
-    use crate::{Dtype, Isa};
 
     #[test]
     fn the_block_is_its_operations_one_by_one_bit_for_bit() {

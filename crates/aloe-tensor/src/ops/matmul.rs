@@ -162,7 +162,7 @@ impl<'a> Work<'a> {
         let kind = match (a, layer.packed()) {
             (Operand::Dense(a), Packed::Dense(panels)) => {
                 let gemm = dense(a, wide.unwrap_or(panels), Lanes { first: lanes.start, n: lanes.len(), unit: 0 }, out);
-                Kind::Dense(gemm, gemm.tasks(device.threads(), share))
+                Kind::Dense(gemm, gemm.tasks(device, share))
             }
             (Operand::Blocks(a), Packed::Blocks(weight)) => {
                 assert!(lanes.start.is_multiple_of(PANEL) && lanes.end <= weight.lanes && lanes.len() <= out.stride);

@@ -167,7 +167,7 @@ pub(crate) unsafe fn run_all(device: &Device, products: &[Gemm]) {
     let works: Vec<_> = products
         .iter()
         .filter(|gemm| gemm.m > 0 && gemm.n > 0)
-        .map(|gemm| (*gemm, gemm.tasks(device.threads(), share)))
+        .map(|gemm| (*gemm, gemm.tasks(device, share)))
         .collect();
     device.for_each(works.iter().map(|(_, tasks)| tasks.n).sum(), &|mut task| {
         for (gemm, tasks) in &works {

@@ -142,7 +142,7 @@ fn rounding_an_activation_moves_it_by_half_a_step_at_most() {
 
 #[test]
 fn a_row_has_the_same_bits_in_any_company_on_any_number_of_threads_and_beside_other_layers() {
-    for isa in [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable].into_iter().filter(|isa| isa.available()) {
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
         let (one, three) = (Device::cpu_with(isa, 1), Device::cpu_with(isa, 3));
         for g in golden().0 {
             let what = format!("{isa:?} {}", g.format.name());
@@ -166,7 +166,7 @@ fn a_row_has_the_same_bits_in_any_company_on_any_number_of_threads_and_beside_ot
 /// Of 3072 numbers one row reads four panels beside each other, more rows one after the other; 161 outputs are four panels, one and a part.
 #[test]
 fn one_long_row_has_the_same_bits_as_beside_others() {
-    for isa in [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable].into_iter().filter(|isa| isa.available()) {
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
         let device = Device::cpu_with(isa, 1);
         for g in golden().0 {
             let (layer, _) = layer(&device, &g, 161, 3072);
@@ -179,7 +179,8 @@ fn one_long_row_has_the_same_bits_as_beside_others() {
 
 #[test]
 fn every_instruction_set_with_fused_steps_gives_the_same_bits() {
-    let sets: Vec<Isa> = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2].into_iter().filter(|isa| isa.available()).collect();
+    let sets: Vec<Isa> =
+        [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2].into_iter().filter(|isa| isa.available()).collect();
     for g in golden().0 {
         let x = normal("x", &[9, 512]);
         let run = |isa: &Isa| {

@@ -204,11 +204,11 @@ pub(crate) trait Simd: Vectors {
 }
 
 impl Isa {
-    /// Whether pairs of bf16 are multiplied by one instruction.
-    pub(crate) fn pairs_bf16(self) -> bool {
+    /// Whether pairs of bf16 are multiplied by one instruction, vectors of them or tiles.
+    pub fn pairs_bf16(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => avx512::Avx512Bf16::PAIRS_BF16,
+            Isa::Amx | Isa::Avx512Bf16 => avx512::Avx512Bf16::PAIRS_BF16,
             _ => false,
         }
     }
@@ -222,7 +222,7 @@ impl Isa {
         // A `Device` exists only for an available instruction set, and `Isa` reaches kernels only through one.
         match self {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => avx512::Avx512Bf16::call(kernel),
+            Isa::Amx | Isa::Avx512Bf16 => avx512::Avx512Bf16::call(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::Avx512::call(kernel),
             #[cfg(target_arch = "x86_64")]

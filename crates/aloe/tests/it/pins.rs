@@ -42,6 +42,19 @@ const FUSED: [&str; 9] = [
     "9b304b00887f4b4b",
 ];
 
+/// Tiles sum products of bf16 in groups of sixteen pairs; everything else is as above.
+const TILES: [&str; 9] = [
+    "018080c0c5050bad",
+    "to be pinned",
+    "e3d3d18f300ea28c",
+    "cc97fddeea6568fe",
+    "13eda5b936614dc4",
+    "3226f3b12f1dfd86",
+    "to be pinned",
+    "9946bc7fc4451bee",
+    "9b304b00887f4b4b",
+];
+
 /// Plain Rust rounds each f32 product; those of bf16 are exact.
 const PORTABLE: [&str; 9] = [
     "759a1bb76f66b7ef",
@@ -56,8 +69,8 @@ const PORTABLE: [&str; 9] = [
 ];
 
 /// A digest of the lines written for each work, by CPU path.
-const PINNED: [(&str, [&str; 9]); 4] =
-    [("avx512-bf16", FUSED), ("avx512", FUSED), ("avx2", FUSED), ("portable", PORTABLE)];
+const PINNED: [(&str, [&str; 9]); 5] =
+    [("amx-bf16", TILES), ("avx512-bf16", FUSED), ("avx512", FUSED), ("avx2", FUSED), ("portable", PORTABLE)];
 
 fn gguf() -> PathBuf {
     let models = std::env::var("ALOE_MODELS").expect("ALOE_MODELS is set where ALOE_DATA is");

@@ -15,7 +15,7 @@ use crate::pack::{round_row, with_scratch};
 use crate::pool::SharedMut;
 use crate::rounded::RowsOut;
 use crate::simd::{Kernel, LANES, Simd};
-use crate::{Device, Dtype, Rounded, Tensor};
+use crate::{Device, Dtype, Isa, Rounded, Tensor};
 use std::ops::Range;
 use whole::{ROWS, Scored, queries_of_tiles};
 
@@ -137,7 +137,7 @@ pub(super) fn attend(device: &Device, call: &Call<'_>) {
         let rows = queries.len() * group;
         with_scratch(Buffers::lines(rows, group, e, dtype), |lines| {
             let buffers = Buffers::new(lines.as_mut_ptr().cast(), rows, group, e, dtype);
-            let tile = Tile { q, queries, sequences, kv, heads, scale, dtype, buffers, o, lse };
+            let tile = Tile { q, queries, sequences, kv, heads, scale, dtype, isa, buffers, o, lse };
             // SAFETY: rows of q and o are below N and distinct (checked in `queries`), pages have these heads; each (row,
             // head) belongs to one task.
             unsafe { isa.run(tile) }
@@ -230,6 +230,7 @@ struct Tile<'a> {
     heads: Heads,
     scale: f32,
     dtype: Dtype,
+    isa: Isa,
     buffers: Buffers,
     o: Output,
     lse: Option<SharedMut<f32>>,
@@ -383,7 +384,8 @@ impl<'a> Tile<'a> {
         let (first, n) = (run.queries.start, run.queries.len());
         let mut from = 0;
         while from < n {
-            let n_whole = if S::PAIRS_BF16 { self.n_whole(run, first + from..first + n) } else { 0 };
+            let n_whole =
+                if S::PAIRS_BF16 && self.isa != Isa::Amx { self.n_whole(run, first + from..first + n) } else { 0 };
             let to = if n_whole > 0 { from + n_whole } else { (from + part_queries(self.group())).min(n) };
             if let Some((next, n_keys)) = next {
                 self.fetch::<S>(next, n_keys, from..to, n);
@@ -424,7 +426,7 @@ impl<'a> Tile<'a> {
             add: std::ptr::null(),
             from_memory: false,
         };
-        scores.run_inside::<S>();
+        scores.run_here(self.isa);
         let seen = |at: usize| (self.queries[queries.start + at / group].visible - run.index * BLOCK).min(BLOCK);
         let rounded = (self.dtype == Dtype::Bf16).then(|| b.weights.cast());
         soften_rows::<S>(&self.state(first), scores.m, self.scale, seen, (b.row_sums, rounded));
@@ -444,7 +446,7 @@ impl<'a> Tile<'a> {
             accumulate: true,
             ..scores
         };
-        values.run_inside::<S>();
+        values.run_here(self.isa);
     }
 
     #[inline(always)]

@@ -17,7 +17,7 @@ use crate::ops::zeros;
 use crate::pack::with_scratch;
 use crate::pool::SharedMut;
 use crate::simd::{Kernel, LANES, Simd, sum_lanes};
-use crate::{Device, Dtype, Rounded, Tensor};
+use crate::{Device, Dtype, Isa, Rounded, Tensor};
 use cell::{Ahead, Cell, HeadRows};
 use parts::{QueryParts, tasks};
 use std::ops::Range;
@@ -100,6 +100,7 @@ pub(super) fn backward(
                     kv: task.kv,
                     scale,
                     walk,
+                    isa: device.isa(),
                     buffers: Buffers::new(lines.as_mut_ptr().cast(), heads, walk.blocks),
                     dq: dq_parts.start(task.part),
                     dk: out_dk.ptr(),
@@ -218,6 +219,7 @@ struct Part<'a> {
     kv: usize,
     scale: f32,
     walk: Walk,
+    isa: Isa,
     buffers: Buffers,
     dq: *mut f32,
     dk: *mut f32,
@@ -355,7 +357,7 @@ impl Part<'_> {
             for block in 0..blocks {
                 self.cell::<S>(keys, (query, n), block, of_group);
             }
-            Gemm { c: dq, ..product }.run_inside::<S>();
+            Gemm { c: dq, ..product }.run_here(self.isa);
             let packed = of_group * n.div_ceil(2) * padded(e);
             pair_rows::<S>(&q.block(n), n, e, b.q.wrapping_add(packed));
             pair_rows::<S>(&dout.block(n), n, e, b.dout.wrapping_add(packed));
@@ -366,8 +368,8 @@ impl Part<'_> {
             // The first tile that sees the block begins its sums.
             let by_key = Gemm { m: BLOCK.min(keys.end - key), accumulate: query > self.job.first_tile(key), ..by_key };
             let (p, ds) = (self.pairs(b.p_pairs, block, 0, n), self.pairs(b.ds_pairs, block, 0, n));
-            Gemm { a: ds, b: b.q, c: self.sums(b.dk, block), ..by_key }.run_inside::<S>();
-            Gemm { a: p, b: b.dout, c: self.sums(b.dv, block), ..by_key }.run_inside::<S>();
+            Gemm { a: ds, b: b.q, c: self.sums(b.dk, block), ..by_key }.run_here(self.isa);
+            Gemm { a: p, b: b.dout, c: self.sums(b.dv, block), ..by_key }.run_here(self.isa);
         }
     }
 
@@ -392,6 +394,7 @@ impl Part<'_> {
             delta: self.delta[at..].as_ptr(),
             heads: h,
             scale: self.scale,
+            isa: self.isa,
             p: b.p,
             dp: b.dp,
             p_pairs: self.pairs(b.p_pairs, block, of_group, n),
@@ -400,7 +403,7 @@ impl Part<'_> {
             ds_stride: self.walk.blocks * BLOCK / 2,
             ahead: if block == 0 { self.ahead(query, head) } else { None },
         };
-        if S::PAIRS_BF16 && self.walk.beside && cell.is_whole() {
+        if S::PAIRS_BF16 && self.isa != Isa::Amx && self.walk.beside && cell.is_whole() {
             cell.whole::<S>();
         } else {
             cell.masked::<S>();

@@ -112,14 +112,17 @@ fn the_number_of_threads_changes_no_bit() {
 
 #[test]
 fn tokens_added_in_two_parts_give_the_weight_gradient_of_the_whole() {
-    let device = Device::cpu(2);
     let (n, o, k) = (64, 40, 50);
     let (x, dy) = (normal("x", &[n, k]), normal("dy", &[n, o]));
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for (device, dtype) in
+        devices().into_iter().flat_map(|device| [Dtype::F32, Dtype::Bf16].map(|dtype| (device.clone(), dtype)))
+    {
+        // A unit is two rows of bf16, and tiles take sixteen units at a time.
+        let half = if device.isa() == Isa::Amx { 32 } else { 22 };
         let mut whole = Tensor::zeros(&[o, k], Dtype::F32);
         linear_grad_weight(&device, &dy, &x, dtype, &mut whole, None);
         let mut parts = Tensor::zeros(&[o, k], Dtype::F32);
-        for (from, to) in [(0, 22), (22, 64)] {
+        for (from, to) in [(0, half), (half, 64)] {
             linear_grad_weight(&device, &dy.slice_rows(from, to), &x.slice_rows(from, to), dtype, &mut parts, None);
         }
         same_bits(whole.as_f32(), parts.as_f32(), "an even split continues the same chain");

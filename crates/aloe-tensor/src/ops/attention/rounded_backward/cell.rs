@@ -9,7 +9,7 @@ use super::super::BLOCK;
 use super::super::rounded::Job;
 use crate::gemm::{Gemm, PANEL, each_row};
 use crate::simd::{Exp, Kernel, LANES, Simd, exp, prefetch_near};
-use crate::{Dtype, Rounded};
+use crate::{Dtype, Isa, Rounded};
 
 /// Rows of queries that are summed together: with four vectors of keys each, 16 sums, which is more than a product waits for.
 const ROWS: usize = 4;
@@ -90,6 +90,7 @@ pub(super) struct Cell<'a> {
     pub(super) delta: *const f32,
     pub(super) heads: usize,
     pub(super) scale: f32,
+    pub(super) isa: Isa,
     pub(super) p: *mut f32,        // [64, 64] scratch
     pub(super) dp: *mut f32,       // [64, 64] scratch
     pub(super) p_pairs: *mut u32,  // [n / 2, 64] weights, two queries a unit
@@ -132,8 +133,8 @@ impl Cell<'_> {
             add: std::ptr::null(),
             from_memory: false,
         };
-        scores.run_inside::<S>();
-        Gemm { a: self.dout.start, a_stride: self.dout.stride, b: self.vt, c: self.dp, ..scores }.run_inside::<S>();
+        scores.run_here(self.isa);
+        Gemm { a: self.dout.start, a_stride: self.dout.stride, b: self.vt, c: self.dp, ..scores }.run_here(self.isa);
         let mut i = 0;
         while i < self.n {
             self.two_rows::<S>(i, i + 1 < self.n);
