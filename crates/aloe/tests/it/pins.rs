@@ -42,17 +42,17 @@ const FUSED: [&str; 9] = [
     "9b304b00887f4b4b",
 ];
 
-/// Tiles sum products of bf16 in groups of sixteen pairs; everything else is as above.
+/// Tiles sum products of bf16, those of attention among them, in groups of sixteen pairs.
 const TILES: [&str; 9] = [
     "018080c0c5050bad",
-    "to be pinned",
-    "e3d3d18f300ea28c",
-    "cc97fddeea6568fe",
-    "13eda5b936614dc4",
+    "b27e1bdf747fa8ad",
+    "c952b4c1dfebcf3a",
+    "477bc1b18241c53b",
+    "d88443ae43edf63a",
     "3226f3b12f1dfd86",
-    "to be pinned",
-    "9946bc7fc4451bee",
-    "9b304b00887f4b4b",
+    "ca8b27ea76a5fdb7",
+    "27293d856d757064",
+    "7a683e050baf104a",
 ];
 
 /// Plain Rust rounds each f32 product; those of bf16 are exact.
