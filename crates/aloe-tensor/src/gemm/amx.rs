@@ -6,15 +6,15 @@
 //! units, which begin at multiples of sixteen units of the product: neither rows, lanes, blocks nor tasks change a bit of it. Units that are
 //! missing in the last group are zeros.
 //!
-//! Instructions are written out: the compiler's own are not stable, and it never touches a tile by itself. A tile's shape is set per thread
-//! and product (`Shape::set`), and given back at its end, so that nothing of it is left in the thread.
+//! Instructions are written out: the compiler's own are not stable, and it never touches a tile by itself. Shapes of tiles are a thread's
+//! and stay from product to product (`Room`), as nothing else here uses tiles.
 
 use super::narrow::Widened;
 use super::{FEW_ROWS, Gemm, NARROW, PANEL, moved};
-use crate::pack::Line;
+use crate::pack::{Line, ZERO_LINE};
 use crate::simd::{Kernel, LANES, Simd};
 use std::arch::asm;
-use std::mem::MaybeUninit;
+use std::cell::UnsafeCell;
 
 /// Units of a group: a tile of A has so many in a row, one of B so many rows.
 const GROUP: usize = 16;
@@ -85,19 +85,13 @@ impl Shape {
         asm!("ldtilecfg [{}]", in(reg) &raw const shape, options(nostack, readonly));
     }
 
-    /// [`Self::set`] where the rows are not those that it was set for.
+    /// [`Self::set`] where the rows are not those that it was set for in this thread.
     #[inline(always)]
     unsafe fn change(set: &mut usize, rows: usize) {
         if *set != rows {
             *set = rows;
             Self::set(rows);
         }
-    }
-
-    /// Forgets the shapes and what the tiles hold.
-    #[inline(always)]
-    unsafe fn forget() {
-        asm!("tilerelease", options(nostack, nomem));
     }
 }
 
@@ -110,7 +104,7 @@ pub(crate) unsafe fn peak(rounds: usize) -> f64 {
     let ones = [0x3f80_3f80u32; TILE * GROUP];
     let mut sums = [0.0f32; TILE * LANES];
     let mut total = 0.0;
-    Shape::set(ROWS);
+    Shape::change(&mut (*room()).shape, ROWS);
     asm!(
         "tileloadd tmm4, [{a} + {s}]", "tileloadd tmm5, [{a} + {s}]", "tileloadd tmm6, [{a} + {s}]", "tileloadd tmm7, [{a} + {s}]",
         "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
@@ -129,28 +123,52 @@ pub(crate) unsafe fn peak(rounds: usize) -> f64 {
     add!("tmm1");
     add!("tmm2");
     add!("tmm3");
-    Shape::forget();
     total
 }
 
 /// A product of bf16 numbers, on this thread.
 pub(super) struct Tiles(pub(super) Gemm);
 
+/// What a thread keeps from product to product: for small ones, room on the stack and new shapes would take longer than the sums.
+struct Room {
+    /// Rows that the tiles are shaped for; 0 before the first product.
+    shape: usize,
+    scratch: Scratch,
+}
+
 /// What does not lie as tiles want it is brought together here.
 struct Scratch {
     /// A block of a panel that was narrow, `[units, 32]`.
-    panel: [MaybeUninit<Line>; BLOCK_UNITS * PANEL / LANES],
+    panel: [Line; BLOCK_UNITS * PANEL / LANES],
     /// Rows that lay by unit, `[32, units]`.
-    rows: [MaybeUninit<Line>; ROWS * ROW_LINES],
+    rows: [Line; ROWS * ROW_LINES],
     /// The last units of a panel and of rows, with zeros behind them.
-    last_of_panel: [MaybeUninit<Line>; GROUP * PANEL / LANES],
-    last_of_rows: [MaybeUninit<Line>; ROWS * GROUP / LANES],
+    last_of_panel: [Line; GROUP * PANEL / LANES],
+    last_of_rows: [Line; ROWS * GROUP / LANES],
     /// Rows of C that are not 32 lanes wide.
-    c: [MaybeUninit<Line>; ROWS * PANEL / LANES],
+    c: [Line; ROWS * PANEL / LANES],
+}
+
+thread_local! {
+    static ROOM: Box<UnsafeCell<Room>> = Box::new(UnsafeCell::new(Room {
+        shape: 0,
+        scratch: Scratch {
+            panel: [ZERO_LINE; _],
+            rows: [ZERO_LINE; _],
+            last_of_panel: [ZERO_LINE; _],
+            last_of_rows: [ZERO_LINE; _],
+            c: [ZERO_LINE; _],
+        },
+    }));
+}
+
+/// This thread's room, of which only one product at a time makes use: none calls another.
+fn room() -> *mut Room {
+    ROOM.with(|room| room.get())
 }
 
 /// Lines of a row of a block that was turned over: an odd number, so that rows do not fall on the same cache sets.
-const ROW_LINES: usize = BLOCK_UNITS / LANES | 1;
+const ROW_LINES: usize = (BLOCK_UNITS / LANES) | 1;
 
 impl Kernel for Tiles {
     type Out = ();
@@ -158,30 +176,23 @@ impl Kernel for Tiles {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let g = self.0;
-        let mut scratch = Scratch {
-            panel: [const { MaybeUninit::uninit() }; BLOCK_UNITS * PANEL / LANES],
-            rows: [const { MaybeUninit::uninit() }; ROWS * ROW_LINES],
-            last_of_panel: [const { MaybeUninit::uninit() }; GROUP * PANEL / LANES],
-            last_of_rows: [const { MaybeUninit::uninit() }; ROWS * GROUP / LANES],
-            c: [const { MaybeUninit::uninit() }; ROWS * PANEL / LANES],
-        };
+        // SAFETY: nothing else in this thread uses it before this product ends.
+        let Room { shape, scratch } = &mut *room();
         let is_narrow = g.b_unit_stride == NARROW;
         if is_narrow || g.m <= FEW_ROWS && !g.a_by_unit {
-            panel_by_panel::<S>(&g, is_narrow, &mut scratch);
+            panel_by_panel::<S>(&g, is_narrow, shape, scratch);
         } else {
-            rows_by_rows::<S>(&g, &mut scratch);
+            rows_by_rows::<S>(&g, shape, scratch);
         }
-        Shape::forget();
     }
 }
 
 /// Few rows take a panel whole, as they wait for memory; of many rows a block of narrow panels stays in the cache for all panels.
 #[inline(always)]
-unsafe fn panel_by_panel<S: Simd>(g: &Gemm, is_narrow: bool, scratch: &mut Scratch) {
+unsafe fn panel_by_panel<S: Simd>(g: &Gemm, is_narrow: bool, shape: &mut usize, scratch: &mut Scratch) {
     let step = if g.m <= ROWS || !is_narrow { g.units.max(1) } else { block_units(g.units) };
     let (n_panels, n_blocks) = (g.n.div_ceil(PANEL), g.units.div_ceil(step).max(1));
     let rows_together = g.m.div_ceil(g.m.div_ceil(ROWS));
-    let mut shape = 0;
     for at in 0..n_panels * n_blocks {
         let (panel, block) =
             if g.m <= FEW_ROWS { (at / n_blocks, at % n_blocks) } else { (at % n_panels, at / n_panels) };
@@ -196,7 +207,7 @@ unsafe fn panel_by_panel<S: Simd>(g: &Gemm, is_narrow: bool, scratch: &mut Scrat
         let mut row = 0;
         while row < g.m {
             let m = rows_together.min(g.m - row);
-            Shape::change(&mut shape, m);
+            Shape::change(shape, m);
             let a = (g.a.wrapping_add(row * g.a_stride + first), g.a_stride);
             let part = part_of(g, (row, m), panel, (first, units), a, plain);
             sums::<S>(&part, widened.take(), scratch);
@@ -207,14 +218,13 @@ unsafe fn panel_by_panel<S: Simd>(g: &Gemm, is_narrow: bool, scratch: &mut Scrat
 
 /// Many rows: as many of them as go together meet all panels of a block.
 #[inline(always)]
-unsafe fn rows_by_rows<S: Simd>(g: &Gemm, scratch: &mut Scratch) {
+unsafe fn rows_by_rows<S: Simd>(g: &Gemm, shape: &mut usize, scratch: &mut Scratch) {
     let step = block_units(g.units);
-    let mut shape = 0;
     for first in (0..g.units.max(1)).step_by(step) {
         let units = step.min(g.units - first);
         for row in (0..g.m).step_by(ROWS) {
             let m = ROWS.min(g.m - row);
-            Shape::change(&mut shape, m);
+            Shape::change(shape, m);
             let a = if g.a_by_unit {
                 let rows: *mut u32 = scratch.rows.as_mut_ptr().cast();
                 turned_over::<S>(g, (row, m), (first, units), rows);
@@ -299,7 +309,7 @@ unsafe fn sums<S: Simd>(g: &Gemm, widened: Option<Widened>, scratch: &mut Scratc
         }
     }
     let groups = g.units / GROUP;
-    let last = (g.units % GROUP > 0).then_some(groups * GROUP);
+    let last = (!g.units.is_multiple_of(GROUP)).then_some(groups * GROUP);
     if let Some(unit) = last {
         last_rows::<S>(g, unit, scratch.last_of_rows.as_mut_ptr().cast());
     }
