@@ -22,7 +22,10 @@ pub use plot::{
     Bar, BarPlot, GroupedBarPlot, GroupedRow, LinePlot, Measured, Point, PointSeries, ReliabilityPlot, Scaling, Series,
 };
 pub use table::{Align, Table};
-pub use view::{AnswerText, Answered, Asked, QuestionText, SampleBrowser, Texts, VoteText, pack_rows};
+pub use view::{
+    AnswerText, Answered, Asked, Judged, OpenAnswerText, OpenQuestionText, QuestionText, SampleBrowser, Texts,
+    VerdictText, VoteText, pack_rows,
+};
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

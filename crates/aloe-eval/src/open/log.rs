@@ -34,6 +34,15 @@ enum Entry {
     },
 }
 
+/// The answer on a line of the log, without its line break; `None` on a line that says something else.
+pub(crate) fn logged(line: &[u8]) -> Result<Option<OpenSample>, String> {
+    match aloe_record::log::entry::<Entry>(line) {
+        Some(Entry::Answered(_, sample)) => Ok(Some(*sample)),
+        Some(_) => Ok(None),
+        None => Err(aloe_record::log::DAMAGED.into()),
+    }
+}
+
 /// The open log with what it held.
 pub(crate) struct OpenLog {
     log: Log,

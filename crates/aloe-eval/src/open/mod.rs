@@ -28,6 +28,7 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 pub use judge::{JUDGE_TOKENS, PanelJudge};
+pub(crate) use log::logged;
 pub use sample::{JudgeReply, OpenSample};
 
 /// Everything that decides the answers beside the model.
@@ -250,7 +251,7 @@ pub fn refuse_open(folder: &Path) -> Result<()> {
     match paired::is_open(folder)? {
         false => Ok(()),
         true => Err(Error::Config(format!(
-            "{} holds answers to open questions, which aloe compare and aloe rejudge read; this command reads questions with options",
+            "{} holds answers to open questions, which aloe compare, aloe rejudge and aloe view read; this command reads questions with options",
             folder.display()
         ))),
     }

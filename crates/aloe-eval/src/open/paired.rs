@@ -27,16 +27,8 @@ pub(crate) fn is_open(folder: &Path) -> Result<bool> {
 /// Reads two runs that can be paired.
 pub(crate) fn read_both(earlier: &Path, later: &Path) -> Result<(JudgedRun, JudgedRun)> {
     let (first, second) = (JudgedRun::read(earlier)?, JudgedRun::read(later)?);
-    let panels = [&first, &second].map(|run| run.results.judges.iter().map(decisive).collect::<Vec<_>>());
-    if panels[0] != panels[1] {
-        let names = [&first, &second].map(JudgedRun::judges);
-        let (a, b) = (earlier.display(), later.display());
-        return Err(Error::Unpaired(format!(
-            "{a} was judged by {} and {b} by {}, with other settings or weights where the names are alike: judge one of them anew \
-             (aloe rejudge)",
-            names[0], names[1]
-        )));
-    }
+    let named = |folder: &Path| folder.display().to_string();
+    same_panel((&named(earlier), &first.results), (&named(later), &second.results))?;
     let known: HashMap<(&str, &str), &OpenSample> =
         first.answers.iter().map(|one| ((one.task.as_str(), one.id.as_str()), one)).collect();
     for one in &second.answers {
@@ -47,6 +39,20 @@ pub(crate) fn read_both(earlier: &Path, later: &Path) -> Result<(JudgedRun, Judg
         }
     }
     Ok((first, second))
+}
+
+/// Refuses two runs, each with its name, that other judges have read.
+pub(crate) fn same_panel((a, first): (&str, &OpenResults), (b, second): (&str, &OpenResults)) -> Result<()> {
+    let names = |run: &OpenResults| run.judges.iter().map(|judge| judge.name.as_str()).collect::<Vec<_>>().join(", ");
+    match first.judges.iter().map(decisive).eq(second.judges.iter().map(decisive)) {
+        true => Ok(()),
+        false => Err(Error::Unpaired(format!(
+            "{a} was judged by {} and {b} by {}, with other settings or weights where the names are alike: judge one of them anew \
+             (aloe rejudge)",
+            names(first),
+            names(second)
+        ))),
+    }
 }
 
 /// What decides a verdict beside the answer; not where the judge ran.
@@ -67,11 +73,6 @@ impl JudgedRun {
         Ok(Self { results, answers })
     }
 
-    /// The judges' names.
-    fn judges(&self) -> String {
-        self.results.judges.iter().map(|judge| judge.name.as_str()).collect::<Vec<_>>().join(", ")
-    }
-
     /// By whom an answer is called right, in words.
     pub(crate) fn words(&self) -> String {
         match self.results.judges.as_slice() {
@@ -86,7 +87,8 @@ impl JudgedRun {
     }
 }
 
-fn sample(one: &OpenSample) -> Sample {
+/// An answer as a question that is right or wrong.
+pub(crate) fn sample(one: &OpenSample) -> Sample {
     let question = Question {
         id: one.id.clone(),
         stem: one.question.clone(),

@@ -84,6 +84,11 @@ pub fn full_agreement(row: &[OpenVerdict]) -> bool {
     !row.is_empty() && n_right(row) == row.len()
 }
 
+/// Whether as many judges are for the answer as against it.
+pub(crate) fn is_tie(row: &[OpenVerdict]) -> bool {
+    n_right(row) == count(row, OpenVerdict::Wrong)
+}
+
 fn n_right(row: &[OpenVerdict]) -> usize {
     count(row, OpenVerdict::Right)
 }
@@ -105,7 +110,7 @@ pub fn panel(judges: &[String], n: usize, rows: &[Row]) -> PanelResult {
         n_judged: rows.len(),
         judges: judged,
         majority: share(n_of(&|row| majority(row))),
-        n_ties: n_of(&|row| n_right(row) == count(row, OpenVerdict::Wrong)),
+        n_ties: n_of(&|row| is_tie(row)),
         majority_at_most: is_missing.then(|| at_most as f64 / n as f64),
         full_agreement: share(n_of(&|row| full_agreement(row))),
         cohens_kappa: pairs(judges, rows),

@@ -201,7 +201,7 @@ fn errors(names: &[String], judged: &[(usize, Row)], n: usize, labels: &HashMap<
 }
 
 /// A share with its interval, in per cent.
-fn percent(estimate: Estimate) -> String {
+pub(crate) fn percent(estimate: Estimate) -> String {
     let interval = estimate.interval.map_or_else(String::new, |one| format!(" (95 %: {})", one.percent(1)));
     format!("{:.1} %{interval}", 100.0 * estimate.value)
 }
@@ -211,7 +211,7 @@ fn percent(estimate: Estimate) -> String {
 const TOO_MANY: f64 = 0.1;
 
 /// A share of right answers in words; `at_most` is what it is if every missing verdict meant right.
-fn right(estimate: Estimate, at_most: Option<f64>) -> String {
+pub(crate) fn right(estimate: Estimate, at_most: Option<f64>) -> String {
     match at_most {
         Some(most) if most - estimate.value > TOO_MANY => format!(
             "not stated: {:.1} to {:.1} % as the missing verdicts mean wrong or right",

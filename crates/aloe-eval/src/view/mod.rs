@@ -2,10 +2,11 @@
 //! paired comparisons, and every sample with its texts. Where in the walk: called by `aloe view`; reads run folders, changes nothing.
 //!
 //! Reading order: this file (the page, part by part), `run` (what is read), `index` (how, and what is kept of it), `texts` (what of a line),
-//! `paired` (the comparisons), `figures` (what the plots show), `plots`.
+//! `paired` (the comparisons), `figures` (what the plots show), `plots`; `open` (all of that for answers in free text).
 
 mod figures;
 mod index;
+mod open;
 mod paired;
 mod plots;
 mod run;
@@ -16,7 +17,7 @@ pub use run::{Run, TaskRow, index_path, keep_index};
 
 use crate::metrics::Estimate;
 use crate::stats::wilson;
-use crate::{Result, Sample};
+use crate::{Error, Result, Sample};
 use aloe_report::{Align, Answered, Asked, Page, SampleBrowser, Table};
 use std::collections::HashMap;
 use std::path::Path;
@@ -31,19 +32,37 @@ pub const MOST_RUNS: usize = LETTERS.len();
 pub fn write(run: &Run, against: &[Run], notes: &[String], path: &Path) -> Result<()> {
     let runs: Vec<(&str, &Run)> =
         [run].into_iter().chain(against).enumerate().map(|(at, run)| (&LETTERS[at..=at], run)).collect();
+    let is_open = are_open(&runs)?;
     let mut page = Page::new(&title(run, against));
     let unfinished: Vec<String> = runs.iter().filter_map(unfinished).collect();
     page.list(notes.iter().chain(&unfinished).map(String::as_str));
     page.link_to_samples(&format!("To the {} samples", run.samples.len()));
     page.heading("Results");
-    page.table(&results_table(&runs));
-    page.list(warnings(&runs).iter().map(String::as_str));
-    paired::add(&mut page, &runs);
-    plots::add(&mut page, &runs);
+    if is_open {
+        open::add_results(&mut page, &runs);
+        paired::add(&mut page, &runs);
+    } else {
+        page.table(&results_table(&runs));
+        page.list(warnings(&runs).iter().map(String::as_str));
+        paired::add(&mut page, &runs);
+        plots::add(&mut page, &runs);
+    }
     page.heading("Model and settings");
     page.table(&facts_table(&runs));
     let names: Vec<String> = runs.iter().map(|(letter, run)| labelled(letter, run, runs.len())).collect();
     Ok(page.write_with_samples(path, &browser(&runs, &names))?)
+}
+
+/// Whether the questions are open; those of some runs and not of others are refused.
+fn are_open(runs: &[(&str, &Run)]) -> Result<bool> {
+    let (open, closed): (Vec<_>, Vec<_>) = runs.iter().partition(|(_, run)| run.open.is_some());
+    match (open.first(), closed.first()) {
+        (Some((_, open)), Some((_, closed))) => Err(Error::Unpaired(format!(
+            "the questions of {} are open, and those of {} are not",
+            open.name, closed.name
+        ))),
+        (open, _) => Ok(open.is_some()),
+    }
 }
 
 fn title(run: &Run, against: &[Run]) -> String {
@@ -193,7 +212,10 @@ fn browser<'a>(runs: &[(&str, &'a Run)], names: &'a [String]) -> SampleBrowser<'
         let answers: Vec<Option<Answered>> = runs
             .iter()
             .map(|(_, run)| {
-                run.place_of(&sample.task, &sample.id, at).map(|at| answered(&run.samples[at], run.rows[at]))
+                let at = run.place_of(&sample.task, &sample.id, at)?;
+                let mut found = answered(&run.samples[at], run.rows[at]);
+                run.open.iter().for_each(|open| open.marks[run.rows[at]].put(&mut found));
+                Some(found)
             })
             .collect();
         browser.push(&asked, &answers);
@@ -215,6 +237,7 @@ fn answered(sample: &Sample, row: usize) -> Answered {
         n_agree: figures::n_agree(sample),
         shown: shown.fold(0, |bits, place| bits | 1u32.unbounded_shl(place as u32)),
         is_shuffled: sample.votes.iter().any(|vote| !vote.order.is_sorted()),
+        judged: None,
         row,
     }
 }

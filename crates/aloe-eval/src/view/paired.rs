@@ -1,7 +1,9 @@
 //! The paired comparisons of a page: the first run against each of the others, over the questions that both hold.
 
+use super::open::OpenRun;
 use super::{Run, percent};
 use crate::compare::{ALPHA, Comparison, adjust, chance, compare_pairs};
+use crate::open::paired::same_panel;
 use crate::{Error, Result, Sample};
 use aloe_report::{Align, Page, Table};
 
@@ -51,8 +53,34 @@ fn compared(run: &Run, other: &Run) -> (usize, Result<Vec<Comparison>>) {
     if let Some((_, one)) = pairs.iter().find(|(a, b)| a.key != b.key) {
         return (n_common, Err(Error::Unpaired(format!("{}/{} has two different keys", one.task, one.id))));
     }
+    if let (Some(open), Some(of_other)) = (&run.open, &other.open)
+        && let Err(error) = held_against((other, of_other), (run, open))
+    {
+        return (n_common, Err(error));
+    }
     let none = || Error::Unpaired("the runs hold 0 questions of each other".into());
     (n_common, if pairs.is_empty() { Err(none()) } else { Ok(compare_pairs(&pairs, 0)) })
+}
+
+/// Whether two runs of open answers can be paired: finished, judged by one panel, asked the same.
+fn held_against((earlier, first): (&Run, &OpenRun), (later, second): (&Run, &OpenRun)) -> Result<()> {
+    for (run, open) in [(earlier, first), (later, second)] {
+        if open.results.as_ref().is_none_or(|results| results.judges.is_empty()) {
+            return Err(Error::Unpaired(format!("no judge has read the answers of {}", run.name)));
+        }
+    }
+    if let (Some(before), Some(after)) = (&first.results, &second.results) {
+        same_panel((&earlier.name, before), (&later.name, after))?;
+    }
+    let asked = |(run, open): (&Run, &OpenRun), at: usize| open.marks[run.rows[at]].asked.clone();
+    for (at, one) in later.samples.iter().enumerate() {
+        let place = earlier.place_of(&one.task, &one.id, at);
+        if place.is_some_and(|place| asked((earlier, first), place) != asked((later, second), at)) {
+            let reason = format!("{}/{} has another question or reference answer in the second run", one.task, one.id);
+            return Err(Error::Unpaired(reason));
+        }
+    }
+    Ok(())
 }
 
 fn table(letter: &str, rows: &[Comparison]) -> Table {

@@ -1,9 +1,12 @@
 //! A run as a reader looks at it: finished, from `results.json` and `samples.jsonl`; or still growing, from the hidden log of answers.
 
 use super::index::{Index, Rows};
+use super::open::{self, Light, OpenRun};
 use super::texts;
 use crate::asked;
 use crate::metrics::Counts;
+use crate::open::paired::is_open;
+use crate::open::report::OpenResults;
 use crate::report::EvalResults;
 use crate::{Error, Result, Sample};
 use aloe_report::Texts;
@@ -34,6 +37,8 @@ pub struct Run {
     pub(super) rows: Vec<usize>,
     /// The questions' tasks and ids, and their texts; none for runs that did not keep them.
     pub(super) questions: Option<Rows<(String, String)>>,
+    /// Of a run of open answers: what is its own.
+    pub(super) open: Option<OpenRun>,
     /// Of a run that is not finished: how many questions there are in all, where known.
     pub unfinished: Option<Option<usize>>,
     /// Why the index of a long run could not be kept.
@@ -87,16 +92,28 @@ impl Run {
             questions if questions.exists() => Some(kept.rows(&questions, asked::FILE, &texts::QUESTIONS)?),
             _ => None,
         };
-        let mut run = if results.exists() {
-            crate::open::refuse_open(folder)?;
+        let mut run = if results.exists() && is_open(folder)? {
+            let results: OpenResults = aloe_record::atomic::read_json(&results)?;
+            let file = folder.join("samples.jsonl");
+            let questions = kept.rows(&file, "samples.jsonl, questions", &open::QUESTIONS)?;
+            Self::judged(name, results, kept.rows(&file, "samples.jsonl", &open::SAMPLES)?, questions)
+        } else if results.exists() {
             let results: EvalResults = aloe_record::atomic::read_json(&results)?;
             let samples = kept.rows(&folder.join("samples.jsonl"), "samples.jsonl", &texts::SAMPLES)?;
             Self::finished(name, results, samples, questions)
         } else if log.exists() {
             let facts = asked_for(folder);
             let strategy = facts.iter().find(|(key, _)| key == "strategy").map(|(_, value)| value.clone());
-            let answered = kept.rows(&log, ".answers.log", &texts::ANSWERS)?;
-            Self { facts, strategy, ..Self::growing(name, answered, questions) }
+            // Every stage that may ask judges says how it words them.
+            let is_open = facts.iter().any(|(key, _)| key == "judge_prompt_version");
+            let grown = if is_open {
+                let questions = kept.rows(&log, ".answers.log, questions", &open::ASKED)?;
+                let (answered, marks) = apart(kept.rows(&log, ".answers.log", &open::ANSWERS)?);
+                Self::growing(name, answered, Some(questions), Some(OpenRun { results: None, marks }))
+            } else {
+                Self::growing(name, kept.rows(&log, ".answers.log", &texts::ANSWERS)?, questions, None)
+            };
+            Self { facts, strategy, ..grown }
         } else {
             let reason =
                 format!("{} holds no results.json of an evaluation and no answers of one that runs", folder.display());
@@ -152,6 +169,29 @@ impl Run {
             samples: samples.rows,
             texts: samples.texts,
             questions,
+            open: None,
+            unfinished: None,
+            unkept: None,
+            places: OnceCell::new(),
+        }
+    }
+
+    /// A finished run of open answers.
+    fn judged(name: &str, results: OpenResults, samples: Rows<Light>, questions: Rows<(String, String)>) -> Self {
+        let (samples, marks) = apart(samples);
+        let mut facts = facts(&results.model, &results.settings);
+        facts.extend(open::judge_facts(&results));
+        Self {
+            name: name.to_owned(),
+            facts,
+            strategy: results.settings.get("strategy").and_then(Value::as_str).map(str::to_owned),
+            groups: Vec::new(),
+            tasks: Vec::new(),
+            rows: (0..samples.rows.len()).collect(),
+            samples: samples.rows,
+            texts: samples.texts,
+            questions: Some(questions),
+            open: Some(OpenRun { results: Some(results), marks }),
             unfinished: None,
             unkept: None,
             places: OnceCell::new(),
@@ -159,7 +199,13 @@ impl Run {
     }
 
     /// Answers come in any order; they are put into that of the questions.
-    fn growing(name: &str, answered: Rows<Sample>, questions: Option<Rows<(String, String)>>) -> Self {
+    /// Of open ones no file says yet how many there are in all, and the judges speak when all are there.
+    fn growing(
+        name: &str,
+        answered: Rows<Sample>,
+        questions: Option<Rows<(String, String)>>,
+        open: Option<OpenRun>,
+    ) -> Self {
         let mut tasks: Vec<String> = Vec::new();
         let mut places: HashMap<(usize, usize), (usize, Sample)> = HashMap::new();
         for (row, sample) in answered.rows.into_iter().enumerate() {
@@ -182,16 +228,23 @@ impl Run {
             facts: Vec::new(),
             strategy: None,
             groups: Vec::new(),
-            tasks: tasks.into_iter().map(row).collect(),
-            unfinished: Some(questions.as_ref().map(|questions| questions.rows.len())),
+            tasks: if open.is_some() { Vec::new() } else { tasks.into_iter().map(row).collect() },
+            unfinished: Some(questions.as_ref().filter(|_| open.is_none()).map(|questions| questions.rows.len())),
             samples,
             rows,
             texts: answered.texts,
             questions,
+            open,
             unkept: None,
             places: OnceCell::new(),
         }
     }
+}
+
+/// Answers as paired tests take them, and the judges' marks on each line.
+fn apart(rows: Rows<Light>) -> (Rows<Sample>, Vec<open::Marks>) {
+    let (samples, marks) = rows.rows.into_iter().map(|one| (one.sample, one.marks)).unzip();
+    (Rows { rows: samples, texts: rows.texts }, marks)
 }
 
 /// The settings that a run under way was started with, where the command left them beside its answers.

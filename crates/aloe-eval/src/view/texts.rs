@@ -16,7 +16,7 @@ pub(super) const ANSWERS: Lines<Sample, Sample> =
 pub(super) const QUESTIONS: Lines<AskedQuestion, (String, String)> =
     Lines { parse: json, pack: pack_questions, light: light_question, is_growing: false };
 
-fn json<T: DeserializeOwned>(line: &[u8]) -> Result<Option<T>, String> {
+pub(super) fn json<T: DeserializeOwned>(line: &[u8]) -> Result<Option<T>, String> {
     serde_json::from_slice(line).map(Some).map_err(|error| error.to_string())
 }
 
@@ -58,7 +58,7 @@ fn vote(vote: &Vote) -> VoteText<'_> {
     }
 }
 
-fn reason(reason: FinishReason) -> &'static str {
+pub(super) fn reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "a stop token or text",
         FinishReason::Length => "the limit of new tokens",

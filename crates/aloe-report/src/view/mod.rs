@@ -6,9 +6,11 @@
 //! (the page's Content-Security-Policy forbids it), and texts never become markup. Computes no result of its own.
 
 mod blocks;
+mod open;
 mod pack;
 
 pub use blocks::{Texts, pack_rows};
+pub use open::{OpenAnswerText, OpenQuestionText, VerdictText};
 
 use blocks::element;
 use serde::Serialize;
@@ -27,6 +29,9 @@ const RIGHT: u8 = 1;
 const TIE: u8 = 2;
 const REFUSED: u8 = 4;
 const ABSENT: u8 = 8;
+const SPLIT: u8 = 16;
+const SILENT: u8 = 32;
+const UNJUDGED: u8 = 64;
 
 /// The row of a question or answer that has no texts; as in view.js.
 const NO_ROW: u32 = u32::MAX;
@@ -66,20 +71,33 @@ pub struct Answered {
     pub predicted: Option<usize>,
     /// Whether that is right.
     pub is_right: bool,
-    /// Whether two options shared the most votes.
+    /// Whether two options shared the most votes, or as many judges are for an answer as against it.
     pub is_tie: bool,
     /// Whether the question was refused.
     pub is_refused: bool,
-    /// Generated answers.
+    /// Generated answers; of an open question its judges.
     pub n_votes: usize,
-    /// Those of them that name the predicted option.
+    /// Those of them that name the predicted option, or call the answer right.
     pub n_agree: usize,
     /// One bit a shown position that an answer chose, the first position's the lowest.
     pub shown: u32,
     /// Whether options were shown in another order than the source's.
     pub is_shuffled: bool,
+    /// What judges made of an answer in free text; none of options.
+    pub judged: Option<Judged>,
     /// The row of its texts among the run's.
     pub row: usize,
+}
+
+/// What judges made of an answer in free text.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Judged {
+    /// Whether none was asked, so that the answer is neither right nor wrong.
+    pub is_unjudged: bool,
+    /// Whether one calls it right and another wrong.
+    pub is_split: bool,
+    /// Whether one gave no verdict.
+    pub lacks_verdict: bool,
 }
 
 /// The texts of what one run made of a question: a row of the run's.
@@ -128,6 +146,7 @@ pub struct SampleBrowser<'a> {
     runs: Vec<RunColumns<'a>>,
     questions: Option<&'a Texts>,
     is_shuffled: bool,
+    is_open: bool,
 }
 
 /// A run's columns.
@@ -193,6 +212,7 @@ impl<'a> SampleBrowser<'a> {
             runs: runs.iter().map(columns).collect(),
             questions,
             is_shuffled: false,
+            is_open: false,
         }
     }
 
@@ -208,6 +228,7 @@ impl<'a> SampleBrowser<'a> {
         for (run, answered) in self.runs.iter_mut().zip(answers) {
             run.push(*answered);
             self.is_shuffled |= answered.is_some_and(|one| one.is_shuffled);
+            self.is_open |= answered.is_some_and(|one| one.judged.is_some());
         }
     }
 
@@ -282,7 +303,7 @@ impl<'a> SampleBrowser<'a> {
         let meta = json!({
             "n": self.len(), "runs": self.runs.iter().map(|run| run.name).collect::<Vec<_>>(),
             "tasks": self.tasks.names, "subjects": self.subjects.names,
-            "most_choices": self.n_choices.iter().max().unwrap_or(&0), "is_shuffled": self.is_shuffled,
+            "most_choices": self.n_choices.iter().max().unwrap_or(&0), "is_shuffled": self.is_shuffled, "is_open": self.is_open,
             "columns": listed, "ids_offset": ids_offset, "blocks": told,
         });
         (meta, pack::deflate(&bytes))
@@ -295,7 +316,10 @@ impl RunColumns<'_> {
         let absent = flag(answered.is_none(), ABSENT);
         let one = answered.unwrap_or_default();
         self.predicted.push(one.predicted.map_or(NONE, small));
-        self.flags.push(absent | flag(one.is_right, RIGHT) | flag(one.is_tie, TIE) | flag(one.is_refused, REFUSED));
+        let judged = one.judged.unwrap_or_default();
+        let by_judges = flag(judged.is_split, SPLIT) | flag(judged.lacks_verdict, SILENT);
+        let flags = absent | flag(one.is_right, RIGHT) | flag(one.is_tie, TIE) | flag(one.is_refused, REFUSED);
+        self.flags.push(flags | by_judges | flag(judged.is_unjudged, UNJUDGED));
         self.n_votes.push(u16::try_from(one.n_votes).unwrap_or(u16::MAX));
         self.n_agree.push(u16::try_from(one.n_agree).unwrap_or(u16::MAX));
         self.shown.push(one.shown);

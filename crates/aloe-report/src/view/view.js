@@ -3,10 +3,10 @@
 'use strict';
 (async () => {
   const ROW_PX = 28, SPARE_ROWS = 8, KEPT_BLOCKS = 48, PAGE_ROWS = 20;
-  const NONE = 255, NO_ROW = 0xffffffff, RIGHT = 1, TIE = 2, REFUSED = 4, ABSENT = 8; // as in view/mod.rs
+  const NONE = 255, NO_ROW = 0xffffffff, RIGHT = 1, TIE = 2, REFUSED = 4, ABSENT = 8, SPLIT = 16, SILENT = 32, UNJUDGED = 64; // as in view/mod.rs
   const at = (id) => document.getElementById(id);
   const meta = JSON.parse(at('meta').textContent);
-  const n = meta.n, isPaired = meta.runs.length > 1;
+  const n = meta.n, isPaired = meta.runs.length > 1, isOpen = meta.is_open;
 
   // ---- data -------------------------------------------------------------------------------------------------------------------
   async function unpack(element) {
@@ -75,14 +75,22 @@
   const letters = options(Array.from({ length: meta.most_choices }, (_, i) => letter(i)));
   const menus = {
     task: meta.tasks.map((name) => [name, name]),
-    outcome: [['right', 'right'], ['wrong', 'wrong, all'], ['unparsed', 'unparsed'], ['refused', 'refused'], ['tie', 'tied vote']],
+    outcome: isOpen ? openOutcomes()
+      : [['right', 'right'], ['wrong', 'wrong, all'], ['unparsed', 'unparsed'], ['refused', 'refused'], ['tie', 'tied vote']],
     against: meta.runs.slice(2).map((_, index) => [letter(index + 2), letter(index + 2)]),
-    changed: isPaired ? [['right-wrong', 'right → wrong'], ['wrong-right', 'wrong → right'], ['answer', 'another answer'], ['same', 'same answer']] : [],
+    changed: isPaired ? [['right-wrong', 'right → wrong'], ['wrong-right', 'wrong → right'],
+      ...(isOpen ? [] : [['answer', 'another answer'], ['same', 'same answer']])] : [],
     key: letters.map(([, name]) => [name, name]),
     answer: letters.map(([, name]) => [name, name]),
     shown: meta.is_shuffled ? letters.map(([, name], i) => [String(i + 1), `place ${i + 1}`]) : [],
     subject: meta.subjects.length > 1 ? meta.subjects.map((name) => [name, name || '(none)']) : [],
   };
+  function openOutcomes() { // what no number of judges can come to is not offered
+    const nJudges = a.nVotes.reduce((most, count) => Math.max(most, count), 0);
+    const judged = [['right', 'right'], ['wrong', 'wrong, all'], ['unparsed', 'a verdict is missing']];
+    const ofSeveral = [['split', 'judges disagree'], ['tie', 'tied judges']];
+    return [...(nJudges > 0 ? judged : []), ...(nJudges > 1 ? ofSeveral : []), ['refused', 'refused']];
+  }
   for (const [id, entries] of Object.entries(menus)) {
     const any = new Option(id === 'against' ? 'B' : 'all', '');
     at(id).replaceChildren(any, ...entries.map(([value, text]) => new Option(text, value === '' ? ' ' : value)));
@@ -119,15 +127,16 @@
     if (value('answer')) { const answer = chosen('answer', names); tests.push((i) => a.predicted[i] === answer); }
     if (value('shown')) { const bit = 1 << (Number(value('shown')) - 1); tests.push((i) => (a.shown[i] & bit) !== 0); }
     const outcome = {
-      right: (i) => (a.flags[i] & RIGHT) !== 0, wrong: (i) => (a.flags[i] & RIGHT) === 0,
-      unparsed: (i) => a.predicted[i] === NONE && (a.flags[i] & REFUSED) === 0,
+      right: (i) => (a.flags[i] & RIGHT) !== 0, wrong: (i) => (a.flags[i] & (RIGHT | UNJUDGED)) === 0,
+      unparsed: isOpen ? (i) => (a.flags[i] & SILENT) !== 0 : (i) => a.predicted[i] === NONE && (a.flags[i] & REFUSED) === 0,
+      split: (i) => (a.flags[i] & SPLIT) !== 0,
       refused: (i) => (a.flags[i] & REFUSED) !== 0, tie: (i) => (a.flags[i] & TIE) !== 0,
     }[value('outcome')];
     if (outcome) tests.push(outcome);
     const both = (i) => (b.flags[i] & ABSENT) === 0;
     const changed = isPaired && {
-      'right-wrong': (i) => both(i) && (a.flags[i] & RIGHT) !== 0 && (b.flags[i] & RIGHT) === 0,
-      'wrong-right': (i) => both(i) && (a.flags[i] & RIGHT) === 0 && (b.flags[i] & RIGHT) !== 0,
+      'right-wrong': (i) => both(i) && (a.flags[i] & RIGHT) !== 0 && (b.flags[i] & (RIGHT | UNJUDGED)) === 0,
+      'wrong-right': (i) => both(i) && (a.flags[i] & (RIGHT | UNJUDGED)) === 0 && (b.flags[i] & RIGHT) !== 0,
       answer: (i) => both(i) && a.predicted[i] !== b.predicted[i], same: (i) => both(i) && a.predicted[i] === b.predicted[i],
     }[value('changed')];
     if (changed) tests.push(changed);
@@ -157,8 +166,9 @@
     const share = (count, of) => (of ? ((100 * count) / of).toFixed(2) + ' %' : '-');
     const shares = runs.map(({ flags }, index) => {
       let right = 0, held = 0;
-      for (const i of shownRows) if (!(flags[i] & ABSENT)) { held++; right += flags[i] & RIGHT; }
-      return share(right, held) + (index === 0 ? ' right' : '') + (isPaired ? ' in ' + letter(index) : '');
+      for (const i of shownRows) if (!(flags[i] & (ABSENT | UNJUDGED))) { held++; right += flags[i] & RIGHT; }
+      const words = isOpen && shownRows.length && !held ? 'not judged' : share(right, held) + (index === 0 ? ' right' : '');
+      return words + (isPaired ? ' in ' + letter(index) : '');
     });
     at('count').textContent = `${number(shownRows.length)} of ${number(n)} samples, ${shares.join(', ')}${progress}`;
   }
@@ -194,7 +204,10 @@
     document.documentElement.dataset.scanned = search;
     filter();
   }
-  const textOf = (kind, row) => (kind === 'q' ? [row.stem, row.context ?? '', ...row.choices] : row.votes.map((vote) => vote.text)).join('\n');
+  const textOf = (kind, row) => {
+    if (kind === 'q') return [row.stem, ...(isOpen ? [row.reference] : [row.context ?? '', ...row.choices])].join('\n');
+    return (isOpen ? [row.answer, ...row.verdicts.map((one) => one.text)] : row.votes.map((vote) => vote.text)).join('\n');
+  };
 
   // ---- the list: rows in sight only ---------------------------------------------------------------------------------------------
   const make = (tag, className = '', text = '') => {
@@ -207,9 +220,14 @@
     if (one.flags[i] & ABSENT) return ['', ''];
     if (one.flags[i] & RIGHT) return ['✓', 'right'];
     if (one.flags[i] & REFUSED) return ['⊘', 'none'];
-    return one.predicted[i] === NONE ? ['∅', 'none'] : ['✗', 'wrong'];
+    if (one.flags[i] & UNJUDGED) return ['·', ''];
+    return one.predicted[i] === NONE && !isOpen ? ['∅', 'none'] : ['✗', 'wrong'];
   }
-  const answered = (one, i) => (one.flags[i] & ABSENT ? '' : one.predicted[i] === NONE ? '-' : letter(one.predicted[i]));
+  function answered(one, i) { // the option; of judges, how many of them call the answer right
+    if (one.flags[i] & ABSENT) return '';
+    if (isOpen) return one.nVotes[i] ? `${one.nAgree[i]}/${one.nVotes[i]}` : '-';
+    return one.predicted[i] === NONE ? '-' : letter(one.predicted[i]);
+  }
   function row(place) {
     const i = shownRows[place], made = make('div', 'row');
     made.id = 'row' + i;
@@ -219,8 +237,9 @@
     made.dataset.sample = i;
     made.append(make('span', 'nr', String(i + 1)));
     for (const one of runs) { const [sign, kind] = mark(one, i); made.append(make('span', 'mark ' + kind, sign)); }
-    const votes = a.nVotes[i] > 1 ? ` ${a.nAgree[i]}/${a.nVotes[i]}` : '';
-    made.append(make('span', 'vs', `${letter(column.key[i])}: ${runs.map((one) => answered(one, i)).join(' ')}${votes}`));
+    const votes = a.nVotes[i] > 1 && !isOpen ? ` ${a.nAgree[i]}/${a.nVotes[i]}` : '';
+    const key = isOpen ? '' : `${letter(column.key[i])}: `;
+    made.append(make('span', 'vs', `${key}${runs.map((one) => answered(one, i)).join(' ')}${votes}`));
     made.append(make('span', 'id', ids[i]), make('span', 'stem'));
     return made;
   }
@@ -228,7 +247,7 @@
     const names = runs.map((_, index) => letter(index)), marks = isPaired ? names : [''];
     if (runs.length > 2) at('left').style.setProperty('--vs', `${3 + 1.1 * runs.length}rem`);
     at('heads').replaceChildren(make('span', 'nr', '#'), ...marks.map((name) => make('span', 'mark', name)),
-      make('span', 'vs', isPaired ? 'key: ' + names.join(' ') : 'key: answer'), make('span', 'id', 'id'), make('span', 'stem', 'question'));
+      make('span', 'vs', isOpen ? 'judges' : isPaired ? 'key: ' + names.join(' ') : 'key: answer'), make('span', 'id', 'id'), make('span', 'stem', 'question'));
   }
   let excerptTimer = 0;
   function draw() {
@@ -272,7 +291,8 @@
     }
     parts.push(question ? make('p', 'text stem-text', question.stem)
       : make('p', 'soft', 'The question\'s text is not in the run: it was made before runs kept questions.jsonl.'));
-    parts.push(choices(i, question, answers));
+    if (!isOpen) parts.push(choices(i, question, answers));
+    else if (question) parts.push(make('p', 'soft', 'Reference answer'), make('p', 'text reference', question.reference));
     meta.runs.forEach((name, at) => parts.push(...answer(i, at, name, answers[at])));
     detail.replaceChildren(...parts);
     detail.scrollTop = 0;
@@ -311,14 +331,17 @@
     const one = runs[at], parts = [];
     if (one.flags[i] & ABSENT || !text) return [make('h4', '', name), make('p', 'soft', 'This question is not in the run.')];
     const [sign, kind] = mark(one, i);
-    const words = { '✓': 'right', '✗': 'wrong', '⊘': 'refused', '∅': 'unparsed' }[sign];
+    const words = { '✓': 'right', '✗': 'wrong', '⊘': 'refused', '∅': 'unparsed', '·': 'not judged' }[sign];
     const head = make('h4');
     head.append(make('span', kind, `${sign} ${words}`), make('span', '', isPaired ? `, ${name}` : ''));
-    const agree = one.nVotes[i] > 1 && one.predicted[i] !== NONE ? `, ${one.nAgree[i]} of ${one.nVotes[i]} votes for ${letter(one.predicted[i])}` : '';
-    head.append(make('span', '', agree + (one.flags[i] & TIE ? ', tied: the first seen wins' : '')));
+    const votesFor = one.nVotes[i] > 1 && one.predicted[i] !== NONE ? `, ${one.nAgree[i]} of ${one.nVotes[i]} votes for ${letter(one.predicted[i])}` : '';
+    const byJudges = one.nVotes[i] > 0 ? `, ${one.nAgree[i]} of ${one.nVotes[i]} judges call it right` : '';
+    const tied = one.flags[i] & TIE ? (isOpen ? ', tied: wrong' : ', tied: the first seen wins') : '';
+    head.append(make('span', '', (isOpen ? byJudges : votesFor) + tied));
     parts.push(head);
     if (text.refused) parts.push(make('p', 'text', text.refused));
-    text.votes.forEach((vote, index) => parts.push(voteOf(vote, index, text.votes.length)));
+    if (isOpen) parts.push(...openAnswer(text));
+    else text.votes.forEach((vote, index) => parts.push(voteOf(vote, index, text.votes.length)));
     if (text.prompt_sha256) { const sha = make('p', 'soft', 'prompt_sha256 '); sha.append(make('code', '', text.prompt_sha256)); parts.push(sha); }
     return parts;
   }
@@ -332,6 +355,19 @@
     ];
     made.append(make('p', 'soft', said.filter(Boolean).join(' · ')), make('p', 'text', vote.text || '(empty)'));
     return made;
+  }
+
+  function quoted(className, words, text) {
+    const made = make('div', 'vote ' + className);
+    made.append(make('p', 'soft', words.filter(Boolean).join(' · ')), make('p', 'text', text || '(empty)'));
+    return made;
+  }
+  function openAnswer(text) {
+    const words = [text.finish_reason ? `ended by ${text.finish_reason}` : '',
+      text.reasoning_removed ? 'a reasoning block was cut out before judging' : '',
+      ...text.overlap.map(([name, value]) => `${name} ${(100 * value).toFixed(1)}`)];
+    const judged = text.verdicts.map((one) => quoted('verdict', [`judge ${one.judge}: ${one.verdict}`], one.text));
+    return [...(text.refused ? [] : [quoted('answer', words, text.answer)]), ...judged];
   }
 
   // ---- what the reader does -------------------------------------------------------------------------------------------------------

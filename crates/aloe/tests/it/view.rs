@@ -2,6 +2,7 @@
 
 mod chromium;
 mod made;
+mod open;
 
 use crate::run;
 use chromium::Browser;

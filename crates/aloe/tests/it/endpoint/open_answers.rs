@@ -181,10 +181,13 @@ fn two_runs_are_compared_by_what_one_panel_calls_right_and_runs_of_other_panels_
         let (_, stderr, code) = run(&["compare", &yes, run_b]);
         assert!(code == 2 && stderr.contains(words), "{words:?} is not in {code} {stderr}");
     };
-    for command in [vec!["view", &yes], vec!["export", &yes, "--format", "csv"]] {
-        let (_, stderr, code) = run(&command);
-        assert!(code == 2 && stderr.contains("holds answers to open questions"), "{command:?}: {code} {stderr}");
-    }
+    let (_, stderr, code) = run(&["export", &yes, "--format", "csv"]);
+    assert!(code == 2 && stderr.contains("holds answers to open questions"), "{code} {stderr}");
+    let (stdout, stderr, code) = run(&["view", &no, "--against", &yes]);
+    assert_eq!(code, 0, "{stderr}");
+    let page = std::fs::read_to_string(stdout.trim_end()).unwrap();
+    let only = format!("<td class=\"n\">{only_no}</td><td class=\"n\">{only_yes}</td>");
+    assert!(page.contains("right by judge m") && page.contains(&only), "{only}");
     refused(&run_of("alone", "No.", &[]), "no judge has read the answers");
     refused(&run_of("two", "No.", &[&one, &other]), "was judged by m and");
     let closed = Server::start(|_, _| text("Answer: [A]"));
