@@ -6,10 +6,13 @@
 
 use super::at_site::Shape;
 use super::checked::{Input, Recipe, Stage};
+use super::eval_stage::EvalStage;
 use super::measured_steps::MeasuredSteps;
 use super::sizes::{self, Meter, Size};
 use super::stage_config::StageConfig;
+use crate::commands::run::is_address;
 use crate::weights::{DtypeName, Quantize};
+use aloe_eval::Strategy;
 use aloe_model::ModelSource;
 use aloe_record::Record;
 use aloe_tensor::Device;
@@ -207,7 +210,10 @@ fn measured(
     let n_parameters = stage.expect.parameters.or_else(|| parameters(stage, known, record));
     let rows = counted.map(|size| size.rows).or(from_data.and_then(|data| data.rows)).or(stage.expect.rows);
     let tokens = counted.map(|size| size.tokens).or(from_data.and_then(|data| data.tokens)).or(stage.expect.tokens);
-    let generated = counted.map(|size| size.generated).or_else(|| rows.and_then(|rows| generated(stage, rows)));
+    let generated = match draws_letters(stage) {
+        true => rows,
+        false => counted.map(|size| size.generated).or_else(|| rows.and_then(|rows| generated(stage, rows))),
+    };
     let size = Known { n_parameters, rows, tokens, ..Known::default() };
     // What a stage trains is rendered with the template of the model it starts from, which may be one that an earlier stage was given.
     let is_training = matches!(stage.config, StageConfig::Sft(_) | StageConfig::Dpo(_));
@@ -278,6 +284,13 @@ fn aligned(config: &aloe_train::DpoConfig, tokens: u64, rows: u64) -> u64 {
     let by_epochs = config.epochs * tokens;
     let by_steps = config.max_steps.map(|steps| steps * config.batch_size as u64 * (tokens / rows.max(1)));
     by_steps.map_or(by_epochs, |by_steps| by_steps.min(by_epochs))
+}
+
+/// Whether a server is asked for next letters: one token a question, unless it turns out that it can be scored.
+fn draws_letters(stage: &Stage) -> bool {
+    let is_served = matches!(input(stage, "model"), Some(Input::Path(path)) if is_address(path));
+    let is_asked = |config: &EvalStage| config.checked().is_ok_and(|config| config.strategy == Strategy::NextLetter);
+    matches!(&stage.config, StageConfig::Eval(config) if is_served && is_asked(config))
 }
 
 /// The most tokens generated for `rows` questions that are not at hand.

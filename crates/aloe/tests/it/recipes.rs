@@ -148,6 +148,30 @@ fn a_finished_data_stage_is_planned_as_it_wrote_its_rows() {
     assert_eq!((row["rows"].as_u64(), row["has_output"].as_bool()), (Some(n_rows as u64), Some(true)));
 }
 
+/// By hand: 60 questions of the starter, one token each where a server is asked; here letters are scored, and nothing is drawn. A data folder
+/// that is not at hand is counted by what the recipe expects.
+#[test]
+fn a_plan_counts_the_token_that_a_server_draws_for_a_next_letter() {
+    let dir = tempfile::tempdir().unwrap();
+    let starter = root().join("starter").display().to_string();
+    let generated = |model: &str, data: &str, strategy: &str| {
+        let text = format!(
+            "name = \"x\"\n[[stage]]\nkind = \"eval\"\nname = \"e\"\nfrom = {{ model = \"{model}\" }}\ndata = \"{data}\"\n\
+             tasks = [\"starter_mcqa\"]\nstrategy = \"{strategy}\"\nexpect = {{ rows = 7 }}\n"
+        );
+        let path = dir.path().join("x.toml");
+        std::fs::write(&path, text).unwrap();
+        let (stdout, stderr, code) = run(&["plan", path.to_str().unwrap(), "--json"]);
+        assert_eq!(code, 0, "{stderr}");
+        serde_json::from_str::<serde_json::Value>(&stdout).unwrap()["stages"][0]["generated"].clone()
+    };
+    let served = "http://127.0.0.1:9/v1#m";
+    assert_eq!(generated(served, &starter, "next-letter"), 60);
+    assert_eq!(generated(served, "/nowhere", "next-letter"), 7);
+    assert_eq!(generated(served, &starter, "loglikelihood"), 0);
+    assert_eq!(generated("/nowhere/model", &starter, "next-letter"), 0);
+}
+
 /// A finished stage that took ten times as long as the reference machine would: the others of its kind are planned ten times slower,
 /// other kinds are not.
 #[test]
