@@ -31,11 +31,24 @@ impl EvalResults {
 
     /// How the answers were got, in words: `lm-eval, loglikelihood, 5 shots`.
     fn setup(&self) -> String {
-        let chat = if self.setting("chat_template") == "true" { ", chat template" } else { "" };
+        let chat = self.chat();
         let system = if self.setting("system").is_empty() { "" } else { ", own system prompt" };
         let told = told_words(self.settings.get("told")).map_or_else(String::new, |words| format!(", {words}"));
         let (protocol, strategy) = (self.setting("protocol"), self.setting("strategy"));
         format!("{protocol}, {strategy}, {} shots{chat}{system}{told}", self.n_shots())
+    }
+
+    fn chat(&self) -> &'static str {
+        if self.setting("chat_template") == "true" { ", chat template" } else { "" }
+    }
+
+    /// The strategy; of next letters with the prompt that they follow and who told them.
+    fn strategy_as_told(&self) -> String {
+        let strategy = self.setting("strategy");
+        match told_words(self.settings.get("told")) {
+            None => strategy,
+            Some(words) => format!("{strategy}{}, {words}", self.chat()),
+        }
     }
 
     /// The harness's results JSON (0.4.13). The filter's name, `none` for its own scoring, says here how answers were got.
@@ -152,7 +165,7 @@ impl EvalResults {
             "name,version,split,n,acc,acc_stderr,low,high,acc_norm,acc_norm_stderr,unparsed,refused,chance,ece,brier,protocol,strategy,shots,\
              comparability\n",
         );
-        let setup = format!("{},{},{}", self.setting("protocol"), self.setting("strategy"), self.n_shots());
+        let setup = format!("{},{},{}", self.setting("protocol"), cell(&self.strategy_as_told()), self.n_shots());
         for task in &self.tasks {
             let counts = &task.counts;
             let norm = counts.acc_norm.map_or_else(|| ",".to_owned(), |one| format!("{},{}", one.value, one.stderr));
@@ -340,6 +353,25 @@ mod tests {
         assert_eq!(found.left_out[0].0, "starter_mcqa");
         let index = results().to_model_index("me/m").text;
         assert!(index.contains("type: GBaker/MedQA-USMLE-4-options-hf") && !index.contains("starter"), "{index}");
+    }
+
+    #[test]
+    fn a_csv_says_of_next_letters_which_prompt_they_follow_and_who_told_them() {
+        let strategy = |told: &str, chat_template: bool| {
+            let mut results = results();
+            let more = json!({"strategy": "next-letter", "told": told, "chat_template": chat_template});
+            results.settings.extend(more.as_object().unwrap().clone());
+            let csv = results.to_csv().text;
+            let row = csv.lines().nth(1).unwrap().to_owned();
+            row.split_once("lm-eval,").unwrap().1.rsplit_once(",5,").unwrap().0.to_owned()
+        };
+        let among = "letters among the most probable next tokens that";
+        let ours = format!("{among} /v1/completions names");
+        assert_eq!(strategy("scored", false), "\"next-letter, each letter scored\"");
+        assert_eq!(strategy("completions", false), format!("\"next-letter, {ours}\""));
+        assert_eq!(strategy("completions", true), format!("\"next-letter, chat template, {ours}\""));
+        let theirs = format!("{among} /v1/chat/completions names (server template)");
+        assert_eq!(strategy("chat", true), format!("\"next-letter, chat template, {theirs}\""));
     }
 
     #[test]

@@ -120,6 +120,8 @@ fn afterwards(out: &Path, results: &Value, stories: &Path) {
     assert!(page.contains("next-letter") && page.contains("completions"));
     let (stdout, stderr, code) = run(&["export", &shown, "--format", "markdown"]);
     assert!(code == 0 && stdout.contains("aloe, next-letter, 1 shots, letters among the most"), "{stdout}{stderr}");
+    let (stdout, stderr, code) = run(&["export", &shown, "--format", "csv"]);
+    assert!(code == 0 && stdout.contains("aloe,\"next-letter, letters among the most"), "{stdout}{stderr}");
     let scored = out.with_file_name("scored");
     let more = ["--tasks", "starter_mcqa", "--shots", "1"];
     assert_eq!(eval(stories.to_str().unwrap(), &scored, &more).2, 0);
