@@ -77,6 +77,7 @@ impl BertEncoder {
     /// Opens a sentence-transformers folder: `config.json`, `model.safetensors`, and where present `1_Pooling/config.json` and
     /// `sentence_bert_config.json`.
     pub fn open(dir: &Path, device: &Device) -> Result<Self> {
+        let config = EncoderConfig::read(&dir.join("config.json"))?;
         let file = SafeTensorsFile::open(&dir.join("model.safetensors"))?;
         let pooling = Pooling::read(&dir.join("1_Pooling/config.json"))?.unwrap_or(Pooling::Mean);
         if pooling == Pooling::LastToken {
@@ -84,11 +85,10 @@ impl BertEncoder {
                 "pools the last token, which only a causal model's row can stand for; mean and CLS are implemented";
             return Err(Error::file(&dir.join("1_Pooling/config.json"), reason));
         }
-        Self::read(dir, &Reader { file: &file }, pooling, device)
+        Self::read(dir, config, &Reader { file: &file }, pooling, device)
     }
 
-    fn read(dir: &Path, reader: &Reader, pooling: Pooling, device: &Device) -> Result<Self> {
-        let config = EncoderConfig::read(&dir.join("config.json"))?;
+    fn read(dir: &Path, config: EncoderConfig, reader: &Reader, pooling: Pooling, device: &Device) -> Result<Self> {
         let max_len_tokens = max_seq_length(&dir.join("sentence_bert_config.json"))?
             .map_or(config.max_position_embeddings, |n| n.min(config.max_position_embeddings));
         let (d, n_positions) = (config.hidden_size, config.max_position_embeddings);

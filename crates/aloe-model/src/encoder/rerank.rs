@@ -4,11 +4,15 @@
 //! label. Must agree with `BertForSequenceClassification` of transformers; the logit is returned as it is, since what
 //! sentence-transformers does after it (a sigmoid) changes no order.
 
-use super::{BertEncoder, Pooling, Reader, read_object};
+use super::{BertEncoder, EncoderConfig, Pooling, Reader, read_object};
 use crate::safetensors::SafeTensorsFile;
 use crate::{Error, Result};
 use aloe_tensor::{Device, Linear, Tensor, ops};
+use serde_json::{Map, Value};
 use std::path::Path;
+
+/// The entry of `architectures` in `config.json`.
+const CLASS: &str = "BertForSequenceClassification";
 
 /// A cross-encoder ready to run.
 pub struct BertReranker {
@@ -22,14 +26,16 @@ impl BertReranker {
     pub fn open(dir: &Path, device: &Device) -> Result<Self> {
         let path = dir.join("config.json");
         let map = read_object(&path)?;
+        check_architecture(&path, &map)?;
         let of_labels = map.get("id2label").and_then(|labels| labels.as_object()).map(|labels| labels.len() as u64);
-        let n_labels = of_labels.or_else(|| map.get("num_labels").and_then(serde_json::Value::as_u64)).unwrap_or(2);
+        let n_labels = of_labels.or_else(|| map.get("num_labels").and_then(Value::as_u64)).unwrap_or(2);
         if n_labels != 1 {
             return Err(Error::file(&path, format!("has {n_labels} labels; a cross-encoder for ranking has 1")));
         }
+        let config = EncoderConfig::read(&path)?;
         let file = SafeTensorsFile::open(&dir.join("model.safetensors"))?;
         let reader = Reader { file: &file };
-        let encoder = BertEncoder::read(dir, &reader, Pooling::Cls, device)?;
+        let encoder = BertEncoder::read(dir, config, &reader, Pooling::Cls, device)?;
         let d = encoder.config.hidden_size;
         let pooler = reader.linear("pooler.dense", d, d)?;
         Ok(Self { encoder, pooler, classifier: reader.linear("classifier", 1, d)? })
@@ -54,4 +60,20 @@ impl BertReranker {
         pooled.as_f32_mut().iter_mut().for_each(|v| *v = v.tanh());
         Ok(ops::linear(dev, &pooled, &self.classifier).as_f32().to_vec())
     }
+}
+
+/// Refuses another model than a BERT with a classifier, before any of its weights is looked for. A config without `architectures` is judged
+/// by its tensors.
+fn check_architecture(path: &Path, config: &Map<String, Value>) -> Result<()> {
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let class = config.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str).unwrap_or(CLASS);
+    let (key, found) = match (model_type, class) {
+        ("bert", CLASS) => return Ok(()),
+        ("bert", class) => ("architectures", class),
+        (other, _) => ("model_type", other),
+    };
+    let found = crate::error::shortened(found);
+    let reason =
+        format!("{key}: \"{found}\" is not supported; a reranker is a {CLASS} (model_type \"bert\") with one label");
+    Err(Error::file(path, reason))
 }

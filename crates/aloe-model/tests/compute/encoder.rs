@@ -58,6 +58,26 @@ fn pair_scores_of_a_cross_encoder_equal_transformers() {
     assert!((f64::from(other[0]) - cases[0]["logit"].as_f64().expect("logit")).abs() > 1e-3, "types are passed over");
 }
 
+/// Neither folder has weights, so a refusal that names them looked for them first.
+#[test]
+fn a_reranker_of_another_architecture_is_refused_with_file_key_and_what_is_supported() {
+    let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
+    let path = dir.path().join("config.json");
+    for (config, found) in [
+        (
+            r#"{"model_type": "roberta", "architectures": ["RobertaForSequenceClassification"]}"#,
+            "model_type: \"roberta\"",
+        ),
+        ("{}", "model_type: \"\""),
+        (r#"{"model_type": "bert", "architectures": ["BertModel"]}"#, "architectures: \"BertModel\""),
+    ] {
+        std::fs::write(&path, config).unwrap_or_else(|e| panic!("{e}"));
+        let error = BertReranker::open(dir.path(), &Device::cpu(1)).err().expect("refused").to_string();
+        let known = "a reranker is a BertForSequenceClassification (model_type \"bert\") with one label";
+        assert_eq!(error, format!("{}: {found} is not supported; {known}", path.display()));
+    }
+}
+
 #[test]
 fn poolings_that_are_not_implemented_and_more_labels_than_one_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));

@@ -147,18 +147,24 @@ fn a_causal_embedder_and_a_cross_encoder_choose_and_order_medprompts_examples() 
 }
 
 #[test]
-fn an_embedder_of_another_architecture_is_refused_with_its_file_before_anything_is_asked() {
+fn an_embedder_or_reranker_of_another_architecture_is_refused_with_its_file_before_anything_is_asked() {
     let dir = tempfile::tempdir().unwrap();
     let (folder, out) = (dir.path().join("rob"), dir.path().join("out"));
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(folder.join("config.json"), "{\"model_type\": \"roberta\"}").unwrap();
     let (server, starter) = (Server::start(|_, _| text("Answer: [A]")), starter());
     let args = ["eval", &server.model(), "--server-template", "--tasks", "starter_mcqa", "--strategy", "medprompt"];
-    let setting = format!("embedder={}", folder.display());
-    let more = ["--data", &starter, "--out", out.to_str().unwrap(), "--set", &setting];
-    let (_, stderr, code) = run(&[&args[..], &more].concat());
-    let named = format!("the embedder {} cannot be used", folder.display());
-    let words = [named.as_str(), "rob/config.json", "roberta", "an embedder is bert, llama, qwen2 or mistral"];
-    assert!(code == 2 && words.iter().all(|word| stderr.contains(word)), "{code} {stderr}");
-    assert!(server.n_asked() == 0 && !out.exists());
+    let refused = |what: &str, settings: &[&str], known: &str| {
+        let more = ["--data", &starter, "--out", out.to_str().unwrap()];
+        let (_, stderr, code) = run(&[&args[..], &more, settings].concat());
+        let named = format!("the {what} {} cannot be used", folder.display());
+        let words = [named.as_str(), "rob/config.json: model_type", "roberta", known];
+        assert!(code == 2 && words.iter().all(|word| stderr.contains(word)), "{code} {stderr}");
+        assert!(server.n_asked() == 0 && !out.exists());
+    };
+    let embedder = format!("embedder={}", folder.display());
+    refused("embedder", &["--set", &embedder], "an embedder is bert, llama, qwen2 or mistral");
+    let encoder = root().join("crates/aloe-model/tests/golden/tiny_bert");
+    let (encoder, reranker) = (format!("embedder={}", encoder.display()), format!("reranker={}", folder.display()));
+    refused("reranker", &["--set", &encoder, "--set", &reranker], "a reranker is a BertForSequenceClassification");
 }
