@@ -178,6 +178,11 @@ impl ModelSource {
         Ok(hasher.hex())
     }
 
+    /// Bytes of all tensors as the files hold them.
+    pub fn stored_bytes(&self) -> Result<u64> {
+        self.tensor_names().map(|name| Ok(self.stored(name)?.1.len() as u64)).sum()
+    }
+
     fn stored(&self, name: &str) -> Result<(&'static str, &[u8])> {
         match &self.files {
             Files::Folder(checkpoint) => {

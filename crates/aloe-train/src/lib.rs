@@ -51,7 +51,7 @@ pub use finished::RESULTS_SINCE;
 pub use guard::{OnNonFinite, OnSpike, Spike, first_spike};
 pub use lora::{LoraBase, LoraConfig, LoraReport, LoraTarget, hand_back_adapter};
 pub use measure::{DpoSize, SftSize, StepCost, StepShape, dpo_size, measure_step, sft_size};
-pub use memory::{peak_bytes, working_bytes};
+pub use memory::{TrainMemory, TrainShape, about_n_updates};
 pub use pairs::Truncate;
 pub use preference::PreferenceLoss;
 pub use rendered::{DpoBatches, PackedRow, SftBatches};

@@ -66,7 +66,7 @@ fn fifteen_lora_steps_equal_peft_in_every_loss_and_in_the_movement_of_every_tens
     }
 }
 
-/// Layers with updates take f32 inputs whatever the frozen weights are: what `working_bytes` is told for LoRA.
+/// Layers with updates take f32 inputs whatever the frozen weights are: as `TrainMemory` counts them.
 #[test]
 fn activations_beside_updates_are_f32_in_both_types() {
     let base = tiny("llama");

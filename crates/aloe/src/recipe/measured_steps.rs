@@ -1,6 +1,8 @@
-//! Memory and time of training stages from a step that is run for the plan: one step for each shape of model and micro-batch.
+//! Memory and time of training stages from a step that is run for the plan: one step for each shape of model and micro-batch. What handing
+//! over takes beyond the steps is added as `memory` plans it.
 
 use super::checked::Stage;
+use super::memory;
 use super::plan::{Known, Row, STARTUP_S};
 use super::stage_config::StageConfig;
 use aloe_model::ModelSource;
@@ -32,7 +34,8 @@ impl<'a> MeasuredSteps<'a> {
         let (cost, peak_bytes) = self.cost(shape)?;
         let n_steps = known.steps.unwrap_or(0) as f64;
         row.local_s = Some(STARTUP_S + n_steps * cost.update_s + n_micro * n_passes * cost.micro_batch_s);
-        row.memory_bytes = Some(peak_bytes);
+        let end = memory::of_training(stage, known).map_or(0, |planned| planned.peak() - planned.of_steps());
+        row.memory_bytes = Some(peak_bytes + end);
         row.is_measured = true;
         Ok(())
     }

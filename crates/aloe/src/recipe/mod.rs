@@ -1,7 +1,7 @@
 //! Recipes: one TOML file with a list of stages that form a graph.
 //!
 //! `raw` reads what was written, `checked` turns it into typed stages (`stage_config`, `eval_stage`, `redteam_stage`, `search_stage`, `synthesis_stage`) and finds
-//! every mistake, `compared` gives data stages the questions that the recipe scores on, `quarantines` keeps their broken rows, `plan` (with `sizes` and `measured_steps`) estimates and `plan_table` prints it, `at_site` says what it costs on a site's GPUs, `keys` (with `search_keys`) is the help on settings.
+//! every mistake, `compared` gives data stages the questions that the recipe scores on, `quarantines` keeps their broken rows, `plan` (with `sizes`, `memory` and `measured_steps`) estimates and `plan_table` prints it, `at_site` says what it costs on a site's GPUs, `keys` (with `search_keys`) is the help on settings.
 
 pub(crate) mod at_site;
 pub(crate) mod checked;
@@ -9,6 +9,7 @@ pub(crate) mod compared;
 pub(crate) mod eval_stage;
 pub(crate) mod keys;
 mod measured_steps;
+mod memory;
 mod named_stages;
 pub(crate) mod open_stage;
 pub(crate) mod plan;

@@ -8,16 +8,16 @@ use super::at_site::Shape;
 use super::checked::{Input, Recipe, Stage};
 use super::eval_stage::EvalStage;
 use super::measured_steps::MeasuredSteps;
+use super::memory;
 use super::sizes::{self, Meter, Size};
 use super::stage_config::StageConfig;
 use crate::commands::run::is_address;
-use crate::weights::{DtypeName, Quantize};
 use aloe_eval::Strategy;
 use aloe_model::ModelSource;
 use aloe_record::Record;
 use aloe_tensor::Device;
 use aloe_text::TextModel;
-use aloe_train::{LoraBase, LoraConfig, TrainDtype};
+use aloe_train::about_n_updates;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -92,16 +92,18 @@ pub(crate) struct Plan {
 /// What is known of a stage while the plan is made.
 #[derive(Clone, Default)]
 pub(super) struct Known {
-    n_parameters: Option<u64>,
+    pub(super) n_parameters: Option<u64>,
     pub(super) rows: Option<u64>,
     pub(super) steps: Option<u64>,
     /// Tokens of a training stage's epoch.
     pub(super) epoch_tokens: Option<u64>,
     pub(super) tokens: Option<u64>,
-    generated: Option<u64>,
+    pub(super) generated: Option<u64>,
     /// Tokens of a preference stage's largest micro-batch, where its pairs are written.
-    largest: Option<u64>,
-    record: Option<Record>,
+    pub(super) largest: Option<u64>,
+    /// Bytes of the file that a training stage reads its start weights from.
+    pub(super) start_bytes: Option<u64>,
+    pub(super) record: Option<Record>,
     /// A checkpoint of this stage's model, or of the one it starts from, that is at hand.
     pub(super) checkpoint: Option<PathBuf>,
 }
@@ -116,7 +118,8 @@ pub(crate) fn plan(recipe: &Recipe, out: &Path, measure_on: Option<&Device>) -> 
         let record = Record::read(&out.join(&stage.name)).ok();
         let size = measured(recipe, stage, &known, out, record.as_ref(), (&meter, text.as_ref()));
         let checkpoint = checkpoint(stage, &known, &out.join(&stage.name), record.is_some());
-        known.push(Known { record, checkpoint, ..size });
+        let start_bytes = memory::start_bytes(recipe, stage, &known, size.n_parameters);
+        known.push(Known { record, checkpoint, start_bytes, ..size });
     }
     let speeds = Speeds::of(recipe, &known);
     let mut rows: Vec<Row> =
@@ -127,7 +130,8 @@ pub(crate) fn plan(recipe: &Recipe, out: &Path, measure_on: Option<&Device>) -> 
             steps.measure(stage, known, row)?;
         }
     }
-    let peak_bytes = peak(&rows);
+    // One process runs all stages: what a stage frees is given back before the next.
+    let peak_bytes = rows.iter().filter_map(|row| row.memory_bytes).max();
     let tokenizer = tokenizer.filter(|_| meter.0.is_some());
     Ok(Plan { rows, tokenizer, measured_speed: !speeds.0.is_empty(), peak_bytes })
 }
@@ -146,7 +150,7 @@ fn checkpoint(stage: &Stage, known: &[Known], folder: &Path, is_done: bool) -> O
     own.or_else(|| at_hand(input(stage, "model").or_else(|| input(stage, "base"))?, known))
 }
 
-fn at_hand(model: &Input, known: &[Known]) -> Option<PathBuf> {
+pub(super) fn at_hand(model: &Input, known: &[Known]) -> Option<PathBuf> {
     match model {
         Input::Stage(at) => known.get(*at)?.checkpoint.clone(),
         Input::Path(path) => path.exists().then(|| crate::stage::model_of(path)),
@@ -165,7 +169,7 @@ fn tokenizer_at_hand(recipe: &Recipe, out: &Path) -> Option<PathBuf> {
     })
 }
 
-fn input<'a>(stage: &'a Stage, key: &str) -> Option<&'a Input> {
+pub(super) fn input<'a>(stage: &'a Stage, key: &str) -> Option<&'a Input> {
     stage.from.iter().find(|(name, _)| name == key).and_then(|(_, inputs)| inputs.first())
 }
 
@@ -393,89 +397,6 @@ impl Speeds {
     }
 }
 
-/// Peak memory of a stage on its own, in bytes; LOG.md has the measurements behind it.
-fn memory(recipe: &Recipe, stage: &Stage, known: &Known) -> Option<u64> {
-    let parameters = known.n_parameters? as f64;
-    let training = |dtype: TrainDtype, recompute: bool, lora: Option<&LoraConfig>, n_tokens: f64| {
-        let checkpoint = known.checkpoint.as_deref().and_then(|path| ModelSource::open(path).ok());
-        match (checkpoint, lora) {
-            (Some(source), None) => aloe_train::peak_bytes(source.config(), dtype, recompute, n_tokens as u64) as f64,
-            (Some(source), Some(_)) => {
-                let working =
-                    aloe_train::working_bytes(source.config(), TrainDtype::F32, recompute, n_tokens as u64) as f64;
-                trained_bytes(parameters, lora, dtype) + working
-            }
-            // Without the config: 3.5 P^(2/3) bytes kept a token fit 135M to 8B decoders.
-            (None, _) => {
-                let kept = 3.5 * parameters.powf(2.0 / 3.0) * n_tokens + 0.5 * GIB;
-                trained_bytes(parameters, lora, dtype) + kept
-            }
-        }
-    };
-    let bytes = match &stage.config {
-        StageConfig::Sft(config) => {
-            let n_tokens = (config.max_len * config.micro_batch_size) as f64;
-            training(config.dtype, config.recompute, config.lora.as_ref(), n_tokens)
-        }
-        StageConfig::Dpo(config) => {
-            // The largest micro-batch decides; where the pairs are still to be written, twice the mean stands for it.
-            let mean = known.epoch_tokens? as f64 / known.rows?.max(1) as f64;
-            let expected = (2.0 * mean).min(2.0 * config.max_len as f64) * config.micro_batch_size as f64;
-            let n_tokens = known.largest.map_or(expected, |n_tokens| n_tokens as f64);
-            training(config.dtype, config.recompute, config.lora.as_ref(), n_tokens)
-        }
-        // A few tiles a thread, whatever the size of the models.
-        StageConfig::Merge(_) => 0.0625 * GIB,
-        StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::Synthesis(_) | StageConfig::MergeSearch(_) => {
-            let weights = match (stage.config.quantize(), recipe.dtype) {
-                // A block of 32 weights and its 16-bit scale; heads and small models take a little more.
-                (Some(Quantize::Q8), _) => 34.0 / 32.0 * parameters,
-                (Some(Quantize::Q4), _) => 18.0 / 32.0 * parameters,
-                (None, Some(DtypeName::F32)) => 4.0 * parameters,
-                (None, None) => stored_bytes(stage).unwrap_or(2.0 * parameters),
-                // At most: a processor that multiplies bf16 holds 1.5 (narrow.rs of aloe-tensor), and the plan may be made on another one.
-                (None, _) => 2.0 * parameters,
-            };
-            let generates = known.generated.unwrap_or(0) > 0;
-            weights + if generates { 0.27 * GIB } else { 0.13 * GIB }
-        }
-        _ => return None,
-    };
-    Some(bytes as u64)
-}
-
-/// Bytes of a model being trained: masters, moments, gradients and compute copies of what is trained, the frozen base as it is held.
-fn trained_bytes(parameters: f64, lora: Option<&LoraConfig>, dtype: TrainDtype) -> f64 {
-    let Some(lora) = lora else { return 18.0 * parameters };
-    let base = match (lora.base, dtype) {
-        // A looked-up embedding stays bf16 beside the blocks.
-        (LoraBase::Q8, _) => 1.2,
-        (LoraBase::Dense, TrainDtype::Bf16) => 2.0,
-        (LoraBase::Dense, TrainDtype::F32) => 4.0,
-    };
-    base * parameters + 20.0 * n_updates(parameters, lora)
-}
-
-/// Weights that LoRA trains, about: all seven targets have about P^(2/3) elements a rank, embedding and head about a fifth of the model.
-fn n_updates(parameters: f64, lora: &LoraConfig) -> f64 {
-    let updates = lora.rank as f64 * parameters.powf(2.0 / 3.0) * lora.targets.len() as f64 / 7.0;
-    let whole = if lora.train_embeddings { 0.2 * parameters } else { 0.0 };
-    updates + whole
-}
-
-/// Bytes of a `.gguf` model, which runs in its own blocks where no dtype is named.
-fn stored_bytes(stage: &Stage) -> Option<f64> {
-    let (_, models) = stage.from.iter().find(|(name, _)| *name == "model")?;
-    let [Input::Path(path)] = models.as_slice() else { return None };
-    let is_gguf = path.extension().is_some_and(|extension| extension == "gguf");
-    is_gguf.then(|| path.metadata().ok()).flatten().map(|file| file.len() as f64)
-}
-
-/// Peak of one process that runs all stages: what a stage frees is given back before the next.
-fn peak(rows: &[Row]) -> Option<u64> {
-    rows.iter().filter_map(|row| row.memory_bytes).max()
-}
-
 fn row(recipe: &Recipe, stage: &Stage, known: &Known, speeds: &Speeds) -> Row {
     let node_s = work(stage, known).map(|(read, made)| read / NODE_FLOPS + made / NODE_GENERATE_FLOPS);
     let (max_len, tokens_at_once, recompute) = match &stage.config {
@@ -499,14 +420,14 @@ fn row(recipe: &Recipe, stage: &Stage, known: &Known, speeds: &Speeds) -> Row {
         steps: known.steps,
         tokens: known.tokens,
         generated: known.generated,
-        memory_bytes: memory(recipe, stage, known),
+        memory_bytes: memory::of_stage(recipe, stage, known),
         local_s: reference_s(stage, known).map(|seconds| seconds * speeds.factor(stage, known)),
         node_s,
         n_parameters: known.n_parameters,
         max_len,
         tokens_at_once,
         recompute,
-        n_updates: lora.zip(known.n_parameters).map(|(lora, n)| n_updates(n as f64, lora) as u64),
+        n_updates: lora.zip(known.n_parameters).map(|(lora, n)| about_n_updates(n, lora)),
         shape: known.checkpoint.as_deref().and_then(Shape::of_checkpoint),
         is_measured: false,
         has_output: known.record.is_some(),

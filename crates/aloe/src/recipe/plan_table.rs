@@ -93,7 +93,8 @@ fn footnote(plan: &Plan) -> String {
          finished data stage as it wrote them.\ntokens: {tokens}, where the files are at hand; else the recipe's `expect`. All epochs of \
          training; prompts, examples and options of an evaluation. generated: at most, every\nanswer at its full length; of a server's next letter one token.\ntime: {speed};\n6 FLOP \
          a parameter and token for SFT, 8 for DPO (with its reference), each 2 less with LoRA, 2 otherwise. A 4xH100 node: {:.0} TFLOP/s (40 % of peak), {:.0} in \
-         generating.\nmemory: what training holds, from the model's sizes where it is at hand (else 18 bytes a parameter; with LoRA 4, f32 8, q8 1.2), and the activations of a micro-batch; for evaluation 2 a parameter (f32: 4, q8: 1.1, \
+         generating.\nmemory: of training masters, moments, gradients and copies (18 bytes a parameter, f32 20; with LoRA the updates' and the merged model, 2 or 4), the start weights' file \
+         (2, masters 4; none beside a q8 base) and the activations of a micro-batch, by the model's sizes where it is at hand; for evaluation 2 a parameter (f32: 4, q8: 1.1, \
          q4: 0.6, a .gguf its file); merging\ntakes a few tiles, whatever the size of the models. The total line has the largest stage.\n",
         NODE_FLOPS / 1e12,
         NODE_GENERATE_FLOPS / 1e12

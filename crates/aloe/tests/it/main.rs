@@ -15,6 +15,7 @@ mod merge_out;
 mod merge_search;
 mod merging;
 mod pins;
+mod planned_memory;
 mod quarantine;
 mod recipes;
 mod rendered;

@@ -99,8 +99,9 @@ fn plan(arguments: &[&str]) -> serde_json::Value {
     serde_json::from_str(&stdout).unwrap()
 }
 
-/// Against what the quickstart took (LOG.md, 2026-11-23): 78 questions, 120 + 30 prompts, 3.7 GiB, 2 min 54 s in all; 160, 89, 67 and 59
-/// rows after cleaning, of which the plan knows only caps and hold-out.
+/// Against what the quickstart took (LOG.md, 2026-11-23): 78 questions, 120 + 30 prompts, 2 min 54 s in all; 160, 89, 67 and 59 rows after
+/// cleaning, of which the plan knows only caps and hold-out. Memory of training: 2026-11-30, nothing but the number of weights being known.
+/// That of evaluations is of weights of two bytes, which a plan counts; a processor that multiplies bf16 holds 1.5 (328 MiB where 387 stands).
 #[test]
 fn a_plan_of_the_quickstart_agrees_with_what_it_took() {
     let dir = tempfile::tempdir().unwrap();
@@ -120,17 +121,18 @@ fn a_plan_of_the_quickstart_agrees_with_what_it_took() {
     }
     assert_eq!(number("sft-medical", "tokens"), 2.0 * number("data-medical", "tokens"));
     for (name, mib) in [
-        ("sft-medical", 3814.0),
-        ("dpo-1", 3551.0),
+        ("sft-medical", 3185.0),
+        ("dpo-1", 3104.0),
+        // From f32 masters, whose file is twice as large.
+        ("dpo-2", 3259.0),
         ("merge", 63.0),
         ("eval-before", 387.0),
         ("medprompt-after", 511.0),
     ] {
         let share = number(name, "memory_bytes") / (mib * 1024.0 * 1024.0);
-        assert!((0.8..1.25).contains(&share), "{name}: {share} of the measured memory");
+        assert!((0.85..1.15).contains(&share), "{name}: {share} of the measured memory");
     }
-    let peak = plan["peak_bytes"].as_f64().unwrap() / f64::from(1u32 << 30);
-    assert!((3.0..4.6).contains(&peak), "peak {peak} GiB, measured 3.7");
+    assert_eq!(plan["peak_bytes"].as_f64().unwrap(), number("dpo-2", "memory_bytes"), "the largest stage decides");
     let total: f64 = plan["stages"].as_array().unwrap().iter().filter_map(|row| row["local_s"].as_f64()).sum();
     assert!((87.0..348.0).contains(&total), "{total} s, measured 174 s");
 }
