@@ -4,9 +4,9 @@
 //! latency; each step multiplies a vector from a line that stays in the nearest cache (so that no step can be left out) by one that
 //! is held. What was done is counted by its result: every operand is one.
 
+use crate::Device;
 use crate::pool::SharedMut;
 use crate::simd::{Kernel, LANES, Simd};
-use crate::{Device, Isa};
 
 /// A kind of product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub fn run_products(device: &Device, kind: ProductKind, rounds: usize) -> f64 {
         let products = unsafe {
             match (device.isa(), kind) {
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Amx, ProductKind::Bf16) => crate::gemm::amx::peak(rounds),
+                (crate::Isa::Amx, ProductKind::Bf16) => crate::gemm::amx::peak(rounds),
                 (isa, _) => isa.run(Peak { kind, ones: ones.as_ptr(), rounds }),
             }
         };
