@@ -15,9 +15,14 @@ fn mistakes(text: &str) -> String {
 
 #[test]
 fn every_shipped_recipe_is_planned_without_a_mistake() {
-    for name in ["quickstart", "llama3-aloe-8b", "llama3-aloe-70b", "smollm2-medical"] {
-        if name == "smollm2-medical" && std::env::var("ALOE_DATA").is_err() {
-            eprintln!("not run: ALOE_DATA is not set");
+    for name in ["quickstart", "llama3-aloe-8b", "llama3-aloe-70b", "smollm2-medical", "qwen-control"] {
+        let needs: &[&str] = match name {
+            "smollm2-medical" => &["ALOE_DATA"],
+            "qwen-control" => &["ALOE_DATA", "ALOE_MODELS"],
+            _ => &[],
+        };
+        if let Some(missing) = needs.iter().find(|variable| std::env::var(variable).is_err()) {
+            eprintln!("not run: {missing} is not set");
             continue;
         }
         let path = root().join("recipes").join(format!("{name}.toml"));
