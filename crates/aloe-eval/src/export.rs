@@ -96,7 +96,7 @@ impl EvalResults {
             "config": {
                 "model": "aloe", "model_args": {"pretrained": model, "dtype": self.model.dtype}, "model_dtype": self.model.dtype,
                 "limit": self.settings.get("limit"), "random_seed": self.settings.get("seed"),
-                "protocol": self.setting("protocol_version"), "strategy": self.setting("strategy"),
+                "protocol": self.setting("protocol_version"), "strategy": self.strategy_as_told(),
             },
             "date": started_unix_s, "model_source": "aloe", "model_name": model,
             "model_name_sanitized": model.replace('/', "__"), "system_instruction": self.settings.get("system"),
@@ -356,14 +356,17 @@ mod tests {
     }
 
     #[test]
-    fn a_csv_says_of_next_letters_which_prompt_they_follow_and_who_told_them() {
+    fn csv_and_the_harness_form_say_of_next_letters_which_prompt_they_follow_and_who_told_them() {
         let strategy = |told: &str, chat_template: bool| {
             let mut results = results();
             let more = json!({"strategy": "next-letter", "told": told, "chat_template": chat_template});
             results.settings.extend(more.as_object().unwrap().clone());
             let csv = results.to_csv().text;
             let row = csv.lines().nth(1).unwrap().to_owned();
-            row.split_once("lm-eval,").unwrap().1.rsplit_once(",5,").unwrap().0.to_owned()
+            let said = row.split_once("lm-eval,").unwrap().1.rsplit_once(",5,").unwrap().0.to_owned();
+            let json: Value = serde_json::from_str(&results.to_lm_eval("me/m", 7).text).unwrap();
+            assert_eq!(json["config"]["strategy"], said.trim_matches('"'));
+            said
         };
         let among = "letters among the most probable next tokens that";
         let ours = format!("{among} /v1/completions names");

@@ -210,15 +210,20 @@ pub(crate) fn percent(estimate: Estimate) -> String {
 /// (as red-teaming does).
 const TOO_MANY: f64 = 0.1;
 
-/// A share of right answers in words; `at_most` is what it is if every missing verdict meant right.
+/// What `estimate` could be at most, where too much of it hangs on missing verdicts; `at_most` is what it is if they all meant right.
+pub(crate) fn hangs_on_missing(estimate: Estimate, at_most: Option<f64>) -> Option<f64> {
+    at_most.filter(|most| most - estimate.value > TOO_MANY)
+}
+
+/// A share of right answers in words.
 pub(crate) fn right(estimate: Estimate, at_most: Option<f64>) -> String {
-    match at_most {
-        Some(most) if most - estimate.value > TOO_MANY => format!(
+    match hangs_on_missing(estimate, at_most) {
+        Some(most) => format!(
             "not stated: {:.1} to {:.1} % as the missing verdicts mean wrong or right",
             100.0 * estimate.value,
             100.0 * most
         ),
-        _ => percent(estimate),
+        None => percent(estimate),
     }
 }
 

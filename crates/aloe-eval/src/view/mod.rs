@@ -41,6 +41,7 @@ pub fn write(run: &Run, against: &[Run], notes: &[String], path: &Path) -> Resul
     if is_open {
         open::add_results(&mut page, &runs);
         paired::add(&mut page, &runs);
+        open::add_plot(&mut page, &runs);
     } else {
         page.table(&results_table(&runs));
         page.list(warnings(&runs).iter().map(String::as_str));

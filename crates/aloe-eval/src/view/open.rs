@@ -2,17 +2,20 @@
 //! found.
 
 use super::index::Lines;
-use super::{Run, texts};
+use super::{Run, labelled, texts};
 use crate::Sample;
 use crate::metrics::Estimate;
 use crate::open::labels::JudgeError;
 use crate::open::overlap::Overlap;
 use crate::open::panel::{PanelResult, is_tie};
-use crate::open::report::{OpenResults, OpenTaskResult, percent, right};
+use crate::open::report::{OpenResults, OpenTaskResult, hangs_on_missing, percent, right};
 use crate::open::{JudgeReply, OpenSample, logged, paired};
 use crate::report::COMPARABLE;
+use crate::stats::wilson;
 use aloe_record::digest;
-use aloe_report::{Align, Judged, OpenAnswerText, OpenQuestionText, Page, Table, VerdictText, pack_rows};
+use aloe_report::{
+    Align, GroupedBarPlot, GroupedRow, Judged, OpenAnswerText, OpenQuestionText, Page, Table, VerdictText, pack_rows,
+};
 use aloe_task::wording::open::OpenVerdict;
 use serde::{Deserialize, Serialize};
 
@@ -148,6 +151,46 @@ pub(super) fn add_results(page: &mut Page, runs: &[(&str, &Run)]) {
         false => page.table(&table),
     }
     page.list(warnings(runs).iter().map(String::as_str));
+}
+
+/// Adds the plot of the verdicts where there are judges.
+pub(super) fn add_plot(page: &mut Page, runs: &[(&str, &Run)]) {
+    if let Some(plot) = verdicts_plot(runs) {
+        page.heading("Plots");
+        page.side_by_side(|page| page.grouped_bar_plot(&plot));
+    }
+}
+
+/// Shares of right answers by task and by who says so (each judge, the majority, all of them), a bar a run.
+fn verdicts_plot(runs: &[(&str, &Run)]) -> Option<GroupedBarPlot> {
+    let mut rows: Vec<GroupedRow> = Vec::new();
+    for (at, (_, run)) in runs.iter().enumerate() {
+        for (name, share, n) in tasks(run).iter().flat_map(verdict_shares) {
+            let place = rows.iter().position(|row| row.name == name).unwrap_or_else(|| {
+                rows.push(GroupedRow { name, bars: vec![None; runs.len()], mark: None });
+                rows.len() - 1
+            });
+            let interval = share.interval.unwrap_or_else(|| wilson(share.value, n as f64));
+            rows[place].bars[at] = Some((100.0 * share.value, Some((100.0 * interval.low, 100.0 * interval.high))));
+        }
+    }
+    (!rows.is_empty()).then(|| GroupedBarPlot {
+        title: "Answers judged right by task and judge, with 95 % intervals".into(),
+        x_label: "% judged right; no verdict and no answer count as wrong".into(),
+        groups: runs.iter().map(|(letter, run)| labelled(letter, run, runs.len())).collect(),
+        rows,
+        mark: None,
+    })
+}
+
+/// Who says so of a task's answers, the share, and over how many; without shares that the table does not state either.
+fn verdict_shares(task: &OpenTaskResult) -> Vec<(String, Estimate, usize)> {
+    let Some(panel) = &task.panel else { return Vec::new() };
+    let all = [("majority", panel.majority, panel.majority_at_most), ("all judges", panel.full_agreement, None)];
+    let joint = all.into_iter().filter(|_| panel.judges.len() > 1);
+    let each = panel.judges.iter().map(|judge| (judge.judge.as_str(), judge.accuracy, judge.at_most));
+    let stated = joint.chain(each).filter(|(_, share, at_most)| hangs_on_missing(*share, *at_most).is_none());
+    stated.map(|(who, share, _)| (format!("{}: {who}", task.head.task), share, panel.n)).collect()
 }
 
 /// A line a task that is not comparable.

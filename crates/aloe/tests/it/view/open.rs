@@ -147,7 +147,7 @@ fn judged_answers_are_found_by_what_the_judges_said_and_shown_with_reference_and
     assert_eq!(browser.eval("document.querySelectorAll('img').length"), 0);
 }
 
-/// By hand from the made-up results: of majority and j2 more than a tenth hangs on missing verdicts.
+/// By hand from the made-up results: of the majority more than a tenth hangs on missing verdicts.
 #[test]
 fn the_page_of_a_judged_run_has_all_its_figures_and_no_accuracy_that_hangs_on_missing_verdicts() {
     let dir = tempfile::tempdir().unwrap();
@@ -177,6 +177,12 @@ fn the_page_of_a_judged_run_has_all_its_figures_and_no_accuracy_that_hangs_on_mi
         assert!(html.contains(words), "{words}");
     }
     assert!(!html.contains("answers cut at the limit"), "none was cut");
+    let plot = html.split("<figure>").nth(1).and_then(|rest| rest.split("</figure>").next()).unwrap();
+    let bars: Vec<&str> =
+        plot.split("<title>careqa_open: ").skip(1).filter_map(|bar| bar.split("</title>").next()).collect();
+    assert_eq!(bars, ["all judges: 10.00", "j0: 20.00", "j1: 30.00", "j2: 40.00"], "{plot}");
+    assert_eq!(plot.matches("class=\"i\"").count(), 4, "each with its interval");
+    assert!(plot.contains("Answers judged right by task and judge"), "{plot}");
 }
 
 #[test]
