@@ -32,7 +32,7 @@ enum Row {
     Pair { prompt: Vec<Message>, chosen: Vec<Message>, rejected: Vec<Message> },
 }
 
-/// For each question the first training row that holds it. `files` are `train.jsonl` of data stages: rows of `messages`, or of `prompt`,
+/// For each question the first training row that holds it; a row may hold several. `files` are `train.jsonl` of data stages: rows of `messages`, or of `prompt`,
 /// `chosen` and `rejected`.
 pub fn trained_on(
     questions: &[Question],
@@ -51,9 +51,9 @@ pub fn trained_on(
             if items.is_empty() {
                 break;
             }
-            let hits = parallel::map(n_threads, &items, |item| index.trained(item));
-            for (item, hit) in items.iter().zip(hits) {
-                if let Some((at, evidence)) = hit {
+            let held = parallel::map(n_threads, &items, |item| index.trained(item));
+            for (item, hits) in items.iter().zip(held) {
+                for (at, evidence) in hits {
                     found[at].get_or_insert_with(|| Trained { row_at: item.id.clone(), evidence });
                 }
             }
@@ -155,6 +155,40 @@ mod tests {
             .map(|one| one.as_ref().map(|one| (one.row_at.rsplit('/').next().unwrap(), one.evidence.test)))
             .collect();
         assert_eq!(told, [Some(("sft.jsonl:1", "options")), None, Some(("pairs.jsonl:1", "ngram_8"))]);
+    }
+
+    /// A row of three turns, each a question; a row behind it whose one question stands in the set a second time, in other punctuation; and
+    /// the first question again, whose mark stays the first row's.
+    #[test]
+    fn a_row_marks_every_question_that_it_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let questions = [
+            question(
+                "Which cranial nerve supplies the superior oblique muscle of the eye?",
+                ["Trochlear", "Abducens", "Facial", "Optic"],
+            ),
+            question("Which organ makes the hormone glucagon in adults?", ["Pancreas", "Liver", "Kidney", "Spleen"]),
+            question("Which vitamin deficiency causes night blindness?", ["A", "B", "C", "D"]),
+            question("Which bone holds the foramen ovale?", ["Sphenoid", "Frontal", "Ethmoid", "Parietal"]),
+            question("What most often causes acute pancreatitis?", ["Gallstones", "Alcohol", "Trauma", "Mumps"]),
+            question("what most often causes acute pancreatitis", ["Alcohol", "Gallstones", "Mumps", "Trauma"]),
+        ];
+        let row = |asked: &[usize]| {
+            let turns = asked.iter().flat_map(|at| {
+                let one = &questions[*at];
+                let options: String =
+                    ('A'..).zip(&one.choices).map(|(letter, text)| format!("\n{letter}. {text}")).collect();
+                let user = serde_json::json!({"role": "user", "content": format!("{}{options}", one.stem)});
+                [user, serde_json::json!({"role": "assistant", "content": "A"})]
+            });
+            serde_json::json!({"messages": turns.collect::<Vec<_>>()}).to_string()
+        };
+        let path = dir.path().join("train.jsonl");
+        std::fs::write(&path, [row(&[0, 1, 3]), row(&[4]), row(&[0])].join("\n")).unwrap();
+        let found = trained_on(&questions, &[path], 2, &Progress::silent(), &Cancel::default()).unwrap();
+        let line = |one: &Trained| one.row_at.rsplit(':').next().unwrap().to_owned();
+        let lines: Vec<Option<String>> = found.iter().map(|one| one.as_ref().map(line)).collect();
+        assert_eq!(lines, ["1", "1", "", "1", "2", "2"].map(|at| (!at.is_empty()).then(|| at.to_owned())));
     }
 
     /// The row as `identifiers = "mask"` writes it; behind it a question without identifiers, whose number must not move.

@@ -1,4 +1,4 @@
-//! The four tests, in the order of their evidence: the first question that a row holds, and why.
+//! The four tests, in the order of their evidence: the first question that a row holds, or all of them, and why.
 
 use super::words::{Runs, Words};
 use super::{
@@ -94,9 +94,15 @@ impl Index {
         Some(Hit { question: question as usize, message, evidence })
     }
 
-    /// The first question that `item` holds and why, by its number among those that [`Index::of`] was given.
-    pub(crate) fn trained(&self, item: &Item) -> Option<(usize, Evidence)> {
-        self.hit(item, &|_| false).map(|hit| (self.held[hit.question].base as usize, hit.evidence))
+    /// All questions that `item` holds and why, by their numbers among those that [`Index::of`] was given, each once. The row is searched
+    /// anew behind each: most hold none.
+    pub(crate) fn trained(&self, item: &Item) -> Vec<(usize, Evidence)> {
+        let mut found: Vec<(usize, Evidence)> = Vec::new();
+        let base = |number: usize| self.held[number].base as usize;
+        while let Some(hit) = self.hit(item, &|number| found.iter().any(|(known, _)| *known == base(number))) {
+            found.push((base(hit.question), hit.evidence));
+        }
+        found
     }
 
     fn same_options(
