@@ -41,7 +41,6 @@ mod shingles;
 mod simplify;
 mod source;
 mod steps;
-mod strict;
 pub mod synthesis;
 mod templates;
 mod vectors;

@@ -2,7 +2,7 @@
 //! questions, styles and judges.
 //!
 //! Knows no weights: text in, text out. Reading order: `question`, `task`, `datasets/*`, `wording/*`, `order`, `extract`,
-//! `worked` (files of worked answers), then `open` (questions answered in free text) and `red_team/*`. `rows` reads the file formats, `python_random` replays lm-evaluation-harness's few-shot draws,
+//! `worked` (files of worked answers), then `open` (questions answered in free text) and `red_team/*`. `rows` reads the file formats (JSON by `strict`), `python_random` replays lm-evaluation-harness's few-shot draws,
 //! `reported` knows the sets on which nothing may be chosen.
 
 pub mod datasets;
@@ -15,6 +15,7 @@ mod question;
 pub mod red_team;
 pub mod reported;
 pub mod rows;
+pub mod strict;
 mod task;
 pub mod wording;
 pub mod worked;

@@ -1,10 +1,13 @@
 //! Rows of JSON, JSON lines, CSV and Parquet files (each also as `.gz` but Parquet), with the place they came from.
 //!
-//! Refuses lines over 64 MiB, bytes that are not UTF-8, rows that are not objects, and empty files. A `.json` file may hold
+//! Refuses lines over 64 MiB, bytes that are not UTF-8, rows that are not objects, a name that stands twice in an object (a row's, an
+//! option's, a column's) or in a CSV header, of which all but the last would be lost, and empty files. A `.json` file may hold
 //! an array, one object per line, or one object whose values are the rows (the key then becomes the column `_key`).
 
+use crate::strict::parse_any_character as parse;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -187,17 +190,22 @@ fn parse_line(text: &str, relative: &str, number: usize) -> Result<Row> {
     // Without its end, so that what is missing at the end of a line is missing there and not at column 0 of the next.
     let text = text.trim_end_matches(['\n', '\r']);
     let text = if number == 1 { text.trim_start_matches('\u{feff}') } else { text };
-    let value = serde_json::from_str(text).map_err(|error| Error::Row {
+    let value = parse(text).map_err(|error| Error::Row {
         at: format!("{relative}:{number}:{}", error.column()),
-        reason: format!("not a JSON row: {}", reason(&error)),
+        reason: reason(&error, "not a JSON row"),
     })?;
     object(value, format!("{relative}:{number}"))
 }
 
-/// serde_json's message without its own line and column, which count from the row.
-fn reason(error: &serde_json::Error) -> String {
+/// serde_json's message behind `what`, without its own line and column, which count from the row; of JSON that says a thing twice the
+/// message alone.
+fn reason(error: &serde_json::Error, what: &str) -> String {
     let text = error.to_string();
-    text.rsplit_once(" at line ").map_or(text.clone(), |(head, _)| head.to_string())
+    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(head, _)| head);
+    match error.is_data() {
+        true => format!("{text} (all but the last would be lost; rename or remove one)"),
+        false => format!("{what}: {text}"),
+    }
 }
 
 fn parse_json(text: &str, relative: &str) -> Result<Vec<Row>> {
@@ -205,7 +213,7 @@ fn parse_json(text: &str, relative: &str) -> Result<Vec<Row>> {
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
-    let value: Value = match serde_json::from_str(text) {
+    let value: Value = match parse(text) {
         Ok(value) => value,
         Err(_) if starts_with_a_row(text) => {
             let rows = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
@@ -214,7 +222,7 @@ fn parse_json(text: &str, relative: &str) -> Result<Vec<Row>> {
         Err(error) => {
             return Err(Error::Row {
                 at: format!("{relative}:{}:{}", error.line(), error.column()),
-                reason: format!("not JSON: {}", reason(&error)),
+                reason: reason(&error, "not JSON"),
             });
         }
     };
@@ -245,7 +253,9 @@ fn starts_with_a_row(text: &str) -> bool {
 
 fn read_csv(source: Box<dyn BufRead>, relative: &str) -> Result<Vec<Row>> {
     let mut reader = csv::ReaderBuilder::new().from_reader(source);
-    let names: Vec<String> = reader.headers().map_err(|e| csv_error(&e, relative))?.iter().map(String::from).collect();
+    let header = reader.headers().map_err(|e| csv_error(&e, relative))?.clone();
+    check_header(&header, relative)?;
+    let names: Vec<String> = header.iter().map(String::from).collect();
     let mut rows = Vec::new();
     for record in reader.records() {
         let record = record.map_err(|error| csv_error(&error, relative))?;
@@ -254,6 +264,18 @@ fn read_csv(source: Box<dyn BufRead>, relative: &str) -> Result<Vec<Row>> {
         rows.push(Row { columns, at: format!("{relative}:{line}") });
     }
     Ok(rows)
+}
+
+/// Columns without a name, as pandas writes an index, may be several: nothing asks for them.
+fn check_header(header: &csv::StringRecord, relative: &str) -> Result<()> {
+    let mut seen = HashSet::new();
+    match header.iter().filter(|name| !name.is_empty()).find(|name| !seen.insert(*name)) {
+        None => Ok(()),
+        Some(name) => Err(Error::Row {
+            at: format!("{relative}:{}", header.position().map_or(1, csv::Position::line)),
+            reason: format!("column `{}` stands twice in the header; rename or remove one", shown_name(name)),
+        }),
+    }
 }
 
 /// The records of a CSV file without header: cells and `file:line`. All records must have `n_columns` cells.
@@ -404,6 +426,27 @@ mod tests {
         assert_eq!((one_line.len(), one_line[1].at.as_str()), (2, "a.json#2"));
         let one_row = check("a.json", "{\"q\": \"x\", \"n\": {\"a\": 1}}\n").unwrap();
         assert_eq!((one_row.len(), one_row[0].text("q").unwrap().as_str()), (1, "x"));
+    }
+
+    /// A dictionary of rows, options by letter, a column, in each layout of JSON; and the first line of a CSV file.
+    #[test]
+    fn a_name_that_stands_twice_is_refused_with_its_place_in_every_format() {
+        let refused = |name: &str, content: &str, expected: &str| {
+            let error = check(name, content).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        };
+        let row = r#"{"q": "x", "o": {"A": "1"}}"#;
+        let twice = |key: &str| format!("{{\"{key}\": {row},\n\"{key}\": {row},\n\"q2\": {row}}}");
+        refused("a.json", &twice("q1"), "a.json:2:4: a key stands twice: q1 (all but the last would be lost");
+        refused("a.json", &twice("12345678"), "a.json:2:10: a key stands twice: (a name of 8 characters)");
+        refused("a.json", &twice("q1").replace('\n', ""), "a.json:1:39: a key stands twice: q1");
+        let options = r#"{"q": "x", "o": {"A": "1", "A": "2"}}"#;
+        refused("a.json", &format!("[{row},\n{options}]"), "a.json:2:30: a key stands twice: A");
+        refused("a.json", &format!("{row}\n{options}\n"), "a.json:2:30: a key stands twice: A");
+        refused("a.jsonl", &format!("{row}\n{options}\n"), "a.jsonl:2:30: a key stands twice: A");
+        refused("a.jsonl", "{\"q\": 1, \"q\": 1}\n", "a.jsonl:1:12: a key stands twice: q");
+        refused("a.csv", "q,a,k,a\nx,1,A,2\n", "a.csv:1: column `a` stands twice in the header; rename or remove one");
+        assert_eq!(check("a.csv", "q,,\nx,0,0\n").unwrap()[0].text("q").unwrap(), "x");
     }
 
     #[test]
