@@ -152,6 +152,66 @@ fn pubmedqa_reads_both_layouts_to_the_same_question() {
     assert_eq!((a.context.as_deref(), a.key), (Some("a\nb"), 2));
 }
 
+/// As the Hub has them: CareQA_es.json is a list, HEAD-QA's Spanish rows stand beside the English ones. Where both languages are there,
+/// the task's own is read.
+#[test]
+fn the_spanish_sets_are_read_from_their_own_files_beside_the_english_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    let careqa = |stem: &str, last: &str| {
+        format!(
+            r#"[{{"exam_id": 26, "question": "{stem}", "op1": "a", "op2": "b", "op3": "c", "op4": "{last}", "cop": 4, "year": "2024", "category": "Medicina", "unique_id": "u-1"}}]"#
+        )
+    };
+    write("careqa/CareQA_en.json", &careqa("Which bone is in the thigh?", "Femur"));
+    write("careqa/CareQA_es.json", &careqa("¿Qué hueso está en el muslo?", "Fémur"));
+    let headqa = |stem: &str| {
+        format!(
+            r#"{{"name": "Cuaderno_2016_1_B", "year": "2016", "category": "biology", "qid": 1, "qtext": "{stem}", "ra": 2, "image": "", "answers": [{{"aid": 1, "atext": "Fibronectina."}}, {{"aid": 2, "atext": "Colágeno."}}, {{"aid": 3, "atext": "Integrinas."}}, {{"aid": 4, "atext": "Queratina."}}, {{"aid": 5, "atext": "Elastina."}}]}}"#
+        )
+    };
+    write("headqa/test_en.jsonl", &headqa("It forms fibres:"));
+    for part in ["test", "validation", "train"] {
+        write(&format!("headqa/{part}_es.jsonl"), &headqa(&format!("Forma fibras ({part}):")));
+    }
+    let found = Task::CareqaEs.load(dir.path(), Split::Test).unwrap();
+    let one = &found[0];
+    assert_eq!((found.len(), one.stem.as_str(), one.key), (1, "¿Qué hueso está en el muslo?", 3));
+    assert_eq!((one.choices[3].as_str(), one.id.as_str(), one.subject.as_str()), ("Fémur", "u-1", "Medicina"));
+    assert!(one.source.starts_with("careqa/CareQA_es.json"), "{}", one.source);
+    assert!(matches!(Task::CareqaEs.load(dir.path(), Split::Train), Err(Error::NoSplit { .. })));
+    for split in [Split::Test, Split::Validation, Split::Train] {
+        let found = Task::HeadqaEs.load(dir.path(), split).unwrap();
+        let one = &found[0];
+        assert_eq!((one.stem.as_str(), one.key), (format!("Forma fibras ({}):", split.name()).as_str(), 1));
+        assert_eq!((one.choices.len(), one.choices[1].as_str()), (5, "Colágeno."));
+        assert_eq!((one.id.as_str(), one.subject.as_str()), ("Cuaderno_2016_1_B_1", "biology"));
+    }
+    std::fs::remove_file(dir.path().join("careqa/CareQA_es.json")).unwrap();
+    let missing = Task::CareqaEs.load(dir.path(), Split::Test).unwrap_err().to_string();
+    assert!(missing.contains("careqa_es") && missing.contains("careqa/CareQA_es.json"), "{missing}");
+}
+
+/// The two languages of a HEAD-QA file ask the same questions in the same order, with the same keys.
+#[test]
+fn headqas_spanish_questions_are_the_english_ones_in_spanish() {
+    let Some(data) = data() else { return };
+    let load = |task: Task| task.load(&data, Split::Test).unwrap();
+    let (spanish, english) = (load(Task::HeadqaEs), load(Task::HeadqaEn));
+    let bare = |questions: &[Question]| -> Vec<(String, usize, usize, String)> {
+        let of = |one: &Question| (one.id.clone(), one.key, one.choices.len(), one.subject.clone());
+        questions.iter().map(of).collect()
+    };
+    assert_eq!(bare(&spanish), bare(&english));
+    let first = &spanish[0];
+    assert_eq!(first.stem, "Forma fibras extracelulares con gran resistencia a la tensión:");
+    assert_eq!((first.choices[first.key].as_str(), first.source.as_str()), ("Colágeno.", "headqa/test_es.jsonl:1"));
+}
+
 /// Row counts are those of the READMEs beside the files.
 #[test]
 fn the_real_files_load_whole_with_the_published_row_counts() {
