@@ -5,9 +5,12 @@
 //! 1. an option's whole text right behind the last `Answer:`, the longest of several;
 //! 2. else a lone letter right behind it (the form of the published `*-cot` sets): `B`, `B.`, `(B)`, `**B**`, `B (phrenic nerve)`, `B. The
 //!    nerve`; not the first letter of a word or of a species (`C. difficile`), and not a number of things (`B cells`);
-//! 3. else the first bracketed letter behind it;
-//! 4. without any marker, the last bracketed letter of a text that the model ended itself. One that was cut off at its most tokens
-//!    has not answered.
+//! 3. else the first bracketed letter of the sentence behind it: an answer names its option first;
+//! 4. else the last bracketed letter behind it, without any marker that of the whole text: a text that goes through the options ends with
+//!    the one it takes. Only of a text that the model ended itself; one that was cut off at its most tokens has not answered.
+//!
+//! Exam questions end in "indicate the incorrect answer:", and a model that restates one writes a marker which is no answer's. So options
+//! that are listed line by line right behind a marker are none of 1 to 3; what stands behind the list is read by 4.
 //!
 //! [`AnswerRule::PromptEngine`] is prompt_engine's `parse_response` of the stripped completion: the text after the last `"\nAnswer: "`, reasoning and all; only
 //! bracketed letters; of several the one that comes latest in the shuffled order string.
@@ -63,7 +66,7 @@ pub fn extract(reading: Reading<'_>, rule: AnswerRule) -> Extracted {
     let (answer, reasoning_removed) = match rule {
         AnswerRule::Aloe => {
             let (visible, removed) = without_reasoning(reading.text);
-            (by_position(&visible, reading).map(|(answer, _)| answer), removed)
+            (by_position(&visible, reading).map(|found| found.answer), removed)
         }
         AnswerRule::PromptEngine => (by_order(python_strip(reading.text), reading.order), false),
     };
@@ -74,11 +77,11 @@ pub fn extract(reading: Reading<'_>, rule: AnswerRule) -> Extracted {
 /// nothing else. `None` where no answer can be read.
 pub fn reasoned(reading: Reading<'_>) -> Option<(usize, String)> {
     let (visible, _) = without_reasoning(reading.text);
-    let (answer, begins) = by_position(&visible, reading)?;
+    let Found { answer, begins, is_marked } = by_position(&visible, reading)?;
     let before = &visible[..begins];
     let line = before.rfind('\n').map_or(0, |at| at + 1);
     let is_label = before[line..].split_whitespace().count() <= 3 && !before[line..].contains(['.', ':', ';']);
-    let kept = if is_label && begins < visible.len() { &before[..line] } else { before };
+    let kept = if is_label && is_marked { &before[..line] } else { before };
     Some((answer, kept.trim_end_matches(['*', '_', '#', ' ', '\t', '\n', '\r']).trim_start().to_owned()))
 }
 
@@ -105,30 +108,93 @@ pub fn without_reasoning(text: &str) -> (String, bool) {
 
 const MARKER: &str = "answer:";
 
-/// The option and the byte at which its marker begins; the text's end without a marker.
-fn by_position(text: &str, reading: Reading<'_>) -> Option<(usize, usize)> {
-    let n_choices = reading.order.len();
+/// An answer and where it stands.
+struct Found {
+    /// The option, by its index in the question.
+    answer: usize,
+    /// The byte at which its marker begins; without one the end of what was read.
+    begins: usize,
+    /// Whether the marker's own sentence names it.
+    is_marked: bool,
+}
+
+fn by_position(text: &str, reading: Reading<'_>) -> Option<Found> {
+    let original = |shown| reading.order.original(shown);
     // ASCII lower-casing keeps every byte position.
     let lower = text.to_ascii_lowercase();
     let tails: Vec<usize> = lower.match_indices(MARKER).map(|(at, _)| at + MARKER.len()).collect();
     let Some(&first) = tails.first() else {
-        // Without a marker the last bracketed letter, of a text that the model ended itself.
-        let last = bracketed(text, n_choices).last().filter(|_| !reading.is_cut);
-        return last.map(|(_, shown)| (reading.order.original(shown), text.len()));
+        let shown = last_bracketed(text, reading)?;
+        return Some(Found { answer: original(shown), begins: text.len(), is_marked: false });
     };
     let end_of = |from: usize| tails.iter().find(|&&next| next > from).map_or(text.len(), |next| next - MARKER.len());
     // A question after an answer is the model's own; one before it is not.
-    let answered = tails.iter().copied().find(|&from| behind(&text[from..end_of(from)], reading).is_some());
+    let whole = Reading { is_cut: false, ..reading };
+    let has_answer = |from: usize| {
+        let part = &text[from..end_of(from)];
+        behind(&part[..made_up_question(&lower[from..end_of(from)])], whole).is_some()
+    };
+    let answered = tails.iter().copied().find(|&from| has_answer(from));
     let end = answered.map_or(text.len(), |from| from + made_up_question(&lower[from..]));
     let last = tails.iter().copied().rfind(|&from| from <= end).unwrap_or(first);
-    behind(&text[last..end.max(last)], reading).map(|shown| (reading.order.original(shown), last - MARKER.len()))
+    let reading = Reading { is_cut: reading.is_cut && end == text.len(), ..reading };
+    let (shown, is_marked) = behind(&text[last..end.max(last)], reading)?;
+    let begins = if is_marked { last - MARKER.len() } else { end.max(last) };
+    Some(Found { answer: original(shown), begins, is_marked })
 }
 
-/// The shown option that the text behind a marker names: what stands right behind it, else the first bracketed letter.
-fn behind(tail: &str, reading: Reading<'_>) -> Option<usize> {
+/// The shown option that the text behind a marker names, and whether its first sentence does: what stands right behind the marker, or that
+/// sentence's first bracketed letter; else the last one.
+fn behind(tail: &str, reading: Reading<'_>) -> Option<(usize, bool)> {
     let n_choices = reading.order.len();
-    let at_once = whole_option(tail, &reading.order.apply(reading.choices)).or_else(|| lone_letter(tail, n_choices));
-    at_once.or_else(|| bracketed(tail, n_choices).next().map(|(_, shown)| shown))
+    let list = listed(tail, n_choices);
+    let in_sentence = || {
+        whole_option(tail, &reading.order.apply(reading.choices))
+            .or_else(|| lone_letter(tail, n_choices))
+            .or_else(|| bracketed(own_sentence(tail), n_choices).next().map(|(_, shown)| shown))
+    };
+    let at_once = if list.is_none() { in_sentence() } else { None };
+    at_once.map(|shown| (shown, true)).or_else(|| Some((last_bracketed(&tail[list.unwrap_or(0)..], reading)?, false)))
+}
+
+/// The last bracketed letter of a text that the model ended itself.
+fn last_bracketed(text: &str, reading: Reading<'_>) -> Option<usize> {
+    bracketed(text, reading.order.len()).last().filter(|_| !reading.is_cut).map(|(_, shown)| shown)
+}
+
+/// What stands behind a marker up to its line's end, or to a stop that no lower-case word follows (`C. difficile` goes on).
+fn own_sentence(tail: &str) -> &str {
+    let tail = behind_marker(tail);
+    let line = tail.lines().next().unwrap_or_default();
+    let is_end = |at: &usize| {
+        let rest = &line[at + 1..];
+        rest.starts_with(char::is_whitespace) && !rest.trim_start().starts_with(char::is_lowercase)
+    };
+    let end = line.match_indices(['.', '!', '?']).map(|(at, _)| at).find(is_end);
+    &line[..end.unwrap_or(line.len())]
+}
+
+/// Where the options end that are listed from the first line of text below a marker on, line by line, two at least.
+fn listed(tail: &str, n_choices: usize) -> Option<usize> {
+    let mut lines = tail.split_inclusive('\n');
+    let mut at = lines.next().filter(|rest| behind_marker(rest).is_empty())?.len();
+    let (mut end, mut shown) = (at, 0);
+    for line in lines {
+        at += line.len();
+        if shown < n_choices && is_item(line, letter(shown)) {
+            (end, shown) = (at, shown + 1);
+        } else if shown > 0 || !line.trim().is_empty() {
+            break;
+        }
+    }
+    (shown >= 2).then_some(end)
+}
+
+/// `A. text`, `- A) text`, `**A.** text`, `[A] text`.
+fn is_item(line: &str, letter: char) -> bool {
+    let is_sign = |c: char| c.is_whitespace() || "*_-#>([".contains(c);
+    let rest = line.trim_start_matches(is_sign).strip_prefix(letter);
+    rest.is_some_and(|rest| rest.trim_start_matches('*').starts_with(['.', ')', ']', ':']))
 }
 
 /// Where the model, done with its answer, goes on with a question of its own: the start of that line.
@@ -292,6 +358,8 @@ mod tests {
         check("It runs deep, and so the right one is Answer: B", Some((1, "It runs deep, and so the right one is")));
         check("<think>Is it A?</think>Deep.\nAnswer: B\n\nQuestion: Which bone?\nAnswer: C", Some((1, "Deep.")));
         check("It is [B]", Some((1, "It is [B]")));
+        check("Answer: deep. It is [B]", Some((1, "Answer: deep. It is [B]")));
+        check("Answer: deep.\nSo [B]\nQuestion: Which bone?", Some((1, "Answer: deep.\nSo [B]")));
         check("It is deep.", None);
     }
 
@@ -300,6 +368,40 @@ mod tests {
         aloe("So.\nAnswer: [B]\n\nQuestion: Which bone?\nOptions:\nA. x\nAnswer: [D]", Some(1));
         aloe("Question: restated\nAnswer: [B]", Some(1));
         aloe("To find the best answer: go through them.\nOptions:\nA. x\nB. y\nAnswer: [C]", Some(2));
+    }
+
+    /// A stem of CareQA ends so. With or without its colon the text says the same.
+    #[test]
+    fn a_restated_question_that_ends_in_a_marker_is_not_read_as_the_answer() {
+        let restated = "The question asks to indicate the incorrect answer: so each option is checked. [A] is true. [B] is true. \
+                        [C] is false.\nThe answer is [C]";
+        aloe(restated, Some(2));
+        aloe(&restated.replace("answer:", "answer"), Some(2));
+        for form in ["A. x", "A) x", "(A) x", "[A] x", "- **A.** x", "**A**: x"] {
+            let list = ["A", "B", "C", "D"].map(|letter| form.replace('A', letter)).join("\n");
+            for head in ["On nerves, indicate the false answer:\n", "**Indicate the false answer:**\n\n"] {
+                aloe(&format!("{head}{list}\n\n[A] and [B] are true.\nThe answer is [C]."), Some(2));
+                aloe(&format!("{head}{list}\n\nI do not know."), None);
+                aloe(&format!("{head}{list}\n\nAnswer: B"), Some(1));
+                aloe(&format!("{head}{list}\nAnswer: [B]\n\nQuestion: Which bone?\nAnswer: [D]"), Some(1));
+            }
+        }
+        aloe("Indicate the false answer:\nOptions:\n[A] x\n[B] y\n\nIt is [B].", Some(1));
+        aloe("Indicate the false answer:\nOptions:\n[A] x\n[B] y\nAnswer: [B].", Some(1));
+        // One letter is no list.
+        aloe("Answer:\nA. Phrenic nerve\n\nB. Vagus nerve is wrong.", Some(0));
+    }
+
+    #[test]
+    fn behind_a_marker_the_first_letter_of_its_sentence_is_read_and_of_later_sentences_the_last() {
+        aloe("Answer: it must be the second, [B]. Not [A].", Some(1));
+        aloe("**Answer:**\n\nThe right one is **[B]**. Not [A].", Some(1));
+        aloe("Answer: as C. difficile shows [B], not [A].", Some(1));
+        aloe("Answer: let us see. [A] is too long. [B] fits", Some(1));
+        aloe("Answer: let us see.\n[A] is too long, so [B].\n\nQuestion: Which bone?\nAnswer: [D]", Some(1));
+        let cut = |text| read(text, &[0, 1, 2, 3], AnswerRule::Aloe, true).answer;
+        assert_eq!(cut("Answer: let us see. [A] is too long, [B] is"), Answer::Unparsed);
+        assert_eq!(cut("Answer: let us see. So [B].\n\nQuestion: Which"), Answer::Choice(1));
     }
 
     #[test]

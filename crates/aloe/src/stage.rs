@@ -444,8 +444,8 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         // shown as written; +7: train rows of a file with other splits are no evaluation questions, nor are those of a red-team run alone, a row
         // gets no second template behind a stage, and keeps its licence where the stated one names it beside others; +8: conversations say
         // their question's id and style as pairs do, which a stage behind holds out and drops by; +9: rows say the licence that their own column
-        // names, long names of streets are addresses, more eponyms are no names.
-        "data" => "0.1.0+9",
+        // names, long names of streets are addresses, more eponyms are no names; +10: a model's own answers are read behind a restated question too.
+        "data" => "0.1.0+10",
         // 0.1.0+2: masks by the model's name, not its place; +3: nearswap's weight is a reciprocal times t; +4: task_arithmetic takes no density,
         // multislerp of no change is the base, named chat templates are mergekit's; +5: added tokens stand in the vocabulary of a union's tokenizer,
         // texts end where the chosen tokenizer and template end them; +6: masks by the last component of a model's name, new tokens in the order of
@@ -453,10 +453,11 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         // share one, model_stock in float32 rounds once.
         "merge" => "0.1.0+7",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's. Of an evaluation also what is
-        // made of the answers; 2: answers are read by position alike for every letter, figures by subject, length and calibration.
-        "eval" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
-        // Also which solutions are kept; 2: those in three parts; 3: MedQA's rationales are shown to the writer.
-        "synthesis" => return format!("{}, 3", aloe_engine::ANSWERS_SINCE).into(),
+        // made of the answers; 2: answers are read by position alike for every letter, figures by subject, length and calibration; 3: answers are
+        // read behind a restated question, a training row marks every question that it holds, samples say which question they ask.
+        "eval" => return format!("{}, 3", aloe_engine::ANSWERS_SINCE).into(),
+        // Also which solutions are kept; 2: those in three parts; 3: MedQA's rationales are shown to the writer; 4: answers are read as in 3 of eval.
+        "synthesis" => return format!("{}, 4", aloe_engine::ANSWERS_SINCE).into(),
         // Also what its samples tell; 2: whether an answer was cut at its limit.
         "redteam" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
         "rejudge" => aloe_engine::ANSWERS_SINCE,

@@ -40,7 +40,7 @@ impl Protocol {
     /// What its strings and rules are those of. Ours goes up by one when a string or rule changes.
     pub fn version(self) -> &'static str {
         match self {
-            Self::Aloe => "aloe 2",
+            Self::Aloe => "aloe 3",
             Self::LmEval => "lm-evaluation-harness 0.4.13",
             Self::PromptEngine => "prompt_engine 21e68bd, worked examples of this program",
         }
