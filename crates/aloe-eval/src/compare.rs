@@ -335,8 +335,8 @@ pub(crate) fn compare_pairs(pairs: &[(&Sample, &Sample)], seed: u64) -> Vec<Comp
     }
     // A question that two tasks ask (MedQA with four options and with five) counts in the first of them only.
     let mut first_task: HashMap<&str, &str> = HashMap::new();
-    for (sample, _) in pairs.iter().filter(|(sample, _)| !sample.stem_sha256.is_empty()) {
-        first_task.entry(&sample.stem_sha256).or_insert(&sample.task);
+    for (sample, _) in pairs.iter().filter(|(sample, _)| !sample.asked().is_empty()) {
+        first_task.entry(sample.asked()).or_insert(&sample.task);
     }
     let of = |name: &str, keep: &dyn Fn(&Sample) -> bool| {
         let right: Vec<(bool, bool, &str)> =
@@ -345,8 +345,7 @@ pub(crate) fn compare_pairs(pairs: &[(&Sample, &Sample)], seed: u64) -> Vec<Comp
     };
     let mut found: Vec<Comparison> = tasks.iter().map(|&task| of(task, &|sample| sample.task == task)).collect();
     if tasks.len() > 1 {
-        let counts =
-            |sample: &Sample| first_task.get(sample.stem_sha256.as_str()).is_none_or(|task| *task == sample.task);
+        let counts = |sample: &Sample| first_task.get(sample.asked()).is_none_or(|task| *task == sample.task);
         found.push(of("all tasks", &counts));
     }
     found

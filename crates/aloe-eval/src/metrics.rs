@@ -319,6 +319,7 @@ mod tests {
             specialty: String::new(),
             cluster: String::new(),
             stem_sha256: String::new(),
+            question_sha256: String::new(),
             n_chars: 0,
             n_choices: 4,
             key,

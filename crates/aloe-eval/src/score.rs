@@ -24,9 +24,13 @@ pub struct Sample {
     /// Which questions share an abstract: its digest; empty where the question has none.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub cluster: String,
-    /// Digest of the question's text, by which two tasks that ask the same are known. Empty in runs of earlier versions.
+    /// Digest of the question's text. Empty in runs of earlier versions.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub stem_sha256: String,
+    /// Digest of the question's text and its right option, by which two tasks that ask the same are known: MedQA with four and with five
+    /// options does, "The chaperones:" with other options does not. Empty in runs of earlier versions.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub question_sha256: String,
     /// Characters of the question: abstract, stem and options.
     #[serde(default)]
     pub n_chars: usize,
@@ -67,9 +71,15 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// What questions that two tasks ask have in common; in runs of earlier versions their text alone. Empty where neither is known.
+    pub(crate) fn asked(&self) -> &str {
+        if self.question_sha256.is_empty() { &self.stem_sha256 } else { &self.question_sha256 }
+    }
+
     /// What is known of a question before it is answered.
     pub(crate) fn unanswered(task: String, index: usize, question: &Question) -> Self {
         let context = question.context.as_deref().unwrap_or_default();
+        let right = question.choices.get(question.key).map_or("", String::as_str);
         let texts = question.choices.iter().map(String::as_str).chain([context, question.stem.as_str()]);
         Self {
             task,
@@ -79,6 +89,7 @@ impl Sample {
             specialty: String::new(),
             cluster: if context.is_empty() { String::new() } else { short_digest(context) },
             stem_sha256: short_digest(&question.stem),
+            question_sha256: short_digest(&format!("{}\n{}", question.stem, right.trim())),
             n_chars: texts.map(|text| text.chars().count()).sum(),
             n_choices: question.choices.len(),
             key: question.key,
@@ -167,4 +178,54 @@ pub(crate) fn read_lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<
                 .map_err(|error| Error::Unpaired(format!("{}:{}: {error}", path.display(), index + 1)))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::compare;
+
+    fn asked(task: &str, id: usize, stem: &str, choices: &[&str], key: usize) -> Sample {
+        let question = Question {
+            id: id.to_string(),
+            stem: stem.into(),
+            context: None,
+            choices: choices.iter().map(|text| (*text).to_owned()).collect(),
+            key,
+            subject: String::new(),
+            explanation: None,
+            source: "f:1".into(),
+        };
+        Sample::unanswered(task.into(), id, &question)
+    }
+
+    /// A question with four options and with five is one; two whose stem alone is the same are two. In a run of an earlier version, which
+    /// knows stems alone, they stay one.
+    #[test]
+    fn questions_of_two_tasks_that_share_a_general_stem_count_both() {
+        let four = ["Bind proteins.", "Cut proteins.", "Bind DNA.", "Cut DNA."];
+        let mut samples = vec![
+            asked("careqa_en", 0, "The chaperones:", &four, 0),
+            asked("careqa_en", 1, "Which drug is first choice?", &["Metformin", "Insulin", "Acarbose", "None"], 0),
+            asked("headqa_en", 0, "The chaperones:", &["Are lipids.", "Are sugars.", "Help folding.", "Are rare."], 2),
+            asked(
+                "headqa_en",
+                1,
+                "Which drug is first choice?",
+                &["Orlistat", "Insulin", "Metformin ", "None", "Any"],
+                2,
+            ),
+        ];
+        let n_counted = |samples: &[Sample]| {
+            let rows = compare(samples, samples, 1).unwrap();
+            rows.iter().find(|row| row.task == "all tasks").unwrap().n
+        };
+        assert_eq!(n_counted(&samples), 3);
+        for sample in &mut samples {
+            let mut old = serde_json::to_value(&*sample).unwrap();
+            old.as_object_mut().unwrap().remove("question_sha256").unwrap();
+            *sample = serde_json::from_value(old).unwrap();
+        }
+        assert_eq!(n_counted(&samples), 2);
+    }
 }
