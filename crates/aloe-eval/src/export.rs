@@ -1,10 +1,13 @@
 //! An evaluation in the forms of other tools: lm-evaluation-harness's results JSON, the Hub's `.eval_results` YAML and `model-index`, CSV, LaTeX
-//! and Markdown tables. Nothing is computed anew; numbers are those of `results.json`.
+//! and Markdown tables. Numbers are those of `results.json`; only the intervals of averages are made here, from their standard errors.
 
 use crate::metrics::Estimate;
+use crate::parts::Part;
 use crate::report::{COMPARABLE, EvalResults, TaskResult, told_words};
+use crate::stats::{Interval, wilson};
 use aloe_task::{Subject, Task};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 /// What the text is and what was left out of it.
@@ -87,7 +90,15 @@ impl EvalResults {
             let norm = task.counts.acc_norm.map(|_| ("acc_norm".to_owned(), json!(true)));
             Value::Object(norm.into_iter().chain([("acc".to_owned(), json!(true))]).collect())
         });
-        let config = |task: &TaskResult| json!({"task": task.task, "num_fewshot": self.n_shots(), "metadata": {"version": task.version}});
+        // A part in `results` would pass for a task; `metadata` is the task's own, and the harness's readers leave it alone.
+        let config = |task: &TaskResult| {
+            let mut metadata = json!({"version": task.version});
+            let parts: Vec<&Part> = task.apart().collect();
+            if !parts.is_empty() {
+                metadata["parts"] = json!(parts);
+            }
+            json!({"task": task.task, "num_fewshot": self.n_shots(), "metadata": metadata})
+        };
         let text = json!({
             "results": results, "groups": groups, "group_subtasks": members, "configs": by_task(&config),
             "versions": by_task(&|task| json!(task.version)), "n-shot": by_task(&|_| json!(self.n_shots())),
@@ -159,11 +170,12 @@ impl EvalResults {
         text
     }
 
-    /// One row a task and group; shares from 0 to 1.
+    /// One row a task and group, then one a part of a task's questions that training rows or example pool hold, or do not; shares from 0
+    /// to 1.
     pub fn to_csv(&self) -> Exported {
         let mut text = String::from(
             "name,version,split,n,acc,acc_stderr,low,high,acc_norm,acc_norm_stderr,unparsed,refused,chance,ece,brier,protocol,strategy,shots,\
-             comparability\n",
+             comparability,interval_kind\n",
         );
         let setup = format!("{},{},{}", self.setting("protocol"), cell(&self.strategy_as_told()), self.n_shots());
         for task in &self.tasks {
@@ -173,44 +185,71 @@ impl EvalResults {
                 task.calibration.as_ref().map_or_else(|| ",".to_owned(), |one| format!("{},{}", one.ece, one.brier));
             let _ = writeln!(
                 text,
-                "{},{},{},{},{},{norm},{},{},{},{sure},{setup},{}",
+                "{},{},{},{},{},{norm},{},{},{},{sure},{setup},{},{}",
                 task.task,
                 cell(&task.version),
                 task.split.name(),
                 counts.n,
-                estimate_cells(counts.acc),
+                estimate_cells(counts.acc, counts.acc.interval),
                 counts.n_unparsed,
                 counts.n_refused,
                 counts.chance,
                 cell(&task.comparability),
+                kind(counts.acc, counts.n),
             );
         }
         for one in &self.groups {
-            let (group, acc) = (&one.group, estimate_cells(one.group.acc));
-            let _ =
-                writeln!(text, "{},,,{},{acc},,,,,,,,{setup},{}", cell(&group.name), group.n, cell(&one.comparability));
+            let (group, interval) = (&one.group, one.group.acc.normal_interval());
+            let (name, acc, why) = (cell(&group.name), estimate_cells(group.acc, interval), cell(&one.comparability));
+            let kind = interval.map_or("", |_| "normal");
+            let _ = writeln!(text, "{name},,,{},{acc},,,,,,,,{setup},{why},{kind}", group.n);
+        }
+        for (task, part) in self.parts() {
+            let interval = part.acc.interval_of(part.n);
+            let acc = estimate_cells(part.acc, Some(interval));
+            let (name, version, split) = (cell(&part.name(&task.task)), cell(&task.version), task.split.name());
+            let why = cell(&format!("not comparable: a part of the questions of {}: {}", task.task, part.part));
+            let kind = kind(Estimate { interval: Some(interval), ..part.acc }, part.n);
+            let _ = writeln!(text, "{name},{version},{split},{},{acc},,,,,,,,{setup},{why},{kind}", part.n);
         }
         Exported { text, left_out: Vec::new() }
     }
 
-    /// Task or group, questions, accuracy with standard error, interval, and whether the figure is comparable.
-    fn rows(&self) -> Vec<(String, usize, Estimate, bool)> {
-        let tasks = self
-            .tasks
-            .iter()
-            .map(|task| (task.task.clone(), task.counts.n, task.counts.acc, task.comparability == COMPARABLE));
-        let groups = self
-            .groups
-            .iter()
-            .map(|one| (one.group.name.clone(), one.group.n, one.group.acc, one.comparability == COMPARABLE));
-        tasks.chain(groups).collect()
+    /// The parts of each task's questions that stand apart.
+    fn parts(&self) -> impl Iterator<Item = (&TaskResult, &Part)> {
+        self.tasks.iter().flat_map(|task| task.apart().map(move |part| (task, part)))
+    }
+
+    /// Tasks, each with the parts of its questions that stand apart, and groups.
+    fn rows(&self) -> Vec<Row> {
+        let of_task = |task: &TaskResult| {
+            let (acc, is_comparable) = (task.counts.acc, task.comparability == COMPARABLE);
+            let interval = acc.interval.map_or_else(String::new, |one| one.percent(2));
+            let whole = Row { name: task.task.clone(), n: task.counts.n, acc, interval, is_comparable };
+            let part = |part: &Part| Row {
+                name: part.name(&task.task),
+                n: part.n,
+                acc: part.acc,
+                interval: part.acc.interval_of(part.n).percent(2),
+                is_comparable: false,
+            };
+            [whole].into_iter().chain(task.apart().map(part)).collect::<Vec<_>>()
+        };
+        let groups = self.groups.iter().map(|one| Row {
+            name: one.group.name.clone(),
+            n: one.group.n,
+            acc: one.group.acc,
+            interval: one.group.acc.normal_words(),
+            is_comparable: one.comparability == COMPARABLE,
+        });
+        self.tasks.iter().flat_map(of_task).chain(groups).collect()
     }
 
     /// A table with notes on what is not comparable.
     pub fn to_markdown(&self) -> Exported {
         let mut text = String::from("| Task | n | Accuracy, % | 95 % interval |\n|---|---:|---:|---:|\n");
-        for (name, n, acc, is_comparable) in self.rows() {
-            let (mark, interval) = (if is_comparable { "" } else { "\\*" }, interval(acc));
+        for Row { name, n, acc, interval, is_comparable } in self.rows() {
+            let mark = if is_comparable { "" } else { "\\*" };
             let _ = writeln!(
                 text,
                 "| {name}{mark} | {n} | {:.2} ± {:.2} | {interval} |",
@@ -227,10 +266,9 @@ impl EvalResults {
         let mut text = String::from(
             "\\begin{tabular}{lrrr}\n\\toprule\nTask & $n$ & Accuracy, \\% & 95\\,\\% interval \\\\\n\\midrule\n",
         );
-        for (name, n, acc, is_comparable) in self.rows() {
+        for Row { name, n, acc, interval, is_comparable } in self.rows() {
             let (name, mark) = (latex(&name), if is_comparable { "" } else { "$^{*}$" });
-            let (value, stderr, interval) =
-                (100.0 * acc.value, 100.0 * acc.stderr, interval(acc).replace(" to ", "--"));
+            let (value, stderr, interval) = (100.0 * acc.value, 100.0 * acc.stderr, interval.replace(" to ", "--"));
             let _ = writeln!(text, "{name}{mark} & {n} & ${value:.2} \\pm {stderr:.2}$ & {interval} \\\\");
         }
         text += "\\bottomrule\n\\end{tabular}\n";
@@ -239,24 +277,47 @@ impl EvalResults {
     }
 
     fn notes(&self, mark: &str) -> String {
-        let reasons: Vec<String> = self
+        let mut reasons: Vec<String> = self
             .tasks
             .iter()
             .filter(|task| task.comparability != COMPARABLE)
             .map(|task| format!("{}: {}", task.task, task.comparability))
             .collect();
+        let parts: BTreeSet<&str> = self.parts().map(|(_, part)| part.part.as_str()).collect();
+        if !parts.is_empty() {
+            let parts = parts.into_iter().collect::<Vec<_>>().join("; ");
+            reasons.push(format!("a part of a task's questions: not comparable ({parts})"));
+        }
         if reasons.is_empty() { String::new() } else { format!(" {mark} {}.", reasons.join("; ")) }
     }
 }
 
+/// A row of a table that is read by people.
+struct Row {
+    name: String,
+    n: usize,
+    acc: Estimate,
+    /// In percent, and of an average with what it is made from.
+    interval: String,
+    is_comparable: bool,
+}
+
 /// Value, standard error, and the interval where there is one.
-fn estimate_cells(acc: Estimate) -> String {
-    let interval = acc.interval.map_or_else(|| ",".to_owned(), |one| format!("{},{}", one.low, one.high));
+fn estimate_cells(acc: Estimate, interval: Option<Interval>) -> String {
+    let interval = interval.map_or_else(|| ",".to_owned(), |one| format!("{},{}", one.low, one.high));
     format!("{},{},{interval}", acc.value, acc.stderr)
 }
 
-fn interval(acc: Estimate) -> String {
-    acc.interval.map_or_else(String::new, |one| one.percent(2))
+/// What the interval of a share of `n` questions is: Wilson's, or that of questions in clusters.
+fn kind(acc: Estimate, n: usize) -> &'static str {
+    let plain = wilson(acc.value, n as f64);
+    // A file's numbers may differ in their last digit.
+    let is_plain = |one: Interval| (one.low - plain.low).abs() < 1e-9 && (one.high - plain.high).abs() < 1e-9;
+    match acc.interval {
+        None => "",
+        Some(one) if is_plain(one) => "wilson",
+        Some(_) => "clustered",
+    }
 }
 
 /// A CSV cell: quoted where it must be.
@@ -377,10 +438,72 @@ mod tests {
         assert_eq!(strategy("chat", true), format!("\"next-letter, chat template, {theirs}\""));
     }
 
+    /// By hand: 0.5 -+ 1.959964 * 0.01 is 0.480400 to 0.519600. Wilson's interval of 0 of 10 ends at 0.277533 (stats.rs), that of 2 of 2
+    /// starts at 2 / (2 + 3.841459) = 0.342380, which a file of an earlier version does not hold.
+    #[test]
+    fn averages_have_intervals_and_clean_and_dirty_questions_stand_apart_in_tables_and_not_on_the_hub() {
+        let mut results = results();
+        let group = json!({"name": "multimedqa (size-weighted)", "acc": {"value": 0.5, "stderr": 0.01}, "n": 7045, "tasks": [],
+            "comparability": COMPARABLE});
+        let all_right = json!({"name": "mean", "acc": {"value": 1.0, "stderr": 0.0}, "n": 6, "tasks": [], "comparability": COMPARABLE});
+        results.groups = vec![serde_json::from_value(group).unwrap(), serde_json::from_value(all_right).unwrap()];
+        let clean = json!({"part": "clean: no training row holds the question", "n": 10,
+            "acc": {"value": 0.0, "stderr": 0.0, "interval": {"low": 0.0, "high": 0.2775327998628892}}});
+        let dirty = json!({"part": "dirty: a training row holds it", "n": 2, "acc": {"value": 1.0, "stderr": 0.0}});
+        let parts = [clean, dirty].map(|part| serde_json::from_value::<Part>(part).unwrap());
+        results.tasks[0].by_training = parts.to_vec();
+
+        let csv = results.to_csv().text;
+        let rows: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+        let cell = |row: usize, name: &str| rows[row][rows[0].iter().position(|one| *one == name).unwrap()];
+        let names: Vec<&str> = (1..rows.len()).map(|row| cell(row, "name")).collect();
+        let apart = ["medqa_4options (clean)", "medqa_4options (dirty)"];
+        assert_eq!(names[..4], ["medqa_4options", "starter_mcqa", "multimedqa (size-weighted)", "mean"], "{csv}");
+        assert_eq!(names[4..], apart, "tasks and averages stand where they stood");
+        for (row, expected, kind) in [
+            (1, [0.225, 0.275], "clustered"),
+            (3, [0.480400, 0.519600], "normal"),
+            (5, [0.0, 0.277533], "wilson"),
+            (6, [0.342380, 1.0], "wilson"),
+        ] {
+            let ends = ["low", "high"].map(|name| cell(row, name).parse::<f64>().unwrap());
+            assert!(ends.iter().zip(expected).all(|(end, one)| (end - one).abs() < 1e-6), "{row}: {ends:?}");
+            assert_eq!((cell(row, "interval_kind"), rows[row].len()), (kind, rows[0].len()), "{csv}");
+        }
+        assert_eq!((cell(4, "low"), cell(4, "high"), cell(4, "interval_kind")), ("", "", ""), "{csv}");
+        let why =
+            "not comparable: a part of the questions of medqa_4options: clean: no training row holds the question";
+        assert_eq!((cell(5, "comparability"), cell(5, "n"), cell(5, "shots")), (why, "10", "5"));
+
+        let markdown = results.to_markdown().text;
+        let table = "| medqa_4options (clean)\\* | 10 | 0.00 ± 0.00 | 0.00 to 27.75 |\n| medqa_4options (dirty)\\* | 2 | 100.00 ± 0.00 \
+                     | 34.24 to 100.00 |\n| starter_mcqa";
+        assert!(markdown.contains(table), "{markdown}");
+        let average = "| multimedqa (size-weighted) | 7045 | 50.00 ± 1.00 | 48.04 to 51.96 (normal) |\n| mean | 6 | 100.00 ± 0.00 |  |\n";
+        assert!(markdown.contains(average), "{markdown}");
+        let note = "; a part of a task's questions: not comparable (clean: no training row holds the question; dirty: a training row holds it).";
+        assert!(markdown.ends_with(&format!("{note}\n")), "{markdown}");
+        assert!(
+            results
+                .to_latex()
+                .text
+                .contains("medqa\\_4options (clean)$^{*}$ & 10 & $0.00 \\pm 0.00$ & 0.00--27.75 \\\\")
+        );
+
+        let json: Value = serde_json::from_str(&results.to_lm_eval("me/m", 7).text).unwrap();
+        let metadata = &json["configs"]["medqa_4options"]["metadata"];
+        assert_eq!((&metadata["parts"][0]["n"], &metadata["version"]), (&json!(10), &json!("1")));
+        assert!(json["configs"]["starter_mcqa"]["metadata"].get("parts").is_none());
+        assert_eq!(json["results"].as_object().unwrap().len(), 3, "two tasks and an average: a part is no task");
+        for hub in [results.to_eval_results("2026"), results.to_model_index("me/m")] {
+            assert!(hub.text.contains("25.00") && !hub.text.contains("clean"), "{}", hub.text);
+        }
+    }
+
     #[test]
     fn tables_quote_what_their_form_would_misread() {
         let csv = results().to_csv().text;
-        assert!(csv.contains("starter_mcqa,1,test,60,0.25,0.0125,0.225,0.275,0.25,0.0125,0,0,0.25,,,lm-eval,loglikelihood,5,\"not comparable: starter, \"\"words\"\"\"\n"), "{csv}");
+        assert!(csv.contains("starter_mcqa,1,test,60,0.25,0.0125,0.225,0.275,0.25,0.0125,0,0,0.25,,,lm-eval,loglikelihood,5,\"not comparable: starter, \"\"words\"\"\",clustered\n"), "{csv}");
         let n_cells = csv.lines().next().unwrap().split(',').count();
         assert_eq!(csv.lines().nth(1).unwrap().split(',').count(), n_cells);
         assert!(results().to_latex().text.contains("medqa\\_4options & 1273 & $25.00 \\pm 1.25$ & 22.50--27.50 \\\\"));

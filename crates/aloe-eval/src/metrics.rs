@@ -13,8 +13,8 @@ pub struct Estimate {
     pub value: f64,
     /// Its standard error.
     pub stderr: f64,
-    /// Wilson's 95 % interval of a task's share; none for an average over tasks. Unlike the standard error it is not zero
-    /// where every answer or none is right.
+    /// Wilson's 95 % interval of a task's share; none for an average over tasks, whose interval is that of its standard error
+    /// ([`Self::normal_interval`]). Unlike the standard error it is not zero where every answer or none is right.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub interval: Option<Interval>,
 }
@@ -31,6 +31,21 @@ impl Estimate {
     /// the interval has Student's t at clusters - 1 degrees of freedom; where each stands alone this is [`Self::share`].
     pub fn of(samples: &[&Sample]) -> Self {
         Self::of_those(samples, |sample| sample.correct)
+    }
+
+    /// The 95 % interval of a share of `n` questions: its own, and Wilson's for results of versions that wrote none.
+    pub(crate) fn interval_of(self, n: usize) -> Interval {
+        self.interval.unwrap_or_else(|| stats::wilson(self.value, n as f64))
+    }
+
+    /// The 95 % interval of an average over tasks, from its standard error; none where that is 0.
+    pub fn normal_interval(self) -> Option<Interval> {
+        stats::normal(self.value, self.stderr)
+    }
+
+    /// That interval in percent, with what it is made from: `62.71 to 63.97 (normal)`; empty where there is none.
+    pub(crate) fn normal_words(self) -> String {
+        self.normal_interval().map_or_else(String::new, |one| format!("{} (normal)", one.percent(2)))
     }
 
     fn of_those(samples: &[&Sample], is_right: impl Fn(&Sample) -> bool) -> Self {

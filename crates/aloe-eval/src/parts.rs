@@ -21,6 +21,11 @@ impl Part {
     fn of(part: String, samples: &[&Sample]) -> Option<Self> {
         (!samples.is_empty()).then(|| Self { part, n: samples.len(), acc: Estimate::of(samples) })
     }
+
+    /// What a row of the part is called beside its task's: `medqa_4options (clean)`. What follows a colon in the part explains it.
+    pub(crate) fn name(&self, task: &str) -> String {
+        format!("{task} ({})", self.part.split(':').next().unwrap_or_default())
+    }
 }
 
 /// By subject, the largest first; empty where the set names fewer than two. Questions without a subject are `(none)`.

@@ -2,9 +2,10 @@
 
 use crate::calibration::Calibration;
 use crate::expect::{self, Expected};
-use crate::metrics::{Counts, Group, groups};
+use crate::metrics::{Counts, Estimate, Group, groups};
 use crate::noise::NoiseFloor;
 use crate::parts::{self, Part};
+use crate::stats::Interval;
 use crate::{Encoders, EvalConfig, Result, Sample};
 use aloe_engine::{Embedder, EngineIdentity, NextTold};
 use aloe_record::{atomic, digest};
@@ -126,6 +127,11 @@ impl TaskResult {
         format!("{} {:.1} % +- {:.1}{interval}{warning}{refused}", self.task, 100.0 * acc.value, 100.0 * acc.stderr)
     }
 
+    /// Questions that the training rows, or the example pool, hold and do not hold, apart.
+    pub(crate) fn apart(&self) -> impl Iterator<Item = &Part> {
+        self.by_training.iter().chain(&self.by_pool)
+    }
+
     /// Which questions of the published set have no answer; `None` where all have.
     pub(crate) fn partial(&self) -> Option<String> {
         let published = self.task().and_then(Task::published_test_len).unwrap_or(self.n_whole);
@@ -229,13 +235,13 @@ impl EvalResults {
         );
         for result in &self.tasks {
             let counts = &result.counts;
-            text += &line(&result.task, counts.n, counts.acc, &counts.n_unparsed.to_string(), &result.comparability);
+            let n_unparsed = counts.n_unparsed.to_string();
+            text += &line(&result.task, counts.n, counts.acc, counts.acc.interval, &n_unparsed, &result.comparability);
             if let Some(warning) = &result.warning {
                 text += &format!("{:<36} {warning}\n", "");
             }
-            for part in result.by_training.iter().chain(&result.by_pool) {
-                let (value, stderr) = (100.0 * part.acc.value, 100.0 * part.acc.stderr);
-                text += &format!("{:<36} {:>6} {value:>8.2} {stderr:>8.2}  {}\n", "", part.n, part.part);
+            for part in result.apart() {
+                text += &line("", part.n, part.acc, Some(part.acc.interval_of(part.n)), "", &part.part);
             }
             if let Some(calibration) = &result.calibration {
                 let (ece, brier) = (100.0 * calibration.ece, calibration.brier);
@@ -255,7 +261,11 @@ impl EvalResults {
             }
         }
         for result in &self.groups {
-            text += &line(&result.group.name, result.group.n, result.group.acc, "", &result.comparability);
+            let (group, interval) = (&result.group, result.group.acc.normal_interval());
+            text += &line(&group.name, group.n, group.acc, interval, "", &result.comparability);
+        }
+        if self.groups.iter().any(|one| one.group.acc.normal_interval().is_some()) {
+            text += &format!("{:<36} intervals of averages: 1.96 standard errors to each side (normal)\n", "");
         }
         if let Some(words) = told_words(self.settings.get("told")) {
             text += &format!("next-letter: {words}\n");
@@ -265,9 +275,9 @@ impl EvalResults {
     }
 }
 
-fn line(name: &str, n: usize, acc: crate::metrics::Estimate, unparsed: &str, note: &str) -> String {
+fn line(name: &str, n: usize, acc: Estimate, interval: Option<Interval>, unparsed: &str, note: &str) -> String {
     let note = if note == COMPARABLE { "" } else { note };
-    let interval = acc.interval.map_or_else(String::new, |one| one.percent(2));
+    let interval = interval.map_or_else(String::new, |one| one.percent(2));
     let (value, stderr) = (acc.value * 100.0, acc.stderr * 100.0);
     format!("{name:<36} {n:>6} {value:>8.2} {stderr:>8.2} {interval:>16} {unparsed:>9}  {note}\n")
 }
@@ -436,6 +446,40 @@ mod tests {
         let config = config(Split::Test, None);
         let table = EvalResults::new(&identity(), &config, Encoders::default(), None, vec![one]).table();
         assert!(table.contains("100.00     0.00  83.89 to 100.00         0"), "{table}");
+    }
+
+    /// By hand: 0 of 10 ends at 27.75 % (stats.rs), two of two start at 2 / (2 + 3.841459) = 34.24 %; 50 -+ 1.959964 * 1 is 48.04 to
+    /// 51.96.
+    #[test]
+    fn clean_and_dirty_questions_and_averages_have_intervals_in_the_table() {
+        let mut rows = samples(12);
+        rows[..2].iter_mut().for_each(|row| row.trained = Some("data/train.jsonl:7".into()));
+        rows[2..].iter_mut().for_each(|row| row.correct = false);
+        let mut one = result(Task::Medqa4, 12, 12, Split::Test);
+        one.by_training = parts::by_training(&rows, true);
+        let mut results =
+            EvalResults::new(&identity(), &config(Split::Test, None), Encoders::default(), None, vec![one]);
+        let average = |stderr: f64| GroupResult {
+            group: Group {
+                name: "multimedqa (size-weighted)".into(),
+                acc: Estimate { value: 0.5, stderr, interval: None },
+                n: 7045,
+                tasks: vec![],
+            },
+            comparability: COMPARABLE.into(),
+        };
+        results.groups = vec![average(0.01)];
+        let table = results.table();
+        for line in [
+            "           10     0.00     0.00    0.00 to 27.75            clean: no training row holds the question\n",
+            "            2   100.00     0.00  34.24 to 100.00            dirty: a training row holds it\n",
+            "multimedqa (size-weighted)             7045    50.00     1.00   48.04 to 51.96            \n",
+            " intervals of averages: 1.96 standard errors to each side (normal)\n",
+        ] {
+            assert!(table.contains(line), "{line}{table}");
+        }
+        results.groups = vec![average(0.0)];
+        assert!(!results.table().contains("intervals of averages"), "{}", results.table());
     }
 
     /// One of the six MMLU subjects is cut short: their mean, and every average over it, says so; no other does.

@@ -183,6 +183,13 @@ pub fn wilson(p: f64, n: f64) -> Interval {
     }
 }
 
+/// The normal 95 % interval of an average with a standard error: value +- z_0.975 standard errors within [0, 1]. `None` where the
+/// standard error is 0: all its parts are all right or all wrong, and it says nothing of what is not known.
+pub fn normal(value: f64, stderr: f64) -> Option<Interval> {
+    let half = Z * stderr;
+    (half > 0.0).then(|| Interval { low: (value - half).max(0.0), high: (value + half).min(1.0) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,6 +305,15 @@ mod tests {
         assert!((half.low - 0.299298).abs() < 1e-6 && (half.high - 0.700702).abs() < 1e-6, "{half:?}");
         let all = wilson(1.0, 20.0);
         assert!((all.low - 0.838875).abs() < 1e-6 && all.high == 1.0, "{all:?}");
+    }
+
+    /// By hand: 0.5 -+ 1.959964 * 0.01 is 0.480400 to 0.519600; 0.99 + 0.0196 is cut at 1.
+    #[test]
+    fn the_normal_interval_of_an_average_is_1_96_standard_errors_and_there_is_none_without_one() {
+        let half = normal(0.5, 0.01).unwrap();
+        assert!((half.low - 0.480400).abs() < 1e-6 && (half.high - 0.519600).abs() < 1e-6, "{half:?}");
+        assert_eq!(normal(0.99, 0.01).unwrap().high, 1.0);
+        assert_eq!((normal(1.0, 0.0), normal(0.5, f64::NAN)), (None, None));
     }
 
     /// By hand: Wilson's upper end of 0 in 10 is (z^2/n) / (1 + z^2/n) = 0.384146 / 1.384146 = 0.277533.

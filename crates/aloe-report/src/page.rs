@@ -94,6 +94,13 @@ impl Page {
         self.body += "</div>\n";
     }
 
+    /// What `fill` adds is hidden until `summary` is clicked on.
+    pub fn folded(&mut self, summary: &str, fill: impl FnOnce(&mut Self)) {
+        self.body += &format!("<details>\n<summary>{}</summary>\n", escape(summary));
+        fill(self);
+        self.body += "</details>\n";
+    }
+
     /// A link to the list of samples at the page's end.
     pub fn link_to_samples(&mut self, text: &str) {
         self.body += &format!("<p><a href=\"#samples\">{}</a></p>\n", escape(text));
@@ -149,6 +156,7 @@ mod tests {
         page.list(["one", "<two>"]);
         page.list([]);
         page.verbatim("  x < y\n");
+        page.folded("s < t", |page| page.paragraph("inner"));
         let mut table = Table::new(&[("n", Align::Right)]);
         table.row(vec!["1".into()]);
         page.table(&table);
@@ -161,6 +169,7 @@ mod tests {
             "&lt;script&gt;",
             "<li>&lt;two&gt;</li>",
             "<pre>  x &lt; y\n</pre>",
+            "<details>\n<summary>s &lt; t</summary>\n<p>inner</p>\n</details>\n",
             "<table>",
             "<svg",
             "t&quot;</figcaption>",

@@ -197,7 +197,9 @@ pub(crate) enum Command {
                             The page's address says what is shown: page.html#task=pubmedqa&outcome=wrong&open=12. Its keys: search (with \
                             in=texts also in questions and answers), task, outcome (right, wrong, unparsed, refused, tie), changed (right-wrong, \
                             wrong-right, answer, same), against (letter of the run that changed is told of), key and answer (letters), shown (place of the answer where options are shuffled), subject, \
-                            open (number of a sample). An evaluation that still runs is shown as far as it is. Of a \
+                            open (number of a sample). Questions that the model's training rows or Medprompt's example pool hold, and the others, \
+                            have rows of their own; accuracy by subject, specialty (`specialties` in aloe eval --help) and question length follows the plots. \
+                            An evaluation that still runs is shown as far as it is, without those. Of a \
                             long run an index is kept beside its folder, .RUN.index, by which it opens faster; it may be removed."
     )]
     View(ViewArgs),

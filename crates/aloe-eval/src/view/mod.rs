@@ -2,21 +2,22 @@
 //! paired comparisons, and every sample with its texts. Where in the walk: called by `aloe view`; reads run folders, changes nothing.
 //!
 //! Reading order: this file (the page, part by part), `run` (what is read), `index` (how, and what is kept of it), `texts` (what of a line),
-//! `paired` (the comparisons), `figures` (what the plots show), `plots`; `open` (all of that for answers in free text).
+//! `paired` (the comparisons), `figures` (what the plots show), `plots`, `parts` (by subject, specialty and length); `open` (all of that for
+//! answers in free text).
 
 mod figures;
 mod index;
 mod open;
 mod paired;
+mod parts;
 mod plots;
 mod run;
 mod texts;
 
 pub use figures::{Agreement, Bin, Calibration, agreement, calibration, confidence, positions};
+pub use parts::Parts;
 pub use run::{Run, TaskRow, index_path, keep_index};
 
-use crate::metrics::Estimate;
-use crate::stats::wilson;
 use crate::{Error, Result, Sample};
 use aloe_report::{Align, Answered, Asked, Page, SampleBrowser, Table};
 use std::collections::HashMap;
@@ -47,6 +48,7 @@ pub fn write(run: &Run, against: &[Run], notes: &[String], path: &Path) -> Resul
         page.list(warnings(&runs).iter().map(String::as_str));
         paired::add(&mut page, &runs);
         plots::add(&mut page, &runs);
+        parts::add(&mut page, &runs);
     }
     page.heading("Model and settings");
     page.table(&facts_table(&runs));
@@ -107,26 +109,24 @@ fn results_table(runs: &[(&str, &Run)]) -> Table {
         let first = (runs.len() > 1).then(|| letter.to_owned());
         table.row(first.into_iter().chain(cells).collect());
     };
-    let interval = |acc: Estimate, n: usize| acc.interval.unwrap_or_else(|| wilson(acc.value, n as f64)).percent(2);
     for (task, of_runs) in by_task(runs) {
         for (letter, row) in of_runs {
             let counts = &row.counts;
             let figures = [counts.acc.value, counts.acc.stderr].map(percent);
             let mut cells = vec![task.to_owned(), counts.n.to_string()];
             cells.extend(figures);
-            cells.push(interval(counts.acc, counts.n));
+            cells.push(counts.acc.interval_of(counts.n).percent(2));
             cells.extend([counts.n_unparsed.to_string(), percent(counts.chance), row.comparability.clone()]);
             add(letter, cells);
+            row.parts.apart.iter().for_each(|part| add(letter, parts::cells_apart(task, part)));
         }
     }
     for (letter, run) in runs {
         for (name, n, acc, comparability) in &run.groups {
             let [value, stderr] = [acc.value, acc.stderr].map(percent);
-            let none = String::new;
-            add(
-                letter,
-                vec![name.clone(), n.to_string(), value, stderr, none(), none(), none(), comparability.clone()],
-            );
+            let mut cells = vec![name.clone(), n.to_string(), value, stderr, acc.normal_words()];
+            cells.extend([String::new(), String::new(), comparability.clone()]);
+            add(letter, cells);
         }
     }
     table

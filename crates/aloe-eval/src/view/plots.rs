@@ -35,8 +35,7 @@ fn accuracy(runs: &[(&str, &Run)]) -> GroupedBarPlot {
     let row = |(task, of_runs): (&str, Vec<(&str, &super::TaskRow)>)| {
         let bar = |(letter, _): &(&str, &Run)| {
             let counts = &of_runs.iter().find(|(known, _)| known == letter)?.1.counts;
-            let interval = counts.acc.interval.unwrap_or_else(|| wilson(counts.acc.value, counts.n as f64));
-            Some((100.0 * counts.acc.value, Some(scaled(interval))))
+            Some((100.0 * counts.acc.value, Some(scaled(counts.acc.interval_of(counts.n)))))
         };
         GroupedRow {
             name: task.to_owned(),

@@ -2,6 +2,7 @@
 
 use super::index::{Index, Rows};
 use super::open::{self, Light, OpenRun};
+use super::parts::Parts;
 use super::texts;
 use crate::asked;
 use crate::metrics::Counts;
@@ -81,6 +82,8 @@ pub struct TaskRow {
     pub comparability: String,
     /// What the reader must know before the figure.
     pub warnings: Vec<String>,
+    /// Its accuracy in parts.
+    pub parts: Parts,
 }
 
 impl Run {
@@ -144,6 +147,7 @@ impl Run {
         questions: Option<Rows<(String, String)>>,
     ) -> Self {
         let of_task = |result: crate::report::TaskResult| {
+            let parts = Parts::of(&result);
             let warnings = [
                 result.warning,
                 result.counts.refused_words(),
@@ -155,6 +159,7 @@ impl Run {
                 counts: result.counts,
                 comparability: result.comparability,
                 warnings: warnings.into_iter().flatten().collect(),
+                parts,
             }
         };
         let groups =
@@ -221,7 +226,7 @@ impl Run {
         let row = |task: String| {
             let of_task: Vec<Sample> = samples.iter().filter(|sample| sample.task == task).cloned().collect();
             let comparability = "not comparable: the run is not finished".into();
-            TaskRow { task, counts: Counts::of(&of_task), comparability, warnings: Vec::new() }
+            TaskRow { task, counts: Counts::of(&of_task), comparability, warnings: Vec::new(), parts: Parts::none() }
         };
         Self {
             name: name.to_owned(),

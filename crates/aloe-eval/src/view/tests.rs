@@ -150,6 +150,106 @@ fn several_runs_stand_in_one_table_and_plot_and_their_verdicts_hold_together() {
     }
 }
 
+/// Changes `results.json` of a run.
+fn change(folder: &Path, change: impl Fn(&mut Value)) {
+    let path = folder.join("results.json");
+    let mut results: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    change(&mut results);
+    std::fs::write(path, results.to_string()).unwrap();
+}
+
+fn part(name: &str, n: usize, acc: f64) -> Value {
+    json!({ "part": name, "n": n, "acc": { "value": acc, "stderr": 0.05 } })
+}
+
+/// A group's row behind the cells of words.
+fn group_row(words: &[&str], figures: [&str; 3]) -> String {
+    let words: String = words.iter().map(|cell| format!("<td>{cell}</td>")).collect();
+    words + &figures.map(|cell| format!("<td class=\"n\">{cell}</td>")).join("")
+}
+
+/// By hand (stats.rs): Wilson's interval of 10 in 20 is 29.93 to 70.07, of 0 in 10 it ends at 27.75, of 20 in 20 it starts at 83.89; an
+/// interval that the file holds, of questions about one abstract, stands as it is.
+#[test]
+fn a_task_is_told_by_subject_specialty_and_length_with_intervals() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = folder(dir.path(), "one", 30, 10, 3);
+    assert!(!page(dir.path(), &one, &[]).contains("By subject"), "nothing to tell");
+    change(&one, |results| {
+        let task = &mut results["tasks"][0];
+        task["by_subject"] = json!([part("cardiology", 20, 0.5), part("renal & <b>", 10, 0.0)]);
+        task["by_specialty"] = json!([part("Neurology", 20, 1.0)]);
+        task["by_length"] = json!([part("10 to 99 characters", 30, 0.5)]);
+        task["by_length"][0]["acc"]["interval"] = json!({ "low": 0.1, "high": 0.9 });
+    });
+    let html = page(dir.path(), &one, &[]);
+    let section = html.split("<h2>By subject, specialty and question length</h2>").nth(1).unwrap();
+    let rows = [
+        group_row(&["subject", "cardiology"], ["20", "50.00", "29.93 to 70.07"]),
+        group_row(&["subject", "renal &amp; &lt;b&gt;"], ["10", "0.00", "0.00 to 27.75"]),
+        group_row(&["specialty", "Neurology"], ["20", "100.00", "83.89 to 100.00"]),
+        group_row(&["length", "10 to 99 characters"], ["30", "50.00", "10.00 to 90.00"]),
+    ];
+    let body = format!("<tr>{}</tr>\n</tbody>", rows.join("</tr>\n<tr>"));
+    assert!(section.contains("<h3>t</h3>") && section.contains(&body), "{section}");
+    assert!(!section.contains("<details>"), "{section}");
+}
+
+/// Thirteen rows are folded, twelve are not. A group that B alone has follows A's.
+#[test]
+fn groups_of_several_runs_stand_beside_each_other_and_a_long_table_is_folded() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["one", "two"].map(|name| folder(dir.path(), name, 10, 5, 3));
+    let subjects = |folder: &Path, names: &[&str], acc: f64| {
+        let parts: Vec<Value> = names.iter().map(|name| part(name, 20, acc)).collect();
+        change(folder, |results| results["tasks"][0]["by_subject"] = json!(parts));
+    };
+    let seven = ["s1", "s2", "s3", "s4", "s5", "s6", "s7"];
+    subjects(&a, &seven[..6], 0.5);
+    subjects(&b, &["s7", "s1", "s2", "s3", "s4", "s5"], 1.0);
+    let html = page(dir.path(), &a, &[&b]);
+    let of = |letter: &str, group: &str| {
+        let figures =
+            if letter == "A" { ["20", "50.00", "29.93 to 70.07"] } else { ["20", "100.00", "83.89 to 100.00"] };
+        group_row(&["subject", group, letter], figures)
+    };
+    let body = [of("A", "s1"), of("B", "s1"), of("A", "s2")].join("</tr>\n<tr>");
+    assert!(html.contains(&body) && !html.contains("<details>"), "{html}");
+    let last = [of("A", "s6"), of("B", "s7")].join("</tr>\n<tr>");
+    assert!(html.contains(&format!("{last}</tr>\n</tbody>")), "{html}");
+    subjects(&a, &seven, 0.5);
+    let html = page(dir.path(), &a, &[&b]);
+    assert!(html.contains("<details>\n<summary>t: 13 rows</summary>\n<div class=\"wide\"><table>"), "{html}");
+}
+
+/// By hand: Wilson's intervals as above; 0.5 -+ 1.959964 * 0.01 is 48.04 to 51.96, and a standard error of 0 says nothing.
+#[test]
+fn questions_that_training_rows_hold_stand_apart_under_their_task_and_averages_have_an_interval() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = folder(dir.path(), "one", 30, 10, 3);
+    change(&one, |results| {
+        let clean = part("clean: no training row holds the question", 20, 0.5);
+        results["tasks"][0]["by_training"] = json!([clean, part("dirty: a training row holds it", 10, 0.0)]);
+        results["tasks"][0]["by_pool"] = json!([part("the example pool does not", 20, 1.0)]);
+        let average = |name: &str, value: f64, stderr: f64| json!({ "name": name, "n": 7045, "tasks": [], "comparability": "comparable", "acc": { "value": value, "stderr": stderr } });
+        results["groups"] = json!([average("multimedqa", 0.5, 0.01), average("mean", 1.0, 0.0)]);
+    });
+    let html = page(dir.path(), &one, &[]);
+    let apart = |name: &str, figures: [&str; 3], part: &str| {
+        let [n, acc, interval] = figures;
+        let words = format!("not comparable: a part of the questions: {part}");
+        row(&[name, n, acc, "5.00", interval, "", "", &words])
+    };
+    let rows = [
+        apart("t (clean)", ["20", "50.00", "29.93 to 70.07"], "clean: no training row holds the question"),
+        apart("t (dirty)", ["10", "0.00", "0.00 to 27.75"], "dirty: a training row holds it"),
+        apart("t (the example pool does not)", ["20", "100.00", "83.89 to 100.00"], "the example pool does not"),
+        row(&["multimedqa", "7045", "50.00", "1.00", "48.04 to 51.96 (normal)", "", "", "comparable"]),
+        row(&["mean", "7045", "100.00", "0.00", "", "", "", "comparable"]),
+    ];
+    assert!(html.contains(&rows.join("</tr>\n<tr>")), "{html}");
+}
+
 #[test]
 fn a_line_that_is_no_sample_is_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -5,12 +5,13 @@ use super::{CardConfig, Evidence, of_kind, open_answers};
 use aloe_eval::EvalResults;
 use aloe_eval::noise::NoiseFloor;
 use aloe_eval::report::told_words;
+use aloe_eval::stats::normal;
 use serde_json::Value;
 
 /// The sections "Evaluation" and "Red teaming".
 pub(super) fn section(config: &CardConfig, evidence: &[Evidence]) -> String {
     let mut text = String::from(
-        "## Evaluation\n\n### Testing Data, Factors & Metrics\n\nAccuracy with its standard error and Wilson's 95 % interval; an answer that cannot be read counts as wrong and \
+        "## Evaluation\n\n### Testing Data, Factors & Metrics\n\nAccuracy with its standard error and Wilson's 95 % interval (of an average over tasks 1.96 standard errors to each side, marked as normal); an answer that cannot be read counts as wrong and \
          is reported. Figures marked \"not comparable\" must not be set beside published ones.\n\n### Results\n\n",
     );
     for one in of_kind(evidence, "eval").filter(|one| open_answers::has_choices(one)) {
@@ -76,7 +77,7 @@ fn results(one: &Evidence) -> String {
             shown(&entry["n"]),
             percent(&entry["acc"]["value"]),
             percent(&entry["acc"]["stderr"]),
-            entry["acc"].get("interval").map_or_else(|| "-".to_owned(), interval),
+            ends(entry),
             unparsed(entry),
             shown(&entry["comparability"])
         ));
@@ -161,7 +162,8 @@ fn decisive(task: &Value) -> Vec<String> {
     }
     for part in task["by_training"].as_array().into_iter().flatten() {
         let (value, stderr) = (percent(&part["acc"]["value"]), percent(&part["acc"]["stderr"]));
-        lines.push(format!("{} % +- {stderr} on {} questions, {}", value, shown(&part["n"]), shown(&part["part"])));
+        let ends = part["acc"].get("interval").map_or_else(String::new, |ends| format!(" (95 %: {})", interval(ends)));
+        lines.push(format!("{value} % +- {stderr}{ends} on {} questions, {}", shown(&part["n"]), shown(&part["part"])));
     }
     lines
 }
@@ -247,6 +249,17 @@ pub(super) fn model_index(config: &CardConfig, evidence: &[Evidence]) -> String 
 /// A share as a percentage with two places.
 fn percent(value: &Value) -> String {
     value.as_f64().map_or_else(|| shown(value), |share| format!("{:.2}", share * 100.0))
+}
+
+/// The interval of a task, or of an average over tasks from its standard error; a task of a version that wrote none has none.
+fn ends(entry: &Value) -> String {
+    let acc = &entry["acc"];
+    if let Some(own) = acc.get("interval") {
+        return interval(own);
+    }
+    let average = entry.get("name").and(acc["value"].as_f64().zip(acc["stderr"].as_f64()));
+    let found = average.and_then(|(value, stderr)| normal(value, stderr));
+    found.map_or_else(|| "-".to_owned(), |ends| format!("{} (normal)", ends.percent(2)))
 }
 
 /// Both ends of an interval as percentages.
@@ -361,6 +374,30 @@ mod tests {
             "- medqa: noise floor: 100 requests sent twice (100 more answers): texts changed in 7 of 100 requests (7.0 %), predictions \
              in 1 of 20 questions (5.0 %).\n\n",
         );
+    }
+
+    /// By hand: 0.5 -+ 1.959964 * 0.01 is 48.04 to 51.96 %. Where all that is averaged is right the standard error is 0, and says nothing.
+    #[test]
+    fn averages_have_an_interval_and_questions_that_training_rows_hold_or_not_stand_apart_with_theirs() {
+        let acc = json!({ "value": 0.5, "stderr": 0.01 });
+        let average = |acc: &Value| json!({ "name": "multimedqa", "n": 9, "acc": acc, "comparability": "comparable" });
+        let clean = json!({ "part": "clean: no training row holds the question", "n": 4,
+            "acc": { "value": 0.25, "stderr": 0.125, "interval": { "low": 0.0456, "high": 0.6994 } } });
+        let task =
+            json!({ "task": "medqa", "n": 60, "acc": acc, "comparability": "comparable", "by_training": [clean] });
+        let all_right = json!({ "value": 1.0, "stderr": 0.0 });
+        let mut evidence = Evidence { stage: "after".into(), record: aloe_record::Record::default() };
+        let found = json!({ "tasks": [task], "groups": [average(&acc), average(&all_right)] });
+        evidence.record.results.insert("eval".into(), found);
+        let text = results(&evidence);
+        for line in [
+            "| medqa | 60 | 50.00 | 1.00 | - | - | comparable |\n",
+            "| multimedqa | 9 | 50.00 | 1.00 | 48.04 to 51.96 (normal) | - | comparable |\n",
+            "| multimedqa | 9 | 100.00 | 0.00 | - | - | comparable |\n",
+            "- medqa: 25.00 % +- 12.50 (95 %: 4.56 to 69.94) on 4 questions, clean: no training row holds the question.\n",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
     }
 
     #[test]

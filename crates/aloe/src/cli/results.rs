@@ -53,7 +53,9 @@ pub(crate) struct RescoreArgs {
 pub(crate) const EXPORT_HELP: &str = "Examples:\n  aloe export runs/eval --format markdown\n  aloe export runs/eval --format lm-eval --out \
 results_2026.json\n  aloe export runs/eval --format model-index --repo me/my-aloe\n\nFormats: lm-eval (the results JSON of lm-evaluation-harness), \
 eval-results (YAML files for a Hub repository's .eval_results/), model-index (YAML for a model card's front matter), csv, latex (needs booktabs), \
-markdown, and prompt-engine (its output folder MODEL/../generations.json below --out, of generated answers). Figures that are not comparable with published ones keep their note, or a column that says so; they are left out of eval-results and \
+markdown, and prompt-engine (its output folder MODEL/../generations.json below --out, of generated answers). csv, latex and markdown have rows of their own for the \
+questions that the training rows hold (dirty) and do not hold (clean), lm-eval has them in each task's metadata. The interval of a task is Wilson's, or, where \
+questions share an abstract, that of clusters; of an average it is 1.96 standard errors to each side (normal). Figures that are not comparable with published ones keep their note, or a column that says so; they are left out of eval-results and \
 model-index, and that is said.";
 
 /// `aloe export`.

@@ -3,6 +3,7 @@
 mod chromium;
 mod made;
 mod open;
+mod parts;
 
 use crate::run;
 use chromium::Browser;

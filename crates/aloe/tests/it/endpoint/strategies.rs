@@ -358,6 +358,13 @@ fn questions_that_the_training_rows_hold_are_scored_apart() {
     let record = read(&dir.path().join("out/record.json"));
     let words = record["results"]["trained_on"].as_str().unwrap();
     assert!(words.contains("training rows of 1 data sets"), "{words}");
+    let out = dir.path().join("out");
+    let (csv, stderr, code) = run(&["export", out.to_str().unwrap(), "--format", "csv"]);
+    let rows = ["(clean),1,test,4,", "(dirty),1,test,2,"].map(|row| csv.contains(&format!("\nstarter_mcqa {row}")));
+    assert!(code == 0 && rows == [true; 2], "{csv} {stderr}");
+    let (_, stderr, code) = run(&["view", out.to_str().unwrap()]);
+    let html = std::fs::read_to_string(dir.path().join("out.html")).unwrap();
+    assert!(code == 0 && html.contains("<td>starter_mcqa (dirty)</td><td class=\"n\">2</td>"), "{stderr}");
 }
 
 /// Three runs by rules of 60, 40 and 10 answers right of 60.
@@ -457,6 +464,10 @@ fn a_classifier_tells_specialties_and_accuracy_is_told_by_them() {
     assert_eq!(names, ["Surgery", "Neurology"], "the larger first");
     assert_eq!(parts.iter().map(|part| part["n"].as_u64().unwrap()).sum::<u64>(), 60);
     assert_eq!(fields.n_asked(), 60);
+    let (_, stderr, code) = run(&["view", dir.path().join("out").to_str().unwrap()]);
+    let html = std::fs::read_to_string(dir.path().join("out.html")).unwrap();
+    let row = format!("<td>specialty</td><td>Neurology</td><td class=\"n\">{}</td>", parts[1]["n"]);
+    assert!(code == 0 && html.contains(&row), "{stderr}");
 }
 
 #[test]

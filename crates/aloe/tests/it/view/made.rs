@@ -1,6 +1,7 @@
 //! Made-up runs of any length, in the files that an evaluation writes.
 
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,29 @@ impl Made {
     pub(crate) fn is_right(&self) -> bool {
         self.predicted == Some(self.key)
     }
+}
+
+/// What a made-up classifier says a question is about: one of 14 fields.
+pub(crate) fn field(made: &Made) -> String {
+    format!("field {}", made.stem.len() % 14)
+}
+
+/// Whether made-up training rows hold the question.
+pub(crate) fn is_dirty(made: &Made) -> bool {
+    made.key == 3
+}
+
+/// The questions of each name, as `results.json` has the parts of a task; the interval is made up, and stands on a page as it stands here.
+fn parts(samples: &[&Made], name_of: &dyn Fn(&Made) -> String) -> Value {
+    let names: BTreeSet<String> = samples.iter().map(|one| name_of(one)).collect();
+    let part = |name: &String| {
+        let of_part: Vec<&&Made> = samples.iter().filter(|one| name_of(one) == *name).collect();
+        let value = of_part.iter().filter(|one| one.is_right()).count() as f64 / of_part.len() as f64;
+        let acc =
+            json!({ "value": value, "stderr": 0.01, "interval": { "low": value / 2.0, "high": value / 2.0 + 0.5 } });
+        json!({ "part": name, "n": of_part.len(), "acc": acc })
+    };
+    names.iter().map(part).collect()
 }
 
 /// A counter's next value, mixed (Steele et al. 2014, splitmix64's finaliser).
@@ -128,6 +152,8 @@ pub(crate) fn run(dir: &Path, name: &str, samples: &[Made]) -> PathBuf {
             "task": task, "split": "test", "comparability": "not comparable: made up", "n": n, "chance": 0.25, "majority_key": 0.25,
             "acc": { "value": acc, "stderr": (acc * (1.0 - acc) / n as f64).sqrt() },
             "n_unparsed": of_task.iter().filter(|one| one.predicted.is_none() && one.refused.is_none()).count(),
+            "by_subject": parts(&of_task, &|one| one.subject.clone()), "by_specialty": parts(&of_task, &field),
+            "by_training": parts(&of_task, &|one| (if is_dirty(one) { "dirty: held" } else { "clean: not held" }).to_owned()),
             "chosen_positions": places(&|one| one.predicted), "key_positions": places(&|one| Some(one.key)),
         })
     };
