@@ -41,7 +41,10 @@ const LOOP: &[Key] = &[
     ("sample_tokens", "the most tokens of such an answer"),
     ("checkpoint_every", "steps between checkpoints; 0 is only when interrupted"),
     ("keep_last", "checkpoints kept"),
-    ("on_nonfinite", "stop, or skip the step (three in a row stop)"),
+    (
+        "on_nonfinite",
+        "stop, or skip the step (three in a row stop): weights and AdamW stay as they are, the schedule goes on",
+    ),
     (
         "on_spike",
         "loss or gradient norm 6 sigma above the last 128 steps (after 64): stop before the step, skip it, or keep it and count",
