@@ -182,6 +182,27 @@ fn rows_and_settings_that_cannot_be_trained_on_are_refused_early_with_the_reason
     }
 }
 
+/// Ids of a file that no data stage wrote may repeat: each line is a row all the same, and an error has more than one.
+#[test]
+fn rows_that_share_an_id_are_rows_of_their_own_in_the_errors_of_held_out_figures() {
+    let rows = |same: bool| -> String {
+        let with_id = |(at, line): (usize, &str)| {
+            let id = if same { "q".to_owned() } else { format!("q{at}") };
+            format!("{{\"id\": \"{id}\", {}\n", &line[1..])
+        };
+        some_rows().lines().enumerate().map(with_id).collect()
+    };
+    let Some(bench) = Bench::new(&rows(true)) else { return };
+    let errors = |out: &str| {
+        let (stdout, stderr, code) = bench.sft(out, &["held_out_share=0.5"]);
+        assert_eq!(code, 0, "{stderr}");
+        serde_json::from_str::<Value>(&stdout).unwrap()["sft"]["held_out_nll_se_before"].clone()
+    };
+    let same = errors("same");
+    std::fs::write(bench.at("rows.jsonl"), rows(false)).unwrap();
+    assert!(same.as_f64().unwrap() > 0.0 && same == errors("unique"), "{same}");
+}
+
 #[test]
 fn values_that_are_not_finite_stop_with_exit_code_3_and_the_rows_and_save_no_weights() {
     let Some(bench) = Bench::new(&some_rows()) else { return };
