@@ -3,6 +3,7 @@
 use crate::dpo::{DpoConfig, DpoInputs, ReferenceAt};
 use crate::dpo_report::DpoReport;
 use crate::guard::{OnNonFinite, OnSpike};
+use crate::held_out;
 use crate::learner::Learner;
 use crate::lora::{ControlIds, LoraConfig};
 use crate::pairs::{Example, Limits, encode, keep_usable, packed, refuse_beyond_context, set_apart, summed};
@@ -63,8 +64,9 @@ impl DpoData {
     ) -> Result<(Self, DpoReport)> {
         let mut report = DpoReport::default();
         if held_out.is_empty() {
-            held_out = set_apart(&mut pairs, config.held_out_share, config.seed);
+            held_out = set_apart(&mut pairs, config.held_out_share, config.seed)?;
         }
+        let n_held_out = held_out.len();
         keep_usable(&mut pairs, config.max_len, &mut report);
         keep_usable(&mut held_out, config.max_len, &mut report);
         if pairs.len() < config.chunks {
@@ -80,13 +82,12 @@ impl DpoData {
             );
             return Err(Error::Data { what: "preference pairs".into(), reason });
         }
-        if held_out.is_empty() && config.loop_settings().needs_held_out() {
-            let reason = "patience and keep_best judge by held-out pairs and there are none; set held_out_share, or hold_out in the data stage";
-            return Err(Error::Data { what: "held-out pairs".into(), reason: reason.into() });
-        }
+        let settings = config.loop_settings();
+        held_out::refuse_none(&settings, held_out.len(), "pairs")?;
         report.n_pairs = pairs.len();
         report.n_held_out = held_out.len();
         report.notices.extend(length_notices(config, &report));
+        report.notices.extend(held_out::none_left(n_held_out, report.n_held_out, "pairs"));
         report.n_tokens = pairs.iter().map(|pair| pair.n_tokens() as u64).sum();
         report.n_targets = pairs.iter().map(|pair| pair.n_targets() as u64).sum();
         let reference = vec![PairLogps::default(); pairs.len()];

@@ -30,7 +30,7 @@ pub struct SftSize {
 /// Encodes and packs the rows as the stage will; its steps and, for whole epochs, its tokens are exact.
 pub fn sft_size(config: &SftConfig, mut rows: Vec<SftRow>, has_held_out: bool, text: &TextModel) -> Result<SftSize> {
     if !has_held_out {
-        set_apart(&mut rows, config.held_out_share, config.seed);
+        set_apart(&mut rows, config.held_out_share, config.seed)?;
     }
     let (mut documents, _) = encode(&rows, text, config)?;
     keep_usable(&mut documents, config.max_len, &mut SftReport::default());

@@ -43,7 +43,7 @@ impl SftBatches {
     pub fn prepare(config: &SftConfig, mut inputs: SftInputs, text: &TextModel, model: &Config) -> Result<Self> {
         refuse(config.mistakes())?;
         if inputs.held_out.is_empty() {
-            inputs.held_out = set_apart(&mut inputs.rows, config.held_out_share, config.seed);
+            inputs.held_out = set_apart(&mut inputs.rows, config.held_out_share, config.seed)?;
         }
         let rows = inputs.rows.clone();
         let (data, report) = SftData::prepare(config, inputs, text, model)?;

@@ -82,9 +82,9 @@ macro_rules! loop_fields {
                 chat_template: Option<String> = None,
                 /// Whether epochs are shuffled; off keeps the order of the file before packing.
                 shuffle: bool = true,
-                /// Share of the rows set apart and never trained on, when no held-out rows are given.
+                /// Share of the rows set apart and never trained on, when no held-out rows are given; rounded down, to a row or more.
                 held_out_share: f64 = 0.0,
-                /// Steps between held-out evaluations; 0 for the start and the end only.
+                /// Steps between held-out evaluations, which need held-out rows; 0 for the start and the end only.
                 eval_every: u64 = 0,
                 /// Held-out evaluations in a row without a better one that end the training; 0 never does.
                 patience: u64 = 0,

@@ -131,7 +131,7 @@ pub struct SourceReport {
 pub struct SftReport {
     /// Rows trained on; each piece of a cut row is one.
     pub n_rows: usize,
-    /// Rows held out.
+    /// Rows held out; each piece of a cut row is one.
     pub n_held_out: usize,
     /// Rows longer than `max_len` that were cut (training and held-out).
     pub n_split: usize,

@@ -2,6 +2,7 @@
 //! row names.
 
 use crate::guard::{OnNonFinite, OnSpike};
+use crate::held_out;
 use crate::held_out_rows::Rows;
 use crate::learner::{Learner, Targets, target_logps};
 use crate::lora::ControlIds;
@@ -56,7 +57,7 @@ impl SftData {
         model: &Config,
     ) -> Result<(Self, SftReport)> {
         if inputs.held_out.is_empty() {
-            inputs.held_out = set_apart(&mut inputs.rows, config.held_out_share, config.seed);
+            inputs.held_out = set_apart(&mut inputs.rows, config.held_out_share, config.seed)?;
         }
         let (documents, mut cut) = encode(&inputs.rows, text, config)?;
         let (held_out, held_out_cut) = encode(&inputs.held_out, text, config)?;
@@ -69,7 +70,7 @@ impl SftData {
         Ok((data, report))
     }
 
-    /// Checks and packs encoded rows.
+    /// Checks and packs encoded rows. Nothing is set apart here: a piece of a row is none of its own.
     pub(crate) fn from_documents(
         config: &SftConfig,
         mut documents: Vec<Document>,
@@ -78,9 +79,7 @@ impl SftData {
     ) -> Result<(Self, SftReport)> {
         let mut report = SftReport::default();
         check_shares(documents.iter().chain(&held_out))?;
-        if held_out.is_empty() {
-            held_out = set_apart(&mut documents, config.held_out_share, config.seed);
-        }
+        let n_held_out = held_out.len();
         keep_usable(&mut documents, config.max_len, &mut report);
         keep_usable(&mut held_out, config.max_len, &mut report);
         if documents.is_empty() {
@@ -92,10 +91,8 @@ impl SftData {
         }
         check_vocabulary(documents.iter().chain(&held_out), model.vocab_size)?;
         check_context(documents.iter().chain(&held_out), model.max_position_embeddings)?;
-        if held_out.is_empty() && config.loop_settings().needs_held_out() {
-            let reason = "patience and keep_best judge by held-out rows and there are none; set held_out_share, or hold_out in the data stage";
-            return Err(Error::Data { what: "held-out rows".into(), reason: reason.into() });
-        }
+        let settings = config.loop_settings();
+        held_out::refuse_none(&settings, held_out.len(), "rows")?;
         let sources: BTreeSet<&str> = documents.iter().chain(&held_out).filter_map(Document::data_source).collect();
         let has_sources = sources.len() > 1;
         let mut data = Self {
@@ -124,6 +121,7 @@ impl SftData {
             report.n_without_target,
             why,
         ));
+        report.notices.extend(held_out::none_left(n_held_out, report.n_held_out, "rows"));
         report.n_tokens = data.tokens_per_epoch();
         report.n_targets = data.documents.iter().map(|document| document.n_targets() as u64).sum();
         report.n_packed_rows = data.n_rows_per_epoch;

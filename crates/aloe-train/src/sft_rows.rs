@@ -6,6 +6,7 @@
 //! `max_len` tokens; each but the first begins with half a row of what came before, as context that is not trained on. Either way
 //! every answer's token is trained on once.
 
+use crate::held_out::take_apart;
 use crate::pack::{Document, PIECE};
 use crate::sft::{LongRows, SftConfig, SftReport, SftRow};
 use crate::{Error, Result};
@@ -170,14 +171,8 @@ pub(crate) fn check_context<'a>(documents: impl Iterator<Item = &'a Document>, c
 }
 
 /// Takes a share of the rows out, chosen by the seed, and keeps the order of both parts.
-pub(crate) fn set_apart<T>(rows: &mut Vec<T>, share: f64, seed: u64) -> Vec<T> {
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    CounterRng::new(seed, "sft-held-out", 0).shuffle(&mut order);
-    order.truncate((rows.len() as f64 * share) as usize);
-    order.sort_unstable();
-    let mut apart: Vec<T> = order.iter().rev().map(|&at| rows.remove(at)).collect();
-    apart.reverse();
-    apart
+pub(crate) fn set_apart(rows: &mut Vec<SftRow>, share: f64, seed: u64) -> Result<Vec<SftRow>> {
+    take_apart(rows, share, CounterRng::new(seed, "sft-held-out", 0), "rows")
 }
 
 /// Drops, counts and names what is too long or has nothing to train on.

@@ -90,7 +90,14 @@ pub(super) fn sft_config() -> SftConfig {
 
 /// Without held-out rows and what depends on them.
 fn plain_sft_config() -> SftConfig {
-    SftConfig { held_out_share: 0.0, keep_best: false, sample_every: 0, sample_prompts: Vec::new(), ..sft_config() }
+    SftConfig {
+        held_out_share: 0.0,
+        eval_every: 0,
+        keep_best: false,
+        sample_every: 0,
+        sample_prompts: Vec::new(),
+        ..sft_config()
+    }
 }
 
 pub(super) fn dpo_config() -> DpoConfig {
