@@ -102,13 +102,15 @@ impl DpoData {
             n_references_reused: 0,
             notices: Vec::new(),
         };
+        report.notices.extend(settings.judge_spans(&data.steps_per_chunk())?);
         report.notices.extend(data.chunks_notice());
         Ok((data, report))
     }
 
     pub(crate) fn fingerprint(&self, start: &str, text: &TextModel, context: &Context) -> String {
-        // Checkpoints change no bit, nor does the split into micro-batches in f32: they may change between restarts. In bf16
-        // two rows enter a product together, so a split after an odd row rounds otherwise.
+        // Checkpoints and recomputation change no bit, nor does the split into micro-batches in f32, so that a state is not told apart by them;
+        // in bf16 two rows enter a product together, and a split after an odd row rounds otherwise. What a stage of the program may change between
+        // restarts is decided before (`resumable` in its `stage.rs`) and is less: no split.
         let micro_batch_size = if self.config.dtype == TrainDtype::F32 { 1 } else { self.config.micro_batch_size };
         // How faults are met may change too, as long as none has been (see `Run::open`).
         let (on_spike, on_nonfinite) = (OnSpike::Stop, OnNonFinite::Stop);
@@ -186,7 +188,8 @@ impl DpoData {
     /// Optimizer steps of each chunk.
     pub(crate) fn steps_per_chunk(&self) -> Vec<u64> {
         let limit = self.config.max_steps.unwrap_or(u64::MAX);
-        (0..self.config.chunks).map(|chunk| (self.config.epochs * self.steps_per_epoch(chunk)).min(limit)).collect()
+        let steps = |chunk| self.config.epochs.saturating_mul(self.steps_per_epoch(chunk)).min(limit);
+        (0..self.config.chunks).map(steps).collect()
     }
 
     /// Turns to a chunk: its first step and its schedule.

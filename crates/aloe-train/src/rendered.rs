@@ -100,6 +100,8 @@ impl DpoBatches {
             ((size / config.batch_size) as u64 * config.epochs).min(config.max_steps.unwrap_or(u64::MAX))
         };
         let chunk_steps: Vec<u64> = sizes.iter().map(steps).collect();
+        // Without the pairs that do not fill a step there may be fewer steps than here.
+        config.loop_settings().judge_spans(&chunk_steps)?;
         let n_steps = chunk_steps.iter().sum();
         let n_left_out = sizes.iter().map(|size| size % config.batch_size).sum();
         Ok(Self { data, rows, batch_size: config.batch_size, report, n_steps, chunk_steps, n_left_out })

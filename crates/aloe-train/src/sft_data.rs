@@ -110,6 +110,7 @@ impl SftData {
             epoch_rows: None,
         };
         data.n_rows_per_epoch = data.rows_of(0).len();
+        report.notices.extend(settings.judge_spans(&[data.n_steps(config)])?);
         report.n_rows = data.documents.len();
         report.n_held_out = data.held_out.len();
         let n_kept = report.n_rows + report.n_held_out;
@@ -155,15 +156,18 @@ impl SftData {
         self.n_rows_per_epoch.div_ceil(self.batch_size) as u64
     }
 
+    fn n_steps(&self, config: &SftConfig) -> u64 {
+        let by_epochs = config.epochs.map(|epochs| epochs.saturating_mul(self.steps_per_epoch()));
+        [by_epochs, config.max_steps].into_iter().flatten().min().unwrap_or(0)
+    }
+
     pub(crate) fn schedule(&self, config: &SftConfig) -> Schedule {
-        let by_epochs = config.epochs.map(|epochs| epochs * self.steps_per_epoch());
-        let total_steps = [by_epochs, config.max_steps].into_iter().flatten().min().unwrap_or(0);
-        config.loop_settings().curve(total_steps)
+        config.loop_settings().curve(self.n_steps(config))
     }
 
     /// For the progress bar: exact for whole epochs.
     pub(crate) fn total_tokens(&self, n_steps: u64) -> u64 {
-        self.tokens_per_epoch() * n_steps / self.steps_per_epoch().max(1)
+        self.tokens_per_epoch().saturating_mul(n_steps) / self.steps_per_epoch().max(1)
     }
 
     fn rows_of(&self, epoch: u64) -> Vec<Vec<usize>> {
@@ -199,8 +203,9 @@ impl SftData {
     }
 
     pub(crate) fn fingerprint(&self, config: &SftConfig, start: &str, text: &TextModel, context: &Context) -> String {
-        // Checkpoints and recomputation change no bit, nor does the split into micro-batches in f32: they may change between restarts. In bf16
-        // two rows enter a product together, so a split after an odd row rounds otherwise.
+        // Checkpoints and recomputation change no bit, nor does the split into micro-batches in f32, so that a state is not told apart by them;
+        // in bf16 two rows enter a product together, and a split after an odd row rounds otherwise. What a stage of the program may change between
+        // restarts is decided before (`resumable` in its `stage.rs`) and is less: no split.
         let micro_batch_size = if config.dtype == TrainDtype::F32 { 1 } else { config.micro_batch_size };
         // How faults are met may change too, as long as none has been (see `Run::open`).
         let (on_spike, on_nonfinite) = (OnSpike::Stop, OnNonFinite::Stop);

@@ -17,7 +17,7 @@ const LOOP: &[Key] = &[
     ("warmup_steps", "optimizer steps of the linear rise from 0"),
     ("warmup_ratio", "the same as a share of all steps (0 to below 1), rounded up; 0 takes warmup_steps"),
     ("schedule", "learning rate after the warm-up: cosine, linear or constant"),
-    ("lr_floor", "where the schedule ends, as a share of lr (0 to 1)"),
+    ("lr_floor", "where the schedule ends, as a share of lr (0 to 1); not with constant"),
     ("betas", "AdamW's two decay rates"),
     ("eps", "AdamW's epsilon"),
     ("weight_decay", "decoupled weight decay; norms and biases never decay"),
