@@ -2,6 +2,7 @@
 
 use crate::dpo::{DpoConfig, DpoInputs, ReferenceAt};
 use crate::dpo_report::DpoReport;
+use crate::finished::{self, first_named};
 use crate::guard::{OnNonFinite, OnSpike};
 use crate::held_out;
 use crate::learner::Learner;
@@ -13,7 +14,7 @@ use crate::run::{Objective, Run, StepLoss};
 use crate::schedule::Schedule;
 use crate::settings::{Context, TrainDtype};
 use crate::tally::Tally;
-use crate::{Error, Result, finished};
+use crate::{Error, Result};
 use aloe_model::{Config, Decoder};
 use aloe_record::CounterRng;
 use aloe_record::digest::Hasher;
@@ -337,16 +338,6 @@ impl DpoData {
             self.reference[at] = logps;
         }
         Ok(())
-    }
-}
-
-/// The first three places in brackets, for pairs that somebody should look at.
-fn first_named(places: &[String], n: usize) -> String {
-    let named = places[..places.len().min(3)].join(", ");
-    match n {
-        0 => String::new(),
-        1..=3 => format!(" ({named})"),
-        _ => format!(" ({named} and {} more)", n - 3),
     }
 }
 

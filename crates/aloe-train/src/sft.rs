@@ -2,7 +2,8 @@
 //!
 //! Trains on assistant turns and their end-of-turn tokens only; the loss of a step is the mean over all its trained tokens,
 //! whatever the micro-batches. Refuses data in which nothing or everything is trained on. Rows longer than `max_len` are dropped,
-//! or cut into pieces where that is asked for; those and rows without a trained token are counted and named; nothing is truncated.
+//! or cut into pieces where that is asked for; those, rows without a trained token and rows with an empty answer are counted and named;
+//! nothing is truncated.
 
 use crate::export::ExportReport;
 use crate::held_out_rows::{HELD_OUT_SE, change_at, changes_at};
@@ -150,6 +151,9 @@ pub struct SftReport {
     pub n_too_long: usize,
     /// Rows dropped because no token of theirs is trained on.
     pub n_without_target: usize,
+    /// Rows with an empty answer, which train on the bare end of a turn (training and held-out).
+    #[serde(default)]
+    pub n_empty_answers: usize,
     /// Sources of dropped rows, the first 100.
     pub dropped: Vec<String>,
     /// Tokens of the training rows (one epoch).

@@ -14,7 +14,7 @@ use crate::run::{Objective, StepLoss};
 use crate::schedule::Schedule;
 use crate::settings::{Context, TrainDtype};
 use crate::sft::{SftConfig, SftInputs, SftReport, SourceReport};
-use crate::sft_rows::{check_context, check_shares, check_vocabulary, encode, keep_usable, set_apart};
+use crate::sft_rows::{check_context, check_shares, check_vocabulary, empty_answers, encode, keep_usable, set_apart};
 use crate::{Error, Result, finished};
 use aloe_model::{Config, Decoder, PackedBatch};
 use aloe_record::digest::Hasher;
@@ -59,6 +59,7 @@ impl SftData {
         if inputs.held_out.is_empty() {
             inputs.held_out = set_apart(&mut inputs.rows, config.held_out_share, config.seed)?;
         }
+        let empty = [empty_answers(&inputs.rows), empty_answers(&inputs.held_out)].concat();
         let (documents, mut cut) = encode(&inputs.rows, text, config)?;
         let (held_out, held_out_cut) = encode(&inputs.held_out, text, config)?;
         let (data, mut report) = Self::from_documents(config, documents, held_out, model)?;
@@ -67,6 +68,8 @@ impl SftData {
         report.n_split_inside = cut.n_inside;
         report.n_pieces = cut.n_pieces;
         report.notices.extend(cut.notice(config.max_len));
+        report.n_empty_answers = empty.len();
+        report.notices.extend(finished::empty_answers_notice(&empty));
         Ok((data, report))
     }
 

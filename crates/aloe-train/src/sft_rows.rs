@@ -49,7 +49,7 @@ pub(crate) fn encode(rows: &[SftRow], text: &TextModel, config: &SftConfig) -> R
     let (mut documents, mut cut) = (Vec::with_capacity(rows.len()), Cut::default());
     for row in rows {
         let encoded = encode_messages(row, &row.conversation.messages, text)?;
-        if config.long_rows == LongRows::Drop || encoded.ids.len() <= config.max_len {
+        if config.long_rows == LongRows::Drop || encoded.ids.len() <= config.max_len || encoded.n_targets() == 0 {
             documents.push(Document::new(row, row.source.clone(), encoded));
             continue;
         }
@@ -64,12 +64,26 @@ pub(crate) fn encode(rows: &[SftRow], text: &TextModel, config: &SftConfig) -> R
 /// The ids and loss mask of each row, or of its pieces, exactly as [`crate::sft()`] trains on them: what rows rendered elsewhere are held to.
 pub fn trained_rows(rows: &[SftRow], text: &TextModel, config: &SftConfig) -> Result<Vec<Encoded>> {
     let (documents, _) = encode(rows, text, config)?;
-    Ok(documents.into_iter().map(|one| Encoded { ids: one.ids, loss_mask: one.loss_mask }).collect())
+    let trained = documents.into_iter().filter(|one| one.n_targets() > 0);
+    Ok(trained.map(|one| Encoded { ids: one.ids, loss_mask: one.loss_mask }).collect())
 }
 
 fn encode_messages(row: &SftRow, messages: &[Message], text: &TextModel) -> Result<Encoded> {
-    let encoded = text.encode_conversation(&Conversation { messages: messages.to_vec() });
+    let encoded = text.encode_row(&Conversation { messages: messages.to_vec() }).and_then(|encoded| {
+        // A row without a target is counted and dropped; one of targets alone has no prompt that was masked.
+        if encoded.n_targets() > 0 {
+            encoded.check_trained()?;
+        }
+        Ok(encoded)
+    });
     encoded.map_err(|error| Error::Data { what: row.source.clone(), reason: error.to_string() })
+}
+
+/// Where answers without a letter stand: their rows train on the bare end of a turn.
+pub(crate) fn empty_answers(rows: &[SftRow]) -> Vec<String> {
+    let is_empty = |message: &Message| message.role == Role::Assistant && message.content.trim().is_empty();
+    let found = rows.iter().filter(|row| row.conversation.messages.iter().any(is_empty));
+    found.map(|row| row.source.clone()).collect()
 }
 
 /// The pieces of a long row, and whether an exchange had to be cut.
@@ -178,10 +192,10 @@ pub(crate) fn set_apart(rows: &mut Vec<SftRow>, share: f64, seed: u64) -> Result
 /// Drops, counts and names what is too long or has nothing to train on.
 pub(crate) fn keep_usable(documents: &mut Vec<Document>, max_len: usize, report: &mut SftReport) {
     documents.retain(|document| {
-        let too_long = document.ids.len() > max_len;
         let empty = document.n_targets() == 0;
+        let too_long = document.ids.len() > max_len && !empty;
         report.n_too_long += usize::from(too_long);
-        report.n_without_target += usize::from(!too_long && empty);
+        report.n_without_target += usize::from(empty);
         if (too_long || empty) && report.dropped.len() < 100 {
             report.dropped.push(document.source.clone());
         }

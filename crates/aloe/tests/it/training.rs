@@ -145,11 +145,28 @@ fn rows_and_settings_that_cannot_be_trained_on_are_refused_early_with_the_reason
     std::fs::write(&no_end, template).unwrap();
     let no_end = format!("chat_template={}", no_end.display());
     let good = row("Who?", "Lily.");
+    let no_prompt = bench.at("no-prompt.jinja");
+    std::fs::write(&no_prompt, "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}")
+        .unwrap();
+    let no_prompt = format!("chat_template={}", no_prompt.display());
     let masked = "{\"messages\": [{\"role\": \"user\", \"content\": \"Who?\"}]}\n";
     let long = |n: usize| row(&"a little girl ".repeat(n), "Lily.");
-    let cases: [(&str, String, &[&str], &[&str]); 9] = [
-        ("no answer", good.clone() + masked, &[], &["rows.jsonl:2: ", "0 of"]),
-        ("all masked", masked.repeat(3), &[], &["rows.jsonl:1: ", "0 of"]),
+    let cases: [(&str, String, &[&str], &[&str]); 12] = [
+        (
+            "no prompt of a chat",
+            good.clone(),
+            &[&no_prompt],
+            &["rows.jsonl:1: ", "no-prompt.jinja", "add_generation_prompt"],
+        ),
+        ("a share of no row", good.repeat(3), &["held_out_share=0.3"], &["held_out_share = 0.3 of 3 rows", "0.34"]),
+        ("a rate of 0", good.clone(), &["max_steps=1", "warmup_steps=1"], &["leaves nothing to train"]),
+        (
+            "evaluations of nothing",
+            good.clone(),
+            &["eval_every=1"],
+            &["held-out rows: there are none to evaluate for eval_every;"],
+        ),
+        ("all masked", masked.repeat(3), &[], &["training rows: 0 % of the tokens"]),
         ("no end of turn", good.clone(), &[&no_end], &["no-end.jinja", "end-of-turn"]),
         ("prompts fill the row", long(60), &[], &["none is left to train on (1 too long for max_len = 64"]),
         (
