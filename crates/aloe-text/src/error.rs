@@ -105,14 +105,16 @@ pub enum Error {
         /// Index of the message, from 0.
         message: usize,
     },
-    /// The rendering of prompt and answer does not begin with the rendering of the prompt.
+    /// What is rendered before an answer is not the rendering of its prompt.
     #[error(
-        "chat template of {origin}: prompt plus answer does not begin with the prompt (they part at byte {at}); training and chat would see different prompts"
+        "chat template of {origin}: what stands before an answer in a training row is not the prompt that a chat sends (they part at byte {at}), \
+         so that training and chat would see different prompts; correct what the template writes under add_generation_prompt, or name another \
+         chat_template"
     )]
     NotPrefixConsistent {
         /// Where it came from.
         origin: String,
-        /// First differing byte of the prompt's rendering.
+        /// Bytes that both begin with.
         at: usize,
     },
     /// The sequence begins with the BOS token twice.

@@ -178,19 +178,49 @@ impl TextModel {
     }
 
     /// A conversation with its loss mask: assistant contents and their end-of-turn tokens are targets, nothing else. White space that the
-    /// template puts between generation prompt and answer, or between answer and end of turn, is part of the answer.
+    /// template puts between generation prompt and answer, or between answer and end of turn, is part of the answer. Refused when the last
+    /// answer to a user does not stand where the prompt of a chat ends.
     pub fn encode_conversation(&self, conversation: &Conversation) -> Result<Encoded> {
+        let encoded = self.encode_row(conversation)?;
+        encoded.check_trained()?;
+        Ok(encoded)
+    }
+
+    /// [`encode_conversation`](Self::encode_conversation) of a row that may have nothing to train on, for callers that count such rows.
+    pub fn encode_row(&self, conversation: &Conversation) -> Result<Encoded> {
         let messages = &conversation.messages;
         let rendered = self.render(messages, false)?;
         let targets = self.target_ranges(&rendered, messages)?;
+        self.check_prompt(&rendered, messages, &targets)?;
         let cuts: Vec<usize> = targets.iter().map(|range| range.start).collect();
         let tokens = self.tokenise(&rendered, 0..rendered.text.len(), &cuts)?;
         let trained = |at: usize| targets.iter().any(|range| range.contains(&at));
         let (ids, loss_mask) = tokens.into_iter().map(|(id, range)| (id, trained(range.start))).unzip();
         let encoded = Encoded { ids, loss_mask };
         self.check_bos(&encoded.ids)?;
-        encoded.check_trained()?;
         Ok(encoded)
+    }
+
+    /// Refuses a row whose last answer to a user is not preceded by the prompt that a chat would send there, white space before the answer
+    /// apart. Earlier answers are not held to it: templates write the last exchange in ways of their own (Mistral's system message).
+    fn check_prompt(&self, rendered: &Rendered, messages: &[Message], targets: &[Range<usize>]) -> Result<()> {
+        let is_reply =
+            |at: &usize| *at > 0 && messages[*at].role == Role::Assistant && messages[at - 1].role == Role::User;
+        let Some(at) = (0..messages.len()).rfind(is_reply) else { return Ok(()) };
+        let n_before = messages[..at].iter().filter(|message| message.role == Role::Assistant).count();
+        let before = &rendered.text[..targets[n_before].start];
+        let context = Context { tokenizer: &self.tokenizer, add_generation_prompt: true, date: self.date };
+        let plain: Vec<_> = messages[..at].iter().map(|m| (m.role.as_str(), m.content.as_str())).collect();
+        let prompt = self.template()?.render(&plain, &context)?;
+        match before.strip_prefix(prompt.as_str()) {
+            Some(between) if between.trim().is_empty() => Ok(()),
+            _ => Err(self.other_prompt(before, &prompt)),
+        }
+    }
+
+    fn other_prompt(&self, before: &str, prompt: &str) -> Error {
+        let same = before.bytes().zip(prompt.bytes()).take_while(|(a, b)| a == b).count();
+        Error::NotPrefixConsistent { origin: self.origin(), at: same }
     }
 
     /// A preference pair. The prompt is what `encode_prompt` gives; an answer is what follows it, up to its end-of-turn token.
@@ -216,8 +246,7 @@ impl TextModel {
         let targets = self.target_ranges(&whole, &messages)?;
         let range = targets.last().ok_or(Error::LossMask { trained: 0, total: 0 })?.clone();
         if !whole.text.starts_with(&prompt.text) || range.start != prompt.text.len() {
-            let same = whole.text.bytes().zip(prompt.text.bytes()).take_while(|(a, b)| a == b).count();
-            return Err(Error::NotPrefixConsistent { origin: self.template()?.origin().to_owned(), at: same });
+            return Err(self.other_prompt(&whole.text[..range.start], &prompt.text));
         }
         Ok(self.tokenise(&whole, range, &[])?.into_iter().map(|(id, _)| id).collect())
     }

@@ -13,7 +13,9 @@ use crate::pairs::Truncate;
 use crate::preference::{Preference, PreferenceLoss};
 use crate::run::Run;
 use crate::sampler::Sampler;
-use crate::settings::{Context, declare_config, keep, loop_fields, open_text, refuse, start_weights};
+use crate::settings::{
+    Context, MOST, declare_config, is_positive, keep, loop_fields, open_text, refuse, start_weights,
+};
 use crate::{Result, finished};
 use aloe_model::ModelSource;
 use aloe_text::Pair;
@@ -85,16 +87,17 @@ impl DpoConfig {
                 mistakes.push(text.to_owned());
             }
         };
-        need(self.epochs >= 1, "epochs must be 1 or more");
-        need(self.max_steps != Some(0), "max_steps must be 1 or more");
+        let fits = |count: u64| (1..=MOST).contains(&count);
+        need(fits(self.epochs), &format!("epochs must be 1 to {MOST}"));
+        need(self.max_steps.is_none_or(fits), &format!("max_steps must be 1 to {MOST}"));
         need(self.chunks >= 1, "chunks must be 1 or more");
         need(self.chunks == 1 || self.epochs == 1, "epochs must be 1 with chunks: each chunk is one epoch");
         need(self.chunks == 1 || self.max_steps.is_none(), "max_steps cannot be combined with chunks");
-        need(self.beta > 0.0 && self.beta.is_finite(), "beta must be above 0");
+        need(is_positive(self.beta), "beta must be above 0, as a number of f32 too");
         need((0.0..0.5).contains(&self.label_smoothing), "label_smoothing must be in 0..0.5");
         let takes_smoothing = matches!(self.loss, PreferenceLoss::Sigmoid | PreferenceLoss::Robust);
         need(takes_smoothing || self.label_smoothing == 0.0, "label_smoothing applies to sigmoid and robust only");
-        need(self.nll_weight >= 0.0 && self.nll_weight.is_finite(), "nll_weight must be 0 (none) or more");
+        need(self.nll_weight >= 0.0 && (self.nll_weight as f32).is_finite(), "nll_weight must be 0 (none) or more");
         need(self.max_len >= 2, "max_len must be 2 or more");
         need(self.batch_size >= 1, "batch_size must be 1 or more");
         need(self.micro_batch_size >= 1, "micro_batch_size must be 1 or more");
@@ -188,6 +191,7 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
     let start = Start { source: &source, digest: &start_digest, text: &text, named: &named };
     let lora = lora.map(|lora| (lora, dtype));
     (report.export, report.lora) = hand_over(run.learner, lora, &start, &data.probe(), out)?;
+    report.notices.extend(report.export.notice());
     report.start_digest = start_digest;
     finished::write(out, &fingerprint, &report)?;
     context.progress.finish();

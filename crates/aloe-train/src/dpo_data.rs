@@ -2,7 +2,9 @@
 
 use crate::dpo::{DpoConfig, DpoInputs, ReferenceAt};
 use crate::dpo_report::DpoReport;
+use crate::finished::{self, first_named};
 use crate::guard::{OnNonFinite, OnSpike};
+use crate::held_out;
 use crate::learner::Learner;
 use crate::lora::{ControlIds, LoraConfig};
 use crate::pairs::{Example, Limits, encode, keep_usable, packed, refuse_beyond_context, set_apart, summed};
@@ -12,7 +14,7 @@ use crate::run::{Objective, Run, StepLoss};
 use crate::schedule::Schedule;
 use crate::settings::{Context, TrainDtype};
 use crate::tally::Tally;
-use crate::{Error, Result, finished};
+use crate::{Error, Result};
 use aloe_model::{Config, Decoder};
 use aloe_record::CounterRng;
 use aloe_record::digest::Hasher;
@@ -63,8 +65,9 @@ impl DpoData {
     ) -> Result<(Self, DpoReport)> {
         let mut report = DpoReport::default();
         if held_out.is_empty() {
-            held_out = set_apart(&mut pairs, config.held_out_share, config.seed);
+            held_out = set_apart(&mut pairs, config.held_out_share, config.seed)?;
         }
+        let n_held_out = held_out.len();
         keep_usable(&mut pairs, config.max_len, &mut report);
         keep_usable(&mut held_out, config.max_len, &mut report);
         if pairs.len() < config.chunks {
@@ -80,13 +83,12 @@ impl DpoData {
             );
             return Err(Error::Data { what: "preference pairs".into(), reason });
         }
-        if held_out.is_empty() && config.loop_settings().needs_held_out() {
-            let reason = "patience and keep_best judge by held-out pairs and there are none; set held_out_share, or hold_out in the data stage";
-            return Err(Error::Data { what: "held-out pairs".into(), reason: reason.into() });
-        }
+        let settings = config.loop_settings();
+        held_out::refuse_none(&settings, held_out.len(), "pairs")?;
         report.n_pairs = pairs.len();
         report.n_held_out = held_out.len();
         report.notices.extend(length_notices(config, &report));
+        report.notices.extend(held_out::none_left(n_held_out, report.n_held_out, "pairs"));
         report.n_tokens = pairs.iter().map(|pair| pair.n_tokens() as u64).sum();
         report.n_targets = pairs.iter().map(|pair| pair.n_targets() as u64).sum();
         let reference = vec![PairLogps::default(); pairs.len()];
@@ -101,13 +103,15 @@ impl DpoData {
             n_references_reused: 0,
             notices: Vec::new(),
         };
+        report.notices.extend(settings.judge_spans(&data.steps_per_chunk())?);
         report.notices.extend(data.chunks_notice());
         Ok((data, report))
     }
 
     pub(crate) fn fingerprint(&self, start: &str, text: &TextModel, context: &Context) -> String {
-        // Checkpoints change no bit, nor does the split into micro-batches in f32: they may change between restarts. In bf16
-        // two rows enter a product together, so a split after an odd row rounds otherwise.
+        // Checkpoints and recomputation change no bit, nor does the split into micro-batches in f32, so that a state is not told apart by them;
+        // in bf16 two rows enter a product together, and a split after an odd row rounds otherwise. What a stage of the program may change between
+        // restarts is decided before (`resumable` in its `stage.rs`) and is less: no split.
         let micro_batch_size = if self.config.dtype == TrainDtype::F32 { 1 } else { self.config.micro_batch_size };
         // How faults are met may change too, as long as none has been (see `Run::open`).
         let (on_spike, on_nonfinite) = (OnSpike::Stop, OnNonFinite::Stop);
@@ -185,7 +189,8 @@ impl DpoData {
     /// Optimizer steps of each chunk.
     pub(crate) fn steps_per_chunk(&self) -> Vec<u64> {
         let limit = self.config.max_steps.unwrap_or(u64::MAX);
-        (0..self.config.chunks).map(|chunk| (self.config.epochs * self.steps_per_epoch(chunk)).min(limit)).collect()
+        let steps = |chunk| self.config.epochs.saturating_mul(self.steps_per_epoch(chunk)).min(limit);
+        (0..self.config.chunks).map(steps).collect()
     }
 
     /// Turns to a chunk: its first step and its schedule.
@@ -333,16 +338,6 @@ impl DpoData {
             self.reference[at] = logps;
         }
         Ok(())
-    }
-}
-
-/// The first three places in brackets, for pairs that somebody should look at.
-fn first_named(places: &[String], n: usize) -> String {
-    let named = places[..places.len().min(3)].join(", ");
-    match n {
-        0 => String::new(),
-        1..=3 => format!(" ({named})"),
-        _ => format!(" ({named} and {} more)", n - 3),
     }
 }
 

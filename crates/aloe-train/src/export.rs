@@ -29,6 +29,31 @@ pub struct ExportReport {
     pub master_changed_share: f64,
 }
 
+/// The shares of an update that an export may make without a word: less, and most of it has vanished; more, and rounding has made a larger one.
+const KEPT: std::ops::RangeInclusive<f64> = 0.5..=1.5;
+
+impl ExportReport {
+    /// A line on an update that is none, or that `model/` does not make.
+    pub fn notice(&self) -> Option<String> {
+        let Self { update_norm, export_update_kept: kept, export_changed_share, .. } = self;
+        let advice =
+            "master/ has all of it and is what later stages start from; a larger lr or more steps bring it into bf16";
+        if *update_norm == 0.0 {
+            Some("the training changed no weight: what is written is the start".to_owned())
+        } else if *export_changed_share == 0.0 {
+            Some(format!(
+                "the bf16 export in model/ is that of the start: the whole update (norm {update_norm:.3e}) is lost in rounding; {advice}"
+            ))
+        } else if !KEPT.contains(kept) {
+            Some(format!(
+                "the bf16 export in model/ makes {kept:.2} times the update (norm {update_norm:.3e}), not 0.5 to 1.5 times as usual; {advice}"
+            ))
+        } else {
+            None
+        }
+    }
+}
+
 /// Writes `out/model` and `out/master` with the tokenizer's files, tensor by tensor, and compares start and end. `weight` gives both
 /// in f32 for one row of the model's table.
 pub(crate) fn write_folders(
@@ -125,6 +150,27 @@ mod tests {
             assert!((found.export_changed_share - 0.125).abs() < 0.01, "{found:?}");
             assert_eq!(found.master_changed_share, 1.0);
         }
+    }
+
+    #[test]
+    fn an_export_that_makes_less_than_half_of_the_update_or_half_as_much_again_is_told() {
+        let of = |kept: f64| ExportReport {
+            update_norm: 1.0,
+            export_update_kept: kept,
+            export_changed_share: 0.1,
+            ..ExportReport::default()
+        };
+        for kept in [0.5, 1.0, 1.5] {
+            assert_eq!(of(kept).notice(), None);
+        }
+        for kept in [0.4, 1.6, -0.1] {
+            assert!(of(kept).notice().unwrap().contains("times the update (norm 1.000e0)"));
+        }
+        // A step of f32 that no threshold of bf16 lies in.
+        let lost = report(&[1.5; 8], &[1.5 + f32::EPSILON; 8]).notice().unwrap();
+        assert!(lost.contains("is that of the start") && lost.contains("master/"), "{lost}");
+        assert!(report(&[1.5; 8], &[1.5; 8]).notice().unwrap().contains("changed no weight"));
+        assert_eq!(report(&[1.0; 8], &[1.25; 8]).notice(), None);
     }
 
     #[test]

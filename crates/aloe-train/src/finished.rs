@@ -72,6 +72,24 @@ pub(crate) fn held_out_notice(run: &Run<'_>, values: Option<(f64, f64)>) -> Vec<
     notices
 }
 
+/// The first three places in brackets, for rows that somebody should look at.
+pub(crate) fn first_named(places: &[String], n: usize) -> String {
+    let named = places[..places.len().min(3)].join(", ");
+    match n {
+        0 => String::new(),
+        1..=3 => format!(" ({named})"),
+        _ => format!(" ({named} and {} more)", n - 3),
+    }
+}
+
+/// A line on rows with an empty answer, which a preference stage refuses.
+pub(crate) fn empty_answers_notice(places: &[String]) -> Option<String> {
+    let n = places.len();
+    (n > 0).then(|| {
+        format!("{n} rows have an empty answer and teach the model to end its turn at once{}", first_named(places, n))
+    })
+}
+
 /// A line on the rows that were left out, so that nobody takes the rest for the whole.
 pub(crate) fn dropped_notice(
     unit: &str,

@@ -13,7 +13,8 @@ pub enum OnNonFinite {
     /// Stop before anything is saved.
     #[default]
     Stop,
-    /// Leave the weights as they are and go on; three in a row stop.
+    /// Leave weights and optimizer as they are and go on: the step counts for the learning-rate schedule, and not as one of AdamW's for its
+    /// bias correction. Three in a row stop.
     Skip,
 }
 
@@ -24,7 +25,7 @@ pub enum OnSpike {
     /// Save the state before the step and stop.
     #[default]
     Stop,
-    /// Leave the weights as they are, and count it.
+    /// Leave weights and optimizer as they are, as [`OnNonFinite::Skip`] does, and count it.
     Skip,
     /// Count it and update all the same.
     Keep,

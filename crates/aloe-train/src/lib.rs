@@ -4,7 +4,7 @@
 //! Sees encoded text and calls the decoder; knows no data file and no benchmark. Reading order, a row to a checkpoint:
 //! `sft` (spine), `sft_rows` (rows to documents), `sft_data` (documents to batches to a loss), `pack`, `neftune`, `run` (the step
 //! loop), `learner` (forward, backward, update), `schedule`, `guard`, `sampler`, `sight` (what a person watches), `state`,
-//! `export`, `lora` (which weights are trained, and their hand-over); `timing` times steps. DPO swaps in `dpo`, `dpo_data`, `pairs`,
+//! `export`, `lora` (which weights are trained, and their hand-over); `timing` times steps, `held_out` draws what is held out. DPO swaps in `dpo`, `dpo_data`, `pairs`,
 //! `reference`, `reference_cache`, `preference`, `tally` and `dpo_report`. `statistics` has the errors of held-out figures. `rendered` hands the same batches to other trainers.
 
 mod dpo;
@@ -14,6 +14,7 @@ mod error;
 mod export;
 mod finished;
 mod guard;
+mod held_out;
 mod held_out_rows;
 mod learner;
 mod lora;

@@ -6,7 +6,7 @@
 
 use crate::export::{ExportReport, write_folders};
 use crate::learner::Learner;
-use crate::settings::TrainDtype;
+use crate::settings::{TrainDtype, is_positive};
 use crate::{Error, Result};
 use aloe_model::lora::{LORA_TARGETS, untrained_rows, write_adapter};
 use aloe_model::{Decoder, LoraShape, ModelSource, PackedBatch, Params, Part, Role, TensorSpec, WeightFormat};
@@ -84,7 +84,7 @@ impl LoraConfig {
             }
         };
         need(self.rank >= 1, "lora.rank must be 1 or more");
-        need(self.alpha > 0.0 && self.alpha.is_finite(), "lora.alpha must be above 0");
+        need(is_positive(self.alpha), "lora.alpha must be above 0, as a number of f32 too");
         need(!self.targets.is_empty(), "lora.targets must name a matrix, such as \"q_proj\"");
         let repeated = self.targets.iter().enumerate().any(|(at, target)| self.targets[..at].contains(target));
         need(!repeated, "lora.targets names a matrix twice");

@@ -30,7 +30,7 @@ pub struct SftSize {
 /// Encodes and packs the rows as the stage will; its steps and, for whole epochs, its tokens are exact.
 pub fn sft_size(config: &SftConfig, mut rows: Vec<SftRow>, has_held_out: bool, text: &TextModel) -> Result<SftSize> {
     if !has_held_out {
-        set_apart(&mut rows, config.held_out_share, config.seed);
+        set_apart(&mut rows, config.held_out_share, config.seed)?;
     }
     let (mut documents, _) = encode(&rows, text, config)?;
     keep_usable(&mut documents, config.max_len, &mut SftReport::default());
@@ -38,9 +38,9 @@ pub fn sft_size(config: &SftConfig, mut rows: Vec<SftRow>, has_held_out: bool, t
     let packing = first_fit_decreasing(&lens, &(0..lens.len()).collect::<Vec<_>>(), config.max_len);
     let per_epoch = packing.rows.len().div_ceil(config.batch_size.max(1)) as u64;
     let n_tokens: u64 = lens.iter().map(|&len| len as u64).sum();
-    let by_epochs = config.epochs.map(|epochs| epochs * per_epoch);
+    let by_epochs = config.epochs.map(|epochs| epochs.saturating_mul(per_epoch));
     let n_steps = [by_epochs, config.max_steps].into_iter().flatten().min().unwrap_or(0);
-    let n_trained = n_tokens * n_steps / per_epoch.max(1);
+    let n_trained = n_tokens.saturating_mul(n_steps) / per_epoch.max(1);
     Ok(SftSize { n_rows: documents.len() as u64, n_tokens, n_steps, n_trained })
 }
 

@@ -5,6 +5,7 @@
 
 use crate::dpo::DpoRow;
 use crate::dpo_report::DpoReport;
+use crate::held_out::take_apart;
 use crate::learner::{Targets, target_logps};
 use crate::preference::PairLogps;
 use crate::{Error, Result};
@@ -222,14 +223,8 @@ pub(crate) fn refuse_beyond_context<'a>(
 }
 
 /// Takes a share of the pairs out, chosen by the seed, and keeps the order of both parts.
-pub(crate) fn set_apart(pairs: &mut Vec<Example>, share: f64, seed: u64) -> Vec<Example> {
-    let mut order: Vec<usize> = (0..pairs.len()).collect();
-    CounterRng::new(seed, "dpo-held-out", 0).shuffle(&mut order);
-    order.truncate((pairs.len() as f64 * share) as usize);
-    order.sort_unstable();
-    let mut apart: Vec<Example> = order.iter().rev().map(|&at| pairs.remove(at)).collect();
-    apart.reverse();
-    apart
+pub(crate) fn set_apart(pairs: &mut Vec<Example>, share: f64, seed: u64) -> Result<Vec<Example>> {
+    take_apart(pairs, share, CounterRng::new(seed, "dpo-held-out", 0), "pairs")
 }
 
 /// Drops, counts and names pairs that are too long or carry no preference; counts those that were shortened.

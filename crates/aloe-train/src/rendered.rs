@@ -43,7 +43,7 @@ impl SftBatches {
     pub fn prepare(config: &SftConfig, mut inputs: SftInputs, text: &TextModel, model: &Config) -> Result<Self> {
         refuse(config.mistakes())?;
         if inputs.held_out.is_empty() {
-            inputs.held_out = set_apart(&mut inputs.rows, config.held_out_share, config.seed);
+            inputs.held_out = set_apart(&mut inputs.rows, config.held_out_share, config.seed)?;
         }
         let rows = inputs.rows.clone();
         let (data, report) = SftData::prepare(config, inputs, text, model)?;
@@ -100,6 +100,8 @@ impl DpoBatches {
             ((size / config.batch_size) as u64 * config.epochs).min(config.max_steps.unwrap_or(u64::MAX))
         };
         let chunk_steps: Vec<u64> = sizes.iter().map(steps).collect();
+        // Without the pairs that do not fill a step there may be fewer steps than here.
+        config.loop_settings().judge_spans(&chunk_steps)?;
         let n_steps = chunk_steps.iter().sum();
         let n_left_out = sizes.iter().map(|size| size % config.batch_size).sum();
         Ok(Self { data, rows, batch_size: config.batch_size, report, n_steps, chunk_steps, n_left_out })

@@ -87,6 +87,7 @@ impl<'a> Run<'a> {
             }
             None => (Cursor { fingerprint, ..Cursor::default() }, Vec::new(), Vec::new()),
         };
+        refuse_older_skips(&cursor, &metrics, &state)?;
         if cursor.guard.has_judged() && cursor.policy != policy {
             let mistake = format!(
                 "on_nonfinite and on_spike: the unfinished run in {} has treated a step by {}; now they are {policy}; restore them to go \
@@ -133,6 +134,7 @@ impl<'a> Run<'a> {
     pub(crate) fn span(&mut self, objective: &mut impl Objective, first: u64, schedule: &Schedule) -> Result<()> {
         if self.cursor.step == first {
             self.learner.reset_moments();
+            self.cursor.n_updates = Some(0);
         }
         let done = self.steps(objective, first, schedule);
         self.saved_if_stopped(done)
@@ -221,7 +223,12 @@ impl<'a> Run<'a> {
         match verdict {
             Verdict::Stop => return Err(self.non_finite(found)),
             Verdict::StopAtSpike(spike) => return Err(self.spike(spike, found)),
-            Verdict::Apply => self.learner.update(lr, grad_norm, at + 1, &self.settings),
+            Verdict::Apply => {
+                // A checkpoint without the count is of an older program and has skipped no step.
+                let n_updates = self.cursor.n_updates.unwrap_or(at) + 1;
+                self.learner.update(lr, grad_norm, n_updates, &self.settings);
+                self.cursor.n_updates = Some(n_updates);
+            }
             Verdict::Skip => {}
         }
         self.cursor.step += 1;
@@ -312,4 +319,20 @@ impl<'a> Run<'a> {
         let logs = Logs { metrics: self.metrics.text(), samples };
         state::save(&self.state, &self.cursor, &self.learner.arrays(), logs, self.settings.keep_last)
     }
+}
+
+/// Refuses a checkpoint of an older program that has skipped a step: it counted the step as one of AdamW's, so that neither its updates since
+/// nor ours to come would be those of an uninterrupted run.
+fn refuse_older_skips(cursor: &Cursor, metrics: &[u8], state: &Path) -> Result<()> {
+    const SKIPPED: &[u8] = b"\"skipped\":true";
+    let has_skipped = || metrics.windows(SKIPPED.len()).any(|part| part == SKIPPED);
+    if cursor.step == 0 || cursor.n_updates.is_some() || !has_skipped() {
+        return Ok(());
+    }
+    let mistake = format!(
+        "{}: the unfinished run has skipped a step under an older version of this program, which counted it in AdamW's bias correction; remove \
+         that folder to start over, or finish the run with that version",
+        state.display()
+    );
+    Err(Error::Config { mistakes: vec![mistake] })
 }

@@ -40,6 +40,29 @@ impl Schedule {
         self.peak * self.factor(step)
     }
 
+    /// Why no step has a rate above 0, where that is so: the only step of a schedule is the first of its warm-up.
+    pub(crate) fn mistake(&self) -> Option<String> {
+        (self.total_steps == 1 && self.warmup_steps > 0).then(|| {
+            format!(
+                "the warm-up ({} steps) leaves nothing to train: its first step has rate 0, as in transformers, and the schedule has no other; set \
+                 warmup_steps and warmup_ratio to 0, or make more steps (of each chunk): more epochs, or a smaller batch_size",
+                self.warmup_steps
+            )
+        })
+    }
+
+    /// A line on a warm-up that the schedule does not outlast.
+    pub(crate) fn notice(&self) -> Option<String> {
+        let Self { peak, warmup_steps, total_steps, .. } = self;
+        (warmup_steps >= total_steps).then(|| {
+            let highest = self.lr(total_steps.saturating_sub(1));
+            format!(
+                "the warm-up of {warmup_steps} steps does not end within the {total_steps} of the schedule: the highest rate is {highest:e}, lr = \
+                 {peak:e} is never reached"
+            )
+        })
+    }
+
     fn factor(&self, step: u64) -> f64 {
         if step < self.warmup_steps {
             return step as f64 / self.warmup_steps as f64;

@@ -1,6 +1,6 @@
 //! What SFT and DPO have in common: the optimizer's settings as one struct, their checks, and what a spine is handed.
 
-use crate::schedule::Schedule;
+use crate::schedule::{Decay, Schedule};
 use crate::{Error, Result};
 use aloe_model::{Gguf, Keep};
 use aloe_record::{Cancel, Progress};
@@ -61,7 +61,7 @@ macro_rules! loop_fields {
                 warmup_ratio: f64 = 0.0,
                 /// The curve after the warm-up.
                 schedule: $crate::schedule::Decay = $crate::schedule::Decay::Cosine,
-                /// Where the curve ends, as a share of `lr`.
+                /// Where the curve ends, as a share of `lr`; a constant one has no end.
                 lr_floor: f64 = 0.0,
                 /// AdamW's betas.
                 betas: [f64; 2] = [0.9, 0.999],
@@ -80,11 +80,11 @@ macro_rules! loop_fields {
                 recompute: bool = false,
                 /// A built-in template's name or a `.jinja` file in place of the start model's own; written to the output.
                 chat_template: Option<String> = None,
-                /// Whether epochs are shuffled; off keeps the order of the file before packing.
+                /// Whether epochs are shuffled; off keeps the order of the file, in SFT that of packing: rows from long to short.
                 shuffle: bool = true,
-                /// Share of the rows set apart and never trained on, when no held-out rows are given.
+                /// Share of the rows set apart and never trained on, when no held-out rows are given; rounded down, to a row or more.
                 held_out_share: f64 = 0.0,
-                /// Steps between held-out evaluations; 0 for the start and the end only.
+                /// Steps between held-out evaluations, which need held-out rows; 0 for the start and the end only.
                 eval_every: u64 = 0,
                 /// Held-out evaluations in a row without a better one that end the training; 0 never does.
                 patience: u64 = 0,
@@ -176,6 +176,27 @@ impl LoopSettings {
         }
     }
 
+    /// Refuses a span of steps in which the rate is never above 0, and tells what keeps `lr` and `weight_decay` from acting. A span has moments
+    /// and a schedule of its own.
+    pub(crate) fn judge_spans(&self, n_steps: &[u64]) -> Result<Vec<String>> {
+        let schedules = || n_steps.iter().map(|&n_steps| self.curve(n_steps));
+        refuse(schedules().filter_map(|schedule| schedule.mistake()).take(1).collect())?;
+        let warm_up = schedules().find_map(|schedule| schedule.notice());
+        Ok(warm_up.into_iter().chain(self.decay_notice()).collect())
+    }
+
+    /// A line on a weight decay that f32 does not see, not even at the peak rate. The factor is that of `aloe_tensor`'s AdamW, and of PyTorch's.
+    fn decay_notice(&self) -> Option<String> {
+        let (lr, decay) = (self.lr as f32, self.weight_decay as f32);
+        let keeps = (1.0 - f64::from(lr) * f64::from(decay)) as f32;
+        (decay > 0.0 && keeps == 1.0).then(|| {
+            format!(
+                "weight_decay = {decay} has no effect at lr = {lr:e}: 1 - lr * weight_decay is 1 in f32, here as in PyTorch's AdamW; it acts where \
+                 lr * weight_decay is above 3e-8"
+            )
+        })
+    }
+
     /// Whether the training depends on held-out evaluations.
     pub(crate) fn needs_held_out(&self) -> bool {
         self.patience > 0 || self.keep_best
@@ -189,7 +210,7 @@ impl LoopSettings {
                 mistakes.push(text);
             }
         };
-        need(self.lr > 0.0 && self.lr.is_finite(), format!("lr = {}: must be above 0", self.lr));
+        need(is_positive(self.lr), format!("lr = {}: must be above 0, as a number of f32 too", self.lr));
         need((0.0..1.0).contains(&self.warmup_ratio), format!("warmup_ratio = {}: must be in 0..1", self.warmup_ratio));
         need(
             self.warmup_ratio == 0.0 || self.warmup_steps == 0,
@@ -199,12 +220,22 @@ impl LoopSettings {
             (0.0..=1.0).contains(&self.lr_floor),
             format!("lr_floor = {}: must be a share of lr in 0..=1", self.lr_floor),
         );
+        need(
+            self.lr_floor == 0.0 || self.schedule != Decay::Constant,
+            format!(
+                "lr_floor = {}: a constant schedule does not fall; set it to 0, or schedule to cosine or linear",
+                self.lr_floor
+            ),
+        );
         for beta in self.betas {
-            need((0.0..1.0).contains(&beta), format!("betas: {beta} must be in 0..1"));
+            need((0.0..1.0).contains(&(beta as f32)), format!("betas: {beta} must be in 0..1, as a number of f32 too"));
         }
-        need(self.eps > 0.0, format!("eps = {}: must be above 0", self.eps));
-        need(self.weight_decay >= 0.0, format!("weight_decay = {}: must be 0 or more", self.weight_decay));
-        need(self.clip >= 0.0, format!("clip = {}: must be 0 (off) or more", self.clip));
+        need(is_positive(self.eps), format!("eps = {}: must be above 0, as a number of f32 too", self.eps));
+        need(
+            self.weight_decay >= 0.0 && (self.weight_decay as f32).is_finite(),
+            format!("weight_decay = {}: must be 0 or more, and finite in f32", self.weight_decay),
+        );
+        need(self.clip >= 0.0 && self.clip.is_finite(), format!("clip = {}: must be 0 (off) or more", self.clip));
         need((0.0..1.0).contains(&self.held_out_share), "held_out_share must be in 0..1".into());
         need(self.keep_last > 0, "keep_last = 0: must be 1 or more".into());
         need(
@@ -222,6 +253,14 @@ impl LoopSettings {
         need(self.sample_tokens > 0, "sample_tokens = 0: must be 1 or more".into());
         mistakes
     }
+}
+
+/// The most epochs or steps that settings may ask for: products with them fit into 64 bits.
+pub(crate) const MOST: u64 = u32::MAX as u64;
+
+/// Whether a setting is above 0 and finite as the f32 that is computed with.
+pub(crate) fn is_positive(value: f64) -> bool {
+    value as f32 > 0.0 && (value as f32).is_finite()
 }
 
 /// The error that lists `mistakes`, if there are any.
@@ -262,6 +301,72 @@ pub fn start_weights(dir: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_that_are_nothing_or_infinite_in_f32_are_refused() {
+        let mistakes = |change: &dyn Fn(&mut LoopSettings)| {
+            let mut settings = LoopSettings::default();
+            change(&mut settings);
+            settings.mistakes()
+        };
+        assert!(mistakes(&|_| {}).is_empty());
+        let check = |name: &str, change: &dyn Fn(&mut LoopSettings)| {
+            let found = mistakes(change);
+            assert!(matches!(found.as_slice(), [one] if one.starts_with(name)), "{name}: {found:?}");
+        };
+        for value in [0.0, 1e-50, 1e39, f64::NAN, f64::INFINITY] {
+            check("lr = ", &|settings| settings.lr = value);
+            check("eps = ", &|settings| settings.eps = value);
+        }
+        for value in [1e39, f64::NAN, f64::INFINITY, -1.0] {
+            check("weight_decay = ", &|settings| settings.weight_decay = value);
+        }
+        check("clip = ", &|settings| settings.clip = f64::INFINITY);
+        // 1 - 1e-9 is 1 in f32, and AdamW would divide by 1 - 1.
+        for value in [1.0 - 1e-9, f64::NAN, -0.1] {
+            check("betas: ", &|settings| settings.betas[1] = value);
+        }
+        check("lr_floor = 0.1: a constant schedule", &|settings| {
+            (settings.lr_floor, settings.schedule) = (0.1, Decay::Constant);
+        });
+        let sft = |change: &dyn Fn(&mut crate::SftConfig)| {
+            let mut config = crate::SftConfig { epochs: Some(1), ..Default::default() };
+            change(&mut config);
+            config.mistakes().len()
+        };
+        assert_eq!(sft(&|config| config.neftune_alpha = 15.0), 0);
+        assert_eq!(sft(&|config| config.neftune_alpha = 1e6), 1);
+        assert_eq!(sft(&|config| config.epochs = Some(1 << 62)), 1);
+        let dpo = |change: &dyn Fn(&mut crate::DpoConfig)| {
+            let mut config = crate::DpoConfig::default();
+            change(&mut config);
+            config.mistakes().len()
+        };
+        assert_eq!(dpo(&|_| {}), 0);
+        assert_eq!(dpo(&|config| config.beta = 1e-60), 1);
+        assert_eq!(dpo(&|config| config.epochs = 1 << 62), 1);
+    }
+
+    #[test]
+    fn a_warm_up_without_a_rate_above_0_is_refused_and_one_without_an_end_or_a_decay_without_effect_is_told() {
+        let settings =
+            |warmup_steps, lr, weight_decay| LoopSettings { warmup_steps, lr, weight_decay, ..Default::default() };
+        let told =
+            |settings: LoopSettings, n_steps: &[u64]| settings.judge_spans(n_steps).map_err(|error| error.to_string());
+        assert_eq!(told(settings(0, 1e-3, 0.0), &[1, 1]).unwrap(), [""; 0]);
+        assert_eq!(told(settings(2, 1e-3, 0.1), &[3]).unwrap(), [""; 0]);
+        let refused = told(settings(1, 1e-3, 0.0), &[2, 1]).unwrap_err();
+        assert!(refused.starts_with("the warm-up (1 steps) leaves nothing to train"), "{refused}");
+        let share = LoopSettings { warmup_ratio: 0.03, ..Default::default() };
+        assert!(told(share, &[1]).is_err());
+        // Rates 0, 1/4 and 2/4 of 1e-3.
+        let unfinished = told(settings(4, 1e-3, 0.0), &[3]).unwrap();
+        assert!(matches!(unfinished.as_slice(), [one] if one.contains("the highest rate is 5e-4")), "{unfinished:?}");
+        // f32 has 2^-24 = 6e-8 below 1: 1 - 2e-8 is rounded to 1, 1 - 4e-8 is not.
+        let decays = |decay| told(settings(0, 2e-7, decay), &[3]).unwrap();
+        assert!(matches!(decays(0.1).as_slice(), [one] if one.starts_with("weight_decay = 0.1 has no effect")));
+        assert_eq!((decays(0.2).len(), decays(0.0).len()), (0, 0));
+    }
 
     #[test]
     fn a_stage_starts_from_the_f32_masters_where_there_are_any() {

@@ -2,14 +2,15 @@
 //!
 //! Trains on assistant turns and their end-of-turn tokens only; the loss of a step is the mean over all its trained tokens,
 //! whatever the micro-batches. Refuses data in which nothing or everything is trained on. Rows longer than `max_len` are dropped,
-//! or cut into pieces where that is asked for; those and rows without a trained token are counted and named; nothing is truncated.
+//! or cut into pieces where that is asked for; those, rows without a trained token and rows with an empty answer are counted and named;
+//! nothing is truncated.
 
 use crate::export::ExportReport;
 use crate::held_out_rows::{HELD_OUT_SE, change_at, changes_at};
 use crate::lora::{LoraConfig, LoraReport, Start, hand_over, open_learner, refuse_untrained};
 use crate::run::Run;
 use crate::sampler::Sampler;
-use crate::settings::{Context, declare_config, keep, loop_fields, open_text, refuse, start_weights};
+use crate::settings::{Context, MOST, declare_config, keep, loop_fields, open_text, refuse, start_weights};
 use crate::sft_data::{HELD_OUT_BY_SOURCE, LOSS_BY_SOURCE, SftData};
 use crate::statistics::Estimate;
 use crate::{Result, finished};
@@ -57,6 +58,9 @@ loop_fields! { declare_config! {
     defaults {}
 } }
 
+/// Far more noise than the paper's: an embedding has some thousandths of such a size.
+const MOST_NOISE: f64 = 1000.0;
+
 impl SftConfig {
     /// All mistakes, each with the field's name; empty when the settings can be used.
     pub fn mistakes(&self) -> Vec<String> {
@@ -67,11 +71,15 @@ impl SftConfig {
             }
         };
         need(self.epochs.is_some() || self.max_steps.is_some(), "epochs or max_steps: one of them is needed");
-        need(self.epochs != Some(0) && self.max_steps != Some(0), "epochs and max_steps must be 1 or more");
+        let fits = |count: Option<u64>| count.is_none_or(|count| (1..=MOST).contains(&count));
+        need(fits(self.epochs) && fits(self.max_steps), &format!("epochs and max_steps must be 1 to {MOST}"));
         need(self.max_len >= 2, "max_len must be 2 or more");
         need(self.batch_size >= 1, "batch_size must be 1 or more");
         need(self.micro_batch_size >= 1, "micro_batch_size must be 1 or more");
-        need(self.neftune_alpha >= 0.0 && self.neftune_alpha.is_finite(), "neftune_alpha must be 0 (off) or more");
+        need(
+            (0.0..=MOST_NOISE).contains(&self.neftune_alpha),
+            &format!("neftune_alpha must be 0 (off) to {MOST_NOISE}; the paper has 5 to 15"),
+        );
         mistakes.extend(self.lora.iter().flat_map(|lora| lora.mistakes(self.dtype)));
         mistakes
     }
@@ -131,7 +139,7 @@ pub struct SourceReport {
 pub struct SftReport {
     /// Rows trained on; each piece of a cut row is one.
     pub n_rows: usize,
-    /// Rows held out.
+    /// Rows held out; each piece of a cut row is one.
     pub n_held_out: usize,
     /// Rows longer than `max_len` that were cut (training and held-out).
     pub n_split: usize,
@@ -143,6 +151,9 @@ pub struct SftReport {
     pub n_too_long: usize,
     /// Rows dropped because no token of theirs is trained on.
     pub n_without_target: usize,
+    /// Rows with an empty answer, which train on the bare end of a turn (training and held-out).
+    #[serde(default)]
+    pub n_empty_answers: usize,
     /// Sources of dropped rows, the first 100.
     pub dropped: Vec<String>,
     /// Tokens of the training rows (one epoch).
@@ -231,6 +242,7 @@ pub fn sft(config: &SftConfig, inputs: SftInputs, out: &Path, context: &Context)
     let start = Start { source: &source, digest: &start_digest, text: &text, named: &named };
     let lora = config.lora.as_ref().map(|lora| (lora, config.dtype));
     (report.export, report.lora) = hand_over(run.learner, lora, &start, data.probe(), out)?;
+    report.notices.extend(report.export.notice());
     report.start_digest = start_digest;
     finished::write(out, &fingerprint, &report)?;
     context.progress.finish();

@@ -2,6 +2,7 @@
 //! row names.
 
 use crate::guard::{OnNonFinite, OnSpike};
+use crate::held_out;
 use crate::held_out_rows::Rows;
 use crate::learner::{Learner, Targets, target_logps};
 use crate::lora::ControlIds;
@@ -13,7 +14,7 @@ use crate::run::{Objective, StepLoss};
 use crate::schedule::Schedule;
 use crate::settings::{Context, TrainDtype};
 use crate::sft::{SftConfig, SftInputs, SftReport, SourceReport};
-use crate::sft_rows::{check_context, check_shares, check_vocabulary, encode, keep_usable, set_apart};
+use crate::sft_rows::{check_context, check_shares, check_vocabulary, empty_answers, encode, keep_usable, set_apart};
 use crate::{Error, Result, finished};
 use aloe_model::{Config, Decoder, PackedBatch};
 use aloe_record::digest::Hasher;
@@ -56,8 +57,9 @@ impl SftData {
         model: &Config,
     ) -> Result<(Self, SftReport)> {
         if inputs.held_out.is_empty() {
-            inputs.held_out = set_apart(&mut inputs.rows, config.held_out_share, config.seed);
+            inputs.held_out = set_apart(&mut inputs.rows, config.held_out_share, config.seed)?;
         }
+        let empty = [empty_answers(&inputs.rows), empty_answers(&inputs.held_out)].concat();
         let (documents, mut cut) = encode(&inputs.rows, text, config)?;
         let (held_out, held_out_cut) = encode(&inputs.held_out, text, config)?;
         let (data, mut report) = Self::from_documents(config, documents, held_out, model)?;
@@ -66,10 +68,12 @@ impl SftData {
         report.n_split_inside = cut.n_inside;
         report.n_pieces = cut.n_pieces;
         report.notices.extend(cut.notice(config.max_len));
+        report.n_empty_answers = empty.len();
+        report.notices.extend(finished::empty_answers_notice(&empty));
         Ok((data, report))
     }
 
-    /// Checks and packs encoded rows.
+    /// Checks and packs encoded rows. Nothing is set apart here: a piece of a row is none of its own.
     pub(crate) fn from_documents(
         config: &SftConfig,
         mut documents: Vec<Document>,
@@ -78,9 +82,7 @@ impl SftData {
     ) -> Result<(Self, SftReport)> {
         let mut report = SftReport::default();
         check_shares(documents.iter().chain(&held_out))?;
-        if held_out.is_empty() {
-            held_out = set_apart(&mut documents, config.held_out_share, config.seed);
-        }
+        let n_held_out = held_out.len();
         keep_usable(&mut documents, config.max_len, &mut report);
         keep_usable(&mut held_out, config.max_len, &mut report);
         if documents.is_empty() {
@@ -92,10 +94,8 @@ impl SftData {
         }
         check_vocabulary(documents.iter().chain(&held_out), model.vocab_size)?;
         check_context(documents.iter().chain(&held_out), model.max_position_embeddings)?;
-        if held_out.is_empty() && config.loop_settings().needs_held_out() {
-            let reason = "patience and keep_best judge by held-out rows and there are none; set held_out_share, or hold_out in the data stage";
-            return Err(Error::Data { what: "held-out rows".into(), reason: reason.into() });
-        }
+        let settings = config.loop_settings();
+        held_out::refuse_none(&settings, held_out.len(), "rows")?;
         let sources: BTreeSet<&str> = documents.iter().chain(&held_out).filter_map(Document::data_source).collect();
         let has_sources = sources.len() > 1;
         let mut data = Self {
@@ -113,6 +113,7 @@ impl SftData {
             epoch_rows: None,
         };
         data.n_rows_per_epoch = data.rows_of(0).len();
+        report.notices.extend(settings.judge_spans(&[data.n_steps(config)])?);
         report.n_rows = data.documents.len();
         report.n_held_out = data.held_out.len();
         let n_kept = report.n_rows + report.n_held_out;
@@ -124,6 +125,7 @@ impl SftData {
             report.n_without_target,
             why,
         ));
+        report.notices.extend(held_out::none_left(n_held_out, report.n_held_out, "rows"));
         report.n_tokens = data.tokens_per_epoch();
         report.n_targets = data.documents.iter().map(|document| document.n_targets() as u64).sum();
         report.n_packed_rows = data.n_rows_per_epoch;
@@ -157,15 +159,18 @@ impl SftData {
         self.n_rows_per_epoch.div_ceil(self.batch_size) as u64
     }
 
+    fn n_steps(&self, config: &SftConfig) -> u64 {
+        let by_epochs = config.epochs.map(|epochs| epochs.saturating_mul(self.steps_per_epoch()));
+        [by_epochs, config.max_steps].into_iter().flatten().min().unwrap_or(0)
+    }
+
     pub(crate) fn schedule(&self, config: &SftConfig) -> Schedule {
-        let by_epochs = config.epochs.map(|epochs| epochs * self.steps_per_epoch());
-        let total_steps = [by_epochs, config.max_steps].into_iter().flatten().min().unwrap_or(0);
-        config.loop_settings().curve(total_steps)
+        config.loop_settings().curve(self.n_steps(config))
     }
 
     /// For the progress bar: exact for whole epochs.
     pub(crate) fn total_tokens(&self, n_steps: u64) -> u64 {
-        self.tokens_per_epoch() * n_steps / self.steps_per_epoch().max(1)
+        self.tokens_per_epoch().saturating_mul(n_steps) / self.steps_per_epoch().max(1)
     }
 
     fn rows_of(&self, epoch: u64) -> Vec<Vec<usize>> {
@@ -201,8 +206,9 @@ impl SftData {
     }
 
     pub(crate) fn fingerprint(&self, config: &SftConfig, start: &str, text: &TextModel, context: &Context) -> String {
-        // Checkpoints and recomputation change no bit, nor does the split into micro-batches in f32: they may change between restarts. In bf16
-        // two rows enter a product together, so a split after an odd row rounds otherwise.
+        // Checkpoints and recomputation change no bit, nor does the split into micro-batches in f32, so that a state is not told apart by them;
+        // in bf16 two rows enter a product together, and a split after an odd row rounds otherwise. What a stage of the program may change between
+        // restarts is decided before (`resumable` in its `stage.rs`) and is less: no split.
         let micro_batch_size = if config.dtype == TrainDtype::F32 { 1 } else { config.micro_batch_size };
         // How faults are met may change too, as long as none has been (see `Run::open`).
         let (on_spike, on_nonfinite) = (OnSpike::Stop, OnNonFinite::Stop);

@@ -6,6 +6,7 @@
 //! `max_len` tokens; each but the first begins with half a row of what came before, as context that is not trained on. Either way
 //! every answer's token is trained on once.
 
+use crate::held_out::take_apart;
 use crate::pack::{Document, PIECE};
 use crate::sft::{LongRows, SftConfig, SftReport, SftRow};
 use crate::{Error, Result};
@@ -48,7 +49,7 @@ pub(crate) fn encode(rows: &[SftRow], text: &TextModel, config: &SftConfig) -> R
     let (mut documents, mut cut) = (Vec::with_capacity(rows.len()), Cut::default());
     for row in rows {
         let encoded = encode_messages(row, &row.conversation.messages, text)?;
-        if config.long_rows == LongRows::Drop || encoded.ids.len() <= config.max_len {
+        if config.long_rows == LongRows::Drop || encoded.ids.len() <= config.max_len || encoded.n_targets() == 0 {
             documents.push(Document::new(row, row.source.clone(), encoded));
             continue;
         }
@@ -63,12 +64,26 @@ pub(crate) fn encode(rows: &[SftRow], text: &TextModel, config: &SftConfig) -> R
 /// The ids and loss mask of each row, or of its pieces, exactly as [`crate::sft()`] trains on them: what rows rendered elsewhere are held to.
 pub fn trained_rows(rows: &[SftRow], text: &TextModel, config: &SftConfig) -> Result<Vec<Encoded>> {
     let (documents, _) = encode(rows, text, config)?;
-    Ok(documents.into_iter().map(|one| Encoded { ids: one.ids, loss_mask: one.loss_mask }).collect())
+    let trained = documents.into_iter().filter(|one| one.n_targets() > 0);
+    Ok(trained.map(|one| Encoded { ids: one.ids, loss_mask: one.loss_mask }).collect())
 }
 
 fn encode_messages(row: &SftRow, messages: &[Message], text: &TextModel) -> Result<Encoded> {
-    let encoded = text.encode_conversation(&Conversation { messages: messages.to_vec() });
+    let encoded = text.encode_row(&Conversation { messages: messages.to_vec() }).and_then(|encoded| {
+        // A row without a target is counted and dropped; one of targets alone has no prompt that was masked.
+        if encoded.n_targets() > 0 {
+            encoded.check_trained()?;
+        }
+        Ok(encoded)
+    });
     encoded.map_err(|error| Error::Data { what: row.source.clone(), reason: error.to_string() })
+}
+
+/// Where answers without a letter stand: their rows train on the bare end of a turn.
+pub(crate) fn empty_answers(rows: &[SftRow]) -> Vec<String> {
+    let is_empty = |message: &Message| message.role == Role::Assistant && message.content.trim().is_empty();
+    let found = rows.iter().filter(|row| row.conversation.messages.iter().any(is_empty));
+    found.map(|row| row.source.clone()).collect()
 }
 
 /// The pieces of a long row, and whether an exchange had to be cut.
@@ -170,23 +185,17 @@ pub(crate) fn check_context<'a>(documents: impl Iterator<Item = &'a Document>, c
 }
 
 /// Takes a share of the rows out, chosen by the seed, and keeps the order of both parts.
-pub(crate) fn set_apart<T>(rows: &mut Vec<T>, share: f64, seed: u64) -> Vec<T> {
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    CounterRng::new(seed, "sft-held-out", 0).shuffle(&mut order);
-    order.truncate((rows.len() as f64 * share) as usize);
-    order.sort_unstable();
-    let mut apart: Vec<T> = order.iter().rev().map(|&at| rows.remove(at)).collect();
-    apart.reverse();
-    apart
+pub(crate) fn set_apart(rows: &mut Vec<SftRow>, share: f64, seed: u64) -> Result<Vec<SftRow>> {
+    take_apart(rows, share, CounterRng::new(seed, "sft-held-out", 0), "rows")
 }
 
 /// Drops, counts and names what is too long or has nothing to train on.
 pub(crate) fn keep_usable(documents: &mut Vec<Document>, max_len: usize, report: &mut SftReport) {
     documents.retain(|document| {
-        let too_long = document.ids.len() > max_len;
         let empty = document.n_targets() == 0;
+        let too_long = document.ids.len() > max_len && !empty;
         report.n_too_long += usize::from(too_long);
-        report.n_without_target += usize::from(!too_long && empty);
+        report.n_without_target += usize::from(empty);
         if (too_long || empty) && report.dropped.len() < 100 {
             report.dropped.push(document.source.clone());
         }

@@ -22,8 +22,11 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Cursor {
     /// Digest of settings, inputs, start weights, dtype and CPU path: a state continues only the run it came from.
     pub(crate) fingerprint: String,
-    /// Optimizer steps done, over all chunks.
+    /// Optimizer steps done, over all chunks, skipped ones included.
     pub(crate) step: u64,
+    /// Updates that AdamW has made since its moments were 0: skipped steps are none. Checkpoints of older programs lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) n_updates: Option<u64>,
     /// Tokens passed forward so far.
     pub(crate) n_tokens: u64,
     /// Tokens trained on so far.

@@ -486,10 +486,23 @@ fn decides(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &
         (_, true) => "of the trainer",
         _ => isa,
     };
-    json!({
+    let mut decides = json!({
         "kind": job.kind, "config": job.used, "inputs": inputs, "seed": context.seed, "dtype": dtype, "isa": isa,
         "version": results_since(job.kind),
-    })
+    });
+    if may_skip(job.kind, &decides["config"]) {
+        decides[SKIPS] = SKIPS_SINCE.into();
+    }
+    decides
+}
+
+/// What decides of a training that may skip steps; others are what they were.
+const SKIPS: &str = "skips";
+/// 2: a skipped step is none of AdamW's for its bias correction.
+const SKIPS_SINCE: &str = "2";
+
+fn may_skip(kind: &str, config: &Value) -> bool {
+    matches!(kind, "sft" | "dpo") && ["on_nonfinite", "on_spike"].iter().any(|key| config[*key] == "skip")
 }
 
 fn digest_of_json(value: &Value) -> anyhow::Result<String> {
@@ -503,6 +516,10 @@ fn resumable(kind: &str, mut decides: Value) -> Value {
         config.retain(|key, _| {
             !["recompute", "checkpoint_every", "keep_last", "on_spike", "on_nonfinite"].contains(&key.as_str())
         });
+    }
+    // Whether a step has been skipped, and by which rule, the training's checkpoints know.
+    if let Some(decides) = decides.as_object_mut() {
+        decides.remove(SKIPS);
     }
     // The log of answers knows each question: more questions or tasks take its answers up.
     let is_closed = kind == "eval" && decides["config"]["strategy"] != "open";
@@ -816,6 +833,22 @@ mod tests {
         assert_eq!(there(1), [true, true]);
         assert_eq!(there(2), [false, true]);
         assert_eq!(there(2), [false, true]);
+    }
+
+    #[test]
+    fn a_training_that_may_skip_is_made_anew_where_skips_were_others_and_an_unfinished_one_goes_on() {
+        for (kind, config, expected) in [
+            ("sft", json!({"on_nonfinite": "skip", "on_spike": "stop"}), true),
+            ("dpo", json!({"on_nonfinite": "stop", "on_spike": "skip"}), true),
+            ("sft", json!({"on_nonfinite": "stop", "on_spike": "keep"}), false),
+            ("eval", json!({"on_spike": "skip"}), false),
+        ] {
+            assert_eq!(may_skip(kind, &config), expected, "{kind} {config}");
+        }
+        let of = |policy: &str| json!({"kind": "sft", "config": {"lr": 1, "on_spike": policy}});
+        let mut skipping = of("skip");
+        skipping[SKIPS] = SKIPS_SINCE.into();
+        assert_eq!(resumable("sft", skipping), resumable("sft", of("stop")));
     }
 
     #[test]

@@ -153,6 +153,42 @@ fn a_template_whose_answer_changes_its_prompt_is_refused_for_pairs() {
     assert!(matches!(model.encode_pair(&two), Err(Error::Messages { index: 1, .. })));
 }
 
+/// The prompt of such a template ends where the answer's header would begin: a model trained on its rows is asked without the header.
+#[test]
+fn rows_whose_last_answer_does_not_follow_the_prompt_of_a_chat_are_refused() {
+    let Some(model) = llama3() else { return };
+    let of = |source: &str| model.with_chat_template(ChatTemplate::new(source, "own").unwrap());
+    let line = "{{ m.role }}: {{ m.content }}{{ eos_token }}";
+    let headless = of(&format!("{{% for m in messages %}}{line}{{% endfor %}}"));
+    let error = headless.encode_conversation(&exchange()).unwrap_err();
+    assert!(error.to_string().contains("add_generation_prompt"), "{error}");
+    // They part where the header would begin.
+    let end = headless.render_text(&exchange().messages[..2], true).unwrap().len();
+    assert!(matches!(error, Error::NotPrefixConsistent { at, .. } if at == end), "{error}");
+    let counting = of(&format!("{{{{ messages | length }}}}{{% for m in messages %}}{line}{{% endfor %}}"));
+    assert!(matches!(counting.encode_conversation(&exchange()), Err(Error::NotPrefixConsistent { at: 0, .. })));
+    // What stands before the last question alone, as the system message does in Mistral's templates, changes the prompts of earlier answers;
+    // white space of an answer may be trimmed.
+    let last = "{% set asked = (messages | selectattr('role', 'equalto', 'user') | list | last).content %}{% for m in messages %}\
+                {% if m.content == asked %}Be brief. {% endif %}{{ m.role }}: {{ m.content | trim }}{{ eos_token }}{% endfor %}\
+                {% if add_generation_prompt %}assistant: {% endif %}";
+    let messages = vec![
+        Message::user("Fever?"),
+        Message::assistant(" Rest.\n"),
+        Message::user("More?"),
+        Message::assistant("  No."),
+    ];
+    of(last).encode_conversation(&Conversation { messages: messages.clone() }).unwrap();
+    // Nobody asks for an answer behind an answer, or before a question.
+    let line = of(&format!(
+        "{{% for m in messages %}}{line}{{% endfor %}}{{% if add_generation_prompt %}}assistant: {{% endif %}}"
+    ));
+    for order in [&[0, 1, 3][..], &[3]] {
+        let messages = order.iter().map(|&at| messages[at].clone()).collect();
+        line.encode_conversation(&Conversation { messages }).unwrap();
+    }
+}
+
 #[test]
 fn a_template_that_prints_the_date_needs_one_from_the_caller() {
     let Some(model) = smollm2() else { return };

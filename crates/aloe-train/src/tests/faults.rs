@@ -85,7 +85,7 @@ fn run_faulty(config: &SftConfig, step: u64, fault: &dyn Fn(&mut Learner), out: 
     let lines = String::from_utf8(run.metrics.text().to_vec()).unwrap();
     let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let skipped = lines.filter(|line| line["skipped"] == true).map(|line| line["step"].as_u64().unwrap()).collect();
-    let bits = run.learner.params().tensors().iter().flat_map(|tensor| tensor.as_f32()).map(|v| v.to_bits()).collect();
+    let bits = bits(&run.learner);
     Ended { bits, skipped, result }
 }
 
@@ -111,6 +111,95 @@ fn a_gradient_ten_thousand_times_too_large_is_skipped_and_leaves_no_trace_in_the
     let kept = SftConfig { on_spike: OnSpike::Keep, ..config(80) };
     let kept = run_faulty(&kept, 80, &|learner| learner.scale_grads(1e4), &dir.path().join("kept"));
     assert!(kept.skipped.is_empty() && kept.bits != whole.bits);
+}
+
+/// The same data with one step left out: step `step` (counted from 1) is that behind it, and so on.
+struct Without {
+    inner: SftData,
+    step: u64,
+}
+
+impl Objective for Without {
+    const JUDGED: &'static str = SftData::JUDGED;
+
+    fn accumulate(&mut self, learner: &mut Learner, step: u64, context: &Context) -> Result<StepLoss> {
+        self.inner.accumulate(learner, if step + 1 < self.step { step } else { step + 1 }, context)
+    }
+
+    fn evaluate(&mut self, learner: &Learner, context: &Context) -> Result<Map<String, Value>> {
+        self.inner.evaluate(learner, context)
+    }
+}
+
+fn bits(learner: &Learner) -> Vec<u32> {
+    learner.params().tensors().iter().flat_map(|tensor| tensor.as_f32()).map(|value| value.to_bits()).collect()
+}
+
+/// The schedule is constant, so that the one step more in it makes no difference. AdamW's bias correction is largest at the start.
+#[test]
+fn a_skipped_step_leaves_the_weights_of_a_run_without_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let skipping = SftConfig { on_nonfinite: OnNonFinite::Skip, ..config(20) };
+    for step in [1, 2, 9] {
+        let out = dir.path().join(format!("skipped {step}"));
+        let fault = |learner: &mut Learner| learner.scale_grads(f32::INFINITY);
+        let faulty = run_faulty(&skipping, step, &fault, &out);
+        assert!(faulty.result.is_ok() && faulty.skipped == [step]);
+
+        let context = context(1);
+        let params = tiny("qwen2");
+        let one_less = config(19);
+        let (inner, _) = SftData::from_documents(&one_less, documents(60), Vec::new(), &params.config).unwrap();
+        let schedule = inner.schedule(&one_less);
+        let learner = Learner::new(params, one_less.dtype.tensor(), &context.device);
+        let folder = dir.path().join(format!("without {step}"));
+        let mut run = Run::open(learner, one_less.loop_settings(), "test".into(), &folder, &context).unwrap();
+        run.span(&mut Without { inner, step }, 0, &schedule).unwrap();
+        assert!(faulty.bits == bits(&run.learner), "step {step}: the skipped step left a trace");
+
+        // Resumed behind the skipped step.
+        for late in ["step-0000000015", "step-0000000020"] {
+            std::fs::remove_dir_all(out.join("state").join(late)).unwrap();
+        }
+        let resumed = run_faulty(&skipping, step, &fault, &out);
+        assert!(resumed.result.is_ok() && resumed.bits == faulty.bits, "step {step}: resumed");
+    }
+}
+
+/// Checkpoints of an older program do not say how many updates were made: each step without a skip, and with one neither number is right.
+#[test]
+fn a_checkpoint_of_an_older_program_goes_on_unless_it_has_skipped_a_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let skipping = SftConfig { on_nonfinite: OnNonFinite::Skip, ..config(20) };
+    for step in [0, 3] {
+        let out = dir.path().join(format!("{step}"));
+        let fault = |learner: &mut Learner| learner.scale_grads(f32::NAN);
+        let whole = run_faulty(&skipping, step, &fault, &out);
+        for later in ["step-0000000015", "step-0000000020"] {
+            std::fs::remove_dir_all(out.join("state").join(later)).unwrap();
+        }
+        let layout = Learner::new(tiny("qwen2"), aloe_tensor::Dtype::F32, &aloe_tensor::Device::cpu(1)).layout();
+        let loaded = state::load_newest(&out.join("state"), "test", &layout).unwrap().0.unwrap();
+        assert_eq!(loaded.cursor.n_updates, Some(10 - u64::from(step > 0)));
+        let older = state::Cursor { n_updates: None, ..loaded.cursor };
+        let arrays: Vec<(&str, Vec<&[f32]>)> = layout
+            .iter()
+            .zip(&loaded.arrays)
+            .map(|((name, _), parts)| (*name, parts.iter().map(Vec::as_slice).collect()))
+            .collect();
+        let logs = state::Logs { metrics: &loaded.metrics, samples: &loaded.samples };
+        std::fs::remove_dir_all(out.join("state/step-0000000010")).unwrap();
+        state::save(&out.join("state"), &older, &arrays, logs, 100).unwrap();
+        let cursor = std::fs::read_to_string(out.join("state/step-0000000010/cursor.json")).unwrap();
+        assert!(!cursor.contains("n_updates"), "{cursor}");
+        if step == 0 {
+            assert!(run_faulty(&skipping, step, &fault, &out).bits == whole.bits);
+            continue;
+        }
+        let learner = Learner::new(tiny("qwen2"), aloe_tensor::Dtype::F32, &aloe_tensor::Device::cpu(1));
+        let error = Run::open(learner, skipping.loop_settings(), "test".into(), &out, &context(1)).err().unwrap();
+        assert!(error.to_string().contains("older version of this program"), "{error}");
+    }
 }
 
 #[test]

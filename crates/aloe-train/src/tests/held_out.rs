@@ -75,9 +75,12 @@ fn patience_ends_the_training_and_keep_best_writes_the_weights_of_the_best_evalu
 }
 
 #[test]
-fn patience_and_keep_best_without_held_out_rows_or_evaluations_are_refused() {
+fn patience_keep_best_and_evaluations_without_held_out_rows_are_refused() {
     let none = SftConfig { patience: 3, held_out_share: 0.0, ..config() };
     assert!(matches!(run(&none), Err(Error::Data { what, .. }) if what == "held-out rows"));
+    let evaluated = SftConfig { held_out_share: 0.0, ..config() };
+    let Err(Error::Data { what, reason }) = run(&evaluated) else { panic!("evaluations of nothing") };
+    assert!(what == "held-out rows" && reason.starts_with("there are none to evaluate for eval_every;"), "{reason}");
     let never = SftConfig { keep_best: true, patience: 1, eval_every: 0, ..config() };
     assert_eq!(never.mistakes().len(), 2, "{:?}", never.mistakes());
 }
@@ -88,7 +91,8 @@ fn noise_enters_the_loss_as_if_it_stood_in_the_embedding_and_the_held_out_number
     let mut document = documents(1).remove(0);
     document.ids = (5..16).collect();
     document.loss_mask = (0..11).map(|token| token >= 3).collect();
-    let config = SftConfig { neftune_alpha: 10.0, max_steps: Some(1), held_out_share: 0.0, seed: 7, ..config() };
+    let config =
+        SftConfig { neftune_alpha: 10.0, max_steps: Some(1), held_out_share: 0.0, eval_every: 0, seed: 7, ..config() };
     let (data, _) =
         SftData::from_documents(&config, vec![document.clone()], Vec::new(), &tiny("llama").config).unwrap();
     drop(data);

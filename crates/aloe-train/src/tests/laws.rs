@@ -54,7 +54,6 @@ pub(super) fn sft_config(dtype: TrainDtype) -> SftConfig {
         warmup_steps: 2,
         weight_decay: 0.1,
         dtype,
-        eval_every: 5,
         checkpoint_every: 3,
         ..SftConfig::default()
     }

@@ -11,6 +11,7 @@ mod spine;
 use crate::Result;
 use crate::dpo::DpoConfig;
 use crate::dpo_data::DpoData;
+use crate::held_out::take_apart;
 use crate::learner::Learner;
 use crate::metrics::Metrics;
 use crate::pack::Document;
@@ -21,7 +22,7 @@ use crate::sft::SftConfig;
 use crate::sft_data::SftData;
 use aloe_model::Params;
 use aloe_model::testing::{Tiny, tiny_random};
-use aloe_record::{Cancel, Progress};
+use aloe_record::{Cancel, CounterRng, Progress};
 use aloe_tensor::Device;
 use std::path::{Path, PathBuf};
 
@@ -97,7 +98,10 @@ pub(crate) fn run_learner(
     context: &Context,
 ) -> Result<Outcome> {
     let model = learner.params().config.clone();
-    let (mut data, _) = SftData::from_documents(config, documents.to_vec(), Vec::new(), &model)?;
+    let mut documents = documents.to_vec();
+    let rng = CounterRng::new(config.seed, "sft-held-out", 0);
+    let held_out = take_apart(&mut documents, config.held_out_share, rng, "rows")?;
+    let (mut data, _) = SftData::from_documents(config, documents, held_out, &model)?;
     let mut run = Run::open(learner, config.loop_settings(), "test".into(), out, context)?;
     let schedule = data.schedule(config);
     run.evaluate_start(&mut data)?;

@@ -90,7 +90,14 @@ pub(super) fn sft_config() -> SftConfig {
 
 /// Without held-out rows and what depends on them.
 fn plain_sft_config() -> SftConfig {
-    SftConfig { held_out_share: 0.0, keep_best: false, sample_every: 0, sample_prompts: Vec::new(), ..sft_config() }
+    SftConfig {
+        held_out_share: 0.0,
+        eval_every: 0,
+        keep_best: false,
+        sample_every: 0,
+        sample_prompts: Vec::new(),
+        ..sft_config()
+    }
 }
 
 pub(super) fn dpo_config() -> DpoConfig {
@@ -394,13 +401,90 @@ fn unusable_rows_and_settings_are_refused_with_the_reason() {
     let too_long = refused(&SftConfig { max_len: 4, ..plain_sft_config() }, sft_rows(5));
     assert!(too_long.contains("none is left to train on (5 too long for max_len = 4"), "{too_long}");
     let mut rows = sft_rows(3);
-    rows[1].conversation.messages.pop();
-    assert!(refused(&sft_config(), rows).starts_with("rows.jsonl:2: "));
-    let none = refused(&SftConfig { chat_template: None, ..sft_config() }, sft_rows(3));
+    rows.iter_mut().for_each(|row| row.conversation.messages.truncate(1));
+    let masked = refused(&plain_sft_config(), rows);
+    assert!(masked.starts_with("training rows: 0 % of the tokens"), "{masked}");
+    let none = refused(&SftConfig { chat_template: None, ..plain_sft_config() }, sft_rows(3));
     assert!(none.contains("no chat template"), "{none}");
+    // Of a share that is less than a row nothing would be held out, and nothing be evaluated.
+    let few = refused(&sft_config(), sft_rows(4));
+    assert!(few.starts_with("held-out rows: held_out_share = 0.2 of 4 rows") && few.contains("0.25 or more"), "{few}");
+    let unheld = refused(&SftConfig { eval_every: 2, ..plain_sft_config() }, sft_rows(4));
+    assert!(unheld.starts_with("held-out rows: there are none to evaluate for eval_every;"), "{unheld}");
+    // 4 rows make one step of batch_size = 4: the first of a warm-up, whose rate is 0.
+    let one_step = SftConfig { epochs: Some(1), warmup_ratio: 0.03, ..plain_sft_config() };
+    let unwarmed = refused(&one_step, sft_rows(4));
+    assert!(unwarmed.contains("leaves nothing to train") && unwarmed.contains("warmup_ratio to 0"), "{unwarmed}");
     let mistakes = SftConfig { lr: 0.0, epochs: None, betas: [0.9, 1.0], ..sft_config() }.mistakes();
     assert_eq!(mistakes.len(), 3, "{mistakes:?}");
     assert!(serde_json::from_str::<SftConfig>(r#"{"learning_rate": 1e-5}"#).is_err());
+}
+
+/// Three rows of which each is cut: pieces of one row are no rows that could be set apart from each other.
+#[test]
+fn no_piece_of_a_held_out_row_is_trained_on_and_the_plan_counts_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(&dir.path().join("base"));
+    let exchange = |row: usize, at: usize| [Message::user(words(row, 4)), Message::assistant(words(row * 9 + at, 6))];
+    let mut rows = sft_rows(3);
+    for (row, of) in rows.iter_mut().enumerate() {
+        of.conversation.messages = (0..4).flat_map(|at| exchange(row, at)).collect();
+    }
+    let config = SftConfig {
+        long_rows: LongRows::Split,
+        max_len: 20,
+        held_out_share: 0.3,
+        epochs: Some(1),
+        ..plain_sft_config()
+    };
+    let text = TextModel::open(&dir.path().join("base")).unwrap().with_template("chatml").unwrap();
+    let few = refused(&config, rows.clone());
+    assert!(few.contains("held_out_share = 0.3 of 3 rows") && few.contains("0.34 or more"), "{few}");
+    assert!(sft_size(&config, rows.clone(), false, &text).is_err());
+    let config = SftConfig { held_out_share: 0.34, ..config };
+    let inputs = SftInputs { start: dir.path().join("base"), rows: rows.clone(), held_out: Vec::new() };
+    let report = sft(&config, inputs, &dir.path().join("out"), &context(1)).unwrap();
+    // Each row of 4 exchanges of 7 + 9 tokens becomes four pieces.
+    assert_eq!((report.n_pieces, report.n_rows, report.n_held_out), (12, 8, 4));
+    let size = sft_size(&config, rows, false, &text).unwrap();
+    assert_eq!((size.n_rows, size.n_tokens, size.n_steps), (8, report.n_tokens, report.n_steps));
+}
+
+#[test]
+fn rows_without_an_answer_are_dropped_and_empty_answers_trained_on_both_counted_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(&dir.path().join("base"));
+    let mut rows = sft_rows(8);
+    rows[2].conversation.messages.truncate(1);
+    rows[5].conversation.messages[1].content = String::new();
+    let inputs = SftInputs { start: dir.path().join("base"), rows, held_out: Vec::new() };
+    let config = SftConfig { epochs: Some(1), ..plain_sft_config() };
+    let report = sft(&config, inputs, &dir.path().join("out"), &context(1)).unwrap();
+    assert_eq!((report.n_rows, report.n_without_target, report.n_empty_answers), (7, 1, 1));
+    assert_eq!(report.dropped, ["rows.jsonl:3"]);
+    let said = |part: &str| report.notices.iter().any(|notice| notice.contains(part));
+    assert!(said("1 of 8 rows dropped: 0 longer than max_len, 1 without a trained token"), "{:?}", report.notices);
+    assert!(said("1 rows have an empty answer") && said("(rows.jsonl:6)"), "{:?}", report.notices);
+}
+
+/// f32 has steps of 1.9e-9 at a weight of 0.02: updates of 1e-12 are lost in the masters too, but for weights near 0.
+#[test]
+fn updates_that_vanish_in_the_export_or_altogether_are_told_by_both_stages() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(&dir.path().join("base"));
+    let start = || dir.path().join("base");
+    let told = |notices: &[String]| {
+        let is_told = |notice: &String| notice.contains("changed no weight") || notice.contains("is that of the start");
+        notices.iter().filter(|notice| is_told(notice)).count()
+    };
+    let config = SftConfig { lr: 1e-12, epochs: Some(1), ..plain_sft_config() };
+    let inputs = SftInputs { start: start(), rows: sft_rows(8), held_out: Vec::new() };
+    let report = sft(&config, inputs, &dir.path().join("sft"), &context(1)).unwrap();
+    assert_eq!(told(&report.notices), 1, "{:?} {:?}", report.notices, report.export);
+    let config = DpoConfig { lr: 1e-12, chat_template: Some("chatml".into()), chunks: 1, ..dpo_config() };
+    let inputs = DpoInputs { start: start(), rows: dpo_rows(10), held_out: Vec::new() };
+    let report = dpo(&config, inputs, &dir.path().join("dpo"), &context(1)).unwrap();
+    assert_eq!(told(&report.notices), 1, "{:?} {:?}", report.notices, report.export);
 }
 
 #[test]

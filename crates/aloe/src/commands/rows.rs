@@ -32,7 +32,7 @@ struct PairRow {
 /// Conversations of a data folder.
 pub(crate) fn conversations(data: &Path) -> anyhow::Result<Rows<SftRow>> {
     read(data, |row: ConversationRow, at| SftRow {
-        source: row.id.unwrap_or(at),
+        source: place(at, row.id),
         data_source: row.source,
         conversation: Conversation { messages: row.messages },
     })
@@ -42,11 +42,19 @@ pub(crate) fn conversations(data: &Path) -> anyhow::Result<Rows<SftRow>> {
 pub(crate) fn pairs(data: &Path) -> anyhow::Result<Rows<DpoRow>> {
     let file = data.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     read(data, |row: PairRow, at| DpoRow {
-        // Both: the line to open, and the row of the source that the data stage made it from.
-        source: row.id.map_or(at.clone(), |id| format!("{at} ({id})")),
+        source: place(at, row.id),
         set: row.source.unwrap_or_else(|| file.clone()),
         pair: Pair { prompt: row.prompt, chosen: row.chosen, rejected: row.rejected },
     })
+}
+
+/// The line to open, and the row of the source that the data stage made it from. The line alone tells rows apart: ids of a file that no data stage
+/// wrote may repeat.
+fn place(at: String, id: Option<String>) -> String {
+    match id {
+        Some(id) => format!("{at} ({id})"),
+        None => at,
+    }
 }
 
 /// A sentence on the system prompt that the template itself puts before rows without one; `None` where it puts none.
@@ -106,6 +114,16 @@ fn lines<Row: DeserializeOwned, T>(path: &Path, convert: &impl Fn(Row, String) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_that_share_an_id_are_told_apart_by_their_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        let row = "{\"id\": \"q1\", \"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}\n";
+        std::fs::write(&path, row.repeat(2)).unwrap();
+        let sources: Vec<String> = conversations(&path).unwrap().train.into_iter().map(|row| row.source).collect();
+        assert_eq!(sources, [1, 2].map(|line| format!("{}:{line} (q1)", path.display())));
+    }
 
     #[test]
     fn a_template_that_adds_its_own_system_prompt_is_told_from_one_that_adds_none() {

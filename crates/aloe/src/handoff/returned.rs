@@ -120,7 +120,8 @@ pub(crate) fn figures(
     let held_out = verdict.facts.held_out.as_ref();
     let planned = report.n_planned_steps;
     let told = held_out.map_or_else(Vec::new, |held_out| held_out.notices(planned));
-    let notices: Vec<&String> = std::iter::once(&how).chain(&told).chain(&verdict.notices).collect();
+    let vanished = report.export.notice();
+    let notices: Vec<&String> = std::iter::once(&how).chain(&told).chain(&verdict.notices).chain(&vanished).collect();
     let mut figures = json!({
         "n_rows": counts.n_rows, "n_pairs": counts.n_rows, "n_tokens": counts.n_tokens, "n_targets": counts.n_targets,
         "n_held_out": counts.n_held_out, "stopped_early": report.n_steps < planned,

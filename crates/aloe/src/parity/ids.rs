@@ -36,7 +36,12 @@ fn training_and_chat(text: &TextModel) -> anyhow::Result<Check> {
         return Ok(Check::not_made(what, "the model has no chat template"));
     }
     let row = conversation();
-    let encoded = text.encode_conversation(&row)?;
+    let encoded = match text.encode_conversation(&row) {
+        Err(error @ aloe_text::Error::NotPrefixConsistent { .. }) => {
+            return Ok(Check::equal(what, 0, Some(error.to_string())));
+        }
+        encoded => encoded?,
+    };
     let starts = (1..encoded.ids.len()).filter(|&at| encoded.loss_mask[at] && !encoded.loss_mask[at - 1]);
     let answers = row.messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant);
     let (mut n_values, mut found) = (0, None);

@@ -136,7 +136,11 @@ impl Subject {
         let texts = ids::TEXTS.iter().map(|text| self.text.encode_prompt_text(text));
         let mut found: Vec<Vec<u32>> = texts.collect::<Result<_, _>>()?;
         if self.text.template.is_some() {
-            found.push(self.text.encode_conversation(&ids::conversation())?.ids);
+            match self.text.encode_conversation(&ids::conversation()) {
+                // What is wrong with such a template is told by a check of its own.
+                Err(aloe_text::Error::NotPrefixConsistent { .. }) => {}
+                encoded => found.push(encoded?.ids),
+            }
         }
         found.iter_mut().for_each(|ids| ids.truncate(most));
         Ok(found)

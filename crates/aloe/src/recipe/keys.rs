@@ -17,7 +17,7 @@ const LOOP: &[Key] = &[
     ("warmup_steps", "optimizer steps of the linear rise from 0"),
     ("warmup_ratio", "the same as a share of all steps (0 to below 1), rounded up; 0 takes warmup_steps"),
     ("schedule", "learning rate after the warm-up: cosine, linear or constant"),
-    ("lr_floor", "where the schedule ends, as a share of lr (0 to 1)"),
+    ("lr_floor", "where the schedule ends, as a share of lr (0 to 1); not with constant"),
     ("betas", "AdamW's two decay rates"),
     ("eps", "AdamW's epsilon"),
     ("weight_decay", "decoupled weight decay; norms and biases never decay"),
@@ -32,8 +32,11 @@ const LOOP: &[Key] = &[
         "compute activations again in the backward pass instead of keeping them: less memory, a third more time, the same bits",
     ),
     ("chat_template", "llama3, chatml, alpaca or a .jinja file in place of the model's own"),
-    ("shuffle", "another order in each epoch; false keeps the file's order"),
-    ("eval_every", "steps between held-out evaluations; 0 is start and end only"),
+    (
+        "shuffle",
+        "another order in each epoch; false keeps the file's order, and in SFT that of packing: rows from long to short",
+    ),
+    ("eval_every", "steps between held-out evaluations (needs held-out rows); 0 is start and end only"),
     ("patience", "held-out evaluations in a row without a better one that end the training; 0 never does"),
     ("keep_best", "write the weights of the best held-out evaluation, not the last ones"),
     ("sample_every", "steps between answers to sample_prompts, also at start and end, into samples.jsonl; 0 is none"),
@@ -41,7 +44,10 @@ const LOOP: &[Key] = &[
     ("sample_tokens", "the most tokens of such an answer"),
     ("checkpoint_every", "steps between checkpoints; 0 is only when interrupted"),
     ("keep_last", "checkpoints kept"),
-    ("on_nonfinite", "stop, or skip the step (three in a row stop)"),
+    (
+        "on_nonfinite",
+        "stop, or skip the step (three in a row stop): weights and AdamW stay as they are, the schedule goes on",
+    ),
     (
         "on_spike",
         "loss or gradient norm 6 sigma above the last 128 steps (after 64): stop before the step, skip it, or keep it and count",
@@ -77,8 +83,11 @@ const SFT: &[Key] = &[
     ),
     ("batch_size", "packed rows of max_len tokens per optimizer step"),
     ("micro_batch_size", "packed rows per forward pass: a matter of memory"),
-    ("neftune_alpha", "NEFTune's noise on the embeddings while training (the paper: 5 to 15); 0 is none"),
-    ("held_out_share", "share of the rows (0 to 1) held out when the data stage held out none"),
+    ("neftune_alpha", "NEFTune's noise on the embeddings while training (the paper: 5 to 15), 1000 at most; 0 is none"),
+    (
+        "held_out_share",
+        "share of the rows (0 to 1) held out when the data stage held out none; rounded down, to one or more",
+    ),
 ];
 
 const DPO: &[Key] = &[
@@ -90,7 +99,10 @@ const DPO: &[Key] = &[
     ),
     ("batch_size", "pairs per optimizer step"),
     ("micro_batch_size", "pairs per forward pass: a matter of memory"),
-    ("held_out_share", "share of the pairs (0 to 1) held out when the data stage held out none"),
+    (
+        "held_out_share",
+        "share of the pairs (0 to 1) held out when the data stage held out none; rounded down, to one or more",
+    ),
     ("chunks", "train on the shuffled pairs in this many parts, one after the other; needs epochs = 1"),
     ("reference", "with chunks, the reference is the model at stage_start or at chunk_start"),
     ("loss", "sigmoid (DPO), robust, hinge, ipo, sigmoid_norm (by answer length) or apo_zero"),

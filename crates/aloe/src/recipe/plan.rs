@@ -269,9 +269,9 @@ const FILL: f64 = 0.98;
 fn trained(config: &aloe_train::SftConfig, tokens: u64) -> (u64, u64) {
     let packed_rows = (tokens as f64 / (FILL * config.max_len as f64)).ceil() as u64;
     let per_epoch = packed_rows.div_ceil(config.batch_size.max(1) as u64).max(1);
-    let by_epochs = config.epochs.map(|epochs| epochs * per_epoch);
+    let by_epochs = config.epochs.map(|epochs| epochs.saturating_mul(per_epoch));
     let steps = [by_epochs, config.max_steps].into_iter().flatten().min().unwrap_or(per_epoch);
-    (steps, tokens * steps / per_epoch)
+    (steps, tokens.saturating_mul(steps) / per_epoch)
 }
 
 /// Optimizer steps of a preference stage over `rows` pairs.
@@ -279,14 +279,15 @@ fn preference_steps(config: &aloe_train::DpoConfig, rows: u64) -> u64 {
     let chunks = config.chunks.max(1) as u64;
     let bound = |chunk: u64| rows * chunk / chunks;
     let of_chunk = |chunk: u64| (bound(chunk + 1) - bound(chunk)).div_ceil(config.batch_size.max(1) as u64);
-    let steps = config.epochs * (0..chunks).map(of_chunk).sum::<u64>();
+    let steps = config.epochs.saturating_mul((0..chunks).map(of_chunk).sum());
     config.max_steps.map_or(steps, |most| most.min(steps))
 }
 
 /// Tokens of a preference stage: prompt and both answers of each pair, or of the pairs that `max_steps` allows.
 fn aligned(config: &aloe_train::DpoConfig, tokens: u64, rows: u64) -> u64 {
-    let by_epochs = config.epochs * tokens;
-    let by_steps = config.max_steps.map(|steps| steps * config.batch_size as u64 * (tokens / rows.max(1)));
+    let by_epochs = config.epochs.saturating_mul(tokens);
+    let per_step = (config.batch_size as u64).saturating_mul(tokens / rows.max(1));
+    let by_steps = config.max_steps.map(|steps| steps.saturating_mul(per_step));
     by_steps.map_or(by_epochs, |by_steps| by_steps.min(by_epochs))
 }
 

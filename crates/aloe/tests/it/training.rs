@@ -145,11 +145,28 @@ fn rows_and_settings_that_cannot_be_trained_on_are_refused_early_with_the_reason
     std::fs::write(&no_end, template).unwrap();
     let no_end = format!("chat_template={}", no_end.display());
     let good = row("Who?", "Lily.");
+    let no_prompt = bench.at("no-prompt.jinja");
+    std::fs::write(&no_prompt, "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}")
+        .unwrap();
+    let no_prompt = format!("chat_template={}", no_prompt.display());
     let masked = "{\"messages\": [{\"role\": \"user\", \"content\": \"Who?\"}]}\n";
     let long = |n: usize| row(&"a little girl ".repeat(n), "Lily.");
-    let cases: [(&str, String, &[&str], &[&str]); 9] = [
-        ("no answer", good.clone() + masked, &[], &["rows.jsonl:2: ", "0 of"]),
-        ("all masked", masked.repeat(3), &[], &["rows.jsonl:1: ", "0 of"]),
+    let cases: [(&str, String, &[&str], &[&str]); 12] = [
+        (
+            "no prompt of a chat",
+            good.clone(),
+            &[&no_prompt],
+            &["rows.jsonl:1: ", "no-prompt.jinja", "add_generation_prompt"],
+        ),
+        ("a share of no row", good.repeat(3), &["held_out_share=0.3"], &["held_out_share = 0.3 of 3 rows", "0.34"]),
+        ("a rate of 0", good.clone(), &["max_steps=1", "warmup_steps=1"], &["leaves nothing to train"]),
+        (
+            "evaluations of nothing",
+            good.clone(),
+            &["eval_every=1"],
+            &["held-out rows: there are none to evaluate for eval_every;"],
+        ),
+        ("all masked", masked.repeat(3), &[], &["training rows: 0 % of the tokens"]),
         ("no end of turn", good.clone(), &[&no_end], &["no-end.jinja", "end-of-turn"]),
         ("prompts fill the row", long(60), &[], &["none is left to train on (1 too long for max_len = 64"]),
         (
@@ -180,6 +197,27 @@ fn rows_and_settings_that_cannot_be_trained_on_are_refused_early_with_the_reason
         assert!(stderr.starts_with("error: ") && said.iter().all(|part| stderr.contains(part)), "{case}: {stderr}");
         assert!(!bench.at("runs").exists(), "{case}: something was left");
     }
+}
+
+/// Ids of a file that no data stage wrote may repeat: each line is a row all the same, and an error has more than one.
+#[test]
+fn rows_that_share_an_id_are_rows_of_their_own_in_the_errors_of_held_out_figures() {
+    let rows = |same: bool| -> String {
+        let with_id = |(at, line): (usize, &str)| {
+            let id = if same { "q".to_owned() } else { format!("q{at}") };
+            format!("{{\"id\": \"{id}\", {}\n", &line[1..])
+        };
+        some_rows().lines().enumerate().map(with_id).collect()
+    };
+    let Some(bench) = Bench::new(&rows(true)) else { return };
+    let errors = |out: &str| {
+        let (stdout, stderr, code) = bench.sft(out, &["held_out_share=0.5"]);
+        assert_eq!(code, 0, "{stderr}");
+        serde_json::from_str::<Value>(&stdout).unwrap()["sft"]["held_out_nll_se_before"].clone()
+    };
+    let same = errors("same");
+    std::fs::write(bench.at("rows.jsonl"), rows(false)).unwrap();
+    assert!(same.as_f64().unwrap() > 0.0 && same == errors("unique"), "{same}");
 }
 
 #[test]
