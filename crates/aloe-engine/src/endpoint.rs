@@ -41,7 +41,7 @@ pub(crate) use crate::endpoint::journal::Journal;
 pub use crate::endpoint::listing::listed;
 
 use crate::encode;
-use crate::endpoint::answer::TextOf;
+use crate::endpoint::answer::{chatted, completed};
 use crate::endpoint::prompt_logps::Form;
 use crate::endpoint::replicas::{Asking, Replicas, Reply};
 use crate::endpoint::watch::Watch;
@@ -291,8 +291,7 @@ impl Endpoint {
         let mut stop_ids = text.stop_ids();
         stop_ids.extend(&request.sampling.stop_ids);
         let body = json!({"prompt": prompt_ids, "stop_token_ids": stop_ids, "return_token_ids": true});
-        let text_of: TextOf = |choice| choice["text"].as_str();
-        let completions = self.samples(request, "/completions", &body, text_of, Some(&prompt_ids), asking)?;
+        let completions = self.samples(request, "/completions", &body, completed, Some(&prompt_ids), asking)?;
         Ok(GenerateResult { id: request.id.clone(), prompt_ids: Some(prompt_ids), completions })
     }
 
@@ -301,8 +300,7 @@ impl Endpoint {
         if !request.sampling.stop_ids.is_empty() {
             body["stop_token_ids"] = json!(request.sampling.stop_ids);
         }
-        let text_of: TextOf = |choice| choice["message"]["content"].as_str();
-        let completions = self.samples(request, "/chat/completions", &body, text_of, None, asking)?;
+        let completions = self.samples(request, "/chat/completions", &body, chatted, None, asking)?;
         Ok(GenerateResult { id: request.id.clone(), prompt_ids: None, completions })
     }
 }

@@ -181,7 +181,7 @@ fn answer_all(
                         })?
                     }
                 };
-                samples[at].answered(config.protocol, completion.text, completion.finish_reason);
+                samples[at].answered(config.protocol, completion);
                 log.answered(at, &samples[at])
             },
         );

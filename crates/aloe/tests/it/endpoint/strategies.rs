@@ -216,6 +216,49 @@ fn reasoning_blocks_are_cut_before_answers_are_read_and_are_counted() {
     assert!(stdout.contains("3 answers with reasoning cut out"), "{stdout}");
 }
 
+/// As vLLM and SGLang answer with a reasoning parser: the known prompts' few tokens are all thought, and so are one question's five hundred.
+fn parsed(asked: &Asked, thinks_on: &str, says: &str) -> Reply {
+    let is_canary = asked.body["seed"] == super::server::CANARY;
+    let last = asked.body["messages"].as_array().unwrap().last().unwrap()["content"].as_str().unwrap();
+    let is_cut = is_canary || last.contains(thinks_on);
+    let (content, ended) = if is_cut { (Value::Null, "length") } else { (json!(says), "stop") };
+    let message = json!({"role": "assistant", "content": content, "reasoning_content": "Hmm, the", "tool_calls": []});
+    Reply::Json(json!({"choices": [{"index": 0, "message": message, "finish_reason": ended}]}))
+}
+
+#[test]
+fn an_answer_that_ended_in_its_reasoning_is_unparsed_and_reasoning_that_the_server_kept_apart_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = lines(&crate::root().join("starter/mcqa/starter_mcqa_test.jsonl"))[0]["question"].clone();
+    let server = Server::with_canary(move |_, asked| parsed(asked, first.as_str().unwrap(), "Answer: [A]"));
+    let out = dir.path().join("mcqa");
+    let args = ["--tasks", "starter_mcqa", "--server-template", "--strategy", "cot", "--shots", "0", "--limit", "3"];
+    let (stdout, stderr, code) = eval_plain(&server.model(), &out, &args);
+    assert_eq!(code, 0, "{stderr}");
+    let task = &read(&out.join("results.json"))["tasks"][0];
+    assert_eq!((&task["n_reasoning_removed"], &task["n_unparsed"]), (&json!(3), &json!(1)), "{task}");
+    assert!(stdout.contains("3 answers with reasoning cut out"), "{stdout}");
+    let predicted: Vec<Value> =
+        lines(&out.join("samples.jsonl")).iter().map(|sample| sample["predicted"].clone()).collect();
+    assert_eq!(predicted, [Value::Null, json!(0), json!(0)]);
+    // Read again by the same rule, it is the same.
+    let again = dir.path().join("again");
+    let (_, stderr, code) = crate::run(&["rescore", out.to_str().unwrap(), "--out", again.to_str().unwrap()]);
+    assert_eq!(code, 0, "{stderr}");
+    let task = &read(&again.join("results.json"))["tasks"][0];
+    assert_eq!((&task["n_reasoning_removed"], &task["n_unparsed"]), (&json!(3), &json!(1)), "{task}");
+
+    let first = lines(&crate::root().join("starter/open/starter_open_test.jsonl"))[0]["question"].clone();
+    let server = Server::with_canary(move |_, asked| parsed(asked, first.as_str().unwrap(), "It is so."));
+    let out = dir.path().join("open");
+    let (_, stderr, code) =
+        eval_plain(&server.model(), &out, &["--tasks", "starter_open", "--server-template", "--limit", "2"]);
+    assert_eq!(code, 0, "{stderr}");
+    let samples = lines(&out.join("samples.jsonl"));
+    assert!(samples.iter().all(|sample| sample["reasoning_removed"] == true), "{samples:?}");
+    assert_eq!((&samples[0]["answer"], &samples[1]["answer"]), (&json!(""), &json!("It is so.")));
+}
+
 /// The run's folder holds what its record lists and nothing else; by the index and without it the page is the same.
 #[test]
 fn a_run_of_some_megabytes_leaves_the_index_beside_its_folder_by_which_view_opens_it() {
