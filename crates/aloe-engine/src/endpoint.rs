@@ -167,6 +167,7 @@ impl Endpoint {
         })?;
         let (form, watch) = self.probe(text, cancel)?;
         self.replicas.for_each(requests, Some(&watch), cancel, take, |request, asking| {
+            asking.request(&request.id);
             let scored = self.score_one(text, form, request, asking);
             progress.advance(1);
             scored
@@ -184,6 +185,7 @@ impl Endpoint {
         let watch = self.watch_drawn(cancel)?;
         self.replicas.for_each(requests, watch.as_deref(), cancel, take, |request, asking| {
             crate::engine::check_sampling(request)?;
+            asking.request(&request.id);
             let answered = match (&self.text, &request.prompt) {
                 (Some(text), prompt) if !self.server_template => self.complete_ids(text, request, prompt, asking),
                 (_, Prompt::Messages(messages)) if self.server_template => self.chat(request, messages, asking),
@@ -244,11 +246,8 @@ impl Endpoint {
             Reply::Json(answer, at) => {
                 self.check_model(&answer, at)?;
                 let wrong = |reason| {
-                    let reason = format!(
-                        "request {id}: the answer to a prompt of {} tokens cannot be used: {reason}",
-                        ids.len()
-                    );
-                    self.replicas.error(at, reason)
+                    let reason = format!("the answer to a prompt of {} tokens cannot be used: {reason}", ids.len());
+                    self.replicas.unusable(at, asking, reason)
                 };
                 let scored = form.read(&answer, ids, |id| text.tokenizer.token(id)).map_err(wrong)?;
                 kept.keep(&scored, self.replicas.base(at));

@@ -83,7 +83,7 @@ fn answer_all(run: &TaskRun, plan: &Plan, log: &mut AnswerLog) -> Result<Vec<Sam
             Ok(())
         });
         log.sync(true)?;
-        answered?;
+        answered.map_err(|error| error.at_question(run.places()))?;
         run.engine.forget_answers()?;
     }
     let samples: Vec<Sample> = samples.into_iter().flatten().collect();
@@ -124,7 +124,8 @@ fn mark_specialties(run: &TaskRun, samples: &mut [Sample], log: &mut AnswerLog) 
         log.append_specialty(&run.questions[at], &task, at, field)
     });
     log.sync(true)?;
-    told?;
+    let places = || strategy::places(format!("specialty/{task}"), run.questions);
+    told.map_err(|error| error.at_question(places()))?;
     Ok(classifier.forget_answers()?)
 }
 

@@ -186,7 +186,7 @@ fn answer_all(
             },
         );
         log.sync()?;
-        answered?;
+        answered.map_err(|error: Error| error.at_question(places(asked)))?;
         engine.forget_answers()?;
     }
     for (&at, sample) in &log.samples {
@@ -201,6 +201,11 @@ fn answer_all(
         }),
         _ => Ok(samples),
     }
+}
+
+/// The ids of the questions' requests, and where each question stands.
+fn places(asked: &[Asked]) -> impl Iterator<Item = (String, &str)> {
+    asked.iter().map(|(task, _, question)| (format!("{}/{}", task.name(), question.id), question.source.as_str()))
 }
 
 /// A server that renders by its own template takes plain messages only; prompt_engine strips what it has rendered.

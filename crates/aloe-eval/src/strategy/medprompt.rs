@@ -195,7 +195,8 @@ fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<(Vec<S
             Retry::PromptEngine => retry::collect(run, &asked, retry::POOL_PASSES, take),
         };
         log.sync(true)?;
-        collected?;
+        let places = || super::places(format!("pool/{}", run.task.name()), pool);
+        collected.map_err(|error| error.at_question(places()))?;
         run.engine.forget_answers()?;
     }
     run.progress.message(&run.task.name());
