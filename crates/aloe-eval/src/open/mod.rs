@@ -25,6 +25,7 @@ use labels::Label;
 use log::OpenLog;
 use report::{OpenResults, TaskHead};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use judge::{JUDGE_TOKENS, PanelJudge};
@@ -47,6 +48,12 @@ pub struct OpenConfig {
 }
 
 impl OpenConfig {
+    /// The file that each task reads, by its name; one that is missing is left out: reading says so.
+    pub fn task_files(&self) -> BTreeMap<String, Vec<PathBuf>> {
+        let file = |task: &OpenTask| Some(vec![self.data_dir.join(task.file(&self.data_dir).ok()?)]);
+        self.tasks.iter().map(|task| (task.name().to_owned(), file(task).unwrap_or_default())).collect()
+    }
+
     /// The defaults: greedy, at most 256 tokens; under the harness's protocol an answer ends at an empty line, as in its `careqa_open`
     /// (256 tokens are its own limit where a task names none). Under prompt_engine's at most 1,000, as there, where the model's
     /// `generation_config.json` says how they are drawn.
