@@ -139,6 +139,7 @@ pub(crate) fn execute(
         tell(&format!("{out}: settings, inputs or outputs changed; it is made anew and then replaced{scores}"));
     }
     let folder = open_partial(job, &resumable(job.kind, decides))?;
+    let asked = served::Asked::open(job.kind, folder.path(), job.inputs, &servers)?;
     let earlier_s = open_session(folder.path())?;
     aloe_tensor::give_back_freed_memory();
     reset_peak_memory();
@@ -157,7 +158,7 @@ pub(crate) fn execute(
     if let Err(error) = done {
         return Err(leave::behind(job.kind, folder.path(), error));
     }
-    served::note(&mut record, &servers, &context.cancel);
+    served::note(&mut record, &servers, &asked, &context.cancel);
     job_share::note(&mut record)?;
     record.outputs = outputs::digests(folder.path())?;
     record.files = replaced::files_below(folder.path());
@@ -587,6 +588,16 @@ fn resumable(kind: &str, mut decides: Value) -> Value {
         config.retain(|key, _| key != "space");
         if let Some(search) = config.get_mut("search").and_then(Value::as_object_mut) {
             search.retain(|key, _| key != "evaluations");
+        }
+    }
+    // Nor do they depend on where a server of the model listens: whoever goes on with the answers holds the servers now asked against what
+    // those then asked answered to known prompts.
+    if matches!(kind, "eval" | "redteam" | "synthesis") {
+        if let Some(inputs) = decides["inputs"].as_object_mut() {
+            inputs.values_mut().for_each(served::without_address);
+        }
+        if let Some(embedder) = decides["config"].get_mut("embedder") {
+            served::without_address(embedder);
         }
     }
     // Answers do not depend on who judges them, and the log keeps verdicts by judge.
