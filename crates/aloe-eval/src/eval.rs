@@ -105,9 +105,14 @@ fn mark_trained(run: &TaskRun, samples: &mut [Sample]) -> Result<()> {
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let found = aloe_data::trained_on(run.questions, files, n_threads, &Progress::silent(), run.cancel)?;
     for (sample, found) in samples.iter_mut().zip(found) {
-        sample.trained = found.map(|row| format!("{} ({}: {})", row.row_at, row.evidence.test, row.evidence.score));
+        sample.trained = found.as_ref().map(trained_words);
     }
     Ok(())
+}
+
+/// Which training row holds a question, and how that was found.
+pub(crate) fn trained_words(row: &aloe_data::Trained) -> String {
+    format!("{} ({}: {})", row.row_at, row.evidence.test, row.evidence.score)
 }
 
 /// Puts each question into its specialty; those told before an interruption stand in the log.
