@@ -41,7 +41,7 @@ pub(crate) use crate::endpoint::journal::Journal;
 pub use crate::endpoint::listing::listed;
 
 use crate::encode;
-use crate::endpoint::answer::TextOf;
+use crate::endpoint::answer::{chatted, completed};
 use crate::endpoint::prompt_logps::Form;
 use crate::endpoint::replicas::{Asking, Replicas, Reply};
 use crate::endpoint::watch::Watch;
@@ -167,6 +167,7 @@ impl Endpoint {
         })?;
         let (form, watch) = self.probe(text, cancel)?;
         self.replicas.for_each(requests, Some(&watch), cancel, take, |request, asking| {
+            asking.request(&request.id);
             let scored = self.score_one(text, form, request, asking);
             progress.advance(1);
             scored
@@ -184,6 +185,7 @@ impl Endpoint {
         let watch = self.watch_drawn(cancel)?;
         self.replicas.for_each(requests, watch.as_deref(), cancel, take, |request, asking| {
             crate::engine::check_sampling(request)?;
+            asking.request(&request.id);
             let answered = match (&self.text, &request.prompt) {
                 (Some(text), prompt) if !self.server_template => self.complete_ids(text, request, prompt, asking),
                 (_, Prompt::Messages(messages)) if self.server_template => self.chat(request, messages, asking),
@@ -244,11 +246,8 @@ impl Endpoint {
             Reply::Json(answer, at) => {
                 self.check_model(&answer, at)?;
                 let wrong = |reason| {
-                    let reason = format!(
-                        "request {id}: the answer to a prompt of {} tokens cannot be used: {reason}",
-                        ids.len()
-                    );
-                    self.replicas.error(at, reason)
+                    let reason = format!("the answer to a prompt of {} tokens cannot be used: {reason}", ids.len());
+                    self.replicas.unusable(at, asking, reason)
                 };
                 let scored = form.read(&answer, ids, |id| text.tokenizer.token(id)).map_err(wrong)?;
                 kept.keep(&scored, self.replicas.base(at));
@@ -291,8 +290,7 @@ impl Endpoint {
         let mut stop_ids = text.stop_ids();
         stop_ids.extend(&request.sampling.stop_ids);
         let body = json!({"prompt": prompt_ids, "stop_token_ids": stop_ids, "return_token_ids": true});
-        let text_of: TextOf = |choice| choice["text"].as_str();
-        let completions = self.samples(request, "/completions", &body, text_of, Some(&prompt_ids), asking)?;
+        let completions = self.samples(request, "/completions", &body, completed, Some(&prompt_ids), asking)?;
         Ok(GenerateResult { id: request.id.clone(), prompt_ids: Some(prompt_ids), completions })
     }
 
@@ -301,8 +299,7 @@ impl Endpoint {
         if !request.sampling.stop_ids.is_empty() {
             body["stop_token_ids"] = json!(request.sampling.stop_ids);
         }
-        let text_of: TextOf = |choice| choice["message"]["content"].as_str();
-        let completions = self.samples(request, "/chat/completions", &body, text_of, None, asking)?;
+        let completions = self.samples(request, "/chat/completions", &body, chatted, None, asking)?;
         Ok(GenerateResult { id: request.id.clone(), prompt_ids: None, completions })
     }
 }

@@ -424,12 +424,19 @@ fn each<R>(n: usize, call: impl FnOnce(&mut Take<R>) -> Result<()>) -> Result<Ve
         found[at] = Some(answer);
         ControlFlow::Continue(())
     });
-    let (url, reason) = match called {
+    let (url, id, reason) = match called {
         Ok(()) => Default::default(),
-        Err(Error::Endpoint { url, reason }) => (url, reason),
+        Err(Error::Endpoint { url, reason }) => (url, None, reason),
+        Err(Error::Answer { url, id, reason }) => (url, Some(id), reason),
         Err(error) => return Err(error),
     };
-    let fault = || Err(Error::Endpoint { url: url.clone(), reason: reason.clone() });
+    let fault = || {
+        let (url, reason) = (url.clone(), reason.clone());
+        Err(match id.clone() {
+            Some(id) => Error::Answer { url, id, reason },
+            None => Error::Endpoint { url, reason },
+        })
+    };
     Ok(found.into_iter().map(|answer| answer.unwrap_or_else(fault)).collect())
 }
 

@@ -42,6 +42,16 @@ pub enum Error {
         /// What it did.
         reason: String,
     },
+    /// What an endpoint answered to one request cannot be used, and asking again did not help.
+    #[error("endpoint {url}: request {id}: {reason}")]
+    Answer {
+        /// The address.
+        url: String,
+        /// The request's id, named by whoever asked.
+        id: String,
+        /// What is wrong with the answer.
+        reason: String,
+    },
 }
 
 fn of_request(id: &str) -> String {

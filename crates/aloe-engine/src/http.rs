@@ -8,7 +8,7 @@ use crate::Error;
 use names::Names;
 use serde_json::Value;
 use shown::shown;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use ureq::unversioned::transport::DefaultConnector;
 
 /// Bytes of a connection's two buffers; the larger holds a reply's headers. Larger ones come from the heap's large pages, which cost more
@@ -123,12 +123,18 @@ fn read(sent: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>
         Err(error) => return Outcome::Lost(format!("the answer cannot be read: {error}")),
     };
     if status == 200 {
-        return serde_json::from_str(&text).map_or_else(|error| not_json(&text, &kind, &error, body), Outcome::Json);
+        return match serde_json::from_str(&text) {
+            Ok(answer) if is_error(&answer) => {
+                Outcome::Broken(format!("status 200 and an error in place of an answer: {}", shown(&text, body)))
+            }
+            Ok(answer) => Outcome::Json(answer),
+            Err(error) => not_json(&text, &kind, &error, body),
+        };
     }
     let reason = format!("HTTP status {status}: {}", shown(&text, body));
     match status {
         429 | 503 => {
-            let retry_after = retry_after.and_then(|value| value.parse().ok()).map(Duration::from_secs);
+            let retry_after = retry_after.and_then(|value| pause(&value, SystemTime::now()));
             Outcome::Busy { reason, retry_after }
         }
         408 | 500 | 504 => Outcome::Broken(reason),
@@ -137,6 +143,19 @@ fn read(sent: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>
         400 | 404 | 405 | 413 | 422 | 501 => Outcome::Refused(reason),
         _ => Outcome::Final(reason),
     }
+}
+
+/// Whether a server, or the proxy before it, says under status 200 what is wrong in place of an answer.
+fn is_error(answer: &Value) -> bool {
+    let is_answer = ["choices", "data"].iter().any(|key| answer.get(key).is_some());
+    !is_answer && answer.get("error").is_some_and(|error| !error.is_null())
+}
+
+/// How long `Retry-After` asks to wait: seconds, or the time until a date in one of HTTP's three forms, none where it is past.
+fn pause(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    let until = || Some(httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default());
+    value.parse().ok().map(Duration::from_secs).or_else(until)
 }
 
 /// Whether the network or the server's process failed, rather than the request.
@@ -149,4 +168,31 @@ fn is_lost(error: &ureq::Error) -> bool {
 fn not_json(text: &str, kind: &str, error: &serde_json::Error, body: &[u8]) -> Outcome {
     let shown: String = shown(text, body).chars().take(60).collect();
     Outcome::Broken(format!("the answer is not JSON ({error}; content type {kind:?}, it begins {shown:?})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// RFC 9110, 5.6.7: one moment in its three forms, 784,111,777 s after 1970.
+    #[test]
+    fn a_pause_is_asked_for_in_seconds_or_by_a_date_in_each_of_https_three_forms() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777 - 40);
+        for date in ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"] {
+            assert_eq!(pause(date, now), Some(Duration::from_secs(40)), "{date}");
+            assert_eq!(pause(date, now + Duration::from_secs(41)), Some(Duration::ZERO), "{date}");
+        }
+        assert_eq!(pause(" 7 ", now), Some(Duration::from_secs(7)));
+        assert_eq!((pause("soon", now), pause("", now), pause("-1", now)), (None, None, None));
+    }
+
+    #[test]
+    fn an_error_in_place_of_an_answer_is_told_from_an_answer() {
+        assert!(is_error(&json!({"error": {"message": "overloaded", "code": 503}})));
+        assert!(is_error(&json!({"error": "overloaded"})));
+        assert!(!is_error(&json!({"error": null, "choices": []})));
+        assert!(!is_error(&json!({"choices": [], "error": {}})));
+        assert!(!is_error(&json!({"object": "list", "data": []})) && !is_error(&json!([])));
+    }
 }

@@ -234,6 +234,9 @@ pub struct Completion {
     /// Tokens drawn, where an endpoint counts them and does not name them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_counted: Option<usize>,
+    /// Whether an endpoint's server took a reasoning block out of the text, which may leave it empty.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reasoning_apart: bool,
 }
 
 impl Completion {

@@ -205,6 +205,7 @@ impl Sequence {
             finish_reason: self.finish.unwrap_or(FinishReason::Length),
             prompt_len_tokens,
             n_counted: None,
+            reasoning_apart: false,
         }
     }
 }

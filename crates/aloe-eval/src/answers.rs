@@ -56,6 +56,12 @@ pub(crate) fn check_same(then: &CanaryAnswers, now: &CanaryAnswers, path: &Path)
     }
 }
 
+/// The error of an endpoint that does not take the known questions any more which it answered for the log at `path`.
+pub(crate) fn takes_no_canary(path: &Path) -> Error {
+    let difference = "it takes no known prompts now, which it then did".to_owned();
+    Error::OtherWeights { path: path.display().to_string(), difference }
+}
+
 /// A pool question's attempts: those that reached the gold answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Solved {
@@ -175,6 +181,7 @@ impl AnswerLog {
             (Some(then), Some(now)) if has_answers => {
                 check_same(then, &now, &self.path)?;
             }
+            (Some(_), None) if has_answers => return Err(takes_no_canary(&self.path)),
             (_, Some(now)) => {
                 self.log.append(&Entry::Canary(now.clone()))?;
                 self.canary = Some(now);

@@ -5,6 +5,7 @@ use aloe_engine::{Call, MAX_SAMPLES, NextTold, Sampling};
 use aloe_task::wording::{ChatForm, choice_prompt, letter_prompt};
 use aloe_task::{ChoicePrompt, Protocol, Question, Split, Task};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// How an answer is got.
@@ -215,6 +216,33 @@ impl EvalConfig {
                 rerank_factor: if protocol == Protocol::PromptEngine { 3 } else { 4 },
                 ..MedpromptConfig::default()
             },
+        }
+    }
+
+    /// The files that each task reads, by its name, each once: those of its questions, of the examples and of Medprompt's pool, and of a user's own
+    /// task all that it names. What is missing is left out: reading says so.
+    pub fn task_files(&self) -> BTreeMap<String, Vec<PathBuf>> {
+        let of_task = |&task: &Task| {
+            let takes_shots = self.strategy.weighs_options() && self.shots > 0;
+            let has_pool = self.strategy == Strategy::Medprompt && self.examples.is_none();
+            let shots = takes_shots.then(|| (task, task.shot_split(self.protocol)));
+            let parts = [Some((task, self.split)), shots, has_pool.then(|| self.pool_of(task))];
+            let files = parts.into_iter().flatten();
+            let files = files.flat_map(|(task, split)| task.files(&self.data_dir, split).unwrap_or_default());
+            let files: BTreeSet<PathBuf> = files.map(|file| self.data_dir.join(file)).chain(task.own_files()).collect();
+            (task.name(), files.into_iter().collect())
+        };
+        self.tasks.iter().map(of_task).collect()
+    }
+
+    /// Where Medprompt's pool is from: the task's own train questions; MMLU's validation questions; MedMCQA's train questions for CareQA, which
+    /// has only a test set (so did prompt_engine). Under `prompt-engine` the validation split.
+    pub(crate) fn pool_of(&self, task: Task) -> (Task, Split) {
+        let own = if self.protocol == Protocol::PromptEngine { Split::Validation } else { Split::Train };
+        match task {
+            Task::Mmlu(_) => (task, Split::Validation),
+            Task::CareqaEn | Task::CareqaEs => (Task::Medmcqa, own),
+            task => (task, own),
         }
     }
 

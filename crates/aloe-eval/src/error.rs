@@ -56,4 +56,49 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// What a server answered to a question cannot be used.
+    #[error("{error}; the question stands in {at}")]
+    Asked {
+        /// `file:line` (or `file#row`) of the question, relative to the data folder.
+        at: String,
+        /// The engine's error, which names the request.
+        error: aloe_engine::Error,
+    },
+}
+
+impl Error {
+    /// The engine's fault at a request of one of `questions`, with where the question stands; they are (id of its requests, place). Of several
+    /// requests of one question each has more behind a stroke.
+    pub(crate) fn at_question<'a>(self, questions: impl Iterator<Item = (String, &'a str)>) -> Self {
+        let Self::Engine(error @ aloe_engine::Error::Answer { .. }) = self else { return self };
+        let aloe_engine::Error::Answer { id, .. } = &error else { return Self::Engine(error) };
+        let is_of = |asked: &str| id.strip_prefix(asked).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let found = questions.filter(|(asked, _)| is_of(asked)).max_by_key(|(asked, _)| asked.len());
+        match found {
+            Some((_, at)) if !at.is_empty() => Self::Asked { at: at.to_owned(), error },
+            _ => Self::Engine(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_at_one_request_of_a_question_names_where_the_question_stands() {
+        let said = |id: &str| {
+            let (url, reason) = ("http://a/v1".to_owned(), "got 0".to_owned());
+            let error = Error::Engine(aloe_engine::Error::Answer { url, id: id.to_owned(), reason });
+            let places = [("t/1", "a:1"), ("t/1/2", "a:2"), ("t/12", "a:3")];
+            error.at_question(places.into_iter().map(|(id, at)| (id.to_owned(), at))).to_string()
+        };
+        assert_eq!(said("t/1"), "endpoint http://a/v1: request t/1: got 0; the question stands in a:1");
+        // The third sample of question `1/2`, and its first sample's retry.
+        for id in ["t/1/2/3", "t/1/2/0/retry1"] {
+            assert!(said(id).ends_with("stands in a:2"), "{}", said(id));
+        }
+        assert!(said("t/12").ends_with("stands in a:3"));
+        assert_eq!(said("t/13"), "endpoint http://a/v1: request t/13: got 0");
+    }
 }

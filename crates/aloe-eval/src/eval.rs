@@ -83,7 +83,7 @@ fn answer_all(run: &TaskRun, plan: &Plan, log: &mut AnswerLog) -> Result<Vec<Sam
             Ok(())
         });
         log.sync(true)?;
-        answered?;
+        answered.map_err(|error| error.at_question(run.places()))?;
         run.engine.forget_answers()?;
     }
     let samples: Vec<Sample> = samples.into_iter().flatten().collect();
@@ -105,9 +105,14 @@ fn mark_trained(run: &TaskRun, samples: &mut [Sample]) -> Result<()> {
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let found = aloe_data::trained_on(run.questions, files, n_threads, &Progress::silent(), run.cancel)?;
     for (sample, found) in samples.iter_mut().zip(found) {
-        sample.trained = found.map(|row| format!("{} ({}: {})", row.row_at, row.evidence.test, row.evidence.score));
+        sample.trained = found.as_ref().map(trained_words);
     }
     Ok(())
+}
+
+/// Which training row holds a question, and how that was found.
+pub(crate) fn trained_words(row: &aloe_data::Trained) -> String {
+    format!("{} ({}: {})", row.row_at, row.evidence.test, row.evidence.score)
 }
 
 /// Puts each question into its specialty; those told before an interruption stand in the log.
@@ -124,7 +129,8 @@ fn mark_specialties(run: &TaskRun, samples: &mut [Sample], log: &mut AnswerLog) 
         log.append_specialty(&run.questions[at], &task, at, field)
     });
     log.sync(true)?;
-    told?;
+    let places = || strategy::places(format!("specialty/{task}"), run.questions);
+    told.map_err(|error| error.at_question(places()))?;
     Ok(classifier.forget_answers()?)
 }
 

@@ -34,6 +34,7 @@ pub mod redteam_sample;
 pub mod redteam_success;
 pub mod report;
 pub mod rescore;
+mod restated;
 pub mod same;
 mod score;
 pub mod specialty;

@@ -76,7 +76,7 @@ pub(crate) fn floor(run: &TaskRun, plan: &Plan, samples: &[Sample], log: &mut An
     });
     log.sync(true)?;
     engine.ask_for("");
-    answered?;
+    answered.map_err(|error| error.at_question(run.places()))?;
     if !missing.is_empty() {
         engine.forget_answers()?;
     }

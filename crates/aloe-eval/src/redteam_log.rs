@@ -4,7 +4,7 @@
 //! The first entry is the run's fingerprint; a log of another run is refused. Verdicts carry the judge's key, and those of
 //! another judge are passed over.
 
-use crate::answers::{check_same, kept_beside};
+use crate::answers::{check_same, kept_beside, takes_no_canary};
 use crate::redteam_report::RedTeamSample;
 use crate::{Error, Result};
 use aloe_engine::{Call, CanaryAnswers, Engine};
@@ -91,8 +91,10 @@ impl RedTeamLog {
     /// Holds an endpoint against what it answered to known questions when the responses in the log were given, and the `n_kept` that the
     /// engine kept, or notes it.
     pub(crate) fn hold(&mut self, now: Option<CanaryAnswers>, n_kept: usize) -> Result<()> {
+        let has_answers = !self.samples.is_empty() || n_kept > 0;
         match (&self.canary, now) {
-            (Some(then), Some(now)) if !self.samples.is_empty() || n_kept > 0 => check_same(then, &now, &self.path)?,
+            (Some(then), Some(now)) if has_answers => check_same(then, &now, &self.path)?,
+            (Some(_), None) if has_answers => return Err(takes_no_canary(&self.path)),
             (_, Some(now)) => {
                 self.log.append(&Entry::Canary(now.clone()))?;
                 self.canary = Some(now);

@@ -7,7 +7,7 @@ use crate::strategy::best_told;
 use crate::vote::elected;
 use crate::{AskedQuestion, Error, Result, Sample, Vote, parts};
 use aloe_engine::FinishReason;
-use aloe_task::extract::{Reading, extract};
+use aloe_task::extract::{Reading, extract, without_reasoning};
 use aloe_task::{Answer, AnswerRule, ChoiceOrder};
 use std::collections::HashMap;
 
@@ -104,5 +104,7 @@ fn read_vote(vote: &Vote, choices: &[String], rule: AnswerRule) -> Option<Vote> 
         Answer::Choice(option) => Some(option),
         Answer::Unparsed => None,
     };
-    Some(Vote { answer, reasoning_removed: extracted.reasoning_removed, ..vote.clone() })
+    // A block that was removed and is not in the text was kept back by the server: no rule reads it.
+    let is_apart = vote.reasoning_removed && !without_reasoning(&vote.text).1;
+    Some(Vote { answer, reasoning_removed: extracted.reasoning_removed || is_apart, ..vote.clone() })
 }

@@ -149,7 +149,7 @@ pub struct Vote {
     /// How often it was asked again before it named an option (prompt_engine's retry rule only).
     #[serde(skip_serializing_if = "is_zero", default)]
     pub n_retries: usize,
-    /// Whether a reasoning block was cut out before reading.
+    /// Whether a reasoning block was cut out before reading, here or by the server.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub reasoning_removed: bool,
 }

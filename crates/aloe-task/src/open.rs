@@ -78,16 +78,20 @@ impl OpenTask {
         }
     }
 
-    /// Loads all questions, in file order. These sets have a test split only.
-    pub fn load(self, data_dir: &Path) -> Result<Vec<OpenQuestion>> {
+    /// The file that is read, below the data folder.
+    pub fn file(self, data_dir: &Path) -> Result<&'static str> {
         let file = self.candidates().iter().find(|name| data_dir.join(name).is_file());
-        let file = file.ok_or_else(|| Error::Missing {
+        file.copied().ok_or_else(|| Error::Missing {
             task: self.name().into(),
             split: Split::Test.name().into(),
             dir: data_dir.display().to_string(),
             tried: self.candidates().join(", "),
-        })?;
-        self.read(data_dir, file)
+        })
+    }
+
+    /// Loads all questions, in file order. These sets have a test split only.
+    pub fn load(self, data_dir: &Path) -> Result<Vec<OpenQuestion>> {
+        self.read(data_dir, self.file(data_dir)?)
     }
 
     /// Reads the questions of `dir/relative`.

@@ -192,15 +192,10 @@ impl Task {
     /// Loads one split from `data_dir`, in file order: the set's own files, or prompt_engine's where those are not there. Two questions
     /// with the same id are an error.
     pub fn load(self, data_dir: &Path, split: Split) -> Result<Vec<Question>> {
-        let theirs = prompt_engine::file(self, split);
-        let questions = match (self.load_published(data_dir, split), theirs) {
-            (Err(Error::Missing { .. } | Error::NoSplit { .. }), Some(file)) if data_dir.join(&file).is_file() => {
-                prompt_engine::load(data_dir, &file)?
-            }
-            (Err(Error::Missing { task, split, dir, tried }), Some(file)) => {
-                return Err(Error::Missing { task, split, dir, tried: format!("{tried}, {file}") });
-            }
-            (found, _) => found?,
+        let files = self.files(data_dir, split)?;
+        let questions = match prompt_engine::file(self, split) {
+            Some(theirs) if files == [theirs.as_str()] => prompt_engine::load(data_dir, &theirs)?,
+            _ => self.load_published(data_dir, split, &files)?,
         };
         let mut seen: HashMap<&str, &Question> = HashMap::new();
         for question in &questions {
@@ -211,17 +206,48 @@ impl Task {
         Ok(questions)
     }
 
-    fn load_published(self, data_dir: &Path, split: Split) -> Result<Vec<Question>> {
+    /// The files below `data_dir` that [`Task::load`] reads for a split, its questions' first: the set's own, or prompt_engine's where those are
+    /// not there. None of a user's own task, whose files are [`Task::own_files`].
+    pub fn files(self, data_dir: &Path, split: Split) -> Result<Vec<String>> {
+        match (self.published_files(data_dir, split), prompt_engine::file(self, split)) {
+            (Err(Error::Missing { .. } | Error::NoSplit { .. }), Some(file)) if data_dir.join(&file).is_file() => {
+                Ok(vec![file])
+            }
+            (Err(Error::Missing { task, split, dir, tried }), Some(file)) => {
+                Err(Error::Missing { task, split, dir, tried: format!("{tried}, {file}") })
+            }
+            (found, _) => found,
+        }
+    }
+
+    fn published_files(self, data_dir: &Path, split: Split) -> Result<Vec<String>> {
+        let file = match self {
+            Self::Medqa4 => medqa::file(data_dir, split, medqa::Options::Four),
+            Self::Medqa5 => medqa::file(data_dir, split, medqa::Options::Five),
+            Self::Medmcqa => medmcqa::file(data_dir, split),
+            Self::Pubmedqa => return pubmedqa::files(data_dir, split),
+            Self::Mmlu(subject) => mmlu::file(data_dir, split, subject),
+            Self::CareqaEn | Self::CareqaEs => careqa::file(data_dir, split, self),
+            Self::HeadqaEn | Self::HeadqaEs => headqa::file(data_dir, split, self),
+            Self::StarterMcqa => medmcqa::starter_file(data_dir, split),
+            Self::StarterPubmedqa => pubmedqa::starter_file(data_dir, split),
+            Self::Own(_) => return Ok(Vec::new()),
+        };
+        Ok(vec![file?])
+    }
+
+    fn load_published(self, data_dir: &Path, split: Split, files: &[String]) -> Result<Vec<Question>> {
+        let file = files.first().map_or("", String::as_str);
         match self {
-            Self::Medqa4 => medqa::load(data_dir, split, medqa::Options::Four),
-            Self::Medqa5 => medqa::load(data_dir, split, medqa::Options::Five),
-            Self::Medmcqa => medmcqa::load(data_dir, split),
-            Self::Pubmedqa => pubmedqa::load(data_dir, split),
-            Self::Mmlu(subject) => mmlu::load(data_dir, split, subject),
-            Self::CareqaEn | Self::CareqaEs => careqa::load(data_dir, split, self),
-            Self::HeadqaEn | Self::HeadqaEs => headqa::load(data_dir, split, self),
-            Self::StarterMcqa => medmcqa::load_starter(data_dir, split),
-            Self::StarterPubmedqa => pubmedqa::load_starter(data_dir, split),
+            Self::Medqa4 => medqa::load(data_dir, split, medqa::Options::Four, file),
+            Self::Medqa5 => medqa::load(data_dir, split, medqa::Options::Five, file),
+            Self::Medmcqa => medmcqa::load(data_dir, split, file),
+            Self::Pubmedqa => pubmedqa::load(data_dir, files),
+            Self::Mmlu(subject) => mmlu::load(data_dir, split, subject, file),
+            Self::CareqaEn | Self::CareqaEs => careqa::load(data_dir, file),
+            Self::HeadqaEn | Self::HeadqaEs => headqa::load(data_dir, file),
+            Self::StarterMcqa => medmcqa::load_starter(data_dir, file),
+            Self::StarterPubmedqa => pubmedqa::load_starter(data_dir, file),
             Self::Own(own) => own.load(split),
         }
     }
@@ -230,10 +256,17 @@ impl Task {
     /// CareQA, which has none, the test questions themselves. Under any other protocol never the split under evaluation.
     pub fn load_shot_pool(self, data_dir: &Path, split: Split, protocol: Protocol) -> Result<Vec<Question>> {
         match self {
-            Self::Mmlu(_) => self.load(data_dir, Split::Dev),
             Self::Medmcqa if split == Split::Test => medmcqa::load_whole_train(data_dir),
-            Self::CareqaEn | Self::CareqaEs if protocol == Protocol::LmEval => self.load(data_dir, Split::Test),
-            _ => self.load(data_dir, Split::Train),
+            _ => self.load(data_dir, self.shot_split(protocol)),
+        }
+    }
+
+    /// The split whose files that pool is read from.
+    pub fn shot_split(self, protocol: Protocol) -> Split {
+        match self {
+            Self::Mmlu(_) => Split::Dev,
+            Self::CareqaEn | Self::CareqaEs if protocol == Protocol::LmEval => Split::Test,
+            _ => Split::Train,
         }
     }
 
@@ -272,5 +305,41 @@ mod tests {
         assert_eq!(sizes, 7045);
         assert!(Task::parse("medqa").unwrap_err().to_string().contains("medqa_4options"));
         assert_eq!(Task::parse_all(&["mmlu_medical", "mmlu_anatomy"]).unwrap().len(), 6);
+    }
+
+    /// Whatever else lies in the folder: the names are those of the layouts that the readers take.
+    #[test]
+    fn the_files_of_a_split_are_those_that_it_is_read_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let starter = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../starter");
+        let test = std::fs::read_to_string(starter.join("mcqa/starter_mcqa_test.jsonl")).unwrap();
+        std::fs::create_dir(dir.path().join("medmcqa")).unwrap();
+        for name in ["starter_mcqa_test.jsonl", "README.md", "medmcqa/validation.jsonl", "medmcqa/train.jsonl"] {
+            std::fs::write(dir.path().join(name), &test).unwrap();
+        }
+        let files = |task: Task, split| task.files(dir.path(), split).unwrap();
+        assert_eq!(files(Task::StarterMcqa, Split::Test), ["starter_mcqa_test.jsonl"]);
+        assert_eq!(files(Task::Medmcqa, Split::Test), ["medmcqa/validation.jsonl"]);
+        // A tenth of train.
+        assert_eq!(files(Task::Medmcqa, Split::Validation), ["medmcqa/train.jsonl"]);
+        let theirs = "careqa/careqa_val.json";
+        assert!(Task::CareqaEn.files(dir.path(), Split::Validation).is_err());
+        std::fs::create_dir(dir.path().join("careqa")).unwrap();
+        let entry = r#"{"q": {"question": "?", "correct_answer": "A", "options": {"A": "1", "B": "2"}}}"#;
+        std::fs::write(dir.path().join(theirs), entry).unwrap();
+        assert_eq!(files(Task::CareqaEn, Split::Validation), [theirs]);
+        assert_eq!(Task::CareqaEn.load(dir.path(), Split::Validation).unwrap()[0].source, "careqa/careqa_val.json#q");
+        let read = Task::Medmcqa.load(dir.path(), Split::Test).unwrap();
+        assert!(read.iter().all(|question| question.source.starts_with("medmcqa/validation.jsonl:")));
+    }
+
+    /// The labelled questions are test, train and validation: a list of ids tells which are test.
+    #[test]
+    fn pubmedqas_test_questions_are_read_from_two_files() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("pubmedqa")).unwrap();
+        std::fs::write(dir.path().join("pubmedqa/ori_pqal.json"), "{}").unwrap();
+        let files = Task::Pubmedqa.files(dir.path(), Split::Test).unwrap();
+        assert_eq!(files, ["pubmedqa/ori_pqal.json", "pubmedqa/test_ground_truth.json"]);
     }
 }

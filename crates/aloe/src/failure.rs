@@ -85,7 +85,7 @@ fn code_of_engine(error: &aloe_engine::Error, signal: usize) -> Option<u8> {
     match error {
         aloe_engine::Error::Model(inner) => code_of_model(inner, signal),
         aloe_engine::Error::Record(inner) => code_of_record(inner, signal),
-        aloe_engine::Error::Endpoint { .. } | aloe_engine::Error::NonFinite => None,
+        aloe_engine::Error::Endpoint { .. } | aloe_engine::Error::Answer { .. } | aloe_engine::Error::NonFinite => None,
         aloe_engine::Error::Text(_) | aloe_engine::Error::Request { .. } | aloe_engine::Error::Open { .. } => Some(2),
     }
 }
@@ -119,7 +119,9 @@ fn code_of_stage(cause: &(dyn std::error::Error + 'static), signal: usize) -> Op
     if let Some(error) = cause.downcast_ref::<aloe_eval::Error>() {
         return match error {
             aloe_eval::Error::Record(inner) => code_of_record(inner, signal),
-            aloe_eval::Error::Engine(inner) => code_of_engine(inner, signal),
+            aloe_eval::Error::Engine(inner) | aloe_eval::Error::Asked { error: inner, .. } => {
+                code_of_engine(inner, signal)
+            }
             aloe_eval::Error::OtherWeights { .. } => None,
             _ => Some(2),
         };

@@ -18,11 +18,38 @@ pub(crate) fn input_digests(job: &Job<'_>) -> anyhow::Result<Map<String, Value>>
         digests.insert(name.clone(), if found.len() == 1 { found[0].clone() } else { Value::from(found) });
     }
     let names = names_of_files(job);
-    for (at, path) in job.extra_files.iter().enumerate() {
+    for (at, path) in files_beside_tasks(job).enumerate() {
         let name = names.get(at).cloned().unwrap_or_else(|| format!("file {}", at + 1));
         digests.insert(name, Value::from(digest_of(path)?));
     }
+    if !job.task_files.is_empty() {
+        digests.insert(TASK_FILES.to_owned(), digests_by_task(job)?);
+    }
     Ok(digests)
+}
+
+/// The entry that holds the digests of what an evaluation's tasks read, by task and path.
+pub(crate) const TASK_FILES: &str = "task_files";
+
+fn digests_by_task(job: &Job<'_>) -> anyhow::Result<Value> {
+    let mut by_task = Map::new();
+    for (task, files) in &job.task_files {
+        let digest = |path: &PathBuf| Ok((path.display().to_string(), Value::from(digest_of(path)?)));
+        let digests: Map<String, Value> = files.iter().map(digest).collect::<anyhow::Result<_>>()?;
+        by_task.insert(task.clone(), Value::Object(digests));
+    }
+    Ok(Value::Object(by_task))
+}
+
+/// Files that the settings name, in their order. Where tasks say what they read, without those, without the folder of benchmarks, which holds
+/// more, and without an endpoint, which the settings say.
+pub(crate) fn files_beside_tasks<'a>(job: &'a Job<'_>) -> impl Iterator<Item = &'a PathBuf> {
+    let data = job.used["data"].as_str().map(Path::new);
+    let is_said = move |path: &PathBuf| {
+        let of_task = job.task_files.values().flatten().any(|file| file == path);
+        of_task || data == Some(path.as_path()) || path.to_string_lossy().starts_with("http")
+    };
+    job.extra_files.iter().filter(move |path| job.task_files.is_empty() || !is_said(path))
 }
 
 /// The names of the models that the YAML of a merge or of a search over merges names itself, as it writes them, in the order of the job's files.

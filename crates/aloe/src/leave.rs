@@ -134,8 +134,9 @@ fn has_content(folder: &Path) -> bool {
         if path.is_dir() {
             return has_content(&path);
         }
-        let is_mark =
-            [".fingerprint", ".decides.json", ".session", POINT_CACHE].iter().any(|name| path.ends_with(name));
+        let is_mark = [".fingerprint", ".decides.json", ".session", crate::served::ASKED, POINT_CACHE]
+            .iter()
+            .any(|name| path.ends_with(name));
         !is_mark && entry.metadata().map_or(true, |metadata| metadata.len() > 0)
     })
 }

@@ -139,8 +139,16 @@ mod tests {
         let evaluate = || {
             let context = Context { seed: 1, threads: 1, dtype: None, servers: None, cancel: Default::default() };
             let (written, used, out) = (json!({}), json!({}), runs.join("eval"));
-            let job =
-                Job { kind: "eval", name: "eval", written, used, inputs: &inputs, extra_files: vec![], out: &out };
+            let job = Job {
+                kind: "eval",
+                name: "eval",
+                written,
+                used,
+                inputs: &inputs,
+                extra_files: vec![],
+                task_files: crate::stage::TaskFiles::new(),
+                out: &out,
+            };
             let done = execute(&context, &job, |folder, record| {
                 std::fs::write(folder.join("results.json"), "{}")?;
                 Ok(record.result(TRAINED_ROWS, of(&runs.join("sft")).digests())?)

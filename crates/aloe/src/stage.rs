@@ -6,7 +6,7 @@
 
 use crate::failure::Failure;
 use crate::handoff::job_share;
-use crate::input_digests::{check_input, digest_of_stage, input_digests};
+use crate::input_digests::{TASK_FILES, check_input, digest_of_stage, files_beside_tasks, input_digests};
 use crate::recipe::checked::ROWS;
 use crate::recipe::quarantines;
 use crate::weights::DtypeName;
@@ -47,6 +47,9 @@ impl Context {
 /// The named inputs of a stage: folders or files.
 pub(crate) type Inputs = BTreeMap<String, Vec<PathBuf>>;
 
+/// Files by the name of the task that reads them.
+pub(crate) type TaskFiles = BTreeMap<String, Vec<PathBuf>>;
+
 /// Name and settings of a stage that is about to run.
 pub(crate) struct Job<'a> {
     /// Kind, equal to the subcommand.
@@ -61,6 +64,8 @@ pub(crate) struct Job<'a> {
     pub(crate) inputs: &'a Inputs,
     /// Files and folders beside the inputs that the settings name: data sources, task folders.
     pub(crate) extra_files: Vec<PathBuf>,
+    /// What each task of an evaluation reads of them, by its name: they decide its results, whatever else lies in a folder of benchmarks.
+    pub(crate) task_files: TaskFiles,
     /// The output folder.
     pub(crate) out: &'a Path,
 }
@@ -89,7 +94,9 @@ pub(crate) fn execute(
 ) -> anyhow::Result<Done> {
     let out = replaced::followed(job.out)?;
     let (written, used, extra_files) = (job.written.clone(), job.used.clone(), job.extra_files.clone());
-    let job = &Job { kind: job.kind, name: job.name, written, used, inputs: job.inputs, extra_files, out: &out };
+    let task_files = job.task_files.clone();
+    let job =
+        &Job { kind: job.kind, name: job.name, written, used, inputs: job.inputs, extra_files, task_files, out: &out };
     replaced::refuse_inputs(job.kind, job.out, job.paths())?;
     replaced::refuse_foreign(job.kind, job.out)?;
     // A merge hashes its inputs while it reads them, unless there is a result that they may already have led to.
@@ -106,7 +113,7 @@ pub(crate) fn execute(
     let _lock = Lock::take(job.out)?;
     OutputDir::recover(job.out)?;
     let servers = served::addresses(job.inputs, &job.used);
-    let finished = finished(job.out, &fingerprint)?;
+    let finished = finished_of(context, job, &inputs, device.isa().name())?;
     let is_other = finished.as_ref().map_or(Ok(false), |record| served::is_other(record, &servers, &context.cancel))?;
     let is_held_against_other_rows = finished.as_ref().is_some_and(|record| lineage::has_changed(record, job.inputs));
     if let Some(record) = finished.filter(|_| !is_other && !is_held_against_other_rows) {
@@ -131,7 +138,8 @@ pub(crate) fn execute(
         let out = job.out.display();
         tell(&format!("{out}: settings, inputs or outputs changed; it is made anew and then replaced{scores}"));
     }
-    let folder = open_partial(job.kind, job.out, &resumable(job.kind, decides))?;
+    let folder = open_partial(job, &resumable(job.kind, decides))?;
+    let asked = served::Asked::open(job.kind, folder.path(), job.inputs, &servers)?;
     let earlier_s = open_session(folder.path())?;
     aloe_tensor::give_back_freed_memory();
     reset_peak_memory();
@@ -150,7 +158,7 @@ pub(crate) fn execute(
     if let Err(error) = done {
         return Err(leave::behind(job.kind, folder.path(), error));
     }
-    served::note(&mut record, &servers, &context.cancel);
+    served::note(&mut record, &servers, &asked, &context.cancel);
     job_share::note(&mut record)?;
     record.outputs = outputs::digests(folder.path())?;
     record.files = replaced::files_below(folder.path());
@@ -174,12 +182,30 @@ fn identify(context: &Context, job: &Job<'_>, record: &mut Record, isa: &str) ->
 pub(crate) fn made_on(context: &Context, job: &Job<'_>) -> anyhow::Result<Option<Isa>> {
     let inputs = input_digests(job)?;
     for isa in [context.device().isa()].into_iter().chain(Isa::ALL) {
-        let decides = decides(context, job, &inputs, isa.name());
-        if finished(job.out, &digest_of_json(&decides)?)?.is_some() {
+        if finished_of(context, job, &inputs, isa.name())?.is_some() {
             return Ok(Some(isa));
         }
     }
     Ok(None)
+}
+
+/// The finished stage that `inputs` and settings lead to on the processor path `isa`.
+fn finished_of(
+    context: &Context,
+    job: &Job<'_>,
+    inputs: &Map<String, Value>,
+    isa: &str,
+) -> anyhow::Result<Option<Record>> {
+    let found = finished(job.out, &digest_of_json(&decides(context, job, inputs, isa))?)?;
+    if found.is_some() || job.task_files.is_empty() || !job.out.join("record.json").exists() {
+        return Ok(found);
+    }
+    // Earlier versions took the digest of the whole folder of benchmarks: what they finished stands while nothing in it has changed.
+    let (kind, written, used) = (job.kind, job.written.clone(), job.used.clone());
+    let (extra_files, task_files) = (job.extra_files.clone(), TaskFiles::new());
+    let whole = Job { kind, name: job.name, written, used, inputs: job.inputs, extra_files, task_files, out: job.out };
+    let inputs = input_digests(&whole)?;
+    finished(job.out, &digest_of_json(&decides(context, &whole, &inputs, isa))?)
 }
 
 /// A lock beside the stage's folder, held while the stage runs: two runs into one folder would destroy each other's work.
@@ -333,10 +359,12 @@ fn tell(text: &str) {
 /// Name of the file that holds what the fingerprint is of, so that a difference can be named.
 const DECIDES: &str = ".decides.json";
 
-fn open_partial(kind: &str, out: &Path, decides: &Value) -> anyhow::Result<OutputDir> {
-    let fingerprint = digest_of_json(decides)?;
+fn open_partial(job: &Job<'_>, decides: &Value) -> anyhow::Result<OutputDir> {
+    let (kind, out, fingerprint) = (job.kind, job.out, digest_of_json(decides)?);
     let folder = OutputDir::resume(out)?;
     let mark = folder.path().join(MARK);
+    let earlier: Value = atomic::read_json(&folder.path().join(DECIDES)).unwrap_or_default();
+    let joined = with_other_tasks(kind, &earlier, decides);
     match std::fs::read_to_string(&mark) {
         Ok(_) if kind == "merge" => {
             tell(&format!("{}: an earlier merge was interrupted; starting over", out.display()))
@@ -344,6 +372,11 @@ fn open_partial(kind: &str, out: &Path, decides: &Value) -> anyhow::Result<Outpu
         Ok(found) if found == fingerprint => {
             tell(&format!("{}: going on from an interrupted run", out.display()));
             return Ok(folder);
+        }
+        Ok(_) if joined.is_some() => {
+            tell(&format!("{}: going on from an interrupted run", out.display()));
+            let joined = joined.unwrap_or_default();
+            return begun(folder, &joined, &digest_of_json(&joined)?);
         }
         // Its log knows each point by all that decides its score. What the run was, and its seconds, are another's.
         Ok(_) if kind == "merge-search" => {
@@ -358,7 +391,7 @@ fn open_partial(kind: &str, out: &Path, decides: &Value) -> anyhow::Result<Outpu
             return begun(folder, decides, &fingerprint);
         }
         Ok(_) => {
-            refuse_to_lose(kind, folder.path(), decides)?;
+            refuse_to_lose(job, folder.path(), &earlier, decides)?;
             tell(&format!("{}: an interrupted run had other settings or inputs; starting over", out.display()));
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -377,18 +410,49 @@ fn begun(folder: OutputDir, decides: &Value, fingerprint: &str) -> anyhow::Resul
 
 /// Refuses to start over where a training has checkpoints or a model has answered: what it was started with is named beside what is asked
 /// for now.
-fn refuse_to_lose(kind: &str, partial: &Path, decides: &Value) -> anyhow::Result<()> {
-    let is_kept = matches!(kind, "sft" | "dpo" | "eval" | "redteam" | "synthesis");
-    let Some(goes_on) = leave::resume_point(kind, partial).filter(|_| is_kept) else { return Ok(()) };
-    let earlier: Value = atomic::read_json(&partial.join(DECIDES)).unwrap_or_default();
-    let found = differences("", &earlier, decides);
-    let found = if found.is_empty() { "other settings or inputs".to_owned() } else { found.join("; ") };
+fn refuse_to_lose(job: &Job<'_>, partial: &Path, earlier: &Value, decides: &Value) -> anyhow::Result<()> {
+    let is_kept = matches!(job.kind, "sft" | "dpo" | "eval" | "redteam" | "synthesis");
+    let Some(goes_on) = leave::resume_point(job.kind, partial).filter(|_| is_kept) else { return Ok(()) };
+    let files: Vec<&PathBuf> = files_beside_tasks(job).collect();
+    let found: Vec<String> =
+        differences("", earlier, decides).into_iter().map(|text| with_path(text, &files)).collect();
+    let is_of_earlier_version = !job.task_files.is_empty() && earlier["inputs"].get(TASK_FILES).is_none();
+    let found = match (is_of_earlier_version, found.is_empty()) {
+        (true, _) => "by an earlier version, which held all of the data folder against it".to_owned(),
+        (false, true) => "other settings or inputs".to_owned(),
+        (false, false) => found.join("; "),
+    };
     Err(Failure::usage(format!(
         "{} holds an unfinished run that was started otherwise: {found}. Nothing was changed. Restore that and the same command {goes_on}; or \
          remove that folder to start over",
         partial.display()
     ))
     .into())
+}
+
+/// An unfinished evaluation of other tasks of the same folder: what it and this one read, where the tasks of both read the same. Answers of a
+/// task are taken up whatever other tasks are asked for.
+fn with_other_tasks(kind: &str, earlier: &Value, now: &Value) -> Option<Value> {
+    let taken = |of: &Value| {
+        let mut of = of.clone();
+        let files = of.get_mut("inputs")?.as_object_mut()?.remove(TASK_FILES)?;
+        Some((of, files.as_object()?.clone()))
+    };
+    let ((rest, mut files), (rest_now, files_now)) = (taken(earlier)?, taken(now)?);
+    let is_same = |(task, digests): (&String, &Value)| files.get(task).is_none_or(|earlier| earlier == digests);
+    if kind != "eval" || now["config"]["strategy"] == "open" || rest != rest_now || !files_now.iter().all(is_same) {
+        return None;
+    }
+    files.extend(files_now);
+    let mut joined = rest_now;
+    joined["inputs"][TASK_FILES] = Value::Object(files);
+    Some(joined)
+}
+
+/// A difference of the input `file 2` with the path of that file.
+fn with_path(text: String, files: &[&PathBuf]) -> String {
+    let named = files.iter().enumerate().map(|(at, path)| (format!("`file {}`", at + 1), path));
+    named.fold(text, |text, (name, path)| text.replace(&name, &format!("`{}`", path.display())))
 }
 
 /// What differs between two JSON values, as `key was .., is now ..`. Digests of inputs are only said to differ.
@@ -406,7 +470,14 @@ fn differences(key: &str, earlier: &Value, now: &Value) -> Vec<String> {
             })
             .collect();
     }
+    let (files, of_task) =
+        (format!("inputs {TASK_FILES} "), |rest: &str| rest.split_once(' ').map(|(_, path)| path.to_owned()));
     match key.strip_prefix("inputs ") {
+        // By task and path. Of a task that only one of the two has, nothing has other content.
+        Some(_) if key.starts_with(&files) => match of_task(&key[files.len()..]) {
+            Some(path) => vec![format!("the input `{path}` has other content")],
+            None => Vec::new(),
+        },
         Some(name) => vec![format!("the input `{name}` has other content")],
         None => vec![format!("{key} was {earlier}, is now {now}")],
     }
@@ -537,6 +608,16 @@ fn resumable(kind: &str, mut decides: Value) -> Value {
             search.retain(|key, _| key != "evaluations");
         }
     }
+    // Nor do they depend on where a server of the model listens: whoever goes on with the answers holds the servers now asked against what
+    // those then asked answered to known prompts.
+    if matches!(kind, "eval" | "redteam" | "synthesis") {
+        if let Some(inputs) = decides["inputs"].as_object_mut() {
+            inputs.values_mut().for_each(served::without_address);
+        }
+        if let Some(embedder) = decides["config"].get_mut("embedder") {
+            served::without_address(embedder);
+        }
+    }
     // Answers do not depend on who judges them, and the log keeps verdicts by judge.
     if let (true, Some(inputs)) = (matches!(kind, "eval" | "rejudge"), decides["inputs"].as_object_mut()) {
         inputs.remove("judge");
@@ -574,11 +655,26 @@ mod tests {
         Context { seed: 1, threads: 1, dtype: Some(DtypeName::F32), servers: None, cancel: Cancel::default() }
     }
 
+    fn open_partial(kind: &str, out: &Path, decides: &Value) -> anyhow::Result<OutputDir> {
+        let (written, used, inputs) = (json!({}), json!({}), Inputs::new());
+        let (extra_files, task_files) = (vec![], TaskFiles::new());
+        let job = Job { kind, name: "d", written, used, inputs: &inputs, extra_files, task_files, out };
+        super::open_partial(&job, decides)
+    }
+
     fn run(out: &Path, input: &Path, value: u32) -> bool {
         let inputs = Inputs::from([("data".to_owned(), vec![input.to_path_buf()])]);
         let used = json!({ "value": value });
-        let job =
-            Job { kind: "data", name: "d", written: used.clone(), used, inputs: &inputs, extra_files: vec![], out };
+        let job = Job {
+            kind: "data",
+            name: "d",
+            written: used.clone(),
+            used,
+            inputs: &inputs,
+            extra_files: vec![],
+            task_files: TaskFiles::new(),
+            out,
+        };
         let done = execute(&context(), &job, |folder, _| Ok(std::fs::write(folder.join("x"), value.to_string())?));
         done.unwrap().was_done
     }
@@ -608,7 +704,16 @@ mod tests {
         let inputs = Inputs::from([("models".to_owned(), vec![input.clone()])]);
         let run = || {
             let (written, used) = (json!({}), json!({}));
-            let job = Job { kind: "merge", name: "d", written, used, inputs: &inputs, extra_files: vec![], out: &out };
+            let job = Job {
+                kind: "merge",
+                name: "d",
+                written,
+                used,
+                inputs: &inputs,
+                extra_files: vec![],
+                task_files: TaskFiles::new(),
+                out: &out,
+            };
             execute(&context(), &job, |folder, _| Ok(std::fs::write(folder.join("x"), "merged")?))
         };
         let first = run().unwrap();
@@ -622,6 +727,60 @@ mod tests {
         std::fs::remove_file(&input).unwrap();
         let error = run().err().expect("an input is missing").to_string();
         assert!(error.contains("in.txt does not exist") && !atomic::sibling(&out).exists(), "{error}");
+    }
+
+    /// What versions before this one finished has the digest of the whole folder of benchmarks.
+    #[test]
+    fn an_evaluation_is_done_while_the_files_of_its_tasks_are_the_same_or_the_whole_folder_that_it_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, data) = (dir.path().join("stage"), dir.path().join("d"));
+        std::fs::create_dir(&data).unwrap();
+        for name in ["test.jsonl", "README.md"] {
+            std::fs::write(data.join(name), "a").unwrap();
+        }
+        let (inputs, used) = (Inputs::new(), json!({"data": data, "tasks": ["t"]}));
+        let was_done = |by_task: bool| {
+            let files = if by_task { vec![("t".to_owned(), vec![data.join("test.jsonl")])] } else { vec![] };
+            let (written, used, task_files) = (used.clone(), used.clone(), files.into_iter().collect());
+            let extra_files = vec![data.clone()];
+            let job =
+                Job { kind: "eval", name: "e", written, used, inputs: &inputs, extra_files, task_files, out: &out };
+            let done = execute(&context(), &job, |folder, _| Ok(std::fs::write(folder.join("x"), "1")?)).unwrap();
+            (done.was_done, done.record.inputs)
+        };
+        assert!(!was_done(false).0);
+        assert!(was_done(true).0, "an earlier version's");
+        std::fs::write(data.join("README.md"), "b").unwrap();
+        let (is_done, inputs) = was_done(true);
+        let file = data.join("test.jsonl").display().to_string();
+        assert_eq!(Value::from(inputs), json!({"task_files": {"t": {file: digest::bytes(b"a")}}}));
+        assert!(!is_done && was_done(true).0);
+        std::fs::write(data.join("README.md"), "c").unwrap();
+        assert!(was_done(true).0);
+        std::fs::write(data.join("test.jsonl"), "b").unwrap();
+        assert!(!was_done(true).0);
+    }
+
+    #[test]
+    fn an_unfinished_evaluation_is_joined_by_other_tasks_and_not_where_a_file_of_both_is_another() {
+        let decides = |strategy: &str, files: Value| json!({"config": {"strategy": strategy}, "inputs": {"model": "m", "task_files": files}});
+        let (a, b) = (json!({"a": {"d/a": "1"}}), json!({"b": {"d/b": "2"}}));
+        let both = json!({"a": {"d/a": "1"}, "b": {"d/b": "2"}});
+        let check = |earlier: &Value, now: &Value| {
+            with_other_tasks("eval", &decides("cot", earlier.clone()), &decides("cot", now.clone()))
+        };
+        assert_eq!(check(&a, &b), Some(decides("cot", both.clone())));
+        assert_eq!(check(&both, &a), Some(decides("cot", both.clone())), "those of the first run stay");
+        assert_eq!(check(&both, &json!({"a": {"d/a": "3"}})), None);
+        assert_eq!(check(&both, &json!({"a": {"d/a": "1", "d/c": "4"}})), None);
+        assert_eq!(with_other_tasks("eval", &decides("cot", a.clone()), &decides("sc-cot", a.clone())), None);
+        assert_eq!(with_other_tasks("eval", &decides("open", a.clone()), &decides("open", b.clone())), None);
+        assert_eq!(with_other_tasks("eval", &json!({"inputs": {"file 1": "1"}}), &decides("cot", a.clone())), None);
+        let other = json!({"a": {"d/a": "3"}, "c": {"d/c": "5"}});
+        let words = differences("", &decides("cot", both), &decides("cot", other));
+        assert_eq!(words, ["the input `d/a` has other content"]);
+        let paths = [&PathBuf::from("t"), &PathBuf::from("x.jsonl")];
+        assert_eq!(with_path("the input `file 2` has".into(), &paths), "the input `x.jsonl` has");
     }
 
     /// A kill may come after the folder has its name and before its working files are gone.
@@ -663,7 +822,16 @@ mod tests {
         let used = json!({ "value": 2 });
         let refused = || {
             let (written, used, out) = (used.clone(), used.clone(), second.as_path());
-            let job = Job { kind: "data", name: "d", written, used, inputs: &inputs, extra_files: vec![], out };
+            let job = Job {
+                kind: "data",
+                name: "d",
+                written,
+                used,
+                inputs: &inputs,
+                extra_files: vec![],
+                task_files: TaskFiles::new(),
+                out,
+            };
             let error = execute(&context(), &job, |_, _| Ok(())).err().expect("the changed input is taken");
             assert_eq!(crate::failure::exit_code(&error, 0), 2);
             error.to_string()
@@ -700,6 +868,7 @@ mod tests {
             used,
             inputs: &inputs,
             extra_files: vec![],
+            task_files: TaskFiles::new(),
             out: &out,
         };
         assert!(execute(&context(), &job, |_, _| Ok(())).is_err());
@@ -716,7 +885,16 @@ mod tests {
         for name in ["thesis.txt", ".gitattributes"] {
             std::fs::write(out.join(name), "years").unwrap();
             let (written, used) = (json!({"value": 2}), json!({"value": 2}));
-            let job = Job { kind: "data", name: "d", written, used, inputs: &inputs, extra_files: vec![], out: &out };
+            let job = Job {
+                kind: "data",
+                name: "d",
+                written,
+                used,
+                inputs: &inputs,
+                extra_files: vec![],
+                task_files: TaskFiles::new(),
+                out: &out,
+            };
             let error = execute(&context(), &job, |_, _| panic!("it works")).err().expect("the folder is replaced");
             assert_eq!(crate::failure::exit_code(&error, 0), 2);
             assert!(error.to_string().contains(&format!("did not write: {name}")), "{error}");
@@ -750,6 +928,7 @@ mod tests {
                 used: used.clone(),
                 inputs: &inputs,
                 extra_files: vec![],
+                task_files: TaskFiles::new(),
                 out: &out,
             };
             let failed = execute(&context(), &job, |folder, _| {
@@ -780,6 +959,7 @@ mod tests {
             used,
             inputs: &inputs,
             extra_files: vec![],
+            task_files: TaskFiles::new(),
             out: Path::new("x"),
         };
         // The digest that version 0.1.0 wrote for this stage, worked out with sha256sum from the JSON text below.

@@ -112,8 +112,12 @@ impl AnswerLog {
     /// Holds an endpoint against what it answered to known questions when the answers in the log were given, and the `n_kept` that the
     /// engine kept, or notes it.
     pub(crate) fn hold(&mut self, now: Option<CanaryAnswers>, n_kept: usize) -> Result<()> {
-        let Some(now) = now else { return Ok(()) };
         let has_answers = !self.answered.is_empty() || n_kept > 0;
+        let Some(now) = now else {
+            let difference = "it takes no known prompts now, which it then did".to_owned();
+            let is_missing = has_answers && self.canary.is_some();
+            return if is_missing { Err(Error::OtherWeights { path: self.path.clone(), difference }) } else { Ok(()) };
+        };
         match self.canary.as_ref().filter(|_| has_answers).and_then(|then| then.difference(&now)) {
             Some(difference) => Err(Error::OtherWeights { path: self.path.clone(), difference }),
             None => Ok(self.log.append(&Entry::Canary(now))?),

@@ -6,8 +6,44 @@
 use crate::{Completion, FinishReason};
 use serde_json::Value;
 
-/// Where the text stands in a choice.
-pub(super) type TextOf = fn(&Value) -> Option<&str>;
+/// The text of a choice.
+pub(super) struct Said<'a> {
+    pub(super) text: &'a str,
+    /// The reasoning that the server's parser took out of it; empty where it took none.
+    pub(super) reasoning: &'a str,
+}
+
+/// Where the text stands in a choice; `None` where it holds none.
+pub(super) type TextOf = for<'a> fn(&'a Value) -> Option<Said<'a>>;
+
+/// The text of a completion.
+pub(super) fn completed(choice: &Value) -> Option<Said<'_>> {
+    Some(Said { text: choice["text"].as_str()?, reasoning: "" })
+}
+
+/// The text of a chat's answer. vLLM and SGLang with a reasoning parser tell the reasoning apart, as `reasoning_content` or `reasoning`, and
+/// where it took up all of the tokens the content is null: an ended answer without a word. A call of a tool is no answer.
+pub(super) fn chatted(choice: &Value) -> Option<Said<'_>> {
+    let message = choice["message"].as_object()?;
+    let text = |name: &str| message.get(name).and_then(Value::as_str).unwrap_or_default();
+    let reasoning = [text("reasoning_content"), text("reasoning")].into_iter().find(|one| !one.is_empty());
+    let content = match message.get("content") {
+        Some(Value::String(content)) => content.as_str(),
+        None | Some(Value::Null) if ended_without_a_call(choice) => "",
+        _ => return None,
+    };
+    Some(Said { text: content, reasoning: reasoning.unwrap_or_default() })
+}
+
+fn ended_without_a_call(choice: &Value) -> bool {
+    let has_calls = choice["message"]["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty())
+        || choice["message"]["function_call"].is_object();
+    let reason = choice["finish_reason"].as_str();
+    !has_calls && reason.is_some_and(|reason| !matches!(reason, "tool_calls" | "function_call"))
+}
+
+/// What is wrong with a choice of which that function tells nothing.
+pub(super) const NO_TEXT: &str = "the answer holds no text";
 
 /// What was asked, as far as an answer can be held against it.
 pub(super) struct Asked<'a> {
@@ -68,7 +104,8 @@ pub(super) fn completions(answer: &Value, asked: &Asked) -> Result<Vec<Completio
 }
 
 fn completion(answer: &Value, choice: &Value, asked: &Asked) -> Result<Completion, String> {
-    let text = (asked.text_of)(choice).ok_or("the answer holds no text")?.to_owned();
+    let said = (asked.text_of)(choice).ok_or(NO_TEXT)?;
+    let (text, reasoning_apart) = (said.text.to_owned(), !said.reasoning.is_empty());
     let finish_reason = match choice["finish_reason"].as_str() {
         Some("stop") => FinishReason::Stop,
         Some("length") => FinishReason::Length,
@@ -91,7 +128,7 @@ fn completion(answer: &Value, choice: &Value, asked: &Asked) -> Result<Completio
     // Of several answers servers count the tokens together, or of the first alone.
     let counted = answer["usage"]["completion_tokens"].as_u64().map(|n_new| n_new as usize);
     let n_counted = counted.filter(|_| asked.n == 1 && ids.is_none());
-    Ok(Completion { ids, logps: None, text, finish_reason, prompt_len_tokens, n_counted })
+    Ok(Completion { ids, logps: None, text, finish_reason, prompt_len_tokens, n_counted, reasoning_apart })
 }
 
 /// A list of token ids; `None` where it is absent or null.
@@ -146,8 +183,33 @@ mod tests {
     use serde_json::json;
 
     fn read(answer: &Value, n: usize, context_len: Option<u64>) -> Result<Vec<Completion>, String> {
-        let text_of: TextOf = |choice| choice["text"].as_str();
-        completions(answer, &Asked { n, max_new_tokens: 4, prompt_ids: Some(&[7, 8]), context_len, text_of })
+        completions(answer, &Asked { n, max_new_tokens: 4, prompt_ids: Some(&[7, 8]), context_len, text_of: completed })
+    }
+
+    /// As vLLM 0.11 (`reasoning_content`) and later ones (`reasoning`) answer, and SGLang.
+    #[test]
+    fn a_chats_answer_that_ended_in_its_reasoning_is_an_empty_text_and_one_that_calls_a_tool_is_none() {
+        let check = |message: Value, ended: Value| {
+            let answer = json!({"choices": [{"message": message, "finish_reason": ended}]});
+            let asked = Asked { n: 1, max_new_tokens: 4, prompt_ids: None, context_len: None, text_of: chatted };
+            let found = completions(&answer, &asked).map(|mut all| all.remove(0));
+            found.map(|one| (one.text, one.reasoning_apart, one.finish_reason))
+        };
+        let (length, stop) = (json!("length"), json!("stop"));
+        let empty = |apart| Ok((String::new(), apart, FinishReason::Length));
+        assert_eq!(check(json!({"content": null, "reasoning_content": "hmm"}), length.clone()), empty(true));
+        assert_eq!(check(json!({"content": null, "reasoning": "hmm"}), length.clone()), empty(true));
+        assert_eq!(check(json!({"reasoning": "hmm"}), length.clone()), empty(true));
+        assert_eq!(check(json!({"content": null, "reasoning_content": null}), length.clone()), empty(false));
+        let said = Ok(("[A]".to_owned(), true, FinishReason::Stop));
+        assert_eq!(check(json!({"content": "[A]", "reasoning_content": "hmm", "tool_calls": []}), stop.clone()), said);
+        let none = Err(NO_TEXT.to_owned());
+        let calls = json!([{"function": {"name": "f"}}]);
+        assert_eq!(check(json!({"content": null, "tool_calls": calls}), stop), none);
+        assert_eq!(check(json!({"content": null, "reasoning": "hmm"}), json!("tool_calls")), none);
+        assert_eq!(check(json!({"content": null, "reasoning": "hmm"}), Value::Null), none);
+        assert_eq!(check(json!({"content": 7}), length.clone()), none);
+        assert_eq!(check(json!("text"), length), none);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! count as the same within the distance that two implementations of the same weights keep. Weights that lie closer are not told
 //! apart.
 
-use super::answer::{TextOf, choices};
+use super::answer::{NO_TEXT, TextOf, chatted, choices, completed};
 use super::prompt_logps::Form;
 use super::vectors;
 use crate::Result;
@@ -120,7 +120,7 @@ impl Canary {
             if with_logprobs {
                 body["logprobs"] = json!(1);
             }
-            Ok(Question { path: "/completions", body, read: Read::Drawn { text_of: |choice| choice["text"].as_str() } })
+            Ok(Question { path: "/completions", body, read: Read::Drawn { text_of: completed } })
         };
         Ok(Self::of(DRAWN.iter().map(|prompt| one(prompt)).collect::<Result<_>>()?))
     }
@@ -133,8 +133,7 @@ impl Canary {
             if with_logprobs {
                 body["logprobs"] = json!(true);
             }
-            let text_of: TextOf = |choice| choice["message"]["content"].as_str();
-            Question { path: "/chat/completions", body, read: Read::Drawn { text_of } }
+            Question { path: "/chat/completions", body, read: Read::Drawn { text_of: chatted } }
         };
         Self::of(DRAWN.iter().map(one).collect())
     }
@@ -165,8 +164,9 @@ impl Question {
             }
             Read::Drawn { text_of } => {
                 let choice = &choices(answer, 1)?[0];
-                let text = text_of(choice).ok_or("the answer holds no text")?;
-                Ok(Answer::Drawn(text.to_owned(), drawn_logps(&choice["logprobs"])))
+                // A model that reasons says nothing else in so few tokens: what tells it from another stands there.
+                let said = text_of(choice).ok_or(NO_TEXT)?;
+                Ok(Answer::Drawn(said.reasoning.to_owned() + said.text, drawn_logps(&choice["logprobs"])))
             }
             Read::Vector => {
                 let mut vectors = vectors::read(answer, 1, None)?;
@@ -298,6 +298,18 @@ mod tests {
             vec![Answer::Drawn(format!("flu {}", logps.len()), logps); 3]
         };
         assert_eq!(difference(&shorter(2), &shorter(1)), other);
+    }
+
+    #[test]
+    fn a_server_that_tells_reasoning_apart_is_told_from_another_by_it() {
+        let read = |reasoning: &str| {
+            let message = json!({"content": null, "reasoning_content": reasoning});
+            let answer = json!({"choices": [{"index": 0, "message": message, "finish_reason": "length"}]});
+            Canary::chat("m", false).questions.iter().map(|one| one.read(&answer).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(difference(&read("Okay, so"), &read("Okay, so")), None);
+        assert_eq!(difference(&read("Okay, so"), &read("The user")).unwrap(), "3 of 3 greedy answers differ");
+        assert_eq!(CanaryAnswers(read("Okay, so")).fault(), None);
     }
 
     #[test]

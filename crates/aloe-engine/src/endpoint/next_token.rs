@@ -65,6 +65,7 @@ impl Endpoint {
     ) -> Result<()> {
         let watch = self.watch_drawn(cancel)?;
         self.replicas.for_each(requests, watch.as_deref(), cancel, take, |request, asking| {
+            asking.request(&request.id);
             let told = self.next_one(form, request, asking);
             progress.advance(1);
             told
@@ -130,8 +131,7 @@ impl Endpoint {
                 Reply::Refused(reason) => return Err(Error::Request { id: request.id.clone(), reason }),
                 Reply::Json(answer, at) => {
                     self.check_model(&answer, at)?;
-                    let told = told(&answer)
-                        .map_err(|reason| self.replicas.error(at, format!("request {}: {reason}", request.id)))?;
+                    let told = told(&answer).map_err(|reason| self.replicas.unusable(at, asking, reason))?;
                     let found = (told, answer["usage"]["prompt_tokens"].as_u64().map(|n| n as usize));
                     kept.keep(&found, self.replicas.base(at));
                     found

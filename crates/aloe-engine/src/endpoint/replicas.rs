@@ -41,15 +41,22 @@ pub(super) enum Reply {
     Refused(String),
 }
 
-/// A request on its way: who may stop it, and which servers answered parts of it and when.
+/// A request on its way: who may stop it, whose it is, and which servers answered parts of it and when.
 pub(super) struct Asking<'a> {
     pub(super) cancel: &'a Cancel,
+    /// The request's id; empty where nobody gave it one.
+    id: RefCell<String>,
     answered: RefCell<Vec<(usize, Instant)>>,
 }
 
 impl<'a> Asking<'a> {
     pub(super) fn new(cancel: &'a Cancel) -> Self {
-        Self { cancel, answered: RefCell::default() }
+        Self { cancel, id: RefCell::default(), answered: RefCell::default() }
+    }
+
+    /// From now on a fault of an answer is one of the request `id`.
+    pub(super) fn request(&self, id: &str) {
+        id.clone_into(&mut self.id.borrow_mut());
     }
 
     pub(super) fn into_answered(self) -> Vec<(usize, Instant)> {
@@ -124,16 +131,21 @@ impl Replicas {
         self.shared.connections * self.shared.clients.len()
     }
 
+    /// An error about what server `at` answered to the request that is asked.
+    pub(super) fn unusable(&self, at: usize, asking: &Asking, reason: impl Into<String>) -> Error {
+        of_request(self.error(at, reason), asking)
+    }
+
     /// An error about server `at`.
     pub(super) fn error(&self, at: usize, reason: impl Into<String>) -> Error {
         self.shared.clients[at].error(reason)
     }
 
-    /// The address of server `at`.
     pub(super) fn journal(&self) -> &Journal {
         &self.shared.journal
     }
 
+    /// The address of server `at`.
     pub(super) fn base(&self, at: usize) -> &str {
         self.shared.clients[at].base()
     }
@@ -148,9 +160,14 @@ impl Replicas {
         let shared = &self.shared;
         let tries = TRIES * shared.clients.len() as u32;
         let (mut last, mut turn, mut busy_since) = (None, 0, None);
+        // Whether what this request got last was no answer to it, rather than no connection.
+        let mut is_unusable = false;
+        let named = |error, is_unusable| if is_unusable { of_request(error, asking) } else { error };
         loop {
             turn += 1;
-            let seat = shared.take(last, asking.cancel)?;
+            // A server that lies is no fault of one request.
+            let is_named = || is_unusable && shared.lock().iter().all(|state| state.lie.is_none());
+            let seat = shared.take(last, asking.cancel).map_err(|error| named(error, is_named()))?;
             let at = seat.at;
             match shared.exchange(&seat, path, body, asking.cancel)? {
                 Outcome::Json(value) => {
@@ -172,15 +189,30 @@ impl Replicas {
                     }
                     turn -= 1;
                 }
-                Outcome::Broken(reason) => shared.broken(&seat, &reason, false, turn),
-                Outcome::Lost(reason) => shared.broken(&seat, &reason, true, turn),
+                Outcome::Broken(reason) => {
+                    is_unusable = true;
+                    shared.broken(&seat, &reason, false, turn);
+                }
+                Outcome::Lost(reason) => {
+                    is_unusable = false;
+                    shared.broken(&seat, &reason, true, turn);
+                }
             }
             if turn >= tries {
                 let reason = shared.lock()[at].reason.clone();
-                return Err(self.error(at, format!("{reason} (after {turn} tries)")));
+                return Err(named(self.error(at, format!("{reason} (after {turn} tries)")), is_unusable));
             }
             last = Some(at);
         }
+    }
+}
+
+/// A server's fault as one of the request that is asked, where that has a name.
+fn of_request(error: Error, asking: &Asking) -> Error {
+    let id = asking.id.borrow().clone();
+    match error {
+        Error::Endpoint { url, reason } if !id.is_empty() => Error::Answer { url, id, reason },
+        error => error,
     }
 }
 

@@ -51,8 +51,8 @@ impl Endpoint {
             }
             let max_new_tokens = request.sampling.max_new_tokens;
             let asked = Asked { n, max_new_tokens, prompt_ids, context_len: self.context_len, text_of };
-            let completions = answer::completions(&answer, &asked)
-                .map_err(|reason| self.replicas.error(at, format!("request {}: {reason}", request.id)))?;
+            let completions =
+                answer::completions(&answer, &asked).map_err(|reason| self.replicas.unusable(at, asking, reason))?;
             if most != usize::MAX && n == most {
                 self.at_once(most, at, "it refuses more");
             }

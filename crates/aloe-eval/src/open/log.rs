@@ -4,7 +4,7 @@
 //! place among the like), so another panel asks the model nothing again, and its judges only what they have not said.
 
 use super::sample::{JudgeReply, OpenSample};
-use crate::answers::{check_same, kept_beside};
+use crate::answers::{check_same, kept_beside, takes_no_canary};
 use crate::{Error, Result};
 use aloe_engine::{Call, CanaryAnswers, Engine};
 use aloe_record::Cancel;
@@ -91,9 +91,13 @@ impl OpenLog {
     /// Holds an endpoint against what it answered to known questions when the answers in the log were given, and the `n_kept` that the
     /// engine kept, or notes it.
     pub(crate) fn hold(&mut self, now: Option<CanaryAnswers>, n_kept: usize) -> Result<()> {
-        let Some(now) = now else { return Ok(()) };
+        let has_answers = !self.samples.is_empty() || n_kept > 0;
+        let Some(now) = now else {
+            let is_missing = has_answers && self.canary.is_some();
+            return if is_missing { Err(takes_no_canary(&self.path)) } else { Ok(()) };
+        };
         match &self.canary {
-            Some(then) if !self.samples.is_empty() || n_kept > 0 => check_same(then, &now, &self.path),
+            Some(then) if has_answers => check_same(then, &now, &self.path),
             _ => {
                 self.log.append(&Entry::Canary(now.clone()))?;
                 self.canary = Some(now);

@@ -25,6 +25,7 @@ use labels::Label;
 use log::OpenLog;
 use report::{OpenResults, TaskHead};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use judge::{JUDGE_TOKENS, PanelJudge};
@@ -47,6 +48,12 @@ pub struct OpenConfig {
 }
 
 impl OpenConfig {
+    /// The file that each task reads, by its name; one that is missing is left out: reading says so.
+    pub fn task_files(&self) -> BTreeMap<String, Vec<PathBuf>> {
+        let file = |task: &OpenTask| Some(vec![self.data_dir.join(task.file(&self.data_dir).ok()?)]);
+        self.tasks.iter().map(|task| (task.name().to_owned(), file(task).unwrap_or_default())).collect()
+    }
+
     /// The defaults: greedy, at most 256 tokens; under the harness's protocol an answer ends at an empty line, as in its `careqa_open`
     /// (256 tokens are its own limit where a task names none). Under prompt_engine's at most 1,000, as there, where the model's
     /// `generation_config.json` says how they are drawn.
@@ -181,12 +188,12 @@ fn answer_all(
                         })?
                     }
                 };
-                samples[at].answered(config.protocol, completion.text, completion.finish_reason);
+                samples[at].answered(config.protocol, completion);
                 log.answered(at, &samples[at])
             },
         );
         log.sync()?;
-        answered?;
+        answered.map_err(|error: Error| error.at_question(places(asked)))?;
         engine.forget_answers()?;
     }
     for (&at, sample) in &log.samples {
@@ -201,6 +208,11 @@ fn answer_all(
         }),
         _ => Ok(samples),
     }
+}
+
+/// The ids of the questions' requests, and where each question stands.
+fn places(asked: &[Asked]) -> impl Iterator<Item = (String, &str)> {
+    asked.iter().map(|(task, _, question)| (format!("{}/{}", task.name(), question.id), question.source.as_str()))
 }
 
 /// A server that renders by its own template takes plain messages only; prompt_engine strips what it has rendered.

@@ -2,7 +2,7 @@
 //! judge it again. No times, no paths.
 
 use super::overlap::{Overlap, overlap};
-use aloe_engine::FinishReason;
+use aloe_engine::{Completion, FinishReason};
 use aloe_task::Protocol;
 use aloe_task::extract::without_reasoning;
 use aloe_task::open::OpenQuestion;
@@ -90,12 +90,13 @@ impl OpenSample {
     }
 
     /// Puts the answer in and compares its words with the reference's.
-    pub(crate) fn answered(&mut self, protocol: Protocol, answer: String, finish_reason: FinishReason) {
-        let (visible, reasoning_removed) = without_reasoning(&answer);
+    pub(crate) fn answered(&mut self, protocol: Protocol, completion: Completion) {
+        let Completion { text: answer, finish_reason, reasoning_apart, .. } = completion;
+        let (visible, is_cut) = without_reasoning(&answer);
         // The harness compares the text as it came.
         let compared = if protocol == Protocol::LmEval { answer.as_str() } else { visible.trim() };
         self.overlap = (!compared.is_empty()).then(|| overlap(compared, &self.reference));
-        (self.reasoning_removed, self.finish_reason) = (reasoning_removed, Some(finish_reason));
+        (self.reasoning_removed, self.finish_reason) = (is_cut || reasoning_apart, Some(finish_reason));
         self.answer = answer;
     }
 

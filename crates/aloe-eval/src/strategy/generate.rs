@@ -204,7 +204,7 @@ pub(crate) fn vote(
         finish_reason: completion.finish_reason,
         answer,
         n_retries: 0,
-        reasoning_removed: extracted.reasoning_removed,
+        reasoning_removed: extracted.reasoning_removed || completion.reasoning_apart,
     }
 }
 

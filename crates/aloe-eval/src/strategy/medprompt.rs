@@ -18,7 +18,7 @@ use crate::{Error, Neighbours, Result, Retry};
 use aloe_record::{CounterRng, Progress};
 use aloe_task::wording::{fixed_shots, prompt_engine};
 use aloe_task::worked::{self, Made, Worked};
-use aloe_task::{ChoiceOrder, CotShot, Protocol, Question, Split, Task};
+use aloe_task::{ChoiceOrder, CotShot, Protocol, Question};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -128,15 +128,9 @@ fn from_file(run: &TaskRun, path: &Path) -> Result<Pool> {
     Ok(Pool { source, questions, solved, n_refused: 0 })
 }
 
-/// The pool: the task's own train questions; MMLU's validation questions; MedMCQA's train questions for CareQA, which has
-/// only a test set (so did prompt_engine). Under `prompt-engine` the validation split. Never a reported set.
+/// The pool ([`crate::EvalConfig::pool_of`]). Never a reported set.
 fn load_pool(run: &TaskRun) -> Result<(String, Vec<Question>)> {
-    let own = if run.config.protocol == Protocol::PromptEngine { Split::Validation } else { Split::Train };
-    let (task, split) = match run.task {
-        Task::Mmlu(_) => (run.task, Split::Validation),
-        Task::CareqaEn | Task::CareqaEs => (Task::Medmcqa, own),
-        task => (task, own),
-    };
+    let (task, split) = run.config.pool_of(run.task);
     if (task, split) == (run.task, run.config.split) {
         let reason = format!(
             "medprompt takes its examples from {}'s {} split, which is under evaluation",
@@ -195,7 +189,8 @@ fn solve(run: &TaskRun, pool: &[Question], log: &mut AnswerLog) -> Result<(Vec<S
             Retry::PromptEngine => retry::collect(run, &asked, retry::POOL_PASSES, take),
         };
         log.sync(true)?;
-        collected?;
+        let places = || super::places(format!("pool/{}", run.task.name()), pool);
+        collected.map_err(|error| error.at_question(places()))?;
         run.engine.forget_answers()?;
     }
     run.progress.message(&run.task.name());

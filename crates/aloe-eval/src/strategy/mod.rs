@@ -32,6 +32,18 @@ pub(crate) struct TaskRun<'a> {
     pub(crate) cancel: &'a Cancel,
 }
 
+impl TaskRun<'_> {
+    /// The ids of the questions' requests, and where each question stands.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (String, &str)> {
+        places(self.task.name(), self.questions)
+    }
+}
+
+/// As [`TaskRun::places`], of questions whose requests have `prefix` before a stroke.
+pub(crate) fn places(prefix: String, questions: &[Question]) -> impl Iterator<Item = (String, &str)> {
+    questions.iter().map(move |question| (format!("{prefix}/{}", question.id), question.source.as_str()))
+}
+
 /// What a strategy knows after preparing.
 pub(crate) enum Plan {
     /// Prompts and options.

@@ -7,8 +7,8 @@ use crate::rows::{self, Row};
 use crate::{Error, Question, Result, Split, Task};
 use std::path::Path;
 
-/// Loads the test split; there is no other.
-pub fn load(data_dir: &Path, split: Split, task: Task) -> Result<Vec<Question>> {
+/// The file of the test split, below the data folder; there is no other.
+pub fn file(data_dir: &Path, split: Split, task: Task) -> Result<String> {
     if split != Split::Test {
         let hint = "CareQA has a test split only; take examples from MedMCQA, or run with 0 shots";
         return Err(task.no_split(split, hint));
@@ -16,7 +16,12 @@ pub fn load(data_dir: &Path, split: Split, task: Task) -> Result<Vec<Question>> 
     let name = if task == Task::CareqaEs { "CareQA_es" } else { "CareQA_en" };
     let parts = [".json", ".jsonl", "/test.jsonl", "/test-00000-of-00001.parquet"];
     let candidates = parts.map(|part| format!("careqa/{name}{part}"));
-    rows::read(data_dir, &task.find(data_dir, split, &candidates)?)?.iter().map(question).collect()
+    task.find(data_dir, split, &candidates)
+}
+
+/// Loads the test split from its file.
+pub fn load(data_dir: &Path, file: &str) -> Result<Vec<Question>> {
+    rows::read(data_dir, file)?.iter().map(question).collect()
 }
 
 /// The row without text and the text the harness gives it; its options and key are there.

@@ -7,8 +7,8 @@ use crate::{Error, Question, Result, Split, Task};
 use serde_json::Value;
 use std::path::Path;
 
-/// Loads a split.
-pub fn load(data_dir: &Path, split: Split, task: Task) -> Result<Vec<Question>> {
+/// The file of a split, below the data folder.
+pub fn file(data_dir: &Path, split: Split, task: Task) -> Result<String> {
     let part = match split {
         Split::Test => "test",
         Split::Validation => "validation",
@@ -18,7 +18,12 @@ pub fn load(data_dir: &Path, split: Split, task: Task) -> Result<Vec<Question>> 
     let language = if task == Task::HeadqaEs { "es" } else { "en" };
     let candidates =
         [format!("headqa/{part}_{language}.jsonl"), format!("headqa/{language}/{part}-00000-of-00001.parquet")];
-    rows::read(data_dir, &task.find(data_dir, split, &candidates)?)?.iter().map(question).collect()
+    task.find(data_dir, split, &candidates)
+}
+
+/// Loads a split from its file.
+pub fn load(data_dir: &Path, file: &str) -> Result<Vec<Question>> {
+    rows::read(data_dir, file)?.iter().map(question).collect()
 }
 
 /// One row.

@@ -9,26 +9,37 @@ use crate::rows::{self, Row};
 use crate::{Error, Question, Result, Split, Task};
 use std::path::Path;
 
-/// Loads a split. `Test` is the published validation split.
-pub fn load(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
-    match split {
-        Split::Test => {
-            load_file(data_dir, split, &["validation-00000-of-00001.parquet", "validation.jsonl", "dev.json"])
+/// The file of a split, below the data folder. `Test` is the published validation split.
+pub fn file(data_dir: &Path, split: Split) -> Result<String> {
+    let (split, names): (_, &[&str]) = match split {
+        Split::Test => (split, &["validation-00000-of-00001.parquet", "validation.jsonl", "dev.json"]),
+        Split::Train | Split::Validation => {
+            let names = &["train-00000-of-00001.parquet", "train.jsonl", "train_sample.jsonl", "train.json"];
+            (Split::Train, names)
         }
-        Split::Train => Ok(train_part(load_whole_train(data_dir)?, |index| index % 10 != 9)),
-        Split::Validation => Ok(train_part(load_whole_train(data_dir)?, |index| index % 10 == 9)),
-        Split::Dev => Err(Task::Medmcqa.no_split(split, "examples come from the train split")),
-    }
+        Split::Dev => return Err(Task::Medmcqa.no_split(split, "examples come from the train split")),
+    };
+    let candidates: Vec<String> = names.iter().map(|name| format!("medmcqa/{name}")).collect();
+    Task::Medmcqa.find(data_dir, split, &candidates)
+}
+
+/// Loads a split from its file.
+pub fn load(data_dir: &Path, split: Split, file: &str) -> Result<Vec<Question>> {
+    let questions = load_file(data_dir, file)?;
+    Ok(match split {
+        Split::Train => train_part(questions, |index| index % 10 != 9),
+        Split::Validation => train_part(questions, |index| index % 10 == 9),
+        Split::Test | Split::Dev => questions,
+    })
 }
 
 /// All train questions: lm-evaluation-harness's pool of examples.
 pub fn load_whole_train(data_dir: &Path) -> Result<Vec<Question>> {
-    let names = ["train-00000-of-00001.parquet", "train.jsonl", "train_sample.jsonl", "train.json"];
-    load_file(data_dir, Split::Train, &names)
+    load_file(data_dir, &file(data_dir, Split::Train)?)
 }
 
-/// Loads a split of the starter set: `starter_mcqa_{train,dev,test}.jsonl`.
-pub fn load_starter(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
+/// The file of a split of the starter set: `starter_mcqa_{train,dev,test}.jsonl`.
+pub fn starter_file(data_dir: &Path, split: Split) -> Result<String> {
     let name = match split {
         Split::Train => "train",
         Split::Validation => "dev",
@@ -37,18 +48,21 @@ pub fn load_starter(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
     };
     let file = format!("starter_mcqa_{name}.jsonl");
     let candidates = [format!("mcqa/{file}"), format!("starter/mcqa/{file}"), file];
-    read(data_dir, &Task::StarterMcqa.find(data_dir, split, &candidates)?, 0)
+    Task::StarterMcqa.find(data_dir, split, &candidates)
+}
+
+/// Loads a split of the starter set from its file.
+pub fn load_starter(data_dir: &Path, file: &str) -> Result<Vec<Question>> {
+    read(data_dir, file, 0)
 }
 
 fn train_part(questions: Vec<Question>, keep: impl Fn(usize) -> bool) -> Vec<Question> {
     questions.into_iter().enumerate().filter(|(index, _)| keep(*index)).map(|(_, question)| question).collect()
 }
 
-fn load_file(data_dir: &Path, split: Split, names: &[&str]) -> Result<Vec<Question>> {
-    let candidates: Vec<String> = names.iter().map(|name| format!("medmcqa/{name}")).collect();
-    let file = Task::Medmcqa.find(data_dir, split, &candidates)?;
-    let rows = rows::read(data_dir, &file)?;
-    let first_key = first_key(&rows, &file)?;
+fn load_file(data_dir: &Path, file: &str) -> Result<Vec<Question>> {
+    let rows = rows::read(data_dir, file)?;
+    let first_key = first_key(&rows, file)?;
     rows.iter().map(|row| question(row, first_key)).collect()
 }
 

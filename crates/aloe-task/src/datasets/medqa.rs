@@ -18,12 +18,18 @@ pub enum Options {
     Five,
 }
 
-/// Loads a split.
-pub fn load(data_dir: &Path, split: Split, options: Options) -> Result<Vec<Question>> {
-    let (task, n_choices) = match options {
-        Options::Four => (Task::Medqa4, 4),
-        Options::Five => (Task::Medqa5, 5),
-    };
+impl Options {
+    fn task(self) -> (Task, usize) {
+        match self {
+            Self::Four => (Task::Medqa4, 4),
+            Self::Five => (Task::Medqa5, 5),
+        }
+    }
+}
+
+/// The file of a split, below the data folder.
+pub fn file(data_dir: &Path, split: Split, options: Options) -> Result<String> {
+    let (task, _) = options.task();
     let names: &[&str] = match (options, split) {
         (_, Split::Dev) => return Err(task.no_split(split, "examples come from the train split")),
         (Options::Four, Split::Test) => &["phrases_no_exclude_test.jsonl", "test_4_options.jsonl", "test.json"],
@@ -39,7 +45,13 @@ pub fn load(data_dir: &Path, split: Split, options: Options) -> Result<Vec<Quest
     if options == Options::Four {
         candidates.push(format!("medqa/data/{}-00000-of-00001.parquet", split.name()));
     }
-    let rows = rows::read(data_dir, &task.find(data_dir, split, &candidates)?)?;
+    task.find(data_dir, split, &candidates)
+}
+
+/// Loads a split from its file.
+pub fn load(data_dir: &Path, split: Split, options: Options, file: &str) -> Result<Vec<Question>> {
+    let (task, n_choices) = options.task();
+    let rows = rows::read(data_dir, file)?;
     let prefix = format!("{}_{}", task.name(), split.name());
     rows.iter().enumerate().map(|(index, row)| question(row, n_choices, format!("{prefix}_{index}"))).collect()
 }

@@ -7,8 +7,8 @@
 use crate::{Error, Question, Result, Split, Subject, Task, rows};
 use std::path::Path;
 
-/// Loads a split of a subject.
-pub fn load(data_dir: &Path, split: Split, subject: Subject) -> Result<Vec<Question>> {
+/// The file of a split of a subject, below the data folder.
+pub fn file(data_dir: &Path, split: Split, subject: Subject) -> Result<String> {
     let task = Task::Mmlu(subject);
     let part = match split {
         Split::Test => "test",
@@ -20,12 +20,16 @@ pub fn load(data_dir: &Path, split: Split, subject: Subject) -> Result<Vec<Quest
     let candidates = ["mmlu_medical/data", "mmlu/data", "mmlu"].map(|folder| format!("{folder}/{file}"));
     let parquet = ["mmlu_medical", "mmlu"]
         .map(|folder| format!("{folder}/{}/{}-00000-of-00001.parquet", subject.name(), split.name()));
-    let found = task.find(data_dir, split, &[&candidates[..], &parquet[..]].concat())?;
-    if found.ends_with(".parquet") {
-        let rows = rows::read(data_dir, &found)?;
+    task.find(data_dir, split, &[&candidates[..], &parquet[..]].concat())
+}
+
+/// Loads a split of a subject from its file.
+pub fn load(data_dir: &Path, split: Split, subject: Subject, file: &str) -> Result<Vec<Question>> {
+    if file.ends_with(".parquet") {
+        let rows = rows::read(data_dir, file)?;
         return rows.iter().enumerate().map(|(index, row)| hub_question(subject, split, index, row)).collect();
     }
-    let rows = rows::read_csv_plain(data_dir, &found, 6)?;
+    let rows = rows::read_csv_plain(data_dir, file, 6)?;
     rows.into_iter().enumerate().map(|(index, (cells, at))| question(subject, split, index, cells, at)).collect()
 }
 

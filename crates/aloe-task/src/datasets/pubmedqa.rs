@@ -14,8 +14,11 @@ use std::path::Path;
 /// bigbio/pubmed_qa's folder of the split that lm-evaluation-harness takes.
 const BIGBIO: &str = "pubmed_qa_labeled_fold0_source";
 
-/// Loads a split: test by PMID, train and validation from fold 0.
-pub fn load(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
+/// The ids of the test questions.
+const TEST_IDS: &str = "pubmedqa/test_ground_truth.json";
+
+/// The files of a split, below the data folder: its questions', and of a file of all labelled ones that of the test's ids.
+pub fn files(data_dir: &Path, split: Split) -> Result<Vec<String>> {
     let names: &[&str] = match split {
         Split::Test => &["test_set.json", "ori_pqal.json", "pqa_labeled/train-00000-of-00001.parquet"],
         Split::Train => &["pqal_fold0/train_set.json"],
@@ -26,17 +29,22 @@ pub fn load(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
     let whole = format!("pubmedqa/{BIGBIO}/{}-00000-of-00001.parquet", split.name());
     candidates.push(whole.clone());
     let file = Task::Pubmedqa.find(data_dir, split, &candidates)?;
-    let questions = read(data_dir, &file)?;
-    if split != Split::Test || file == whole {
-        return Ok(questions);
-    }
-    let test_ids = test_ids(data_dir)?;
+    let ids = (split == Split::Test && file != whole).then(|| TEST_IDS.to_owned());
+    Ok([file].into_iter().chain(ids).collect())
+}
+
+/// Loads a split from its files: test by PMID, train and validation from fold 0.
+pub fn load(data_dir: &Path, files: &[String]) -> Result<Vec<Question>> {
+    let (file, ids) = (&files[0], files.get(1));
+    let questions = read(data_dir, file)?;
+    let Some(ids) = ids else { return Ok(questions) };
+    let test_ids = test_ids(data_dir, ids)?;
     let tested: Vec<Question> = questions.into_iter().filter(|question| test_ids.contains(&question.id)).collect();
     if tested.is_empty() { Err(Error::Empty { path: format!("{file}, test rows") }) } else { Ok(tested) }
 }
 
-/// Loads a split of the starter set: `starter_pubmedqa_{train,dev,test}.jsonl`.
-pub fn load_starter(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
+/// The file of a split of the starter set: `starter_pubmedqa_{train,dev,test}.jsonl`.
+pub fn starter_file(data_dir: &Path, split: Split) -> Result<String> {
     let name = match split {
         Split::Train => "train",
         Split::Validation => "dev",
@@ -45,11 +53,15 @@ pub fn load_starter(data_dir: &Path, split: Split) -> Result<Vec<Question>> {
     };
     let file = format!("starter_pubmedqa_{name}.jsonl");
     let candidates = [format!("mcqa/{file}"), format!("starter/mcqa/{file}"), file];
-    read(data_dir, &Task::StarterPubmedqa.find(data_dir, split, &candidates)?)
+    Task::StarterPubmedqa.find(data_dir, split, &candidates)
 }
 
-fn test_ids(data_dir: &Path) -> Result<HashSet<String>> {
-    let file = "pubmedqa/test_ground_truth.json";
+/// Loads a split of the starter set from its file.
+pub fn load_starter(data_dir: &Path, file: &str) -> Result<Vec<Question>> {
+    read(data_dir, file)
+}
+
+fn test_ids(data_dir: &Path, file: &str) -> Result<HashSet<String>> {
     let text =
         std::fs::read_to_string(data_dir.join(file)).map_err(|source| Error::Io { path: file.into(), source })?;
     let map: serde_json::Map<String, Value> = serde_json::from_str(&text).map_err(|error| Error::Row {

@@ -29,7 +29,7 @@ pub(crate) struct CompareArgs {
 
 /// What `aloe rescore --help` says beneath the flags.
 pub(crate) const RESCORE_HELP: &str = "Examples:\n  aloe rescore runs/sc-cot --out runs/sc-cot-again\n  aloe rescore runs/sc-cot --rule \
-prompt-engine --out runs/sc-cot-pe\n\nReads every stored answer again, votes and counts anew, without asking a model: after a version that reads \
+prompt-engine --out runs/sc-cot-pe\n  aloe rescore runs/sc-cot --trained-on runs/data-medical --expect medqa_4options=50..60 --out runs/sc-cot-held\n\nReads every stored answer again, votes and counts anew, without asking a model: after a version that reads \
 answers otherwise, or by another rule. RUN is left as it is; OUT gets results.json, samples.jsonl and questions.jsonl, which compare, export and view \
 read as they do a run's.";
 
@@ -41,12 +41,31 @@ pub(crate) struct RescoreArgs {
     /// How answers are read: aloe or prompt-engine; default that of the run's protocol
     #[arg(long)]
     pub(crate) rule: Option<String>,
+    /// Data stage's folder, or file of rows, that the model was trained on: questions that it holds are scored apart; may be given several times
+    #[arg(long, value_name = "PATH")]
+    pub(crate) trained_on: Vec<PathBuf>,
+    /// Accuracy in percent that a task or an average must have: NAME=LOWEST..HIGHEST; may be given several times
+    #[arg(long, value_name = "NAME=LOW..HIGH", value_parser = expected)]
+    pub(crate) expect: Vec<(String, f64, f64)>,
     /// Folder to write; must not exist
     #[arg(long)]
     pub(crate) out: PathBuf,
     /// Print how much changed as JSON on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `medqa_4options=50..60.5`.
+fn expected(text: &str) -> Result<(String, f64, f64), String> {
+    let parsed = || {
+        let (name, range) = text.rsplit_once('=')?;
+        let (low, high) = range.split_once("..")?;
+        Some((name.trim().to_owned(), low.trim().parse().ok()?, high.trim().parse().ok()?))
+    };
+    let in_percent = |(_, low, high): &(String, f64, f64)| low <= high && *low >= 0.0 && *high <= 100.0;
+    parsed()
+        .filter(in_percent)
+        .ok_or_else(|| "wanted is NAME=LOWEST..HIGHEST in percent, as medqa_4options=50..60.5".to_owned())
 }
 
 /// What `aloe export --help` says beneath the flags.

@@ -85,7 +85,7 @@ fn answer(
             failed = out.write_all(piece.as_bytes()).and_then(|()| out.flush()).err();
         }
     });
-    let completion = completion.map_err(|error| without_id(error, &request.id))?;
+    let completion = completion.map_err(|error| without_id(error))?;
     if let Some(error) = failed {
         return Err(error.into());
     }
@@ -96,13 +96,10 @@ fn answer(
 }
 
 /// An error in the words of someone at a keyboard: the request's id is ours, nobody typed it.
-fn without_id(error: Error, id: &str) -> anyhow::Error {
+fn without_id(error: Error) -> anyhow::Error {
     match error {
         Error::Request { reason, .. } => Failure::usage(reason).into(),
-        Error::Endpoint { url, reason } => {
-            let reason = reason.replace(&format!("request {id}: "), "");
-            Error::Endpoint { url, reason }.into()
-        }
+        Error::Answer { url, reason, .. } => Error::Endpoint { url, reason }.into(),
         error => error.into(),
     }
 }
@@ -120,10 +117,10 @@ mod tests {
     #[test]
     fn no_message_names_the_request_that_nobody_typed() {
         let (id, url) = ("chat/0".to_owned(), "http://localhost/v1".to_owned());
-        let reason = "request chat/0: the answer holds no text".to_owned();
+        let reason = "the answer holds no text".to_owned();
         let request = Error::Request { id: id.clone(), reason: "the prompt is too long".to_owned() };
-        assert_eq!(without_id(request, &id).to_string(), "the prompt is too long");
-        let endpoint = without_id(Error::Endpoint { url, reason }, &id).to_string();
+        assert_eq!(without_id(request).to_string(), "the prompt is too long");
+        let endpoint = without_id(Error::Answer { url, id, reason }).to_string();
         assert_eq!(endpoint, "endpoint http://localhost/v1: the answer holds no text");
     }
 }

@@ -38,7 +38,8 @@ pub(super) fn job_of_part<'a>(
     let mut used = config.used()?;
     used["signs"] = shard.suffix().into();
     let extra_files = super::stages::extra_files(config);
-    Ok(Job { kind: config.kind(), name: &stage.name, written: stage.written.clone(), used, inputs, extra_files, out })
+    let (kind, written, task_files) = (config.kind(), stage.written.clone(), crate::stage::TaskFiles::new());
+    Ok(Job { kind, name: &stage.name, written, used, inputs, extra_files, task_files, out })
 }
 
 /// Runs one shard.

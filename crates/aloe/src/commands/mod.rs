@@ -73,7 +73,7 @@ pub(crate) fn dispatch(cli: Cli, cancel: &Cancel) -> anyhow::Result<()> {
         Command::Merge(args) => single::merge(&args, cancel),
         Command::MergeSearch(args) => single::merge_search(&args, cancel),
         Command::Eval(args) => single::eval(&args, cancel),
-        Command::Rescore(args) => rescore::run(&args),
+        Command::Rescore(args) => rescore::run(&args, cancel),
         Command::Export(args) => export::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Rejudge(args) => single::rejudge(&args, cancel),

@@ -2,15 +2,16 @@
 
 use crate::cli::results::RescoreArgs;
 use crate::failure::Failure;
+use crate::lineage;
 use aloe_eval::rescore::rescore;
 use aloe_eval::{EvalResults, read_asked, read_samples};
-use aloe_record::{atomic, digest};
+use aloe_record::{Cancel, atomic, digest};
 use aloe_task::{AnswerRule, Protocol};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write as _;
 
 /// Reads the answers again and writes what they say now into another folder.
-pub(crate) fn run(args: &RescoreArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &RescoreArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let samples_path = args.run.join("samples.jsonl");
     for name in ["results.json", "samples.jsonl", "questions.jsonl"] {
         if !args.run.join(name).is_file() {
@@ -32,9 +33,23 @@ pub(crate) fn run(args: &RescoreArgs) -> anyhow::Result<()> {
         Some(other) => return Err(Failure::usage(format!("--rule {other}: there are aloe, prompt-engine")).into()),
     };
     let samples = read_samples(&samples_path)?;
-    let mut found = rescore(&results, &samples, &read_asked(&args.run)?, rule)?;
+    let mut trained_on = Value::Null;
+    let asked = read_asked(&args.run)?;
+    let mut found = rescore(&results, &samples, &asked, rule)?;
+    if !args.trained_on.is_empty() {
+        let files: Vec<_> = args.trained_on.iter().map(|path| lineage::rows_of(path)).collect();
+        found.trained_on(&asked, &files, cancel)?;
+        let digests = files.iter().map(|path| digest::file(path)).collect::<Result<Vec<_>, _>>()?;
+        trained_on = json!(digests);
+    }
+    if !args.expect.is_empty() {
+        found.expect(&args.expect)?;
+    }
     let from = digest::file(&samples_path)?;
     found.results.settings.insert("rescored".into(), json!({"rule": rule, "samples_sha256": from}));
+    if !trained_on.is_null() {
+        found.results.settings["rescored"]["trained_on_sha256"] = trained_on;
+    }
     std::fs::create_dir_all(&args.out).map_err(aloe_record::Error::io("create", &args.out))?;
     atomic::write_with(&args.out.join("samples.jsonl"), |out| {
         for sample in &found.samples {
@@ -48,7 +63,8 @@ pub(crate) fn run(args: &RescoreArgs) -> anyhow::Result<()> {
         json!({"n_answers_changed": found.n_answers_changed, "n_predictions_changed": found.n_predictions_changed});
     let mut out = std::io::stdout();
     if args.json {
-        return Ok(writeln!(out, "{changed}")?);
+        writeln!(out, "{changed}")?;
+        return check_expected(args, &found.results);
     }
     writeln!(
         out,
@@ -58,5 +74,16 @@ pub(crate) fn run(args: &RescoreArgs) -> anyhow::Result<()> {
         found.n_predictions_changed,
         args.out.display()
     )?;
-    Ok(())
+    check_expected(args, &found.results)
+}
+
+/// What was to come out and did not; the files are written, and the exit code is 1. An expectation of the run itself was told by the run.
+fn check_expected(args: &RescoreArgs, results: &EvalResults) -> anyhow::Result<()> {
+    let is_asked = |name: &str| args.expect.iter().any(|(asked, ..)| asked == name);
+    let unmet = results.expected.iter().filter(|one| !one.passed && is_asked(&one.name));
+    let lines: Vec<String> = unmet.map(|one| one.words()).collect();
+    match lines.is_empty() {
+        true => Ok(()),
+        false => anyhow::bail!("{}: what was expected did not come out\n{}", args.out.display(), lines.join("\n")),
+    }
 }

@@ -211,5 +211,6 @@ fn job_of<'a>(
         used[SERVED_BY] = by.clone();
     }
     let (kind, extra_files) = (stage.config.kind(), stages::extra_files(config));
-    Ok(Job { kind, name: &stage.name, written: stage.written.clone(), used, inputs, extra_files, out })
+    let (written, task_files) = (stage.written.clone(), stages::task_files(config));
+    Ok(Job { kind, name: &stage.name, written, used, inputs, extra_files, task_files, out })
 }

@@ -11,7 +11,8 @@ use crate::recipe::eval_stage::EvalStage;
 use crate::recipe::redteam_stage::RedteamStage;
 use crate::recipe::stage_config::{MergeStage, PullConfig, StageConfig};
 use crate::stage::{
-    Context, Done, Inputs, Job, SERVED_BY, checked_model, digest_of_model, execute, model_of, name_of_model, single,
+    Context, Done, Inputs, Job, SERVED_BY, TaskFiles, checked_model, digest_of_model, execute, model_of, name_of_model,
+    single,
 };
 use crate::weights::{self, Quantize};
 use aloe_engine::announced::{self, SERVERS};
@@ -42,12 +43,12 @@ pub(crate) fn run(
     out: &Path,
     context: &Context,
 ) -> anyhow::Result<Done> {
-    let extra_files = extra_files(config);
+    let (extra_files, task_files) = (extra_files(config), task_files(config));
     let mut used = config.used()?;
     if let Some(command) = served_by(config, context)? {
         used[SERVED_BY] = command.into();
     }
-    let job = Job { kind: config.kind(), name, written, used, inputs, extra_files, out };
+    let job = Job { kind: config.kind(), name, written, used, inputs, extra_files, task_files, out };
     execute(context, &job, |folder, record| match config {
         StageConfig::Pull(config) => pull(config, folder, record, context),
         StageConfig::Data(config) => data_stage::run(config, inputs, folder, record, context),
@@ -88,6 +89,14 @@ pub(crate) fn extra_files(config: &StageConfig) -> Vec<PathBuf> {
         StageConfig::Merge(config) => config.outside_models().into_iter().map(|(_, folder)| folder).collect(),
         StageConfig::MergeSearch(config) => config.files(),
         StageConfig::Sft(_) | StageConfig::Dpo(_) | StageConfig::Card(_) => Vec::new(),
+    }
+}
+
+/// What each task of an evaluation reads, by its name.
+pub(crate) fn task_files(config: &StageConfig) -> TaskFiles {
+    match config {
+        StageConfig::Eval(config) => config.task_files(),
+        _ => TaskFiles::new(),
     }
 }
 

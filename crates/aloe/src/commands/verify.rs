@@ -95,6 +95,7 @@ fn take_over(
         used,
         inputs: &inputs,
         extra_files: Vec::new(),
+        task_files: crate::stage::TaskFiles::new(),
         out,
     };
     let seed = stage.config["seed"].as_u64().unwrap_or(0);

@@ -35,6 +35,7 @@ pub(crate) fn run(
         used,
         inputs,
         extra_files: Vec::new(),
+        task_files: crate::stage::TaskFiles::new(),
         out,
     };
     execute(context, &job, |folder, record| take_over(stage, trainer, inputs, folder, record))

@@ -220,6 +220,17 @@ impl EvalStage {
         }
     }
 
+    /// What each task reads, by its name; nothing where the settings cannot be used or their folder is not there, which is said elsewhere.
+    pub(crate) fn task_files(&self) -> BTreeMap<String, Vec<PathBuf>> {
+        if !self.data.is_dir() {
+            return BTreeMap::new();
+        }
+        match self.is_open() {
+            true => self.checked_open().map(|config| config.task_files()).unwrap_or_default(),
+            false => self.checked().map(|config| config.task_files()).unwrap_or_default(),
+        }
+    }
+
     /// The folders that are read.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let paths = [&self.embedder, &self.reranker, &self.tokenizer, &self.examples, &self.labels];

@@ -298,3 +298,89 @@ fn verdicts_on_attacks_that_a_killed_client_was_given_are_not_asked_for_again() 
     };
     check_beside(&model, (n_labels + 6, n_labels + 6 + 16, 0), |_| text("safe"), args, n_asked);
 }
+
+/// The address of several servers of the model `m`.
+fn together(servers: &[&Server]) -> String {
+    let bases: Vec<String> = servers.iter().map(|server| server.model().replace("#m", "")).collect();
+    format!("{}#m", bases.join(","))
+}
+
+/// Two other servers of the same weights take up what one has answered; one of other weights does not, and the record names all that were asked.
+#[test]
+fn a_run_goes_on_at_other_addresses_where_the_known_prompts_are_answered_alike() {
+    let more = ["--server-template", "--tasks", "starter_mcqa", "--strategy", "sc-cot", "--set", "n_samples=3"];
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let (server, ..) = falls_silent(20, lettered);
+    killed(&server, 20, &out, &more);
+    let others = Server::with_canary(|_, asked| {
+        if asked.body["seed"] == super::server::CANARY { text("of others") } else { lettered(asked) }
+    });
+    let (_, stderr, code) = eval(&others.model(), &out, &more);
+    assert!(code == 1 && stderr.contains("no longer answers as it did for the answers in"), "{stderr}");
+    let is_canary = |asked: &super::Asked| asked.body["seed"] == super::server::CANARY;
+    assert!(others.asked().iter().all(is_canary), "it was asked for an answer");
+    let (one, two) = (Server::start(|_, asked| lettered(asked)), Server::start(|_, asked| lettered(asked)));
+    let both = together(&[&one, &two]);
+    let (_, stderr, code) = eval(&both, &out, &more);
+    assert!(code == 0 && stderr.contains("going on from an interrupted run"), "{stderr}");
+    assert_eq!(one.n_asked() + two.n_asked(), 2 * 60 - 20);
+    let inputs = super::read(&out.join("record.json"))["inputs"].clone();
+    assert_eq!(inputs["model"], serde_json::json!(both));
+    let asked: Vec<&String> = inputs["served"].as_object().unwrap().keys().collect();
+    assert!(asked.contains(&&both) && asked.contains(&&server.model()), "{asked:?}");
+    let whole = dir.path().join("whole");
+    assert_eq!(eval(&one.model(), &whole, &more).2, 0);
+    assert_eq!(lines(&whole.join("samples.jsonl")), lines(&out.join("samples.jsonl")));
+}
+
+/// A folder of benchmarks holds more than a run reads of it.
+#[test]
+fn a_run_goes_on_whatever_changed_in_the_data_folder_but_the_files_that_its_tasks_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("d"), dir.path().join("out"));
+    std::fs::create_dir_all(data.join("mcqa")).unwrap();
+    for name in ["starter_mcqa_test.jsonl", "starter_mcqa_train.jsonl", "starter_pubmedqa_test.jsonl", "README.md"] {
+        std::fs::copy(root().join("starter/mcqa").join(name), data.join("mcqa").join(name)).unwrap();
+    }
+    let is_dead = Arc::new(AtomicBool::new(true));
+    let dies = Arc::clone(&is_dead);
+    let server = Server::start(move |at, asked| match at >= 20 && dies.load(Ordering::SeqCst) {
+        true => Reply::Dies,
+        false => lettered(asked),
+    });
+    let go = |tasks: &str| {
+        let args = ["eval", &server.model(), "--server-template", "--strategy", "cot", "--tasks", tasks];
+        let (data, out) = (data.display().to_string(), out.display().to_string());
+        run(&[&args[..], &["--data", &data, "--out", &out]].concat())
+    };
+    let (_, stderr, code) = go("starter_mcqa");
+    assert!(code == 1 && stderr.contains("(after 5 tries)"), "{stderr}");
+    is_dead.store(false, Ordering::SeqCst);
+    let append = |name: &str, text: &str| {
+        let path = data.join("mcqa").join(name);
+        let before = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{before}{text}")).unwrap();
+        (path, before)
+    };
+    append("README.md", "Moved to the new disk.\n");
+    append("starter_mcqa_train.jsonl", "\n");
+    let (path, before) = append("starter_mcqa_test.jsonl", "\n");
+    let (_, stderr, code) = go("starter_mcqa");
+    let named = format!("started otherwise: the input `{}` has other content. Nothing was changed", path.display());
+    assert!(code == 2 && stderr.contains(&named), "{named} is not in {stderr}");
+    std::fs::write(&path, before).unwrap();
+    let n = server.n_asked();
+    // Further tasks take up the answers, and their files belong to the run from then on.
+    let (_, stderr, code) = go("starter_mcqa,starter_pubmedqa");
+    assert!(code == 0 && stderr.contains("going on from an interrupted run"), "{stderr}");
+    let n_questions: usize = ["starter_mcqa_test.jsonl", "starter_pubmedqa_test.jsonl"]
+        .map(|name| lines(&data.join("mcqa").join(name)).len())
+        .iter()
+        .sum();
+    assert!(server.n_asked() - n <= 2 * n_questions - 20, "{} requests", server.n_asked() - n);
+    append("README.md", "And back.\n");
+    let n = server.n_asked();
+    let (stdout, stderr, code) = go("starter_mcqa,starter_pubmedqa");
+    assert!(code == 0 && stdout.contains("was done already") && server.n_asked() == n, "{stdout}{stderr}");
+}

@@ -7,6 +7,9 @@ use crate::{run, stories};
 use serde_json::{Value, json};
 use std::path::Path;
 
+/// What says which question's answer it was.
+const ASKED: [&str; 2] = ["request starter_mcqa/", "; the question stands in mcqa/starter_mcqa_test.jsonl:"];
+
 /// Runs `aloe eval` on a server that tells the truth until `from` (0 is the probe), then `lie(truth)`; expects `words`.
 fn check_score(stories: &Path, from: usize, words: &[&str], lie: impl Fn(Value) -> Reply + Send + Sync + 'static) {
     let model = Model::open(stories);
@@ -67,7 +70,8 @@ fn lies_about_log_probabilities_are_found_before_a_score_is_written() {
         }),
     ];
     for (words, lie) in lies {
-        check_score(&stories, 1, &["cannot be used", words], move |truth| changed(truth, lie));
+        let words = [&["cannot be used", words][..], &ASKED].concat();
+        check_score(&stories, 1, &words, move |truth| changed(truth, lie));
     }
 }
 
@@ -94,11 +98,29 @@ fn an_answer_that_is_no_json_is_asked_for_again_and_then_reported_with_how_it_be
     let Some(stories) = stories() else { return };
     let raw = |words: &str, lie: fn(String) -> String, kind: &'static str| {
         let words = ["the answer is not JSON", words, "trying again", "(after 5 tries)"];
-        check_score(&stories, 1, &words, move |truth| Reply::Raw(kind, lie(truth.to_string())));
+        check_score(&stories, 1, &[&words[..], &ASKED].concat(), move |truth| Reply::Raw(kind, lie(truth.to_string())));
     };
     raw("expected value", |truth| truth.replacen("null", "NaN", 1), "application/json");
     raw("EOF while parsing", |truth| truth[..truth.len() / 2].to_owned(), "application/json");
     raw("\"text/html\", it begins \"<html>", |_| "<html><body>Welcome</body></html>".to_owned(), "text/html");
+}
+
+/// As a proxy says that its server is overloaded.
+#[test]
+fn an_error_under_status_200_is_asked_for_again_and_then_reported_in_the_servers_words() {
+    let Some(stories) = stories() else { return };
+    let words = ["an error in place of an answer", "\"the queue is full\"", "trying again", "(after 5 tries)"];
+    check_score(&stories, 1, &[&words[..], &ASKED].concat(), |_| {
+        Reply::Json(json!({"error": {"message": "the queue is full", "code": 503}}))
+    });
+}
+
+#[test]
+fn a_server_that_asks_by_a_date_to_come_back_long_after_is_not_waited_for() {
+    let Some(stories) = stories() else { return };
+    check_score(&stories, 1, &["HTTP status 429", "it asks to come back in"], |_| {
+        Reply::Status("429 Too Many Requests", "retry-after: Wed, 21 Oct 2099 07:28:00 GMT")
+    });
 }
 
 /// The answers to two prompts of one length change places: only the names of the tokens tell.

@@ -216,6 +216,49 @@ fn reasoning_blocks_are_cut_before_answers_are_read_and_are_counted() {
     assert!(stdout.contains("3 answers with reasoning cut out"), "{stdout}");
 }
 
+/// As vLLM and SGLang answer with a reasoning parser: the known prompts' few tokens are all thought, and so are one question's five hundred.
+fn parsed(asked: &Asked, thinks_on: &str, says: &str) -> Reply {
+    let is_canary = asked.body["seed"] == super::server::CANARY;
+    let last = asked.body["messages"].as_array().unwrap().last().unwrap()["content"].as_str().unwrap();
+    let is_cut = is_canary || last.contains(thinks_on);
+    let (content, ended) = if is_cut { (Value::Null, "length") } else { (json!(says), "stop") };
+    let message = json!({"role": "assistant", "content": content, "reasoning_content": "Hmm, the", "tool_calls": []});
+    Reply::Json(json!({"choices": [{"index": 0, "message": message, "finish_reason": ended}]}))
+}
+
+#[test]
+fn an_answer_that_ended_in_its_reasoning_is_unparsed_and_reasoning_that_the_server_kept_apart_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = lines(&crate::root().join("starter/mcqa/starter_mcqa_test.jsonl"))[0]["question"].clone();
+    let server = Server::with_canary(move |_, asked| parsed(asked, first.as_str().unwrap(), "Answer: [A]"));
+    let out = dir.path().join("mcqa");
+    let args = ["--tasks", "starter_mcqa", "--server-template", "--strategy", "cot", "--shots", "0", "--limit", "3"];
+    let (stdout, stderr, code) = eval_plain(&server.model(), &out, &args);
+    assert_eq!(code, 0, "{stderr}");
+    let task = &read(&out.join("results.json"))["tasks"][0];
+    assert_eq!((&task["n_reasoning_removed"], &task["n_unparsed"]), (&json!(3), &json!(1)), "{task}");
+    assert!(stdout.contains("3 answers with reasoning cut out"), "{stdout}");
+    let predicted: Vec<Value> =
+        lines(&out.join("samples.jsonl")).iter().map(|sample| sample["predicted"].clone()).collect();
+    assert_eq!(predicted, [Value::Null, json!(0), json!(0)]);
+    // Read again by the same rule, it is the same.
+    let again = dir.path().join("again");
+    let (_, stderr, code) = crate::run(&["rescore", out.to_str().unwrap(), "--out", again.to_str().unwrap()]);
+    assert_eq!(code, 0, "{stderr}");
+    let task = &read(&again.join("results.json"))["tasks"][0];
+    assert_eq!((&task["n_reasoning_removed"], &task["n_unparsed"]), (&json!(3), &json!(1)), "{task}");
+
+    let first = lines(&crate::root().join("starter/open/starter_open_test.jsonl"))[0]["question"].clone();
+    let server = Server::with_canary(move |_, asked| parsed(asked, first.as_str().unwrap(), "It is so."));
+    let out = dir.path().join("open");
+    let (_, stderr, code) =
+        eval_plain(&server.model(), &out, &["--tasks", "starter_open", "--server-template", "--limit", "2"]);
+    assert_eq!(code, 0, "{stderr}");
+    let samples = lines(&out.join("samples.jsonl"));
+    assert!(samples.iter().all(|sample| sample["reasoning_removed"] == true), "{samples:?}");
+    assert_eq!((&samples[0]["answer"], &samples[1]["answer"]), (&json!(""), &json!("It is so.")));
+}
+
 /// The run's folder holds what its record lists and nothing else; by the index and without it the page is the same.
 #[test]
 fn a_run_of_some_megabytes_leaves_the_index_beside_its_folder_by_which_view_opens_it() {
@@ -404,6 +447,33 @@ fn several_runs_are_compared_with_one_and_verdicts_hold_for_all_tests_together()
     assert!(code == 2 && stderr.contains("results.json"), "{code} {stderr}");
 }
 
+/// Of a part of the set nothing is judged.
+#[test]
+fn a_finished_run_is_held_against_expected_accuracies_without_asking_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(|_, asked| several(asked, |_| "Answer: [A]".into()));
+    let (whole, part) = (dir.path().join("whole"), dir.path().join("part"));
+    ask(&server, &whole, &["--strategy", "cot"]);
+    ask(&server, &part, &["--strategy", "cot", "--limit", "8"]);
+    let n_asked = server.n_asked();
+    let held = |from: &Path, name: &str, expect: &str| {
+        let (from, out) = (from.display().to_string(), dir.path().join(name).display().to_string());
+        let (stdout, stderr, code) = run(&["rescore", &from, "--out", &out, "--expect", expect]);
+        (code, stdout + &stderr)
+    };
+    let (code, text) = held(&whole, "pass", "starter_mcqa=0..100");
+    assert!(code == 0 && text.contains(" pass: "), "{text}");
+    assert_eq!(read(&dir.path().join("pass/results.json"))["expected"][0]["passed"], true);
+    let (code, text) = held(&whole, "fail", "starter_mcqa=99.9..100");
+    assert!(code == 1 && text.contains("what was expected did not come out\nstarter_mcqa"), "{text}");
+    let (code, text) = held(&part, "part", "starter_mcqa=0..100");
+    assert!(code == 1 && text.contains("not judged: 8 of 60"), "{text}");
+    let (code, text) = held(&whole, "unknown", "medqa_4options=1..2");
+    assert!(code == 2 && text.contains("no task or average of the run has that name"), "{text}");
+    assert_eq!(held(&whole, "wrong", "starter_mcqa=60..50").0, 2);
+    assert_eq!(server.n_asked(), n_asked, "no model is asked");
+}
+
 /// `Answer: [A] not [B]` is A by position and B by prompt_engine's rule, which takes the latest in the order of options.
 #[test]
 fn a_finished_run_is_scored_again_by_another_rule_and_written_as_prompt_engines_folder() {
@@ -428,6 +498,19 @@ fn a_finished_run_is_scored_again_by_another_rule_and_written_as_prompt_engines_
     let (n_changed, theirs) = again("theirs", &["--rule", "prompt-engine"]);
     assert_eq!((n_changed, theirs["settings"]["rescored"]["rule"].as_str()), (16, Some("prompt_engine")));
     assert!(lines(&dir.path().join("theirs/samples.jsonl")).iter().all(|sample| sample["predicted"] == 1));
+    let first_question = &lines(&run_folder.join("questions.jsonl"))[0];
+    let rows = dir.path().join("rows.jsonl");
+    let stem = first_question["stem"].as_str().unwrap();
+    let options: Vec<&str> = first_question["choices"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let user = format!("{stem}\n{}", options.join("\n"));
+    let row = json!({"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": "The first."}]});
+    std::fs::write(&rows, format!("{row}\n")).unwrap();
+    let (_, held) = again("held", &["--trained-on", rows.to_str().unwrap()]);
+    let parts = held["tasks"][0]["by_training"].as_array().unwrap();
+    let counts: Vec<(bool, &Value)> =
+        parts.iter().map(|part| (part["part"].as_str().unwrap().starts_with("dirty"), &part["n"])).collect();
+    assert_eq!(counts, [(false, &json!(7)), (true, &json!(1))]);
+    assert!(held["settings"]["rescored"]["trained_on_sha256"][0].is_string());
     assert_eq!(server.n_asked(), n_asked, "no model is asked");
     let (_, stderr, code) =
         run(&["rescore", run_folder.to_str().unwrap(), "--out", dir.path().join("same").to_str().unwrap()]);
