@@ -10,7 +10,7 @@ use crate::sampler::Sampler;
 use crate::schedule::Schedule;
 use crate::settings::{Context, LoopSettings};
 use crate::sight::{Sight, Speed};
-use crate::state::{self, Cursor, Logs};
+use crate::state::{self, Cursor, Damaged, Logs};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -79,7 +79,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let state = out.join("state");
         let policy = format!("on_nonfinite {:?}, on_spike {:?}", settings.on_nonfinite, settings.on_spike);
-        let (loaded, notices) = state::load_newest(&state, &fingerprint, &learner.layout())?;
+        let (loaded, damaged) = state::load_newest(&state, &fingerprint, &learner.layout())?;
         let (mut cursor, metrics, samples) = match loaded {
             Some(loaded) => {
                 learner.restore(loaded.arrays);
@@ -98,6 +98,8 @@ impl<'a> Run<'a> {
             return Err(Error::Config { mistakes: vec![mistake] });
         }
         cursor.policy = policy;
+        state::set_aside(&damaged)?;
+        tell_damaged(&damaged, cursor.step);
         let sight = Sight::open(out, &metrics, cursor.step, context.peak_flops)?;
         let metrics = Metrics::start(&out.join("metrics.jsonl"), metrics)?;
         let samples = match settings.sample_every {
@@ -109,7 +111,7 @@ impl<'a> Run<'a> {
             learner,
             cursor,
             metrics,
-            notices,
+            notices: damaged.into_iter().map(|one| one.notice).collect(),
             resumed_from,
             sampler: None,
             samples,
@@ -335,4 +337,18 @@ fn refuse_older_skips(cursor: &Cursor, metrics: &[u8], state: &Path) -> Result<(
         state.display()
     );
     Err(Error::Config { mistakes: vec![mistake] })
+}
+
+/// Tells at once what is wrong with the newest checkpoints, and where the run goes on instead: hours may pass before its report.
+fn tell_damaged(damaged: &[Damaged], step: u64) {
+    if damaged.is_empty() {
+        return;
+    }
+    let goes_on = match step {
+        0 => "there is no other one: the training starts over".to_owned(),
+        step => format!("the training goes on after step {step}"),
+    };
+    for Damaged { notice, .. } in damaged {
+        aloe_record::tell(&format!("note: {notice}; {goes_on}"));
+    }
 }

@@ -3,7 +3,8 @@
 //!
 //! `state/step-0000000040/` holds the arrays (raw little-endian f32), the logs so far, the cursor, and a manifest with
 //! size and SHA-256 of each file and of itself. A checkpoint appears under its name only when complete and synced. When
-//! resuming, the newest one that passes every check is taken; damaged ones are reported, never repaired and never used.
+//! resuming, the newest one that passes every check is taken; damaged ones are reported, never repaired and never used: they are set aside
+//! as `state/damaged-0000000040/`, where they stand in the way of no sound one, and go with the next checkpoint.
 //! `state/best-0000000040/` holds the weights alone after the step with the best held-out evaluation, in the same form; a checkpoint
 //! whose best weights are damaged is damaged itself.
 
@@ -81,6 +82,8 @@ const CURSOR: &str = "cursor.json";
 const METRICS: &str = "metrics.jsonl";
 const SAMPLES: &str = "samples.jsonl";
 const MANIFEST: &str = "manifest";
+const STEP: &str = "step-";
+const DAMAGED: &str = "damaged-";
 
 /// What a run has written so far beside its weights.
 #[derive(Clone, Copy, Default)]
@@ -95,12 +98,24 @@ pub(crate) struct Logs<'a> {
 pub(crate) fn save(state: &Path, cursor: &Cursor, arrays: &Arrays<'_>, logs: Logs<'_>, keep_last: usize) -> Result<()> {
     let text = to_json(cursor, state)?;
     let texts = [(CURSOR, text.as_bytes()), (METRICS, logs.metrics), (SAMPLES, logs.samples)];
-    write_folder(state, &format!("step-{:010}", cursor.step), arrays, &texts)?;
+    write_folder(state, &step_name(cursor.step), arrays, &texts)?;
+    for damaged in folders(state, DAMAGED)? {
+        atomic::remove_folder(&damaged)?;
+    }
     let mut kept = checkpoints(state)?;
     while kept.len() > keep_last.max(1) {
         atomic::remove_folder(&kept.remove(0))?;
     }
     remove_unnamed_best(state, &kept)
+}
+
+/// Whether the checkpoint of `step` is there.
+pub(crate) fn has(state: &Path, step: u64) -> bool {
+    state.join(step_name(step)).exists()
+}
+
+fn step_name(step: u64) -> String {
+    format!("{STEP}{step:010}")
 }
 
 /// Keeps the weights of the best step so far.
@@ -120,20 +135,29 @@ fn best_name(step: u64) -> String {
 }
 
 fn write_folder(state: &Path, name: &str, arrays: &Arrays<'_>, texts: &[(&str, &[u8])]) -> Result<()> {
-    let out = atomic::OutputDir::fresh(&state.join(name))?;
+    let target = state.join(name);
+    let out = atomic::OutputDir::fresh(&target)?;
+    let done = fill(out.path(), arrays, texts).and_then(|()| Ok(out.commit()?));
+    if done.is_err() {
+        // Half a checkpoint is of no use, and the room that it takes may be what was missing.
+        let _ = atomic::OutputDir::discard(&target);
+    }
+    done
+}
+
+fn fill(folder: &Path, arrays: &Arrays<'_>, texts: &[(&str, &[u8])]) -> Result<()> {
     let mut manifest = Manifest::new();
     for (name, parts) in arrays {
         let name = format!("{name}.f32");
-        let entry = write_array(&out.path().join(&name), parts)?;
+        let entry = write_array(&folder.join(&name), parts)?;
         manifest.insert(name, entry);
     }
     for (name, bytes) in texts {
-        atomic::write(&out.path().join(name), bytes)?;
+        atomic::write(&folder.join(name), bytes)?;
         manifest.insert((*name).to_owned(), FileEntry { size_bytes: bytes.len() as u64, sha256: digest::bytes(bytes) });
     }
-    let body = to_json(&manifest, state)?;
-    atomic::write(&out.path().join(MANIFEST), format!("{}\n{body}", digest::bytes(body.as_bytes())).as_bytes())?;
-    Ok(out.commit()?)
+    let body = to_json(&manifest, folder)?;
+    Ok(atomic::write(&folder.join(MANIFEST), format!("{}\n{body}", digest::bytes(body.as_bytes())).as_bytes())?)
 }
 
 /// Removes the best weights that no checkpoint names. A checkpoint that cannot be read may name any, so all stay with it.
@@ -154,29 +178,49 @@ fn remove_unnamed_best(state: &Path, checkpoints: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// The newest checkpoint that passes every check, and one notice per newer one that does not. `layout` names each file
+/// A checkpoint that failed a check.
+#[derive(Debug)]
+pub(crate) struct Damaged {
+    folder: PathBuf,
+    /// Which, and what is wrong, for the user.
+    pub(crate) notice: String,
+}
+
+/// Takes damaged checkpoints out of the way: they count for none of those that are kept, and the next [`save`] removes them.
+pub(crate) fn set_aside(damaged: &[Damaged]) -> Result<()> {
+    for Damaged { folder, .. } in damaged {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().replacen(STEP, DAMAGED, 1);
+        let aside = folder.with_file_name(name);
+        atomic::remove_folder(&aside)?;
+        fs::rename(folder, &aside).map_err(aloe_record::Error::io("rename", folder))?;
+    }
+    Ok(())
+}
+
+/// The newest checkpoint that passes every check, and the newer ones that do not. `layout` names each file
 /// and the length of its arrays; a valid checkpoint of another run is [`Error::OtherRun`].
 pub(crate) fn load_newest(
     state: &Path,
     fingerprint: &str,
     layout: &[(&'static str, Vec<usize>)],
-) -> Result<(Option<Loaded>, Vec<String>)> {
-    let mut notices = Vec::new();
+) -> Result<(Option<Loaded>, Vec<Damaged>)> {
+    let mut damaged = Vec::new();
     for checkpoint in checkpoints(state)?.iter().rev() {
         match load(checkpoint, fingerprint, layout) {
-            Ok(loaded) => return Ok((Some(loaded), notices)),
+            Ok(loaded) => return Ok((Some(loaded), damaged)),
             Err(Error::State { path, reason }) => {
-                notices.push(format!("checkpoint not used: {}: {reason}", path.display()));
+                let notice = format!("checkpoint not used: {}: {reason}", path.display());
+                damaged.push(Damaged { folder: checkpoint.clone(), notice });
             }
             Err(error) => return Err(error),
         }
     }
-    Ok((None, notices))
+    Ok((None, damaged))
 }
 
 /// The complete checkpoints' folders, oldest first. Leftovers of an interrupted save begin with a dot and are ignored.
 fn checkpoints(state: &Path) -> Result<Vec<PathBuf>> {
-    folders(state, "step-")
+    folders(state, STEP)
 }
 
 fn folders(state: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
@@ -325,7 +369,8 @@ mod tests {
     }
 
     fn load_all(state: &Path) -> (Option<Loaded>, Vec<String>) {
-        load_newest(state, "f", &[("weights", vec![2, 3]), ("moment1", vec![5])]).unwrap()
+        let (loaded, damaged) = load_newest(state, "f", &[("weights", vec![2, 3]), ("moment1", vec![5])]).unwrap();
+        (loaded, damaged.into_iter().map(|one| one.notice).collect())
     }
 
     #[test]
@@ -377,6 +422,54 @@ mod tests {
         assert_eq!(loaded.unwrap().cursor.step, 2, "{name}");
         assert_eq!(notices.len(), 1);
         assert!(notices[0].contains("step-0000000004"), "{notices:?}");
+    }
+
+    /// Two of three checkpoints may be kept, and the newest of both is damaged: what comes next must find the older one behind it, and not
+    /// be removed for the damaged one's sake, whose step is higher than its own.
+    #[test]
+    fn a_damaged_checkpoint_set_aside_counts_for_none_that_is_kept_and_goes_with_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        save_step(dir.path(), 40);
+        save_step(dir.path(), 90);
+        fs::write(dir.path().join("step-0000000090/weights.f32"), [0; 20]).unwrap();
+        let layout = [("weights", vec![2, 3]), ("moment1", vec![5])];
+        let set = || {
+            let (loaded, damaged) = load_newest(dir.path(), "f", &layout).unwrap();
+            set_aside(&damaged).unwrap();
+            (loaded.map(|loaded| loaded.cursor.step), damaged.len())
+        };
+        let names = || {
+            let mut names: Vec<String> = fs::read_dir(dir.path())
+                .unwrap()
+                .flatten()
+                .map(|entry| entry.file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        assert_eq!(set(), (Some(40), 1));
+        assert_eq!(names(), ["damaged-0000000090", "step-0000000040"]);
+        // Damaged a second time before anything was saved: the first one set aside makes room.
+        fs::create_dir(dir.path().join("step-0000000090")).unwrap();
+        assert_eq!(set(), (Some(40), 1));
+        save_step(dir.path(), 50);
+        assert_eq!(names(), ["step-0000000040", "step-0000000050"]);
+        save_step(dir.path(), 90);
+        assert_eq!(names(), ["step-0000000050", "step-0000000090"]);
+        assert!(has(dir.path(), 90) && !has(dir.path(), 40));
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_written_leaves_nothing_and_the_older_one_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        save_step(dir.path(), 2);
+        // The second file would lie in a folder of the first one's name.
+        let arrays = [("weights", vec![&WEIGHTS[..]]), ("weights.f32/moment1", vec![&MOMENT[..]])];
+        assert!(save(dir.path(), &cursor(4), &arrays, Logs::default(), 1).is_err());
+        let names: Vec<String> =
+            fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap()).collect();
+        assert_eq!(names, ["step-0000000002"]);
+        assert_eq!(load_all(dir.path()).0.unwrap().cursor.step, 2);
     }
 
     #[test]
