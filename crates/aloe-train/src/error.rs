@@ -19,15 +19,18 @@ pub enum Error {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// A loss, gradient or weight that is not finite (exit code 3). Nothing was saved from this step on.
-    #[error("step {step}: {what} is not finite; rows of this step: {}", listed(rows))]
+    /// A loss, gradient or weight that is not finite (exit code 3). Nothing was saved from this step on; the state before it was, where all
+    /// of that is finite.
+    #[error("{}", non_finite(*step, what, rows, goes_on))]
     NonFinite {
         /// The optimizer step, counted from 1 (0 before the first).
         step: u64,
         /// `loss`, `gradient` or `weight NAME`.
         what: String,
-        /// Sources of the rows concerned: those with a non-finite log-probability, or all rows of the step.
+        /// Sources of the rows concerned: those with a non-finite log-probability, or all rows of the step; none for a weight.
         rows: Vec<String>,
+        /// What was saved and what to do now; empty where nothing was.
+        goes_on: String,
     },
     /// A loss or gradient norm far above the recent ones (exit code 3). The state before this step was saved.
     #[error(
@@ -91,6 +94,12 @@ impl From<aloe_engine::Error> for Error {
             error => Self::Sample(error),
         }
     }
+}
+
+fn non_finite(step: u64, what: &str, rows: &[String], goes_on: &str) -> String {
+    let rows = if rows.is_empty() { String::new() } else { format!("; rows of this step: {}", listed(rows)) };
+    let goes_on = if goes_on.is_empty() { String::new() } else { format!(". {goes_on}") };
+    format!("step {step}: {what} is not finite{rows}{goes_on}")
 }
 
 /// The first rows, and how many more there are.

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnNonFinite {
-    /// Stop before anything is saved.
+    /// Save the state before the step and stop.
     #[default]
     Stop,
     /// Leave weights and optimizer as they are and go on: the step counts for the learning-rate schedule, and not as one of AdamW's for its
@@ -97,10 +97,13 @@ impl Guard {
         on_spike: OnSpike,
     ) -> Verdict {
         if !loss.is_finite() || !grad_norm.is_finite() {
+            // A step that stops the run is not made, and so not counted: whoever goes on meets it again.
+            if on_non_finite == OnNonFinite::Stop || self.non_finite_in_a_row + 1 >= NON_FINITE_IN_A_ROW {
+                return Verdict::Stop;
+            }
             self.n_non_finite += 1;
             self.non_finite_in_a_row += 1;
-            let give_up = self.non_finite_in_a_row >= NON_FINITE_IN_A_ROW;
-            return if on_non_finite == OnNonFinite::Stop || give_up { Verdict::Stop } else { Verdict::Skip };
+            return Verdict::Skip;
         }
         self.non_finite_in_a_row = 0;
         // Norms spread over orders of magnitude, so their logarithm is compared. A norm of 0 has none and is no spike.
@@ -226,7 +229,7 @@ mod tests {
     fn non_finite_steps_stop_at_once_or_after_three_in_a_row() {
         let mut guard = Guard::default();
         assert_eq!(guard.judge(f64::NAN, 1.0, OnNonFinite::Stop, OnSpike::Keep), Verdict::Stop);
-        let mut guard = Guard::default();
+        assert!(!guard.has_judged(), "the step was not made, and the policy may change");
         let mut judge = |loss: f64, grad_norm: f64| guard.judge(loss, grad_norm, OnNonFinite::Skip, OnSpike::Keep);
         assert_eq!(judge(f64::NAN, 1.0), Verdict::Skip);
         assert_eq!(judge(1.0, f64::INFINITY), Verdict::Skip);
@@ -234,6 +237,8 @@ mod tests {
         assert_eq!(judge(1.0, f64::NAN), Verdict::Skip);
         assert_eq!(judge(f64::INFINITY, 1.0), Verdict::Skip);
         assert_eq!(judge(f64::NAN, 1.0), Verdict::Stop);
+        assert_eq!(judge(f64::NAN, 1.0), Verdict::Stop, "the same step again");
+        assert_eq!(guard.n_non_finite, 4);
     }
 
     #[test]

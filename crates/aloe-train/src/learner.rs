@@ -266,7 +266,8 @@ impl Learner {
         for (group, tensors, fits) in groups {
             for (spec, tensor) in self.params.specs().iter().zip(tensors) {
                 if !tensor.as_f32().iter().all(|&value| fits(value)) {
-                    return Err(Error::NonFinite { step, what: format!("{group} {}", spec.hf_name), rows: Vec::new() });
+                    let (what, rows) = (format!("{group} {}", spec.hf_name), Vec::new());
+                    return Err(Error::NonFinite { step, what, rows, goes_on: String::new() });
                 }
             }
         }

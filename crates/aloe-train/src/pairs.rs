@@ -79,7 +79,10 @@ pub(crate) fn refuse_non_finite(pairs: &[&Example], logps: &[PairLogps], what: &
     let bad = |logps: &PairLogps| !logps.chosen.is_finite() || !logps.rejected.is_finite();
     let found = pairs.iter().zip(logps).filter(|(_, logps)| bad(logps));
     let rows: Vec<String> = found.map(|(pair, _)| pair.source.clone()).collect();
-    if rows.is_empty() { Ok(()) } else { Err(Error::NonFinite { step: 0, what: what.into(), rows }) }
+    if rows.is_empty() {
+        return Ok(());
+    }
+    Err(Error::NonFinite { step: 0, what: what.into(), rows, goes_on: String::new() })
 }
 
 /// What becomes of a pair that is longer than `max_len`.

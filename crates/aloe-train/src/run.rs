@@ -1,9 +1,10 @@
 //! The step loop that SFT and DPO share: accumulate, judge, update, note, evaluate, sample, checkpoint.
 //!
-//! Every step leaves the run in a state that a checkpoint can hold exactly. Nothing is saved after a non-finite value; an interruption
-//! and a spike save the state before they end the run.
+//! Every step leaves the run in a state that a checkpoint can hold exactly. Nothing is saved with a non-finite value in it; an interruption,
+//! a spike and a step whose loss or gradient is not finite save the state before they end the run, and so does the last step, as writing the
+//! model may fail.
 
-use crate::guard::{Spike, Verdict};
+use crate::guard::{OnNonFinite, Spike, Verdict};
 use crate::learner::Learner;
 use crate::metrics::Metrics;
 use crate::sampler::Sampler;
@@ -200,12 +201,37 @@ impl<'a> Run<'a> {
         self.metrics.number_at(self.exported_step(), field)
     }
 
-    /// An interruption and a spike save first: every step so far is done, and what follows it is made up for on resuming.
-    fn saved_if_stopped(&self, done: Result<()>) -> Result<()> {
-        if matches!(done, Err(Error::Record(aloe_record::Error::Cancelled) | Error::Spike { .. })) {
-            self.checkpoint()?;
+    /// An interruption and a spike save first: every step so far is done, and what follows it is made up for on resuming. So does a value
+    /// that is not finite, unless it is one of those to be saved.
+    pub(crate) fn saved_if_stopped<T>(&self, done: Result<T>) -> Result<T> {
+        match done {
+            Err(Error::Record(aloe_record::Error::Cancelled) | Error::Spike { .. }) => {
+                self.checkpoint()?;
+                done
+            }
+            Err(Error::NonFinite { step, what, rows, goes_on }) => match self.checkpoint() {
+                Ok(()) => Err(Error::NonFinite { step, what, rows, goes_on: self.after_non_finite(step) }),
+                Err(Error::NonFinite { .. }) => Err(Error::NonFinite { step, what, rows, goes_on }),
+                Err(error) => Err(error),
+            },
+            done => done,
         }
-        done
+    }
+
+    /// What to do about a step that was not made.
+    fn after_non_finite(&self, step: u64) -> String {
+        let saved = "The state before it is saved";
+        match self.settings.on_nonfinite {
+            _ if step != self.cursor.step + 1 => saved.into(),
+            OnNonFinite::Stop => {
+                format!("{saved}: look at these rows, then go on with on_nonfinite = \"skip\" (leave the step out)")
+            }
+            OnNonFinite::Skip => {
+                format!(
+                    "{saved}; it is the third such step in a row, at which on_nonfinite = \"skip\" stops: look at the rows of all three"
+                )
+            }
+        }
     }
 
     fn is_due(&self, every: u64) -> bool {
@@ -256,7 +282,7 @@ impl<'a> Run<'a> {
     fn non_finite(&self, found: StepLoss) -> Error {
         let what = if found.loss.is_finite() { "gradient" } else { "loss" };
         let rows = if found.suspects.is_empty() { found.rows } else { found.suspects };
-        Error::NonFinite { step: self.cursor.step + 1, what: what.into(), rows }
+        Error::NonFinite { step: self.cursor.step + 1, what: what.into(), rows, goes_on: String::new() }
     }
 
     fn spike(&self, spike: Spike, found: StepLoss) -> Error {

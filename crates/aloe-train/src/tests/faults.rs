@@ -203,19 +203,27 @@ fn a_checkpoint_of_an_older_program_goes_on_unless_it_has_skipped_a_step() {
 }
 
 #[test]
-fn an_infinite_gradient_stops_the_run_with_its_rows_named_before_anything_is_saved() {
+fn an_infinite_gradient_stops_the_run_with_its_rows_named_and_the_state_before_it_saved_and_the_run_goes_on_without_it()
+{
     let dir = tempfile::tempdir().unwrap();
     for factor in [f32::INFINITY, f32::NAN] {
         let out = dir.path().join(format!("{factor}"));
         let ended = run_faulty(&config(60), 13, &|learner| learner.scale_grads(factor), &out);
-        let Err(Error::NonFinite { step, what, rows }) = ended.result else { panic!("{factor}: the run went on") };
+        let Err(error) = ended.result else { panic!("{factor}: the run went on") };
+        let said = error.to_string();
+        let Error::NonFinite { step, what, rows, .. } = error else { panic!("{factor}: {said}") };
         assert_eq!((step, what.as_str()), (13, "gradient"));
         assert!(!rows.is_empty() && rows.iter().all(|row| row.starts_with("rows.jsonl:")), "{rows:?}");
-        assert_eq!(newest(&out), (10, true));
-        let skipping = SftConfig { on_nonfinite: OnNonFinite::Skip, ..config(20) };
-        let ended = run_faulty(&skipping, 13, &|learner| learner.scale_grads(factor), &out.join("skipping"));
-        assert!(ended.result.is_ok());
-        assert_eq!(ended.skipped, [13]);
+        assert!(said.contains("The state before it is saved") && said.contains("on_nonfinite = \"skip\""), "{said}");
+        assert_eq!(newest(&out), (12, true));
+        let skipping = SftConfig { on_nonfinite: OnNonFinite::Skip, ..config(60) };
+        let never_stopped = run_faulty(&skipping, 13, &|learner| learner.scale_grads(factor), &out.join("skipping"));
+        let gone_on = run_faulty(&skipping, 13, &|learner| learner.scale_grads(factor), &out);
+        for ended in [&never_stopped, &gone_on] {
+            assert!(ended.result.is_ok(), "{:?}", ended.result);
+            assert_eq!(ended.skipped, [13]);
+        }
+        assert!(gone_on.bits == never_stopped.bits, "stopping and going on changed a weight");
     }
 }
 
