@@ -179,7 +179,7 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
     for chunk in 0..config.chunks {
         let (first, schedule) = data.enter_chunk(chunk);
         if run.cursor.step < first + schedule.total_steps {
-            data.chunk_reference(out, &run, first, context)?;
+            data.chunk_reference(out, &mut run, first, context)?;
             run.span(&mut data, first, &schedule)?;
         }
     }

@@ -311,12 +311,38 @@ impl DpoData {
     }
 
     /// The reference of the present chunk, when each chunk has its own: the model at the chunk's first step. No other run has
-    /// that model, so nothing of it is kept beyond this one.
-    pub(crate) fn chunk_reference(&mut self, out: &Path, run: &Run<'_>, first: u64, context: &Context) -> Result<()> {
+    /// that model, so nothing of it is kept beyond this one. Losses start from it anew, so those of the chunk before are nothing to judge
+    /// them by.
+    pub(crate) fn chunk_reference(
+        &mut self,
+        out: &Path,
+        run: &mut Run<'_>,
+        first: u64,
+        context: &Context,
+    ) -> Result<()> {
         if self.config.reference == ReferenceAt::StageStart {
             return Ok(());
         }
+        if run.cursor.step == first {
+            run.cursor.guard.forget();
+        }
         let order = self.order(0);
+        let found = self.chunk_pass(&order, out, run, first, context);
+        let found = self.take_over(run.saved_if_stopped(found)?);
+        for (at, logps) in order.into_iter().zip(found) {
+            self.reference[at] = logps;
+        }
+        Ok(())
+    }
+
+    fn chunk_pass(
+        &self,
+        order: &[usize],
+        out: &Path,
+        run: &Run<'_>,
+        first: u64,
+        context: &Context,
+    ) -> Result<References> {
         let pairs: Vec<&Example> = order.iter().map(|&at| &self.pairs[at]).collect();
         let store = out.join(format!("state/reference-chunk-{}.log", self.chunk));
         let start = || match run.cursor.step == first {
@@ -332,12 +358,7 @@ impl DpoData {
         };
         let identity = format!("{} chunk {}", run.cursor.fingerprint, self.chunk);
         let pass = ReferencePass { identity: &identity, compute: "", store: &store, cache: None, decoder: &start };
-        let found = pass.run(&pairs, context)?;
-        let found = self.take_over(found);
-        for (at, logps) in order.into_iter().zip(found) {
-            self.reference[at] = logps;
-        }
-        Ok(())
+        pass.run(&pairs, context)
     }
 }
 

@@ -130,6 +130,11 @@ impl Guard {
         }
     }
 
+    /// Forgets what recent losses and gradient norms were, where those to come are measured from another point. The counts stay.
+    pub(crate) fn forget(&mut self) {
+        (self.losses, self.log_grad_norms) = Default::default();
+    }
+
     /// Whether a step was treated otherwise than another setting of `on_nonfinite` or `on_spike` would have.
     pub(crate) fn has_judged(&self) -> bool {
         self.n_non_finite > 0 || self.n_spikes > 0
