@@ -2,10 +2,12 @@
 //! the counter-based generator all randomness comes from, and the two handles every spine is given, [`Progress`] and
 //! [`Cancel`].
 //!
-//! Knows no model and no text. Reading order: `atomic`, `digest`, `stamp`, `hashed`, `log`, `shared_log`, `rng`, `progress`, `record`.
+//! Knows no model and no text. Reading order: `atomic`, `digest`, `stamp`, `hashed`, `log`, `shared_log`, `rng`, `progress`, `record`,
+//! `disk`.
 
 pub mod atomic;
 pub mod digest;
+pub mod disk;
 mod error;
 pub mod hashed;
 pub mod log;

@@ -10,6 +10,7 @@ use crate::settings::{TrainDtype, is_positive};
 use crate::{Error, Result};
 use aloe_model::lora::{LORA_TARGETS, untrained_rows, write_adapter};
 use aloe_model::{Decoder, LoraShape, ModelSource, PackedBatch, Params, Part, Role, TensorSpec, WeightFormat};
+use aloe_record::atomic::OutputDir;
 use aloe_tensor::{Device, DropoutAt, Dtype, LoraDropout, Tensor};
 use aloe_text::TextModel;
 use serde::{Deserialize, Serialize};
@@ -235,8 +236,27 @@ pub(crate) struct Start<'a> {
     pub(crate) named: &'a Path,
 }
 
-/// Writes `out/model`, `out/master` and with LoRA `out/adapter`; `probe` is the row whose logits are compared.
+/// Writes `out/model`, `out/master` and with LoRA `out/adapter`; `probe` is the row whose logits are compared. Where that fails, nothing of
+/// them stays: a part of a model is of no use to the next try, and the room that it takes may be what was missing.
 pub(crate) fn hand_over(
+    learner: Learner,
+    lora: Option<(&LoraConfig, TrainDtype)>,
+    start: &Start<'_>,
+    probe: &[u32],
+    out: &Path,
+) -> Result<(ExportReport, Option<LoraReport>)> {
+    let done = write_all(learner, lora, start, probe, out);
+    if done.is_err() {
+        for name in ["model", "master", "adapter"] {
+            let target = out.join(name);
+            let _ = std::fs::remove_dir_all(&target);
+            let _ = OutputDir::discard(&target);
+        }
+    }
+    done
+}
+
+fn write_all(
     learner: Learner,
     lora: Option<(&LoraConfig, TrainDtype)>,
     start: &Start<'_>,

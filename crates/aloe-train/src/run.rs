@@ -180,12 +180,41 @@ impl<'a> Run<'a> {
             self.evaluate(objective)?;
         }
         self.sample()?;
+        self.save_last_step()?;
         if self.exported_step() != self.cursor.step {
             let weights = &self.learner.layout()[0];
             let best = state::load_best(&self.state, self.exported_step(), weights)?;
             self.learner.restore(vec![best]);
         }
         Ok(())
+    }
+
+    /// Saves the last step, where checkpoints are made at all and it has none: until the model is written, a kill or a full disk would lose
+    /// every step since the one before. Where the disk has room for the model alone, or takes no checkpoint, the model goes first.
+    fn save_last_step(&mut self) -> Result<()> {
+        if self.settings.checkpoint_every == 0 || state::has(&self.state, self.cursor.step) {
+            return Ok(());
+        }
+        let free = aloe_record::disk::free_bytes(&self.state);
+        let not_saved = match free.filter(|&free| self.has_room_for_the_model_alone(free)) {
+            Some(free) => format!("the disk has {} MB free, which is room for the model alone", free / 1_000_000),
+            None => match self.checkpoint() {
+                Err(Error::Record(error)) if error.is_storage() => error.to_string(),
+                done => return done,
+            },
+        };
+        let step = self.cursor.step;
+        let notice = format!("no checkpoint of step {step} was made before the model is written: {not_saved}");
+        aloe_record::tell(&format!("note: {notice}"));
+        self.notices.push(notice);
+        Ok(())
+    }
+
+    /// Whether so many bytes hold the model in bf16 and f32, and not a checkpoint beside it.
+    pub(crate) fn has_room_for_the_model_alone(&self, free: u64) -> bool {
+        let model = 6 * self.learner.params().config.n_parameters() as u64;
+        let checkpoint = 4 * self.learner.layout().iter().flat_map(|(_, lens)| lens).sum::<usize>() as u64;
+        free >= model && free < model + checkpoint
     }
 
     /// The step whose weights are written: the last one, or with `keep_best` that of the best evaluation.

@@ -96,7 +96,7 @@ macro_rules! loop_fields {
                 sample_prompts: Vec<String> = Vec::new(),
                 /// The most tokens of such an answer.
                 sample_tokens: usize = 64,
-                /// Steps between checkpoints; 0 for none but at an interruption.
+                /// Steps between checkpoints; the last step has one too, before the model is written. 0 for none but where a run is stopped.
                 checkpoint_every: u64 = 100,
                 /// Checkpoints kept.
                 keep_last: usize = 2,

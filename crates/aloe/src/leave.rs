@@ -11,7 +11,7 @@ pub(crate) const POINTS: &str = ".points.log";
 /// The file that holds the path of that log, where it lies in a folder that outlives the search.
 pub(crate) const POINT_CACHE: &str = ".point-cache";
 
-/// Removes a partial folder without work worth keeping; an interruption is told where the same command goes on.
+/// Removes a partial folder without work worth keeping; an interruption and a fault of storage are told where the same command goes on.
 pub(crate) fn behind(kind: &str, partial: &Path, error: anyhow::Error) -> anyhow::Error {
     let goes_on = resume_point(kind, partial);
     if goes_on.is_none() && !may_hold_work(kind, partial) {
@@ -19,15 +19,19 @@ pub(crate) fn behind(kind: &str, partial: &Path, error: anyhow::Error) -> anyhow
     }
     if !is_interruption(&error) {
         // The folder that the disk had no room for is not the one that the user named.
-        let is_storage = crate::failure::exit_code(&error, 0) == 4;
-        return match is_storage && !partial.exists() {
-            true => error.context(format!("{} was not written", aloe_record::atomic::target(partial).display())),
-            false => error,
-        };
+        if crate::failure::exit_code(&error, 0) != 4 {
+            return error;
+        }
+        let target = aloe_record::atomic::target(partial);
+        let place = goes_on.or_else(|| partial.exists().then(|| STARTS_OVER.to_owned()));
+        let place = place.map_or_else(String::new, |place| format!("; the same command {place}"));
+        return error.context(format!("{} was not written{place}", target.display()));
     }
-    let place = goes_on.unwrap_or_else(|| "starts this stage over".to_owned());
+    let place = goes_on.unwrap_or_else(|| STARTS_OVER.to_owned());
     error.context(format!("interrupted; the same command {place}"))
 }
+
+const STARTS_OVER: &str = "starts this stage over";
 
 fn is_interruption(error: &anyhow::Error) -> bool {
     let code = crate::failure::exit_code(error, 2);

@@ -42,11 +42,11 @@ const LOOP: &[Key] = &[
     ("sample_every", "steps between answers to sample_prompts, also at start and end, into samples.jsonl; 0 is none"),
     ("sample_prompts", "user messages that the model in training answers, greedily"),
     ("sample_tokens", "the most tokens of such an answer"),
-    ("checkpoint_every", "steps between checkpoints; 0 is only when interrupted"),
+    ("checkpoint_every", "steps between checkpoints, and behind the last step; 0 is only where a run is stopped"),
     ("keep_last", "checkpoints kept"),
     (
         "on_nonfinite",
-        "stop, or skip the step (three in a row stop): weights and AdamW stay as they are, the schedule goes on",
+        "stop before the step, or skip it (three in a row stop): weights and AdamW stay as they are, the schedule goes on",
     ),
     (
         "on_spike",
