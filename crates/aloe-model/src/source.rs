@@ -159,6 +159,7 @@ impl ModelSource {
             if let Some((index, value)) = float::first_non_finite(&self.load_f32(&spec.hf_name)?) {
                 return Err(Error::NonFinite { name: spec.hf_name.clone(), index, value });
             }
+            self.release(&spec.hf_name)?;
         }
         Ok(())
     }

@@ -14,7 +14,8 @@ use crate::preference::{Preference, PreferenceLoss};
 use crate::run::Run;
 use crate::sampler::Sampler;
 use crate::settings::{
-    Context, MOST, declare_config, is_positive, keep, loop_fields, open_text, refuse, start_weights,
+    Context, MOST, declare_config, is_positive, keep, loop_fields, open_text, refuse, refuse_non_finite_start,
+    start_weights,
 };
 use crate::{Result, finished};
 use aloe_model::ModelSource;
@@ -158,6 +159,7 @@ pub fn dpo(config: &DpoConfig, inputs: DpoInputs, out: &Path, context: &Context)
     if let Some(report) = finished::read(out, &fingerprint)? {
         return Ok(report);
     }
+    refuse_non_finite_start(&source)?;
     refuse_untrained(config.lora.as_ref(), &source, &text, &data.control_ids(&text))?;
     let (lora, dtype, device) = (config.lora.as_ref(), config.dtype, &context.device);
     let learner = open_learner(&source, lora, config.seed, dtype, device)?.keeping(keep(config.recompute));

@@ -2,7 +2,7 @@
 
 use crate::schedule::{Decay, Schedule};
 use crate::{Error, Result};
-use aloe_model::{Gguf, Keep};
+use aloe_model::{Gguf, Keep, ModelSource};
 use aloe_record::{Cancel, Progress};
 use aloe_tensor::{Device, Dtype};
 use aloe_text::TextModel;
@@ -295,6 +295,18 @@ pub fn start_weights(dir: &Path) -> PathBuf {
         } else {
             dir.to_path_buf()
         }
+    }
+}
+
+/// Refuses a start model with a weight that is NaN or infinite, by tensor and folder: no step can make it finite, and what is trained from it
+/// cannot be written.
+pub(crate) fn refuse_non_finite_start(source: &ModelSource) -> Result<()> {
+    match source.check_finite() {
+        Err(error @ aloe_model::Error::NonFinite { .. }) => {
+            let reason = format!("{error}; it cannot be trained from: pull it again, or start from another model");
+            Err(Error::Data { what: source.path.display().to_string(), reason })
+        }
+        done => Ok(done?),
     }
 }
 

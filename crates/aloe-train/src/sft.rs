@@ -10,7 +10,9 @@ use crate::held_out_rows::{HELD_OUT_SE, change_at, changes_at};
 use crate::lora::{LoraConfig, LoraReport, Start, hand_over, open_learner, refuse_untrained};
 use crate::run::Run;
 use crate::sampler::Sampler;
-use crate::settings::{Context, MOST, declare_config, keep, loop_fields, open_text, refuse, start_weights};
+use crate::settings::{
+    Context, MOST, declare_config, keep, loop_fields, open_text, refuse, refuse_non_finite_start, start_weights,
+};
 use crate::sft_data::{HELD_OUT_BY_SOURCE, LOSS_BY_SOURCE, SftData};
 use crate::statistics::Estimate;
 use crate::{Result, finished};
@@ -223,6 +225,7 @@ pub fn sft(config: &SftConfig, inputs: SftInputs, out: &Path, context: &Context)
     if let Some(report) = finished::read(out, &fingerprint)? {
         return Ok(report);
     }
+    refuse_non_finite_start(&source)?;
     refuse_untrained(config.lora.as_ref(), &source, &text, &data.control_ids(&text))?;
     let learner = open_learner(&source, config.lora.as_ref(), config.seed, config.dtype, &context.device)?
         .keeping(keep(config.recompute));

@@ -28,7 +28,7 @@ pub(super) fn documents() -> Vec<Document> {
     (0..30).map(document).collect()
 }
 
-fn pairs() -> Vec<Example> {
+pub(super) fn pairs() -> Vec<Example> {
     let pair = |at: usize| {
         let part = |name: &str, n: usize| ids(&format!("{name} {at}"), n);
         Example {
@@ -59,7 +59,7 @@ pub(super) fn sft_config(dtype: TrainDtype) -> SftConfig {
     }
 }
 
-fn dpo_config() -> DpoConfig {
+pub(super) fn dpo_config() -> DpoConfig {
     DpoConfig {
         lr: 1e-3,
         chunks: 2,

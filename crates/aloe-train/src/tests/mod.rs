@@ -7,6 +7,7 @@ mod lora;
 mod pairs;
 mod parity;
 mod spine;
+mod stopped;
 
 use crate::Result;
 use crate::dpo::DpoConfig;
