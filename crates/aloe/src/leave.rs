@@ -41,13 +41,8 @@ fn is_interruption(error: &anyhow::Error) -> bool {
 /// Where the same command goes on, in words; `None` when it would start over.
 pub(crate) fn resume_point(kind: &str, partial: &Path) -> Option<String> {
     match kind {
-        "sft" | "dpo" if partial.join(".finished.json").exists() => {
-            Some("writes the record of the finished training".into())
-        }
-        "sft" | "dpo" => {
-            let step = newest_step(&partial.join("state"))?;
-            Some(format!("goes on after step {step}"))
-        }
+        "sft" => training_point(partial),
+        "dpo" => training_point(partial).or_else(|| reference_point(&partial.join("state"))),
         // The log may hold scores of other settings too, so no number is promised.
         "merge-search" => {
             let cache = std::fs::read_to_string(partial.join(POINT_CACHE)).map(PathBuf::from);
@@ -113,6 +108,53 @@ fn data_point(partial: &Path) -> Option<String> {
     (n_answers > 0).then(|| format!("goes on from {n_answers} answers"))
 }
 
+/// Where a training goes on by its checkpoints; those that fail a check are set aside under another name when it is taken up.
+pub(crate) fn training_point(partial: &Path) -> Option<String> {
+    if partial.join(".finished.json").exists() {
+        return Some("writes the record of the finished training".into());
+    }
+    newest_step(&partial.join("state")).map(|step| format!("goes on after step {step}"))
+}
+
+/// The logs of a reference that depends on the start model, the pairs and the template alone, and on no setting of the training.
+pub(crate) const REFERENCES: [&str; 2] = ["reference.log", "reference-held-out.log"];
+
+/// How much of the reference of a preference stage is there before its first step.
+fn reference_point(state: &Path) -> Option<String> {
+    let n_pairs: usize = REFERENCES
+        .into_iter()
+        .chain(["reference-chunk-0.log"])
+        .filter_map(|name| std::fs::read(state.join(name)).ok())
+        .map(|log| log.split_inclusive(|&byte| byte == b'\n').filter(|line| is_reference(line)).count())
+        .sum();
+    (n_pairs > 0).then(|| format!("goes on from the reference of {n_pairs} pairs"))
+}
+
+/// Removes all of a partial folder but its references and the files called `marks`; false where there are no references.
+pub(crate) fn keep_references(partial: &Path, marks: &[&str]) -> aloe_record::Result<bool> {
+    let state = partial.join("state");
+    let kept: Vec<PathBuf> = REFERENCES.iter().map(|name| state.join(name)).collect();
+    if !kept.iter().any(|path| path.exists()) {
+        return Ok(false);
+    }
+    let is_kept = |path: &Path| *path == state || kept.iter().any(|one| one == path);
+    for folder in [partial, &state] {
+        for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
+            let path = entry.map_err(Error::io("list", folder))?.path();
+            if is_kept(&path) || marks.iter().any(|mark| path == partial.join(mark)) {
+                continue;
+            }
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(true)
+}
+
+fn is_reference(line: &[u8]) -> bool {
+    line.ends_with(b"\n") && line.get(9..).is_some_and(|json| json.starts_with(b"{\"pair\""))
+}
+
 /// The step of the newest complete checkpoint.
 fn newest_step(state: &Path) -> Option<u64> {
     let names = std::fs::read_dir(state).ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -175,6 +217,43 @@ mod tests {
         assert_eq!(say("merge-search"), "interrupted; the same command goes on from the models that were scored");
         assert_eq!(say("merge"), "interrupted; the same command starts this stage over");
         assert!(!dir.path().exists(), "a merge's partial folder is of no use");
+    }
+
+    #[test]
+    fn a_reference_that_was_begun_is_where_a_preference_stage_goes_on_until_it_has_a_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let say = |kind: &str| behind(kind, dir.path(), Error::Cancelled.into()).to_string();
+        let state = dir.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        let pair = "01234567 {\"pair\":{\"at\":1}}\n";
+        let header = "01234567 {\"header\":{}}\n";
+        std::fs::write(state.join("reference-held-out.log"), header).unwrap();
+        assert_eq!(say("dpo"), "interrupted; the same command starts this stage over");
+        std::fs::write(state.join("reference-held-out.log"), format!("{header}{pair}")).unwrap();
+        std::fs::write(state.join("reference.log"), format!("{header}{pair}{pair}01234567 {{\"pair\"")).unwrap();
+        assert_eq!(say("dpo"), "interrupted; the same command goes on from the reference of 3 pairs");
+        std::fs::create_dir(state.join("damaged-0000000040")).unwrap();
+        assert_eq!(say("dpo"), "interrupted; the same command goes on from the reference of 3 pairs");
+        std::fs::create_dir(state.join("step-0000000020")).unwrap();
+        assert_eq!(say("dpo"), "interrupted; the same command goes on after step 20");
+    }
+
+    #[test]
+    fn a_fault_of_storage_says_where_the_same_command_goes_on_or_that_it_starts_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let partial = dir.path().join(".sft.partial");
+        let say = || {
+            let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            behind("sft", &partial, Error::io("write", &partial.join("x"))(full).into()).to_string()
+        };
+        let expected = |place: &str| format!("{} was not written{place}", dir.path().join("sft").display());
+        std::fs::create_dir_all(partial.join("state/step-0000000012")).unwrap();
+        assert_eq!(say(), expected("; the same command goes on after step 12"));
+        std::fs::remove_dir(partial.join("state/step-0000000012")).unwrap();
+        std::fs::write(partial.join("metrics.jsonl"), "{}\n").unwrap();
+        assert_eq!(say(), expected("; the same command starts this stage over"));
+        std::fs::remove_file(partial.join("metrics.jsonl")).unwrap();
+        assert_eq!(say(), expected(""), "nothing is left");
     }
 
     #[test]

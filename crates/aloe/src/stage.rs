@@ -392,6 +392,13 @@ fn open_partial(job: &Job<'_>, decides: &Value) -> anyhow::Result<OutputDir> {
         }
         Ok(_) => {
             refuse_to_lose(job, folder.path(), &earlier, decides)?;
+            if kind == "dpo" && leave::keep_references(folder.path(), &[MARK, DECIDES])? {
+                tell(&format!(
+                    "{}: an interrupted run had other settings or inputs; starting over, with those of its reference log-probabilities that fit",
+                    out.display()
+                ));
+                return begun(folder, decides, &fingerprint);
+            }
             tell(&format!("{}: an interrupted run had other settings or inputs; starting over", out.display()));
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -411,8 +418,13 @@ fn begun(folder: OutputDir, decides: &Value, fingerprint: &str) -> anyhow::Resul
 /// Refuses to start over where a training has checkpoints or a model has answered: what it was started with is named beside what is asked
 /// for now.
 fn refuse_to_lose(job: &Job<'_>, partial: &Path, earlier: &Value, decides: &Value) -> anyhow::Result<()> {
-    let is_kept = matches!(job.kind, "sft" | "dpo" | "eval" | "redteam" | "synthesis");
-    let Some(goes_on) = leave::resume_point(job.kind, partial).filter(|_| is_kept) else { return Ok(()) };
+    let goes_on = match job.kind {
+        // A reference alone is taken over, as far as it fits.
+        "sft" | "dpo" => leave::training_point(partial),
+        "eval" | "redteam" | "synthesis" => leave::resume_point(job.kind, partial),
+        _ => None,
+    };
+    let Some(goes_on) = goes_on else { return Ok(()) };
     let files: Vec<&PathBuf> = files_beside_tasks(job).collect();
     let found: Vec<String> =
         differences("", earlier, decides).into_iter().map(|text| with_path(text, &files)).collect();
@@ -1013,6 +1025,31 @@ mod tests {
         assert_eq!(there(1), [true, true]);
         assert_eq!(there(2), [false, true]);
         assert_eq!(there(2), [false, true]);
+    }
+
+    /// The logs say themselves what they are of; another learning rate changes none of their numbers.
+    #[test]
+    fn a_reference_that_was_begun_survives_other_settings_and_nothing_else_of_the_earlier_run_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("stage");
+        let of = |lr: f64| resumable("dpo", json!({"kind": "dpo", "config": {"lr": lr}, "inputs": {}, "seed": 1}));
+        let partial = open_partial("dpo", &out, &of(0.1)).unwrap().path().to_path_buf();
+        let others = ["metrics.jsonl", SESSION, "state/reference-chunk-0.log", "state/damaged-0000000040/cursor.json"];
+        for name in leave::REFERENCES.map(|name| format!("state/{name}")).iter().map(String::as_str).chain(others) {
+            std::fs::create_dir_all(partial.join(name).parent().unwrap()).unwrap();
+            std::fs::write(partial.join(name), name).unwrap();
+        }
+        open_partial("dpo", &out, &of(0.2)).unwrap();
+        for name in leave::REFERENCES.map(|name| format!("state/{name}")) {
+            assert_eq!(std::fs::read_to_string(partial.join(&name)).unwrap(), name);
+        }
+        assert_eq!(replaced::files_below(&partial).len(), 2, "{:?}", replaced::files_below(&partial));
+        assert!(others.iter().all(|name| !partial.join(name).exists()));
+        assert_eq!(atomic::read_json::<Value>(&partial.join(DECIDES)).unwrap(), of(0.2));
+        // With a checkpoint there is more to lose.
+        std::fs::create_dir(partial.join("state/step-0000000003")).unwrap();
+        assert!(open_partial("dpo", &out, &of(0.1)).is_err());
+        assert!(partial.join("state/reference.log").exists());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 
 /// Runs `aloe` with files limited to `blocks` of 512 bytes: exit code and standard error. The signal that would end the process is
 /// ignored, so that the writes themselves fail.
-fn run_limited(blocks: u64, args: &[&str]) -> (i32, String) {
+pub(crate) fn run_limited(blocks: u64, args: &[&str]) -> (i32, String) {
     let output = Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f \"$1\"; shift; exec \"$@\"", "sh", &blocks.to_string()])
         .arg(env!("CARGO_BIN_EXE_aloe"))
@@ -108,7 +108,7 @@ fn a_stage_made_anew_on_a_full_disk_leaves_the_earlier_one_whole_until_the_new_o
 }
 
 /// Bytes of the weights alone: the file without its length field and header.
-fn weights_bytes(stories: &Path) -> u64 {
+pub(crate) fn weights_bytes(stories: &Path) -> u64 {
     let bytes = std::fs::read(stories.join("model.safetensors")).unwrap();
     bytes.len() as u64 - 8 - u64::from_le_bytes(bytes[..8].try_into().unwrap())
 }

@@ -23,6 +23,7 @@ mod requests;
 mod revisions;
 mod road;
 mod serve;
+mod stopped;
 mod tidy;
 mod toy;
 mod training;

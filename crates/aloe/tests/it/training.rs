@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 /// A folder with rows, and the model they are trained on.
-struct Bench {
+pub(crate) struct Bench {
     dir: tempfile::TempDir,
-    model: PathBuf,
+    pub(crate) model: PathBuf,
 }
 
 fn row(question: &str, answer: &str) -> String {
@@ -18,17 +18,17 @@ fn row(question: &str, answer: &str) -> String {
 }
 
 impl Bench {
-    fn new(rows: &str) -> Option<Self> {
+    pub(crate) fn new(rows: &str) -> Option<Self> {
         let bench = Self { dir: tempfile::tempdir().unwrap(), model: stories()? };
         std::fs::write(bench.at("rows.jsonl"), rows).unwrap();
         Some(bench)
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn args(&self, out: &str, settings: &[&str]) -> Vec<String> {
+    pub(crate) fn args(&self, out: &str, settings: &[&str]) -> Vec<String> {
         let text = |path: &Path| path.to_str().unwrap().to_owned();
         let mut args =
             vec!["sft".into(), "--model".into(), text(&self.model), "--data".into(), text(&self.at("rows.jsonl"))];
@@ -43,7 +43,7 @@ impl Bench {
     }
 
     /// Standard output, standard error and exit code.
-    fn sft(&self, out: &str, settings: &[&str]) -> (String, String, i32) {
+    pub(crate) fn sft(&self, out: &str, settings: &[&str]) -> (String, String, i32) {
         let args = self.args(out, settings);
         run(&args.iter().map(String::as_str).collect::<Vec<_>>())
     }
@@ -53,7 +53,7 @@ fn lines(path: &Path) -> Vec<Value> {
     std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn some_rows() -> String {
+pub(crate) fn some_rows() -> String {
     (0..12).map(|at| row(&format!("What is {at}?"), &format!("It is one more than {}.", at + 1))).collect()
 }
 
