@@ -10,7 +10,7 @@ use crate::preference::PairLogps;
 use crate::reference::{ReferencePass, References, logps_in_batches};
 use crate::run::{Objective, Run, StepLoss};
 use crate::schedule::Schedule;
-use crate::settings::{Context, TrainDtype};
+use crate::settings::{Context, TrainDtype, refuse};
 use crate::tally::Tally;
 use crate::{Error, Result, finished};
 use aloe_model::{Config, Decoder};
@@ -45,6 +45,7 @@ impl DpoData {
         text: &TextModel,
         model: &Config,
     ) -> Result<(Self, DpoReport)> {
+        refuse(config.lora.iter().filter_map(|lora| lora.rank_mistake(model)).collect())?;
         text.check_end_of_turn()?;
         let limits = Limits { max_len: config.max_len, truncate: config.truncate, vocab_size: model.vocab_size };
         let pairs = encode(&inputs.rows, text, &limits)?;

@@ -50,7 +50,7 @@ const LOOP: &[Key] = &[
 ];
 
 const LORA: &[Key] = &[
-    ("rank", "inner size of the updates"),
+    ("rank", "inner size of the updates, at most the smaller side of each target"),
     ("alpha", "updates are scaled by alpha / rank"),
     (
         "targets",
