@@ -237,7 +237,9 @@ impl DpoData {
         let sizes = self.chunk_sizes();
         let reference = match self.config.reference {
             ReferenceAt::StageStart => "the reference is the stage's start model throughout",
-            ReferenceAt::ChunkStart => "the reference is the model each chunk starts from",
+            ReferenceAt::ChunkStart => {
+                "the reference is the model each chunk starts from; that of held-out figures is the stage's start model throughout"
+            }
         };
         let (smallest, largest) = (sizes.iter().min()?, sizes.iter().max()?);
         let size = if smallest == largest { smallest.to_string() } else { format!("{smallest} or {largest}") };

@@ -92,7 +92,10 @@ const DPO: &[Key] = &[
     ("micro_batch_size", "pairs per forward pass: a matter of memory"),
     ("held_out_share", "share of the pairs (0 to 1) held out when the data stage held out none"),
     ("chunks", "train on the shuffled pairs in this many parts, one after the other; needs epochs = 1"),
-    ("reference", "with chunks, the reference is the model at stage_start or at chunk_start"),
+    (
+        "reference",
+        "with chunks, the reference is the model at stage_start or at chunk_start; held-out figures are told against stage_start",
+    ),
     ("loss", "sigmoid (DPO), robust, hinge, ipo, sigmoid_norm (by answer length) or apo_zero"),
     ("beta", "strength of the tie to the reference"),
     ("label_smoothing", "assumed share of flipped labels, 0 to 0.5"),
