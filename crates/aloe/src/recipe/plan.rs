@@ -50,6 +50,9 @@ pub(crate) struct Row {
     pub(crate) tokens: Option<u64>,
     /// The most tokens generated.
     pub(crate) generated: Option<u64>,
+    /// Tokens that a server draws in the place of letters that are scored here: one a question.
+    #[serde(skip)]
+    pub(crate) letters_if_served: Option<u64>,
     /// Peak memory of the stage alone, in bytes.
     pub(crate) memory_bytes: Option<u64>,
     /// Parameters of the model that is trained or asked.
@@ -292,9 +295,13 @@ fn aligned(config: &aloe_train::DpoConfig, tokens: u64, rows: u64) -> u64 {
 
 /// Whether a server is asked for next letters: one token a question, unless it turns out that it can be scored.
 fn draws_letters(stage: &Stage) -> bool {
-    let is_served = matches!(input(stage, "model"), Some(Input::Path(path)) if is_address(path));
-    let is_asked = |config: &EvalStage| config.checked().is_ok_and(|config| config.strategy == Strategy::NextLetter);
-    matches!(&stage.config, StageConfig::Eval(config) if is_served && is_asked(config))
+    asks_letters(stage) && matches!(input(stage, "model"), Some(Input::Path(path)) if is_address(path))
+}
+
+/// Whether an evaluation asks for next letters. Weights at hand are scored, and nothing is drawn.
+fn asks_letters(stage: &Stage) -> bool {
+    let asks = |config: &EvalStage| config.checked().is_ok_and(|config| config.strategy == Strategy::NextLetter);
+    matches!(&stage.config, StageConfig::Eval(config) if !config.is_open() && asks(config))
 }
 
 /// The most tokens generated for `rows` questions that are not at hand.
@@ -420,6 +427,7 @@ fn row(recipe: &Recipe, stage: &Stage, known: &Known, speeds: &Speeds) -> Row {
         steps: known.steps,
         tokens: known.tokens,
         generated: known.generated,
+        letters_if_served: known.rows.filter(|_| asks_letters(stage)),
         memory_bytes: memory::of_stage(recipe, stage, known),
         local_s: reference_s(stage, known).map(|seconds| seconds * speeds.factor(stage, known)),
         node_s,
