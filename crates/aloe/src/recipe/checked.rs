@@ -41,6 +41,8 @@ pub(crate) struct Recipe {
 pub(crate) struct Stage {
     /// Name of the entry and of the folder.
     pub(crate) name: String,
+    /// 1-based line of the entry.
+    pub(crate) line: usize,
     /// Inputs: name to what it is.
     pub(crate) from: Vec<(String, Vec<Input>)>,
     /// Typed settings.
@@ -167,7 +169,8 @@ fn gather_unset(mistakes: &mut Vec<Mistake>) {
 /// The path of a recipe that was made of flags and settings: nobody sees its text, so its lines and the name of its only stage say nothing.
 pub(crate) const COMMAND_LINE: &str = "command line";
 
-fn shown(path: &Path, mistakes: &[Mistake]) -> String {
+/// All mistakes of a recipe, each with its line.
+pub(crate) fn shown(path: &Path, mistakes: &[Mistake]) -> String {
     let is_made = path == Path::new(COMMAND_LINE);
     let place = if is_made { "settings" } else { "recipe" };
     let noun = if mistakes.len() == 1 { "mistake" } else { "mistakes" };
@@ -325,6 +328,7 @@ fn check_stage(
     }
     let stage = config.filter(|_| mistakes.len() == n_before).map(|config| Stage {
         name: name.clone(),
+        line,
         from,
         config,
         trainer,
