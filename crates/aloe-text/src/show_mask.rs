@@ -1,5 +1,5 @@
-//! The loss mask for a person's eyes: what is trained stands out. Control characters are shown escaped, because data is untrusted and a
-//! terminal obeys it.
+//! The loss mask for a person's eyes: what is trained stands out. Control characters, and those that turn the direction of writing, are shown
+//! escaped, because data is untrusted and a terminal obeys it.
 
 use crate::{Encoded, Result, TextModel};
 
@@ -50,10 +50,16 @@ pub fn show_mask(model: &TextModel, encoded: &Encoded, style: MaskStyle) -> Resu
 
 fn escape(text: &str, out: &mut String) {
     for c in text.chars() {
-        if c.is_control() && c != '\n' && c != '\t' {
+        if (c.is_control() && c != '\n' && c != '\t') || turns_writing(c) {
             out.extend(c.escape_unicode());
         } else {
             out.push(c);
         }
     }
+}
+
+/// The marks, embeddings, overrides and isolates of Unicode's bidirectional algorithm (UAX 9, table 4): what follows them is shown in another
+/// order than it is read by the model.
+fn turns_writing(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

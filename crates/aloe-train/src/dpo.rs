@@ -31,7 +31,7 @@ pub enum ReferenceAt {
     /// The stage's start model, for every chunk.
     #[default]
     StageStart,
-    /// The model each chunk starts from, as when OpenRLHF is run once per chunk.
+    /// The model each chunk starts from, as when OpenRLHF is run once per chunk. Held-out figures keep the stage's start model.
     ChunkStart,
 }
 
@@ -106,6 +106,8 @@ impl DpoConfig {
             self.chunks == 1 || !self.loop_settings().needs_held_out(),
             "patience and keep_best cannot be combined with chunks",
         );
+        let is_named = self.reference_cache.as_ref().is_none_or(|folder| !folder.as_os_str().is_empty());
+        need(is_named, "reference_cache names no folder: give one, or leave it out");
         let drops = self.lora.as_ref().is_some_and(|lora| lora.dropout != 0.0);
         need(
             !drops,

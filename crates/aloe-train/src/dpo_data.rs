@@ -12,7 +12,7 @@ use crate::preference::PairLogps;
 use crate::reference::{ReferencePass, References, logps_in_batches};
 use crate::run::{Objective, Run, StepLoss};
 use crate::schedule::Schedule;
-use crate::settings::{Context, TrainDtype};
+use crate::settings::{Context, TrainDtype, refuse};
 use crate::tally::Tally;
 use crate::{Error, Result};
 use aloe_model::{Config, Decoder};
@@ -47,6 +47,7 @@ impl DpoData {
         text: &TextModel,
         model: &Config,
     ) -> Result<(Self, DpoReport)> {
+        refuse(config.lora.iter().filter_map(|lora| lora.rank_mistake(model)).collect())?;
         text.check_end_of_turn()?;
         let limits = Limits { max_len: config.max_len, truncate: config.truncate, vocab_size: model.vocab_size };
         let pairs = encode(&inputs.rows, text, &limits)?;
@@ -241,7 +242,9 @@ impl DpoData {
         let sizes = self.chunk_sizes();
         let reference = match self.config.reference {
             ReferenceAt::StageStart => "the reference is the stage's start model throughout",
-            ReferenceAt::ChunkStart => "the reference is the model each chunk starts from",
+            ReferenceAt::ChunkStart => {
+                "the reference is the model each chunk starts from; that of held-out figures is the stage's start model throughout"
+            }
         };
         let (smallest, largest) = (sizes.iter().min()?, sizes.iter().max()?);
         let size = if smallest == largest { smallest.to_string() } else { format!("{smallest} or {largest}") };

@@ -8,7 +8,8 @@ use crate::run::Run;
 use crate::statistics::{Estimate, interval};
 use serde::{Deserialize, Serialize};
 
-/// What a preference stage found: the content of its record's results. Rewards are those of the loss's reference.
+/// What a preference stage found: the content of its record's results. Rewards of training steps are told against the loss's reference, held-out
+/// figures (rewards, margins, losses) against the stage's start model, also where each chunk has a reference of its own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DpoReport {
     /// Pairs trained on.

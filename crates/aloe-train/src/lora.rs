@@ -9,7 +9,9 @@ use crate::learner::Learner;
 use crate::settings::{TrainDtype, is_positive};
 use crate::{Error, Result};
 use aloe_model::lora::{LORA_TARGETS, untrained_rows, write_adapter};
-use aloe_model::{Decoder, LoraShape, ModelSource, PackedBatch, Params, Part, Role, TensorSpec, WeightFormat};
+use aloe_model::{
+    Config, Decoder, LoraShape, ModelSource, PackedBatch, Params, Part, Role, TensorSpec, WeightFormat, arch,
+};
 use aloe_record::atomic::OutputDir;
 use aloe_tensor::{Device, DropoutAt, Dtype, LoraDropout, Tensor};
 use aloe_text::TextModel;
@@ -73,7 +75,14 @@ impl LoraTarget {
     fn part(self) -> Part {
         LORA_TARGETS[self as usize].1
     }
+
+    fn name(self) -> &'static str {
+        LORA_TARGETS[self as usize].0
+    }
 }
+
+/// More than any matrix has rows or columns, and little enough to be counted with before the model is known.
+const MOST_RANK: usize = 1 << 16;
 
 impl LoraConfig {
     /// All mistakes, each with the field's name.
@@ -84,7 +93,10 @@ impl LoraConfig {
                 mistakes.push(text.to_owned());
             }
         };
-        need(self.rank >= 1, "lora.rank must be 1 or more");
+        need(
+            (1..=MOST_RANK).contains(&self.rank),
+            "lora.rank must be 1 to 65536, at most the smaller side of each matrix of lora.targets",
+        );
         need(is_positive(self.alpha), "lora.alpha must be above 0, as a number of f32 too");
         need(!self.targets.is_empty(), "lora.targets must name a matrix, such as \"q_proj\"");
         let repeated = self.targets.iter().enumerate().any(|(at, target)| self.targets[..at].contains(target));
@@ -93,6 +105,26 @@ impl LoraConfig {
         let fits = self.base == LoraBase::Dense || dtype == TrainDtype::Bf16;
         need(fits, "lora.base = \"q8\" computes in bf16 and 8 bits: it cannot be combined with dtype = \"f32\"");
         mistakes
+    }
+
+    /// What is wrong with the rank for a model of these sizes: updates of more dimensions than a matrix has hold nothing that the matrix
+    /// itself could not.
+    pub fn rank_mistake(&self, model: &Config) -> Option<String> {
+        let table = arch::tensors(model);
+        let of_target = |target: &LoraTarget| {
+            let is_target = |spec: &&TensorSpec| matches!(spec.role, Role::Layer(0, part) if part == target.part());
+            table.iter().find(is_target).map(|spec| (*target, spec))
+        };
+        let side = |spec: &TensorSpec| spec.shape.iter().copied().min().unwrap_or(0);
+        let (target, spec) = self.targets.iter().filter_map(of_target).min_by_key(|(_, spec)| side(spec))?;
+        let (rank, name, side) = (self.rank, target.name(), side(spec));
+        (rank > side).then(|| {
+            format!(
+                "lora.rank = {rank} is larger than the smaller side of {} ({} x {}): set it to {side} or less, or leave {name} out of \
+                 lora.targets",
+                spec.hf_name, spec.shape[0], spec.shape[1]
+            )
+        })
     }
 
     /// Which tensors are trained.
@@ -379,6 +411,22 @@ mod tests {
         };
         assert_eq!(wrong.mistakes(TrainDtype::F32).len(), 5);
         assert!(LoraConfig::default().mistakes(TrainDtype::F32).is_empty());
+        let endless = LoraConfig { rank: usize::MAX, ..LoraConfig::default() };
+        assert_eq!(endless.mistakes(TrainDtype::F32).len(), 1);
+    }
+
+    /// The tiny Llama: hidden 64, 2 key/value heads of 16, so k_proj and v_proj are 32 x 64 and all others 64 or 96 wide.
+    #[test]
+    fn a_rank_above_the_smaller_side_of_a_target_is_refused_by_the_matrix_and_its_size() {
+        use LoraTarget::*;
+        let model = aloe_model::testing::tiny_random(aloe_model::testing::Tiny::Llama, 0).config;
+        let of = |rank, targets: Vec<LoraTarget>| LoraConfig { rank, targets, ..LoraConfig::default() };
+        assert_eq!(of(32, vec![QProj, KProj, DownProj]).rank_mistake(&model), None);
+        assert_eq!(of(64, vec![QProj, DownProj]).rank_mistake(&model), None);
+        let told = of(33, vec![QProj, KProj, DownProj]).rank_mistake(&model).unwrap();
+        let expected = "lora.rank = 33 is larger than the smaller side of model.layers.0.self_attn.k_proj.weight (32 x 64): set it to 32 or less";
+        assert!(told.starts_with(expected), "{told}");
+        assert!(of(65, vec![DownProj]).rank_mistake(&model).unwrap().contains("down_proj.weight (64 x 96)"));
     }
 
     #[test]

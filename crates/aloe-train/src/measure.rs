@@ -1,16 +1,14 @@
 //! What training will take, before it is run: the size of a stage's data, and the time of one step on this machine.
 
 use crate::Result;
-use crate::dpo::{DpoConfig, DpoRow};
+use crate::dpo::{DpoConfig, DpoInputs};
 use crate::dpo_data::DpoData;
 use crate::lora::{LoraConfig, open_learner};
-use crate::pack::first_fit_decreasing;
-use crate::pairs;
 use crate::settings::{TrainDtype, keep};
-use crate::sft::{SftConfig, SftReport, SftRow};
-use crate::sft_rows::{encode, keep_usable, set_apart};
+use crate::sft::{SftConfig, SftInputs};
+use crate::sft_data::SftData;
 use crate::timing::{OneStep, one_step, random_documents};
-use aloe_model::ModelSource;
+use aloe_model::{Config, ModelSource};
 use aloe_tensor::Device;
 use aloe_text::TextModel;
 
@@ -27,21 +25,13 @@ pub struct SftSize {
     pub n_trained: u64,
 }
 
-/// Encodes and packs the rows as the stage will; its steps and, for whole epochs, its tokens are exact.
-pub fn sft_size(config: &SftConfig, mut rows: Vec<SftRow>, has_held_out: bool, text: &TextModel) -> Result<SftSize> {
-    if !has_held_out {
-        set_apart(&mut rows, config.held_out_share, config.seed)?;
-    }
-    let (mut documents, _) = encode(&rows, text, config)?;
-    keep_usable(&mut documents, config.max_len, &mut SftReport::default());
-    let lens: Vec<usize> = documents.iter().map(|document| document.ids.len()).collect();
-    let packing = first_fit_decreasing(&lens, &(0..lens.len()).collect::<Vec<_>>(), config.max_len);
-    let per_epoch = packing.rows.len().div_ceil(config.batch_size.max(1)) as u64;
-    let n_tokens: u64 = lens.iter().map(|&len| len as u64).sum();
-    let by_epochs = config.epochs.map(|epochs| epochs.saturating_mul(per_epoch));
-    let n_steps = [by_epochs, config.max_steps].into_iter().flatten().min().unwrap_or(0);
-    let n_trained = n_tokens.saturating_mul(n_steps) / per_epoch.max(1);
-    Ok(SftSize { n_rows: documents.len() as u64, n_tokens, n_steps, n_trained })
+/// Encodes and packs the rows as the stage will and refuses what it refuses of rows, settings and the model's sizes; its steps and, for whole
+/// epochs, its tokens are exact. The start of `inputs` is not opened.
+pub fn sft_size(config: &SftConfig, inputs: SftInputs, text: &TextModel, model: &Config) -> Result<SftSize> {
+    let (data, report) = SftData::prepare(config, inputs, text, model)?;
+    let n_steps = data.schedule(config).total_steps;
+    let n_trained = data.total_tokens(n_steps);
+    Ok(SftSize { n_rows: report.n_rows as u64, n_tokens: report.n_tokens, n_steps, n_trained })
 }
 
 /// Size of a preference stage.
@@ -59,11 +49,9 @@ pub struct DpoSize {
     pub n_largest: u64,
 }
 
-/// Encodes, drops and orders the pairs as the stage will; all its numbers are exact.
-pub fn dpo_size(config: &DpoConfig, rows: &[DpoRow], held_out: &[DpoRow], text: &TextModel) -> Result<DpoSize> {
-    let limits = pairs::Limits { max_len: config.max_len, truncate: config.truncate, vocab_size: usize::MAX };
-    let encoded = |rows: &[DpoRow]| pairs::encode(rows, text, &limits);
-    let (data, report) = DpoData::from_pairs(config, encoded(rows)?, encoded(held_out)?)?;
+/// Encodes, drops and orders the pairs as the stage will and refuses what it refuses; all its numbers are exact.
+pub fn dpo_size(config: &DpoConfig, inputs: DpoInputs, text: &TextModel, model: &Config) -> Result<DpoSize> {
+    let (data, report) = DpoData::prepare(config, inputs, text, model)?;
     let mut size = DpoSize { n_pairs: report.n_pairs as u64, n_tokens: report.n_tokens, ..DpoSize::default() };
     for (chunk, n_steps) in data.steps_per_chunk().into_iter().enumerate() {
         let mut left = n_steps as usize;

@@ -171,7 +171,8 @@ fn check_form(pair: &Pair) -> Result<(), String> {
             }
             many => {
                 return Err(format!(
-                    "`{name}` has {} messages where one answer is expected: turns before the answer belong to                      `prompt`, which is the same for both answers; `aloe data run` cuts whole conversations so",
+                    "`{name}` has {} messages where one answer is expected: turns before the answer belong to \
+                     `prompt`, which is the same for both answers; `aloe data run` cuts whole conversations so",
                     many.len()
                 ));
             }

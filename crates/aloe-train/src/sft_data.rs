@@ -12,7 +12,7 @@ use crate::pack::{Document, epoch_rows, first_fit_decreasing};
 use crate::rendered::PackedRow;
 use crate::run::{Objective, StepLoss};
 use crate::schedule::Schedule;
-use crate::settings::{Context, TrainDtype};
+use crate::settings::{Context, TrainDtype, refuse};
 use crate::sft::{SftConfig, SftInputs, SftReport, SourceReport};
 use crate::sft_rows::{check_context, check_shares, check_vocabulary, empty_answers, encode, keep_usable, set_apart};
 use crate::{Error, Result, finished};
@@ -56,6 +56,7 @@ impl SftData {
         text: &TextModel,
         model: &Config,
     ) -> Result<(Self, SftReport)> {
+        refuse(config.lora.iter().filter_map(|lora| lora.rank_mistake(model)).collect())?;
         if inputs.held_out.is_empty() {
             inputs.held_out = set_apart(&mut inputs.rows, config.held_out_share, config.seed)?;
         }

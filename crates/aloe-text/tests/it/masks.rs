@@ -39,6 +39,23 @@ fn chatml_leaves_the_line_feed_after_the_end_of_turn_untrained() {
     }
 }
 
+/// UAX 9, table 4: the formatting characters of the bidirectional algorithm. Letters of such scripts, and joiners, stay.
+#[test]
+fn characters_that_turn_the_direction_of_writing_are_shown_escaped() {
+    let Some(model) = smollm2() else { return };
+    let turning = "\u{61c}\u{200e}\u{200f}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2066}\u{2067}\u{2068}\u{2069}";
+    let mut chat = exchange();
+    chat.messages[1].content = format!("a{turning}b");
+    chat.messages[2].content = format!("שלום \u{200d} سلام{turning}");
+    let encoded = model.encode_conversation(&chat).unwrap();
+    let escaped: String = turning.chars().map(|c| format!("\\u{{{:x}}}", c as u32)).collect();
+    for style in [MaskStyle::Plain, MaskStyle::Ansi] {
+        let shown = show_mask(&model, &encoded, style).unwrap();
+        assert!(shown.contains(&format!("a{escaped}b")) && !shown.contains(|c| turning.contains(c)), "{shown:?}");
+        assert!(shown.contains(&format!("שלום \u{200d} سلام{escaped}")), "{shown:?}");
+    }
+}
+
 #[test]
 fn masks_equal_transformers_assistant_masks() {
     let Some(model) = llama3() else { return };

@@ -286,6 +286,23 @@ fn shrink_row(dir: &Path, id: usize) {
 }
 
 #[test]
+fn both_stages_refuse_a_rank_that_a_target_has_no_room_for_before_any_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    write_model(&base);
+    let wide = |lora: LoraConfig| Some(LoraConfig { rank: 33, ..lora });
+    let expected = "lora.rank = 33 is larger than the smaller side of model.layers.0.self_attn.k_proj.weight (32 x 64)";
+    let config = SftConfig { lora: wide(lora()), ..sft_stage() };
+    let inputs = SftInputs { start: base.clone(), rows: Vec::new(), held_out: Vec::new() };
+    let refused = sft(&config, inputs, &dir.path().join("sft"), &context(1)).unwrap_err().to_string();
+    assert!(refused.starts_with(expected), "{refused}");
+    let config = DpoConfig { lora: wide(lora()), ..dpo_stage() };
+    let inputs = DpoInputs { start: base, rows: Vec::new(), held_out: Vec::new() };
+    let refused = dpo(&config, inputs, &dir.path().join("dpo"), &context(1)).unwrap_err().to_string();
+    assert!(refused.starts_with(expected), "{refused}");
+}
+
+#[test]
 fn lora_over_untrained_template_tokens_is_refused_before_training_unless_embeddings_are_trained_too() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);

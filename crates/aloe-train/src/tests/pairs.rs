@@ -2,7 +2,7 @@
 
 use super::context;
 use super::spine::{dpo_config, dpo_rows, words, write_model};
-use crate::dpo::{DpoConfig, DpoInputs, DpoRow, dpo};
+use crate::dpo::{DpoConfig, DpoInputs, DpoRow, ReferenceAt, dpo};
 use crate::dpo_report::DpoReport;
 use crate::pairs::{Example, Limits, Truncate, encode, logps_of};
 use crate::{Error, Result};
@@ -124,7 +124,27 @@ fn pairs_of_another_form_are_refused_before_any_computing_by_file_and_line() {
     check(&repeat, "`chosen` repeats the prompt");
     // Another prompt before each answer: what a pair's two whole conversations look like when they differ.
     let other = |pair: &mut Pair| pair.rejected = [&[Message::user("w9")], pair.rejected.as_slice()].concat();
-    check(&other, "the same for both answers");
+    let told = "turns before the answer belong to `prompt`, which is the same for both answers; `aloe data run` cuts";
+    check(&other, told);
+}
+
+#[test]
+fn a_cache_without_a_folder_is_a_mistake_and_not_a_file_in_the_current_folder() {
+    let config = DpoConfig { reference_cache: Some("".into()), ..dpo_config() };
+    assert_eq!(config.mistakes(), ["reference_cache names no folder: give one, or leave it out"]);
+}
+
+#[test]
+fn with_a_reference_at_each_chunks_start_it_is_told_that_held_out_figures_keep_the_stages() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(&dir.path().join("base"));
+    let told = |reference: ReferenceAt| {
+        let config = DpoConfig { reference, chunks: 2, ..dpo_config() };
+        let report =
+            run(&dir.path().join("base"), &dir.path().join(format!("{reference:?}")), &config, dpo_rows(30)).unwrap();
+        report.notices[0].ends_with("that of held-out figures is the stage's start model throughout")
+    };
+    assert!(told(ReferenceAt::ChunkStart) && !told(ReferenceAt::StageStart));
 }
 
 #[test]

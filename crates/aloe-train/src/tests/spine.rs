@@ -134,7 +134,9 @@ fn sft_then_dpo_write_loadable_folders_and_report_what_they_did() {
     assert!(report.export.update_norm > 0.0 && report.export.master_changed_share > 0.9);
     check_sources_and_samples(&report, &at("sft"));
     let text = TextModel::open(&at("sft/model")).unwrap();
-    let size = sft_size(&sft_config(), sft_rows(40), false, &text).unwrap();
+    let config = read(&at("base")).config().clone();
+    let inputs = SftInputs { start: at("base"), rows: sft_rows(40), held_out: Vec::new() };
+    let size = sft_size(&sft_config(), inputs, &text, &config).unwrap();
     assert_eq!((size.n_rows, size.n_tokens, size.n_steps), (32, report.n_tokens, report.n_steps));
     let (master, model) = (read(&at("sft/master")), read(&at("sft/model")));
     let load = |source: &ModelSource| source.load("model.norm.weight", Dtype::F32).unwrap();
@@ -146,14 +148,15 @@ fn sft_then_dpo_write_loadable_folders_and_report_what_they_did() {
     let aligned = dpo(&dpo_config(), inputs, &at("dpo"), &context(2)).unwrap();
     assert_eq!(aligned.start_digest, master.digest().unwrap());
     assert_eq!((aligned.n_pairs, aligned.n_held_out, aligned.steps_per_chunk.clone()), (24, 6, vec![3, 3]));
-    let size = dpo_size(&dpo_config(), &dpo_rows(30), &[], &text).unwrap();
+    let inputs = || DpoInputs { start: at("sft"), rows: dpo_rows(30), held_out: Vec::new() };
+    let size = dpo_size(&dpo_config(), inputs(), &text, &config).unwrap();
     assert_eq!(
         (size.n_pairs, size.n_tokens, size.n_trained, size.n_steps),
         (24, aligned.n_tokens, aligned.n_tokens, 6)
     );
     // One pair a micro-batch here; with four, batches of four.
     let together = DpoConfig { micro_batch_size: 4, ..dpo_config() };
-    let together = dpo_size(&together, &dpo_rows(30), &[], &text).unwrap();
+    let together = dpo_size(&together, inputs(), &text, &config).unwrap();
     assert!(
         together.n_largest > 2 * size.n_largest && together.n_largest <= 4 * size.n_largest,
         "{size:?} {together:?}"

@@ -19,7 +19,8 @@ pub(crate) const PLAN_HELP: &str = r#"Examples:
   aloe plan recipes/quickstart.toml --measure
   aloe plan recipe.toml --where slurm --cluster cluster.toml --out /gpfs/runs/aloe-8b
 
-Steps and tokens of a training stage are exact where its rows are written and the model's tokenizer is at hand.
+Steps and tokens of a training stage are exact where its rows are written and the model's tokenizer is at hand; what the stage would refuse of them
+is a mistake of the recipe. Where rows or model are yet to be made they are estimates, and such a mistake is a note.
 
 With --where (or `where` at the recipe's head) models and data are made at once, and every other stage becomes a job of a run folder that can be
 copied to another place or site; `aloe run RUN` submits them. sft and dpo stages are trained by the recipe's or the stage's `trainer`: aloe, trl

@@ -4,7 +4,7 @@ use crate::cli::PlanArgs;
 use crate::commands::run::{enter_root, is_address, output_folder};
 use crate::commands::{stages, threads_of};
 use crate::failure::Failure;
-use crate::recipe::checked::{Input, Recipe};
+use crate::recipe::checked::{Input, Recipe, shown};
 use crate::recipe::{at_site, compared, plan, plan_table};
 use aloe_handoff::{Cluster, Where};
 use aloe_record::Cancel;
@@ -33,8 +33,12 @@ pub(crate) fn run(args: &PlanArgs, cancel: &Cancel) -> anyhow::Result<()> {
     let threads = threads_of(if args.threads == 0 { recipe.threads } else { args.threads });
     let device = args.measure.then(|| Device::cpu(threads));
     let plan = plan::plan(&recipe, &out, device.as_ref())?;
+    if !plan.mistakes.is_empty() {
+        return Err(Failure::usage(shown(&args.recipe, &plan.mistakes)).into());
+    }
     let missing = missing_files(&recipe);
-    let notices = compared::notices(&recipe, &out);
+    let mut notices = compared::notices(&recipe, &out);
+    notices.extend(plan.notices.iter().cloned());
     let at_site = cluster.as_ref().map(|cluster| at_site::stages(&plan.rows, cluster)).transpose()?;
     let mut output = std::io::stdout();
     if args.json {

@@ -1,4 +1,6 @@
-//! The rows a data stage wrote, as training takes them. A single JSONL file stands for a folder without held-out rows.
+//! The rows a data stage wrote, as training takes them. A single JSONL file stands for a folder without held-out rows. A byte order mark at the
+//! start and blank lines at the end are passed over; a blank line between rows, where a row may be missing, is refused, and so is what is not
+//! UTF-8, by file and line.
 
 use crate::failure::Failure;
 use aloe_text::{Conversation, Message, Pair, Role, TextModel};
@@ -96,12 +98,16 @@ fn read<Row: DeserializeOwned, T>(data: &Path, convert: impl Fn(Row, String) -> 
 }
 
 fn lines<Row: DeserializeOwned, T>(path: &Path, convert: &impl Fn(Row, String) -> T) -> anyhow::Result<Vec<T>> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
+    let bytes =
+        std::fs::read(path).map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
+    let mut lines: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').collect();
+    while lines.last().is_some_and(|line| is_blank(line)) {
+        lines.pop();
+    }
     let mut rows = Vec::new();
-    for (at, line) in text.lines().enumerate() {
+    for (at, line) in lines.into_iter().enumerate() {
         let place = format!("{}:{}", path.display(), at + 1);
-        let row = serde_json::from_str::<Row>(line).map_err(|error| {
+        let row = serde_json::from_str::<Row>(text_of(line, path, at)?).map_err(|error| {
             let hint = "training reads what `aloe data run` writes: rows with `messages` for sft, with `prompt`, `chosen` and \
                         `rejected` for dpo";
             Failure::usage(format!("{place}: {error}; {hint}"))
@@ -111,9 +117,78 @@ fn lines<Row: DeserializeOwned, T>(path: &Path, convert: &impl Fn(Row, String) -
     Ok(rows)
 }
 
+/// Whether a line holds nothing, not even a part of a row.
+pub(crate) fn is_blank(line: &[u8]) -> bool {
+    line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line).trim_ascii().is_empty()
+}
+
+/// The text of line `at` of a file, counted from 0. Refuses what is not UTF-8, and a blank line.
+pub(crate) fn text_of<'a>(line: &'a [u8], path: &Path, at: usize) -> anyhow::Result<&'a str> {
+    let place = format!("{}:{}", path.display(), at + 1);
+    if is_blank(line) {
+        return Err(
+            Failure::usage(format!("{place}: a blank line between rows; remove it, or put its row there")).into()
+        );
+    }
+    let start: &[u8] = if at == 0 { BYTE_ORDER_MARK } else { b"" };
+    std::str::from_utf8(line.strip_prefix(start).unwrap_or(line)).map_err(|error| {
+        let byte = error.valid_up_to() + 1;
+        Failure::usage(format!("{place}: not UTF-8 at byte {byte} of the line; write the file in UTF-8")).into()
+    })
+}
+
+/// What some programs begin a file of UTF-8 with.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ROW: &str = r#"{"id":"abc","messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yo"}]}"#;
+
+    /// The places of a file's rows, or the error.
+    fn places(bytes: &[u8]) -> Result<Vec<String>, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        std::fs::write(&path, bytes).unwrap();
+        let below = |text: &str| text.replace(&format!("{}/", dir.path().display()), "");
+        match conversations(&path) {
+            Ok(rows) => Ok(rows.train.iter().map(|row| below(&row.source)).collect()),
+            Err(error) => Err(below(&error.to_string())),
+        }
+    }
+
+    #[test]
+    fn a_row_is_named_by_its_line_and_its_id_for_both_kinds_of_training() {
+        assert_eq!(places(ROW.as_bytes()).unwrap(), ["rows.jsonl:1 (abc)"]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pairs.jsonl");
+        std::fs::write(&path, r#"{"id":"abc","prompt":[],"chosen":[],"rejected":[]}"#).unwrap();
+        let at = format!("{}:1 (abc)", path.display());
+        assert_eq!(pairs(&path).unwrap().train[0].source, at);
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_blank_lines_at_the_end_hold_no_row_and_others_are_refused_by_line() {
+        let two = format!("{ROW}\n{ROW}");
+        let expected = ["rows.jsonl:1 (abc)", "rows.jsonl:2 (abc)"];
+        for text in [two.clone(), format!("{two}\n"), format!("{two}\r\n\r\n \n"), format!("\u{feff}{two}\n\n")] {
+            assert_eq!(places(text.as_bytes()).unwrap(), expected, "{text:?}");
+        }
+        for (text, told) in [
+            (format!("{ROW}\n\n{ROW}\n"), "rows.jsonl:2: a blank line between rows"),
+            (format!("{ROW}\n\u{feff}{ROW}\n"), "rows.jsonl:2: expected value"),
+            ("\n\n".to_owned(), "holds no rows"),
+            ("\u{feff}\n".to_owned(), "holds no rows"),
+        ] {
+            let refused = places(text.as_bytes()).unwrap_err();
+            assert!(refused.contains(told), "{text:?}: {refused}");
+        }
+        let mut broken = format!("{ROW}\n").into_bytes();
+        broken.extend(b"{\"messages\":\"\xff\"}\n");
+        let refused = places(&broken).unwrap_err();
+        assert!(refused.starts_with("rows.jsonl:2: not UTF-8 at byte 14 of the line"), "{refused}");
+    }
 
     #[test]
     fn rows_that_share_an_id_are_told_apart_by_their_lines() {

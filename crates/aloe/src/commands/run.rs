@@ -115,7 +115,7 @@ fn run_part(recipe: &Recipe, stage: &Stage, out: &Path, part: &Part, context: &C
 }
 
 /// The inputs of a stage, which must be there.
-fn inputs_of(recipe: &Recipe, stage: &Stage, out: &Path) -> anyhow::Result<Inputs> {
+pub(crate) fn inputs_of(recipe: &Recipe, stage: &Stage, out: &Path) -> anyhow::Result<Inputs> {
     let mut inputs = Inputs::new();
     for (key, given) in &stage.from {
         let paths = given.iter().map(|input| match input {

@@ -2,6 +2,7 @@
 
 use crate::cli::ShowMaskArgs;
 use crate::commands::open_text;
+use crate::commands::rows::{is_blank, text_of};
 use crate::failure::Failure;
 use aloe_text::{Conversation, MaskStyle, show_mask};
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
@@ -47,13 +48,20 @@ fn rows_file(data: &Path) -> anyhow::Result<PathBuf> {
 /// Row `at` of a file, counted from 0; the file is read no further.
 fn nth_line(file: &Path, at: usize) -> anyhow::Result<String> {
     let cannot = |error: std::io::Error| Failure::usage(format!("cannot read {}: {error}", file.display()));
-    let mut n_rows = 0;
-    for line in std::io::BufReader::new(std::fs::File::open(file).map_err(cannot)?).lines() {
-        let line = line.map_err(cannot)?;
-        if n_rows == at {
-            return Ok(line);
+    let mut reader = std::io::BufReader::new(std::fs::File::open(file).map_err(cannot)?);
+    // Blank lines at the end are no rows; of one between rows the text is refused.
+    let (mut n_rows, mut found) = (0, None);
+    for number in 0.. {
+        let mut line = Vec::new();
+        if reader.read_until(b'\n', &mut line).map_err(cannot)? == 0 {
+            break;
         }
-        n_rows += 1;
+        let is_row = !is_blank(&line);
+        n_rows = if is_row { number + 1 } else { n_rows };
+        found = if number == at { Some(line) } else { found };
+        if let Some(line) = found.as_ref().filter(|_| is_row) {
+            return Ok(text_of(line, file, at)?.trim_end_matches(['\r', '\n']).to_owned());
+        }
     }
     Err(Failure::usage(format!("{} has {n_rows} rows, counted from 0; there is no row {at}", file.display())).into())
 }

@@ -394,7 +394,9 @@ fn run(request: Request<'_>, cancel: &Cancel) -> anyhow::Result<Done> {
     let mut entry = request.entry;
     entry.insert("kind".into(), Value::String(request.kind.to_owned()));
     // The names of a recipe's stages are narrower than those of folders: the folder's own name comes back below.
-    entry.insert("name".into(), Value::String(name.replace(|letter| !is_of_stage_name(letter), "-")));
+    let narrow = name.replace(|letter| !is_of_stage_name(letter), "-");
+    let narrow = narrow.strip_prefix('.').map_or(narrow.clone(), |rest| format!("-{rest}"));
+    entry.insert("name".into(), Value::String(narrow));
     if !request.from.is_empty() {
         entry.insert("from".into(), Value::Table(request.from));
     }

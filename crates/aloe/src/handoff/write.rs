@@ -9,9 +9,9 @@ use crate::commands::run::{enter_root, is_address, run_stage};
 use crate::commands::{shards, threads_of};
 use crate::failure::Failure;
 use crate::recipe::at_site::{self, Site};
-use crate::recipe::checked::{Input, Recipe, Stage};
+use crate::recipe::checked::{Input, Recipe, Stage, shown};
 use crate::recipe::compared;
-use crate::recipe::plan::plan;
+use crate::recipe::plan::{Row, plan};
 use crate::recipe::stage_config::StageConfig;
 use crate::stage::Context;
 use aloe_handoff::lock::StageLock;
@@ -53,7 +53,11 @@ pub(crate) fn write(
     refuse_begun(run)?;
     check_stages(&recipe, &cluster, default, place)?;
     enter_root(&recipe)?;
-    let of_servers = check_memory(&recipe, &cluster, default, run)?;
+    let planned = plan(&recipe, &run.join("out"), None)?;
+    if !planned.mistakes.is_empty() {
+        return Err(Failure::usage(shown(recipe_path, &planned.mistakes)).into());
+    }
+    let of_servers = check_memory(&recipe, &planned.rows, &cluster, default)?;
     let rewritten = rewrite(&recipe, &text, &cluster, default).map_err(|mistakes| {
         Failure::usage(format!("the recipe cannot leave this machine\n  {}", mistakes.join("\n  ")))
     })?;
@@ -284,12 +288,11 @@ fn idle_gpus(recipe: &Recipe, plan: &RunPlan, cluster: &Cluster) -> anyhow::Resu
 
 /// A stage whose estimated memory its machines do not have would end by being killed. On GPUs it is the estimate of `aloe plan --cluster`
 /// that decides; on processors that of this machine. What cannot be estimated, or has no stated limit, is not checked.
-fn check_memory(recipe: &Recipe, cluster: &Cluster, default: Trainer, run: &Path) -> anyhow::Result<Vec<String>> {
-    let rows = plan(recipe, &run.join("out"), None)?.rows;
+fn check_memory(recipe: &Recipe, rows: &[Row], cluster: &Cluster, default: Trainer) -> anyhow::Result<Vec<String>> {
     let site = Site::of(cluster);
     let (mut mistakes, mut notices) = (Vec::new(), Vec::new());
     let is_made = made_here(recipe, cluster);
-    for ((stage, row), _) in recipe.stages.iter().zip(&rows).zip(&is_made).filter(|(_, made)| !**made) {
+    for ((stage, row), _) in recipe.stages.iter().zip(rows).zip(&is_made).filter(|(_, made)| !**made) {
         let asked = cluster.resources(stage.config.kind(), &stage.name).map_err(Failure::usage)?;
         let is_own = trainer_of(recipe, stage, default) == Trainer::Aloe;
         let is_served = scripts::served_model(recipe, stage, cluster).is_some();

@@ -173,7 +173,9 @@ pub(crate) fn estimate(row: &Row, asked: Resources, site: &Site) -> Option<AtSit
         ([weights, weights], None)
     };
     let seconds = row.tokens.map(|tokens| {
-        let (tokens, made) = (tokens as f64, row.generated.unwrap_or(0) as f64);
+        let letters = row.letters_if_served.filter(|_| site.gpus_of_server.is_some());
+        let made = row.generated.max(letters).unwrap_or(0) as f64;
+        let tokens = tokens as f64;
         if !is_training {
             let flops = 2.0 * parameters;
             return (tokens * flops / MFU_READING + made * flops / MFU_GENERATING) / (PEAK * gpus);
@@ -367,6 +369,20 @@ mod tests {
             assert_eq!(format!("{:.0}", on(None).state_bytes[0] / 1e9), "35", "{kind}");
             assert!(on(Some(1)).too_large().next().unwrap().ends_with("give each server more GPUs"), "{kind}");
         }
+    }
+
+    /// By hand: 1,000 letters of 2 x 8.03e9 FLOP at a tenth of 4 x 989e12, where a site's server draws them; scored, they are read alone.
+    #[test]
+    fn next_letters_are_drawn_where_the_site_serves_evaluations_and_scored_where_it_does_not() {
+        let row = Row { letters_if_served: Some(1000), generated: Some(0), ..row("eval", 8_030_261_248, 1_000_000) };
+        let seconds = |gpus_of_server| {
+            let site = Site { gpus_of_server, ..SITE };
+            estimate(&row, asked(1), &site).unwrap().seconds.unwrap()
+        };
+        let drawn = 1000.0 * 2.0 * 8_030_261_248.0 / (0.1 * 4.0 * 989e12);
+        let read = 1e6 * 2.0 * 8_030_261_248.0 / (0.4 * 4.0 * 989e12);
+        assert!((seconds(None) / read - 1.0).abs() < 1e-9, "{}", seconds(None));
+        assert!((seconds(Some(4)) / (read + drawn) - 1.0).abs() < 1e-9, "{}", seconds(Some(4)));
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub(crate) struct Recipe {
 pub(crate) struct Stage {
     /// Name of the entry and of the folder.
     pub(crate) name: String,
+    /// 1-based line of the entry.
+    pub(crate) line: usize,
     /// Inputs: name to what it is.
     pub(crate) from: Vec<(String, Vec<Input>)>,
     /// Typed settings.
@@ -167,7 +169,8 @@ fn gather_unset(mistakes: &mut Vec<Mistake>) {
 /// The path of a recipe that was made of flags and settings: nobody sees its text, so its lines and the name of its only stage say nothing.
 pub(crate) const COMMAND_LINE: &str = "command line";
 
-fn shown(path: &Path, mistakes: &[Mistake]) -> String {
+/// All mistakes of a recipe, each with its line.
+pub(crate) fn shown(path: &Path, mistakes: &[Mistake]) -> String {
     let is_made = path == Path::new(COMMAND_LINE);
     let place = if is_made { "settings" } else { "recipe" };
     let noun = if mistakes.len() == 1 { "mistake" } else { "mistakes" };
@@ -240,6 +243,20 @@ pub(crate) fn is_of_stage_name(letter: char) -> bool {
     letter.is_ascii_alphanumeric() || "-_.".contains(letter)
 }
 
+/// What is wrong with a stage's name. One that begins with a dot is a hidden file's, a folder of this program's own work, or no folder's of its
+/// own (`.`, `..`).
+fn name_mistake(name: &str) -> Option<String> {
+    if name.is_empty() {
+        return Some("stage name \"\" becomes a folder; give the stage a name".to_owned());
+    }
+    let mistake = match (name.chars().all(is_of_stage_name), name.starts_with('.')) {
+        (false, _) => "use letters, digits, `-`, `_` and `.`",
+        (true, true) => "begin it with a letter, a digit, `-` or `_`",
+        (true, false) => return None,
+    };
+    Some(format!("stage name {name:?} becomes a folder; {mistake}"))
+}
+
 /// The stage's name (for later references) and the stage, if it has no mistakes.
 fn check_stage(
     text: &str,
@@ -250,14 +267,12 @@ fn check_stage(
 ) -> (String, Option<Stage>) {
     let n_before = mistakes.len();
     let line = raw.line;
-    let name = raw.take_string(text, "name", mistakes).unwrap_or_else(|| {
-        mistakes.push(Mistake { line, text: "a stage without `name`".to_owned() });
-        String::new()
+    let name = raw.take_string(text, "name", mistakes);
+    mistakes.extend(match &name {
+        None => Some(Mistake { line, text: "a stage without `name`".to_owned() }),
+        Some(name) => name_mistake(name).map(|text| Mistake { line, text }),
     });
-    if !name.is_empty() && !name.chars().all(is_of_stage_name) {
-        let text = format!("stage name {name:?} becomes a folder; use letters, digits, `-`, `_` and `.`");
-        mistakes.push(Mistake { line, text });
-    }
+    let name = name.unwrap_or_default();
     let kind = raw.take_string(text, "kind", mistakes);
     let context = format!("stage {name:?}");
     let from = take_from(text, &mut raw, earlier, &context, mistakes);
@@ -313,6 +328,7 @@ fn check_stage(
     }
     let stage = config.filter(|_| mistakes.len() == n_before).map(|config| Stage {
         name: name.clone(),
+        line,
         from,
         config,
         trainer,
@@ -479,6 +495,24 @@ fn to_json(table: &DeTable<'_>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_is_no_folder_of_its_own_is_a_mistake_with_its_line() {
+        let parse = |name: &str| {
+            let text = format!("name = \"x\"\n\n[[stage]]\nkind = \"pull\"\nname = \"{name}\"\nsource = \"hf:a/b\"\n");
+            Recipe::parse(Path::new("r.toml"), &text).map(|_| ()).map_err(|error| error.to_string())
+        };
+        for name in ["", ".", "..", "...", ".hidden", "a/b", "../a", "a\\u0000b", "a b"] {
+            let refused = parse(name).unwrap_err();
+            let shown = name.replace("\\u0000", "\\0");
+            assert!(refused.starts_with("1 mistake"), "{name:?}: {refused}");
+            let expected = format!("r.toml:3: stage name \"{shown}\" becomes a folder; ");
+            assert!(refused.contains(&expected), "{name:?}: {refused}");
+        }
+        for name in ["a", "a.b", "dpo-1", "_x", "7"] {
+            parse(name).unwrap();
+        }
+    }
 
     #[test]
     fn an_input_that_a_stage_does_not_take_is_a_mistake_that_names_those_it_takes() {

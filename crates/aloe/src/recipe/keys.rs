@@ -56,7 +56,7 @@ const LOOP: &[Key] = &[
 ];
 
 const LORA: &[Key] = &[
-    ("rank", "inner size of the updates"),
+    ("rank", "inner size of the updates, at most the smaller side of each target"),
     ("alpha", "updates are scaled by alpha / rank"),
     (
         "targets",
@@ -104,7 +104,10 @@ const DPO: &[Key] = &[
         "share of the pairs (0 to 1) held out when the data stage held out none; rounded down, to one or more",
     ),
     ("chunks", "train on the shuffled pairs in this many parts, one after the other; needs epochs = 1"),
-    ("reference", "with chunks, the reference is the model at stage_start or at chunk_start"),
+    (
+        "reference",
+        "with chunks, the reference is the model at stage_start or at chunk_start; held-out figures are told against stage_start",
+    ),
     ("loss", "sigmoid (DPO), robust, hinge, ipo, sigmoid_norm (by answer length) or apo_zero"),
     ("beta", "strength of the tie to the reference"),
     ("label_smoothing", "assumed share of flipped labels, 0 to 0.5"),

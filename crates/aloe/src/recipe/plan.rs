@@ -9,14 +9,15 @@ use super::checked::{Input, Recipe, Stage};
 use super::eval_stage::EvalStage;
 use super::measured_steps::MeasuredSteps;
 use super::memory;
+use super::raw::Mistake;
 use super::sizes::{self, Meter, Size};
 use super::stage_config::StageConfig;
+use super::training_size::{self, Refusal, Rendering};
 use crate::commands::run::is_address;
 use aloe_eval::Strategy;
 use aloe_model::ModelSource;
 use aloe_record::Record;
 use aloe_tensor::Device;
-use aloe_text::TextModel;
 use aloe_train::about_n_updates;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,9 @@ pub(crate) struct Row {
     pub(crate) tokens: Option<u64>,
     /// The most tokens generated.
     pub(crate) generated: Option<u64>,
+    /// Tokens that a server draws in the place of letters that are scored here: one a question.
+    #[serde(skip)]
+    pub(crate) letters_if_served: Option<u64>,
     /// Peak memory of the stage alone, in bytes.
     pub(crate) memory_bytes: Option<u64>,
     /// Parameters of the model that is trained or asked.
@@ -87,6 +91,10 @@ pub(crate) struct Plan {
     pub(crate) measured_speed: bool,
     /// Peak memory of one `aloe run`, in bytes.
     pub(crate) peak_bytes: Option<u64>,
+    /// What the run will refuse, by what is at hand already; then nothing was measured.
+    pub(crate) mistakes: Vec<Mistake>,
+    /// What it may refuse.
+    pub(crate) notices: Vec<String>,
 }
 
 /// What is known of a stage while the plan is made.
@@ -106,25 +114,33 @@ pub(super) struct Known {
     pub(super) record: Option<Record>,
     /// A checkpoint of this stage's model, or of the one it starts from, that is at hand.
     pub(super) checkpoint: Option<PathBuf>,
+    /// How the model that this stage makes renders rows.
+    pub(super) rendering: Option<Rendering>,
+    /// What the stage would refuse.
+    pub(super) refusal: Option<Refusal>,
 }
 
 /// The plan of every stage; `out` is where finished stages are looked for. With a device, a step of each kind of training is run on it.
 pub(crate) fn plan(recipe: &Recipe, out: &Path, measure_on: Option<&Device>) -> anyhow::Result<Plan> {
     let tokenizer = tokenizer_at_hand(recipe, out);
     let text = tokenizer.as_deref().and_then(|path| crate::commands::open_text(path).ok());
-    let meter = Meter(text.clone().filter(|text| text.template.is_some()));
+    let meter = Meter(text.filter(|text| text.template.is_some()));
     let mut known: Vec<Known> = Vec::new();
     for stage in &recipe.stages {
-        let record = Record::read(&out.join(&stage.name)).ok();
-        let size = measured(recipe, stage, &known, out, record.as_ref(), (&meter, text.as_ref()));
-        let checkpoint = checkpoint(stage, &known, &out.join(&stage.name), record.is_some());
+        let folder = out.join(&stage.name);
+        let record = Record::read(&folder).ok();
+        let size = measured(recipe, stage, &known, out, record.as_ref(), (&meter, tokenizer.as_deref()));
+        let checkpoint = checkpoint(stage, &known, &folder, record.is_some());
         let start_bytes = memory::start_bytes(recipe, stage, &known, size.n_parameters);
-        known.push(Known { record, checkpoint, start_bytes, ..size });
+        let is_done = record.as_ref().is_some_and(|record| record.config_written == stage.written);
+        let rendering = training_size::made_by(stage, &known, &folder, is_done, tokenizer.as_deref());
+        known.push(Known { record, checkpoint, start_bytes, rendering, ..size });
     }
     let speeds = Speeds::of(recipe, &known);
     let mut rows: Vec<Row> =
         recipe.stages.iter().zip(&known).map(|(stage, known)| row(recipe, stage, known, &speeds)).collect();
-    if let Some(device) = measure_on {
+    let (mistakes, notices) = refusals(recipe, &known);
+    if let Some(device) = measure_on.filter(|_| mistakes.is_empty()) {
         let mut steps = MeasuredSteps::new(device);
         for ((stage, known), row) in recipe.stages.iter().zip(&known).zip(&mut rows) {
             steps.measure(stage, known, row)?;
@@ -133,7 +149,23 @@ pub(crate) fn plan(recipe: &Recipe, out: &Path, measure_on: Option<&Device>) -> 
     // One process runs all stages: what a stage frees is given back before the next.
     let peak_bytes = rows.iter().filter_map(|row| row.memory_bytes).max();
     let tokenizer = tokenizer.filter(|_| meter.0.is_some());
-    Ok(Plan { rows, tokenizer, measured_speed: !speeds.0.is_empty(), peak_bytes })
+    Ok(Plan { rows, tokenizer, measured_speed: !speeds.0.is_empty(), peak_bytes, mistakes, notices })
+}
+
+/// What the run will refuse, and what it may, each with its stage.
+fn refusals(recipe: &Recipe, known: &[Known]) -> (Vec<Mistake>, Vec<String>) {
+    let (mut mistakes, mut notices) = (Vec::new(), Vec::new());
+    for (stage, known) in recipe.stages.iter().zip(known) {
+        let Some(Refusal { text, is_certain }) = &known.refusal else { continue };
+        let text = format!("stage {:?}: {text}", stage.name);
+        match is_certain {
+            true => mistakes.push(Mistake { line: stage.line, text }),
+            false => notices.push(format!(
+                "{text}. Its model or rows are yet to be made: the run may refuse it then. Its size above is an estimate"
+            )),
+        }
+    }
+    (mistakes, notices)
 }
 
 /// The folder or file of a stage's model where it is there, else that of the model it starts from: the same shape.
@@ -180,7 +212,7 @@ fn measured(
     known: &[Known],
     out: &Path,
     record: Option<&Record>,
-    (meter, text): (&Meter, Option<&TextModel>),
+    (meter, tokenizer): (&Meter, Option<&Path>),
 ) -> Known {
     let finished = record.filter(|record| record.config_written == stage.written);
     let written = match input(stage, "data") {
@@ -219,42 +251,15 @@ fn measured(
         false => counted.map(|size| size.generated).or_else(|| rows.and_then(|rows| generated(stage, rows))),
     };
     let size = Known { n_parameters, rows, tokens, ..Known::default() };
-    // What a stage trains is rendered with the template of the model it starts from, which may be one that an earlier stage was given.
-    let is_training = matches!(stage.config, StageConfig::Sft(_) | StageConfig::Dpo(_));
-    let start =
-        input(stage, "model").filter(|_| is_training && written.is_some()).and_then(|start| at_hand(start, known));
-    let of_start = start.and_then(|path| crate::commands::open_text(&path).ok());
-    let text = of_start.as_ref().or(text);
+    let check = || {
+        // What a stage trains is rendered with the template of the model it starts from, which may be one that an earlier stage was given.
+        let start = training_size::start_of(stage, known, tokenizer);
+        training_size::checked(recipe, stage, start, written.as_deref(), out)
+    };
     let known = size;
     match &stage.config {
-        StageConfig::Sft(config) => match written.and_then(|path| sizes::packed(config, &path, text)) {
-            Some(size) => Known {
-                rows: Some(size.n_rows),
-                steps: Some(size.n_steps),
-                epoch_tokens: Some(size.n_tokens),
-                tokens: Some(size.n_trained),
-                ..known
-            },
-            None => {
-                let (steps, trained) = tokens.map(|tokens| trained(config, tokens)).unzip();
-                Known { steps, epoch_tokens: tokens, tokens: trained, ..known }
-            }
-        },
-        StageConfig::Dpo(config) => match written.and_then(|path| sizes::paired(config, &path, text)) {
-            Some(size) => Known {
-                rows: Some(size.n_pairs),
-                steps: Some(size.n_steps),
-                epoch_tokens: Some(size.n_tokens),
-                tokens: Some(size.n_trained),
-                largest: Some(size.n_largest),
-                ..known
-            },
-            None => {
-                let steps = rows.map(|rows| preference_steps(config, rows));
-                let tokens_of = |(tokens, rows)| aligned(config, tokens, rows);
-                Known { steps, epoch_tokens: tokens, tokens: tokens.zip(rows).map(tokens_of), ..known }
-            }
-        },
+        StageConfig::Sft(config) => training_size::of_sft(config, known, check()),
+        StageConfig::Dpo(config) => training_size::of_dpo(config, known, check()),
         StageConfig::Eval(_) | StageConfig::Redteam(_) | StageConfig::Synthesis(_) | StageConfig::MergeSearch(_) => {
             Known { generated, ..known }
         }
@@ -262,40 +267,15 @@ fn measured(
     }
 }
 
-/// Share of a packed row that first-fit-decreasing fills where rows are much shorter than it.
-const FILL: f64 = 0.98;
-
-/// Steps and tokens of a supervised stage of `tokens` an epoch: all epochs, or as many steps as `max_steps` allows.
-fn trained(config: &aloe_train::SftConfig, tokens: u64) -> (u64, u64) {
-    let packed_rows = (tokens as f64 / (FILL * config.max_len as f64)).ceil() as u64;
-    let per_epoch = packed_rows.div_ceil(config.batch_size.max(1) as u64).max(1);
-    let by_epochs = config.epochs.map(|epochs| epochs.saturating_mul(per_epoch));
-    let steps = [by_epochs, config.max_steps].into_iter().flatten().min().unwrap_or(per_epoch);
-    (steps, tokens.saturating_mul(steps) / per_epoch)
-}
-
-/// Optimizer steps of a preference stage over `rows` pairs.
-fn preference_steps(config: &aloe_train::DpoConfig, rows: u64) -> u64 {
-    let chunks = config.chunks.max(1) as u64;
-    let bound = |chunk: u64| rows * chunk / chunks;
-    let of_chunk = |chunk: u64| (bound(chunk + 1) - bound(chunk)).div_ceil(config.batch_size.max(1) as u64);
-    let steps = config.epochs.saturating_mul((0..chunks).map(of_chunk).sum());
-    config.max_steps.map_or(steps, |most| most.min(steps))
-}
-
-/// Tokens of a preference stage: prompt and both answers of each pair, or of the pairs that `max_steps` allows.
-fn aligned(config: &aloe_train::DpoConfig, tokens: u64, rows: u64) -> u64 {
-    let by_epochs = config.epochs.saturating_mul(tokens);
-    let per_step = (config.batch_size as u64).saturating_mul(tokens / rows.max(1));
-    let by_steps = config.max_steps.map(|steps| steps.saturating_mul(per_step));
-    by_steps.map_or(by_epochs, |by_steps| by_steps.min(by_epochs))
-}
-
 /// Whether a server is asked for next letters: one token a question, unless it turns out that it can be scored.
 fn draws_letters(stage: &Stage) -> bool {
-    let is_served = matches!(input(stage, "model"), Some(Input::Path(path)) if is_address(path));
-    let is_asked = |config: &EvalStage| config.checked().is_ok_and(|config| config.strategy == Strategy::NextLetter);
-    matches!(&stage.config, StageConfig::Eval(config) if is_served && is_asked(config))
+    asks_letters(stage) && matches!(input(stage, "model"), Some(Input::Path(path)) if is_address(path))
+}
+
+/// Whether an evaluation asks for next letters. Weights at hand are scored, and nothing is drawn.
+fn asks_letters(stage: &Stage) -> bool {
+    let asks = |config: &EvalStage| config.checked().is_ok_and(|config| config.strategy == Strategy::NextLetter);
+    matches!(&stage.config, StageConfig::Eval(config) if !config.is_open() && asks(config))
 }
 
 /// The most tokens generated for `rows` questions that are not at hand.
@@ -421,6 +401,7 @@ fn row(recipe: &Recipe, stage: &Stage, known: &Known, speeds: &Speeds) -> Row {
         steps: known.steps,
         tokens: known.tokens,
         generated: known.generated,
+        letters_if_served: known.rows.filter(|_| asks_letters(stage)),
         memory_bytes: memory::of_stage(recipe, stage, known),
         local_s: reference_s(stage, known).map(|seconds| seconds * speeds.factor(stage, known)),
         node_s,

@@ -21,8 +21,6 @@ const TURN_TOKENS: f64 = 5.0;
 const SAMPLE: usize = 200;
 /// Larger data files are not read for a plan.
 const LARGEST_BYTES: u64 = 512 << 20;
-/// Larger ones are not tokenised whole.
-const LARGEST_PACKED_BYTES: u64 = 32 << 20;
 
 /// Size of what a stage works on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -91,36 +89,6 @@ pub(crate) fn written_data(path: &Path, meter: &Meter) -> Option<Size> {
     let all: Vec<&Row> = rows.iter().collect();
     let tokens = rows.len() as f64 * mean(&all, |row| row_tokens(row, None, meter));
     Some(Size { rows: rows.len() as u64, tokens: tokens as u64, generated: 0 })
-}
-
-/// The exact size of a supervised stage whose rows are written: encoded and packed as the stage will. `None` without a tokenizer or
-/// where the file is too large for that.
-pub(crate) fn packed(
-    config: &aloe_train::SftConfig,
-    path: &Path,
-    text: Option<&TextModel>,
-) -> Option<aloe_train::SftSize> {
-    let text = template_of(path, config.chat_template.as_deref(), text)?;
-    let rows = crate::commands::rows::conversations(path).ok()?;
-    aloe_train::sft_size(config, rows.train, !rows.held_out.is_empty(), &text).ok()
-}
-
-/// The same of a preference stage.
-pub(crate) fn paired(
-    config: &aloe_train::DpoConfig,
-    path: &Path,
-    text: Option<&TextModel>,
-) -> Option<aloe_train::DpoSize> {
-    let text = template_of(path, config.chat_template.as_deref(), text)?;
-    let rows = crate::commands::rows::pairs(path).ok()?;
-    aloe_train::dpo_size(config, &rows.train, &rows.held_out, &text).ok()
-}
-
-/// The tokenizer with a stage's template, where its rows are few enough to be encoded whole.
-fn template_of(path: &Path, chat_template: Option<&str>, text: Option<&TextModel>) -> Option<TextModel> {
-    let file = if path.is_dir() { path.join("train.jsonl") } else { path.to_path_buf() };
-    let text = text.filter(|_| file.metadata().is_ok_and(|file| file.len() <= LARGEST_PACKED_BYTES))?;
-    chat_template.map_or(Some(text.clone()), |name| text.with_template(name).ok())
 }
 
 fn is_wanted(row: &Row, config: &DataConfig) -> bool {

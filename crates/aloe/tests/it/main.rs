@@ -16,6 +16,7 @@ mod merge_search;
 mod merging;
 mod pins;
 mod planned_memory;
+mod planned_refusals;
 mod quarantine;
 mod recipes;
 mod rendered;

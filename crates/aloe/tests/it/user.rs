@@ -164,6 +164,18 @@ fn show_mask_takes_the_folder_of_a_data_stage_and_another_template() {
     assert_eq!(show(&[]).2, 2, "the model has no template of its own");
     let (_, stderr, code) = show(&["--chat-template", "alpaca", "--row", "1"]);
     assert!(code == 2 && stderr.contains("has 1 rows"), "{stderr}");
+    // A byte order mark and blank lines at the end are no rows, as in training; what is no text is named by its line.
+    let bytes = |text: &[u8]| std::fs::write(dir.path().join("train.jsonl"), text).unwrap();
+    bytes(format!("\u{feff}{ROW}\n\n").as_bytes());
+    assert_eq!(show(&["--chat-template", "alpaca"]).0, stdout);
+    let (_, stderr, code) = show(&["--chat-template", "alpaca", "--row", "1"]);
+    assert!(code == 2 && stderr.contains("has 1 rows"), "{stderr}");
+    bytes(format!("{ROW}\n{ROW}").as_bytes());
+    let (_, stderr, code) = show(&["--chat-template", "alpaca", "--row", "1"]);
+    assert!(code == 2 && stderr.contains("train.jsonl:2: a blank line between rows"), "{stderr}");
+    bytes(&[ROW.as_bytes(), b"\"\xff\"\n"].concat());
+    let (_, stderr, code) = show(&["--chat-template", "alpaca", "--row", "1"]);
+    assert!(code == 2 && stderr.contains("train.jsonl:2: not UTF-8 at byte 2"), "{stderr}");
 }
 
 #[test]
