@@ -443,13 +443,14 @@ fn no_piece_of_a_held_out_row_is_trained_on_and_the_plan_counts_alike() {
     let text = TextModel::open(&dir.path().join("base")).unwrap().with_template("chatml").unwrap();
     let few = refused(&config, rows.clone());
     assert!(few.contains("held_out_share = 0.3 of 3 rows") && few.contains("0.34 or more"), "{few}");
-    assert!(sft_size(&config, rows.clone(), false, &text).is_err());
+    let model = read(&dir.path().join("base")).config().clone();
+    let inputs = || SftInputs { start: dir.path().join("base"), rows: rows.clone(), held_out: Vec::new() };
+    assert!(sft_size(&config, inputs(), &text, &model).is_err());
     let config = SftConfig { held_out_share: 0.34, ..config };
-    let inputs = SftInputs { start: dir.path().join("base"), rows: rows.clone(), held_out: Vec::new() };
-    let report = sft(&config, inputs, &dir.path().join("out"), &context(1)).unwrap();
+    let report = sft(&config, inputs(), &dir.path().join("out"), &context(1)).unwrap();
     // Each row of 4 exchanges of 7 + 9 tokens becomes four pieces.
     assert_eq!((report.n_pieces, report.n_rows, report.n_held_out), (12, 8, 4));
-    let size = sft_size(&config, rows, false, &text).unwrap();
+    let size = sft_size(&config, inputs(), &text, &model).unwrap();
     assert_eq!((size.n_rows, size.n_tokens, size.n_steps), (8, report.n_tokens, report.n_steps));
 }
 

@@ -10,7 +10,7 @@ use super::plan::{Known, at_hand, input};
 use super::stage_config::StageConfig;
 use crate::commands::run::inputs_of;
 use crate::commands::{open_text, rows, stages};
-use crate::stage::{Context, Job, made_on, model_of};
+use crate::stage::{Context, Job, TaskFiles, made_on, model_of};
 use aloe_model::{Config, ModelSource};
 use aloe_record::Cancel;
 use aloe_tensor::Isa;
@@ -191,6 +191,8 @@ fn is_current(recipe: &Recipe, stage: &Stage, out: &Path) -> bool {
             used: stage.config.used()?,
             inputs: &inputs_of(recipe, stage, out)?,
             extra_files: stages::extra_files(&stage.config),
+            // Data and training stages read no benchmarks by task.
+            task_files: TaskFiles::new(),
             out: &folder,
         };
         made_on(&context, &job)

@@ -21,7 +21,7 @@ fn write_rows(dir: &Path) {
     let open = json!({"id": "open", "messages": [turn("user", "hi".into())]});
     for (name, text) in [
         ("rows.jsonl", (0..12).map(row).collect::<String>()),
-        ("open.jsonl", format!("{}{open}\n", row(0))),
+        ("open.jsonl", format!("{open}\n")),
         ("pairs.jsonl", (0..24).map(pair).collect()),
         ("equal.jsonl", (0..24).map(equal).collect()),
     ] {
@@ -57,7 +57,7 @@ fn a_plan_refuses_by_the_line_of_the_stage_what_the_run_would_refuse_of_rows_at_
     let cases = [
         ("chat_template = \"alpaca\"\n", "", 4, "stage \"s\": ", "has no chat template"),
         ("\"alpaca\"", "\"alpacca\"", 4, "stage \"s\": ", "alpacca"),
-        ("./rows.jsonl", "./open.jsonl", 4, "open.jsonl:2 (open): 0 of", "tokens are trained"),
+        ("./rows.jsonl", "./open.jsonl", 4, "stage \"s\": training rows: 0 % of the tokens are trained on", ""),
         ("max_len = 110", "max_len = 4000", 4, "rows.jsonl:12 (q11): has ", "more than the model's context of 512"),
         ("max_len = 110", "max_len = 8", 4, "none is left to train on (12 too long for max_len = 8", ""),
         ("epochs = 1\n", "epochs = 1\nlora = { rank = 65 }\n", 4, "stage \"s\": lora.rank = 65", "_proj.weight ("),
