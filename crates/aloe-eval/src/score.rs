@@ -96,6 +96,19 @@ impl Sample {
         }
     }
 
+    /// What of this question is not that of `other`, which another run has under the same task and id, in words; `None` where nothing that both
+    /// records tell differs. Runs of earlier versions tell no digest of the text, and are held to key and options.
+    pub(crate) fn other_question(&self, other: &Self) -> Option<String> {
+        let (a, b) = (&self.stem_sha256, &other.stem_sha256);
+        if a != b && !a.is_empty() && !b.is_empty() {
+            return Some("its text differs".to_owned());
+        }
+        if self.n_choices != other.n_choices {
+            return Some(format!("it has {} and {} options", self.n_choices, other.n_choices));
+        }
+        (self.key != other.key).then(|| "it has two different keys".to_owned())
+    }
+
     /// The record of a question that got no answer because it was refused.
     pub(crate) fn refused(task: String, index: usize, question: &Question, reason: String) -> Self {
         Self { refused: Some(reason), ..Self::unanswered(task, index, question) }

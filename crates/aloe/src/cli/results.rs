@@ -9,7 +9,7 @@ runs/sft-eval runs/dpo-eval --json\n\nEach RUN is compared with BASE question by
 (10,000 draws; abstracts are drawn where questions share one). Where more than one test is made, p-values are adjusted by Holm and the verdicts \
 speak by those. Verdicts: higher, lower, or no difference can be concluded. `smallest` is the difference in points that these questions would \
 show in 80 % of such comparisons (Connor 1987). Of open questions those answers are right that most of the run's judges call so, and runs of other \
-judges are refused. Runs over other questions, or with other keys, are refused; in what else the runs differ is said above the table.";
+judges are refused. Runs over other questions (other ids, texts, numbers of options or keys) are refused; in what else the runs differ is said above the table.";
 
 /// `aloe compare`.
 #[derive(Args)]
