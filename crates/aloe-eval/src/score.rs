@@ -55,7 +55,7 @@ pub struct Sample {
     /// For generation: whether two options shared the most votes.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub tie: bool,
-    /// For Medprompt: how many questions of the pool are this question itself.
+    /// For Medprompt: how many questions of the pool are this question itself, solved or not.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub n_same_in_pool: Option<usize>,
     /// Which training row holds the question; none where no row does or none was compared.

@@ -302,7 +302,7 @@ const EVAL: &[Key] = &[
         "medprompt: folder of a sentence encoder for the neighbours, or http(s)://host:port/v1#model; without it they are found by words",
     ),
     ("reranker", "medprompt: folder of a BERT cross-encoder with one label that puts the nearest questions in order"),
-    ("pool_limit", "medprompt: the most pool questions that get a worked answer; by default all"),
+    ("pool_limit", "medprompt: the most pool questions that get a worked answer, at least 1; by default all"),
     ("pool_attempts", "medprompt: attempts per pool question; by default 5"),
     (
         "specialties",

@@ -13,6 +13,7 @@ mod lies;
 mod next_letter;
 mod noise;
 mod open_answers;
+mod pool;
 mod preferences;
 mod replicas;
 mod reproduce;

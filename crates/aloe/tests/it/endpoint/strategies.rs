@@ -33,7 +33,7 @@ fn right_letter(keys: &[(String, String)], asked: &Asked) -> char {
     line.chars().next().unwrap()
 }
 
-fn several(asked: &Asked, one: impl Fn(usize) -> String) -> Reply {
+pub(super) fn several(asked: &Asked, one: impl Fn(usize) -> String) -> Reply {
     let n = asked.body["n"].as_u64().unwrap_or(1) as usize;
     super::server::texts(&(0..n).map(one).collect::<Vec<_>>())
 }
@@ -47,7 +47,7 @@ fn knowing() -> Server {
     })
 }
 
-fn ask(server: &Server, out: &Path, more: &[&str]) -> Value {
+pub(super) fn ask(server: &Server, out: &Path, more: &[&str]) -> Value {
     let args = [&["--tasks", "starter_mcqa", "--server-template"], more].concat();
     let args: Vec<&str> = args.into_iter().collect();
     let (_, stderr, code) = eval_plain(&server.model(), out, &args);
@@ -56,7 +56,7 @@ fn ask(server: &Server, out: &Path, more: &[&str]) -> Value {
 }
 
 /// As `eval`, without a dtype, which a server decides.
-fn eval_plain(model: &str, out: &Path, more: &[&str]) -> (String, String, i32) {
+pub(super) fn eval_plain(model: &str, out: &Path, more: &[&str]) -> (String, String, i32) {
     let (starter, out) = (starter(), out.display().to_string());
     let args = [&["eval", model, "--data", &starter, "--out", &out], more].concat();
     run(&args)
