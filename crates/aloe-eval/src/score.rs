@@ -176,8 +176,11 @@ pub(crate) fn read_lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<
     text.lines()
         .enumerate()
         .map(|(index, line)| {
-            serde_json::from_str(line)
-                .map_err(|error| Error::Unpaired(format!("{}:{}: {error}", path.display(), index + 1)))
+            serde_json::from_str(line).map_err(|error| Error::Line {
+                path: path.display().to_string(),
+                line: index + 1,
+                reason: error.to_string(),
+            })
         })
         .collect()
 }

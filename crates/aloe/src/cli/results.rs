@@ -30,8 +30,8 @@ pub(crate) struct CompareArgs {
 /// What `aloe rescore --help` says beneath the flags.
 pub(crate) const RESCORE_HELP: &str = "Examples:\n  aloe rescore runs/sc-cot --out runs/sc-cot-again\n  aloe rescore runs/sc-cot --rule \
 prompt-engine --out runs/sc-cot-pe\n\nReads every stored answer again, votes and counts anew, without asking a model: after a version that reads \
-answers otherwise, or by another rule. RUN is left as it is; OUT gets results.json, samples.jsonl and questions.jsonl, which compare, export and view \
-read as they do a run's.";
+answers otherwise, or by another rule. RUN is left as it is, and refused where its files were cut or edited; OUT gets results.json, samples.jsonl, questions.jsonl and record.json, which \
+compare, export and view read as they do a run's. Exported figures say that, and by which rule, answers were read again; their date is that of the rescoring.";
 
 /// `aloe rescore`.
 #[derive(Args)]

@@ -5,6 +5,7 @@ mod by_model;
 mod cached;
 mod changed;
 mod embedder;
+mod finished;
 mod handing;
 mod interrupt;
 mod judge;

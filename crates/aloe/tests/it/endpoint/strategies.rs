@@ -422,6 +422,19 @@ fn a_finished_run_is_scored_again_by_another_rule_and_written_as_prompt_engines_
     assert_eq!((n_changed, theirs["settings"]["rescored"]["rule"].as_str()), (16, Some("prompt_engine")));
     assert!(lines(&dir.path().join("theirs/samples.jsonl")).iter().all(|sample| sample["predicted"] == 1));
     assert_eq!(server.n_asked(), n_asked, "no model is asked");
+    let theirs = dir.path().join("theirs").display().to_string();
+    let exported = |form: &str| {
+        let (stdout, stderr, code) = run(&["export", &theirs, "--format", form]);
+        assert_eq!(code, 0, "{stderr}");
+        stdout
+    };
+    let words = "answers read again by the rule of prompt-engine";
+    assert!(exported("csv").contains(&format!(",aloe ({words}),sc-cot,")) && exported("markdown").contains(words));
+    let form: Value = serde_json::from_str(&exported("lm-eval")).unwrap();
+    let asked_at = read(&run_folder.join("record.json"))["started_unix_s"].as_u64().unwrap();
+    assert!(form["date"].as_u64().unwrap() >= asked_at, "{}", form["date"]);
+    let (_, stderr, code) = run(&["view", &theirs]);
+    assert!(code == 0 && stderr.is_empty(), "{code} {stderr}");
     let (_, stderr, code) =
         run(&["rescore", run_folder.to_str().unwrap(), "--out", dir.path().join("same").to_str().unwrap()]);
     assert!(code == 2 && stderr.contains("exists already"), "{code} {stderr}");
