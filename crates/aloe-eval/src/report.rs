@@ -159,7 +159,13 @@ pub(crate) fn one_option(counts: &Counts) -> Option<String> {
 }
 
 /// Published figures were made by lm-evaluation-harness's scoring of options, or by prompt_engine with worked examples that are not ours
-/// to ship; whatever else is asked otherwise gives a figure of another kind.
+/// to ship; whatever else is asked otherwise gives a figure of another kind. Says so of another protocol, where answers are got by `how`.
+pub(crate) fn of_another_kind(protocol: Protocol, how: &str) -> Option<String> {
+    (protocol != Protocol::LmEval)
+        .then(|| format!("not comparable with published figures: {how} in the wording of {}", protocol.name()))
+}
+
+/// Whether the figure of a task may be set beside published ones, or the first reason why not.
 fn comparability(task: Task, n_refused: usize, n: usize, n_whole: usize, config: &EvalConfig) -> String {
     if task.is_starter() {
         let part = if n < n_whole { format!("the first {n} of {n_whole} ") } else { String::new() };
@@ -182,9 +188,8 @@ fn comparability(task: Task, n_refused: usize, n: usize, n_whole: usize, config:
     if n_refused > 0 {
         return format!("not comparable: {n_refused} questions were refused");
     }
-    if config.protocol != Protocol::LmEval {
-        let (protocol, strategy) = (config.protocol.name(), config.strategy.name());
-        return format!("not comparable with published figures: {strategy} in the wording of {protocol}");
+    if let Some(reason) = of_another_kind(config.protocol, config.strategy.name()) {
+        return reason;
     }
     if config.system.is_some() || config.chat_template {
         let what = if config.system.is_some() { "a system prompt of your own" } else { "the model's chat template" };
