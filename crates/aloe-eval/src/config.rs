@@ -218,6 +218,11 @@ impl EvalConfig {
         }
     }
 
+    /// Whether examples are searched for near each question.
+    pub fn searches(&self) -> bool {
+        self.strategy == Strategy::Medprompt && self.medprompt.neighbours == Neighbours::Nearest
+    }
+
     /// The prompt of a strategy that weighs options, and what is weighed behind it.
     pub fn choice_prompt(&self, task: Task, question: &Question, shots: &[&Question]) -> Result<ChoicePrompt> {
         let form = ChatForm { is_chat: self.chat_template, system: self.system.as_deref() };

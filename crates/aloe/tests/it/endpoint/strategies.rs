@@ -96,8 +96,9 @@ fn a_model_by_rule_gets_exactly_the_score_it_must_under_every_strategy() {
 fn medprompts_examples_are_written_and_serve_another_run_and_the_ablations() {
     let dir = tempfile::tempdir().unwrap();
     let server = knowing();
-    let common = ["--strategy", "medprompt", "--limit", "3", "--shots", "2", "--set", "pool_attempts=2"];
-    let first = ask(&server, &dir.path().join("first"), &[&common[..], &["--set", "pool_limit=6"]].concat());
+    let common = ["--strategy", "medprompt", "--limit", "3", "--shots", "2"];
+    let pool = ["--set", "pool_limit=6", "--set", "pool_attempts=2"];
+    let first = ask(&server, &dir.path().join("first"), &[&common[..], &pool].concat());
     let made = read(&dir.path().join("first/examples.json"));
     assert_eq!(made.as_object().unwrap().len(), 6);
     let entry = made.as_object().unwrap().values().next().unwrap();
