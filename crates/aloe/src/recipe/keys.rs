@@ -274,7 +274,10 @@ const EVAL: &[Key] = &[
     ("limit", "only the first N questions of each task; then not comparable"),
     ("n_samples", "answers per question; by default 5 for sc-cot and medprompt, else 1"),
     ("shuffle", "options in another order in each sample; by default true for medprompt only"),
-    ("temperature", "generated answers: 0 is greedy; by default 0.7 for sc-cot and medprompt (0.01 with prompt-engine), else 0"),
+    (
+        "temperature",
+        "generated answers: 0 is greedy; by default 0.7 for sc-cot and medprompt (0.01 with prompt-engine), else 0",
+    ),
     ("top_p", "generated answers: nucleus sampling, above 0 to 1; by default 1"),
     ("max_new_tokens", "the most tokens of a worked answer; by default 500"),
     ("stop", "list of texts that end a generated answer, beside the model's own end of turn"),

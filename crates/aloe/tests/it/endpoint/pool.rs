@@ -19,7 +19,7 @@ fn accuracy_with_and_without_the_question_in_the_pool_is_told_by_the_pool_and_no
     let server = Server::start(|_, asked| several(asked, |_| "Answer: [A]".into()));
     let (out, data) = (dir.path().join("out"), dir.path().join("data"));
     let args = ["eval", &server.model(), "--server-template", "--tasks", "starter_mcqa", "--strategy", "medprompt"];
-    let more = ["--shots", "2", "--set", "pool_attempts=1", "--set", "shuffle=false"];
+    let more = ["--shots", "2", "--set", "pool_attempts=2", "--set", "shuffle=false"];
     let folders = ["--data", data.to_str().unwrap(), "--out", out.to_str().unwrap()];
     let (_, stderr, code) = run(&[&args[..], &more, &folders].concat());
     assert_eq!(code, 0, "{stderr}");
