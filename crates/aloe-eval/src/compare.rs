@@ -9,6 +9,7 @@ use aloe_task::Task;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeSet, HashMap};
+use std::fmt::Display;
 use std::path::Path;
 
 /// Draws of the paired bootstrap.
@@ -99,7 +100,7 @@ pub fn check_comparable(earlier: &Path, config: &EvalConfig) -> Result<Vec<Strin
         let text = format!("this evaluation and {} differ in {}", earlier.display(), reasons.join("; "));
         return Err(Error::Unpaired(text));
     }
-    check_questions(&read_samples(&earlier.join("samples.jsonl"))?, config)?;
+    check_questions(earlier, &read_samples(&earlier.join("samples.jsonl"))?, config)?;
     // Which encoders this run will have, and how its letters are told, is not known here; `compare_runs` names them.
     let (mut there, mut here) = (results.settings, report::settings(config, Encoders::default(), None));
     for key in ["embedder", "reranker", "told"] {
@@ -136,7 +137,7 @@ pub fn arithmetic_differences(first: &EngineIdentity, second: &EngineIdentity) -
 pub struct Comparisons {
     /// What was compared, and in what else the runs differ: settings, number format, CPU path.
     pub note: String,
-    /// How many tests were made and how many would speak by chance; none for a single test.
+    /// How many tests the verdicts hold for together; none for a single test.
     pub tests: Option<String>,
     /// One entry a task, and one over all tasks when there are several.
     pub rows: Vec<Comparison>,
@@ -154,8 +155,9 @@ pub fn compare_many(base: &Path, others: &[&Path], seed: u64) -> Result<Vec<Comp
     Ok(all)
 }
 
-/// Adjusts the p-values of several tests by Holm, and their verdicts with them. Returns in words how many there are; none, and nothing is
-/// changed, for a single one.
+/// Adjusts the p-values of several tests by Holm, and their verdicts with them: every comparison of evaluations comes through here, so that
+/// two runs get one verdict whichever command holds them against each other. Returns in words how many tests there are; none, and nothing is
+/// changed, for a single one. Tests that are adjusted already are adjusted anew, from their own p-values.
 pub(crate) fn adjust(mut rows: Vec<&mut Comparison>) -> Option<String> {
     // The row over all tasks repeats its tasks' questions; it is one more way to be lucky and counts as a test.
     let p_values: Vec<f64> = rows.iter().map(|row| row.p_value).collect();
@@ -166,8 +168,12 @@ pub(crate) fn adjust(mut rows: Vec<&mut Comparison>) -> Option<String> {
         row.p_holm = Some(p_holm);
         row.verdict = Verdict::of(row.interval, p_holm);
     }
-    let n_tests = p_values.len();
-    Some(format!("{n_tests} tests were made; verdicts hold for all of them together at the {ALPHA} level (Holm)"))
+    Some(held_together(p_values.len()))
+}
+
+/// What Holm's adjustment of `n_tests` tests means, in words.
+pub fn held_together(n_tests: usize) -> String {
+    format!("{n_tests} tests were made; verdicts hold for all of them together at the {ALPHA} level (Holm)")
 }
 
 /// Compares the evaluations in two output folders, `later` minus `earlier`. Of open answers those are right that the judges call so.
@@ -185,7 +191,8 @@ pub fn compare_runs(earlier: &Path, later: &Path, seed: u64) -> Result<Compariso
     let (first, second) = (results(earlier)?, results(later)?);
     let samples = |folder: &Path| read_samples(&folder.join("samples.jsonl"));
     let (before, after) = (samples(earlier)?, samples(later)?);
-    let rows = compare(&before, &after, seed)?;
+    let mut rows =
+        compare(&before, &after, seed).map_err(|error| of_runs(error, earlier.display(), later.display()))?;
     let mut differences = settings_differences(&first.settings, &second.settings);
     differences.extend(arithmetic_differences(&first.model, &second.model));
     for (a, b) in first.tasks.iter().flat_map(|a| second.tasks.iter().map(move |b| (a, b))) {
@@ -199,18 +206,27 @@ pub fn compare_runs(earlier: &Path, later: &Path, seed: u64) -> Result<Compariso
         }
     }
     let note = format!("accuracy, question by question ({}){}", after.len(), differ(&differences));
-    Ok(Comparisons { note, tests: chance(rows.len()), rows, differences })
+    Ok(Comparisons { note, tests: adjust(rows.iter_mut().collect()), rows, differences })
+}
+
+/// Names the two runs that cannot be paired.
+pub(crate) fn of_runs(error: Error, first: impl Display, second: impl Display) -> Error {
+    match error {
+        Error::Unpaired(reason) => Error::Unpaired(format!("{reason} (the first run is {first}, the second {second})")),
+        error => error,
+    }
 }
 
 /// [`compare_runs`] of two runs of open answers, which one panel has judged.
 fn compare_open(earlier: &Path, later: &Path, seed: u64) -> Result<Comparisons> {
     let (first, second) = read_both(earlier, later)?;
     let (before, after) = (first.samples(), second.samples());
-    let rows = compare(&before, &after, seed)?;
+    let mut rows =
+        compare(&before, &after, seed).map_err(|error| of_runs(error, earlier.display(), later.display()))?;
     let mut differences = settings_differences(&first.results.settings, &second.results.settings);
     differences.extend(arithmetic_differences(&first.results.model, &second.results.model));
     let note = format!("{}, question by question ({}){}", second.words(), after.len(), differ(&differences));
-    Ok(Comparisons { note, tests: chance(rows.len()), rows, differences })
+    Ok(Comparisons { note, tests: adjust(rows.iter_mut().collect()), rows, differences })
 }
 
 fn plain_version(version: &str) -> &str {
@@ -225,7 +241,8 @@ fn differ(differences: &[String]) -> String {
     format!(" (the runs differ in {})", differences.join("; "))
 }
 
-/// How many tests were made and how many would speak by chance alone; none for a single test. Nothing is corrected.
+/// Of red-team rates: how many tests were made and how many would speak by chance alone; none for a single test. Nothing is corrected there,
+/// because a warning that a model refuses less must not become rarer with every rate that is looked at.
 pub fn chance(n_tests: usize) -> Option<String> {
     (n_tests > 1).then(|| {
         let expected = ALPHA * n_tests as f64;
@@ -298,25 +315,30 @@ fn differences(results: &EvalResults, config: &EvalConfig) -> Vec<String> {
     reasons
 }
 
-/// The questions that will be asked are those of the earlier run.
-fn check_questions(earlier: &[Sample], config: &EvalConfig) -> Result<()> {
-    let mut asked = BTreeSet::new();
+/// The questions that will be asked are those of the run in `folder`, whose samples are `earlier`.
+fn check_questions(folder: &Path, earlier: &[Sample], config: &EvalConfig) -> Result<()> {
+    let key = |sample: &Sample| (sample.task.clone(), sample.id.clone());
+    let mut known: HashMap<(String, String), &Sample> = earlier.iter().map(|sample| (key(sample), sample)).collect();
+    let (n_known, mut n_asked) = (known.len(), 0);
+    let mut other: Option<(String, String)> = None;
     for (task, questions, _) in crate::eval::load(config)? {
-        asked.extend(questions.into_iter().map(|question| (task.name(), question.id, question.key)));
-    }
-    let known = earlier.iter().map(|sample| (sample.task.clone(), sample.id.clone(), sample.key));
-    let known: BTreeSet<(String, String, usize)> = known.collect();
-    match known.symmetric_difference(&asked).next() {
-        None => Ok(()),
-        Some((task, id, _)) => {
-            let reason = format!(
-                "{task}/{id} is not the same question in both runs ({} there, {} here); the data files differ",
-                known.len(),
-                asked.len()
-            );
-            Err(Error::Unpaired(reason))
+        n_asked += questions.len();
+        for (index, question) in questions.iter().enumerate() {
+            let asked = Sample::unanswered(task.name(), index, question);
+            let reason = match known.remove(&key(&asked)) {
+                Some(sample) => sample.other_question(&asked),
+                None => Some("it is not there".to_owned()),
+            };
+            other = other.or_else(|| Some((format!("{}/{}", asked.task, asked.id), reason?)));
         }
     }
+    let gone = || earlier.iter().find(|sample| known.contains_key(&key(sample)));
+    let other = other.or_else(|| gone().map(|one| (format!("{}/{}", one.task, one.id), "it is not here".to_owned())));
+    let Some((question, reason)) = other else { return Ok(()) };
+    Err(Error::Unpaired(format!(
+        "{question} is not the same question in {} and here: {reason} ({n_known} questions there, {n_asked} here); the data files differ",
+        folder.display()
+    )))
 }
 
 /// Compares two runs task by task, in the order of the first, and over all tasks together when there are several. Both must
@@ -365,11 +387,18 @@ fn pair<'a>(first: &'a [Sample], second: &'a [Sample]) -> Result<Vec<(&'a Sample
     first
         .iter()
         .map(|a| match by_id.get(&(a.task.as_str(), a.id.as_str())) {
-            Some(b) if b.key == a.key => Ok((a, *b)),
-            Some(_) => Err(Error::Unpaired(format!("{}/{} has two different keys", a.task, a.id))),
+            Some(b) => match a.other_question(b) {
+                None => Ok((a, *b)),
+                Some(reason) => Err(not_the_same(a, &reason)),
+            },
             None => Err(Error::Unpaired(format!("{}/{} is in the first run only", a.task, a.id))),
         })
         .collect()
+}
+
+/// Two questions of one name.
+pub(crate) fn not_the_same(one: &Sample, reason: &str) -> Error {
+    Error::Unpaired(format!("{}/{} is not the same question in both runs: {reason}", one.task, one.id))
 }
 
 /// Compares paired outcomes (right in the first run, right in the second).
@@ -497,14 +526,102 @@ mod tests {
         let found = compare_runs(&before, &folder("after", "bf16", "avx2", 1, true), 1).unwrap();
         let differ = "(the runs differ in embedder before and after; shots 0 and 1; dtype f32 and bf16; CPU path avx512-bf16 and avx2)";
         assert_eq!(found.note, format!("accuracy, question by question (20) {differ}"));
-        let tests = "3 tests were made at the 0.05 level, without a correction: up to 0.15 of them would find a difference by \
-                     chance alone";
+        let tests = "3 tests were made; verdicts hold for all of them together at the 0.05 level (Holm)";
         assert_eq!(found.tests.as_deref(), Some(tests), "two tasks and all together");
         assert_eq!(found.summary(), format!("higher {differ}; {tests}"));
         assert!(found.table().starts_with(&found.note) && found.table().ends_with(&format!("{tests}\n")));
         let alike = compare_runs(&before, &before, 1).unwrap();
         assert_eq!(alike.note, "accuracy, question by question (20)");
         assert_eq!(chance(1), None, "a single test needs no such line");
+    }
+
+    /// Two tasks of eight and nine questions, none right in the first run; in the later one six of the first task: by hand p is 2 / 2^6 =
+    /// 0.03125, 1, and of all together 0.03125; Holm's 0.09375, so that nothing is concluded. With eight 2 / 2^8, times three 0.0234375.
+    #[test]
+    fn one_run_against_one_is_adjusted_for_its_rows_as_several_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = |name: &str, n_right: usize| {
+            let out = dir.path().join(name);
+            std::fs::create_dir(&out).unwrap();
+            let results =
+                serde_json::json!({ "model": identity("f32", "avx2"), "settings": {}, "tasks": [], "groups": [] });
+            std::fs::write(out.join("results.json"), results.to_string()).unwrap();
+            let line = |i: usize| {
+                serde_json::json!({ "task": if i < 8 { "a" } else { "b" }, "id": i.to_string(), "index": i, "subject": "", "n_choices": 4,
+                    "key": 0, "predicted": 0, "correct": i < n_right, "prompt_sha256": "" })
+                .to_string()
+            };
+            let lines: Vec<String> = (0..17).map(line).collect();
+            std::fs::write(out.join("samples.jsonl"), lines.join("\n") + "\n").unwrap();
+            out
+        };
+        let (none, six, eight) = (folder("none", 0), folder("six", 6), folder("eight", 8));
+        for (later, p_values, verdict) in [
+            (&six, [0.09375, 1.0, 0.09375], Verdict::NoDifferenceCanBeConcluded),
+            (&eight, [0.0234375, 1.0, 0.0234375], Verdict::SecondIsBetter),
+        ] {
+            let found = compare_runs(&none, later, 1).unwrap();
+            for (row, p_value) in found.rows.iter().zip(p_values) {
+                assert!((row.p_holm.unwrap() - p_value).abs() < 1e-12, "{row:?}");
+            }
+            assert_eq!((found.rows[0].verdict, found.rows[2].verdict), (verdict, verdict));
+            assert_eq!(compare_many(&none, &[later], 1).unwrap(), [found], "the two commands agree");
+        }
+    }
+
+    /// Two questions that both runs call `q`; the second run's record of it is changed in one thing.
+    #[test]
+    fn questions_of_one_name_that_are_not_the_same_are_refused_with_the_first_of_them() {
+        let sample = |id: &str, more: serde_json::Value| -> Sample {
+            let mut row = serde_json::json!({ "task": "t", "id": id, "index": 0, "subject": "", "stem_sha256": "aa", "n_choices": 4, "key": 1,
+                "predicted": 0, "correct": false, "prompt_sha256": "" });
+            row.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            serde_json::from_value(row).unwrap()
+        };
+        let run = |more: serde_json::Value| vec![sample("p", serde_json::json!({})), sample("q", more)];
+        let first = run(serde_json::json!({}));
+        for (more, words) in [
+            (serde_json::json!({ "stem_sha256": "bb" }), "its text differs"),
+            (serde_json::json!({ "n_choices": 5 }), "it has 4 and 5 options"),
+            (serde_json::json!({ "key": 2 }), "it has two different keys"),
+        ] {
+            let error = compare(&first, &run(more), 1).unwrap_err().to_string();
+            assert_eq!(error, format!("cannot compare: t/q is not the same question in both runs: {words}"));
+        }
+        assert!(compare(&first, &run(serde_json::json!({ "stem_sha256": "" })), 1).is_ok(), "of an earlier version");
+    }
+
+    /// Rows of the starter set as a run of it would leave them; then one is changed, one is gone and one is another's.
+    #[test]
+    fn a_run_over_other_questions_is_refused_before_anything_is_asked() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../starter");
+        let mut config =
+            EvalConfig::new(vec![Task::StarterMcqa], data, aloe_task::Protocol::Aloe, crate::Strategy::Cot);
+        config.limit = Some(3);
+        let (task, questions, _) = crate::eval::load(&config).unwrap().remove(0);
+        let asked = |at: usize| Sample::unanswered(task.name(), at, &questions[at]);
+        let run = || vec![asked(0), asked(1), asked(2)];
+        let found =
+            |earlier: &[Sample]| check_questions(Path::new("runs/a"), earlier, &config).map_err(|e| e.to_string());
+        assert_eq!(found(&run()), Ok(()));
+        let mut reworded = run();
+        reworded[1].stem_sha256 = "0".into();
+        let error = found(&reworded).unwrap_err();
+        let start = format!(
+            "cannot compare: starter_mcqa/{} is not the same question in runs/a and here: its text differs",
+            questions[1].id
+        );
+        assert!(error.starts_with(&start), "{error}");
+        assert!(found(&run()[..2]).unwrap_err().contains("it is not there (2 questions there, 3 here)"));
+        let mut renamed = run();
+        renamed[2].id = "x".into();
+        assert!(found(&renamed).unwrap_err().contains("it is not there (3 questions there, 3 here)"));
+        let longer: Vec<Sample> = run().into_iter().chain([Sample { id: "x".into(), ..asked(0) }]).collect();
+        assert!(
+            found(&longer)
+                .unwrap_err()
+                .contains("starter_mcqa/x is not the same question in runs/a and here: it is not here")
+        );
     }
 
     /// Ten questions that two tasks ask, right in the second run only: ten differ, not twenty.

@@ -246,6 +246,11 @@ impl EvalConfig {
         }
     }
 
+    /// Whether examples are searched for near each question.
+    pub fn searches(&self) -> bool {
+        self.strategy == Strategy::Medprompt && self.medprompt.neighbours == Neighbours::Nearest
+    }
+
     /// The prompt of a strategy that weighs options, and what is weighed behind it.
     pub fn choice_prompt(&self, task: Task, question: &Question, shots: &[&Question]) -> Result<ChoicePrompt> {
         let form = ChatForm { is_chat: self.chat_template, system: self.system.as_deref() };
@@ -276,6 +281,8 @@ impl EvalConfig {
         let alike = self.n_samples > 1 && self.sampling.temperature == 0.0 && !self.shuffle;
         refuse(alike, "greedy samples in one order are all alike: set a temperature or shuffle");
         refuse(self.strategy == Strategy::Medprompt && self.shots == 0, "medprompt needs shots of at least 1");
+        let no_pool = self.medprompt.pool_limit == Some(0);
+        refuse(no_pool, "medprompt's pool_limit must be at least 1; leave it out for the whole pool");
         refuse(self.medprompt.pool_attempts == 0, "medprompt's pool_attempts must be at least 1");
         let overlap = self.medprompt.same_question_jaccard;
         refuse(!(overlap > 0.0 && overlap <= 1.0), "medprompt's same_question_jaccard must be above 0 and at most 1");

@@ -48,6 +48,19 @@ pub enum Error {
     /// Two runs that cannot be paired.
     #[error("cannot compare: {0}")]
     Unpaired(String),
+    /// A line of a run's file that is not whole, or not what it should be.
+    #[error("{path}:{line}: {reason}; the file was cut or edited")]
+    Line {
+        /// The file.
+        path: String,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A finished run whose files do not belong together.
+    #[error("cannot score again: {0}")]
+    Torn(String),
     /// The engine's answer does not fit the request.
     #[error("question {id}: {reason}")]
     Answer {

@@ -35,6 +35,9 @@ pub fn eval(
 ) -> Result<EvalResults> {
     config.check()?;
     let tasks = load(config)?;
+    let run_of =
+        |task: &Task, questions| TaskRun { engine, config, encoders, task: *task, questions, progress, cancel };
+    tasks.iter().try_for_each(|(task, questions, _)| strategy::check(&run_of(task, questions)))?;
     let told = strategy::told(engine, config, cancel)?;
     let fingerprint = report::fingerprint(engine.identity(), config, encoders, told)?;
     let (path, n_kept) = answers::kept(engine, out, &fingerprint)?;
@@ -48,7 +51,7 @@ pub fn eval(
     let mut all_samples = Vec::new();
     for (task, questions, n_whole) in &tasks {
         progress.message(&task.name());
-        let run = TaskRun { engine, config, encoders, task: *task, questions, progress, cancel };
+        let run = run_of(task, questions);
         let plan = strategy::prepare(&run, &mut log, out)?;
         let mut samples = answer_all(&run, &plan, &mut log)?;
         mark_trained(&run, &mut samples)?;

@@ -5,7 +5,8 @@ use crate::metrics::Estimate;
 use crate::parts::Part;
 use crate::report::{COMPARABLE, EvalResults, TaskResult, told_words};
 use crate::stats::{Interval, wilson};
-use aloe_task::{Subject, Task};
+use aloe_task::{AnswerRule, Subject, Task};
+use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -38,7 +39,22 @@ impl EvalResults {
         let system = if self.setting("system").is_empty() { "" } else { ", own system prompt" };
         let told = told_words(self.settings.get("told")).map_or_else(String::new, |words| format!(", {words}"));
         let (protocol, strategy) = (self.setting("protocol"), self.setting("strategy"));
-        format!("{protocol}, {strategy}, {} shots{chat}{system}{told}", self.n_shots())
+        let again = self.rescored().map_or_else(String::new, |words| format!(", {words}"));
+        format!("{protocol}, {strategy}, {} shots{chat}{system}{told}{again}", self.n_shots())
+    }
+
+    /// Of a run that was scored again: by which rule its answers are read, in words.
+    fn rescored(&self) -> Option<String> {
+        let rule = match AnswerRule::deserialize(self.settings.get("rescored")?.get("rule")?).ok()? {
+            AnswerRule::Aloe => "aloe",
+            AnswerRule::PromptEngine => "prompt-engine",
+        };
+        Some(format!("answers read again by the rule of {rule}"))
+    }
+
+    /// `words`, and in brackets that the answers were read again, where they were.
+    fn with_rescored(&self, words: &str) -> String {
+        self.rescored().map_or_else(|| words.to_owned(), |again| format!("{words} ({again})"))
     }
 
     fn chat(&self) -> &'static str {
@@ -107,7 +123,7 @@ impl EvalResults {
             "config": {
                 "model": "aloe", "model_args": {"pretrained": model, "dtype": self.model.dtype}, "model_dtype": self.model.dtype,
                 "limit": self.settings.get("limit"), "random_seed": self.settings.get("seed"),
-                "protocol": self.setting("protocol_version"), "strategy": self.strategy_as_told(),
+                "protocol": self.with_rescored(&self.setting("protocol_version")), "strategy": self.strategy_as_told(),
             },
             "date": started_unix_s, "model_source": "aloe", "model_name": model,
             "model_name_sanitized": model.replace('/', "__"), "system_instruction": self.settings.get("system"),
@@ -177,7 +193,8 @@ impl EvalResults {
             "name,version,split,n,acc,acc_stderr,low,high,acc_norm,acc_norm_stderr,unparsed,refused,chance,ece,brier,protocol,strategy,shots,\
              comparability,interval_kind\n",
         );
-        let setup = format!("{},{},{}", self.setting("protocol"), cell(&self.strategy_as_told()), self.n_shots());
+        let protocol = cell(&self.with_rescored(&self.setting("protocol")));
+        let setup = format!("{protocol},{},{}", cell(&self.strategy_as_told()), self.n_shots());
         for task in &self.tasks {
             let counts = &task.counts;
             let norm = counts.acc_norm.map_or_else(|| ",".to_owned(), |one| format!("{},{}", one.value, one.stderr));
@@ -498,6 +515,30 @@ mod tests {
         for hub in [results.to_eval_results("2026"), results.to_model_index("me/m")] {
             assert!(hub.text.contains("25.00") && !hub.text.contains("clean"), "{}", hub.text);
         }
+    }
+
+    #[test]
+    fn figures_of_answers_that_were_read_again_say_by_which_rule_in_every_form() {
+        let mut again = results();
+        again.settings.insert("rescored".into(), json!({"rule": "prompt_engine", "samples_sha256": "0"}));
+        let words = "answers read again by the rule of prompt-engine";
+        let rows = [
+            again.to_markdown().text,
+            again.to_latex().text,
+            again.to_eval_results("").text,
+            again.to_model_index("me/m").text,
+        ];
+        for text in rows {
+            assert!(text.contains(&format!("lm-eval, loglikelihood, 5 shots, {words}")), "{text}");
+        }
+        assert!(
+            again.to_csv().text.contains(&format!(",lm-eval ({words}),loglikelihood,5,")),
+            "{}",
+            again.to_csv().text
+        );
+        let json: Value = serde_json::from_str(&again.to_lm_eval("me/m", 7).text).unwrap();
+        assert_eq!(json["config"]["protocol"], format!("x ({words})"));
+        assert!(!results().to_markdown().text.contains("read again"));
     }
 
     #[test]

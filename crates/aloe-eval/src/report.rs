@@ -165,7 +165,13 @@ pub(crate) fn one_option(counts: &Counts) -> Option<String> {
 }
 
 /// Published figures were made by lm-evaluation-harness's scoring of options, or by prompt_engine with worked examples that are not ours
-/// to ship; whatever else is asked otherwise gives a figure of another kind.
+/// to ship; whatever else is asked otherwise gives a figure of another kind. Says so of another protocol, where answers are got by `how`.
+pub(crate) fn of_another_kind(protocol: Protocol, how: &str) -> Option<String> {
+    (protocol != Protocol::LmEval)
+        .then(|| format!("not comparable with published figures: {how} in the wording of {}", protocol.name()))
+}
+
+/// Whether the figure of a task may be set beside published ones, or the first reason why not.
 fn comparability(task: Task, n_refused: usize, n: usize, n_whole: usize, config: &EvalConfig) -> String {
     if task.is_starter() {
         let part = if n < n_whole { format!("the first {n} of {n_whole} ") } else { String::new() };
@@ -188,9 +194,8 @@ fn comparability(task: Task, n_refused: usize, n: usize, n_whole: usize, config:
     if n_refused > 0 {
         return format!("not comparable: {n_refused} questions were refused");
     }
-    if config.protocol != Protocol::LmEval {
-        let (protocol, strategy) = (config.protocol.name(), config.strategy.name());
-        return format!("not comparable with published figures: {strategy} in the wording of {protocol}");
+    if let Some(reason) = of_another_kind(config.protocol, config.strategy.name()) {
+        return reason;
     }
     if config.system.is_some() || config.chat_template {
         let what = if config.system.is_some() { "a system prompt of your own" } else { "the model's chat template" };
@@ -282,13 +287,25 @@ fn line(name: &str, n: usize, acc: Estimate, interval: Option<Interval>, unparse
     format!("{name:<36} {n:>6} {value:>8.2} {stderr:>8.2} {interval:>16} {unparsed:>9}  {note}\n")
 }
 
+/// The reason of its tasks where all have one; else of how many and the first of them with its reason.
 fn group_comparability(group: &Group, tasks: &[TaskResult]) -> String {
     let belongs = |result: &TaskResult| {
         group.tasks.contains(&result.task)
             || (result.task.starts_with("mmlu_") && group.tasks.iter().any(|name| name.starts_with("mmlu_medical")))
     };
-    let n_partial = tasks.iter().filter(|result| belongs(result) && result.comparability != COMPARABLE).count();
-    if n_partial == 0 { COMPARABLE.into() } else { format!("not comparable: {n_partial} of its tasks are not whole") }
+    let of_group: Vec<&TaskResult> = tasks.iter().filter(|result| belongs(result)).collect();
+    let others: Vec<&TaskResult> =
+        of_group.iter().filter(|result| result.comparability != COMPARABLE).copied().collect();
+    let Some(first) = others.first() else { return COMPARABLE.into() };
+    let is_shared = others.iter().all(|result| result.comparability == first.comparability);
+    if is_shared && others.len() == of_group.len() {
+        return first.comparability.clone();
+    }
+    let (n, n_all) = (others.len(), of_group.len());
+    let more = if n == 1 || is_shared { "" } else { ", and others" };
+    let reason = first.comparability.strip_prefix("not comparable: ").unwrap_or(&first.comparability);
+    let are = if n == 1 { "is" } else { "are" };
+    format!("not comparable: {n} of its {n_all} tasks {are} not ({}: {reason}{more})", first.task)
 }
 
 /// How the letters of `next-letter` were told, from the settings of its results, in words; `None` for other strategies.
@@ -505,7 +522,18 @@ mod tests {
         assert_eq!(whole[3].0, "arithmetic mean (without PubMedQA)");
         assert!(whole.iter().all(|(_, comparability)| comparability == COMPARABLE), "{whole:?}");
         tasks[0] = result(Task::Mmlu(Subject::ALL[0]), 5, 135, Split::Test);
-        assert!(groups(&tasks).iter().all(|(_, words)| words == "not comparable: 1 of its tasks are not whole"));
+        let found = groups(&tasks);
+        let cut = "(mmlu_anatomy: the first 5 of 135 questions)";
+        assert_eq!(found[0].1, format!("not comparable: 1 of its 6 tasks is not {cut}"));
+        assert_eq!(found[1].1, format!("not comparable: 1 of its 9 tasks is not {cut}"));
+        for (result, n) in tasks.iter_mut().skip(1).zip(1..=5) {
+            result.comparability = format!("not comparable: the first {n} of 99 questions");
+        }
+        let more = "(mmlu_anatomy: the first 5 of 135 questions, and others)";
+        assert_eq!(groups(&tasks)[0].1, format!("not comparable: 6 of its 6 tasks are not {more}"));
+        let wording = "not comparable with published figures: cot in the wording of aloe";
+        tasks.iter_mut().for_each(|result| result.comparability = wording.to_owned());
+        assert!(groups(&tasks).iter().all(|(_, words)| words == wording), "{:?}", groups(&tasks));
         tasks.remove(0);
         assert!(groups(&tasks).is_empty(), "an average needs all its tasks: {:?}", groups(&tasks));
     }

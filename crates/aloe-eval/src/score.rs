@@ -59,7 +59,7 @@ pub struct Sample {
     /// For generation: whether two options shared the most votes.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub tie: bool,
-    /// For Medprompt: how many questions of the pool are this question itself.
+    /// For Medprompt: how many questions of the pool are this question itself, solved or not.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub n_same_in_pool: Option<usize>,
     /// Which training row holds the question; none where no row does or none was compared.
@@ -105,6 +105,19 @@ impl Sample {
             trained: None,
             refused: None,
         }
+    }
+
+    /// What of this question is not that of `other`, which another run has under the same task and id, in words; `None` where nothing that both
+    /// records tell differs. Runs of earlier versions tell no digest of the text, and are held to key and options.
+    pub(crate) fn other_question(&self, other: &Self) -> Option<String> {
+        let (a, b) = (&self.stem_sha256, &other.stem_sha256);
+        if a != b && !a.is_empty() && !b.is_empty() {
+            return Some("its text differs".to_owned());
+        }
+        if self.n_choices != other.n_choices {
+            return Some(format!("it has {} and {} options", self.n_choices, other.n_choices));
+        }
+        (self.key != other.key).then(|| "it has two different keys".to_owned())
     }
 
     /// The record of a question that got no answer because it was refused.
@@ -174,8 +187,11 @@ pub(crate) fn read_lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<
     text.lines()
         .enumerate()
         .map(|(index, line)| {
-            serde_json::from_str(line)
-                .map_err(|error| Error::Unpaired(format!("{}:{}: {error}", path.display(), index + 1)))
+            serde_json::from_str(line).map_err(|error| Error::Line {
+                path: path.display().to_string(),
+                line: index + 1,
+                reason: error.to_string(),
+            })
         })
         .collect()
 }

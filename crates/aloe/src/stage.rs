@@ -537,13 +537,16 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         "merge" => "0.1.0+7",
         // What the engine answers; 0.1.0+3: samples of an endpoint count their seeds from the first one's. Of an evaluation also what is
         // made of the answers; 2: answers are read by position alike for every letter, figures by subject, length and calibration; 3: answers are
-        // read behind a restated question, a training row marks every question that it holds, samples say which question they ask.
+        // read behind a restated question, a training row marks every question that it holds, samples say which question they ask, questions of
+        // the example pool that were not solved are told too, comparisons are adjusted for their rows, open answers and averages say why they
+        // are not comparable, an answer without verdicts is no tie.
         "eval" => return format!("{}, 3", aloe_engine::ANSWERS_SINCE).into(),
         // Also which solutions are kept; 2: those in three parts; 3: MedQA's rationales are shown to the writer; 4: answers are read as in 3 of eval.
         "synthesis" => return format!("{}, 4", aloe_engine::ANSWERS_SINCE).into(),
         // Also what its samples tell; 2: whether an answer was cut at its limit.
         "redteam" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
-        "rejudge" => aloe_engine::ANSWERS_SINCE,
+        // 2: an answer without verdicts is no tie, refused questions leave no comparable figure.
+        "rejudge" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
         _ => env!("CARGO_PKG_VERSION"),
     };
     since.into()

@@ -122,7 +122,7 @@ pub fn answer(
         let mut questions = task.load(&config.data_dir)?;
         let n_whole = questions.len();
         questions.truncate(config.limit.unwrap_or(n_whole));
-        tasks.push(TaskHead::new(task, questions.len(), n_whole));
+        tasks.push(TaskHead::new(task, questions.len(), n_whole, config));
         asked.extend(questions.into_iter().enumerate().map(|(index, question)| (task, index, question)));
     }
     check_template(engine, config, &asked)?;

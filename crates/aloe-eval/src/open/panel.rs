@@ -21,7 +21,7 @@ pub struct PanelResult {
     pub judges: Vec<JudgeResult>,
     /// Answers that more than half of the judges call right.
     pub majority: Estimate,
-    /// Answers with as many judges for as against them; they are wrong.
+    /// Answers with as many judges for as against them, at least one each; they are wrong. One without any verdict is no tie.
     pub n_ties: usize,
     /// The majority's accuracy if every missing verdict were a vote for right; absent where none is missing.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -84,9 +84,9 @@ pub fn full_agreement(row: &[OpenVerdict]) -> bool {
     !row.is_empty() && n_right(row) == row.len()
 }
 
-/// Whether as many judges are for the answer as against it.
+/// Whether as many judges are for the answer as against it, at least one each.
 pub(crate) fn is_tie(row: &[OpenVerdict]) -> bool {
-    n_right(row) == count(row, OpenVerdict::Wrong)
+    n_right(row) > 0 && n_right(row) == count(row, OpenVerdict::Wrong)
 }
 
 fn n_right(row: &[OpenVerdict]) -> usize {
@@ -224,6 +224,8 @@ mod tests {
         let found = panel(&names(2), 4, &rows("++ +- -+ +?"));
         close(found.majority.value, 0.25);
         assert_eq!(found.n_ties, 2, "one vote and a missing one are no tie");
+        assert_eq!(panel(&names(2), 3, &rows("?? +- ??")).n_ties, 1, "where no judge gave a verdict nothing is tied");
+        assert_eq!(panel(&names(1), 3, &rows("? + -")).n_ties, 0, "one judge ties with nobody");
         assert!(found.fleiss_kappa.is_none() && found.cohens_kappa.len() == 1);
         let alone = panel(&names(1), 2, &rows("+ -"));
         assert!(alone.judges[0].with_majority.is_none() && alone.cohens_kappa.is_empty());

@@ -3,11 +3,11 @@
 use super::labels::{JudgeError, Label, Said, judge_error, refused};
 use super::overlap::{Means, means};
 use super::panel::{PanelResult, Row, panel};
-use super::{OpenRun, OpenSample, PanelJudge};
+use super::{OpenConfig, OpenRun, OpenSample, PanelJudge};
 use crate::Result;
 use crate::metrics::Estimate;
-use crate::report::COMPARABLE;
-use aloe_engine::{EngineIdentity, FinishReason};
+use crate::report::{COMPARABLE, of_another_kind};
+use aloe_engine::{EngineIdentity, FinishReason, Sampling};
 use aloe_record::digest;
 use aloe_task::open::OpenTask;
 use aloe_task::wording::open::OpenVerdict;
@@ -75,7 +75,7 @@ fn is_zero(n: &usize) -> bool {
 
 impl TaskHead {
     /// The head of a task of which `n` questions of a file of `n_whole` are asked.
-    pub(crate) fn new(task: OpenTask, n: usize, n_whole: usize) -> Self {
+    pub(crate) fn new(task: OpenTask, n: usize, n_whole: usize, config: &OpenConfig) -> Self {
         let comparability = match task.published_len() {
             None if n < n_whole => format!(
                 "not comparable: the first {n} of {n_whole} starter questions, not clinically reviewed; the score checks the program"
@@ -87,10 +87,26 @@ impl TaskHead {
             Some(published) if n != published => {
                 format!("not comparable: {n} of the published set's {published} questions")
             }
-            Some(_) => COMPARABLE.to_owned(),
+            Some(_) => asked_otherwise(config).unwrap_or_else(|| COMPARABLE.to_owned()),
         };
         Self { task: task.name().to_owned(), split: Split::Test, comparability }
     }
+}
+
+/// What makes the figures of a whole set others than the published ones: the wording, as of questions with options, or how answers are drawn.
+fn asked_otherwise(config: &OpenConfig) -> Option<String> {
+    of_another_kind(config.protocol, "answers in free text").or_else(|| {
+        let ours = &config.sampling;
+        let theirs = OpenConfig::new(Vec::new(), config.data_dir.clone(), config.protocol).sampling;
+        let is_same = Sampling { seed: theirs.seed, ..ours.clone() } == theirs;
+        (!is_same).then(|| {
+            format!(
+                "not comparable with published figures, which are of greedy answers of {} tokens at most: temperature {}, top_p {}, {} tokens at \
+                 most",
+                theirs.max_new_tokens, ours.temperature, ours.top_p, ours.max_new_tokens
+            )
+        })
+    })
 }
 
 /// Digest of what is judged.
@@ -155,11 +171,16 @@ fn task_result(run: &OpenRun, head: &TaskHead, names: &[String], labels: &HashMa
     let panel = (!names.is_empty()).then(|| panel(names, of_task.len(), &rows));
     let has_labels = panel.is_some() && of_task.iter().any(|(at, _)| labels.contains_key(at));
     let judge_errors = if has_labels { errors(names, &judged, of_task.len(), labels) } else { Vec::new() };
+    let n_refused = count(&|sample| sample.refused.is_some());
+    let mut head = head.clone();
+    if n_refused > 0 && head.comparability == COMPARABLE {
+        head.comparability = format!("not comparable: {n_refused} questions were refused");
+    }
     OpenTaskResult {
-        head: head.clone(),
+        head,
         n: of_task.len(),
         n_empty: count(&OpenSample::is_empty),
-        n_refused: count(&|sample| sample.refused.is_some()),
+        n_refused,
         n_cut: count(&|sample| sample.finish_reason == Some(FinishReason::Length)),
         overlap: means(run.protocol, &overlaps),
         panel,
@@ -372,11 +393,24 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_published_set_is_not_comparable_and_the_whole_is() {
-        let words = |task, n, n_whole| TaskHead::new(task, n, n_whole).comparability;
+    fn a_part_of_a_published_set_is_not_comparable_and_the_whole_is_where_it_is_asked_as_published() {
+        let config = |protocol| OpenConfig::new(Vec::new(), "data".into(), protocol);
+        let words = |task, n, n_whole| TaskHead::new(task, n, n_whole, &config(Protocol::LmEval)).comparability;
         assert_eq!(words(OpenTask::Openmedqa, 891, 891), "not comparable: 891 of the published set's 1272 questions");
         assert_eq!(words(OpenTask::Openmedqa, 5, 1272), "not comparable: the first 5 of 1272 questions");
         assert_eq!(words(OpenTask::CareqaOpen, 2769, 2769), COMPARABLE);
         assert!(words(OpenTask::StarterOpen, 12, 12).contains("not clinically reviewed"));
+        let whole = |config: &OpenConfig| TaskHead::new(OpenTask::CareqaOpen, 2769, 2769, config).comparability;
+        assert_eq!(
+            whole(&config(Protocol::Aloe)),
+            "not comparable with published figures: answers in free text in the wording of aloe"
+        );
+        let (mut drawn, mut seeded) = (config(Protocol::LmEval), config(Protocol::LmEval));
+        (drawn.sampling.temperature, seeded.sampling.seed) = (0.5, 7);
+        assert!(
+            whole(&drawn)
+                .ends_with("greedy answers of 256 tokens at most: temperature 0.5, top_p 1, 256 tokens at most")
+        );
+        assert_eq!(whole(&seeded), COMPARABLE, "greedy answers have no seed");
     }
 }

@@ -21,7 +21,44 @@ use aloe_task::worked::{self, Made, Worked};
 use aloe_task::{ChoiceOrder, CotShot, Protocol, Question};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::Path;
+
+/// Refuses, before anything is asked, a pool that cannot be read, that lacks fixed worked examples to be solved with, or that is too small for
+/// the examples of a question even if all of it is solved.
+pub(crate) fn check(run: &TaskRun) -> Result<()> {
+    let (source, questions) = load_pool(run)?;
+    super::check_fixed(run, &questions, n_pool_shots(run))?;
+    let n_missing = run.config.shots.saturating_sub(questions.len());
+    for question in run.questions {
+        let found = fixed_shots(run.config.protocol, question, n_missing);
+        found.map_err(|error| too_few(run, &source, questions.len(), None, &error))?;
+    }
+    Ok(())
+}
+
+/// Why a question does not get its examples, and what helps. `had` is, once the pool is solved, how many of its `n_pool` questions have a
+/// worked answer and how many of these are the question itself.
+fn too_few(run: &TaskRun, source: &str, n_pool: usize, had: Option<(usize, usize)>, error: &impl Display) -> Error {
+    let solved = had.map_or_else(String::new, |(n, n_same)| match n_same {
+        0 => format!(", {n} of them with a worked answer"),
+        _ => format!(", {n} of them with a worked answer, of which {n_same} the question itself"),
+    });
+    let mut remedies = vec!["fewer shots"];
+    if run.config.examples.is_some() {
+        remedies.push("a file with more examples");
+    } else {
+        remedies.extend(run.config.medprompt.pool_limit.map(|_| "a larger pool_limit"));
+        remedies.extend(had.filter(|(n, _)| *n < n_pool).map(|_| "more pool_attempts"));
+    }
+    Error::Config(format!(
+        "{}: {} shots are asked for, and the example pool, {source}, has {n_pool} questions{solved}; fixed worked examples cannot fill the rest \
+         ({error}). Take {}",
+        run.task.name(),
+        run.config.shots,
+        remedies.join(" or ")
+    ))
+}
 
 /// Questions with worked answers.
 struct Pool {
@@ -40,7 +77,6 @@ pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog, out: &Path) -> Result<
         Some(path) => from_file(run, path)?,
         None => {
             let (source, questions) = load_pool(run)?;
-            super::check_fixed(run, &questions, n_pool_shots(run))?;
             let (solved, n_refused) = solve(run, &questions, log)?;
             Pool { source, questions, solved, n_refused }
         }
@@ -61,22 +97,47 @@ pub(crate) fn prepare(run: &TaskRun, log: &mut AnswerLog, out: &Path) -> Result<
         pool.questions.iter().zip(&pool.solved).filter(|(_, solved)| !solved.right.is_empty()).collect();
     let questions: Vec<&Question> = examples.iter().map(|(example, _)| *example).collect();
     let mut counts = Counts::default();
-    let chooser = Chooser {
-        run,
-        search: search(run, &questions, &mut counts)?,
-        same: SameQuestions::of(&questions, run.config.medprompt.same_question_jaccard),
-        examples: &examples,
-    };
+    let chooser = Chooser { run, pool: &pool, search: search(run, &questions, &mut counts)?, examples: &examples };
+    let held = Held::of(run, &pool);
     let (mut shots, mut n_same) = (Vec::new(), Vec::new());
     for index in 0..run.questions.len() {
         run.cancel.check()?;
-        let same = chooser.same.places(&run.questions[index]);
-        n_same.push(same.len());
+        let (n_in_pool, same) = held.places(&run.questions[index]);
+        n_same.push(n_in_pool);
         shots.push(chooser.shots_of(index, &same, &mut counts)?);
     }
     let notes = notes(run, &pool, &chooser, &counts);
     let shots = Shots::PerQuestion(shots);
     Ok(Plan { shots, n_samples: run.config.n_samples, shuffle: run.config.shuffle, n_same: Some(n_same), notes })
+}
+
+/// Which pool questions are a test question itself: all of them, since the model was shown, or could have been shown, the question by
+/// whether the pool holds it and not by whether it was solved; and of these the solved ones, which are left out as examples.
+struct Held {
+    same: SameQuestions,
+    /// The place among the examples of each pool question; none of one that was not solved.
+    examples: Vec<Option<usize>>,
+}
+
+impl Held {
+    fn of(run: &TaskRun, pool: &Pool) -> Self {
+        let questions: Vec<&Question> = pool.questions.iter().collect();
+        let mut n_examples = 0;
+        let place = |solved: &Solved| {
+            (!solved.right.is_empty()).then(|| {
+                n_examples += 1;
+                n_examples - 1
+            })
+        };
+        let examples = pool.solved.iter().map(place).collect();
+        Self { same: SameQuestions::of(&questions, run.config.medprompt.same_question_jaccard), examples }
+    }
+
+    /// How many pool questions are `test` itself, and the places of those among the examples, in order.
+    fn places(&self, test: &Question) -> (usize, Vec<usize>) {
+        let same = self.same.places(test);
+        (same.len(), same.iter().filter_map(|&place| self.examples[place]).collect())
+    }
 }
 
 #[derive(Default)]
@@ -239,8 +300,8 @@ fn search(run: &TaskRun, pool: &[&Question], counts: &mut Counts) -> Result<Opti
 /// Chooses each question's examples.
 struct Chooser<'a> {
     run: &'a TaskRun<'a>,
+    pool: &'a Pool,
     search: Option<Search>,
-    same: SameQuestions,
     examples: &'a [(&'a Question, &'a Solved)],
 }
 
@@ -255,7 +316,9 @@ impl Chooser<'_> {
         counts.excluded += excluded.len();
         counts.included += chosen.iter().filter(|place| same.contains(place)).count();
         counts.filled += k - chosen.len();
-        let mut shots = fixed_shots(run.config.protocol, question, k - chosen.len())?;
+        let (had, pool) = ((self.examples.len(), excluded.len()), self.pool);
+        let fixed = fixed_shots(run.config.protocol, question, k - chosen.len());
+        let mut shots = fixed.map_err(|e| too_few(run, &pool.source, pool.questions.len(), Some(had), &e))?;
         for place in chosen {
             shots.push(self.shot(question, place)?);
         }

@@ -54,8 +54,18 @@ pub(crate) enum Plan {
     Generate(generate::Plan),
 }
 
+/// Refuses what a strategy can know to fail before anything is asked of any task.
+pub(crate) fn check(run: &TaskRun) -> Result<()> {
+    match run.config.strategy {
+        Strategy::Loglikelihood | Strategy::NextLetter => Ok(()),
+        Strategy::Cot | Strategy::ScCot => check_fixed(run, run.questions, run.config.shots),
+        Strategy::Medprompt if run.config.examples.is_some() => Ok(()),
+        Strategy::Medprompt => medprompt::check(run),
+    }
+}
+
 /// Refuses, before anything is asked, a question for which there are fewer than `k` fixed worked examples.
-pub(crate) fn check_fixed(run: &TaskRun, questions: &[Question], k: usize) -> Result<()> {
+fn check_fixed(run: &TaskRun, questions: &[Question], k: usize) -> Result<()> {
     for question in questions {
         if let Err(error) = fixed_shots(run.config.protocol, question, k) {
             return Err(Error::Config(format!("{}: {error}; shots = 0 asks without examples", question.source)));
@@ -92,7 +102,6 @@ fn chosen(run: &TaskRun, log: &mut AnswerLog, out: &Path) -> Result<Plan> {
             Plan::NextLetter(loglikelihood::prepare(run)?, told)
         }
         Strategy::Cot | Strategy::ScCot => {
-            check_fixed(run, run.questions, run.config.shots)?;
             let is_single = run.config.strategy == Strategy::Cot;
             Plan::Generate(if is_single { cot::prepare(run) } else { sc_cot::prepare(run) })
         }

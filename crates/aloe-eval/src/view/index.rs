@@ -25,7 +25,7 @@ const SEGMENT_BYTES: usize = 1 << 20;
 /// How much of a file is in memory at once; more where a single line is longer.
 const WINDOW_BYTES: usize = 1 << 26;
 /// What is kept of a row, and how it is packed. To be counted up with either.
-const FORMAT: &str = concat!("aloe view 1, ", env!("CARGO_PKG_VERSION"));
+const FORMAT: &str = concat!("aloe view 2, ", env!("CARGO_PKG_VERSION"));
 
 /// What a file's lines are and what is made of them: a `T` with its texts, of which an `L` stays.
 pub(super) struct Lines<T, L> {

@@ -2,22 +2,19 @@
 
 use super::open::OpenRun;
 use super::{Run, percent};
-use crate::compare::{ALPHA, Comparison, adjust, chance, compare_pairs};
+use crate::compare::{ALPHA, Comparison, adjust, compare_pairs, not_the_same, of_runs};
 use crate::open::paired::same_panel;
 use crate::{Error, Result, Sample};
 use aloe_report::{Align, Page, Table};
 
-/// Adds what may be said of `A - B`, `A - C` and so on. Where there is more than one, verdicts hold for all of them together, as
-/// `aloe compare` has it.
+/// Adds what may be said of `A - B`, `A - C` and so on. Where more than one test is made, of several tasks or several runs, verdicts hold for
+/// all of them together, as `aloe compare` has it.
 pub(super) fn add(page: &mut Page, runs: &[(&str, &Run)]) {
     let Some((&(_, run), others)) = runs.split_first() else { return };
     let mut found: Vec<(usize, Result<Vec<Comparison>>)> =
         others.iter().map(|(_, other)| compared(run, other)).collect();
     let all: Vec<&mut Comparison> = found.iter_mut().filter_map(|(_, rows)| rows.as_mut().ok()).flatten().collect();
-    let tests = match others.len() {
-        0 | 1 => chance(all.len()),
-        _ => adjust(all),
-    };
+    let tests = adjust(all);
     for ((letter, other), (n_common, rows)) in others.iter().zip(&found) {
         page.heading(&format!("A against {letter}, question by question"));
         let words = format!(
@@ -50,13 +47,14 @@ fn compared(run: &Run, other: &Run) -> (usize, Result<Vec<Comparison>>) {
     let pairs: Vec<(&Sample, &Sample)> =
         pairs.into_iter().map(|(place, at)| (&other.samples[place], &run.samples[at])).collect();
     let n_common = pairs.len();
-    if let Some((_, one)) = pairs.iter().find(|(a, b)| a.key != b.key) {
-        return (n_common, Err(Error::Unpaired(format!("{}/{} has two different keys", one.task, one.id))));
-    }
     if let (Some(open), Some(of_other)) = (&run.open, &other.open)
         && let Err(error) = held_against((other, of_other), (run, open))
     {
         return (n_common, Err(error));
+    }
+    let differing = pairs.iter().find_map(|(a, b)| Some(not_the_same(a, &a.other_question(b)?)));
+    if let Some(error) = differing {
+        return (n_common, Err(of_runs(error, &other.name, &run.name)));
     }
     let none = || Error::Unpaired("the runs hold 0 questions of each other".into());
     (n_common, if pairs.is_empty() { Err(none()) } else { Ok(compare_pairs(&pairs, 0)) })

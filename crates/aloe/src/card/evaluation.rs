@@ -3,6 +3,7 @@
 use super::training::{number, shown};
 use super::{CardConfig, Evidence, of_kind, open_answers};
 use aloe_eval::EvalResults;
+use aloe_eval::compare::{chance, held_together};
 use aloe_eval::noise::NoiseFloor;
 use aloe_eval::report::told_words;
 use aloe_eval::stats::normal;
@@ -207,7 +208,9 @@ fn comparisons(evidence: &[Evidence], kind: &str) -> String {
 fn comparison_notes(one: &Evidence, rows: &[Value]) -> String {
     let note = one.record.results.get("comparison_note").and_then(Value::as_str).map(str::to_owned);
     let n_tests = rows.iter().filter(|row| row["verdict"] != "not_comparable").count();
-    let lines = note.into_iter().chain(aloe_eval::compare::chance(n_tests));
+    let is_adjusted = rows.iter().any(|row| row.get("p_holm").is_some());
+    let tests = if is_adjusted { Some(held_together(n_tests)) } else { chance(n_tests) };
+    let lines = note.into_iter().chain(tests);
     lines.map(|line| format!("- {}: {line}.\n", one.stage)).collect()
 }
 
@@ -218,8 +221,9 @@ fn comparison(stage: &str, row: &Value) -> String {
         Some("not_comparable") => row["not_comparable"].as_str().unwrap_or("not comparable"),
         _ => "no difference can be concluded",
     };
+    let holm = row.get("p_holm").map_or_else(String::new, |p| format!(" (Holm {})", number(p)));
     format!(
-        "| {stage} | {} | {} | {} | {} | {} | {} | {} | {verdict} |\n",
+        "| {stage} | {} | {} | {} | {} | {} | {} | {}{holm} | {verdict} |\n",
         shown(row.get("task").unwrap_or(&row["name"])),
         shown(&row["n"]),
         percent(&row["first"]),
@@ -434,5 +438,10 @@ mod tests {
             (json!("not_comparable"), json!("not comparable: 1 and 9 empty responses"));
         assert!(comparison("s", &row).ends_with("| not comparable: 1 and 9 empty responses |\n"));
         assert_eq!(comparison_notes(&evidence, &[rows[0].clone(), row]).lines().count(), 1, "one test needs no line");
+        let mut adjusted = rows[0].clone();
+        adjusted["p_holm"] = json!(0.5);
+        assert!(comparison("s", &adjusted).contains("| 1.0000 (Holm 0.5000) |"), "{}", comparison("s", &adjusted));
+        let notes = comparison_notes(&evidence, &[adjusted.clone(), adjusted]);
+        assert!(notes.ends_with("verdicts hold for all of them together at the 0.05 level (Holm).\n"), "{notes}");
     }
 }

@@ -11,6 +11,7 @@ mod risk;
 mod sections;
 mod training;
 
+use crate::failure::Failure;
 use crate::stage::Inputs;
 use aloe_record::{Record, atomic};
 use anyhow::Context as _;
@@ -71,6 +72,13 @@ pub(crate) fn write(config: &CardConfig, inputs: &Inputs, folder: &Path, record:
     let mut evidence = Vec::new();
     for path in inputs.get("records").into_iter().flatten() {
         let found = Record::read(path).with_context(|| format!("{} has no readable record.json", path.display()))?;
+        if found.kind == "rescore" {
+            let path = path.display();
+            let text = format!(
+                "{path} is the output of `aloe rescore`; a card tells what stages measured: name the evaluation itself"
+            );
+            return Err(Failure::usage(text).into());
+        }
         let stage = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         evidence.push(Evidence { stage, record: found });
     }

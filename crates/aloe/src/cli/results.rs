@@ -9,7 +9,7 @@ runs/sft-eval runs/dpo-eval --json\n\nEach RUN is compared with BASE question by
 (10,000 draws; abstracts are drawn where questions share one). Where more than one test is made, p-values are adjusted by Holm and the verdicts \
 speak by those. Verdicts: higher, lower, or no difference can be concluded. `smallest` is the difference in points that these questions would \
 show in 80 % of such comparisons (Connor 1987). Of open questions those answers are right that most of the run's judges call so, and runs of other \
-judges are refused. Runs over other questions, or with other keys, are refused; in what else the runs differ is said above the table.";
+judges are refused. Runs over other questions (other ids, texts, numbers of options or keys) are refused; in what else the runs differ is said above the table.";
 
 /// `aloe compare`.
 #[derive(Args)]
@@ -30,8 +30,8 @@ pub(crate) struct CompareArgs {
 /// What `aloe rescore --help` says beneath the flags.
 pub(crate) const RESCORE_HELP: &str = "Examples:\n  aloe rescore runs/sc-cot --out runs/sc-cot-again\n  aloe rescore runs/sc-cot --rule \
 prompt-engine --out runs/sc-cot-pe\n  aloe rescore runs/sc-cot --trained-on runs/data-medical --expect medqa_4options=50..60 --out runs/sc-cot-held\n\nReads every stored answer again, votes and counts anew, without asking a model: after a version that reads \
-answers otherwise, or by another rule. RUN is left as it is; OUT gets results.json, samples.jsonl and questions.jsonl, which compare, export and view \
-read as they do a run's.";
+answers otherwise, or by another rule. RUN is left as it is, and refused where its files were cut or edited; OUT gets results.json, samples.jsonl, questions.jsonl and record.json, which \
+compare, export and view read as they do a run's. Exported figures say that, and by which rule, answers were read again; their date is that of the rescoring.";
 
 /// `aloe rescore`.
 #[derive(Args)]

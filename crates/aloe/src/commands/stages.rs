@@ -312,6 +312,10 @@ fn eval(
     };
     let model = single(inputs, "model", "eval")?;
     let encoder = match inputs.get("embedder") {
+        Some(_) if !config.searches() => {
+            let text = "the input `embedder` finds Medprompt's nearest examples, which this stage does not look for: leave it out";
+            return Err(Failure::usage(text).into());
+        }
         Some(_) => Some(single(inputs, "embedder", "eval")?),
         None => stage.embedder.as_deref(),
     };

@@ -57,7 +57,7 @@ fn existing(folder: &Path) -> anyhow::Result<PathBuf> {
         Failure::usage(text)
     })?;
     match Record::read(&found) {
-        Ok(record) if !["eval", "rejudge"].contains(&record.kind.as_str()) => {
+        Ok(record) if !["eval", "rejudge", "rescore"].contains(&record.kind.as_str()) => {
             let text =
                 format!("{} is the output of `aloe {}`; aloe view shows evaluations", folder.display(), record.kind);
             Err(Failure::usage(text).into())

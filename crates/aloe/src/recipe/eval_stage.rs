@@ -195,6 +195,8 @@ impl EvalStage {
         if strategy != Strategy::Medprompt {
             self.refuse_medprompt_keys(strategy, &mut mistakes);
         }
+        self.refuse_idle_keys(strategy, config.medprompt.neighbours, &mut mistakes);
+        mistakes.extend(self.rendered_twice());
         if mistakes.is_empty()
             && let Err(error) = config.check()
         {
@@ -231,6 +233,44 @@ impl EvalStage {
         }
     }
 
+    /// Settings that the strategy, or another setting, leaves without a use: what they ask for would not happen.
+    fn refuse_idle_keys(&self, strategy: Strategy, neighbours: Neighbours, mistakes: &mut Vec<String>) {
+        let mut refuse = |keys: &[(&str, bool)], why: &str| {
+            let set = keys.iter().filter(|(_, is_set)| *is_set);
+            mistakes.extend(set.map(|(key, _)| format!("{key} is for {why}: leave it out")));
+        };
+        if strategy.weighs_options() {
+            let keys = [
+                ("temperature", self.temperature.is_some()),
+                ("top_p", self.top_p.is_some()),
+                ("max_new_tokens", self.max_new_tokens.is_some()),
+                ("stop", !self.stop.is_empty()),
+            ];
+            refuse(&keys, &format!("generated answers, and the strategy is {}", strategy.name()));
+        }
+        if strategy != Strategy::Medprompt {
+            return;
+        }
+        let factor = ("rerank_factor", self.rerank_factor.is_some());
+        if neighbours != Neighbours::Nearest {
+            let keys = [("embedder", self.embedder.is_some()), ("reranker", self.reranker.is_some()), factor];
+            refuse(&keys, "the search for the nearest examples, and neighbours is another");
+        } else if self.reranker.is_none() {
+            refuse(&[factor], "a reranker, and none is named");
+        }
+        if self.examples.is_some() {
+            let keys = [("pool_limit", self.pool_limit.is_some()), ("pool_attempts", self.pool_attempts.is_some())];
+            refuse(&keys, "examples that the model writes, and `examples` names a file of them");
+        }
+    }
+
+    /// An endpoint's prompts are rendered here or there.
+    pub(super) fn rendered_twice(&self) -> Option<String> {
+        (self.server_template && self.tokenizer.is_some()).then(|| {
+            "tokenizer and server_template: prompts are rendered by one of them: leave the other out".to_owned()
+        })
+    }
+
     /// The folders that are read.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let paths = [&self.embedder, &self.reranker, &self.tokenizer, &self.examples, &self.labels];
@@ -243,5 +283,55 @@ impl EvalStage {
             .chain(self.trained_on.clone())
             .chain(self.specialties.iter().map(PathBuf::from).filter(|path| path.exists()))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistakes(more: &str) -> Vec<String> {
+        let stage: EvalStage = toml::from_str(&format!("tasks = [\"starter_mcqa\"]\ndata = \"d\"\n{more}")).unwrap();
+        stage.checked().err().unwrap_or_default()
+    }
+
+    #[test]
+    fn settings_that_others_leave_without_a_use_are_refused_by_name() {
+        let drawn = "temperature = 0.5\ntop_p = 0.9\nmax_new_tokens = 9\nstop = [\"x\"]\n";
+        let why = |name: &str| format!("is for generated answers, and the strategy is {name}: leave it out");
+        for name in ["loglikelihood", "next-letter"] {
+            let expected = ["temperature", "top_p", "max_new_tokens", "stop"].map(|key| format!("{key} {}", why(name)));
+            assert_eq!(mistakes(&format!("strategy = \"{name}\"\n{drawn}")), expected);
+        }
+        assert!(mistakes(&format!("strategy = \"sc-cot\"\n{drawn}")).is_empty());
+        let medprompt = |more: &str| mistakes(&format!("strategy = \"medprompt\"\n{more}"));
+        let encoders = "embedder = \"e\"\nreranker = \"r\"\nrerank_factor = 2\n";
+        for neighbours in ["random", "static"] {
+            let found = medprompt(&format!("neighbours = \"{neighbours}\"\n{encoders}"));
+            let keys: Vec<&str> = found.iter().map(|one| one.split(' ').next().unwrap()).collect();
+            assert_eq!(keys, ["embedder", "reranker", "rerank_factor"], "{found:?}");
+        }
+        assert!(medprompt(encoders).is_empty());
+        assert_eq!(
+            medprompt("rerank_factor = 2"),
+            ["rerank_factor is for a reranker, and none is named: leave it out"]
+        );
+        let written = "pool_limit = 9\npool_attempts = 2\n";
+        assert!(medprompt(written).is_empty());
+        let found = medprompt(&format!("examples = \"e.json\"\n{written}"));
+        assert!(
+            found.len() == 2 && found[0].starts_with("pool_limit is for examples that the model writes"),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn prompts_are_not_rendered_both_here_and_by_the_server() {
+        let both = "strategy = \"cot\"\ntokenizer = \"t\"\nserver_template = true\n";
+        assert!(mistakes(both)[0].contains("tokenizer and server_template"), "{:?}", mistakes(both));
+        let open: EvalStage =
+            toml::from_str("tasks = [\"starter_open\"]\ndata = \"d\"\ntokenizer = \"t\"\nserver_template = true\n")
+                .unwrap();
+        assert!(open.checked_open().unwrap_err()[0].contains("tokenizer and server_template"));
     }
 }

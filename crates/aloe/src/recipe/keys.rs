@@ -289,10 +289,13 @@ const EVAL: &[Key] = &[
     ("limit", "only the first N questions of each task; then not comparable"),
     ("n_samples", "answers per question; by default 5 for sc-cot and medprompt, else 1"),
     ("shuffle", "options in another order in each sample; by default true for medprompt only"),
-    ("temperature", "0 is greedy; by default 0.7 for sc-cot and medprompt (0.01 with prompt-engine), else 0"),
-    ("top_p", "nucleus sampling, above 0 to 1; by default 1"),
+    (
+        "temperature",
+        "generated answers: 0 is greedy; by default 0.7 for sc-cot and medprompt (0.01 with prompt-engine), else 0",
+    ),
+    ("top_p", "generated answers: nucleus sampling, above 0 to 1; by default 1"),
     ("max_new_tokens", "the most tokens of a worked answer; by default 500"),
-    ("stop", "list of texts that end an answer, beside the model's own end of turn"),
+    ("stop", "list of texts that end a generated answer, beside the model's own end of turn"),
     (
         "chat_template",
         "prompts are conversations in the model's chat template; by default true for generated answers and for next-letter with server_template, else false (true for loglikelihood is lm-evaluation-harness's --apply_chat_template)",
@@ -317,7 +320,7 @@ const EVAL: &[Key] = &[
         "medprompt: folder of a sentence encoder for the neighbours, or http(s)://host:port/v1#model; without it they are found by words",
     ),
     ("reranker", "medprompt: folder of a BERT cross-encoder with one label that puts the nearest questions in order"),
-    ("pool_limit", "medprompt: the most pool questions that get a worked answer; by default all"),
+    ("pool_limit", "medprompt: the most pool questions that get a worked answer, at least 1; by default all"),
     ("pool_attempts", "medprompt: attempts per pool question; by default 5"),
     (
         "specialties",
@@ -332,7 +335,7 @@ const EVAL: &[Key] = &[
         "list of data stages' folders or .jsonl files that the model was trained on: questions that they hold are scored apart; for a model of this program its records lead to them where they lie beside it",
     ),
     ("tokenizer", "endpoint: folder or .gguf whose tokenizer and template render the prompts"),
-    ("server_template", "endpoint: the server renders chat messages (recorded as such)"),
+    ("server_template", "endpoint: the server renders chat messages (recorded as such), in place of a tokenizer"),
     ("quantize", "q8 or q4: round the weights of a folder to blocks on load; not with dtype f32"),
     ("kv_budget", "the most memory for keys and values, in MiB; default a quarter of what is free"),
     (

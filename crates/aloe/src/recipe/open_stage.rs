@@ -79,6 +79,7 @@ impl EvalStage {
             mistakes.push(format!("no protocol {:?}; there are aloe, lm-eval, prompt-engine", self.protocol));
         }
         self.refuse_choices(&mut mistakes);
+        mistakes.extend(self.rendered_twice());
         let Some(protocol) = protocol else { return Err(mistakes) };
         let mut config = OpenConfig::new(tasks, self.data.clone(), protocol);
         config.limit = self.limit;

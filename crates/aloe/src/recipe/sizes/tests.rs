@@ -89,6 +89,6 @@ fn generated_tokens_are_bounded_by_samples_questions_and_the_pool() {
         ("medprompt".into(), Some(16), Some(2), Some(2));
     assert_eq!(eval(&stage.checked().unwrap(), &Meter(None)).unwrap().generated, (20 * 5 + 16 * 2) * 80);
     stage.strategy = "loglikelihood".into();
-    (stage.shuffle, stage.pool_limit, stage.pool_attempts) = (None, None, None);
+    (stage.shuffle, stage.pool_limit, stage.pool_attempts, stage.max_new_tokens) = (None, None, None, None);
     assert_eq!(eval(&stage.checked().unwrap(), &Meter(None)).unwrap().generated, 0);
 }

@@ -33,7 +33,7 @@ fn right_letter(keys: &[(String, String)], asked: &Asked) -> char {
     line.chars().next().unwrap()
 }
 
-fn several(asked: &Asked, one: impl Fn(usize) -> String) -> Reply {
+pub(super) fn several(asked: &Asked, one: impl Fn(usize) -> String) -> Reply {
     let n = asked.body["n"].as_u64().unwrap_or(1) as usize;
     super::server::texts(&(0..n).map(one).collect::<Vec<_>>())
 }
@@ -47,7 +47,7 @@ fn knowing() -> Server {
     })
 }
 
-fn ask(server: &Server, out: &Path, more: &[&str]) -> Value {
+pub(super) fn ask(server: &Server, out: &Path, more: &[&str]) -> Value {
     let args = [&["--tasks", "starter_mcqa", "--server-template"], more].concat();
     let args: Vec<&str> = args.into_iter().collect();
     let (_, stderr, code) = eval_plain(&server.model(), out, &args);
@@ -56,7 +56,7 @@ fn ask(server: &Server, out: &Path, more: &[&str]) -> Value {
 }
 
 /// As `eval`, without a dtype, which a server decides.
-fn eval_plain(model: &str, out: &Path, more: &[&str]) -> (String, String, i32) {
+pub(super) fn eval_plain(model: &str, out: &Path, more: &[&str]) -> (String, String, i32) {
     let (starter, out) = (starter(), out.display().to_string());
     let args = [&["eval", model, "--data", &starter, "--out", &out], more].concat();
     run(&args)
@@ -96,8 +96,9 @@ fn a_model_by_rule_gets_exactly_the_score_it_must_under_every_strategy() {
 fn medprompts_examples_are_written_and_serve_another_run_and_the_ablations() {
     let dir = tempfile::tempdir().unwrap();
     let server = knowing();
-    let common = ["--strategy", "medprompt", "--limit", "3", "--shots", "2", "--set", "pool_attempts=2"];
-    let first = ask(&server, &dir.path().join("first"), &[&common[..], &["--set", "pool_limit=6"]].concat());
+    let common = ["--strategy", "medprompt", "--limit", "3", "--shots", "2"];
+    let pool = ["--set", "pool_limit=6", "--set", "pool_attempts=2"];
+    let first = ask(&server, &dir.path().join("first"), &[&common[..], &pool].concat());
     let made = read(&dir.path().join("first/examples.json"));
     assert_eq!(made.as_object().unwrap().len(), 6);
     let entry = made.as_object().unwrap().values().next().unwrap();
@@ -512,6 +513,19 @@ fn a_finished_run_is_scored_again_by_another_rule_and_written_as_prompt_engines_
     assert_eq!(counts, [(false, &json!(7)), (true, &json!(1))]);
     assert!(held["settings"]["rescored"]["trained_on_sha256"][0].is_string());
     assert_eq!(server.n_asked(), n_asked, "no model is asked");
+    let theirs = dir.path().join("theirs").display().to_string();
+    let exported = |form: &str| {
+        let (stdout, stderr, code) = run(&["export", &theirs, "--format", form]);
+        assert_eq!(code, 0, "{stderr}");
+        stdout
+    };
+    let words = "answers read again by the rule of prompt-engine";
+    assert!(exported("csv").contains(&format!(",aloe ({words}),sc-cot,")) && exported("markdown").contains(words));
+    let form: Value = serde_json::from_str(&exported("lm-eval")).unwrap();
+    let asked_at = read(&run_folder.join("record.json"))["started_unix_s"].as_u64().unwrap();
+    assert!(form["date"].as_u64().unwrap() >= asked_at, "{}", form["date"]);
+    let (_, stderr, code) = run(&["view", &theirs]);
+    assert!(code == 0 && stderr.is_empty(), "{code} {stderr}");
     let (_, stderr, code) =
         run(&["rescore", run_folder.to_str().unwrap(), "--out", dir.path().join("same").to_str().unwrap()]);
     assert!(code == 2 && stderr.contains("exists already"), "{code} {stderr}");

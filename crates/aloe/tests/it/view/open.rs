@@ -107,7 +107,7 @@ fn judged_answers_are_found_by_what_the_judges_said_and_shown_with_reference_and
         ("#outcome=wrong", &|at| !is_right(at, 3)),
         ("#outcome=unparsed", &|at| has(at, "unparsed")),
         ("#outcome=split", &|at| has(at, "right") && has(at, "wrong")),
-        ("#outcome=tie", &|at| !is_empty(at) && count(at, 3, "right") == count(at, 3, "wrong")),
+        ("#outcome=tie", &|at| has(at, "right") && count(at, 3, "right") == count(at, 3, "wrong")),
         ("#outcome=refused", &is_refused),
         ("#subject=renal&outcome=split", &|at| at % 2 == 0 && has(at, "right") && has(at, "wrong")),
         ("#search=reply 2 on 7&in=texts", &|at| at == 7),
