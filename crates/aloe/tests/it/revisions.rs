@@ -18,7 +18,7 @@ const PINNED: [(&str, &str, &str); 9] = [
     ("sft-b", "fb8f30e8508d0ea1", "461adad2ff87b816"),
     ("merge", "52df5e0f8b9b2763", "c87f8ccd7cff1939"),
     ("dpo", "321ace0e62e368d6", "ca9a0163d383baca"),
-    ("after", "6029bcbc53dd40f7", "1eadac01bca5787d"),
+    ("after", "848c1758c00845e2", "ae82b6b82d08b912"),
     ("attacks", "1ae93e5ee341018b", "83b452284ba96e3e"),
 ];
 

@@ -467,7 +467,7 @@ fn a_finished_run_is_held_against_expected_accuracies_without_asking_the_model()
     assert_eq!(read(&dir.path().join("pass/results.json"))["expected"][0]["passed"], true);
     let (code, text) = held(&whole, "fail", "starter_mcqa=99.9..100");
     assert!(code == 1 && text.contains("what was expected did not come out\nstarter_mcqa"), "{text}");
-    let (code, text) = held(&part, "part", "starter_mcqa=0..100");
+    let (code, text) = held(&part, "of-part", "starter_mcqa=0..100");
     assert!(code == 1 && text.contains("not judged: 8 of 60"), "{text}");
     let (code, text) = held(&whole, "unknown", "medqa_4options=1..2");
     assert!(code == 2 && text.contains("no task or average of the run has that name"), "{text}");

@@ -77,8 +77,14 @@ fn what_an_engine_refuses_is_told_before_anything_is_made_and_leaves_an_earlier_
     }
     assert_eq!(digests_of_plan(&out), before);
     assert!(!dir.path().join("fresh").exists(), "something was made");
-    // What shows only when rows are rendered leaves no plan that could be run.
-    std::fs::write(&recipe, whole.replace("max_len = 256", "max_len = 2")).unwrap();
+    // What the finished data stage's rows show is such a thing.
+    let short = whole.replace("max_len = 256", "max_len = 2");
+    std::fs::write(&recipe, &short).unwrap();
+    let (said, code) = plan_again(dir.path(), &out);
+    assert!(code == 2 && said.contains("none is left to train on"), "{said}");
+    assert_eq!(digests_of_plan(&out), before);
+    // What shows only when rows are made anew and rendered leaves no plan that could be run.
+    std::fs::write(&recipe, short.replace("max_rows = 30", "max_rows = 29")).unwrap();
     let (said, code) = plan_again(dir.path(), &out);
     assert!(code != 0 && said.contains("none is left to train on"), "{said}");
     let (_, said, code) = run(&["resume", out.to_str().unwrap()]);
