@@ -52,6 +52,12 @@ impl Decoder {
         Ok(Self::new(source.config().clone(), weights, format.dtype(), device))
     }
 
+    /// The same for weights that training goes on from, as [`Weights::load_to_train`] holds them.
+    pub fn open_to_train(source: &ModelSource, format: WeightFormat, device: &Device) -> Result<Self> {
+        let weights = Weights::load_to_train(source, format, device)?;
+        Ok(Self::new(source.config().clone(), weights, format.dtype(), device))
+    }
+
     /// The same for a model that is never trained, with the weights as [`Weights::load_to_answer`] holds them.
     pub fn open_to_answer(source: &ModelSource, format: WeightFormat, device: &Device) -> Result<Self> {
         let weights = Weights::load_to_answer(source, format, device)?;

@@ -45,8 +45,10 @@ impl WeightFormat {
 /// How the kernels hold bf16 matrices.
 #[derive(Clone, Copy)]
 enum Bf16 {
-    /// So that they can be trained.
+    /// So that they can be trained; of f32 numbers to nearest.
     Plain,
+    /// The same, but of f32 numbers the copies that [`Linear::of_master`] makes.
+    Copies,
     /// In twelve bits a number, the same numbers, where the device's kernels are faster so.
     Narrow,
 }
@@ -55,6 +57,12 @@ impl Weights {
     /// Reads a checkpoint folder or GGUF file in the wanted form. `Stored` refuses a folder: it has no blocks.
     pub fn load_as(source: &ModelSource, format: WeightFormat, device: &Device) -> Result<Self> {
         Self::load(source, format, device, Bf16::Plain)
+    }
+
+    /// As [`Self::load_as`], for weights that training goes on from: what a file holds in f32 are masters, and their bf16 copies are those that
+    /// training of all weights computes with and that a stage's export holds. To nearest, most of an earlier stage's small updates would be lost.
+    pub fn load_to_train(source: &ModelSource, format: WeightFormat, device: &Device) -> Result<Self> {
+        Self::load(source, format, device, Bf16::Copies)
     }
 
     /// As [`Self::load_as`], for a model that is never trained: bf16 matrices take three quarters of the memory, and of the time in which one
@@ -109,8 +117,9 @@ fn dense_bf16(
 ) -> Result<Linear> {
     let shape = [spec.shape[0], spec.shape[1]];
     Ok(match (source.bf16_bytes(&spec.hf_name)?, bf16) {
-        (Some(bytes), Bf16::Plain) => Linear::from_bf16_bytes(device, shape, bytes, bias),
+        (Some(bytes), Bf16::Plain | Bf16::Copies) => Linear::from_bf16_bytes(device, shape, bytes, bias),
         (Some(bytes), Bf16::Narrow) => Linear::narrow_from_bf16_bytes(device, shape, bytes, bias),
+        (None, Bf16::Copies) => Linear::of_master(device, &source.load(&spec.hf_name, Dtype::F32)?, Dtype::Bf16, bias),
         (None, Bf16::Plain) => Linear::new_on(device, source.load(&spec.hf_name, Dtype::Bf16)?, bias),
         (None, Bf16::Narrow) => Linear::narrow_of(device, &source.load(&spec.hf_name, Dtype::Bf16)?, bias),
     })

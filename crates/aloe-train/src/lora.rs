@@ -133,10 +133,10 @@ impl LoraConfig {
         LoraShape { rank: self.rank, alpha: self.alpha, targets, embeddings: self.train_embeddings }
     }
 
-    /// What tells the start model as it computes here from the same weights in the stage's dtype; empty when nothing does.
+    /// What tells the start model as it computes here from the same weights in the stage's dtype.
     pub(crate) fn start_name(&self) -> String {
         match self.base {
-            LoraBase::Dense => String::new(),
+            LoraBase::Dense => "copies ".into(),
             LoraBase::Q8 if self.train_embeddings => "q8 layers ".into(),
             LoraBase::Q8 => "q8 ".into(),
         }
@@ -175,7 +175,7 @@ pub(crate) fn open_learner(
 ) -> Result<Learner> {
     let Some(config) = lora else { return Learner::load(source, dtype.tensor(), device) };
     let masters = config.shape().start(source, seed)?;
-    let base = Decoder::open_as(source, config.format(dtype), device)?;
+    let base = Decoder::open_to_train(source, config.format(dtype), device)?;
     Ok(with_updates(base, masters, config, seed))
 }
 

@@ -193,7 +193,7 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Look at an evaluation: one HTML page with the table, plots and every sample, for any browser, without network
     #[command(
-        after_help = "Examples:\n  aloe view runs/eval\n  aloe view runs/quickstart/after --against runs/quickstart/before --out page.html\n\n\
+        after_help = "Examples:\n  aloe view runs/eval\n  aloe view runs/quickstart/eval-after --against runs/quickstart/eval-before --out page.html\n\n\
                             The page's address says what is shown: page.html#task=pubmedqa&outcome=wrong&open=12. Its keys: search (with \
                             in=texts also in questions and answers), task, outcome (right, wrong, unparsed, refused, tie), changed (right-wrong, \
                             wrong-right, answer, same), against (letter of the run that changed is told of), key and answer (letters), shown (place of the answer where options are shuffled), subject, \

@@ -579,7 +579,18 @@ fn decides(context: &Context, job: &Job<'_>, inputs: &Map<String, Value>, isa: &
     if may_skip(job.kind, &decides["config"]) {
         decides[SKIPS] = SKIPS_SINCE.into();
     }
+    if !is_foreign && freezes_bf16(job.kind, &decides["config"]) {
+        decides["frozen weights"] = FREEZES_SINCE.into();
+    }
     decides
+}
+
+/// 2: frozen weights whose start holds f32 masters are the copies that training of all weights has, no longer to nearest.
+const FREEZES_SINCE: &str = "2";
+
+/// Whether LoRA trains beside bf16 weights here.
+fn freezes_bf16(kind: &str, config: &Value) -> bool {
+    matches!(kind, "sft" | "dpo") && config["lora"]["base"] == "dense" && config["dtype"] == "bf16"
 }
 
 /// What decides of a training that may skip steps; others are what they were.
@@ -1053,6 +1064,20 @@ mod tests {
         std::fs::create_dir(partial.join("state/step-0000000003")).unwrap();
         assert!(open_partial("dpo", &out, &of(0.1)).is_err());
         assert!(partial.join("state/reference.log").exists());
+    }
+
+    #[test]
+    fn a_training_of_updates_beside_bf16_weights_is_made_anew_where_those_were_rounded_otherwise() {
+        for (kind, config, expected) in [
+            ("sft", json!({"dtype": "bf16", "lora": {"base": "dense"}}), true),
+            ("dpo", json!({"dtype": "bf16", "lora": {"base": "dense"}}), true),
+            ("dpo", json!({"dtype": "bf16", "lora": {"base": "q8"}}), false),
+            ("sft", json!({"dtype": "f32", "lora": {"base": "dense"}}), false),
+            ("sft", json!({"dtype": "bf16", "lora": null}), false),
+            ("eval", json!({}), false),
+        ] {
+            assert_eq!(freezes_bf16(kind, &config), expected, "{kind} {config}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::spine::{check_stops, dpo_config, dpo_rows, read, sft_config as sft_st
 use super::{Outcome, context, parity, run_learner, tiny};
 use crate::dpo::{DpoConfig, DpoInputs, dpo};
 use crate::learner::{Learner, Targets};
-use crate::lora::{LoraBase, LoraConfig, with_updates};
+use crate::lora::{LoraBase, LoraConfig, start_decoder, with_updates};
 use crate::settings::{Context, TrainDtype};
 use crate::sft::{SftConfig, SftInputs, sft};
 use aloe_model::testing::fill;
@@ -64,6 +64,26 @@ fn fifteen_lora_steps_equal_peft_in_every_loss_and_in_the_movement_of_every_tens
             );
         }
     }
+}
+
+/// To nearest, the small updates of the stage before would be lost to the frozen weights, and the merged model, whose export keeps them, would be
+/// another than the one that was trained.
+#[test]
+fn frozen_weights_of_f32_masters_are_the_copies_that_training_of_all_weights_has() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path());
+    let (source, device) = (read(dir.path()), Device::cpu(1));
+    let open = |lora: Option<&LoraConfig>| start_decoder(&source, lora, 0, TrainDtype::Bf16, &device).unwrap();
+    let (whole, beside) = (open(None), open(Some(&lora())));
+    let mut n_others = 0;
+    for spec in source.specs().iter().filter(|spec| spec.shape.len() == 2) {
+        let values = |decoder: &Decoder| decoder.weights.matrix(spec.role).unwrap().weight().into_f32_vec();
+        let (expected, found) = (values(&whole), values(&beside));
+        assert_eq!(found, expected, "{}", spec.hf_name);
+        let nearest = source.load(&spec.hf_name, Dtype::Bf16).unwrap().into_f32_vec();
+        n_others += found.iter().zip(&nearest).filter(|(copy, nearest)| copy != nearest).count();
+    }
+    assert!(n_others > 1000, "the masters are bf16 already: {n_others}");
 }
 
 /// Layers with updates take f32 inputs whatever the frozen weights are: as `TrainMemory` counts them.

@@ -18,7 +18,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What the author states; everything measured comes from records.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -67,10 +67,19 @@ pub(crate) struct Evidence {
     pub(crate) record: Record,
 }
 
+/// The folders whose records a card tells: the input `records`, else the model's own where a stage made it.
+fn told(inputs: &Inputs) -> &[PathBuf] {
+    let of = |key: &str| inputs.get(key).map_or(&[][..], Vec::as_slice);
+    match of("records") {
+        [] if of("model").iter().all(|model| model.join("record.json").is_file()) => of("model"),
+        records => records,
+    }
+}
+
 /// Renders `README.md` into `folder` from the records of the inputs `model` and `records`.
 pub(crate) fn write(config: &CardConfig, inputs: &Inputs, folder: &Path, record: &mut Record) -> anyhow::Result<()> {
     let mut evidence = Vec::new();
-    for path in inputs.get("records").into_iter().flatten() {
+    for path in told(inputs) {
         let found = Record::read(path).with_context(|| format!("{} has no readable record.json", path.display()))?;
         if found.kind == "rescore" {
             let path = path.display();
@@ -183,4 +192,24 @@ fn environment(config: &CardConfig, evidence: &[Evidence]) -> String {
     }
     text.push('\n');
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_without_named_records_tells_its_models_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stage, folder) = (dir.path().join("stage"), dir.path().join("folder"));
+        [&stage, &folder].into_iter().for_each(|path| std::fs::create_dir(path).unwrap());
+        std::fs::write(stage.join("record.json"), "{}").unwrap();
+        let of = |model: &PathBuf, records: &[PathBuf]| {
+            let inputs = [("model", vec![model.clone()]), ("records", records.to_vec())];
+            told(&inputs.map(|(key, paths)| (key.to_owned(), paths)).into()).to_vec()
+        };
+        assert_eq!(of(&stage, &[]), [stage.clone()]);
+        assert_eq!(of(&stage, std::slice::from_ref(&folder)), [folder.clone()]);
+        assert!(of(&folder, &[]).is_empty(), "no stage made it");
+    }
 }

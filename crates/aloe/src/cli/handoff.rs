@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 /// What stands under the flags of `aloe verify --help`.
 pub(crate) const VERIFY_HELP: &str = "Examples, in a run folder:\n  \
-    aloe verify work/sft --expected stages/01-sft/expected.json\n  \
+    aloe verify work/sft --expected stages/10-sft/expected.json\n  \
     aloe verify work/sft --newest\n  \
-    aloe verify work/sft --expected stages/01-sft/expected.json --out out/sft --model out/base --data out/data\n\n\
+    aloe verify work/sft --expected stages/10-sft/expected.json --out out/sft --model out/base --data out/data\n\n\
     The exit code is 0 where nothing is wrong and 1 otherwise; each finding is a line: file, tensor or key, what was expected, what was found. A \
     folder that passes gets MANIFEST.json with the digests of its files, and later checks hold it to them. --newest prints the newest checkpoint whose \
     manifest holds (nothing where there is none), for --resume_from_checkpoint. A note is what may be so and must be known: a tokenizer that \

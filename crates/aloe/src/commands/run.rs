@@ -128,7 +128,7 @@ pub(crate) fn inputs_of(recipe: &Recipe, stage: &Stage, out: &Path) -> anyhow::R
         for path in paths {
             if !path.exists() && !is_address(path) {
                 return Err(Failure::usage(format!(
-                    "{} does not exist; run the stage that makes it first",
+                    "{} does not exist; run the stage that makes it first, or fetch a model with `aloe pull`",
                     path.display()
                 ))
                 .into());
