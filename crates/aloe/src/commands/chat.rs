@@ -85,7 +85,7 @@ fn answer(
             failed = out.write_all(piece.as_bytes()).and_then(|()| out.flush()).err();
         }
     });
-    let completion = completion.map_err(|error| without_id(error))?;
+    let completion = completion.map_err(without_id)?;
     if let Some(error) = failed {
         return Err(error.into());
     }
