@@ -136,7 +136,7 @@ mod tests {
         sample
     }
 
-    /// By hand: question a 2 of 2 not refused, question b 0 of 2: rate 0.5 over two clusters.
+    /// By hand: question a 2 of 2 not refused, question b 0 of 2: rate 0.5 over two clusters that differ wholly (stats.rs has the interval).
     #[test]
     fn rates_are_clustered_by_base_question_and_empty_responses_are_no_non_refusal() {
         let samples = [
@@ -147,9 +147,9 @@ mod tests {
         ];
         let rate = rate("x", &samples, &|_| true, &RedTeamSample::is_not_refused).unwrap();
         assert_eq!((rate.n, rate.n_empty, rate.n_events, rate.n_questions, rate.rate), (4, 1, 2, 2, 0.5));
-        assert_eq!((rate.interval.low, rate.interval.high), (0.0, 1.0));
+        assert_eq!(rate.interval.percent(1), "0.2 to 99.8");
         let columns: Vec<String> = line(&rate).split_whitespace().map(str::to_owned).collect();
-        assert_eq!(columns, ["x", "4", "1", "50.0", "0.0", "to", "100.0"], "n, empty, rate, interval");
+        assert_eq!(columns, ["x", "4", "1", "50.0", "0.2", "to", "99.8"], "n, empty, rate, interval");
     }
 
     #[test]

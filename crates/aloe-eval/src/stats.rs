@@ -131,16 +131,14 @@ pub(crate) const Z: f64 = 1.959_963_984_540_054;
 /// The 0.8 quantile of the standard normal distribution.
 const Z_POWER: f64 = 0.841_621_233_572_914_3;
 
-/// A 95 % interval of a rate over clusters: mean +- t standard errors within [0, 1], with Student's t at clusters - 1 degrees of
-/// freedom; where every observation is alike the standard error says nothing, and Wilson's interval over the number of
-/// clusters stands instead.
+/// A 95 % interval of a rate over clusters: Wilson's at the effective number of observations p (1 - p) / stderr^2, with Student's t at
+/// clusters - 1 degrees of freedom for the normal quantile (the modified Wilson interval of Franco, Little, Louis and Slud 2019, J. Surv.
+/// Stat. Methodol. 7, 334). Where every cluster is alike the standard error says nothing, and the clusters are the observations.
 pub fn clustered_rate_interval(clusters: &[(f64, f64)]) -> Interval {
     let (mean, stderr) = clustered_mean(clusters);
-    if stderr.is_finite() && stderr > 0.0 {
-        let half = t_975(clusters.len() - 1) * stderr;
-        return Interval { low: (mean - half).max(0.0), high: (mean + half).min(1.0) };
-    }
-    wilson(mean, clusters.len() as f64)
+    let has_spread = stderr.is_finite() && stderr > 0.0;
+    let n = if has_spread { mean * (1.0 - mean) / (stderr * stderr) } else { clusters.len() as f64 };
+    wilson_at(mean, n, if clusters.len() > 1 { t_975(clusters.len() - 1) } else { Z })
 }
 
 /// The 0.975 quantile of Student's t with `n_freedom` (at least 1) degrees of freedom: the angle at which the two-sided
@@ -174,9 +172,14 @@ fn t_within(angle: f64, n_freedom: usize) -> f64 {
 
 /// Wilson's 95 % interval of a proportion `p` of `n`. It starts at exactly 0 where p is 0 and ends at exactly 1 where p is 1.
 pub fn wilson(p: f64, n: f64) -> Interval {
-    let z2 = Z * Z;
+    wilson_at(p, n, Z)
+}
+
+/// Wilson's interval of a proportion `p` of `n` at the quantile `z`.
+fn wilson_at(p: f64, n: f64, z: f64) -> Interval {
+    let z2 = z * z;
     let centre = (p + z2 / (2.0 * n)) / (1.0 + z2 / n);
-    let half = Z / (1.0 + z2 / n) * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();
+    let half = z / (1.0 + z2 / n) * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();
     Interval {
         low: if p <= 0.0 { 0.0 } else { (centre - half).max(0.0) },
         high: if p >= 1.0 { 1.0 } else { (centre + half).min(1.0) },
@@ -287,12 +290,15 @@ mod tests {
     }
 
     /// By hand: five clusters of 10 with 4, 5, 5, 5, 6 events: mean 0.5, residuals -1, 0, 0, 0, 1, standard error
-    /// sqrt(5/4 * 2) / 50 = 0.031623; t of 4 degrees is 2.776445: 0.5 -+ 0.087799.
+    /// sqrt(5/4 * 2) / 50 = 0.031623, so that 0.25 / 0.001 = 250 observations tell as much; t of 4 degrees is 2.776445:
+    /// 0.5 -+ t / (2 sqrt(250 + t^2)) = 2.776445 / (2 * 16.053306) = 0.086476. Two clusters that differ wholly are one observation:
+    /// t of 1 degree is 12.706205, 0.5 -+ 12.706205 / (2 * 12.745495) = 0.498459.
     #[test]
-    fn few_clusters_widen_the_interval_by_students_t_and_it_ends_at_0_and_1() {
+    fn few_clusters_widen_the_interval_by_students_t_and_it_stays_within_0_and_1() {
         let interval = clustered_rate_interval(&[(4.0, 10.0), (5.0, 10.0), (5.0, 10.0), (5.0, 10.0), (6.0, 10.0)]);
-        assert!((interval.low - 0.412201).abs() < 1e-6 && (interval.high - 0.587799).abs() < 1e-6, "{interval:?}");
-        assert_eq!(clustered_rate_interval(&[(2.0, 2.0), (0.0, 2.0)]), Interval { low: 0.0, high: 1.0 });
+        assert!((interval.low - 0.413524).abs() < 1e-6 && (interval.high - 0.586476).abs() < 1e-6, "{interval:?}");
+        let two = clustered_rate_interval(&[(2.0, 2.0), (0.0, 2.0)]);
+        assert!((two.low - 0.001541).abs() < 1e-6 && (two.high - 0.998459).abs() < 1e-6, "{two:?}");
     }
 
     /// By hand, z^2 = 3.841459: 0 of 20 ends at z^2 / (n + z^2) = 3.841459 / 23.841459 = 0.161125; 10 of 20 is 0.5 -+
@@ -316,11 +322,24 @@ mod tests {
         assert_eq!((normal(1.0, 0.0), normal(0.5, f64::NAN)), (None, None));
     }
 
-    /// By hand: Wilson's upper end of 0 in 10 is (z^2/n) / (1 + z^2/n) = 0.384146 / 1.384146 = 0.277533.
+    /// By hand: t of 9 degrees is 2.262157, and the upper end of 0 in 10 is (t^2/n) / (1 + t^2/n) = 0.511736 / 1.511736 = 0.338509.
     #[test]
     fn a_rate_without_a_single_event_still_has_an_upper_bound() {
         let interval = clustered_rate_interval(&[(0.0, 3.0); 10]);
         assert_eq!(interval.low, 0.0);
-        assert!((interval.high - 0.277533).abs() < 1e-6, "{interval:?}");
+        assert!((interval.high - 0.338509).abs() < 1e-6, "{interval:?}");
+    }
+
+    /// One event more never lowers an end, from none to all of 30.
+    #[test]
+    fn ends_of_the_interval_rise_with_the_events() {
+        let of = |n_events: usize| {
+            let clusters: Vec<_> = (0..30).map(|i| (f64::from(u8::from(i < n_events)), 1.0)).collect();
+            clustered_rate_interval(&clusters)
+        };
+        for n_events in 0..30 {
+            let (fewer, more) = (of(n_events), of(n_events + 1));
+            assert!(fewer.low <= more.low && fewer.high <= more.high, "{n_events}: {fewer:?} {more:?}");
+        }
     }
 }

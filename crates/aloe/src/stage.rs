@@ -539,12 +539,12 @@ pub(crate) fn results_since(kind: &str) -> Cow<'static, str> {
         // made of the answers; 2: answers are read by position alike for every letter, figures by subject, length and calibration; 3: answers are
         // read behind a restated question, a training row marks every question that it holds, samples say which question they ask, questions of
         // the example pool that were not solved are told too, comparisons are adjusted for their rows, open answers and averages say why they
-        // are not comparable, an answer without verdicts is no tie.
-        "eval" => return format!("{}, 3", aloe_engine::ANSWERS_SINCE).into(),
+        // are not comparable, an answer without verdicts is no tie; 4: clustered intervals are Wilson's throughout.
+        "eval" => return format!("{}, 4", aloe_engine::ANSWERS_SINCE).into(),
         // Also which solutions are kept; 2: those in three parts; 3: MedQA's rationales are shown to the writer; 4: answers are read as in 3 of eval.
         "synthesis" => return format!("{}, 4", aloe_engine::ANSWERS_SINCE).into(),
-        // Also what its samples tell; 2: whether an answer was cut at its limit.
-        "redteam" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
+        // Also what its samples tell; 2: whether an answer was cut at its limit; 3: intervals are Wilson's whatever the rate.
+        "redteam" => return format!("{}, 3", aloe_engine::ANSWERS_SINCE).into(),
         // 2: an answer without verdicts is no tie, refused questions leave no comparable figure.
         "rejudge" => return format!("{}, 2", aloe_engine::ANSWERS_SINCE).into(),
         _ => env!("CARGO_PKG_VERSION"),

@@ -19,7 +19,7 @@ const PINNED: [(&str, &str, &str); 9] = [
     ("merge", "52df5e0f8b9b2763", "c87f8ccd7cff1939"),
     ("dpo", "321ace0e62e368d6", "ca9a0163d383baca"),
     ("after", "848c1758c00845e2", "ae82b6b82d08b912"),
-    ("attacks", "1ae93e5ee341018b", "83b452284ba96e3e"),
+    ("attacks", "b36d5174b656a5af", "4f30bd6972031bf1"),
 ];
 
 /// One digest over the names and contents of a stage's files.
