@@ -8,7 +8,7 @@ use crate::asked;
 use crate::metrics::Counts;
 use crate::open::paired::is_open;
 use crate::open::report::OpenResults;
-use crate::report::EvalResults;
+use crate::report::{EvalResults, one_option};
 use crate::{Error, Result, Sample};
 use aloe_report::Texts;
 use serde_json::{Map, Value};
@@ -226,7 +226,9 @@ impl Run {
         let row = |task: String| {
             let of_task: Vec<Sample> = samples.iter().filter(|sample| sample.task == task).cloned().collect();
             let comparability = "not comparable: the run is not finished".into();
-            TaskRow { task, counts: Counts::of(&of_task), comparability, warnings: Vec::new(), parts: Parts::none() }
+            let counts = Counts::of(&of_task);
+            let warnings = one_option(&counts).into_iter().collect();
+            TaskRow { task, counts, comparability, warnings, parts: Parts::none() }
         };
         Self {
             name: name.to_owned(),

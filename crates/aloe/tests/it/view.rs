@@ -367,6 +367,7 @@ fn a_run_under_way_is_shown_as_far_as_it_is() {
     let html = std::fs::read_to_string(&page).unwrap();
     assert!(html.contains("growing: unfinished: 3 of 30 questions"), "{}", &html[..4000]);
     assert_eq!(std::fs::read(partial.join(".answers.log")).unwrap(), before);
+    assert!(!html.contains("no evidence of knowledge"), "three answers say nothing yet");
     let Some(mut browser) = Browser::start() else { return };
     browser.open(&page, "#open=1");
     browser.until("document.documentElement.dataset.opened");
@@ -375,6 +376,26 @@ fn a_run_under_way_is_shown_as_far_as_it_is() {
     // The tasks in the order of their first answers (7 and 11 apart), each in the order of its questions.
     let expected: Vec<&String> = [7, 2, 11].map(|at| &samples[at].id).to_vec();
     assert_eq!(ids, serde_json::json!(expected));
+}
+
+/// 75 of 90 answers to questions of three tasks are there, all of them the same letter.
+#[test]
+fn a_run_under_way_that_answers_with_one_letter_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let samples = all(90, 0, 3);
+    let partial = dir.path().join(".growing.partial");
+    std::fs::create_dir(&partial).unwrap();
+    made::write_lines(&partial.join("questions.jsonl"), samples.iter().map(made::question));
+    let (mut log, _) = aloe_record::log::Log::open::<serde_json::Value>(&partial.join(".answers.log")).unwrap();
+    log.append(&serde_json::json!({ "run": "fingerprint" })).unwrap();
+    for at in 0..75 {
+        let mut kept = made::sample(&samples[at], at);
+        kept["question"] = serde_json::json!("digest");
+        kept["predicted"] = serde_json::json!(1);
+        log.append(&serde_json::json!({ "answered": kept })).unwrap();
+    }
+    let html = std::fs::read_to_string(view(&dir.path().join("growing"), &[])).unwrap();
+    assert!(html.contains("100 % of the answers are option B"), "{}", &html[..4000]);
 }
 
 #[test]
