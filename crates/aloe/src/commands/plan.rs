@@ -52,9 +52,10 @@ pub(crate) fn run(args: &PlanArgs, cancel: &Cancel) -> anyhow::Result<()> {
     }
     writeln!(
         output,
-        "recipe {:?}: {} stages, no mistakes; output {}\n",
+        "recipe {:?}: {} stage{}, no mistakes; output {}\n",
         recipe.name,
         recipe.stages.len(),
+        if recipe.stages.len() == 1 { "" } else { "s" },
         out.display()
     )?;
     writeln!(output, "{}", plan_table::table(&plan))?;

@@ -6,9 +6,9 @@ use crate::commands::{jobs, shards, stages, threads_of};
 use crate::failure::Failure;
 use crate::handoff::returned;
 use crate::handoff::rewrite::trainer_of;
-use crate::recipe::checked::{Input, Recipe, Stage};
+use crate::recipe::checked::{Input, Recipe, Stage, shown};
 use crate::recipe::stage_config::StageConfig;
-use crate::recipe::{compared, quarantines};
+use crate::recipe::{compared, plan, quarantines};
 use crate::stage::{Context, Done, Inputs};
 use aloe_handoff::plan::is_run_folder;
 use aloe_handoff::{Trainer, Where};
@@ -44,6 +44,11 @@ pub(crate) fn run(args: &RunArgs, cancel: &Cancel) -> anyhow::Result<()> {
     check_inputs(&recipe, only)?;
     quarantines::refuse_in_folders(&recipe, &recipe.stages, &out)?;
     if only.is_none() {
+        // Before the first stage runs for hours, what a later one is sure to refuse.
+        let mistakes = plan::mistakes(&recipe, &out);
+        if !mistakes.is_empty() {
+            return Err(Failure::usage(format!("nothing was run\n{}", shown(&args.recipe, &mistakes))).into());
+        }
         stages::tell(&compared::notices(&recipe, &out));
     }
     let mut rows = Vec::new();

@@ -80,6 +80,8 @@ pub(crate) struct Row {
     pub(crate) node_s: Option<f64>,
     /// Whether the output folder holds a record of the stage. Whether it is still valid shows when it is run.
     pub(crate) has_output: bool,
+    /// Whether that output is of other settings, or of an input that is yet to be made anew: it will be replaced.
+    pub(crate) is_outdated: bool,
 }
 
 /// The rows of a plan and where its figures come from.
@@ -139,6 +141,7 @@ pub(crate) fn plan(recipe: &Recipe, out: &Path, measure_on: Option<&Device>) -> 
     let speeds = Speeds::of(recipe, &known);
     let mut rows: Vec<Row> =
         recipe.stages.iter().zip(&known).map(|(stage, known)| row(recipe, stage, known, &speeds)).collect();
+    mark_outdated(recipe, &known, &mut rows);
     let (mistakes, notices) = refusals(recipe, &known);
     if let Some(device) = measure_on.filter(|_| mistakes.is_empty()) {
         let mut steps = MeasuredSteps::new(device);
@@ -150,6 +153,29 @@ pub(crate) fn plan(recipe: &Recipe, out: &Path, measure_on: Option<&Device>) -> 
     let peak_bytes = rows.iter().filter_map(|row| row.memory_bytes).max();
     let tokenizer = tokenizer.filter(|_| meter.0.is_some());
     Ok(Plan { rows, tokenizer, measured_speed: !speeds.0.is_empty(), peak_bytes, mistakes, notices })
+}
+
+/// What a run will refuse of its training stages, by what is at hand already; nothing else of the plan is looked at.
+pub(crate) fn mistakes(recipe: &Recipe, out: &Path) -> Vec<Mistake> {
+    let tokenizer = tokenizer_at_hand(recipe, out);
+    let mut known: Vec<Known> = Vec::new();
+    for stage in &recipe.stages {
+        let folder = out.join(&stage.name);
+        let record = Record::read(&folder).ok();
+        let checkpoint = checkpoint(stage, &known, &folder, record.is_some());
+        let is_done = record.as_ref().is_some_and(|record| record.config_written == stage.written);
+        let rendering = training_size::made_by(stage, &known, &folder, is_done, tokenizer.as_deref());
+        let refusal = match &stage.config {
+            StageConfig::Sft(_) | StageConfig::Dpo(_) => {
+                let written = rows_at_hand(recipe, stage, &known, out);
+                let tokenizer = tokenizer.as_deref();
+                training_size::checked(recipe, stage, &known, tokenizer, written.as_deref(), out).refusal()
+            }
+            _ => None,
+        };
+        known.push(Known { record, checkpoint, rendering, refusal, ..Known::default() });
+    }
+    refusals(recipe, &known).0
 }
 
 /// What the run will refuse, and what it may, each with its stage.
@@ -205,6 +231,18 @@ pub(super) fn input<'a>(stage: &'a Stage, key: &str) -> Option<&'a Input> {
     stage.from.iter().find(|(name, _)| name == key).and_then(|(_, inputs)| inputs.first())
 }
 
+/// The file or folder of rows that a training stage reads, where it is there.
+fn rows_at_hand(recipe: &Recipe, stage: &Stage, known: &[Known], out: &Path) -> Option<PathBuf> {
+    match input(stage, "data")? {
+        Input::Path(path) => Some(path.clone()),
+        Input::Stage(at) => {
+            let made = known.get(*at).and_then(|known| known.record.as_ref());
+            let is_done = made.is_some_and(|record| record.config_written == recipe.stages[*at].written);
+            is_done.then(|| out.join(&recipe.stages[*at].name))
+        }
+    }
+}
+
 /// Rows and tokens of a stage: counted where the files are at hand, else what the recipe expects.
 fn measured(
     recipe: &Recipe,
@@ -215,15 +253,7 @@ fn measured(
     (meter, tokenizer): (&Meter, Option<&Path>),
 ) -> Known {
     let finished = record.filter(|record| record.config_written == stage.written);
-    let written = match input(stage, "data") {
-        Some(Input::Path(path)) => Some(path.clone()),
-        Some(Input::Stage(at)) => {
-            let made = known.get(*at).and_then(|known| known.record.as_ref());
-            let is_done = made.is_some_and(|record| record.config_written == recipe.stages[*at].written);
-            is_done.then(|| out.join(&recipe.stages[*at].name))
-        }
-        None => None,
-    };
+    let written = rows_at_hand(recipe, stage, known, out);
     let counted: Option<Size> = match &stage.config {
         StageConfig::Data(config) => finished
             .and_then(|_| sizes::written_data(&out.join(&stage.name), meter))
@@ -251,11 +281,7 @@ fn measured(
         false => counted.map(|size| size.generated).or_else(|| rows.and_then(|rows| generated(stage, rows))),
     };
     let size = Known { n_parameters, rows, tokens, ..Known::default() };
-    let check = || {
-        // What a stage trains is rendered with the template of the model it starts from, which may be one that an earlier stage was given.
-        let start = training_size::start_of(stage, known, tokenizer);
-        training_size::checked(recipe, stage, start, written.as_deref(), out)
-    };
+    let check = || training_size::checked(recipe, stage, known, tokenizer, written.as_deref(), out);
     let known = size;
     match &stage.config {
         StageConfig::Sft(config) => training_size::of_sft(config, known, check()),
@@ -413,5 +439,21 @@ fn row(recipe: &Recipe, stage: &Stage, known: &Known, speeds: &Speeds) -> Row {
         shape: known.checkpoint.as_deref().and_then(Shape::of_checkpoint),
         is_measured: false,
         has_output: known.record.is_some(),
+        is_outdated: false,
+    }
+}
+
+/// Marks the outputs that a run is sure to replace: made with other settings, or from a stage that has no output or such a one.
+fn mark_outdated(recipe: &Recipe, known: &[Known], rows: &mut [Row]) {
+    let mut is_current = Vec::new();
+    for ((stage, known), row) in recipe.stages.iter().zip(known).zip(rows) {
+        let is_as_written = known.record.as_ref().is_some_and(|record| record.config_written == stage.written);
+        let mut made_of = stage.from.iter().flat_map(|(_, inputs)| inputs).filter_map(|input| match input {
+            Input::Stage(at) => is_current.get(*at).copied(),
+            Input::Path(_) => None,
+        });
+        let is_like_its_inputs = made_of.all(|is_current: bool| is_current);
+        is_current.push(is_as_written && is_like_its_inputs);
+        row.is_outdated = row.has_output && !(is_as_written && is_like_its_inputs);
     }
 }

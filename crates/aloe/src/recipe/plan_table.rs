@@ -27,6 +27,7 @@ pub(crate) fn table(plan: &Plan) -> String {
         ];
         let note = match (row.is_measured, row.has_output) {
             (true, _) => "  measured",
+            (false, true) if row.is_outdated => "  has output, of other settings",
             (false, true) => "  has output",
             (false, false) => "",
         };
@@ -108,7 +109,9 @@ fn gib(bytes: u64) -> String {
 /// Seconds in the unit a person would use.
 pub(crate) fn duration(seconds: f64) -> String {
     match seconds {
-        s if s > 0.0 && s < 1.0 => "< 1 s".to_owned(),
+        // The sum of nothing is -0.
+        s if s <= 0.0 => "0 s".to_owned(),
+        s if s < 1.0 => "< 1 s".to_owned(),
         s if s < 90.0 => format!("{s:.0} s"),
         s if s < 5400.0 => format!("{:.0} min", s / 60.0),
         s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),

@@ -67,6 +67,16 @@ pub(super) enum Checked {
     Unknown,
 }
 
+impl Checked {
+    /// What the run would refuse.
+    pub(super) fn refusal(self) -> Option<Refusal> {
+        match self {
+            Self::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+}
+
 /// How the model that a stage makes renders rows: a local source as it stands, one from elsewhere as it was fetched; training keeps vocabulary
 /// and sizes and may change the template. What a merge takes over shows when it is made. `is_done`: whether `folder` holds what the stage as
 /// written makes.
@@ -88,7 +98,7 @@ pub(super) fn made_by(
 }
 
 /// How the model that a training stage starts from renders rows; of one that is yet to be made, a model that is at hand stands in.
-pub(super) fn start_of(stage: &Stage, known: &[Known], stand_in: Option<&Path>) -> Option<Rendering> {
+fn start_of(stage: &Stage, known: &[Known], stand_in: Option<&Path>) -> Option<Rendering> {
     let start = input(stage, "model")?;
     let own = match start {
         Input::Stage(at) => known.get(*at)?.rendering.clone(),
@@ -115,15 +125,17 @@ fn lora_of(stage: &Stage) -> Option<&LoraConfig> {
 }
 
 /// The size of a training stage over the rows in `written`, or why it would not begin; a finished one that is not made anew is not refused.
-/// `out` is where finished stages lie.
+/// `out` is where finished stages lie, `stand_in` a model that renders rows in the place of one that is yet to be made.
 pub(super) fn checked(
     recipe: &Recipe,
     stage: &Stage,
-    start: Option<Rendering>,
+    known: &[Known],
+    stand_in: Option<&Path>,
     written: Option<&Path>,
     out: &Path,
 ) -> Checked {
-    let Some(start) = start else { return Checked::Unknown };
+    // What a stage trains is rendered with the template of the model it starts from, which may be one that an earlier stage was given.
+    let Some(start) = start_of(stage, known, stand_in) else { return Checked::Unknown };
     let is_its_own = start.is_its_own;
     match sized(stage, start, written) {
         Ok(size) => size,
@@ -218,7 +230,7 @@ pub(super) fn of_sft(config: &SftConfig, known: Known, checked: Checked) -> Know
         },
         other => {
             let (steps, trained) = known.tokens.map(|tokens| trained(config, tokens)).unzip();
-            Known { steps, epoch_tokens: known.tokens, tokens: trained, refusal: refused(other), ..known }
+            Known { steps, epoch_tokens: known.tokens, tokens: trained, refusal: other.refusal(), ..known }
         }
     }
 }
@@ -238,16 +250,9 @@ pub(super) fn of_dpo(config: &DpoConfig, known: Known, checked: Checked) -> Know
             let steps = known.rows.map(|rows| preference_steps(config, rows));
             let trained = known.tokens.zip(known.rows).map(|(tokens, rows)| aligned(config, tokens, rows));
             let few = known.rows.and_then(|rows| too_few(config, rows));
-            let refusal = refused(other).or(few);
+            let refusal = other.refusal().or(few);
             Known { steps, epoch_tokens: known.tokens, tokens: trained, refusal, ..known }
         }
-    }
-}
-
-fn refused(checked: Checked) -> Option<Refusal> {
-    match checked {
-        Checked::Refused(refusal) => Some(refusal),
-        _ => None,
     }
 }
 

@@ -78,6 +78,43 @@ fn a_plan_refuses_by_the_line_of_the_stage_what_the_run_would_refuse_of_rows_at_
     assert!(!dir.join("out").exists(), "a plan writes nothing");
 }
 
+/// A whole run ends before its first stage where a later one is sure to be refused; the first stage alone runs.
+#[test]
+fn a_run_begins_no_stage_where_a_later_one_would_be_refused() {
+    let Some(model) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_rows(dir);
+    let (path, out) = (dir.join("r.toml"), dir.join("out"));
+    let start = |more: &[&str]| run(&[&["run", path.to_str().unwrap(), "--out", out.to_str().unwrap()], more].concat());
+    std::fs::write(&path, recipe(&model).replace("./pairs.jsonl", "./equal.jsonl")).unwrap();
+    let (stdout, stderr, code) = start(&[]);
+    let told =
+        stderr.contains("nothing was run") && stderr.contains("r.toml:12: stage \"d\": preference pairs: 0 left");
+    assert!(code == 2 && told && !out.exists(), "{code} {stdout}{stderr}");
+    let (stdout, stderr, code) = start(&["--stage", "s"]);
+    assert!(code == 0 && out.join("s/record.json").exists(), "{stdout}{stderr}");
+    let (stdout, stderr, code) = start(&["--stage", "d"]);
+    assert!(code == 2 && stderr.contains("preference pairs: 0 left"), "{stdout}{stderr}");
+    // What is done is not refused, and is told apart in the plan from what will be made anew.
+    std::fs::write(&path, recipe(&model)).unwrap();
+    let (stdout, stderr, code) = start(&[]);
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    let has_output = |text: &str| {
+        let (stdout, stderr, code) = plan(dir, text);
+        assert_eq!(code, 0, "{stderr}");
+        let note = |stage: &str| {
+            let line = stdout.lines().find(|line| line.starts_with(stage)).unwrap_or_default();
+            line.split_once("has output").map(|(_, rest)| rest.to_owned())
+        };
+        [note("s "), note("d ")].map(|note| note.expect("each has output"))
+    };
+    let (current, other) = (String::new(), ", of other settings".to_owned());
+    assert_eq!(has_output(&recipe(&model)), [current.clone(), current.clone()]);
+    assert_eq!(has_output(&recipe(&model).replace("max_len = 200", "max_len = 199")), [current, other.clone()]);
+    assert_eq!(has_output(&recipe(&model).replace("epochs = 1", "epochs = 2")), [other.clone(), other]);
+}
+
 /// Rows that a data stage made count as the run's as long as it would not make them anew.
 #[test]
 fn a_plan_refuses_by_a_finished_data_stages_rows_and_tells_by_those_that_are_to_be_made() {
