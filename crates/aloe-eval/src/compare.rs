@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Draws of the paired bootstrap.
 pub const N_DRAWS: usize = 10_000;
@@ -85,16 +85,23 @@ impl Verdict {
     }
 }
 
+/// The results of the finished evaluation in `folder`; refuses a folder that holds none.
+pub(crate) fn results_of(folder: &Path) -> Result<PathBuf> {
+    let path = folder.join("results.json");
+    match path.exists() {
+        true => Ok(path),
+        false => {
+            let reason = format!("{} is not the output of an evaluation (no results.json)", folder.display());
+            Err(Error::Unpaired(reason))
+        }
+    }
+}
+
 /// Refuses, before anything is computed, a run by `config` that could not be compared with the one in `earlier`: other tasks,
 /// split, limit or protocol, all named at once, or other questions. Returns in words what else differs, which is
 /// compared all the same: strategy, shots, samples, seed.
 pub fn check_comparable(earlier: &Path, config: &EvalConfig) -> Result<Vec<String>> {
-    let path = earlier.join("results.json");
-    if !path.exists() {
-        let reason = format!("{} is not the output of an evaluation (no results.json)", earlier.display());
-        return Err(Error::Unpaired(reason));
-    }
-    let results: EvalResults = aloe_record::atomic::read_json(&path)?;
+    let results: EvalResults = aloe_record::atomic::read_json(&results_of(earlier)?)?;
     let reasons = differences(&results, config);
     if !reasons.is_empty() {
         let text = format!("this evaluation and {} differ in {}", earlier.display(), reasons.join("; "));

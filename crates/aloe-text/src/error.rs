@@ -13,6 +13,15 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
+    /// A folder without tokenizer.json.
+    #[error(
+        "{dir} has no tokenizer.json: copy that of the model that its weights come from (with tokenizer_config.json), or fetch the model with \
+         `aloe pull`; a tokenizer.model or vocab.json alone is not read"
+    )]
+    NoTokenizer {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// A file is not the JSON that it should be.
     #[error("{path}: not the expected JSON: {source}")]
     Json {
@@ -54,7 +63,10 @@ pub enum Error {
         message: String,
     },
     /// The model has no chat template.
-    #[error("{origin} has no chat template: name one of the built-in ones ({builtins}) or give a .jinja file")]
+    #[error(
+        "{origin} has no chat template: put the one it was trained with beside its tokenizer as chat_template.jinja; a model that is yet to be \
+         trained takes a built-in one ({builtins}) by the setting chat_template of `aloe sft` and `aloe dpo`"
+    )]
     NoTemplate {
         /// Where the tokenizer came from.
         origin: String,

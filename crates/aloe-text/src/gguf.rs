@@ -28,7 +28,10 @@ impl TokenizerFiles {
     /// Reads a folder; only tokenizer.json must exist.
     pub fn read(dir: &Path) -> Result<TokenizerFiles> {
         let path = dir.join("tokenizer.json");
-        let tokenizer_json = std::fs::read(&path).map_err(|source| Error::Read { path, source })?;
+        let tokenizer_json = std::fs::read(&path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound if dir.is_dir() => Error::NoTokenizer { dir: dir.to_owned() },
+            _ => Error::Read { path, source },
+        })?;
         let mut config = optional_json(&dir.join("tokenizer_config.json"))?;
         let special_tokens_map = optional_json(&dir.join("special_tokens_map.json"))?;
         let generation = optional_json(&dir.join("generation_config.json"))?;

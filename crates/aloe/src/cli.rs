@@ -415,7 +415,7 @@ pub(crate) struct ChatArgs {
     #[arg(long, default_value = crate::commands::chat::CARD_SYSTEM_PROMPT, hide_default_value = true)]
     pub(crate) system: String,
     /// 0 is greedy
-    #[arg(long, default_value_t = 0.6)]
+    #[arg(long, default_value_t = 0.6, allow_negative_numbers = true)]
     pub(crate) temperature: f32,
     /// Nucleus sampling
     #[arg(long, default_value_t = 0.9)]

@@ -4,6 +4,7 @@
 
 use super::report::OpenResults;
 use super::{OpenSample, PanelJudge};
+use crate::compare::results_of;
 use crate::{Error, Result, Sample, score};
 use aloe_record::atomic;
 use aloe_task::Question;
@@ -20,7 +21,7 @@ pub(crate) struct JudgedRun {
 
 /// Whether the questions of the finished run in `folder` are answered in free text.
 pub(crate) fn is_open(folder: &Path) -> Result<bool> {
-    let results: Value = atomic::read_json(&folder.join("results.json"))?;
+    let results: Value = atomic::read_json(&results_of(folder)?)?;
     Ok(results.get("answers_sha256").is_some())
 }
 

@@ -389,6 +389,30 @@ fn more_samples_or_threads_than_can_be_meant_are_refused_before_anything_is_open
     }
 }
 
+/// A folder that lacks what a command needs of it is told by what it lacks, not by the system's words.
+#[test]
+fn folders_without_a_tokenizer_or_results_and_a_negative_temperature_are_refused_by_name() {
+    let Some(stories) = stories() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let bare = dir.path().join("bare");
+    std::fs::create_dir(&bare).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(stories.join(file), bare.join(file)).unwrap();
+    }
+    let [bare, empty] = [bare.as_path(), dir.path()].map(|path| path.to_str().unwrap());
+    let stories = stories.to_str().unwrap();
+    for (args, words) in [
+        (vec!["chat", bare, "--prompt", "a"], "bare has no tokenizer.json: copy that of the model"),
+        (vec!["compare", empty, empty], "is not the output of an evaluation (no results.json)"),
+        (vec!["compare", "nowhere", empty], "nowhere is not the output of an evaluation (no results.json)"),
+        (vec!["chat", stories, "--prompt", "a", "--temperature", "-1"], "temperature"),
+    ] {
+        let (_, stderr, code) = run(&args);
+        assert!(code == 2 && stderr.contains(words) && !stderr.contains("os error"), "{args:?}: {code} {stderr}");
+        assert!(!stderr.contains("unexpected argument"), "{stderr}");
+    }
+}
+
 /// The train file of the starter set has 72 rows.
 #[test]
 fn more_examples_than_the_pool_holds_are_refused_with_its_file_and_row_under_either_protocol() {
