@@ -388,8 +388,8 @@ fn a_run_under_way_that_answers_with_one_letter_says_so() {
     made::write_lines(&partial.join("questions.jsonl"), samples.iter().map(made::question));
     let (mut log, _) = aloe_record::log::Log::open::<serde_json::Value>(&partial.join(".answers.log")).unwrap();
     log.append(&serde_json::json!({ "run": "fingerprint" })).unwrap();
-    for at in 0..75 {
-        let mut kept = made::sample(&samples[at], at);
+    for (at, sample) in samples.iter().enumerate().take(75) {
+        let mut kept = made::sample(sample, at);
         kept["question"] = serde_json::json!("digest");
         kept["predicted"] = serde_json::json!(1);
         log.append(&serde_json::json!({ "answered": kept })).unwrap();
