@@ -166,7 +166,8 @@ pub(crate) fn mistakes(recipe: &Recipe, out: &Path) -> Vec<Mistake> {
         let is_done = record.as_ref().is_some_and(|record| record.config_written == stage.written);
         let rendering = training_size::made_by(stage, &known, &folder, is_done, tokenizer.as_deref());
         let refusal = match &stage.config {
-            StageConfig::Sft(_) | StageConfig::Dpo(_) => {
+            // The rows of a finished stage are not encoded again, only to begin nothing.
+            StageConfig::Sft(_) | StageConfig::Dpo(_) if !is_done => {
                 let written = rows_at_hand(recipe, stage, &known, out);
                 let tokenizer = tokenizer.as_deref();
                 training_size::checked(recipe, stage, &known, tokenizer, written.as_deref(), out).refusal()
