@@ -47,7 +47,7 @@ pub(crate) fn run(args: &RunArgs, cancel: &Cancel) -> anyhow::Result<()> {
         // Before the first stage runs for hours, what a later one is sure to refuse.
         let mistakes = plan::mistakes(&recipe, &out);
         if !mistakes.is_empty() {
-            return Err(Failure::usage(format!("nothing was run\n{}", shown(&args.recipe, &mistakes))).into());
+            return Err(Failure::usage(shown(&args.recipe, &mistakes)).into());
         }
         stages::tell(&compared::notices(&recipe, &out));
     }
